@@ -1,0 +1,15 @@
+"""What a program uses: :class:`Publisher`, :class:`Subscriber`, and the frames that pass between them."""
+
+from framebus.bus.frames import Frame, FrameFormat, Loan
+from framebus.bus.publisher import Publisher, PublisherStatistics
+from framebus.bus.subscriber import Subscriber, SubscriberStatistics
+
+__all__ = [
+    "Frame",
+    "FrameFormat",
+    "Loan",
+    "Publisher",
+    "PublisherStatistics",
+    "Subscriber",
+    "SubscriberStatistics",
+]

@@ -1,0 +1,276 @@
+"""The side that renders frames into the ring."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from framebus.bus.frames import FrameFormat, Loan, Pixels
+from framebus.errors import (
+    Closed,
+    FramebusError,
+    FrameTooLarge,
+    LoanOutstanding,
+    NotEnoughSharedMemory,
+    RingFull,
+    StreamExists,
+    WrongThread,
+)
+from framebus.layout import EVENT, Geometry, check_name
+from framebus.notify import Notifier
+from framebus.ring import PublisherRing
+from framebus.segment import companion_path, take_exclusion
+from framebus.wake import Futex
+
+REPLACE_AFTER_S: Final = 1.0
+"""How long no slot may be free before the ring is replaced."""
+REPLACE_EVERY_S: Final = 10.0
+"""The ring is replaced at most once in that time."""
+
+
+@dataclass(frozen=True, slots=True)
+class PublisherStatistics:
+    """What a publisher has done since it opened."""
+
+    published: int
+    """Frames published."""
+    abandoned: int
+    """Loans given back unpublished."""
+    dropped: int
+    """Loans refused because no slot was free."""
+    replaced: int
+    """Times the ring was replaced because somebody held its slots and did not let go."""
+    adopted: bool
+    """Whether the ring of an earlier publisher was taken over."""
+    epoch: int
+    """The random number that marks this life of the publisher."""
+    sequence: int
+    """Sequence of the newest frame published; 0 before the first of a new ring."""
+
+
+class Publisher:
+    """Publishes frames on a stream, without a copy and without ever waiting for a subscriber.
+
+    It belongs to the thread that first asks it for a loan. After a fork it belongs to the parent.
+    """
+
+    def __init__(
+        self,
+        stream: str,
+        frame_format: FrameFormat,
+        *,
+        slots: int = 8,
+        keep_ring: bool = False,
+        endpoint: str | None = None,
+    ) -> None:
+        """Open the stream: adopt the ring that a crash left, or create one with all its memory.
+
+        Args:
+            stream: Name of the stream: letters, digits, ``-`` and ``_``.
+            frame_format: The largest frame, and the format of a loan that names none.
+            slots: Slots of the ring, 3 to 255: two, and as many as all subscribers may lease together.
+            keep_ring: Leave the ring in /dev/shm at close, for the next publisher to adopt.
+            endpoint: A further ZeroMQ endpoint for the notifications, such as ``tcp://127.0.0.1:5555``.
+
+        Raises:
+            StreamExists: Another publisher serves the stream.
+            NotEnoughSharedMemory: /dev/shm has no room for the ring.
+            PermissionDenied: A file of the stream belongs to another user.
+            InvalidName: ``stream`` cannot be a file's name.
+            OSError: ``endpoint`` cannot be bound.
+        """
+        geometry = Geometry.for_frames(slots, frame_format.frame_bytes)
+        self.stream = check_name(stream)
+        """The stream's name."""
+        self.format = frame_format
+        """The largest frame, and the format of a loan that names none."""
+        self._keep_ring = keep_ring
+        self._closed = False
+        self._thread: int | None = None
+        self._loan: tuple[Loan, int] | None = None
+        self._published = self._abandoned = self._dropped = self._replaced = 0
+        self._full_since_s: float | None = None
+        self._replace_not_before_s = 0.0
+        self._lock_path = companion_path(stream, "lock")
+        exclusion = take_exclusion(self._lock_path.name)
+        if exclusion is None:
+            raise StreamExists(f"another publisher serves the stream {stream!r}")
+        self._exclusion = exclusion
+        try:
+            self._ring = PublisherRing(stream, geometry)
+            self._futex = Futex(self._ring.segment.address + EVENT)
+            self._notifier = Notifier(stream, endpoint)
+        except BaseException:
+            if hasattr(self, "_ring"):
+                self._ring.close(unlink=not self._ring.adopted)
+            self._let_exclusion_go(unlink=not companion_path(stream, "ring").exists())
+            raise
+
+    @property
+    def statistics(self) -> PublisherStatistics:
+        """Counters since the publisher opened."""
+        return PublisherStatistics(
+            self._published,
+            self._abandoned,
+            self._dropped,
+            self._replaced,
+            self._ring.adopted,
+            self._ring.epoch,
+            self._ring.next_sequence - 1,
+        )
+
+    def loan(self, frame_format: FrameFormat | None = None) -> Loan:
+        """Take the oldest free slot to write the next frame into. Never waits.
+
+        Args:
+            frame_format: Format of this frame; it must fit the slot. ``None`` takes the stream's.
+
+        Returns:
+            Loan whose ``pixels`` is a writable, C-contiguous array of the format's shape on the slot itself. Its
+            content is that of an older frame.
+
+        Raises:
+            RingFull: Every slot is held; the frame is to be dropped, and is counted as such.
+            FrameTooLarge: The format needs more than a slot.
+            LoanOutstanding: The loan before is neither published nor abandoned.
+            WrongThread: Another thread owns the publisher.
+            Closed: The publisher was closed.
+        """
+        self._check_use()
+        frame_format = frame_format or self.format
+        if frame_format.frame_bytes > self._ring.geometry.slot_bytes:
+            raise FrameTooLarge(
+                f"a frame of {frame_format.frame_bytes} bytes does not fit a slot of {self._ring.geometry.slot_bytes}: "
+                "open the publisher with the largest format"
+            )
+        if self._loan is not None:
+            raise LoanOutstanding("publish or abandon the loan before you take the next")
+        slot = self._ring.claim()
+        if slot is None:
+            slot = self._claim_in_new_ring()
+        self._full_since_s = None
+        loan = Loan(self._map_pixels(slot, frame_format), frame_format, self._finish)
+        self._loan = loan, slot
+        return loan
+
+    def close(self) -> None:
+        """Abandon an open loan, tell the subscribers, and leave nothing in /dev/shm (but the ring if it is kept)."""
+        if self._closed or self._exclusion.fd < 0:
+            return
+        if self._loan is not None:
+            self._loan[0].abandon()
+        self._closed = True
+        self._ring.close(unlink=not self._keep_ring)
+        self._futex.wake()
+        self._notifier.close()
+        self._let_exclusion_go(unlink=not self._keep_ring)
+
+    def _let_exclusion_go(self, *, unlink: bool) -> None:
+        # Unlinked while it is locked: who locks it later sees that the path names another file, and begins anew.
+        if unlink:
+            self._lock_path.unlink(missing_ok=True)
+        self._exclusion.close()
+
+    def _check_use(self) -> None:
+        thread = threading.get_ident()
+        if self._thread is None:
+            self._thread = thread
+        if self._thread != thread:
+            raise WrongThread("a publisher belongs to the thread that first used it: open one publisher in one thread")
+        if self._closed:
+            raise Closed("the publisher was closed")
+        if self._exclusion.fd < 0:
+            raise Closed("the publisher belongs to the parent process: open one after the fork")
+
+    def _claim_in_new_ring(self) -> int:
+        """Count the dropped frame; when slots have been held for long, go on in a new ring.
+
+        Seats keep honest subscribers from holding every slot, so whoever does is not honest, or stopped.
+        """
+        now_s = time.monotonic()
+        slot = None
+        if self._full_since_s is None:
+            self._full_since_s = now_s
+        elif now_s - self._full_since_s >= REPLACE_AFTER_S and now_s >= self._replace_not_before_s:
+            self._replace_not_before_s = now_s + REPLACE_EVERY_S
+            old = self._futex
+            try:
+                self._ring.replace(self.stream)
+            except NotEnoughSharedMemory:
+                pass  # the frame is dropped, and the next try is REPLACE_EVERY_S later
+            else:
+                self._futex = Futex(self._ring.segment.address + EVENT)
+                self._replaced += 1
+                old.wake()
+                slot = self._ring.claim()
+        if slot is None:
+            self._dropped += 1
+            raise RingFull(
+                f"all {self._ring.geometry.slots} slots of {self.stream!r} are held: drop this frame, "
+                "and see in 'framebus top' who holds them"
+            )
+        return slot
+
+    def _map_pixels(self, slot: int, frame_format: FrameFormat) -> Pixels:
+        return np.ndarray(
+            frame_format.shape,
+            frame_format.typestr,
+            buffer=self._ring.segment.buffer,
+            offset=self._ring.geometry.pixels(slot),
+        )
+
+    def _finish(self, loan: Loan, publish: bool) -> int | None:
+        self._check_use()
+        if self._loan is None or self._loan[0] is not loan:
+            raise FramebusError("the loan belongs to another publisher")
+        slot, self._loan = self._loan[1], None
+        metadata = b""
+        try:
+            if publish:
+                metadata = loan.packed_metadata()
+        except FrameTooLarge:
+            publish = False
+            raise
+        finally:
+            if not publish:
+                self._ring.abandon(slot)
+                self._abandoned += 1
+        if not publish:
+            return None
+        wanted = loan.format
+        published_ns = time.monotonic_ns()
+        fields = (
+            loan.captured_ns,
+            loan.captured_wall_ns,
+            published_ns,
+            *wanted.shape,
+            wanted.typestr.encode(),
+            wanted.pixel_format.encode(),
+        )
+        sequence = self._ring.commit(slot, fields, metadata)
+        self._futex.wake()
+        self._notifier.notify(
+            (
+                self.stream,
+                self._ring.epoch,
+                sequence,
+                slot,
+                *wanted.shape,
+                wanted.typestr,
+                wanted.pixel_format,
+                loan.captured_ns,
+                published_ns,
+            )
+        )
+        self._published += 1
+        return sequence
+
+    def __enter__(self) -> Publisher:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()

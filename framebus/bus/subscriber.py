@@ -1,0 +1,348 @@
+"""The side that reads frames from the ring."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from framebus.bus.frames import Frame
+from framebus.errors import (
+    Closed,
+    LayoutMismatch,
+    PermissionDenied,
+    ReceiveTimeout,
+    RingFull,
+    StreamGone,
+    StreamNotFound,
+    TooManyLeases,
+    WrongThread,
+)
+from framebus.layout import EVENT, check_name
+from framebus.notify import Listener
+from framebus.ring import SubscriberRing
+from framebus.seats import Record, new_record, take_seats
+from framebus.wake import Futex
+
+TICK_S: Final = 0.05
+"""A wait is cut into slices of that length: nothing wakes a waiter when the publisher is killed."""
+
+Mode = Literal["newest", "every"]
+Wake = Literal["zmq", "futex"]
+
+
+@dataclass(frozen=True, slots=True)
+class SubscriberStatistics:
+    """What a subscriber has seen since it subscribed."""
+
+    received: int
+    """Frames received."""
+    skipped: int
+    """Frames missed between those received."""
+    overruns: int
+    """Slots that the publisher reused before they were leased; looked for again at once."""
+    rejected: int
+    """Slot headers that made no sense, and were passed over."""
+    notifications_rejected: int
+    """Messages on the notification socket that were none of this stream."""
+    reattached: int
+    """Times another ring file took the place of the first."""
+    leases: int
+    """Frames held now."""
+
+
+class Subscriber:
+    """Receives the frames of a stream, without a copy.
+
+    It belongs to the thread that first receives with it; frames may be released in any. After a fork it belongs to the
+    parent. Iterate over it, or ``async for``, or call :meth:`receive`.
+    """
+
+    def __init__(
+        self,
+        stream: str,
+        *,
+        name: str = "subscriber",
+        mode: Mode = "newest",
+        wake: Wake = "zmq",
+        max_leases: int = 2,
+        wait_s: float | None = 0.0,
+        gone_after_s: float | None = 10.0,
+    ) -> None:
+        """Attach to the stream of a publisher that lives.
+
+        Args:
+            stream: Name of the stream.
+            name: What ``framebus top`` shows for this subscriber.
+            mode: ``newest`` skips what was missed; ``every`` takes all in order while the ring still has them.
+            wake: ``zmq`` waits on a socket, which has a descriptor for poll and asyncio; ``futex`` wakes faster.
+            max_leases: Frames that may be held at once, views on their pixels included.
+            wait_s: Seconds to wait for a publisher; ``None`` waits for ever.
+            gone_after_s: Seconds that a publisher may be gone before :meth:`receive` raises; ``None``: for ever.
+
+        Raises:
+            StreamNotFound: No publisher within ``wait_s``.
+            RingFull: The ring has too few slots left for ``max_leases``.
+            LayoutMismatch: The ring is of another version of the layout, or damaged.
+            PermissionDenied: The ring is closed to this user; the message names the group to run with.
+            InvalidName: ``stream`` or ``name`` holds other than letters, digits, ``-`` and ``_``.
+        """
+        if mode not in ("newest", "every") or wake not in ("zmq", "futex"):
+            raise ValueError(f"mode is 'newest' or 'every' and wake 'zmq' or 'futex', not {mode!r} and {wake!r}")
+        if max_leases < 1:
+            raise ValueError(f"max_leases is 1 or more, not {max_leases}")
+        self.stream = check_name(stream)
+        """The stream's name."""
+        self.name = check_name(name, "subscriber")
+        """What ``framebus top`` shows for this subscriber."""
+        self._mode = mode
+        self._max_leases = max_leases
+        self._gone_after_s = gone_after_s
+        self._gone_since_s: float | None = None
+        self._look_at_s = 0.0
+        self._thread: int | None = None
+        self._process = os.getpid()
+        self._closed = False
+        self._current: Frame | None = None
+        self._received = self._skipped = self._overruns = self._rejected = self._reattached = 0
+        self._use(self._wait_for_ring(wait_s))
+        self._record = Record(stream, new_record(name, mode, wake, max_leases))
+        try:
+            self._listener = Listener(stream) if wake == "zmq" else None
+        except BaseException:
+            self._record.remove()
+            raise
+
+    @property
+    def statistics(self) -> SubscriberStatistics:
+        """Counters since the subscriber attached; after its close, the last ones."""
+        if self._closed:
+            return self._final_statistics
+        return SubscriberStatistics(
+            self._received,
+            self._skipped,
+            self._overruns + self._ring.overruns,
+            self._rejected + self._ring.rejected,
+            self._listener.rejected if self._listener else 0,
+            self._reattached,
+            self._ring.leases(),
+        )
+
+    def receive(self, timeout_s: float | None = None) -> Frame:
+        """Lease the newest unseen frame (mode ``every``: the next), without copying it.
+
+        The publisher cannot reuse the slot while the frame, or any view on its pixels, lives.
+
+        Args:
+            timeout_s: Seconds to wait; ``None`` waits for ever, ``0`` polls.
+
+        Returns:
+            Frame whose ``pixels`` is read-only, C-contiguous, of shape ``(height, width, channels)``. ``captured_ns``
+            is CLOCK_MONOTONIC; ``skipped`` counts frames missed since the previous one.
+
+        Raises:
+            ReceiveTimeout: No new frame within ``timeout_s``.
+            TooManyLeases: ``max_leases`` earlier frames are still viewed.
+            StreamGone: The publisher closed or died, and none came back within ``gone_after_s``.
+            WrongThread: Another thread owns the subscriber.
+            Closed: The subscriber was closed.
+
+        Source: fcntl(2), "Open file description locks"; offsets in layout.py.
+        """
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        while (frame := self._poll()) is None:
+            slice_s = self._slice(deadline_s)
+            if self._listener is not None:
+                self._listener.wait(slice_s)
+            else:
+                self._futex.wait(self._event, slice_s)
+        return frame
+
+    async def receive_async(self, timeout_s: float | None = None) -> Frame:
+        """Like :meth:`receive`, for an event loop: other tasks run while this one waits. A cancel loses no frame.
+
+        Raises:
+            ValueError: The subscriber was opened with ``wake="futex"``, which no event loop can wait for.
+        """
+        loop = asyncio.get_running_loop()
+        descriptor = self.fileno()
+        ready = asyncio.Event()
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        loop.add_reader(descriptor, ready.set)
+        try:
+            while (frame := self._poll()) is None:
+                try:
+                    async with asyncio.timeout(self._slice(deadline_s)):
+                        await ready.wait()
+                except TimeoutError:
+                    continue  # the slice is over
+                finally:
+                    ready.clear()
+            return frame
+        finally:
+            loop.remove_reader(descriptor)
+
+    def fileno(self) -> int:
+        """Descriptor for poll(2) and event loops, of a subscriber opened with ``wake="zmq"``.
+
+        It is edge-triggered: after it became readable, call ``receive(timeout_s=0)`` until it raises
+        :class:`ReceiveTimeout`. Look at least every 50 ms without it too, for nothing makes it readable when the
+        publisher is killed.
+
+        Raises:
+            ValueError: The subscriber was opened with ``wake="futex"``.
+
+        Source: zmq_setsockopt(3), ZMQ_FD.
+        """
+        self._check_use()
+        if self._listener is None:
+            raise ValueError("a subscriber with wake='futex' has no descriptor: open it with wake='zmq'")
+        return self._listener.fileno()
+
+    def close(self) -> None:
+        """Leave the stream. Frames and views still held stay readable, and hold their slots until they go."""
+        if self._closed:
+            return
+        self._release_current()
+        self._final_statistics = self.statistics
+        self._closed = True
+        if os.getpid() == self._process:
+            self._record.remove()
+            if self._listener is not None:
+                self._listener.close()
+        del self._ring, self._futex  # the file is unmapped when the last view goes
+
+    def _poll(self) -> Frame | None:
+        """Lease what is there; on a tick, look after the publisher."""
+        self._check_use()
+        ring = self._ring
+        if ring.leases() >= self._max_leases:
+            raise TooManyLeases(
+                f"{self._max_leases} frames are still viewed: copy what you keep (pixels.copy()), delete old views, or "
+                f"subscribe with max_leases={self._max_leases + 1}"
+            )
+        if self._listener is not None:
+            self._listener.drain()
+        last = ring.last
+        self._event = ring.event()
+        lease = ring.newest() if self._mode == "newest" else ring.following()
+        if lease is None:
+            self._look_after_publisher()
+            return None
+        skipped = lease.header.sequence - last - 1 if last >= 0 else 0
+        self._received += 1
+        self._skipped += skipped
+        now_ns = time.monotonic_ns()
+        self._record.update(
+            self._received,
+            self._skipped,
+            lease.header.sequence,
+            ring.leases(),
+            max(now_ns - lease.header.captured_ns, 0),
+            now_ns,
+        )
+        return Frame(lease, skipped)
+
+    def _slice(self, deadline_s: float | None) -> float:
+        if deadline_s is None:
+            return TICK_S
+        left_s = deadline_s - time.monotonic()
+        if left_s <= 0:
+            raise ReceiveTimeout(f"no new frame of {self.stream!r} in time")
+        return min(TICK_S, left_s)
+
+    def _look_after_publisher(self) -> None:
+        now_s = time.monotonic()
+        ring = self._ring
+        if now_s < self._look_at_s and ring.is_open():
+            return
+        self._look_at_s = now_s + TICK_S
+        live = ring.is_live()
+        if live and ring.segment.is_current():
+            self._gone_since_s = None
+            return
+        if self._reattach() or live:
+            self._gone_since_s = None
+            return
+        if self._gone_since_s is None:
+            self._gone_since_s = now_s
+        if self._gone_after_s is not None and now_s - self._gone_since_s >= self._gone_after_s:
+            raise StreamGone(f"the publisher of {self.stream!r} is gone for {self._gone_after_s:g} s")
+
+    def _reattach(self) -> bool:
+        try:
+            ring = self._attach()
+        except (StreamNotFound, LayoutMismatch, PermissionDenied, RingFull):
+            return False
+        if ring.segment.identity == self._ring.segment.identity:
+            return True  # the same file was adopted: what is held there stays held
+        ring.last = min(self._ring.last, ring.header.first_sequence - 1)
+        self._overruns += self._ring.overruns
+        self._rejected += self._ring.rejected
+        self._reattached += 1
+        self._use(ring)
+        return True
+
+    def _attach(self) -> SubscriberRing:
+        for _ in range(16):
+            ring = SubscriberRing(self.stream)
+            take_seats(ring.segment, ring.geometry.slots, self._max_leases)
+            if ring.segment.is_current():
+                return ring
+        raise StreamNotFound(f"the ring of {self.stream!r} is replaced again and again")
+
+    def _wait_for_ring(self, wait_s: float | None) -> SubscriberRing:
+        deadline_s = None if wait_s is None else time.monotonic() + wait_s
+        while True:
+            try:
+                return self._attach()
+            except StreamNotFound:
+                if deadline_s is not None and time.monotonic() >= deadline_s:
+                    raise
+            time.sleep(TICK_S)
+
+    def _use(self, ring: SubscriberRing) -> None:
+        self._ring = ring
+        self._futex = Futex(ring.segment.address + EVENT)
+        self._event = 0
+
+    def _check_use(self) -> None:
+        thread = threading.get_ident()
+        if self._thread is None:
+            self._thread = thread
+        if self._thread != thread:
+            raise WrongThread("a subscriber belongs to the thread that first received: open one in each thread")
+        if self._closed:
+            raise Closed("the subscriber was closed")
+        if os.getpid() != self._process:
+            raise Closed("the subscriber belongs to the parent process: open one after the fork")
+
+    def __iter__(self) -> Subscriber:
+        return self
+
+    def __next__(self) -> Frame:
+        self._release_current()
+        self._current = self.receive()
+        return self._current
+
+    def __aiter__(self) -> Subscriber:
+        return self
+
+    async def __anext__(self) -> Frame:
+        self._release_current()
+        self._current = await self.receive_async()
+        return self._current
+
+    def _release_current(self) -> None:
+        if self._current is not None:
+            self._current.release()
+            self._current = None
+
+    def __enter__(self) -> Subscriber:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()

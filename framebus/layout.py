@@ -1,0 +1,316 @@
+"""The bytes of a ring, version 1. Pure: nothing here touches a file.
+
+A ring is one shared-memory object, ``/dev/shm/framebus.NAME.ring``, little-endian::
+
+    offset              bytes  field
+    +------------------ header, one page -------------------------------------+
+    |    0                  8  magic            "FRAMEBUS"                     |
+    |    8                  4  version          u32                            |
+    |   12                  4  slots            u32, 3 to 255                  |
+    |   16                  8  slot_bytes       u64, pages, room for pixels    |
+    |   24                  8  first_sequence   u64, first that this file held |
+    |   32                  8  epoch            u64, random, this publisher's  |
+    |   40                  8  created_wall_ns  u64, since 1970                |
+    |   64                  8  tail             u64, sequence << 8 | slot      |
+    |  128                  4  event            u32, futex word                |
+    |  192                  4  state            u32, 1 open, 2 closed,         |
+    |                                                3 superseded              |
+    +------------------ slot table: 1024 bytes for each slot i ---------------+
+    | 4096 + 1024 i         8  seq[i]           u64, 0: no whole frame here    |
+    |      +  64            8  epoch            u64                            |
+    |      +  72            8  sequence         u64                            |
+    |      +  80            8  captured_ns      i64, CLOCK_MONOTONIC           |
+    |      +  88            8  captured_wall_ns i64, since 1970                |
+    |      +  96            8  published_ns     i64, CLOCK_MONOTONIC           |
+    |      + 104            4  height           u32, pixels                    |
+    |      + 108            4  width            u32, pixels                    |
+    |      + 112            4  channels         u32                            |
+    |      + 116            4  metadata_bytes   u32                            |
+    |      + 120            8  dtype            numpy's typestr, NUL-padded    |
+    |      + 128           16  pixel_format     ASCII, NUL-padded              |
+    |      + 192          832  metadata         msgpack map                    |
+    +------------------ slots, each a whole number of pages ------------------+
+    | first page after the table + slot_bytes i   pixels, C-contiguous         |
+    +--------------------------------------------------------------------------+
+
+``tail``, ``seq[i]``, ``event`` and ``state`` are single aligned words, each on a cache line of its own, and may be read
+at any time. All other fields of a slot are read under its lock only.
+
+Locks are open-file-description locks (fcntl(2)) on bytes far beyond the end of the file::
+
+    2^40                LIVE: write-locked while a publisher lives
+    2^40 +  256 + i     SLOT i: write-locked by a loan, read-locked by a lease
+    2^40 + 4096 + k     SEAT k: read-locked by a subscriber, one for each lease that it may hold
+
+A subscriber's record, ``/dev/shm/framebus.NAME.sub.ID``, is written by the subscriber alone::
+
+    offset              bytes  field
+    |    0                  8  magic            "FBUS-SUB"
+    |    8                  4  version          u32
+    |   12                  4  max_leases       u32
+    |   16                  8  since_wall_ns    u64, since 1970
+    |   24                 48  name             UTF-8, NUL-padded
+    |   72                  8  mode             ASCII, NUL-padded
+    |   80                  8  wake             ASCII, NUL-padded
+    |  128                  8  received         u64
+    |  136                  8  skipped          u64
+    |  144                  8  sequence         u64, of the newest frame received
+    |  152                  8  leases           u64, held when it was received
+    |  160                  8  latency_ns       u64, its time from capture to reception
+    |  168                  8  received_ns      u64, CLOCK_MONOTONIC of its reception
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from framebus.errors import InvalidName, LayoutMismatch
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
+
+VERSION: Final = 1
+MAGIC: Final = b"FRAMEBUS"
+PAGE_BYTES: Final = 4096
+MIN_SLOTS: Final = 3
+MAX_SLOTS: Final = 255
+MAX_RING_BYTES: Final = 1 << 39
+"""Half of where the lock bytes begin."""
+
+TAIL: Final = 64
+EVENT: Final = 128
+STATE: Final = 192
+OPEN: Final = 1
+CLOSED: Final = 2
+SUPERSEDED: Final = 3
+
+SLOT_TABLE: Final = PAGE_BYTES
+SLOT_HEADER_BYTES: Final = 1024
+SLOT_FIELDS: Final = 64
+METADATA: Final = 192
+MAX_METADATA_BYTES: Final = SLOT_HEADER_BYTES - METADATA
+
+LOCK_LIVE: Final = 1 << 40
+LOCK_SLOTS: Final = LOCK_LIVE + 256
+LOCK_SEATS: Final = LOCK_LIVE + 4096
+
+RECORD_MAGIC: Final = b"FBUS-SUB"
+RECORD_BYTES: Final = PAGE_BYTES
+RECORD_RECEIVED: Final = 128
+RECORD_COUNTERS: Final = 6
+
+DTYPES: Final = {"|u1": 1, "|i1": 1, "<u2": 2, "<i2": 2, "<u4": 4, "<i4": 4, "<f2": 2, "<f4": 4, "<f8": 8}
+"""numpy's typestr of the element types that a frame may have, and their bytes."""
+
+HEADER: Final = struct.Struct("<8sIIQQQQ")
+SLOT: Final = struct.Struct("<QQqqqIIII8s16s")
+RECORD: Final = struct.Struct("<8sIIQ48s8s8s")
+_RECORD_WORDS: Final = struct.Struct(f"<{RECORD_COUNTERS}Q")
+
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,47}", re.ASCII)
+
+
+def check_name(name: str, what: str = "stream") -> str:
+    """Return ``name`` if it can be part of a file name in /dev/shm.
+
+    Raises:
+        InvalidName: It is empty, longer than 48 characters, or holds others than letters, digits, ``-`` and ``_``.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise InvalidName(
+            f"{name!r} is no name for a {what}: take 1 to 48 letters, digits, '-' or '_', a letter or digit first"
+        )
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """How a ring is cut into slots."""
+
+    slots: int
+    """Number of slots."""
+    slot_bytes: int
+    """Room for pixels in each, a whole number of pages."""
+
+    @classmethod
+    def for_frames(cls, slots: int, frame_bytes: int) -> Geometry:
+        """Geometry of a ring whose largest frame has ``frame_bytes`` bytes of pixels.
+
+        Raises:
+            ValueError: ``slots`` is not from 3 to 255, or the frame is empty or far too large.
+        """
+        if not MIN_SLOTS <= slots <= MAX_SLOTS:
+            raise ValueError(f"a ring has {MIN_SLOTS} to {MAX_SLOTS} slots, not {slots}")
+        geometry = cls(slots, _pages(frame_bytes))
+        if frame_bytes < 1 or geometry.total_bytes > MAX_RING_BYTES:
+            raise ValueError(f"{slots} frames of {frame_bytes} bytes make no ring")
+        return geometry
+
+    @property
+    def first_slot(self) -> int:
+        """Offset of the first slot's pixels."""
+        return _pages(SLOT_TABLE + self.slots * SLOT_HEADER_BYTES)
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of the file."""
+        return self.first_slot + self.slots * self.slot_bytes
+
+    def slot_header(self, slot: int) -> int:
+        """Offset of a slot's header; its first word is ``seq[slot]``."""
+        return SLOT_TABLE + slot * SLOT_HEADER_BYTES
+
+    def pixels(self, slot: int) -> int:
+        """Offset of a slot's pixels."""
+        return self.first_slot + slot * self.slot_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RingHeader:
+    """The header's fields, words aside."""
+
+    geometry: Geometry
+    first_sequence: int
+    epoch: int
+    created_wall_ns: int
+
+    def pack(self) -> bytes:
+        """The header's bytes, from offset 0."""
+        slots, slot_bytes = self.geometry.slots, self.geometry.slot_bytes
+        return HEADER.pack(MAGIC, VERSION, slots, slot_bytes, self.first_sequence, self.epoch, self.created_wall_ns)
+
+    @classmethod
+    def unpack(cls, content: bytes | memoryview, file_bytes: int) -> RingHeader:
+        """Read a header, believing nothing of it.
+
+        Raises:
+            LayoutMismatch: It is not a ring's, of another version, or does not fit a file of ``file_bytes`` bytes.
+        """
+        if len(content) < HEADER.size:
+            raise LayoutMismatch(f"the ring file has {len(content)} bytes and no whole header: it is no ring")
+        magic, version, slots, slot_bytes, first_sequence, epoch, created_wall_ns = HEADER.unpack_from(content)
+        if magic != MAGIC:
+            raise LayoutMismatch("the ring file does not begin with FRAMEBUS: it is no ring")
+        if version != VERSION:
+            raise LayoutMismatch(
+                f"the ring has layout version {version}, this framebus reads version {VERSION}: "
+                "run the same version of framebus in all containers"
+            )
+        geometry = Geometry(slots, slot_bytes)
+        if not MIN_SLOTS <= slots <= MAX_SLOTS or slot_bytes < 1 or slot_bytes % PAGE_BYTES:
+            raise LayoutMismatch(f"the ring's header tells of {slots} slots of {slot_bytes} bytes: it is damaged")
+        if geometry.total_bytes != file_bytes:
+            raise LayoutMismatch(
+                f"the ring's header tells of {geometry.total_bytes} bytes, the file has {file_bytes}: it is damaged"
+            )
+        return cls(geometry, first_sequence, epoch, created_wall_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class SlotHeader:
+    """What a slot says of its frame."""
+
+    epoch: int
+    sequence: int
+    captured_ns: int
+    captured_wall_ns: int
+    published_ns: int
+    height: int
+    width: int
+    channels: int
+    metadata_bytes: int
+    dtype: str
+    pixel_format: str
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width, channels."""
+        return self.height, self.width, self.channels
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of pixels."""
+        return self.height * self.width * self.channels * DTYPES[self.dtype]
+
+    @classmethod
+    def unpack_from(cls, buffer: Buffer, offset: int, slot_bytes: int) -> SlotHeader:
+        """Read the fields of the slot header at ``offset``, believing nothing of them.
+
+        Raises:
+            LayoutMismatch: The frame it tells of does not fit a slot of ``slot_bytes``, or has no known element type.
+        """
+        fields = SLOT.unpack_from(buffer, offset + SLOT_FIELDS)
+        header = cls(*fields[:-2], _text(fields[-2]), _text(fields[-1]))
+        if header.dtype not in DTYPES:
+            raise LayoutMismatch(f"a slot tells of elements of type {header.dtype!r}: it is damaged")
+        if not 0 < header.frame_bytes <= slot_bytes or header.metadata_bytes > MAX_METADATA_BYTES:
+            raise LayoutMismatch(
+                f"a slot of {slot_bytes} bytes tells of a frame of {header.frame_bytes}: it is damaged"
+            )
+        return header
+
+
+@dataclass(frozen=True, slots=True)
+class SubscriberRecord:
+    """What a subscriber tells of itself."""
+
+    name: str
+    """The name it gave itself."""
+    mode: str
+    """``newest`` or ``every``."""
+    wake: str
+    """How it is woken."""
+    max_leases: int
+    """Frames that it may hold at once."""
+    since_wall_ns: int
+    """When it subscribed, nanoseconds since 1970."""
+    received: int = 0
+    """Frames received."""
+    skipped: int = 0
+    """Frames missed between those received."""
+    sequence: int = 0
+    """Sequence of the newest frame received."""
+    leases: int = 0
+    """Frames held when it was received."""
+    latency_ns: int = 0
+    """That frame's time from capture to reception."""
+    received_ns: int = 0
+    """CLOCK_MONOTONIC of its reception."""
+
+    def pack(self) -> bytes:
+        """The record's first bytes; the counters behind them are written word by word."""
+        return RECORD.pack(
+            RECORD_MAGIC,
+            VERSION,
+            self.max_leases,
+            self.since_wall_ns,
+            self.name.encode(),
+            self.mode.encode(),
+            self.wake.encode(),
+        )
+
+    @classmethod
+    def unpack(cls, content: bytes) -> SubscriberRecord:
+        """Read a record, believing nothing of it.
+
+        Raises:
+            LayoutMismatch: It is not a subscriber's record of this version.
+        """
+        if len(content) < RECORD_RECEIVED + _RECORD_WORDS.size:
+            raise LayoutMismatch("a subscriber's record is cut short")
+        magic, version, max_leases, since_wall_ns, name, mode, wake = RECORD.unpack_from(content)
+        if magic != RECORD_MAGIC or version != VERSION:
+            raise LayoutMismatch(f"a subscriber's record is not of version {VERSION}")
+        counters = _RECORD_WORDS.unpack_from(content, RECORD_RECEIVED)
+        return cls(_text(name), _text(mode), _text(wake), max_leases, since_wall_ns, *counters)
+
+
+def _pages(size: int) -> int:
+    return -(-size // PAGE_BYTES) * PAGE_BYTES
+
+
+def _text(field: bytes) -> str:
+    return "".join(letter for letter in field.rstrip(b"\0").decode("utf-8", "replace") if letter.isprintable())

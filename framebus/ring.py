@@ -1,0 +1,371 @@
+"""The slot protocol: claim, publish, adopt, lease, skip. No sockets, no waiting.
+
+Theory of operation
+===================
+
+The publisher writes a slot under the write lock of its byte; a subscriber reads it under the read lock. The kernel
+decides between them, frees the locks of the dead, and its lock calls are the memory barriers. Everything else exists so
+that a subscriber finds the right slot, and is a hint until the slot is locked:
+
+Publish                                          Receive
+ 1. write-lock the oldest slot but the newest     1. read ``tail``: sequence s, slot i
+ 2. ``seq[i] = 0``                                2. read-lock slot i, or look again
+ 3. the pixels                                    3. ``seq[i] == s``, or unlock and look again
+ 4. the slot's header                             4. the header, bounds checked
+ 5. ``seq[i] = s``                                5. the pixels, while the lock is held
+ 6. unlock
+ 7. ``tail = s << 8 | i``
+ 8. ``event += 1``, then wake
+
+The check 3 is needed because between 1 and 2 the slot may have been claimed, written and unlocked again. Step 2 comes
+before the pixels, so that a publisher that dies in the middle leaves a slot that nobody takes for a frame. Words are
+written through a cast memoryview, one store each; ``struct.pack_into`` would show zeros in between.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections import deque
+from typing import Final
+
+import msgpack
+
+from framebus import segment as shm
+from framebus.errors import FramebusError, LayoutMismatch, StreamNotFound
+from framebus.layout import (
+    CLOSED,
+    EVENT,
+    LOCK_LIVE,
+    LOCK_SLOTS,
+    MAX_SLOTS,
+    METADATA,
+    OPEN,
+    PAGE_BYTES,
+    SLOT,
+    SLOT_FIELDS,
+    SLOT_HEADER_BYTES,
+    SLOT_TABLE,
+    STATE,
+    SUPERSEDED,
+    TAIL,
+    Geometry,
+    RingHeader,
+    SlotHeader,
+)
+from framebus.segment import RING_MODE, Segment, companion_path, companion_paths
+
+LOCK_READ: Final = [shm.read_lock(LOCK_SLOTS + slot) for slot in range(MAX_SLOTS)]
+LOCK_WRITE: Final = [shm.write_lock(LOCK_SLOTS + slot) for slot in range(MAX_SLOTS)]
+UNLOCK: Final = [shm.unlock(LOCK_SLOTS + slot) for slot in range(MAX_SLOTS)]
+LIVE_WRITE: Final = shm.write_lock(LOCK_LIVE)
+LIVE_PROBE: Final = shm.read_lock(LOCK_LIVE)
+
+TAIL_WORD: Final = TAIL // 8
+EVENT_WORD: Final = EVENT // 4
+STATE_WORD: Final = STATE // 4
+SEQ_WORDS: Final = [(SLOT_TABLE + slot * SLOT_HEADER_BYTES) // 8 for slot in range(MAX_SLOTS)]
+LOOKS: Final = 8
+"""How often a subscriber looks again at once before it waits for the next event."""
+
+
+def ring_name(stream: str) -> str:
+    """Name of a stream's ring in /dev/shm."""
+    return companion_path(stream, "ring").name
+
+
+def read_header(segment: Segment) -> RingHeader:
+    """The ring's header.
+
+    Raises:
+        LayoutMismatch: The file is no ring of this version.
+    """
+    return RingHeader.unpack(segment.buffer[:PAGE_BYTES], segment.size)
+
+
+class PublisherRing:
+    """The publisher's side of one ring file. The caller holds the stream's exclusion."""
+
+    def __init__(self, stream: str, geometry: Geometry) -> None:
+        """Adopt the ring that an earlier publisher left, or put a new one in its place.
+
+        Raises:
+            PermissionDenied: A file of that name belongs to another user.
+            NotEnoughSharedMemory: /dev/shm has no room for the ring.
+        """
+        self.geometry = geometry
+        self.epoch = secrets.randbits(53) or 1  # exact in JSON and JavaScript too
+        self.adopted = False
+        for leftover in companion_paths(stream, "ring.*"):
+            leftover.unlink(missing_ok=True)
+        old = self._open_old(stream)
+        first_sequence = 1
+        if old is not None:
+            header, segment = old
+            first_sequence = 1 + _highest_sequence(segment, header.geometry.slots)
+            if header.geometry == geometry and segment.try_lock(LIVE_WRITE):
+                self.adopted = True
+                self._use(segment, first_sequence)
+                segment.buffer[: len(header.pack())] = RingHeader(
+                    geometry, header.first_sequence, self.epoch, header.created_wall_ns
+                ).pack()
+                segment.words32[STATE_WORD] = OPEN
+                return
+        self._create(stream, first_sequence)
+        if old is not None:
+            _supersede(old[1])
+
+    def _open_old(self, stream: str) -> tuple[RingHeader, Segment] | None:
+        path = companion_path(stream, "ring")
+        try:
+            owner = path.lstat().st_uid
+        except FileNotFoundError:
+            return None
+        if owner != os.geteuid():
+            raise shm.denied(path, None)
+        try:
+            segment = shm.attach(path.name, writable=True, min_bytes=PAGE_BYTES)
+            return read_header(segment), segment
+        except (StreamNotFound, LayoutMismatch):
+            return None
+
+    def _create(self, stream: str, first_sequence: int) -> None:
+        name = ring_name(stream)
+        segment = shm.create(f"{name}.{shm.random_suffix()}", self.geometry.total_bytes, RING_MODE)
+        try:
+            header = RingHeader(self.geometry, first_sequence, self.epoch, time.time_ns())
+            content = header.pack()
+            segment.buffer[: len(content)] = content
+            segment.words32[STATE_WORD] = OPEN
+            if not segment.try_lock(LIVE_WRITE):
+                raise FramebusError(f"{segment.path} was locked by another process at once")  # noqa: TRY301  undone below
+            segment.rename(name)
+        except BaseException:
+            segment.unlink()
+            raise
+        self._use(segment, first_sequence)
+
+    def _use(self, segment: Segment, next_sequence: int) -> None:
+        self.segment = segment
+        self.next_sequence = next_sequence
+        words = segment.words
+        tail = words[TAIL_WORD]
+        self._newest = tail & 0xFF if tail >> 8 else -1
+        self._order = sorted(range(self.geometry.slots), key=lambda slot: words[SEQ_WORDS[slot]])
+
+    def replace(self, stream: str) -> None:
+        """Go on in a new ring file, because the slots of this one are held by somebody who does not let go.
+
+        Raises:
+            NotEnoughSharedMemory: There is no room for a second ring.
+        """
+        old = self.segment
+        self._create(stream, self.next_sequence)
+        _supersede(old)
+        old.unlock(shm.unlock(LOCK_LIVE))
+
+    def claim(self) -> int | None:
+        """Write-lock the oldest slot that is free and not the newest; ``None`` when there is none."""
+        segment = self.segment
+        for slot in self._order:
+            if slot != self._newest and segment.try_lock(LOCK_WRITE[slot]):
+                segment.words[SEQ_WORDS[slot]] = 0
+                return slot
+        return None
+
+    def commit(self, slot: int, fields: tuple[int, int, int, int, int, int, bytes, bytes], metadata: bytes) -> int:
+        """Publish a claimed slot, in the steps of the module's text.
+
+        Args:
+            slot: What :meth:`claim` returned; its pixels are written.
+            fields: captured_ns, captured_wall_ns, published_ns, height, width, channels, dtype, pixel_format.
+            metadata: A msgpack map that fits the slot's header.
+
+        Returns:
+            The frame's sequence.
+        """
+        segment, sequence = self.segment, self.next_sequence
+        words, words32 = segment.words, segment.words32
+        offset = self.geometry.slot_header(slot)
+        *numbers, dtype, pixel_format = fields
+        header = SLOT.pack(self.epoch, sequence, *numbers, len(metadata), dtype, pixel_format)
+        segment.buffer[offset + SLOT_FIELDS : offset + SLOT_FIELDS + len(header)] = header
+        segment.buffer[offset + METADATA : offset + METADATA + len(metadata)] = metadata
+        words[SEQ_WORDS[slot]] = sequence
+        segment.unlock(UNLOCK[slot])
+        words[TAIL_WORD] = sequence << 8 | slot
+        words32[EVENT_WORD] = (words32[EVENT_WORD] + 1) & 0xFFFFFFFF
+        self.next_sequence = sequence + 1
+        self._newest = slot
+        self._order.remove(slot)
+        self._order.append(slot)
+        return sequence
+
+    def abandon(self, slot: int) -> None:
+        """Give a claimed slot back; nobody sees what was written."""
+        self.segment.unlock(UNLOCK[slot])
+
+    def close(self, *, unlink: bool) -> None:
+        """Tell subscribers that the publisher is gone, and remove the file's name if ``unlink``."""
+        segment = self.segment
+        if segment.fd < 0:
+            return
+        segment.words32[STATE_WORD] = CLOSED
+        segment.words32[EVENT_WORD] = (segment.words32[EVENT_WORD] + 1) & 0xFFFFFFFF
+        if unlink:
+            segment.unlink()
+        segment.unlock(shm.unlock(LOCK_LIVE))
+
+
+class Lease:
+    """A read-locked slot. It ends when its last reference goes, and every array made of it is one.
+
+    numpy takes the pixels through ``__array_interface__`` and keeps the lease as the array's base.
+    """
+
+    __slots__ = ("__array_interface__", "__weakref__", "_returned", "_segment", "_unlock", "header", "slot")
+
+    def __init__(self, ring: SubscriberRing, slot: int, header: SlotHeader) -> None:
+        self.slot = slot
+        self.header = header
+        self._segment = ring.segment
+        self._returned = ring.returned
+        self._unlock = UNLOCK[slot]
+        self.__array_interface__ = {
+            "version": 3,
+            "shape": header.shape,
+            "typestr": header.dtype,
+            "data": (ring.segment.address + ring.geometry.pixels(slot), True),
+        }
+
+    def metadata(self) -> object:
+        """The frame's metadata, unpacked.
+
+        Raises:
+            LayoutMismatch: It is no msgpack.
+        """
+        start = SEQ_WORDS[self.slot] * 8 + METADATA
+        content = self._segment.buffer[start : start + self.header.metadata_bytes]
+        try:
+            return msgpack.unpackb(content) if content else {}
+        except (ValueError, msgpack.UnpackException) as error:
+            raise LayoutMismatch(f"the frame's metadata is no msgpack: {error}") from None
+
+    def __del__(self) -> None:
+        # This may run inside any allocation of any thread: no lock is taken, and the slot is free before it counts as
+        # returned, so that a new lease on it can never be undone by this unlock.
+        self._segment.unlock(self._unlock)
+        self._returned.append(self.slot)
+
+
+class SubscriberRing:
+    """A subscriber's side of one ring file. Its leases keep the file mapped when the subscriber has moved on."""
+
+    def __init__(self, stream: str) -> None:
+        """Attach to the ring of a publisher that lives.
+
+        Raises:
+            StreamNotFound: There is none, or its publisher is gone.
+            LayoutMismatch: The file is no ring of this version.
+            PermissionDenied: It is closed to this user.
+        """
+        try:
+            self.segment = shm.attach(ring_name(stream), min_bytes=PAGE_BYTES)
+        except StreamNotFound:
+            raise StreamNotFound(f"no publisher serves the stream {stream!r} here") from None
+        self.header = read_header(self.segment)
+        self.geometry = self.header.geometry
+        if not self.is_live():
+            raise StreamNotFound(f"the publisher of the stream {stream!r} is gone")
+        self.last = -1
+        """Sequence of the newest frame seen; -1 before the first."""
+        self.overruns = 0
+        """Slots reused before they were leased."""
+        self.rejected = 0
+        """Slot headers that made no sense."""
+        self.returned: deque[int] = deque()
+        self._held: set[int] = set()
+
+    def is_live(self) -> bool:
+        """Whether a publisher holds the ring, by the kernel's word."""
+        return self.segment.is_locked(LIVE_PROBE)
+
+    def is_open(self) -> bool:
+        """Whether the publisher has neither closed nor left this file: a hint that costs no system call."""
+        return self.segment.words32[STATE_WORD] == OPEN
+
+    def event(self) -> int:
+        """The futex word; read it before looking for a frame, wait while it stays the same."""
+        return self.segment.words32[EVENT_WORD]
+
+    def leases(self) -> int:
+        """Frames held now."""
+        while self.returned:
+            self._held.discard(self.returned.popleft())
+        return len(self._held)
+
+    def newest(self) -> Lease | None:
+        """Lease the newest frame if it is not seen yet."""
+        words = self.segment.words
+        for _ in range(LOOKS):
+            tail = words[TAIL_WORD]
+            sequence, slot = tail >> 8, tail & 0xFF
+            if not sequence or sequence <= self.last or slot >= self.geometry.slots:
+                return None
+            if (lease := self._lease(slot, sequence)) is not None:
+                return lease
+        return None
+
+    def following(self) -> Lease | None:
+        """Lease the oldest frame that comes after the last one seen and is still in the ring."""
+        if self.last < 0:
+            return self.newest()
+        words = self.segment.words
+        for _ in range(LOOKS):
+            later = [
+                (sequence, slot)
+                for slot in range(self.geometry.slots)
+                if (sequence := words[SEQ_WORDS[slot]]) > max(self.last, 0)
+            ]
+            if not later:
+                return None
+            sequence, slot = min(later)
+            if (lease := self._lease(slot, sequence)) is not None:
+                return lease
+        return None
+
+    def _lease(self, slot: int, sequence: int) -> Lease | None:
+        segment = self.segment
+        self.leases()
+        if slot in self._held:
+            return None
+        if not segment.try_lock(LOCK_READ[slot]):
+            self.overruns += 1
+            return None
+        if segment.words[SEQ_WORDS[slot]] != sequence:
+            segment.unlock(UNLOCK[slot])
+            self.overruns += 1
+            return None
+        try:
+            header = SlotHeader.unpack_from(segment.buffer, self.geometry.slot_header(slot), self.geometry.slot_bytes)
+        except LayoutMismatch:
+            header = None
+        if header is None or header.sequence != sequence:
+            segment.unlock(UNLOCK[slot])
+            self.rejected += 1
+            self.last = sequence
+            return None
+        self._held.add(slot)
+        self.last = sequence
+        return Lease(self, slot, header)
+
+
+def _highest_sequence(segment: Segment, slots: int) -> int:
+    words = segment.words
+    return max(words[TAIL_WORD] >> 8, *(words[SEQ_WORDS[slot]] for slot in range(slots)))
+
+
+def _supersede(segment: Segment) -> None:
+    segment.words32[STATE_WORD] = SUPERSEDED
+    segment.words32[EVENT_WORD] = (segment.words32[EVENT_WORD] + 1) & 0xFFFFFFFF

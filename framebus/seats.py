@@ -1,0 +1,108 @@
+"""Admission: seats bound what all subscribers lease together, and each subscriber's record tells who it is.
+
+A ring of N slots has N - 2 seats: one slot holds the newest frame and one is written. A subscriber read-locks a seat
+for every frame that it may hold, so the publisher always finds a slot and never waits for an honest subscriber. Read
+locks do not exclude each other, so a seat is taken when a write lock on it would conflict, and the file's flock(2)
+orders those who look and take.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Final
+
+from framebus import segment as shm
+from framebus.errors import LayoutMismatch, RingFull
+from framebus.layout import (
+    LOCK_SEATS,
+    RECORD_BYTES,
+    RECORD_COUNTERS,
+    RECORD_RECEIVED,
+    SubscriberRecord,
+)
+from framebus.segment import RING_MODE, Segment, companion_path, companion_paths
+
+RESERVED_SLOTS: Final = 2
+"""The newest frame, and the one that is being written."""
+ADMISSION_TIMEOUT_S: Final = 0.5
+_COUNTER_WORDS: Final = [RECORD_RECEIVED // 8 + index for index in range(RECORD_COUNTERS)]
+_ALIVE: Final = shm.write_lock(0)
+_PROBE: Final = shm.read_lock(0)
+
+
+def take_seats(segment: Segment, slots: int, count: int) -> None:
+    """Take ``count`` seats of a ring; they are free again when the segment's descriptor closes.
+
+    Raises:
+        RingFull: Fewer are free.
+    """
+    held = shm.hold_briefly(segment, ADMISSION_TIMEOUT_S)
+    taken: list[int] = []
+    try:
+        for seat in range(slots - RESERVED_SLOTS):
+            if len(taken) == count:
+                break
+            offset = LOCK_SEATS + seat
+            if not segment.is_locked(shm.write_lock(offset)) and segment.try_lock(shm.read_lock(offset)):
+                taken.append(offset)
+        if len(taken) < count:
+            for offset in taken:
+                segment.unlock(shm.unlock(offset))
+            raise RingFull(
+                f"the ring's {slots} slots leave {slots - RESERVED_SLOTS} leases to subscribers, {len(taken)} are free "
+                f"and this one wants {count}: open the publisher with more slots, or this subscriber with fewer leases"
+            )
+    finally:
+        if held:
+            shm.let_go(segment)
+
+
+def seats_taken(segment: Segment, slots: int) -> int:
+    """Seats that are held now."""
+    return sum(segment.is_locked(shm.write_lock(LOCK_SEATS + seat)) for seat in range(slots - RESERVED_SLOTS))
+
+
+class Record:
+    """A subscriber's own record, locked while it lives; others read it, nobody else writes it."""
+
+    def __init__(self, stream: str, record: SubscriberRecord) -> None:
+        name = companion_path(stream, f"sub.{shm.random_suffix()}").name
+        self._segment = shm.create(name, RECORD_BYTES, RING_MODE)
+        content = record.pack()
+        self._segment.buffer[: len(content)] = content
+        self._segment.try_lock(_ALIVE)
+
+    def update(self, *counters: int) -> None:
+        """Write received, skipped, sequence, leases, latency_ns and received_ns, a word each."""
+        words = self._segment.words
+        for word, counter in zip(_COUNTER_WORDS, counters, strict=True):
+            words[word] = counter
+
+    def remove(self) -> None:
+        """Remove the file; in a forked child, where it is the parent's, do nothing."""
+        if self._segment.fd >= 0:
+            self._segment.unlink()
+
+
+def read_records(stream: str) -> list[tuple[Path, SubscriberRecord, bool]]:
+    """Every readable record of the stream, and whether its subscriber lives. Records are copied, never mapped."""
+    records = []
+    for path in companion_paths(stream, "sub.*"):
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:
+            continue
+        try:
+            records.append((path, SubscriberRecord.unpack(os.pread(fd, RECORD_BYTES, 0)), shm.is_locked(fd, _PROBE)))
+        except (OSError, LayoutMismatch):
+            continue
+        finally:
+            os.close(fd)
+    return records
+
+
+def new_record(name: str, mode: str, wake: str, max_leases: int) -> SubscriberRecord:
+    """The record of a subscriber that begins now."""
+    return SubscriberRecord(name, mode, wake, max_leases, time.time_ns())

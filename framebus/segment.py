@@ -1,0 +1,360 @@
+"""Shared-memory objects in /dev/shm: create, attach, prefault, lock. The only user of posix_ipc, mmap and fcntl.
+
+Locks are open-file-description locks: they belong to the open file description, not to the process, so the kernel frees
+them when its last descriptor closes, by SIGKILL too, and they work across PID and IPC namespaces. Two rules follow:
+
+- A segment holds its locks through ``fd``, a descriptor that nothing else shares. The map comes from an open of its
+  own, because mmap(2) keeps a duplicate, and a lock would outlive the descriptor's close.
+- A forked child shares the parent's description, and an unlock in the child would free the parent's lock. So in the
+  child every segment's descriptor becomes -1 before any other code runs, and unlocking does nothing there.
+
+A segment closes its descriptor when its last reference goes: a lease keeps the segment, so a late release never touches
+a descriptor number that has been given to another file, and no map vanishes under a view.
+
+Sources: fcntl(2), "Open file description locks"; shm_open(3); posix_fallocate(3); mmap(2), MAP_POPULATE.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+import pwd
+import secrets
+import stat
+import struct
+import time
+import weakref
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import posix_ipc
+
+from framebus.errors import LayoutMismatch, NotEnoughSharedMemory, PermissionDenied, StreamNotFound
+from framebus.layout import check_name
+
+SHM_DIRECTORY: Final = Path("/dev/shm")
+PREFIX: Final = "framebus."
+RING_MODE: Final = 0o640
+LOCK_MODE: Final = 0o600
+MIB: Final = 1 << 20
+
+_FLOCK: Final = struct.Struct("hhqqi4x")
+
+
+def companion_path(stream: str, suffix: str) -> Path:
+    """Path of a file that belongs to a stream: ``/dev/shm/framebus.STREAM.SUFFIX``.
+
+    Raises:
+        InvalidName: ``stream`` is no name for a stream.
+    """
+    return SHM_DIRECTORY / f"{PREFIX}{check_name(stream)}.{suffix}"
+
+
+def companion_paths(stream: str, pattern: str) -> list[Path]:
+    """The files of a stream whose suffix matches the shell pattern, sorted.
+
+    Raises:
+        InvalidName: ``stream`` is no name for a stream.
+    """
+    return sorted(SHM_DIRECTORY.glob(f"{PREFIX}{check_name(stream)}.{pattern}"))
+
+
+def write_lock(offset: int) -> bytes:
+    """Command that write-locks the byte at ``offset``, for :meth:`Segment.try_lock`."""
+    return _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, offset, 1, 0)
+
+
+def read_lock(offset: int) -> bytes:
+    """Command that read-locks the byte at ``offset``, for :meth:`Segment.try_lock`."""
+    return _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, offset, 1, 0)
+
+
+def unlock(offset: int) -> bytes:
+    """Command that frees the byte at ``offset``, for :meth:`Segment.unlock`."""
+    return _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, offset, 1, 0)
+
+
+class LockHolder:
+    """A descriptor that holds locks: closed with its last reference, and given up at once in a forked child."""
+
+    __slots__ = ("__weakref__", "fd")
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        _holders.add(self)
+
+    def close(self, _close=os.close) -> None:  # type: ignore[no-untyped-def]
+        """Close the descriptor; its locks are free."""
+        fd = getattr(self, "fd", -1)
+        if fd >= 0:
+            self.fd = -1
+            _close(fd)
+
+    __del__ = close
+
+
+class Segment(LockHolder):
+    """A file in /dev/shm, mapped, with a descriptor of its own for locks."""
+
+    __slots__ = ("address", "buffer", "identity", "name", "size", "words", "words32")
+
+    def __init__(self, name: str, fd: int, map_fd: int, *, writable: bool) -> None:
+        self.name = name
+        status = os.fstat(fd)
+        self.identity = status.st_dev, status.st_ino
+        self.size = status.st_size
+        protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+        self.buffer = mmap.mmap(map_fd, self.size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE, prot=protection)
+        self.address: int = np.frombuffer(self.buffer, np.uint8).ctypes.data
+        self.words = memoryview(self.buffer).cast("Q")
+        self.words32 = memoryview(self.buffer).cast("I")
+        super().__init__(fd)  # last, when nothing more can fail: until here the caller closes what it opened
+
+    @property
+    def path(self) -> Path:
+        """Where the file was created or opened."""
+        return SHM_DIRECTORY / self.name
+
+    def try_lock(self, command: bytes, _setlk: int = fcntl.F_OFD_SETLK) -> bool:
+        """Take a lock if nobody holds one that conflicts; never waits."""
+        try:
+            fcntl.fcntl(self.fd, _setlk, command)
+        except (BlockingIOError, PermissionError):
+            return False
+        return True
+
+    # The names are bound early: the last lease may go while the interpreter's modules are already torn down.
+    def unlock(self, command: bytes, _fcntl=fcntl.fcntl, _setlk: int = fcntl.F_OFD_SETLK) -> None:  # type: ignore[no-untyped-def]
+        """Free a lock; in a forked child, which must leave the parent's locks alone, do nothing."""
+        if self.fd >= 0:
+            _fcntl(self.fd, _setlk, command)
+
+    def is_locked(self, command: bytes) -> bool:
+        """Whether another descriptor holds a lock that conflicts with ``command``; nothing is taken."""
+        return is_locked(self.fd, command)
+
+    def is_current(self) -> bool:
+        """Whether the path still names this file."""
+        try:
+            status = os.stat(self.path)
+        except FileNotFoundError:
+            return False
+        return (status.st_dev, status.st_ino) == self.identity
+
+    def rename(self, name: str) -> None:
+        """Move the file, in one step, to a name that may be taken: see rename(2)."""
+        os.rename(self.path, SHM_DIRECTORY / name)
+        self.name = name
+
+    def unlink(self) -> None:
+        """Remove the file's name if it still names this file; those who have it mapped keep it."""
+        if self.is_current():
+            self.path.unlink(missing_ok=True)
+
+
+_holders: weakref.WeakSet[LockHolder] = weakref.WeakSet()
+
+
+def _abandon_in_child() -> None:
+    for holder in list(_holders):
+        holder.close()
+
+
+os.register_at_fork(after_in_child=_abandon_in_child)
+
+
+def is_locked(fd: int, command: bytes) -> bool:
+    """Whether another description holds a lock on the same file that conflicts with ``command``."""
+    answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, command)
+    return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+
+
+def is_any_locked(fd: int) -> bool:
+    """Whether another description holds a lock on any byte of the file."""
+    return is_locked(fd, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+
+
+def create(name: str, size: int, mode: int) -> Segment:
+    """Create a file of ``size`` bytes, zeroed, with every page allocated and mapped, or nothing at all.
+
+    Raises:
+        NotEnoughSharedMemory: /dev/shm has less room.
+        FileExistsError: The name is taken.
+    """
+    require_space(size)
+    try:
+        memory = posix_ipc.SharedMemory(f"/{name}", posix_ipc.O_CREX, mode=mode)
+    except posix_ipc.ExistentialError:
+        raise FileExistsError(f"{SHM_DIRECTORY / name} exists") from None
+    map_fd = -1
+    try:
+        os.fchmod(memory.fd, mode)
+        # ftruncate would succeed on a full tmpfs, and the first touch of a page be a SIGBUS.
+        os.posix_fallocate(memory.fd, 0, size)
+        map_fd = _open(name, writable=True)
+        return Segment(name, memory.fd, map_fd, writable=True)
+    except BaseException as error:
+        os.unlink(SHM_DIRECTORY / name)
+        if memory.fd >= 0:
+            os.close(memory.fd)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.ENOMEM):
+            require_space(size, force=True)
+        raise
+    finally:
+        if map_fd >= 0:
+            os.close(map_fd)
+
+
+def attach(name: str, *, writable: bool = False, min_bytes: int = 1) -> Segment:
+    """Map an existing file; it is never created, resized or written here.
+
+    Raises:
+        StreamNotFound: There is no such file.
+        PermissionDenied: It is closed to this user; the message names the group that may read it.
+        LayoutMismatch: It is no regular file, shorter than ``min_bytes``, or has holes.
+    """
+    for _ in range(16):
+        fd = map_fd = -1
+        try:
+            fd = _open(name, writable)
+            map_fd = _open(name, writable)
+            status, map_status = os.fstat(fd), os.fstat(map_fd)
+            if status.st_ino != map_status.st_ino:
+                continue
+            if not stat.S_ISREG(status.st_mode) or status.st_size < min_bytes:
+                raise LayoutMismatch(f"{SHM_DIRECTORY / name} has {status.st_size} bytes: it is no ring")
+            # A page that was never allocated could fail to be, later, with a SIGBUS.
+            if status.st_blocks * 512 < status.st_size:
+                raise LayoutMismatch(f"{SHM_DIRECTORY / name} has holes: it is no ring")
+            segment = Segment(name, fd, map_fd, writable=writable)
+            fd = -1
+            return segment
+        finally:
+            for descriptor in (fd, map_fd):
+                if descriptor >= 0:
+                    os.close(descriptor)
+    raise StreamNotFound(f"{SHM_DIRECTORY / name} is replaced again and again")
+
+
+def open_for_reading(name: str) -> LockHolder:
+    """Open an existing file without mapping it, to read its bytes with pread(2) and to ask for its locks.
+
+    Raises:
+        StreamNotFound: There is no such file.
+        PermissionDenied: It is closed to this user.
+    """
+    return LockHolder(_open(name, writable=False))
+
+
+def take_exclusion(name: str) -> LockHolder | None:
+    """Write-lock a file of mode 0600 that only this user can open, creating it if need be.
+
+    Returns:
+        What holds the lock until it is closed; ``None`` when another process holds it.
+
+    Raises:
+        PermissionDenied: The file belongs to another user.
+    """
+    path = SHM_DIRECTORY / name
+    while True:
+        try:
+            # Without O_CREAT where it exists: fs.protected_regular refuses that for another user's file (proc(5)).
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            try:
+                fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_CREAT | os.O_EXCL, LOCK_MODE)
+            except FileExistsError:
+                continue
+        except OSError as error:
+            raise denied(path, error) from None
+        try:
+            if os.fstat(fd).st_uid != os.geteuid():
+                raise denied(path, None)
+            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, write_lock(0))
+            # Who locks a file that its last holder has just unlinked holds nothing.
+            if path.exists() and os.stat(path).st_ino == os.fstat(fd).st_ino:
+                holder, fd = LockHolder(fd), -1
+                return holder
+        except (BlockingIOError, FileNotFoundError):
+            if path.exists():
+                return None
+        finally:
+            if fd >= 0:
+                os.close(fd)
+
+
+def hold_briefly(segment: Segment, timeout_s: float) -> bool:
+    """Take the file's flock(2) within ``timeout_s``; freed by :func:`let_go`.
+
+    It orders honest processes that change several locks together. A false answer is no reason to stop: somebody may
+    hold it for ever on purpose.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        try:
+            fcntl.flock(segment.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline_s:
+                return False
+            time.sleep(0.001)
+        else:
+            return True
+
+
+def let_go(segment: Segment) -> None:
+    """Free what :func:`hold_briefly` took."""
+    fcntl.flock(segment.fd, fcntl.LOCK_UN)
+
+
+def random_suffix() -> str:
+    """Sixteen hexadecimal digits that no other process takes."""
+    return secrets.token_hex(8)
+
+
+def require_space(size: int, *, force: bool = False) -> None:
+    """Check that /dev/shm has room for ``size`` bytes.
+
+    Raises:
+        NotEnoughSharedMemory: It has less, or ``force`` is set; the message says what to set.
+    """
+    space = os.statvfs(SHM_DIRECTORY)
+    free, total = space.f_bavail * space.f_frsize, space.f_blocks * space.f_frsize
+    if size > free or force:
+        needed = -(-(total - free + size) // (32 * MIB)) * 32
+        raise NotEnoughSharedMemory(
+            errno.ENOSPC,
+            f"/dev/shm has {free // MIB} MiB free, this ring needs {-(-size // MIB)} MiB: set shm_size: {needed}m",
+        )
+
+
+def denied(path: Path, error: OSError | None) -> PermissionDenied:
+    """The error for a file that another user has, with what to do."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return PermissionDenied(errno.EACCES, f"{path}: {error.strerror if error else 'permission denied'}")
+    try:
+        owner = pwd.getpwuid(status.st_uid).pw_name
+    except KeyError:
+        owner = "unknown"
+    return PermissionDenied(
+        errno.EACCES,
+        f"{path} belongs to user {status.st_uid} ({owner}) and group {status.st_gid}, mode "
+        f"{stat.S_IMODE(status.st_mode):04o}, and is closed to user {os.geteuid()} with group {os.getegid()}: "
+        f"run this process with group {status.st_gid}, or have user {status.st_uid} remove the file",
+    )
+
+
+def _open(name: str, writable: bool) -> int:
+    try:
+        memory = posix_ipc.SharedMemory(f"/{name}", read_only=not writable)
+    except posix_ipc.ExistentialError:
+        raise StreamNotFound(errno.ENOENT, f"{SHM_DIRECTORY / name} does not exist") from None
+    except posix_ipc.PermissionsError as error:
+        raise denied(SHM_DIRECTORY / name, OSError(errno.EACCES, str(error))) from None
+    except OSError as error:
+        raise LayoutMismatch(f"{SHM_DIRECTORY / name} cannot be opened as shared memory: {error.strerror}") from None
+    return int(memory.fd)

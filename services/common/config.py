@@ -1,0 +1,156 @@
+"""One YAML file for all services, checked whole before anything starts.
+
+Each service declares a model with the sections that it reads; :func:`load` checks the file against it and names every
+fault at once, with the line of the file or the environment variable that it comes from.
+
+The environment overrides the file: ``FRAMEBUS_STREAMER__PORT=9000`` sets ``streamer.port``. A value is read as YAML, so
+lists and numbers keep their types.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+ENVIRONMENT_PREFIX = "FRAMEBUS_"
+SECTIONS = ("stream", "log", "simulator", "stitcher", "detector", "streamer", "supervisor")
+"""Every section that the file may have; a service checks those that it reads."""
+
+
+class ConfigurationError(ValueError):
+    """The configuration cannot be used; the message has one line a fault."""
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys are faults, values do not change after the start."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StreamSection(Section):
+    """The stream that the services share."""
+
+    name: str = Field("panorama", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,47}$")
+    """Name of the stream, also in the names of its files in /dev/shm."""
+    slots: int = Field(16, ge=3, le=255)
+    """Slots of the ring: two, and as many as all subscribers lease together."""
+
+
+class LogSection(Section):
+    """How the services log, to standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe event that is logged."""
+    format: Literal["json", "text"] = "json"
+    """One JSON object a line, or text for people."""
+
+
+class CommonConfiguration(BaseModel):
+    """What every service reads; a service adds its own section."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stream: StreamSection = StreamSection()
+    log: LogSection = LogSection()
+
+
+C = TypeVar("C", bound=CommonConfiguration)
+
+
+def load(configuration_type: type[C], path: Path | None, environment: Mapping[str, str] = os.environ) -> C:
+    """Read and check the configuration.
+
+    Args:
+        configuration_type: The model with the sections to check; other known sections of the file are left alone.
+        path: The YAML file; ``None`` takes the defaults and the environment alone.
+        environment: Where overrides are looked up.
+
+    Raises:
+        ConfigurationError: The file is missing, is no YAML mapping, or has faults; each is named with its place.
+    """
+    content, lines = _read(path) if path is not None else ({}, {})
+    overridden = _override(content, environment)
+    faults = [
+        f"{_place((name,), path, lines, overridden)}: no such section; there are {', '.join(SECTIONS)}"
+        for name in content
+        if name not in SECTIONS
+    ]
+    wanted = {name: value for name, value in content.items() if name in configuration_type.model_fields}
+    try:
+        configuration = configuration_type.model_validate(wanted)
+    except ValidationError as error:
+        for fault in error.errors(include_url=False):
+            keys = tuple(fault["loc"])
+            faults.append(f"{_place(keys, path, lines, overridden)}: {'.'.join(map(str, keys))}: {fault['msg']}")
+        raise ConfigurationError("\n".join(faults)) from None
+    if faults:
+        raise ConfigurationError("\n".join(faults))
+    return configuration
+
+
+Place = tuple[str | int, ...]
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[Place, int]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigurationError(f"{path}: cannot be read: {reason}") from None
+    try:
+        content = yaml.safe_load(text)
+        lines: dict[Place, int] = {}
+        _collect_lines(yaml.compose(text, Loader=yaml.SafeLoader), (), lines)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise ConfigurationError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
+    if content is None:
+        return {}, {}
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise ConfigurationError(f"{path}: a mapping of sections is needed: {', '.join(SECTIONS)}")
+    return content, lines
+
+
+def _collect_lines(node: yaml.Node | None, keys: Place, lines: dict[Place, int]) -> None:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            place = (*keys, str(key.value))
+            lines[place] = key.start_mark.line + 1
+            _collect_lines(value, place, lines)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            place = (*keys, index)
+            lines[place] = value.start_mark.line + 1
+            _collect_lines(value, place, lines)
+
+
+def _override(content: dict[str, Any], environment: Mapping[str, str]) -> dict[Place, str]:
+    """Put the environment's values into ``content``; return which variable set which place."""
+    overridden: dict[Place, str] = {}
+    for variable, text in sorted(environment.items()):
+        keys = variable.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
+        if not variable.startswith(ENVIRONMENT_PREFIX) or len(keys) != 2 or keys[0] not in SECTIONS:
+            continue
+        section = content.get(keys[0])
+        if section is None:
+            section = content[keys[0]] = {}
+        if isinstance(section, dict):
+            try:
+                section[keys[1]] = yaml.safe_load(text)
+            except yaml.YAMLError:
+                section[keys[1]] = text
+            overridden[keys[0], keys[1]] = variable
+    return overridden
+
+
+def _place(keys: Place, path: Path | None, lines: dict[Place, int], overridden: dict[Place, str]) -> str:
+    for end in range(len(keys), 0, -1):
+        if keys[:end] in overridden:
+            return overridden[keys[:end]]
+        if keys[:end] in lines:
+            return f"{path}:{lines[keys[:end]]}"
+    return str(path or "configuration")

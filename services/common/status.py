@@ -1,0 +1,185 @@
+"""The status of a service: how fast its stages run, served on a Unix socket beside the stream.
+
+A client connects to ``framebus.STREAM.status.SERVICE.sock`` in /dev/shm, reads one JSON document and sees the end of
+file. No network and no shared volume is needed, so a container without either is seen too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import socketserver
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from framebus import companion_path, companion_paths
+
+WINDOW_S = 5.0
+"""Rates and latencies are those of the last seconds, so that a fault shows at once and is forgotten soon."""
+MAX_DOCUMENT_BYTES = 1 << 20
+SOCKET_MODE = 0o660
+
+
+class Stage:
+    """Counts what one stage of a service does. Any thread may record, any thread may read."""
+
+    def __init__(self) -> None:
+        self._samples: deque[tuple[float, float]] = deque(maxlen=4096)
+        self._lock = threading.Lock()
+        self._frames = 0
+        self._skipped = 0
+        self._last_s: float | None = None
+
+    def record(self, latency_s: float = float("nan"), skipped: int = 0) -> None:
+        """Count a frame that has passed the stage.
+
+        Args:
+            latency_s: Seconds from the frame's capture to the end of the stage; NaN where it is not known.
+            skipped: Frames that the stage did not see since the previous one.
+        """
+        now_s = time.monotonic()
+        with self._lock:
+            self._samples.append((now_s, latency_s))
+            self._frames += 1
+            self._skipped += skipped
+            self._last_s = now_s
+
+    def summary(self) -> dict[str, float | int | None]:
+        """Frames a second, totals and latencies of the last :data:`WINDOW_S` seconds, ready for JSON."""
+        now_s = time.monotonic()
+        with self._lock:
+            while self._samples and self._samples[0][0] < now_s - WINDOW_S:
+                self._samples.popleft()
+            samples = list(self._samples)
+            frames, skipped, last_s = self._frames, self._skipped, self._last_s
+        latencies_s = np.array([latency for _, latency in samples])
+        latencies_s = latencies_s[np.isfinite(latencies_s)]
+        p50, p99 = np.percentile(latencies_s, (50, 99)) * 1e3 if latencies_s.size else (None, None)
+        fps = 0.0
+        if len(samples) > 1:
+            fps = (len(samples) - 1) / max(now_s - samples[0][0], 1e-3)
+        return {
+            "fps": round(fps, 2),
+            "frames": frames,
+            "skipped": skipped,
+            "latency_p50_ms": None if p50 is None else round(float(p50), 3),
+            "latency_p99_ms": None if p99 is None else round(float(p99), 3),
+            "age_s": None if last_s is None else round(now_s - last_s, 3),
+        }
+
+
+def status_document(
+    service: str,
+    stages: Mapping[str, Stage],
+    *,
+    stale_after_s: float,
+    optional: Collection[str] = (),
+    details: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Describe a service as JSON.
+
+    ``healthy`` is true when every stage passed a frame within ``stale_after_s`` seconds: work that is done, not a
+    process that exists. The ``optional`` stages, which work only when somebody asks, may rest.
+    """
+    summaries = {name: stage.summary() for name, stage in stages.items()}
+    stale = [
+        f"{name}: no frame yet" if summary["age_s"] is None else f"{name}: newest frame is {summary['age_s']} s old"
+        for name, summary in summaries.items()
+        if name not in optional and (summary["age_s"] is None or summary["age_s"] > stale_after_s)
+    ]
+    return {
+        "service": service,
+        "healthy": not stale,
+        "reason": "; ".join(stale),
+        "stages": summaries,
+        "details": dict(details or {}),
+    }
+
+
+class StatusServer:
+    """Serves a service's status on its Unix socket, from a thread of its own, until closed."""
+
+    def __init__(self, stream: str, service: str, collect: Callable[[], Mapping[str, Any]]) -> None:
+        self.path = companion_path(stream, f"status.{service}.sock")
+        _remove_stale_socket(self.path)
+
+        class Handler(socketserver.StreamRequestHandler):
+            timeout = 1.0
+
+            def handle(self) -> None:
+                with contextlib.suppress(OSError):
+                    self.wfile.write(json.dumps(collect()).encode())
+
+        self._server = socketserver.ThreadingUnixStreamServer(str(self.path), Handler)
+        self._server.daemon_threads = True
+        self.path.chmod(SOCKET_MODE)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, name="status", daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop serving and remove the socket."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+        self.path.unlink(missing_ok=True)
+
+    def __enter__(self) -> StatusServer:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+
+def read_status(path: Path, timeout_s: float = 1.0) -> dict[str, Any]:
+    """Read the status that a socket serves.
+
+    Raises:
+        OSError: Nobody serves it, or not within ``timeout_s``.
+        ValueError: What it serves is no JSON object, or longer than a status can be.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    content = b""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.settimeout(timeout_s)
+        client.connect(os.fspath(path))
+        while part := client.recv(65536):
+            content += part
+            if len(content) > MAX_DOCUMENT_BYTES or time.monotonic() > deadline_s:
+                raise ValueError(f"{path}: no status, but an endless answer")
+    document = json.loads(content)
+    if not isinstance(document, dict):
+        raise ValueError(f"{path}: a JSON object is expected")  # noqa: TRY004  malformed data, not a caller's type
+    return document
+
+
+def read_statuses(stream: str, timeout_s: float = 1.0) -> dict[str, dict[str, Any]]:
+    """Status of every service of the stream that answers, by the service's name."""
+    statuses = {}
+    for path in companion_paths(stream, "status.*.sock"):
+        service = path.name.removesuffix(".sock").rpartition(".status.")[2]
+        with contextlib.suppress(OSError, ValueError):
+            statuses[service] = read_status(path, timeout_s)
+    return statuses
+
+
+def _remove_stale_socket(path: Path) -> None:
+    """Unlink a socket on which nobody listens; one that answers is a service that runs already."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(os.fspath(path))
+        except FileNotFoundError:
+            return
+        except OSError:
+            path.unlink(missing_ok=True)
+            return
+    raise FileExistsError(f"{path} is served by another process: this service runs already")
