@@ -1,0 +1,255 @@
+"""Where the cameras look, found from one picture of each.
+
+All cameras are taken to stand at one point, so their pictures differ by a rotation and a focal length. OpenCV's
+stitching pipeline does the work: SIFT features, matches between each two cameras, rotations and focal lengths from the
+homographies, bundle adjustment of the rays, and wave correction, which makes the horizon straight.
+
+Source: M. Brown and D. Lowe, "Automatic Panoramic Image Stitching using Invariant Features", IJCV 2007.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+Image = npt.NDArray[np.uint8]
+Matrix = npt.NDArray[np.float64]
+
+FEATURES = 4000
+RATIO = 0.65
+"""How much better a SIFT match must be than the second best (as in OpenCV's sample stitcher)."""
+MAX_FOCAL_SPREAD = 2.0
+"""Focal lengths that differ more than this from their median are a failed adjustment, not a rig of cameras."""
+WHAT_TO_DO = (
+    "let neighbouring cameras overlap by a sixth of their width, on still and textured things far away,"
+    " or give calibration.hfov_deg or a saved calibration.file"
+)
+
+
+class CalibrationError(Exception):
+    """The cameras could not be placed; the message names them and what to do."""
+
+
+class CameraPose(BaseModel):
+    """One placed camera: a pinhole without distortion."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    width_px: int = Field(gt=0)
+    """Width of the picture that the rest refers to."""
+    height_px: int = Field(gt=0)
+    focal_px: float = Field(gt=0)
+    center_x_px: float
+    """Where the optical axis meets the picture."""
+    center_y_px: float
+    rotation: tuple[tuple[float, float, float], tuple[float, float, float], tuple[float, float, float]]
+    """From the camera's axes (x right, y down, z ahead) to the panorama's (the same; y is plumb)."""
+    confidence: float = Field(ge=0)
+    """Of its best match with another camera, as OpenCV's stitcher counts it: above 1 is sure."""
+
+    @property
+    def k(self) -> Matrix:
+        """The 3x3 matrix from rays to pixels."""
+        return np.array(
+            [[self.focal_px, 0.0, self.center_x_px], [0.0, self.focal_px, self.center_y_px], [0.0, 0.0, 1.0]]
+        )
+
+    @property
+    def r(self) -> Matrix:
+        """:attr:`rotation` as an array."""
+        return np.array(self.rotation)
+
+    @property
+    def yaw_rad(self) -> float:
+        """Direction of the optical axis, to the right of the panorama's middle."""
+        return math.atan2(self.rotation[0][2], self.rotation[2][2])
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """The placed cameras, from left to right."""
+
+    cameras: tuple[CameraPose, ...]
+    unplaced: tuple[str, ...] = ()
+    """Names of the cameras that could not be placed."""
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    version: int = Field(1, ge=1, le=1)
+    cameras: tuple[CameraPose, ...] = Field(min_length=2)
+
+
+def calibrate(
+    pictures: Mapping[str, Image], *, hint_focal_px: float | None = None, min_confidence: float = 1.0
+) -> Calibration:
+    """Place the cameras.
+
+    Args:
+        pictures: By camera, uint8 BGR of shape ``(height, width, 3)``, taken at about the same time.
+        hint_focal_px: Rough focal length of all cameras in pixels; without it, it is found from the homographies.
+        min_confidence: Least confidence of a match between two cameras.
+
+    Returns:
+        The largest group of cameras that match with each other, from left to right; the others are ``unplaced``.
+
+    Raises:
+        CalibrationError: Fewer than two could be placed, or the result is no rig of cameras.
+    """
+    names = list(pictures)
+    if len(names) < 2:
+        raise CalibrationError(f"at least two cameras with a picture are needed, there is {', '.join(names) or 'none'}")
+    try:
+        features = _find_features(list(pictures.values()))
+        matcher = cv2.detail.BestOf2NearestMatcher(False, 1 - RATIO)
+        matches = matcher.apply2(features)
+        matcher.collectGarbage()
+        confidence = np.array([match.confidence for match in matches]).reshape(len(names), len(names))
+        kept = _largest_group(confidence, min_confidence)
+        if len(kept) < 2:
+            raise CalibrationError(f"no two of the cameras {', '.join(names)} match: {WHAT_TO_DO}")
+        kept_features = [features[i] for i in kept]
+        kept_matches = _submatches(matches, kept, len(names))
+        found = _adjust(kept_features, kept_matches, [pictures[names[i]] for i in kept], hint_focal_px, min_confidence)
+    except cv2.error as error:
+        raise CalibrationError(f"the cameras {', '.join(names)} cannot be placed ({error.err}): {WHAT_TO_DO}") from None
+    poses = []
+    for index, (focal_px, rotation) in zip(kept, found, strict=True):
+        height_px, width_px = pictures[names[index]].shape[:2]
+        poses.append(
+            CameraPose(
+                name=names[index],
+                width_px=width_px,
+                height_px=height_px,
+                focal_px=focal_px,
+                center_x_px=width_px / 2,
+                center_y_px=height_px / 2,
+                rotation=rotation.tolist(),
+                confidence=float(np.delete(confidence[index], index).max()),
+            )
+        )
+    poses.sort(key=lambda pose: pose.yaw_rad)
+    return Calibration(tuple(poses), tuple(name for i, name in enumerate(names) if i not in kept))
+
+
+def _find_features(pictures: Sequence[Image]) -> list[Any]:
+    finder = cv2.SIFT.create(nfeatures=FEATURES)
+    return [cv2.detail.computeImageFeatures2(finder, picture) for picture in pictures]
+
+
+def _largest_group(confidence: Matrix, least: float) -> list[int]:
+    """The largest set of cameras joined by sure matches (leaveBiggestComponent drops the indices, so not that)."""
+    groups: list[set[int]] = []
+    for camera in range(len(confidence)):
+        joined = {camera} | {other for other in range(len(confidence)) if confidence[camera, other] >= least}
+        overlapping = [group for group in groups if group & joined]
+        groups = [group for group in groups if not group & joined] + [joined.union(*overlapping)]
+    return max((sorted(group) for group in groups), key=len)
+
+
+def _submatches(matches: Sequence[Any], kept: Sequence[int], count: int) -> list[Any]:
+    result = []
+    for i, left in enumerate(kept):
+        for j, right in enumerate(kept):
+            match = matches[left * count + right]
+            if left != right:
+                match.src_img_idx, match.dst_img_idx = i, j
+            result.append(match)
+    return result
+
+
+def _adjust(
+    features: Any, matches: Any, pictures: Sequence[Image], hint_focal_px: float | None, min_confidence: float
+) -> list[tuple[float, Matrix]]:
+    """Focal length and rotation of each camera, the horizon straight and the middle at yaw 0."""
+    if hint_focal_px is None:
+        estimator, initial = cv2.detail.HomographyBasedEstimator(), None
+    else:
+        estimator, initial = cv2.detail.HomographyBasedEstimator(True), []
+        for picture in pictures:
+            camera = cv2.detail.CameraParams()
+            camera.focal, camera.aspect = hint_focal_px, 1.0
+            camera.ppx, camera.ppy = picture.shape[1] / 2, picture.shape[0] / 2
+            initial.append(camera)
+    good, cameras = estimator.apply(features, matches, initial)
+    if not good:
+        raise CalibrationError(f"the matches contradict each other: {WHAT_TO_DO}")
+    for camera in cameras:
+        camera.R = camera.R.astype(np.float32)
+    adjuster = cv2.detail.BundleAdjusterRay()
+    adjuster.setConfThresh(min_confidence)
+    good, cameras = adjuster.apply(features, matches, cameras)
+    focals_px = np.array([camera.focal for camera in cameras])
+    middle_px = float(np.median(focals_px))
+    if not good or not np.isfinite(focals_px).all() or middle_px <= 0:
+        raise CalibrationError(f"the adjustment of the cameras failed: {WHAT_TO_DO}")
+    if (focals_px > MAX_FOCAL_SPREAD * middle_px).any() or (focals_px < middle_px / MAX_FOCAL_SPREAD).any():
+        raise CalibrationError(
+            f"the adjustment gave focal lengths of {', '.join(f'{f:.0f}' for f in focals_px)} px: {WHAT_TO_DO}"
+        )
+    rotations = cv2.detail.waveCorrect([camera.R for camera in cameras], cv2.detail.WAVE_CORRECT_HORIZ)
+    upright = _center([np.asarray(rotation, np.float64) for rotation in rotations])
+    return list(zip(focals_px.tolist(), upright, strict=True))
+
+
+def _center(rotations: Sequence[Matrix]) -> list[Matrix]:
+    """Turn all cameras so that most stand upright and their middle is at yaw 0."""
+    if sum(rotation[1, 1] for rotation in rotations) < 0:
+        rotations = [np.diag([-1.0, -1.0, 1.0]) @ rotation for rotation in rotations]
+    axes = np.array([rotation[:, 2] for rotation in rotations])
+    rough = math.atan2(axes[:, 0].sum(), axes[:, 2].sum())
+    yaws = (np.arctan2(axes[:, 0], axes[:, 2]) - rough + math.pi) % (2 * math.pi) - math.pi
+    middle = rough + (yaws.min() + yaws.max()) / 2
+    cosine, sine = math.cos(middle), math.sin(middle)
+    turn = np.array([[cosine, 0.0, -sine], [0.0, 1.0, 0.0], [sine, 0.0, cosine]])
+    return [turn @ rotation for rotation in rotations]
+
+
+def save(calibration: Calibration, path: Path) -> None:
+    """Write the calibration as JSON, all or nothing.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    text = _Document(cameras=calibration.cameras).model_dump_json(indent=2)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_text(text + "\n", encoding="utf-8")
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def load(path: Path, names: Sequence[str]) -> Calibration:
+    """Read a calibration that :func:`save` wrote; cameras that are not in ``names`` are left out.
+
+    Raises:
+        CalibrationError: It is no such file, or places fewer than two of ``names``.
+        FileNotFoundError: There is none.
+    """
+    try:
+        document = _Document.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"])) or "the file"
+        raise CalibrationError(f"{path} is no saved calibration: {place}: {first['msg']}; delete it") from None
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise CalibrationError(f"{path} cannot be read: {error.strerror}") from None
+    poses = sorted((pose for pose in document.cameras if pose.name in names), key=lambda pose: pose.yaw_rad)
+    if len(poses) < 2 or len({pose.name for pose in poses}) != len(poses):
+        raise CalibrationError(f"{path} places {len(poses)} of the cameras {', '.join(names)}; delete it")
+    placed = {pose.name for pose in poses}
+    return Calibration(tuple(poses), tuple(name for name in names if name not in placed))

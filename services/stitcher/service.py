@@ -1,0 +1,174 @@
+"""Cameras -> pairs -> panorama -> ring."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import cv2
+import structlog
+
+from framebus import FrameFormat, Publisher, RingFull
+from services.common.service import ServiceError
+from services.common.status import Stage, StatusServer, status_document
+from services.stitcher.camera import NS, Camera, Picture
+from services.stitcher.config import StitcherConfiguration
+from services.stitcher.pairing import Pair, Pairing, Timed
+from services.stitcher.placement import Placement
+from services.stitcher.stitch import Image, NotInPlace, Stitcher
+
+STALE_AFTER_S = 5.0
+POLL_S = 0.02
+"""A pair can become due by time alone, so the wait for a frame is this short."""
+STOP_S = 1.0
+
+
+class _Inbox:
+    """Where the cameras' threads hand their frames to the rendering thread."""
+
+    def __init__(self, pairing: Pairing[Picture]) -> None:
+        self._pairing = pairing
+        self._changed = threading.Condition()
+
+    def deliver(self, camera: int, frame: Timed[Picture]) -> None:
+        with self._changed:
+            self._pairing.add(camera, frame)
+            self._changed.notify()
+
+    def next(self, timeout_s: float) -> Pair[Picture] | None:
+        with self._changed:
+            pair = self._pairing.next(time.monotonic_ns())
+            if pair is None and self._changed.wait(timeout_s):
+                pair = self._pairing.next(time.monotonic_ns())
+            return pair
+
+
+class _Publishing:
+    """Renders pairs into slots. Owned by the rendering thread."""
+
+    def __init__(self, publisher: Publisher, names: Sequence[str], stage: Stage) -> None:
+        self.full = 0
+        """Panoramas that found no free slot."""
+        self._publisher = publisher
+        self._names = names
+        self._stage = stage
+        self._log = structlog.get_logger()
+
+    def publish(self, pair: Pair[Picture], stitcher: Stitcher) -> None:
+        """Render one panorama and publish it; without a free slot it is dropped and counted."""
+        by_name = dict(zip(self._names, pair.pictures, strict=True))
+        pictures: list[Image | None] = []
+        for pose in stitcher.calibration.cameras:
+            picture = by_name.get(pose.name)
+            pictures.append(None if picture is None else picture.bgr(pose.width_px, pose.height_px))
+        placed = {pose.name for pose in stitcher.calibration.cameras}
+        present = [name for name, fresh in zip(self._names, pair.fresh, strict=True) if fresh and name in placed]
+        try:
+            with self._publisher.loan() as loan:
+                stitcher.render(pictures, loan.pixels)
+                loan.captured_ns = pair.captured_ns
+                loan.captured_wall_ns = time.time_ns() - (time.monotonic_ns() - pair.captured_ns)
+                loan.metadata = {"cameras": present}
+        except RingFull:
+            self.full += 1
+            self._stage.record(skipped=1 + pair.skipped)
+            if self.full & (self.full - 1) == 0:  # not a line for each
+                self._log.warning("no free slot", dropped=self.full)
+            return
+        except NotInPlace as error:
+            raise ServiceError(str(error)) from None
+        self._stage.record((time.monotonic_ns() - pair.captured_ns) / NS, skipped=pair.skipped)
+
+
+def main(configuration: StitcherConfiguration, stop: threading.Event) -> None:
+    """Run the stitcher until ``stop`` is set."""
+    section = configuration.stitcher
+    cv2.setNumThreads(section.threads)
+    names = [camera.name for camera in section.cameras]
+    stages = {name: Stage() for name in (*names, "publish")}
+    pairing: Pairing[Picture] = Pairing(
+        len(names),
+        tolerance_ns=round(section.pairing.tolerance_s * NS),
+        max_wait_ns=round(section.pairing.max_wait_s * NS),
+        gone_after_ns=round(section.gone_after_s * NS),
+    )
+    inbox = _Inbox(pairing)
+    cameras = [
+        Camera(
+            camera,
+            partial(inbox.deliver, index),
+            stages[camera.name],
+            open_timeout_s=section.open_timeout_s,
+            read_timeout_s=section.read_timeout_s,
+            reconnect=section.reconnect,
+        )
+        for index, camera in enumerate(section.cameras)
+    ]
+    placement = Placement(section, names)
+    try:
+        publisher = Publisher(
+            configuration.stream.name,
+            FrameFormat(section.height_px, section.width_px, 3),
+            slots=configuration.stream.slots,
+        )
+    except OSError as error:
+        raise ServiceError(str(error)) from None
+
+    with publisher:
+        publishing = _Publishing(publisher, names, stages["publish"])
+
+        def collect() -> dict[str, Any]:
+            return _describe(configuration, cameras, stages, placement, publishing)
+
+        with StatusServer(configuration.stream.name, "stitcher", collect):
+            for camera in cameras:
+                camera.start()
+            try:
+                while not stop.is_set():
+                    pair = inbox.next(POLL_S)
+                    if pair is None:
+                        continue
+                    stitcher = placement.stitcher(dict(zip(names, pair.pictures, strict=True)))
+                    if stitcher is not None:
+                        publishing.publish(pair, stitcher)
+            finally:
+                _end(cameras)
+
+
+def _end(cameras: Sequence[Camera]) -> None:
+    for camera in cameras:
+        camera.request_stop()
+    deadline_s = time.monotonic() + STOP_S
+    for camera in cameras:
+        camera.join(max(0.0, deadline_s - time.monotonic()))
+
+
+def _describe(
+    configuration: StitcherConfiguration,
+    cameras: Sequence[Camera],
+    stages: dict[str, Stage],
+    placement: Placement,
+    publishing: _Publishing,
+) -> dict[str, Any]:
+    """The status. A lost camera is one of its details, no ill health: the service does what it can without it."""
+    publish = {"publish": stages["publish"]}
+    health = status_document("stitcher", publish, stale_after_s=STALE_AFTER_S)
+    document = status_document("stitcher", stages, stale_after_s=STALE_AFTER_S)
+    document["healthy"], document["reason"] = health["healthy"], health["reason"]
+    document["details"] = {
+        "calibration": placement.describe(),
+        "cameras": {
+            section.name: {
+                "url": section.masked_url,
+                "state": camera.state,
+                "connections": camera.connections,
+                "broken_packets": camera.broken_packets,
+            }
+            for section, camera in zip(configuration.stitcher.cameras, cameras, strict=True)
+        },
+        "dropped_no_free_slot": publishing.full,
+    }
+    return document
