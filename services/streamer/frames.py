@@ -1,0 +1,157 @@
+"""The frame path: one thread receives, shrinks and encodes, each frame once however many watch."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from framebus import Frame, FramebusError, ReceiveTimeout, StreamGone, StreamNotFound, Subscriber
+from services.common.status import Stage
+from services.streamer.encode import HalfSizeEncoder, UnsupportedFrame
+
+SLICE_S = 0.05
+"""Longest wait without a look whether to stop, or whether somebody has come who wants the frame at hand."""
+RETRY_S = 0.2
+GONE_AFTER_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedFrame:
+    """A frame as the viewers get it."""
+
+    jpeg: bytes
+    """The picture, at half the frame's width and height."""
+    epoch: int
+    sequence: int
+    captured_ns: int
+    """When the frame was captured, CLOCK_MONOTONIC."""
+    captured_wall_ns: int
+    """When the frame was captured, since 1970 UTC."""
+    width_px: int
+    """Width of the picture."""
+    height_px: int
+    full_width_px: int
+    """Width of the frame, to which the detections' boxes refer."""
+    full_height_px: int
+
+
+class FrameThread:
+    """Follows the stream through its publisher's deaths and returns, until stopped.
+
+    Without anybody who wants pictures it goes on receiving, which costs little and keeps rates and health true; the
+    newest frame stays leased, so that who comes next gets it at once.
+    """
+
+    def __init__(
+        self,
+        stream: str,
+        quality: int,
+        *,
+        wanted: Callable[[], bool],
+        deliver: Callable[[EncodedFrame], None],
+        stop: threading.Event,
+    ) -> None:
+        self.received = Stage()
+        self.encoded = Stage()
+        self.absent = f"stream {stream} has not started"
+        """Why there are no frames at all, in one sentence; empty while attached to the stream."""
+        self.unsupported = ""
+        """Why the newest frame cannot be shown, in one sentence; empty when it can."""
+        self.received_s: float | None = None
+        """When the newest frame was received, ``time.monotonic``."""
+        self._stream = stream
+        self._encoder = HalfSizeEncoder(quality)
+        self._wanted = wanted
+        self._deliver = deliver
+        self._stop = stop
+        self._log = structlog.get_logger()
+        self._thread = threading.Thread(target=self._run, name="frames")
+
+    def start(self) -> None:
+        """Begin to follow the stream."""
+        self._thread.start()
+
+    def join(self) -> None:
+        """Wait until the thread has ended, which is at most two slices after the stop event is set."""
+        self._thread.join()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs; when it does not without a stop, it has failed."""
+        return self._thread.is_alive()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                with Subscriber(self._stream, name="streamer", wake="futex", gone_after_s=GONE_AFTER_S) as subscriber:
+                    self._log.info("attached", stream=self._stream)
+                    self.absent = ""
+                    self._follow(subscriber)
+            except StreamNotFound:
+                self._lose(f"stream {self._stream} has not started")
+            except StreamGone:
+                self._lose(f"stream {self._stream} has ended")
+            except FramebusError as error:
+                self._lose(str(error))
+            self._stop.wait(RETRY_S)
+
+    def _lose(self, reason: str) -> None:
+        if reason != self.absent:
+            self._log.warning("waiting for the stream", reason=reason)
+            self.absent = reason
+
+    def _follow(self, subscriber: Subscriber) -> None:
+        pending: Frame | None = None
+        try:
+            while not self._stop.is_set():
+                frame = self._receive(subscriber)
+                if frame is not None:
+                    if pending is not None:
+                        pending.release()
+                    pending = frame
+                if pending is not None and self._wanted():
+                    self._encode(pending)
+                    pending = None
+        finally:
+            if pending is not None:
+                pending.release()
+
+    def _receive(self, subscriber: Subscriber) -> Frame | None:
+        try:
+            frame = subscriber.receive(timeout_s=SLICE_S)
+        except ReceiveTimeout:
+            return None
+        self.received_s = time.monotonic()
+        self.received.record((time.monotonic_ns() - frame.captured_ns) / 1e9, frame.skipped)
+        return frame
+
+    def _encode(self, frame: Frame) -> None:
+        try:
+            with frame:
+                height, width = frame.pixels.shape[:2]
+                small = self._encoder.shrink(frame.pixels)
+            jpeg = self._encoder.encode(small)
+        except UnsupportedFrame as error:
+            if str(error) != self.unsupported:
+                self._log.error("frame refused", reason=str(error))
+                self.unsupported = str(error)
+            return
+        self.unsupported = ""
+        self.encoded.record((time.monotonic_ns() - frame.captured_ns) / 1e9)
+        self._deliver(
+            EncodedFrame(
+                jpeg=jpeg,
+                epoch=frame.epoch,
+                sequence=frame.sequence,
+                captured_ns=frame.captured_ns,
+                captured_wall_ns=frame.captured_wall_ns,
+                width_px=small.shape[1],
+                height_px=small.shape[0],
+                full_width_px=width,
+                full_height_px=height,
+            )
+        )

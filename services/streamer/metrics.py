@@ -1,0 +1,77 @@
+"""All services' status documents as Prometheus metrics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+QUANTILES = {"0.5": "latency_p50_ms", "0.99": "latency_p99_ms"}
+
+
+class StatusCollector(Collector):
+    """Turns status documents into metrics; what is missing or no number in a document is left out."""
+
+    def __init__(self, statuses: Mapping[str, Mapping[str, Any]]) -> None:
+        self._statuses = statuses
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics of every service and stage."""
+        healthy = GaugeMetricFamily(
+            "framebus_service_healthy", "1 when the service does its work, 0 when not", labels=["service"]
+        )
+        detail = GaugeMetricFamily(
+            "framebus_service_detail", "A number that the service tells about itself", labels=["service", "detail"]
+        )
+        labels = ["service", "stage"]
+        frames = CounterMetricFamily("framebus_stage_frames", "Frames that passed the stage", labels=labels)
+        skipped = CounterMetricFamily("framebus_stage_skipped", "Frames that the stage did not see", labels=labels)
+        fps = GaugeMetricFamily("framebus_stage_fps", "Frames a second, of the last seconds", labels=labels)
+        age = GaugeMetricFamily("framebus_stage_age_seconds", "Seconds since a frame passed the stage", labels=labels)
+        latency = GaugeMetricFamily(
+            "framebus_stage_latency_seconds",
+            "Seconds from a frame's capture to the end of the stage, of the last seconds",
+            labels=[*labels, "quantile"],
+        )
+        for service, document in self._statuses.items():
+            healthy.add_metric([service], float(document.get("healthy") is True))
+            for name, number in _numbers(document.get("details"), ""):
+                detail.add_metric([service, name], number)
+            for stage, summary in _mapping(document.get("stages")).items():
+                values = dict(_numbers(summary, ""))
+                place = [service, str(stage)]
+                for family, key in ((frames, "frames"), (skipped, "skipped"), (fps, "fps"), (age, "age_s")):
+                    if key in values:
+                        family.add_metric(place, values[key])
+                for quantile, key in QUANTILES.items():
+                    if key in values:
+                        latency.add_metric([*place, quantile], values[key] / 1e3)
+        yield from (healthy, detail, frames, skipped, fps, age, latency)
+
+
+def render(statuses: Mapping[str, Mapping[str, Any]]) -> bytes:
+    """Prometheus' text for the status documents of :func:`services.common.status.read_statuses`.
+
+    The streamer's own processor time, memory and descriptors come with them, as ``process_*``.
+    """
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(StatusCollector(statuses))
+    ProcessCollector(registry=registry)
+    return generate_latest(registry)
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    return dict(value) if isinstance(value, Mapping) else {}
+
+
+def _numbers(value: object, prefix: str) -> Iterator[tuple[str, float]]:
+    """The finite numbers in a document, with their dotted names."""
+    for key, entry in _mapping(value).items():
+        if isinstance(entry, Mapping):
+            yield from _numbers(entry, f"{prefix}{key}.")
+        elif isinstance(entry, int | float) and math.isfinite(entry):
+            yield f"{prefix}{key}", float(entry)

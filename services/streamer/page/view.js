@@ -1,0 +1,156 @@
+// Where the picture lies on the stage: fitted at first, then zoomed and moved by wheel, drag, pinch and keys.
+
+const LARGEST_PIXEL = 8;
+const STEP = 1.3;
+const MOVE_PX = 60;
+
+export class View {
+  // Place of the picture on the stage, in CSS pixels, and its scale: CSS pixels for one of its own.
+  x = 0;
+  y = 0;
+  scale = 1;
+  #stage;
+  #canvas;
+  #onChange;
+  #width = 0;
+  #height = 0;
+  #zoom = 1;
+  #pointers = new Map();
+
+  constructor(stage, canvas, onChange) {
+    this.#stage = stage;
+    this.#canvas = canvas;
+    this.#onChange = onChange;
+    new ResizeObserver(() => this.#place()).observe(stage);
+    stage.addEventListener("wheel", (event) => this.#wheel(event), { passive: false });
+    stage.addEventListener("dblclick", () => this.reset());
+    stage.addEventListener("pointerdown", (event) => this.#press(event));
+    stage.addEventListener("pointermove", (event) => this.#drag(event));
+    for (const event of ["pointerup", "pointercancel", "lostpointercapture"]) {
+      stage.addEventListener(event, (lifted) => this.#lift(lifted));
+    }
+  }
+
+  get zoom() {
+    return this.#zoom;
+  }
+
+  get stageWidth() {
+    return this.#stage.clientWidth;
+  }
+
+  get stageHeight() {
+    return this.#stage.clientHeight;
+  }
+
+  setSize(width, height) {
+    this.#width = width;
+    this.#height = height;
+    this.reset();
+  }
+
+  reset() {
+    this.#zoom = 1;
+    this.#place();
+  }
+
+  // Zoom by a factor, leaving the picture's point under (x, y) where it is; the stage's middle when left out.
+  zoomBy(factor, x = this.stageWidth / 2, y = this.stageHeight / 2) {
+    if (!this.#width) {
+      return;
+    }
+    const fit = this.#fit();
+    const zoom = Math.min(Math.max(this.#zoom * factor, 1), Math.max(LARGEST_PIXEL / fit, 1));
+    const ratio = (fit * zoom) / this.scale;
+    this.#zoom = zoom;
+    this.x = x - (x - this.x) * ratio;
+    this.y = y - (y - this.y) * ratio;
+    this.#place();
+  }
+
+  // Handle a key; true when it was one of the view's.
+  key(name) {
+    const moves = { ArrowLeft: [1, 0], ArrowRight: [-1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
+    if (name in moves) {
+      this.#move(moves[name][0] * MOVE_PX, moves[name][1] * MOVE_PX);
+    } else if (name === "+" || name === "=") {
+      this.zoomBy(STEP);
+    } else if (name === "-") {
+      this.zoomBy(1 / STEP);
+    } else if (name === "0") {
+      this.reset();
+    } else {
+      return false;
+    }
+    return true;
+  }
+
+  #fit() {
+    return Math.min(this.stageWidth / this.#width, this.stageHeight / this.#height);
+  }
+
+  #move(dx, dy) {
+    this.x += dx;
+    this.y += dy;
+    this.#place();
+  }
+
+  #place() {
+    if (!this.#width || !this.stageWidth) {
+      return;
+    }
+    this.scale = this.#fit() * this.#zoom;
+    this.x = inside(this.x, this.#width * this.scale, this.stageWidth);
+    this.y = inside(this.y, this.#height * this.scale, this.stageHeight);
+    this.#canvas.style.transform = `translate(${this.x}px, ${this.y}px) scale(${this.scale})`;
+    this.#stage.classList.toggle("close", this.scale > 3);
+    this.#onChange();
+  }
+
+  #wheel(event) {
+    event.preventDefault();
+    const lines = event.deltaMode === WheelEvent.DOM_DELTA_LINE ? 30 : 1;
+    const box = this.#stage.getBoundingClientRect();
+    this.zoomBy(Math.exp(-event.deltaY * lines * 0.0015), event.clientX - box.left, event.clientY - box.top);
+  }
+
+  #press(event) {
+    if (event.button !== 0) {
+      return;
+    }
+    this.#pointers.set(event.pointerId, { x: event.clientX, y: event.clientY });
+    this.#stage.setPointerCapture(event.pointerId);
+    this.#stage.classList.add("dragging");
+  }
+
+  #drag(event) {
+    const before = this.#pointers.get(event.pointerId);
+    if (!before) {
+      return;
+    }
+    const now = { x: event.clientX, y: event.clientY };
+    const other = [...this.#pointers].find(([id]) => id !== event.pointerId)?.[1];
+    this.#pointers.set(event.pointerId, now);
+    if (other) {
+      const box = this.#stage.getBoundingClientRect();
+      const factor = distance(now, other) / Math.max(distance(before, other), 1);
+      this.zoomBy(factor, (now.x + other.x) / 2 - box.left, (now.y + other.y) / 2 - box.top);
+    }
+    const share = other ? 2 : 1;
+    this.#move((now.x - before.x) / share, (now.y - before.y) / share);
+  }
+
+  #lift(event) {
+    this.#pointers.delete(event.pointerId);
+    this.#stage.classList.toggle("dragging", this.#pointers.size > 0);
+  }
+}
+
+// The middle where there is room to spare, else no gap at either edge.
+function inside(start, length, room) {
+  return length <= room ? (room - length) / 2 : Math.min(Math.max(start, room - length), 0);
+}
+
+function distance(a, b) {
+  return Math.hypot(a.x - b.x, a.y - b.y);
+}
