@@ -1,0 +1,77 @@
+"""Boxes as arrays, and how much they overlap."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+Integers = npt.NDArray[np.intp]
+Flags = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Boxes:
+    """Some boxes with what they show: three arrays of the same length."""
+
+    corners: Floats
+    """Left, upper, right and lower edge of each box, in pixels: float32 of shape ``(n, 4)``."""
+    scores: Floats
+    """How sure the model is of each, 0 to 1: float32 of shape ``(n,)``."""
+    labels: Integers
+    """What each box shows, as an index of the wanted labels: shape ``(n,)``."""
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def take(self, which: Integers | Flags | slice) -> Boxes:
+        """The boxes at some indices, of a slice, or where a mask is true."""
+        return Boxes(self.corners[which], self.scores[which], self.labels[which])
+
+
+def no_boxes() -> Boxes:
+    """Not one box."""
+    return Boxes(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.intp))
+
+
+def concatenate(parts: Iterable[Boxes]) -> Boxes:
+    """All boxes of several, in order."""
+    parts = [no_boxes(), *parts]
+    return Boxes(
+        np.concatenate([part.corners for part in parts]),
+        np.concatenate([part.scores for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+    )
+
+
+def areas(corners: Floats) -> Floats:
+    """Area of each box of ``(..., 4)`` corners, in square pixels."""
+    sides = np.maximum(corners[..., 2:] - corners[..., :2], 0)
+    product: Floats = sides[..., 0] * sides[..., 1]
+    return product
+
+
+def intersections(first: Floats, second: Floats) -> Floats:
+    """Area that each box of ``first`` has in common with each of ``second``: shape ``(len(first), len(second))``."""
+    starts = np.maximum(first[:, None, :2], second[None, :, :2])
+    ends = np.minimum(first[:, None, 2:], second[None, :, 2:])
+    return areas(np.concatenate([starts, ends], axis=2))
+
+
+def intersection_over_union(first: Floats, second: Floats) -> Floats:
+    """How alike boxes are, 0 (apart) to 1 (the same): shape ``(len(first), len(second))``."""
+    common = intersections(first, second)
+    union = areas(first)[:, None] + areas(second)[None, :] - common
+    ratio: Floats = common / np.maximum(union, np.float32(1e-6))
+    return ratio
+
+
+def intersection_over_smaller(first: Floats, second: Floats) -> Floats:
+    """How far the smaller box of each pair lies inside the other, 0 to 1: shape ``(len(first), len(second))``."""
+    common = intersections(first, second)
+    smaller = np.minimum(areas(first)[:, None], areas(second)[None, :])
+    ratio: Floats = np.divide(common, np.maximum(smaller, np.float32(1e-6)))
+    return ratio

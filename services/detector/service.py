@@ -1,0 +1,215 @@
+"""The detector's loop: the newest frame, its tiles, the network, one box an object, to all who listen."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import cv2
+import structlog
+
+from framebus import Frame, ReceiveTimeout, StreamGone, StreamNotFound, Subscriber
+from services.common.detections import MAX_DETECTIONS, Detection, DetectionPublisher, Detections
+from services.common.service import ServiceError
+from services.common.status import Stage, StatusServer, status_document
+from services.detector.boxes import Boxes
+from services.detector.config import DetectorConfiguration, DetectorSection
+from services.detector.merge import merge
+from services.detector.network import Network, NetworkError
+from services.detector.tiles import Pixels, Tile, plan_tiles
+from services.detector.track import Tracker
+
+SLICE_S = 0.25
+"""Longest wait without a look at whether the service shall stop."""
+
+log = structlog.get_logger()
+
+
+class Stopped(Exception):
+    """The service was told to stop while it looked at a frame."""
+
+
+class Detector:
+    """Finds objects in frames of any size. Owned by one thread."""
+
+    def __init__(self, section: DetectorSection, stop: threading.Event) -> None:
+        """Load the model.
+
+        Raises:
+            NetworkError: It cannot be used.
+        """
+        self._network = Network(section.model, section.labels, section.score_threshold)
+        self.tiles: tuple[Tile, ...] = ()
+        self.tile_ms: deque[float] = deque(maxlen=500)
+        """Milliseconds that the latest tiles took, resizing included."""
+        self._section = section
+        self._stop = stop
+        self._frame_shape = (0, 0)
+
+    def detect(self, pixels: Pixels) -> Boxes:
+        """Find the objects of a frame.
+
+        Args:
+            pixels: uint8 BGR of shape ``(height, width, 3)``; read only, tile by tile, never copied as a whole.
+
+        Returns:
+            One box an object, in pixels of the frame, most certain first, at most ``MAX_DETECTIONS``.
+
+        Raises:
+            Stopped: The service was told to stop.
+        """
+        height_px, width_px = pixels.shape[:2]
+        if (height_px, width_px) != self._frame_shape:
+            self._frame_shape = (height_px, width_px)
+            self.tiles = plan_tiles(height_px, width_px, self._section.tile_px, self._section.overlap_px)
+        found = []
+        for tile in self.tiles:
+            if self._stop.is_set():
+                raise Stopped
+            started_s = time.perf_counter()
+            found.append(self._network.detect(tile.view(pixels)))
+            self.tile_ms.append((time.perf_counter() - started_s) * 1e3)
+        boxes = merge(self.tiles, found, self._section.iou_threshold, self._section.inside_threshold)
+        return boxes.take(slice(MAX_DETECTIONS))
+
+
+def main(configuration: DetectorConfiguration, stop: threading.Event) -> None:
+    """Detect until told to stop.
+
+    Raises:
+        ServiceError: The model cannot be used, or this instance runs already.
+    """
+    section, stream = configuration.detector, configuration.stream.name
+    if section.nice:
+        os.nice(section.nice)
+    cv2.setNumThreads(1)
+    try:
+        detector = Detector(section, stop)
+    except NetworkError as error:
+        raise ServiceError(str(error)) from None
+    log.info("model loaded", model=section.model.name, labels=section.labels)
+    _Service(stream, section, detector, stop).run()
+
+
+class _Service:
+    def __init__(self, stream: str, section: DetectorSection, detector: Detector, stop: threading.Event) -> None:
+        self._stream = stream
+        self._section = section
+        self._detector = detector
+        self._stop = stop
+        self._stage = Stage()
+        self._objects = 0
+        self._refused = 0
+        self._refused_format: object = None
+        self._tracker = self._new_tracker()
+        self._epoch: int | None = None
+
+    def run(self) -> None:
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(StatusServer(self._stream, self._section.status_name, self._status))
+            except FileExistsError as error:
+                raise ServiceError(str(error)) from None
+            publisher = DetectionPublisher(self._stream, self._section.instance)
+            stack.callback(publisher.close)
+            while not self._stop.is_set():
+                try:
+                    with Subscriber(self._stream, name=self._section.instance, mode="newest") as subscriber:
+                        log.info("attached", stream=self._stream)
+                        self._follow(subscriber, publisher)
+                except StreamNotFound:
+                    self._stop.wait(SLICE_S)
+                except StreamGone as error:
+                    log.warning("stream gone", reason=str(error))
+                except Stopped:
+                    return
+
+    def _follow(self, subscriber: Subscriber, publisher: DetectionPublisher) -> None:
+        due_s = 0.0
+        while not self._stop.wait(max(0.0, due_s - time.monotonic())):
+            try:
+                frame = subscriber.receive(timeout_s=SLICE_S)
+            except ReceiveTimeout:
+                continue
+            if self._section.max_rate_fps:
+                due_s = time.monotonic() + 1 / self._section.max_rate_fps
+            with frame:
+                detections = self._detect(frame)
+            if detections is not None:
+                publisher.publish(detections)
+
+    def _detect(self, frame: Frame) -> Detections | None:
+        pixels = frame.pixels
+        if pixels.dtype != "uint8" or pixels.ndim != 3 or pixels.shape[2] != 3:
+            self._refuse(pixels.shape, str(pixels.dtype))
+            return None
+        if frame.epoch != self._epoch:
+            self._epoch = frame.epoch
+            self._tracker = self._new_tracker()
+        boxes = self._detector.detect(pixels)
+        tracks = self._tracker.update(boxes, frame.captured_ns) if self._tracker else [0] * len(boxes)
+        detected_ns = time.monotonic_ns()
+        self._stage.record((detected_ns - frame.captured_ns) * 1e-9, frame.skipped)
+        self._objects = len(boxes)
+        return Detections(
+            stream=self._stream,
+            instance=self._section.instance,
+            epoch=frame.epoch,
+            sequence=frame.sequence,
+            captured_ns=frame.captured_ns,
+            detected_ns=detected_ns,
+            frame_height_px=pixels.shape[0],
+            frame_width_px=pixels.shape[1],
+            objects=_objects(boxes, tracks, self._section.labels),
+        )
+
+    def _new_tracker(self) -> Tracker | None:
+        if not self._section.track_memory_s:
+            return None
+        return Tracker(self._section.track_iou_threshold, self._section.track_memory_s)
+
+    def _refuse(self, *found: object) -> None:
+        """Count a frame that the network cannot see, and say so once for each kind."""
+        self._refused += 1
+        if found != self._refused_format:
+            self._refused_format = found
+            log.warning(
+                "frame refused", reason="uint8 frames of three channels are needed", shape=found[0], dtype=found[1]
+            )
+
+    def _status(self) -> Mapping[str, Any]:
+        tile_ms = sorted(self._detector.tile_ms.copy())
+        return status_document(
+            self._section.status_name,
+            {"detect": self._stage},
+            stale_after_s=self._section.stale_after_s,
+            details={
+                "model": self._section.model.name,
+                "tile_ms": round(tile_ms[len(tile_ms) // 2], 2) if tile_ms else None,
+                "tiles": len(self._detector.tiles),
+                "objects": self._objects,
+                "refused": self._refused,
+            },
+        )
+
+
+def _objects(boxes: Boxes, tracks: list[int], labels: tuple[str, ...]) -> tuple[Detection, ...]:
+    return tuple(
+        Detection(
+            label=labels[label],
+            score=float(score),
+            x_px=float(left),
+            y_px=float(upper),
+            width_px=float(right - left),
+            height_px=float(lower - upper),
+            track=track,
+        )
+        for (left, upper, right, lower), score, label, track in zip(
+            boxes.corners, boxes.scores, boxes.labels, tracks, strict=True
+        )
+    )

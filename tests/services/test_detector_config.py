@@ -1,0 +1,62 @@
+"""The section ``detector``: faults are told in words, and the longest names still fit a socket's path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from framebus import companion_path
+from services.common.config import ConfigurationError, load
+from services.detector.config import DetectorConfiguration, DetectorSection
+
+LONGEST_SOCKET_PATH = 107
+"""unix(7): 108 bytes, one of them a zero."""
+
+
+def test_defaults_are_fair() -> None:
+    section = load(DetectorConfiguration, None, {}).detector
+    assert section.model.is_file()
+    assert section.status_name == "detector"
+
+
+def test_the_longest_names_fit_a_socket() -> None:
+    section = DetectorSection(instance="x" * 16)
+    for suffix in (f"detections.{section.instance}.sock", f"status.{section.status_name}.sock"):
+        assert len(str(companion_path("s" * 48, suffix))) <= LONGEST_SOCKET_PATH
+
+
+def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "framebus.yaml"
+    path.write_text("detector:\n  labels: [person, unicorn]\n  nice: -5\n  instance: a/b\n  speed: 9\n")
+    with pytest.raises(ConfigurationError) as caught:
+        load(DetectorConfiguration, path, {})
+    told = str(caught.value)
+    assert f"{path}:2: detector.labels: Value error, not in COCO: unicorn" in told
+    assert f"{path}:3: detector.nice" in told
+    assert f"{path}:4: detector.instance" in told
+    assert f"{path}:5: detector.speed" in told
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"labels": "[]"}, "one label at least"),
+        ({"labels": "[dog, dog]"}, "none twice"),
+        ({"tile_px": "300", "overlap_px": "250"}, "more than three quarters of tile_px 300"),
+        ({"score_threshold": "1.5"}, "less than 1"),
+        ({"max_rate_fps": "0"}, "greater than 0"),
+        ({"track_memory_s": ".nan"}, "finite"),
+    ],
+)
+def test_a_value_out_of_range_is_told(values: dict[str, str], told: str) -> None:
+    environment = {f"FRAMEBUS_DETECTOR__{key.upper()}": value for key, value in values.items()}
+    with pytest.raises(ConfigurationError, match=told):
+        load(DetectorConfiguration, None, environment)
+
+
+def test_null_lifts_the_limits() -> None:
+    environment = {"FRAMEBUS_DETECTOR__MAX_RATE_FPS": "null", "FRAMEBUS_DETECTOR__NICE": "null"}
+    section = load(DetectorConfiguration, None, environment).detector
+    assert section.max_rate_fps is None
+    assert section.nice is None

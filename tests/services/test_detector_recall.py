@@ -1,0 +1,56 @@
+"""How many of the people in a panorama whose truth is known the defaults find."""
+
+from __future__ import annotations
+
+import math
+import threading
+
+import numpy as np
+import pytest
+
+from services.detector.boxes import intersection_over_union
+from services.detector.config import DetectorSection
+from services.detector.service import Detector
+from services.simulator.config import SimulatorSection
+from services.simulator.scene import ground_truth, scene
+
+WIDTH_PX, HEIGHT_PX = 4896, 688
+YAW_RAD = math.radians(97)
+"""Half of what the five cameras see."""
+V = YAW_RAD * HEIGHT_PX / WIDTH_PX
+PX_PER_RAD = WIDTH_PX / (2 * YAW_RAD)
+EASILY_VISIBLE = 0.5
+
+
+@pytest.mark.timeout(240)
+def test_most_people_of_the_scene_are_found_and_few_that_are_not_there() -> None:
+    section = SimulatorSection()
+    detector = Detector(DetectorSection(), threading.Event())
+    stage = scene(section)
+    hits = people = right = boxes = 0
+    for index in (0, section.frames // 3, section.frames * 2 // 3):
+        pixels = ground_truth(section, index, WIDTH_PX, HEIGHT_PX, -YAW_RAD, YAW_RAD, -V, V)
+        truth = [one for one in stage.truth(stage.compose(index, stage.still.copy())) if one["label"] == "person"]
+        corners = np.array(
+            [
+                [
+                    PX_PER_RAD * (one["yaw_min_rad"] + YAW_RAD),
+                    PX_PER_RAD * (one["v_min"] + V),
+                    PX_PER_RAD * (one["yaw_max_rad"] + YAW_RAD),
+                    PX_PER_RAD * (one["v_max"] + V),
+                ]
+                for one in truth
+            ],
+            np.float32,
+        )
+        found = detector.detect(pixels)
+        found = found.take(found.labels == 0)
+        overlap = np.asarray(intersection_over_union(corners, found.corners) > 0.5)
+        visible = np.array([one["visible"] >= EASILY_VISIBLE for one in truth])
+        hits += int(overlap.any(axis=1)[visible].sum())
+        people += int(visible.sum())
+        right += int(overlap.any(axis=0).sum())
+        boxes += len(found)
+    assert people > 20
+    assert hits / people > 0.75
+    assert right / boxes > 0.85
