@@ -65,7 +65,7 @@ from __future__ import annotations
 import re
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from framebus.errors import InvalidName, LayoutMismatch
 
@@ -243,7 +243,8 @@ class SlotHeader:
             LayoutMismatch: The frame it tells of does not fit a slot of ``slot_bytes``, or has no known element type.
         """
         fields = SLOT.unpack_from(buffer, offset + SLOT_FIELDS)
-        header = cls(*fields[:-2], _text(fields[-2]), _text(fields[-1]))
+        values: list[Any] = [_text(field) if isinstance(field, bytes) else field for field in fields]
+        header = cls(*values)
         if header.dtype not in DTYPES:
             raise LayoutMismatch(f"a slot tells of elements of type {header.dtype!r}: it is damaged")
         if not 0 < header.frame_bytes <= slot_bytes or header.metadata_bytes > MAX_METADATA_BYTES:

@@ -140,7 +140,7 @@ class PublisherRing:
             segment.words32[STATE_WORD] = OPEN
             if not segment.try_lock(LIVE_WRITE):
                 raise FramebusError(f"{segment.path} was locked by another process at once")  # noqa: TRY301  undone below
-            segment.rename(name)
+            segment.take_name(name)
         except BaseException:
             segment.unlink()
             raise

@@ -144,8 +144,8 @@ class Segment(LockHolder):
             return False
         return (status.st_dev, status.st_ino) == self.identity
 
-    def rename(self, name: str) -> None:
-        """Move the file, in one step, to a name that may be taken: see rename(2)."""
+    def take_name(self, name: str) -> None:
+        """Give the file another name in one step, in the place of what has that name now."""
         os.rename(self.path, SHM_DIRECTORY / name)
         self.name = name
 

@@ -57,6 +57,8 @@ class CommonConfiguration(BaseModel):
 
     stream: StreamSection = StreamSection()
     log: LogSection = LogSection()
+    source: Path | None = None
+    """The file it was read from; no section of it."""
 
 
 C = TypeVar("C", bound=CommonConfiguration)
@@ -80,9 +82,11 @@ def load(configuration_type: type[C], path: Path | None, environment: Mapping[st
         for name in content
         if name not in SECTIONS
     ]
-    wanted = {name: value for name, value in content.items() if name in configuration_type.model_fields}
+    wanted = {
+        name: value for name, value in content.items() if name in configuration_type.model_fields and name in SECTIONS
+    }
     try:
-        configuration = configuration_type.model_validate(wanted)
+        configuration = configuration_type.model_validate({**wanted, "source": path})
     except ValidationError as error:
         for fault in error.errors(include_url=False):
             keys = tuple(fault["loc"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
+import os
 import signal
 import sys
 import threading
@@ -20,6 +22,9 @@ C = TypeVar("C", bound=CommonConfiguration)
 
 EXIT_USAGE = 2
 """Exit status of a configuration or environment that a restart does not mend."""
+SUPERVISED = "FRAMEBUS_SUPERVISED"
+"""Environment variable that is set for a service that must not outlive the process that started it."""
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 class ServiceError(Exception):
@@ -58,6 +63,8 @@ def run(service: str, configuration_type: type[C], main: Callable[[C, threading.
 
     signal.signal(signal.SIGTERM, request_stop)
     signal.signal(signal.SIGINT, request_stop)
+    if SUPERVISED in os.environ:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     log.info("started")
     try:
         main(configuration, stop)

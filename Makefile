@@ -1,0 +1,52 @@
+# make demo   the whole pipeline on five simulated cameras, and the URL of its page
+# make test   every check: lint, types, import rules, tests
+# make bench  the benchmarks
+# Everything is installed into .venv; nothing else on the machine is touched.
+
+PYTHON ?= python3
+PORT ?= 8080
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: demo test lint bench system-packages clean
+.DEFAULT_GOAL := test
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer with venv is needed: set PYTHON=..., or apt-get install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed-all: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) install --constraint constraints.txt --editable '.[all]'
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed-all
+	$(PIP) install --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(VENV)/installed-all
+	@export FRAMEBUS_STREAMER__PORT=$(PORT) FRAMEBUS_LOG__LEVEL=warning FRAMEBUS_LOG__FORMAT=text; \
+	  exec $(BIN)/python -m services.supervisor --config config/framebus.yaml
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+test: lint
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/installed-dev
+	$(BIN)/python -m pytest bench --benchmark-only
+
+# What the tests drive for real: an RTSP server and a browser. Debian, as root.
+system-packages:
+	apt-get update --quiet=2
+	DEBIAN_FRONTEND=noninteractive apt-get install --quiet=2 --no-install-recommends \
+	  chromium python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good \
+	  gstreamer1.0-plugins-bad
+
+clean:
+	rm -rf $(VENV) .cache build *.egg-info
