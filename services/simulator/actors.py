@@ -1,0 +1,212 @@
+"""What moves: people who walk to and fro, and a van that drives through; all return to where they were.
+
+Time is the fraction of the loop, so whatever its length, its end meets its beginning. Lengths are reference pixels of
+the backdrop; pictures of actors are made in the resolution of the canvas that they are drawn on.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from services.simulator import backdrop
+from services.simulator.footage import Cutout, Cycle, Material
+from services.simulator.footage import FRAMES_PER_SECOND as FILM_FRAMES_PER_SECOND
+
+NEAREST_LANE, FARTHEST_LANE = 790.0, 490.0
+"""Rows on which people's feet may stand."""
+VAN_LANE = 548.0
+TURN_SHARPNESS = 0.985
+JACKET_TINTS = (
+    (0, 0, 0), (12, 12, 82), (78, 34, 8), (16, 58, 26), (58, 14, 46), (8, 46, 74), (56, 52, 48), (84, 70, 10),
+)  # fmt: skip
+"""What is added to dark upper clothes, BGR, so that the few people of the film become many."""
+
+
+@dataclass(frozen=True)
+class Sprite:
+    """A picture to draw; its anchor is the ground below the body's middle."""
+
+    paint: NDArray[np.float32]
+    """(height, width, 4): BGR times opacity, and opacity, the shadow on the ground included."""
+    body: NDArray[np.float32]
+    """(height, width): opacity of the body alone, which the truth is about."""
+    anchor_x: float
+    anchor_y: float
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Where a sprite is at some time."""
+
+    sprite: Sprite
+    x: float
+    """Column of the anchor, in reference pixels."""
+    y: float
+    """Row of the anchor, in reference pixels."""
+
+
+class Actor(Protocol):
+    """Something that moves and has a place at every time of the loop."""
+
+    @property
+    def identity(self) -> int:
+        """Number that is the same in every frame."""
+
+    @property
+    def label(self) -> str:
+        """``person`` or ``vehicle``."""
+
+    def at(self, time: float) -> Placed:
+        """Place at a time from 0 to 1, the fraction of the loop."""
+
+
+@dataclass(frozen=True)
+class Walker:
+    """A person who walks to and fro on a lane and turns round slowly at both ends."""
+
+    identity: int
+    rightwards: tuple[Sprite, ...]
+    leftwards: tuple[Sprite, ...]
+    centre: float
+    reach: float
+    lane: float
+    start: float
+    strides: int
+    """Whole strides in a loop, so that the gait is seamless too."""
+    label: str = "person"
+
+    def at(self, time: float) -> Placed:
+        """Place at a time from 0 to 1."""
+        turn = 2 * math.pi * (time + self.start)
+        offset = math.asin(TURN_SHARPNESS * math.sin(turn)) / math.asin(TURN_SHARPNESS)
+        going_right = math.cos(turn) >= 0
+        walked = (1 + offset if going_right else 3 - offset) / 4
+        pictures = self.rightwards if going_right else self.leftwards
+        step = int(walked * self.strides * len(pictures)) % len(pictures)
+        return Placed(pictures[step], self.centre + self.reach * offset, self.lane)
+
+
+@dataclass(frozen=True)
+class Van:
+    """A van that crosses the whole scene once in a loop."""
+
+    identity: int
+    sprite: Sprite
+    start: float
+    lane: float = VAN_LANE
+    label: str = "vehicle"
+
+    def at(self, time: float) -> Placed:
+        """Place at a time from 0 to 1."""
+        margin = 320
+        way = backdrop.WIDTH + 2 * margin
+        return Placed(self.sprite, -margin + way * ((time + self.start) % 1.0), self.lane)
+
+
+def cast(material: Material, *, walkers: int, duration_s: float, seed: int, scale: float) -> list[Actor]:
+    """Choose all actors.
+
+    Args:
+        material: Cut-outs of people and of the van.
+        walkers: How many people.
+        duration_s: Length of the loop; people walk as far in it as they do in the film.
+        seed: Decides about places and clothes.
+        scale: Canvas pixels of one reference pixel.
+
+    Returns:
+        The actors in the order in which they are drawn, the farthest first.
+    """
+    random = np.random.default_rng(seed + 1)
+    lanes = random.permutation(np.linspace(FARTHEST_LANE, NEAREST_LANE, walkers)) if walkers else np.empty(0)
+    actors: list[Actor] = [Van(101, _van(material.van, scale), 0.1)]
+    for number, lane in enumerate(lanes):
+        cycle = material.cycles[number % len(material.cycles)]
+        height = 190 + (lane - FARTHEST_LANE) * 0.2
+        magnification = height / cycle.height_px
+        tint = JACKET_TINTS[(number + number // len(material.cycles) * 3) % len(JACKET_TINTS)]
+        pictures = [_person(cutout, magnification * scale, tint) for cutout in cycle.cutouts]
+        mirrored = [_mirror(picture) for picture in pictures]
+        stride = cycle.stride_px * magnification
+        reach = stride * FILM_FRAMES_PER_SECOND / len(pictures) * duration_s / 4
+        yaw_deg = -84 + 168 * (number + 0.5) / walkers + random.uniform(-4, 4)
+        actors.append(
+            Walker(
+                identity=number + 1,
+                rightwards=tuple(pictures if cycle.heading > 0 else mirrored),
+                leftwards=tuple(mirrored if cycle.heading > 0 else pictures),
+                centre=backdrop.column_of(yaw_deg),
+                reach=reach,
+                lane=float(lane),
+                start=float(random.random()),
+                strides=max(1, round(4 * reach / stride)),
+            )
+        )
+    return sorted(actors, key=lambda actor: actor.at(0.0).y)
+
+
+def _person(cutout: Cutout, magnification: float, tint: tuple[int, int, int]) -> Sprite:
+    pixels, body = _enlarge(cutout, magnification)
+    rows = np.linspace(0, 1, body.shape[0], dtype=np.float32)
+    inside = np.nonzero(body.max(axis=1) > 0.5)[0]
+    head, feet = inside[0] / body.shape[0], inside[-1] / body.shape[0]
+    down = (rows - head) / (feet - head)
+    jacket = np.clip((down - 0.12) / 0.04, 0, 1) * np.clip((0.58 - down) / 0.06, 0, 1)
+    dark = np.clip((75 - pixels.max(axis=2)) / 60, 0, 1) * jacket[:, None]
+    pixels = np.clip(24.0 + 0.88 * (pixels + dark[..., None] * np.array(tint, np.float32)), 0, 255).astype(np.float32)
+    return _with_shadow(pixels, body, cutout.anchor_x * magnification, cutout.feet_y * magnification, 0.12, 0.34)
+
+
+def _van(cutout: Cutout, scale: float) -> Sprite:
+    magnification = 4.5 * scale
+    pixels, body = _enlarge(cutout, magnification)
+    pixels = (24.0 + 0.86 * pixels).astype(np.float32)
+    return _with_shadow(pixels, body, cutout.anchor_x * magnification, cutout.feet_y * magnification, 0.09, 0.42)
+
+
+def _enlarge(cutout: Cutout, magnification: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    size = (round(cutout.alpha.shape[1] * magnification), round(cutout.alpha.shape[0] * magnification))
+    pixels = cv2.resize(cutout.pixels, size, interpolation=cv2.INTER_CUBIC)
+    pixels = cv2.addWeighted(pixels, 1.5, cv2.GaussianBlur(pixels, (0, 0), max(0.8, magnification * 0.8)), -0.5, 0)
+    soft = cv2.resize(cutout.alpha, size, interpolation=cv2.INTER_CUBIC)
+    # The edge is drawn a little inside the mask: the pixels on it are half background.
+    return pixels.astype(np.float32), np.clip((soft - 0.45) / 0.3, 0, 1).astype(np.float32)
+
+
+def _with_shadow(
+    pixels: NDArray[np.float32], body: NDArray[np.float32], anchor_x: float, anchor_y: float, flat: float, half: float
+) -> Sprite:
+    """Join pixels and masks; the shadow is an ellipse on the ground, in shares of the body's height."""
+    rows, columns = np.nonzero(body > 0.5)
+    tall = float(np.ptp(rows) + 1)
+    wide = max(half * tall, (np.ptp(columns) + 1) * 0.55)
+    below = math.ceil(0.09 * tall)
+    pixels, body = (cv2.copyMakeBorder(plane, 0, below, 0, 0, cv2.BORDER_CONSTANT) for plane in (pixels, body))
+    y, x = np.mgrid[0 : body.shape[0], 0 : body.shape[1]].astype(np.float32)
+    away = np.hypot((x - (columns.min() + columns.max()) / 2) / wide, (y - anchor_y) / (flat * tall * 0.6))
+    shadow = 0.45 * np.clip(1.15 - away, 0, 1)
+    top, bottom = rows.min(), body.shape[0]
+    left, right = max(0, min(columns.min(), int(anchor_x - wide))), min(body.shape[1], int(columns.max() + wide * 0.5))
+    area = (slice(max(0, top - 2), bottom), slice(max(0, left - 2), right + 2))
+    opacity = body + (1 - body) * shadow
+    paint = np.dstack([pixels * body[..., None], opacity])[area]
+    return Sprite(
+        np.ascontiguousarray(paint, np.float32),
+        np.ascontiguousarray(body[area], np.float32),
+        anchor_x - area[1].start,
+        anchor_y - area[0].start,
+    )
+
+
+def _mirror(sprite: Sprite) -> Sprite:
+    return Sprite(
+        np.ascontiguousarray(sprite.paint[:, ::-1]),
+        np.ascontiguousarray(sprite.body[:, ::-1]),
+        sprite.body.shape[1] - 1 - sprite.anchor_x,
+        sprite.anchor_y,
+    )
