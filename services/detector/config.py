@@ -32,10 +32,10 @@ class DetectorSection(Section):
     """Boxes of one label that overlap by more (intersection over union) are one object."""
     inside_threshold: float = Field(0.6, gt=0, lt=1)
     """A box that a tile's edge cuts is a piece of another box when more than this of it lies inside that one."""
-    track_memory_s: float = Field(1.0, ge=0, le=60, allow_inf_nan=False)
+    track_memory_s: float = Field(2.0, ge=0, le=60, allow_inf_nan=False)
     """How long an object may be unseen and still keep its number; 0 turns tracking off."""
-    track_iou_threshold: float = Field(0.15, gt=0, lt=1)
-    """A box is a tracked object's when it overlaps where that one is expected by at least this."""
+    track_threshold: float = Field(-0.4, gt=-1, lt=1)
+    """A box is a tracked object's when its distance-IoU with where that one is expected is at least this."""
     max_rate_fps: float | None = Field(5.0, gt=0, le=1000)
     """Most frames a second that are looked at; null: as many as the processor allows."""
     nice: int | None = Field(10, ge=0, le=19)

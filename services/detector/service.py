@@ -26,6 +26,9 @@ from services.detector.track import Tracker
 
 SLICE_S = 0.25
 """Longest wait without a look at whether the service shall stop."""
+GONE_AFTER_S = 2.0
+"""Without a publisher for so long the detector lets go of the ring, which frees its memory, and waits for another."""
+PIXEL_FORMAT = "bgr"
 
 log = structlog.get_logger()
 
@@ -119,7 +122,9 @@ class _Service:
             stack.callback(publisher.close)
             while not self._stop.is_set():
                 try:
-                    with Subscriber(self._stream, name=self._section.instance, mode="newest") as subscriber:
+                    with Subscriber(
+                        self._stream, name=self._section.instance, mode="newest", gone_after_s=GONE_AFTER_S
+                    ) as subscriber:
                         log.info("attached", stream=self._stream)
                         self._follow(subscriber, publisher)
                 except StreamNotFound:
@@ -145,8 +150,8 @@ class _Service:
 
     def _detect(self, frame: Frame) -> Detections | None:
         pixels = frame.pixels
-        if pixels.dtype != "uint8" or pixels.ndim != 3 or pixels.shape[2] != 3:
-            self._refuse(pixels.shape, str(pixels.dtype))
+        if pixels.dtype != "uint8" or pixels.shape[2] != 3 or frame.pixel_format != PIXEL_FORMAT:
+            self._refuse(shape=pixels.shape, dtype=str(pixels.dtype), pixel_format=frame.pixel_format)
             return None
         if frame.epoch != self._epoch:
             self._epoch = frame.epoch
@@ -171,16 +176,14 @@ class _Service:
     def _new_tracker(self) -> Tracker | None:
         if not self._section.track_memory_s:
             return None
-        return Tracker(self._section.track_iou_threshold, self._section.track_memory_s)
+        return Tracker(self._section.track_threshold, self._section.track_memory_s)
 
-    def _refuse(self, *found: object) -> None:
+    def _refuse(self, **found: object) -> None:
         """Count a frame that the network cannot see, and say so once for each kind."""
         self._refused += 1
         if found != self._refused_format:
             self._refused_format = found
-            log.warning(
-                "frame refused", reason="uint8 frames of three channels are needed", shape=found[0], dtype=found[1]
-            )
+            log.warning("frame refused", reason="uint8 frames of three channels, bgr, are needed", **found)
 
     def _status(self) -> Mapping[str, Any]:
         tile_ms = sorted(self._detector.tile_ms.copy())

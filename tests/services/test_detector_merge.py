@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.detector.boxes import Boxes, intersection_over_smaller, intersection_over_union, no_boxes
+from services.detector.boxes import (
+    Boxes,
+    distance_intersection_over_union,
+    intersection_over_smaller,
+    intersection_over_union,
+    no_boxes,
+)
 from services.detector.merge import merge
 from services.detector.tiles import Tile, plan_tiles
 
@@ -118,3 +124,7 @@ def test_overlap_measures() -> None:
     second = boxes((5, 0, 15, 10, 1, 0), (0, 0, 5, 10, 1, 0), (7, 7, 7, 7, 1, 0)).corners
     assert intersection_over_union(first, second) == pytest.approx(np.array([[1 / 3, 0.5, 0], [0, 0, 0]]))
     assert intersection_over_smaller(first, second) == pytest.approx(np.array([[0.5, 1, 0], [0, 0, 0]]))
+    apart = distance_intersection_over_union(first, second)
+    assert apart[0, 0] == pytest.approx(1 / 3 - 25 / (15**2 + 10**2))
+    assert apart[1, 0] == pytest.approx(-(15**2 + 20**2) / (25**2 + 30**2))
+    assert distance_intersection_over_union(first, first).diagonal() == pytest.approx([1, 1])

@@ -218,6 +218,20 @@ def test_a_publisher_that_restarts_is_followed(
         stop(process)
 
 
+def test_a_publisher_that_returns_late_is_followed(
+    stream: str, start: Start, listener: DetectionSubscriber, place: npt.NDArray[np.uint8]
+) -> None:
+    """Later than the detector waits for it on the old ring, which it must have let go of by then."""
+    process = start()
+    with Camera(stream, place):
+        first = heard(listener, process)
+    wait_until(lambda: not any(".sub." in name for name in own_files(stream)), "the detector has left the ring")
+    with Camera(stream, place):
+        heard(listener, process, lambda found: found.epoch != first.epoch)
+        log = stop(process)
+    assert log.count("attached") == 2
+
+
 def test_it_ends_while_the_publisher_is_gone(
     stream: str, start: Start, listener: DetectionSubscriber, place: npt.NDArray[np.uint8]
 ) -> None:
