@@ -57,7 +57,7 @@ class FrameThread:
     ) -> None:
         self.received = Stage()
         self.encoded = Stage()
-        self.absent = f"stream {stream} has not started"
+        self.absent = "the streamer starts"
         """Why there are no frames at all, in one sentence; empty while attached to the stream."""
         self.unsupported = ""
         """Why the newest frame cannot be shown, in one sentence; empty when it can."""

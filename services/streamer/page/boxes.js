@@ -1,10 +1,18 @@
 // Draws the newest detections over the picture, on a canvas of their own that changes only when they do.
 
-const COLOURS = ["#4cc9f0", "#ffd166", "#80ed99", "#ff8fa3", "#c8b6ff", "#ffb347", "#5eead4", "#f9f871"];
+// Bright enough for dark text on them; the first are kept for what cameras see most.
+const COLOURS = ["#ffb347", "#b9a7ff", "#4cc9f0", "#ffe066", "#80ed99", "#ff8fa3", "#5eead4", "#e9c9ff"];
+const FREQUENT = ["person", "car", "bus", "truck", "bicycle", "motorcycle", "traffic light", "dog"];
 const LARGEST_RATIO = 2;
+const LABEL_HEIGHT = 15;
+const MARGIN = LABEL_HEIGHT + 2;
 
 // The same colour for the same label, in every frame.
 export function colourOf(label) {
+  const place = FREQUENT.indexOf(label);
+  if (place >= 0) {
+    return COLOURS[place];
+  }
   let hash = 0;
   for (const letter of label) {
     hash = (hash * 31 + letter.codePointAt(0)) >>> 0;
@@ -52,10 +60,10 @@ export class Boxes {
     const context = this.#context;
     context.clearRect(0, 0, clip.width, clip.height);
     context.lineWidth = 2;
-    context.font = "600 12px system-ui, sans-serif";
+    context.font = "600 11px system-ui, sans-serif";
     context.textBaseline = "middle";
     const toScreen = (this.#view.scale * this.#picture.width) / this.#found.full_width;
-    const labels = [];
+    const visible = [];
     for (const object of objects) {
       const box = {
         x: object.x * toScreen + this.#view.x - clip.left,
@@ -63,39 +71,48 @@ export class Boxes {
         width: object.width * toScreen,
         height: object.height * toScreen,
       };
-      context.strokeStyle = colourOf(object.label);
-      context.strokeRect(box.x, box.y, box.width, box.height);
-      labels.push([object, box]);
+      if (overlap(box, { x: 0, y: 0, width: clip.width, height: clip.height })) {
+        context.strokeStyle = colourOf(object.label);
+        context.strokeRect(box.x, box.y, box.width, box.height);
+        visible.push([object, box]);
+      }
     }
-    // After all boxes, so that none crosses a label.
-    for (const [object, box] of labels) {
-      this.#label(object, box, clip);
+    // After all boxes, so that none crosses a label; the most certain come first and get their place first.
+    const taken = [];
+    for (const [object, box] of visible) {
+      this.#label(object, box, clip, taken);
     }
   }
 
-  #label(object, box, clip) {
-    const track = object.track ? ` #${object.track}` : "";
-    const text = `${object.label}${track} ${Math.round(object.score * 100)}%`;
+  // The whole label where it covers no other, else a shorter one, else none: zooming in makes room.
+  #label(object, box, clip, taken) {
     const context = this.#context;
-    const width = context.measureText(text).width + 10;
-    const x = Math.min(Math.max(box.x - 1, 0), Math.max(clip.width - width, 0));
-    const y = box.y >= 17 ? box.y - 17 : Math.min(box.y + box.height + 1, clip.height - 16);
-    if (box.x + box.width < 0 || box.x > clip.width || box.y + box.height < 0 || box.y > clip.height) {
-      return;
+    const name = object.track ? `${object.label} ${object.track}` : object.label;
+    for (const text of [`${name} · ${Math.round(object.score * 100)}%`, name]) {
+      const width = Math.ceil(context.measureText(text).width) + 10;
+      const x = Math.round(Math.min(Math.max(box.x - 1, 0), Math.max(clip.width - width, 0)));
+      for (const top of [box.y - LABEL_HEIGHT - 1, box.y + box.height + 1]) {
+        const y = Math.round(Math.min(Math.max(top, 0), clip.height - LABEL_HEIGHT));
+        const place = { x, y, width, height: LABEL_HEIGHT };
+        if (!taken.some((other) => overlap(place, other))) {
+          taken.push(place);
+          context.fillStyle = colourOf(object.label);
+          context.fillRect(x, y, width, LABEL_HEIGHT);
+          context.fillStyle = "#0b0e12";
+          context.fillText(text, x + 5, y + LABEL_HEIGHT / 2 + 0.5);
+          return;
+        }
+      }
     }
-    context.fillStyle = colourOf(object.label);
-    context.fillRect(x, y, width, 16);
-    context.fillStyle = "#0b0e12";
-    context.fillText(text, x + 5, y + 8.5);
   }
 
   // Lay the canvas over the part of the picture that is in sight, and no more: a larger one costs the compositor time.
   #fitCanvas() {
     const view = this.#view;
     const left = Math.floor(Math.max(view.x, 0));
-    const top = Math.floor(Math.max(view.y - 18, 0));
+    const top = Math.floor(Math.max(view.y - MARGIN, 0));
     const right = Math.min(view.x + this.#picture.width * view.scale, view.stageWidth);
-    const bottom = Math.min(view.y + this.#picture.height * view.scale + 18, view.stageHeight);
+    const bottom = Math.min(view.y + this.#picture.height * view.scale + MARGIN, view.stageHeight);
     const clip = { left, top, width: Math.ceil(right - left), height: Math.ceil(bottom - top) };
     const ratio = Math.min(window.devicePixelRatio || 1, LARGEST_RATIO);
     const width = Math.round(clip.width * ratio);
@@ -110,4 +127,8 @@ export class Boxes {
     this.#context.setTransform(ratio, 0, 0, ratio, 0, 0);
     return clip;
   }
+}
+
+function overlap(a, b) {
+  return a.x < b.x + b.width && b.x < a.x + a.width && a.y < b.y + b.height && b.y < a.y + a.height;
 }
