@@ -19,10 +19,12 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 Image = npt.NDArray[np.uint8]
 Matrix = npt.NDArray[np.float64]
+Row = tuple[float, float, float]
+Rows = tuple[Row, Row, Row]
 
 FEATURES = 4000
 RATIO = 0.65
@@ -48,14 +50,22 @@ class CameraPose(BaseModel):
     width_px: int = Field(gt=0)
     """Width of the picture that the rest refers to."""
     height_px: int = Field(gt=0)
-    focal_px: float = Field(gt=0)
-    center_x_px: float
+    focal_px: float = Field(gt=0, allow_inf_nan=False)
+    center_x_px: float = Field(allow_inf_nan=False)
     """Where the optical axis meets the picture."""
-    center_y_px: float
-    rotation: tuple[tuple[float, float, float], tuple[float, float, float], tuple[float, float, float]]
+    center_y_px: float = Field(allow_inf_nan=False)
+    rotation: Rows
     """From the camera's axes (x right, y down, z ahead) to the panorama's (the same; y is plumb)."""
     confidence: float = Field(ge=0)
     """Of its best match with another camera, as OpenCV's stitcher counts it: above 1 is sure."""
+
+    @field_validator("rotation")
+    @classmethod
+    def _check_rotation(cls, rotation: Rows) -> Rows:
+        matrix = np.array(rotation)
+        if not np.allclose(matrix @ matrix.T, np.eye(3), atol=1e-3) or np.linalg.det(matrix) < 0:
+            raise ValueError("it is no rotation matrix")
+        return rotation
 
     @property
     def k(self) -> Matrix:
@@ -174,19 +184,13 @@ def _adjust(
 ) -> list[tuple[float, Matrix]]:
     """Focal length and rotation of each camera, the horizon straight and the middle at yaw 0."""
     if hint_focal_px is None:
-        estimator, initial = cv2.detail.HomographyBasedEstimator(), None
+        good, cameras = cv2.detail.HomographyBasedEstimator().apply(features, matches, None)
+        if not good:
+            raise CalibrationError(f"the matches contradict each other: {WHAT_TO_DO}")
+        for camera in cameras:
+            camera.R = camera.R.astype(np.float32)
     else:
-        estimator, initial = cv2.detail.HomographyBasedEstimator(True), []
-        for picture in pictures:
-            camera = cv2.detail.CameraParams()
-            camera.focal, camera.aspect = hint_focal_px, 1.0
-            camera.ppx, camera.ppy = picture.shape[1] / 2, picture.shape[0] / 2
-            initial.append(camera)
-    good, cameras = estimator.apply(features, matches, initial)
-    if not good:
-        raise CalibrationError(f"the matches contradict each other: {WHAT_TO_DO}")
-    for camera in cameras:
-        camera.R = camera.R.astype(np.float32)
+        cameras = _chain(matches, pictures, hint_focal_px)
     adjuster = cv2.detail.BundleAdjusterRay()
     adjuster.setConfThresh(min_confidence)
     good, cameras = adjuster.apply(features, matches, cameras)
@@ -201,6 +205,33 @@ def _adjust(
     rotations = cv2.detail.waveCorrect([camera.R for camera in cameras], cv2.detail.WAVE_CORRECT_HORIZ)
     upright = _center([np.asarray(rotation, np.float64) for rotation in rotations])
     return list(zip(focals_px.tolist(), upright, strict=True))
+
+
+def _chain(matches: Sequence[Any], pictures: Sequence[Image], focal_px: float) -> list[Any]:
+    """Rotations for a known focal length, from the surest homographies outwards.
+
+    (OpenCV's estimator can do this too, but its Python binding does not take the focal lengths.)
+    """
+    k = np.diag([focal_px, focal_px, 1.0])  # the matcher's homographies are relative to the pictures' middles
+    rotations: dict[int, Matrix] = {0: np.eye(3)}
+    while len(rotations) < len(pictures):
+        links = [
+            m for m in matches if m.src_img_idx in rotations and m.dst_img_idx not in rotations and m.H is not None
+        ]
+        if not links:
+            raise CalibrationError(f"the matches contradict each other: {WHAT_TO_DO}")
+        best = max(links, key=lambda match: match.confidence)
+        u, _, vt = np.linalg.svd(np.linalg.inv(k) @ np.linalg.inv(best.H) @ k)
+        turn = u @ np.diag([1.0, 1.0, np.linalg.det(u @ vt)]) @ vt
+        rotations[best.dst_img_idx] = rotations[best.src_img_idx] @ turn
+    cameras = []
+    for index, picture in enumerate(pictures):
+        camera = cv2.detail.CameraParams()
+        camera.focal, camera.aspect = focal_px, 1.0
+        camera.ppx, camera.ppy = picture.shape[1] / 2, picture.shape[0] / 2
+        camera.R, camera.t = rotations[index].astype(np.float32), np.zeros((3, 1))
+        cameras.append(camera)
+    return cameras
 
 
 def _center(rotations: Sequence[Matrix]) -> list[Matrix]:

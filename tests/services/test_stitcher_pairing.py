@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Callable
+from itertools import accumulate
+
+from services.stitcher.pairing import FIRST_PERIOD_NS, Pair, Pairing, Timed
+
+MS = 1_000_000
+PERIOD = 40 * MS
+START = 1_000_000_000_000
+Frames = list[tuple[int, int]]
+"""Capture and arrival of a camera's frames."""
+
+
+def steady(
+    count: int, *, phase_ms: float = 0, period_ns: int = PERIOD, delay: Callable[[int], float] = lambda _: 5
+) -> Frames:
+    captures = [START + int(phase_ms * MS) + i * period_ns for i in range(count)]
+    arrivals = [captured + int(delay(i) * MS) for i, captured in enumerate(captures)]
+    return list(zip(captures, accumulate(arrivals, max), strict=True))  # what came late holds up what follows
+
+
+def play(cameras: list[Frames], *, step_ms: int = 2, wait_ms: int = 120) -> list[tuple[int, Pair[tuple[int, int]]]]:
+    """Deliver the frames as they arrive and ask every ``step_ms``; returns when each pair came."""
+    pairing: Pairing[tuple[int, int]] = Pairing(
+        len(cameras), tolerance_ns=PERIOD, max_wait_ns=wait_ms * MS, gone_after_ns=2000 * MS
+    )
+    arrivals = [(arrival, camera, captured) for camera, frames in enumerate(cameras) for captured, arrival in frames]
+    heapq.heapify(arrivals)
+    now, end = START, max(arrivals)[0] + 300 * MS
+    pairs = []
+    while now < end:
+        while arrivals and arrivals[0][0] <= now:
+            arrival, camera, captured = heapq.heappop(arrivals)
+            pairing.add(camera, Timed(captured, arrival, (camera, captured)))
+        pair = pairing.next(now)
+        if pair is not None:
+            pairs.append((now, pair))
+        now += step_ms * MS
+    return pairs
+
+
+def instants(pair: Pair[tuple[int, int]]) -> list[int]:
+    return [picture[1] for picture in pair.pictures if picture is not None]
+
+
+def test_cameras_in_step_give_one_pair_a_frame() -> None:
+    pairs = play([steady(100) for _ in range(5)])
+    assert len(pairs) == 100
+    assert all(len(set(instants(pair))) == 1 and all(pair.fresh) for _, pair in pairs)
+    assert [pair.captured_ns for _, pair in pairs] == [START + i * PERIOD for i in range(100)]
+
+
+def test_cameras_out_of_step_are_paired_to_the_nearest_frame() -> None:
+    pairs = play([steady(100, phase_ms=phase) for phase in (0, 9, 18, 27, 39)])
+    assert 98 <= len(pairs) <= 101
+    for _, pair in pairs[2:-2]:
+        assert max(abs(instant - pair.pictures[0][1]) for instant in instants(pair)) <= PERIOD / 2  # type: ignore[index]
+        assert pair.captured_ns == min(instants(pair))
+
+
+def test_no_drift_and_no_burst_over_minutes_with_jitter() -> None:
+    jitter = random.Random(3)
+    cameras = [
+        steady(25 * 120, phase_ms=phase, period_ns=period, delay=lambda _: jitter.uniform(2, 60))
+        for phase, period in ((0, PERIOD), (13, PERIOD + 4000), (30, PERIOD - 4000))
+    ]
+    pairs = play(cameras)
+    assert 25 * 120 * 0.97 <= len(pairs) <= 25 * 120 + 1
+    times = [now for now, _ in pairs]
+    assert min(later - earlier for earlier, later in zip(times, times[1:], strict=False)) >= 0.35 * PERIOD
+    assert max(now - pair.captured_ns for now, pair in pairs) <= (120 + 60 + 40 + 4) * MS
+
+
+def test_a_late_camera_delays_by_the_bound_and_no_more() -> None:
+    late = steady(100, delay=lambda i: 700 if 40 <= i < 60 else 5)
+    pairs = play([steady(100), late, steady(100)])
+    assert 98 <= len(pairs) <= 100
+    assert max(now - pair.captured_ns for now, pair in pairs if all(pair.fresh)) <= (5 + 120 + 40 + 4) * MS
+    without = [pair for _, pair in pairs if not pair.fresh[1]]
+    assert without
+    assert all(pair.pictures[1] is not None for pair in without), "a late camera shows its previous picture"
+
+
+def test_a_lost_camera_leaves_and_the_rate_stays() -> None:
+    pairs = play([steady(250), steady(50), steady(250)])
+    assert 248 <= len(pairs) <= 250
+    assert pairs[-1][1].pictures[1] is None
+    assert pairs[-1][1].fresh == (True, False, True)
+    # Before it counts as gone, its frames are waited for; afterwards nothing is.
+    assert pairs[-1][0] - pairs[-1][1].captured_ns <= 10 * MS
+
+
+def test_the_pacing_camera_may_die_and_come_back() -> None:
+    returned = [(captured + 200 * PERIOD, arrival + 200 * PERIOD) for captured, arrival in steady(50)]
+    pairs = play([steady(50) + returned, steady(250), steady(250)])
+    assert 244 <= len(pairs) <= 250
+    times = [now for now, _ in pairs]
+    assert max(later - earlier for earlier, later in zip(times, times[1:], strict=False)) <= 300 * MS
+    assert pairs[100][1].pictures[0] is None or not pairs[100][1].fresh[0]
+    assert all(pairs[-2][1].fresh)
+
+
+def test_a_slow_camera_does_not_slow_the_others() -> None:
+    pairs = play([steady(20, period_ns=5 * PERIOD), steady(100), steady(100)])
+    assert 96 <= len(pairs) <= 101
+    assert all(pair.pictures[0] is not None for _, pair in pairs[:95])
+
+
+def test_a_lost_frame_shows_its_neighbour() -> None:
+    holed = [times for i, times in enumerate(steady(60)) if i not in (20, 21, 40)]
+    pairs = play([steady(60), holed])
+    assert len(pairs) == 60
+    assert sum(not pair.fresh[1] for _, pair in pairs) <= 2
+
+
+def test_a_consumer_that_was_away_gets_the_newest_and_a_count() -> None:
+    pairing: Pairing[int] = Pairing(2, tolerance_ns=PERIOD, max_wait_ns=120 * MS, gone_after_ns=2000 * MS)
+    for i in range(12):
+        for camera in range(2):
+            pairing.add(camera, Timed(START + i * PERIOD, START + i * PERIOD, i))
+    now = START + 11 * PERIOD
+    first, at_once, second = pairing.next(now), pairing.next(now + MS), pairing.next(now + PERIOD // 2)
+    assert first is not None
+    assert first.pictures == (9, 9)
+    assert first.skipped == 9
+    assert at_once is None, "no burst"
+    assert second is not None
+    assert second.pictures == (10, 10)
+    assert pairing.skipped == 9
+    assert pairing.next(now + PERIOD) is not None
+    assert pairing.next(now + 2 * PERIOD) is None
+
+
+def test_capture_times_that_fall_back_do_not_stop_the_pairs() -> None:
+    """A camera whose clock begins anew may place its next frames a little earlier."""
+    frames = steady(50)
+    frames += [(captured - 30 * MS, arrival) for captured, arrival in steady(100)[50:]]
+    pairs = play([frames, steady(100)])
+    assert len(pairs) >= 98
+
+
+def test_nothing_without_cameras() -> None:
+    pairing: Pairing[int] = Pairing(2, tolerance_ns=PERIOD, max_wait_ns=120 * MS, gone_after_ns=2000 * MS)
+    assert pairing.next(START) is None
+    pairing.add(0, Timed(START, START, 0))
+    assert pairing.next(START + 3000 * MS) is None
+    assert pairing.live(START + FIRST_PERIOD_NS) == [0]
