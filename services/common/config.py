@@ -4,7 +4,7 @@ Each service declares a model with the sections that it reads; :func:`load` chec
 fault at once, with the line of the file or the environment variable that it comes from.
 
 The environment overrides the file: ``FRAMEBUS_STREAMER__PORT=9000`` sets ``streamer.port``. A value is read as YAML, so
-lists and numbers keep their types.
+lists and numbers keep their types; one for a field of text is taken as it stands, so that a password of digits is one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 ENVIRONMENT_PREFIX = "FRAMEBUS_"
 SECTIONS = ("stream", "log", "simulator", "stitcher", "detector", "streamer", "supervisor")
@@ -76,14 +76,17 @@ def load(configuration_type: type[C], path: Path | None, environment: Mapping[st
         ConfigurationError: The file is missing, is no YAML mapping, or has faults; each is named with its place.
     """
     content, lines = _read(path) if path is not None else ({}, {})
-    overridden = _override(content, environment)
+    overridden = _override(content, environment, configuration_type)
     faults = [
         f"{_place((name,), path, lines, overridden)}: no such section; there are {', '.join(SECTIONS)}"
         for name in content
         if name not in SECTIONS
     ]
+    # A section whose lines are all commented out reads as null.
     wanted = {
-        name: value for name, value in content.items() if name in configuration_type.model_fields and name in SECTIONS
+        name: {} if value is None else value
+        for name, value in content.items()
+        if name in configuration_type.model_fields and name in SECTIONS
     }
     try:
         configuration = configuration_type.model_validate({**wanted, "source": path})
@@ -132,23 +135,38 @@ def _collect_lines(node: yaml.Node | None, keys: Place, lines: dict[Place, int])
             _collect_lines(value, place, lines)
 
 
-def _override(content: dict[str, Any], environment: Mapping[str, str]) -> dict[Place, str]:
+def _override(
+    content: dict[str, Any], environment: Mapping[str, str], configuration_type: type[CommonConfiguration]
+) -> dict[Place, str]:
     """Put the environment's values into ``content``; return which variable set which place."""
     overridden: dict[Place, str] = {}
     for variable, text in sorted(environment.items()):
         keys = variable.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
         if not variable.startswith(ENVIRONMENT_PREFIX) or len(keys) != 2 or keys[0] not in SECTIONS:
             continue
-        section = content.get(keys[0])
+        name, field = keys
+        section = content.get(name)
         if section is None:
-            section = content[keys[0]] = {}
+            section = content[name] = {}
         if isinstance(section, dict):
-            try:
-                section[keys[1]] = yaml.safe_load(text)
-            except yaml.YAMLError:
-                section[keys[1]] = text
-            overridden[keys[0], keys[1]] = variable
+            section[field] = text if _is_text(configuration_type, name, field) else _read_value(text)
+            overridden[name, field] = variable
     return overridden
+
+
+def _is_text(configuration_type: type[CommonConfiguration], name: str, field: str) -> bool:
+    section = configuration_type.model_fields.get(name)
+    if section is None or not (isinstance(section.annotation, type) and issubclass(section.annotation, BaseModel)):
+        return False
+    found = section.annotation.model_fields.get(field)
+    return found is not None and found.annotation in (str, SecretStr)
+
+
+def _read_value(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):  # a ValueError is what YAML makes of the date 2026-99-99
+        return text
 
 
 def _place(keys: Place, path: Path | None, lines: dict[Place, int], overridden: dict[Place, str]) -> str:

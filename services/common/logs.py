@@ -17,6 +17,9 @@ def set_up_logs(service: str, section: LogSection) -> None:
         if section.format == "json"
         else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0)
     )
+    # Libraries log by the standard library; their warnings become lines of the same form.
+    logging.basicConfig(handlers=[_Forward()], level=logging.WARNING, force=True)
+    logging.captureWarnings(capture=True)
     structlog.configure(
         processors=[
             _name(service),
@@ -37,3 +40,12 @@ def _name(service: str) -> structlog.typing.Processor:
         return event
 
     return add
+
+
+class _Forward(logging.Handler):
+    """Hands the records of the standard library's logging to structlog."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        structlog.get_logger().log(
+            record.levelno, record.getMessage(), logger=record.name, exc_info=record.exc_info or None
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import argparse
 import ctypes
 import os
@@ -59,7 +60,8 @@ def run(service: str, configuration_type: type[C], main: Callable[[C, threading.
     stop = threading.Event()
 
     def request_stop(_signal: int, _frame: object) -> None:
-        stop.set()
+        # The main thread may be inside stop.wait() and hold the event's own lock: set it here, and it waits for itself.
+        _thread.start_new_thread(stop.set, ())
 
     signal.signal(signal.SIGTERM, request_stop)
     signal.signal(signal.SIGINT, request_stop)

@@ -21,11 +21,16 @@ from typing import Any
 import numpy as np
 
 from framebus import companion_path, companion_paths
+from services.common.service import ServiceError
 
 WINDOW_S = 5.0
 """Rates and latencies are those of the last seconds, so that a fault shows at once and is forgotten soon."""
 MAX_DOCUMENT_BYTES = 1 << 20
 SOCKET_MODE = 0o660
+
+
+class AlreadyServed(ServiceError, FileExistsError):
+    """Another process serves the status of this service."""
 
 
 class Stage:
@@ -105,12 +110,28 @@ def status_document(
 
 
 class StatusServer:
-    """Serves a service's status on its Unix socket, from a thread of its own, until closed."""
+    """Serves a service's status on its Unix socket, from a thread of its own, until closed.
+
+    Raises:
+        AlreadyServed: The service runs already.
+        ServiceError: Its socket cannot be made.
+    """
 
     def __init__(self, stream: str, service: str, collect: Callable[[], Mapping[str, Any]]) -> None:
         self.path = companion_path(stream, f"status.{service}.sock")
-        _remove_stale_socket(self.path)
+        try:
+            _remove_stale_socket(self.path)
+            self._server = self._bind(collect)
+        except AlreadyServed:
+            raise
+        except OSError as error:
+            raise ServiceError(f"{self.path}: the status cannot be served: {error.strerror or error}") from None
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, name="status", daemon=True
+        )
+        self._thread.start()
 
+    def _bind(self, collect: Callable[[], Mapping[str, Any]]) -> socketserver.ThreadingUnixStreamServer:
         class Handler(socketserver.StreamRequestHandler):
             timeout = 1.0
 
@@ -118,13 +139,10 @@ class StatusServer:
                 with contextlib.suppress(OSError):
                     self.wfile.write(json.dumps(collect()).encode())
 
-        self._server = socketserver.ThreadingUnixStreamServer(str(self.path), Handler)
-        self._server.daemon_threads = True
+        server = socketserver.ThreadingUnixStreamServer(str(self.path), Handler)
+        server.daemon_threads = True
         self.path.chmod(SOCKET_MODE)
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, name="status", daemon=True
-        )
-        self._thread.start()
+        return server
 
     def close(self) -> None:
         """Stop serving and remove the socket."""
@@ -182,4 +200,4 @@ def _remove_stale_socket(path: Path) -> None:
         except OSError:
             path.unlink(missing_ok=True)
             return
-    raise FileExistsError(f"{path} is served by another process: this service runs already")
+    raise AlreadyServed(f"{path} is served by another process: this service runs already")
