@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-CHANNELS: Final = (1, 3)
-"""Channels of the frames that can be shown: grey, or blue, green, red."""
+PIXEL_FORMATS: Final = {"bgr": 3, "gray": 1}
+"""What can be shown, and how many channels it has."""
 
 
 class UnsupportedFrame(ValueError):
@@ -38,11 +38,12 @@ class HalfSizeEncoder:
         )
         self._small: NDArray[np.uint8] = np.empty((0, 0, 3), np.uint8)
 
-    def shrink(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def shrink(self, pixels: NDArray[np.uint8], pixel_format: str = "bgr") -> NDArray[np.uint8]:
         """Average two by two pixels; an odd last row or column is left out.
 
         Args:
-            pixels: ``(height, width, channels)`` uint8, grey or BGR, at least 2x2.
+            pixels: ``(height, width, channels)`` uint8, at least 2x2.
+            pixel_format: What the channels mean: a key of :data:`PIXEL_FORMATS`.
 
         Returns:
             ``(height // 2, width // 2, channels)``, valid until the next call.
@@ -50,8 +51,11 @@ class HalfSizeEncoder:
         Raises:
             UnsupportedFrame: The array is anything else.
         """
-        if pixels.dtype != np.uint8 or pixels.ndim != len("HWC") or pixels.shape[2] not in CHANNELS:
-            raise UnsupportedFrame(f"frames of {pixels.dtype} {pixels.shape} cannot be shown: (height, width, 1 or 3)")
+        if pixels.dtype != np.uint8 or pixels.ndim != len("HWC") or pixels.shape[2] != PIXEL_FORMATS.get(pixel_format):
+            raise UnsupportedFrame(
+                f"frames of {pixel_format!r}, {pixels.dtype} {pixels.shape}, cannot be shown: "
+                "uint8 'bgr' (height, width, 3) and 'gray' (height, width, 1) can"
+            )
         height, width, channels = pixels.shape[0] // 2, pixels.shape[1] // 2, pixels.shape[2]
         if not height or not width:
             raise UnsupportedFrame(f"a frame of {pixels.shape[1]}x{pixels.shape[0]} is too small to be shown")

@@ -133,7 +133,7 @@ class FrameThread:
         try:
             with frame:
                 height, width = frame.pixels.shape[:2]
-                small = self._encoder.shrink(frame.pixels)
+                small = self._encoder.shrink(frame.pixels, frame.pixel_format)
             jpeg = self._encoder.encode(small)
         except UnsupportedFrame as error:
             if str(error) != self.unsupported:
