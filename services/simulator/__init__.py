@@ -1,0 +1,1 @@
+"""Five cameras for demonstrations and tests, with a ground truth."""

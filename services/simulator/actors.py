@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.simulator import backdrop
-from services.simulator.footage import Cutout, Cycle, Material
 from services.simulator.footage import FRAMES_PER_SECOND as FILM_FRAMES_PER_SECOND
+from services.simulator.footage import Cutout, Material
 
 NEAREST_LANE, FARTHEST_LANE = 790.0, 490.0
 """Rows on which people's feet may stand."""
@@ -159,14 +159,18 @@ def _person(cutout: Cutout, magnification: float, tint: tuple[int, int, int]) ->
     jacket = np.clip((down - 0.12) / 0.04, 0, 1) * np.clip((0.58 - down) / 0.06, 0, 1)
     dark = np.clip((75 - pixels.max(axis=2)) / 60, 0, 1) * jacket[:, None]
     pixels = np.clip(24.0 + 0.88 * (pixels + dark[..., None] * np.array(tint, np.float32)), 0, 255).astype(np.float32)
-    return _with_shadow(pixels, body, cutout.anchor_x * magnification, cutout.feet_y * magnification, 0.12, 0.34)
+    return _with_shadow(
+        pixels, body, cutout.anchor_x * magnification, cutout.feet_y * magnification, flat=0.12, half=0.34
+    )
 
 
 def _van(cutout: Cutout, scale: float) -> Sprite:
     magnification = 4.5 * scale
     pixels, body = _enlarge(cutout, magnification)
     pixels = (24.0 + 0.86 * pixels).astype(np.float32)
-    return _with_shadow(pixels, body, cutout.anchor_x * magnification, cutout.feet_y * magnification, 0.09, 0.42)
+    return _with_shadow(
+        pixels, body, cutout.anchor_x * magnification, cutout.feet_y * magnification, flat=0.09, half=0.42
+    )
 
 
 def _enlarge(cutout: Cutout, magnification: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -179,14 +183,21 @@ def _enlarge(cutout: Cutout, magnification: float) -> tuple[NDArray[np.float32],
 
 
 def _with_shadow(
-    pixels: NDArray[np.float32], body: NDArray[np.float32], anchor_x: float, anchor_y: float, flat: float, half: float
+    pixels: NDArray[np.float32],
+    body: NDArray[np.float32],
+    anchor_x: float,
+    anchor_y: float,
+    *,
+    flat: float,
+    half: float,
 ) -> Sprite:
     """Join pixels and masks; the shadow is an ellipse on the ground, in shares of the body's height."""
     rows, columns = np.nonzero(body > 0.5)
     tall = float(np.ptp(rows) + 1)
     wide = max(half * tall, (np.ptp(columns) + 1) * 0.55)
     below = math.ceil(0.09 * tall)
-    pixels, body = (cv2.copyMakeBorder(plane, 0, below, 0, 0, cv2.BORDER_CONSTANT) for plane in (pixels, body))
+    pixels = np.pad(pixels, ((0, below), (0, 0), (0, 0)))
+    body = np.pad(body, ((0, below), (0, 0)))
     y, x = np.mgrid[0 : body.shape[0], 0 : body.shape[1]].astype(np.float32)
     away = np.hypot((x - (columns.min() + columns.max()) / 2) / wide, (y - anchor_y) / (flat * tall * 0.6))
     shadow = 0.45 * np.clip(1.15 - away, 0, 1)

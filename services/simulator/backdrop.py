@@ -50,7 +50,7 @@ def paint(place: Picture, seed: int) -> tuple[Picture, NDArray[np.float32]]:
     _roughen(picture, random)
     _scatter_leaves(picture, random)
     for yaw in BED_YAWS_DEG:
-        _plant(picture, random, column_of(yaw) + random.integers(-40, 40), int(random.integers(870, 1040)))
+        _plant(picture, random, column_of(yaw) + int(random.integers(-40, 40)), int(random.integers(870, 1040)))
     foreground = _lay(_foreground_mask(place.shape[:2]), columns).astype(np.float32) / 255.0
     for number, yaw in enumerate(BOARD_YAWS_DEG):
         standing = number % 3 == 1

@@ -97,7 +97,7 @@ def load(path: Path = PATH) -> Material:
     """
     with av.open(str(path)) as container:
         container.streams.video[0].thread_type = "AUTO"
-        film = np.stack([frame.to_ndarray(format="bgr24") for frame in container.decode(video=0)])
+        film: Picture = np.asarray([frame.to_ndarray(format="bgr24") for frame in container.decode(video=0)], np.uint8)
     place = np.median(film[::8], axis=0).astype(np.uint8)
     return Material(place, tuple(_cycle(film, place, walk) for walk in WALKS), _van(place))
 
@@ -138,9 +138,10 @@ def _person(frame: Picture, place: Picture, x: float, feet_y: float) -> tuple[Cu
     right, bottom = min(frame.shape[1], round(x) + 48), min(frame.shape[0], round(feet_y) + 16)
     window = np.ascontiguousarray(frame[top:bottom, left:right])
     sure = _foreground(window, place[top:bottom, left:right])
-    mask = (sure > 0.5).astype(np.uint8)
-    mask = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3, 5)))
-    mask = cv2.morphologyEx(mask, cv2.MORPH_OPEN, np.ones((2, 2), np.uint8))
+    closed = cv2.morphologyEx(
+        (sure > 0.5).astype(np.uint8), cv2.MORPH_CLOSE, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3, 5))
+    )
+    mask = cv2.morphologyEx(closed, cv2.MORPH_OPEN, np.ones((2, 2), np.uint8))
     count, labels, statistics, _ = cv2.connectedComponentsWithStats(mask)
     best = max(
         range(1, count),

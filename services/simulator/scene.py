@@ -29,6 +29,8 @@ class Drawn:
     """Rows and columns of the canvas that were painted."""
     body: NDArray[np.bool_]
     """Which of these pixels the actor fills, hidden ones included."""
+    size: int
+    """How many pixels the whole actor fills, those beyond the canvas included."""
 
 
 class Scene:
@@ -83,7 +85,7 @@ class Scene:
             visible = one.body & (self._uncovered[one.area] > 0.5)
             for nearer in drawn[order + 1 :]:
                 _subtract(visible, one.area, nearer)
-            share = np.count_nonzero(visible) / max(1, np.count_nonzero(one.body))
+            share = int(np.count_nonzero(visible)) / one.size
             if share >= LEAST_VISIBLE:
                 contours, _ = cv2.findContours(visible.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
                 outline = np.concatenate(contours)[:, 0, :] + (one.area[1].start, one.area[0].start)
@@ -106,11 +108,11 @@ class Scene:
         )
         shift = np.array([[1, 0, x - left], [0, 1, 0]], np.float64)
         paint = cv2.warpAffine(sprite.paint, shift, (width + 1, height))[cut]
-        body = cv2.warpAffine(sprite.body, shift, (width + 1, height))[cut]
+        body = cv2.warpAffine(sprite.body, shift, (width + 1, height)) > 0.5
         paint = paint * self._uncovered[area][..., None]
         blended = canvas[area] * (1.0 - paint[..., 3:]) + paint[..., :3]
         canvas[area] = np.clip(blended + 0.5, 0, 255).astype(np.uint8)
-        return Drawn(actor.identity, actor.label, area, body > 0.5)
+        return Drawn(actor.identity, actor.label, area, body[cut], max(1, int(np.count_nonzero(body))))
 
     def _parked_vehicle(self, number: int, box: tuple[int, int, int, int]) -> dict[str, Any]:
         left, top, right, bottom = box
@@ -169,7 +171,7 @@ def scene(section: SimulatorSection) -> Scene:
     return Scene(section)
 
 
-def ground_truth(
+def ground_truth(  # noqa: PLR0917  a cylinder is six numbers
     section: SimulatorSection,
     frame_index: int,
     width_px: int,

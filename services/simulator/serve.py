@@ -15,7 +15,9 @@ does not.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
+import errno
 import signal
 import sys
 import time
@@ -134,10 +136,8 @@ def _serve_client(path: Path, url: str, loop: Loop, timeline: Timeline) -> None:
     except OSError as error:
         reason = error.strerror or str(error)
     finally:
-        try:
+        with contextlib.suppress(OSError):
             output.close()
-        except OSError:
-            pass
     log.info("client went", url=url, frames=sent, reason=reason)
 
 
@@ -167,7 +167,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         serve(options.clip, options.host, options.port, options.t0)
     except OSError as error:
-        in_use = isinstance(error, av.error.FFmpegError) and error.errno == 98  # EADDRINUSE
+        in_use = error.errno == errno.EADDRINUSE
         log.error("cannot serve", clip=options.clip.name, port=options.port, reason=error.strerror or str(error))  # noqa: TRY400  one sentence
         return EXIT_PORT_IN_USE if in_use else 1
     return 0
