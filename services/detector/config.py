@@ -39,7 +39,8 @@ class DetectorSection(Section):
     max_rate_fps: float | None = Field(5.0, gt=0, le=1000)
     """Most frames a second that are looked at; null: as many as the processor allows."""
     nice: int | None = Field(10, ge=0, le=19)
-    """How far the detector steps back behind other processes; null leaves that as it is."""
+    """How far detecting steps back behind other work on the same cores, 0 to 19, or null for not at all. It counts
+    among the processes of one container; between containers their CPU shares decide."""
     stale_after_s: float = Field(5.0, gt=0, allow_inf_nan=False)
     """Without a frame for so long the detector reports itself unhealthy."""
 

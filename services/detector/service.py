@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import time
 from collections import deque
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import cv2
@@ -88,15 +88,28 @@ def main(configuration: DetectorConfiguration, stop: threading.Event) -> None:
         ServiceError: The model cannot be used, or this instance runs already.
     """
     section, stream = configuration.detector, configuration.stream.name
-    if section.nice:
-        os.nice(section.nice)
     cv2.setNumThreads(1)
     try:
         detector = Detector(section, stop)
     except NetworkError as error:
         raise ServiceError(str(error)) from None
     log.info("model loaded", model=section.model.name, labels=section.labels)
-    _Service(stream, section, detector, stop).run()
+    service = _Service(stream, section, detector, stop)
+    # Only the thread that detects steps back: the status is answered, and a stop is quick, however busy the machine is.
+    try:
+        with (
+            StatusServer(stream, section.status_name, service.status),
+            ThreadPoolExecutor(1, "detect", initializer=_step_back, initargs=(section.nice,)) as pool,
+        ):
+            pool.submit(service.run).result()
+    except FileExistsError as error:
+        raise ServiceError(str(error)) from None
+
+
+def _step_back(nice: int | None) -> None:
+    """Let other threads and processes go before the calling thread; Linux keeps a nice value for each thread."""
+    thread = threading.get_native_id()
+    os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + (nice or 0)))
 
 
 class _Service:
@@ -113,13 +126,8 @@ class _Service:
         self._epoch: int | None = None
 
     def run(self) -> None:
-        with contextlib.ExitStack() as stack:
-            try:
-                stack.enter_context(StatusServer(self._stream, self._section.status_name, self._status))
-            except FileExistsError as error:
-                raise ServiceError(str(error)) from None
-            publisher = DetectionPublisher(self._stream, self._section.instance)
-            stack.callback(publisher.close)
+        publisher = DetectionPublisher(self._stream, self._section.instance)
+        try:
             while not self._stop.is_set():
                 try:
                     with Subscriber(
@@ -131,8 +139,10 @@ class _Service:
                     self._stop.wait(SLICE_S)
                 except StreamGone as error:
                     log.warning("stream gone", reason=str(error))
-                except Stopped:
-                    return
+        except Stopped:
+            pass
+        finally:
+            publisher.close()
 
     def _follow(self, subscriber: Subscriber, publisher: DetectionPublisher) -> None:
         due_s = 0.0
@@ -185,7 +195,7 @@ class _Service:
             self._refused_format = found
             log.warning("frame refused", reason="uint8 frames of three channels, bgr, are needed", **found)
 
-    def _status(self) -> Mapping[str, Any]:
+    def status(self) -> Mapping[str, Any]:
         tile_ms = sorted(self._detector.tile_ms.copy())
         return status_document(
             self._section.status_name,
