@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-import secrets
 import stat
 import time
-from collections.abc import Iterator
 from dataclasses import astuple, replace
 from typing import Any
 
 import msgpack
 import pytest
 import zmq
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from framebus import companion_path, companion_paths
+from framebus import companion_path
 from services.common.detections import (
     MAX_DETECTIONS,
     MAX_MESSAGE_BYTES,
@@ -64,11 +62,13 @@ PERSON = Detection("person", 0.75, 10.0, 20.0, 30.0, 40.0, 7)
 FRAME = Detections("panorama", "detector", 2**63, 12, 1000, 2000, 688, 4896, (PERSON,))
 
 
+@settings(deadline=None)
 @given(frames)
 def test_what_is_packed_is_unpacked(detections: Detections) -> None:
     assert unpack(pack(detections)) == detections
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 @example(b"")
 @example(b"\x91" * 100_000)
@@ -81,12 +81,14 @@ def test_bytes_are_detections_or_malformed(message: bytes) -> None:
         unpack(message)
 
 
+@settings(deadline=None)
 @given(anything)
 def test_other_messages_are_malformed(content: Any) -> None:
     with pytest.raises(MalformedDetections):
         unpack(msgpack.packb(content))
 
 
+@settings(deadline=None)
 @given(position=st.integers(0, 9), value=anything)
 def test_a_wrong_field_is_malformed_or_a_fair_value(position: int, value: Any) -> None:
     content = msgpack.unpackb(pack(FRAME))
@@ -94,6 +96,7 @@ def test_a_wrong_field_is_malformed_or_a_fair_value(position: int, value: Any) -
     accept_or_refuse(content)
 
 
+@settings(deadline=None)
 @given(position=st.integers(0, 6), value=anything)
 def test_a_wrong_field_of_an_object_is_malformed_or_a_fair_value(position: int, value: Any) -> None:
     content = msgpack.unpackb(pack(FRAME))
@@ -101,6 +104,7 @@ def test_a_wrong_field_of_an_object_is_malformed_or_a_fair_value(position: int, 
     accept_or_refuse(content)
 
 
+@settings(deadline=None)
 @given(cut=st.integers(0, len(pack(FRAME)) - 1), flip=st.integers(0, 255))
 def test_a_damaged_message_is_malformed_or_fair(cut: int, flip: int) -> None:
     message = bytearray(pack(FRAME))
@@ -146,16 +150,6 @@ def test_too_many_objects_are_malformed() -> None:
 def test_a_long_message_is_not_even_read() -> None:
     with pytest.raises(MalformedDetections, match="at most"):
         unpack(bytes(MAX_MESSAGE_BYTES + 1))
-
-
-@pytest.fixture
-def stream() -> Iterator[str]:
-    name = f"test-detections-{secrets.token_hex(4)}"
-    yield name
-    left = companion_paths(name, "*")
-    for path in left:
-        path.unlink()
-    assert left == []
 
 
 def first_from(publisher: DetectionPublisher, subscriber: DetectionSubscriber, detections: Detections) -> Detections:

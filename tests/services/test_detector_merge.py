@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.detector.boxes import (
@@ -104,6 +104,7 @@ def test_nothing_found_is_no_box() -> None:
     assert len(merge((), (), 0.5, 0.6)) == 0
 
 
+@settings(deadline=None)
 @given(
     x=st.integers(0, 2900),
     y=st.integers(0, 500),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import signal
 import subprocess
 import sys
@@ -18,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from framebus import FrameFormat, Publisher, RingFull, Subscriber, companion_path, companion_paths
+from framebus import FrameFormat, Publisher, RingFull, Subscriber, companion_path, companion_paths, remove_leftovers
 from services.common.detections import Detections, DetectionSubscriber
 from services.common.status import read_status
 
@@ -38,14 +37,6 @@ def place() -> npt.NDArray[np.uint8]:
     film.release()
     assert complete
     return np.ascontiguousarray(cv2.resize(frame, None, fx=1.5, fy=1.5)[100:788], np.uint8)
-
-
-@pytest.fixture
-def stream() -> Iterator[str]:
-    name = f"test-detector-{secrets.token_hex(4)}"
-    yield name
-    for path in companion_paths(name, "*"):
-        path.unlink()
 
 
 class Camera:
@@ -287,6 +278,7 @@ def test_one_that_was_killed_is_replaced(
         heard(listener, process, lambda found: found.detected_ns > last_ns)
         assert read_status(companion_path(stream, "status.detector.sock"), PATIENCE_S)["healthy"]
         stop(process)
+        remove_leftovers(stream)  # the killed one's record as a subscriber
 
 
 def test_two_instances_serve_one_stream_but_not_one_twice(

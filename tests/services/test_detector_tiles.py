@@ -6,12 +6,13 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.detector.tiles import plan_tiles
 
 
+@settings(deadline=None)
 @given(
     height=st.integers(1, 900),
     width=st.integers(1, 900),
@@ -35,6 +36,7 @@ def test_tiles_cover_every_pixel(height: int, width: int, tile: int, overlap_par
     assert seen.min() >= 1
 
 
+@settings(deadline=None)
 @given(width=st.integers(701, 20000), overlap=st.integers(0, 500))
 def test_neighbours_overlap_as_wanted_and_none_is_spare(width: int, overlap: int) -> None:
     tiles = plan_tiles(700, width, 700, overlap)
