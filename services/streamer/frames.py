@@ -44,6 +44,13 @@ class FrameThread:
 
     Without anybody who wants pictures it goes on receiving, which costs little and keeps rates and health true; the
     newest frame stays leased, so that who comes next gets it at once.
+
+    Args:
+        stream: Name of the stream.
+        quality: JPEG's quality, 0 to 100.
+        demand: 0 while nobody wants pictures, else a number that is another one after each pause.
+        deliver: Called with each picture, in this thread.
+        stop: Ends the thread.
     """
 
     def __init__(
@@ -51,7 +58,7 @@ class FrameThread:
         stream: str,
         quality: int,
         *,
-        wanted: Callable[[], bool],
+        demand: Callable[[], int],
         deliver: Callable[[EncodedFrame], None],
         stop: threading.Event,
     ) -> None:
@@ -65,7 +72,7 @@ class FrameThread:
         """When the newest frame was received, ``time.monotonic``."""
         self._stream = stream
         self._encoder = HalfSizeEncoder(quality)
-        self._wanted = wanted
+        self._demand = demand
         self._deliver = deliver
         self._stop = stop
         self._log = structlog.get_logger()
@@ -106,6 +113,8 @@ class FrameThread:
 
     def _follow(self, subscriber: Subscriber) -> None:
         pending: Frame | None = None
+        newest: EncodedFrame | None = None
+        served = 0
         try:
             while not self._stop.is_set():
                 frame = self._receive(subscriber)
@@ -113,9 +122,15 @@ class FrameThread:
                     if pending is not None:
                         pending.release()
                     pending = frame
-                if pending is not None and self._wanted():
-                    self._encode(pending)
-                    pending = None
+                demand = self._demand()
+                if demand and pending is not None:
+                    frame, pending = pending, None
+                    newest = self._encode(frame)
+                    served = 0
+                # Also to those who have come back after the newest frame was encoded.
+                if newest is not None and demand not in (0, served):
+                    self._deliver(newest)
+                    served = demand
         finally:
             if pending is not None:
                 pending.release()
@@ -129,7 +144,7 @@ class FrameThread:
         self.received.record((time.monotonic_ns() - frame.captured_ns) / 1e9, frame.skipped)
         return frame
 
-    def _encode(self, frame: Frame) -> None:
+    def _encode(self, frame: Frame) -> EncodedFrame | None:
         try:
             with frame:
                 height, width = frame.pixels.shape[:2]
@@ -139,19 +154,17 @@ class FrameThread:
             if str(error) != self.unsupported:
                 self._log.error("frame refused", reason=str(error))
                 self.unsupported = str(error)
-            return
+            return None
         self.unsupported = ""
         self.encoded.record((time.monotonic_ns() - frame.captured_ns) / 1e9)
-        self._deliver(
-            EncodedFrame(
-                jpeg=jpeg,
-                epoch=frame.epoch,
-                sequence=frame.sequence,
-                captured_ns=frame.captured_ns,
-                captured_wall_ns=frame.captured_wall_ns,
-                width_px=small.shape[1],
-                height_px=small.shape[0],
-                full_width_px=width,
-                full_height_px=height,
-            )
+        return EncodedFrame(
+            jpeg=jpeg,
+            epoch=frame.epoch,
+            sequence=frame.sequence,
+            captured_ns=frame.captured_ns,
+            captured_wall_ns=frame.captured_wall_ns,
+            width_px=small.shape[1],
+            height_px=small.shape[0],
+            full_width_px=width,
+            full_height_px=height,
         )

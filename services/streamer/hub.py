@@ -1,6 +1,6 @@
 """What all viewers see, and who they are: the newest picture, the newest boxes, and whether the stream is live.
 
-Everything here belongs to the event loop, except :attr:`Hub.wanted`, which the frame thread reads.
+Everything here belongs to the event loop, except :attr:`Hub.demand`, which the frame thread reads.
 
 The newest wins: a viewer is told that something has changed and takes what is newest when it is ready. Nothing is
 queued for it, so a slow viewer costs neither memory nor the others' time.
@@ -43,8 +43,8 @@ class Hub:
     """
 
     def __init__(self, max_clients: int, absence: Callable[[], str]) -> None:
-        self.wanted = False
-        """Whether anybody watches; read by the frame thread."""
+        self.demand = 0
+        """0 while nobody watches, else a number that is another one after each pause; read by the frame thread."""
         self.newest: EncodedFrame | None = None
         self.detections: Detections | None = None
         self.absence = "the streamer starts"
@@ -58,6 +58,7 @@ class Hub:
         self.bytes_per_second = 0.0
         self.max_clients = max_clients
         self._absence = absence
+        self._demands = 0
         self._bytes = 0
         self._bytes_before = 0
         self._measured_s = time.monotonic()
@@ -91,13 +92,16 @@ class Hub:
 
     def look_who_watches(self) -> None:
         """Tell the frame thread whether pictures are wanted; what was encoded before a pause is not kept."""
-        self.wanted = any(viewer.watching() for viewer in self._viewers)
-        if not self.wanted:
+        if not any(viewer.watching() for viewer in self._viewers):
+            self.demand = 0
             self.newest = None
+        elif not self.demand:
+            self._demands += 1
+            self.demand = self._demands
 
     def show(self, frame: EncodedFrame) -> None:
         """A new picture has been encoded."""
-        if self.wanted:
+        if self.demand:
             self.newest = frame
         self.look_at_stream()
         self._tell()

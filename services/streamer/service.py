@@ -81,7 +81,7 @@ class _Streamer:
         self._frames = FrameThread(
             stream,
             section.jpeg_quality,
-            wanted=lambda: self._hub.wanted,
+            demand=lambda: self._hub.demand,
             deliver=self._on_loop(self._hub.show),
             stop=self._ending,
         )
