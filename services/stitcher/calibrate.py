@@ -31,6 +31,8 @@ RATIO = 0.65
 """How much better a SIFT match must be than the second best (as in OpenCV's sample stitcher)."""
 MAX_FOCAL_SPREAD = 2.0
 """Focal lengths that differ more than this from their median are a failed adjustment, not a rig of cameras."""
+CONTRADICTION_RAD = math.radians(6)
+"""A match that turns a camera by so much more or less than the surer matches do is wrong."""
 WHAT_TO_DO = (
     "let neighbouring cameras overlap by a sixth of their width, on still and textured things far away,"
     " or give calibration.hfov_deg or a saved calibration.file"
@@ -125,13 +127,13 @@ def calibrate(
         matcher = cv2.detail.BestOf2NearestMatcher(False, 1 - RATIO)
         matches = matcher.apply2(features)
         matcher.collectGarbage()
-        confidence = np.array([match.confidence for match in matches]).reshape(len(names), len(names))
+        confidence = _judge(features, matches)
         kept = _largest_group(confidence, min_confidence)
         if len(kept) < 2:
             raise CalibrationError(f"no two of the cameras {', '.join(names)} match: {WHAT_TO_DO}")
         kept_features = [features[i] for i in kept]
         kept_matches = _submatches(matches, kept, len(names))
-        found = _adjust(kept_features, kept_matches, [pictures[names[i]] for i in kept], hint_focal_px, min_confidence)
+        found = _adjust(kept_features, kept_matches, hint_focal_px, min_confidence)
     except cv2.error as error:
         raise CalibrationError(f"the cameras {', '.join(names)} cannot be placed ({error.err}): {WHAT_TO_DO}") from None
     poses = []
@@ -143,8 +145,8 @@ def calibrate(
                 width_px=width_px,
                 height_px=height_px,
                 focal_px=focal_px,
-                center_x_px=width_px / 2,
-                center_y_px=height_px / 2,
+                center_x_px=(width_px - 1) / 2,
+                center_y_px=(height_px - 1) / 2,
                 rotation=rotation.tolist(),
                 confidence=float(np.delete(confidence[index], index).max()),
             )
@@ -156,6 +158,33 @@ def calibrate(
 def _find_features(pictures: Sequence[Image]) -> list[Any]:
     finder = cv2.SIFT.create(nfeatures=FEATURES)
     return [cv2.detail.computeImageFeatures2(finder, picture) for picture in pictures]
+
+
+def _judge(features: Sequence[Any], matches: Sequence[Any]) -> Matrix:
+    """Confidence of each match, put into it and returned by cameras; 0 on the diagonal.
+
+    A match is judged by how many of all features in the overlap it explains (Brown and Lowe, section 3.2), not of the
+    matched ones as OpenCV does: a facade that repeats itself gives many matches between pictures of different parts.
+    """
+    points = [np.array([point.pt for point in one.getKeypoints()], np.float64).reshape(-1, 2) for one in features]
+    confidence = np.zeros((len(features), len(features)))
+    for match in matches:
+        i, j = match.src_img_idx, match.dst_img_idx
+        if i == j or min(i, j) < 0 or match.H is None:
+            continue
+        there = _count_inside(points[i], features[i].img_size, match.H, features[j].img_size)
+        back = _count_inside(points[j], features[j].img_size, np.linalg.inv(match.H), features[i].img_size)
+        match.confidence = match.num_inliers / (8 + 0.3 * min(there, back))
+        confidence[i, j] = match.confidence
+    return np.asarray(np.maximum(confidence, confidence.T))
+
+
+def _count_inside(points: Matrix, size: tuple[int, int], homography: Matrix, other_size: tuple[int, int]) -> int:
+    """How many points of one picture fall into the other; homographies are relative to the pictures' middles."""
+    centered = np.column_stack([points - np.array(size) / 2, np.ones(len(points))]) @ homography.T
+    ahead = centered[:, 2] > 1e-9
+    moved = np.abs(centered[ahead, :2] / centered[ahead, 2:])
+    return int((moved < np.array(other_size) / 2).all(axis=1).sum())
 
 
 def _largest_group(confidence: Matrix, least: float) -> list[int]:
@@ -180,17 +209,16 @@ def _submatches(matches: Sequence[Any], kept: Sequence[int], count: int) -> list
 
 
 def _adjust(
-    features: Any, matches: Any, pictures: Sequence[Image], hint_focal_px: float | None, min_confidence: float
+    features: Sequence[Any], matches: Sequence[Any], hint_focal_px: float | None, min_confidence: float
 ) -> list[tuple[float, Matrix]]:
     """Focal length and rotation of each camera, the horizon straight and the middle at yaw 0."""
-    if hint_focal_px is None:
-        good, cameras = cv2.detail.HomographyBasedEstimator().apply(features, matches, None)
-        if not good:
-            raise CalibrationError(f"the matches contradict each other: {WHAT_TO_DO}")
-        for camera in cameras:
-            camera.R = camera.R.astype(np.float32)
-    else:
-        cameras = _chain(matches, pictures, hint_focal_px)
+    good, cameras = cv2.detail.HomographyBasedEstimator().apply(features, matches, [])
+    if not good:
+        raise CalibrationError(f"the matches contradict each other: {WHAT_TO_DO}")
+    focal_px = hint_focal_px or float(np.median([camera.focal for camera in cameras]))
+    for camera, rotation in zip(cameras, _chain(matches, len(cameras), focal_px), strict=True):
+        camera.focal, camera.R = focal_px, rotation.astype(np.float32)
+        camera.ppx, camera.ppy = camera.ppx - 0.5, camera.ppy - 0.5  # pixel centres are whole numbers
     adjuster = cv2.detail.BundleAdjusterRay()
     adjuster.setConfThresh(min_confidence)
     good, cameras = adjuster.apply(features, matches, cameras)
@@ -207,31 +235,27 @@ def _adjust(
     return list(zip(focals_px.tolist(), upright, strict=True))
 
 
-def _chain(matches: Sequence[Any], pictures: Sequence[Image], focal_px: float) -> list[Any]:
-    """Rotations for a known focal length, from the surest homographies outwards.
-
-    (OpenCV's estimator can do this too, but its Python binding does not take the focal lengths.)
-    """
-    k = np.diag([focal_px, focal_px, 1.0])  # the matcher's homographies are relative to the pictures' middles
+def _chain(matches: Sequence[Any], count: int, focal_px: float) -> list[Matrix]:
+    """Rotations from the surest homographies outwards; matches that contradict them lose their confidence."""
+    k = np.diag([focal_px, focal_px, 1.0])
+    turns: dict[tuple[int, int], Matrix] = {}
+    for match in matches:
+        if match.src_img_idx != match.dst_img_idx and match.H is not None:
+            u, _, vt = np.linalg.svd(np.linalg.inv(k) @ np.linalg.inv(match.H) @ k)
+            turns[match.src_img_idx, match.dst_img_idx] = u @ np.diag([1.0, 1.0, np.linalg.det(u @ vt)]) @ vt
+    sure = {(m.src_img_idx, m.dst_img_idx): m for m in matches if (m.src_img_idx, m.dst_img_idx) in turns}
     rotations: dict[int, Matrix] = {0: np.eye(3)}
-    while len(rotations) < len(pictures):
-        links = [
-            m for m in matches if m.src_img_idx in rotations and m.dst_img_idx not in rotations and m.H is not None
-        ]
+    while len(rotations) < count:
+        links = [link for link in sure if link[0] in rotations and link[1] not in rotations]
         if not links:
             raise CalibrationError(f"the matches contradict each other: {WHAT_TO_DO}")
-        best = max(links, key=lambda match: match.confidence)
-        u, _, vt = np.linalg.svd(np.linalg.inv(k) @ np.linalg.inv(best.H) @ k)
-        turn = u @ np.diag([1.0, 1.0, np.linalg.det(u @ vt)]) @ vt
-        rotations[best.dst_img_idx] = rotations[best.src_img_idx] @ turn
-    cameras = []
-    for index, picture in enumerate(pictures):
-        camera = cv2.detail.CameraParams()
-        camera.focal, camera.aspect = focal_px, 1.0
-        camera.ppx, camera.ppy = picture.shape[1] / 2, picture.shape[0] / 2
-        camera.R, camera.t = rotations[index].astype(np.float32), np.zeros((3, 1))
-        cameras.append(camera)
-    return cameras
+        best = max(links, key=lambda link: float(sure[link].confidence))
+        rotations[best[1]] = rotations[best[0]] @ turns[best]
+    for (i, j), match in sure.items():
+        difference, _ = cv2.Rodrigues(rotations[j].T @ rotations[i] @ turns[i, j])
+        if np.linalg.norm(difference) > CONTRADICTION_RAD:
+            match.confidence = 0.0
+    return [rotations[index] for index in range(count)]
 
 
 def _center(rotations: Sequence[Matrix]) -> list[Matrix]:

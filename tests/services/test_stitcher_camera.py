@@ -158,7 +158,7 @@ def test_no_password_in_logs_or_state() -> None:
     with structlog.testing.capture_logs() as events:
         for url in (f"http://user:hunter2@127.0.0.1:{port}/x?token=hunter2", f"rtsp://user:hunter2@127.0.0.1:{port}/x"):
             with Watched(url) as watched:
-                watched.wait(lambda: watched.camera.state.startswith("lost"))  # noqa: B023  used at once
+                watched.wait(lambda: watched.camera.state.startswith("lost"))
                 assert "Connection refused" in watched.camera.state
             assert "hunter2" not in watched.camera.state
     assert [event for event in events if event["event"] == "camera lost"]

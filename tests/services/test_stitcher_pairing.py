@@ -3,7 +3,7 @@ from __future__ import annotations
 import heapq
 import random
 from collections.abc import Callable
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 from services.stitcher.pairing import FIRST_PERIOD_NS, Pair, Pairing, Timed
 
@@ -70,7 +70,7 @@ def test_no_drift_and_no_burst_over_minutes_with_jitter() -> None:
     pairs = play(cameras)
     assert 25 * 120 * 0.97 <= len(pairs) <= 25 * 120 + 1
     times = [now for now, _ in pairs]
-    assert min(later - earlier for earlier, later in zip(times, times[1:], strict=False)) >= 0.35 * PERIOD
+    assert min(later - earlier for earlier, later in pairwise(times)) >= 0.35 * PERIOD
     assert max(now - pair.captured_ns for now, pair in pairs) <= (120 + 60 + 40 + 4) * MS
 
 
@@ -98,7 +98,7 @@ def test_the_pacing_camera_may_die_and_come_back() -> None:
     pairs = play([steady(50) + returned, steady(250), steady(250)])
     assert 244 <= len(pairs) <= 250
     times = [now for now, _ in pairs]
-    assert max(later - earlier for earlier, later in zip(times, times[1:], strict=False)) <= 300 * MS
+    assert max(later - earlier for earlier, later in pairwise(times)) <= 300 * MS
     assert pairs[100][1].pictures[0] is None or not pairs[100][1].fresh[0]
     assert all(pairs[-2][1].fresh)
 
