@@ -224,7 +224,7 @@ def attach(name: str, *, writable: bool = False, min_bytes: int = 1) -> Segment:
             status, map_status = os.fstat(fd), os.fstat(map_fd)
             if status.st_ino != map_status.st_ino:
                 continue
-            if not stat.S_ISREG(status.st_mode) or status.st_size < min_bytes:
+            if status.st_size < min_bytes:
                 raise LayoutMismatch(f"{SHM_DIRECTORY / name} has {status.st_size} bytes: it is no ring")
             # A page that was never allocated could fail to be, later, with a SIGBUS.
             if status.st_blocks * 512 < status.st_size:
@@ -349,12 +349,16 @@ def denied(path: Path, error: OSError | None) -> PermissionDenied:
 
 
 def _open(name: str, writable: bool) -> int:
+    path = SHM_DIRECTORY / name
     try:
+        # shm_open(3) would wait for a writer if somebody had put a FIFO in the place of the ring.
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise LayoutMismatch(f"{path} is no regular file: it is no ring")
         memory = posix_ipc.SharedMemory(f"/{name}", read_only=not writable)
-    except posix_ipc.ExistentialError:
-        raise StreamNotFound(errno.ENOENT, f"{SHM_DIRECTORY / name} does not exist") from None
+    except (FileNotFoundError, posix_ipc.ExistentialError):
+        raise StreamNotFound(errno.ENOENT, f"{path} does not exist") from None
     except posix_ipc.PermissionsError as error:
-        raise denied(SHM_DIRECTORY / name, OSError(errno.EACCES, str(error))) from None
+        raise denied(path, OSError(errno.EACCES, str(error))) from None
     except OSError as error:
-        raise LayoutMismatch(f"{SHM_DIRECTORY / name} cannot be opened as shared memory: {error.strerror}") from None
+        raise LayoutMismatch(f"{path} cannot be opened as shared memory: {error.strerror}") from None
     return int(memory.fd)

@@ -107,7 +107,7 @@ class Publisher:
         except BaseException:
             if hasattr(self, "_ring"):
                 self._ring.close(unlink=not self._ring.adopted)
-            self._let_exclusion_go(unlink=not companion_path(stream, "ring").exists())
+            self._let_exclusion_go(unlink=True)
             raise
 
     @property

@@ -174,8 +174,9 @@ class Subscriber:
         loop.add_reader(descriptor, ready.set)
         try:
             while (frame := self._poll()) is None:
+                slice_s = self._slice(deadline_s)
                 try:
-                    async with asyncio.timeout(self._slice(deadline_s)):
+                    async with asyncio.timeout(slice_s):
                         await ready.wait()
                 except TimeoutError:
                     continue  # the slice is over

@@ -1,0 +1,41 @@
+"""What all tests share: a stream name of their own, and nothing left in /dev/shm."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.support import PROGRAMS, SHM, Program, files_of
+
+
+@pytest.fixture
+def stream() -> Iterator[str]:
+    """A stream name that no other test has; the test must leave no file of it."""
+    name = f"test-{secrets.token_hex(6)}"
+    yield name
+    left = files_of(name)
+    for file in left:
+        (SHM / file).unlink()
+    assert left == []
+
+
+@pytest.fixture
+def start_program() -> Iterator[Callable[..., Program]]:
+    """Starts ``tests/programs/NAME.py`` with arguments; what still runs at the end of the test is killed."""
+    started: list[Program] = []
+
+    def start(name: str, *arguments: str, **options: object) -> Program:
+        program = Program([sys.executable, str(PROGRAMS / f"{name}.py"), *arguments], **options)
+        started.append(program)
+        return program
+
+    yield start
+    for program in started:
+        program.process.kill()
+        program.process.wait()
+        for pipe in (program.process.stdin, program.process.stdout):
+            if pipe is not None and not pipe.closed:
+                pipe.close()

@@ -1,0 +1,32 @@
+"""Publishes frames of one value each: ``publish.py STREAM HEIGHT WIDTH SLOTS``, then a command a line.
+
+``publish N``: N frames, each filled with its sequence modulo 256. ``loan``: take a loan, write into it, keep it.
+``address``: print where the last loan's pixels lay and the ring's mapping. Each command is answered by a line.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from framebus import FrameFormat, Publisher
+
+
+def main() -> None:
+    stream, height, width, slots = sys.argv[1], *map(int, sys.argv[2:])
+    with Publisher(stream, FrameFormat(height, width), slots=slots) as publisher:
+        print("open", flush=True)
+        kept = None
+        for line in sys.stdin:
+            command, *arguments = line.split()
+            if command == "publish":
+                for _ in range(int(arguments[0])):
+                    with publisher.loan() as loan:
+                        loan.pixels[:] = (publisher.statistics.sequence + 1) % 256
+                print(publisher.statistics.sequence, flush=True)
+            elif command == "loan":
+                kept = publisher.loan()
+                kept.pixels[: height // 2] = 255
+                print("loaned", flush=True)
+
+
+main()

@@ -1,0 +1,55 @@
+"""Helpers of the tests."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PROGRAMS = Path(__file__).parent / "programs"
+SHM = Path("/dev/shm")
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to act as other users: run the tests with sudo")
+
+
+def files_of(stream: str) -> list[str]:
+    """Names of the stream's files in /dev/shm."""
+    return sorted(path.name for path in SHM.glob(f"framebus.{stream}.*"))
+
+
+class Program:
+    """A process of a test that talks in lines: what it prints is read, what is sent it reads."""
+
+    def __init__(self, arguments: list[str], **options: object) -> None:
+        self.process = subprocess.Popen(
+            arguments,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            **options,  # type: ignore[call-overload]
+        )
+
+    def read(self) -> str:
+        """The next line that it prints."""
+        assert self.process.stdout is not None
+        return str(self.process.stdout.readline()).rstrip("\n")
+
+    def send(self, line: str = "") -> None:
+        """Let it read a line."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+    def end(self) -> int:
+        """Let it read the end of its input and wait for its exit status."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.close()
+        status = self.process.wait(20)
+        self.process.stdout.close()
+        return int(status)

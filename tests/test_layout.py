@@ -1,0 +1,144 @@
+"""The byte map: what the text of layout.py says is what the constants are."""
+
+from __future__ import annotations
+
+import re
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from framebus import layout
+from framebus.errors import InvalidName, LayoutMismatch
+from framebus.layout import Geometry, RingHeader, SlotHeader, SubscriberRecord, check_name
+
+
+def documented(begin: str, end: str) -> list[tuple[int, int, str]]:
+    """Offset, bytes and name of every field drawn between two phrases of the docstring."""
+    text = (layout.__doc__ or "").split(begin, 1)[1].split(end, 1)[0]
+    rows = re.findall(r"\|\s+(?:\d+ \+ 1024 i|\+)?\s*(\d+)?\s+(\d+)\s\s(\w+(?:\[i\])?)\s", text)
+    return [(int(offset or 0), int(size), name) for offset, size, name in rows]
+
+
+def test_header_is_drawn_as_it_is_packed() -> None:
+    fields = documented("header, one page", "slot table")
+    names = [name for _, _, name in fields]
+    packed = ["magic", "version", "slots", "slot_bytes", "first_sequence", "epoch", "created_wall_ns"]
+    assert names == [*packed, "tail", "event", "state"]
+    offsets = {name: offset for offset, _, name in fields}
+    assert (offsets["tail"], offsets["event"], offsets["state"]) == (layout.TAIL, layout.EVENT, layout.STATE)
+    sizes = [size for _, size, name in fields if name in packed]
+    assert [offsets[name] for name in packed] == [sum(sizes[:index]) for index in range(len(sizes))]
+    assert sum(sizes) == layout.HEADER.size
+
+
+def test_slot_header_is_drawn_as_it_is_packed() -> None:
+    fields = documented("slot table", "slots, each a whole number")
+    assert fields[0] == (0, 8, "seq[i]")
+    assert fields[-1] == (layout.METADATA, layout.MAX_METADATA_BYTES, "metadata")
+    packed = fields[1:-1]
+    assert [name for _, _, name in packed] == list(SlotHeader.__dataclass_fields__)[:8] + [
+        "metadata_bytes",
+        "dtype",
+        "pixel_format",
+    ]
+    assert packed[0][0] == layout.SLOT_FIELDS
+    for (offset, size, _), (following, _, _) in zip(packed, packed[1:], strict=False):
+        assert offset + size == following
+    assert packed[-1][0] + packed[-1][1] == layout.SLOT_FIELDS + layout.SLOT.size <= layout.METADATA
+
+
+def test_record_is_drawn_as_it_is_packed() -> None:
+    fields = documented("written by the subscriber alone", "\n    |  200")
+    offsets = [offset for offset, _, _ in fields]
+    assert [name for _, _, name in fields][:7] == [
+        "magic", "version", "max_leases", "since_wall_ns", "name", "mode", "wake",
+    ]  # fmt: skip
+    assert offsets[6] + fields[6][1] == layout.RECORD.size
+    assert offsets[7:] == [layout.RECORD_RECEIVED + 8 * index for index in range(layout.RECORD_COUNTERS)]
+    assert [name for _, _, name in fields][7:] == list(SubscriberRecord.__dataclass_fields__)[5:]
+
+
+def test_words_lie_on_cache_lines_of_their_own() -> None:
+    assert len({offset // 64 for offset in (0, layout.TAIL, layout.EVENT, layout.STATE)}) == 4
+    assert layout.SLOT_HEADER_BYTES % 64 == 0
+
+
+@given(slots=st.integers(3, 255), frame_bytes=st.integers(1, 60_000_000))
+def test_slots_are_whole_pages_and_do_not_overlap(slots: int, frame_bytes: int) -> None:
+    geometry = Geometry.for_frames(slots, frame_bytes)
+    assert geometry.slot_header(slots - 1) + layout.SLOT_HEADER_BYTES <= geometry.first_slot
+    assert geometry.first_slot % layout.PAGE_BYTES == geometry.slot_bytes % layout.PAGE_BYTES == 0
+    assert frame_bytes <= geometry.slot_bytes < frame_bytes + layout.PAGE_BYTES
+    assert geometry.pixels(slots - 1) + geometry.slot_bytes == geometry.total_bytes
+
+
+@pytest.mark.parametrize(("slots", "frame_bytes"), [(2, 1), (256, 1), (8, 0), (8, 1 << 60)])
+def test_geometry_that_makes_no_ring(slots: int, frame_bytes: int) -> None:
+    with pytest.raises(ValueError, match="ring"):
+        Geometry.for_frames(slots, frame_bytes)
+
+
+def test_header_survives_a_round_trip() -> None:
+    header = RingHeader(Geometry.for_frames(8, 100), 7, 1 << 52, 3)
+    assert RingHeader.unpack(header.pack(), header.geometry.total_bytes) == header
+
+
+@given(content=st.binary(max_size=200), file_bytes=st.integers(0, 1 << 40))
+def test_garbage_is_no_header(content: bytes, file_bytes: int) -> None:
+    with pytest.raises(LayoutMismatch):
+        RingHeader.unpack(content, file_bytes)
+
+
+@given(offset=st.integers(0, 23), value=st.integers(0, 255))
+def test_header_with_a_changed_byte_is_refused_or_the_same(offset: int, value: int) -> None:
+    header = RingHeader(Geometry.for_frames(8, 100), 7, 1 << 52, 3)
+    content = bytearray(header.pack())
+    unchanged = content[offset] == value
+    content[offset] = value
+    if unchanged:
+        assert RingHeader.unpack(bytes(content), header.geometry.total_bytes) == header
+    else:
+        with pytest.raises(LayoutMismatch):
+            RingHeader.unpack(bytes(content), header.geometry.total_bytes)
+
+
+def test_another_version_says_what_to_do() -> None:
+    header = RingHeader(Geometry.for_frames(8, 100), 1, 1, 1)
+    content = bytearray(header.pack())
+    struct.pack_into("<I", content, 8, 2)
+    with pytest.raises(LayoutMismatch, match="same version of framebus in all containers"):
+        RingHeader.unpack(bytes(content), header.geometry.total_bytes)
+
+
+@given(content=st.binary(min_size=layout.SLOT.size, max_size=layout.SLOT.size))
+def test_garbage_slot_header_is_refused_or_fits(content: bytes) -> None:
+    try:
+        header = SlotHeader.unpack_from(bytes(layout.SLOT_FIELDS) + content, 0, 4096)
+    except LayoutMismatch:
+        return
+    assert 0 < header.frame_bytes <= 4096
+    assert header.metadata_bytes <= layout.MAX_METADATA_BYTES
+
+
+@given(content=st.binary(max_size=300))
+def test_garbage_is_no_record(content: bytes) -> None:
+    with pytest.raises(LayoutMismatch):
+        SubscriberRecord.unpack(content)
+
+
+def test_record_survives_a_round_trip() -> None:
+    record = SubscriberRecord("detector", "newest", "zmq", 2, 5, 1, 2, 3, 4, 5, 6)
+    content = record.pack().ljust(layout.RECORD_RECEIVED, b"\0") + struct.pack("<6Q", 1, 2, 3, 4, 5, 6)
+    assert SubscriberRecord.unpack(content) == record
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../x", "a.b", "-a", "é", "a" * 49, "a b", "a\n"])
+def test_names_that_are_no_file_names(name: str) -> None:
+    with pytest.raises(InvalidName, match="letters, digits"):
+        check_name(name)
+
+
+def test_names_that_are() -> None:
+    assert [check_name(name) for name in ("a", "Cam-0_x", "9", "a" * 48)]

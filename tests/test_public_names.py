@@ -1,0 +1,61 @@
+"""What ``import framebus`` promises."""
+
+from __future__ import annotations
+
+import builtins
+import subprocess
+import sys
+
+import pytest
+
+import framebus
+from framebus import errors
+
+
+def test_the_exported_names() -> None:
+    assert framebus.__all__ == sorted(framebus.__all__)
+    assert set(framebus.__all__) == {
+        "Closed", "Frame", "FrameFormat", "FrameReleased", "FrameTooLarge", "FramebusError", "InvalidName",
+        "LayoutMismatch", "Loan", "LoanOutstanding", "NotEnoughSharedMemory", "PermissionDenied", "Publisher",
+        "PublisherStatistics", "ReceiveTimeout", "RingFull", "StreamExists", "StreamGone", "StreamInfo",
+        "StreamNotFound", "Subscriber", "SubscriberInfo", "SubscriberStatistics", "TooManyLeases", "WrongThread",
+        "companion_path", "companion_paths", "remove_leftovers", "streams",
+    }  # fmt: skip
+    assert all(hasattr(framebus, name) for name in framebus.__all__)
+
+
+@pytest.mark.parametrize(
+    ("error", "builtin"),
+    [
+        ("StreamNotFound", "FileNotFoundError"),
+        ("StreamExists", "FileExistsError"),
+        ("LayoutMismatch", "ValueError"),
+        ("ReceiveTimeout", "TimeoutError"),
+        ("NotEnoughSharedMemory", "OSError"),
+        ("PermissionDenied", "PermissionError"),
+        ("InvalidName", "ValueError"),
+        ("FrameTooLarge", "ValueError"),
+        ("StreamGone", "ConnectionError"),
+    ],
+)
+def test_every_error_is_also_the_builtin_that_fits(error: str, builtin: str) -> None:
+    kind = getattr(framebus, error)
+    assert issubclass(kind, framebus.FramebusError)
+    assert issubclass(kind, getattr(builtins, builtin))
+
+
+def test_every_error_is_exported_and_prints_its_sentence_alone() -> None:
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    assert {kind.__name__ for kind in kinds} <= set(framebus.__all__)
+    assert str(framebus.NotEnoughSharedMemory(28, "a sentence")) == "a sentence"
+    assert framebus.NotEnoughSharedMemory(28, "a sentence").errno == 28
+
+
+def test_the_library_needs_its_four_packages_alone() -> None:
+    code = (
+        "import sys, framebus; print(*sorted({name.partition('.')[0] for name in sys.modules} "
+        "- sys.stdlib_module_names))"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {name for name in answer.stdout.split() if not name.startswith(("_", "sitecustomize"))}
+    assert loaded <= {"framebus", "numpy", "posix_ipc", "zmq", "msgpack", "cython_runtime"}

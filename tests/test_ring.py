@@ -1,0 +1,262 @@
+"""The slot protocol, step by step, with both sides in one process: their opens differ, so their locks conflict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from framebus import segment as shm
+from framebus.errors import StreamNotFound
+from framebus.layout import EVENT, SLOT_FIELDS, TAIL, Geometry
+from framebus.ring import EVENT_WORD, LOCK_READ, SEQ_WORDS, TAIL_WORD, PublisherRing, SubscriberRing
+from tests.support import SHM
+
+FIELDS = (10, 20, 30, 2, 3, 1, b"|u1", b"gray")
+
+
+@pytest.fixture
+def publisher(stream: str) -> Iterator[PublisherRing]:
+    ring = PublisherRing(stream, Geometry.for_frames(4, 6))
+    yield ring
+    ring.close(unlink=True)
+
+
+def publish(ring: PublisherRing) -> int:
+    slot = ring.claim()
+    assert slot is not None
+    return ring.commit(slot, FIELDS, b"")
+
+
+def test_words_are_where_the_layout_says() -> None:
+    assert (TAIL_WORD * 8, EVENT_WORD * 4) == (TAIL, EVENT)
+
+
+def test_a_published_frame_is_leased_once(stream: str, publisher: PublisherRing) -> None:
+    subscriber = SubscriberRing(stream)
+    assert subscriber.newest() is None
+    before = subscriber.event()
+    assert publish(publisher) == 1
+    assert subscriber.event() == before + 1
+    lease = subscriber.newest()
+    assert lease is not None
+    assert (lease.header.sequence, lease.header.epoch, lease.header.shape) == (1, publisher.epoch, (2, 3, 1))
+    assert subscriber.newest() is None
+
+
+def test_a_claimed_slot_is_unreadable_until_it_is_published(stream: str, publisher: PublisherRing) -> None:
+    publish(publisher)
+    subscriber = SubscriberRing(stream)
+    slot = publisher.claim()
+    assert slot is not None
+    assert not subscriber.segment.try_lock(LOCK_READ[slot])
+    assert publisher.segment.words[SEQ_WORDS[slot]] == 0
+    publisher.abandon(slot)
+    lease = subscriber.newest()
+    assert lease is not None
+    assert lease.header.sequence == 1
+
+
+def test_the_newest_slot_is_never_claimed(publisher: PublisherRing) -> None:
+    for _ in range(20):
+        publish(publisher)
+        newest = publisher.segment.words[TAIL_WORD] & 0xFF
+        slot = publisher.claim()
+        assert slot != newest
+        assert slot is not None
+        publisher.abandon(slot)
+
+
+def test_a_leased_slot_is_not_claimed_until_the_last_view_goes(stream: str, publisher: PublisherRing) -> None:
+    subscriber = SubscriberRing(stream)
+    publish(publisher)
+    lease = subscriber.newest()
+    assert lease is not None
+    held = lease.slot
+    view = np.asarray(lease)[1:].reshape(-1)
+    del lease
+    claimed = set()
+    for _ in range(8):
+        slot = publisher.claim()
+        assert slot is not None
+        claimed.add(slot)
+        publisher.commit(slot, FIELDS, b"")
+    assert held not in claimed
+    assert subscriber.leases() == 1
+    del view
+    assert subscriber.leases() == 0
+    claimed = {publish(publisher) and publisher.segment.words[TAIL_WORD] & 0xFF for _ in range(8)}
+    assert held in claimed
+
+
+def test_no_free_slot_is_none(stream: str, publisher: PublisherRing) -> None:
+    subscribers = [SubscriberRing(stream) for _ in range(4)]
+    leases = []
+    for subscriber in subscribers:
+        publish(publisher)
+        leases.append(subscriber.newest())
+        if len(leases) == 3:
+            break
+    assert publish(publisher) == 4
+    assert publisher.claim() is None
+    leases.pop()
+    assert publisher.claim() is not None
+
+
+def test_following_takes_all_in_order_and_newest_skips(stream: str, publisher: PublisherRing) -> None:
+    every, newest = SubscriberRing(stream), SubscriberRing(stream)
+    publish(publisher)
+    first = every.following()
+    assert first is not None
+    del first
+    for _ in range(3):
+        publish(publisher)
+    sequences = []
+    while (lease := every.following()) is not None:
+        sequences.append(lease.header.sequence)
+        del lease
+    assert sequences == [2, 3, 4]
+    lease = newest.newest()
+    assert lease is not None
+    assert lease.header.sequence == 4
+
+
+def test_a_slot_rewritten_between_look_and_lock_is_not_taken_for_the_old_frame(
+    stream: str, publisher: PublisherRing
+) -> None:
+    publish(publisher)
+    slot = publisher.segment.words[TAIL_WORD] & 0xFF
+    subscriber = SubscriberRing(stream)
+    assert subscriber._lease(slot, 99) is None
+    assert subscriber.overruns == 1
+    claimed = publisher.claim()
+    assert claimed is not None
+    assert subscriber._lease(claimed, 1) is None
+    assert subscriber.overruns == 2
+    publisher.abandon(claimed)
+    assert not publisher.segment.is_locked(shm.write_lock((1 << 40) + 256 + slot))
+
+
+def test_a_garbage_slot_header_is_counted_and_passed_over(stream: str, publisher: PublisherRing) -> None:
+    publish(publisher)
+    slot = publisher.segment.words[TAIL_WORD] & 0xFF
+    start = publisher.geometry.slot_header(slot) + SLOT_FIELDS
+    publisher.segment.buffer[start : start + 96] = b"\xff" * 96
+    subscriber = SubscriberRing(stream)
+    assert subscriber.newest() is None
+    assert subscriber.rejected == 1
+    publish(publisher)
+    lease = subscriber.newest()
+    assert lease is not None
+    assert lease.header.sequence == 2
+
+
+@pytest.mark.parametrize("tail", [0xFFFFFFFFFFFFFFFF, (1 << 40) | 200, 0, 77])
+def test_a_garbage_tail_yields_nothing(stream: str, publisher: PublisherRing, tail: int) -> None:
+    publish(publisher)
+    subscriber = SubscriberRing(stream)
+    publisher.segment.words[TAIL_WORD] = tail
+    assert subscriber.newest() is None
+
+
+def test_the_next_publisher_adopts_ring_and_sequence(stream: str, publisher: PublisherRing) -> None:
+    for _ in range(3):
+        publish(publisher)
+    subscriber = SubscriberRing(stream)
+    lease = subscriber.newest()
+    publisher.segment.close()  # as a kill does: nothing is marked, the locks are gone
+    assert not subscriber.is_live()
+    with pytest.raises(StreamNotFound, match="gone"):
+        SubscriberRing(stream)
+    adopter = PublisherRing(stream, publisher.geometry)
+    assert adopter.adopted
+    assert adopter.epoch != publisher.epoch
+    assert subscriber.is_live()
+    assert subscriber.segment.is_current()
+    assert publish(adopter) == 4
+    assert lease is not None
+    after = subscriber.newest()
+    assert after is not None
+    assert (after.header.sequence, after.header.epoch) == (4, adopter.epoch)
+    adopter.close(unlink=True)
+
+
+def test_a_death_in_the_middle_of_the_pixels_leaves_an_unreadable_slot(stream: str, publisher: PublisherRing) -> None:
+    publish(publisher)
+    slot = publisher.claim()
+    assert slot is not None
+    publisher.segment.close()
+    adopter = PublisherRing(stream, publisher.geometry)
+    subscriber = SubscriberRing(stream)
+    lease = subscriber.following()
+    assert lease is not None
+    assert lease.header.sequence == 1
+    assert subscriber.following() is None
+    assert publish(adopter) == 2
+    adopter.close(unlink=True)
+
+
+def test_a_death_between_the_slot_and_the_tail_wastes_no_sequence(stream: str, publisher: PublisherRing) -> None:
+    publish(publisher)
+    slot = publisher.claim()
+    assert slot is not None
+    tail = publisher.segment.words[TAIL_WORD]
+    publisher.commit(slot, FIELDS, b"")
+    publisher.segment.words[TAIL_WORD] = tail
+    publisher.segment.close()
+    adopter = PublisherRing(stream, publisher.geometry)
+    assert publish(adopter) == 3
+    adopter.close(unlink=True)
+
+
+def test_another_geometry_takes_a_new_file_and_the_sequences_go_on(stream: str, publisher: PublisherRing) -> None:
+    publish(publisher)
+    old = SubscriberRing(stream)
+    publisher.segment.close()
+    larger = PublisherRing(stream, Geometry.for_frames(5, 10_000))
+    assert not larger.adopted
+    assert not old.segment.is_current()
+    assert not old.is_open()
+    assert publish(larger) == 2
+    new = SubscriberRing(stream)
+    assert new.header.first_sequence == 2
+    larger.close(unlink=True)
+
+
+def test_a_ring_whose_live_byte_is_pinned_is_replaced(stream: str, publisher: PublisherRing) -> None:
+    publish(publisher)
+    publisher.segment.close()
+    neighbour = shm.attach(f"framebus.{stream}.ring")
+    assert neighbour.try_lock(shm.read_lock(1 << 40))
+    successor = PublisherRing(stream, publisher.geometry)
+    assert not successor.adopted
+    assert publish(successor) == 2
+    successor.close(unlink=True)
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 5000, b"FRAMEBUS" + b"\xff" * 8192])
+def test_garbage_in_the_place_of_the_ring_is_replaced(stream: str, content: bytes) -> None:
+    (SHM / f"framebus.{stream}.ring").write_bytes(content)
+    ring = PublisherRing(stream, Geometry.for_frames(3, 100))
+    assert publish(ring) == 1
+    ring.close(unlink=True)
+
+
+def test_an_interrupted_creation_is_cleared_away(stream: str) -> None:
+    (SHM / f"framebus.{stream}.ring.0123456789abcdef").write_bytes(b"half")
+    ring = PublisherRing(stream, Geometry.for_frames(3, 100))
+    ring.close(unlink=True)
+
+
+def test_replace_moves_on_and_tells_the_subscribers(stream: str, publisher: PublisherRing) -> None:
+    publish(publisher)
+    old = SubscriberRing(stream)
+    lease = old.newest()
+    publisher.replace(stream)
+    assert not old.is_open()
+    assert not old.is_live()
+    assert publish(publisher) == 2
+    assert lease is not None
+    assert np.asarray(lease).shape == (2, 3, 1)
+    assert SubscriberRing(stream).newest() is not None
