@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from services.simulator import backdrop
 from services.simulator.footage import FRAMES_PER_SECOND as FILM_FRAMES_PER_SECOND
-from services.simulator.footage import Cutout, Material
+from services.simulator.footage import Cutout, Material, Picture
 
 NEAREST_LANE, FARTHEST_LANE = 790.0, 490.0
 """Rows on which people's feet may stand."""
@@ -32,8 +32,10 @@ JACKET_TINTS = (
 class Sprite:
     """A picture to draw; its anchor is the ground below the body's middle."""
 
-    paint: NDArray[np.float32]
-    """(height, width, 4): BGR times opacity, and opacity, the shadow on the ground included."""
+    colour: Picture
+    """(height, width, 3), BGR; black where there is only shadow."""
+    opacity: NDArray[np.float32]
+    """(height, width), 0 to 1, the shadow on the ground included."""
     body: NDArray[np.float32]
     """(height, width): opacity of the body alone, which the truth is about."""
     anchor_x: float
@@ -205,9 +207,10 @@ def _with_shadow(
     left, right = max(0, min(columns.min(), int(anchor_x - wide))), min(body.shape[1], int(columns.max() + wide * 0.5))
     area = (slice(max(0, top - 2), bottom), slice(max(0, left - 2), right + 2))
     opacity = body + (1 - body) * shadow
-    paint = np.dstack([pixels * body[..., None], opacity])[area]
+    colour = pixels * (body / np.maximum(opacity, 1e-6))[..., None]
     return Sprite(
-        np.ascontiguousarray(paint, np.float32),
+        np.ascontiguousarray(colour[area].round(), np.uint8),
+        np.ascontiguousarray(opacity[area], np.float32),
         np.ascontiguousarray(body[area], np.float32),
         anchor_x - area[1].start,
         anchor_y - area[0].start,
@@ -216,7 +219,8 @@ def _with_shadow(
 
 def _mirror(sprite: Sprite) -> Sprite:
     return Sprite(
-        np.ascontiguousarray(sprite.paint[:, ::-1]),
+        np.ascontiguousarray(sprite.colour[:, ::-1]),
+        np.ascontiguousarray(sprite.opacity[:, ::-1]),
         np.ascontiguousarray(sprite.body[:, ::-1]),
         sprite.body.shape[1] - 1 - sprite.anchor_x,
         sprite.anchor_y,

@@ -32,8 +32,8 @@ class SimulatorSection(Section):
     """Decides where leaves lie, what the boards show and where people start."""
     walkers: int = Field(14, ge=0, le=40)
     """People in the scene."""
-    width_px: int = Field(1920, ge=320, le=3840, multiple_of=2)
-    height_px: int = Field(1080, ge=180, le=2160, multiple_of=2)
+    width_px: int = Field(1920, ge=320, le=3840, multiple_of=4)
+    height_px: int = Field(1080, ge=180, le=2160, multiple_of=4)
     quality: int = Field(20, ge=0, le=40)
     """Constant rate factor of the encoder: lower is better and larger."""
 

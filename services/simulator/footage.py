@@ -7,6 +7,7 @@ becomes a cycle that can repeat without end.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 Picture = NDArray[np.uint8]
 PATH = Path(__file__).parent / "footage" / "pedestrians.mp4"
 FRAMES_PER_SECOND = 10
+MEDIAN_STEP = 8
+"""Every so many frames count for the median; people move on between them."""
 
 VAN_OUTLINE = (
     (652.0, 86.5), (653.3, 71.7), (655.8, 53.3), (660.0, 46.9), (664.5, 46.0), (708.3, 45.3), (712.5, 48.3),
@@ -89,16 +92,22 @@ class Material:
     van: Cutout
 
 
+@functools.lru_cache(maxsize=1)
 def load(path: Path = PATH) -> Material:
-    """Read the film and cut it up.
+    """Read the film and cut it up, once per process.
 
     Raises:
         av.error.FFmpegError: The film is missing or cannot be decoded.
     """
+    walked = {index for walk in WALKS for index in range(walk.first_frame, walk.first_frame + walk.frames)}
+    film: dict[int, Picture] = {}
     with av.open(str(path)) as container:
         container.streams.video[0].thread_type = "AUTO"
-        film: Picture = np.asarray([frame.to_ndarray(format="bgr24") for frame in container.decode(video=0)], np.uint8)
-    place = np.median(film[::8], axis=0).astype(np.uint8)
+        for index, frame in enumerate(container.decode(video=0)):
+            if index in walked or index % MEDIAN_STEP == 0:
+                film[index] = np.asarray(frame.to_ndarray(format="bgr24"), np.uint8)
+    still = np.asarray([film[index] for index in film if index % MEDIAN_STEP == 0], np.uint8)
+    place = np.median(still, axis=0).astype(np.uint8)
     return Material(place, tuple(_cycle(film, place, walk) for walk in WALKS), _van(place))
 
 
@@ -114,12 +123,12 @@ def _foreground(frame: Picture, place: Picture) -> NDArray[np.float32]:
     return np.where(shadow, 0.0, sure).astype(np.float32)
 
 
-def _cycle(film: Picture, place: Picture, walk: Walk) -> Cycle:
+def _cycle(film: dict[int, Picture], place: Picture, walk: Walk) -> Cycle:
     x, feet_y = float(walk.x), float(walk.feet_y)
     found: list[Cutout] = []
     middles: list[float] = []
-    for frame in film[walk.first_frame : walk.first_frame + walk.frames]:
-        cutout, x, feet_y = _person(frame, place, x, feet_y)
+    for index in range(walk.first_frame, walk.first_frame + walk.frames):
+        cutout, x, feet_y = _person(film[index], place, x, feet_y)
         found.append(cutout)
         middles.append(x)
     first, length = _best_stride([_silhouette(cutout) for cutout in found])

@@ -21,18 +21,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import av
-import cv2
-import numpy as np
 import structlog
 
 from services.common.service import ServiceError
 from services.simulator import footage
-from services.simulator.camera import Camera, Cylinder, lookup
+from services.simulator.clip import Clip
 from services.simulator.config import (
     FRAMES_PER_SECOND,
     HFOV_DEG,
-    KEY_FRAME_INTERVAL,
     YAWS_DEG,
     SimulatorSection,
 )
@@ -42,8 +38,6 @@ from services.simulator.scene import Drawn, Scene
 FORMAT_VERSION = 1
 """Counted up when the same parameters give other clips or another truth than before."""
 TRUTH = "truth.json"
-BT601, LIMITED_RANGE = 6, 1
-"""ISO/IEC 23091-2 colour matrix (SMPTE 170M) and range: what OpenCV's and FFmpeg's conversions take by default."""
 
 log = structlog.get_logger()
 
@@ -183,74 +177,3 @@ class _Stage:
         for reader in self.busy:
             reader.result()
         scene.erase(self.drawn, self.canvas)
-
-
-class View:
-    """What one camera sees of the canvas."""
-
-    def __init__(self, camera: Camera, scene: Scene) -> None:
-        self._cylinder: Cylinder = scene.cylinder
-        self._camera = camera
-        columns, rows = lookup(camera, scene.cylinder)
-        self._maps = cv2.convertMaps(columns, rows, cv2.CV_16SC2)
-        self._still = self._remap(scene.still, slice(0, camera.height_px), slice(0, camera.width_px))
-
-    def picture(self, canvas: Picture, drawn: list[Drawn]) -> Picture:
-        """The camera's picture, (height, width, 3) BGR; only where actors are is it computed anew."""
-        picture = self._still.copy()
-        for one in drawn:
-            part = self._where(one.area)
-            if part is not None:
-                picture[part] = self._remap(canvas, *part)
-        return picture
-
-    def _remap(self, canvas: Picture, rows: slice, columns: slice) -> Picture:
-        first, second = (np.ascontiguousarray(table[rows, columns]) for table in self._maps)
-        return np.asarray(cv2.remap(canvas, first, second, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE), np.uint8)
-
-    def _where(self, area: tuple[slice, slice]) -> tuple[slice, slice] | None:
-        """Rows and columns of the picture that hold an area of the canvas."""
-        xs = np.linspace(area[1].start - 1, area[1].stop, 9)
-        ys = np.array([area[0].start - 1, area[0].stop], np.float64)
-        yaw, v = self._cylinder.direction(*np.meshgrid(xs, ys))
-        if np.abs(yaw - self._camera.yaw_rad).max() > self._camera.hfov_rad:
-            return None
-        x, y = self._camera.project(yaw, v)
-        left, right = max(0, int(x.min()) - 2), min(self._camera.width_px, int(x.max()) + 3)
-        top, bottom = max(0, int(y.min()) - 2), min(self._camera.height_px, int(y.max()) + 3)
-        if left >= right or top >= bottom:
-            return None
-        return slice(top, bottom), slice(left, right)
-
-
-class Clip:
-    """One camera's clip while it is written."""
-
-    def __init__(self, path: Path, camera: Camera, scene: Scene, quality: int) -> None:
-        self._view = View(camera, scene)
-        self._container = av.open(str(path), "w", format="mpegts")
-        self._stream = self._container.add_stream("libx264", rate=FRAMES_PER_SECOND)
-        self._stream.width, self._stream.height, self._stream.pix_fmt = camera.width_px, camera.height_px, "yuv420p"
-        self._stream.codec_context.colorspace = BT601
-        self._stream.codec_context.color_range = LIMITED_RANGE
-        self._stream.options = {
-            "preset": "ultrafast",
-            "tune": "fastdecode",
-            "crf": str(quality),
-            "x264-params": f"keyint={KEY_FRAME_INTERVAL}:min-keyint={KEY_FRAME_INTERVAL}:scenecut=0:bframes=0"
-            ":open-gop=0:rc-lookahead=0:sync-lookahead=0:threads=1",
-        }
-        self._next = 0
-
-    def write(self, canvas: Picture, drawn: list[Drawn]) -> None:
-        """Encode the next frame."""
-        picture = cv2.cvtColor(self._view.picture(canvas, drawn), cv2.COLOR_BGR2YUV_I420)
-        frame = av.VideoFrame.from_ndarray(np.asarray(picture, np.uint8), format="yuv420p")
-        frame.pts = self._next
-        self._next += 1
-        self._container.mux(self._stream.encode(frame))
-
-    def close(self) -> None:
-        """Write what the encoder still holds, and end the file."""
-        self._container.mux(self._stream.encode(None))
-        self._container.close()

@@ -107,12 +107,13 @@ class Scene:
             (slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left)),
         )
         shift = np.array([[1, 0, x - left], [0, 1, 0]], np.float64)
-        paint = cv2.warpAffine(sprite.paint, shift, (width + 1, height))[cut]
-        body = cv2.warpAffine(sprite.body, shift, (width + 1, height)) > 0.5
-        paint = paint * self._uncovered[area][..., None]
-        blended = canvas[area] * (1.0 - paint[..., 3:]) + paint[..., :3]
-        canvas[area] = np.clip(blended + 0.5, 0, 255).astype(np.uint8)
-        return Drawn(actor.identity, actor.label, area, body[cut], max(1, int(np.count_nonzero(body))))
+        colour, opacity, body = (
+            cv2.warpAffine(plane, shift, (width + 1, height)) for plane in (sprite.colour, sprite.opacity, sprite.body)
+        )
+        weight = opacity[cut] * self._uncovered[area]
+        canvas[area] = cv2.blendLinear(colour[cut], canvas[area], weight, 1.0 - weight)
+        filled = body > 0.5
+        return Drawn(actor.identity, actor.label, area, filled[cut], max(1, int(np.count_nonzero(filled))))
 
     def _parked_vehicle(self, number: int, box: tuple[int, int, int, int]) -> dict[str, Any]:
         left, top, right, bottom = box

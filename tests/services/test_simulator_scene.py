@@ -1,9 +1,9 @@
 import functools
-from collections.abc import Iterator
 
 import cv2
 import numpy as np
 import pytest
+
 from services.simulator.config import SimulatorSection
 from services.simulator.scene import LEAST_VISIBLE, Drawn, Scene, ground_truth, scene
 
@@ -11,8 +11,8 @@ SMALL = SimulatorSection(width_px=640, height_px=360, duration_s=2)
 
 
 @pytest.fixture(scope="module")
-def stage() -> Iterator[Scene]:
-    yield scene(SMALL)
+def stage() -> Scene:
+    return scene(SMALL)
 
 
 @functools.cache

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -69,7 +70,7 @@ def test_timestamps_grow_over_the_end_of_the_loop(cameras: Cameras) -> None:
     found = packets(cameras.urls[0], SMALL.frames + 20)
     assert found[0][1], "the first packet can be decoded"
     times = [pts for pts, _ in found]
-    assert {later - earlier for earlier, later in zip(times, times[1:], strict=False)} == {TICKS_PER_FRAME}
+    assert {later - earlier for earlier, later in pairwise(times)} == {TICKS_PER_FRAME}
     keys = {pts // TICKS_PER_FRAME % 25 for pts, key in found if key}
     assert len(keys) == 1, "key frames every 25 frames, over the loop's end too"
 
@@ -119,18 +120,18 @@ def test_a_camera_that_dies_is_noticed() -> None:
 
 def test_a_port_in_use_is_named_before_anything_starts() -> None:
     section = SMALL.model_copy(update={"first_port": free_ports()})
-    with socket.create_server(("127.0.0.1", section.first_port + 2)):
-        with pytest.raises(ServiceError, match=f"Port {section.first_port + 2} of 127.0.0.1 cannot be served"):
-            check_ports(section)
+    named = pytest.raises(ServiceError, match=f"Port {section.first_port + 2} of 127.0.0.1 cannot be served")
+    with socket.create_server(("127.0.0.1", section.first_port + 2)), named:
+        check_ports(section)
 
 
 def test_a_port_taken_later_is_named_too() -> None:
     section = SMALL.model_copy(update={"first_port": free_ports()})
-    with socket.create_server(("127.0.0.1", section.first_port)):
-        with Cameras(section, rendered(), LogSection()) as served:
-            served._processes[0].wait()
-            with pytest.raises(ServiceError, match=f"Port {section.first_port} of 127.0.0.1 cannot be served"):
-                served.check()
+    taken = socket.create_server(("127.0.0.1", section.first_port))
+    with taken, Cameras(section, rendered(), LogSection()) as served:
+        served._processes[0].wait()
+        with pytest.raises(ServiceError, match=f"Port {section.first_port} of 127.0.0.1 cannot be served"):
+            served.check()
 
 
 def start(tmp_path: Path, section: SimulatorSection) -> subprocess.Popen[str]:
