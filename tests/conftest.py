@@ -6,9 +6,14 @@ import secrets
 import sys
 from collections.abc import Callable, Iterator
 
+import hypothesis
 import pytest
 
 from tests.support import PROGRAMS, SHM, Program, files_of
+
+# A machine that does other work beside the tests is no fault of theirs.
+hypothesis.settings.register_profile("framebus", deadline=None)
+hypothesis.settings.load_profile("framebus")
 
 
 @pytest.fixture

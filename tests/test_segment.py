@@ -158,7 +158,7 @@ def test_a_file_of_another_user_is_an_error_that_names_the_user(stream: str) -> 
     path = SHM / f"framebus.{stream}.lock"
     path.touch()
     os.chown(path, 12345, 12346)
-    with pytest.raises(PermissionDenied, match="belongs to user 12345 .* group 12346"):
+    with pytest.raises(PermissionDenied, match=r"belongs to user 12345 .* group 12346"):
         shm.take_exclusion(path.name)
     path.unlink()
 
