@@ -187,6 +187,7 @@ def backoff_s(failures: int, section: ReconnectSection, jitter: float) -> float:
 def _open(url: str, timeouts_s: tuple[float, float]) -> InputContainer:
     options: dict[str, Any] = {}
     if url.startswith(("rtsp://", "rtsps://")):
-        # Over UDP, lost packets tear the picture. What was read while probing is old news on a live connection.
-        options = {"rtsp_transport": "tcp", "fflags": "nobuffer"}
+        # Over UDP, lost packets tear the picture. What was read while probing is old news on a live connection, and
+        # half a second of probing is enough where the session description names the codec.
+        options = {"rtsp_transport": "tcp", "fflags": "nobuffer", "analyzeduration": "500000"}
     return av.open(url, options=options, timeout=timeouts_s)

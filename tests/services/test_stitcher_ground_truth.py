@@ -52,12 +52,13 @@ def decode(path: Path) -> dict[int, Image]:
 
 def align(truth: Image, panorama: Image) -> Image:
     """Move the truth by the best small affine map: where yaw 0 is, and the exact scale, are the stitcher's choice."""
-    blurred = [cv2.GaussianBlur(cv2.cvtColor(one, cv2.COLOR_BGR2GRAY), (0, 0), 2) for one in (panorama, truth)]
+    seen, true = (cv2.GaussianBlur(cv2.cvtColor(one, cv2.COLOR_BGR2GRAY), (0, 0), 2) for one in (panorama, truth))
     start = np.eye(2, 3, dtype=np.float32)
     criteria = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 50, 1e-6)
-    correlation, affine = cv2.findTransformECC(*blurred, start, cv2.MOTION_AFFINE, criteria, None, 5)
+    correlation, affine = cv2.findTransformECC(seen, true, start, cv2.MOTION_AFFINE, criteria)
+    affine = np.asarray(affine, np.float32)
     assert correlation > 0.98
-    assert np.abs(affine - start)[:, :2].max() < 0.01, "no more than a small correction"
+    assert np.abs(affine - np.eye(2, 3))[:, :2].max() < 0.01, "no more than a small correction"
     assert np.abs(affine[:, 2]).max() < 0.01 * WIDTH
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     moved = cv2.warpAffine(truth, affine, (WIDTH, HEIGHT), flags=flags, borderMode=cv2.BORDER_REPLICATE)
