@@ -76,7 +76,9 @@ def test_snapshot_turns_rgb_for_the_file(stream: str, tmp_path: Path, capsys: py
         with publisher.loan() as loan:
             loan.pixels[:] = (1, 2, 3)
         output(capsys, "snapshot", stream, str(tmp_path / "out.png"))
-    assert (cv2.imread(str(tmp_path / "out.png")) == np.array((3, 2, 1))).all()
+    picture = cv2.imread(str(tmp_path / "out.png"))
+    assert picture is not None
+    assert (picture == np.array((3, 2, 1))).all()
 
 
 def test_size_is_what_the_ring_takes(stream: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,12 +39,7 @@ def test_slot_header_is_drawn_as_it_is_packed() -> None:
     assert fields[0] == (0, 8, "seq[i]")
     assert fields[-1] == (layout.METADATA, layout.MAX_METADATA_BYTES, "metadata")
     packed = fields[1:-1]
-    assert [name for _, _, name in packed] == [
-        *list(SlotHeader.__dataclass_fields__)[:8],
-        "metadata_bytes",
-        "dtype",
-        "pixel_format",
-    ]
+    assert [name for _, _, name in packed] == list(SlotHeader.__dataclass_fields__)
     assert packed[0][0] == layout.SLOT_FIELDS
     for (offset, size, _), (following, _, _) in itertools.pairwise(packed):
         assert offset + size == following

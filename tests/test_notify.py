@@ -49,7 +49,7 @@ def test_the_socket_is_for_the_group_and_is_removed(stream: str) -> None:
 
 def test_other_languages_read_one_msgpack_part(stream: str) -> None:
     notifier = Notifier(stream, "tcp://127.0.0.1:*")
-    endpoint = notifier._socket.get(zmq.LAST_ENDPOINT).rstrip(b"\0").decode()
+    endpoint = notifier._socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
     context = zmq.Context()
     socket = context.socket(zmq.SUB)
     socket.subscribe(b"")
