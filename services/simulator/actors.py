@@ -197,22 +197,24 @@ def _with_shadow(
     rows, columns = np.nonzero(body > 0.5)
     tall = float(np.ptp(rows) + 1)
     wide = max(half * tall, (np.ptp(columns) + 1) * 0.55)
-    below = math.ceil(0.09 * tall)
-    pixels = np.pad(pixels, ((0, below), (0, 0), (0, 0)))
-    body = np.pad(body, ((0, below), (0, 0)))
+    middle = (columns.min() + columns.max()) / 2
+    beside, below = math.ceil(wide * 1.2), math.ceil(0.1 * tall)
+    pixels = np.pad(pixels, ((0, below), (beside, beside), (0, 0)))
+    body = np.pad(body, ((0, below), (beside, beside)))
     y, x = np.mgrid[0 : body.shape[0], 0 : body.shape[1]].astype(np.float32)
-    away = np.hypot((x - (columns.min() + columns.max()) / 2) / wide, (y - anchor_y) / (flat * tall * 0.6))
-    shadow = 0.45 * np.clip(1.15 - away, 0, 1)
-    top, bottom = rows.min(), body.shape[0]
-    left, right = max(0, min(columns.min(), int(anchor_x - wide))), min(body.shape[1], int(columns.max() + wide * 0.5))
-    area = (slice(max(0, top - 2), bottom), slice(max(0, left - 2), right + 2))
-    opacity = body + (1 - body) * shadow
+    away = np.hypot((x - beside - middle) / wide, (y - anchor_y) / (flat * tall * 0.6))
+    opacity = body + (1 - body) * 0.45 * np.clip(1.15 - away, 0, 1)
+    used_rows, used_columns = np.nonzero(opacity > 0.004)
+    area = (
+        slice(used_rows.min(), used_rows.max() + 1),
+        slice(used_columns.min(), used_columns.max() + 1),
+    )
     colour = pixels * (body / np.maximum(opacity, 1e-6))[..., None]
     return Sprite(
         np.ascontiguousarray(colour[area].round(), np.uint8),
         np.ascontiguousarray(opacity[area], np.float32),
         np.ascontiguousarray(body[area], np.float32),
-        anchor_x - area[1].start,
+        anchor_x + beside - area[1].start,
         anchor_y - area[0].start,
     )
 

@@ -7,11 +7,13 @@ time render, and those that wait find the result.
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import functools
 import hashlib
 import json
 import shutil
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -23,8 +25,9 @@ from typing import Any
 
 import structlog
 
+from services.common.config import LogSection
 from services.common.service import ServiceError
-from services.simulator import footage
+from services.simulator import child, footage
 from services.simulator.clip import Clip
 from services.simulator.config import (
     FRAMES_PER_SECOND,
@@ -60,7 +63,7 @@ def render(section: SimulatorSection, stop: threading.Event | None = None) -> Pa
         RenderStopped: ``stop`` was set.
         ServiceError: The cache cannot be written.
     """
-    folder = section.cache_dir / cache_key(section)
+    folder = clips_folder(section)
     if folder.is_dir():
         return folder
     try:
@@ -76,13 +79,16 @@ def render(section: SimulatorSection, stop: threading.Event | None = None) -> Pa
     return folder
 
 
-def cache_key(section: SimulatorSection) -> str:
-    """Name of the folder: a hash of all that decides what the clips show."""
+def clips_folder(section: SimulatorSection) -> Path:
+    """Where the clips of a section are, once they are complete.
+
+    Its name is a hash of all that decides what the clips show.
+    """
     parameters = section.model_dump(mode="json", exclude={"cache_dir", "host", "first_port"})
     told = json.dumps(
         [FORMAT_VERSION, FRAMES_PER_SECOND, YAWS_DEG, HFOV_DEG, parameters, _footage_hash()], sort_keys=True
     )
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
+    return section.cache_dir / hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
 @functools.cache
@@ -177,3 +183,27 @@ class _Stage:
         for reader in self.busy:
             reader.result()
         scene.erase(self.drawn, self.canvas)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Render and print the folder, or the reason why not; return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m services.simulator.render", description="Render the simulator's clips into the cache."
+    )
+    parser.add_argument("--section", type=SimulatorSection.model_validate_json, default=SimulatorSection(), help="JSON")
+    parser.add_argument(
+        "--log", type=LogSection.model_validate_json, default=LogSection(), help="the log section, JSON"
+    )
+    options = parser.parse_args(arguments)
+    child.set_up(options.log)
+    try:
+        folder = render(options.section)
+    except ServiceError as error:
+        sys.stdout.write(f"{error}\n")
+        return 1
+    sys.stdout.write(f"{folder}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

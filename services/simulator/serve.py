@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import errno
-import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -29,7 +27,7 @@ import av
 import structlog
 
 from services.common.config import LogSection
-from services.common.logs import set_up_logs
+from services.simulator import child
 
 EXIT_PORT_IN_USE = 3
 """Exit status that tells the starting process why."""
@@ -141,14 +139,6 @@ def _serve_client(path: Path, url: str, loop: Loop, timeline: Timeline) -> None:
     log.info("client went", url=url, frames=sent, reason=reason)
 
 
-def _end_with_parent() -> None:
-    """Let the kernel end this process when its parent dies.
-
-    Source: prctl(2), PR_SET_PDEATHSIG.
-    """
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Serve the clip that the command line names; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m services.simulator.serve", description="Serve one clip over HTTP.")
@@ -160,10 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--log", type=LogSection.model_validate_json, default=LogSection(), help="the log section, JSON"
     )
     options = parser.parse_args(arguments)
-    _end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    set_up_logs("simulator", options.log)
+    child.set_up(options.log)
     try:
         serve(options.clip, options.host, options.port, options.t0)
     except OSError as error:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -14,13 +12,15 @@ import structlog
 
 from services.common.config import LogSection
 from services.common.service import ServiceError
+from services.simulator import child
 from services.simulator.config import SimulatorConfiguration, SimulatorSection
-from services.simulator.render import render
+from services.simulator.render import clips_folder
 from services.simulator.serve import EXIT_PORT_IN_USE
 
-ROOT = Path(__file__).parents[2]
 TERMINATION_S = 1.0
 """How long the camera processes may take to end before they are killed."""
+SIGNAL_S = 0.3
+"""How long a signal may take to arrive here after it ended a camera's process: a terminal sends it to both."""
 
 log = structlog.get_logger()
 
@@ -33,11 +33,17 @@ def main(configuration: SimulatorConfiguration, stop: threading.Event) -> None:
     """
     section = configuration.simulator
     check_ports(section)
-    folder = render(section, stop)
+    folder = rendered(section, configuration.log, stop)
+    if folder is None:
+        return
     with Cameras(section, folder, configuration.log) as cameras:
         log.info("serving", urls=cameras.urls)
         while not stop.wait(0.2):
-            cameras.check()
+            try:
+                cameras.check()
+            except ServiceError:
+                if not stop.wait(SIGNAL_S):
+                    raise
 
 
 def check_ports(section: SimulatorSection) -> None:
@@ -56,6 +62,33 @@ def check_ports(section: SimulatorSection) -> None:
                 raise ServiceError(_port_sentence(section.host, port, error.strerror or str(error))) from error
 
 
+def rendered(section: SimulatorSection, log_section: LogSection, stop: threading.Event) -> Path | None:
+    """The folder with the clips, rendered if need be by another process, which ``stop`` ends at any point.
+
+    Returns:
+        The folder; None when ``stop`` was set before it was complete.
+
+    Raises:
+        ServiceError: They cannot be rendered.
+    """
+    folder = clips_folder(section)
+    if folder.is_dir():
+        return folder
+    arguments = ["--section", section.model_dump_json()]
+    with child.start("services.simulator.render", arguments, log_section, stdout=subprocess.PIPE) as process:
+        while process.poll() is None:
+            if stop.wait(0.1):
+                process.kill()
+                return None
+        assert process.stdout is not None
+        reason = process.stdout.read().strip()
+    if process.returncode != 0:
+        if stop.wait(SIGNAL_S):
+            return None
+        raise ServiceError(reason or f"The process that renders the clips ended with status {process.returncode}.")
+    return folder
+
+
 class Cameras:
     """The five serving processes, as a context: they start together and end together."""
 
@@ -64,7 +97,7 @@ class Cameras:
         self._ports = [section.first_port + i for i in range(len(section.cameras))]
         self._clips = [folder.resolve() / f"{camera.name}.ts" for camera in section.cameras]
         self._log_section = log_section
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._processes: list[subprocess.Popen[str]] = []
 
     @property
     def urls(self) -> list[str]:
@@ -73,11 +106,9 @@ class Cameras:
 
     def __enter__(self) -> Cameras:
         t0 = time.monotonic()
-        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         for clip, port in zip(self._clips, self._ports, strict=True):
-            command = [sys.executable, "-m", "services.simulator.serve", str(clip), "--host", self._host]
-            command += ["--port", str(port), "--t0", repr(t0), "--log", self._log_section.model_dump_json()]
-            self._processes.append(subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}))
+            arguments = [str(clip), "--host", self._host, "--port", str(port), "--t0", repr(t0)]
+            self._processes.append(child.start("services.simulator.serve", arguments, self._log_section))
         return self
 
     def check(self) -> None:

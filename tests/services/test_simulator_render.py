@@ -15,7 +15,7 @@ from services.common.service import ServiceError
 from services.simulator.camera import Camera, lookup
 from services.simulator.clip import Clip, View
 from services.simulator.config import SimulatorSection
-from services.simulator.render import RenderStopped, cache_key, render
+from services.simulator.render import RenderStopped, clips_folder, render
 from services.simulator.scene import Drawn, Scene, scene
 from tests.services.simulator_clips import SMALL, rendered
 
@@ -101,9 +101,11 @@ def test_a_finished_render_is_used_again(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_everything_that_decides_about_the_clips_is_in_the_key(tmp_path: Path) -> None:
-    assert cache_key(SMALL) == cache_key(SMALL.model_copy(update={"cache_dir": tmp_path, "first_port": 9}))
+    assert (
+        clips_folder(SMALL).name == clips_folder(SMALL.model_copy(update={"cache_dir": tmp_path, "first_port": 9})).name
+    )
     for change in ({"seed": 8}, {"width_px": 642}, {"duration_s": 3.0}, {"quality": 30}, {"walkers": 2}):
-        assert cache_key(SMALL) != cache_key(SMALL.model_copy(update=change))
+        assert clips_folder(SMALL) != clips_folder(SMALL.model_copy(update=change))
 
 
 def test_a_failed_render_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +155,7 @@ def test_what_a_killed_render_left_is_not_taken_for_complete(tmp_path: Path) -> 
     process.close()
     left = [path for path in tmp_path.iterdir() if path.is_dir()]
     assert len(left) == 1
-    assert left[0] != tmp_path / cache_key(section)
+    assert left[0] != clips_folder(section)
     folder = render(section)
     assert sorted(path.name for path in folder.iterdir()) == [*(f"cam{i}.ts" for i in range(5)), "truth.json"]
     assert [path for path in tmp_path.iterdir() if path.is_dir()] == [folder]
@@ -175,7 +177,7 @@ def test_two_renderers_at_once_render_once(tmp_path: Path, monkeypatch: pytest.M
         thread.start()
     for thread in threads:
         thread.join()
-    assert folders == [tmp_path / cache_key(section)] * 2
+    assert folders == [clips_folder(section)] * 2
     assert len(opened) == 5
 
 

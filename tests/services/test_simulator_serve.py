@@ -15,6 +15,7 @@ import pytest
 from services.common.config import LogSection
 from services.common.service import ServiceError
 from services.simulator.config import SimulatorSection
+from services.simulator.render import clips_folder
 from services.simulator.serve import Loop
 from services.simulator.service import Cameras, check_ports
 from tests.services.simulator_clips import SMALL, free_ports, rendered
@@ -175,3 +176,30 @@ def test_the_service_says_in_one_sentence_that_a_port_is_in_use(tmp_path: Path) 
 def test_the_latest_key_frame_is_found_in_every_turn() -> None:
     loop = Loop.read(rendered() / "cam0.ts")
     assert [loop.latest_key_frame(position) for position in (0, 24, 25, 49, 50, 149)] == [0, 0, 25, 25, 50, 125]
+
+
+def test_the_service_stops_while_it_renders(tmp_path: Path) -> None:
+    section = SimulatorSection(cache_dir=tmp_path / "cache", first_port=free_ports())
+    with start(tmp_path, section) as service:
+        try:
+            assert service.stderr is not None
+            for line in service.stderr:
+                if "rendering" in line:
+                    break
+            service.send_signal(signal.SIGTERM)
+            _, log = service.communicate(timeout=60)
+        finally:
+            service.kill()
+    assert service.returncode == 0
+    assert "Traceback" not in log
+    assert not clips_folder(section).exists()
+
+
+def test_the_service_says_in_one_sentence_why_it_cannot_render(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    section = SimulatorSection(cache_dir=tmp_path / "file" / "cache", first_port=free_ports())
+    with start(tmp_path, section) as service:
+        _, log = service.communicate(timeout=60)
+    assert service.returncode == 1
+    assert "Set simulator.cache_dir" in log
+    assert "Traceback" not in log

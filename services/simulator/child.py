@@ -1,0 +1,47 @@
+"""Processes of the simulator's own: they start alike, and end with the process that started them."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from services.common.config import LogSection
+from services.common.logs import set_up_logs
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(
+    module: str, arguments: list[str], log_section: LogSection, stdout: int | None = None
+) -> subprocess.Popen[str]:
+    """Run a module of this project with this interpreter.
+
+    Args:
+        module: Its dotted name.
+        arguments: Its command line, to which ``--log`` is added.
+        log_section: How it logs.
+        stdout: As for :class:`subprocess.Popen`.
+    """
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *arguments, "--log", log_section.model_dump_json()],
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=stdout,
+        text=True,
+    )
+
+
+def set_up(log_section: LogSection) -> None:
+    """Prepare this process, as one that :func:`start` started.
+
+    Signals end it at once, as there is nothing to tidy up, and the kernel ends it when the parent dies.
+
+    Source: prctl(2), PR_SET_PDEATHSIG.
+    """
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    set_up_logs("simulator", log_section)
