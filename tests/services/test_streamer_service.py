@@ -226,6 +226,8 @@ def test_one_client_too_many_is_told_so(streamer: StreamerProcess) -> None:
             assert refused.value.status == 503
             status, body, _ = await get(url, "stream.mjpg")
             assert (status, body) == (503, b"all 3 places are taken (streamer.max_clients)\n")
+        while json.loads((await get(url, "api/status"))[1])["viewers"]["websocket"]:
+            await asyncio.sleep(0.02)
         async with connect(url) as client:
             await client.text(lambda message: message["type"] == "state" and message["clients"] == 1)
 

@@ -10,7 +10,8 @@ export class Picture {
   #decoded = null;
   #requested = false;
 
-  // onDone(head, drawn): a frame was drawn, or dropped for a newer one or because it cannot be decoded.
+  // onDone(head, drawn): a frame was drawn, or cannot be decoded. One that a newer one overtakes is done with that one:
+  // a hidden page, which does not draw, asks for nothing.
   constructor(canvas, onDone, onSize) {
     this.#canvas = canvas;
     this.#context = canvas.getContext("2d", { alpha: false });
@@ -30,23 +31,14 @@ export class Picture {
     }
     if (arrival < this.#newestArrival) {
       bitmap.close();
-      this.#onDone(head, false);
       return;
     }
     this.#newestArrival = arrival;
-    this.#drop();
+    this.#decoded?.bitmap.close();
     this.#decoded = { head, bitmap };
     if (!this.#requested) {
       this.#requested = true;
       requestAnimationFrame(() => this.#draw());
-    }
-  }
-
-  #drop() {
-    if (this.#decoded) {
-      this.#decoded.bitmap.close();
-      this.#onDone(this.#decoded.head, false);
-      this.#decoded = null;
     }
   }
 
