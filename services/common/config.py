@@ -12,7 +12,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
@@ -159,7 +160,11 @@ def _is_text(configuration_type: type[CommonConfiguration], name: str, field: st
     if section is None or not (isinstance(section.annotation, type) and issubclass(section.annotation, BaseModel)):
         return False
     found = section.annotation.model_fields.get(field)
-    return found is not None and found.annotation in (str, SecretStr)
+    if found is None:
+        return False
+    is_union = get_origin(found.annotation) in (Union, UnionType)
+    kinds = set(get_args(found.annotation)) - {type(None)} if is_union else {found.annotation}
+    return kinds <= {str, SecretStr, Path}
 
 
 def _read_value(text: str) -> Any:

@@ -1,0 +1,86 @@
+"""Logs: one line an event, whoever logs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.support import ROOT
+
+PROGRAM = """
+import logging, sys, warnings
+from services.common.config import LogSection
+from services.common.logs import set_up_logs
+import structlog
+
+set_up_logs("sample", LogSection(level=sys.argv[1], format=sys.argv[2]))
+log = structlog.get_logger()
+{body}
+"""
+
+
+def lines_of(body: str, level: str = "info", log_format: str = "json") -> list[str]:
+    """What a program of that body logs."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(body=body), level, log_format],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        timeout=20,
+    )
+    assert done.stdout == ""
+    return done.stderr.splitlines()
+
+
+def test_an_event_is_one_json_object() -> None:
+    (line,) = lines_of("log.info('frame refused', reason='a\\nb', size=[1, 2])")
+    event = json.loads(line)
+    assert event.pop("timestamp").endswith("Z")
+    assert event == {
+        "event": "frame refused",
+        "level": "info",
+        "service": "sample",
+        "reason": "a\nb",
+        "size": [1, 2],
+    }
+
+
+@pytest.mark.parametrize("level", ["debug", "info", "warning", "error"])
+def test_the_level_hides_what_is_less_severe(level: str) -> None:
+    levels = ["debug", "info", "warning", "error"]
+    body = "\n".join(f"log.{name}('{name}')" for name in levels)
+    assert [json.loads(line)["event"] for line in lines_of(body, level)] == levels[levels.index(level) :]
+
+
+def test_text_is_for_people() -> None:
+    (line,) = lines_of("log.warning('late', frames=3)", log_format="text")
+    assert "late" in line
+    assert "frames=3" in line
+    assert "\x1b" not in line
+
+
+def test_what_libraries_log_has_the_same_form() -> None:
+    body = """
+logging.getLogger('aiohttp').info('hidden')
+logging.getLogger('aiohttp').warning('100 %% of %s', 'it')
+warnings.warn('old')
+"""
+    first, second = map(json.loads, lines_of(body))
+    assert (first["event"], first["logger"], first["level"]) == ("100 % of it", "aiohttp", "warning")
+    assert (second["logger"], second["service"]) == ("py.warnings", "sample")
+
+
+def test_an_exception_is_one_line() -> None:
+    body = """
+try:
+    1 / 0
+except ZeroDivisionError:
+    log.exception('bad frame')
+    logging.getLogger('asyncio').exception('bad task')
+"""
+    for line in lines_of(body):
+        assert "ZeroDivisionError" in json.loads(line)["exception"]

@@ -1,0 +1,116 @@
+"""Start and stop, as a process sees them."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import ROOT
+
+PROGRAM = """
+from framebus import StreamNotFound
+from services.common.config import CommonConfiguration
+from services.common.service import ServiceError, run
+import structlog
+
+def main(configuration, stop):
+    log = structlog.get_logger()
+    {body}
+
+raise SystemExit(run("sample", CommonConfiguration, main))
+"""
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Start:
+    def begin(body: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", PROGRAM.format(body=body), *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={"PYTHONPATH": str(ROOT), **environment},
+        )
+
+    return begin
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, list[dict[str, Any]]]:
+    """Exit status, standard error, and the events in it."""
+    output, errors = process.communicate(timeout=20)
+    assert output.replace("ready\n", "") == ""
+    return process.returncode, errors, [json.loads(line) for line in errors.splitlines() if line.startswith("{")]
+
+
+def test_a_service_that_returns_has_started_and_stopped(start: Start) -> None:
+    status, errors, events = finish(start("log.info('at work', frames=3)"))
+    assert status == 0
+    assert [(event["event"], event["service"], event["level"]) for event in events] == [
+        ("started", "sample", "info"),
+        ("at work", "sample", "info"),
+        ("stopped", "sample", "info"),
+    ]
+    assert events[1]["frames"] == 3
+    assert events[0]["timestamp"].endswith("Z")
+    assert len(errors.splitlines()) == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_it(start: Start, number: signal.Signals) -> None:
+    process = start("print('ready', flush=True); stop.wait()")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    status, _, events = finish(process)
+    assert status == 0
+    assert events[-1]["event"] == "stopped"
+
+
+def test_a_signal_stops_it_at_any_moment(start: Start) -> None:
+    # The loop is nearly always inside the event's own code, where a handler that took its lock would wait for ever.
+    body = "print('ready', flush=True)\n    while not stop.wait(0): stop.is_set()"
+    for _ in range(10):
+        process = start(body)
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        assert finish(process)[0] == 0
+
+
+@pytest.mark.parametrize("error", ["ServiceError('no camera')", "StreamNotFound('no camera')"])
+def test_giving_up_is_one_sentence(start: Start, error: str) -> None:
+    status, errors, events = finish(start(f"raise {error}"))
+    assert status == 1
+    assert (events[-1]["event"], events[-1]["reason"], events[-1]["level"]) == ("failed", "no camera", "error")
+    assert "Traceback" not in errors
+
+
+def test_an_error_of_the_program_keeps_its_traceback(start: Start) -> None:
+    status, errors, _ = finish(start("raise KeyError('a fault of ours')"))
+    assert status == 1
+    assert "Traceback" in errors
+    assert "a fault of ours" in errors
+
+
+def test_a_faulty_configuration_is_told_before_the_start(start: Start, tmp_path: Path) -> None:
+    file = tmp_path / "framebus.yaml"
+    file.write_text("stream: {slots: 1}\n")
+    status, errors, events = finish(start("pass", "--config", str(file)))
+    assert (status, events) == (2, [])
+    assert errors == f"{file}:1: stream.slots: Input should be greater than or equal to 3\n"
+
+
+def test_check_reads_the_configuration_and_does_nothing(start: Start, tmp_path: Path) -> None:
+    file = tmp_path / "framebus.yaml"
+    file.write_text("stream: {slots: 8}\n")
+    assert finish(start("raise KeyError", "--check", "--config", str(file))) == (0, "", [])
