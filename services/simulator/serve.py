@@ -6,6 +6,7 @@ beside it. The process ends on SIGTERM at once, and with the process that starte
 All cameras share one timeline: at the monotonic time t the picture ``(t - t0) modulo the loop`` is shown. A client
 starts at the latest key frame and is served in real time from there. Its timestamps are positions on the timeline
 that is not folded (``t - t0``), so they grow over the loop's end and are the same for all cameras and all clients.
+A timestamp of 90 kHz over 3600 is the frame's number, modulo the loop its index in ``truth.json``.
 MPEG-TS counts 33 bits of 90 kHz: after 26.5 hours they begin anew, which readers know how to handle.
 
 Source: FFmpeg's http protocol, option ``listen``; the tee muxer hands protocol options on, which PyAV's own output
