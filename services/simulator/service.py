@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import subprocess
 import threading
@@ -12,8 +13,9 @@ import structlog
 
 from services.common.config import LogSection
 from services.common.service import ServiceError
+from services.common.status import StatusServer, status_document
 from services.simulator import child
-from services.simulator.config import SimulatorConfiguration, SimulatorSection
+from services.simulator.config import FRAMES_PER_SECOND, SimulatorConfiguration, SimulatorSection
 from services.simulator.render import clips_folder
 from services.simulator.serve import EXIT_PORT_IN_USE
 
@@ -36,7 +38,7 @@ def main(configuration: SimulatorConfiguration, stop: threading.Event) -> None:
     folder = rendered(section, configuration.log, stop)
     if folder is None:
         return
-    with Cameras(section, folder, configuration.log) as cameras:
+    with Cameras(section, folder, configuration.log) as cameras, serve_status(configuration, cameras):
         log.info("serving", urls=cameras.urls)
         while not stop.wait(0.2):
             try:
@@ -44,6 +46,23 @@ def main(configuration: SimulatorConfiguration, stop: threading.Event) -> None:
             except ServiceError:
                 if not stop.wait(SIGNAL_S):
                     raise
+
+
+def serve_status(configuration: SimulatorConfiguration, cameras: Cameras) -> StatusServer:
+    """Tell which picture is shown when: frame ``(t - t0_s) * fps`` modulo ``frames`` at the monotonic time t.
+
+    Raises:
+        ServiceError: Another simulator of the same stream runs.
+    """
+    details = {"t0_s": cameras.t0_s, "fps": FRAMES_PER_SECOND, "frames": configuration.simulator.frames}
+    try:
+        return StatusServer(
+            configuration.stream.name,
+            "simulator",
+            lambda: status_document("simulator", {}, stale_after_s=math.inf, details=details),
+        )
+    except FileExistsError as error:
+        raise ServiceError(str(error)) from None
 
 
 def check_ports(section: SimulatorSection) -> None:
@@ -97,6 +116,8 @@ class Cameras:
         self._ports = [section.first_port + i for i in range(len(section.cameras))]
         self._clips = [folder.resolve() / f"{camera.name}.ts" for camera in section.cameras]
         self._log_section = log_section
+        self.t0_s = time.monotonic()
+        """Where the cameras' common timeline begins, ``time.monotonic()``."""
         self._processes: list[subprocess.Popen[str]] = []
 
     @property
@@ -105,9 +126,9 @@ class Cameras:
         return [f"http://{self._host}:{port}/{clip.name}" for port, clip in zip(self._ports, self._clips, strict=True)]
 
     def __enter__(self) -> Cameras:
-        t0 = time.monotonic()
+        self.t0_s = time.monotonic()
         for clip, port in zip(self._clips, self._ports, strict=True):
-            arguments = [str(clip), "--host", self._host, "--port", str(port), "--t0", repr(t0)]
+            arguments = [str(clip), "--host", self._host, "--port", str(port), "--t0", repr(self.t0_s)]
             self._processes.append(child.start("services.simulator.serve", arguments, self._log_section))
         return self
 

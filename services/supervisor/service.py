@@ -40,8 +40,6 @@ def supervise(configuration: SupervisorConfiguration, stop: threading.Event) -> 
         # What a killed predecessor left would be in the way of nobody, but it takes room in /dev/shm.
         remove_leftovers(stream)
         try:
-            for child in children:
-                child.start()
             _tend(configuration, children, stop)
         finally:
             _end(children)
@@ -53,8 +51,12 @@ def _tend(configuration: SupervisorConfiguration, children: list[Child], stop: t
     shows = "streamer" not in configuration.supervisor.services
     started_s = time.monotonic()
     line_at_s = started_s + configuration.supervisor.status_interval_s
+    started: list[Child] = []
     while not stop.wait(TEND_EVERY_S):
-        for child in children:
+        if len(started) < len(children) and _may_go_on(configuration.stream.name, started):
+            started.append(children[len(started)])
+            started[-1].start()
+        for child in started:
             if (reason := child.tend()) is not None:
                 raise ServiceError(reason)
         if not shows and _page_shows_frames(url):
@@ -65,6 +67,11 @@ def _tend(configuration: SupervisorConfiguration, children: list[Child], stop: t
             line_at_s += configuration.supervisor.status_interval_s
             sys.stdout.write(status_line(read_statuses(configuration.stream.name)) + "\n")
             sys.stdout.flush()
+
+
+def _may_go_on(stream: str, started: list[Child]) -> bool:
+    """Whether the next service may start: whoever reads cameras would only fail while they are still being rendered."""
+    return not started or started[-1].service != "simulator" or "simulator" in read_statuses(stream)
 
 
 def _end(children: list[Child]) -> None:
@@ -78,12 +85,13 @@ def _end(children: list[Child]) -> None:
 def page_url(configuration: SupervisorConfiguration) -> str:
     """Where a browser on this machine finds the page."""
     host = configuration.streamer.host
-    return f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{configuration.streamer.port}"
+    everywhere = ("0.0.0.0", "::")  # noqa: S104  compared, not bound
+    return f"http://{'127.0.0.1' if host in everywhere else host}:{configuration.streamer.port}"
 
 
 def _page_shows_frames(url: str) -> bool:
     try:
-        with urllib.request.urlopen(f"{url}/healthz", timeout=1.0) as answer:
+        with urllib.request.urlopen(f"{url}/healthz", timeout=1.0) as answer:  # noqa: S310  always http
             return int(answer.status) == 200
     except (urllib.error.URLError, OSError, ValueError):
         return False
@@ -93,8 +101,11 @@ def status_line(statuses: dict[str, dict[str, Any]]) -> str:
     """Rate and latency of every stage, in one line for a terminal."""
     parts = []
     for service, status in statuses.items():
+        stages = []
         for stage, numbers in status.get("stages", {}).items():
             p50 = numbers["latency_p50_ms"]
             latency = "" if p50 is None else f" {p50:.0f} ms"
-            parts.append(f"{service} {stage} {numbers['fps']:.1f} fps{latency}")
-    return " | ".join(parts) or "waiting for the services"
+            stages.append(f"{stage} {numbers['fps']:.1f} fps{latency}")
+        if stages:
+            parts.append(f"{service}: {', '.join(stages)}")
+    return " | ".join(parts) or "waiting for the cameras"
