@@ -1,4 +1,5 @@
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -131,7 +132,8 @@ def test_a_port_taken_later_is_named_too() -> None:
 
 def start(tmp_path: Path, section: SimulatorSection) -> subprocess.Popen[str]:
     config = tmp_path / "framebus.yaml"
-    config.write_text(f"simulator: {section.model_dump_json()}\nlog: {{format: text}}\n")
+    stream = f"test-{secrets.token_hex(6)}"
+    config.write_text(f"simulator: {section.model_dump_json()}\nstream: {{name: {stream}}}\nlog: {{format: text}}\n")
     return subprocess.Popen(
         [sys.executable, "-m", "services.simulator", "--config", str(config)],
         cwd=ROOT,
