@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import time
@@ -11,7 +12,7 @@ from typing import Any
 
 from framebus import remove_leftovers
 from services.common.service import ServiceError
-from services.common.status import StatusServer, read_statuses
+from services.common.status import StatusServer, read_statuses, status_document
 from services.supervisor.child import Child
 from services.supervisor.config import SupervisorConfiguration
 
@@ -31,7 +32,9 @@ def supervise(configuration: SupervisorConfiguration, stop: threading.Event) -> 
         for service in section.services
     ]
     try:
-        status_server = StatusServer(stream, "supervisor", lambda: {"service": "supervisor", "stages": {}})
+        status_server = StatusServer(
+            stream, "supervisor", lambda: status_document("supervisor", {}, stale_after_s=math.inf)
+        )
     except FileExistsError:
         raise ServiceError(
             f"the services of the stream {stream!r} run already: stop them first, or set another stream.name"

@@ -1,0 +1,94 @@
+"""``make demo`` as a process of a test, on ports and a stream of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.support import ROOT
+
+LIVE = "the panorama is live at "
+
+
+def free_ports(count: int) -> int:
+    """The first of ``count`` consecutive ports that nobody has now."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            first = int(probe.getsockname()[1])
+        try:
+            for port in range(first, first + count):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return first
+
+
+class Demo:
+    """The command, its output and its processes."""
+
+    def __init__(self, stream: str, log: Path, **environment: str) -> None:
+        first = free_ports(6)
+        self.stream = stream
+        self.url = f"http://127.0.0.1:{first + 5}"
+        cameras = [{"name": f"cam{i}", "url": f"http://127.0.0.1:{first + i}/cam{i}.ts"} for i in range(5)]
+        self.environment = {
+            **os.environ,
+            "PORT": str(first + 5),
+            "FRAMEBUS_STREAM__NAME": stream,
+            "FRAMEBUS_SIMULATOR__FIRST_PORT": str(first),
+            "FRAMEBUS_STITCHER__CAMERAS": json.dumps(cameras),
+            **environment,
+        }
+        self.log = log
+        with log.open("w") as output:
+            self.process = subprocess.Popen(
+                ["make", "--no-print-directory", "demo"],
+                cwd=ROOT,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def output(self) -> str:
+        """All that it has printed."""
+        return self.log.read_text()
+
+    def processes(self) -> list[psutil.Process]:
+        """It and all that it started."""
+        parent = psutil.Process(self.process.pid)
+        return [parent, *parent.children(recursive=True)]
+
+    def service(self, name: str) -> psutil.Process:
+        """The process of one service."""
+        (found,) = (process for process in self.processes() if process.cmdline()[1:3] == ["-m", f"services.{name}"])
+        return found
+
+    def status(self) -> dict[str, Any]:
+        """What ``/api/status`` answers."""
+        with urllib.request.urlopen(f"{self.url}/api/status", timeout=10) as answer:
+            content: dict[str, Any] = json.load(answer)
+        return content
+
+    def interrupt(self) -> int:
+        """What Ctrl-C in a terminal does: SIGINT to the whole foreground group. Returns the exit status."""
+        os.killpg(self.process.pid, signal.SIGINT)
+        return self.process.wait(20)
+
+    def kill(self) -> None:
+        """End it the hard way, for a test that failed."""
+        if self.process.poll() is None:
+            for process in self.processes():
+                process.kill()
+            self.process.wait()

@@ -1,0 +1,230 @@
+"""``make demo`` from end to end: five cameras, a page in a real browser, boxes on people, an end without a trace."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from playwright.sync_api import Page, WebSocket, sync_playwright
+
+from framebus import remove_leftovers
+from services.common.detections import DetectionSubscriber
+from services.common.status import read_statuses
+from services.simulator.config import SimulatorSection
+from services.simulator.render import render
+from tests.e2e.demo import LIVE, Demo
+from tests.support import ROOT, files_of
+
+CHROMIUM = Path("/usr/bin/chromium")
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+ARGUMENTS += ["--disable-component-update", "--disable-sync"]
+LEAST_FPS = 20
+WINDOW_S = 3
+LEAST_IOU = 0.35
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.timeout(300),
+    pytest.mark.skipif(
+        not CHROMIUM.exists() and os.environ.get("CI") != "true", reason="no Chromium here: run 'make system-packages'"
+    ),
+]
+
+# Counts pictures that differ from the one before, by the pixels of the band in which people walk.
+COUNT_PICTURES = """seconds => new Promise(resolve => {
+    const canvas = document.getElementById("picture");
+    const context = canvas.getContext("2d");
+    const top = Math.floor(canvas.height * 0.45), rows = 24;
+    let before = null, distinct = 0;
+    const end = performance.now() + 1000 * seconds;
+    const look = () => {
+        const words = new Uint32Array(context.getImageData(0, top, canvas.width, rows).data.buffer);
+        let hash = 2166136261;
+        for (let index = 0; index < words.length; index++) hash = Math.imul(hash ^ words[index], 16777619);
+        if (hash !== before) distinct += 1;
+        before = hash;
+        if (performance.now() < end) requestAnimationFrame(look); else resolve(distinct);
+    };
+    look();
+})"""
+
+
+def wait_for(condition: Callable[[], bool], demo: Demo, patience_s: float) -> None:
+    deadline_s = time.monotonic() + patience_s
+    while not condition():
+        assert demo.process.poll() is None, demo.output()
+        assert time.monotonic() < deadline_s, demo.output()
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    stream = f"demo-{os.urandom(4).hex()}"
+    running = Demo(stream, tmp_path_factory.mktemp("demo") / "log")
+    wait_for(lambda: LIVE in running.output(), running, 180)
+    yield running
+    running.kill()
+    remove_leftovers(stream)
+
+
+@pytest.fixture(scope="module")
+def page(demo: Demo) -> Iterator[Page]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        opened = browser.new_page(viewport={"width": 1280, "height": 500})
+        opened.goto(demo.url)
+        opened.wait_for_function("document.getElementById('picture').width > 0")
+        yield opened
+        browser.close()
+
+
+def test_the_url_is_printed_and_a_status_line_follows(demo: Demo) -> None:
+    assert f"{LIVE}{demo.url}" in demo.output()
+    wait_for(lambda: "publish" in demo.output().partition(LIVE)[2], demo, 30)
+
+
+def test_the_page_shows_distinct_panoramas(demo: Demo, page: Page) -> None:
+    counts = []
+    for _ in range(20):  # other work on the machine may take some windows, not all
+        counts.append(page.evaluate(COUNT_PICTURES, WINDOW_S))
+        if counts[-1] >= LEAST_FPS * WINDOW_S:
+            break
+    assert max(counts) >= LEAST_FPS * WINDOW_S, (counts, demo.status())
+
+
+def test_the_status_tells_every_stage(demo: Demo) -> None:
+    services = demo.status()["services"]
+    stages = {(service, stage) for service, status in services.items() for stage in status["stages"]}
+    wanted = {("stitcher", f"cam{i}") for i in range(5)}
+    wanted |= {("stitcher", "publish"), ("detector", "detect"), ("streamer", "receive"), ("streamer", "encode")}
+    assert wanted <= stages
+    for service, stage in wanted:
+        numbers = services[service]["stages"][stage]
+        assert numbers["fps"] > 0, (service, stage)
+        assert 0 < numbers["latency_p50_ms"] <= numbers["latency_p99_ms"]
+        assert numbers["skipped"] >= 0
+
+
+def overlap(one: tuple[float, ...], other: tuple[float, ...]) -> float:
+    """Intersection over union of two boxes (left, top, right, bottom)."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    if min(width, height) <= 0:
+        return 0.0
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
+    return width * height / (sum(areas) - width * height)
+
+
+def test_boxes_are_on_the_true_people(demo: Demo, page: Page) -> None:
+    truth = json.loads((render(SimulatorSection(cache_dir=ROOT / ".cache/simulator")) / "truth.json").read_text())
+    statuses = read_statuses(demo.stream)
+    timeline = statuses["simulator"]["details"]
+    panorama = statuses["stitcher"]["details"]["calibration"]["panorama"]
+    at_page: dict[int, list[dict[str, Any]]] = {}
+
+    def listen(websocket: WebSocket) -> None:
+        def receive(payload: str | bytes) -> None:
+            content = json.loads(payload) if isinstance(payload, str) else {}
+            if content.get("type") == "detections":
+                at_page[content["sequence"]] = content["objects"]
+
+        websocket.on("framereceived", receive)
+
+    page.on("websocket", listen)
+    page.reload()
+    recalls: list[float] = []
+    detections = DetectionSubscriber(demo.stream)
+    deadline_s = time.monotonic() + 90
+    captured_ns: dict[int, int] = {}
+    while len(recalls) < 12 and time.monotonic() < deadline_s:
+        detections.look_for_detectors()
+        captured_ns |= {found.sequence: found.captured_ns for found in detections.receive(0.2)}
+        page.wait_for_timeout(200)
+        for sequence in sorted(at_page.keys() & captured_ns.keys()):
+            elapsed_s = captured_ns.pop(sequence) / 1e9 - timeline["t0_s"]
+            people = truth["frames_objects"][round(elapsed_s * timeline["fps"]) % timeline["frames"]]
+            recalls.append(recall(people, at_page[sequence], panorama))
+    detections.close()
+    assert len(recalls) >= 12, (len(recalls), demo.status())
+    assert np.median(recalls) >= 0.5, recalls
+
+
+def recall(truth: list[dict[str, Any]], boxes: list[dict[str, Any]], panorama: dict[str, float]) -> float:
+    """Share of the true people that have a box labelled person on them."""
+    found = [(b["x"], b["y"], b["x"] + b["width"], b["y"] + b["height"]) for b in boxes if b["label"] == "person"]
+    scale, left, top = panorama["scale_px"], panorama["yaw_min_rad"], panorama["v_min"]
+    people = [
+        (
+            (person["yaw_min_rad"] - left) * scale,
+            (person["v_min"] - top) * scale,
+            (person["yaw_max_rad"] - left) * scale,
+            (person["v_max"] - top) * scale,
+        )
+        for person in truth
+        if person["label"] == "person"
+    ]
+    return sum(any(overlap(person, box) >= LEAST_IOU for box in found) for person in people) / len(people)
+
+
+def test_a_second_demo_says_so_and_harms_nothing(demo: Demo) -> None:
+    second = subprocess.run(
+        ["make", "--no-print-directory", "demo"],
+        cwd=ROOT,
+        env=demo.environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert second.returncode != 0
+    assert "run already" in second.stdout + second.stderr
+    assert "Traceback" not in second.stdout + second.stderr
+    assert demo.status()["services"]["stitcher"]["healthy"]
+
+
+@pytest.mark.parametrize("service", ["detector", "stitcher"])
+def test_a_killed_service_comes_back(demo: Demo, service: str) -> None:
+    others = {name: demo.service(name).pid for name in {"simulator", "stitcher", "detector", "streamer"} - {service}}
+    victim = demo.service(service)
+    victim.send_signal(signal.SIGKILL)
+    wait_for(lambda: f"{service} ended by signal SIGKILL" in demo.output(), demo, 20)
+
+    def works() -> bool:
+        statuses = demo.status()["services"]
+        return all(
+            name in statuses and statuses[name]["healthy"] for name in ("stitcher", "detector", "streamer")
+        ) and bool(statuses[service]["stages"])
+
+    wait_for(works, demo, 60)
+    assert demo.service(service).pid != victim.pid
+    assert {name: demo.service(name).pid for name in others} == others
+
+
+def test_ctrl_c_leaves_no_process_and_no_file(demo: Demo) -> None:
+    processes = demo.processes()
+    assert len(processes) >= 6
+    demo.interrupt()
+    assert [process for process in processes if process.is_running() and process.status() != "zombie"] == []
+    assert files_of(demo.stream) == []
+    assert "Traceback" not in demo.output()
+    assert "killed" not in demo.output()
+
+
+def test_a_part_that_is_dead_for_good_ends_all(stream: str, tmp_path: Path) -> None:
+    demo = Demo(stream, tmp_path / "log", FRAMEBUS_SUPERVISOR__RESTARTS="1", FRAMEBUS_STREAMER__HOST="192.0.2.1")
+    try:
+        assert demo.process.wait(120) != 0
+        output = demo.output()
+        assert "streamer ended with status 1, 2 times" in output
+        assert "Traceback" not in output
+        assert files_of(stream) == []
+    finally:
+        demo.kill()
