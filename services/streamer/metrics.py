@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
@@ -11,6 +11,41 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 QUANTILES = {"0.5": "latency_p50_ms", "0.99": "latency_p99_ms"}
+
+
+STREAM_GAUGES = {
+    "live": ("live", "1 while a publisher serves the stream"),
+    "age_s": ("age_seconds", "Seconds since the newest frame was published"),
+    "slots": ("slots", "Slots of the ring"),
+    "slots_held": ("slots_held", "Slots that a loan or a lease holds now"),
+    "seats": ("seats", "Leases that the ring has for subscribers"),
+    "seats_taken": ("seats_taken", "Leases that the subscribers may take together"),
+    "ring_bytes": ("ring_bytes", "Size of the ring"),
+    "subscribers": ("subscribers", "Subscribers that live"),
+}
+"""What is told of a stream: the metric's name and help, by the key in its description."""
+
+
+class StreamCollector(Collector):
+    """Turns descriptions of streams into metrics."""
+
+    def __init__(self, streams: Sequence[Mapping[str, Any]]) -> None:
+        self._streams = streams
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics of every stream."""
+        published = CounterMetricFamily(
+            "framebus_stream_frames", "Sequence of the newest frame: frames published in the ring", labels=["stream"]
+        )
+        for stream in self._streams:
+            published.add_metric([stream["name"]], stream["sequence"])
+        yield published
+        for key, (name, text) in STREAM_GAUGES.items():
+            gauge = GaugeMetricFamily(f"framebus_stream_{name}", text, labels=["stream"])
+            for stream in self._streams:
+                if stream[key] is not None:
+                    gauge.add_metric([stream["name"]], float(stream[key]))
+            yield gauge
 
 
 class StatusCollector(Collector):
@@ -53,13 +88,14 @@ class StatusCollector(Collector):
         yield from (healthy, detail, frames, skipped, fps, age, latency)
 
 
-def render(statuses: Mapping[str, Mapping[str, Any]]) -> bytes:
-    """Prometheus' text for the status documents of :func:`services.common.status.read_statuses`.
+def render(statuses: Mapping[str, Mapping[str, Any]], streams: Sequence[Mapping[str, Any]] = ()) -> bytes:
+    """Prometheus' text for the status documents of :func:`services.common.status.read_statuses`, and for streams.
 
     The streamer's own processor time, memory and descriptors come with them, as ``process_*``.
     """
     registry = CollectorRegistry(auto_describe=False)
     registry.register(StatusCollector(statuses))
+    registry.register(StreamCollector(streams))
     ProcessCollector(registry=registry)
     return generate_latest(registry)
 

@@ -12,6 +12,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from framebus import StreamInfo, streams
 from services.common.status import read_statuses
 from services.streamer import metrics, security, stills
 from services.streamer.config import StreamerSection
@@ -21,6 +22,22 @@ from services.streamer.websocket import WebSocketViewer
 PAGE = Path(__file__).with_name("page")
 STATUS_TIMEOUT_S = 0.5
 STATUS_FRESH_S = 0.5
+
+
+def describe(found: StreamInfo) -> dict[str, Any]:
+    """What there is to know of a stream's ring, ready for JSON."""
+    return {
+        "name": found.name,
+        "live": found.live,
+        "sequence": found.sequence,
+        "age_s": None if found.age_s is None else round(found.age_s, 3),
+        "slots": found.slots,
+        "slots_held": found.slots_held,
+        "seats": found.seats,
+        "seats_taken": found.seats_taken,
+        "ring_bytes": found.ring_bytes,
+        "subscribers": sum(subscriber.alive for subscriber in found.subscribers),
+    }
 
 
 class Site:
@@ -52,8 +69,8 @@ class Site:
         self.application.add_routes(
             [
                 web.get("/", self._index),
-                web.get("/ws", self._websocket),
-                web.get("/stream.mjpg", self._mjpeg),
+                web.get("/ws", self._websocket, allow_head=False),
+                web.get("/stream.mjpg", self._mjpeg, allow_head=False),
                 web.get("/snapshot.jpg", self._snapshot),
                 web.get("/healthz", self._healthz),
                 web.get("/metrics", self._metrics),
@@ -95,7 +112,8 @@ class Site:
         )
 
     async def _metrics(self, _request: web.Request) -> web.StreamResponse:
-        body = metrics.render(await self._read_statuses())
+        statuses = await self._read_statuses()
+        body = metrics.render(statuses, [describe(found) for found in await asyncio.to_thread(streams)])
         return web.Response(body=body, headers=stills.UNCACHED | {"Content-Type": CONTENT_TYPE_LATEST})
 
     async def _status(self, _request: web.Request) -> web.StreamResponse:
@@ -109,6 +127,7 @@ class Site:
                     "max": self._section.max_clients,
                 },
                 "services": await self._read_statuses(),
+                "streams": [describe(found) for found in await asyncio.to_thread(streams)],
             },
             headers=stills.UNCACHED,
         )

@@ -102,6 +102,11 @@ async def get(url: str, path: str) -> tuple[int, bytes, dict[str, str]]:
         return response.status, await response.read(), dict(response.headers)
 
 
+async def head(url: str, path: str) -> int:
+    async with aiohttp.ClientSession() as session, session.head(url + path) as response:
+        return response.status
+
+
 def fetch(url: str, path: str) -> tuple[int, bytes, dict[str, str]]:
     return asyncio.run(get(url, path))
 
@@ -414,7 +419,7 @@ def test_a_killed_publisher_that_returns_is_shown_again(
         run(scenario)
 
 
-def test_status_and_metrics_tell_of_all_services(streamer: StreamerProcess, publisher: Publisher) -> None:
+def test_status_and_metrics_tell_of_all_services(stream: str, streamer: StreamerProcess, publisher: Publisher) -> None:
     async def scenario() -> None:
         async with connect(streamer.url) as client:
             for sequence in range(1, 4):
@@ -436,6 +441,8 @@ def test_status_and_metrics_tell_of_all_services(streamer: StreamerProcess, publ
                 assert 0 < summary["latency_p50_ms"] <= summary["latency_p99_ms"]
             assert own["details"]["clients"] == 1
             assert own["details"]["bytes_per_second"] >= 0
+            (ring,) = [found for found in document["streams"] if found["name"] == stream]
+            assert (ring["live"], ring["sequence"], ring["slots"], ring["subscribers"]) == (True, 3, 8, 1)
             status, body, headers = await get(streamer.url, "metrics")
             assert status == 200
             assert headers["Content-Type"].startswith("text/plain; version=")
@@ -445,6 +452,9 @@ def test_status_and_metrics_tell_of_all_services(streamer: StreamerProcess, publ
                 for sample in families["framebus_stage_frames"].samples
             }
             assert frames["streamer", "send"] == 3
+            published = {sample.labels["stream"]: sample.value for sample in families["framebus_stream_frames"].samples}
+            assert published[stream] == 3
+            assert "framebus_stream_slots_held" in families
 
     run(scenario)
 
@@ -467,6 +477,8 @@ def test_the_page_is_whole_and_may_only_load_from_here(streamer: StreamerProcess
             for module in re.findall(rb'from "\./([^"]+)"', content):
                 assert fetch(streamer.url, f"page/{module.decode()}")[0] == 200
     assert {"page/main.js", "page/style.css"} <= parts
+    for endless in ("ws", "stream.mjpg"):
+        assert asyncio.run(head(streamer.url, endless)) == 405
     for outside in ("page/../config.py", "page/%2e%2e/config.py", "page/", "nothing", "ws"):
         assert fetch(streamer.url, outside)[0] in (403, 404, 426)
 
