@@ -23,7 +23,7 @@ from services.streamer.web import Site
 
 TICK_S = 0.1
 TICKS_A_MEASUREMENT = 10
-SHUTDOWN_S = 0.5
+SHUTDOWN_S = 0.3
 
 T = TypeVar("T")
 

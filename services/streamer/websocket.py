@@ -26,7 +26,7 @@ MAX_IN_FLIGHT = 2
 WATCHED_S = 1.0
 """A viewer without an acknowledgement for so long (its tab is hidden) needs no new pictures encoded."""
 HEARTBEAT_S = 10.0
-CLOSE_S = 0.5
+CLOSE_S = 0.3
 
 
 class WebSocketViewer:
