@@ -92,16 +92,16 @@ class FrameThread:
         return self._thread.is_alive()
 
     def _run(self) -> None:
+        seen = False
         while not self._stop.is_set():
             try:
                 with Subscriber(self._stream, name="streamer", wake="futex", gone_after_s=GONE_AFTER_S) as subscriber:
                     self._log.info("attached", stream=self._stream)
                     self.absent = ""
+                    seen = True
                     self._follow(subscriber)
-            except StreamNotFound:
-                self._lose(f"stream {self._stream} has not started")
-            except StreamGone:
-                self._lose(f"stream {self._stream} has ended")
+            except (StreamNotFound, StreamGone):
+                self._lose(f"stream {self._stream} has {'ended' if seen else 'not started'}")
             except FramebusError as error:
                 self._lose(str(error))
             self._stop.wait(RETRY_S)
