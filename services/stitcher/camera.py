@@ -10,8 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import av
-import numpy as np
-import numpy.typing as npt
 import structlog
 from av.container import InputContainer
 from av.video.frame import VideoFrame
@@ -21,29 +19,9 @@ from services.stitcher.clock import CaptureClock
 from services.stitcher.config import CameraSection, ReconnectSection
 from services.stitcher.pairing import Timed
 
-Image = npt.NDArray[np.uint8]
-
 NS = 1_000_000_000
 STEADY_S = 5.0
 """A connection that lasted so long was a good one: the next wait is the shortest again."""
-
-
-class Picture:
-    """A decoded frame; converted to BGR only when a panorama needs it. Owned by the thread that renders."""
-
-    def __init__(self, frame: VideoFrame) -> None:
-        self._frame = frame
-        self._bgr: Image | None = None
-        self.width_px = frame.width
-        self.height_px = frame.height
-
-    def bgr(self, width_px: int, height_px: int) -> Image:
-        """The picture as uint8 of shape ``(height_px, width_px, 3)``, scaled where the camera sends another size."""
-        bgr = self._bgr
-        if bgr is None or bgr.shape[:2] != (height_px, width_px):
-            bgr = np.asarray(self._frame.to_ndarray(format="bgr24", width=width_px, height=height_px), np.uint8)
-            self._bgr = bgr
-        return bgr
 
 
 class Camera:
@@ -61,7 +39,7 @@ class Camera:
     def __init__(
         self,
         section: CameraSection,
-        deliver: Callable[[Timed[Picture]], None],
+        deliver: Callable[[Timed[VideoFrame]], None],
         stage: Stage,
         *,
         open_timeout_s: float,
@@ -166,7 +144,7 @@ class Camera:
         captured_ns = self._clock.captured_ns(pts_ns, arrival_ns)
         if paced:
             captured_ns = arrival_ns = self._pace_file(pts_ns, arrival_ns)
-        self._deliver(Timed(captured_ns, arrival_ns, Picture(frame)))
+        self._deliver(Timed(captured_ns, arrival_ns, frame))
         self._stage.record((time.monotonic_ns() - captured_ns) / NS)
 
     def _pace_file(self, pts_ns: int, arrival_ns: int) -> int:

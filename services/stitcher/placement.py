@@ -1,6 +1,6 @@
 """From the first pictures to a stitcher: a calibration is loaded or found, until every camera has a place.
 
-Finding a calibration takes seconds, so it runs in a thread of its own, and the panorama goes on meanwhile.
+Finding a calibration takes seconds, so it runs beside the panorama, which goes on meanwhile.
 """
 
 from __future__ import annotations
@@ -9,14 +9,17 @@ import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from typing import Any
 
 import structlog
+from av.video.frame import VideoFrame
 
-from services.stitcher.calibrate import Calibration, CalibrationError, calibrate, load, save
-from services.stitcher.camera import Picture
+from services.stitcher.calibrate import Calibration, CalibrationError, load, save
 from services.stitcher.config import CalibrationSection, StitcherSection
+from services.stitcher.convert import Converter
 from services.stitcher.stitch import Image, Stitcher
+from services.stitcher.worker import calibrate_apart
 
 MAX_RETRY_FACTOR = 32
 """Each try costs seconds of work, so the wait doubles, up to this many times ``retry_s``."""
@@ -28,10 +31,12 @@ class Placement:
     Args:
         section: The stitcher's configuration.
         names: The cameras, as configured.
+        pool: What the stitcher renders with.
     """
 
-    def __init__(self, section: StitcherSection, names: Sequence[str]) -> None:
+    def __init__(self, section: StitcherSection, names: Sequence[str], pool: Executor) -> None:
         self._section = section
+        self._pool = pool
         self._settings: CalibrationSection = section.calibration
         self._names = tuple(names)
         self._log = structlog.get_logger()
@@ -40,13 +45,14 @@ class Placement:
         self._state = "waiting for pictures"
         self._source = ""
         self._worker: threading.Thread | None = None
+        self._closing = threading.Event()
         self._retry_s = self._settings.retry_s
         self._next_try_s = 0.0
         self._first_pictures_s: float | None = None
         if self._settings.file is not None:
             self._load()
 
-    def stitcher(self, pictures: Mapping[str, Picture | None]) -> Stitcher | None:
+    def stitcher(self, pictures: Mapping[str, VideoFrame | None]) -> Stitcher | None:
         """The stitcher to render with, or ``None`` as long as there is no calibration.
 
         Args:
@@ -57,11 +63,19 @@ class Placement:
             unplaced = set(self._names) if current is None else set(current.calibration.unplaced)
         if unplaced and self._is_time_to_try(pictures, unplaced):
             images = {
-                name: picture.bgr(picture.width_px, picture.height_px) for name, picture in pictures.items() if picture
+                name: Converter().bgr(picture, picture.width, picture.height)
+                for name, picture in pictures.items()
+                if picture is not None
             }
-            self._worker = threading.Thread(target=self._find, args=(images,), name="calibrate", daemon=True)
+            self._worker = threading.Thread(target=self._find, args=(images,), name="calibrate")
             self._worker.start()
         return current
+
+    def close(self) -> None:
+        """End a calibration that is under way."""
+        self._closing.set()
+        if self._worker is not None:
+            self._worker.join()
 
     def describe(self) -> dict[str, Any]:
         """The state, for the status."""
@@ -83,7 +97,7 @@ class Placement:
                 },
             }
 
-    def _is_time_to_try(self, pictures: Mapping[str, Picture | None], unplaced: set[str]) -> bool:
+    def _is_time_to_try(self, pictures: Mapping[str, VideoFrame | None], unplaced: set[str]) -> bool:
         now_s = time.monotonic()
         if self._worker is not None and self._worker.is_alive():
             return False
@@ -115,9 +129,9 @@ class Placement:
         if self._current is None:
             self._state = "calibrating"
         try:
-            found = calibrate(
-                images, hint_focal_px=self._hint_focal_px(images), min_confidence=self._settings.min_confidence
-            )
+            found = calibrate_apart(images, self._hint_focal_px(images), self._settings.min_confidence, self._closing)
+            if found is None:
+                return
             missing = tuple(name for name in self._names if name not in images)
             found = Calibration(found.cameras, found.unplaced + missing)
             with self._lock:
@@ -135,7 +149,15 @@ class Placement:
             self._save(found)
 
     def _use(self, calibration: Calibration, source: str) -> None:
-        stitcher = Stitcher(calibration, self._section.width_px, self._section.height_px, self._section.feather_px)
+        section = self._section
+        stitcher = Stitcher(
+            calibration,
+            section.width_px,
+            section.height_px,
+            section.feather_px,
+            pool=self._pool,
+            parts=section.threads,
+        )
         with self._lock:
             self._current = stitcher
             self._source = source

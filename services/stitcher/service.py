@@ -5,17 +5,21 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
 import cv2
 import structlog
+from av.video.frame import VideoFrame
 
 from framebus import FrameFormat, Publisher, RingFull
 from services.common.service import ServiceError
 from services.common.status import Stage, StatusServer, status_document
-from services.stitcher.camera import NS, Camera, Picture
+from services.stitcher.calibrate import CameraPose
+from services.stitcher.camera import NS, Camera
 from services.stitcher.config import StitcherConfiguration
+from services.stitcher.convert import Converter
 from services.stitcher.pairing import Pair, Pairing, Timed
 from services.stitcher.placement import Placement
 from services.stitcher.stitch import Image, NotInPlace, Stitcher
@@ -23,22 +27,22 @@ from services.stitcher.stitch import Image, NotInPlace, Stitcher
 STALE_AFTER_S = 5.0
 POLL_S = 0.02
 """A pair can become due by time alone, so the wait for a frame is this short."""
-STOP_S = 1.0
+STOP_S = 0.5
 
 
 class _Inbox:
     """Where the cameras' threads hand their frames to the rendering thread."""
 
-    def __init__(self, pairing: Pairing[Picture]) -> None:
+    def __init__(self, pairing: Pairing[VideoFrame]) -> None:
         self._pairing = pairing
         self._changed = threading.Condition()
 
-    def deliver(self, camera: int, frame: Timed[Picture]) -> None:
+    def deliver(self, camera: int, frame: Timed[VideoFrame]) -> None:
         with self._changed:
             self._pairing.add(camera, frame)
             self._changed.notify()
 
-    def next(self, timeout_s: float) -> Pair[Picture] | None:
+    def next(self, timeout_s: float) -> Pair[VideoFrame] | None:
         with self._changed:
             pair = self._pairing.next(time.monotonic_ns())
             if pair is None and self._changed.wait(timeout_s):
@@ -49,21 +53,27 @@ class _Inbox:
 class _Publishing:
     """Renders pairs into slots. Owned by the rendering thread."""
 
-    def __init__(self, publisher: Publisher, names: Sequence[str], stage: Stage) -> None:
+    def __init__(self, publisher: Publisher, names: Sequence[str], stage: Stage, pool: Executor) -> None:
         self.full = 0
         """Panoramas that found no free slot."""
         self._publisher = publisher
         self._names = names
+        self._converters = {name: Converter() for name in names}
         self._stage = stage
+        self._pool = pool
         self._log = structlog.get_logger()
 
-    def publish(self, pair: Pair[Picture], stitcher: Stitcher) -> None:
+    def publish(self, pair: Pair[VideoFrame], stitcher: Stitcher) -> None:
         """Render one panorama and publish it; without a free slot it is dropped and counted."""
         by_name = dict(zip(self._names, pair.pictures, strict=True))
-        pictures: list[Image | None] = []
-        for pose in stitcher.calibration.cameras:
-            picture = by_name.get(pose.name)
-            pictures.append(None if picture is None else picture.bgr(pose.width_px, pose.height_px))
+
+        def convert(pose: CameraPose) -> Image | None:
+            picture = by_name[pose.name]
+            if picture is None:
+                return None
+            return self._converters[pose.name].bgr(picture, pose.width_px, pose.height_px)
+
+        pictures = list(self._pool.map(convert, stitcher.calibration.cameras))
         placed = {pose.name for pose in stitcher.calibration.cameras}
         present = [name for name, fresh in zip(self._names, pair.fresh, strict=True) if fresh and name in placed]
         try:
@@ -86,10 +96,10 @@ class _Publishing:
 def main(configuration: StitcherConfiguration, stop: threading.Event) -> None:
     """Run the stitcher until ``stop`` is set."""
     section = configuration.stitcher
-    cv2.setNumThreads(section.threads)
+    cv2.setNumThreads(1)  # parts of the panorama go to threads of our own, which costs less than OpenCV's
     names = [camera.name for camera in section.cameras]
     stages = {name: Stage() for name in (*names, "publish")}
-    pairing: Pairing[Picture] = Pairing(
+    pairing: Pairing[VideoFrame] = Pairing(
         len(names),
         tolerance_ns=round(section.pairing.tolerance_s * NS),
         max_wait_ns=round(section.pairing.max_wait_s * NS),
@@ -107,7 +117,8 @@ def main(configuration: StitcherConfiguration, stop: threading.Event) -> None:
         )
         for index, camera in enumerate(section.cameras)
     ]
-    placement = Placement(section, names)
+    pool = ThreadPoolExecutor(section.threads, "render")
+    placement = Placement(section, names, pool)
     try:
         publisher = Publisher(
             configuration.stream.name,
@@ -118,7 +129,7 @@ def main(configuration: StitcherConfiguration, stop: threading.Event) -> None:
         raise ServiceError(str(error)) from None
 
     with publisher:
-        publishing = _Publishing(publisher, names, stages["publish"])
+        publishing = _Publishing(publisher, names, stages["publish"], pool)
 
         def collect() -> dict[str, Any]:
             return _describe(configuration, cameras, stages, placement, publishing)
@@ -135,6 +146,7 @@ def main(configuration: StitcherConfiguration, stop: threading.Event) -> None:
                     if stitcher is not None:
                         publishing.publish(pair, stitcher)
             finally:
+                placement.close()
                 _end(cameras)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, wait
 from dataclasses import dataclass
+from functools import partial
 
 import cv2
 import numpy as np
@@ -18,6 +20,9 @@ Fixed = tuple[npt.NDArray[np.int16], npt.NDArray[np.uint16]]
 
 GREY, STRIPE, TEXT = 48, 64, 200
 STRIPE_PX = 48
+BAND_ROWS = 24
+"""Rows that OpenCV renders in one call: its blocks then are as wide as a region, and a panorama of 4896x688 takes 15 ms
+of one core instead of 19."""
 
 
 class NotInPlace(RuntimeError):
@@ -55,13 +60,26 @@ class Stitcher:
         width_px: Width of the panorama, a multiple of 4.
         height_px: Height of the panorama, a multiple of 4.
         feather_px: Width of the strip at a seam in which one camera fades into the next; 0 cuts hard.
+        pool: Renders in its threads; without it the calling thread renders alone.
+        parts: In how many parts, one above the other, each camera's region is given to the pool.
 
     Raises:
         CalibrationError: The cameras leave gaps between them.
     """
 
-    def __init__(self, calibration: Calibration, width_px: int, height_px: int, feather_px: int = 16) -> None:
+    def __init__(
+        self,
+        calibration: Calibration,
+        width_px: int,
+        height_px: int,
+        feather_px: int = 16,
+        *,
+        pool: Executor | None = None,
+        parts: int = 1,
+    ) -> None:
         self.calibration = calibration
+        self._pool = pool
+        self._rows = [slice(height_px * i // parts, height_px * (i + 1) // parts) for i in range(parts)]
         self.panorama: Panorama = plan(calibration, width_px, height_px)
         """The part of the world that is shown."""
         edges = self.panorama.edges_px
@@ -84,27 +102,22 @@ class Stitcher:
             NotInPlace: OpenCV did not write to ``out``; the frame must not be published.
         """
         self._check(pictures, out)
-        for region in self._regions:
-            picture = pictures[region.camera]
-            target = out[:, region.columns]
-            if picture is None:
-                np.copyto(target, region.mark)
-            else:
-                _remap(picture, region.maps, target)
+        tasks: list[Callable[[], None]] = [
+            partial(_fill, region, pictures[region.camera], rows, out)
+            for rows in self._rows
+            for region in self._regions
+        ]
         for strip in self._strips:
-            left, right = (pictures[camera] for camera in strip.cameras)
-            target = out[:, strip.columns]
-            if left is not None and right is not None:
-                _remap(left, strip.maps[0], strip.scratch[0])
-                _remap(right, strip.maps[1], strip.scratch[1])
-                blended = cv2.blendLinear(*strip.scratch, *strip.weights, dst=target)
-                _check_place(blended, target)
-            elif left is not None:
-                _remap(left, strip.maps[0], target)
-            elif right is not None:
-                _remap(right, strip.maps[1], target)
-            else:
-                np.copyto(target, strip.mark)
+            tasks.append(partial(_blend, strip, pictures[strip.cameras[0]], pictures[strip.cameras[1]], out))
+        if self._pool is None:
+            for task in tasks:
+                task()
+        else:
+            # All must have ended before an error leaves: the slot may be another frame's after that.
+            futures = [self._pool.submit(task) for task in tasks]
+            wait(futures)
+            for future in futures:
+                future.result()
 
     def _check(self, pictures: Sequence[Image | None], out: Image) -> None:
         wanted = (self.panorama.height_px, self.panorama.width_px, 3)
@@ -155,13 +168,37 @@ class Stitcher:
         return np.asarray(whole, np.int16), np.asarray(fraction, np.uint16)
 
 
+def _fill(region: _Region, picture: Image | None, rows: slice, out: Image) -> None:
+    target = out[rows, region.columns]
+    if picture is None:
+        np.copyto(target, region.mark[rows])
+    else:
+        _remap(picture, (region.maps[0][rows], region.maps[1][rows]), target)
+
+
+def _blend(strip: _Strip, left: Image | None, right: Image | None, out: Image) -> None:
+    target = out[:, strip.columns]
+    if left is not None and right is not None:
+        _remap(left, strip.maps[0], strip.scratch[0])
+        _remap(right, strip.maps[1], strip.scratch[1])
+        _check_place(cv2.blendLinear(*strip.scratch, *strip.weights, dst=target), target)
+    elif left is not None:
+        _remap(left, strip.maps[0], target)
+    elif right is not None:
+        _remap(right, strip.maps[1], target)
+    else:
+        np.copyto(target, strip.mark)
+
+
 def _remap(picture: Image, maps: Fixed, target: Image) -> None:
-    # Replicated, because half a pixel at the edge must not fade to black.
-    warped = cv2.remap(picture, *maps, cv2.INTER_LINEAR, dst=target, borderMode=cv2.BORDER_REPLICATE)
-    _check_place(warped, target)
+    for top in range(0, target.shape[0], BAND_ROWS):
+        whole, fraction, band = (rows[top : top + BAND_ROWS] for rows in (*maps, target))
+        # Replicated, because half a pixel at the edge must not fade to black.
+        warped = cv2.remap(picture, whole, fraction, cv2.INTER_LINEAR, dst=band, borderMode=cv2.BORDER_REPLICATE)
+        _check_place(warped, band)
 
 
-def _check_place(result: npt.NDArray[np.generic], target: Image) -> None:
+def _check_place(result: npt.NDArray[np.generic], target: npt.NDArray[np.generic]) -> None:
     """OpenCV silently makes a new array when ``dst`` does not fit."""
     if result.__array_interface__["data"][0] != target.__array_interface__["data"][0]:
         raise NotInPlace(f"OpenCV made an array of shape {result.shape} instead of filling {target.shape} in the slot")

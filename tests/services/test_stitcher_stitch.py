@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -34,6 +35,16 @@ def render(calibration: Calibration, pictures: list[Image | None], feather_px: i
     out = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     Stitcher(calibration, WIDTH, HEIGHT, feather_px).render(pictures, out)
     return out
+
+
+def test_threads_render_the_same(pictures: list[Image]) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        stitcher = Stitcher(rig(), WIDTH, HEIGHT, pool=pool, parts=3)
+        for gone in ((), (0, 4), (2,)):
+            present = [None if i in gone else picture for i, picture in enumerate(pictures)]
+            out = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+            stitcher.render(present, out)
+            np.testing.assert_array_equal(out, render(rig(), present))
 
 
 @pytest.mark.parametrize("feather_px", [0, 16, 256])

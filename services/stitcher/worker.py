@@ -1,0 +1,61 @@
+"""Calibration in a process of its own.
+
+It takes seconds inside OpenCV, which nothing interrupts; a process can be ended at once, gives back the half gigabyte
+that SIFT wants, and is nice to the cameras' threads.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
+
+from services.stitcher.calibrate import Calibration, CalibrationError, Image, calibrate
+
+NICE = 10
+POLL_S = 0.05
+
+
+def calibrate_apart(
+    pictures: Mapping[str, Image], hint_focal_px: float | None, min_confidence: float, stop: threading.Event
+) -> Calibration | None:
+    """Like :func:`services.stitcher.calibrate.calibrate`; ``None`` when ``stop`` was set meanwhile.
+
+    Raises:
+        CalibrationError: The cameras could not be placed, or the process died.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_work, args=(theirs,), name="calibrate", daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        ours.send((dict(pictures), hint_focal_px, min_confidence))
+        while not ours.poll(POLL_S):
+            if stop.is_set():
+                return None
+        result = ours.recv()
+    except (EOFError, OSError):
+        process.join()
+        raise CalibrationError(f"the calibration's process died with status {process.exitcode}") from None
+    finally:
+        process.kill()
+        process.join()
+        process.close()
+        ours.close()
+    if isinstance(result, Calibration):
+        return result
+    raise CalibrationError(str(result))
+
+
+def _work(connection: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the parent's to handle
+    os.nice(NICE)
+    pictures, hint_focal_px, min_confidence = connection.recv()
+    try:
+        connection.send(calibrate(pictures, hint_focal_px=hint_focal_px, min_confidence=min_confidence))
+    except CalibrationError as error:
+        connection.send(str(error))
