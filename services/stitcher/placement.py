@@ -95,6 +95,13 @@ class Placement:
                     }
                     for pose in current.calibration.cameras
                 },
+                "panorama": {}
+                if current is None
+                else {
+                    "yaw_min_rad": current.panorama.yaw_min_rad,
+                    "v_min": current.panorama.v_min,
+                    "scale_px": current.panorama.scale_px,
+                },
             }
 
     def _is_time_to_try(self, pictures: Mapping[str, VideoFrame | None], unplaced: set[str]) -> bool:

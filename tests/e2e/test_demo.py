@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from playwright.sync_api import Page, WebSocket, sync_playwright
+from playwright.sync_api import Page, WebSocket, expect, sync_playwright
 
 from framebus import remove_leftovers
 from services.common.detections import DetectionSubscriber
@@ -81,7 +81,7 @@ def page(demo: Demo) -> Iterator[Page]:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         opened = browser.new_page(viewport={"width": 1280, "height": 500})
         opened.goto(demo.url)
-        opened.wait_for_function("document.getElementById('picture').width > 0")
+        expect(opened.locator("#state")).to_have_text("live", timeout=60_000)
         yield opened
         browser.close()
 
