@@ -134,8 +134,9 @@ def calibrate(
         kept_features = [features[i] for i in kept]
         kept_matches = _submatches(matches, kept, len(names))
         found = _adjust(kept_features, kept_matches, hint_focal_px, min_confidence)
-    except cv2.error as error:
-        raise CalibrationError(f"the cameras {', '.join(names)} cannot be placed ({error.err}): {WHAT_TO_DO}") from None
+    except (cv2.error, np.linalg.LinAlgError) as error:
+        reason = error.err if isinstance(error, cv2.error) else str(error)
+        raise CalibrationError(f"the cameras {', '.join(names)} cannot be placed ({reason}): {WHAT_TO_DO}") from None
     poses = []
     for index, (focal_px, rotation) in zip(kept, found, strict=True):
         height_px, width_px = pictures[names[index]].shape[:2]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import threading
 import time
@@ -22,6 +21,8 @@ from services.stitcher.pairing import Timed
 NS = 1_000_000_000
 STEADY_S = 5.0
 """A connection that lasted so long was a good one: the next wait is the shortest again."""
+MAX_BROKEN_PACKETS = 250
+"""A connection with so many broken packets one after the other is given up."""
 
 
 class Camera:
@@ -102,26 +103,30 @@ class Camera:
                 self._decode(container)
         except av.error.ExitError:
             return "no data in time"
-        except OSError as error:  # includes FFmpeg's own; its full text holds the URL
-            return error.strerror or (os.strerror(error.errno) if error.errno else type(error).__name__)
-        except ValueError as error:  # av.error.InvalidDataError and the like
+        except Exception as error:  # noqa: BLE001  FFmpeg's errors have many bases, and no fault may end this thread
+            # Not str(error): it holds the URL.
             return getattr(error, "strerror", None) or type(error).__name__
         return "the stream ended"
 
     def _decode(self, container: InputContainer) -> None:
         stream = container.streams.video[0]
         stream.thread_type = "NONE"  # threads of FFmpeg would add a frame of delay each
-        paced = "://" not in self._section.url
+        paced = "://" not in self._section.url or self._section.url.startswith("file:")
         connected = False
+        broken = 0
         for packet in container.demux(stream):
             arrival_ns = time.monotonic_ns()
             if self._stop.is_set():
                 return
             try:
                 frames = packet.decode()
-            except (av.error.InvalidDataError, av.error.PatchWelcomeError):
+            except av.error.FFmpegError:
                 self.broken_packets += 1
+                broken += 1
+                if broken > MAX_BROKEN_PACKETS:
+                    raise
                 continue
+            broken = 0
             for frame in frames:
                 if not isinstance(frame, VideoFrame) or frame.pts is None or frame.time_base is None:
                     continue
@@ -168,4 +173,4 @@ def _open(url: str, timeouts_s: tuple[float, float]) -> InputContainer:
         # Over UDP, lost packets tear the picture. What was read while probing is old news on a live connection, and
         # half a second of probing is enough where the session description names the codec.
         options = {"rtsp_transport": "tcp", "fflags": "nobuffer", "analyzeduration": "500000"}
-    return av.open(url, options=options, timeout=timeouts_s)
+    return av.open(url, options=options, timeout=timeouts_s, metadata_errors="replace")

@@ -61,6 +61,7 @@ class _Publishing:
         self._converters = {name: Converter() for name in names}
         self._stage = stage
         self._pool = pool
+        self._misshapen: set[str] = set()
         self._log = structlog.get_logger()
 
     def publish(self, pair: Pair[VideoFrame], stitcher: Stitcher) -> None:
@@ -71,6 +72,14 @@ class _Publishing:
             picture = by_name[pose.name]
             if picture is None:
                 return None
+            if picture.width * pose.height_px != picture.height * pose.width_px and pose.name not in self._misshapen:
+                self._misshapen.add(pose.name)
+                self._log.warning(
+                    "camera has another shape than it was calibrated with, delete the calibration's file",
+                    camera=pose.name,
+                    now=f"{picture.width}x{picture.height}",
+                    calibrated=f"{pose.width_px}x{pose.height_px}",
+                )
             return self._converters[pose.name].bgr(picture, pose.width_px, pose.height_px)
 
         pictures = list(self._pool.map(convert, stitcher.calibration.cameras))

@@ -31,13 +31,13 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def server(content: bytes, port: int = 0, *, hang: bool = False) -> Iterator[int]:
+def server(content: bytes, port: int = 0, *, hang: bool = False, status: int = 200) -> Iterator[int]:
     """An HTTP server that sends ``content`` and closes, or holds the line."""
     closing = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(200)
+            self.send_response(status)
             self.send_header("Content-Type", "video/mp2t")
             self.end_headers()
             self.wfile.write(content)
@@ -150,6 +150,25 @@ def test_a_server_of_something_else_is_a_state(content: bytes) -> None:
     with server(content) as port, Watched(f"http://127.0.0.1:{port}/cam") as watched:
         watched.wait(lambda: watched.camera.state.startswith("lost"))
         assert watched.frames == []
+
+
+@pytest.mark.parametrize("status", [401, 404, 500])
+def test_a_refusal_is_a_state_and_tried_again(clip: Path, status: int) -> None:
+    with server(b"", status=status) as port, Watched(f"http://user:hunter2@127.0.0.1:{port}/cam") as watched:
+        watched.wait(lambda: watched.camera.state.startswith("lost: Server returned"))
+        assert "hunter2" not in watched.camera.state
+    with server(b"", status=status) as port:
+        watched = Watched(f"http://127.0.0.1:{port}/cam")
+        watched.camera.start()
+        watched.wait(lambda: watched.camera.state.startswith("lost"))
+    with watched_after(watched), server(clip.read_bytes(), port, hang=True):
+        watched.wait(lambda: watched.camera.state == "connected")
+        watched.camera.request_stop()
+
+
+def test_an_unknown_protocol_is_a_state() -> None:
+    with Watched("gopher2://host/x") as watched:
+        watched.wait(lambda: watched.camera.state == "lost: Protocol not found")
 
 
 def test_no_password_in_logs_or_state() -> None:

@@ -71,6 +71,12 @@ class StitcherProcess:
         lines = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
         return [line for line in lines if line["event"] == name]
 
+    def wait_for_event(self, name: str, condition: Callable[[dict[str, Any]], bool]) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while not any(map(condition, self.events(name))):
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.05)
+
     def wait_for(self, subscriber: Subscriber, condition: Callable[[Frame], bool]) -> None:
         deadline = time.monotonic() + PATIENCE_S
         while True:
@@ -179,9 +185,9 @@ def test_without_calibration_it_goes_on_without_a_missing_camera_and_adds_it_lat
     ):
         stitcher.wait_for(subscriber, lambda frame: frame.metadata == {"cameras": NAMES[:4]})
         assert stitcher.status()["details"]["calibration"]["unplaced"] == ["cam4"]
-        (event,) = stitcher.events("cameras not placed, they are left out")
-        assert event["cameras"] == ["cam4"]
-        assert "overlap" in event["remedy"]
+        stitcher.wait_for_event(
+            "cameras not placed, they are left out", lambda e: e["cameras"] == ["cam4"] and "overlap" in e["remedy"]
+        )
         with http_camera(4, port + 4):
             stitcher.wait_for(subscriber, lambda frame: frame.metadata == {"cameras": NAMES})
             assert stitcher.status()["details"]["calibration"]["unplaced"] == []
@@ -195,10 +201,7 @@ def test_cameras_that_show_nothing_give_an_error_with_a_remedy(stream: str, tmp_
         stream, tmp_path, [*urls, *["/nonexistent"] * 3], calibration={"wait_s": 0.2, "retry_s": 0.2}
     )
     with http_cameras(port, (0, 2)), process as stitcher:
-        deadline = time.monotonic() + PATIENCE_S
-        while not stitcher.events("calibration failed"):
-            assert time.monotonic() < deadline, stitcher.log.read_text()
-            time.sleep(0.05)
+        stitcher.wait_for_event("calibration failed", lambda _: True)
         reason = stitcher.events("calibration failed")[0]["reason"]
         assert "cam0, cam1" in reason
         assert "calibration.file" in reason
