@@ -18,7 +18,10 @@ LONGEST_PAUSE_S = 8.0
 
 
 class Child:
-    """A supervised service, in a session of its own so that a terminal's Ctrl-C reaches the supervisor alone."""
+    """A supervised service, in a process group of its own: a terminal's Ctrl-C reaches the supervisor alone.
+
+    Not in a session of its own: nice values do not count between sessions (sched(7), "The autogroup feature").
+    """
 
     def __init__(self, service: str, config_path: Path | None, restarts: int, restarts_within_s: float) -> None:
         self.service = service
@@ -36,7 +39,7 @@ class Child:
         self._process = subprocess.Popen(
             self._command,
             stdin=subprocess.DEVNULL,
-            start_new_session=True,
+            process_group=0,
             env={**os.environ, SUPERVISED: "1"},
         )
 
@@ -54,7 +57,7 @@ class Child:
         status = self._process.poll()
         if status is None:
             return None
-        self._end_session()
+        self._end_group()
         self._process = None
         how = f"by signal {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
         self._deaths_s.append(now_s)
@@ -82,11 +85,11 @@ class Child:
             self._process.wait(max(deadline_s - time.monotonic(), 0.0))
         except subprocess.TimeoutExpired:
             sys.stderr.write(f"{self.service} did not end in time and is killed\n")
-        self._end_session()
+        self._end_group()
         self._process.wait()
         self._process = None
 
-    def _end_session(self) -> None:
+    def _end_group(self) -> None:
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
