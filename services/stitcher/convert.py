@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 from av.video.frame import VideoFrame
+from av.video.plane import VideoPlane
 
 Image = npt.NDArray[np.uint8]
 
@@ -22,7 +23,7 @@ class Converter:
 
     def __init__(self) -> None:
         self._last: VideoFrame | None = None
-        self._planes: Image = np.empty(0, np.uint8)
+        self._colours: Image = np.empty((0, 0, 2), np.uint8)
         self._bgr: Image = np.empty((0, 0, 3), np.uint8)
 
     def bgr(self, frame: VideoFrame, width_px: int, height_px: int) -> Image:
@@ -42,9 +43,11 @@ class Converter:
         if _is_plain(frame) and (frame.height, frame.width) == shape[:2]:
             if self._bgr.shape != shape or not self._bgr.flags.writeable:
                 self._bgr = np.empty(shape, np.uint8)
-                self._planes = np.empty(height_px * width_px * 3 // 2, np.uint8)
-            self._pack(frame)
-            cv2.cvtColor(self._planes.reshape(-1, width_px), cv2.COLOR_YUV2BGR_I420, dst=self._bgr)
+                self._colours = np.empty((height_px // 2, width_px // 2, 2), np.uint8)
+            # Only the small colour planes are copied, side by side; the large one is read where the decoder left it.
+            y, u, v = (_view(plane) for plane in frame.planes)
+            cv2.merge([u, v], dst=self._colours)
+            cv2.cvtColorTwoPlane(y, self._colours, cv2.COLOR_YUV2BGR_NV12, dst=self._bgr)
         else:
             # FFmpeg's conversion knows every pixel format, matrix and range.
             converted = frame.to_ndarray(format="bgr24", width=width_px, height=height_px)
@@ -53,15 +56,11 @@ class Converter:
         self._last = frame
         return self._bgr
 
-    def _pack(self, frame: VideoFrame) -> None:
-        """Put the planes one behind the other, as OpenCV wants them; the decoder pads their rows."""
-        start = 0
-        for plane in frame.planes:
-            end = start + plane.width * plane.height
-            padded = np.frombuffer(memoryview(plane), np.uint8, plane.line_size * plane.height)
-            rows = padded.reshape(plane.height, plane.line_size)
-            np.copyto(self._planes[start:end].reshape(plane.height, plane.width), rows[:, : plane.width])
-            start = end
+
+def _view(plane: VideoPlane) -> Image:
+    """The plane's pixels; the decoder pads their rows."""
+    padded = np.frombuffer(memoryview(plane), np.uint8, plane.line_size * plane.height)
+    return padded.reshape(plane.height, plane.line_size)[:, : plane.width]
 
 
 def _is_plain(frame: VideoFrame) -> bool:

@@ -133,6 +133,7 @@ def main(configuration: StitcherConfiguration, stop: threading.Event) -> None:
             configuration.stream.name,
             FrameFormat(section.height_px, section.width_px, 3),
             slots=configuration.stream.slots,
+            keep_ring=configuration.stream.keep_ring,
         )
     except OSError as error:
         raise ServiceError(str(error)) from None
