@@ -40,6 +40,9 @@ class StreamSection(Section):
     """Name of the stream, also in the names of its files in /dev/shm."""
     slots: int = Field(16, ge=3, le=255)
     """Slots of the ring: two, and as many as all subscribers lease together."""
+    keep_ring: bool = False
+    """Leave the ring in /dev/shm when its publisher stops, so that the next one goes on in the same memory. For
+    containers, whose /dev/shm ends with them."""
 
 
 class LogSection(Section):

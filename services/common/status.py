@@ -21,11 +21,20 @@ from typing import Any
 import numpy as np
 
 from framebus import companion_path, companion_paths
+from services.common.health import read_status
 from services.common.service import ServiceError
+
+__all__ = [
+    "AlreadyServed",
+    "Stage",
+    "StatusServer",
+    "read_status",
+    "read_statuses",
+    "status_document",
+]
 
 WINDOW_S = 5.0
 """Rates and latencies are those of the last seconds, so that a fault shows at once and is forgotten soon."""
-MAX_DOCUMENT_BYTES = 1 << 20
 SOCKET_MODE = 0o660
 
 
@@ -156,28 +165,6 @@ class StatusServer:
 
     def __exit__(self, *_exception: object) -> None:
         self.close()
-
-
-def read_status(path: Path, timeout_s: float = 1.0) -> dict[str, Any]:
-    """Read the status that a socket serves.
-
-    Raises:
-        OSError: Nobody serves it, or not within ``timeout_s``.
-        ValueError: What it serves is no JSON object, or longer than a status can be.
-    """
-    deadline_s = time.monotonic() + timeout_s
-    content = b""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-        client.settimeout(timeout_s)
-        client.connect(os.fspath(path))
-        while part := client.recv(65536):
-            content += part
-            if len(content) > MAX_DOCUMENT_BYTES or time.monotonic() > deadline_s:
-                raise ValueError(f"{path}: no status, but an endless answer")
-    document = json.loads(content)
-    if not isinstance(document, dict):
-        raise ValueError(f"{path}: a JSON object is expected")  # noqa: TRY004  malformed data, not a caller's type
-    return document
 
 
 def read_statuses(stream: str, timeout_s: float = 1.0) -> dict[str, dict[str, Any]]:
