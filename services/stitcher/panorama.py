@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from services.stitcher.calibrate import Calibration, CalibrationError, CameraPose
+from services.stitcher.calibration import Calibration, CalibrationError, CameraPose
 
 Array = npt.NDArray[np.float64]
 Map = npt.NDArray[np.float32]

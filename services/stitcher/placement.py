@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 from av.video.frame import VideoFrame
 
-from services.stitcher.calibrate import Calibration, CalibrationError, load, save
+from services.stitcher.calibration import Calibration, CalibrationError, load, save
 from services.stitcher.config import CalibrationSection, StitcherSection
 from services.stitcher.convert import Converter
 from services.stitcher.stitch import Image, Stitcher

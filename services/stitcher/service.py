@@ -16,7 +16,7 @@ from av.video.frame import VideoFrame
 from framebus import FrameFormat, Publisher, RingFull
 from services.common.service import ServiceError
 from services.common.status import Stage, StatusServer, status_document
-from services.stitcher.calibrate import CameraPose
+from services.stitcher.calibration import CameraPose
 from services.stitcher.camera import NS, Camera
 from services.stitcher.config import StitcherConfiguration
 from services.stitcher.convert import Converter

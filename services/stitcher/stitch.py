@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from services.stitcher.calibrate import Calibration, CameraPose
+from services.stitcher.calibration import Calibration, CameraPose
 from services.stitcher.panorama import Map, Panorama, is_inside, plan, source_maps
 
 Image = npt.NDArray[np.uint8]

@@ -13,7 +13,8 @@ import threading
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
 
-from services.stitcher.calibrate import Calibration, CalibrationError, Image, calibrate
+from services.stitcher.calibrate import Image, calibrate
+from services.stitcher.calibration import Calibration, CalibrationError
 
 NICE = 10
 POLL_S = 0.05

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from services.stitcher.calibrate import Calibration, CameraPose
+from services.stitcher.calibration import Calibration, CameraPose
 
 Image = npt.NDArray[np.uint8]
 Matrix = npt.NDArray[np.float64]

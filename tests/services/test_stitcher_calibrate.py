@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from services.stitcher.calibrate import Calibration, CalibrationError, Image, calibrate, load, save
+from services.stitcher.calibrate import Image, calibrate
+from services.stitcher.calibration import Calibration, CalibrationError, load, save
 from tests.services.stitcher_scene import YAWS_DEG, paint_world, photograph, pose, rig, rotation
 
 FOCAL_PX = rig().cameras[0].focal_px

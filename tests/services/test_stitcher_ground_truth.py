@@ -12,7 +12,8 @@ import pytest
 from services.simulator.config import HFOV_DEG, YAWS_DEG, SimulatorSection
 from services.simulator.render import render
 from services.simulator.scene import ground_truth
-from services.stitcher.calibrate import Calibration, calibrate
+from services.stitcher.calibrate import calibrate
+from services.stitcher.calibration import Calibration
 from services.stitcher.stitch import Image, Stitcher
 from tests.services.stitcher_scene import psnr_db
 

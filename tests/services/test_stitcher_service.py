@@ -19,7 +19,7 @@ import yaml
 
 from framebus import Frame, FrameFormat, Publisher, Subscriber, companion_path
 from services.common.status import read_status
-from services.stitcher.calibrate import Calibration, load, save
+from services.stitcher.calibration import Calibration, load, save
 from services.stitcher.panorama import plan
 from services.stitcher.stitch import GREY
 from tests.services.simulator_clips import SMALL, free_ports, rendered

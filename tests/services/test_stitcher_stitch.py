@@ -9,7 +9,7 @@ import pytest
 
 from framebus import FrameFormat, Publisher, Subscriber
 from services.stitcher import stitch
-from services.stitcher.calibrate import Calibration, CalibrationError
+from services.stitcher.calibration import Calibration, CalibrationError
 from services.stitcher.panorama import is_inside, plan, source_maps
 from services.stitcher.stitch import Image, NotInPlace, Stitcher
 from tests.services.stitcher_scene import paint_world, photograph, pose, psnr_db, rig, rotation, true_panorama

@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 
-from services.stitcher.calibrate import CalibrationError
+from services.stitcher.calibration import CalibrationError
 from services.stitcher.worker import calibrate_apart
 from tests.services.stitcher_scene import paint_world, photograph, rig
 
