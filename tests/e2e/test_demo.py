@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from playwright.sync_api import Page, WebSocket, expect, sync_playwright
+from playwright.sync_api import Page
 
 from framebus import remove_leftovers
 from services.common.detections import DetectionSubscriber
@@ -21,40 +21,12 @@ from services.common.status import read_statuses
 from services.simulator.config import SimulatorSection
 from services.simulator.render import render
 from tests.e2e.demo import LIVE, Demo
+from tests.e2e.page import LEAST_FPS, WINDOW_S, collect_detections, count_pictures, needs_browser, open_page
 from tests.support import ROOT, files_of
 
-CHROMIUM = Path("/usr/bin/chromium")
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-ARGUMENTS += ["--disable-component-update", "--disable-sync"]
-LEAST_FPS = 20
-WINDOW_S = 3
 LEAST_IOU = 0.35
 
-pytestmark = [
-    pytest.mark.e2e,
-    pytest.mark.timeout(300),
-    pytest.mark.skipif(
-        not CHROMIUM.exists() and os.environ.get("CI") != "true", reason="no Chromium here: run 'make system-packages'"
-    ),
-]
-
-# Counts pictures that differ from the one before, by the pixels of the band in which people walk.
-COUNT_PICTURES = """seconds => new Promise(resolve => {
-    const canvas = document.getElementById("picture");
-    const context = canvas.getContext("2d");
-    const top = Math.floor(canvas.height * 0.45), rows = 24;
-    let before = null, distinct = 0;
-    const end = performance.now() + 1000 * seconds;
-    const look = () => {
-        const words = new Uint32Array(context.getImageData(0, top, canvas.width, rows).data.buffer);
-        let hash = 2166136261;
-        for (let index = 0; index < words.length; index++) hash = Math.imul(hash ^ words[index], 16777619);
-        if (hash !== before) distinct += 1;
-        before = hash;
-        if (performance.now() < end) requestAnimationFrame(look); else resolve(distinct);
-    };
-    look();
-})"""
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300), needs_browser]
 
 
 def wait_for(condition: Callable[[], bool], demo: Demo, patience_s: float) -> None:
@@ -77,13 +49,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
 
 @pytest.fixture(scope="module")
 def page(demo: Demo) -> Iterator[Page]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        opened = browser.new_page(viewport={"width": 1280, "height": 500})
-        opened.goto(demo.url)
-        expect(opened.locator("#state")).to_have_text("live", timeout=60_000)
+    with open_page(demo.url) as opened:
         yield opened
-        browser.close()
 
 
 def test_the_url_is_printed_and_a_status_line_follows(demo: Demo) -> None:
@@ -92,11 +59,7 @@ def test_the_url_is_printed_and_a_status_line_follows(demo: Demo) -> None:
 
 
 def test_the_page_shows_distinct_panoramas(demo: Demo, page: Page) -> None:
-    counts = []
-    for _ in range(20):  # other work on the machine may take some windows, not all
-        counts.append(page.evaluate(COUNT_PICTURES, WINDOW_S))
-        if counts[-1] >= LEAST_FPS * WINDOW_S:
-            break
+    counts = count_pictures(page)
     assert max(counts) >= LEAST_FPS * WINDOW_S, (counts, demo.status())
 
 
@@ -128,18 +91,7 @@ def test_boxes_are_on_the_true_people(demo: Demo, page: Page) -> None:
     statuses = read_statuses(demo.stream)
     timeline = statuses["simulator"]["details"]
     panorama = statuses["stitcher"]["details"]["calibration"]["panorama"]
-    at_page: dict[int, list[dict[str, Any]]] = {}
-
-    def listen(websocket: WebSocket) -> None:
-        def receive(payload: str | bytes) -> None:
-            content = json.loads(payload) if isinstance(payload, str) else {}
-            if content.get("type") == "detections":
-                at_page[content["sequence"]] = content["objects"]
-
-        websocket.on("framereceived", receive)
-
-    page.on("websocket", listen)
-    page.reload()
+    at_page = collect_detections(page)
     recalls: list[float] = []
     detections = DetectionSubscriber(demo.stream)
     deadline_s = time.monotonic() + 90

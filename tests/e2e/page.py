@@ -1,0 +1,87 @@
+"""The page in a real browser, and what is counted there."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, WebSocket, expect, sync_playwright
+
+CHROMIUM = Path("/usr/bin/chromium")
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+ARGUMENTS += ["--disable-component-update", "--disable-sync"]
+LEAST_FPS = 20
+WINDOW_S = 3
+WINDOWS = 20
+
+needs_browser = pytest.mark.skipif(
+    not CHROMIUM.exists() and os.environ.get("CI") != "true", reason="no Chromium here: run 'make system-packages'"
+)
+
+# Counts pictures that differ from the one before, by the pixels of the band in which people walk.
+COUNT_PICTURES = """seconds => new Promise(resolve => {
+    const canvas = document.getElementById("picture");
+    const context = canvas.getContext("2d");
+    const top = Math.floor(canvas.height * 0.45), rows = 24;
+    let before = null, distinct = 0;
+    const end = performance.now() + 1000 * seconds;
+    const look = () => {
+        const words = new Uint32Array(context.getImageData(0, top, canvas.width, rows).data.buffer);
+        let hash = 2166136261;
+        for (let index = 0; index < words.length; index++) hash = Math.imul(hash ^ words[index], 16777619);
+        if (hash !== before) distinct += 1;
+        before = hash;
+        if (performance.now() < end) requestAnimationFrame(look); else resolve(distinct);
+    };
+    look();
+})"""
+
+
+@contextmanager
+def open_page(url: str) -> Iterator[Page]:
+    """The page at ``url``, once it is live."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        opened = browser.new_page(viewport={"width": 1280, "height": 500})
+        opened.goto(url)
+        wait_until_live(opened)
+        yield opened
+        browser.close()
+
+
+def wait_until_live(page: Page) -> None:
+    """Wait until the page says that the picture is live."""
+    expect(page.locator("#state")).to_have_text("live", timeout=60_000)
+
+
+def count_pictures(page: Page) -> list[int]:
+    """Distinct panoramas in windows of :data:`WINDOW_S` seconds, until one window has enough.
+
+    Other work on the machine may take some windows, not all.
+    """
+    counts: list[int] = []
+    while len(counts) < WINDOWS and (not counts or counts[-1] < LEAST_FPS * WINDOW_S):
+        counts.append(page.evaluate(COUNT_PICTURES, WINDOW_S))
+    return counts
+
+
+def collect_detections(page: Page) -> dict[int, list[dict[str, Any]]]:
+    """The objects that reach the page from now on, by the frame's sequence; filled while the page waits."""
+    at_page: dict[int, list[dict[str, Any]]] = {}
+
+    def listen(websocket: WebSocket) -> None:
+        def receive(payload: str | bytes) -> None:
+            content = json.loads(payload) if isinstance(payload, str) else {}
+            if content.get("type") == "detections":
+                at_page[content["sequence"]] = content["objects"]
+
+        websocket.on("framereceived", receive)
+
+    page.on("websocket", listen)
+    page.reload()
+    return at_page
