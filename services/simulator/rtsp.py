@@ -121,6 +121,8 @@ def main() -> int:
     server = GstRtspServer.RTSPServer()
     server.set_address(options.host)
     server.set_service(str(options.port))
+    # A client waits for its camera's next key frame; with one thread, all cameras' clients would wait in a row.
+    server.get_thread_pool().set_max_threads(len(clips))
     t0_ns = time.monotonic_ns()
     for path in clips:
         server.get_mount_points().add_factory(f"/{path.stem}", CameraFactory(Clip(path), t0_ns))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -70,10 +71,18 @@ class Demo:
         parent = psutil.Process(self.process.pid)
         return [parent, *parent.children(recursive=True)]
 
-    def service(self, name: str) -> psutil.Process:
-        """The process of one service."""
-        (found,) = (process for process in self.processes() if process.cmdline()[1:3] == ["-m", f"services.{name}"])
-        return found
+    def service(self, name: str) -> psutil.Process | None:
+        """The process of one service, if it runs."""
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+                if process.cmdline()[1:3] == ["-m", f"services.{name}"]:
+                    return process
+        return None
+
+    def service_pid(self, name: str) -> int:
+        """Its process number; 0 when it does not run."""
+        process = self.service(name)
+        return 0 if process is None else process.pid
 
     def status(self) -> dict[str, Any]:
         """What ``/api/status`` answers."""

@@ -144,10 +144,12 @@ def test_a_second_demo_says_so_and_harms_nothing(demo: Demo) -> None:
 
 @pytest.mark.parametrize("service", ["detector", "stitcher"])
 def test_a_killed_service_comes_back(demo: Demo, service: str) -> None:
-    others = {name: demo.service(name).pid for name in {"simulator", "stitcher", "detector", "streamer"} - {service}}
+    others = {name: demo.service_pid(name) for name in {"simulator", "stitcher", "detector", "streamer"} - {service}}
     victim = demo.service(service)
+    assert victim is not None
     victim.send_signal(signal.SIGKILL)
     wait_for(lambda: f"{service} ended by signal SIGKILL" in demo.output(), demo, 20)
+    wait_for(lambda: demo.service_pid(service) not in (0, victim.pid), demo, 20)
 
     def works() -> bool:
         statuses = demo.status()["services"]
@@ -156,8 +158,7 @@ def test_a_killed_service_comes_back(demo: Demo, service: str) -> None:
         ) and bool(statuses[service]["stages"])
 
     wait_for(works, demo, 60)
-    assert demo.service(service).pid != victim.pid
-    assert {name: demo.service(name).pid for name in others} == others
+    assert {name: demo.service_pid(name) for name in others} == others
 
 
 def test_ctrl_c_leaves_no_process_and_no_file(demo: Demo) -> None:
