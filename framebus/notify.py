@@ -21,6 +21,7 @@ from framebus.segment import companion_path
 SOCKET_MODE: Final = 0o660
 MAX_MESSAGE_BYTES: Final = 4096
 FIELDS: Final = 11
+MAX_DRAINED: Final = 64
 
 
 def socket_path(stream: str) -> Path:
@@ -100,7 +101,7 @@ class Listener:
 
     def drain(self) -> None:
         """Take what has come, so that the descriptor tells of the next message."""
-        while True:
+        for _ in range(MAX_DRAINED):  # a flood is left where it is
             try:
                 message = self._socket.recv(zmq.NOBLOCK)
             except zmq.Again:
