@@ -10,18 +10,22 @@ Sources: zmq_socket(3), zmq_ipc(7); zmq_setsockopt(3), ZMQ_CONFLATE, ZMQ_MAXMSGS
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Final
 
 import msgpack
 import zmq
 
-from framebus.segment import companion_path
+from framebus.segment import companion_path, denied
 
 SOCKET_MODE: Final = 0o660
 MAX_MESSAGE_BYTES: Final = 4096
 FIELDS: Final = 11
+MAX_HANDSHAKE_BYTES: Final = 256
+"""Enough for ZMTP's greeting and a subscription to everything, which is all that a subscriber sends."""
 MAX_DRAINED: Final = 64
+MAX_ODD_SUBSCRIPTIONS: Final = 10_000
 
 
 def socket_path(stream: str) -> Path:
@@ -36,34 +40,65 @@ class Notifier:
         """Bind the stream's Unix socket and, if given, a further ZeroMQ endpoint such as ``tcp://127.0.0.1:5555``.
 
         Raises:
+            PermissionDenied: The socket's path belongs to another user.
             OSError: An endpoint cannot be bound.
         """
         self.path = socket_path(stream)
+        self.reopened = 0
+        """Times the socket was bound anew because somebody flooded it with subscriptions."""
+        self._endpoint = endpoint
         self._pack = msgpack.Packer().pack
-        self._listeners = 0
         self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.XPUB)
         try:
-            self._socket.set(zmq.LINGER, 0)
-            self._socket.set(zmq.SNDHWM, 64)
-            self._socket.set(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+            self._bind()
+        except BaseException:
+            self.close()
+            raise
+
+    def _bind(self) -> None:
+        self._listeners = 0
+        self._odd_subscriptions = 0
+        self._socket = self._context.socket(zmq.XPUB)
+        self._socket.set(zmq.LINGER, 0)
+        self._socket.set(zmq.SNDHWM, 64)
+        self._socket.set(zmq.MAXMSGSIZE, MAX_HANDSHAKE_BYTES)
+        # Whatever waits here is taken in one go, by any call on the socket: so it must be little.
+        self._socket.set(zmq.RCVHWM, 1)
+        try:
             self.path.unlink(missing_ok=True)
+        except PermissionError as error:
+            raise denied(self.path, error) from None
+        try:
             self._socket.bind(f"ipc://{self.path}")
             self.path.chmod(SOCKET_MODE)
-            if endpoint is not None:
-                self._socket.bind(endpoint)
+            if self._endpoint is not None:
+                self._socket.bind(self._endpoint)
         except zmq.ZMQError as error:
-            self.close()
-            raise OSError(error.errno, f"{endpoint or self.path} cannot be bound: {error.strerror}") from None
+            reason = f"{self._endpoint or self.path} cannot be bound: {error.strerror}"
+            raise OSError(error.errno, reason) from None
 
     def has_listeners(self) -> bool:
         """Whether anybody subscribes, by the subscriptions that have come so far."""
-        while int(self._socket.get(zmq.EVENTS)) & zmq.POLLIN:
+        for _ in range(MAX_DRAINED):  # a flood is left where it is
+            if not int(self._socket.get(zmq.EVENTS)) & zmq.POLLIN:
+                break
             try:
                 message = self._socket.recv(zmq.NOBLOCK)
             except zmq.Again:
                 break
-            self._listeners += {b"\1": 1, b"\0": -1}.get(message[:1], 0)
+            if message == b"\1":
+                self._listeners += 1
+            elif message == b"\0":
+                self._listeners -= 1
+            else:
+                self._odd_subscriptions += 1
+        if self._odd_subscriptions > MAX_ODD_SUBSCRIPTIONS:
+            # ZeroMQ keeps every prefix that anybody asks for; who listens honestly asks for all and connects again.
+            self._socket.close(0)
+            self._context.term()  # waits for the end of the old listener, which would else take the new one's path away
+            self._context = zmq.Context()
+            self._bind()
+            self.reopened += 1
         return self._listeners > 0
 
     def notify(self, fields: tuple[object, ...]) -> None:
@@ -75,7 +110,8 @@ class Notifier:
         """Close the socket and remove its path."""
         self._socket.close(0)
         self._context.term()
-        self.path.unlink(missing_ok=True)
+        with contextlib.suppress(PermissionError):
+            self.path.unlink(missing_ok=True)
 
 
 class Listener:

@@ -24,6 +24,7 @@ written through a cast memoryview, one store each; ``struct.pack_into`` would sh
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import time
@@ -98,7 +99,8 @@ class PublisherRing:
         self.epoch = secrets.randbits(53) or 1  # exact in JSON and JavaScript too
         self.adopted = False
         for leftover in companion_paths(stream, "ring.*"):
-            leftover.unlink(missing_ok=True)
+            with contextlib.suppress(PermissionError):  # another user's, which is in nobody's way
+                leftover.unlink(missing_ok=True)
         old = self._open_old(stream)
         first_sequence = 1
         if old is not None:

@@ -1,0 +1,273 @@
+"""A dishonest neighbour of the same group: what it tries, and that it cannot write, tear, crash or block.
+
+The publisher is one user, the subscriber another, the neighbour a third; all share a group, as containers do.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zmq
+
+from framebus import FrameFormat, PermissionDenied, Publisher, RingFull, StreamNotFound, Subscriber, remove_leftovers
+from framebus import segment as shm
+from framebus.layout import LOCK_SLOTS
+from tests.people import GROUP, Person
+from tests.support import SHM, files_of, needs_root
+
+pytestmark = needs_root
+
+SMALL = FrameFormat(40, 60)
+SLOTS = 6
+PUBLISHER, SUBSCRIBER, NEIGHBOUR = 40001, 40002, 40003
+PROTECTED = Path("/proc/sys/fs/protected_regular")
+
+
+@pytest.fixture(autouse=True)
+def protected_regular(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The kernel's rule on opening others' files with O_CREAT in sticky directories: 2, as many hosts set it."""
+    before = PROTECTED.read_text()
+    try:
+        PROTECTED.write_text(getattr(request, "param", "2"))
+    except OSError:
+        pytest.skip("fs.protected_regular cannot be set here: run the tests where /proc/sys is writable")
+    yield
+    PROTECTED.write_text(before)
+
+
+@pytest.fixture
+def people() -> Iterator[Callable[..., Person]]:
+    """Starts people; who still runs at the end of the test is killed."""
+    started: list[Person] = []
+
+    def start(*arguments: object, **options: int) -> Person:
+        started.append(Person(*arguments, **options))  # type: ignore[arg-type]
+        return started[-1]
+
+    yield start
+    for person in started:
+        person.end()
+
+
+def publish_for(stream: str, seconds: float) -> tuple[int, int, int]:
+    """Publish 100 frames a second, each of one value; published, dropped, replaced."""
+    with Publisher(stream, SMALL, slots=SLOTS) as publisher:
+        end_s = time.monotonic() + seconds
+        while time.monotonic() < end_s:
+            try:
+                with publisher.loan() as loan:
+                    loan.pixels[:] = (publisher.statistics.sequence + 1) % 251
+            except RingFull:
+                pass
+            time.sleep(0.01)
+        statistics = publisher.statistics
+    return statistics.published, statistics.dropped, statistics.replaced
+
+
+def watch_for(stream: str, seconds: float) -> tuple[int, int]:
+    """Receive for some seconds; frames received, and frames that are not of one right value."""
+    received = torn = 0
+    with Subscriber(stream, wait_s=10, gone_after_s=None) as subscriber:
+        end_s = time.monotonic() + seconds
+        while time.monotonic() < end_s:
+            try:
+                with subscriber.receive(0.1) as frame:
+                    received += 1
+                    torn += not bool((frame.pixels == frame.sequence % 251).all())
+            except TimeoutError:
+                continue
+    return received, torn
+
+
+def wait_for(stream: str) -> None:
+    deadline_s = time.monotonic() + 10
+    while not (SHM / f"framebus.{stream}.sock").exists():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+    time.sleep(0.2)
+
+
+def attempt(action: Callable[[], object]) -> str:
+    """Name of the error that the action meets; empty if it succeeds."""
+    try:
+        action()
+    except (OSError, ValueError) as error:
+        return type(error).__name__
+    return ""
+
+
+def scribble(stream: str) -> dict[str, str]:
+    """Try to change or remove every file of the stream."""
+    failures = {}
+    for file in files_of(stream):
+        path, kind = SHM / file, file.split(".")[2]
+        attempts: dict[str, Callable[[], object]] = {
+            "unlink": path.unlink,
+            "rename": lambda path=path: path.rename(SHM / "framebus-taken"),  # type: ignore[misc]
+            "chmod": lambda path=path: path.chmod(0o666),  # type: ignore[misc]
+            "replace": lambda path=path: os.link(path, SHM / "framebus-linked"),  # type: ignore[misc]
+        }
+        if kind != "sock":
+            attempts["write"] = lambda path=path: os.open(path, os.O_RDWR)  # type: ignore[misc]
+            attempts["truncate"] = lambda path=path: os.truncate(path, 0)  # type: ignore[misc]
+        for name, action in attempts.items():
+            failures[f"{kind} {name}"] = attempt(action)
+    fd = os.open(SHM / f"framebus.{stream}.ring", os.O_RDONLY)
+    failures["ring map"] = attempt(lambda: mmap.mmap(fd, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE))
+    failures["ring write lock"] = attempt(lambda: fcntl.fcntl(fd, fcntl.F_OFD_SETLK, shm.write_lock(LOCK_SLOTS)))
+    return failures
+
+
+def test_it_can_change_no_file(stream: str, people: Callable[..., Person]) -> None:
+    publisher = people(PUBLISHER, publish_for, stream, 2.0)
+    watcher = people(SUBSCRIBER, watch_for, stream, 1.5)
+    wait_for(stream)
+    failures = people(NEIGHBOUR, scribble, stream).result()
+    assert {name for name, failure in failures.items() if not failure} <= {
+        "ring replace",
+        "sub replace",
+        "sock replace",
+    }
+    (SHM / "framebus-linked").unlink(missing_ok=True)
+    received, torn = watcher.result()
+    assert (received > 50, torn) == (True, 0)
+    published, dropped, replaced = publisher.result()
+    assert (published > 50, dropped, replaced) == (True, 0, 0)
+
+
+def pin(stream: str, seconds: float) -> int:
+    """Read-lock every byte of the ring that can be, and hold the flock; return how many slots were pinned."""
+    fd = os.open(SHM / f"framebus.{stream}.ring", os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    pinned = set()
+    end_s = time.monotonic() + seconds
+    while time.monotonic() < end_s:
+        for offset in range(LOCK_SLOTS - 256, LOCK_SLOTS + 256 + 4096):
+            try:
+                fcntl.fcntl(fd, fcntl.F_OFD_SETLK, shm.read_lock(offset))
+            except OSError:
+                continue
+            if LOCK_SLOTS <= offset < LOCK_SLOTS + SLOTS:
+                pinned.add(offset)
+    return len(pinned)
+
+
+def test_pinned_slots_delay_the_publisher_until_the_ring_is_replaced(
+    stream: str, people: Callable[..., Person]
+) -> None:
+    publisher = people(PUBLISHER, publish_for, stream, 4.0)
+    watcher = people(SUBSCRIBER, watch_for, stream, 3.5)
+    wait_for(stream)
+    assert people(NEIGHBOUR, pin, stream, 2.5).result() == SLOTS
+    published, dropped, replaced = publisher.result()
+    assert replaced == 1
+    assert dropped > 0
+    received, torn = watcher.result()
+    assert torn == 0
+    assert received > published // 3 > 30
+
+
+def flood(stream: str, seconds: float) -> int:
+    """Subscribe to a new topic again and again, and send rubbish to the socket."""
+    context = zmq.Context()
+    listener = context.socket(zmq.XSUB)
+    listener.set(zmq.LINGER, 0)
+    listener.connect(f"ipc://{SHM}/framebus.{stream}.sock")
+    raw = socket.socket(socket.AF_UNIX)
+    raw.connect(str(SHM / f"framebus.{stream}.sock"))
+    raw.setblocking(False)
+    sent = 0
+    end_s = time.monotonic() + seconds
+    while time.monotonic() < end_s:
+        for _ in range(100):
+            try:
+                listener.send(b"\x01" + struct.pack("<Q", sent), zmq.NOBLOCK)
+                sent += 1
+            except zmq.Again:
+                break
+        try:
+            raw.send(b"\xff" * 4096)
+        except OSError:
+            raw.close()
+            raw = socket.socket(socket.AF_UNIX)
+            raw.connect(str(SHM / f"framebus.{stream}.sock"))
+            raw.setblocking(False)
+    raw.close()
+    listener.close(0)
+    context.term()
+    return sent
+
+
+def test_a_flooded_socket_blocks_nobody(stream: str, people: Callable[..., Person]) -> None:
+    publisher = people(PUBLISHER, publish_for, stream, 3.0)
+    watcher = people(SUBSCRIBER, watch_for, stream, 2.5)
+    wait_for(stream)
+    assert people(NEIGHBOUR, flood, stream, 1.5).result() > 1000
+    received, torn = watcher.result()
+    published, dropped, _ = publisher.result()
+    assert (torn, dropped) == (0, 0)
+    assert published > 60
+    assert received > published // 3
+
+
+def sit_on(stream: str, suffix: str) -> None:
+    path = SHM / f"framebus.{stream}.{suffix}"
+    if suffix == "sock":
+        with socket.socket(socket.AF_UNIX) as sitting:
+            sitting.bind(str(path))
+    else:
+        path.write_bytes(b"mine" * 2000)
+
+
+@pytest.mark.parametrize("protected_regular", ["0", "2"], indirect=True)
+@pytest.mark.parametrize("suffix", ["lock", "ring", "sock"])
+def test_who_sits_on_a_name_is_named_and_nothing_is_left(
+    stream: str, people: Callable[..., Person], suffix: str
+) -> None:
+    people(NEIGHBOUR, sit_on, stream, suffix).result()
+    with pytest.raises(PermissionDenied, match=f"user {NEIGHBOUR}"):
+        people(PUBLISHER, publish_for, stream, 0.1).result()
+    assert files_of(stream) == [f"framebus.{stream}.{suffix}"]
+    (SHM / f"framebus.{stream}.{suffix}").unlink()
+
+
+def test_a_stranger_file_beside_the_ring_is_in_nobodys_way(stream: str, people: Callable[..., Person]) -> None:
+    people(NEIGHBOUR, sit_on, stream, "ring.0011").result()
+    people(NEIGHBOUR, sit_on, stream, "sub.0011").result()
+    assert people(PUBLISHER, publish_for, stream, 0.2).result()[0] > 5
+    remove_leftovers(stream)
+    for suffix in ("ring.0011", "sub.0011"):
+        (SHM / f"framebus.{stream}.{suffix}").unlink(missing_ok=True)
+
+
+def test_who_is_not_of_the_group_sees_nothing(stream: str, people: Callable[..., Person]) -> None:
+    publisher = people(PUBLISHER, publish_for, stream, 1.0)
+    wait_for(stream)
+    with pytest.raises(PermissionDenied, match=f"run this process with group {GROUP}"):
+        people(SUBSCRIBER, watch_for, stream, 0.1, group=GROUP + 1).result()
+    assert publisher.result()[0] > 5
+
+
+def test_a_false_ring_is_no_stream(stream: str, people: Callable[..., Person]) -> None:
+    people(NEIGHBOUR, sit_on, stream, "ring").result()
+
+    def subscribe() -> str:
+        try:
+            Subscriber(stream).close()
+        except (ValueError, StreamNotFound, PermissionDenied) as error:
+            return type(error).__name__
+        return "attached"
+
+    os.chmod(SHM / f"framebus.{stream}.ring", 0o644)
+    assert people(SUBSCRIBER, subscribe).result() == "LayoutMismatch"
+    assert np.fromfile(SHM / f"framebus.{stream}.ring", np.uint8).size == 8000
+    (SHM / f"framebus.{stream}.ring").unlink()
