@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+import urllib.error
+from collections.abc import Iterator, Mapping
 
 import pytest
 
-from tests.e2e.engine import Project, docker, need_engine
+from tests.e2e.engine import SERVICES, Project, need_engine
 from tests.e2e.restarts import CASES, WORKERS, Case, wait_until_it_works
 from tests.e2e.watcher import Watcher
 from tests.support import ROOT
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
+FIRST_PICTURE_S = 30
+LIST_FILES = "import os; print(os.listdir('/dev/shm'))"
 LIST_STREAMS = "import framebus; print([found.name for found in framebus.streams()])"
 
 
@@ -22,7 +25,8 @@ def pipeline() -> Iterator[Project]:
     need_engine()
     project = Project()
     try:
-        project.compose("up", "-d", "--build", "--wait", timeout_s=600)
+        project.compose("build", timeout_s=600)
+        project.compose("up", "-d")
         yield project
     finally:
         project.down()
@@ -31,20 +35,33 @@ def pipeline() -> Iterator[Project]:
 @pytest.fixture(scope="module")
 def watcher(pipeline: Project) -> Iterator[Watcher]:
     with Watcher(pipeline.url) as watching:
-        wait_until_it_works(pipeline, watching, time.monotonic())
         yield watching
+
+
+def changed(before: Mapping[str, object], after: Mapping[str, object]) -> set[str]:
+    """The services that are not what they were."""
+    return {name for name in before if after[name] != before[name]}
+
+
+def in_the_table(row: str) -> bool:
+    return f"| {row} |" in (ROOT / "docs/operations.md").read_text()
+
+
+def test_built_images_show_a_first_picture_soon(pipeline: Project, watcher: Watcher) -> None:
+    pipeline.wait_for(lambda: bool(watcher.pictures), FIRST_PICTURE_S)
+    wait_until_it_works(pipeline, watcher, time.monotonic())
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.row.replace(" ", "-").replace("`", ""))
 def test_one_that_goes_comes_back_and_disturbs_no_other(pipeline: Project, watcher: Watcher, case: Case) -> None:
-    assert f"| {case.row} |" in (ROOT / "docs/operations.md").read_text()
+    assert in_the_table(case.row)
     before, ring, last = pipeline.starts(), pipeline.ring(), watcher.pictures[-1]
     case.act(pipeline)
     pipeline.wait_for(lambda: pipeline.starts()[case.service] != before[case.service])
     wait_until_it_works(pipeline, watcher, time.monotonic())
 
     after = pipeline.starts()
-    assert {name for name in before if after[name] != before[name]} == {case.service}
+    assert changed(before, after) == {case.service}
     assert (after[case.service][0] != before[case.service][0]) == ("recreate" in case.row), "its container"
     assert pipeline.ring() == ring, "the same file in the same memory"
     newest = watcher.pictures[-1]
@@ -52,22 +69,54 @@ def test_one_that_goes_comes_back_and_disturbs_no_other(pipeline: Project, watch
     assert (newest.epoch != last.epoch) == (case.service == "stitcher")
 
 
-def test_the_holders_death_is_seen_when_the_next_one_restarts(pipeline: Project, watcher: Watcher) -> None:
-    assert "| holder killed |" in (ROOT / "docs/operations.md").read_text()
+def test_the_holders_death_disturbs_nobody(pipeline: Project, watcher: Watcher) -> None:
+    assert in_the_table("holder killed")
     before = pipeline.starts()
     pipeline.kill("holder")
     pipeline.wait_for(lambda: pipeline.starts()["holder"] != before["holder"])
     wait_until_it_works(pipeline, watcher, time.monotonic())
-    after = pipeline.starts()
-    assert {name for name in before if after[name] != before[name]} == {"holder"}, "the others go on"
+    assert changed(before, pipeline.starts()) == {"holder"}
+    assert pipeline.run_in("holder", LIST_FILES) == "[]\n"
+    assert "panorama" in pipeline.run_in("stitcher", LIST_STREAMS)
 
-    # The holder has a new, empty /dev/shm; who comes next comes there, and is alone.
+
+def test_who_restarts_after_the_holders_death_is_alone(pipeline: Project, watcher: Watcher) -> None:
+    assert in_the_table("holder killed, then another restarts")
+    before = pipeline.starts()
     pipeline.kill("stitcher")
     pipeline.wait_for(lambda: pipeline.starts()["stitcher"] != before["stitcher"])
-    pipeline.wait_for(lambda: "panorama" in pipeline.run_in("stitcher", LIST_STREAMS))
-    pipeline.wait_for(lambda: not pipeline.healthy() & WORKERS - {"stitcher"})
-    assert "gone" in " ".join(watcher.reasons) or "ended" in " ".join(watcher.reasons)
+    pipeline.wait_for(lambda: "framebus.panorama.ring" in pipeline.run_in("holder", LIST_FILES))
+    with pytest.raises(urllib.error.HTTPError, match="503"):
+        pipeline.ask("/healthz")
+    pipeline.wait_for(lambda: "stream panorama has ended" in watcher.reasons)
+    pipeline.wait_for(lambda: not pipeline.healthy() & {"detector", "streamer"})
 
-    pipeline.compose("up", "-d", "--force-recreate", "--wait")
+
+def test_a_restart_of_the_holder_brings_all_together_again(pipeline: Project, watcher: Watcher) -> None:
+    assert in_the_table("`restart holder`")
+    before = pipeline.starts()
+    pipeline.compose("restart", "holder")
     wait_until_it_works(pipeline, watcher, time.monotonic())
-    assert docker("ps", "-q", "--filter", f"name={pipeline.holder}") != ""
+    assert changed(before, pipeline.starts()) == {"holder", *WORKERS}
+    assert "framebus.panorama.ring" in pipeline.run_in("holder", LIST_FILES)
+
+
+def test_another_holder_is_followed_at_the_next_up(pipeline: Project, watcher: Watcher) -> None:
+    assert in_the_table("`up --force-recreate holder`")
+    before = pipeline.starts()
+    pipeline.compose("up", "-d", "--force-recreate", "holder")
+    wait_until_it_works(pipeline, watcher, time.monotonic())
+    assert changed(before, pipeline.starts()) == {"holder"}
+
+    assert in_the_table("then `up`")
+    pipeline.compose("up", "-d")
+    wait_until_it_works(pipeline, watcher, time.monotonic())
+    assert changed(before, pipeline.starts()) == {"holder", *WORKERS}
+
+
+def test_all_can_be_replaced_at_once(pipeline: Project, watcher: Watcher) -> None:
+    assert in_the_table("`up --force-recreate`")
+    before = pipeline.starts()
+    pipeline.compose("up", "-d", "--force-recreate")
+    wait_until_it_works(pipeline, watcher, time.monotonic())
+    assert changed(before, pipeline.starts()) == {"holder", *SERVICES}
