@@ -1,6 +1,7 @@
 # make demo   the whole pipeline on five simulated cameras, and the URL of its page
 # make test   every check: lint, types, import rules, tests
 # make bench  the benchmarks
+# make soak   ten thousand kills
 # Everything is installed into .venv; nothing else on the machine is touched.
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint bench system-packages clean
+.PHONY: demo test lint bench soak system-packages clean
 .DEFAULT_GOAL := test
 
 $(BIN)/python:
@@ -40,6 +41,11 @@ test: lint
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python -m pytest bench --benchmark-only
+
+# Kill processes at every step of their work, KILLS times; a report as JSON.
+KILLS ?= 10000
+soak: $(VENV)/installed-dev
+	$(BIN)/python -m tests.race.kills --kills $(KILLS)
 
 # What the tests drive for real: an RTSP server and a browser. Debian, as root.
 system-packages:

@@ -1,0 +1,29 @@
+"""Two hundred kills at every step; ``make soak`` does more."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+from tests.race.kills import POINTS
+from tests.support import ROOT
+
+
+def test_nobody_suffers_from_the_dead() -> None:
+    answer = subprocess.run(
+        [sys.executable, "-m", "tests.race.kills", "--kills", "200"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        cwd=ROOT,
+    )
+    assert answer.stdout, answer.stderr
+    report = json.loads(answer.stdout)
+    assert report["broken promises"] == [], (report, answer.stderr)
+    assert report["kills"] >= 200
+    assert all(resident["received"] > 20 and resident["torn"] == 0 for resident in report["residents"])
+    known = {f"{role}: {point}" for role, points in POINTS.items() for point in points}
+    assert set(report["by point"]) <= known
+    assert len(report["by point"]) > len(known) // 2, "the draw reaches most steps"
