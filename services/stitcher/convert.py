@@ -1,60 +1,72 @@
-"""From a decoder's planes to BGR, in memory that is kept.
+"""From whatever a decoder gives to the planes that are warped: 8-bit YUV 4:2:0, BT.601, limited range.
 
-New arrays of 6 MB for each picture would cost a page fault for every 4 KiB: a quarter of a core for five cameras.
+This is what most cameras send, and then the planes are read where the decoder left them.
 """
 
 from __future__ import annotations
 
-import cv2
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 from av.video.frame import VideoFrame
 from av.video.plane import VideoPlane
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 Image = npt.NDArray[np.uint8]
 
-OPENCV_MATRICES = (2, 5, 6)
-"""ISO/IEC 23091-2 colour matrices that OpenCV's conversion fits: unspecified, and the two names of BT.601."""
+BT601_MATRICES = (2, 5, 6)
+"""ISO/IEC 23091-2 colour matrices: unspecified, and the two names of BT.601."""
 FULL_RANGE = 2
 
 
+@dataclass(frozen=True, slots=True)
+class Planes:
+    """A picture as uint8 planes, whose memory lives as long as they do."""
+
+    y: Image
+    """Shape ``(height, width)``."""
+    u: Image
+    """Half of that, rounded up. As MPEG-2 has it, a sample lies on every other column and between two rows."""
+    v: Image
+    """Like ``u``."""
+
+
 class Converter:
-    """Converts the pictures of one camera. Owned by one thread."""
+    """Gives the planes of one camera's pictures. Owned by one thread."""
 
     def __init__(self) -> None:
+        self._reformatter = VideoReformatter()
         self._last: VideoFrame | None = None
-        self._colours: Image = np.empty((0, 0, 2), np.uint8)
-        self._bgr: Image = np.empty((0, 0, 3), np.uint8)
+        self._converted: VideoFrame | None = None
 
-    def bgr(self, frame: VideoFrame, width_px: int, height_px: int) -> Image:
-        """The picture in BGR; valid until the next call.
+    def planes(self, frame: VideoFrame, width_px: int, height_px: int) -> Planes:
+        """The planes of a picture.
 
         Args:
             frame: As decoded, in any pixel format.
             width_px: Width wanted; a picture of another size is scaled.
             height_px: Height wanted.
-
-        Returns:
-            uint8 of shape ``(height_px, width_px, 3)``.
         """
-        shape = (height_px, width_px, 3)
-        if frame is self._last and self._bgr.shape == shape:
-            return self._bgr
-        if _is_plain(frame) and (frame.height, frame.width) == shape[:2]:
-            if self._bgr.shape != shape or not self._bgr.flags.writeable:
-                self._bgr = np.empty(shape, np.uint8)
-                self._colours = np.empty((height_px // 2, width_px // 2, 2), np.uint8)
-            # Only the small colour planes are copied, side by side; the large one is read where the decoder left it.
-            y, u, v = (_view(plane) for plane in frame.planes)
-            cv2.merge([u, v], dst=self._colours)
-            cv2.cvtColorTwoPlane(y, self._colours, cv2.COLOR_YUV2BGR_NV12, dst=self._bgr)
-        else:
-            # FFmpeg's conversion knows every pixel format, matrix and range.
-            converted = frame.to_ndarray(format="bgr24", width=width_px, height=height_px)
-            self._bgr = np.asarray(converted, np.uint8)
-            self._bgr.flags.writeable = False
-        self._last = frame
-        return self._bgr
+        if not _is_plain(frame) or (frame.width, frame.height) != (width_px, height_px):
+            frame = self._convert(frame, width_px, height_px)
+        y, u, v = (_view(plane) for plane in frame.planes)
+        return Planes(y, u, v)
+
+    def _convert(self, frame: VideoFrame, width_px: int, height_px: int) -> VideoFrame:
+        """Converted by FFmpeg, which knows every format; a late camera's picture, shown again, only once."""
+        kept = self._converted
+        if kept is None or frame is not self._last or (kept.width, kept.height) != (width_px, height_px):
+            kept = self._reformatter.reformat(
+                frame,
+                width_px,
+                height_px,
+                "yuv420p",
+                dst_colorspace=Colorspace.ITU601,
+                dst_color_range=ColorRange.MPEG,
+            )
+            self._last, self._converted = frame, kept
+        return kept
 
 
 def _view(plane: VideoPlane) -> Image:
@@ -66,8 +78,6 @@ def _view(plane: VideoPlane) -> Image:
 def _is_plain(frame: VideoFrame) -> bool:
     return (
         frame.format.name == "yuv420p"
-        and frame.width % 2 == 0
-        and frame.height % 2 == 0
-        and int(frame.colorspace) in OPENCV_MATRICES
+        and int(frame.colorspace) in BT601_MATRICES
         and int(frame.color_range) != FULL_RANGE
     )

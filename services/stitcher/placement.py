@@ -12,13 +12,14 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
+import numpy as np
 import structlog
 from av.video.frame import VideoFrame
 
 from services.stitcher.calibration import Calibration, CalibrationError, load, save
 from services.stitcher.config import CalibrationSection, StitcherSection
-from services.stitcher.convert import Converter
-from services.stitcher.stitch import Image, Stitcher
+from services.stitcher.convert import Image
+from services.stitcher.stitch import Stitcher
 from services.stitcher.worker import calibrate_apart
 
 MAX_RETRY_FACTOR = 32
@@ -63,7 +64,7 @@ class Placement:
             unplaced = set(self._names) if current is None else set(current.calibration.unplaced)
         if unplaced and self._is_time_to_try(pictures, unplaced):
             images = {
-                name: Converter().bgr(picture, picture.width, picture.height)
+                name: np.asarray(picture.to_ndarray(format="bgr24"), np.uint8)
                 for name, picture in pictures.items()
                 if picture is not None
             }

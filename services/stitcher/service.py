@@ -19,10 +19,11 @@ from services.common.status import Stage, StatusServer, status_document
 from services.stitcher.calibration import CameraPose
 from services.stitcher.camera import NS, Camera
 from services.stitcher.config import StitcherConfiguration
-from services.stitcher.convert import Converter
+from services.stitcher.convert import Converter, Planes
 from services.stitcher.pairing import Pair, Pairing, Timed
 from services.stitcher.placement import Placement
-from services.stitcher.stitch import Image, NotInPlace, Stitcher
+from services.stitcher.stitch import Stitcher
+from services.stitcher.warp import NotInPlace
 
 STALE_AFTER_S = 5.0
 POLL_S = 0.02
@@ -68,7 +69,7 @@ class _Publishing:
         """Render one panorama and publish it; without a free slot it is dropped and counted."""
         by_name = dict(zip(self._names, pair.pictures, strict=True))
 
-        def convert(pose: CameraPose) -> Image | None:
+        def convert(pose: CameraPose) -> Planes | None:
             picture = by_name[pose.name]
             if picture is None:
                 return None
@@ -80,7 +81,7 @@ class _Publishing:
                     now=f"{picture.width}x{picture.height}",
                     calibrated=f"{pose.width_px}x{pose.height_px}",
                 )
-            return self._converters[pose.name].bgr(picture, pose.width_px, pose.height_px)
+            return self._converters[pose.name].planes(picture, pose.width_px, pose.height_px)
 
         pictures = list(self._pool.map(convert, stitcher.calibration.cameras))
         placed = {pose.name for pose in stitcher.calibration.cameras}

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from services.stitcher.calibration import Calibration, CameraPose
+from services.stitcher.convert import Converter, Planes
 
 Image = npt.NDArray[np.uint8]
 Matrix = npt.NDArray[np.float64]
@@ -76,6 +77,12 @@ def photograph(world: Image, camera: CameraPose) -> Image:
     rays = camera.r @ np.linalg.inv(camera.k) @ np.stack([x.ravel(), y.ravel(), np.ones(x.size)])
     yaw, v = np.arctan2(rays[0], rays[2]), rays[1] / np.hypot(rays[0], rays[2])
     return _sample(world, yaw.reshape(x.shape), v.reshape(x.shape))
+
+
+def planes(picture: Image) -> Planes:
+    """The BGR picture as a decoder would give it."""
+    frame = av.VideoFrame.from_ndarray(picture, format="bgr24")
+    return Converter().planes(frame, frame.width, frame.height)
 
 
 def true_panorama(

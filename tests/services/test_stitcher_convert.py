@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import av
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -41,23 +42,45 @@ def frame(pixel_format: str, matrix: int = BT601, color_range: int = LIMITED) ->
     ],
 )
 def test_every_format_gives_the_same_colours(pixel_format: str, matrix: int, color_range: int) -> None:
-    converted = Converter().bgr(frame(pixel_format, matrix, color_range), WIDTH, HEIGHT)
-    assert converted.shape == (HEIGHT, WIDTH, 3)
+    converted = Converter().planes(frame(pixel_format, matrix, color_range), WIDTH, HEIGHT)
+    assert converted.y.shape == (HEIGHT, WIDTH)
+    assert converted.u.shape == converted.v.shape == (HEIGHT // 2, WIDTH // 2)
+    bgr = cv2.cvtColorTwoPlane(converted.y, cv2.merge([converted.u, converted.v]), cv2.COLOR_YUV2BGR_NV12)
     middles = np.arange(len(BGR)) * (WIDTH // len(BGR)) + WIDTH // len(BGR) // 2
-    np.testing.assert_allclose(converted[HEIGHT // 2, middles].astype(int), BGR.astype(int), atol=6)
+    np.testing.assert_allclose(bgr[HEIGHT // 2, middles].astype(int), BGR.astype(int), atol=6)
 
 
-def test_another_size_is_scaled() -> None:
+@pytest.mark.parametrize("pixel_format", ["yuv420p", "yuvj420p"])
+def test_another_size_is_scaled(pixel_format: str) -> None:
     converter = Converter()
-    assert converter.bgr(frame("yuv420p"), 64, 48).shape == (48, 64, 3)
-    assert converter.bgr(frame("yuv420p"), WIDTH, HEIGHT).shape == (HEIGHT, WIDTH, 3)
+    assert converter.planes(frame(pixel_format), 64, 48).y.shape == (48, 64)
+    assert converter.planes(frame(pixel_format), WIDTH, HEIGHT).y.shape == (HEIGHT, WIDTH)
 
 
-def test_memory_is_kept_and_the_same_frame_is_not_converted_again() -> None:
+def test_an_odd_size_has_its_last_colours() -> None:
+    converted = Converter().planes(frame("bgr24"), 65, 47)
+    assert (converted.y.shape, converted.u.shape) == ((47, 65), (24, 33))
+
+
+def address(plane: npt.NDArray[np.uint8]) -> int:
+    return int(plane.__array_interface__["data"][0])
+
+
+def test_plain_planes_are_where_the_decoder_left_them_and_outlive_the_frame() -> None:
+    plain = frame("yuv420p")
+    converted = Converter().planes(plain, WIDTH, HEIGHT)
+    views = (converted.y, converted.u, converted.v)
+    assert [address(view) for view in views] == [plane.buffer_ptr for plane in plain.planes]
+    before = converted.y.copy()
+    del plain
+    others = [frame("yuv420p", color_range=FULL) for _ in range(3)]
+    np.testing.assert_array_equal(converted.y, before)
+    assert len(others) == 3
+
+
+def test_the_same_frame_is_not_converted_again() -> None:
     converter = Converter()
-    one, other = frame("yuv420p"), frame("yuv420p")
-    first = converter.bgr(one, WIDTH, HEIGHT)
-    first[0, 0] = 7
-    assert converter.bgr(one, WIDTH, HEIGHT)[0, 0, 0] == 7
-    assert converter.bgr(other, WIDTH, HEIGHT) is first
-    assert first[0, 0, 0] != 7
+    one, other = frame("yuv422p"), frame("yuv422p")
+    first = converter.planes(one, WIDTH, HEIGHT)
+    assert address(converter.planes(one, WIDTH, HEIGHT).y) == address(first.y)
+    assert address(converter.planes(other, WIDTH, HEIGHT).y) != address(first.y)

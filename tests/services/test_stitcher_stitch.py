@@ -10,9 +10,11 @@ import pytest
 from framebus import FrameFormat, Publisher, Subscriber
 from services.stitcher import stitch
 from services.stitcher.calibration import Calibration, CalibrationError
+from services.stitcher.convert import Image, Planes
 from services.stitcher.panorama import is_inside, plan, source_maps
-from services.stitcher.stitch import Image, NotInPlace, Stitcher
-from tests.services.stitcher_scene import paint_world, photograph, pose, psnr_db, rig, rotation, true_panorama
+from services.stitcher.stitch import Stitcher
+from services.stitcher.warp import NotInPlace
+from tests.services.stitcher_scene import paint_world, photograph, planes, pose, psnr_db, rig, rotation, true_panorama
 
 WIDTH, HEIGHT = 1632, 228
 
@@ -23,21 +25,21 @@ def world() -> Image:
 
 
 @pytest.fixture(scope="module")
-def pictures(world: Image) -> list[Image]:
-    return [photograph(world, camera) for camera in rig().cameras]
+def pictures(world: Image) -> list[Planes]:
+    return [planes(photograph(world, camera)) for camera in rig().cameras]
 
 
 def address(array: Image) -> int:
     return int(array.__array_interface__["data"][0])
 
 
-def render(calibration: Calibration, pictures: list[Image | None], feather_px: int = 16) -> Image:
+def render(calibration: Calibration, pictures: list[Planes | None], feather_px: int = 16) -> Image:
     out = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     Stitcher(calibration, WIDTH, HEIGHT, feather_px).render(pictures, out)
     return out
 
 
-def test_threads_render_the_same(pictures: list[Image]) -> None:
+def test_threads_render_the_same(pictures: list[Planes]) -> None:
     with ThreadPoolExecutor(3) as pool:
         stitcher = Stitcher(rig(), WIDTH, HEIGHT, pool=pool, parts=3)
         for gone in ((), (0, 4), (2,)):
@@ -47,8 +49,8 @@ def test_threads_render_the_same(pictures: list[Image]) -> None:
             np.testing.assert_array_equal(out, render(rig(), present))
 
 
-@pytest.mark.parametrize("feather_px", [0, 16, 256])
-def test_the_panorama_is_the_world(world: Image, pictures: list[Image], feather_px: int) -> None:
+@pytest.mark.parametrize("feather_px", [0, 2, 6, 16, 256])
+def test_the_panorama_is_the_world(world: Image, pictures: list[Planes], feather_px: int) -> None:
     panorama = Stitcher(rig(), WIDTH, HEIGHT).panorama
     out = render(rig(), list(pictures), feather_px)
     truth = true_panorama(world, WIDTH, HEIGHT, panorama.yaw_min_rad, panorama.scale_px, panorama.v_min)
@@ -78,10 +80,10 @@ def test_cameras_that_do_not_touch_are_a_fault_with_their_names() -> None:
         Stitcher(rig((-60, 0, 36)), WIDTH, HEIGHT)
 
 
-def test_it_renders_into_the_slot_and_marks_gone_cameras_in_reused_slots(pictures: list[Image]) -> None:
+def test_it_renders_into_the_slot_and_marks_gone_cameras_in_reused_slots(pictures: list[Planes]) -> None:
     stitcher = Stitcher(rig(), WIDTH, HEIGHT)
     whole = render(rig(), list(pictures))
-    without: list[Image | None] = [*pictures[:2], None, *pictures[3:]]
+    without: list[Planes | None] = [*pictures[:2], None, *pictures[3:]]
     marked = render(rig(), without)
     with (
         Publisher(f"test-{uuid.uuid4().hex[:12]}", FrameFormat(HEIGHT, WIDTH, 3), slots=3) as publisher,
@@ -109,19 +111,19 @@ def test_all_cameras_gone_is_all_hatch() -> None:
     assert out.max() == stitch.TEXT
 
 
-def test_an_out_that_opencv_would_replace_is_refused(pictures: list[Image], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_out_that_opencv_would_replace_is_refused(pictures: list[Planes], monkeypatch: pytest.MonkeyPatch) -> None:
     stitcher = Stitcher(rig(), WIDTH, HEIGHT)
-    genuine = cv2.remap
+    genuine = cv2.cvtColorTwoPlane
 
-    def remap_elsewhere(*arguments: object, dst: Image, **options: object) -> Image:
+    def convert_elsewhere(*arguments: object, dst: Image, **options: object) -> Image:
         return np.asarray(genuine(*arguments, **options), np.uint8)  # type: ignore[call-overload]
 
-    monkeypatch.setattr(cv2, "remap", remap_elsewhere)
+    monkeypatch.setattr(cv2, "cvtColorTwoPlane", convert_elsewhere)
     with pytest.raises(NotInPlace, match="in the slot"):
         stitcher.render(list(pictures), np.zeros((HEIGHT, WIDTH, 3), np.uint8))
 
 
-def test_wrong_shapes_are_refused(pictures: list[Image]) -> None:
+def test_wrong_shapes_are_refused(pictures: list[Planes]) -> None:
     stitcher = Stitcher(rig(), WIDTH, HEIGHT)
     out = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     with pytest.raises(ValueError, match="panorama needs uint8"):
@@ -129,4 +131,4 @@ def test_wrong_shapes_are_refused(pictures: list[Image]) -> None:
     with pytest.raises(ValueError, match="5 pictures"):
         stitcher.render(pictures[:4], out)
     with pytest.raises(ValueError, match="cam1: a picture of 640x360"):
-        stitcher.render([pictures[0], pictures[1][:-1], *pictures[2:]], out)
+        stitcher.render([pictures[0], planes(np.zeros((358, 640, 3), np.uint8)), *pictures[2:]], out)
