@@ -2,8 +2,11 @@
 
 One camera, the fastest that runs, sets the pace: each of its frames is one panorama, so the output has the cameras'
 rate, without drift. A frame of it is due when every other live camera has reached its instant, so that no nearer frame
-can come, or when it has waited long enough. Of the others the frame nearest in time is taken. When the consumer or the
-network was late, at most three panoramas are still owed; the older ones are dropped and counted.
+can come, or when it has waited long enough. Of the others the frame nearest in time is taken.
+
+A frame that has been due for a whole period gives way to a newer one, so a slow consumer gets the newest, and the age
+of what it gets does not grow. When the network was late and several frames are due at once, up to three are still
+given. What is dropped is counted.
 """
 
 from __future__ import annotations
@@ -112,15 +115,18 @@ class Pairing(Generic[T]):
         if now_ns - self._last_pair_ns < pace.period_ns * 0.4:
             return None
         due = [
-            frame
+            (frame.captured_ns, due_ns)
             for frame in pace.frames
-            if frame.captured_ns > self._last_instant_ns + pace.period_ns / 2 and self._is_due(frame, live, now_ns)
+            if frame.captured_ns > self._last_instant_ns + pace.period_ns / 2
+            and (due_ns := self._due_ns(frame, live)) <= now_ns
         ]
         if not due:
             return None
         skipped = max(0, len(due) - OWED_PAIRS)
+        while skipped < len(due) - 1 and now_ns - due[skipped][1] >= pace.period_ns:
+            skipped += 1
         self.skipped += skipped
-        instant_ns = due[skipped].captured_ns
+        instant_ns = due[skipped][0]
         self._last_instant_ns, self._last_pair_ns = instant_ns, now_ns
         return self._take(instant_ns, live, skipped)
 
@@ -137,16 +143,18 @@ class Pairing(Generic[T]):
             return self._pace
         return fastest
 
-    def _is_due(self, frame: Timed[T], live: list[int], now_ns: int) -> bool:
-        if now_ns >= frame.arrival_ns + self._max_wait_ns:
-            return True
+    def _due_ns(self, frame: Timed[T], live: list[int]) -> int:
+        """When every other live camera had reached the frame's instant, or the wait for them ends."""
+        last_ns = frame.arrival_ns + self._max_wait_ns
         pace_ns = self._queues[self._pace].period_ns
+        due_ns = frame.arrival_ns
         for index in live:
             queue = self._queues[index]
-            to_come_ns = frame.captured_ns - queue.frames[-1].captured_ns
-            if to_come_ns > max(pace_ns, queue.period_ns) / 2 and queue.period_ns < SLOWER * pace_ns:
-                return False
-        return True
+            if queue.period_ns < SLOWER * pace_ns:
+                enough_ns = frame.captured_ns - max(pace_ns, queue.period_ns) / 2
+                reached = (other.arrival_ns for other in queue.frames if other.captured_ns >= enough_ns)
+                due_ns = max(due_ns, next(reached, last_ns))
+        return min(due_ns, last_ns)
 
     def _take(self, instant_ns: int, live: list[int], skipped: int) -> Pair[T]:
         pictures: list[T | None] = [None] * len(self._queues)

@@ -5,6 +5,8 @@ import random
 from collections.abc import Callable
 from itertools import accumulate, pairwise
 
+import pytest
+
 from services.stitcher.pairing import FIRST_PERIOD_NS, Pair, Pairing, Timed
 
 MS = 1_000_000
@@ -22,22 +24,27 @@ def steady(
     return list(zip(captures, accumulate(arrivals, max), strict=True))  # what came late holds up what follows
 
 
-def play(cameras: list[Frames], *, step_ms: int = 2, wait_ms: int = 120) -> list[tuple[int, Pair[tuple[int, int]]]]:
-    """Deliver the frames as they arrive and ask every ``step_ms``; returns when each pair came."""
+def play(
+    cameras: list[Frames], *, step_ms: int = 2, wait_ms: int = 120, render_ms: int = 0
+) -> list[tuple[int, Pair[tuple[int, int]]]]:
+    """Deliver the frames as they arrive and ask every ``step_ms``, after a pair ``render_ms`` later.
+
+    Returns when each pair came.
+    """
     pairing: Pairing[tuple[int, int]] = Pairing(
         len(cameras), tolerance_ns=PERIOD, max_wait_ns=wait_ms * MS, gone_after_ns=2000 * MS
     )
     arrivals = [(arrival, camera, captured) for camera, frames in enumerate(cameras) for captured, arrival in frames]
     heapq.heapify(arrivals)
-    now, end = START, max(arrivals)[0] + 300 * MS
+    now, end, free = START, max(arrivals)[0] + 300 * MS, START
     pairs = []
     while now < end:
         while arrivals and arrivals[0][0] <= now:
             arrival, camera, captured = heapq.heappop(arrivals)
             pairing.add(camera, Timed(captured, arrival, (camera, captured)))
-        pair = pairing.next(now)
-        if pair is not None:
+        if now >= free and (pair := pairing.next(now)) is not None:
             pairs.append((now, pair))
+            free = now + render_ms * MS
         now += step_ms * MS
     return pairs
 
@@ -86,7 +93,7 @@ def test_a_late_camera_delays_by_the_bound_and_no_more() -> None:
 
 def test_a_lost_camera_leaves_and_the_rate_stays() -> None:
     pairs = play([steady(250), steady(50), steady(250)])
-    assert 248 <= len(pairs) <= 250
+    assert 246 <= len(pairs) <= 250, "those that waited for it give way to the newest when it leaves"
     assert pairs[-1][1].pictures[1] is None
     assert pairs[-1][1].fresh == (True, False, True)
     # Before it counts as gone, its frames are waited for; afterwards nothing is.
@@ -124,14 +131,31 @@ def test_a_consumer_that_was_away_gets_the_newest_and_a_count() -> None:
     now = START + 11 * PERIOD
     first, at_once, second = pairing.next(now), pairing.next(now + MS), pairing.next(now + PERIOD // 2)
     assert first is not None
-    assert first.pictures == (9, 9)
-    assert first.skipped == 9
-    assert at_once is None, "no burst"
-    assert second is not None
-    assert second.pictures == (10, 10)
+    assert first.pictures == (11, 11)
+    assert first.skipped == 11
+    assert at_once is second is None
+    assert pairing.skipped == 11
+
+
+def test_frames_that_the_network_held_up_are_given_without_a_burst() -> None:
+    pairing: Pairing[int] = Pairing(2, tolerance_ns=PERIOD, max_wait_ns=120 * MS, gone_after_ns=2000 * MS)
+    now = START + 11 * PERIOD
+    for i in range(12):
+        for camera in range(2):
+            pairing.add(camera, Timed(START + i * PERIOD, now, i))
+    pairs = [pairing.next(now + wait) for wait in (0, MS, PERIOD // 2, PERIOD - MS)]
+    assert [pair and pair.pictures for pair in pairs] == [(9, 9), None, (10, 10), (11, 11)]
     assert pairing.skipped == 9
-    assert pairing.next(now + PERIOD) is not None
-    assert pairing.next(now + 2 * PERIOD) is None
+
+
+@pytest.mark.parametrize("render_ms", [30, 45, 60, 150])
+@pytest.mark.parametrize("cameras", [1, 5])
+def test_a_slow_renderer_gets_the_newest_and_does_not_fall_behind(cameras: int, render_ms: int) -> None:
+    pairs = play([steady(500, delay=lambda _: 5) for _ in range(cameras)], render_ms=render_ms)
+    ages_ms = [(now - pair.captured_ns) / MS for now, pair in pairs[:-1]]  # of the last there is no newer
+    assert max(ages_ms) <= 5 + 40 + 2, "what arrived no more than a period ago"
+    assert len(pairs) + sum(pair.skipped for _, pair in pairs) == 500, "all dropped ones are counted"
+    assert len(pairs) >= 500 * min(1, 40 / (render_ms + 2)) - 5, "no more are dropped than must be"
 
 
 def test_capture_times_that_fall_back_do_not_stop_the_pairs() -> None:
