@@ -107,7 +107,7 @@ class StitcherSection(Section):
     height_px: Multiple4 = 688
     """Height of the panorama."""
     feather_px: int = Field(16, ge=0, le=256, multiple_of=2)
-    """Width of the strip at a seam in which one camera fades into the next; 0 cuts hard."""
+    """Width of the strip at a seam in which one camera fades into the next, in steps of 4; 0 cuts hard."""
     open_timeout_s: Seconds = 10.0
     """Longest wait for a camera to answer."""
     read_timeout_s: Seconds = 5.0
