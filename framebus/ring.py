@@ -105,7 +105,7 @@ class PublisherRing:
         first_sequence = 1
         if old is not None:
             header, segment = old
-            first_sequence = 1 + _highest_sequence(segment, header.geometry.slots)
+            first_sequence = 1 + _highest_sequence(segment, header)
             if header.geometry == geometry and segment.try_lock(LIVE_WRITE):
                 self.adopted = True
                 self._use(segment, first_sequence)
@@ -152,9 +152,16 @@ class PublisherRing:
         self.segment = segment
         self.next_sequence = next_sequence
         words = segment.words
+        self._order = sorted(range(self.geometry.slots), key=lambda slot: words[SEQ_WORDS[slot]])
+        newest = self._order[-1]
+        if words[SEQ_WORDS[newest]] > words[TAIL_WORD] >> 8:
+            # Its publisher died between the steps 5 and 7. Left so, the slot could be claimed as an old one, and the
+            # sequence, which may have been seen, would be given again after one more death.
+            words[TAIL_WORD] = words[SEQ_WORDS[newest]] << 8 | newest
+            words32 = segment.words32
+            words32[EVENT_WORD] = (words32[EVENT_WORD] + 1) & 0xFFFFFFFF
         tail = words[TAIL_WORD]
         self._newest = tail & 0xFF if tail >> 8 else -1
-        self._order = sorted(range(self.geometry.slots), key=lambda slot: words[SEQ_WORDS[slot]])
 
     def replace(self, stream: str) -> None:
         """Go on in a new ring file, because the slots of this one are held by somebody who does not let go.
@@ -168,9 +175,14 @@ class PublisherRing:
         old.unlock(shm.unlock(LOCK_LIVE))
 
     def claim(self) -> int | None:
-        """Write-lock the oldest slot that is free and not the newest; ``None`` when there is none."""
+        """Write-lock the oldest slot that is free and not the newest; ``None`` when there is none.
+
+        A subscriber may move its lease from a slot that could not be locked to one that is yet to be tried, so that each
+        is held when its turn comes, though one was free all the time. Leases move to newer frames only: the second pass,
+        from new to old, meets each of them once at most, and finds a slot whenever admission leaves one.
+        """
         segment = self.segment
-        for slot in self._order:
+        for slot in (*self._order, *reversed(self._order)):
             if slot != self._newest and segment.try_lock(LOCK_WRITE[slot]):
                 segment.words[SEQ_WORDS[slot]] = 0
                 return slot
@@ -363,9 +375,11 @@ class SubscriberRing:
         return Lease(self, slot, header)
 
 
-def _highest_sequence(segment: Segment, slots: int) -> int:
+def _highest_sequence(segment: Segment, header: RingHeader) -> int:
+    """The highest sequence given; a file that holds no frame yet goes on from the one before it."""
     words = segment.words
-    return max(words[TAIL_WORD] >> 8, *(words[SEQ_WORDS[slot]] for slot in range(slots)))
+    given = (words[SEQ_WORDS[slot]] for slot in range(header.geometry.slots))
+    return max(header.first_sequence - 1, words[TAIL_WORD] >> 8, *given)
 
 
 def _supersede(segment: Segment) -> None:

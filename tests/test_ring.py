@@ -260,3 +260,64 @@ def test_replace_moves_on_and_tells_the_subscribers(stream: str, publisher: Publ
     assert lease is not None
     assert np.asarray(lease).shape == (2, 3, 1)
     assert SubscriberRing(stream).newest() is not None
+
+
+def test_a_file_without_a_frame_yet_goes_on_with_the_sequences(stream: str, publisher: PublisherRing) -> None:
+    for _ in range(3):
+        publish(publisher)
+    publisher.replace(stream)
+    publisher.segment.close()
+    adopter = PublisherRing(stream, publisher.geometry)
+    assert adopter.adopted
+    assert publish(adopter) == 4
+    adopter.close(unlink=True)
+
+
+def test_an_adopter_finishes_the_tail_so_that_no_sequence_is_given_twice(stream: str, publisher: PublisherRing) -> None:
+    publish(publisher)
+    publish(publisher)
+    tail = publisher.segment.words[TAIL_WORD]
+    assert publish(publisher) == 3
+    publisher.segment.words[TAIL_WORD] = tail  # as if it had died before it wrote the word
+    publisher.segment.close()
+    first = PublisherRing(stream, publisher.geometry)
+    subscriber = SubscriberRing(stream)
+    lease = subscriber.newest()
+    assert lease is not None
+    assert lease.header.sequence == 3
+    for _ in range(3):  # all that it may claim are lost: the third frame's slot is none of them
+        slot = first.claim()
+        assert slot != lease.slot
+    del lease
+    first.segment.close()
+    second = PublisherRing(stream, publisher.geometry)
+    assert publish(second) == 4
+    second.close(unlink=True)
+
+
+def test_a_lease_that_moves_on_during_a_claim_does_not_hide_the_free_slot(
+    stream: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ring = PublisherRing(stream, Geometry.for_frames(3, 6))
+    subscriber = SubscriberRing(stream)
+    publish(ring)
+    lease = subscriber.following()
+    publish(ring)
+    publish(ring)
+    try_lock = shm.Segment.try_lock
+
+    def interrupted(segment: shm.Segment, command: bytes) -> bool:
+        nonlocal lease
+        locked = try_lock(segment, command)
+        if segment is ring.segment and lease is not None and lease.header.sequence == 1:
+            assert not locked
+            lease = None
+            lease = subscriber.following()
+        return locked
+
+    monkeypatch.setattr(shm.Segment, "try_lock", interrupted)
+    assert ring.claim() is not None
+    monkeypatch.undo()
+    assert lease is not None
+    assert lease.header.sequence == 2
+    ring.close(unlink=True)
