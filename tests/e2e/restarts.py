@@ -41,9 +41,9 @@ def recreate(service: str, project: Project) -> None:
 
 
 CASES = [
-    *(Case(f"{service} killed", service, partial(Project.kill, service=service)) for service in SERVICES),
-    *(Case(f"`restart {service}`", service, partial(restart, service)) for service in SERVICES),
     *(Case(f"`up --force-recreate {service}`", service, partial(recreate, service)) for service in SERVICES),
+    *(Case(f"`restart {service}`", service, partial(restart, service)) for service in SERVICES),
+    *(Case(f"{service} killed", service, partial(Project.kill, service=service)) for service in SERVICES),
 ]
 """Each of these leaves every other container, and the ring, alone."""
 
