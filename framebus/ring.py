@@ -177,9 +177,9 @@ class PublisherRing:
     def claim(self) -> int | None:
         """Write-lock the oldest slot that is free and not the newest; ``None`` when there is none.
 
-        A subscriber may move its lease from a slot that could not be locked to one that is yet to be tried, so that each
-        is held when its turn comes, though one was free all the time. Leases move to newer frames only: the second pass,
-        from new to old, meets each of them once at most, and finds a slot whenever admission leaves one.
+        A subscriber may move its lease from a slot that could not be locked to one that is yet to be tried, so that
+        each is held when its turn comes, though one was free all the time. Leases move to newer frames only: the second
+        pass, from new to old, meets each of them once at most, and finds a slot whenever admission leaves one.
         """
         segment = self.segment
         for slot in (*self._order, *reversed(self._order)):

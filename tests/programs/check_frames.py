@@ -1,4 +1,4 @@
-"""Receives until the stream ends and checks every byte: ``check_frames.py STREAM MODE WAKE HOLD_MS``.
+"""Receives until the stream ends and checks every byte: ``check_frames.py STREAM MODE WAKE HOLD_MS [GONE_S]``.
 
 Prints the number of frames, of those torn, and of sequences that did not grow.
 """
@@ -13,10 +13,11 @@ from framebus import StreamGone, Subscriber
 
 
 def main() -> None:
-    stream, mode, wake, hold_ms = sys.argv[1:]
+    stream, mode, wake, hold_ms, *gone_s = sys.argv[1:]
     received = torn = backwards = last = 0
     hold_s = float(hold_ms) / 1e3
-    with Subscriber(stream, name="checker", mode=mode, wake=wake, gone_after_s=0.2) as subscriber:  # type: ignore[arg-type]
+    gone_after_s = float(gone_s[0]) if gone_s else 0.2
+    with Subscriber(stream, name="checker", mode=mode, wake=wake, gone_after_s=gone_after_s) as subscriber:  # type: ignore[arg-type]
         print("open", flush=True)
         try:
             for frame in subscriber:

@@ -1,0 +1,87 @@
+"""Faults to put into the real code, one step moved or left out: what the race programs must find.
+
+A fault replaces a piece of the source of one function, as it is in ``framebus/`` now; where that piece is no longer
+there, applying the fault fails, so no fault outlives the code that it is about. The names are those of the model's
+mutants (``model/mutants.py``).
+"""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from typing import Final, NamedTuple
+
+from framebus import ring
+
+
+class Fault(NamedTuple):
+    """A piece of a function, and what stands there instead."""
+
+    owner: type
+    function: str
+    piece: str
+    instead: str
+
+
+LOCK: Final = """
+    if not segment.try_lock(LOCK_READ[slot]):
+        self.overruns += 1
+        return None
+"""
+CHECK: Final = """
+    if segment.words[SEQ_WORDS[slot]] != sequence:
+        segment.unlock(UNLOCK[slot])
+        self.overruns += 1
+        return None
+"""
+VIEW: Final = """
+    return Lease(self, slot, header)
+"""
+CLAIM: Final = "segment.try_lock(LOCK_WRITE[slot])"
+ZERO: Final = "segment.words[SEQ_WORDS[slot]] = 0"
+BEFORE_LOCK: Final = """
+    segment = self.segment
+    self.leases()
+"""
+
+FAULTS: Final = {
+    "lease: without 'lock'": Fault(ring.SubscriberRing, "_lease", LOCK, "\n"),
+    "lease: without 'check'": Fault(ring.SubscriberRing, "_lease", CHECK, "\n"),
+    "lease: 'check' before 'lock'": Fault(
+        ring.SubscriberRing, "_lease", LOCK + CHECK[1:], CHECK + "    time.sleep(0.003)\n" + LOCK[1:]
+    ),
+    "lease: unlocked while the view lives": Fault(
+        ring.SubscriberRing, "_lease", VIEW, "\n    segment.unlock(UNLOCK[slot])" + VIEW
+    ),
+    "lease: not unlocked after a failed check": Fault(
+        ring.SubscriberRing, "_lease", CHECK, CHECK.replace("segment.unlock(UNLOCK[slot])", "pass")
+    ),
+    "publish: without 'lock'": Fault(ring.PublisherRing, "claim", CLAIM, "True"),
+    "publish: without 'zero'": Fault(ring.PublisherRing, "claim", ZERO, "pass"),
+    "publish: 'header' and 'seq' before 'first'": Fault(
+        ring.PublisherRing,
+        "claim",
+        ZERO,
+        "segment.words[SEQ_WORDS[slot] + 9] = segment.words[SEQ_WORDS[slot]] = self.next_sequence",
+    ),
+    "slow between look and lock": Fault(
+        ring.SubscriberRing, "_lease", BEFORE_LOCK, BEFORE_LOCK + "    time.sleep(0.003)\n"
+    ),
+}
+"""The last one is no fault: a subscriber that takes its time, which makes what may happen meanwhile likely."""
+
+
+_sources: dict[str, str] = {}
+"""Functions that have a fault already."""
+
+
+def apply(name: str) -> None:
+    """Put the fault into this process."""
+    owner, function, piece, instead = FAULTS[name]
+    source = _sources.get(function) or textwrap.dedent(inspect.getsource(getattr(owner, function)))
+    if source.count(piece) != 1:
+        raise ValueError(f"{name}: {owner.__name__}.{function} no longer has the lines that it is about")
+    scope: dict[str, object] = {}
+    _sources[function] = source.replace(piece, instead)
+    exec(_sources[function], vars(ring), scope)
+    setattr(owner, function, scope[function])

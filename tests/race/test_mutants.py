@@ -1,0 +1,85 @@
+"""The race programs find a protocol that is wrong in one step: those faults of the model that a race can show.
+
+docs/model.md says of the others which test finds them, or why nothing but the model can. In the same races, what has no
+fault finds nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+
+from tests.support import Program
+
+Start = Callable[..., Program]
+SLOW = "slow between look and lock"
+
+
+class Seen(NamedTuple):
+    """What a race came to."""
+
+    torn: dict[str, int]
+    """By the reader's fault."""
+    dropped: int
+
+
+def race(start: Start, stream: str, readers: dict[str, str], *, fault: str = "", dies: bool) -> Seen:
+    """A publisher with a fault, or none, and subscribers with a fault each, for a second."""
+
+    def run(fault: str, *program: str) -> Program:
+        started = start("mutated", fault, *program) if fault else start(*program)
+        assert started.read() == "open"
+        return started
+
+    publisher = run(fault, "lives" if dies else "flat_out", stream, "60", "100", "8", "1")
+    subscribers = {
+        name: run(name, "check_frames", stream, *options.split(), "1" if dies else "0.2")
+        for name, options in readers.items()
+    }
+    publisher.send()
+    answer = publisher.read().split()
+    if not dies:
+        publisher.send()
+    assert publisher.end() == 0
+    torn = {}
+    for name, subscriber in subscribers.items():
+        received, torn[name], backwards, _, _ = map(int, subscriber.read().split())
+        assert subscriber.end() == 0
+        assert received > 0
+        assert backwards == 0
+    return Seen(torn, 0 if dies else int(answer[1]))
+
+
+def test_who_reads_without_the_lock_sees_torn_frames(stream: str, start_program: Start) -> None:
+    readers = {"lease: without 'lock'": "newest futex 20", "lease: unlocked while the view lives": "newest futex 20"}
+    seen = race(start_program, stream, {**readers, SLOW: "newest futex 0"}, dies=False)
+    assert all(seen.torn[name] for name in readers)
+    assert (seen.torn[SLOW], seen.dropped) == (0, 0)
+
+
+def test_a_publisher_that_does_not_lock_tears_frames(stream: str, start_program: Start) -> None:
+    seen = race(start_program, stream, {"": "newest futex 20"}, fault="publish: without 'lock'", dies=False)
+    assert seen.torn[""] > 0
+
+
+@pytest.mark.parametrize("fault", ["publish: without 'zero'", "publish: 'header' and 'seq' before 'first'"])
+def test_a_death_in_the_pixels_of_a_slot_with_a_sequence_is_a_torn_frame(
+    stream: str, start_program: Start, fault: str
+) -> None:
+    assert race(start_program, stream, {"": "every futex 5"}, fault=fault, dies=True).torn[""] > 0
+
+
+def test_a_slot_that_is_not_checked_under_its_lock_may_be_half_a_frame(stream: str, start_program: Start) -> None:
+    readers = {f"lease: without 'check',{SLOW}": "every futex 1", "lease: 'check' before 'lock'": "every futex 1"}
+    seen = race(start_program, stream, {**readers, SLOW: "every futex 1"}, dies=True)
+    assert all(seen.torn[name] for name in readers)
+    assert seen.torn[SLOW] == 0
+
+
+def test_a_lock_that_is_kept_after_a_failed_check_costs_the_publisher_its_slots(
+    stream: str, start_program: Start
+) -> None:
+    fault = f"lease: not unlocked after a failed check,{SLOW}"
+    assert race(start_program, stream, {fault: "newest futex 0"}, dies=False).dropped > 0
