@@ -2,6 +2,7 @@
 # make test   every check: lint, types, import rules, tests
 # make bench  the benchmarks
 # make soak   ten thousand kills
+# make model  the slot protocol and its mutants, state by state
 # Everything is installed into .venv; nothing else on the machine is touched.
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint bench soak system-packages clean
+.PHONY: demo test lint bench soak model system-packages clean
 .DEFAULT_GOAL := test
 
 $(BIN)/python:
@@ -46,6 +47,9 @@ bench: $(VENV)/installed-dev
 KILLS ?= 10000
 soak: $(VENV)/installed-dev
 	$(BIN)/python -m tests.race.kills --kills $(KILLS)
+
+model: $(BIN)/python
+	$(BIN)/python -m model
 
 # What the tests drive for real: an RTSP server and a browser. Debian, as root.
 system-packages:

@@ -1,0 +1,113 @@
+"""Breadth-first search of a model's reachable states, with the shortest trace to a state that breaks a property."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+State = TypeVar("State", bound=Hashable)
+
+
+class Model(Protocol[State]):
+    """What can be searched."""
+
+    def initial(self) -> State:
+        """Where it begins."""
+
+    def steps(self, state: State) -> Iterable[tuple[str, State]]:
+        """Everything that can happen next: its name, and the state after it."""
+
+    def broken(self, state: State) -> str | None:
+        """The property that the state breaks, if any."""
+
+    def is_good(self, state: State) -> bool:
+        """Whether what everybody waits for has happened here; it must stay reachable from every state."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a search found."""
+
+    states: int
+    """States reached."""
+    steps: int
+    """Steps taken between them."""
+    depth: int
+    """Steps from the initial state to the farthest."""
+    broken: str | None
+    """The property that does not hold; ``None``: all hold in every reachable state."""
+    trace: tuple[str, ...]
+    """The shortest way to where it breaks."""
+
+
+def search(model: Model[State], *, limit: int = 2_000_000) -> Outcome:
+    """Visit every reachable state, or stop at the first that breaks a property.
+
+    When none does, look whether a good state can be reached from every state: if not, somebody waits for ever.
+
+    Args:
+        model: What to search.
+        limit: Most states to visit.
+
+    Raises:
+        MemoryError: There are more than ``limit`` states: the model's bounds are too wide.
+    """
+    start = model.initial()
+    numbers = {start: 0}
+    states = [start]
+    came_from = [(-1, "")]
+    followers: list[list[int]] = []
+    depth, level_end = 0, 1
+    steps = 0
+    for number, state in _growing(states):
+        if number == level_end:
+            depth, level_end = depth + 1, len(states)
+        if (broken := model.broken(state)) is not None:
+            return Outcome(len(states), steps, depth, broken, _trace(came_from, number))
+        reached = []
+        for name, after in model.steps(state):
+            steps += 1
+            known = numbers.setdefault(after, len(states))
+            if known == len(states):
+                states.append(after)
+                came_from.append((number, name))
+                if known >= limit:
+                    raise MemoryError(f"more than {limit} states")
+            reached.append(known)
+        followers.append(reached)
+    stuck = _first_stuck(followers, [model.is_good(state) for state in states])
+    if stuck is not None:
+        return Outcome(len(states), steps, depth, "nobody waits for ever", _trace(came_from, stuck))
+    return Outcome(len(states), steps, depth, None, ())
+
+
+def _growing(states: list[State]) -> Iterator[tuple[int, State]]:
+    number = 0
+    while number < len(states):
+        yield number, states[number]
+        number += 1
+
+
+def _trace(came_from: list[tuple[int, str]], number: int) -> tuple[str, ...]:
+    names = []
+    while number > 0:
+        number, name = came_from[number]
+        names.append(name)
+    return tuple(reversed(names))
+
+
+def _first_stuck(followers: list[list[int]], good: list[bool]) -> int | None:
+    """The first state from which no good state can be reached."""
+    before: list[list[int]] = [[] for _ in followers]
+    for number, reached in enumerate(followers):
+        for after in reached:
+            before[after].append(number)
+    alive = list(good)
+    todo = [number for number, is_good in enumerate(good) if is_good]
+    while todo:
+        for earlier in before[todo.pop()]:
+            if not alive[earlier]:
+                alive[earlier] = True
+                todo.append(earlier)
+    return next((number for number, is_alive in enumerate(alive) if not is_alive), None)

@@ -1,0 +1,519 @@
+"""The slot protocol, one shared access a step: publishers that die and adopt, subscribers, the kernel's locks.
+
+The steps stand in the order of ``framebus/ring.py``, ``framebus/seats.py`` and ``framebus/bus/subscriber.py``, in the
+three tuples and the switches of :class:`Protocol`: a mutant is a protocol with a step moved, left out, or a switch
+turned. What happens between two steps of one process is everything that the others can do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from model.state import GARBAGE, MINE, NOBODY, Lease, Publisher, Ring, Slot, State, Subscriber, canonical
+
+Steps = Iterator[tuple[str, State]]
+
+WHOLE = "a view shows the frame that it was leased for, whole, as long as it lives"
+GROWS = "no sequence is given twice, and sequences grow over deaths and files"
+ROOM = "the publisher always finds a slot"
+NEWEST = "who comes late finds the newest frame"
+TOLD = "nobody sleeps beside a frame"
+
+
+@dataclass(frozen=True, slots=True)
+class Protocol:
+    """The order of the steps, and what a mutant may change."""
+
+    publish: tuple[str, ...] = ("lock", "zero", "first", "second", "header", "seq", "unlock", "tail", "event")
+    """``first`` and ``second`` are the halves of the pixels."""
+    lease: tuple[str, ...] = ("lock", "check", "header")
+    """``header`` reads it and compares its sequence."""
+    release: tuple[str, ...] = ("unlock", "return")
+    """``return`` lets the subscriber count one lease less."""
+    look: tuple[str, ...] = ("event", "tail")
+    """The words that are read before a subscriber sleeps, in order."""
+    unlocks_after_check: bool = True
+    spares_newest: bool = True
+    second_pass: bool = True
+    """A claim that found every slot held tries them again, newest first."""
+    adopts_newest: bool = True
+    counts_seq: bool = True
+    """An adopter goes on after the highest ``seq[i]``, not after ``tail`` alone."""
+    counts_tail: bool = True
+    counts_base: bool = True
+    """It goes on after the file's ``first_sequence`` too, when the file has no frame yet."""
+    finishes_tail: bool = True
+    """An adopter writes the ``tail`` that its predecessor died before."""
+    admission: bool = True
+    """Seats are taken under the file's flock(2)."""
+    reserved: int = 2
+    """Slots without a seat."""
+    unlocks_when_dead: bool = True
+    """The kernel frees the locks of the dead; a lock in shared memory would not be freed."""
+    looks_at_path: bool = True
+    """A subscriber looks on its tick whether the path names another file."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlotProtocol:
+    """A stream with a bounded number of slots and processes, and no bound on frames, deaths and adoptions."""
+
+    protocol: Protocol = Protocol()
+    slots: int = 3
+    subscribers: int = 1
+    max_leases: int = 1
+    publisher_deaths: int | None = None
+    """How many publishers may die; ``None``: any number, and the file is adopted each time."""
+    subscriber_dies: bool = True
+    new_files: int = 0
+    """How often a publisher may move on to a new file: another geometry, or slots that are pinned."""
+
+    def initial(self) -> State:
+        """Nobody and nothing."""
+        return State((), Publisher(), (Subscriber(),) * self.subscribers)
+
+    def steps(self, state: State) -> Steps:
+        """Everything that can happen next."""
+        for name, after in self._publisher(state):
+            yield f"publisher: {name}", canonical(after)
+        for who in range(self.subscribers):
+            for name, after in self._subscriber(state, who):
+                yield f"subscriber {who}: {name}", canonical(after)
+        for name, after in self._kernel(state):
+            yield f"kernel: {name}", canonical(after)
+
+    def broken(self, state: State) -> str | None:
+        """The property that the state breaks, if any."""
+        publisher = state.publisher
+        if publisher.at == "full":
+            return ROOM
+        if publisher.at == "reused":
+            return GROWS
+        for ring in state.rings:
+            if ring.tail_seq and ring.slots[ring.tail_slot].seq != ring.tail_seq:
+                return NEWEST
+        for subscriber in state.subscribers:
+            if subscriber.ring < 0 or subscriber.at == "dying":
+                continue
+            ring = state.rings[subscriber.ring]
+            for lease in subscriber.leases:
+                slot = ring.slots[lease.slot]
+                if not lease.ended and not slot.header == slot.first == slot.second == lease.frame:
+                    return WHOLE
+            if (
+                subscriber.at == "sleep"
+                and not subscriber.woken
+                and publisher.at == "rest"
+                and publisher.told
+                and publisher.ring == subscriber.ring
+                and ring.tail_seq > subscriber.last
+            ):
+                return TOLD
+        return None
+
+    def is_good(self, state: State) -> bool:
+        """The publisher is at rest and a subscriber holds its newest frame."""
+        publisher = state.publisher
+        if publisher.at != "rest":
+            return False
+        newest = state.rings[publisher.ring].tail_slot
+        return any(
+            lease.slot == newest and not lease.ended
+            for subscriber in state.subscribers
+            if subscriber.ring == publisher.ring and subscriber.at != "dying"
+            for lease in subscriber.leases
+        )
+
+    # The publisher: framebus/ring.py, PublisherRing, under the exclusion of framebus/bus/publisher.py.
+
+    def _publisher(self, state: State) -> Steps:
+        publisher = state.publisher
+        at = publisher.at
+        if at == "none":
+            if not state.exclusion:
+                yield "takes the exclusion", state._replace(exclusion=1, publisher=Publisher("open"))
+            return
+        if (self.publisher_deaths is None or state.deaths < self.publisher_deaths) and not self._is_dying(state):
+            yield "dies", self._publisher_dead(state)
+        if at == "open":
+            yield from self._open(state)
+        elif at == "adopt":
+            yield "finishes tail", self._adopted(state)
+        elif at == "rename":
+            yield "renames its file over the path", self._renamed(state)
+        elif at == "let go":
+            old = state.rings[publisher.old]._replace(live=0)
+            yield (
+                "unlocks LIVE of the old file",
+                self._with_ring(state, publisher.old, old)._replace(
+                    publisher=publisher._replace(at="rest", old=NOBODY)
+                ),
+            )
+        elif at == "rest":
+            yield "wants a slot", state._replace(publisher=publisher._replace(at="claim", tries=0, joined=False))
+            if state.files < self.new_files:
+                after = state._replace(files=state.files + 1)
+                yield "creates a new file", self._create(after, publisher.top, publisher.ring)
+        elif at == "claim":
+            yield self._claim(state)
+        elif at == "publish":
+            yield from self._publish(state)
+
+    def _open(self, state: State) -> Steps:
+        if state.path < 0:
+            yield "creates a file", self._create(state, 0, NOBODY)
+            return
+        protocol, ring = self.protocol, state.rings[state.path]
+        top = max(
+            ring.tail_seq if protocol.counts_tail else 0,
+            max(slot.seq for slot in ring.slots) if protocol.counts_seq else 0,
+            ring.base if protocol.counts_base else 0,
+        )
+        if not ring.live:
+            order = tuple(sorted(range(self.slots), key=lambda place: (ring.slots[place].seq, place)))
+            adopter = Publisher("adopt", state.path, order=order, top=top)
+            yield (
+                "locks LIVE, adopts the file",
+                self._with_ring(state, state.path, ring._replace(live=1))._replace(publisher=adopter),
+            )
+        if state.files < self.new_files:
+            after = state._replace(files=state.files + 1)
+            yield "creates a file of another geometry", self._create(after, top, NOBODY)
+
+    def _adopted(self, state: State) -> State:
+        protocol, publisher = self.protocol, state.publisher
+        ring = state.rings[publisher.ring]
+        last = publisher.order[-1]
+        if protocol.finishes_tail and ring.slots[last].seq > ring.tail_seq:
+            ring = ring._replace(tail_seq=ring.slots[last].seq, tail_slot=last)
+        newest = ring.tail_slot if protocol.adopts_newest else NOBODY
+        after = self._with_ring(state, publisher.ring, ring)
+        return after._replace(publisher=publisher._replace(at="rest", newest=newest))
+
+    def _create(self, state: State, top: int, old: int) -> State:
+        seats = max(self.slots - self.protocol.reserved, 0)
+        ring = Ring((GARBAGE,) * self.slots, (0,) * seats, base=top, live=1)
+        number = len(state.rings)
+        publisher = Publisher("rename", number, old, order=tuple(range(self.slots)), top=top)
+        return state._replace(rings=(*state.rings, ring), publisher=publisher)
+
+    def _renamed(self, state: State) -> State:
+        publisher = state.publisher
+        at = "rest" if publisher.old < 0 else "let go"
+        return state._replace(path=publisher.ring, publisher=publisher._replace(at=at))
+
+    def _claim(self, state: State) -> tuple[str, State]:
+        publisher = state.publisher
+        order = publisher.order + (publisher.order[::-1] if self.protocol.second_pass else ())
+        if publisher.tries == len(order):
+            at = "rest" if publisher.joined else "full"
+            return "finds no slot", state._replace(publisher=publisher._replace(at=at, tries=0, joined=False))
+        ring = state.rings[publisher.ring]
+        place = order[publisher.tries]
+        slot = ring.slots[place]
+        locks = self.protocol.publish[0] == "lock"
+        spared = place == publisher.newest and self.protocol.spares_newest
+        if spared or (locks and (slot.writer or slot.readers)):
+            return "cannot lock a slot", state._replace(publisher=publisher._replace(tries=publisher.tries + 1))
+        if locks:
+            state = self._with_slot(state, publisher.ring, place, slot._replace(writer=1))
+        claimed = publisher._replace(at="publish", slot=place, tries=int(locks), joined=False)
+        return "write-locks a slot" if locks else "takes a slot", state._replace(publisher=claimed)
+
+    def _publish(self, state: State) -> Steps:
+        protocol, publisher = self.protocol, state.publisher
+        number, place = publisher.ring, publisher.slot
+        ring = state.rings[number]
+        slot = ring.slots[place]
+        step = protocol.publish[publisher.tries]
+        after, next_publisher = state, publisher._replace(tries=publisher.tries + 1)
+        sequence = publisher.top + 1
+        if step == "second":
+            unlocked = self._with_slot(state, number, place, slot._replace(writer=0))
+            yield "abandons the slot", unlocked._replace(publisher=self._rested(publisher))
+        if step == "zero":
+            after, name = self._with_slot(state, number, place, slot._replace(seq=0)), "seq = 0"
+        elif step == "first":
+            after, name = self._with_slot(state, number, place, slot._replace(first=MINE)), "writes the first half"
+        elif step == "second":
+            after, name = self._with_slot(state, number, place, slot._replace(second=MINE)), "writes the second half"
+        elif step == "header":
+            written = slot._replace(header=MINE, header_seq=sequence)
+            after, name = self._with_slot(state, number, place, written), "writes the header"
+        elif step == "seq":
+            if sequence <= state.highest:
+                next_publisher = publisher._replace(at="reused")
+            after = self._with_slot(state, number, place, slot._replace(seq=sequence))
+            after, name = after._replace(highest=max(sequence, state.highest)), "seq = s"
+        elif step == "unlock":
+            after, name = self._with_slot(state, number, place, slot._replace(writer=0)), "unlocks"
+        elif step == "tail":
+            after = self._with_ring(state, number, ring._replace(tail_seq=sequence, tail_slot=place))
+            name = "tail = s, slot"
+        else:
+            after, name = self._woken(state, number), "event += 1, wakes"
+        if next_publisher.at == "publish" and next_publisher.tries == len(protocol.publish):
+            order = (*(other for other in publisher.order if other != place), place)
+            next_publisher = self._rested(next_publisher)._replace(newest=place, order=order, top=sequence, told=True)
+        yield name, after._replace(publisher=next_publisher)
+
+    @staticmethod
+    def _rested(publisher: Publisher) -> Publisher:
+        return publisher._replace(at="rest", slot=NOBODY, tries=0)
+
+    @staticmethod
+    def _woken(state: State, ring: int) -> State:
+        return state._replace(
+            subscribers=tuple(
+                subscriber._replace(woken=True)
+                if subscriber.ring == ring and subscriber.at in ("look", "lease", "drop", "sleep")
+                else subscriber
+                for subscriber in state.subscribers
+            )
+        )
+
+    # Death: a dead process does nothing any more, and its locks are freed a little later, file by file.
+
+    @staticmethod
+    def _is_dying(state: State) -> bool:
+        return state.exclusion == 2 or any(
+            ring.live == 2 or any(slot.writer == 2 for slot in ring.slots) for ring in state.rings
+        )
+
+    def _publisher_dead(self, state: State) -> State:
+        return state._replace(
+            rings=tuple(
+                ring._replace(
+                    live=ring.live * 2,
+                    slots=tuple(slot._replace(writer=slot.writer * 2) for slot in ring.slots),
+                )
+                for ring in state.rings
+            ),
+            exclusion=2,
+            publisher=Publisher(),
+            deaths=state.deaths + (self.publisher_deaths is not None),
+        )
+
+    def _kernel(self, state: State) -> Steps:
+        held = any(ring.live == 2 for ring in state.rings)
+        # Were the exclusion free before LIVE, the next publisher would move on to a new file.
+        if state.exclusion == 2 and (self.new_files or not held):
+            yield "frees the dead publisher's exclusion", state._replace(exclusion=0)
+        for number, ring in enumerate(state.rings):
+            if ring.live == 2 or any(slot.writer == 2 for slot in ring.slots):
+                freed = tuple(
+                    slot._replace(writer=0) if slot.writer == 2 and self.protocol.unlocks_when_dead else slot
+                    for slot in ring.slots
+                )
+                if ring.live == 2 or freed != ring.slots:
+                    after = self._with_ring(state, number, ring._replace(live=ring.live % 2, slots=freed))
+                    yield "frees the dead publisher's ring", after
+        for who, subscriber in enumerate(state.subscribers):
+            if subscriber.at == "dying":
+                yield (
+                    f"frees what subscriber {who} held",
+                    self._with_subscriber(self._left(state, who), who, Subscriber()),
+                )
+
+    # A subscriber: framebus/bus/subscriber.py, framebus/seats.py, framebus/ring.py, SubscriberRing.
+
+    def _subscriber(self, state: State, who: int) -> Steps:
+        subscriber = state.subscribers[who]
+        at = subscriber.at
+        if at == "dying":
+            return
+        if self.subscriber_dies and subscriber.ring >= 0:
+            dead = subscriber._replace(at="dying", slot=NOBODY, seq=0, frame=NOBODY, done=0, woken=False, last=-1)
+            yield "dies", self._with_subscriber(state, who, dead)
+        yield from self._views(state, who)
+        if at == "out":
+            if state.path >= 0 and state.rings[state.path].live:
+                opened = subscriber._replace(at="flock", ring=state.path)
+                yield "opens the file, whose publisher lives", self._with_subscriber(state, who, opened)
+        elif at in ("flock", "seat", "take", "leave"):
+            yield from self._join(state, who)
+        else:
+            yield from self._receive(state, who)
+
+    def _receive(self, state: State, who: int) -> Steps:
+        subscriber = state.subscribers[who]
+        at = subscriber.at
+        if at == "rest":
+            if self._leases(subscriber) < self.max_leases:
+                first = self.protocol.look[0]
+                if first == "event":
+                    reading = subscriber._replace(at="look", woken=False)
+                    yield "reads event", self._with_subscriber(state, who, reading)
+                else:
+                    yield from self._look(state, who)
+        elif at == "look":
+            yield from self._look(state, who)
+        elif at == "lease":
+            yield self._lease(state, who)
+        elif at == "drop":
+            unlocked = self._unlocked(state, who, subscriber.slot)
+            yield "unlocks: not that frame", self._look_again(unlocked, who)
+        elif at == "late event":
+            slept = subscriber._replace(at="sleep", woken=False)
+            yield "reads event", self._with_subscriber(state, who, slept)
+        elif at == "sleep":
+            if subscriber.woken:
+                rested = subscriber._replace(at="rest", woken=False)
+                yield "wakes", self._with_subscriber(state, who, rested)
+            yield from self._tick(state, who)
+
+    def _leases(self, subscriber: Subscriber) -> int:
+        counted = self.protocol.release.index("return")
+        return sum(lease.ended <= counted for lease in subscriber.leases)
+
+    def _views(self, state: State, who: int) -> Steps:
+        """A view may end at any time, in any thread."""
+        subscriber = state.subscribers[who]
+        for number, lease in enumerate(subscriber.leases):
+            step = self.protocol.release[lease.ended]
+            after = self._unlocked(state, who, lease.slot) if step == "unlock" else state
+            ended = lease.ended + 1
+            left = () if ended == len(self.protocol.release) else (lease._replace(ended=ended),)
+            leases = (*subscriber.leases[:number], *left, *subscriber.leases[number + 1 :])
+            what = "the last view goes: unlocks" if step == "unlock" else "counts the lease as returned"
+            yield what, self._with_subscriber(after, who, subscriber._replace(leases=leases))
+
+    def _join(self, state: State, who: int) -> Steps:
+        subscriber = state.subscribers[who]
+        ring = state.rings[subscriber.ring]
+        if subscriber.at == "flock":
+            if not self.protocol.admission or ring.flock == NOBODY:
+                if self.protocol.admission:
+                    state = self._with_ring(state, subscriber.ring, ring._replace(flock=who))
+                yield "takes the flock", self._with_subscriber(state, who, subscriber._replace(at="seat"))
+        elif subscriber.at == "seat":
+            free = next((seat for seat, holders in enumerate(ring.seats) if not holders), NOBODY)
+            if free < 0:
+                out = subscriber._replace(at="out", ring=NOBODY)
+                yield "finds no seat", self._with_subscriber(self._left(state, who), who, out)
+            else:
+                seated = subscriber._replace(at="take", seq=0, done=free)
+                yield "sees a free seat", self._with_subscriber(state, who, seated)
+        elif subscriber.at == "take":
+            seats = list(ring.seats)
+            seats[subscriber.done] |= 1 << who
+            mine = sum(holders >> who & 1 for holders in seats)
+            seated = subscriber._replace(at="leave" if mine == self.max_leases else "seat", done=0)
+            after = self._with_ring(state, subscriber.ring, ring._replace(seats=tuple(seats)))
+            publisher = after.publisher
+            if publisher.at == "claim" and publisher.ring == subscriber.ring:
+                after = after._replace(publisher=publisher._replace(joined=True))
+            yield "takes the seat", self._with_subscriber(after, who, seated)
+        else:
+            flock = NOBODY if ring.flock == who else ring.flock
+            after = self._with_ring(state, subscriber.ring, ring._replace(flock=flock))
+            if state.path == subscriber.ring:
+                last = min(subscriber.last, ring.base)
+                rested = subscriber._replace(at="rest", last=last)
+                yield "lets the flock go; the path names the file", self._with_subscriber(after, who, rested)
+            else:
+                out = subscriber._replace(at="out", ring=NOBODY)
+                yield "the path names another file", self._with_subscriber(self._left(after, who), who, out)
+
+    def _look(self, state: State, who: int) -> Steps:
+        """Newest takes what ``tail`` says; every takes a later one among ``seq``: here any, which allows for more."""
+        subscriber = state.subscribers[who]
+        ring = state.rings[subscriber.ring]
+        seen = {(ring.tail_seq, ring.tail_slot)}
+        if subscriber.last >= 0:
+            seen |= {(slot.seq, place) for place, slot in enumerate(ring.slots)}
+        later = [(seq, place) for seq, place in seen if seq > max(subscriber.last, 0)]
+        for seq, place in later:
+            found = subscriber._replace(at="lease", slot=place, seq=seq, done=0, frame=NOBODY)
+            yield "sees a frame", self._with_subscriber(state, who, found)
+        if not later:
+            at = "sleep" if self.protocol.look[0] == "event" else "late event"
+            yield "sees nothing new", self._with_subscriber(state, who, subscriber._replace(at=at))
+
+    def _lease(self, state: State, who: int) -> tuple[str, State]:
+        protocol, subscriber = self.protocol, state.subscribers[who]
+        slot = state.rings[subscriber.ring].slots[subscriber.slot]
+        step = protocol.lease[subscriber.done]
+        after, going = state, subscriber._replace(done=subscriber.done + 1)
+        if step == "lock":
+            name = "read-locks the slot"
+            if slot.writer:
+                return "cannot lock the slot", self._look_again(state, who)
+            locked = slot._replace(readers=slot.readers | 1 << who)
+            after = self._with_slot(state, subscriber.ring, subscriber.slot, locked)
+        elif step == "check":
+            name = "seq is what it came for"
+            if slot.seq != subscriber.seq:
+                return "seq has changed", self._passed_over(state, who)
+        elif step == "header":
+            name = "the header is that frame's"
+            if slot.header_seq != subscriber.seq:
+                rejected = self._with_subscriber(state, who, subscriber._replace(last=subscriber.seq))
+                return "the header is another frame's", self._passed_over(rejected, who)
+            going = going._replace(frame=slot.header)
+        else:  # a mutant's: released while the view lives
+            name = "unlocks"
+            after = self._unlocked(state, who, subscriber.slot)
+        if going.done == len(protocol.lease):
+            # Without the step "header" it is read all the same, and believed.
+            frame = going.frame if "header" in protocol.lease else slot.header
+            leases = (*subscriber.leases, Lease(subscriber.slot, frame))
+            going = subscriber._replace(
+                at="rest", leases=leases, last=subscriber.seq, slot=NOBODY, seq=0, frame=NOBODY, done=0, woken=False
+            )
+            name += ": has a view"
+        return name, self._with_subscriber(after, who, going)
+
+    def _passed_over(self, state: State, who: int) -> State:
+        subscriber = state.subscribers[who]
+        holds = state.rings[subscriber.ring].slots[subscriber.slot].readers >> who & 1
+        if holds and self.protocol.unlocks_after_check:
+            return self._with_subscriber(state, who, subscriber._replace(at="drop", done=0, frame=NOBODY))
+        return self._look_again(state, who)
+
+    def _look_again(self, state: State, who: int) -> State:
+        """As often as it takes; the real one sleeps for a tick after eight looks."""
+        looking = state.subscribers[who]._replace(at="look", slot=NOBODY, seq=0, frame=NOBODY, done=0)
+        return self._with_subscriber(state, who, looking)
+
+    def _tick(self, state: State, who: int) -> Steps:
+        subscriber = state.subscribers[who]
+        if subscriber.ring == state.path or not self.protocol.looks_at_path:
+            if subscriber.ring == state.path:
+                rested = subscriber._replace(at="rest", woken=False)
+                yield "looks by itself", self._with_subscriber(state, who, rested)
+        elif not subscriber.leases:
+            out = subscriber._replace(at="out", ring=NOBODY, woken=False)
+            yield "sees another file at the path", self._with_subscriber(self._left(state, who), who, out)
+
+    def _left(self, state: State, who: int) -> State:
+        """The state when the kernel has freed the locks of a subscriber's descriptor."""
+        number = state.subscribers[who].ring
+        ring = state.rings[number]
+        freed = ring._replace(
+            slots=tuple(slot._replace(readers=slot.readers & ~(1 << who)) for slot in ring.slots),
+            seats=tuple(holders & ~(1 << who) for holders in ring.seats),
+            flock=NOBODY if ring.flock == who else ring.flock,
+        )
+        return self._with_ring(state, number, freed)
+
+    def _unlocked(self, state: State, who: int, place: int) -> State:
+        number = state.subscribers[who].ring
+        slot = state.rings[number].slots[place]
+        return self._with_slot(state, number, place, slot._replace(readers=slot.readers & ~(1 << who)))
+
+    @staticmethod
+    def _with_slot(state: State, number: int, place: int, slot: Slot) -> State:
+        ring = state.rings[number]
+        slots = (*ring.slots[:place], slot, *ring.slots[place + 1 :])
+        return state._replace(rings=(*state.rings[:number], ring._replace(slots=slots), *state.rings[number + 1 :]))
+
+    @staticmethod
+    def _with_ring(state: State, number: int, ring: Ring) -> State:
+        return state._replace(rings=(*state.rings[:number], ring, *state.rings[number + 1 :]))
+
+    @staticmethod
+    def _with_subscriber(state: State, who: int, subscriber: Subscriber) -> State:
+        subscribers = (*state.subscribers[:who], subscriber, *state.subscribers[who + 1 :])
+        return state._replace(subscribers=subscribers)

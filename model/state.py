@@ -1,0 +1,282 @@
+"""What the processes of a stream share, and where each of them is: one value, the same for states that differ in names.
+
+Sequences have no bound in the protocol. It only compares them and takes the next, so a state keeps their order and
+forgets how large they are; slots are sorted, since nothing depends on their numbers. So the states are finite though
+frames, deaths and adoptions are not, and an exhausted search says something of every run.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+NOBODY: Final = -1
+MINE: Final = 9
+"""Content that the publisher writes just now; other contents are numbered within their slot."""
+
+
+class Slot(NamedTuple):
+    """A slot: words and contents, and who holds its byte. Equal contents are of the same attempt to write a frame."""
+
+    seq: int = 0
+    header_seq: int = 0
+    header: int = 0
+    first: int = 0
+    second: int = 0
+    writer: int = 0
+    """0 free, 1 locked by the publisher, 2 by one that died and is not yet cleared away."""
+    readers: int = 0
+    """A bit for each subscriber."""
+
+
+GARBAGE: Final = Slot(0, 0, 0, 1, 2)
+
+
+class Ring(NamedTuple):
+    """A file."""
+
+    slots: tuple[Slot, ...]
+    seats: tuple[int, ...]
+    """A bit for each subscriber that holds the seat."""
+    base: int = 0
+    """First sequence of the file, less one."""
+    tail_seq: int = 0
+    tail_slot: int = NOBODY
+    live: int = 0
+    """As a slot's ``writer``."""
+    flock: int = NOBODY
+
+
+class Publisher(NamedTuple):
+    """The one who holds the exclusion, or ``none``."""
+
+    at: str = "none"
+    ring: int = NOBODY
+    old: int = NOBODY
+    """The file that it leaves for a new one."""
+    slot: int = NOBODY
+    newest: int = NOBODY
+    order: tuple[int, ...] = ()
+    tries: int = 0
+    """Slots tried in this claim; steps done of this publication."""
+    top: int = 0
+    """The next sequence, less one."""
+    told: bool = False
+    """Whether it has published in this life."""
+    joined: bool = False
+    """Whether somebody took a seat during this claim."""
+
+
+class Lease(NamedTuple):
+    """A view, and how much of its end is done."""
+
+    slot: int
+    frame: int
+    ended: int = 0
+
+
+class Subscriber(NamedTuple):
+    """A subscriber's process."""
+
+    at: str = "out"
+    ring: int = NOBODY
+    last: int = -1
+    slot: int = NOBODY
+    seq: int = 0
+    frame: int = NOBODY
+    """The attempt that the header was of."""
+    done: int = 0
+    """Steps done of this lease."""
+    woken: bool = False
+    """Whether the event word has changed since it was read."""
+    leases: tuple[Lease, ...] = ()
+
+
+class State(NamedTuple):
+    """All of it."""
+
+    rings: tuple[Ring, ...]
+    publisher: Publisher
+    subscribers: tuple[Subscriber, ...]
+    path: int = NOBODY
+    """The file that has the stream's name."""
+    exclusion: int = 0
+    """As a slot's ``writer``."""
+    highest: int = 0
+    """The highest sequence that anybody could see, ever."""
+    files: int = 0
+    """Files that the publishers moved on to; counted where the search bounds them."""
+    deaths: int = 0
+    """Publishers that died; counted where the search bounds them."""
+
+
+def canonical(state: State) -> State:
+    """The one state that stands for all that differ only in the names of files, slots and frames."""
+    return _forget_frames(_sort_slots(_forget_sizes(_forget_garbage(_drop_files(state)))))
+
+
+def _drop_files(state: State) -> State:
+    publisher = state.publisher
+    used = [state.path, publisher.ring, publisher.old, *(subscriber.ring for subscriber in state.subscribers)]
+    kept = list(dict.fromkeys(ring for ring in used if ring >= 0))
+    if kept == list(range(len(state.rings))):
+        return state
+    place = {ring: number for number, ring in enumerate(kept)} | {NOBODY: NOBODY}
+    return state._replace(
+        rings=tuple(state.rings[ring] for ring in kept),
+        path=place[state.path],
+        publisher=publisher._replace(ring=place[publisher.ring], old=place[publisher.old]),
+        subscribers=tuple(subscriber._replace(ring=place[subscriber.ring]) for subscriber in state.subscribers),
+    )
+
+
+def _forget_garbage(state: State) -> State:
+    """Drop what nobody will look at.
+
+    What lies in a slot with ``seq`` 0 that nobody has in hand is written before it is read. A header's sequence counts
+    when it may be taken for the one that somebody came for: the slot's, the tail's, one that is yet to be given.
+    """
+    publisher = state.publisher
+    for number, ring in enumerate(state.rings):
+        slots = ring.slots
+        for place, slot in enumerate(slots):
+            if (slot.seq == slot.header_seq and slot.seq) or slot[1:5] == GARBAGE[1:5]:
+                continue
+            wanted = [sub.seq for sub in state.subscribers if sub.ring == number and sub.slot == place]
+            writing = number == publisher.ring and place == publisher.slot
+            viewed = any(
+                sub.ring == number and lease.slot == place for sub in state.subscribers for lease in sub.leases
+            )
+            if not (slot.seq or slot.readers or writing or wanted or viewed):
+                plain = Slot(*GARBAGE[:5], slot.writer)
+            elif (
+                slot.header_seq <= state.highest
+                and slot.header_seq not in wanted
+                and not (place == ring.tail_slot and slot.header_seq == ring.tail_seq)
+            ):
+                plain = slot._replace(header_seq=0)
+            else:
+                continue
+            slots = (*slots[:place], plain, *slots[place + 1 :])
+        if slots is not ring.slots:
+            rings = (*state.rings[:number], ring._replace(slots=slots), *state.rings[number + 1 :])
+            state = state._replace(rings=rings)
+    return state
+
+
+def _forget_sizes(state: State) -> State:
+    publisher = state.publisher
+    values = {0, state.highest, publisher.top}
+    for ring in state.rings:
+        values.add(ring.base)
+        values.add(ring.tail_seq)
+        for slot in ring.slots:
+            values.add(slot.seq)
+            values.add(slot.header_seq)
+    for subscriber in state.subscribers:
+        values.add(subscriber.last)
+        values.add(subscriber.seq)
+    values.discard(-1)
+    if max(values) == len(values) - 1:
+        return state
+    rank = {value: number for number, value in enumerate(sorted(values))} | {-1: -1}
+    return state._replace(
+        rings=tuple(
+            ring._replace(
+                slots=tuple(slot._replace(seq=rank[slot.seq], header_seq=rank[slot.header_seq]) for slot in ring.slots),
+                base=rank[ring.base],
+                tail_seq=rank[ring.tail_seq],
+            )
+            for ring in state.rings
+        ),
+        publisher=publisher._replace(top=rank[publisher.top]),
+        subscribers=tuple(
+            subscriber._replace(last=rank[subscriber.last], seq=rank[subscriber.seq])
+            for subscriber in state.subscribers
+        ),
+        highest=rank[state.highest],
+    )
+
+
+def _sort_slots(state: State) -> State:
+    for number, ring in enumerate(state.rings):
+        publisher = state.publisher
+        order = publisher.order if publisher.ring == number else ()
+        marks = [
+            (*slot, order.index(place) if order else 0, ring.tail_slot == place, _marks(state, number, place))
+            for place, slot in enumerate(ring.slots)
+        ]
+        ranking = sorted(range(len(marks)), key=marks.__getitem__)
+        if ranking == list(range(len(marks))):
+            continue
+        place_of = {old: new for new, old in enumerate(ranking)} | {NOBODY: NOBODY}
+        sorted_ring = ring._replace(slots=tuple(ring.slots[old] for old in ranking), tail_slot=place_of[ring.tail_slot])
+        if publisher.ring == number:
+            publisher = publisher._replace(
+                slot=place_of[publisher.slot],
+                newest=place_of[publisher.newest],
+                order=tuple(place_of[place] for place in publisher.order),
+            )
+        state = state._replace(
+            rings=(*state.rings[:number], sorted_ring, *state.rings[number + 1 :]),
+            publisher=publisher,
+            subscribers=tuple(
+                subscriber
+                if subscriber.ring != number
+                else subscriber._replace(
+                    slot=place_of[subscriber.slot],
+                    leases=tuple(lease._replace(slot=place_of[lease.slot]) for lease in subscriber.leases),
+                )
+                for subscriber in state.subscribers
+            ),
+        )
+    return state
+
+
+def _marks(state: State, ring: int, place: int) -> tuple[tuple[bool, int], ...]:
+    return tuple(
+        (subscriber.slot == place, sum(lease.slot == place for lease in subscriber.leases))
+        for subscriber in state.subscribers
+        if subscriber.ring == ring
+    )
+
+
+def _forget_frames(state: State) -> State:
+    for number, ring in enumerate(state.rings):
+        for place, slot in enumerate(ring.slots):
+            writing = number == state.publisher.ring and place == state.publisher.slot
+            names: dict[int, int] = {MINE: MINE} if writing else {}
+            for frame in (*slot[2:5], *_frames_in_hand(state, number, place)):
+                names.setdefault(frame, len(names))
+            if any(name != frame for frame, name in names.items()):
+                state = _renamed(state, number, place, names)
+    return state
+
+
+def _frames_in_hand(state: State, ring: int, place: int) -> list[int]:
+    frames = []
+    for subscriber in state.subscribers:
+        if subscriber.ring == ring:
+            frames += [lease.frame for lease in subscriber.leases if lease.slot == place]
+            if subscriber.slot == place and subscriber.frame >= 0:
+                frames.append(subscriber.frame)
+    return frames
+
+
+def _renamed(state: State, number: int, place: int, names: dict[int, int]) -> State:
+    ring = state.rings[number]
+    slot = ring.slots[place]
+    slot = slot._replace(header=names[slot.header], first=names[slot.first], second=names[slot.second])
+    ring = ring._replace(slots=(*ring.slots[:place], slot, *ring.slots[place + 1 :]))
+    subscribers = tuple(
+        subscriber
+        if subscriber.ring != number
+        else subscriber._replace(
+            frame=names.get(subscriber.frame, NOBODY) if subscriber.slot == place else subscriber.frame,
+            leases=tuple(
+                lease._replace(frame=names[lease.frame]) if lease.slot == place else lease
+                for lease in subscriber.leases
+            ),
+        )
+        for subscriber in state.subscribers
+    )
+    return state._replace(rings=(*state.rings[:number], ring, *state.rings[number + 1 :]), subscribers=subscribers)

@@ -1,0 +1,43 @@
+"""The slot protocol's model: every reachable state keeps the properties, and a protocol with a fault does not."""
+
+from __future__ import annotations
+
+import pytest
+
+from model.check import search
+from model.mutants import HARMLESS, ROOMS, Mutant, orders, switches
+from model.slot_protocol import WHOLE
+
+MUTANTS = [*switches(), *orders()]
+SLOW = {"admission: a seat for each slot but one", "tick: does not look at the path"}
+"""Found by ``make model``, which searches the room with two files too, and all of what is harmless."""
+
+
+@pytest.mark.parametrize("room", ["deaths", "two", "four"])
+def test_the_protocol_keeps_every_property(room: str) -> None:
+    outcome = search(ROOMS[room])
+    assert (outcome.broken, outcome.trace) == (None, ())
+    assert outcome.states > 15_000
+
+
+@pytest.mark.parametrize(
+    "mutant",
+    [pytest.param(one, id=one.name) for one in MUTANTS if one.name not in HARMLESS | dict.fromkeys(SLOW, "")],
+)
+def test_a_fault_is_found(mutant: Mutant) -> None:
+    assert mutant.hunt().broken is not None
+
+
+def test_every_mutant_that_is_called_harmless_or_slow_is_one() -> None:
+    names = [mutant.name for mutant in MUTANTS]
+    assert len(set(names)) == len(names)
+    assert set(HARMLESS) | SLOW <= set(names)
+
+
+def test_the_trace_of_a_torn_read_can_be_read() -> None:
+    mutant = next(mutant for mutant in MUTANTS if mutant.name == "lease: 'lock' after 'check'")
+    outcome = mutant.hunt()
+    assert outcome.broken == WHOLE
+    assert outcome.trace[-1] == "subscriber 0: the header is that frame's: has a view"
+    assert "publisher: writes the first half" in outcome.trace[-6:]
+    assert "publisher: writes the second half" not in outcome.trace[-6:]
