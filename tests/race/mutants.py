@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import inspect
 import textwrap
+import time
 from typing import Final, NamedTuple
 
 from framebus import ring
+from framebus.segment import Segment
 
 
 class Fault(NamedTuple):
@@ -21,6 +23,19 @@ class Fault(NamedTuple):
     function: str
     piece: str
     instead: str
+
+
+MEANWHILE_S: Final = 0.05
+
+
+def meanwhile(segment: Segment, slot: int) -> None:
+    """Wait until somebody has begun to write the slot and let it go, alive or dead; not for long."""
+    end_s = time.monotonic() + MEANWHILE_S
+    words, seq = segment.words, ring.SEQ_WORDS[slot]
+    while words[seq] and time.monotonic() < end_s:
+        time.sleep(0)
+    while segment.is_locked(ring.LOCK_READ[slot]) and time.monotonic() < end_s:
+        time.sleep(0)
 
 
 LOCK: Final = """
@@ -48,7 +63,10 @@ FAULTS: Final = {
     "lease: without 'lock'": Fault(ring.SubscriberRing, "_lease", LOCK, "\n"),
     "lease: without 'check'": Fault(ring.SubscriberRing, "_lease", CHECK, "\n"),
     "lease: 'check' before 'lock'": Fault(
-        ring.SubscriberRing, "_lease", LOCK + CHECK[1:], CHECK + "    time.sleep(0.003)\n" + LOCK[1:]
+        ring.SubscriberRing,
+        "_lease",
+        LOCK + CHECK[1:],
+        CHECK + "    meanwhile(segment, slot)\n" + LOCK[1:],
     ),
     "lease: unlocked while the view lives": Fault(
         ring.SubscriberRing, "_lease", VIEW, "\n    segment.unlock(UNLOCK[slot])" + VIEW
@@ -65,7 +83,7 @@ FAULTS: Final = {
         "segment.words[SEQ_WORDS[slot] + 9] = segment.words[SEQ_WORDS[slot]] = self.next_sequence",
     ),
     "slow between look and lock": Fault(
-        ring.SubscriberRing, "_lease", BEFORE_LOCK, BEFORE_LOCK + "    time.sleep(0.003)\n"
+        ring.SubscriberRing, "_lease", BEFORE_LOCK, BEFORE_LOCK + "    meanwhile(segment, slot)\n"
     ),
 }
 """The last one is no fault: a subscriber that takes its time, which makes what may happen meanwhile likely."""
@@ -83,5 +101,5 @@ def apply(name: str) -> None:
         raise ValueError(f"{name}: {owner.__name__}.{function} no longer has the lines that it is about")
     scope: dict[str, object] = {}
     _sources[function] = source.replace(piece, instead)
-    exec(_sources[function], vars(ring), scope)
+    exec(_sources[function], {**vars(ring), "meanwhile": meanwhile}, scope)
     setattr(owner, function, scope[function])

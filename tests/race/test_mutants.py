@@ -15,13 +15,16 @@ from tests.support import Program
 
 Start = Callable[..., Program]
 SLOW = "slow between look and lock"
+ROUNDS = 12
+"""One is enough on a machine that is not overloaded."""
 
 
 class Seen(NamedTuple):
     """What a race came to."""
 
-    torn: dict[str, int]
+    received: dict[str, int]
     """By the reader's fault."""
+    torn: dict[str, int]
     dropped: int
 
 
@@ -43,43 +46,53 @@ def race(start: Start, stream: str, readers: dict[str, str], *, fault: str = "",
     if not dies:
         publisher.send()
     assert publisher.end() == 0
-    torn = {}
+    received, torn = {}, {}
     for name, subscriber in subscribers.items():
-        received, torn[name], backwards, _, _ = map(int, subscriber.read().split())
+        received[name], torn[name], backwards, _, _ = map(int, subscriber.read().split())
         assert subscriber.end() == 0
-        assert received > 0
         assert backwards == 0
-    return Seen(torn, 0 if dies else int(answer[1]))
+    return Seen(received, torn, 0 if dies else int(answer[1]))
+
+
+def torn(start: Start, stream: str, readers: dict[str, str], *, fault: str = "", dies: bool) -> bool:
+    """Whether all readers see torn frames in one of some races, but who has no fault, and reads too, in none."""
+    found: set[str] = set()
+    for _ in range(ROUNDS):
+        seen = race(start, stream, readers, fault=fault, dies=dies)
+        assert not seen.torn.get(SLOW)
+        found |= {name for name in readers if seen.torn[name] or (name == SLOW and seen.received[name])}
+        if found == set(readers):
+            return True
+    return False
 
 
 def test_who_reads_without_the_lock_sees_torn_frames(stream: str, start_program: Start) -> None:
     readers = {"lease: without 'lock'": "newest futex 20", "lease: unlocked while the view lives": "newest futex 20"}
-    seen = race(start_program, stream, {**readers, SLOW: "newest futex 0"}, dies=False)
-    assert all(seen.torn[name] for name in readers)
-    assert (seen.torn[SLOW], seen.dropped) == (0, 0)
+    assert torn(start_program, stream, {**readers, SLOW: "newest futex 0"}, dies=False)
 
 
 def test_a_publisher_that_does_not_lock_tears_frames(stream: str, start_program: Start) -> None:
-    seen = race(start_program, stream, {"": "newest futex 20"}, fault="publish: without 'lock'", dies=False)
-    assert seen.torn[""] > 0
+    assert torn(start_program, stream, {"": "newest futex 20"}, fault="publish: without 'lock'", dies=False)
 
 
 @pytest.mark.parametrize("fault", ["publish: without 'zero'", "publish: 'header' and 'seq' before 'first'"])
 def test_a_death_in_the_pixels_of_a_slot_with_a_sequence_is_a_torn_frame(
     stream: str, start_program: Start, fault: str
 ) -> None:
-    assert race(start_program, stream, {"": "every futex 5"}, fault=fault, dies=True).torn[""] > 0
+    assert torn(start_program, stream, {"": "every futex 5"}, fault=fault, dies=True)
 
 
 def test_a_slot_that_is_not_checked_under_its_lock_may_be_half_a_frame(stream: str, start_program: Start) -> None:
     readers = {f"lease: without 'check',{SLOW}": "every futex 1", "lease: 'check' before 'lock'": "every futex 1"}
-    seen = race(start_program, stream, {**readers, SLOW: "every futex 1"}, dies=True)
-    assert all(seen.torn[name] for name in readers)
-    assert seen.torn[SLOW] == 0
+    assert torn(start_program, stream, {**readers, SLOW: "every futex 1"}, dies=True)
 
 
 def test_a_lock_that_is_kept_after_a_failed_check_costs_the_publisher_its_slots(
     stream: str, start_program: Start
 ) -> None:
     fault = f"lease: not unlocked after a failed check,{SLOW}"
-    assert race(start_program, stream, {fault: "newest futex 0"}, dies=False).dropped > 0
+    assert any(race(start_program, stream, {fault: "newest futex 0"}, dies=False).dropped for _ in range(ROUNDS))
+
+
+def test_the_slow_reader_without_the_fault_costs_it_none(stream: str, start_program: Start) -> None:
+    assert race(start_program, stream, {SLOW: "newest futex 0"}, dies=False).dropped == 0
