@@ -15,7 +15,6 @@ from framebus.errors import (
     FramebusError,
     FrameTooLarge,
     LoanOutstanding,
-    NotEnoughSharedMemory,
     RingFull,
     StreamExists,
     WrongThread,
@@ -200,8 +199,8 @@ class Publisher:
             old = self._futex
             try:
                 self._ring.replace(self.stream)
-            except NotEnoughSharedMemory:
-                pass  # the frame is dropped, and the next try is REPLACE_EVERY_S later
+            except FramebusError:
+                pass  # no room, or a neighbour was at the new file too: the next try is REPLACE_EVERY_S later
             else:
                 self._futex = Futex(self._ring.segment.address + EVENT)
                 self._replaced += 1

@@ -274,12 +274,12 @@ class Subscriber:
             raise StreamGone(f"the publisher of {self.stream!r} is gone for {self._gone_after_s:g} s")
 
     def _reattach(self) -> bool:
+        if self._ring.segment.is_current():
+            return False  # nobody has put another file in its place; this one may be adopted, and its seats are ours
         try:
             ring = self._attach()
         except (StreamNotFound, LayoutMismatch, PermissionDenied, RingFull):
             return False
-        if ring.segment.identity == self._ring.segment.identity:
-            return True  # the same file was adopted: what is held there stays held
         ring.last = min(self._ring.last, ring.header.first_sequence - 1)
         self._overruns += self._ring.overruns
         self._rejected += self._ring.rejected
