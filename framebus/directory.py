@@ -124,7 +124,7 @@ def inspect(stream: str) -> StreamInfo:
             seats=len(seats),
             frame=frame,
             age_s=None if frame is None else max((time.monotonic_ns() - frame.published_ns) / 1e9, 0.0),
-            subscribers=tuple(SubscriberInfo(record, alive) for _, record, alive in read_records(stream)),
+            subscribers=tuple(SubscriberInfo(record, alive) for _, record, alive in read_records(stream) if record),
         )
     finally:
         holder.close()

@@ -68,11 +68,14 @@ class Record:
     """A subscriber's own record, locked while it lives; others read it, nobody else writes it."""
 
     def __init__(self, stream: str, record: SubscriberRecord) -> None:
-        name = companion_path(stream, f"sub.{shm.random_suffix()}").name
-        self._segment = shm.create(name, RECORD_BYTES, RING_MODE)
         content = record.pack()
-        self._segment.buffer[: len(content)] = content
-        self._segment.try_lock(_ALIVE)
+        while True:
+            name = companion_path(stream, f"sub.{shm.random_suffix()}").name
+            self._segment = shm.create(name, RECORD_BYTES, RING_MODE)
+            self._segment.buffer[: len(content)] = content
+            self._segment.try_lock(_ALIVE)
+            if self._segment.is_current():  # until it was locked, it looked like what the dead leave
+                break
 
     def update(self, *counters: int) -> None:
         """Write received, skipped, sequence, leases, latency_ns and received_ns, a word each."""
@@ -86,8 +89,11 @@ class Record:
             self._segment.unlink()
 
 
-def read_records(stream: str) -> list[tuple[Path, SubscriberRecord, bool]]:
-    """Every readable record of the stream, and whether its subscriber lives. Records are copied, never mapped."""
+def read_records(stream: str) -> list[tuple[Path, SubscriberRecord | None, bool]]:
+    """Every readable record of the stream, ``None`` for one that makes no sense, and whether its subscriber lives.
+
+    Records are copied, never mapped: their owners can cut them short.
+    """
     records = []
     for path in companion_paths(stream, "sub.*"):
         try:
@@ -95,12 +101,20 @@ def read_records(stream: str) -> list[tuple[Path, SubscriberRecord, bool]]:
         except OSError:
             continue
         try:
-            records.append((path, SubscriberRecord.unpack(os.pread(fd, RECORD_BYTES, 0)), shm.is_locked(fd, _PROBE)))
-        except (OSError, LayoutMismatch):
+            alive = shm.is_locked(fd, _PROBE)
+            records.append((path, _read_record(fd), alive))
+        except OSError:
             continue
         finally:
             os.close(fd)
     return records
+
+
+def _read_record(fd: int) -> SubscriberRecord | None:
+    try:
+        return SubscriberRecord.unpack(os.pread(fd, RECORD_BYTES, 0))
+    except LayoutMismatch:
+        return None
 
 
 def new_record(name: str, mode: str, wake: str, max_leases: int) -> SubscriberRecord:

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from framebus import FrameFormat, Publisher, remove_leftovers
 from framebus import segment as shm
+from framebus.directory import inspect
 from framebus.errors import RingFull
 from framebus.seats import Record, new_record, read_records, seats_taken, take_seats
 from framebus.segment import Segment
@@ -52,6 +54,7 @@ def test_a_record_tells_who_lives(stream: str) -> None:
     record.update(10, 3, 99, 1, 5000, 777)
     ((path, content, alive),) = read_records(stream)
     assert alive
+    assert content is not None
     assert (content.name, content.mode, content.wake, content.max_leases) == ("detector", "newest", "zmq", 2)
     assert (content.received, content.skipped, content.sequence) == (10, 3, 99)
     assert (content.leases, content.latency_ns, content.received_ns) == (1, 5000, 777)
@@ -60,8 +63,32 @@ def test_a_record_tells_who_lives(stream: str) -> None:
     path.unlink()
 
 
-def test_a_garbage_record_is_passed_over(stream: str) -> None:
+@pytest.mark.parametrize("content", [b"", b"\0" * 4096, b"\xff" * 5000])
+def test_a_record_that_makes_no_sense_is_nobodys(stream: str, content: bytes) -> None:
     path = SHM / f"framebus.{stream}.sub.junk"
-    path.write_bytes(b"\xff" * 5000)
-    assert read_records(stream) == []
-    path.unlink()
+    path.write_bytes(content)
+    assert read_records(stream) == [(path, None, False)]
+    assert inspect_subscribers(stream) == 0
+    assert remove_leftovers(stream) == [path]
+
+
+def inspect_subscribers(stream: str) -> int:
+    with Publisher(stream, FrameFormat(4, 6)):
+        return len(inspect(stream).subscribers)
+
+
+def test_a_record_that_is_cleared_away_before_it_was_locked_is_written_again(
+    stream: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = shm.create
+
+    def create_and_lose(name: str, size: int, mode: int) -> Segment:
+        monkeypatch.undo()
+        segment = create(name, size, mode)
+        remove_leftovers(stream)
+        return segment
+
+    monkeypatch.setattr(shm, "create", create_and_lose)
+    record = Record(stream, new_record("detector", "newest", "zmq", 2))
+    assert [alive for _, _, alive in read_records(stream)] == [True]
+    record.remove()

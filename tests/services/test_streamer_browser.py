@@ -275,3 +275,25 @@ def test_without_javascript_the_pictures_come_as_mjpeg(stream: str, browser: Bro
             assert box["width"] / box["height"] == pytest.approx(8, rel=0.05)
     finally:
         context.close()
+
+
+# Two messages of one walker, captured 300 ms apart, 30 pixels apart; and an object without a track.
+FORWARD = """async () => {
+    const { Motion } = await import("/page/motion.js");
+    const motion = new Motion();
+    const walker = x => ({ label: "person", x, y: 50, width: 20, height: 40, track: 7 });
+    const lamp = { label: "lamp", x: 300, y: 10, width: 5, height: 5, track: 0 };
+    const first = motion.forward({ age_ms: 400, objects: [walker(100), lamp] }, 0);
+    const second = motion.forward({ age_ms: 100, objects: [walker(130), lamp] }, 60);
+    return [first, second].map(found => found.objects.map(object => [object.x, object.y]));
+}"""
+
+
+def test_boxes_move_on_along_their_tracks(stream: str, page: Page, tmp_path: Path) -> None:
+    with RunningPublisher(stream, FrameFormat(64, 512), 10), StreamerProcess(stream, tmp_path / "log") as streamer:
+        page.goto(streamer.url)
+        first, second = page.evaluate(FORWARD)
+    assert first == [[100, 50], [300, 10]]
+    # Half of 0.1 pixels a millisecond, as speeds are smoothed; 40 ms of age beyond the picture's, 150 ms to the middle.
+    assert second[0] == pytest.approx([130 + 0.05 * 190, 50], abs=0.5)
+    assert second[1] == [300, 10]

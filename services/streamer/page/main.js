@@ -3,6 +3,7 @@
 import { Boxes, colourOf } from "./boxes.js";
 import { Connection } from "./connection.js";
 import { Meters } from "./meters.js";
+import { Motion } from "./motion.js";
 import { Picture } from "./picture.js";
 import { View } from "./view.js";
 
@@ -27,6 +28,7 @@ const view = new View(stage, pictureCanvas, () => {
   boxes.redraw();
 });
 const boxes = new Boxes(element("overlay"), pictureCanvas, view);
+const motion = new Motion();
 const picture = new Picture(
   pictureCanvas,
   (head, drawn) => {
@@ -45,7 +47,7 @@ const connection = new Connection({
   detections: (message) => {
     found = message;
     foundAt = performance.now() - message.age_ms;
-    boxes.show(found);
+    boxes.show(motion.forward(found, meters.latencyMs ?? 0));
     listFound();
   },
   state: (message) => {
