@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+import socket
 import subprocess
 from pathlib import Path
 
@@ -18,6 +20,19 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to act as 
 def files_of(stream: str) -> list[str]:
     """Names of the stream's files in /dev/shm."""
     return sorted(path.name for path in SHM.glob(f"framebus.{stream}.*"))
+
+
+def free_ports(count: int) -> int:
+    """First of some consecutive ports of the loopback that are free now."""
+    while True:
+        first = random.randrange(20_000, 30_000)
+        try:
+            for port in range(first, first + count):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return first
 
 
 class Program:

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import urllib.request
 from pathlib import Path
@@ -14,24 +13,9 @@ from typing import Any
 
 import psutil
 
-from tests.support import ROOT
+from tests.support import ROOT, free_ports
 
 LIVE = "the panorama is live at "
-
-
-def free_ports(count: int) -> int:
-    """The first of ``count`` consecutive ports that nobody has now."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            first = int(probe.getsockname()[1])
-        try:
-            for port in range(first, first + count):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        return first
 
 
 class Demo:

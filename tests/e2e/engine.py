@@ -17,8 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.demo import free_ports
-from tests.support import ROOT
+from tests.support import ROOT, free_ports
 
 STARTERS = [ROOT.parent / "shared/docker" / name for name in ("engine-up", "base-image")]
 """Where no registry is reached, programs beside the checkout may start an engine and make the base image."""

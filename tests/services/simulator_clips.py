@@ -1,14 +1,26 @@
-"""Small clips and free ports for the simulator's tests."""
+"""Small clips for the tests of the simulator and the stitcher, and the real RTSP server that serves them."""
 
 import functools
-import random
-import socket
+import os
+import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 from services.simulator.config import SimulatorSection
 from services.simulator.render import render
+from tests.support import ROOT
 
+SYSTEM_PYTHON = "/usr/bin/python3"
+RTSP_PROGRAM = ROOT / "services" / "simulator" / "rtsp.py"
+_WANTED = (
+    "import gi; gi.require_version('Gst', '1.0'); gi.require_version('GstRtspServer', '1.0');"
+    "from gi.repository import Gst, GstRtspServer; Gst.init(None);"
+    "assert all(Gst.ElementFactory.find(name) for name in ('tsdemux', 'h264parse', 'rtph264pay', 'appsrc'))"
+)
 _FOLDER = tempfile.TemporaryDirectory(prefix="framebus-simulator-")
 SMALL = SimulatorSection(width_px=640, height_px=360, duration_s=2, cache_dir=Path(_FOLDER.name))
 
@@ -19,14 +31,31 @@ def rendered() -> Path:
     return render(SMALL)
 
 
-def free_ports(count: int = 5) -> int:
-    """First of some consecutive ports of the loopback that are free now."""
-    while True:
-        first = random.randrange(20_000, 30_000)
+def need_rtsp() -> None:
+    """Skip the test, or in CI fail it, where the system's Python cannot serve RTSP."""
+    try:
+        found = subprocess.run([SYSTEM_PYTHON, "-c", _WANTED], capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        found = False
+    reason = f"{SYSTEM_PYTHON} cannot load GStreamer's RTSP server: run 'make system-packages' as root"
+    if not found and os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    if not found:
+        pytest.skip(reason)
+
+
+@contextmanager
+def rtsp_server() -> Iterator[str]:
+    """The address of a running RTSP server with the five cameras; it ends cleanly with the block."""
+    need_rtsp()
+    command = [SYSTEM_PYTHON, str(RTSP_PROGRAM), str(rendered()), "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
-            for port in range(first, first + count):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        return first
+            assert server.stdout is not None
+            line = server.stdout.readline()
+            assert line.startswith("ready: rtsp://127.0.0.1:")
+            yield line.split()[1].rsplit("/", 1)[0]
+            server.terminate()
+            assert server.wait(30) == 0
+        finally:
+            server.kill()

@@ -1,4 +1,3 @@
-import os
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -9,48 +8,19 @@ from typing import Any
 import av
 import pytest
 
-from tests.services.simulator_clips import SMALL, rendered
-
-PROGRAM = Path(__file__).parents[2] / "services" / "simulator" / "rtsp.py"
-SYSTEM_PYTHON = "/usr/bin/python3"
-INSTALL = (
-    "apt install python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good "
-    "gstreamer1.0-plugins-bad"
-)
-WANTED = (
-    "import gi; gi.require_version('Gst', '1.0'); gi.require_version('GstRtspServer', '1.0');"
-    "from gi.repository import Gst, GstRtspServer; Gst.init(None);"
-    "assert all(Gst.ElementFactory.find(name) for name in ('tsdemux', 'h264parse', 'rtph264pay', 'appsrc'))"
-)
+from tests.services.simulator_clips import RTSP_PROGRAM, SMALL, SYSTEM_PYTHON, need_rtsp, rendered, rtsp_server
 
 
 @pytest.fixture(scope="module")
 def gstreamer() -> None:
-    try:
-        found = subprocess.run([SYSTEM_PYTHON, "-c", WANTED], capture_output=True, check=False).returncode == 0
-    except FileNotFoundError:
-        found = False
-    if not found:
-        reason = f"{SYSTEM_PYTHON} cannot load GStreamer's RTSP server: {INSTALL}"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
+    need_rtsp()
 
 
 @pytest.fixture
-def base(gstreamer: None) -> Iterator[str]:
+def base() -> Iterator[str]:
     """The RTSP address of the running server."""
-    command = [SYSTEM_PYTHON, str(PROGRAM), str(rendered()), "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        try:
-            assert server.stdout is not None
-            line = server.stdout.readline()
-            assert line.startswith("ready: rtsp://127.0.0.1:")
-            yield line.split()[1].rsplit("/", 1)[0]
-            server.terminate()
-            assert server.wait(30) == 0
-        finally:
-            server.kill()
+    with rtsp_server() as address:
+        yield address
 
 
 OPTIONS = {"rtsp_transport": "tcp", "analyzeduration": "500000"}
@@ -86,7 +56,7 @@ def test_a_port_in_use_is_one_sentence(gstreamer: None) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = subprocess.run(
-            [SYSTEM_PYTHON, str(PROGRAM), str(rendered()), str(port)], capture_output=True, text=True, check=False
+            [SYSTEM_PYTHON, str(RTSP_PROGRAM), str(rendered()), str(port)], capture_output=True, text=True, check=False
         )
     assert done.returncode == 1
     assert f"Port {port} of 127.0.0.1 cannot be served" in done.stderr
@@ -95,7 +65,7 @@ def test_a_port_in_use_is_one_sentence(gstreamer: None) -> None:
 
 def test_a_folder_without_clips_is_one_sentence(gstreamer: None, tmp_path: Path) -> None:
     done = subprocess.run(
-        [SYSTEM_PYTHON, str(PROGRAM), str(tmp_path), "0"], capture_output=True, text=True, check=False
+        [SYSTEM_PYTHON, str(RTSP_PROGRAM), str(tmp_path), "0"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
     assert "holds no cam*.ts" in done.stderr

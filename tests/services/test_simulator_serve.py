@@ -19,7 +19,8 @@ from services.simulator.config import SimulatorSection
 from services.simulator.render import clips_folder
 from services.simulator.serve import Loop
 from services.simulator.service import Cameras, check_ports
-from tests.services.simulator_clips import SMALL, free_ports, rendered
+from tests.services.simulator_clips import SMALL, rendered
+from tests.support import free_ports
 
 ROOT = Path(__file__).parents[2]
 TICKS_PER_FRAME = 3600
@@ -27,7 +28,7 @@ TICKS_PER_FRAME = 3600
 
 @pytest.fixture
 def cameras() -> Iterator[Cameras]:
-    section = SMALL.model_copy(update={"first_port": free_ports()})
+    section = SMALL.model_copy(update={"first_port": free_ports(5)})
     with Cameras(section, rendered(), LogSection(format="text")) as served:
         yield served
         served.check()
@@ -98,7 +99,7 @@ def test_a_client_that_vanishes_makes_room_for_the_next(cameras: Cameras) -> Non
 
 
 def test_no_process_is_left_behind() -> None:
-    section = SMALL.model_copy(update={"first_port": free_ports()})
+    section = SMALL.model_copy(update={"first_port": free_ports(5)})
     with Cameras(section, rendered(), LogSection()) as served:
         processes = list(served._processes)
         connect(served.urls[2]).close()
@@ -106,7 +107,7 @@ def test_no_process_is_left_behind() -> None:
 
 
 def test_a_camera_that_dies_is_noticed() -> None:
-    section = SMALL.model_copy(update={"first_port": free_ports()})
+    section = SMALL.model_copy(update={"first_port": free_ports(5)})
     with Cameras(section, rendered(), LogSection()) as served:
         served._processes[3].kill()
         served._processes[3].wait()
@@ -115,14 +116,14 @@ def test_a_camera_that_dies_is_noticed() -> None:
 
 
 def test_a_port_in_use_is_named_before_anything_starts() -> None:
-    section = SMALL.model_copy(update={"first_port": free_ports()})
+    section = SMALL.model_copy(update={"first_port": free_ports(5)})
     named = pytest.raises(ServiceError, match=f"Port {section.first_port + 2} of 127.0.0.1 cannot be served")
     with socket.create_server(("127.0.0.1", section.first_port + 2)), named:
         check_ports(section)
 
 
 def test_a_port_taken_later_is_named_too() -> None:
-    section = SMALL.model_copy(update={"first_port": free_ports()})
+    section = SMALL.model_copy(update={"first_port": free_ports(5)})
     taken = socket.create_server(("127.0.0.1", section.first_port))
     with taken, Cameras(section, rendered(), LogSection()) as served:
         served._processes[0].wait()
@@ -145,7 +146,7 @@ def start(tmp_path: Path, section: SimulatorSection) -> subprocess.Popen[str]:
 
 def test_the_service_serves_and_stops_on_sigterm(tmp_path: Path) -> None:
     rendered()
-    section = SMALL.model_copy(update={"first_port": free_ports()})
+    section = SMALL.model_copy(update={"first_port": free_ports(5)})
     with start(tmp_path, section) as service:
         try:
             url = f"http://127.0.0.1:{section.first_port + 1}/cam1.ts"
@@ -161,7 +162,7 @@ def test_the_service_serves_and_stops_on_sigterm(tmp_path: Path) -> None:
 
 
 def test_the_service_says_in_one_sentence_that_a_port_is_in_use(tmp_path: Path) -> None:
-    section = SMALL.model_copy(update={"first_port": free_ports()})
+    section = SMALL.model_copy(update={"first_port": free_ports(5)})
     with socket.create_server(("127.0.0.1", section.first_port)), start(tmp_path, section) as service:
         _, log = service.communicate(timeout=60)
     assert service.returncode == 1
@@ -175,7 +176,7 @@ def test_the_latest_key_frame_is_found_in_every_turn() -> None:
 
 
 def test_the_service_stops_while_it_renders(tmp_path: Path) -> None:
-    section = SimulatorSection(cache_dir=tmp_path / "cache", first_port=free_ports())
+    section = SimulatorSection(cache_dir=tmp_path / "cache", first_port=free_ports(5))
     with start(tmp_path, section) as service:
         try:
             assert service.stderr is not None
@@ -193,7 +194,7 @@ def test_the_service_stops_while_it_renders(tmp_path: Path) -> None:
 
 def test_the_service_says_in_one_sentence_why_it_cannot_render(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    section = SimulatorSection(cache_dir=tmp_path / "file" / "cache", first_port=free_ports())
+    section = SimulatorSection(cache_dir=tmp_path / "file" / "cache", first_port=free_ports(5))
     with start(tmp_path, section) as service:
         _, log = service.communicate(timeout=60)
     assert service.returncode == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -22,14 +21,13 @@ from services.common.status import read_status
 from services.stitcher.calibration import Calibration, load, save
 from services.stitcher.panorama import plan
 from services.stitcher.stitch import GREY
-from tests.services.simulator_clips import SMALL, free_ports, rendered
+from tests.services.simulator_clips import SMALL, rendered, rtsp_server
 from tests.services.stitcher_scene import rig
-from tests.support import ROOT
+from tests.support import ROOT, free_ports
 
 WIDTH, HEIGHT = 1632, 228
 NAMES = [f"cam{i}" for i in range(5)]
 PATIENCE_S = 60.0
-SYSTEM_PYTHON = "/usr/bin/python3"
 
 
 class StitcherProcess:
@@ -119,7 +117,7 @@ def http_urls(first_port: int) -> list[str]:
 
 
 def test_five_cameras_become_one_stream_and_a_saved_calibration(stream: str, tmp_path: Path) -> None:
-    port, file = free_ports(), tmp_path / "calibration.json"
+    port, file = free_ports(5), tmp_path / "calibration.json"
     with (
         http_cameras(port),
         StitcherProcess(stream, tmp_path, http_urls(port), calibration={"file": str(file)}) as stitcher,
@@ -146,7 +144,7 @@ def test_five_cameras_become_one_stream_and_a_saved_calibration(stream: str, tmp
 
 
 def test_a_camera_that_dies_is_marked_and_comes_back(stream: str, tmp_path: Path) -> None:
-    port, file = free_ports(), tmp_path / "calibration.json"
+    port, file = free_ports(5), tmp_path / "calibration.json"
     calibration = rig(width_px=SMALL.width_px, height_px=SMALL.height_px)
     save(calibration, file)
     with (
@@ -176,7 +174,7 @@ def test_a_camera_that_dies_is_marked_and_comes_back(stream: str, tmp_path: Path
 
 
 def test_without_calibration_it_goes_on_without_a_missing_camera_and_adds_it_later(stream: str, tmp_path: Path) -> None:
-    port = free_ports()
+    port = free_ports(5)
     settings = {"wait_s": 0.5, "retry_s": 0.5}
     with (
         http_cameras(port, range(4)),
@@ -194,7 +192,7 @@ def test_without_calibration_it_goes_on_without_a_missing_camera_and_adds_it_lat
 
 
 def test_cameras_that_show_nothing_give_an_error_with_a_remedy(stream: str, tmp_path: Path) -> None:
-    port = free_ports()
+    port = free_ports(5)
     # Both ends of the rig: they have nothing in common.
     urls = [http_urls(port)[i] for i in (0, 2)]
     process = StitcherProcess(
@@ -219,32 +217,11 @@ def test_a_stream_that_is_published_already_is_one_sentence(stream: str, tmp_pat
     assert "Traceback" not in done.stderr
 
 
-def gstreamer_is_missing() -> str:
-    wanted = (
-        "import gi; gi.require_version('GstRtspServer', '1.0'); from gi.repository import Gst, GstRtspServer;"
-        "Gst.init(None); assert all(map(Gst.ElementFactory.find, ('tsdemux', 'h264parse', 'rtph264pay', 'appsrc')))"
-    )
-    try:
-        found = subprocess.run([SYSTEM_PYTHON, "-c", wanted], capture_output=True, check=False).returncode == 0
-    except FileNotFoundError:
-        found = False
-    return "" if found else f"{SYSTEM_PYTHON} cannot load GStreamer's RTSP server: make system-packages"
-
-
 @pytest.fixture
 def rtsp_base() -> Iterator[str]:
     """Address of a real RTSP server with the five cameras."""
-    if reason := gstreamer_is_missing():
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    command = [SYSTEM_PYTHON, str(ROOT / "services" / "simulator" / "rtsp.py"), str(rendered()), "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        try:
-            assert server.stdout is not None
-            yield server.stdout.readline().split()[1].rsplit("/", 1)[0]
-        finally:
-            server.kill()
+    with rtsp_server() as address:
+        yield address
 
 
 def test_five_rtsp_cameras_become_one_panorama(stream: str, tmp_path: Path, rtsp_base: str) -> None:
