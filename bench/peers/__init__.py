@@ -1,0 +1,130 @@
+"""Ways to hand a frame to another process, behind one interface: one module a technology.
+
+A peer is described in the harness's process and used in two others: a sender, and one or more receivers. The harness
+times from just before :meth:`Sender.publish` to just after :meth:`Receiver.receive`, so what a peer must do with the
+frame between the two belongs into these calls, and what it can do once belongs into opening.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+
+import numpy as np
+import numpy.typing as npt
+
+Pixels = npt.NDArray[np.uint8]
+
+OPEN_TIMEOUT_S: Final = 15.0
+"""How long one side may wait for the other while it opens."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What both sides know before they open. It is pickled into the workers."""
+
+    channel: str
+    """Name that no other run uses: letters, digits, ``-``; at most 40 characters."""
+    shape: tuple[int, int, int]
+    """Height, width, channels of every frame, uint8."""
+    receivers: int
+    """How many receivers there are."""
+    handles: Any = None
+    """What :meth:`Peer.prepare` yielded."""
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of one frame."""
+        return self.shape[0] * self.shape[1] * self.shape[2]
+
+
+class Sender(ABC):
+    """The side that has the frames. It lives in one thread of a process of its own."""
+
+    @abstractmethod
+    def loan(self) -> Pixels:
+        """Writable array of the setting's shape for the next frame: shared memory where the peer has it, else private.
+
+        Its content is undefined. What is loaned is always published.
+        """
+
+    @abstractmethod
+    def publish(self) -> None:
+        """Hand the loaned frame to every receiver. It may drop older frames, or wait for room."""
+
+    def close(self) -> None:  # noqa: B027  many have nothing to free
+        """Free what was opened."""
+
+
+class Receiver(ABC):
+    """A side that gets the frames. It lives in one thread of a process of its own."""
+
+    @abstractmethod
+    def receive(self, timeout_s: float) -> Pixels:
+        """The next frame, as an array of the setting's shape that is valid until :meth:`release`.
+
+        Raises:
+            TimeoutError: None came in time.
+        """
+
+    def release(self) -> None:  # noqa: B027  many have nothing to give back
+        """Give the frame of the last :meth:`receive` back; the harness holds no view on it any more."""
+
+    def close(self) -> None:  # noqa: B027  many have nothing to free
+        """Free what was opened."""
+
+
+class Peer(ABC):
+    """One way to hand over frames. Instances are small and pickled into the workers."""
+
+    name: ClassVar[str]
+    """Short and unique: letters, digits, ``-``."""
+    title: ClassVar[str]
+    """In the report, e.g. ``Redis pub/sub``."""
+    how: ClassVar[str]
+    """One sentence for the report: what is copied where, and what the receiver waits on."""
+    distribution: ClassVar[str | None] = None
+    """The PyPI package it needs, if any."""
+    module: ClassVar[str | None] = None
+    """The module of that package."""
+    lossless: ClassVar[bool] = False
+    """Whether every receiver gets every frame; else the newest may take the place of those before."""
+
+    def missing(self) -> str | None:
+        """Why it cannot run on this machine, with the command that would change that; ``None`` when it can."""
+        if self.module is not None and importlib.util.find_spec(self.module) is None:
+            return f"{self.distribution} is not installed: pip install {self.distribution}"
+        return None
+
+    def version(self) -> str:
+        """Version of what is measured."""
+        return importlib.metadata.version(self.distribution) if self.distribution else ""
+
+    @contextmanager
+    def prepare(self, setting: Setting) -> Iterator[Any]:
+        """In the harness, before the workers: start a server, make queues. Yields the handles, picklable by spawn."""
+        del setting
+        yield None
+
+    @abstractmethod
+    def sender(self, setting: Setting) -> Sender:
+        """Open the sending side. Both sides open at the same time, each waits for the other if it must."""
+
+    @abstractmethod
+    def receiver(self, setting: Setting, index: int) -> Receiver:
+        """Open the receiving side number ``index``, from 0."""
+
+
+MODULES: Final = ("framebus_ring",)
+"""Modules of this package with peers, in the report's order. Each has ``PEERS``, a tuple of instances."""
+
+
+def all_peers() -> dict[str, Peer]:
+    """Every peer by its name."""
+    return {peer.name: peer for name in MODULES for peer in importlib.import_module(f"bench.peers.{name}").PEERS}

@@ -1,0 +1,80 @@
+"""framebus itself, once for each way to wait."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from bench.peers import OPEN_TIMEOUT_S, Peer, Pixels, Receiver, Sender, Setting
+from framebus import Frame, FrameFormat, Loan, Publisher, Subscriber
+
+SLOTS = 8
+
+
+class RingSender(Sender):
+    """A publisher."""
+
+    def __init__(self, setting: Setting) -> None:
+        height, width, channels = setting.shape
+        self._publisher = Publisher(
+            setting.channel, FrameFormat(height, width, channels), slots=max(SLOTS, 2 * setting.receivers + 3)
+        )
+        self._loan: Loan
+
+    def loan(self) -> Pixels:
+        self._loan = self._publisher.loan()
+        return self._loan.pixels
+
+    def publish(self) -> None:
+        self._loan.publish()
+
+    def close(self) -> None:
+        self._publisher.close()
+
+
+class RingReceiver(Receiver):
+    """A subscriber to the newest frame."""
+
+    def __init__(self, setting: Setting, index: int, wake: str) -> None:
+        self._subscriber = Subscriber(setting.channel, name=f"bench-{index}", wake=wake, wait_s=OPEN_TIMEOUT_S)  # type: ignore[arg-type]
+        self._frame: Frame
+
+    def receive(self, timeout_s: float) -> Pixels:
+        self._frame = self._subscriber.receive(timeout_s)
+        return self._frame.pixels
+
+    def release(self) -> None:
+        self._frame.release()
+
+    def close(self) -> None:
+        self._subscriber.close()
+
+
+class Ring(Peer):
+    """framebus with one way to wait."""
+
+    wake: ClassVar[str]
+    distribution = "framebus"
+    module = "framebus"
+
+    def sender(self, setting: Setting) -> Sender:
+        return RingSender(setting)
+
+    def receiver(self, setting: Setting, index: int) -> Receiver:
+        return RingReceiver(setting, index, self.wake)
+
+
+class RingZmq(Ring):
+    name = "framebus-zmq"
+    title = "framebus, zmq"
+    how = "No copy. The receiver waits on a ZeroMQ socket."
+    wake = "zmq"
+
+
+class RingFutex(Ring):
+    name = "framebus-futex"
+    title = "framebus, futex"
+    how = "No copy. The receiver sleeps on a futex in the ring."
+    wake = "futex"
+
+
+PEERS = (RingZmq(), RingFutex())
