@@ -121,7 +121,7 @@ class Peer(ABC):
         """Open the receiving side number ``index``, from 0."""
 
 
-MODULES: Final = ("framebus_ring",)
+MODULES: Final = ("framebus_ring", "iceoryx2_loan", "floors")
 """Modules of this package with peers, in the report's order. Each has ``PEERS``, a tuple of instances."""
 
 

@@ -1,0 +1,205 @@
+"""Runs peers side by side: all are opened at first, then take turns, a round each.
+
+So that a noisy minute of the machine is unfair to none, a scenario's rounds go around all its peers, in an order that
+is another in each turn.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import Any, Final
+
+from bench.peers import OPEN_TIMEOUT_S, Peer, Setting
+from bench.worker import Memory, Received, Round, Sent, serve
+
+ANSWER_TIMEOUT_S: Final = 120.0
+SHAPES: Final = {
+    "0.1 MB": (176, 192, 3),
+    "1 MB": (576, 576, 3),
+    "10 MB": (880, 3840, 3),
+    "50 MB": (2880, 5760, 3),
+}
+"""Frame sizes, as height, width and channels; the third is the panorama."""
+
+
+class PeerFailed(RuntimeError):
+    """A peer did not do what it promised; the text is its traceback, or says what did not come."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One question to a set of peers."""
+
+    name: str
+    peers: tuple[str, ...]
+    size: str
+    """A key of :data:`SHAPES`."""
+    fps: float
+    """Frames a second; 0 sends as fast as the sender can."""
+    rounds: int
+    frames: int
+    """Frames measured in each round."""
+    warm_up: int
+    receivers: int = 1
+    jitter: float = 0.0
+    where: str = "processes"
+    """``processes`` of this machine, or ``containers``."""
+
+
+@dataclass
+class Turn:
+    """One peer's round."""
+
+    sent: Sent
+    received: list[Received]
+
+
+@dataclass
+class Outcome:
+    """All of a peer's rounds in a scenario."""
+
+    turns: list[Turn] = field(default_factory=list)
+    idle: list[Memory] = field(default_factory=list)
+    """Memory of each process after the rounds: the sender first."""
+    failure: str = ""
+    """Why there are no more rounds."""
+
+
+class Worker:
+    """A process that is one side of a hand-over."""
+
+    def __init__(self, connection: Connection[Any, Any], what: str) -> None:
+        self._connection = connection
+        self._what = what
+
+    def ask(self, command: object) -> None:
+        """Send a command; :meth:`answer` takes the result."""
+        self._connection.send(command)
+
+    def answer(self, timeout_s: float = ANSWER_TIMEOUT_S) -> Any:
+        """The result of the command before.
+
+        Raises:
+            PeerFailed: It failed, or said nothing within ``timeout_s``.
+        """
+        try:
+            if not self._connection.poll(timeout_s):
+                raise PeerFailed(f"{self._what} did not answer in {timeout_s:g} s")
+            result = self._connection.recv()
+        except EOFError:
+            raise PeerFailed(f"{self._what} died") from None
+        if isinstance(result, str):
+            raise PeerFailed(f"{self._what}: {result}")
+        return result
+
+
+Start = Callable[[ExitStack, Peer, Setting, "int | None"], Worker]
+"""Starts the sender (``None``) or a receiver, and has the stack end it."""
+
+
+def start_process(stack: ExitStack, peer: Peer, setting: Setting, index: int | None) -> Worker:
+    """Start one side in a process of its own."""
+    ours, theirs = get_context("spawn").Pipe()
+    side = "sender" if index is None else f"receiver-{index}"
+    process = get_context("spawn").Process(
+        target=serve, args=(theirs, peer, setting, index), name=f"{peer.name} {side}", daemon=True
+    )
+    process.start()
+    theirs.close()
+
+    def end() -> None:
+        with contextlib.suppress(OSError):
+            ours.send("close")
+        process.join(5)
+        if process.is_alive():
+            process.kill()
+            process.join()
+        ours.close()
+
+    stack.callback(end)
+    return Worker(ours, process.name)
+
+
+class Session:
+    """A peer with its processes, ready for rounds."""
+
+    def __init__(self, stack: ExitStack, peer: Peer, setting: Setting, start: Start = start_process) -> None:
+        """Open the sender and all receivers.
+
+        Raises:
+            PeerFailed: A side did not open.
+        """
+        setting = replace(setting, handles=stack.enter_context(peer.prepare(setting)))
+        self._sender = start(stack, peer, setting, None)
+        self._receivers = [start(stack, peer, setting, index) for index in range(setting.receivers)]
+        for worker in (self._sender, *self._receivers):
+            worker.answer(4 * OPEN_TIMEOUT_S)
+
+    def turn(self, round_: Round) -> Turn:
+        """One round of all sides."""
+        for receiver in self._receivers:
+            receiver.ask(round_)
+        self._sender.ask(round_)
+        sent = self._sender.answer()
+        return Turn(sent, [receiver.answer() for receiver in self._receivers])
+
+    def memory(self) -> list[Memory]:
+        """Of the sender and each receiver."""
+        workers = (self._sender, *self._receivers)
+        for worker in workers:
+            worker.ask("memory")
+        return [worker.answer() for worker in workers]
+
+
+@contextmanager
+def opened(
+    scenario: Scenario, peers: Sequence[Peer], outcomes: dict[str, Outcome], start: Start
+) -> Iterator[dict[str, Session]]:
+    """Every peer's session, by name; what cannot be opened is noted in its outcome."""
+    with ExitStack() as everything:
+        sessions = {}
+        for peer in peers:
+            setting = Setting(f"bench-{secrets.token_hex(4)}", SHAPES[scenario.size], scenario.receivers)
+            with ExitStack() as stack:
+                try:
+                    sessions[peer.name] = Session(stack, peer, setting, start)
+                except (PeerFailed, OSError) as error:
+                    outcomes[peer.name].failure = str(error)
+                else:
+                    everything.push(stack.pop_all())
+        yield sessions
+
+
+def run_scenario(
+    scenario: Scenario, peers: Sequence[Peer], tell: Callable[[str], None], start: Start = start_process
+) -> dict[str, Outcome]:
+    """Run a scenario's rounds, interleaved; the outcome of each peer by name. A peer that fails loses its turns."""
+    outcomes = {peer.name: Outcome() for peer in peers}
+    order = random.Random(scenario.name)
+    with opened(scenario, peers, outcomes, start) as sessions:
+        for number in range(scenario.rounds):
+            tell(f"{scenario.name}: round {number + 1} of {scenario.rounds}")
+            for name in order.sample(sorted(sessions), len(sessions)):
+                round_ = Round(
+                    number + 1,
+                    scenario.frames,
+                    scenario.warm_up,
+                    1 / scenario.fps if scenario.fps else 0.0,
+                    scenario.jitter,
+                )
+                try:
+                    outcomes[name].turns.append(sessions[name].turn(round_))
+                except (PeerFailed, OSError) as error:
+                    outcomes[name].failure = str(error)
+                    del sessions[name]
+        for name, session in sessions.items():
+            with contextlib.suppress(PeerFailed, OSError):
+                outcomes[name].idle = session.memory()
+    return outcomes

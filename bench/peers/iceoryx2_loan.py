@@ -1,0 +1,147 @@
+"""iceoryx2: loaned shared memory, with its event listener or waiting busily."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from typing import Any, ClassVar, Final
+
+import numpy as np
+
+from bench.peers import OPEN_TIMEOUT_S, Peer, Pixels, Receiver, Sender, Setting
+
+BUFFER_FRAMES: Final = 2
+BORROWED_FRAMES: Final = 2
+
+
+class Port:
+    """A node with the frames' service and, if asked for, the events' service."""
+
+    def __init__(self, setting: Setting, *, events: bool) -> None:
+        import iceoryx2
+
+        self.iceoryx2: Any = iceoryx2
+        iceoryx2.set_log_level(iceoryx2.LogLevel.Error)
+        self.node: Any = iceoryx2.NodeBuilder.new().create(iceoryx2.ServiceType.Ipc)
+        self._array: Any = ctypes.c_uint8 * setting.frame_bytes
+        self._shape = setting.shape
+        name = iceoryx2.ServiceName.new(setting.channel)
+        nodes = setting.receivers + 2
+        self.frames: Any = (
+            self.node.service_builder(name)
+            .publish_subscribe(iceoryx2.Slice[ctypes.c_uint8])
+            .max_subscribers(setting.receivers)
+            .max_publishers(1)
+            .max_nodes(nodes)
+            .subscriber_max_buffer_size(BUFFER_FRAMES)
+            .subscriber_max_borrowed_samples(BORROWED_FRAMES)
+            .history_size(0)
+            .enable_safe_overflow(True)
+            .open_or_create()
+        )
+        self.events: Any = None
+        if events:
+            self.events = (
+                self.node.service_builder(name)
+                .event()
+                .max_listeners(setting.receivers)
+                .max_notifiers(1)
+                .max_nodes(nodes)
+                .open_or_create()
+            )
+
+    def pixels(self, sample: Any) -> Pixels:
+        """Array on a sample's payload."""
+        return np.frombuffer(self._array.from_address(sample.payload_ptr), np.uint8).reshape(self._shape)
+
+
+class LoanSender(Sender):
+    def __init__(self, setting: Setting, *, events: bool) -> None:
+        self._port = Port(setting, events=events)
+        self._bytes = setting.frame_bytes
+        self._publisher: Any = self._port.frames.publisher_builder().initial_max_slice_len(self._bytes).create()
+        self._notifier: Any = self._port.events.notifier_builder().create() if events else None
+        self._sample: Any = None
+        deadline_s = time.monotonic() + OPEN_TIMEOUT_S
+        while self._port.frames.dynamic_config.number_of_subscribers < setting.receivers:
+            if time.monotonic() > deadline_s:
+                raise TimeoutError("no subscriber came")
+            time.sleep(0.01)
+
+    def loan(self) -> Pixels:
+        self._sample = self._publisher.loan_slice_uninit(self._bytes)
+        return self._port.pixels(self._sample)
+
+    def publish(self) -> None:
+        self._sample.assume_init().send()
+        if self._notifier is not None:
+            self._notifier.notify()
+
+    def close(self) -> None:
+        for part in (self._notifier, self._publisher):
+            if part is not None:
+                part.delete()
+
+
+class LoanReceiver(Receiver):
+    def __init__(self, setting: Setting, *, events: bool) -> None:
+        self._port = Port(setting, events=events)
+        self._subscriber: Any = self._port.frames.subscriber_builder().buffer_size(BUFFER_FRAMES).create()
+        self._listener: Any = self._port.events.listener_builder().create() if events else None
+        self._sample: Any = None
+
+    def receive(self, timeout_s: float) -> Pixels:
+        sample = None
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            while (newer := self._subscriber.receive()) is not None:
+                if sample is not None:
+                    sample.delete()
+                sample = newer
+            if sample is not None:
+                self._sample = sample
+                return self._port.pixels(sample)
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0:
+                raise TimeoutError
+            if self._listener is not None:
+                self._listener.timed_wait(self._port.iceoryx2.Duration.from_millis(int(left_s * 1000) + 1))
+
+    def release(self) -> None:
+        self._sample.delete()
+        self._sample = None
+
+    def close(self) -> None:
+        for part in (self._listener, self._subscriber):
+            if part is not None:
+                part.delete()
+
+
+class Iceoryx2(Peer):
+    distribution = "iceoryx2"
+    module = "iceoryx2"
+    events: ClassVar[bool]
+
+    def sender(self, setting: Setting) -> Sender:
+        return LoanSender(setting, events=self.events)
+
+    def receiver(self, setting: Setting, index: int) -> Receiver:
+        del index
+        return LoanReceiver(setting, events=self.events)
+
+
+class Listening(Iceoryx2):
+    name = "iceoryx2-listener"
+    title = "iceoryx2, listener"
+    how = "No copy. The receiver waits on iceoryx2's event listener."
+    events = True
+
+
+class Busy(Iceoryx2):
+    name = "iceoryx2-busy"
+    title = "iceoryx2, busy"
+    how = "No copy. The receiver asks again and again, a whole core of it."
+    events = False
+
+
+PEERS = (Listening(), Busy())

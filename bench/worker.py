@@ -1,0 +1,236 @@
+"""One side of a hand-over, in a process of its own, driven over a connection.
+
+A sender stamps each frame with its sequence, the time just before it is published and a checksum of sampled rows; a
+receiver reads the clock as soon as it holds the array, and then checks all three. CPU time is that of the whole
+process, its input and output threads included, less what pacing, stamping and checking take.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+import traceback
+import zlib
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from bench.peers import Peer, Pixels, Receiver, Sender, Setting
+
+STAMP_WORDS: Final = 8
+RUN, SEQUENCE, SENT_NS, CHECKSUM, LAST = range(5)
+SAMPLED_ROWS: Final = 8
+NO_FRAME_S: Final = 5.0
+"""A receiver that hears nothing for so long counts the rest of the round as lost."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round is to be."""
+
+    run: int
+    """Number that marks its frames."""
+    frames: int
+    """Frames that are measured."""
+    warm_up: int
+    """Frames sent before, not measured."""
+    period_s: float
+    """Time between two frames; 0 sends as fast as the sender can."""
+    jitter: float = 0.0
+    """How far a period may be off, as a part of it: uniform in both directions."""
+
+
+@dataclass
+class Sent:
+    """What a sender did in a round."""
+
+    seconds: float
+    """From the first measured frame to the last."""
+    cpu_ns: int
+    """CPU time of the process for all frames, warm-up included."""
+    frames: int
+    """Frames sent, warm-up included."""
+
+
+@dataclass
+class Received:
+    """What a receiver saw in a round."""
+
+    latencies_ns: list[int] = field(default_factory=list)
+    """Of every measured frame that arrived."""
+    frames: int = 0
+    """Frames that arrived, warm-up included."""
+    skipped: int = 0
+    """Measured frames that did not."""
+    torn: int = 0
+    """Frames whose rows were not those that were sent."""
+    disordered: int = 0
+    """Frames that came again, or after a later one."""
+    seconds: float = 0.0
+    """From the first measured arrival to the last."""
+    cpu_ns: int = 0
+    """CPU time of the process for all frames, warm-up included."""
+    minor_faults: int = 0
+    """Pages mapped during the round."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a process holds. Shared pages are counted in full in rss, and divided among their users in the others."""
+
+    rss_bytes: int
+    private_bytes: int
+    shared_bytes: int
+    """This process's part of the pages in shared memory: the sum over all processes counts each page once."""
+
+
+def memory() -> Memory:
+    """Of this process. Source: proc(5), smaps_rollup."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
+    kibibytes = {key: int(value.split()[0]) for key, _, value in (line.partition(":") for line in lines)}
+    return Memory(kibibytes["Rss"] << 10, kibibytes["Pss_Anon"] << 10, kibibytes["Pss_Shmem"] << 10)
+
+
+def stamp_words(pixels: Pixels) -> npt.NDArray[np.uint64]:
+    """The words at a frame's start that carry the stamp."""
+    return pixels.reshape(-1)[: STAMP_WORDS * 8].view(np.uint64)
+
+
+class Painter:
+    """Writes and checks sampled rows, all but the first, where the stamp is."""
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        self._rows = np.linspace(0, shape[0] - 1, SAMPLED_ROWS + 1, dtype=np.intp)[1:]
+
+    def paint(self, pixels: Pixels, sequence: int) -> int:
+        """Fill the rows with what only this frame has, and return their checksum."""
+        pixels[self._rows] = ((self._rows * 7 + sequence * 131) & 0xFF).astype(np.uint8)[:, None, None]
+        return self.checksum(pixels)
+
+    def checksum(self, pixels: Pixels) -> int:
+        """CRC-32 of the rows."""
+        return zlib.crc32(np.ascontiguousarray(pixels[self._rows]).data)
+
+
+class SendingSide:
+    """Sends rounds of frames."""
+
+    def __init__(self, sender: Sender, setting: Setting) -> None:
+        self._sender = sender
+        self._painter = Painter(setting.shape)
+
+    def run(self, round_: Round) -> Sent:
+        """Send a round's frames, each period after the one before."""
+        sender, painter = self._sender, self._painter
+        noise = random.Random(round_.run)
+        total = round_.warm_up + round_.frames
+        own_ns = 0
+        begun_s = due_s = time.monotonic()
+        cpu_ns = time.process_time_ns()
+        for sequence in range(1, total + 1):
+            own_since_ns = time.thread_time_ns()
+            if round_.period_s:
+                now_s = time.monotonic()
+                due_s = max(due_s + round_.period_s * (1 + noise.uniform(-round_.jitter, round_.jitter)), now_s)
+                time.sleep(due_s - now_s)
+            if sequence == round_.warm_up + 1:
+                begun_s = time.monotonic()
+            own_ns += time.thread_time_ns() - own_since_ns
+            pixels = sender.loan()
+            own_since_ns = time.thread_time_ns()
+            words = stamp_words(pixels)
+            words[:] = (round_.run, sequence, 0, painter.paint(pixels, sequence), sequence == total, 0, 0, 0)
+            own_ns += time.thread_time_ns() - own_since_ns
+            del pixels
+            words[SENT_NS] = time.monotonic_ns()
+            del words
+            sender.publish()
+        ended_s = time.monotonic()
+        return Sent(ended_s - begun_s, time.process_time_ns() - cpu_ns - own_ns, total)
+
+    def close(self) -> None:
+        """Close the peer."""
+        self._sender.close()
+
+
+class ReceivingSide:
+    """Receives rounds of frames."""
+
+    def __init__(self, receiver: Receiver, setting: Setting, *, exact: bool) -> None:
+        self._receiver = receiver
+        self._painter = Painter(setting.shape)
+        self._exact = exact
+
+    def run(self, round_: Round) -> Received:
+        """Receive until the round's last frame, or until none comes."""
+        receiver = self._receiver
+        result = Received()
+        total = round_.warm_up + round_.frames
+        last = own_ns = 0
+        begun_ns = ended_ns = 0
+        faults = getrusage(RUSAGE_SELF).ru_minflt
+        cpu_ns = time.process_time_ns()
+        while last < total:
+            try:
+                pixels = receiver.receive(NO_FRAME_S)
+            except TimeoutError:
+                break
+            now_ns = time.monotonic_ns()
+            own_since_ns = time.thread_time_ns()
+            run, sequence, sent_ns, checksum, *_ = stamp_words(pixels).tolist()
+            if run == round_.run:
+                result.frames += 1
+                if self._exact and self._painter.checksum(pixels) != checksum:
+                    result.torn += 1
+                if sequence <= last:
+                    result.disordered += 1
+                if sequence > round_.warm_up:
+                    result.latencies_ns.append(now_ns - sent_ns)
+                    begun_ns, ended_ns = begun_ns or now_ns, now_ns
+                last = max(last, sequence)
+            del pixels
+            own_ns += time.thread_time_ns() - own_since_ns
+            receiver.release()
+        result.cpu_ns = time.process_time_ns() - cpu_ns - own_ns
+        result.minor_faults = getrusage(RUSAGE_SELF).ru_minflt - faults
+        result.skipped = round_.frames - len(result.latencies_ns)
+        result.seconds = (ended_ns - begun_ns) / 1e9
+        return result
+
+    def close(self) -> None:
+        """Close the peer."""
+        self._receiver.close()
+
+
+def serve(connection: Connection[Any, Any], peer: Peer, setting: Setting, index: int | None) -> None:
+    """Open one side (the sender if ``index`` is ``None``), then answer commands until told to close.
+
+    A command is a :class:`Round`, ``"memory"`` or ``"close"``. The first message sent is ``None`` when the side is
+    open; each answer is the result, or a text that says what failed.
+    """
+    side: SendingSide | ReceivingSide
+    try:
+        if index is None:
+            side = SendingSide(peer.sender(setting), setting)
+        else:
+            side = ReceivingSide(peer.receiver(setting, index), setting, exact=getattr(peer, "exact", True))
+    except Exception:  # noqa: BLE001  whatever a peer raises is reported, and the others go on
+        connection.send(traceback.format_exc())
+        return
+    connection.send(None)
+    try:
+        while (command := connection.recv()) != "close":
+            try:
+                connection.send(memory() if command == "memory" else side.run(command))
+            except Exception:  # noqa: BLE001  as above
+                connection.send(traceback.format_exc())
+    except (EOFError, KeyboardInterrupt):
+        pass
+    finally:
+        side.close()
+        connection.close()
