@@ -18,8 +18,8 @@ from framebus.errors import LayoutMismatch, RingFull
 from framebus.layout import (
     LOCK_SEATS,
     RECORD_BYTES,
-    RECORD_COUNTERS,
     RECORD_RECEIVED,
+    RECORD_WORDS,
     SubscriberRecord,
 )
 from framebus.segment import RING_MODE, Segment, companion_path, companion_paths
@@ -27,7 +27,6 @@ from framebus.segment import RING_MODE, Segment, companion_path, companion_paths
 RESERVED_SLOTS: Final = 2
 """The newest frame, and the one that is being written."""
 ADMISSION_TIMEOUT_S: Final = 0.5
-_COUNTER_WORDS: Final = [RECORD_RECEIVED // 8 + index for index in range(RECORD_COUNTERS)]
 _ALIVE: Final = shm.write_lock(0)
 _PROBE: Final = shm.read_lock(0)
 
@@ -71,17 +70,15 @@ class Record:
         content = record.pack()
         while True:
             name = companion_path(stream, f"sub.{shm.random_suffix()}").name
-            self._segment = shm.create(name, RECORD_BYTES, RING_MODE)
+            self._segment = shm.create(name, RECORD_BYTES, RING_MODE, "a subscriber's record")
             self._segment.buffer[: len(content)] = content
             self._segment.try_lock(_ALIVE)
             if self._segment.is_current():  # until it was locked, it looked like what the dead leave
                 break
 
     def update(self, *counters: int) -> None:
-        """Write received, skipped, sequence, leases, latency_ns and received_ns, a word each."""
-        words = self._segment.words
-        for word, counter in zip(_COUNTER_WORDS, counters, strict=True):
-            words[word] = counter
+        """Write received, skipped, sequence, leases, latency_ns and received_ns."""
+        self._segment.buffer[RECORD_RECEIVED : RECORD_RECEIVED + RECORD_WORDS.size] = RECORD_WORDS.pack(*counters)
 
     def remove(self) -> None:
         """Remove the file; in a forked child, where it is the parent's, do nothing."""

@@ -177,18 +177,26 @@ def is_any_locked(fd: int) -> bool:
     return is_locked(fd, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
 
 
-def create(name: str, size: int, mode: int) -> Segment:
+def create(name: str, size: int, mode: int, what: str = "this ring") -> Segment:
     """Create a file of ``size`` bytes, zeroed, with every page allocated and mapped, or nothing at all.
 
+    Args:
+        name: The file's name in /dev/shm.
+        size: Its size in bytes.
+        mode: Its permissions, whatever the umask.
+        what: What the file is, for the error's sentence.
+
     Raises:
-        NotEnoughSharedMemory: /dev/shm has less room.
+        NotEnoughSharedMemory: /dev/shm, or the memory limit of the control group, has less room.
         FileExistsError: The name is taken.
     """
-    require_space(size)
+    require_space(size, what)
     try:
         memory = posix_ipc.SharedMemory(f"/{name}", posix_ipc.O_CREX, mode=mode)
     except posix_ipc.ExistentialError:
         raise FileExistsError(f"{SHM_DIRECTORY / name} exists") from None
+    except OSError as error:
+        raise no_room(error, size, what) or error from None
     map_fd = -1
     try:
         os.fchmod(memory.fd, mode)
@@ -200,8 +208,8 @@ def create(name: str, size: int, mode: int) -> Segment:
         os.unlink(SHM_DIRECTORY / name)
         if memory.fd >= 0:
             os.close(memory.fd)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.ENOMEM):
-            require_space(size, force=True)
+        if isinstance(error, OSError):
+            raise no_room(error, size, what) or error from None
         raise
     finally:
         if map_fd >= 0:
@@ -257,6 +265,7 @@ def take_exclusion(name: str) -> LockHolder | None:
 
     Raises:
         PermissionDenied: The file belongs to another user.
+        NotEnoughSharedMemory: /dev/shm has no room for one more file.
     """
     path = SHM_DIRECTORY / name
     while True:
@@ -268,6 +277,8 @@ def take_exclusion(name: str) -> LockHolder | None:
                 fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_CREAT | os.O_EXCL, LOCK_MODE)
             except FileExistsError:
                 continue
+            except OSError as error:
+                raise no_room(error, 0, "the lock") or error from None
         except OSError as error:
             raise denied(path, error) from None
         try:
@@ -314,20 +325,43 @@ def random_suffix() -> str:
     return secrets.token_hex(8)
 
 
-def require_space(size: int, *, force: bool = False) -> None:
-    """Check that /dev/shm has room for ``size`` bytes.
+def require_space(size: int, what: str) -> None:
+    """Check that /dev/shm has room for ``size`` bytes in one more file.
 
     Raises:
-        NotEnoughSharedMemory: It has less, or ``force`` is set; the message says what to set.
+        NotEnoughSharedMemory: It has not; the message says what to set.
     """
     space = os.statvfs(SHM_DIRECTORY)
+    if size > space.f_bavail * space.f_frsize or _lacks_files(space):
+        raise _not_enough(space, size, what)
+
+
+def no_room(error: OSError, size: int, what: str) -> NotEnoughSharedMemory | None:
+    """What the error means if it says that there is no room; ``None`` when it says something else.
+
+    Args:
+        error: What the kernel answered.
+        size: Bytes that were wanted.
+        what: What they were wanted for.
+    """
+    if error.errno == errno.ENOMEM:
+        reason = f"the memory limit leaves no {-(-size // MIB)} MiB for {what}: raise mem_limit"
+        return NotEnoughSharedMemory(errno.ENOMEM, reason)
+    return _not_enough(os.statvfs(SHM_DIRECTORY), size, what) if error.errno == errno.ENOSPC else None
+
+
+def _not_enough(space: os.statvfs_result, size: int, what: str) -> NotEnoughSharedMemory:
     free, total = space.f_bavail * space.f_frsize, space.f_blocks * space.f_frsize
-    if size > free or force:
-        needed = -(-(total - free + size) // (32 * MIB)) * 32
-        raise NotEnoughSharedMemory(
-            errno.ENOSPC,
-            f"/dev/shm has {free // MIB} MiB free, this ring needs {-(-size // MIB)} MiB: set shm_size: {needed}m",
-        )
+    if _lacks_files(space):
+        reason = f"/dev/shm has no room for one more file, {what}: remove some, or mount it with a larger nr_inodes"
+    else:
+        shm_size = -(-(total - free + size) // (32 * MIB)) * 32
+        reason = f"/dev/shm has {free // MIB} MiB free, {what} needs {-(-size // MIB)} MiB: set shm_size: {shm_size}m"
+    return NotEnoughSharedMemory(errno.ENOSPC, reason)
+
+
+def _lacks_files(space: os.statvfs_result) -> bool:
+    return space.f_files > 0 and space.f_favail == 0  # no files at all are counted where they have no limit: tmpfs(5)
 
 
 def denied(path: Path, error: OSError | None) -> PermissionDenied:

@@ -34,6 +34,8 @@ class Person:
                 os._exit(0)
         os.close(writer)
         self._reader = reader
+        self.killed_by = 0
+        """Number of the signal that ended the process before it answered; 0 for none."""
 
     def result(self, timeout_s: float = 30.0) -> Any:
         """Wait for what the function returns, or raise what it raised."""
@@ -43,17 +45,21 @@ class Person:
             if not part:
                 break
             content += part
-        self.end()
-        assert content, "the process did not answer"
+        status = self.end()
+        if not content and os.WIFSIGNALED(status):
+            self.killed_by = os.WTERMSIG(status)
+        assert content, f"the process did not answer; it was killed by signal {self.killed_by}"
         succeeded, answer = pickle.loads(content)
         if not succeeded:
             raise answer
         return answer
 
-    def end(self) -> None:
-        """Kill the process if it still runs."""
+    def end(self) -> int:
+        """Kill the process if it still runs; its status, as of waitpid(2)."""
+        status = 0
         if self.pid:
             os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
+            _, status = os.waitpid(self.pid, 0)
             os.close(self._reader)
             self.pid = 0
+        return status

@@ -82,9 +82,9 @@ def test_a_record_that_is_cleared_away_before_it_was_locked_is_written_again(
 ) -> None:
     create = shm.create
 
-    def create_and_lose(name: str, size: int, mode: int) -> Segment:
+    def create_and_lose(name: str, size: int, mode: int, what: str) -> Segment:
         monkeypatch.undo()
-        segment = create(name, size, mode)
+        segment = create(name, size, mode, what)
         remove_leftovers(stream)
         return segment
 

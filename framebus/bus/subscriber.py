@@ -9,6 +9,8 @@ import time
 from dataclasses import dataclass
 from typing import Final, Literal
 
+import numpy as np
+
 from framebus.bus.frames import Frame
 from framebus.errors import (
     Closed,
@@ -25,13 +27,15 @@ from framebus.layout import EVENT, check_name
 from framebus.notify import Listener
 from framebus.ring import SubscriberRing
 from framebus.seats import Record, new_record, take_seats
-from framebus.wake import Futex
+from framebus.wake import Futex, Pace
 
 TICK_S: Final = 0.05
 """A wait is cut into slices of that length: nothing wakes a waiter when the publisher is killed."""
 
 Mode = Literal["newest", "every"]
-Wake = Literal["zmq", "futex"]
+Wake = Literal["zmq", "futex", "predict", "busy"]
+ANNOUNCED_NS: Final = 300_000
+"""How long to look for a frame that was announced, before going to sleep again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +92,14 @@ class Subscriber:
             RingFull: The ring has too few slots left for ``max_leases``.
             LayoutMismatch: The ring is of another version of the layout, or damaged.
             PermissionDenied: The ring is closed to this user; the message names the group to run with.
+            NotEnoughSharedMemory: /dev/shm has no room for the subscriber's record, of one page.
             InvalidName: ``stream`` or ``name`` holds other than letters, digits, ``-`` and ``_``.
         """
-        if mode not in ("newest", "every") or wake not in ("zmq", "futex"):
-            raise ValueError(f"mode is 'newest' or 'every' and wake 'zmq' or 'futex', not {mode!r} and {wake!r}")
+        if mode not in ("newest", "every") or wake not in ("zmq", "futex", "predict", "busy"):
+            raise ValueError(
+                "mode is 'newest' or 'every', wake is 'zmq', 'futex', 'predict' or 'busy', "
+                f"not {mode!r} and {wake!r}"
+            )
         if max_leases < 1:
             raise ValueError(f"max_leases is 1 or more, not {max_leases}")
         self.stream = check_name(stream)
@@ -99,6 +107,8 @@ class Subscriber:
         self.name = check_name(name, "subscriber")
         """What ``framebus top`` shows for this subscriber."""
         self._mode = mode
+        self._wake = wake
+        self._pace = Pace() if wake == "predict" else None
         self._max_leases = max_leases
         self._gone_after_s = gone_after_s
         self._gone_since_s: float | None = None
@@ -154,11 +164,8 @@ class Subscriber:
         """
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         while (frame := self._poll()) is None:
-            slice_s = self._slice(deadline_s)
-            if self._listener is not None:
-                self._listener.wait(slice_s)
-            else:
-                self._futex.wait(self._event, slice_s)
+            if self._is_quiet():
+                self._wait(self._slice(deadline_s))
         return frame
 
     async def receive_async(self, timeout_s: float | None = None) -> Frame:
@@ -174,6 +181,8 @@ class Subscriber:
         loop.add_reader(descriptor, ready.set)
         try:
             while (frame := self._poll()) is None:
+                if not self._is_quiet():
+                    continue
                 slice_s = self._slice(deadline_s)
                 try:
                     async with asyncio.timeout(slice_s):
@@ -225,8 +234,6 @@ class Subscriber:
                 f"{self._max_leases} frames are still viewed: copy what you keep (pixels.copy()), delete old views, or "
                 f"subscribe with max_leases={self._max_leases + 1}"
             )
-        if self._listener is not None:
-            self._listener.drain()
         last = ring.last
         self._event = ring.event()
         lease = ring.newest() if self._mode == "newest" else ring.following()
@@ -245,7 +252,44 @@ class Subscriber:
             max(now_ns - lease.header.captured_ns, 0),
             now_ns,
         )
+        if self._pace is not None:
+            self._pace.learn(lease.header.sequence, lease.header.published_ns)
         return Frame(lease, skipped)
+
+    def _is_quiet(self) -> bool:
+        """Take the notifications that have come; whether no event came since the last look, so that one may sleep."""
+        if self._listener is not None:
+            self._listener.drain()
+        return self._ring.event() == self._event
+
+    def _wait(self, slice_s: float) -> None:
+        """Wait for an event in the subscriber's way, at most ``slice_s``."""
+        if self._listener is not None:
+            self._listener.wait(slice_s)
+            return
+        now_ns = time.monotonic_ns()
+        end_ns = now_ns + int(slice_s * 1e9)
+        if self._wake == "busy":
+            self._ring.await_tail(end_ns)
+            return
+        if self._pace is not None:
+            begin_ns, until_ns = self._pace.window()
+            if begin_ns <= now_ns < until_ns:
+                self._rehearse()
+                self._ring.await_tail(min(until_ns, end_ns))
+                return
+            if now_ns < begin_ns < end_ns:
+                slice_s = (begin_ns - now_ns) / 1e9
+        self._futex.wait(self._event, slice_s)
+        event = self._ring.event()
+        if event != self._event and event & 1:
+            self._rehearse()
+            self._ring.await_tail(time.monotonic_ns() + ANNOUNCED_NS)
+
+    def _rehearse(self) -> None:
+        lease = self._ring.rehearse()
+        if lease is not None:
+            np.asarray(lease)
 
     def _slice(self, deadline_s: float | None) -> float:
         if deadline_s is None:
