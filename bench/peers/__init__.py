@@ -121,7 +121,13 @@ class Peer(ABC):
         """Open the receiving side number ``index``, from 0."""
 
 
-MODULES: Final = ("framebus_ring", "iceoryx2_loan", "floors")
+MODULES: Final = (
+    "framebus_ring",
+    "iceoryx2_loan",
+    "standard_library",
+    "zeromq_inline",
+    "floors",
+)
 """Modules of this package with peers, in the report's order. Each has ``PEERS``, a tuple of instances."""
 
 

@@ -1,0 +1,86 @@
+"""Where two sides meet, and how long one waits for the other: shared by the peers."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from bench.peers import OPEN_TIMEOUT_S, Pixels
+
+SEND_TIMEOUT_S: Final = 2.0
+"""How long a sender waits for a receiver that takes nothing."""
+
+
+class NobodyTakes(TimeoutError):
+    """A receiver, or the server between, took nothing for :data:`SEND_TIMEOUT_S`."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what} took nothing for {SEND_TIMEOUT_S:g} s: look whether every receiver lives")
+
+
+def wait_until(met: Callable[[], object], what: str, timeout_s: float = OPEN_TIMEOUT_S) -> None:
+    """Ask every 10 ms until the answer is true.
+
+    Raises:
+        TimeoutError: It was not within ``timeout_s``; the text says ``what`` did not come.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    while not met():
+        if time.monotonic() > deadline_s:
+            raise TimeoutError(f"{what} did not come within {timeout_s:g} s")
+        time.sleep(0.01)
+
+
+def free_port() -> int:
+    """A TCP port of the loopback that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def temporary_folder(parent: str | None = None) -> Iterator[Path]:
+    """A folder that is removed at the end, whatever is in it by then."""
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=parent, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@contextmanager
+def server(arguments: list[str], log: Path, environment: dict[str, str] | None = None) -> Iterator[None]:
+    """A server process with its output in ``log``; it is terminated at the end, killed if that takes more than 15 s."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            arguments,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            cwd=log.parent,
+        )
+        try:
+            yield
+        finally:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(15)
+            process.kill()
+            process.wait()
+
+
+def touched(shape: tuple[int, int, int]) -> Pixels:
+    """A private array with all its pages mapped already, as a frame that is used again and again has them."""
+    return np.full(shape, 1, np.uint8)
+
+
+def pixels_of(buffer: Any, shape: tuple[int, int, int]) -> Pixels:
+    """Array on a buffer's bytes, without copying them."""
+    return np.frombuffer(buffer, np.uint8, shape[0] * shape[1] * shape[2]).reshape(shape)

@@ -1,0 +1,207 @@
+"""What Python brings: shared memory with queues of indices, and pipes."""
+
+from __future__ import annotations
+
+import os
+import queue
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from multiprocessing.shared_memory import SharedMemory
+from struct import pack
+from typing import Any, Final
+
+import numpy as np
+
+from bench.peers import Peer, Pixels, Receiver, Sender, Setting
+from bench.peers.places import SEND_TIMEOUT_S, NobodyTakes, touched
+
+SEGMENTS: Final = 4
+
+
+@dataclass
+class Pool:
+    """Segments by name, and the queues that carry their indices."""
+
+    names: list[str]
+    ready: list[Any]
+    """One queue a receiver: the index of the next frame."""
+    read: Any
+    """Back from all receivers: an index for each frame that one is done with."""
+
+
+class Segments:
+    """The pool's segments, mapped."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.pool: Pool = setting.handles
+        self._segments = [SharedMemory(name) for name in self.pool.names]
+        self.pixels: list[Pixels] = [np.ndarray(setting.shape, np.uint8, each.buf) for each in self._segments]
+
+    def close(self) -> None:
+        self.pixels.clear()
+        for each in self._segments:
+            each.close()
+        for each in (self.pool.read, *self.pool.ready):
+            each.cancel_join_thread()
+            each.close()
+
+
+class SegmentSender(Sender):
+    def __init__(self, setting: Setting) -> None:
+        self._segments = Segments(setting)
+        self._readers = [0] * SEGMENTS
+        self._free = list(range(SEGMENTS))
+        self._index = 0
+        self._receivers = setting.receivers
+
+    def loan(self) -> Pixels:
+        read = self._segments.pool.read
+        while not self._free or not read.empty():
+            try:
+                index = read.get(timeout=SEND_TIMEOUT_S)
+            except queue.Empty:
+                raise NobodyTakes("a receiver") from None
+            self._readers[index] -= 1
+            if not self._readers[index]:
+                self._free.append(index)
+        self._index = self._free.pop(0)
+        return self._segments.pixels[self._index]
+
+    def publish(self) -> None:
+        self._readers[self._index] = self._receivers
+        for each in self._segments.pool.ready:
+            each.put(self._index)
+
+    def close(self) -> None:
+        self._segments.close()
+
+
+class SegmentReceiver(Receiver):
+    def __init__(self, setting: Setting, index: int) -> None:
+        self._segments = Segments(setting)
+        self._ready = self._segments.pool.ready[index]
+        self._index = 0
+
+    def receive(self, timeout_s: float) -> Pixels:
+        try:
+            self._index = self._ready.get(timeout=timeout_s)
+        except queue.Empty:
+            raise TimeoutError from None
+        return self._segments.pixels[self._index]
+
+    def release(self) -> None:
+        self._segments.pool.read.put(self._index)
+
+    def close(self) -> None:
+        self._segments.close()
+
+
+class SharedMemoryQueue(Peer):
+    name = "shared-memory-queue"
+    title = "multiprocessing.shared_memory with a Queue"
+    how = (
+        "No copy: four segments, whose indices go through one multiprocessing.Queue a receiver and come back through "
+        "another. The receiver waits on its queue, the sender for a free segment."
+    )
+    lossless = True
+
+    @contextmanager
+    def prepare(self, setting: Setting) -> Iterator[Pool]:
+        spawn = get_context("spawn")
+        segments: list[SharedMemory] = []
+        queues = [spawn.Queue() for _ in range(setting.receivers + 1)]
+        try:
+            for _ in range(SEGMENTS):
+                segments.append(SharedMemory(create=True, size=setting.frame_bytes))
+                np.ndarray(setting.frame_bytes, np.uint8, segments[-1].buf)[:] = 0
+            yield Pool([each.name for each in segments], queues[1:], queues[0])
+        finally:
+            for each in segments:
+                each.unlink()
+                each.close()
+            for queue_ in queues:
+                queue_.cancel_join_thread()
+                queue_.close()
+
+    def sender(self, setting: Setting) -> Sender:
+        return SegmentSender(setting)
+
+    def receiver(self, setting: Setting, index: int) -> Receiver:
+        return SegmentReceiver(setting, index)
+
+
+class PipeSender(Sender):
+    def __init__(self, setting: Setting) -> None:
+        self._connections: list[Connection[Any, Any]] = [sending for _, sending in setting.handles]
+        for receiving, sending in setting.handles:
+            receiving.close()
+            # A timeout belongs to the socket, not to the descriptor that sets it: socket(7), SO_SNDTIMEO.
+            with socket.socket(fileno=os.dup(sending.fileno())) as handle:
+                handle.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, pack("ll", int(SEND_TIMEOUT_S), 0))
+        self._pixels = touched(setting.shape)
+        self._bytes = self._pixels.reshape(-1).data
+
+    def loan(self) -> Pixels:
+        return self._pixels
+
+    def publish(self) -> None:
+        try:
+            for each in self._connections:
+                each.send_bytes(self._bytes)
+        except BlockingIOError:
+            raise NobodyTakes("a receiver") from None
+
+    def close(self) -> None:
+        for each in self._connections:
+            each.close()
+
+
+class PipeReceiver(Receiver):
+    def __init__(self, setting: Setting, index: int) -> None:
+        for number, (receiving, sending) in enumerate(setting.handles):
+            sending.close()
+            if number != index:
+                receiving.close()
+        self._connection: Connection[Any, Any] = setting.handles[index][0]
+        self._pixels = touched(setting.shape)
+        self._bytes = self._pixels.reshape(-1).data
+
+    def receive(self, timeout_s: float) -> Pixels:
+        if not self._connection.poll(timeout_s):
+            raise TimeoutError
+        self._connection.recv_bytes_into(self._bytes)
+        return self._pixels
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+class Pipe(Peer):
+    name = "pipe"
+    title = "multiprocessing.Pipe"
+    how = (
+        "Two copies a receiver, into a Unix socket and out of it into one array; the sender serves one after the other."
+    )
+    lossless = True
+
+    @contextmanager
+    def prepare(self, setting: Setting) -> Iterator[list[tuple[Connection[Any, Any], Connection[Any, Any]]]]:
+        pairs = [get_context("spawn").Pipe() for _ in range(setting.receivers)]
+        try:
+            yield pairs
+        finally:
+            for connection in (each for pair in pairs for each in pair):
+                connection.close()
+
+    def sender(self, setting: Setting) -> Sender:
+        return PipeSender(setting)
+
+    def receiver(self, setting: Setting, index: int) -> Receiver:
+        return PipeReceiver(setting, index)
+
+
+PEERS = (SharedMemoryQueue(), Pipe())

@@ -1,0 +1,226 @@
+"""ZeroMQ with the pixels in the message: pyzmq over a Unix socket and over TCP, and imagezmq."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import zmq
+
+from bench.peers import OPEN_TIMEOUT_S, Peer, Pixels, Receiver, Sender, Setting
+from bench.peers.places import SEND_TIMEOUT_S, NobodyTakes, free_port, pixels_of, temporary_folder, touched
+
+QUEUED: Final = 2
+"""Frames that wait for each receiver at most."""
+ARRAYS: Final = QUEUED + 2
+"""Those that wait, the one that is being written into the socket, and the one that is being filled."""
+
+NOWHERE: Final = "inproc://nowhere"
+"""imagezmq binds or connects as it makes a socket; high-water marks hold for what is bound or connected later."""
+
+
+class Port:
+    """A socket in a context of its own."""
+
+    def __init__(self, kind: int) -> None:
+        self.context = zmq.Context()
+        self.socket = self.context.socket(kind)
+        self.socket.set(zmq.LINGER, 0)
+
+    def close(self) -> None:
+        self.socket.close(0)
+        self.context.term()
+
+
+class InlineSender(Sender):
+    def __init__(self, setting: Setting) -> None:
+        self._port = Port(zmq.XPUB)
+        self._socket = self._port.socket
+        self._socket.set(zmq.SNDHWM, QUEUED)
+        self._socket.set(zmq.XPUB_NODROP, 1)
+        self._socket.set(zmq.XPUB_VERBOSE, 1)
+        self._socket.set(zmq.SNDTIMEO, int(SEND_TIMEOUT_S * 1000))
+        self._socket.bind(setting.handles)
+        for _ in range(setting.receivers):
+            if not self._socket.poll(int(OPEN_TIMEOUT_S * 1000)):
+                raise TimeoutError("no subscriber came")
+            self._socket.recv()
+        self._arrays: deque[tuple[Pixels, zmq.MessageTracker | None]] = deque(
+            (touched(setting.shape), None) for _ in range(ARRAYS)
+        )
+
+    def loan(self) -> Pixels:
+        pixels, tracker = self._arrays[0]
+        if tracker is not None:
+            try:
+                tracker.wait(SEND_TIMEOUT_S)
+            except zmq.NotDone:
+                raise NobodyTakes("a receiver") from None
+        return pixels
+
+    def publish(self) -> None:
+        pixels, _ = self._arrays.popleft()
+        try:
+            tracker = self._socket.send(pixels.data, copy=False, track=True)
+        except zmq.Again:
+            raise NobodyTakes("a receiver") from None
+        self._arrays.append((pixels, tracker))
+
+    def close(self) -> None:
+        self._port.close()
+
+
+class InlineReceiver(Receiver):
+    def __init__(self, setting: Setting) -> None:
+        self._port = Port(zmq.SUB)
+        self._socket = self._port.socket
+        self._socket.set(zmq.CONFLATE, 1)
+        self._socket.set(zmq.RECONNECT_IVL, 20)
+        self._socket.subscribe(b"")
+        self._socket.connect(setting.handles)
+        self._shape = setting.shape
+
+    def receive(self, timeout_s: float) -> Pixels:
+        if not self._socket.poll(int(timeout_s * 1000)):
+            raise TimeoutError
+        return pixels_of(self._socket.recv(copy=False).buffer, self._shape)
+
+    def close(self) -> None:
+        self._port.close()
+
+
+class Inline(Peer):
+    distribution = "pyzmq"
+    module = "zmq"
+
+    def version(self) -> str:
+        return f"libzmq {zmq.zmq_version()}, pyzmq {zmq.pyzmq_version()}"
+
+    def sender(self, setting: Setting) -> Sender:
+        return InlineSender(setting)
+
+    def receiver(self, setting: Setting, index: int) -> Receiver:
+        del index
+        return InlineReceiver(setting)
+
+
+class InlineIpc(Inline):
+    name = "zmq-inline-ipc"
+    title = "pyzmq, pixels inline, ipc"
+    how = (
+        "Two copies a receiver, by the I/O threads into a Unix socket and out of it into a new message. The receiver "
+        "polls a SUB socket that keeps the newest; a full queue holds the sender up."
+    )
+
+    @contextmanager
+    def prepare(self, setting: Setting) -> Iterator[str]:
+        del setting
+        with temporary_folder() as folder:
+            yield f"ipc://{folder}/frames"
+
+
+class InlineTcp(Inline):
+    name = "zmq-inline-tcp"
+    title = "pyzmq, pixels inline, tcp"
+    how = "As over ipc, through TCP on the loopback."
+
+    @contextmanager
+    def prepare(self, setting: Setting) -> Iterator[str]:
+        del setting
+        yield f"tcp://127.0.0.1:{free_port()}"
+
+
+class ImageSender(Sender):
+    """Sends greetings until every receiver has heard one: its PUB socket does not tell who has subscribed."""
+
+    def __init__(self, setting: Setting) -> None:
+        import imagezmq
+
+        address, heard = setting.handles
+        self._sender: Any = imagezmq.ImageSender(connect_to=NOWHERE, REQ_REP=False)
+        self._sender.zmq_socket.set(zmq.SNDHWM, QUEUED)
+        self._sender.zmq_socket.set(zmq.SNDTIMEO, int(SEND_TIMEOUT_S * 1000))
+        self._sender.zmq_socket.bind(address)
+        self._arrays = deque(touched(setting.shape) for _ in range(ARRAYS))
+        greeting = touched((1, 1, 3))
+        deadline_s = time.monotonic() + OPEN_TIMEOUT_S
+        waiting = setting.receivers
+        while waiting:
+            if time.monotonic() > deadline_s:
+                raise TimeoutError("no subscriber came")
+            self._sender.send_image("greeting", greeting)
+            waiting -= heard.acquire(timeout=0.02)
+        self._sender.zmq_socket.set(zmq.XPUB_NODROP, 1)
+
+    def loan(self) -> Pixels:
+        return self._arrays[0]
+
+    def publish(self) -> None:
+        try:
+            self._sender.send_image("frame", self._arrays[0])
+        except zmq.Again:
+            raise NobodyTakes("a receiver") from None
+        self._arrays.rotate(-1)
+
+    def close(self) -> None:
+        self._sender.zmq_socket.set(zmq.LINGER, 0)
+        self._sender.close()
+
+
+class ImageReceiver(Receiver):
+    def __init__(self, setting: Setting) -> None:
+        import imagezmq
+
+        address, heard = setting.handles
+        self._hub: Any = imagezmq.ImageHub(open_port=NOWHERE, REQ_REP=False)
+        self._hub.zmq_socket.set(zmq.RCVHWM, QUEUED)
+        self._hub.zmq_socket.set(zmq.RECONNECT_IVL, 20)
+        self._hub.connect(address)
+        if not self._hub.zmq_socket.poll(int(OPEN_TIMEOUT_S * 1000)):
+            raise TimeoutError("the sender did not come")
+        self._hub.recv_image()
+        heard.release()
+
+    def receive(self, timeout_s: float) -> Pixels:
+        deadline_s = time.monotonic() + timeout_s
+        kind, pixels = "", None
+        while kind != "frame":
+            if not self._hub.zmq_socket.poll(max(0, int((deadline_s - time.monotonic()) * 1000))):
+                raise TimeoutError
+            kind, pixels = self._hub.recv_image()
+        return pixels  # type: ignore[return-value]
+
+    def close(self) -> None:
+        self._hub.zmq_socket.set(zmq.LINGER, 0)
+        self._hub.close()
+
+
+class ImageZmq(Peer):
+    name = "imagezmq"
+    title = "imagezmq, PUB/SUB"
+    how = (
+        "As pyzmq over tcp, with a JSON header before each frame. PUB/SUB, as its documentation says for more than "
+        "one receiver; its high-water marks are lowered so that memory stays bounded."
+    )
+    distribution = "imagezmq"
+    module = "imagezmq"
+
+    @contextmanager
+    def prepare(self, setting: Setting) -> Iterator[tuple[str, Any]]:
+        from multiprocessing import get_context
+
+        del setting
+        yield f"tcp://127.0.0.1:{free_port()}", get_context("spawn").Semaphore(0)
+
+    def sender(self, setting: Setting) -> Sender:
+        return ImageSender(setting)
+
+    def receiver(self, setting: Setting, index: int) -> Receiver:
+        del index
+        return ImageReceiver(setting)
+
+
+PEERS = (InlineIpc(), InlineTcp(), ImageZmq())
