@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import stat
 import struct
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -174,15 +176,37 @@ def find_leftovers(stream: str | None = None, *, remove: bool = False) -> list[L
     """
     found = []
     for name in [check_name(stream)] if stream is not None else stream_names():
-        for leftover in _leftovers_of(name):
-            obstacle = ""
-            if remove:
-                try:
-                    leftover.path.unlink(missing_ok=True)
-                except OSError as error:
-                    obstacle = f"user {leftover.path.lstat().st_uid} owns it: {error.strerror}"
-            found.append(Leftover(leftover.path, leftover.reason, obstacle))
+        with _excluded(name) as excluded:
+            for leftover in _leftovers_of(name, excluded=excluded):
+                obstacle = ""
+                if remove:
+                    try:
+                        leftover.path.unlink(missing_ok=True)
+                    except OSError as error:
+                        obstacle = f"user {leftover.path.lstat().st_uid} owns it: {error.strerror}"
+                found.append(Leftover(leftover.path, leftover.reason, obstacle))
     return found
+
+
+@contextlib.contextmanager
+def _excluded(stream: str) -> Iterator[bool]:
+    """Keep publishers from opening the stream meanwhile, for what is a leftover now may be adopted at any moment.
+
+    False when a publisher lives, or when this user may not tell.
+    """
+    lock_path = companion_path(stream, "lock")
+    if not lock_path.exists():
+        yield True
+        return
+    try:
+        exclusion = shm.take_exclusion(lock_path.name)
+    except PermissionDenied:
+        exclusion = None
+    try:
+        yield exclusion is not None
+    finally:
+        if exclusion is not None:
+            exclusion.close()
 
 
 def remove_leftovers(stream: str | None = None) -> list[Path]:
@@ -190,18 +214,16 @@ def remove_leftovers(stream: str | None = None) -> list[Path]:
     return [leftover.path for leftover in find_leftovers(stream, remove=True) if not leftover.obstacle]
 
 
-def _leftovers_of(stream: str) -> list[Leftover]:
+def _leftovers_of(stream: str, *, excluded: bool) -> list[Leftover]:
+    own_socket, lock_path, ring_path = (companion_path(stream, suffix) for suffix in ("sock", "lock", "ring"))
     found = [Leftover(path, "its subscriber is gone") for path, _, alive in read_records(stream) if not alive]
-    found += [Leftover(path, "nobody listens on it") for path in companion_paths(stream, "*sock") if _is_deaf(path)]
-    lock_path, ring_path = companion_path(stream, "lock"), companion_path(stream, "ring")
-    if lock_path.exists():
-        try:
-            exclusion = shm.take_exclusion(lock_path.name)
-        except PermissionDenied:
-            return found
-        if exclusion is None:
-            return found  # a publisher lives
-        exclusion.close()
+    found += [
+        Leftover(path, "nobody listens on it")
+        for path in companion_paths(stream, "*sock")
+        if (excluded or path != own_socket) and _is_deaf(path)
+    ]
+    if not excluded:
+        return found
     found += [Leftover(path, "its creation was interrupted") for path in companion_paths(stream, "ring.*")]
     if ring_path.exists():
         if _is_held(ring_path):

@@ -257,8 +257,12 @@ def open_for_reading(name: str) -> LockHolder:
     return LockHolder(_open(name, writable=False))
 
 
-def take_exclusion(name: str) -> LockHolder | None:
+def take_exclusion(name: str, patience_s: float = 0.0) -> LockHolder | None:
     """Write-lock a file of mode 0600 that only this user can open, creating it if need be.
+
+    Args:
+        name: The file's name in /dev/shm.
+        patience_s: Seconds to try again while another process holds it.
 
     Returns:
         What holds the lock until it is closed; ``None`` when another process holds it.
@@ -268,6 +272,7 @@ def take_exclusion(name: str) -> LockHolder | None:
         NotEnoughSharedMemory: /dev/shm has no room for one more file.
     """
     path = SHM_DIRECTORY / name
+    deadline_s = time.monotonic() + patience_s
     while True:
         try:
             # Without O_CREAT where it exists: fs.protected_regular refuses that for another user's file (proc(5)).
@@ -290,8 +295,9 @@ def take_exclusion(name: str) -> LockHolder | None:
                 holder, fd = LockHolder(fd), -1
                 return holder
         except (BlockingIOError, FileNotFoundError):
-            if path.exists():
+            if path.exists() and time.monotonic() >= deadline_s:
                 return None
+            time.sleep(0.001)
         finally:
             if fd >= 0:
                 os.close(fd)

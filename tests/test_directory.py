@@ -5,11 +5,21 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from framebus import FrameFormat, Publisher, StreamNotFound, Subscriber, remove_leftovers, streams
+from framebus import (
+    FrameFormat,
+    Publisher,
+    StreamNotFound,
+    Subscriber,
+    companion_path,
+    remove_leftovers,
+    segment,
+    streams,
+)
 from framebus.directory import find_leftovers, inspect, stream_names
 from tests.support import SHM, Program, files_of, needs_root
 
@@ -111,3 +121,20 @@ def test_what_another_user_owns_is_reported_not_removed(stream: str) -> None:
 
 def test_files_of_others_are_no_streams() -> None:
     assert all("/" not in name and "." not in name for name in stream_names())
+
+
+def test_no_publisher_opens_what_is_about_to_be_removed(stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    Publisher(stream, SMALL, keep_ring=True).close()
+    lock = companion_path(stream, "lock")
+    unlink, excluded = Path.unlink, []
+
+    def look_and_unlink(path: Path, missing_ok: bool = False) -> None:
+        excluded.append(segment.take_exclusion(lock.name))
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", look_and_unlink)
+    assert len(remove_leftovers(stream)) == 2
+    monkeypatch.undo()
+    assert excluded == [None, None]
+    assert files_of(stream) == []
+    Publisher(stream, SMALL).close()

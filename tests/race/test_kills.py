@@ -1,4 +1,4 @@
-"""Two hundred kills at every step; ``make soak`` does more."""
+"""Two hundred kills, at every step; ``make soak`` does more."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import json
 import subprocess
 import sys
 
-from tests.race.kills import POINTS
+from tests.race.points import POINTS
+from tests.race.upkeep import KINDS
 from tests.support import ROOT
 
 
@@ -23,7 +24,9 @@ def test_nobody_suffers_from_the_dead() -> None:
     report = json.loads(answer.stdout)
     assert report["broken promises"] == [], (report, answer.stderr)
     assert report["kills"] >= 200
-    assert all(resident["received"] > 20 and resident["torn"] == 0 for resident in report["residents"])
+    assert all(resident["received"] > 10 and resident["torn"] == 0 for resident in report["residents"])
+    assert len(report["leftovers named by the doctor"]) == len(KINDS)
     known = {f"{role}: {point}" for role, points in POINTS.items() for point in points}
+    missed = known - set(report["by point"])
     assert set(report["by point"]) <= known
-    assert len(report["by point"]) > len(known) // 2, "the draw reaches most steps"
+    assert len(missed) <= len(known) // 10, f"nobody died at {missed}"

@@ -1,0 +1,162 @@
+"""The points of their work at which publishers and subscribers are killed or stopped.
+
+A point is armed in the process that is to be interrupted. When its work comes there, the process sends itself SIGKILL;
+or SIGSTOP, and goes on with what it was about when SIGCONT comes. A point whose function is not there fails to arm.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any, Final
+
+import zmq
+
+from framebus import notify, ring, seats
+from framebus import segment as shm
+from framebus.bus import publisher as publisher_module
+from framebus.bus import subscriber as subscriber_module
+
+_SLOTS: Final = frozenset(ring.UNLOCK)
+_chosen = signal.SIGKILL
+
+
+def choose(number: signal.Signals) -> None:
+    """Take another signal for this process than SIGKILL."""
+    global _chosen  # noqa: PLW0603  the process has one end
+    _chosen = number
+
+
+def interrupt() -> None:
+    """Send this process its signal."""
+    os.kill(os.getpid(), _chosen)
+
+
+def always(*_arguments: object) -> bool:
+    """Any call is the one."""
+    return True
+
+
+def of_a_slot(_segment: shm.Segment, command: bytes) -> bool:
+    """The call unlocks a slot."""
+    return command in _SLOTS
+
+
+def of_a_record(_segment: shm.Segment, command: bytes) -> bool:
+    """The call locks a subscriber's record."""
+    return command is seats._ALIVE
+
+
+def before(owner: object, name: str, when: Callable[..., bool] = always) -> None:
+    """Interrupt the process once, before it calls the function."""
+    _wrap(owner, name, when, before=True)
+
+
+def after(owner: object, name: str, when: Callable[..., bool] = always) -> None:
+    """Interrupt the process once, after it called the function."""
+    _wrap(owner, name, when, before=False)
+
+
+def _wrap(owner: object, name: str, when: Callable[..., bool], *, before: bool) -> None:
+    original = getattr(owner, name)
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        if not when(*arguments):
+            return original(*arguments, **named)
+        setattr(owner, name, original)
+        if before:
+            interrupt()
+        result = original(*arguments, **named)
+        if not before:
+            interrupt()
+        return result
+
+    setattr(owner, name, call)
+
+
+class Stores:
+    """A view on the ring's words that interrupts the process before one of its stores."""
+
+    def __init__(self, words: Any, countdown: list[int]) -> None:
+        self._words = words
+        self._countdown = countdown
+
+    def __getitem__(self, index: int) -> int:
+        return int(self._words[index])
+
+    def __setitem__(self, index: int, value: int) -> None:
+        self._countdown[0] -= 1
+        if self._countdown[0] == 0:
+            interrupt()
+        self._words[index] = value
+
+
+def before_store(segment: shm.Segment, count: int) -> None:
+    """Interrupt the process before its ``count``-th store of a word into the ring from now on."""
+    countdown = [count]
+    segment.words = Stores(segment.words, countdown)  # type: ignore[assignment]
+    segment.words32 = Stores(segment.words32, countdown)  # type: ignore[assignment]
+
+
+Points = dict[str, Callable[[], None]]
+
+OPENING: Final[Points] = {
+    "exclusion taken": lambda: after(publisher_module, "take_exclusion"),
+    "ring opened, nothing written": lambda: before(ring.PublisherRing, "_use"),
+    "ring opened": lambda: after(ring.PublisherRing, "_use"),
+    "file created": lambda: after(shm, "create"),
+    "before the rename": lambda: before(shm.Segment, "take_name"),
+    "after the rename": lambda: after(shm.Segment, "take_name"),
+    "before the bind": lambda: before(zmq.Socket, "bind"),
+    "after the bind": lambda: after(zmq.Socket, "bind"),
+}
+NEW_FILE: Final = ("file created", "before the rename", "after the rename")
+"""Those that only a publisher comes to that makes a new file."""
+PUBLISHING: Final[Points] = {
+    "slot locked": lambda: after(ring.PublisherRing, "claim"),
+    "before the commit": lambda: before(ring.PublisherRing, "commit"),
+    "before the unlock": lambda: before(shm.Segment, "unlock", of_a_slot),
+    "before the tail": lambda: after(shm.Segment, "unlock", of_a_slot),
+    "published, nobody woken": lambda: after(ring.PublisherRing, "commit"),
+    "nobody notified": lambda: before(notify.Notifier, "notify"),
+    "notified": lambda: after(notify.Notifier, "notify"),
+}
+PIXELS: Final = "in the middle of the pixels"
+STORES: Final = tuple(f"before store {count} of the commit" for count in range(1, 7))
+REPLACING: Final[Points] = {
+    "replacement created": lambda: after(shm, "create"),
+    "replacement not renamed": lambda: before(shm.Segment, "take_name"),
+    "replacement renamed": lambda: after(shm.Segment, "take_name"),
+    "old ring not superseded": lambda: before(ring, "_supersede"),
+    "old ring superseded": lambda: after(ring, "_supersede"),
+    "replaced, nobody woken": lambda: after(ring.PublisherRing, "replace"),
+}
+CLOSING: Final[Points] = {
+    "ring closed": lambda: after(ring.PublisherRing, "close"),
+    "socket closed": lambda: after(notify.Notifier, "close"),
+}
+SUBSCRIBING: Final[Points] = {
+    "attached": lambda: after(ring.SubscriberRing, "is_live"),
+    "first seat taken": lambda: after(shm.Segment, "try_lock"),
+    "seats taken": lambda: before(shm, "let_go"),
+    "seats taken, flock let go": lambda: after(shm, "let_go"),
+    "record created": lambda: after(shm, "create"),
+    "record written, not locked": lambda: before(shm.Segment, "try_lock", of_a_record),
+    "record locked": lambda: after(subscriber_module, "Record"),
+    "connected": lambda: after(subscriber_module, "Listener"),
+}
+RECEIVING: Final[Points] = {
+    "before the lease": lambda: before(ring.SubscriberRing, "_lease"),
+    "leased": lambda: before(subscriber_module, "Frame"),
+    "before the release": lambda: before(shm.Segment, "unlock", of_a_slot),
+    "after the release": lambda: after(shm.Segment, "unlock", of_a_slot),
+}
+LEAVING: Final[Points] = {
+    "record removed": lambda: after(seats.Record, "remove"),
+}
+AT_RANDOM: Final = "at random"
+POINTS: Final = {
+    "publisher": [*OPENING, *PUBLISHING, PIXELS, *STORES, *REPLACING, *CLOSING, AT_RANDOM],
+    "subscriber": [*SUBSCRIBING, *RECEIVING, *LEAVING, AT_RANDOM],
+}

@@ -1,0 +1,122 @@
+"""Lives of publishers and subscribers that are interrupted at one point of their work."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+from framebus import FrameFormat, Publisher, RingFull, StreamNotFound, Subscriber
+from framebus import segment as shm
+from framebus.bus import publisher as publisher_module
+from framebus.ring import LOCK_READ, ring_name
+from tests.race.points import (
+    AT_RANDOM,
+    CLOSING,
+    LEAVING,
+    OPENING,
+    PIXELS,
+    PUBLISHING,
+    RECEIVING,
+    REPLACING,
+    STORES,
+    SUBSCRIBING,
+    before_store,
+    interrupt,
+)
+
+FORMAT: Final = FrameFormat(30, 50)
+STUCK_AFTER_S: Final = 20.0
+FOR_EVER: Final = 1_000_000
+
+
+def fork(function: Callable[..., Any], *arguments: Any) -> int:
+    """Run the function in a child; it ends with status 0, or 1 and a traceback when the function raises."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        function(*arguments)
+        os._exit(0)
+    except (StreamNotFound, RingFull):
+        os._exit(0)  # nobody publishes for the moment, or all seats are taken: an honest answer
+    except BaseException:  # noqa: BLE001  it must not run on as a second server
+        traceback.print_exc()
+        os._exit(1)
+
+
+def publish(stream: str, point: str, frames: int, slots: int, *, more: int = 0) -> None:
+    """A publisher's life: some good frames, then what leads to the point, then ``more`` frames."""
+    if point in OPENING:
+        OPENING[point]()
+    with Publisher(stream, FORMAT, slots=slots, keep_ring=point not in CLOSING) as publisher:
+        for _ in range(frames if point != AT_RANDOM else FOR_EVER):
+            write(publisher)
+            time.sleep(0.0005)
+        if point in PUBLISHING:
+            PUBLISHING[point]()
+        if point in REPLACING:
+            with pinned(stream, slots):
+                publisher_module.REPLACE_AFTER_S = 0.0  # type: ignore[misc]
+                REPLACING[point]()
+                write(publisher)
+                write(publisher)
+        write(publisher, point)
+        for _ in range(more):
+            write(publisher)
+        if point in CLOSING:
+            CLOSING[point]()
+
+
+def write(publisher: Publisher, point: str = "") -> None:
+    """Publish a frame whose every byte is its sequence modulo 251."""
+    with contextlib.suppress(RingFull), publisher.loan() as loan:
+        value = (publisher.statistics.sequence + 1) % 251
+        loan.pixels[: FORMAT.height // 2] = value
+        if point == PIXELS:
+            interrupt()
+        loan.pixels[FORMAT.height // 2 :] = value
+        if point in STORES:
+            before_store(publisher._ring.segment, STORES.index(point) + 1)
+
+
+@contextlib.contextmanager
+def pinned(stream: str, slots: int) -> Iterator[None]:
+    """Hold every slot of the ring, as a neighbour does that means harm."""
+    pins = shm.attach(ring_name(stream))
+    for slot in range(slots):
+        pins.try_lock(LOCK_READ[slot])
+    yield
+    pins.close()
+
+
+def subscribe(
+    stream: str, point: str, frames: int, _slots: int = 0, *, tell: Callable[[int], None] | None = None
+) -> None:
+    """A subscriber's life: some frames, then what leads to the point.
+
+    Args:
+        stream: Name of the stream.
+        point: Where it is interrupted.
+        frames: How many frames it receives before.
+        tell: Called with the sequence of every frame received after; without it the subscriber leaves.
+    """
+    if point in SUBSCRIBING:
+        SUBSCRIBING[point]()
+    leases = 2 if point in SUBSCRIBING else 1
+    with Subscriber(stream, name="victim", wait_s=STUCK_AFTER_S, gone_after_s=None, max_leases=leases) as subscriber:
+        for _ in range(frames if point != AT_RANDOM else FOR_EVER):
+            subscriber.receive(STUCK_AFTER_S).release()
+        if point in RECEIVING:
+            RECEIVING[point]()
+        if tell is None:
+            subscriber.receive(STUCK_AFTER_S).release()
+        while tell is not None:
+            with subscriber.receive(STUCK_AFTER_S) as frame:
+                assert (frame.pixels == frame.sequence % 251).all()
+                tell(frame.sequence)
+        if point in LEAVING:
+            LEAVING[point]()
