@@ -67,6 +67,7 @@ def publish(stream: str, point: str, frames: int, slots: int, *, more: int = 0) 
         write(publisher, point)
         for _ in range(more):
             write(publisher)
+            time.sleep(0.0005)
         if point in CLOSING:
             CLOSING[point]()
 
