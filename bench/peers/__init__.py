@@ -124,8 +124,12 @@ class Peer(ABC):
 MODULES: Final = (
     "framebus_ring",
     "iceoryx2_loan",
+    "momentumx_stream",
+    "zenoh_shm",
     "standard_library",
+    "tmpfs_file",
     "zeromq_inline",
+    "redis_server",
     "floors",
 )
 """Modules of this package with peers, in the report's order. Each has ``PEERS``, a tuple of instances."""

@@ -84,3 +84,13 @@ def touched(shape: tuple[int, int, int]) -> Pixels:
 def pixels_of(buffer: Any, shape: tuple[int, int, int]) -> Pixels:
     """Array on a buffer's bytes, without copying them."""
     return np.frombuffer(buffer, np.uint8, shape[0] * shape[1] * shape[2]).reshape(shape)
+
+
+@contextmanager
+def shared_files_removed(pattern: str) -> Iterator[None]:
+    """Remove the files in /dev/shm that match, when all is over: those that a killed process could not."""
+    try:
+        yield
+    finally:
+        for path in Path("/dev/shm").glob(pattern):
+            path.unlink(missing_ok=True)

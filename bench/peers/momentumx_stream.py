@@ -1,0 +1,142 @@
+"""MomentumX: a stream of buffers in shared memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+from bench.peers import Peer, Pixels, Receiver, Sender, Setting
+from bench.peers.places import SEND_TIMEOUT_S, NobodyTakes, pixels_of, shared_files_removed, wait_until
+
+
+class Deadline:
+    """Stands in for the ``threading.Event`` that ends MomentumX's waits: its calls take no timeout."""
+
+    def __init__(self) -> None:
+        self._at_s = 0.0
+
+    def start(self, timeout_s: float) -> None:
+        """Let the next wait end after ``timeout_s``."""
+        self._at_s = time.monotonic() + timeout_s
+
+    def is_set(self) -> bool:
+        """Whether it is over."""
+        return time.monotonic() >= self._at_s
+
+    def wait(self, timeout_s: float) -> bool:
+        """Sleep, then say whether it is over."""
+        time.sleep(timeout_s)
+        return self.is_set()
+
+
+class StreamSender(Sender):
+    def __init__(self, setting: Setting, polling_s: float) -> None:
+        import momentumx
+
+        self._shape, self._bytes = setting.shape, setting.frame_bytes
+        self._deadline = Deadline()
+        self._producer: Any = momentumx.Producer(
+            setting.channel,
+            buffer_size=setting.frame_bytes,
+            buffer_count=2 * setting.receivers + 3,
+            sync=False,
+            cancel_event=self._deadline,
+            polling_interval=polling_s,
+        )
+        self._buffer: Any = None
+        wait_until(lambda: self._producer.subscriber_count >= setting.receivers, "a consumer")
+
+    def loan(self) -> Pixels:
+        self._deadline.start(SEND_TIMEOUT_S)
+        self._buffer = self._producer.next_to_send()
+        if self._buffer is None:
+            raise NobodyTakes("a consumer")
+        return pixels_of(self._buffer, self._shape)
+
+    def publish(self) -> None:
+        self._buffer.send(self._bytes)
+
+    def close(self) -> None:
+        self._buffer = None
+        self._producer.end()
+        self._producer = None
+
+
+class StreamReceiver(Receiver):
+    def __init__(self, setting: Setting, polling_s: float) -> None:
+        import momentumx
+
+        self._shape = setting.shape
+        self._deadline = Deadline()
+        self._consumer: Any = None
+        self._buffer: Any = None
+
+        def found() -> bool:
+            if not Path(f"/dev/shm/mx.{setting.channel}").exists():  # MomentumX would log an error
+                return False
+            try:
+                self._consumer = momentumx.Consumer(
+                    setting.channel, cancel_event=self._deadline, polling_interval=polling_s
+                )
+            except momentumx.StreamUnavailable:
+                return False
+            return True
+
+        wait_until(found, "the producer")
+
+    def receive(self, timeout_s: float) -> Pixels:
+        self._deadline.start(timeout_s)
+        newest = self._consumer.receive()
+        if newest is None:
+            raise TimeoutError
+        while (newer := self._consumer.receive(blocking=False)) is not None:
+            newest.release()
+            newest = newer
+        self._buffer = newest
+        return pixels_of(newest, self._shape)
+
+    def release(self) -> None:
+        self._buffer.release()
+        self._buffer = None
+
+    def close(self) -> None:
+        self._buffer = None
+        self._consumer = None
+
+
+class MomentumX(Peer):
+    distribution = "momentumx"
+    module = "momentumx"
+    polling_s: ClassVar[float]
+
+    @contextmanager
+    def prepare(self, setting: Setting) -> Iterator[None]:
+        with shared_files_removed(f"mx.{setting.channel}*"):
+            yield None
+
+    def sender(self, setting: Setting) -> Sender:
+        return StreamSender(setting, self.polling_s)
+
+    def receiver(self, setting: Setting, index: int) -> Receiver:
+        del index
+        return StreamReceiver(setting, self.polling_s)
+
+
+class Eager(MomentumX):
+    name = "momentumx-eager"
+    title = "MomentumX, polling every 0.1 ms"
+    how = "No copy. The receiver asks for a buffer 10,000 times a second, at a tenth of a core."
+    polling_s = 0.0001
+
+
+class Plain(MomentumX):
+    name = "momentumx"
+    title = "MomentumX, polling every 10 ms"
+    how = "No copy. The receiver asks for a buffer 100 times a second, as MomentumX does unless told otherwise."
+    polling_s = 0.01
+
+
+PEERS = (Eager(), Plain())

@@ -1,0 +1,180 @@
+"""Redis, with a server of its own: pub/sub, and streams."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+from bench.peers import Peer, Pixels, Receiver, Sender, Setting
+from bench.peers.places import SEND_TIMEOUT_S, NobodyTakes, pixels_of, server, temporary_folder, touched, wait_until
+
+QUEUED: Final = 8
+"""Frames that the server keeps for a subscriber at most, before it cuts it off."""
+KEPT: Final = 2
+"""Entries that the stream keeps."""
+
+
+def client(path: str, timeout_s: float) -> Any:
+    """A connection to the server, once it answers."""
+    import redis
+
+    opened = redis.Redis(unix_socket_path=path, socket_timeout=timeout_s)
+
+    def answers() -> bool:
+        try:
+            return bool(opened.ping())
+        except redis.ConnectionError:
+            return False
+
+    wait_until(answers, "the Redis server")
+    return opened
+
+
+class RedisSender(Sender):
+    """Has the array and the connection; what is sent is up to the kinds."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.pixels = touched(setting.shape)
+        self.bytes = self.pixels.reshape(-1).data
+        self.client = client(setting.handles, SEND_TIMEOUT_S)
+        self.channel = setting.channel
+
+    def loan(self) -> Pixels:
+        return self.pixels
+
+    def publish(self) -> None:
+        import redis
+
+        try:
+            self.send()
+        except redis.TimeoutError:
+            raise NobodyTakes("the Redis server") from None
+
+    def send(self) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        self.client.close()
+
+
+class ChannelSender(RedisSender):
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        wait_until(lambda: self.client.pubsub_numsub(self.channel)[0][1] >= setting.receivers, "a subscriber")
+
+    def send(self) -> None:
+        self.client.publish(self.channel, self.bytes)
+
+
+class ChannelReceiver(Receiver):
+    def __init__(self, setting: Setting) -> None:
+        self._shape = setting.shape
+        self._client = client(setting.handles, 10)
+        self._subscription = self._client.pubsub(ignore_subscribe_messages=True)
+        self._subscription.subscribe(setting.channel)
+
+    def receive(self, timeout_s: float) -> Pixels:
+        deadline_s = time.monotonic() + timeout_s
+        while (left_s := deadline_s - time.monotonic()) > 0:
+            message = self._subscription.get_message(timeout=left_s)
+            if message is not None:
+                return pixels_of(message["data"], self._shape)
+        raise TimeoutError
+
+    def close(self) -> None:
+        self._subscription.close()
+        self._client.close()
+
+
+class StreamSender(RedisSender):
+    def send(self) -> None:
+        self.client.xadd(self.channel, {b"frame": self.bytes}, maxlen=KEPT, approximate=True)
+
+
+class StreamReceiver(Receiver):
+    def __init__(self, setting: Setting) -> None:
+        self._shape = setting.shape
+        self._channel = setting.channel
+        self._client = client(setting.handles, 60)
+        self._last: Any = b"0-0"
+
+    def receive(self, timeout_s: float) -> Pixels:
+        streams = self._client.xread({self._channel: self._last}, count=1, block=max(1, int(timeout_s * 1000)))
+        if not streams:
+            raise TimeoutError
+        [(_, [(self._last, fields)])] = streams
+        return pixels_of(fields[b"frame"], self._shape)
+
+    def close(self) -> None:
+        self._client.close()
+
+
+class RedisPeer(Peer):
+    distribution = "redis"
+    module = "redis"
+
+    def missing(self) -> str | None:
+        if shutil.which("redis-server") is None:
+            return "there is no Redis server: apt-get install redis-server"
+        return super().missing()
+
+    def version(self) -> str:
+        words = subprocess.run(["redis-server", "--version"], check=True, capture_output=True, text=True).stdout.split()
+        number = next(word.removeprefix("v=") for word in words if word.startswith("v="))
+        return f"server {number}, client {importlib.metadata.version('redis')}"
+
+    @contextmanager
+    def prepare(self, setting: Setting) -> Iterator[str]:
+        with temporary_folder() as folder:
+            path = folder / "redis.sock"
+            options = {
+                "port": "0",
+                "unixsocket": str(path),
+                "unixsocketperm": "700",
+                "dir": str(folder),
+                "save": "",
+                "appendonly": "no",
+                "client-output-buffer-limit": f"pubsub {QUEUED * setting.frame_bytes} 0 0",
+            }
+            arguments = ["redis-server", *(word for key, value in options.items() for word in (f"--{key}", value))]
+            with server(arguments, folder / "log", {**os.environ, "LC_ALL": "C"}):
+                client(str(path), SEND_TIMEOUT_S).close()
+                yield str(path)
+
+
+class Channel(RedisPeer):
+    name = "redis-pubsub"
+    title = "Redis pub/sub"
+    how = (
+        "Four copies, into and out of two Unix sockets, through a server without persistence. The receiver waits on "
+        "its socket."
+    )
+
+    def sender(self, setting: Setting) -> Sender:
+        return ChannelSender(setting)
+
+    def receiver(self, setting: Setting, index: int) -> Receiver:
+        del index
+        return ChannelReceiver(setting)
+
+
+class Stream(RedisPeer):
+    name = "redis-stream"
+    title = "Redis stream"
+    how = "As Redis pub/sub, by XADD with MAXLEN ~ 2 and XREAD BLOCK."
+
+    def sender(self, setting: Setting) -> Sender:
+        return StreamSender(setting)
+
+    def receiver(self, setting: Setting, index: int) -> Receiver:
+        del index
+        return StreamReceiver(setting)
+
+
+PEERS = (Channel(), Stream())

@@ -1,0 +1,99 @@
+"""A file for each frame, in a folder of shared memory."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+from bench.peers import Peer, Pixels, Receiver, Sender, Setting
+from bench.peers.places import pixels_of, temporary_folder
+
+KEPT: Final = 2
+"""Files that stay for receivers that are late."""
+
+
+class FileSender(Sender):
+    """Fills a new file through a map, then gives it the name that receivers look for: rename(2) is atomic."""
+
+    def __init__(self, setting: Setting) -> None:
+        self._folder = Path(setting.handles)
+        self._new = self._folder / ".new"
+        self._setting = setting
+        self._kept: deque[Path] = deque()
+        self._number = 0
+
+    def loan(self) -> Pixels:
+        fd = os.open(self._new, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o640)
+        try:
+            os.posix_fallocate(fd, 0, self._setting.frame_bytes)
+            mapped = mmap.mmap(fd, self._setting.frame_bytes, mmap.MAP_SHARED | mmap.MAP_POPULATE)
+        finally:
+            os.close(fd)
+        return pixels_of(mapped, self._setting.shape)
+
+    def publish(self) -> None:
+        self._number += 1
+        path = self._folder / f"{self._number:012}"
+        self._new.rename(path)
+        self._kept.append(path)
+        if len(self._kept) > KEPT:
+            self._kept.popleft().unlink()
+
+
+class FileReceiver(Receiver):
+    def __init__(self, setting: Setting) -> None:
+        from inotify_simple import INotify, flags
+
+        self._folder = Path(setting.handles)
+        self._shape, self._bytes = setting.shape, setting.frame_bytes
+        self._inotify: Any = INotify()
+        self._inotify.add_watch(self._folder, flags.MOVED_TO)
+
+    def receive(self, timeout_s: float) -> Pixels:
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            events = self._inotify.read(timeout=max(0, int((deadline_s - time.monotonic()) * 1000)))
+            if not events:
+                raise TimeoutError
+            with suppress(FileNotFoundError):  # removed already: a newer one has come
+                fd = os.open(self._folder / events[-1].name, os.O_RDONLY)
+                try:
+                    return pixels_of(mmap.mmap(fd, self._bytes, prot=mmap.PROT_READ), self._shape)
+                finally:
+                    os.close(fd)
+
+    def close(self) -> None:
+        self._inotify.close()
+
+
+class TmpfsFile(Peer):
+    name = "tmpfs-file"
+    title = "A file in a shared tmpfs"
+    how = (
+        "No copy: the sender fills a new file through a map and renames it; the receiver waits on inotify and maps the "
+        "newest, whose pages come as it reads them."
+    )
+    distribution = "inotify-simple"
+    module = "inotify_simple"
+
+    @contextmanager
+    def prepare(self, setting: Setting) -> Iterator[str]:
+        del setting
+        with temporary_folder("/dev/shm") as folder:
+            yield str(folder)
+
+    def sender(self, setting: Setting) -> Sender:
+        return FileSender(setting)
+
+    def receiver(self, setting: Setting, index: int) -> Receiver:
+        del index
+        return FileReceiver(setting)
+
+
+PEERS = (TmpfsFile(),)

@@ -1,0 +1,135 @@
+"""Eclipse Zenoh with payloads in shared memory."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from bench.peers import Peer, Pixels, Receiver, Sender, Setting
+from bench.peers.places import SEND_TIMEOUT_S, NobodyTakes, pixels_of, temporary_folder, wait_until
+
+PAYLOADS: Final = 6
+"""Frames that the shared memory has room for."""
+
+
+def session(listen: list[str], connect: list[str]) -> Any:
+    """A session of a peer that finds others by these endpoints alone."""
+    import zenoh
+
+    config = zenoh.Config()
+    for key, value in {
+        "mode": "peer",
+        "scouting/multicast/enabled": False,
+        "scouting/gossip/enabled": False,
+        "transport/shared_memory/enabled": True,
+        "listen/endpoints": listen,
+        "connect/endpoints": connect,
+        "connect/timeout_ms": 15_000,
+    }.items():
+        config.insert_json5(key, json.dumps(value))
+    return zenoh.open(config)
+
+
+def close(opened: Any) -> None:
+    """Close the session, and remove what it leaves in /dev/shm: zenoh does so only when it is next opened."""
+    names = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(".zenoh")}
+    opened.close()
+    for name in names:
+        Path(name).unlink(missing_ok=True)
+
+
+class ShmSender(Sender):
+    def __init__(self, setting: Setting) -> None:
+        import zenoh
+
+        self._policy = zenoh.shm.GarbageCollect()
+        self._session = session([setting.handles], [])
+        self._publisher = self._session.declare_publisher(
+            setting.channel, congestion_control=zenoh.CongestionControl.DROP, express=True
+        )
+        self._provider = zenoh.shm.ShmProvider.default_backend(PAYLOADS * setting.frame_bytes)
+        self._frame = bytearray(setting.frame_bytes)
+        self._pixels = pixels_of(self._frame, setting.shape)
+        ready = f"{setting.channel}/ready/*"
+        wait_until(lambda: len(list(self._session.liveliness().get(ready))) >= setting.receivers, "a subscriber")
+
+    def loan(self) -> Pixels:
+        return self._pixels
+
+    def publish(self) -> None:
+        import zenoh
+
+        deadline_s = time.monotonic() + SEND_TIMEOUT_S
+        while True:
+            try:
+                payload = self._provider.alloc(len(self._frame), self._policy)
+            except zenoh.ZError:
+                if time.monotonic() > deadline_s:
+                    raise NobodyTakes("a subscriber") from None
+                time.sleep(0.0005)
+            else:
+                break
+        payload[:] = self._frame
+        self._publisher.put(payload)
+
+    def close(self) -> None:
+        close(self._session)
+
+
+class ShmReceiver(Receiver):
+    """Keeps the newest sample that zenoh's thread brings: its own channels cannot be waited on for a limited time."""
+
+    def __init__(self, setting: Setting, index: int) -> None:
+        self._shape = setting.shape
+        self._arrived = threading.Condition()
+        self._sample: Any = None
+        self._session = session([], [setting.handles])
+        self._subscriber = self._session.declare_subscriber(setting.channel, self._keep)
+        self._token = self._session.liveliness().declare_token(f"{setting.channel}/ready/{index}")
+
+    def _keep(self, sample: Any) -> None:
+        with self._arrived:
+            self._sample = sample
+            self._arrived.notify()
+
+    def receive(self, timeout_s: float) -> Pixels:
+        with self._arrived:
+            if not self._arrived.wait_for(lambda: self._sample is not None, timeout_s):
+                raise TimeoutError
+            sample, self._sample = self._sample, None
+        return pixels_of(bytes(sample.payload), self._shape)
+
+    def close(self) -> None:
+        self._sample = None
+        close(self._session)
+
+
+class Zenoh(Peer):
+    name = "zenoh-shm"
+    title = "Eclipse Zenoh, shared memory"
+    how = (
+        "Two copies, into the shared memory and out of it into new bytes: its Python binding offers no view of a "
+        "payload on either side. A Unix socket carries the references; the receiver waits on zenoh's thread."
+    )
+    distribution = "eclipse-zenoh"
+    module = "zenoh"
+
+    @contextmanager
+    def prepare(self, setting: Setting) -> Iterator[str]:
+        del setting
+        with temporary_folder() as folder:
+            yield f"unixsock-stream/{folder}/zenoh"
+
+    def sender(self, setting: Setting) -> Sender:
+        return ShmSender(setting)
+
+    def receiver(self, setting: Setting, index: int) -> Receiver:
+        return ShmReceiver(setting, index)
+
+
+PEERS = (Zenoh(),)
