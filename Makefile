@@ -1,7 +1,7 @@
 # make demo   the whole pipeline on five simulated cameras, and the URL of its page
 # make test   every check: lint, types, import rules, tests
 # make bench  the benchmarks
-# make soak   ten thousand kills
+# make soak   ten thousand kills; MINUTES=10: after a race of ten minutes
 # make model  the slot protocol and its mutants, state by state
 # Everything is installed into .venv; nothing else on the machine is touched.
 
@@ -43,10 +43,11 @@ test: lint
 bench: $(VENV)/installed-dev
 	$(BIN)/python -m pytest bench --benchmark-only
 
-# Kill processes at every step of their work, KILLS times; a report as JSON.
+# Race for MINUTES, then kill processes at every step of their work, KILLS times; a report as JSON.
+MINUTES ?= 0
 KILLS ?= 10000
 soak: $(VENV)/installed-dev
-	$(BIN)/python -m tests.race.kills --kills $(KILLS)
+	$(BIN)/python -m tests.race.soak --minutes $(MINUTES) --kills $(KILLS)
 
 model: $(BIN)/python
 	$(BIN)/python -m model

@@ -54,6 +54,8 @@ VIEW: Final = """
 """
 CLAIM: Final = "segment.try_lock(LOCK_WRITE[slot])"
 ZERO: Final = "segment.words[SEQ_WORDS[slot]] = 0"
+HEADER_SEQUENCE: Final = "words[seq + EPOCH_WORD + 1] = self.next_sequence"
+METADATA: Final = "if metadata:"
 BEFORE_LOCK: Final = """
     segment = self.segment
     self.leases()
@@ -82,11 +84,18 @@ FAULTS: Final = {
         ZERO,
         "segment.words[SEQ_WORDS[slot] + 9] = segment.words[SEQ_WORDS[slot]] = self.next_sequence",
     ),
+    "header: no sequence before the pixels": Fault(ring.PublisherRing, "prepare", HEADER_SEQUENCE, "pass"),
+    "header: its sequence after the pixels": Fault(
+        ring.PublisherRing, "commit", METADATA, f"{HEADER_SEQUENCE.replace('self.next_', '')}\n    {METADATA}"
+    ),
     "slow between look and lock": Fault(
         ring.SubscriberRing, "_lease", BEFORE_LOCK, BEFORE_LOCK + "    meanwhile(segment, slot)\n"
     ),
 }
-"""The last one is no fault: a subscriber that takes its time, which makes what may happen meanwhile likely."""
+"""The last three are none. A header that is begun before the pixels is a second line of defence, for it has another
+sequence than the slot's old one; where a fault hides behind it, the two of ``LATE_HEADER`` move it behind the pixels.
+And a subscriber that takes its time makes what may happen meanwhile likely."""
+LATE_HEADER: Final = "header: no sequence before the pixels,header: its sequence after the pixels"
 
 
 _sources: dict[str, str] = {}

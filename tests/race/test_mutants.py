@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.race.mutants import LATE_HEADER
 from tests.support import Program
 
 Start = Callable[..., Program]
@@ -79,12 +80,12 @@ def test_a_publisher_that_does_not_lock_tears_frames(stream: str, start_program:
 def test_a_death_in_the_pixels_of_a_slot_with_a_sequence_is_a_torn_frame(
     stream: str, start_program: Start, fault: str
 ) -> None:
-    assert torn(start_program, stream, {"": "every futex 5"}, fault=fault, dies=True)
+    assert torn(start_program, stream, {"": "every futex 5"}, fault=f"{fault},{LATE_HEADER}", dies=True)
 
 
 def test_a_slot_that_is_not_checked_under_its_lock_may_be_half_a_frame(stream: str, start_program: Start) -> None:
     readers = {f"lease: without 'check',{SLOW}": "every futex 1", "lease: 'check' before 'lock'": "every futex 1"}
-    assert torn(start_program, stream, {**readers, SLOW: "every futex 1"}, dies=True)
+    assert torn(start_program, stream, {**readers, SLOW: "every futex 1"}, fault=LATE_HEADER, dies=True)
 
 
 def test_a_lock_that_is_kept_after_a_failed_check_costs_the_publisher_its_slots(

@@ -1,37 +1,27 @@
-"""A publisher flat out, subscribers that hold frames for random times: no frame is torn, none comes twice."""
+"""A short race; ``make soak MINUTES=...`` runs a long one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import subprocess
+import sys
 
-import pytest
-
-from tests.support import Program
+from tests.support import ROOT
 
 
-@pytest.mark.parametrize(
-    "subscribers",
-    [
-        [("newest", "futex", "0"), ("newest", "zmq", "4")],
-        [("every", "futex", "0"), ("newest", "futex", "20"), ("every", "zmq", "1")],
-    ],
-)
-def test_no_frame_is_torn(
-    stream: str, start_program: Callable[..., Program], subscribers: list[tuple[str, str, str]]
-) -> None:
-    publisher = start_program("flat_out", stream, "60", "100", "8", "3")
-    assert publisher.read() == "open"
-    readers = [start_program("check_frames", stream, *arguments) for arguments in subscribers]
-    assert [reader.read() for reader in readers] == ["open"] * len(readers)
-    publisher.send()
-    published, dropped = map(int, publisher.read().split())
-    publisher.send()
-    assert publisher.end() == 0
-    assert dropped == 0
-    for reader in readers:
-        received, torn, backwards, skipped, last = map(int, reader.read().split())
-        assert reader.end() == 0
-        assert (torn, backwards) == (0, 0)
-        assert received > 10
-        assert received + skipped <= published
-        assert last <= published
+def test_no_frame_is_torn() -> None:
+    answer = subprocess.run(
+        [sys.executable, "-m", "tests.race.torn", "--minutes", "0.05"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        cwd=ROOT,
+    )
+    assert answer.stderr == ""
+    report = json.loads(answer.stdout)
+    assert report["broken promises"] == [], report
+    assert answer.returncode == 0
+    assert report["publisher"]["published"] > 100
+    assert report["publisher"]["lives"] > 1
+    assert all(subscriber["received"] > 10 for subscriber in report["subscribers"])

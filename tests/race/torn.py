@@ -1,0 +1,235 @@
+"""A publisher flat out and subscribers that hold frames for random times: every frame checked from end to end.
+
+``python -m tests.race.torn --minutes 10`` prints a report as JSON and ends with status 1 if a promise was broken.
+
+The publisher fills each frame with random bytes and puts their CRC-32 beside them, in the frame's metadata, with the
+sequence. Now and then it abandons a half-written slot, opens the stream anew (adopting the ring, or replacing it by one
+of another geometry), or rests. Each subscriber checks a frame when it comes and again before it lets it go.
+
+What may happen, and why:
+
+- *Skipped frames*: mode ``newest`` takes the newest one, that is its purpose; mode ``every`` finds a slot reused before
+  its turn, for the publisher never waits, or goes on in a new file, which has not the frames of the old one. But
+  received and skipped together are the sequences from the first frame to the last: no gap goes uncounted.
+- *Overruns*: a slot is reused between a look and the lock. They are counted, and the subscriber looks again.
+- *New rings* (``reattached``): the publisher came back with another geometry.
+- *Abandoned slots and lives*: the publisher's own doing.
+
+Everything else is a broken promise: a checksum that is not that of the bytes (``torn``), a sequence twice or backwards,
+or not the one that was stamped (``mislabelled``), a gap that nobody counted, a header or notification that made no
+sense (``rejected``), a frame that the publisher had to drop, though admission leaves it a slot; a subscriber that ends,
+hangs, or does not come to the last frame when the publisher rests; a file that is left at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import secrets
+import select
+import signal
+import sys
+import time
+import zlib
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from framebus import Frame, FrameFormat, Publisher, Subscriber, remove_leftovers
+from tests.race.victims import STUCK_AFTER_S, fork
+from tests.support import files_of
+
+FORMAT: Final = FrameFormat(60, 100)
+GEOMETRIES: Final = (16, 20)
+NEW_GEOMETRY: Final = 0.3
+"""How likely at an opening."""
+OPEN_AGAIN: Final = 0.002
+"""How likely before a frame; so are the next two."""
+ABANDON: Final = 0.02
+REST: Final = 0.05
+OPEN: Final = b"open\n"
+ANSWER: Final = object()
+"""Stands for the descriptor that a process answers on."""
+
+
+class Reader(NamedTuple):
+    """How a subscriber takes its frames."""
+
+    mode: Any
+    wake: Any
+    hold_ms: float
+    """Longest time that it keeps one."""
+    leases: int = 2
+
+
+READERS: Final = (
+    Reader("newest", "zmq", 0.0),
+    Reader("newest", "futex", 20.0, 3),
+    Reader("every", "zmq", 1.0),
+    Reader("every", "futex", 0.0),
+    Reader("every", "futex", 4.0, 3),
+)
+
+
+def publish(stream: str, seconds: float, seed: int, answer: int, go_on: int) -> None:
+    """Publish in many lives for some seconds after it is told to, then one last frame."""
+    chance = random.Random(seed)
+    content = np.random.default_rng(seed).integers(0, 256, 2 * FORMAT.frame_bytes, np.uint8)
+    counted: Counter[str] = Counter()
+    end_s = float("inf")
+    while True:
+        slots = GEOMETRIES[chance.random() < NEW_GEOMETRY]
+        with Publisher(stream, FORMAT, slots=slots, keep_ring=True) as publisher:
+            if not counted["lives"]:
+                os.write(answer, OPEN)
+                os.read(go_on, 1)
+                end_s = time.monotonic() + seconds
+            while time.monotonic() < end_s and chance.random() > OPEN_AGAIN:
+                if chance.random() < ABANDON:
+                    with publisher.loan() as loan:
+                        loan.pixels[: FORMAT.height // 2] = 0
+                        loan.abandon()
+                if chance.random() < REST:
+                    time.sleep(chance.random() * 0.02)
+                write(publisher, chance, content)
+            ends = time.monotonic() >= end_s
+            if ends:
+                write(publisher, chance, content, last=True)
+            statistics = publisher.statistics
+            counted["lives"] += 1
+            for field in ("published", "abandoned", "dropped"):
+                counted[field] += getattr(statistics, field)
+            if ends:
+                os.write(answer, json.dumps({**counted, "last": statistics.sequence}).encode())
+                os.read(go_on, 1)
+                return
+
+
+def write(publisher: Publisher, chance: random.Random, content: NDArray[np.uint8], *, last: bool = False) -> None:
+    """Publish random bytes with their checksum and sequence."""
+    start = chance.randrange(FORMAT.frame_bytes)
+    pixels = content[start : start + FORMAT.frame_bytes].tobytes()
+    sequence = publisher.statistics.sequence + 1
+    with publisher.loan() as loan:
+        loan.pixels.reshape(-1)[:] = np.frombuffer(pixels, np.uint8)
+        loan.metadata = {"crc": zlib.crc32(pixels), "sequence": sequence, "last": last}
+
+
+def subscribe(stream: str, reader: Reader, seed: int, answer: int) -> None:
+    """Receive and check until the last frame."""
+    chance = random.Random(seed)
+    torn = backwards = mislabelled = first = last = 0
+    held: deque[Frame] = deque()
+    with Subscriber(
+        stream, name="checker", mode=reader.mode, wake=reader.wake, max_leases=reader.leases, gone_after_s=STUCK_AFTER_S
+    ) as subscriber:
+        os.write(answer, OPEN)
+        ends = False
+        while not ends:
+            frame = subscriber.receive(STUCK_AFTER_S)
+            torn += not is_whole(frame)
+            backwards += frame.sequence <= last
+            mislabelled += frame.metadata["sequence"] != frame.sequence
+            first, last, ends = first or frame.sequence, frame.sequence, frame.metadata["last"]
+            held.append(frame)
+            time.sleep(chance.random() * reader.hold_ms / 1e3)
+            while held and (ends or len(held) >= reader.leases or chance.random() < 0.5):
+                with held.popleft() as old:
+                    torn += not is_whole(old)
+        statistics = subscriber.statistics
+    report = {
+        "torn": torn,
+        "backwards": backwards,
+        "mislabelled": mislabelled,
+        "uncounted": last - first + 1 - statistics.received - statistics.skipped,
+        "rejected": statistics.rejected + statistics.notifications_rejected,
+        "received": statistics.received,
+        "skipped": statistics.skipped,
+        "overruns": statistics.overruns,
+        "reattached": statistics.reattached,
+        "last": last,
+    }
+    os.write(answer, json.dumps(report).encode())
+
+
+def is_whole(frame: Frame) -> bool:
+    """Whether the checksum beside the pixels is theirs."""
+    return zlib.crc32(frame.pixels.data) == int(frame.metadata["crc"])
+
+
+NEVER: Final = ("torn", "backwards", "mislabelled", "uncounted", "rejected")
+
+
+def run(seconds: float, seed: int) -> dict[str, Any]:
+    """Let them race, and report what was seen."""
+    chance = random.Random(seed)
+    stream = f"torn-{secrets.token_hex(6)}"
+    hold, go_on = os.pipe()
+    started: list[tuple[int, int]] = []
+
+    def start(function: Callable[..., None], *arguments: object) -> None:
+        reader, writer = os.pipe()
+
+        def live() -> None:
+            os.close(go_on)
+            function(*(writer if argument is ANSWER else argument for argument in arguments))
+
+        started.append((fork(live), reader))
+        os.close(writer)
+        if os.read(reader, len(OPEN)) != OPEN:
+            raise RuntimeError(f"{arguments} did not begin")
+
+    broken: list[str] = []
+    reports: list[dict[str, int]] = []
+    try:
+        start(publish, stream, seconds, chance.getrandbits(32), ANSWER, hold)
+        for reader in READERS:
+            start(subscribe, stream, reader, chance.getrandbits(32), ANSWER)
+        os.write(go_on, b"\n")
+        for _, answer in started:
+            patience_s = seconds + 3 * STUCK_AFTER_S
+            content = os.read(answer, 65536) if select.select([answer], [], [], patience_s)[0] else b""
+            reports.append(json.loads(content or b"{}"))
+    finally:
+        for pid, answer in started:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            os.close(answer)
+        os.close(go_on)
+        os.close(hold)
+        remove_leftovers(stream)
+    published, *received = reports
+    if not published or published["dropped"]:
+        broken.append(f"the publisher said {published}")
+    for reader, report in zip(READERS, received, strict=True):
+        if not report or any(report[name] for name in NEVER) or report["last"] != published.get("last"):
+            broken.append(f"{reader} said {report}")
+    if files_of(stream):
+        broken.append(f"left at the end: {files_of(stream)}")
+    return {
+        "seconds": seconds,
+        "seed": seed,
+        "publisher": published,
+        "subscribers": [{**reader._asdict(), **report} for reader, report in zip(READERS, received, strict=True)],
+        "broken promises": broken,
+    }
+
+
+def main() -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.race.torn", description=__doc__.partition("\n")[0])
+    parser.add_argument("--minutes", type=float, default=0.05)
+    parser.add_argument("--seed", type=int, default=secrets.randbits(32))
+    options = parser.parse_args()
+    report = run(options.minutes * 60, options.seed)
+    sys.stdout.write(json.dumps(report, indent=2) + "\n")
+    return int(bool(report["broken promises"]))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
