@@ -35,6 +35,8 @@ class Setting:
     """Height, width, channels of every frame, uint8."""
     receivers: int
     """How many receivers there are."""
+    pinned: bool = True
+    """Whether the sender has one core for itself and the receivers the others; else the scheduler moves them."""
     handles: Any = None
     """What :meth:`Peer.prepare` yielded."""
 
@@ -130,6 +132,7 @@ MODULES: Final = (
     "tmpfs_file",
     "zeromq_inline",
     "redis_server",
+    "rabbitmq_server",
     "floors",
 )
 """Modules of this package with peers, in the report's order. Each has ``PEERS``, a tuple of instances."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import socket
 import subprocess
 import tempfile
@@ -56,15 +58,19 @@ def temporary_folder(parent: str | None = None) -> Iterator[Path]:
 
 @contextmanager
 def server(arguments: list[str], log: Path, environment: dict[str, str] | None = None) -> Iterator[None]:
-    """A server process with its output in ``log``; it is terminated at the end, killed if that takes more than 15 s."""
+    """A server with its output in ``log``. At the end it is terminated; what remains of its group after 15 s is killed.
+
+    ``environment`` is added to that of this process.
+    """
     with log.open("wb") as output:
         process = subprocess.Popen(
             arguments,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=environment,
+            env={**os.environ, "LC_ALL": "C", **(environment or {})},
             cwd=log.parent,
+            start_new_session=True,
         )
         try:
             yield
@@ -72,7 +78,8 @@ def server(arguments: list[str], log: Path, environment: dict[str, str] | None =
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(15)
-            process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import shutil
 import subprocess
 import time
@@ -161,7 +160,7 @@ class RedisPeer(Peer):
                 "client-output-buffer-limit": f"pubsub {QUEUED * setting.frame_bytes} 0 0",
             }
             arguments = ["redis-server", *(word for key, value in options.items() for word in (f"--{key}", value))]
-            with server(arguments, folder / "log", {**os.environ, "LC_ALL": "C"}):
+            with server(arguments, folder / "log"):
                 client(str(path), SEND_TIMEOUT_S).close()
                 yield str(path)
 
