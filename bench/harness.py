@@ -49,6 +49,8 @@ class Scenario:
     warm_up: int
     receivers: int = 1
     jitter: float = 0.0
+    pinned: bool = True
+    """Whether the sender has one core for itself and the receivers the others; else the scheduler moves them."""
     where: str = "processes"
     """``processes`` of this machine, or ``containers``."""
 
@@ -166,7 +168,9 @@ def opened(
     with ExitStack() as everything:
         sessions = {}
         for peer in peers:
-            setting = Setting(f"bench-{secrets.token_hex(4)}", SHAPES[scenario.size], scenario.receivers)
+            setting = Setting(
+                f"bench-{secrets.token_hex(4)}", SHAPES[scenario.size], scenario.receivers, scenario.pinned
+            )
             with ExitStack() as stack:
                 try:
                     sessions[peer.name] = Session(stack, peer, setting, start)

@@ -7,6 +7,7 @@ process, its input and output threads included, less what pacing, stamping and c
 
 from __future__ import annotations
 
+import os
 import random
 import time
 import traceback
@@ -207,6 +208,12 @@ class ReceivingSide:
         self._receiver.close()
 
 
+def pin(index: int | None) -> None:
+    """Keep the sender on a core of its own, and the receivers on the others."""
+    first, *others = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {first} if index is None or not others else {others[index % len(others)]})
+
+
 def serve(connection: Connection[Any, Any], peer: Peer, setting: Setting, index: int | None) -> None:
     """Open one side (the sender if ``index`` is ``None``), then answer commands until told to close.
 
@@ -214,6 +221,8 @@ def serve(connection: Connection[Any, Any], peer: Peer, setting: Setting, index:
     open; each answer is the result, or a text that says what failed.
     """
     side: SendingSide | ReceivingSide
+    if setting.pinned:
+        pin(index)
     try:
         if index is None:
             side = SendingSide(peer.sender(setting), setting)

@@ -65,7 +65,8 @@ from __future__ import annotations
 import re
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from framebus.errors import InvalidName, LayoutMismatch
 
@@ -90,6 +91,8 @@ SUPERSEDED: Final = 3
 SLOT_TABLE: Final = PAGE_BYTES
 SLOT_HEADER_BYTES: Final = 1024
 SLOT_FIELDS: Final = 64
+SLOT_DESCRIPTION: Final = 104
+METADATA_BYTES: Final = 116
 METADATA: Final = 192
 MAX_METADATA_BYTES: Final = SLOT_HEADER_BYTES - METADATA
 
@@ -107,8 +110,10 @@ DTYPES: Final = {"|u1": 1, "|i1": 1, "<u2": 2, "<i2": 2, "<u4": 4, "<i4": 4, "<f
 
 HEADER: Final = struct.Struct("<8sIIQQQQ")
 SLOT: Final = struct.Struct("<QQqqqIIII8s16s")
+_SLOT_NUMBERS: Final = struct.Struct("<QQqqq40s")
+_SLOT_DESCRIPTION: Final = struct.Struct("<IIII8s16s")
 RECORD: Final = struct.Struct("<8sIIQ48s8s8s")
-_RECORD_WORDS: Final = struct.Struct(f"<{RECORD_COUNTERS}Q")
+RECORD_WORDS: Final = struct.Struct(f"<{RECORD_COUNTERS}Q")
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,47}", re.ASCII)
 
@@ -209,8 +214,7 @@ class RingHeader:
         return cls(geometry, first_sequence, epoch, created_wall_ns)
 
 
-@dataclass(frozen=True, slots=True)
-class SlotHeader:
+class SlotHeader(NamedTuple):
     """What a slot says of its frame."""
 
     epoch: int
@@ -228,12 +232,7 @@ class SlotHeader:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Height, width, channels."""
-        return self.height, self.width, self.channels
-
-    @property
-    def frame_bytes(self) -> int:
-        """Bytes of pixels."""
-        return self.height * self.width * self.channels * DTYPES[self.dtype]
+        return self[5:8]
 
     @classmethod
     def unpack_from(cls, buffer: Buffer, offset: int, slot_bytes: int) -> SlotHeader:
@@ -242,16 +241,26 @@ class SlotHeader:
         Raises:
             LayoutMismatch: The frame it tells of does not fit a slot of ``slot_bytes``, or has no known element type.
         """
-        fields = SLOT.unpack_from(buffer, offset + SLOT_FIELDS)
-        values: list[Any] = [_text(field) if isinstance(field, bytes) else field for field in fields]
-        header = cls(*values)
-        if header.dtype not in DTYPES:
-            raise LayoutMismatch(f"a slot tells of elements of type {header.dtype!r}: it is damaged")
-        if not 0 < header.frame_bytes <= slot_bytes or header.metadata_bytes > MAX_METADATA_BYTES:
-            raise LayoutMismatch(
-                f"a slot of {slot_bytes} bytes tells of a frame of {header.frame_bytes}: it is damaged"
-            )
-        return header
+        *numbers, description = _SLOT_NUMBERS.unpack_from(buffer, offset + SLOT_FIELDS)
+        return cls._make((*numbers, *_checked(description, slot_bytes)))
+
+
+def describe(shape: tuple[int, int, int], dtype: str, pixel_format: str) -> bytes:
+    """A slot header's bytes from height to pixel_format, with no metadata."""
+    return _SLOT_DESCRIPTION.pack(*shape, 0, dtype.encode(), pixel_format.encode())
+
+
+@lru_cache(maxsize=16)  # it is nearly always that of the frame before
+def _checked(description: bytes, slot_bytes: int) -> tuple[int, int, int, int, str, str]:
+    """A slot header's fields from height to pixel_format."""
+    height, width, channels, metadata_bytes, dtype, pixel_format = _SLOT_DESCRIPTION.unpack(description)
+    element_bytes = DTYPES.get(_text(dtype))
+    if element_bytes is None:
+        raise LayoutMismatch(f"a slot tells of elements of type {_text(dtype)!r}: it is damaged")
+    frame_bytes = height * width * channels * element_bytes
+    if not 0 < frame_bytes <= slot_bytes or metadata_bytes > MAX_METADATA_BYTES:
+        raise LayoutMismatch(f"a slot of {slot_bytes} bytes tells of a frame of {frame_bytes}: it is damaged")
+    return height, width, channels, metadata_bytes, _text(dtype), _text(pixel_format)
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,12 +309,12 @@ class SubscriberRecord:
         Raises:
             LayoutMismatch: It is not a subscriber's record of this version.
         """
-        if len(content) < RECORD_RECEIVED + _RECORD_WORDS.size:
+        if len(content) < RECORD_RECEIVED + RECORD_WORDS.size:
             raise LayoutMismatch("a subscriber's record is cut short")
         magic, version, max_leases, since_wall_ns, name, mode, wake = RECORD.unpack_from(content)
         if magic != RECORD_MAGIC or version != VERSION:
             raise LayoutMismatch(f"a subscriber's record is not of version {VERSION}")
-        counters = _RECORD_WORDS.unpack_from(content, RECORD_RECEIVED)
+        counters = RECORD_WORDS.unpack_from(content, RECORD_RECEIVED)
         return cls(_text(name), _text(mode), _text(wake), max_leases, since_wall_ns, *counters)
 
 

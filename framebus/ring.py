@@ -10,16 +10,21 @@ that a subscriber finds the right slot, and is a hint until the slot is locked:
 Publish                                          Receive
  1. write-lock the oldest slot but the newest     1. read ``tail``: sequence s, slot i
  2. ``seq[i] = 0``                                2. read-lock slot i, or look again
- 3. the pixels                                    3. ``seq[i] == s``, or unlock and look again
- 4. the slot's header                             4. the header, bounds checked
- 5. ``seq[i] = s``                                5. the pixels, while the lock is held
- 6. unlock
- 7. ``tail = s << 8 | i``
- 8. ``event += 1``, then wake
+ 3. the pixels, and what is known of the header   3. ``seq[i] == s``, or unlock and look again
+ 4. announce: ``event`` becomes odd, wake         4. the header, bounds checked
+ 5. the rest of the slot's header                 5. the pixels, while the lock is held
+ 6. ``seq[i] = s``
+ 7. unlock
+ 8. ``tail = s << 8 | i``
+ 9. ``event`` becomes even, wake
 
 The check 3 is needed because between 1 and 2 the slot may have been claimed, written and unlocked again. Step 2 comes
 before the pixels, so that a publisher that dies in the middle leaves a slot that nobody takes for a frame. Words are
 written through a cast memoryview, one store each; ``struct.pack_into`` would show zeros in between.
+
+Step 4 is for speed alone: a sleeper takes longer to wake than the publisher to come to step 8, so it is woken first,
+and rehearses what it will do until ``tail`` changes (:meth:`SubscriberRing.rehearse`). Who has gone to sleep again by
+then is woken by step 9.
 """
 
 from __future__ import annotations
@@ -29,6 +34,7 @@ import os
 import secrets
 import time
 from collections import deque
+from itertools import chain
 from typing import Final
 
 import msgpack
@@ -42,9 +48,10 @@ from framebus.layout import (
     LOCK_SLOTS,
     MAX_SLOTS,
     METADATA,
+    METADATA_BYTES,
     OPEN,
     PAGE_BYTES,
-    SLOT,
+    SLOT_DESCRIPTION,
     SLOT_FIELDS,
     SLOT_HEADER_BYTES,
     SLOT_TABLE,
@@ -57,9 +64,11 @@ from framebus.layout import (
 )
 from framebus.segment import RING_MODE, Segment, companion_path, companion_paths
 
-LOCK_READ: Final = [shm.read_lock(LOCK_SLOTS + slot) for slot in range(MAX_SLOTS)]
+LOCK_READ: Final = [shm.read_lock(LOCK_SLOTS + slot) for slot in range(MAX_SLOTS + 1)]
 LOCK_WRITE: Final = [shm.write_lock(LOCK_SLOTS + slot) for slot in range(MAX_SLOTS)]
-UNLOCK: Final = [shm.unlock(LOCK_SLOTS + slot) for slot in range(MAX_SLOTS)]
+UNLOCK: Final = [shm.unlock(LOCK_SLOTS + slot) for slot in range(MAX_SLOTS + 1)]
+NO_SLOT: Final = MAX_SLOTS
+"""Its lock byte is nobody's."""
 LIVE_WRITE: Final = shm.write_lock(LOCK_LIVE)
 LIVE_PROBE: Final = shm.read_lock(LOCK_LIVE)
 
@@ -67,6 +76,12 @@ TAIL_WORD: Final = TAIL // 8
 EVENT_WORD: Final = EVENT // 4
 STATE_WORD: Final = STATE // 4
 SEQ_WORDS: Final = [(SLOT_TABLE + slot * SLOT_HEADER_BYTES) // 8 for slot in range(MAX_SLOTS)]
+EPOCH_WORD: Final = SLOT_FIELDS // 8
+"""From ``seq[i]`` to the header's epoch; the sequence follows."""
+CAPTURED_WORD: Final = EPOCH_WORD + 2
+"""From ``seq[i]`` to captured_ns; captured_wall_ns and published_ns follow."""
+METADATA_BYTES_WORD32: Final = METADATA_BYTES // 4
+"""From ``seq[i]`` to metadata_bytes."""
 LOOKS: Final = 8
 """How often a subscriber looks again at once before it waits for the next event."""
 
@@ -83,6 +98,12 @@ def read_header(segment: Segment) -> RingHeader:
         LayoutMismatch: The file is no ring of this version.
     """
     return RingHeader.unpack(segment.buffer[:PAGE_BYTES], segment.size)
+
+
+def raise_event(segment: Segment) -> None:
+    """Make the event word the next even number: look again."""
+    words32 = segment.words32
+    words32[EVENT_WORD] = (words32[EVENT_WORD] + 2) & 0xFFFFFFFE
 
 
 class PublisherRing:
@@ -158,8 +179,7 @@ class PublisherRing:
             # Its publisher died between the steps 5 and 7. Left so, the slot could be claimed as an old one, and the
             # sequence, which may have been seen, would be given again after one more death.
             words[TAIL_WORD] = words[SEQ_WORDS[newest]] << 8 | newest
-            words32 = segment.words32
-            words32[EVENT_WORD] = (words32[EVENT_WORD] + 1) & 0xFFFFFFFF
+            raise_event(segment)
         tail = words[TAIL_WORD]
         self._newest = tail & 0xFF if tail >> 8 else -1
 
@@ -182,43 +202,68 @@ class PublisherRing:
         pass, from new to old, meets each of them once at most, and finds a slot whenever admission leaves one.
         """
         segment = self.segment
-        for slot in (*self._order, *reversed(self._order)):
+        if self._newest != self._order[-1] and self._newest >= 0:
+            self._order.remove(self._newest)
+            self._order.append(self._newest)
+        for slot in chain(self._order, reversed(self._order)):
             if slot != self._newest and segment.try_lock(LOCK_WRITE[slot]):
                 segment.words[SEQ_WORDS[slot]] = 0
                 return slot
         return None
 
-    def commit(self, slot: int, fields: tuple[int, int, int, int, int, int, bytes, bytes], metadata: bytes) -> int:
-        """Publish a claimed slot, in the steps of the module's text.
+    def prepare(self, slot: int, description: bytes) -> None:
+        """Write what is known of a claimed slot's header before its pixels are.
+
+        Args:
+            slot: What :meth:`claim` returned.
+            description: The header's bytes from height on, of :func:`framebus.layout.describe`.
+        """
+        segment, seq = self.segment, SEQ_WORDS[slot]
+        words = segment.words
+        words[seq + EPOCH_WORD] = self.epoch
+        words[seq + EPOCH_WORD + 1] = self.next_sequence
+        start = seq * 8 + SLOT_DESCRIPTION
+        segment.buffer[start : start + len(description)] = description
+
+    def announce(self) -> None:
+        """Make the event word odd: a frame is about to be published."""
+        words32 = self.segment.words32
+        words32[EVENT_WORD] = ((words32[EVENT_WORD] + 1) | 1) & 0xFFFFFFFF
+
+    def commit(self, slot: int, captured_ns: int, captured_wall_ns: int, published_ns: int, metadata: bytes) -> int:
+        """Publish a prepared slot, in the steps of the module's text.
 
         Args:
             slot: What :meth:`claim` returned; its pixels are written.
-            fields: captured_ns, captured_wall_ns, published_ns, height, width, channels, dtype, pixel_format.
+            captured_ns: Time of capture, CLOCK_MONOTONIC, as an unsigned word.
+            captured_wall_ns: Time of capture since 1970, as an unsigned word.
+            published_ns: Time of publication, CLOCK_MONOTONIC.
             metadata: A msgpack map that fits the slot's header.
 
         Returns:
             The frame's sequence.
         """
         segment, sequence = self.segment, self.next_sequence
-        words, words32 = segment.words, segment.words32
-        offset = self.geometry.slot_header(slot)
-        *numbers, dtype, pixel_format = fields
-        header = SLOT.pack(self.epoch, sequence, *numbers, len(metadata), dtype, pixel_format)
-        segment.buffer[offset + SLOT_FIELDS : offset + SLOT_FIELDS + len(header)] = header
-        segment.buffer[offset + METADATA : offset + METADATA + len(metadata)] = metadata
-        words[SEQ_WORDS[slot]] = sequence
+        words, seq = segment.words, SEQ_WORDS[slot]
+        words[seq + CAPTURED_WORD] = captured_ns
+        words[seq + CAPTURED_WORD + 1] = captured_wall_ns
+        words[seq + CAPTURED_WORD + 2] = published_ns
+        if metadata:
+            start = seq * 8 + METADATA
+            segment.buffer[start : start + len(metadata)] = metadata
+            segment.words32[seq * 2 + METADATA_BYTES_WORD32] = len(metadata)
+        words[seq] = sequence
         segment.unlock(UNLOCK[slot])
         words[TAIL_WORD] = sequence << 8 | slot
-        words32[EVENT_WORD] = (words32[EVENT_WORD] + 1) & 0xFFFFFFFF
+        raise_event(segment)
         self.next_sequence = sequence + 1
         self._newest = slot
-        self._order.remove(slot)
-        self._order.append(slot)
         return sequence
 
     def abandon(self, slot: int) -> None:
-        """Give a claimed slot back; nobody sees what was written."""
+        """Give a claimed slot back; nobody sees what was written, and what was announced is called off."""
         self.segment.unlock(UNLOCK[slot])
+        raise_event(self.segment)
 
     def close(self, *, unlink: bool) -> None:
         """Tell subscribers that the publisher is gone, and remove the file's name if ``unlink``."""
@@ -226,7 +271,7 @@ class PublisherRing:
         if segment.fd < 0:
             return
         segment.words32[STATE_WORD] = CLOSED
-        segment.words32[EVENT_WORD] = (segment.words32[EVENT_WORD] + 1) & 0xFFFFFFFF
+        raise_event(segment)
         if unlink:
             segment.unlink()
         segment.unlock(shm.unlock(LOCK_LIVE))
@@ -319,6 +364,29 @@ class SubscriberRing:
             self._held.discard(self.returned.popleft())
         return len(self._held)
 
+    def await_tail(self, until_ns: int) -> None:
+        """Look at ``tail`` again and again until a new frame is published or CLOCK_MONOTONIC says ``until_ns``."""
+        words, unseen = self.segment.words, max(self.last + 1, 1) << 8
+        while words[TAIL_WORD] < unseen and time.monotonic_ns() < until_ns:
+            pass
+
+    def rehearse(self) -> Lease | None:
+        """Do what a lease takes, on a byte that is no slot's: what is then in the caches makes the next lease fast.
+
+        Returns:
+            A lease that protects nothing, to be dropped unread; ``None`` if nobody has published yet.
+        """
+        words, segment = self.segment.words, self.segment
+        slot = words[TAIL_WORD] & 0xFF
+        if slot >= self.geometry.slots or not segment.try_lock(LOCK_READ[NO_SLOT]):
+            return None
+        try:
+            header = SlotHeader.unpack_from(segment.buffer, self.geometry.slot_header(slot), self.geometry.slot_bytes)
+        except LayoutMismatch:  # it may be in the middle of being written
+            segment.unlock(UNLOCK[NO_SLOT])
+            return None
+        return Lease(self, NO_SLOT, header)
+
     def newest(self) -> Lease | None:
         """Lease the newest frame if it is not seen yet."""
         words = self.segment.words
@@ -384,4 +452,4 @@ def _highest_sequence(segment: Segment, header: RingHeader) -> int:
 
 def _supersede(segment: Segment) -> None:
     segment.words32[STATE_WORD] = SUPERSEDED
-    segment.words32[EVENT_WORD] = (segment.words32[EVENT_WORD] + 1) & 0xFFFFFFFF
+    raise_event(segment)

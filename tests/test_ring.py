@@ -9,11 +9,11 @@ import pytest
 
 from framebus import segment as shm
 from framebus.errors import StreamNotFound
-from framebus.layout import EVENT, SLOT_FIELDS, TAIL, Geometry
+from framebus.layout import EVENT, SLOT_FIELDS, TAIL, Geometry, describe
 from framebus.ring import EVENT_WORD, LOCK_READ, SEQ_WORDS, TAIL_WORD, PublisherRing, SubscriberRing
 from tests.support import SHM
 
-FIELDS = (10, 20, 30, 2, 3, 1, b"|u1", b"gray")
+DESCRIPTION = describe((2, 3, 1), "|u1", "gray")
 
 
 @pytest.fixture
@@ -26,7 +26,13 @@ def publisher(stream: str) -> Iterator[PublisherRing]:
 def publish(ring: PublisherRing) -> int:
     slot = ring.claim()
     assert slot is not None
-    return ring.commit(slot, FIELDS, b"")
+    return commit(ring, slot)
+
+
+def commit(ring: PublisherRing, slot: int) -> int:
+    ring.prepare(slot, DESCRIPTION)
+    ring.announce()
+    return ring.commit(slot, 10, 20, 30, b"")
 
 
 def test_words_are_where_the_layout_says() -> None:
@@ -38,7 +44,7 @@ def test_a_published_frame_is_leased_once(stream: str, publisher: PublisherRing)
     assert subscriber.newest() is None
     before = subscriber.event()
     assert publish(publisher) == 1
-    assert subscriber.event() == before + 1
+    assert subscriber.event() == before + 2
     lease = subscriber.newest()
     assert lease is not None
     assert (lease.header.sequence, lease.header.epoch, lease.header.shape) == (1, publisher.epoch, (2, 3, 1))
@@ -81,7 +87,7 @@ def test_a_leased_slot_is_not_claimed_until_the_last_view_goes(stream: str, publ
         slot = publisher.claim()
         assert slot is not None
         claimed.add(slot)
-        publisher.commit(slot, FIELDS, b"")
+        commit(publisher, slot)
     assert held not in claimed
     assert subscriber.leases() == 1
     del view
@@ -202,7 +208,7 @@ def test_a_death_between_the_slot_and_the_tail_wastes_no_sequence(stream: str, p
     slot = publisher.claim()
     assert slot is not None
     tail = publisher.segment.words[TAIL_WORD]
-    publisher.commit(slot, FIELDS, b"")
+    commit(publisher, slot)
     publisher.segment.words[TAIL_WORD] = tail
     publisher.segment.close()
     adopter = PublisherRing(stream, publisher.geometry)

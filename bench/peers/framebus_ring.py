@@ -77,4 +77,18 @@ class RingFutex(Ring):
     wake = "futex"
 
 
-PEERS = (RingZmq(), RingFutex())
+class RingPredict(Ring):
+    name = "framebus-predict"
+    title = "framebus, predict"
+    how = "No copy. The receiver sleeps until shortly before a frame is due, and then looks for it."
+    wake = "predict"
+
+
+class RingBusy(Ring):
+    name = "framebus-busy"
+    title = "framebus, busy"
+    how = "No copy. The receiver looks again and again, a whole core of it."
+    wake = "busy"
+
+
+PEERS = (RingZmq(), RingFutex(), RingPredict(), RingBusy())

@@ -72,7 +72,13 @@ class Loan:
     Keep no view on ``pixels`` beyond that: it would write into a frame that others read.
     """
 
-    def __init__(self, pixels: Pixels, frame_format: FrameFormat, finish: Callable[[Loan, bool], int | None]) -> None:
+    def __init__(
+        self,
+        pixels: Pixels,
+        frame_format: FrameFormat,
+        publish: Callable[[Loan], int],
+        abandon: Callable[[Loan], None],
+    ) -> None:
         self.format = frame_format
         """What the pixels are."""
         self.captured_ns = time.monotonic_ns()
@@ -84,7 +90,8 @@ class Loan:
         self.sequence: int | None = None
         """The frame's sequence, once it is published."""
         self._pixels: Pixels | None = pixels
-        self._finish = finish
+        self._publish = publish
+        self._abandon = abandon
 
     @property
     def pixels(self) -> Pixels:
@@ -104,15 +111,19 @@ class Loan:
             FrameReleased: It was published or abandoned before.
             FrameTooLarge: The metadata is larger than its room; the slot is abandoned.
         """
-        sequence = self._end(publish=True)
-        if sequence is None:
+        pixels, self._pixels = self._pixels, None
+        if pixels is None:
             raise FrameReleased("the loan was published or abandoned before")
-        self.sequence = sequence
+        self.sequence = sequence = self._publish(self)
+        pixels.flags.writeable = False
         return sequence
 
     def abandon(self) -> None:
         """Give the slot back unpublished; harmless when that was done before."""
-        self._end(publish=False)
+        pixels, self._pixels = self._pixels, None
+        if pixels is not None:
+            pixels.flags.writeable = False
+            self._abandon(self)
 
     def packed_metadata(self) -> bytes:
         """The metadata's bytes.
@@ -120,8 +131,6 @@ class Loan:
         Raises:
             FrameTooLarge: They do not fit the slot's header, or a value is none that msgpack packs.
         """
-        if not self.metadata:
-            return b""
         try:
             content: bytes = msgpack.packb(dict(self.metadata))
         except (TypeError, ValueError, OverflowError) as error:
@@ -129,13 +138,6 @@ class Loan:
         if len(content) > MAX_METADATA_BYTES:
             raise FrameTooLarge(f"the metadata takes {len(content)} bytes, a slot has room for {MAX_METADATA_BYTES}")
         return content
-
-    def _end(self, *, publish: bool) -> int | None:
-        pixels, self._pixels = self._pixels, None
-        if pixels is None:
-            return None
-        pixels.flags.writeable = False
-        return self._finish(self, publish)
 
     def __enter__(self) -> Loan:
         return self

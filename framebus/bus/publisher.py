@@ -10,6 +10,7 @@ from typing import Final
 import numpy as np
 
 from framebus.bus.frames import FrameFormat, Loan, Pixels
+from framebus.curve import CurveServer
 from framebus.errors import (
     Closed,
     FramebusError,
@@ -19,14 +20,17 @@ from framebus.errors import (
     StreamExists,
     WrongThread,
 )
-from framebus.layout import EVENT, Geometry, check_name
-from framebus.notify import Notifier
+from framebus.layout import EVENT, Geometry, check_name, describe
+from framebus.notify import Notifier, pack_format
 from framebus.ring import PublisherRing
 from framebus.segment import companion_path, take_exclusion
 from framebus.wake import Futex
 
+EXCLUSION_PATIENCE_S: Final = 0.2
+"""``framebus gc`` and ``doctor`` hold the exclusion for a moment, while no publisher lives."""
 REPLACE_AFTER_S: Final = 1.0
 """How long no slot may be free before the ring is replaced."""
+U64: Final = (1 << 64) - 1
 REPLACE_EVERY_S: Final = 10.0
 """The ring is replaced at most once in that time."""
 
@@ -49,6 +53,8 @@ class PublisherStatistics:
     """The random number that marks this life of the publisher."""
     sequence: int
     """Sequence of the newest frame published; 0 before the first of a new ring."""
+    refused: int
+    """Handshakes at the further endpoint with a key that is not allowed."""
 
 
 class Publisher:
@@ -65,6 +71,7 @@ class Publisher:
         slots: int = 8,
         keep_ring: bool = False,
         endpoint: str | None = None,
+        curve: CurveServer | None = None,
     ) -> None:
         """Open the stream: adopt the ring that a crash left, or create one with all its memory.
 
@@ -73,13 +80,17 @@ class Publisher:
             frame_format: The largest frame, and the format of a loan that names none.
             slots: Slots of the ring, 3 to 255: two, and as many as all subscribers may lease together.
             keep_ring: Leave the ring in /dev/shm at close, for the next publisher to adopt.
-            endpoint: A further ZeroMQ endpoint for the notifications, such as ``tcp://127.0.0.1:5555``.
+            endpoint: A further ZeroMQ endpoint for the notifications, such as ``tcp://127.0.0.1:5555``; ``*`` for the
+                port takes a free one, see :attr:`endpoint`. Beyond the loopback it needs ``curve``.
+            curve: Keys for ``endpoint``: who has none of the allowed ones hears nothing there.
 
         Raises:
             StreamExists: Another publisher serves the stream.
             NotEnoughSharedMemory: /dev/shm has no room for the ring.
             PermissionDenied: A file of the stream belongs to another user.
             InvalidName: ``stream`` cannot be a file's name.
+            UnprotectedEndpoint: ``endpoint`` can be reached from outside the host, and there is no ``curve``.
+            InvalidKey: ``curve`` names a file that is missing, open to others, or no key.
             OSError: ``endpoint`` cannot be bound.
         """
         geometry = Geometry.for_frames(slots, frame_format.frame_bytes)
@@ -95,14 +106,15 @@ class Publisher:
         self._full_since_s: float | None = None
         self._replace_not_before_s = 0.0
         self._lock_path = companion_path(stream, "lock")
-        exclusion = take_exclusion(self._lock_path.name)
+        exclusion = take_exclusion(self._lock_path.name, EXCLUSION_PATIENCE_S)
         if exclusion is None:
             raise StreamExists(f"another publisher serves the stream {stream!r}")
         self._exclusion = exclusion
         try:
             self._ring = PublisherRing(stream, geometry)
-            self._futex = Futex(self._ring.segment.address + EVENT)
-            self._notifier = Notifier(stream, endpoint)
+            self._use_ring()
+            self._packed = self._pack(frame_format)
+            self._notifier = Notifier(stream, endpoint, curve)
         except BaseException:
             if hasattr(self, "_ring"):
                 self._ring.close(unlink=not self._ring.adopted)
@@ -120,7 +132,13 @@ class Publisher:
             self._ring.adopted,
             self._ring.epoch,
             self._ring.next_sequence - 1,
+            self._notifier.refused,
         )
+
+    @property
+    def endpoint(self) -> str | None:
+        """Where the further endpoint is bound, with the number of its port; ``None`` without one."""
+        return self._notifier.endpoint
 
     def loan(self, frame_format: FrameFormat | None = None) -> Loan:
         """Take the oldest free slot to write the next frame into. Never waits.
@@ -140,19 +158,22 @@ class Publisher:
             Closed: The publisher was closed.
         """
         self._check_use()
-        frame_format = frame_format or self.format
-        if frame_format.frame_bytes > self._ring.geometry.slot_bytes:
-            raise FrameTooLarge(
-                f"a frame of {frame_format.frame_bytes} bytes does not fit a slot of {self._ring.geometry.slot_bytes}: "
-                "open the publisher with the largest format"
-            )
+        if frame_format is None or frame_format is self.format:
+            frame_format, description, hint = self.format, *self._packed
+        else:
+            description, hint = self._pack(frame_format)
         if self._loan is not None:
             raise LoanOutstanding("publish or abandon the loan before you take the next")
         slot = self._ring.claim()
         if slot is None:
             slot = self._claim_in_new_ring()
         self._full_since_s = None
-        loan = Loan(self._map_pixels(slot, frame_format), frame_format, self._finish)
+        # All that need not wait for the pixels is done here, for the time from publish() on is what subscribers see.
+        self._ring.prepare(slot, description)
+        self._notifier.prepare(self._ring.epoch, self._ring.next_sequence, slot, hint)
+        # A view, so that the pixels of an earlier loan stay read-only.
+        pixels = self._pixels[slot][:] if frame_format is self.format else self._map_pixels(slot, frame_format)
+        loan = Loan(pixels, frame_format, self._publish, self._abandon)
         self._loan = loan, slot
         return loan
 
@@ -202,7 +223,7 @@ class Publisher:
             except FramebusError:
                 pass  # no room, or a neighbour was at the new file too: the next try is REPLACE_EVERY_S later
             else:
-                self._futex = Futex(self._ring.segment.address + EVENT)
+                self._use_ring()
                 self._replaced += 1
                 old.wake()
                 slot = self._ring.claim()
@@ -214,6 +235,20 @@ class Publisher:
             )
         return slot
 
+    def _pack(self, frame_format: FrameFormat) -> tuple[bytes, bytes]:
+        """What a format is in a slot's header, and in a notification."""
+        if frame_format.frame_bytes > self._ring.geometry.slot_bytes:
+            raise FrameTooLarge(
+                f"a frame of {frame_format.frame_bytes} bytes does not fit a slot of {self._ring.geometry.slot_bytes}: "
+                "open the publisher with the largest format"
+            )
+        parts = frame_format.shape, frame_format.typestr, frame_format.pixel_format
+        return describe(*parts), pack_format(*parts)
+
+    def _use_ring(self) -> None:
+        self._futex = Futex(self._ring.segment.address + EVENT)
+        self._pixels = [self._map_pixels(slot, self.format) for slot in range(self._ring.geometry.slots)]
+
     def _map_pixels(self, slot: int, frame_format: FrameFormat) -> Pixels:
         return np.ndarray(
             frame_format.shape,
@@ -222,51 +257,38 @@ class Publisher:
             offset=self._ring.geometry.pixels(slot),
         )
 
-    def _finish(self, loan: Loan, publish: bool) -> int | None:
+    def _publish(self, loan: Loan) -> int:
+        ring, wake = self._ring, self._futex.wake
+        ring.announce()
+        wake()
+        published_ns = time.monotonic_ns()
+        slot = self._take_back(loan)
+        try:
+            metadata = loan.packed_metadata() if loan.metadata else b""
+            captured_ns, captured_wall_ns = int(loan.captured_ns), loan.captured_wall_ns & U64
+        except BaseException:
+            self._give_up(slot)
+            raise
+        sequence = ring.commit(slot, captured_ns & U64, captured_wall_ns, published_ns, metadata)
+        wake()
+        self._notifier.notify(captured_ns, published_ns)
+        self._published += 1
+        return sequence
+
+    def _abandon(self, loan: Loan) -> None:
+        self._give_up(self._take_back(loan))
+
+    def _take_back(self, loan: Loan) -> int:
         self._check_use()
         if self._loan is None or self._loan[0] is not loan:
             raise FramebusError("the loan belongs to another publisher")
         slot, self._loan = self._loan[1], None
-        metadata = b""
-        try:
-            if publish:
-                metadata = loan.packed_metadata()
-        except FrameTooLarge:
-            publish = False
-            raise
-        finally:
-            if not publish:
-                self._ring.abandon(slot)
-                self._abandoned += 1
-        if not publish:
-            return None
-        wanted = loan.format
-        published_ns = time.monotonic_ns()
-        fields = (
-            loan.captured_ns,
-            loan.captured_wall_ns,
-            published_ns,
-            *wanted.shape,
-            wanted.typestr.encode(),
-            wanted.pixel_format.encode(),
-        )
-        sequence = self._ring.commit(slot, fields, metadata)
+        return slot
+
+    def _give_up(self, slot: int) -> None:
+        self._ring.abandon(slot)
         self._futex.wake()
-        self._notifier.notify(
-            (
-                self.stream,
-                self._ring.epoch,
-                sequence,
-                slot,
-                *wanted.shape,
-                wanted.typestr,
-                wanted.pixel_format,
-                loan.captured_ns,
-                published_ns,
-            )
-        )
-        self._published += 1
-        return sequence
+        self._abandoned += 1
 
     def __enter__(self) -> Publisher:
         return self

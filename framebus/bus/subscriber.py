@@ -36,6 +36,8 @@ Mode = Literal["newest", "every"]
 Wake = Literal["zmq", "futex", "predict", "busy"]
 ANNOUNCED_NS: Final = 300_000
 """How long to look for a frame that was announced, before going to sleep again."""
+BUSY_NS: Final = 500_000
+"""How long to look without a rehearsal: its effect wears off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +99,7 @@ class Subscriber:
         """
         if mode not in ("newest", "every") or wake not in ("zmq", "futex", "predict", "busy"):
             raise ValueError(
-                "mode is 'newest' or 'every', wake is 'zmq', 'futex', 'predict' or 'busy', "
-                f"not {mode!r} and {wake!r}"
+                f"mode is 'newest' or 'every', wake is 'zmq', 'futex', 'predict' or 'busy', not {mode!r} and {wake!r}"
             )
         if max_leases < 1:
             raise ValueError(f"max_leases is 1 or more, not {max_leases}")
@@ -163,8 +164,10 @@ class Subscriber:
         Source: fcntl(2), "Open file description locks"; offsets in layout.py.
         """
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
-        while (frame := self._poll()) is None:
+        self._check_use()
+        while (frame := self._take()) is None:
             if self._is_quiet():
+                self._look_after_publisher()
                 self._wait(self._slice(deadline_s))
         return frame
 
@@ -180,9 +183,13 @@ class Subscriber:
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         loop.add_reader(descriptor, ready.set)
         try:
-            while (frame := self._poll()) is None:
+            while True:
+                self._check_use()
+                if (frame := self._take()) is not None:
+                    return frame
                 if not self._is_quiet():
                     continue
+                self._look_after_publisher()
                 slice_s = self._slice(deadline_s)
                 try:
                     async with asyncio.timeout(slice_s):
@@ -191,7 +198,6 @@ class Subscriber:
                     continue  # the slice is over
                 finally:
                     ready.clear()
-            return frame
         finally:
             loop.remove_reader(descriptor)
 
@@ -225,20 +231,13 @@ class Subscriber:
                 self._listener.close()
         del self._ring, self._futex  # the file is unmapped when the last view goes
 
-    def _poll(self) -> Frame | None:
-        """Lease what is there; on a tick, look after the publisher."""
-        self._check_use()
+    def _take(self) -> Frame | None:
+        """Lease what is there. Between a wake-up and its frame there is nothing but this."""
         ring = self._ring
-        if ring.leases() >= self._max_leases:
-            raise TooManyLeases(
-                f"{self._max_leases} frames are still viewed: copy what you keep (pixels.copy()), delete old views, or "
-                f"subscribe with max_leases={self._max_leases + 1}"
-            )
         last = ring.last
         self._event = ring.event()
         lease = ring.newest() if self._mode == "newest" else ring.following()
         if lease is None:
-            self._look_after_publisher()
             return None
         skipped = lease.header.sequence - last - 1 if last >= 0 else 0
         self._received += 1
@@ -264,32 +263,33 @@ class Subscriber:
 
     def _wait(self, slice_s: float) -> None:
         """Wait for an event in the subscriber's way, at most ``slice_s``."""
-        if self._listener is not None:
-            self._listener.wait(slice_s)
-            return
         now_ns = time.monotonic_ns()
         end_ns = now_ns + int(slice_s * 1e9)
-        if self._wake == "busy":
-            self._ring.await_tail(end_ns)
-            return
-        if self._pace is not None:
+        announced = bool(self._event & 1)
+        if announced and self._event != self._awaited_event:  # once, for its publisher may have died at it
+            self._awaited_event = self._event
+            self._await_tail(min(now_ns + ANNOUNCED_NS, end_ns))
+        elif self._wake == "busy":
+            self._await_tail(min(now_ns + BUSY_NS, end_ns))
+        elif self._listener is not None and not announced:
+            self._listener.wait(slice_s)
+        elif self._pace is None:
+            self._futex.wait(self._event, slice_s)
+        else:
             begin_ns, until_ns = self._pace.window()
             if begin_ns <= now_ns < until_ns:
-                self._rehearse()
-                self._ring.await_tail(min(until_ns, end_ns))
-                return
-            if now_ns < begin_ns < end_ns:
-                slice_s = (begin_ns - now_ns) / 1e9
-        self._futex.wait(self._event, slice_s)
-        event = self._ring.event()
-        if event != self._event and event & 1:
-            self._rehearse()
-            self._ring.await_tail(time.monotonic_ns() + ANNOUNCED_NS)
+                self._await_tail(min(until_ns, end_ns))
+            else:
+                wait_ns = min(begin_ns, end_ns) - now_ns if now_ns < begin_ns else end_ns - now_ns
+                self._futex.wait(self._event, wait_ns / 1e9)
 
-    def _rehearse(self) -> None:
+    def _await_tail(self, until_ns: int) -> None:
+        """Rehearse taking a frame, then look for one without sleeping."""
         lease = self._ring.rehearse()
         if lease is not None:
             np.asarray(lease)
+        del lease
+        self._ring.await_tail(until_ns)
 
     def _slice(self, deadline_s: float | None) -> float:
         if deadline_s is None:
@@ -353,6 +353,7 @@ class Subscriber:
         self._ring = ring
         self._futex = Futex(ring.segment.address + EVENT)
         self._event = 0
+        self._awaited_event = 0
 
     def _check_use(self) -> None:
         thread = threading.get_ident()
@@ -362,8 +363,14 @@ class Subscriber:
             raise WrongThread("a subscriber belongs to the thread that first received: open one in each thread")
         if self._closed:
             raise Closed("the subscriber was closed")
-        if os.getpid() != self._process:
+        ring = self._ring
+        if ring.segment.fd < 0:
             raise Closed("the subscriber belongs to the parent process: open one after the fork")
+        if ring.leases() >= self._max_leases:
+            raise TooManyLeases(
+                f"{self._max_leases} frames are still viewed: copy what you keep (pixels.copy()), delete old views, or "
+                f"subscribe with max_leases={self._max_leases + 1}"
+            )
 
     def __iter__(self) -> Subscriber:
         return self
