@@ -353,7 +353,7 @@ class Subscriber:
         self._ring = ring
         self._futex = Futex(ring.segment.address + EVENT)
         self._event = 0
-        self._awaited_event = 0
+        self._awaited_event: int = 0
 
     def _check_use(self) -> None:
         thread = threading.get_ident()
