@@ -118,6 +118,7 @@ class Subscriber:
         self._process = os.getpid()
         self._closed = False
         self._current: Frame | None = None
+        self._event = self._awaited_event = 0
         self._received = self._skipped = self._overruns = self._rejected = self._reattached = 0
         self._use(self._wait_for_ring(wait_s))
         self._record = Record(stream, new_record(name, mode, wake, max_leases))
@@ -353,7 +354,7 @@ class Subscriber:
         self._ring = ring
         self._futex = Futex(ring.segment.address + EVENT)
         self._event = 0
-        self._awaited_event: int = 0
+        self._awaited_event = 0
 
     def _check_use(self) -> None:
         thread = threading.get_ident()
