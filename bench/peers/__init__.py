@@ -130,6 +130,7 @@ MODULES: Final = (
     "zenoh_shm",
     "standard_library",
     "tmpfs_file",
+    "gstreamer_shm",
     "zeromq_inline",
     "redis_server",
     "rabbitmq_server",

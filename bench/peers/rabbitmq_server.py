@@ -111,8 +111,8 @@ class RabbitMq(Peer):
     name = "rabbitmq"
     title = "RabbitMQ"
     how = (
-        "Many copies: in AMQP frames of 128 KiB through TCP into the server, out of it, and put together again. A queue a "
-        "receiver, not durable, keeps the newest frame; the receiver waits on its socket and acknowledges each frame."
+        "Many copies: in AMQP frames of 128 KiB through TCP into the server, out of it, and put together again. A "
+        "queue a receiver, not durable, keeps the newest; the receiver waits on its socket and acknowledges each frame."
     )
     distribution = "pika"
     module = "pika"
