@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import select
 import signal
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -25,8 +27,13 @@ class Person:
                 os.setgroups([])
                 os.setgid(group)
                 os.setuid(user)
+                unraisable: list[str] = []
+                sys.unraisablehook = lambda what: unraisable.append(repr(what.exc_value))
                 try:
                     answer: tuple[bool, Any] = True, function(*arguments)
+                    gc.collect()
+                    if unraisable:
+                        raise AssertionError(f"nobody could catch {unraisable}")  # noqa: TRY301
                 except BaseException as error:  # noqa: BLE001  it is raised again by the parent
                     answer = False, error
                 os.write(writer, pickle.dumps(answer))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import socket
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import NoReturn
 
@@ -48,14 +50,26 @@ def free_ports(count: int) -> int:
         return first
 
 
+def complaints(log: str) -> list[str]:
+    """The lines of a process's standard error that tell of an exception or a warning that nobody took."""
+    return [
+        line for line in log.splitlines() if re.search(r"Traceback \(|^Exception ignored|^\S*:\d+: \w+Warning", line)
+    ]
+
+
 class Program:
-    """A process of a test that talks in lines: what it prints is read, what is sent it reads."""
+    """A process of a test that talks in lines: what it prints is read, what is sent it reads.
+
+    It must not write to its standard error.
+    """
 
     def __init__(self, arguments: list[str], **options: object) -> None:
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed by kill()
         self.process = subprocess.Popen(
             arguments,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=self._errors,
             text=True,
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -81,3 +95,14 @@ class Program:
         status = self.process.wait(20)
         self.process.stdout.close()
         return int(status)
+
+    def kill(self) -> str:
+        """End it if it still runs; what it wrote to its standard error."""
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None and not pipe.closed:
+                pipe.close()
+        with self._errors as errors:
+            errors.seek(0)
+            return errors.read()

@@ -41,8 +41,8 @@ end_of_the_stop = pytest.mark.parametrize("then", ["goes on", "is killed"])
 
 
 @pytest.fixture
-def start() -> Iterator[Start]:
-    """Forks lives that SIGSTOP interrupts; who still is there at the end of the test is killed."""
+def start(capfd: pytest.CaptureFixture[str]) -> Iterator[Start]:
+    """Forks lives that SIGSTOP interrupts; who still is there at the end of the test is killed. None may complain."""
     started: list[int] = []
 
     def begin(life: Callable[..., Any], *arguments: Any, **named: Any) -> int:
@@ -56,6 +56,7 @@ def start() -> Iterator[Start]:
     yield begin
     for pid in started:
         end(pid)
+    assert capfd.readouterr().err == ""
 
 
 def end(pid: int) -> int:

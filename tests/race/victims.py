@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -38,8 +40,10 @@ def fork(function: Callable[..., Any], *arguments: Any) -> int:
     pid = os.fork()
     if pid:
         return pid
+    sys.unraisablehook = sys.__unraisablehook__  # pytest's would keep for its parent what this process is to say
     try:
         function(*arguments)
+        gc.collect()
         os._exit(0)
     except (StreamNotFound, RingFull):
         os._exit(0)  # nobody publishes for the moment, or all seats are taken: an honest answer

@@ -15,6 +15,8 @@ from services.simulator.render import render
 from tests.support import ROOT
 
 SYSTEM_PYTHON = "/usr/bin/python3"
+SYSTEM_COMMAND = (SYSTEM_PYTHON, "-W", "ignore")
+"""Its modules, such as PyGObject, are of whatever age the distribution gives them: their warnings are not framebus's."""
 RTSP_PROGRAM = ROOT / "services" / "simulator" / "rtsp.py"
 _WANTED = (
     "import gi; gi.require_version('Gst', '1.0'); gi.require_version('GstRtspServer', '1.0');"
@@ -34,7 +36,7 @@ def rendered() -> Path:
 def need_rtsp() -> None:
     """Skip the test, or in CI fail it, where the system's Python cannot serve RTSP."""
     try:
-        found = subprocess.run([SYSTEM_PYTHON, "-c", _WANTED], capture_output=True, check=False).returncode == 0
+        found = subprocess.run([*SYSTEM_COMMAND, "-c", _WANTED], capture_output=True, check=False).returncode == 0
     except FileNotFoundError:
         found = False
     reason = f"{SYSTEM_PYTHON} cannot load GStreamer's RTSP server: run 'make system-packages' as root"
@@ -48,7 +50,7 @@ def need_rtsp() -> None:
 def rtsp_server() -> Iterator[str]:
     """The address of a running RTSP server with the five cameras; it ends cleanly with the block."""
     need_rtsp()
-    command = [SYSTEM_PYTHON, str(RTSP_PROGRAM), str(rendered()), "0"]
+    command = [*SYSTEM_COMMAND, str(RTSP_PROGRAM), str(rendered()), "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None

@@ -67,6 +67,7 @@ def test_what_libraries_log_has_the_same_form() -> None:
     body = """
 logging.getLogger('aiohttp').info('hidden')
 logging.getLogger('aiohttp').warning('100 %% of %s', 'it')
+warnings.simplefilter('default')
 warnings.warn('old')
 """
     first, second = map(json.loads, lines_of(body))
