@@ -98,13 +98,19 @@ def load(configuration_type: type[C], path: Path | None, environment: Mapping[st
         for fault in error.errors(include_url=False):
             keys = tuple(fault["loc"])
             faults.append(f"{_place(keys, path, lines, overridden)}: {'.'.join(map(str, keys))}: {fault['msg']}")
-        raise ConfigurationError("\n".join(faults)) from None
+        raise ConfigurationError("\n".join(map(_in_one_line, faults))) from None
     if faults:
-        raise ConfigurationError("\n".join(faults))
+        raise ConfigurationError("\n".join(map(_in_one_line, faults)))
     return configuration
 
 
+def _in_one_line(fault: str) -> str:
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in fault)
+
+
 Place = tuple[str | int, ...]
+_UNREADABLE = (yaml.YAMLError, RecursionError, ValueError, AttributeError, LookupError, TypeError)
+"""What PyYAML raises: its own errors, and others for ``2026-99-99``, ``!!timestamp x``, ``!!bool x``, ``!!int ''``."""
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[Place, int]]:
@@ -117,8 +123,12 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[Place, int]]:
         content = yaml.safe_load(text)
         lines: dict[Place, int] = {}
         _collect_lines(yaml.compose(text, Loader=yaml.SafeLoader), (), lines)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ConfigurationError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ConfigurationError(f"{path}: is not YAML: it is nested too deeply") from None
+    except _UNREADABLE as error:
+        told = isinstance(error, (yaml.YAMLError, ValueError))
+        reason = " ".join(str(error).split()) if told else "a value does not fit its tag, such as !!int"
+        raise ConfigurationError(f"{path}: is not YAML: {reason}") from None
     if content is None:
         return {}, {}
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
@@ -173,7 +183,7 @@ def _is_text(configuration_type: type[CommonConfiguration], name: str, field: st
 def _read_value(text: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):  # a ValueError is what YAML makes of the date 2026-99-99
+    except _UNREADABLE:
         return text
 
 
