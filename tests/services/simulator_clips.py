@@ -16,7 +16,7 @@ from tests.support import ROOT
 
 SYSTEM_PYTHON = "/usr/bin/python3"
 SYSTEM_COMMAND = (SYSTEM_PYTHON, "-W", "ignore")
-"""Its modules, such as PyGObject, are of whatever age the distribution gives them: their warnings are not framebus's."""
+"""Its modules, such as PyGObject, are as old as the distribution makes them: their warnings are not framebus's."""
 RTSP_PROGRAM = ROOT / "services" / "simulator" / "rtsp.py"
 _WANTED = (
     "import gi; gi.require_version('Gst', '1.0'); gi.require_version('GstRtspServer', '1.0');"
