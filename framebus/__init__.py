@@ -13,12 +13,14 @@ from framebus.bus import (
     Subscriber,
     SubscriberStatistics,
 )
+from framebus.curve import CurveServer
 from framebus.directory import StreamInfo, SubscriberInfo, remove_leftovers, streams
 from framebus.errors import (
     Closed,
     FramebusError,
     FrameReleased,
     FrameTooLarge,
+    InvalidKey,
     InvalidName,
     LayoutMismatch,
     LoanOutstanding,
@@ -30,6 +32,7 @@ from framebus.errors import (
     StreamGone,
     StreamNotFound,
     TooManyLeases,
+    UnprotectedEndpoint,
     WrongThread,
 )
 from framebus.segment import companion_path, companion_paths
@@ -38,11 +41,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Closed",
+    "CurveServer",
     "Frame",
     "FrameFormat",
     "FrameReleased",
     "FrameTooLarge",
     "FramebusError",
+    "InvalidKey",
     "InvalidName",
     "LayoutMismatch",
     "Loan",
@@ -61,6 +66,7 @@ __all__ = [
     "SubscriberInfo",
     "SubscriberStatistics",
     "TooManyLeases",
+    "UnprotectedEndpoint",
     "WrongThread",
     "companion_path",
     "companion_paths",

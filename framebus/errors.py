@@ -70,5 +70,13 @@ class NotEnoughSharedMemory(FramebusError, OSError):
     """/dev/shm is too small for the ring."""
 
 
+class UnprotectedEndpoint(FramebusError, ValueError):
+    """A notification endpoint that others than this host could reach, without keys."""
+
+
+class InvalidKey(FramebusError, ValueError):
+    """A key's file that is missing, open to others, or no key."""
+
+
 class PermissionDenied(FramebusError, PermissionError):
     """A file of the stream belongs to another user, or is closed to this one."""

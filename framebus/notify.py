@@ -1,4 +1,4 @@
-"""Notifications over ZeroMQ: hints that a frame is there. The only user of zmq.
+"""Notifications over ZeroMQ: hints that a frame is there. The only users of zmq are this, outlet.py and curve.py.
 
 A notification is one single-part message, a msgpack array ``[stream, epoch, sequence, slot, height, width, channels,
 dtype, pixel_format, captured_ns, published_ns]``. Other languages may listen to it; framebus itself takes it only as a
@@ -10,22 +10,28 @@ Sources: zmq_socket(3), zmq_ipc(7); zmq_setsockopt(3), ZMQ_CONFLATE, ZMQ_MAXMSGS
 
 from __future__ import annotations
 
-import contextlib
+import struct
 from pathlib import Path
 from typing import Final
 
 import msgpack
 import zmq
 
-from framebus.segment import companion_path, denied
+from framebus.curve import CurveServer, Keys, check_endpoint
+from framebus.errors import UnprotectedEndpoint
+from framebus.outlet import MAX_DRAINED, Outlet
+from framebus.segment import companion_path
 
-SOCKET_MODE: Final = 0o660
 MAX_MESSAGE_BYTES: Final = 4096
 FIELDS: Final = 11
-MAX_HANDSHAKE_BYTES: Final = 256
-"""Enough for ZMTP's greeting and a subscription to everything, which is all that a subscriber sends."""
-MAX_DRAINED: Final = 64
-MAX_ODD_SUBSCRIPTIONS: Final = 10_000
+_ARRAY: Final = bytes([0x90 | FIELDS])
+_INT64: Final = 0xD3
+_TIMES: Final = struct.Struct(">BqBq")
+
+
+def pack_format(shape: tuple[int, int, int], dtype: str, pixel_format: str) -> bytes:
+    """A notification's fields from height to pixel_format."""
+    return b"".join(map(msgpack.packb, (*shape, dtype, pixel_format)))
 
 
 def socket_path(stream: str) -> Path:
@@ -34,84 +40,76 @@ def socket_path(stream: str) -> Path:
 
 
 class Notifier:
-    """The publisher's socket. The caller holds the stream's exclusion: a second bind would steal the path."""
+    """The publisher's outlets. The caller holds the stream's exclusion: a second bind would steal the path."""
 
-    def __init__(self, stream: str, endpoint: str | None = None) -> None:
+    def __init__(self, stream: str, endpoint: str | None = None, curve: CurveServer | None = None) -> None:
         """Bind the stream's Unix socket and, if given, a further ZeroMQ endpoint such as ``tcp://127.0.0.1:5555``.
 
         Raises:
+            UnprotectedEndpoint: ``endpoint`` reaches beyond the host and there is no ``curve``.
+            InvalidKey: ``curve`` names a file that is missing, open to others, or no key.
             PermissionDenied: The socket's path belongs to another user.
+            NotEnoughSharedMemory: /dev/shm has no room for one more file.
             OSError: An endpoint cannot be bound.
         """
-        self.path = socket_path(stream)
-        self.reopened = 0
-        """Times the socket was bound anew because somebody flooded it with subscriptions."""
-        self._endpoint = endpoint
+        if endpoint is None and curve is not None:
+            raise UnprotectedEndpoint("keys are for a further endpoint: give endpoint='tcp://ADDRESS:PORT' too")
+        if endpoint is not None:
+            check_endpoint(endpoint, protected=curve is not None)
+        keys = Keys(curve) if curve is not None else None
+        self._head = _ARRAY + msgpack.packb(stream)
         self._pack = msgpack.Packer().pack
-        self._context = zmq.Context()
-        try:
-            self._bind()
-        except BaseException:
-            self.close()
-            raise
+        self._prepared = b""
+        path = socket_path(stream)
+        self._outlets = [Outlet(f"ipc://{path}", path=path)]
+        self.endpoint: str | None = None
+        """Where the further endpoint was bound, with the port that was chosen for a ``*``."""
+        if endpoint is not None:
+            try:
+                self._outlets.append(Outlet(endpoint, keys=keys))
+            except BaseException:
+                self.close()
+                raise
+            self.endpoint = self._outlets[-1].bound
 
-    def _bind(self) -> None:
-        self._listeners = 0
-        self._odd_subscriptions = 0
-        self._socket = self._context.socket(zmq.XPUB)
-        self._socket.set(zmq.LINGER, 0)
-        self._socket.set(zmq.SNDHWM, 64)
-        self._socket.set(zmq.MAXMSGSIZE, MAX_HANDSHAKE_BYTES)
-        # Whatever waits here is taken in one go, by any call on the socket: so it must be little.
-        self._socket.set(zmq.RCVHWM, 1)
-        try:
-            self.path.unlink(missing_ok=True)
-        except PermissionError as error:
-            raise denied(self.path, error) from None
-        try:
-            self._socket.bind(f"ipc://{self.path}")
-            self.path.chmod(SOCKET_MODE)
-            if self._endpoint is not None:
-                self._socket.bind(self._endpoint)
-        except zmq.ZMQError as error:
-            reason = f"{self._endpoint or self.path} cannot be bound: {error.strerror}"
-            raise OSError(error.errno, reason) from None
+    @property
+    def refused(self) -> int:
+        """Handshakes with keys that are not allowed."""
+        return sum(outlet.refused for outlet in self._outlets)
 
     def has_listeners(self) -> bool:
         """Whether anybody subscribes, by the subscriptions that have come so far."""
-        for _ in range(MAX_DRAINED):  # a flood is left where it is
-            if not int(self._socket.get(zmq.EVENTS)) & zmq.POLLIN:
-                break
-            try:
-                message = self._socket.recv(zmq.NOBLOCK)
-            except zmq.Again:
-                break
-            if message == b"\1":
-                self._listeners += 1
-            elif message == b"\0":
-                self._listeners -= 1
-            else:
-                self._odd_subscriptions += 1
-        if self._odd_subscriptions > MAX_ODD_SUBSCRIPTIONS:
-            # ZeroMQ keeps every prefix that anybody asks for; who listens honestly asks for all and connects again.
-            self._socket.close(0)
-            self._context.term()  # waits for the end of the old listener, which would else take the new one's path away
-            self._context = zmq.Context()
-            self._bind()
-            self.reopened += 1
-        return self._listeners > 0
+        listeners = False
+        for outlet in self._outlets:
+            listeners = outlet.has_listeners() or listeners
+        return listeners
 
-    def notify(self, fields: tuple[object, ...]) -> None:
-        """Send a hint to all who listen, without waiting; nothing is sent while nobody does."""
+    def prepare(self, epoch: int, sequence: int, slot: int, packed_format: bytes) -> None:
+        """Pack all of the next notification but its two times, if anybody listens.
+
+        Args:
+            epoch: The publisher's epoch.
+            sequence: The frame's sequence.
+            slot: The frame's slot.
+            packed_format: What :func:`pack_format` made of its format.
+        """
         if self.has_listeners():
-            self._socket.send(self._pack(fields), zmq.NOBLOCK)
+            pack = self._pack
+            self._prepared = self._head + pack(epoch) + pack(sequence) + pack(slot) + packed_format
+        else:
+            self._prepared = b""
+
+    def notify(self, captured_ns: int, published_ns: int) -> None:
+        """Send the prepared notification to all who listen, without waiting; nothing is sent while nobody does."""
+        if self._prepared:
+            message = self._prepared + _TIMES.pack(_INT64, captured_ns, _INT64, published_ns)
+            for outlet in self._outlets:
+                outlet.send(message)
 
     def close(self) -> None:
-        """Close the socket and remove its path."""
-        self._socket.close(0)
-        self._context.term()
-        with contextlib.suppress(PermissionError):
-            self.path.unlink(missing_ok=True)
+        """Close the sockets and remove the path."""
+        for outlet in self._outlets:
+            outlet.close()
 
 
 class Listener:

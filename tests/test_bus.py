@@ -161,7 +161,7 @@ class TestPublisher:
 
     def test_an_endpoint_that_cannot_be_bound_leaves_nothing(self, stream: str) -> None:
         with pytest.raises(OSError, match="cannot be bound"):
-            Publisher(stream, SMALL, endpoint="tcp://300.0.0.1:1")
+            Publisher(stream, SMALL, endpoint="ipc:///no/such/directory")
         assert files_of(stream) == []
 
     @needs_root

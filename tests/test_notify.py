@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import stat
-import time
-from collections.abc import Callable
-
 import msgpack
 import pytest
 import zmq
 
-from framebus.notify import Listener, Notifier, socket_path
+from framebus.errors import UnprotectedEndpoint
+from framebus.notify import Listener, Notifier, pack_format, socket_path
+from tests.listeners import PlainListener, wait_until
+
+FORMAT = pack_format((2, 3, 1), "|u1", "gray")
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.005)
-
-
-def message(stream: str, sequence: int) -> tuple[object, ...]:
-    return stream, 1, sequence, 0, 2, 3, 1, "|u1", "gray", 10, 20
+def notify(notifier: Notifier, sequence: int) -> None:
+    notifier.prepare(1, sequence, 0, FORMAT)
+    notifier.notify(10, 20)
 
 
 def test_a_hint_arrives_and_the_descriptor_tells_of_it(stream: str) -> None:
     notifier, listener = Notifier(stream), Listener(stream)
     wait_until(notifier.has_listeners)
-    notifier.notify(message(stream, 1))
+    notify(notifier, 1)
     poller = zmq.Poller()
     poller.register(listener.fileno(), zmq.POLLIN)
     assert poller.poll(10_000)
@@ -39,28 +33,14 @@ def test_a_hint_arrives_and_the_descriptor_tells_of_it(stream: str) -> None:
     notifier.close()
 
 
-def test_the_socket_is_for_the_group_and_is_removed(stream: str) -> None:
-    notifier = Notifier(stream)
-    path = socket_path(stream)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o660
-    notifier.close()
-    assert not path.exists()
-
-
 def test_other_languages_read_one_msgpack_part(stream: str) -> None:
     notifier = Notifier(stream, "tcp://127.0.0.1:*")
-    endpoint = notifier._socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
-    context = zmq.Context()
-    socket = context.socket(zmq.SUB)
-    socket.subscribe(b"")
-    socket.connect(endpoint)
+    assert notifier.endpoint is not None
+    listener = PlainListener(notifier.endpoint)
     wait_until(notifier.has_listeners)
-    notifier.notify(message(stream, 9))
-    assert socket.poll(10_000)
-    (part,) = socket.recv_multipart()
-    assert msgpack.unpackb(part) == list(message(stream, 9))
-    socket.close(0)
-    context.term()
+    notify(notifier, 9)
+    assert msgpack.unpackb(listener.take(10_000)) == [stream, 1, 9, 0, 2, 3, 1, "|u1", "gray", 10, 20]
+    listener.close()
     notifier.close()
 
 
@@ -87,6 +67,35 @@ def test_garbage_is_counted(stream: str, garbage: bytes) -> None:
 
 
 def test_an_endpoint_that_cannot_be_bound_leaves_nothing(stream: str) -> None:
-    with pytest.raises(OSError, match="cannot be bound"):
-        Notifier(stream, "tcp://256.0.0.1:99")
+    context = zmq.Context()
+    first = context.socket(zmq.XPUB)
+    port = first.bind_to_random_port("tcp://127.0.0.1")
+    with pytest.raises(OSError, match=f"tcp://127.0.0.1:{port} cannot be bound: Address already in use"):
+        Notifier(stream, f"tcp://127.0.0.1:{port}")
     assert not socket_path(stream).exists()
+    first.close(0)
+    context.term()
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    ["tcp://*:5555", "tcp://0.0.0.0:5555", "tcp://192.0.2.1:5555", "tcp://[::]:5555", "tcp://eth0:5555", "tcp://:1"],
+)
+def test_an_endpoint_that_others_could_reach_needs_keys(stream: str, endpoint: str) -> None:
+    with pytest.raises(UnprotectedEndpoint, match="can be reached from outside this host: give keys"):
+        Notifier(stream, endpoint)
+    assert not socket_path(stream).exists()
+
+
+@pytest.mark.parametrize("endpoint", ["", "5555", "udp://127.0.0.1:5555", "inproc://x", "ws://127.0.0.1:5555"])
+def test_an_endpoint_of_another_kind_is_refused(stream: str, endpoint: str) -> None:
+    with pytest.raises(UnprotectedEndpoint, match="is no endpoint for notifications: use tcp://ADDRESS:PORT"):
+        Notifier(stream, endpoint)
+
+
+@pytest.mark.parametrize("endpoint", ["tcp://127.0.0.1:*", "tcp://127.9.9.9:*", "tcp://lo:*"])
+def test_the_loopback_needs_no_keys(stream: str, endpoint: str) -> None:
+    notifier = Notifier(stream, endpoint)
+    assert notifier.endpoint is not None
+    assert notifier.endpoint.startswith("tcp://127.")
+    notifier.close()

@@ -15,11 +15,12 @@ from framebus import errors
 def test_the_exported_names() -> None:
     assert framebus.__all__ == sorted(framebus.__all__)
     assert set(framebus.__all__) == {
-        "Closed", "Frame", "FrameFormat", "FrameReleased", "FrameTooLarge", "FramebusError", "InvalidName",
-        "LayoutMismatch", "Loan", "LoanOutstanding", "NotEnoughSharedMemory", "PermissionDenied", "Publisher",
-        "PublisherStatistics", "ReceiveTimeout", "RingFull", "StreamExists", "StreamGone", "StreamInfo",
-        "StreamNotFound", "Subscriber", "SubscriberInfo", "SubscriberStatistics", "TooManyLeases", "WrongThread",
-        "companion_path", "companion_paths", "remove_leftovers", "streams",
+        "Closed", "CurveServer", "Frame", "FrameFormat", "FrameReleased", "FrameTooLarge", "FramebusError",
+        "InvalidKey", "InvalidName", "LayoutMismatch", "Loan", "LoanOutstanding", "NotEnoughSharedMemory",
+        "PermissionDenied", "Publisher", "PublisherStatistics", "ReceiveTimeout", "RingFull", "StreamExists",
+        "StreamGone", "StreamInfo", "StreamNotFound", "Subscriber", "SubscriberInfo", "SubscriberStatistics",
+        "TooManyLeases", "UnprotectedEndpoint", "WrongThread", "companion_path", "companion_paths",
+        "remove_leftovers", "streams",
     }  # fmt: skip
     assert all(hasattr(framebus, name) for name in framebus.__all__)
 
@@ -36,6 +37,8 @@ def test_the_exported_names() -> None:
         ("InvalidName", "ValueError"),
         ("FrameTooLarge", "ValueError"),
         ("StreamGone", "ConnectionError"),
+        ("UnprotectedEndpoint", "ValueError"),
+        ("InvalidKey", "ValueError"),
     ],
 )
 def test_every_error_is_also_the_builtin_that_fits(error: str, builtin: str) -> None:
