@@ -134,6 +134,7 @@ MODULES: Final = (
     "zeromq_inline",
     "redis_server",
     "rabbitmq_server",
+    "h264_stream",
     "floors",
 )
 """Modules of this package with peers, in the report's order. Each has ``PEERS``, a tuple of instances."""
