@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import random
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
@@ -34,25 +34,44 @@ class PeerFailed(RuntimeError):
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """A peer under some conditions."""
+
+    peer: str
+    size: str = "10 MB"
+    """A key of :data:`SHAPES`."""
+    receivers: int = 1
+    where: str = "processes"
+    """``processes`` of this machine, or ``containers``."""
+
+    @property
+    def key(self) -> str:
+        """Name in the results."""
+        return f"{self.peer}, {self.size}, {self.receivers}, {self.where}"
+
+
+@dataclass(frozen=True)
 class Scenario:
-    """One question to a set of peers."""
+    """One question to a set of candidates."""
 
     name: str
-    peers: tuple[str, ...]
-    size: str
-    """A key of :data:`SHAPES`."""
+    candidates: tuple[Candidate, ...]
     fps: float
     """Frames a second; 0 sends as fast as the sender can."""
     rounds: int
     frames: int
-    """Frames measured in each round."""
-    warm_up: int
-    receivers: int = 1
+    """Frames measured in each round, at most."""
+    warm_up: int = 10
     jitter: float = 0.0
+    limit_s: float = 10.0
+    """A round is over after so long, even if fewer frames were sent."""
     pinned: bool = True
     """Whether the sender has one core for itself and the receivers the others; else the scheduler moves them."""
-    where: str = "processes"
-    """``processes`` of this machine, or ``containers``."""
+
+    def round(self, number: int) -> Round:
+        """The round of that number, from 1."""
+        period_s = 1 / self.fps if self.fps else 0.0
+        return Round(number, self.frames, self.warm_up, period_s, self.jitter, self.limit_s)
 
 
 @dataclass
@@ -162,48 +181,52 @@ class Session:
 
 @contextmanager
 def opened(
-    scenario: Scenario, peers: Sequence[Peer], outcomes: dict[str, Outcome], start: Start
+    scenario: Scenario, peers: Mapping[str, Peer], starts: Mapping[str, Start], outcomes: Mapping[str, Outcome]
 ) -> Iterator[dict[str, Session]]:
-    """Every peer's session, by name; what cannot be opened is noted in its outcome."""
+    """Every candidate's session, by its key; what cannot be opened is noted in its outcome."""
     with ExitStack() as everything:
         sessions = {}
-        for peer in peers:
-            setting = Setting(
-                f"bench-{secrets.token_hex(4)}", SHAPES[scenario.size], scenario.receivers, scenario.pinned
-            )
+        for candidate in scenario.candidates:
+            channel = f"bench-{secrets.token_hex(4)}"
+            setting = Setting(channel, SHAPES[candidate.size], candidate.receivers, scenario.pinned)
             with ExitStack() as stack:
                 try:
-                    sessions[peer.name] = Session(stack, peer, setting, start)
+                    session = Session(stack, peers[candidate.peer], setting, starts[candidate.where])
                 except (PeerFailed, OSError) as error:
-                    outcomes[peer.name].failure = str(error)
+                    outcomes[candidate.key].failure = str(error)
                 else:
+                    sessions[candidate.key] = session
                     everything.push(stack.pop_all())
         yield sessions
 
 
 def run_scenario(
-    scenario: Scenario, peers: Sequence[Peer], tell: Callable[[str], None], start: Start = start_process
+    scenario: Scenario, peers: Mapping[str, Peer], starts: Mapping[str, Start], tell: Callable[[str], None]
 ) -> dict[str, Outcome]:
-    """Run a scenario's rounds, interleaved; the outcome of each peer by name. A peer that fails loses its turns."""
-    outcomes = {peer.name: Outcome() for peer in peers}
+    """Run a scenario's rounds, interleaved.
+
+    Args:
+        scenario: What to run.
+        peers: The peers by name.
+        starts: How to start a side, for each ``where`` of the candidates.
+        tell: Called with a line on each step.
+
+    Returns:
+        The outcome of each candidate by its key. One that fails loses the turns that it has not had.
+    """
+    outcomes = {candidate.key: Outcome() for candidate in scenario.candidates}
     order = random.Random(scenario.name)
-    with opened(scenario, peers, outcomes, start) as sessions:
-        for number in range(scenario.rounds):
-            tell(f"{scenario.name}: round {number + 1} of {scenario.rounds}")
-            for name in order.sample(sorted(sessions), len(sessions)):
-                round_ = Round(
-                    number + 1,
-                    scenario.frames,
-                    scenario.warm_up,
-                    1 / scenario.fps if scenario.fps else 0.0,
-                    scenario.jitter,
-                )
+    tell(f"{scenario.name}: opening {len(outcomes)} candidates")
+    with opened(scenario, peers, starts, outcomes) as sessions:
+        for number in range(1, scenario.rounds + 1):
+            tell(f"{scenario.name}: round {number} of {scenario.rounds}")
+            for key in order.sample(sorted(sessions), len(sessions)):
                 try:
-                    outcomes[name].turns.append(sessions[name].turn(round_))
+                    outcomes[key].turns.append(sessions[key].turn(scenario.round(number)))
                 except (PeerFailed, OSError) as error:
-                    outcomes[name].failure = str(error)
-                    del sessions[name]
-        for name, session in sessions.items():
+                    outcomes[key].failure = str(error)
+                    del sessions[key]
+        for key, session in sessions.items():
             with contextlib.suppress(PeerFailed, OSError):
-                outcomes[name].idle = session.memory()
+                outcomes[key].idle = session.memory()
     return outcomes

@@ -44,6 +44,8 @@ class Round:
     """Time between two frames; 0 sends as fast as the sender can."""
     jitter: float = 0.0
     """How far a period may be off, as a part of it: uniform in both directions."""
+    limit_s: float = 10.0
+    """The frame that is sent after so long is the last."""
 
 
 @dataclass
@@ -132,6 +134,7 @@ class SendingSide:
         total = round_.warm_up + round_.frames
         own_ns = 0
         begun_s = due_s = time.monotonic()
+        end_s = begun_s + round_.limit_s
         cpu_ns = time.process_time_ns()
         for sequence in range(1, total + 1):
             own_since_ns = time.thread_time_ns()
@@ -145,14 +148,17 @@ class SendingSide:
             pixels = sender.loan()
             own_since_ns = time.thread_time_ns()
             words = stamp_words(pixels)
-            words[:] = (round_.run, sequence, 0, painter.paint(pixels, sequence), sequence == total, 0, 0, 0)
+            last = sequence == total or time.monotonic() >= end_s
+            words[:] = (round_.run, sequence, 0, painter.paint(pixels, sequence), last, 0, 0, 0)
             own_ns += time.thread_time_ns() - own_since_ns
             del pixels
             words[SENT_NS] = time.monotonic_ns()
             del words
             sender.publish()
+            if last:
+                break
         ended_s = time.monotonic()
-        return Sent(ended_s - begun_s, time.process_time_ns() - cpu_ns - own_ns, total)
+        return Sent(ended_s - begun_s, time.process_time_ns() - cpu_ns - own_ns, sequence)
 
     def close(self) -> None:
         """Close the peer."""
@@ -171,19 +177,19 @@ class ReceivingSide:
         """Receive until the round's last frame, or until none comes."""
         receiver = self._receiver
         result = Received()
-        total = round_.warm_up + round_.frames
+        is_over = False
         last = own_ns = 0
         begun_ns = ended_ns = 0
         faults = getrusage(RUSAGE_SELF).ru_minflt
         cpu_ns = time.process_time_ns()
-        while last < total:
+        while not is_over:
             try:
                 pixels = receiver.receive(NO_FRAME_S)
             except TimeoutError:
                 break
             now_ns = time.monotonic_ns()
             own_since_ns = time.thread_time_ns()
-            run, sequence, sent_ns, checksum, *_ = stamp_words(pixels).tolist()
+            run, sequence, sent_ns, checksum, is_last, *_ = stamp_words(pixels).tolist()
             if run == round_.run:
                 result.frames += 1
                 if self._exact and self._painter.checksum(pixels) != checksum:
@@ -194,12 +200,13 @@ class ReceivingSide:
                     result.latencies_ns.append(now_ns - sent_ns)
                     begun_ns, ended_ns = begun_ns or now_ns, now_ns
                 last = max(last, sequence)
+                is_over = bool(is_last)
             del pixels
             own_ns += time.thread_time_ns() - own_since_ns
             receiver.release()
         result.cpu_ns = time.process_time_ns() - cpu_ns - own_ns
         result.minor_faults = getrusage(RUSAGE_SELF).ru_minflt - faults
-        result.skipped = round_.frames - len(result.latencies_ns)
+        result.skipped = max(last - round_.warm_up, 0) - len(result.latencies_ns)
         result.seconds = (ended_ns - begun_ns) / 1e9
         return result
 

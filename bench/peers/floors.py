@@ -88,6 +88,18 @@ class FutexReceiver(Receiver):
         return self._pixels
 
 
+class BusyReceiver(FutexReceiver):
+    def receive(self, timeout_s: float) -> Pixels:
+        words, seen = self._page.words, self._seen
+        deadline_ns = time.monotonic_ns() + int(timeout_s * 1e9)
+        while words[WORD // 4] == seen:
+            if time.monotonic_ns() >= deadline_ns:
+                raise TimeoutError
+        self._seen = words[WORD // 4]
+        self._start[:] = self._page.stamp
+        return self._pixels
+
+
 class BareFutex(Peer):
     name = "floor-futex"
     title = "floor: bare futex wake"
@@ -105,6 +117,16 @@ class BareFutex(Peer):
     def receiver(self, setting: Setting, index: int) -> Receiver:
         del index
         return FutexReceiver(setting)
+
+
+class BareWord(BareFutex):
+    name = "floor-busy"
+    title = "floor: bare word"
+    how = "No frame: a 64-byte stamp in a shared page, and a word that the receiver looks at again and again."
+
+    def receiver(self, setting: Setting, index: int) -> Receiver:
+        del index
+        return BusyReceiver(setting)
 
 
 class MessageSender(Sender):
@@ -182,4 +204,4 @@ class BareMessage(Peer):
         return MessageReceiver(setting)
 
 
-PEERS = (BareFutex(), BareMessage())
+PEERS = (BareFutex(), BareWord(), BareMessage())

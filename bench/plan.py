@@ -1,0 +1,91 @@
+"""What is measured: the short form, which anybody runs in five minutes, and all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from bench.harness import SHAPES, Candidate, Scenario
+
+OURS: Final = ("framebus-zmq", "framebus-futex", "framebus-predict", "framebus-busy")
+RIVALS: Final = ("iceoryx2-listener", "iceoryx2-busy")
+FLOORS: Final = ("floor-futex", "floor-zmq", "floor-busy")
+FAST: Final = OURS + RIVALS + FLOORS
+"""Those whose ratios decide: no more of them than have a fair share of the machine's caches."""
+SUBSCRIBERS: Final = (1, 2, 4, 8, 16)
+
+
+def _candidates(
+    peers: Iterable[str], sizes: Iterable[str] = ("10 MB",), receivers: Iterable[int] = (1,)
+) -> tuple[Candidate, ...]:
+    return tuple(Candidate(peer, size, count) for peer in peers for size in sizes for count in receivers)
+
+
+def _steady(name: str, fps: float, rounds: int, frames: int, jitter: float = 0.0) -> Scenario:
+    peers = FAST if not jitter else ("framebus-futex", "framebus-predict", "iceoryx2-listener", "floor-futex")
+    return Scenario(name, _candidates(peers), fps, rounds, frames, warm_up=12, jitter=jitter)
+
+
+def _containers(rounds: int, frames: int) -> Scenario:
+    candidates = tuple(
+        Candidate(peer, where=where)
+        for peer in ("framebus-zmq", "framebus-futex")
+        for where in ("processes", "containers")
+    )
+    return Scenario("containers, 50 fps", candidates, 50, rounds, frames)
+
+
+def short(peers: list[str]) -> list[Scenario]:
+    """The short form, with every peer that is there once."""
+    return [
+        Scenario("peers, 25 fps", _candidates(peers), 25, rounds=3, frames=20, warm_up=5, limit_s=4.0),
+        _steady("steady, 25 fps", 25, rounds=4, frames=25),
+        _steady("steady, 200 fps", 200, rounds=4, frames=160),
+        _steady("jitter, 25 fps", 25, rounds=3, frames=25, jitter=0.1),
+        _steady("jitter, 200 fps", 200, rounds=3, frames=160, jitter=0.1),
+        Scenario("sizes, 100 fps", _candidates(("framebus-futex", "iceoryx2-listener"), SHAPES), 100, 4, 60),
+        Scenario(
+            "subscribers, 25 fps", _candidates(("framebus-futex", "iceoryx2-listener"), receivers=(1, 4, 16)), 25, 3, 20
+        ),
+        _containers(rounds=4, frames=40),
+    ]
+
+
+def full(peers: list[str]) -> list[Scenario]:
+    """All of it."""
+    return [
+        *(
+            Scenario(f"peers, {size}, 25 fps", _candidates(peers, [size]), 25, rounds=7, frames=50, limit_s=6.0)
+            for size in SHAPES
+        ),
+        *(
+            Scenario(f"peers, {size}, flat out", _candidates(peers, [size]), 0, rounds=5, frames=1000, limit_s=1.5)
+            for size in SHAPES
+        ),
+        *(
+            Scenario(
+                f"peers, {count} subscribers, 25 fps", _candidates(peers, receivers=[count]), 25, 5, 40, limit_s=5.0
+            )
+            for count in SUBSCRIBERS[1:]
+        ),
+        _steady("steady, 25 fps", 25, rounds=9, frames=100),
+        _steady("steady, 200 fps", 200, rounds=9, frames=600),
+        _steady("jitter, 25 fps", 25, rounds=9, frames=100, jitter=0.1),
+        _steady("jitter, 200 fps", 200, rounds=9, frames=600, jitter=0.1),
+        Scenario(
+            "sizes, 100 fps",
+            _candidates(("framebus-zmq", "framebus-futex", "iceoryx2-listener"), SHAPES),
+            100,
+            rounds=9,
+            frames=150,
+        ),
+        Scenario(
+            "subscribers, 25 fps",
+            _candidates(("framebus-zmq", "framebus-futex", "iceoryx2-listener"), receivers=SUBSCRIBERS),
+            25,
+            rounds=7,
+            frames=50,
+        ),
+        Scenario("cores as the scheduler likes, 25 fps", _candidates(FAST), 25, rounds=7, frames=50, pinned=False),
+        _containers(rounds=9, frames=100),
+    ]
