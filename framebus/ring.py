@@ -321,16 +321,16 @@ class Lease:
 class SubscriberRing:
     """A subscriber's side of one ring file. Its leases keep the file mapped when the subscriber has moved on."""
 
-    def __init__(self, stream: str) -> None:
-        """Attach to the ring of a publisher that lives.
+    def __init__(self, stream: str, owner: int | None = None) -> None:
+        """Attach to the ring of a publisher that lives; where ``owner`` is given, of that user's alone.
 
         Raises:
             StreamNotFound: There is none, or its publisher is gone.
             LayoutMismatch: The file is no ring of this version.
-            PermissionDenied: It is closed to this user.
+            PermissionDenied: It is closed to this user, or belongs to another than ``owner``.
         """
         try:
-            self.segment = shm.attach(ring_name(stream), min_bytes=PAGE_BYTES)
+            self.segment = shm.attach(ring_name(stream), min_bytes=PAGE_BYTES, owner=owner)
         except StreamNotFound:
             raise StreamNotFound(f"no publisher serves the stream {stream!r} here") from None
         self.header = read_header(self.segment)

@@ -216,12 +216,20 @@ def create(name: str, size: int, mode: int, what: str = "this ring") -> Segment:
             os.close(map_fd)
 
 
-def attach(name: str, *, writable: bool = False, min_bytes: int = 1) -> Segment:
+def attach(name: str, *, writable: bool = False, min_bytes: int = 1, owner: int | None = None) -> Segment:
     """Map an existing file; it is never created, resized or written here.
+
+    Args:
+        name: The file's name in /dev/shm.
+        writable: Whether to map it for writing too.
+        min_bytes: Its least size.
+        owner: The user, by number, who must own it: whoever else does could cut it short under its readers, which ends
+            them with SIGBUS. ``None`` takes anybody's.
 
     Raises:
         StreamNotFound: There is no such file.
-        PermissionDenied: It is closed to this user; the message names the group that may read it.
+        PermissionDenied: It is closed to this user, and the message names the group that may read it; or another user
+            than ``owner`` owns it.
         LayoutMismatch: It is no regular file, shorter than ``min_bytes``, or has holes.
     """
     for _ in range(16):
@@ -232,6 +240,13 @@ def attach(name: str, *, writable: bool = False, min_bytes: int = 1) -> Segment:
             status, map_status = os.fstat(fd), os.fstat(map_fd)
             if status.st_ino != map_status.st_ino:
                 continue
+            if owner is not None and map_status.st_uid != owner:
+                found = map_status.st_uid
+                raise PermissionDenied(
+                    errno.EACCES,
+                    f"{SHM_DIRECTORY / name} belongs to {_user(found)}, and frames of {_user(owner)} alone are wanted: "
+                    f"stop whoever publishes as user {found}, or name that user if you trust it",
+                )
             if status.st_size < min_bytes:
                 raise LayoutMismatch(f"{SHM_DIRECTORY / name} has {status.st_size} bytes: it is no ring")
             # A page that was never allocated could fail to be, later, with a SIGBUS.
@@ -376,16 +391,20 @@ def denied(path: Path, error: OSError | None) -> PermissionDenied:
         status = path.lstat()
     except OSError:
         return PermissionDenied(errno.EACCES, f"{path}: {error.strerror if error else 'permission denied'}")
-    try:
-        owner = pwd.getpwuid(status.st_uid).pw_name
-    except KeyError:
-        owner = "unknown"
     return PermissionDenied(
         errno.EACCES,
-        f"{path} belongs to user {status.st_uid} ({owner}) and group {status.st_gid}, mode "
+        f"{path} belongs to {_user(status.st_uid)} and group {status.st_gid}, mode "
         f"{stat.S_IMODE(status.st_mode):04o}, and is closed to user {os.geteuid()} with group {os.getegid()}: "
         f"run this process with group {status.st_gid}, or have user {status.st_uid} remove the file",
     )
+
+
+def _user(number: int) -> str:
+    try:
+        name = pwd.getpwuid(number).pw_name
+    except (KeyError, OverflowError):
+        name = "unknown"
+    return f"user {number} ({name})"
 
 
 def _open(name: str, writable: bool) -> int:

@@ -77,6 +77,7 @@ class Subscriber:
         max_leases: int = 2,
         wait_s: float | None = 0.0,
         gone_after_s: float | None = 10.0,
+        publisher_uid: int | None = None,
     ) -> None:
         """Attach to the stream of a publisher that lives.
 
@@ -88,12 +89,16 @@ class Subscriber:
             max_leases: Frames that may be held at once, views on their pixels included.
             wait_s: Seconds to wait for a publisher; ``None`` waits for ever.
             gone_after_s: Seconds that a publisher may be gone before :meth:`receive` raises; ``None``: for ever.
+            publisher_uid: The user, by number, whose frames are wanted. Whoever serves a ring can also cut it short
+                under its readers, which ends them with SIGBUS; a ring of another user is not even mapped. ``None``
+                takes anybody's.
 
         Raises:
             StreamNotFound: No publisher within ``wait_s``.
             RingFull: The ring has too few slots left for ``max_leases``.
             LayoutMismatch: The ring is of another version of the layout, or damaged.
-            PermissionDenied: The ring is closed to this user; the message names the group to run with.
+            PermissionDenied: The ring is closed to this user, and the message names the group to run with; or it does
+                not belong to ``publisher_uid``.
             NotEnoughSharedMemory: /dev/shm has no room for the subscriber's record, of one page.
             InvalidName: ``stream`` or ``name`` holds other than letters, digits, ``-`` and ``_``.
         """
@@ -111,7 +116,9 @@ class Subscriber:
         self._wake = wake
         self._pace = Pace() if wake == "predict" else None
         self._max_leases = max_leases
+        self._publisher_uid = publisher_uid
         self._gone_after_s = gone_after_s
+        self._denied: PermissionDenied | None = None
         self._gone_since_s: float | None = None
         self._look_at_s = 0.0
         self._thread: int | None = None
@@ -159,6 +166,8 @@ class Subscriber:
             ReceiveTimeout: No new frame within ``timeout_s``.
             TooManyLeases: ``max_leases`` earlier frames are still viewed.
             StreamGone: The publisher closed or died, and none came back within ``gone_after_s``.
+            PermissionDenied: The same, and a ring that is closed to this user, or that does not belong to
+                ``publisher_uid``, is in its place.
             WrongThread: Another thread owns the subscriber.
             Closed: The subscriber was closed.
 
@@ -316,6 +325,8 @@ class Subscriber:
         if self._gone_since_s is None:
             self._gone_since_s = now_s
         if self._gone_after_s is not None and now_s - self._gone_since_s >= self._gone_after_s:
+            if self._denied is not None:
+                raise self._denied
             raise StreamGone(f"the publisher of {self.stream!r} is gone for {self._gone_after_s:g} s")
 
     def _reattach(self) -> bool:
@@ -323,7 +334,8 @@ class Subscriber:
             return False  # nobody has put another file in its place; this one may be adopted, and its seats are ours
         try:
             ring = self._attach()
-        except (StreamNotFound, LayoutMismatch, PermissionDenied, RingFull):
+        except (StreamNotFound, LayoutMismatch, PermissionDenied, RingFull) as error:
+            self._denied = error if isinstance(error, PermissionDenied) else None
             return False
         ring.last = min(self._ring.last, ring.header.first_sequence - 1)
         self._overruns += self._ring.overruns
@@ -334,7 +346,7 @@ class Subscriber:
 
     def _attach(self) -> SubscriberRing:
         for _ in range(16):
-            ring = SubscriberRing(self.stream)
+            ring = SubscriberRing(self.stream, self._publisher_uid)
             take_seats(ring.segment, ring.geometry.slots, self._max_leases)
             if ring.segment.is_current():
                 return ring
