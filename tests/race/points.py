@@ -123,7 +123,7 @@ PUBLISHING: Final[Points] = {
     "notified": lambda: after(notify.Notifier, "notify"),
 }
 PIXELS: Final = "in the middle of the pixels"
-STORES: Final = tuple(f"before store {count} of the commit" for count in range(1, 7))
+STORES: Final = tuple(f"before store {count} of the commit" for count in range(1, 8))
 REPLACING: Final[Points] = {
     "replacement created": lambda: after(shm, "create"),
     "replacement not renamed": lambda: before(shm.Segment, "take_name"),
