@@ -128,6 +128,7 @@ MODULES: Final = (
     "iceoryx2_loan",
     "momentumx_stream",
     "zenoh_shm",
+    "dora_dataflow",
     "standard_library",
     "tmpfs_file",
     "gstreamer_shm",

@@ -57,10 +57,10 @@ def temporary_folder(parent: str | None = None) -> Iterator[Path]:
 
 
 @contextmanager
-def server(arguments: list[str], log: Path, environment: dict[str, str] | None = None) -> Iterator[None]:
+def server(arguments: list[str], log: Path, environment: dict[str, str] | None = None) -> Iterator[int]:
     """A server with its output in ``log``. At the end it is terminated; what remains of its group after 15 s is killed.
 
-    ``environment`` is added to that of this process.
+    ``environment`` is added to that of this process. Yields the server's PID.
     """
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -73,7 +73,7 @@ def server(arguments: list[str], log: Path, environment: dict[str, str] | None =
             start_new_session=True,
         )
         try:
-            yield
+            yield process.pid
         finally:
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -101,3 +101,15 @@ def shared_files_removed(pattern: str) -> Iterator[None]:
     finally:
         for path in Path("/dev/shm").glob(pattern):
             path.unlink(missing_ok=True)
+
+
+def zenoh_files(pid: int | str = "self") -> set[Path]:
+    """The files in /dev/shm that a process has from zenoh, which leaves them there until it is next opened."""
+    maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    return {Path(line.split()[-1]) for line in maps if line.endswith(".zenoh")}
+
+
+def remove(paths: set[Path]) -> None:
+    """Remove files that may be gone already."""
+    for path in paths:
+        path.unlink(missing_ok=True)

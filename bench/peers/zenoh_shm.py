@@ -7,11 +7,18 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Final
 
 from bench.peers import Peer, Pixels, Receiver, Sender, Setting
-from bench.peers.places import SEND_TIMEOUT_S, NobodyTakes, pixels_of, temporary_folder, wait_until
+from bench.peers.places import (
+    SEND_TIMEOUT_S,
+    NobodyTakes,
+    pixels_of,
+    remove,
+    temporary_folder,
+    wait_until,
+    zenoh_files,
+)
 
 PAYLOADS: Final = 6
 """Frames that the shared memory has room for."""
@@ -36,11 +43,10 @@ def session(listen: list[str], connect: list[str]) -> Any:
 
 
 def close(opened: Any) -> None:
-    """Close the session, and remove what it leaves in /dev/shm: zenoh does so only when it is next opened."""
-    names = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(".zenoh")}
+    """Close the session, and remove what it leaves in /dev/shm."""
+    files = zenoh_files()
     opened.close()
-    for name in names:
-        Path(name).unlink(missing_ok=True)
+    remove(files)
 
 
 class ShmSender(Sender):

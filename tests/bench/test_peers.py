@@ -16,6 +16,8 @@ SHAPE = (96, 128, 3)
 FRAMES = 3
 PERIOD_S = 0.02
 RECEIVERS = 2
+ROUNDS = 5
+"""Tries of a peer that may pass over frames, on a busy machine."""
 
 
 @pytest.mark.parametrize("peer", all_peers().values(), ids=all_peers().keys())
@@ -25,11 +27,15 @@ def test_hands_stamped_frames_to_two_processes(peer: Peer) -> None:
     setting = Setting(f"peer-{secrets.token_hex(6)}", SHAPE, RECEIVERS)
     with ExitStack() as stack:
         session = Session(stack, peer, setting)
-        for number in (1, 2):
+        for number in range(1, ROUNDS + 1):
             turn = session.turn(Round(number, FRAMES, 0, PERIOD_S))
             assert turn.sent.frames == FRAMES
-            for received in turn.received:
-                assert (received.frames, received.skipped, received.torn, received.disordered) == (FRAMES, 0, 0, 0)
+            assert [(received.torn, received.disordered) for received in turn.received] == [(0, 0)] * RECEIVERS
+            if [received.frames for received in turn.received] == [FRAMES] * RECEIVERS:
+                break
+            assert not peer.lossless
+        else:
+            pytest.fail(f"no round of {ROUNDS} in which each receiver got all frames")
     assert not [path for path in SHM.iterdir() if setting.channel in path.name]
 
 

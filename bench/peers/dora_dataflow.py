@@ -1,0 +1,165 @@
+"""dora-rs: a dataflow of dynamic nodes, with a coordinator and a daemon of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from bench.peers import Peer, Pixels, Receiver, Sender, Setting
+from bench.peers.places import (
+    free_port,
+    pixels_of,
+    remove,
+    server,
+    temporary_folder,
+    touched,
+    wait_until,
+    zenoh_files,
+)
+
+POOL_FRAMES: Final = 8
+"""Frames that the shared memory has room for. Its own size holds less than one panorama, which then goes by TCP."""
+SLACK_BYTES: Final = 1 << 20
+
+
+def program() -> str | None:
+    """Path of dora's command, looked for beside Python first."""
+    return shutil.which("dora", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+
+
+def dataflow(setting: Setting) -> str:
+    """The nodes, which the daemon does not start itself but waits for."""
+    lines = ["nodes:", "  - id: sender", "    path: dynamic", "    outputs: [frame]"]
+    for index in range(setting.receivers):
+        lines += [
+            f"  - id: receiver-{index}",
+            "    path: dynamic",
+            "    inputs:",
+            "      frame: {source: sender/frame, queue_size: 1}",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def open_node(setting: Setting, name: str) -> Any:
+    """Connect to the daemon as a node."""
+    os.environ["DORA_NODE_SHM_POOL_SIZE"] = str(POOL_FRAMES * setting.frame_bytes + SLACK_BYTES)
+    # A node reports on the standard output that it drops a frame, or is about to send one; no setting stops it.
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+    import dora
+
+    return dora.Node(name, daemon_port=setting.handles)
+
+
+def remove_files_of(pid: int) -> None:
+    """Remove what a server that still runs would leave in /dev/shm."""
+    remove(zenoh_files(pid))
+
+
+class NodeSender(Sender):
+    def __init__(self, setting: Setting) -> None:
+        import pyarrow as pa
+
+        self._node = open_node(setting, "sender")
+        self._pixels = touched(setting.shape)
+        # One value of the frame's size: of a uint8 array, dora would also send a bit for each pixel.
+        frame_type = pa.binary(setting.frame_bytes)
+        self._array = pa.Array.from_buffers(frame_type, 1, [None, pa.py_buffer(self._pixels.reshape(-1))])
+
+    def loan(self) -> Pixels:
+        return self._pixels
+
+    def publish(self) -> None:
+        self._node.send_output("frame", self._array)
+
+    def close(self) -> None:
+        files = zenoh_files()
+        self._node = None
+        remove(files)
+
+
+class NodeReceiver(Receiver):
+    def __init__(self, setting: Setting, index: int) -> None:
+        self._node = open_node(setting, f"receiver-{index}")
+        self._shape = setting.shape
+        self._value: Any = None
+
+    def receive(self, timeout_s: float) -> Pixels:
+        deadline_s = time.monotonic() + timeout_s
+        while (left_s := deadline_s - time.monotonic()) > 0:
+            event = self._node.next(timeout=left_s)
+            if event is None:
+                raise ConnectionResetError("the dataflow has ended")
+            if event["type"] == "INPUT":
+                self._value = event["value"]
+                return pixels_of(self._value.buffers()[1], self._shape)
+        raise TimeoutError
+
+    def release(self) -> None:
+        self._value = None
+
+    def close(self) -> None:
+        files = zenoh_files()
+        self._value = self._node = None
+        remove(files)
+
+
+class Dora(Peer):
+    name = "dora-rs"
+    title = "dora-rs, dynamic nodes"
+    how = (
+        "One copy, into shared memory: the receiver gets an Arrow array on it. References go by Zenoh from node to "
+        "node; the receiver waits for its node's next event and keeps the newest."
+    )
+    distribution = "dora-rs"
+    module = "dora"
+
+    def missing(self) -> str | None:
+        if program() is None:
+            return "dora's command is not installed: pip install dora-rs-cli"
+        return super().missing()
+
+    @contextmanager
+    def prepare(self, setting: Setting) -> Iterator[int]:
+        dora = program()
+        assert dora is not None
+        port, daemon_port = free_port(), free_port()
+        with ExitStack() as stack:
+            folder = stack.enter_context(temporary_folder())
+            environment = {"HOME": str(folder), "DORA_COORDINATOR_PORT": str(port)}
+            (folder / "dataflow.yml").write_text(dataflow(setting))
+            for arguments in (
+                ["coordinator", "--port", str(port), "--store", "memory"],
+                ["daemon", "--local-listen-port", str(daemon_port), "--coordinator-port", str(port)],
+            ):
+                pid = stack.enter_context(server([dora, *arguments], folder / f"{arguments[0]}.log", environment))
+                stack.callback(remove_files_of, pid)
+
+            def started() -> bool:
+                result = subprocess.run(
+                    [dora, "start", "dataflow.yml", "--detach", "--coordinator-port", str(port)],
+                    check=False,
+                    capture_output=True,
+                    cwd=folder,
+                    env={**os.environ, **environment},
+                )
+                return not result.returncode
+
+            wait_until(started, "dora's daemon")
+            yield daemon_port
+
+    def sender(self, setting: Setting) -> Sender:
+        return NodeSender(setting)
+
+    def receiver(self, setting: Setting, index: int) -> Receiver:
+        return NodeReceiver(setting, index)
+
+
+PEERS = (Dora(),)
