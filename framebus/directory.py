@@ -194,16 +194,15 @@ def _excluded(stream: str) -> Iterator[bool]:
 
     False when a publisher lives, or when this user may not tell.
     """
-    lock_path = companion_path(stream, "lock")
-    if not lock_path.exists():
-        yield True
-        return
+    exclusion, unused = None, False
     try:
-        exclusion = shm.take_exclusion(lock_path.name)
+        exclusion = shm.take_exclusion(companion_path(stream, "lock").name, create=False)
+    except StreamNotFound:
+        unused = True
     except PermissionDenied:
-        exclusion = None
+        pass
     try:
-        yield exclusion is not None
+        yield unused or exclusion is not None
     finally:
         if exclusion is not None:
             exclusion.close()

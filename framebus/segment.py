@@ -272,18 +272,20 @@ def open_for_reading(name: str) -> LockHolder:
     return LockHolder(_open(name, writable=False))
 
 
-def take_exclusion(name: str, patience_s: float = 0.0) -> LockHolder | None:
+def take_exclusion(name: str, patience_s: float = 0.0, *, create: bool = True) -> LockHolder | None:
     """Write-lock a file of mode 0600 that only this user can open, creating it if need be.
 
     Args:
         name: The file's name in /dev/shm.
         patience_s: Seconds to try again while another process holds it.
+        create: Whether to create it where it is missing.
 
     Returns:
         What holds the lock until it is closed; ``None`` when another process holds it.
 
     Raises:
         PermissionDenied: The file belongs to another user.
+        StreamNotFound: It is missing and not to be created.
         NotEnoughSharedMemory: /dev/shm has no room for one more file.
     """
     path = SHM_DIRECTORY / name
@@ -293,6 +295,8 @@ def take_exclusion(name: str, patience_s: float = 0.0) -> LockHolder | None:
             # Without O_CREAT where it exists: fs.protected_regular refuses that for another user's file (proc(5)).
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
+            if not create:
+                raise StreamNotFound(errno.ENOENT, f"{path} does not exist") from None
             try:
                 fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_CREAT | os.O_EXCL, LOCK_MODE)
             except FileExistsError:

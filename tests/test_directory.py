@@ -138,3 +138,10 @@ def test_no_publisher_opens_what_is_about_to_be_removed(stream: str, monkeypatch
     assert excluded == [None, None]
     assert files_of(stream) == []
     Publisher(stream, SMALL).close()
+
+
+def test_who_looks_creates_no_lock(stream: str) -> None:
+    with pytest.raises(StreamNotFound, match="does not exist"):
+        segment.take_exclusion(companion_path(stream, "lock").name, create=False)
+    assert find_leftovers(stream, remove=True) == []
+    assert files_of(stream) == []
