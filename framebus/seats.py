@@ -8,6 +8,7 @@ orders those who look and take.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -27,6 +28,9 @@ from framebus.segment import RING_MODE, Segment, companion_path, companion_paths
 RESERVED_SLOTS: Final = 2
 """The newest frame, and the one that is being written."""
 ADMISSION_TIMEOUT_S: Final = 0.5
+UNFINISHED: Final = ".new"
+"""End of a record's name until it is locked."""
+MAX_LOOKED_AT: Final = 256
 _ALIVE: Final = shm.write_lock(0)
 _PROBE: Final = shm.read_lock(0)
 
@@ -64,17 +68,24 @@ def seats_taken(segment: Segment, slots: int) -> int:
 
 
 class Record:
-    """A subscriber's own record, locked while it lives; others read it, nobody else writes it."""
+    """A subscriber's own record, locked while it lives; others read it, nobody else writes it.
+
+    It gets its name when it is locked, and the name's random end is no other's: so a record that is not locked belongs
+    to nobody any more.
+    """
 
     def __init__(self, stream: str, record: SubscriberRecord) -> None:
         content = record.pack()
         while True:
             name = companion_path(stream, f"sub.{shm.random_suffix()}").name
-            self._segment = shm.create(name, RECORD_BYTES, RING_MODE, "a subscriber's record")
+            self._segment = shm.create(name + UNFINISHED, RECORD_BYTES, RING_MODE, "a subscriber's record")
             self._segment.buffer[: len(content)] = content
             self._segment.try_lock(_ALIVE)
-            if self._segment.is_current():  # until it was locked, it looked like what the dead leave
-                break
+            try:
+                self._segment.take_name(name)
+            except FileNotFoundError:
+                continue  # until it was locked, it looked like what the dead leave, and was cleared away
+            break
 
     def update(self, *counters: int) -> None:
         """Write received, skipped, sequence, leases, latency_ns and received_ns."""
@@ -84,6 +95,27 @@ class Record:
         """Remove the file; in a forked child, where it is the parent's, do nothing."""
         if self._segment.fd >= 0:
             self._segment.unlink()
+
+
+def remove_dead_records(stream: str) -> int:
+    """Remove what this user's killed subscribers of the stream left behind; the number of files.
+
+    Some of a great many are left to the next time, or to ``framebus gc``, and so is what was never finished: it may be
+    about to be locked.
+    """
+    removed = 0
+    for path in companion_paths(stream, "sub.*")[:MAX_LOOKED_AT]:
+        if path.name.endswith(UNFINISHED):
+            continue
+        with contextlib.suppress(OSError):
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                if os.fstat(fd).st_uid == os.geteuid() and not shm.is_locked(fd, _PROBE):
+                    path.unlink()
+                    removed += 1
+            finally:
+                os.close(fd)
+    return removed
 
 
 def read_records(stream: str) -> list[tuple[Path, SubscriberRecord | None, bool]]:

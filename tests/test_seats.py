@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
+import posix_ipc
 import pytest
 
 from framebus import FrameFormat, Publisher, remove_leftovers
 from framebus import segment as shm
 from framebus.directory import inspect
 from framebus.errors import RingFull
-from framebus.seats import Record, new_record, read_records, seats_taken, take_seats
+from framebus.seats import Record, new_record, read_records, remove_dead_records, seats_taken, take_seats
 from framebus.segment import Segment
-from tests.support import SHM
+from tests.support import SHM, needs_root
 
 
 @pytest.fixture
@@ -92,3 +97,100 @@ def test_a_record_that_is_cleared_away_before_it_was_locked_is_written_again(
     record = Record(stream, new_record("detector", "newest", "zmq", 2))
     assert [alive for _, _, alive in read_records(stream)] == [True]
     record.remove()
+
+
+def dead_record(stream: str) -> Path:
+    """What a subscriber of this user leaves when it is killed."""
+    record = Record(stream, new_record("killed", "newest", "zmq", 2))
+    path = record._segment.path
+    record._segment.close()
+    return path
+
+
+def test_the_dead_of_this_user_are_cleared_away_and_the_living_stay(stream: str) -> None:
+    living = Record(stream, new_record("detector", "newest", "zmq", 2))
+    dead = [dead_record(stream) for _ in range(3)]
+    other = dead_record(f"{stream}-2")
+    assert remove_dead_records(stream) == 3
+    assert not any(path.exists() for path in dead)
+    assert [alive for _, _, alive in read_records(stream)] == [True]
+    assert other.exists()
+    other.unlink()
+    living.remove()
+
+
+@needs_root
+def test_the_dead_of_another_user_are_left_to_it(stream: str) -> None:
+    path = dead_record(stream)
+    os.chown(path, 12345, 12345)
+    assert remove_dead_records(stream) == 0
+    assert path.exists()
+    path.unlink()
+
+
+def test_what_is_no_record_of_ours_is_looked_at_without_harm(stream: str, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_bytes(b"kept")
+    link, fifo, folder = (SHM / f"framebus.{stream}.sub.{name}" for name in ("link", "fifo", "folder"))
+    link.symlink_to(target)
+    os.mkfifo(fifo)
+    folder.mkdir()
+    remove_dead_records(stream)
+    assert target.read_bytes() == b"kept"
+    link.unlink()
+    fifo.unlink(missing_ok=True)
+    folder.rmdir()
+
+
+def test_no_more_than_some_are_looked_at_in_one_go(stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("framebus.seats.MAX_LOOKED_AT", 2)
+    for _ in range(5):
+        dead_record(stream)
+    assert [remove_dead_records(stream) for _ in range(4)] == [2, 2, 1, 0]
+
+
+def test_a_record_that_is_being_made_is_never_cleared_away(stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At each step of its making, another subscriber attaches."""
+    removed: list[int] = []
+
+    def interrupted(step: Callable[..., Any]) -> Callable[..., Any]:
+        def interrupt(*arguments: Any, **options: Any) -> Any:
+            removed.append(remove_dead_records(stream))
+            answer = step(*arguments, **options)
+            removed.append(remove_dead_records(stream))
+            return answer
+
+        return interrupt
+
+    with monkeypatch.context() as patches:
+        for owner, name in (
+            (posix_ipc, "SharedMemory"), (os, "fchmod"), (os, "posix_fallocate"),
+            (Segment, "try_lock"), (Segment, "take_name"),
+        ):  # fmt: skip
+            patches.setattr(owner, name, interrupted(getattr(owner, name)))
+        record = Record(stream, new_record("detector", "newest", "zmq", 2))
+    assert len(removed) >= 10
+    assert set(removed) == {0}
+    assert [alive for _, _, alive in read_records(stream)] == [True]
+    assert record._segment.is_current()
+    record.remove()
+
+
+def test_subscribers_that_come_and_die_side_by_side_lose_no_record_of_the_living(stream: str) -> None:
+    """Eight threads make records and leave dead ones, each clearing away what it finds, while all check their own."""
+
+    def live(_number: int) -> bool:
+        kept = True
+        for _ in range(40):
+            remove_dead_records(stream)
+            record = Record(stream, new_record("detector", "newest", "zmq", 2))
+            kept = kept and record._segment.is_current()
+            dead_record(stream)
+            kept = kept and record._segment.is_current()
+            record.remove()
+        return kept
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(live, range(8)))
+    remove_dead_records(stream)
+    remove_dead_records(stream)

@@ -26,7 +26,7 @@ from framebus.errors import (
 from framebus.layout import EVENT, check_name
 from framebus.notify import Listener
 from framebus.ring import SubscriberRing
-from framebus.seats import Record, new_record, take_seats
+from framebus.seats import Record, new_record, remove_dead_records, take_seats
 from framebus.wake import Futex, Pace
 
 TICK_S: Final = 0.05
@@ -128,6 +128,7 @@ class Subscriber:
         self._event = self._awaited_event = 0
         self._received = self._skipped = self._overruns = self._rejected = self._reattached = 0
         self._use(self._wait_for_ring(wait_s))
+        remove_dead_records(stream)
         self._record = Record(stream, new_record(name, mode, wake, max_leases))
         try:
             self._listener = Listener(stream) if wake == "zmq" else None
