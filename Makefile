@@ -52,12 +52,12 @@ soak: $(VENV)/installed-dev
 model: $(BIN)/python
 	$(BIN)/python -m model
 
-# What the tests drive for real: an RTSP server and a browser. Debian, as root.
+# What the tests and the benchmark drive for real: an RTSP server, a browser, Redis, RabbitMQ. Debian, as root.
 system-packages:
 	apt-get update --quiet=2
 	DEBIAN_FRONTEND=noninteractive apt-get install --quiet=2 --no-install-recommends \
 	  chromium python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good \
-	  gstreamer1.0-plugins-bad
+	  gstreamer1.0-plugins-bad python3-gst-1.0 gir1.2-gst-plugins-base-1.0 redis-server rabbitmq-server
 
 clean:
 	rm -rf $(VENV) .cache build *.egg-info
