@@ -132,8 +132,8 @@ def run(kills: int, seed: int) -> dict[str, Any]:
         live("subscriber")
     while sum(killed.values()) < kills and not broken:
         pid, status = os.wait()
-        if pid in residents:
-            broken.append(f"a resident ended with status {status}")
+        if pid not in lives:
+            broken.append(f"one of those who live through all of it ended with status {status}")
             break
         role, point = lives.pop(pid)
         if os.WIFSIGNALED(status):
@@ -149,8 +149,9 @@ def run(kills: int, seed: int) -> dict[str, Any]:
         os.waitpid(pid, 0)
 
     with Publisher(stream, FORMAT, slots=GEOMETRIES[0]) as publisher:
-        time.sleep(0.3)  # residents notice a replaced ring within a tick
-        info = inspect(stream)
+        deadline_s = time.monotonic() + STUCK_AFTER_S
+        while (info := inspect(stream)).seats_taken != 2 * len(RESIDENTS) and time.monotonic() < deadline_s:
+            time.sleep(0.01)  # residents notice a replaced ring within a tick
         if info.slots_held > len(RESIDENTS):
             broken.append(f"{info.slots_held} slots are held by {len(RESIDENTS)} residents")
         if info.seats_taken != 2 * len(RESIDENTS):

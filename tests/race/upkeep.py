@@ -76,8 +76,9 @@ class Bystanders:
         except ValueError:
             faults.append("the subscriber of the stream beside did not come to its end")
         for pid in (self._publisher, self._subscriber):
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it should not have ended by itself
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
         removed = set(sweep(self.stream))
         if {kind_of(path, self.stream) for path in removed} != {"lock", "ring", "sock", "sub."} or files_of(
             self.stream
