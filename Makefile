@@ -1,6 +1,6 @@
 # make demo   the whole pipeline on five simulated cameras, and the URL of its page
 # make test   every check: lint, types, import rules, tests
-# make bench  the benchmarks
+# make bench  the benchmarks, in five minutes; bench-full all of them; bench-compare against the last saved run
 # make soak   ten thousand kills; MINUTES=10: after a race of ten minutes
 # make model  the slot protocol and its mutants, state by state
 # Everything is installed into .venv; nothing else on the machine is touched.
@@ -11,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint bench soak model system-packages clean
+.PHONY: demo test lint bench bench-full bench-compare soak model system-packages clean
 .DEFAULT_GOAL := test
 
 $(BIN)/python:
@@ -41,7 +41,15 @@ test: lint
 	$(BIN)/python -m pytest
 
 bench: $(VENV)/installed-dev
-	$(BIN)/python -m pytest bench --benchmark-only
+	$(BIN)/python -m pytest bench --benchmark-only --benchmark-disable-gc --quiet
+	$(BIN)/python -m bench run
+
+bench-full: $(VENV)/installed-dev
+	$(BIN)/python -m pytest bench --benchmark-only --benchmark-disable-gc
+	$(BIN)/python -m bench run --form full
+
+bench-compare: $(VENV)/installed-dev
+	$(BIN)/python -m bench compare
 
 # Race for MINUTES, then kill processes at every step of their work, KILLS times; a report as JSON.
 MINUTES ?= 0

@@ -1,0 +1,144 @@
+"""``python -m bench run`` measures and reports; ``compare`` measures and compares with the run before."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from bench import attach, plan, report
+from bench.compare import compare
+from bench.containers import containers
+from bench.harness import SHAPES, PeerFailed, Scenario, Start, run_scenario, start_process
+from bench.peers import all_peers
+from bench.results import FORMAT, Results, copy_us, describe_peer, load, machine, save, scenario_results
+from bench.targets import verdicts
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+PAGE: Final = ROOT / "docs/benchmarks.md"
+SAVED: Final = ROOT / "bench/results"
+FORMS: Final = {"short": plan.short, "full": plan.full}
+ATTACHMENTS: Final = {"short": 8, "full": 30}
+
+
+def measure(form: str, only: str) -> Results:
+    """Run a form's scenarios whose names contain ``only``."""
+    begun_s = time.monotonic()
+    results: Results = {
+        "format": FORMAT,
+        "form": form,
+        "started": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "machine": machine(),
+        "missing": {},
+        "scenarios": [],
+        "attach": {},
+    }
+    peers = all_peers()
+    missing = {name: reason for name, peer in peers.items() if (reason := peer.missing())}
+    here = {name: peer for name, peer in peers.items() if name not in missing}
+    results["missing"] = {peers[name].title: reason for name, reason in missing.items()}
+    results["peers"] = {name: describe_peer(peer) for name, peer in here.items()}
+    scenarios = [one for one in FORMS[form](list(here)) if only in one.name]
+    with ExitStack() as stack:
+        starts: dict[str, Start] = {"processes": start_process}
+        if any(candidate.where == "containers" for one in scenarios for candidate in one.candidates):
+            try:
+                starts["containers"] = stack.enter_context(containers())
+            except PeerFailed as error:
+                results["missing"]["two containers"] = str(error)
+        for scenario in scenarios:
+            able = _able(scenario, set(here), set(starts))
+            results["scenarios"].append(scenario_results(able, run_scenario(able, here, starts, _tell)))
+    _tell("attaching")
+    results["attach"] = attach.summary(attach.measure(ATTACHMENTS[form]))
+    results["copy_us"] = {size: copy_us(size) for size in SHAPES}
+    results["seconds"] = time.monotonic() - begun_s
+    return results
+
+
+def _able(scenario: Scenario, peers: set[str], places: set[str]) -> Scenario:
+    """The scenario without the candidates that cannot run here."""
+    candidates = tuple(one for one in scenario.candidates if one.peer in peers and one.where in places)
+    return replace(scenario, candidates=candidates)
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _save(results: Results) -> Path:
+    path = SAVED / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{results['form']}.json"
+    save(results, path)
+    return path
+
+
+def _print_verdicts(results: Results) -> None:
+    for verdict in verdicts(results):
+        value = "" if verdict.value is None else f"{verdict.value:.3g}"
+        print(f"{verdict.text:13} {value:>8} of {verdict.target.limit:<5g} {verdict.target.claim}")
+
+
+def _run(options: argparse.Namespace) -> int:
+    results = measure(options.form, options.only)
+    path = _save(results)
+    _print_verdicts(results)
+    if not options.only:
+        report.write(results, PAGE)
+        print(f"the report is {PAGE.relative_to(ROOT)}")
+    print(f"the figures are {path.relative_to(ROOT)}")
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    before_path = options.before or max(SAVED.glob(f"*-{options.form}.json"), default=None)
+    if before_path is None:
+        _tell(f"no saved run to compare with: make {'bench' if options.form == 'short' else 'bench-full'} saves one")
+        return 2
+    try:
+        before = load(before_path)
+    except (OSError, ValueError) as error:
+        _tell(str(error))
+        return 2
+    after = load(options.after) if options.after else measure(options.form, options.only)
+    if not options.after:
+        _save(after)
+    worse = 0
+    for change in sorted(compare(before, after), key=lambda change: -change.ratio):
+        word = ("slower" if change.ratio > 1 else "faster") if change.is_clear else "same"
+        worse += change.is_clear and change.ratio > 1 and change.candidate.startswith("framebus")
+        print(
+            f"{word:6} {change.ratio:5.2f}  {change.before_us:9.1f} us -> {change.after_us:9.1f} us  "
+            f"{change.scenario}: {change.candidate}"
+        )
+    print(f"compared with the run of {before['started']}; {worse} figures of framebus are clearly slower")
+    return int(worse > 0)
+
+
+def main() -> int:
+    """Entry point."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    run = commands.add_parser("run", help="measure, save and write docs/benchmarks.md")
+    run.set_defaults(command=_run)
+    versus = commands.add_parser("compare", help="measure, and compare with the last saved run")
+    versus.set_defaults(command=_compare)
+    versus.add_argument("--before", type=Path, help="the saved run to compare with, if not the last")
+    versus.add_argument("--after", type=Path, help="a saved run to compare, instead of measuring")
+    for command in (run, versus):
+        command.add_argument("--form", choices=FORMS, default="short", help="short takes less than 5 minutes")
+        command.add_argument("--only", default="", metavar="TEXT", help="only scenarios whose name has TEXT; no report")
+    options = parser.parse_args()
+    try:
+        result: int = options.command(options)
+    except KeyboardInterrupt:
+        return 130
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(main())

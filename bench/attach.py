@@ -1,0 +1,86 @@
+"""What it costs to attach to a live ring, in a process of its own each time, and what the first lap costs."""
+
+from __future__ import annotations
+
+import secrets
+import statistics
+import time
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from resource import RUSAGE_SELF, getrusage
+from typing import Any, Final
+
+import numpy as np
+
+from bench.harness import SHAPES
+from framebus import FrameFormat, Publisher, Subscriber
+
+SLOTS: Final = 8
+LAPS: Final = 2
+WAIT_S: Final = 10.0
+PAGE_BYTES: Final = 4096
+
+
+@dataclass(frozen=True)
+class Attached:
+    """One attachment to a ring of eight 10 MB slots."""
+
+    first_frame_ms: float
+    """From the call that subscribes to the first frame's array."""
+    first_lap_faults: int
+    """Minor faults while one byte of every page of the first eight frames was read."""
+    second_lap_faults: int
+    """The same for the eight frames after them."""
+    touched_pages: int
+    """Pages of eight frames."""
+
+
+def _attach(connection: Connection[Any, Any], stream: str) -> None:
+    begun_ns = time.monotonic_ns()
+    with Subscriber(stream, wake="futex", mode="every") as subscriber:
+        subscriber.receive(WAIT_S).pixels  # noqa: B018  the array is what is waited for
+        first_frame_ms = (time.monotonic_ns() - begun_ns) / 1e6
+        faults = []
+        for _ in range(LAPS):
+            before = getrusage(RUSAGE_SELF).ru_minflt
+            for _ in range(SLOTS):
+                with subscriber.receive(WAIT_S) as frame:
+                    np.add.reduce(frame.pixels.reshape(-1)[::PAGE_BYTES])
+            faults.append(getrusage(RUSAGE_SELF).ru_minflt - before)
+    pages = SLOTS * int(np.prod(SHAPES["10 MB"])) // PAGE_BYTES
+    connection.send(Attached(first_frame_ms, faults[0], faults[1], pages))
+
+
+def measure(times: int) -> list[Attached]:
+    """Attach so many times to a stream of 100 frames a second."""
+    height, width, channels = SHAPES["10 MB"]
+    context = get_context("spawn")
+    results = []
+    stream = f"bench-{secrets.token_hex(4)}"
+    with Publisher(stream, FrameFormat(height, width, channels), slots=SLOTS) as publisher:
+        for _ in range(times):
+            ours, theirs = context.Pipe(duplex=False)
+            process = context.Process(target=_attach, args=(theirs, stream), daemon=True)
+            process.start()
+            theirs.close()
+            while not ours.poll(0.01):
+                with publisher.loan():
+                    pass
+                if not process.is_alive() and not ours.poll():
+                    raise RuntimeError("the process that attaches died")
+            results.append(ours.recv())
+            process.join()
+    return results
+
+
+def summary(results: list[Attached]) -> dict[str, float]:
+    """The median of each figure, and the range of the first frame's time."""
+    return {
+        "first_frame_ms": statistics.median(one.first_frame_ms for one in results),
+        "first_frame_ms_least": min(one.first_frame_ms for one in results),
+        "first_frame_ms_most": max(one.first_frame_ms for one in results),
+        "first_lap_faults": statistics.median(one.first_lap_faults for one in results),
+        "second_lap_faults": statistics.median(one.second_lap_faults for one in results),
+        "touched_pages": results[0].touched_pages,
+    }

@@ -1,0 +1,162 @@
+"""A run's results: numbers of each round, from which every figure of the report is made. Saved as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from bench.harness import SHAPES, Candidate, Outcome, Scenario, Turn
+from bench.peers import Peer
+from bench.worker import Memory
+
+FORMAT: Final = 1
+Results = dict[str, Any]
+"""What :func:`save` writes: JSON's own types alone."""
+
+
+class Figure(NamedTuple):
+    """The median of the rounds, and their range."""
+
+    median: float
+    least: float
+    most: float
+
+    @classmethod
+    def of(cls, rounds: Iterable[float]) -> Figure | None:
+        """Of one value a round; ``None`` without any."""
+        values = list(rounds)
+        return cls(statistics.median(values), min(values), max(values)) if values else None
+
+
+def machine() -> dict[str, Any]:
+    """What the run ran on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {
+        "cpu": model or platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(pages / 2**30, 1),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "load_before": round(os.getloadavg()[0], 2),
+    }
+
+
+def describe_peer(peer: Peer) -> dict[str, Any]:
+    """What the report says of a peer."""
+    return {"title": peer.title, "how": peer.how, "version": peer.version(), "exact": getattr(peer, "exact", True)}
+
+
+def _round(turn: Turn) -> dict[str, float]:
+    latencies_us = np.array([value for side in turn.received for value in side.latencies_ns], np.float64) / 1e3
+    arrived = len(latencies_us)
+    missed = sum(side.skipped for side in turn.received)
+    row = {
+        "delivered": arrived / (arrived + missed) if arrived else 0.0,
+        "torn": float(sum(side.torn for side in turn.received)),
+        "disordered": float(sum(side.disordered for side in turn.received)),
+        "sender_cpu_us": turn.sent.cpu_ns / turn.sent.frames / 1e3,
+    }
+    if arrived:
+        p50, p99 = np.percentile(latencies_us, (50, 99))
+        row |= {"p50_us": float(p50), "p99_us": float(p99)}
+        row["receiver_cpu_us"] = statistics.mean(
+            side.cpu_ns / side.frames / 1e3 for side in turn.received if side.frames
+        )
+        row["fps"] = statistics.mean(
+            max(len(side.latencies_ns) - 1, 0) / side.seconds if side.seconds else 0.0 for side in turn.received
+        )
+    return row
+
+
+def _memory(idle: list[Memory]) -> dict[str, Any]:
+    sender, *receivers = idle
+    return {
+        "sender_rss": sender.rss_bytes,
+        "receiver_rss": statistics.mean(one.rss_bytes for one in receivers),
+        "sender_private": sender.private_bytes,
+        "receiver_private": statistics.mean(one.private_bytes for one in receivers),
+        "shared": sum(one.shared_bytes for one in idle),
+    }
+
+
+def scenario_results(scenario: Scenario, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
+    """A scenario as it is saved."""
+    return {
+        "name": scenario.name,
+        "fps": scenario.fps,
+        "jitter": scenario.jitter,
+        "pinned": scenario.pinned,
+        "frames": scenario.frames,
+        "candidates": {
+            candidate.key: _candidate(candidate, outcomes[candidate.key]) for candidate in scenario.candidates
+        },
+    }
+
+
+def _candidate(candidate: Candidate, outcome: Outcome) -> dict[str, Any]:
+    return {
+        "peer": candidate.peer,
+        "size": candidate.size,
+        "frame_bytes": int(np.prod(SHAPES[candidate.size])),
+        "receivers": candidate.receivers,
+        "where": candidate.where,
+        "rounds": [_round(turn) for turn in outcome.turns],
+        "memory": _memory(outcome.idle) if outcome.idle else None,
+        "failure": outcome.failure,
+    }
+
+
+def copy_us(size: str, times: int = 7) -> list[float]:
+    """How long a copy of a frame takes, each time: the floor of whatever copies."""
+    source, target = np.zeros(SHAPES[size], np.uint8), np.zeros(SHAPES[size], np.uint8)
+    np.copyto(target, source)
+    taken = []
+    for _ in range(times):
+        begun_ns = time.perf_counter_ns()
+        np.copyto(target, source)
+        taken.append((time.perf_counter_ns() - begun_ns) / 1e3)
+    return taken
+
+
+def find(
+    results: Results, scenario: str, peer: str, *, size: str = "10 MB", receivers: int = 1, where: str = "processes"
+) -> list[dict[str, float]]:
+    """A candidate's rounds; none if it was not measured."""
+    key = Candidate(peer, size, receivers, where).key
+    for one in results["scenarios"]:
+        if one["name"] == scenario and key in one["candidates"]:
+            return list(one["candidates"][key]["rounds"])
+    return []
+
+
+def figure(rounds: Iterable[Mapping[str, float]], name: str) -> Figure | None:
+    """A figure of rounds, by its name."""
+    return Figure.of(row[name] for row in rounds if name in row)
+
+
+def save(results: Results, path: Path) -> None:
+    """Write a run's results."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def load(path: Path) -> Results:
+    """Read a run's results.
+
+    Raises:
+        ValueError: The file holds none, or of another format.
+    """
+    results: Results = json.loads(path.read_text())
+    if not isinstance(results, dict) or results.get("format") != FORMAT:
+        raise ValueError(f"{path} holds no results of this version of the benchmarks")
+    return results
