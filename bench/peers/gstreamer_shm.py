@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.peers import Peer, Pixels, Receiver, Sender, Setting
-from bench.peers.places import pixels_of, temporary_folder, wait_until
+from bench.peers.places import SEND_TIMEOUT_S, NobodyTakes, pixels_of, temporary_folder, wait_until
 
 DEBIAN_PACKAGES: Final = "/usr/lib/python3/dist-packages"
 """Where Debian's PyGObject is, which no virtual environment sees."""
@@ -100,7 +101,15 @@ class ShmSender(Sender):
         self._map: Any = None
 
     def loan(self) -> Pixels:
-        self._buffer = self._gst.Buffer.new_allocate(self._allocator, self._bytes, self._parameters)
+        deadline_s = time.monotonic() + SEND_TIMEOUT_S
+        while True:
+            self._buffer = self._gst.Buffer.new_allocate(self._allocator, self._bytes, self._parameters)
+            # Without room, it would give private memory, which shmsink has to copy.
+            if self._buffer.peek_memory(0).allocator == self._allocator:
+                break
+            if time.monotonic() > deadline_s:
+                raise NobodyTakes("a shmsrc")
+            time.sleep(0.0005)
         self._map = self._buffer.map(self._gst.MapFlags.WRITE)
         return pixels_of(self._map.data, self._shape)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from multiprocessing import get_context
 from typing import Any, ClassVar
 
-from bench.peers import Peer, Pixels, Receiver, Sender, Setting
+from bench.peers import OPEN_TIMEOUT_S, Peer, Pixels, Receiver, Sender, Setting
 from bench.peers.places import SEND_TIMEOUT_S, NobodyTakes, pixels_of, shared_files_removed, wait_until
 
 
@@ -47,6 +47,7 @@ class StreamSender(Sender):
             polling_interval=polling_s,
         )
         self._buffer: Any = None
+        setting.handles.set()
         wait_until(lambda: self._producer.subscriber_count >= setting.receivers, "a consumer")
 
     def loan(self) -> Pixels:
@@ -71,21 +72,13 @@ class StreamReceiver(Receiver):
 
         self._shape = setting.shape
         self._deadline = Deadline()
-        self._consumer: Any = None
+        # The producer tells when it is ready: an early consumer would make MomentumX log an error.
+        if not setting.handles.wait(OPEN_TIMEOUT_S):
+            raise TimeoutError("the producer did not come")
+        self._consumer: Any = momentumx.Consumer(
+            setting.channel, cancel_event=self._deadline, polling_interval=polling_s
+        )
         self._buffer: Any = None
-
-        def found() -> bool:
-            if not Path(f"/dev/shm/mx.{setting.channel}").exists():  # MomentumX would log an error
-                return False
-            try:
-                self._consumer = momentumx.Consumer(
-                    setting.channel, cancel_event=self._deadline, polling_interval=polling_s
-                )
-            except momentumx.StreamUnavailable:
-                return False
-            return True
-
-        wait_until(found, "the producer")
 
     def receive(self, timeout_s: float) -> Pixels:
         self._deadline.start(timeout_s)
@@ -113,9 +106,9 @@ class MomentumX(Peer):
     polling_s: ClassVar[float]
 
     @contextmanager
-    def prepare(self, setting: Setting) -> Iterator[None]:
+    def prepare(self, setting: Setting) -> Iterator[Any]:
         with shared_files_removed(f"mx.{setting.channel}*"):
-            yield None
+            yield get_context("spawn").Event()
 
     def sender(self, setting: Setting) -> Sender:
         return StreamSender(setting, self.polling_s)
