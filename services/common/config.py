@@ -10,6 +10,7 @@ lists and numbers keep their types; one for a field of text is taken as it stand
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import UnionType
@@ -18,9 +19,13 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
+from services.common.masking import mask_text
+
 ENVIRONMENT_PREFIX = "FRAMEBUS_"
 SECTIONS = ("stream", "log", "simulator", "stitcher", "detector", "streamer", "supervisor")
 """Every section that the file may have; a service checks those that it reads."""
+SHARED_SECTIONS = ("stream", "log")
+"""Those that every service reads."""
 
 
 class ConfigurationError(ValueError):
@@ -97,7 +102,8 @@ def load(configuration_type: type[C], path: Path | None, environment: Mapping[st
     except ValidationError as error:
         for fault in error.errors(include_url=False):
             keys = tuple(fault["loc"])
-            faults.append(f"{_place(keys, path, lines, overridden)}: {'.'.join(map(str, keys))}: {fault['msg']}")
+            name = mask_text(".".join(map(str, keys)))  # a key may be a URL that is in the wrong place
+            faults.append(f"{_place(keys, path, lines, overridden)}: {name}: {fault['msg']}")
         raise ConfigurationError("\n".join(map(_in_one_line, faults))) from None
     if faults:
         raise ConfigurationError("\n".join(map(_in_one_line, faults)))
@@ -109,6 +115,9 @@ def _in_one_line(fault: str) -> str:
 
 
 Place = tuple[str | int, ...]
+_QUOTED = re.compile(r"(alias|anchor|tag|handle|literal [^:]*|to float):? ['\"].*['\"]")
+_KEPT = r"\1"
+"""Where an error quotes the file's own words, and what is kept of it."""
 _UNREADABLE = (yaml.YAMLError, RecursionError, ValueError, AttributeError, LookupError, TypeError)
 """What PyYAML raises: its own errors, and others for ``2026-99-99``, ``!!timestamp x``, ``!!bool x``, ``!!int ''``."""
 
@@ -125,10 +134,15 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[Place, int]]:
         _collect_lines(yaml.compose(text, Loader=yaml.SafeLoader), (), lines)
     except RecursionError:
         raise ConfigurationError(f"{path}: is not YAML: it is nested too deeply") from None
+    except yaml.MarkedYAMLError as error:
+        # Not str(error), which shows the lines around the fault: a camera's password may be in them.
+        reason = ", ".join(part for part in (error.context, error.problem) if part)
+        place = f"{path}:{error.problem_mark.line + 1}" if error.problem_mark else str(path)
+        raise ConfigurationError(f"{place}: is not YAML: {_QUOTED.sub(_KEPT, reason)}") from None
     except _UNREADABLE as error:
         told = isinstance(error, (yaml.YAMLError, ValueError))
         reason = " ".join(str(error).split()) if told else "a value does not fit its tag, such as !!int"
-        raise ConfigurationError(f"{path}: is not YAML: {reason}") from None
+        raise ConfigurationError(f"{path}: is not YAML: {_QUOTED.sub(_KEPT, reason)}") from None
     if content is None:
         return {}, {}
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):

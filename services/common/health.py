@@ -9,7 +9,7 @@ The first asks the service's status socket in /dev/shm, which judges by the age 
 does its work, 1 with the reason in one line when not. The second asks an RTSP server for a camera, whose frames flow
 only to those who watch.
 
-A check runs every few seconds, beside the work, so this imports the standard library alone.
+A check runs every few seconds, beside the work, so this imports little beside the standard library.
 
 Source: RFC 2326, section 10.1 (OPTIONS).
 """
@@ -24,6 +24,8 @@ import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+from services.common.masking import mask_url
 
 MAX_DOCUMENT_BYTES = 1 << 20
 TIMEOUT_S = 3.0
@@ -84,8 +86,8 @@ def fault_of_camera(url: str, timeout_s: float = TIMEOUT_S) -> str:
             connection.sendall(request)
             answer = connection.recv(4096).partition(b"\r\n")[0]
     except OSError as error:
-        return f"{url}: {error.strerror or error}"
-    return "" if answer.startswith(b"RTSP/1.0 200") else f"{url}: the answer is {answer!r}"
+        return f"{mask_url(url)}: {error.strerror or error}"
+    return "" if answer.startswith(b"RTSP/1.0 200") else f"{mask_url(url)}: the answer is {answer!r}"
 
 
 def main(arguments: list[str]) -> int:

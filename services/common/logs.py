@@ -8,6 +8,7 @@ import sys
 import structlog
 
 from services.common.config import LogSection
+from services.common.masking import mask_value
 
 
 def set_up_logs(service: str, section: LogSection) -> None:
@@ -26,6 +27,7 @@ def set_up_logs(service: str, section: LogSection) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
+            _mask,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[section.level.upper()]),
@@ -40,6 +42,12 @@ def _name(service: str) -> structlog.typing.Processor:
         return event
 
     return add
+
+
+def _mask(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Whatever a service or a library says, no password is in it."""
+    masked: structlog.typing.EventDict = mask_value(event)
+    return masked
 
 
 class _Forward(logging.Handler):

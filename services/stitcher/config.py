@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -10,6 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from services.common.config import CommonConfiguration, Section
+from services.common.masking import mask_url
 
 Seconds = Annotated[float, Field(gt=0, le=3600)]
 Multiple4 = Annotated[int, Field(multiple_of=4, ge=64, le=16384)]
@@ -39,9 +39,8 @@ class CameraSection(Section):
 
     @property
     def masked_url(self) -> str:
-        """The URL without its user, password and query, for people to read."""
-        without_user = re.sub(r"^([A-Za-z][\w+.-]*://)[^/?#]*@", r"\1***@", self.url)
-        return re.sub(r"\?.*$", "?***", without_user, flags=re.DOTALL)
+        """The URL without what may be secret in it, for people to read."""
+        return mask_url(self.url)
 
 
 class ReconnectSection(Section):

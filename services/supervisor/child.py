@@ -9,8 +9,10 @@ import subprocess
 import sys
 import time
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 
+from services.common.config import ENVIRONMENT_PREFIX, SECTIONS, SHARED_SECTIONS
 from services.common.service import EXIT_USAGE, SUPERVISED
 
 FIRST_PAUSE_S = 0.5
@@ -40,7 +42,7 @@ class Child:
             self._command,
             stdin=subprocess.DEVNULL,
             process_group=0,
-            env={**os.environ, SUPERVISED: "1"},
+            env={**environment_for(self.service, os.environ), SUPERVISED: "1"},
         )
 
     def tend(self) -> str | None:
@@ -93,3 +95,14 @@ class Child:
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
+
+
+def environment_for(service: str, environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment without the settings of other services: the cameras' passwords are the stitcher's alone."""
+    others = {name for name in SECTIONS if name not in (*SHARED_SECTIONS, service)}
+    return {
+        variable: text
+        for variable, text in environment.items()
+        if not variable.startswith(ENVIRONMENT_PREFIX)
+        or variable.removeprefix(ENVIRONMENT_PREFIX).lower().partition("__")[0] not in others
+    }

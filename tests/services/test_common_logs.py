@@ -85,3 +85,19 @@ except ZeroDivisionError:
 """
     for line in lines_of(body):
         assert "ZeroDivisionError" in json.loads(line)["exception"]
+
+
+def test_no_password_is_logged_whoever_logs_it() -> None:
+    body = """
+url = 'rtsp://user:hunter2@host/x?hunter2'
+log.warning(f'lost {url}', url=url, urls=[url, {'of': url}], **{url: 1})
+logging.getLogger('av').warning('cannot open %s', url)
+try:
+    raise OSError(111, 'refused', url)
+except OSError:
+    log.exception('failed')
+"""
+    for log_format in ("json", "text"):
+        text = "\n".join(lines_of(body, log_format=log_format))
+        assert "rtsp://***@host/x?***" in text
+        assert "hunter2" not in text
