@@ -60,6 +60,8 @@ class Keys:
         Raises:
             InvalidKey: A file is missing, open to others, or no certificate; or no listener is allowed.
         """
+        if not zmq.has("curve"):
+            raise InvalidKey("this ZeroMQ was built without keys: install pyzmq as a wheel, or libzmq with libsodium")
         self._secret, self._public = _read_secret(Path(server.secret_key_file))
         names = server.allowed_clients
         if isinstance(names, str | os.PathLike):

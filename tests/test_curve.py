@@ -17,7 +17,7 @@ import zmq.auth
 from framebus import CurveServer, FrameFormat, InvalidKey, Publisher, Subscriber, UnprotectedEndpoint
 from framebus import outlet as outlet_module
 from tests.listeners import Flood, PlainListener, wait_until
-from tests.support import files_of, needs_root
+from tests.support import files_of, lacks, needs_root
 
 SMALL = FrameFormat(4, 6)
 EVERYWHERE = "tcp://0.0.0.0:*"
@@ -42,6 +42,8 @@ class KeyRing:
 
 @pytest.fixture
 def keys(tmp_path: Path) -> KeyRing:
+    if not zmq.has("curve"):
+        lacks("this ZeroMQ has no CURVE: pip install --force-reinstall --only-binary pyzmq pyzmq")
     for name in ("publisher", "listener", "stranger"):
         zmq.auth.create_certificates(tmp_path, name)
         (tmp_path / f"{name}.key_secret").chmod(0o600)

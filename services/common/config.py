@@ -48,6 +48,8 @@ class StreamSection(Section):
     keep_ring: bool = False
     """Leave the ring in /dev/shm when its publisher stops, so that the next one goes on in the same memory. For
     containers, whose /dev/shm ends with them."""
+    publisher_uid: int | None = Field(None, ge=0)
+    """The user, by number, whose frames detector and streamer take; unset, those of anybody who serves the stream."""
 
 
 class LogSection(Section):

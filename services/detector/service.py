@@ -94,7 +94,7 @@ def main(configuration: DetectorConfiguration, stop: threading.Event) -> None:
     except NetworkError as error:
         raise ServiceError(str(error)) from None
     log.info("model loaded", model=section.model.name, labels=section.labels)
-    service = _Service(stream, section, detector, stop)
+    service = _Service(stream, configuration.stream.publisher_uid, section, detector, stop)
     # Only the thread that detects steps back: the status is answered, and a stop is quick, however busy the machine is.
     try:
         with (
@@ -113,8 +113,16 @@ def _step_back(nice: int | None) -> None:
 
 
 class _Service:
-    def __init__(self, stream: str, section: DetectorSection, detector: Detector, stop: threading.Event) -> None:
+    def __init__(
+        self,
+        stream: str,
+        publisher_uid: int | None,
+        section: DetectorSection,
+        detector: Detector,
+        stop: threading.Event,
+    ) -> None:
         self._stream = stream
+        self._publisher_uid = publisher_uid
         self._section = section
         self._detector = detector
         self._stop = stop
@@ -131,7 +139,10 @@ class _Service:
             while not self._stop.is_set():
                 try:
                     with Subscriber(
-                        self._stream, name=self._section.instance, mode="newest", gone_after_s=GONE_AFTER_S
+                        self._stream,
+                        name=self._section.instance,
+                        gone_after_s=GONE_AFTER_S,
+                        publisher_uid=self._publisher_uid,
                     ) as subscriber:
                         log.info("attached", stream=self._stream)
                         self._follow(subscriber, publisher)

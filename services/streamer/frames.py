@@ -48,6 +48,7 @@ class FrameThread:
     Args:
         stream: Name of the stream.
         quality: JPEG's quality, 0 to 100.
+        publisher_uid: The user whose frames are taken; ``None`` for anybody's.
         demand: 0 while nobody wants pictures, else a number that is another one after each pause.
         deliver: Called with each picture, in this thread.
         stop: Ends the thread.
@@ -58,6 +59,7 @@ class FrameThread:
         stream: str,
         quality: int,
         *,
+        publisher_uid: int | None,
         demand: Callable[[], int],
         deliver: Callable[[EncodedFrame], None],
         stop: threading.Event,
@@ -71,6 +73,7 @@ class FrameThread:
         self.received_s: float | None = None
         """When the newest frame was received, ``time.monotonic``."""
         self._stream = stream
+        self._publisher_uid = publisher_uid
         self._encoder = HalfSizeEncoder(quality)
         self._demand = demand
         self._deliver = deliver
@@ -95,7 +98,13 @@ class FrameThread:
         seen = False
         while not self._stop.is_set():
             try:
-                with Subscriber(self._stream, name="streamer", wake="futex", gone_after_s=GONE_AFTER_S) as subscriber:
+                with Subscriber(
+                    self._stream,
+                    name="streamer",
+                    wake="futex",
+                    gone_after_s=GONE_AFTER_S,
+                    publisher_uid=self._publisher_uid,
+                ) as subscriber:
                     self._log.info("attached", stream=self._stream)
                     self.absent = ""
                     seen = True

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import structlog
 from aiohttp import web
 
+from services.common.config import StreamSection
 from services.common.service import ServiceError
 from services.common.status import StatusServer, status_document
 from services.streamer.boxes import DetectionThread
@@ -38,7 +39,7 @@ def main(configuration: StreamerConfiguration, stop: threading.Event) -> None:
 
 
 async def _serve(configuration: StreamerConfiguration, stop: threading.Event) -> None:
-    streamer = _Streamer(configuration.stream.name, configuration.streamer)
+    streamer = _Streamer(configuration.stream, configuration.streamer)
     runner = web.AppRunner(
         streamer.site.application, access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_S
     )
@@ -72,8 +73,8 @@ async def _listen(runner: web.AppRunner, section: StreamerSection) -> None:
 class _Streamer:
     """The parts and what they tell each other."""
 
-    def __init__(self, stream: str, section: StreamerSection) -> None:
-        self.stream = stream
+    def __init__(self, stream_section: StreamSection, section: StreamerSection) -> None:
+        self.stream = stream = stream_section.name
         self._section = section
         self._ending = threading.Event()
         self._loop = asyncio.get_running_loop()
@@ -81,6 +82,7 @@ class _Streamer:
         self._frames = FrameThread(
             stream,
             section.jpeg_quality,
+            publisher_uid=stream_section.publisher_uid,
             demand=lambda: self._hub.demand,
             deliver=self._on_loop(self._hub.show),
             stop=self._ending,
