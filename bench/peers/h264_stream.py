@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from bench.peers import OPEN_TIMEOUT_S, Peer, Pixels, Receiver, Sender, Setting
-from bench.peers.places import SEND_TIMEOUT_S, NobodyTakes, free_port, touched, wait_until
+from bench.peers.places import SEND_TIMEOUT_S, HoldingReceiver, NobodyTakes, free_port, touched, wait_until
 
 STAMP_BYTES: Final = 64
 HEAD: Final = Struct(f"!I{STAMP_BYTES}s")
@@ -70,7 +70,7 @@ class EncodingSender(Sender):
             connection.close()
 
 
-class DecodingReceiver(Receiver):
+class DecodingReceiver(HoldingReceiver):
     def __init__(self, setting: Setting) -> None:
         import av
 
@@ -109,7 +109,7 @@ class DecodingReceiver(Receiver):
             for frame in self._decoder.decode(packet):
                 pixels: Pixels = frame.to_ndarray(format="bgr24")
                 pixels.reshape(-1)[:STAMP_BYTES] = np.frombuffer(stamp, np.uint8)
-                return pixels
+                return self.hold(pixels)
 
     def close(self) -> None:
         self._connection.close()

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from bench.peers import OPEN_TIMEOUT_S, Pixels
+from bench.peers import OPEN_TIMEOUT_S, Pixels, Receiver
 
 SEND_TIMEOUT_S: Final = 2.0
 """How long a sender waits for a receiver that takes nothing."""
@@ -81,6 +81,20 @@ def server(arguments: list[str], log: Path, environment: dict[str, str] | None =
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+class HoldingReceiver(Receiver):
+    """Holds the frame that it received until it is released, so that to free it counts as the peer's work."""
+
+    _held: Pixels | None = None
+
+    def hold(self, pixels: Pixels) -> Pixels:
+        """Hold a frame, and return it."""
+        self._held = pixels
+        return pixels
+
+    def release(self) -> None:
+        self._held = None
 
 
 def touched(shape: tuple[int, int, int]) -> Pixels:

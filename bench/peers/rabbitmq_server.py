@@ -13,6 +13,7 @@ from typing import Any, Final
 from bench.peers import Peer, Pixels, Receiver, Sender, Setting
 from bench.peers.places import (
     SEND_TIMEOUT_S,
+    HoldingReceiver,
     NobodyTakes,
     free_port,
     pixels_of,
@@ -75,7 +76,7 @@ class QueueSender(Sender):
         self._connection.close()
 
 
-class QueueReceiver(Receiver):
+class QueueReceiver(HoldingReceiver):
     def __init__(self, setting: Setting, index: int) -> None:
         self._shape = setting.shape
         self._connection = connect(setting.handles)
@@ -98,9 +99,10 @@ class QueueReceiver(Receiver):
                 raise TimeoutError
             self._connection.process_data_events(left_s)
         self._tag, body = self._arrived.pop(0)
-        return pixels_of(body, self._shape)
+        return self.hold(pixels_of(body, self._shape))
 
     def release(self) -> None:
+        super().release()
         self._channel.basic_ack(self._tag)
 
     def close(self) -> None:

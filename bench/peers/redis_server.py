@@ -11,7 +11,16 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from bench.peers import Peer, Pixels, Receiver, Sender, Setting
-from bench.peers.places import SEND_TIMEOUT_S, NobodyTakes, pixels_of, server, temporary_folder, touched, wait_until
+from bench.peers.places import (
+    SEND_TIMEOUT_S,
+    HoldingReceiver,
+    NobodyTakes,
+    pixels_of,
+    server,
+    temporary_folder,
+    touched,
+    wait_until,
+)
 
 QUEUED: Final = 8
 """Frames that the server keeps for a subscriber at most, before it cuts it off."""
@@ -89,7 +98,7 @@ class ChannelSender(RedisSender):
         self.client.publish(self.channel, self.bytes)
 
 
-class ChannelReceiver(Receiver):
+class ChannelReceiver(HoldingReceiver):
     def __init__(self, setting: Setting) -> None:
         self._shape = setting.shape
         self._client = client(setting.handles, 10)
@@ -101,7 +110,7 @@ class ChannelReceiver(Receiver):
         while (left_s := deadline_s - time.monotonic()) > 0:
             message = self._subscription.get_message(timeout=left_s)
             if message is not None:
-                return pixels_of(message["data"], self._shape)
+                return self.hold(pixels_of(message["data"], self._shape))
         raise TimeoutError
 
     def close(self) -> None:
@@ -114,7 +123,7 @@ class StreamSender(RedisSender):
         self.client.xadd(self.channel, {b"frame": self.bytes}, maxlen=KEPT, approximate=True)
 
 
-class StreamReceiver(Receiver):
+class StreamReceiver(HoldingReceiver):
     def __init__(self, setting: Setting) -> None:
         self._shape = setting.shape
         self._channel = setting.channel
@@ -126,7 +135,7 @@ class StreamReceiver(Receiver):
         if not streams:
             raise TimeoutError
         [(_, [(self._last, fields)])] = streams
-        return pixels_of(fields[b"frame"], self._shape)
+        return self.hold(pixels_of(fields[b"frame"], self._shape))
 
     def close(self) -> None:
         self._client.close()

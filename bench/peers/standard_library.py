@@ -139,9 +139,10 @@ class PipeSender(Sender):
         self._connections: list[Connection[Any, Any]] = [sending for _, sending in setting.handles]
         for receiving, sending in setting.handles:
             receiving.close()
-            # A timeout belongs to the socket, not to the descriptor that sets it: socket(7), SO_SNDTIMEO.
+            # A timeout belongs to the socket, not to the descriptor that sets it: socket(7), SO_SNDTIMEO. After a write
+            # that has sent a part by then comes another, so each may take half of the time.
             with socket.socket(fileno=os.dup(sending.fileno())) as handle:
-                handle.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, pack("ll", int(SEND_TIMEOUT_S), 0))
+                handle.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, pack("ll", int(SEND_TIMEOUT_S / 2), 0))
         self._pixels = touched(setting.shape)
         self._bytes = self._pixels.reshape(-1).data
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.peers import Peer, Pixels, Receiver, Sender, Setting
-from bench.peers.places import pixels_of, temporary_folder
+from bench.peers.places import HoldingReceiver, pixels_of, temporary_folder
 
 KEPT: Final = 2
 """Files that stay for receivers that are late."""
@@ -27,26 +27,28 @@ class FileSender(Sender):
         self._setting = setting
         self._kept: deque[Path] = deque()
         self._number = 0
+        self._map: mmap.mmap
 
     def loan(self) -> Pixels:
+        if len(self._kept) > KEPT:
+            self._kept.popleft().unlink()
         fd = os.open(self._new, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o640)
         try:
             os.posix_fallocate(fd, 0, self._setting.frame_bytes)
-            mapped = mmap.mmap(fd, self._setting.frame_bytes, mmap.MAP_SHARED | mmap.MAP_POPULATE)
+            # It is kept until the next takes its place: to unmap it takes longer than to publish it.
+            self._map = mmap.mmap(fd, self._setting.frame_bytes, mmap.MAP_SHARED | mmap.MAP_POPULATE)
         finally:
             os.close(fd)
-        return pixels_of(mapped, self._setting.shape)
+        return pixels_of(self._map, self._setting.shape)
 
     def publish(self) -> None:
         self._number += 1
         path = self._folder / f"{self._number:012}"
         self._new.rename(path)
         self._kept.append(path)
-        if len(self._kept) > KEPT:
-            self._kept.popleft().unlink()
 
 
-class FileReceiver(Receiver):
+class FileReceiver(HoldingReceiver):
     def __init__(self, setting: Setting) -> None:
         from inotify_simple import INotify, flags
 
@@ -64,7 +66,7 @@ class FileReceiver(Receiver):
             with suppress(FileNotFoundError):  # removed already: a newer one has come
                 fd = os.open(self._folder / events[-1].name, os.O_RDONLY)
                 try:
-                    return pixels_of(mmap.mmap(fd, self._bytes, prot=mmap.PROT_READ), self._shape)
+                    return self.hold(pixels_of(mmap.mmap(fd, self._bytes, prot=mmap.PROT_READ), self._shape))
                 finally:
                     os.close(fd)
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 from bench.peers import Peer, Pixels, Receiver, Sender, Setting
 from bench.peers.places import (
     SEND_TIMEOUT_S,
+    HoldingReceiver,
     NobodyTakes,
     pixels_of,
     remove,
@@ -87,7 +88,7 @@ class ShmSender(Sender):
         close(self._session)
 
 
-class ShmReceiver(Receiver):
+class ShmReceiver(HoldingReceiver):
     """Keeps the newest sample that zenoh's thread brings: its own channels cannot be waited on for a limited time."""
 
     def __init__(self, setting: Setting, index: int) -> None:
@@ -108,7 +109,7 @@ class ShmReceiver(Receiver):
             if not self._arrived.wait_for(lambda: self._sample is not None, timeout_s):
                 raise TimeoutError
             sample, self._sample = self._sample, None
-        return pixels_of(bytes(sample.payload), self._shape)
+        return self.hold(pixels_of(bytes(sample.payload), self._shape))
 
     def close(self) -> None:
         self._sample = None

@@ -11,7 +11,15 @@ from typing import Any, Final
 import zmq
 
 from bench.peers import OPEN_TIMEOUT_S, Peer, Pixels, Receiver, Sender, Setting
-from bench.peers.places import SEND_TIMEOUT_S, NobodyTakes, free_port, pixels_of, temporary_folder, touched
+from bench.peers.places import (
+    SEND_TIMEOUT_S,
+    HoldingReceiver,
+    NobodyTakes,
+    free_port,
+    pixels_of,
+    temporary_folder,
+    touched,
+)
 
 QUEUED: Final = 2
 """Frames that wait for each receiver at most."""
@@ -73,7 +81,7 @@ class InlineSender(Sender):
         self._port.close()
 
 
-class InlineReceiver(Receiver):
+class InlineReceiver(HoldingReceiver):
     def __init__(self, setting: Setting) -> None:
         self._port = Port(zmq.SUB)
         self._socket = self._port.socket
@@ -86,7 +94,7 @@ class InlineReceiver(Receiver):
     def receive(self, timeout_s: float) -> Pixels:
         if not self._socket.poll(int(timeout_s * 1000)):
             raise TimeoutError
-        return pixels_of(self._socket.recv(copy=False).buffer, self._shape)
+        return self.hold(pixels_of(self._socket.recv(copy=False).buffer, self._shape))
 
     def close(self) -> None:
         self._port.close()
@@ -170,7 +178,7 @@ class ImageSender(Sender):
         self._sender.close()
 
 
-class ImageReceiver(Receiver):
+class ImageReceiver(HoldingReceiver):
     def __init__(self, setting: Setting) -> None:
         import imagezmq
 
@@ -186,12 +194,11 @@ class ImageReceiver(Receiver):
 
     def receive(self, timeout_s: float) -> Pixels:
         deadline_s = time.monotonic() + timeout_s
-        kind, pixels = "", None
-        while kind != "frame":
-            if not self._hub.zmq_socket.poll(max(0, int((deadline_s - time.monotonic()) * 1000))):
-                raise TimeoutError
+        while self._hub.zmq_socket.poll(max(0, int((deadline_s - time.monotonic()) * 1000))):
             kind, pixels = self._hub.recv_image()
-        return pixels  # type: ignore[return-value]
+            if kind == "frame":
+                return self.hold(pixels)
+        raise TimeoutError
 
     def close(self) -> None:
         self._hub.zmq_socket.set(zmq.LINGER, 0)
@@ -205,6 +212,7 @@ class ImageZmq(Peer):
         "As pyzmq over tcp, with a JSON header before each frame. PUB/SUB, as its documentation says for more than "
         "one receiver; its high-water marks are lowered so that memory stays bounded."
     )
+    lossless = True
     distribution = "imagezmq"
     module = "imagezmq"
 
