@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -170,7 +171,9 @@ def test_no_key_is_shown(
     damaged.write_text(keys.secret("publisher").read_text().replace("public-key = ", "public-key = x"))
     damaged.chmod(0o600)
     with pytest.raises(InvalidKey) as caught:
-        Publisher("other", SMALL, endpoint=EVERYWHERE, curve=CurveServer(damaged, [keys.folder / "allowed"]))
+        Publisher(
+            f"{publisher.stream}-2", SMALL, endpoint=EVERYWHERE, curve=CurveServer(damaged, [keys.folder / "allowed"])
+        )
     shown = [repr(keys.server), repr(publisher), repr(vars(publisher._notifier)), str(publisher.statistics)]
     shown += [str(caught.value), caplog.text, *capfd.readouterr()]
     assert not [text for text in shown if secret_text in text]
@@ -178,9 +181,10 @@ def test_no_key_is_shown(
 
 
 def refusal(server: CurveServer) -> str:
+    stream = f"test-{secrets.token_hex(6)}"
     with pytest.raises(InvalidKey) as caught:
-        Publisher("never-opened", SMALL, endpoint=EVERYWHERE, curve=server)
-    assert files_of("never-opened") == []
+        Publisher(stream, SMALL, endpoint=EVERYWHERE, curve=server)
+    assert files_of(stream) == []
     return str(caught.value)
 
 
