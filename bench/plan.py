@@ -23,7 +23,7 @@ def _candidates(
 
 def _steady(name: str, fps: float, rounds: int, frames: int, jitter: float = 0.0) -> Scenario:
     peers = FAST if not jitter else ("framebus-futex", "framebus-predict", "iceoryx2-listener", "floor-futex")
-    return Scenario(name, _candidates(peers), fps, rounds, frames, warm_up=12, jitter=jitter)
+    return Scenario(name, _candidates(peers), fps, rounds, frames, warm_up=8, jitter=jitter)
 
 
 def _containers(rounds: int, frames: int) -> Scenario:
@@ -38,16 +38,16 @@ def _containers(rounds: int, frames: int) -> Scenario:
 def short(peers: list[str]) -> list[Scenario]:
     """The short form, with every peer that is there once."""
     return [
-        Scenario("peers, 25 fps", _candidates(peers), 25, rounds=3, frames=20, warm_up=5, limit_s=4.0),
-        _steady("steady, 25 fps", 25, rounds=4, frames=25),
+        Scenario("peers, 25 fps", _candidates(peers), 25, rounds=3, frames=12, warm_up=3, limit_s=3.0),
+        _steady("steady, 25 fps", 25, rounds=4, frames=20),
         _steady("steady, 200 fps", 200, rounds=4, frames=160),
-        _steady("jitter, 25 fps", 25, rounds=3, frames=25, jitter=0.1),
+        _steady("jitter, 25 fps", 25, rounds=3, frames=20, jitter=0.1),
         _steady("jitter, 200 fps", 200, rounds=3, frames=160, jitter=0.1),
-        Scenario("sizes, 100 fps", _candidates(("framebus-futex", "iceoryx2-listener"), SHAPES), 100, 4, 60),
+        Scenario("sizes, 100 fps", _candidates(("framebus-futex", "iceoryx2-listener"), SHAPES), 100, 4, 50),
         Scenario(
-            "subscribers, 25 fps", _candidates(("framebus-futex", "iceoryx2-listener"), receivers=(1, 4, 16)), 25, 3, 20
+            "subscribers, 25 fps", _candidates(("framebus-futex", "iceoryx2-listener"), receivers=(1, 4, 16)), 25, 3, 15
         ),
-        _containers(rounds=4, frames=40),
+        _containers(rounds=4, frames=30),
     ]
 
 

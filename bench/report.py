@@ -30,10 +30,11 @@ def write(results: Results, page: Path) -> None:
 
 def _page(results: Results, plots: list[str]) -> Iterable[str]:
     machine = results["machine"]
+    command = "make bench" if results["form"] == "short" else "make bench-full"
     yield "# Benchmarks"
     yield ""
     yield (
-        f"Made by `make {'bench' if results['form'] == 'short' else 'bench-full'}` on {results['started']} in "
+        f"Made by `{command}` on {results['started']} in "
         f"{results['seconds'] / 60:.1f} minutes: {machine['cpu']}, {machine['cores']} cores, "
         f"{machine['memory_gib']} GiB, Linux {machine['kernel']}, Python {machine['python']}; load average before it {machine['load_before']}."
     )

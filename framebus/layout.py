@@ -241,8 +241,8 @@ class SlotHeader(NamedTuple):
         Raises:
             LayoutMismatch: The frame it tells of does not fit a slot of ``slot_bytes``, or has no known element type.
         """
-        *numbers, description = _SLOT_NUMBERS.unpack_from(buffer, offset + SLOT_FIELDS)
-        return cls._make((*numbers, *_checked(description, slot_bytes)))
+        fields = _SLOT_NUMBERS.unpack_from(buffer, offset + SLOT_FIELDS)
+        return tuple.__new__(cls, fields[:5] + _checked(fields[5], slot_bytes))
 
 
 def describe(shape: tuple[int, int, int], dtype: str, pixel_format: str) -> bytes:

@@ -172,6 +172,7 @@ class PublisherRing:
     def _use(self, segment: Segment, next_sequence: int) -> None:
         self.segment = segment
         self.next_sequence = next_sequence
+        self._descriptions = [b""] * self.geometry.slots
         words = segment.words
         self._order = sorted(range(self.geometry.slots), key=lambda slot: words[SEQ_WORDS[slot]])
         newest = self._order[-1]
@@ -223,7 +224,9 @@ class PublisherRing:
         words[seq + EPOCH_WORD] = self.epoch
         words[seq + EPOCH_WORD + 1] = self.next_sequence
         start = seq * 8 + SLOT_DESCRIPTION
-        segment.buffer[start : start + len(description)] = description
+        if self._descriptions[slot] is not description:
+            self._descriptions[slot] = description
+            segment.buffer[start : start + len(description)] = description
 
     def announce(self) -> None:
         """Make the event word odd: a frame is about to be published."""
@@ -252,6 +255,7 @@ class PublisherRing:
             start = seq * 8 + METADATA
             segment.buffer[start : start + len(metadata)] = metadata
             segment.words32[seq * 2 + METADATA_BYTES_WORD32] = len(metadata)
+            self._descriptions[slot] = b""
         words[seq] = sequence
         segment.unlock(UNLOCK[slot])
         words[TAIL_WORD] = sequence << 8 | slot
@@ -419,9 +423,10 @@ class SubscriberRing:
 
     def _lease(self, slot: int, sequence: int) -> Lease | None:
         segment = self.segment
-        self.leases()
         if slot in self._held:
-            return None
+            self.leases()  # it may have been returned by now
+            if slot in self._held:
+                return None
         if not segment.try_lock(LOCK_READ[slot]):
             self.overruns += 1
             return None

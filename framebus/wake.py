@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
+from collections import deque
 from functools import partial
 from typing import Final
 
@@ -28,13 +29,12 @@ _wake: Final = ctypes.PyDLL(None).syscall
 _wake.restype = ctypes.c_long
 
 
-MIN_HALF_WINDOW_NS: Final = 300_000
-"""Waking up and a rehearsal take a good part of that."""
-MAX_HALF_WINDOW: Final = 0.05
-"""Part of the period that may be spent looking, before it and after it."""
-MAX_PERIOD_NS: Final = 5_000_000_000
-MIN_KNOWN: Final = 4
-LEARNING_RATE: Final = 1 / 8
+WAKE_UP_NS: Final = 300_000
+"""A window begins and ends so much further from the expected times: waking up and a rehearsal take a part of that."""
+PERIODS: Final = 16
+MIN_PERIODS: Final = 4
+MAX_SPREAD: Final = 0.25
+"""Part of the period beyond which looking costs more than it is worth: periods that are off by 10 % spread over 0.2."""
 
 
 class _Timespec(ctypes.Structure):
@@ -57,37 +57,31 @@ class Futex:
 
 
 class Pace:
-    """Foretells when the next frame is due, from the times at which those before it were published.
+    """Foretells when the next frame is due, from the times between those before it.
 
-    Only a steady pace can be foretold: where the periods differ too much, there is no window.
+    Only a steady pace can be foretold: where the periods differ too much, there is no window. One pause, or one frame
+    that comes late, is not taken for the pace.
     """
 
     def __init__(self) -> None:
         self._sequence = 0
         self._published_ns = 0
-        self._known = 0
-        self._period_ns = 0.0
-        self._deviation_ns = 0.0
+        self._periods_ns: deque[float] = deque(maxlen=PERIODS)
 
     def learn(self, sequence: int, published_ns: int) -> None:
         """Take in the sequence of a frame and its time, CLOCK_MONOTONIC."""
         frames = sequence - self._sequence
-        gap_ns = (published_ns - self._published_ns) / frames if frames > 0 else 0.0
-        if self._sequence and 0 < gap_ns < MAX_PERIOD_NS:
-            error_ns = gap_ns - self._period_ns
-            self._known += 1
-            share = max(1 / self._known, LEARNING_RATE)
-            self._period_ns += error_ns * share
-            if self._known > 1:
-                self._deviation_ns += (abs(error_ns) - self._deviation_ns) * share
-        else:
-            self._known = 0
+        if self._sequence and frames > 0:
+            self._periods_ns.append((published_ns - self._published_ns) / frames)
         self._sequence, self._published_ns = sequence, published_ns
 
     def window(self) -> tuple[int, int]:
         """From when to when the next frame is likely, CLOCK_MONOTONIC in ns; (0, 0) if nobody can say."""
-        half_ns = MIN_HALF_WINDOW_NS + 2 * self._deviation_ns
-        if self._known < MIN_KNOWN or half_ns > max(self._period_ns * MAX_HALF_WINDOW, 2 * MIN_HALF_WINDOW_NS):
+        periods_ns = sorted(self._periods_ns)
+        if len(periods_ns) < MIN_PERIODS:
             return 0, 0
-        due_ns = self._published_ns + self._period_ns
-        return int(due_ns - half_ns), int(due_ns + half_ns)
+        outliers = len(periods_ns) // 8
+        least_ns, most_ns = periods_ns[outliers], periods_ns[-1 - outliers]
+        if least_ns <= 0 or most_ns - least_ns > periods_ns[len(periods_ns) // 2] * MAX_SPREAD:
+            return 0, 0
+        return int(self._published_ns + least_ns) - WAKE_UP_NS, int(self._published_ns + most_ns) + WAKE_UP_NS

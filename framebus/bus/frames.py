@@ -72,6 +72,17 @@ class Loan:
     Keep no view on ``pixels`` beyond that: it would write into a frame that others read.
     """
 
+    __slots__ = (
+        "_abandon",
+        "_pixels",
+        "_publish",
+        "captured_ns",
+        "captured_wall_ns",
+        "format",
+        "metadata",
+        "sequence",
+    )
+
     def __init__(
         self,
         pixels: Pixels,

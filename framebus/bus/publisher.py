@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from dataclasses import dataclass
-from typing import Final
+from threading import get_ident
+from time import monotonic_ns
+from typing import Final, NoReturn
 
 import numpy as np
 
@@ -101,7 +102,8 @@ class Publisher:
         self._keep_ring = keep_ring
         self._closed = False
         self._thread: int | None = None
-        self._loan: tuple[Loan, int] | None = None
+        self._loan: Loan | None = None
+        self._slot = -1
         self._published = self._abandoned = self._dropped = self._replaced = 0
         self._full_since_s: float | None = None
         self._replace_not_before_s = 0.0
@@ -174,7 +176,7 @@ class Publisher:
         # A view, so that the pixels of an earlier loan stay read-only.
         pixels = self._pixels[slot][:] if frame_format is self.format else self._map_pixels(slot, frame_format)
         loan = Loan(pixels, frame_format, self._publish, self._abandon)
-        self._loan = loan, slot
+        self._loan, self._slot = loan, slot
         return loan
 
     def close(self) -> None:
@@ -182,7 +184,7 @@ class Publisher:
         if self._closed or self._exclusion.fd < 0:
             return
         if self._loan is not None:
-            self._loan[0].abandon()
+            self._loan.abandon()
         self._closed = True
         self._ring.close(unlink=not self._keep_ring)
         self._futex.wake()
@@ -196,7 +198,7 @@ class Publisher:
         self._exclusion.close()
 
     def _check_use(self) -> None:
-        thread = threading.get_ident()
+        thread = get_ident()
         if self._thread is None:
             self._thread = thread
         if self._thread != thread:
@@ -258,35 +260,39 @@ class Publisher:
         )
 
     def _publish(self, loan: Loan) -> int:
+        # Each call more is a few microseconds in which a subscriber waits, for the caches have seen other things since.
         ring, wake = self._ring, self._futex.wake
+        if loan is not self._loan or get_ident() != self._thread or ring.segment.fd < 0:
+            self._refuse(loan)
         ring.announce()
         wake()
-        published_ns = time.monotonic_ns()
-        slot = self._take_back(loan)
+        published_ns = monotonic_ns()
+        self._loan = None
         try:
             metadata = loan.packed_metadata() if loan.metadata else b""
             captured_ns, captured_wall_ns = int(loan.captured_ns), loan.captured_wall_ns & U64
         except BaseException:
-            self._give_up(slot)
+            self._give_up()
             raise
-        sequence = ring.commit(slot, captured_ns & U64, captured_wall_ns, published_ns, metadata)
+        sequence = ring.commit(self._slot, captured_ns & U64, captured_wall_ns, published_ns, metadata)
         wake()
         self._notifier.notify(captured_ns, published_ns)
         self._published += 1
         return sequence
 
     def _abandon(self, loan: Loan) -> None:
-        self._give_up(self._take_back(loan))
-
-    def _take_back(self, loan: Loan) -> int:
         self._check_use()
-        if self._loan is None or self._loan[0] is not loan:
-            raise FramebusError("the loan belongs to another publisher")
-        slot, self._loan = self._loan[1], None
-        return slot
+        if loan is not self._loan:
+            self._refuse(loan)
+        self._loan = None
+        self._give_up()
 
-    def _give_up(self, slot: int) -> None:
-        self._ring.abandon(slot)
+    def _refuse(self, loan: Loan) -> NoReturn:
+        self._check_use()
+        raise FramebusError(f"the loan of {loan.format.frame_bytes} bytes is not this publisher's last")
+
+    def _give_up(self) -> None:
+        self._ring.abandon(self._slot)
         self._futex.wake()
         self._abandoned += 1
 

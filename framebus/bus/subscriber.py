@@ -25,7 +25,7 @@ from framebus.errors import (
 )
 from framebus.layout import EVENT, check_name
 from framebus.notify import Listener
-from framebus.ring import SubscriberRing
+from framebus.ring import EVENT_WORD, SubscriberRing
 from framebus.seats import Record, new_record, remove_dead_records, take_seats
 from framebus.wake import Futex, Pace
 
@@ -246,24 +246,26 @@ class Subscriber:
         """Lease what is there. Between a wake-up and its frame there is nothing but this."""
         ring = self._ring
         last = ring.last
-        self._event = ring.event()
+        self._event = ring.segment.words32[EVENT_WORD]
         lease = ring.newest() if self._mode == "newest" else ring.following()
         if lease is None:
             return None
-        skipped = lease.header.sequence - last - 1 if last >= 0 else 0
+        header = lease.header
+        sequence = header.sequence
+        skipped = sequence - last - 1 if last >= 0 else 0
         self._received += 1
         self._skipped += skipped
         now_ns = time.monotonic_ns()
         self._record.update(
             self._received,
             self._skipped,
-            lease.header.sequence,
+            sequence,
             ring.leases(),
-            max(now_ns - lease.header.captured_ns, 0),
+            max(now_ns - header.captured_ns, 0),
             now_ns,
         )
         if self._pace is not None:
-            self._pace.learn(lease.header.sequence, lease.header.published_ns)
+            self._pace.learn(sequence, header.published_ns)
         return Frame(lease, skipped)
 
     def _is_quiet(self) -> bool:
@@ -289,7 +291,7 @@ class Subscriber:
         else:
             begin_ns, until_ns = self._pace.window()
             if begin_ns <= now_ns < until_ns:
-                self._await_tail(min(until_ns, end_ns))
+                self._await_tail(min(until_ns, now_ns + BUSY_NS, end_ns))
             else:
                 wait_ns = min(begin_ns, end_ns) - now_ns if now_ns < begin_ns else end_ns - now_ns
                 self._futex.wait(self._event, wait_ns / 1e9)

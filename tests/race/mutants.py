@@ -58,7 +58,6 @@ HEADER_SEQUENCE: Final = "words[seq + EPOCH_WORD + 1] = self.next_sequence"
 METADATA: Final = "if metadata:"
 BEFORE_LOCK: Final = """
     segment = self.segment
-    self.leases()
 """
 
 FAULTS: Final = {
