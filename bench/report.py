@@ -36,7 +36,8 @@ def _page(results: Results, plots: list[str]) -> Iterable[str]:
     yield (
         f"Made by `{command}` on {results['started']} in "
         f"{results['seconds'] / 60:.1f} minutes: {machine['cpu']}, {machine['cores']} cores, "
-        f"{machine['memory_gib']} GiB, Linux {machine['kernel']}, Python {machine['python']}; load average before it {machine['load_before']}."
+        f"{machine['memory_gib']} GiB, Linux {machine['kernel']}, "
+        f"Python {machine['python']}; load average before it {machine['load_before']}."
     )
     yield ""
     yield _HOW
