@@ -85,7 +85,11 @@ class Subscriber:
             stream: Name of the stream.
             name: What ``framebus top`` shows for this subscriber.
             mode: ``newest`` skips what was missed; ``every`` takes all in order while the ring still has them.
-            wake: ``zmq`` waits on a socket, which has a descriptor for poll and asyncio; ``futex`` wakes faster.
+            wake: How to wait for a frame. ``zmq`` waits on a socket, which has a descriptor for poll and asyncio.
+                ``futex`` wakes in about half the time. ``predict`` learns the stream's pace and looks for a frame from
+                shortly before it is due: faster again, for a few hundred microseconds of CPU a frame where the pace is
+                steady, up to a quarter of a core where it is not; where there is no pace, it is ``futex``. ``busy``
+                looks all the time, and takes a whole core. docs/benchmarks.md has figures.
             max_leases: Frames that may be held at once, views on their pixels included.
             wait_s: Seconds to wait for a publisher; ``None`` waits for ever.
             gone_after_s: Seconds that a publisher may be gone before :meth:`receive` raises; ``None``: for ever.
@@ -186,7 +190,7 @@ class Subscriber:
         """Like :meth:`receive`, for an event loop: other tasks run while this one waits. A cancel loses no frame.
 
         Raises:
-            ValueError: The subscriber was opened with ``wake="futex"``, which no event loop can wait for.
+            ValueError: The subscriber was not opened with ``wake="zmq"``: an event loop can wait for nothing else.
         """
         loop = asyncio.get_running_loop()
         descriptor = self.fileno()
@@ -220,13 +224,13 @@ class Subscriber:
         publisher is killed.
 
         Raises:
-            ValueError: The subscriber was opened with ``wake="futex"``.
+            ValueError: The subscriber was opened with another ``wake``.
 
         Source: zmq_setsockopt(3), ZMQ_FD.
         """
         self._check_use()
         if self._listener is None:
-            raise ValueError("a subscriber with wake='futex' has no descriptor: open it with wake='zmq'")
+            raise ValueError(f"a subscriber with wake={self._wake!r} has no descriptor: open it with wake='zmq'")
         return self._listener.fileno()
 
     def close(self) -> None:
