@@ -1,18 +1,22 @@
-"""What each part of a hand-over costs, in one process: ``make bench``."""
+"""What each part of a hand-over costs, in one process with warm caches: ``make bench``."""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from framebus import FrameFormat, Publisher, Subscriber
+from framebus import FrameFormat, Loan, Publisher, Subscriber
+from framebus.bus.subscriber import Wake
+from framebus.notify import Listener, Notifier, pack_format
 
-PANORAMA = FrameFormat(688, 4896)
-FORMATS = {"0.1 MB": FrameFormat(192, 192), "1 MB": FrameFormat(592, 592), "10 MB": PANORAMA}
+PANORAMA = FrameFormat(880, 3840)
+FORMATS = {"0.1 MB": FrameFormat(176, 192), "10 MB": PANORAMA, "50 MB": FrameFormat(2880, 5760)}
+ROUNDS = 2000
 
 
 @pytest.fixture
@@ -20,45 +24,102 @@ def stream() -> str:
     return f"bench-{secrets.token_hex(4)}"
 
 
-@pytest.fixture(params=FORMATS.values(), ids=FORMATS.keys())
-def publisher(stream: str, request: pytest.FixtureRequest) -> Iterator[Publisher]:
-    with Publisher(stream, request.param, slots=8) as publisher:
+@pytest.fixture(name="publisher", params=list(FORMATS.values()), ids=list(FORMATS))
+def _publisher(stream: str, request: pytest.FixtureRequest) -> Iterator[Publisher]:
+    with Publisher(stream, request.param, slots=4) as publisher:
         yield publisher
 
 
-def publish(publisher: Publisher) -> None:
-    with publisher.loan():
-        pass
+@pytest.fixture(name="subscriber")
+def _subscriber(stream: str, publisher: Publisher) -> Iterator[Subscriber]:
+    del publisher  # it opens the stream
+    with Subscriber(stream, wake="futex", max_leases=1) as subscriber:
+        yield subscriber
 
 
-@pytest.mark.benchmark(group="loan and publish")
-def test_publish_without_subscriber(benchmark: BenchmarkFixture, publisher: Publisher) -> None:
-    benchmark(publish, publisher)
+def time_call(
+    benchmark: BenchmarkFixture, call: Callable[..., object], before: Callable[[], Any], after: Callable[[], object]
+) -> None:
+    """Time a call that needs something prepared each time, and something undone."""
+    benchmark.pedantic(call, setup=before, teardown=lambda *_: after(), rounds=ROUNDS)  # type: ignore[no-untyped-call]
 
 
-@pytest.mark.benchmark(group="publish, lease and release")
-@pytest.mark.parametrize("wake", ["zmq", "futex"])
-def test_hand_over(benchmark: BenchmarkFixture, stream: str, publisher: Publisher, wake: str) -> None:
-    def hand_over() -> None:
-        publish(publisher)
-        with subscriber.receive(1) as frame:
-            frame.pixels  # noqa: B018
-
-    with Subscriber(stream, wake=wake) as subscriber:  # type: ignore[arg-type]
-        benchmark(hand_over)
+@pytest.mark.benchmark(group="claim: loan()")
+def test_claim(benchmark: BenchmarkFixture, publisher: Publisher) -> None:
+    loans: list[Loan] = []
+    time_call(benchmark, lambda: loans.append(publisher.loan()), lambda: None, lambda: loans.pop().abandon())
 
 
-@pytest.mark.benchmark(group="attach and first frame")
+@pytest.mark.benchmark(group="publish: publish()")
+def test_publish(benchmark: BenchmarkFixture, publisher: Publisher) -> None:
+    time_call(benchmark, lambda loan: loan.publish(), lambda: ((publisher.loan(),), {}), lambda: None)
+
+
+@pytest.mark.benchmark(group="lease: receive(), pixels")
+def test_lease(benchmark: BenchmarkFixture, publisher: Publisher, subscriber: Subscriber) -> None:
+    frames: list[Any] = []
+
+    def lease() -> None:
+        frame = subscriber.receive(0)
+        frames.append((frame, frame.pixels))
+
+    time_call(benchmark, lease, lambda: publisher.loan().publish() and None, frames.clear)
+
+
+@pytest.mark.benchmark(group="release: release()")
+def test_release(benchmark: BenchmarkFixture, publisher: Publisher, subscriber: Subscriber) -> None:
+    def before() -> Any:
+        publisher.loan().publish()
+        return (subscriber.receive(0),), {}
+
+    time_call(benchmark, lambda frame: frame.release(), before, lambda: None)
+
+
+@pytest.mark.benchmark(group="notify: prepare(), notify()")
+@pytest.mark.parametrize("listens", [False, True], ids=["nobody listens", "one listens"])
+def test_notify(benchmark: BenchmarkFixture, stream: str, listens: bool) -> None:
+    notifier = Notifier(stream)
+    listener = Listener(stream) if listens else None
+    packed = pack_format(PANORAMA.shape, PANORAMA.typestr, PANORAMA.pixel_format)
+
+    def notify() -> None:
+        notifier.prepare(1, 2, 3, packed)
+        notifier.notify(4, 5)
+
+    try:
+        while listens and not notifier.has_listeners():
+            pass
+        benchmark(notify)
+    finally:
+        if listener is not None:
+            listener.close()
+        notifier.close()
+
+
+@pytest.mark.benchmark(group="attach: Subscriber(), first frame")
 def test_attach(benchmark: BenchmarkFixture, stream: str, publisher: Publisher) -> None:
     def attach() -> None:
         with Subscriber(stream) as subscriber:
             subscriber.receive(1).release()
 
-    publish(publisher)
-    benchmark.pedantic(attach, rounds=30)
+    publisher.loan().publish()
+    benchmark.pedantic(attach, rounds=20)  # type: ignore[no-untyped-call]
 
 
-@pytest.mark.benchmark(group="floor")
+@pytest.mark.benchmark(group="all: loan, publish, lease, release")
+@pytest.mark.parametrize("wake", ["zmq", "futex"])
+def test_hand_over(benchmark: BenchmarkFixture, stream: str, publisher: Publisher, wake: Wake) -> None:
+    def hand_over() -> None:
+        with publisher.loan():
+            pass
+        with subscriber.receive(1) as frame:
+            frame.pixels  # noqa: B018  the array is what is timed
+
+    with Subscriber(stream, wake=wake, max_leases=1) as subscriber:
+        benchmark(hand_over)
+
+
+@pytest.mark.benchmark(group="floor: a copy of 10 MB")
 def test_copy_of_a_panorama(benchmark: BenchmarkFixture) -> None:
     source, target = np.zeros(PANORAMA.shape, np.uint8), np.zeros(PANORAMA.shape, np.uint8)
     benchmark(np.copyto, target, source)
