@@ -32,6 +32,7 @@ def measure(form: str, only: str) -> Results:
     results: Results = {
         "format": FORMAT,
         "form": form,
+        "only": only,
         "started": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "machine": machine(),
         "missing": {},
@@ -72,7 +73,8 @@ def _tell(line: str) -> None:
 
 
 def _save(results: Results) -> Path:
-    path = SAVED / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{results['form']}.json"
+    name = f"{results['form']}{'-part' if results['only'] else ''}"
+    path = SAVED / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{name}.json"
     save(results, path)
     return path
 

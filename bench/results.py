@@ -154,9 +154,13 @@ def load(path: Path) -> Results:
     """Read a run's results.
 
     Raises:
-        ValueError: The file holds none, or of another format.
+        OSError: The file cannot be read.
+        ValueError: It holds none, or of another format.
     """
-    results: Results = json.loads(path.read_text())
+    try:
+        results: Results = json.loads(path.read_text())
+    except ValueError:
+        results = {}
     if not isinstance(results, dict) or results.get("format") != FORMAT:
         raise ValueError(f"{path} holds no results of this version of the benchmarks")
     return results
