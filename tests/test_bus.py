@@ -36,11 +36,12 @@ from framebus import (
     WrongThread,
 )
 from framebus import segment as shm
+from framebus.bus.subscriber import Wake
 from framebus.layout import LOCK_SLOTS
 from tests.support import SHM, Program, files_of, needs_root
 
 SMALL = FrameFormat(4, 6)
-WAKES = pytest.mark.parametrize("wake", ["zmq", "futex"])
+WAKES = pytest.mark.parametrize("wake", ["zmq", "futex", "predict", "busy"])
 Start = Callable[..., Program]
 
 
@@ -53,8 +54,8 @@ def publish(publisher: Publisher, value: int = 1) -> int:
 
 class TestFrames:
     @WAKES
-    def test_a_frame_arrives_whole_and_describes_itself(self, stream: str, wake: str) -> None:
-        with Publisher(stream, SMALL) as publisher, Subscriber(stream, wake=wake) as subscriber:  # type: ignore[arg-type]
+    def test_a_frame_arrives_whole_and_describes_itself(self, stream: str, wake: Wake) -> None:
+        with Publisher(stream, SMALL) as publisher, Subscriber(stream, wake=wake) as subscriber:
             with publisher.loan() as loan:
                 loan.pixels[:] = np.arange(72, dtype=np.uint8).reshape(4, 6, 3)
                 loan.captured_ns, loan.captured_wall_ns = 123, 456
@@ -183,11 +184,12 @@ class TestPublisher:
             assert publisher.statistics.epoch != first
             assert publish(publisher) == 2
 
+    @WAKES
     def test_pinned_slots_drop_frames_and_then_replace_the_ring(
-        self, stream: str, monkeypatch: pytest.MonkeyPatch
+        self, stream: str, wake: Wake, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("framebus.bus.publisher.REPLACE_AFTER_S", 0.0)
-        with Publisher(stream, SMALL, slots=4) as publisher, Subscriber(stream) as subscriber:
+        with Publisher(stream, SMALL, slots=4) as publisher, Subscriber(stream, wake=wake) as subscriber:
             publish(publisher)
             subscriber.receive(5).release()
             neighbour = shm.attach(f"framebus.{stream}.ring")
@@ -242,11 +244,11 @@ class TestSubscriber:
         assert program.end() == 0
 
     @WAKES
-    def test_a_late_joiner_sees_the_newest_frame_at_once(self, stream: str, wake: str) -> None:
+    def test_a_late_joiner_sees_the_newest_frame_at_once(self, stream: str, wake: Wake) -> None:
         with Publisher(stream, SMALL) as publisher:
             for _ in range(5):
                 publish(publisher)
-            with Subscriber(stream, wake=wake) as subscriber:  # type: ignore[arg-type]
+            with Subscriber(stream, wake=wake) as subscriber:
                 frame = subscriber.receive(0)
                 assert (frame.sequence, frame.skipped) == (5, 0)
 
@@ -260,8 +262,9 @@ class TestSubscriber:
             assert (frame.sequence, frame.skipped) == (5, 3)
             assert subscriber.statistics.skipped == 3
 
-    def test_every_takes_all_that_the_ring_still_has(self, stream: str) -> None:
-        with Publisher(stream, SMALL, slots=4) as publisher, Subscriber(stream, mode="every") as subscriber:
+    @WAKES
+    def test_every_takes_all_that_the_ring_still_has(self, stream: str, wake: Wake) -> None:
+        with Publisher(stream, SMALL, slots=4) as publisher, Subscriber(stream, mode="every", wake=wake) as subscriber:
             publish(publisher)
             subscriber.receive(5).release()
             for _ in range(9):
@@ -287,8 +290,9 @@ class TestSubscriber:
             del corner
             assert subscriber.statistics.leases == 0
 
-    def test_too_many_leases_say_what_to_do(self, stream: str) -> None:
-        with Publisher(stream, SMALL) as publisher, Subscriber(stream) as subscriber:
+    @WAKES
+    def test_too_many_leases_say_what_to_do(self, stream: str, wake: Wake) -> None:
+        with Publisher(stream, SMALL) as publisher, Subscriber(stream, wake=wake) as subscriber:
             kept: list[Frame] = []
             for _ in range(2):
                 publish(publisher)
@@ -344,8 +348,9 @@ class TestSubscriber:
             assert (pixels == 5).all()
             assert subscriber.statistics.received == 1
 
-    def test_it_belongs_to_one_thread_but_frames_are_released_in_any(self, stream: str) -> None:
-        with Publisher(stream, SMALL) as publisher, Subscriber(stream) as subscriber:
+    @WAKES
+    def test_it_belongs_to_one_thread_but_frames_are_released_in_any(self, stream: str, wake: Wake) -> None:
+        with Publisher(stream, SMALL) as publisher, Subscriber(stream, wake=wake) as subscriber:
             publish(publisher)
             frame = subscriber.receive(5)
             caught: list[BaseException] = []
@@ -363,9 +368,21 @@ class TestSubscriber:
             assert caught
             assert subscriber.statistics.leases == 0
 
-    def test_a_closed_stream_is_gone_after_the_time_given(self, stream: str) -> None:
+    @WAKES
+    def test_a_time_out_is_not_the_end(self, stream: str, wake: Wake) -> None:
+        with Publisher(stream, SMALL) as publisher, Subscriber(stream, wake=wake) as subscriber:
+            for timeout_s in (0, 0.001, 0.12):
+                with pytest.raises(ReceiveTimeout, match=stream):
+                    subscriber.receive(timeout_s)
+            publish(publisher)
+            assert subscriber.receive(5).sequence == 1
+            with pytest.raises(ReceiveTimeout):
+                subscriber.receive(0.06)
+
+    @WAKES
+    def test_a_closed_stream_is_gone_after_the_time_given(self, stream: str, wake: Wake) -> None:
         publisher = Publisher(stream, SMALL)
-        with Subscriber(stream, gone_after_s=0.1) as subscriber:
+        with Subscriber(stream, wake=wake, gone_after_s=0.1) as subscriber:
             publisher.close()
             with pytest.raises(ReceiveTimeout):
                 subscriber.receive(0)
@@ -373,9 +390,9 @@ class TestSubscriber:
                 subscriber.receive(20)
 
     @WAKES
-    def test_the_publishers_restart_is_a_new_epoch(self, stream: str, wake: str) -> None:
+    def test_the_publishers_restart_is_a_new_epoch(self, stream: str, wake: Wake) -> None:
         with Publisher(stream, SMALL) as publisher:
-            subscriber = Subscriber(stream, wake=wake)  # type: ignore[arg-type]
+            subscriber = Subscriber(stream, wake=wake)
             publish(publisher)
             first = subscriber.receive(5)
         with Publisher(stream, FrameFormat(20, 20)) as publisher:
@@ -386,10 +403,10 @@ class TestSubscriber:
         subscriber.close()
 
     @WAKES
-    def test_a_killed_publisher_is_survived(self, stream: str, wake: str, start_program: Start) -> None:
+    def test_a_killed_publisher_is_survived(self, stream: str, wake: Wake, start_program: Start) -> None:
         program = start_program("publish", stream, "4", "6", "8")
         program.read()
-        with Subscriber(stream, wake=wake) as subscriber:  # type: ignore[arg-type]
+        with Subscriber(stream, wake=wake) as subscriber:
             program.send("publish 3")
             assert program.read() == "3"
             before = subscriber.receive(10)
@@ -448,8 +465,9 @@ class TestSubscriber:
         with Publisher(stream, SMALL) as publisher:
             assert publish(publisher) >= 1
 
-    def test_a_signal_is_handled_while_waiting(self, stream: str) -> None:
-        with Publisher(stream, SMALL), Subscriber(stream) as subscriber:
+    @WAKES
+    def test_a_signal_is_handled_while_waiting(self, stream: str, wake: Wake) -> None:
+        with Publisher(stream, SMALL), Subscriber(stream, wake=wake) as subscriber:
             before = signal.signal(signal.SIGALRM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
             signal.setitimer(signal.ITIMER_REAL, 0.1)
             try:
@@ -490,17 +508,23 @@ class TestAsync:
         with Publisher(stream, SMALL) as publisher, Subscriber(stream) as subscriber:
             assert asyncio.run(interrupt()) == 1
 
-    def test_time_out_and_futex(self, stream: str) -> None:
-        with Publisher(stream, SMALL), Subscriber(stream) as subscriber, Subscriber(stream, wake="futex") as other:
-            with pytest.raises(ReceiveTimeout):
+    def test_time_out(self, stream: str) -> None:
+        with Publisher(stream, SMALL), Subscriber(stream) as subscriber, pytest.raises(ReceiveTimeout):
+            asyncio.run(subscriber.receive_async(0.1))
+
+    @pytest.mark.parametrize("wake", ["futex", "predict", "busy"])
+    def test_only_zmq_has_a_descriptor(self, stream: str, wake: Wake) -> None:
+        with Publisher(stream, SMALL), Subscriber(stream, wake=wake) as subscriber:
+            with pytest.raises(ValueError, match="open it with wake='zmq'"):
                 asyncio.run(subscriber.receive_async(0.1))
-            with pytest.raises(ValueError, match="zmq"):
-                asyncio.run(other.receive_async(0.1))
+            with pytest.raises(ValueError, match="open it with wake='zmq'"):
+                subscriber.fileno()
 
 
 class TestFork:
-    def test_a_child_neither_holds_nor_frees_its_parents_leases(self, stream: str) -> None:
-        with Publisher(stream, SMALL, slots=4) as publisher, Subscriber(stream) as subscriber:
+    @WAKES
+    def test_a_child_neither_holds_nor_frees_its_parents_leases(self, stream: str, wake: Wake) -> None:
+        with Publisher(stream, SMALL, slots=4) as publisher, Subscriber(stream, wake=wake) as subscriber:
             publish(publisher, 1)
             frame = subscriber.receive(5)
             pixels = frame.pixels

@@ -7,6 +7,8 @@ import subprocess
 import sys
 import tracemalloc
 
+import pytest
+
 from framebus import FrameFormat, Publisher, Subscriber
 from tests.support import ROOT
 
@@ -21,8 +23,8 @@ def mapping(stream):
             begin, end = (int(part, 16) for part in line.split()[0].split("-"))
             return begin, end, line.split()[1]
 
-stream, count = sys.argv[1], int(sys.argv[2])
-with Subscriber(stream, mode="every") as subscriber:
+stream, wake, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
+with Subscriber(stream, mode="every", wake=wake) as subscriber:
     print("ready", flush=True)
     subscriber.receive(20).release()
     print("next", flush=True)
@@ -48,12 +50,13 @@ def ring_mapping(stream: str) -> tuple[int, int]:
     return int(begin, 16), int(end, 16)
 
 
-def test_two_processes_share_the_pixels_and_allocate_none(stream: str) -> None:
+@pytest.mark.parametrize("wake", ["zmq", "futex", "predict", "busy"])
+def test_two_processes_share_the_pixels_and_allocate_none(stream: str, wake: str) -> None:
     count = 50
     with Publisher(stream, PANORAMA, slots=4) as publisher:
         begin, end = ring_mapping(stream)
         with subprocess.Popen(
-            [sys.executable, "-c", SUBSCRIBER, stream, str(count)], stdout=subprocess.PIPE, text=True, cwd=ROOT
+            [sys.executable, "-c", SUBSCRIBER, stream, wake, str(count)], stdout=subprocess.PIPE, text=True, cwd=ROOT
         ) as reader:
             assert reader.stdout is not None
             assert reader.stdout.readline() == "ready\n"
