@@ -1,7 +1,8 @@
 """Publishes frames of one value each: ``publish.py STREAM HEIGHT WIDTH SLOTS``, then a command a line.
 
 ``publish N``: N frames, each filled with its sequence modulo 256. ``loan``: take a loan, write into it, keep it.
-``address``: print where the last loan's pixels lay and the ring's mapping. Each command is answered by a line.
+``die POINT``: come to that point of a publication (tests/race/points.py) and be killed there, without an answer. The
+others are answered by a line.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import sys
 
 from framebus import FrameFormat, Publisher
+from tests.race.points import PUBLISHING
 
 
 def main() -> None:
@@ -23,6 +25,10 @@ def main() -> None:
                     with publisher.loan() as loan:
                         loan.pixels[:] = (publisher.statistics.sequence + 1) % 256
                 print(publisher.statistics.sequence, flush=True)
+            elif command == "die":
+                PUBLISHING[" ".join(arguments)]()
+                with publisher.loan() as loan:
+                    loan.pixels[:] = 255
             elif command == "loan":
                 kept = publisher.loan()
                 kept.pixels[: height // 2] = 255

@@ -4,9 +4,9 @@
 
 The program is a warm fork server of one thread. It forks publishers, one after the other, and subscribers, two at a
 time; each dies of SIGKILL at one point of its work (points.py), drawn at random, or at a random moment, some after a
-SIGSTOP. Two residents, one that takes the newest frame and one that takes every frame, live through all of it and check
-each byte. Beside them lives a stream of its own, of which no frame may be lost. The commands ``framebus gc`` and
-``framebus doctor`` run in between; at the end each leftover must be named by the doctor and removed by gc.
+SIGSTOP. Three residents, each with another way to wait, take the newest frame or every frame, live through all of it
+and check each byte. Beside them lives a stream of its own, of which no frame may be lost. The commands ``framebus gc``
+and ``framebus doctor`` run in between; at the end each leftover must be named by the doctor and removed by gc.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from tests.race.upkeep import Bystanders, leave_everything, sweep, sweep_all
 from tests.race.victims import FORMAT, STUCK_AFTER_S, fork, publish, subscribe, write
 from tests.support import files_of
 
-GEOMETRIES: Final = (10, 12)
-RESIDENTS: Final[tuple[Any, ...]] = (("newest", "zmq"), ("every", "futex"))
+GEOMETRIES: Final = (12, 14)
+RESIDENTS: Final[tuple[Any, ...]] = (("newest", "zmq"), ("every", "futex"), ("newest", "predict"))
 VICTIM_SUBSCRIBERS: Final = 2
 SWEEP_EVERY: Final = 97
 """Kills between two runs of gc, so that it comes at any point of the others' work."""
@@ -46,7 +46,7 @@ def reside(stream: str, mode: Any, wake: Any, done: int) -> dict[str, int]:
     """A resident's life: check every frame until the other end of the pipe ``done`` closes."""
     received = torn = backwards = last = epoch = reattached = 0
     with Subscriber(
-        stream, name=f"resident-{mode}", mode=mode, wake=wake, wait_s=STUCK_AFTER_S, gone_after_s=None
+        stream, name=f"resident-{wake}", mode=mode, wake=wake, wait_s=STUCK_AFTER_S, gone_after_s=None
     ) as subscriber:
         descriptors = len(os.listdir("/proc/self/fd"))
         while not select.select([done], [], [], 0)[0]:

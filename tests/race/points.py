@@ -115,7 +115,9 @@ NEW_FILE: Final = ("file created", "before the rename", "after the rename")
 """Those that only a publisher comes to that makes a new file."""
 PUBLISHING: Final[Points] = {
     "slot locked": lambda: after(ring.PublisherRing, "claim"),
-    "before the commit": lambda: before(ring.PublisherRing, "commit"),
+    "before the announcement": lambda: before(ring.PublisherRing, "announce"),
+    "announced, nobody woken": lambda: after(ring.PublisherRing, "announce"),
+    "announced": lambda: before(ring.PublisherRing, "commit"),
     "before the unlock": lambda: before(shm.Segment, "unlock", of_a_slot),
     "before the tail": lambda: after(shm.Segment, "unlock", of_a_slot),
     "published, nobody woken": lambda: after(ring.PublisherRing, "commit"),
@@ -123,7 +125,8 @@ PUBLISHING: Final[Points] = {
     "notified": lambda: after(notify.Notifier, "notify"),
 }
 PIXELS: Final = "in the middle of the pixels"
-STORES: Final = tuple(f"before store {count} of the commit" for count in range(1, 8))
+STORES: Final = tuple(f"before store {count} of the publication" for count in range(1, 8))
+"""The first is the announcement; the last makes the event word even."""
 REPLACING: Final[Points] = {
     "replacement created": lambda: after(shm, "create"),
     "replacement not renamed": lambda: before(shm.Segment, "take_name"),

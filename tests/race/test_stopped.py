@@ -18,6 +18,7 @@ import pytest
 
 from framebus import Publisher, ReceiveTimeout, StreamExists, StreamNotFound, Subscriber, seats
 from framebus.bus import publisher as publisher_module
+from framebus.bus.subscriber import Mode, Wake
 from framebus.directory import inspect
 from tests.race.points import (
     CLOSING,
@@ -37,6 +38,7 @@ from tests.race.victims import FOR_EVER, FORMAT, STUCK_AFTER_S, fork, publish, s
 SLOTS = 10
 SEQUENCE = struct.Struct("Q")
 Start = Callable[..., int]
+RESIDENTS: tuple[tuple[Mode, Wake], ...] = (("newest", "futex"), ("every", "predict"), ("newest", "busy"))
 end_of_the_stop = pytest.mark.parametrize("then", ["goes on", "is killed"])
 
 
@@ -156,13 +158,13 @@ def test_a_stopped_publisher_blocks_and_tears_nothing(
     os.read(reader, 1)
     os.close(reader)
     os.close(writer)
-    residents = [Subscriber(stream, mode=mode, wake="futex", gone_after_s=None) for mode in ("newest", "every")]
+    residents = [Subscriber(stream, mode=mode, wake=wake, gone_after_s=None) for mode, wake in RESIDENTS]
     assert os.WIFSIGNALED(end(first))
     slots = SLOTS + 2 if point in NEW_FILE else SLOTS
     pid = start(publish, stream, point, 2, slots, more=0 if point in CLOSING else FOR_EVER)
     assert has_stopped(pid)
 
-    seen = [0, 0]
+    seen = [0] * len(residents)
     for number, resident in enumerate(residents):
         seen[number] = receive_all(resident)
     try:

@@ -73,6 +73,8 @@ READERS: Final = (
     Reader("every", "zmq", 1.0),
     Reader("every", "futex", 0.0),
     Reader("every", "futex", 4.0, 3),
+    Reader("newest", "predict", 2.0, 1),
+    Reader("every", "busy", 0.0, 1),
 )
 
 

@@ -1,0 +1,255 @@
+"""Each way to wait, and the announcement: who is woken too early sleeps again, and sleeps beside no frame.
+
+Where a tick would cover a lost wake-up there is none, and who sleeps on until the test's patience ends fails it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from framebus import FrameFormat, FrameTooLarge, Publisher, ReceiveTimeout, Subscriber
+from framebus.bus import subscriber as subscriber_module
+from framebus.bus.subscriber import Mode, Wake
+from framebus.directory import inspect
+from framebus.layout import MAX_METADATA_BYTES
+from framebus.notify import Listener
+from framebus.ring import PublisherRing
+from framebus.wake import Futex
+from tests.race.points import PUBLISHING
+from tests.support import Program
+
+SMALL = FrameFormat(4, 6)
+PATIENCE_S = 20.0
+FOR_EVER_S = 1000.0
+WAIT_S = 0.4
+ASLEEP_AFTER_S = 0.02
+"""Enough to look and to go to sleep, announcement or not; on a machine where it is not, the test finds less."""
+WAKES = pytest.mark.parametrize("wake", ["zmq", "futex", "predict", "busy"])
+SLEEPERS = pytest.mark.parametrize("wake", ["zmq", "futex", "predict"])
+UNFINISHED = pytest.mark.parametrize("point", ["announced, nobody woken", "announced", "before the tail"])
+"""Points of a publication between the announcement and ``tail``."""
+Start = Callable[..., Program]
+
+
+def publish(publisher: Publisher, value: int = 1) -> int:
+    with publisher.loan() as loan:
+        loan.pixels[:] = value
+    assert loan.sequence is not None
+    return loan.sequence
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline_s, "it never came true"
+        time.sleep(0.005)
+
+
+def cpu_of_a_wait(subscriber: Subscriber) -> float:
+    """Seconds of CPU that this thread takes to wait in vain for ``WAIT_S``."""
+    before_ns = time.thread_time_ns()
+    with pytest.raises(ReceiveTimeout):
+        subscriber.receive(WAIT_S)
+    return (time.thread_time_ns() - before_ns) / 1e9
+
+
+class Waiter:
+    """A subscriber that waits in a thread of its own, which is all that uses it."""
+
+    def __init__(self, subscriber: Subscriber) -> None:
+        self.subscriber = subscriber
+        self._pool = ThreadPoolExecutor(1)
+
+    def receive(self) -> Callable[[], int]:
+        """Begin to wait; what is returned waits for the frame and tells its sequence."""
+
+        def take() -> int:
+            with self.subscriber.receive(PATIENCE_S) as frame:
+                assert (frame.pixels == frame.pixels[0, 0, 0]).all()
+                return frame.sequence
+
+        return self._pool.submit(take).result
+
+    def cpu_of_a_wait(self) -> float:
+        return self._pool.submit(cpu_of_a_wait, self.subscriber).result()
+
+    def close(self) -> None:
+        self._pool.submit(self.subscriber.close).result()
+        self._pool.shutdown()
+
+
+def end_the_tick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nobody look by itself; who sleeps until the end of its patience was not woken, and raises."""
+
+    def woken(wait: Callable[..., None]) -> Callable[..., None]:
+        def checked(*arguments: Any) -> None:
+            timeout_s, begun_s = arguments[-1], time.monotonic()
+            wait(*arguments)
+            if timeout_s > PATIENCE_S / 2 and time.monotonic() - begun_s >= timeout_s:
+                raise RuntimeError("nobody woke it")
+
+        return checked
+
+    monkeypatch.setattr(subscriber_module, "TICK_S", FOR_EVER_S)
+    for owner in (Futex, Listener):
+        monkeypatch.setattr(owner, "wait", woken(owner.wait))
+
+
+@pytest.fixture
+def no_tick(monkeypatch: pytest.MonkeyPatch) -> None:
+    end_the_tick(monkeypatch)
+
+
+@pytest.fixture
+def waiters() -> Iterator[list[Waiter]]:
+    started: list[Waiter] = []
+    yield started
+    for waiter in started:
+        waiter.close()
+
+
+def announce(publisher: Publisher) -> None:
+    """The first step of a publication alone, with its wake."""
+    publisher._ring.announce()
+    publisher._futex.wake()
+
+
+def open_waiters(stream: str, publisher: Publisher, waiters: list[Waiter], wake: Wake, modes: list[Mode]) -> None:
+    """Subscribe in each mode; all have seen a frame, and the publisher knows who listens."""
+    waiters += [Waiter(Subscriber(stream, mode=mode, wake=wake, max_leases=1)) for mode in modes]
+    if wake == "zmq":
+        wait_until(publisher._notifier.has_listeners)
+    first = [waiter.receive() for waiter in waiters]
+    assert publish(publisher) == 1
+    assert [answer() for answer in first] == [1] * len(waiters)
+
+
+@WAKES
+@pytest.mark.usefixtures("no_tick")
+def test_a_frame_wakes_who_sleeps_on_the_announcement(
+    stream: str, wake: Wake, waiters: list[Waiter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = PublisherRing.commit
+
+    def commit_late(*arguments: Any) -> int:
+        time.sleep(ASLEEP_AFTER_S)
+        return commit(*arguments)
+
+    with Publisher(stream, SMALL) as publisher:
+        open_waiters(stream, publisher, waiters, wake, ["newest", "every"])
+        monkeypatch.setattr(PublisherRing, "commit", commit_late)
+        for sequence in (2, 3, 4):
+            answers = [waiter.receive() for waiter in waiters]
+            time.sleep(ASLEEP_AFTER_S)
+            assert publish(publisher) == sequence
+            assert [answer() for answer in answers] == [sequence] * len(waiters)
+
+
+@WAKES
+@pytest.mark.usefixtures("no_tick")
+def test_what_was_announced_and_abandoned_wakes_nobody_for_good(stream: str, wake: Wake, waiters: list[Waiter]) -> None:
+    with Publisher(stream, SMALL) as publisher:
+        open_waiters(stream, publisher, waiters, wake, ["newest", "every"])
+        answers = [waiter.receive() for waiter in waiters]
+        for _ in range(3):
+            loan = publisher.loan()
+            loan.pixels[:] = 255
+            loan.metadata = {"x": "y" * MAX_METADATA_BYTES}
+            with pytest.raises(FrameTooLarge, match="metadata"):
+                loan.publish()
+            time.sleep(ASLEEP_AFTER_S)
+        assert publish(publisher) == 2
+        assert [answer() for answer in answers] == [2] * len(waiters)
+        assert publisher.statistics.abandoned == 3
+        for waiter in waiters:
+            statistics = waiter.subscriber.statistics
+            assert (statistics.skipped, statistics.rejected, statistics.leases) == (0, 0, 0)
+
+
+@SLEEPERS
+def test_an_announcement_that_nothing_follows_is_not_waited_for_awake(stream: str, wake: Wake) -> None:
+    with Publisher(stream, SMALL) as publisher, Subscriber(stream, wake=wake) as subscriber:
+        publish(publisher)
+        subscriber.receive(5).release()
+        loan = publisher.loan()
+        announce(publisher)
+        assert cpu_of_a_wait(subscriber) < WAIT_S / 2
+        loan.abandon()
+        assert cpu_of_a_wait(subscriber) < WAIT_S / 2
+
+
+@WAKES
+@UNFINISHED
+def test_a_publisher_killed_after_its_announcement_leaves_nobody_awake(
+    stream: str, wake: Wake, point: str, start_program: Start, waiters: list[Waiter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert point in PUBLISHING
+    program = start_program("publish", stream, "4", "6", "8")
+    assert program.read() == "open"
+    waiter = Waiter(Subscriber(stream, wake=wake, gone_after_s=None))
+    waiters.append(waiter)
+    program.send("publish 1")
+    assert program.read() == "1"
+    assert waiter.receive()() == 1
+    program.send(f"die {point}")
+    assert program.process.wait(PATIENCE_S) == -9
+    assert waiter.subscriber._ring.event() % 2 == 1, "the announcement of the dead stands"
+
+    if wake != "busy":
+        assert waiter.cpu_of_a_wait() < WAIT_S / 2
+    if wake != "zmq":  # which first has to connect to the next publisher: meanwhile the tick looks
+        end_the_tick(monkeypatch)
+    answer = waiter.receive()
+    time.sleep(ASLEEP_AFTER_S)
+    with Publisher(stream, SMALL, slots=8) as publisher:
+        assert publisher.statistics.adopted
+        published = publish(publisher)
+        # Who dies behind seq[i] leaves a frame, which the next one finishes.
+        assert published == (3 if point == "before the tail" else 2)
+        seen = [answer()]
+        if seen[0] != published:
+            seen.append(waiter.receive()())
+        assert seen in ([2], [3], [2, 3])
+        assert seen[-1] == published
+
+
+@pytest.mark.parametrize("mode", ["newest", "every"])
+def test_a_steady_pace_is_followed_and_its_end_is_slept_through(stream: str, mode: Mode) -> None:
+    period_s, count = 0.01, 40
+    with (
+        Publisher(stream, SMALL, slots=count + 4) as publisher,
+        Subscriber(stream, wake="predict", mode=mode) as subscriber,
+    ):
+
+        def publish_steadily() -> None:
+            due_s = time.monotonic()
+            for number in range(count):
+                due_s += period_s
+                time.sleep(max(due_s - time.monotonic(), 0))
+                publish(publisher, number)
+
+        thread = threading.Thread(target=publish_steadily)
+        thread.start()
+        last = 0
+        while last < count:
+            with subscriber.receive(PATIENCE_S) as frame:
+                assert frame.sequence == last + 1 + frame.skipped
+                assert (frame.pixels == frame.sequence - 1).all()
+                last = frame.sequence
+        thread.join()
+        if mode == "every":
+            assert subscriber.statistics.skipped == 0
+        assert cpu_of_a_wait(subscriber) < WAIT_S / 2
+
+
+@WAKES
+def test_the_directory_tells_the_way_to_wait(stream: str, wake: Wake) -> None:
+    with Publisher(stream, SMALL), Subscriber(stream, name="detector", wake=wake):
+        (seen,) = inspect(stream).subscribers
+        assert (seen.record.name, seen.record.wake) == ("detector", wake)
