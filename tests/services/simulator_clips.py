@@ -1,5 +1,6 @@
 """Small clips for the tests of the simulator and the stitcher, and the real RTSP server that serves them."""
 
+import atexit
 import functools
 import os
 import subprocess
@@ -24,6 +25,7 @@ _WANTED = (
     "assert all(Gst.ElementFactory.find(name) for name in ('tsdemux', 'h264parse', 'rtph264pay', 'appsrc'))"
 )
 _FOLDER = tempfile.TemporaryDirectory(prefix="framebus-simulator-")
+atexit.register(_FOLDER.cleanup)
 SMALL = SimulatorSection(width_px=640, height_px=360, duration_s=2, cache_dir=Path(_FOLDER.name))
 
 
