@@ -115,6 +115,24 @@ def test_the_detector_has_no_network(pipeline: Project) -> None:
     assert pipeline.container("holder")["HostConfig"]["NetworkMode"] == "none"
 
 
+CLOCK = """
+import time
+from framebus import Subscriber
+with Subscriber("panorama", name="clock", wake="futex") as subscriber:
+    first = subscriber.receive(20)
+    held_ns, sequence = time.monotonic_ns(), first.sequence
+    first.release()
+    while (frame := subscriber.receive(20)).sequence < sequence + 2:
+        frame.release()
+    print(held_ns < frame.published_ns < time.monotonic_ns(), frame.captured_ns < frame.published_ns)
+"""
+
+
+def test_times_are_of_one_clock_in_all_containers(pipeline: Project) -> None:
+    # The frame after the next was published after the first was held here, and before it was held itself.
+    assert pipeline.run_in("detector", CLOCK) == "True True\n"
+
+
 # Distributions that one image alone has, beside what all have.
 OWN = {"av": {"stitcher"}, "onnxruntime": {"detector"}, "aiohttp": {"streamer"}, "prometheus-client": {"streamer"}}
 LIST = "import importlib.metadata as m; print(*sorted(d.name.lower().replace('_', '-') for d in m.distributions()))"
