@@ -1,0 +1,80 @@
+"""Results as a run would have them, with figures that a test chooses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from bench.harness import SHAPES, Candidate, Scenario
+from bench.peers import all_peers
+from bench.results import FORMAT, Results
+
+Row = dict[str, float]
+GIB = 2**30
+
+
+def row(p50_us: float, **others: float) -> Row:
+    """A round's figures."""
+    usual = {"p99_us": 2 * p50_us, "sender_cpu_us": 50.0, "receiver_cpu_us": 60.0, "fps": 25.0}
+    return {"p50_us": p50_us, **usual, "delivered": 1.0, "torn": 0.0, "disordered": 0.0, **others}
+
+
+def scenario(
+    plan: Scenario, rounds: Callable[[Candidate, int], Row | None], failures: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """A scenario's results: each candidate has the rounds that are not ``None``."""
+    return {
+        "name": plan.name,
+        "fps": plan.fps,
+        "jitter": plan.jitter,
+        "pinned": plan.pinned,
+        "frames": plan.frames,
+        "candidates": {
+            one.key: {
+                "peer": one.peer,
+                "size": one.size,
+                "frame_bytes": math.prod(SHAPES[one.size]),
+                "receivers": one.receivers,
+                "where": one.where,
+                "rounds": [figures for number in range(plan.rounds) if (figures := rounds(one, number)) is not None],
+                "memory": {
+                    "sender_rss": GIB,
+                    "receiver_rss": GIB,
+                    "sender_private": 5e6,
+                    "receiver_private": 6e6,
+                    "shared": 35 * math.prod(SHAPES[one.size]),
+                },
+                "failure": (failures or {}).get(one.peer, ""),
+            }
+            for one in plan.candidates
+        },
+    }
+
+
+def results(scenarios: Iterable[dict[str, Any]], **others: Any) -> Results:
+    """A whole run's."""
+    return {
+        "format": FORMAT,
+        "form": "short",
+        "only": "",
+        "started": "2030-01-02 03:04 UTC",
+        "seconds": 240.0,
+        "machine": {
+            "cpu": "a machine of the test",
+            "cores": 2,
+            "memory_gib": 8.0,
+            "kernel": "6.1",
+            "python": "3.11.9",
+            "load_before": 0.5,
+        },
+        "missing": {},
+        "peers": {
+            name: {"title": peer.title, "how": peer.how, "version": "1.2.3", "exact": getattr(peer, "exact", True)}
+            for name, peer in all_peers().items()
+        },
+        "scenarios": list(scenarios),
+        "attach": {},
+        "copy_us": {size: [100.0, 120.0, 110.0] for size in SHAPES},
+        **others,
+    }

@@ -1,0 +1,56 @@
+"""Both forms of the benchmark: every question has its candidates, and the short one is short."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from bench import plan
+from bench.harness import SHAPES, Scenario
+from bench.peers import all_peers
+
+FORMS = pytest.mark.parametrize("form", [plan.short, plan.full])
+SHORT_S = 300.0
+Form = Callable[[list[str]], list[Scenario]]
+
+
+@FORMS
+def test_every_name_is_one(form: Form) -> None:
+    peers = all_peers()
+    scenarios = form(list(peers))
+    names = [scenario.name for scenario in scenarios]
+    assert len(set(names)) == len(names)
+    for scenario in scenarios:
+        keys = [candidate.key for candidate in scenario.candidates]
+        assert len(set(keys)) == len(keys) > 1
+        assert min(scenario.rounds, scenario.frames, scenario.limit_s) > 0
+        for candidate in scenario.candidates:
+            assert candidate.peer in peers
+            assert candidate.size in SHAPES
+            assert candidate.where in ("processes", "containers")
+
+
+@FORMS
+def test_every_peer_takes_part(form: Form) -> None:
+    scenarios = form(["floor-futex", "a further one"])
+    assert any(candidate.peer == "a further one" for one in scenarios for candidate in one.candidates)
+    wanted = set(plan.FAST)
+    assert wanted <= {candidate.peer for one in scenarios for candidate in one.candidates}
+
+
+def test_the_frames_of_the_short_form_are_sent_within_five_minutes() -> None:
+    frames_s = sum(
+        len(scenario.candidates)
+        * scenario.rounds
+        * min((scenario.warm_up + scenario.frames) / scenario.fps, scenario.limit_s)
+        for scenario in plan.short(list(all_peers()))
+    )
+    assert frames_s < SHORT_S
+
+
+def test_a_round_is_that_of_its_scenario() -> None:
+    scenario = Scenario("x", (), fps=50, rounds=2, frames=7, warm_up=3, jitter=0.1, limit_s=4.0)
+    one = scenario.round(2)
+    assert (one.run, one.frames, one.warm_up, one.period_s, one.jitter, one.limit_s) == (2, 7, 3, 0.02, 0.1, 4.0)
+    assert Scenario("x", (), fps=0, rounds=1, frames=1).round(1).period_s == 0
