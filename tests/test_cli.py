@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from framebus import FrameFormat, Publisher, Subscriber
+from framebus.bus.subscriber import Wake
 from framebus.cli import main
 from tests.support import SHM, files_of
 
@@ -44,6 +45,15 @@ def test_list_and_inspect(stream: str, publisher: Publisher, capsys: pytest.Capt
         assert inspected["epoch"] == publisher.statistics.epoch
         assert inspected["subscribers"][0]["record"]["name"] == "watcher"
         assert inspected["slots_held"] == 0
+
+
+@pytest.mark.usefixtures("publisher")
+@pytest.mark.parametrize("wake", ["zmq", "futex", "predict", "busy"])
+def test_inspect_tells_how_a_subscriber_waits(stream: str, wake: Wake, capsys: pytest.CaptureFixture[str]) -> None:
+    with Subscriber(stream, name="watcher", mode="every", wake=wake):
+        assert f"watcher: every, wake {wake}, 0 received" in output(capsys, "inspect", stream)
+        (seen,) = json.loads(output(capsys, "inspect", "--json", stream))["subscribers"]
+        assert seen["record"]["wake"] == wake
 
 
 def test_top_counts_frames(stream: str, publisher: Publisher, capsys: pytest.CaptureFixture[str]) -> None:
