@@ -548,6 +548,25 @@ class TestFork:
                 publish(publisher, 2)
             assert (pixels == 1).all()
 
+    def test_a_child_does_not_publish_its_parents_loan(self, stream: str) -> None:
+        with Publisher(stream, SMALL) as publisher, Subscriber(stream, wake="futex") as subscriber:
+            loan = publisher.loan()
+            loan.pixels[:] = 7
+            event = subscriber._ring.event()
+            child = os.fork()
+            if child == 0:
+                status = 1
+                try:
+                    loan.publish()
+                except Closed:
+                    status = 0
+                finally:
+                    os._exit(status)
+            assert os.waitpid(child, 0)[1] == 0
+            assert subscriber._ring.event() == event, "nothing was announced"
+            loan.publish()
+            assert (subscriber.receive(5).pixels == 7).all()
+
 
 def test_an_interpreter_that_exits_with_live_views_is_silent(stream: str) -> None:
     code = (

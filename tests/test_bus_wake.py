@@ -233,10 +233,14 @@ def test_a_steady_pace_is_followed_and_its_end_is_slept_through(stream: str, mod
                 due_s += period_s
                 time.sleep(max(due_s - time.monotonic(), 0))
                 publish(publisher, number)
+                if not number:
+                    first.wait(PATIENCE_S)
 
+        first = threading.Event()
         thread = threading.Thread(target=publish_steadily)
         thread.start()
-        last = 0
+        last = subscriber.receive(PATIENCE_S).sequence
+        first.set()
         while last < count:
             with subscriber.receive(PATIENCE_S) as frame:
                 assert frame.sequence == last + 1 + frame.skipped
