@@ -103,11 +103,12 @@ def _compare(options: argparse.Namespace) -> int:
         return 2
     try:
         before = load(before_path)
+        after = load(options.after) if options.after else None
     except (OSError, ValueError) as error:
         _tell(str(error))
         return 2
-    after = load(options.after) if options.after else measure(options.form, options.only)
-    if not options.after:
+    if after is None:
+        after = measure(options.form, options.only)
         _save(after)
     worse = 0
     for change in sorted(compare(before, after), key=lambda change: -change.ratio):

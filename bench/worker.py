@@ -196,7 +196,7 @@ class ReceivingSide:
                     result.torn += 1
                 if sequence <= last:
                     result.disordered += 1
-                if sequence > round_.warm_up:
+                elif sequence > round_.warm_up:
                     result.latencies_ns.append(now_ns - sent_ns)
                     begun_ns, ended_ns = begun_ns or now_ns, now_ns
                 last = max(last, sequence)

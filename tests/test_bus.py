@@ -22,6 +22,7 @@ from framebus import (
     FrameTooLarge,
     InvalidName,
     LayoutMismatch,
+    Loan,
     LoanOutstanding,
     NotEnoughSharedMemory,
     PermissionDenied,
@@ -201,6 +202,28 @@ class TestPublisher:
             assert (publisher.statistics.dropped, publisher.statistics.replaced) == (1, 1)
             assert subscriber.receive(5).sequence == 2
             assert subscriber.statistics.reattached == 1
+
+    @pytest.mark.parametrize("end", [Loan.publish, Loan.abandon])
+    def test_a_loan_stays_its_owners_when_another_thread_wants_to_end_it(
+        self, stream: str, end: Callable[[Loan], object]
+    ) -> None:
+        refused = []
+
+        def use(loan: Loan) -> None:
+            try:
+                end(loan)
+            except WrongThread as error:
+                refused.append(error)
+
+        with Publisher(stream, SMALL) as publisher:
+            loan = publisher.loan()
+            thread = threading.Thread(target=use, args=(loan,))
+            thread.start()
+            thread.join()
+            assert refused
+            loan.pixels[:] = 7
+            end(loan)
+            assert publish(publisher) == (2 if end is Loan.publish else 1)
 
     def test_it_belongs_to_one_thread(self, stream: str) -> None:
         with Publisher(stream, SMALL) as publisher:

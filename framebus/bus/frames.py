@@ -12,7 +12,7 @@ import msgpack
 import numpy as np
 import numpy.typing as npt
 
-from framebus.errors import FrameReleased, FrameTooLarge, LayoutMismatch
+from framebus.errors import FrameReleased, FrameTooLarge, LayoutMismatch, WrongThread
 from framebus.layout import DTYPES, MAX_METADATA_BYTES
 from framebus.ring import Lease
 
@@ -125,16 +125,25 @@ class Loan:
         pixels, self._pixels = self._pixels, None
         if pixels is None:
             raise FrameReleased("the loan was published or abandoned before")
-        self.sequence = sequence = self._publish(self)
+        try:
+            self.sequence = sequence = self._publish(self)
+        except WrongThread:
+            self._pixels = pixels  # the loan is still its owner's
+            raise
         pixels.flags.writeable = False
         return sequence
 
     def abandon(self) -> None:
         """Give the slot back unpublished; harmless when that was done before."""
         pixels, self._pixels = self._pixels, None
-        if pixels is not None:
-            pixels.flags.writeable = False
+        if pixels is None:
+            return
+        try:
             self._abandon(self)
+        except WrongThread:
+            self._pixels = pixels
+            raise
+        pixels.flags.writeable = False
 
     def packed_metadata(self) -> bytes:
         """The metadata's bytes.

@@ -249,6 +249,7 @@ class Publisher:
 
     def _use_ring(self) -> None:
         self._futex = Futex(self._ring.segment.address + EVENT)
+        self._futex.wake()  # an adopted ring may have a frame that its publisher died before it told of
         self._pixels = [self._map_pixels(slot, self.format) for slot in range(self._ring.geometry.slots)]
 
     def _map_pixels(self, slot: int, frame_format: FrameFormat) -> Pixels:

@@ -114,6 +114,7 @@ def _rates(before: Sample, after: Sample) -> list[dict[str, Any]]:
                     "received": record.received,
                     "skipped": record.skipped,
                     "mode": record.mode,
+                    "wake": record.wake,
                 }
             )
         rows.append(
@@ -132,12 +133,12 @@ def _rates(before: Sample, after: Sample) -> list[dict[str, Any]]:
 
 
 def _top_table(rows: list[dict[str, Any]]) -> str:
-    header = ("STREAM", "SUBSCRIBER", "FPS", "LATENCY", "LAG", "LEASES", "SKIPPED")
+    header = ("STREAM", "SUBSCRIBER", "FPS", "LATENCY", "LAG", "LEASES", "SKIPPED", "WAKE")
     lines: list[Sequence[str]] = []
     for row in rows:
         state = "publisher" if row["live"] else "no publisher"
         held = f"{row['slots_held']}/{row['slots']} held"
-        lines.append((row["stream"], f"({state})", f"{row['fps']:.1f}", "", _age(row["age_s"]), held, ""))
+        lines.append((row["stream"], f"({state})", f"{row['fps']:.1f}", "", _age(row["age_s"]), held, "", ""))
         for subscriber in row["subscribers"]:
             latency_ms = subscriber["latency_ms"]
             lines.append(
@@ -149,6 +150,7 @@ def _top_table(rows: list[dict[str, Any]]) -> str:
                     f"{subscriber['lag']} frames",
                     f"{subscriber['leases']}/{subscriber['max_leases']}",
                     str(subscriber["skipped"]),
+                    subscriber["wake"],
                 )
             )
     return _table(header, lines) if lines else "no streams\n"
