@@ -266,6 +266,12 @@ class TestSubscriber:
             assert subscriber.receive(20).pixels.shape == (4, 6, 3)
         assert program.end() == 0
 
+    def test_its_descriptor_is_told_while_all_leases_are_held(self, stream: str) -> None:
+        with Publisher(stream, SMALL) as publisher, Subscriber(stream, max_leases=1) as subscriber:
+            publish(publisher)
+            with subscriber.receive(5):
+                assert subscriber.fileno() >= 0
+
     @WAKES
     def test_a_late_joiner_sees_the_newest_frame_at_once(self, stream: str, wake: Wake) -> None:
         with Publisher(stream, SMALL) as publisher:

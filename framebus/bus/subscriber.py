@@ -25,7 +25,7 @@ from framebus.errors import (
 )
 from framebus.layout import EVENT, check_name
 from framebus.notify import Listener
-from framebus.ring import EVENT_WORD, SubscriberRing
+from framebus.ring import SubscriberRing
 from framebus.seats import Record, new_record, remove_dead_records, take_seats
 from framebus.wake import Futex, Pace
 
@@ -180,6 +180,7 @@ class Subscriber:
         """
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         self._check_use()
+        self._check_leases()
         while (frame := self._take()) is None:
             if self._is_quiet():
                 self._look_after_publisher()
@@ -200,6 +201,7 @@ class Subscriber:
         try:
             while True:
                 self._check_use()
+                self._check_leases()
                 if (frame := self._take()) is not None:
                     return frame
                 if not self._is_quiet():
@@ -250,7 +252,7 @@ class Subscriber:
         """Lease what is there. Between a wake-up and its frame there is nothing but this."""
         ring = self._ring
         last = ring.last
-        self._event = ring.segment.words32[EVENT_WORD]
+        self._event = ring.event()
         lease = ring.newest() if self._mode == "newest" else ring.following()
         if lease is None:
             return None
@@ -383,10 +385,11 @@ class Subscriber:
             raise WrongThread("a subscriber belongs to the thread that first received: open one in each thread")
         if self._closed:
             raise Closed("the subscriber was closed")
-        ring = self._ring
-        if ring.segment.fd < 0:
+        if self._ring.segment.fd < 0:
             raise Closed("the subscriber belongs to the parent process: open one after the fork")
-        if ring.leases() >= self._max_leases:
+
+    def _check_leases(self) -> None:
+        if self._ring.leases() >= self._max_leases:
             raise TooManyLeases(
                 f"{self._max_leases} frames are still viewed: copy what you keep (pixels.copy()), delete old views, or "
                 f"subscribe with max_leases={self._max_leases + 1}"
