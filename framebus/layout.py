@@ -91,8 +91,6 @@ SUPERSEDED: Final = 3
 SLOT_TABLE: Final = PAGE_BYTES
 SLOT_HEADER_BYTES: Final = 1024
 SLOT_FIELDS: Final = 64
-SLOT_DESCRIPTION: Final = 104
-METADATA_BYTES: Final = 116
 METADATA: Final = 192
 MAX_METADATA_BYTES: Final = SLOT_HEADER_BYTES - METADATA
 
@@ -109,9 +107,11 @@ DTYPES: Final = {"|u1": 1, "|i1": 1, "<u2": 2, "<i2": 2, "<u4": 4, "<i4": 4, "<f
 """numpy's typestr of the element types that a frame may have, and their bytes."""
 
 HEADER: Final = struct.Struct("<8sIIQQQQ")
-SLOT: Final = struct.Struct("<QQqqqIIII8s16s")
-_SLOT_NUMBERS: Final = struct.Struct("<QQqqq40s")
-_SLOT_DESCRIPTION: Final = struct.Struct("<IIII8s16s")
+DESCRIPTION: Final = struct.Struct("<IIII8s16s")
+"""A slot header's fields from height on, which are mostly those of the frame before."""
+SLOT: Final = struct.Struct(f"<QQqqq{DESCRIPTION.size}s")
+SLOT_DESCRIPTION: Final = SLOT_FIELDS + SLOT.size - DESCRIPTION.size
+METADATA_BYTES: Final = SLOT_DESCRIPTION + struct.calcsize("<III")
 RECORD: Final = struct.Struct("<8sIIQ48s8s8s")
 RECORD_WORDS: Final = struct.Struct(f"<{RECORD_COUNTERS}Q")
 
@@ -241,19 +241,19 @@ class SlotHeader(NamedTuple):
         Raises:
             LayoutMismatch: The frame it tells of does not fit a slot of ``slot_bytes``, or has no known element type.
         """
-        fields = _SLOT_NUMBERS.unpack_from(buffer, offset + SLOT_FIELDS)
+        fields = SLOT.unpack_from(buffer, offset + SLOT_FIELDS)
         return tuple.__new__(cls, fields[:5] + _checked(fields[5], slot_bytes))
 
 
 def describe(shape: tuple[int, int, int], dtype: str, pixel_format: str) -> bytes:
     """A slot header's bytes from height to pixel_format, with no metadata."""
-    return _SLOT_DESCRIPTION.pack(*shape, 0, dtype.encode(), pixel_format.encode())
+    return DESCRIPTION.pack(*shape, 0, dtype.encode(), pixel_format.encode())
 
 
 @lru_cache(maxsize=16)  # it is nearly always that of the frame before
 def _checked(description: bytes, slot_bytes: int) -> tuple[int, int, int, int, str, str]:
     """A slot header's fields from height to pixel_format."""
-    height, width, channels, metadata_bytes, dtype, pixel_format = _SLOT_DESCRIPTION.unpack(description)
+    height, width, channels, metadata_bytes, dtype, pixel_format = DESCRIPTION.unpack(description)
     element_bytes = DTYPES.get(_text(dtype))
     if element_bytes is None:
         raise LayoutMismatch(f"a slot tells of elements of type {_text(dtype)!r}: it is damaged")
@@ -291,7 +291,7 @@ class SubscriberRecord:
     """CLOCK_MONOTONIC of its reception."""
 
     def pack(self) -> bytes:
-        """The record's first bytes; the counters behind them are written word by word."""
+        """The record's first bytes; the counters behind them are written apart."""
         return RECORD.pack(
             RECORD_MAGIC,
             VERSION,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -104,17 +105,12 @@ def remove_dead_records(stream: str) -> int:
     about to be locked.
     """
     removed = 0
-    for path in companion_paths(stream, "sub.*")[:MAX_LOOKED_AT]:
-        if path.name.endswith(UNFINISHED):
-            continue
+    paths = companion_paths(stream, "sub.*")[:MAX_LOOKED_AT]
+    for path, fd in _opened(path for path in paths if not path.name.endswith(UNFINISHED)):
         with contextlib.suppress(OSError):
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-            try:
-                if os.fstat(fd).st_uid == os.geteuid() and not shm.is_locked(fd, _PROBE):
-                    path.unlink()
-                    removed += 1
-            finally:
-                os.close(fd)
+            if os.fstat(fd).st_uid == os.geteuid() and not shm.is_locked(fd, _PROBE):
+                path.unlink()
+                removed += 1
     return removed
 
 
@@ -124,19 +120,24 @@ def read_records(stream: str) -> list[tuple[Path, SubscriberRecord | None, bool]
     Records are copied, never mapped: their owners can cut them short.
     """
     records = []
-    for path in companion_paths(stream, "sub.*"):
+    for path, fd in _opened(companion_paths(stream, "sub.*")):
+        with contextlib.suppress(OSError):
+            alive = shm.is_locked(fd, _PROBE)
+            records.append((path, _read_record(fd), alive))
+    return records
+
+
+def _opened(paths: Iterable[Path]) -> Iterator[tuple[Path, int]]:
+    """Each file that this user can open, and a descriptor for reading it, until the next."""
+    for path in paths:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError:
             continue
         try:
-            alive = shm.is_locked(fd, _PROBE)
-            records.append((path, _read_record(fd), alive))
-        except OSError:
-            continue
+            yield path, fd
         finally:
             os.close(fd)
-    return records
 
 
 def _read_record(fd: int) -> SubscriberRecord | None:

@@ -45,6 +45,8 @@ def test_slot_header_is_drawn_as_it_is_packed() -> None:
     for (offset, size, _), (following, _, _) in itertools.pairwise(packed):
         assert offset + size == following
     assert packed[-1][0] + packed[-1][1] == layout.SLOT_FIELDS + layout.SLOT.size <= layout.METADATA
+    offsets = {name: offset for offset, _, name in packed}
+    assert (offsets["height"], offsets["metadata_bytes"]) == (layout.SLOT_DESCRIPTION, layout.METADATA_BYTES)
 
 
 def test_record_is_drawn_as_it_is_packed() -> None:

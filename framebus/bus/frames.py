@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import msgpack
 import numpy as np
@@ -17,6 +17,7 @@ from framebus.layout import DTYPES, MAX_METADATA_BYTES
 from framebus.ring import Lease
 
 Pixels = npt.NDArray[Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,28 +123,15 @@ class Loan:
             FrameReleased: It was published or abandoned before.
             FrameTooLarge: The metadata is larger than its room; the slot is abandoned.
         """
-        pixels, self._pixels = self._pixels, None
-        if pixels is None:
+        if self._pixels is None:
             raise FrameReleased("the loan was published or abandoned before")
-        try:
-            self.sequence = sequence = self._publish(self)
-        except WrongThread:
-            self._pixels = pixels  # the loan is still its owner's
-            raise
-        pixels.flags.writeable = False
+        self.sequence = sequence = self._end(self._publish, self._pixels)
         return sequence
 
     def abandon(self) -> None:
         """Give the slot back unpublished; harmless when that was done before."""
-        pixels, self._pixels = self._pixels, None
-        if pixels is None:
-            return
-        try:
-            self._abandon(self)
-        except WrongThread:
-            self._pixels = pixels
-            raise
-        pixels.flags.writeable = False
+        if self._pixels is not None:
+            self._end(self._abandon, self._pixels)
 
     def packed_metadata(self) -> bytes:
         """The metadata's bytes.
@@ -158,6 +146,16 @@ class Loan:
         if len(content) > MAX_METADATA_BYTES:
             raise FrameTooLarge(f"the metadata takes {len(content)} bytes, a slot has room for {MAX_METADATA_BYTES}")
         return content
+
+    def _end(self, how: Callable[[Loan], T], pixels: Pixels) -> T:
+        self._pixels = None
+        try:
+            result = how(self)
+        except WrongThread:
+            self._pixels = pixels  # the loan is still its owner's
+            raise
+        pixels.flags.writeable = False
+        return result
 
     def __enter__(self) -> Loan:
         return self

@@ -31,9 +31,9 @@ EXCLUSION_PATIENCE_S: Final = 0.2
 """``framebus gc`` and ``doctor`` hold the exclusion for a moment, while no publisher lives."""
 REPLACE_AFTER_S: Final = 1.0
 """How long no slot may be free before the ring is replaced."""
-U64: Final = (1 << 64) - 1
 REPLACE_EVERY_S: Final = 10.0
 """The ring is replaced at most once in that time."""
+U64: Final = (1 << 64) - 1
 
 
 @dataclass(frozen=True, slots=True)
