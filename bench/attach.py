@@ -6,6 +6,7 @@ import secrets
 import statistics
 import time
 from dataclasses import dataclass
+from mmap import PAGESIZE
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from resource import RUSAGE_SELF, getrusage
@@ -19,7 +20,6 @@ from framebus import FrameFormat, Publisher, Subscriber
 SLOTS: Final = 8
 LAPS: Final = 2
 WAIT_S: Final = 10.0
-PAGE_BYTES: Final = 4096
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ def _attach(connection: Connection[Any, Any], stream: str) -> None:
             before = getrusage(RUSAGE_SELF).ru_minflt
             for _ in range(SLOTS):
                 with subscriber.receive(WAIT_S) as frame:
-                    np.add.reduce(frame.pixels.reshape(-1)[::PAGE_BYTES])
+                    np.add.reduce(frame.pixels.reshape(-1)[::PAGESIZE])
             faults.append(getrusage(RUSAGE_SELF).ru_minflt - before)
-    pages = SLOTS * int(np.prod(SHAPES["10 MB"])) // PAGE_BYTES
+    pages = SLOTS * int(np.prod(SHAPES["10 MB"])) // PAGESIZE
     connection.send(Attached(first_frame_ms, faults[0], faults[1], pages))
 
 

@@ -97,7 +97,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def containers(build: bool = True) -> Iterator[Start]:
+def containers() -> Iterator[Start]:
     """The holder runs while this lasts. Yields what starts a side in a container.
 
     Raises:
@@ -106,8 +106,7 @@ def containers(build: bool = True) -> Iterator[Start]:
     with tempfile.TemporaryDirectory(prefix="framebus-bench-") as folder:
         Path(folder).chmod(0o711)
         project = Containers(Path(folder))
-        if build:
-            project.compose("build", "--quiet", "stitcher", "detector", timeout_s=BUILD_TIMEOUT_S)
+        project.compose("build", "--quiet", "stitcher", "detector", timeout_s=BUILD_TIMEOUT_S)
         try:
             project.compose("up", "-d", "--no-deps", "holder")
             yield project.start

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from bench.peers.framebus_ring import slots_for
 from bench.results import Results, find
 
-SLOTS_WITH_16: Final = 35
 RATES: Final = ("25 fps", "200 fps")
 
 
@@ -105,7 +105,7 @@ def _pixels_with_16(results: Results) -> float | None:
     for scenario in results["scenarios"]:
         for candidate in scenario["candidates"].values():
             if (candidate["peer"], candidate["receivers"]) == ("framebus-futex", 16) and candidate["memory"]:
-                return float(candidate["memory"]["shared"] / (SLOTS_WITH_16 * candidate["frame_bytes"]))
+                return float(candidate["memory"]["shared"] / (slots_for(16) * candidate["frame_bytes"]))
     return None
 
 

@@ -11,31 +11,21 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Final
 
 import msgpack
 import numpy as np
 import zmq
 
-from bench.peers import OPEN_TIMEOUT_S, Peer, Pixels, Receiver, Sender, Setting
+from bench.peers import Peer, Pixels, Receiver, Sender, Setting
+from bench.peers.places import temporary_folder, touched
+from bench.peers.zeromq_inline import Port, await_subscribers
 from framebus.wake import Futex
 
 STAMP_BYTES: Final = 64
 WORD: Final = STAMP_BYTES
 """Where the futex word is, behind the stamp."""
 MAX_SLICE_S: Final = 0.05
-
-
-@contextmanager
-def shared_file(setting: Setting, suffix: str, size: int) -> Iterator[str]:
-    """A file of zeros in shared memory, removed at the end. Yields its path."""
-    path = Path(f"/dev/shm/{setting.channel}.{suffix}")
-    path.write_bytes(bytes(size))
-    try:
-        yield str(path)
-    finally:
-        path.unlink(missing_ok=True)
 
 
 class StampPage:
@@ -55,7 +45,7 @@ class StampPage:
 class FutexSender(Sender):
     def __init__(self, setting: Setting) -> None:
         self._page = StampPage(setting.handles)
-        self._pixels = np.zeros(setting.shape, np.uint8)
+        self._pixels = touched(setting.shape)
         self._start = self._pixels.reshape(-1)[:STAMP_BYTES]
 
     def loan(self) -> Pixels:
@@ -71,7 +61,7 @@ class FutexSender(Sender):
 class FutexReceiver(Receiver):
     def __init__(self, setting: Setting) -> None:
         self._page = StampPage(setting.handles)
-        self._pixels = np.zeros(setting.shape, np.uint8)
+        self._pixels = touched(setting.shape)
         self._start = self._pixels.reshape(-1)[:STAMP_BYTES]
         self._seen = self._page.words[WORD // 4]
 
@@ -108,8 +98,11 @@ class BareFutex(Peer):
 
     @contextmanager
     def prepare(self, setting: Setting) -> Iterator[str]:
-        with shared_file(setting, "floor", mmap.PAGESIZE) as path:
-            yield path
+        del setting
+        with temporary_folder("/dev/shm") as folder:
+            path = folder / "stamp"
+            path.write_bytes(bytes(mmap.PAGESIZE))
+            yield str(path)
 
     def sender(self, setting: Setting) -> Sender:
         return FutexSender(setting)
@@ -133,18 +126,14 @@ class MessageSender(Sender):
     """Sends what framebus's notification has in it, and the stamp instead of the times."""
 
     def __init__(self, setting: Setting) -> None:
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.XPUB)
-        self._socket.set(zmq.LINGER, 0)
+        self._port = Port(zmq.XPUB)
+        self._socket = self._port.socket
         self._socket.set(zmq.XPUB_VERBOSE, 1)
-        self._socket.bind(f"ipc:///dev/shm/{setting.channel}.floor")
-        for _ in range(setting.receivers):
-            if not self._socket.poll(int(OPEN_TIMEOUT_S * 1000)):
-                raise TimeoutError("no subscriber came")
-            self._socket.recv()
+        self._socket.bind(setting.handles)
+        await_subscribers(self._socket, setting.receivers)
         self._pack = msgpack.Packer().pack
         self._channel, self._shape = setting.channel, setting.shape
-        self._pixels = np.zeros(setting.shape, np.uint8)
+        self._pixels = touched(setting.shape)
         self._start = self._pixels.reshape(-1)[:STAMP_BYTES].view(np.uint64)
 
     def loan(self) -> Pixels:
@@ -155,19 +144,17 @@ class MessageSender(Sender):
         self._socket.send(self._pack(fields), zmq.NOBLOCK)
 
     def close(self) -> None:
-        self._socket.close(0)
-        self._context.term()
+        self._port.close()
 
 
 class MessageReceiver(Receiver):
     def __init__(self, setting: Setting) -> None:
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.SUB)
-        self._socket.set(zmq.LINGER, 0)
+        self._port = Port(zmq.SUB)
+        self._socket = self._port.socket
         self._socket.set(zmq.RECONNECT_IVL, 20)
         self._socket.subscribe(b"")
-        self._socket.connect(f"ipc:///dev/shm/{setting.channel}.floor")
-        self._pixels = np.zeros(setting.shape, np.uint8)
+        self._socket.connect(setting.handles)
+        self._pixels = touched(setting.shape)
         self._start = self._pixels.reshape(-1)[:STAMP_BYTES].view(np.uint64)
 
     def receive(self, timeout_s: float) -> Pixels:
@@ -177,8 +164,7 @@ class MessageReceiver(Receiver):
         return self._pixels
 
     def close(self) -> None:
-        self._socket.close(0)
-        self._context.term()
+        self._port.close()
 
 
 class BareMessage(Peer):
@@ -190,11 +176,10 @@ class BareMessage(Peer):
     exact = False
 
     @contextmanager
-    def prepare(self, setting: Setting) -> Iterator[None]:
-        try:
-            yield None
-        finally:
-            Path(f"/dev/shm/{setting.channel}.floor").unlink(missing_ok=True)
+    def prepare(self, setting: Setting) -> Iterator[str]:
+        del setting
+        with temporary_folder("/dev/shm") as folder:
+            yield f"ipc://{folder}/socket"
 
     def sender(self, setting: Setting) -> Sender:
         return MessageSender(setting)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from bench.peers import OPEN_TIMEOUT_S, Peer, Pixels, Receiver, Sender, Setting
 from framebus import Frame, FrameFormat, Loan, Publisher, Subscriber
 
-SLOTS = 8
+SLOTS: Final = 8
+"""At the least."""
+
+
+def slots_for(receivers: int) -> int:
+    """Slots of the ring: for every receiver its two leases, and some to spare."""
+    return max(SLOTS, 2 * receivers + 3)
 
 
 class RingSender(Sender):
@@ -16,7 +22,7 @@ class RingSender(Sender):
     def __init__(self, setting: Setting) -> None:
         height, width, channels = setting.shape
         self._publisher = Publisher(
-            setting.channel, FrameFormat(height, width, channels), slots=max(SLOTS, 2 * setting.receivers + 3)
+            setting.channel, FrameFormat(height, width, channels), slots=slots_for(setting.receivers)
         )
         self._loan: Loan
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar, Final
 
 import numpy as np
 
-from bench.peers import OPEN_TIMEOUT_S, Peer, Pixels, Receiver, Sender, Setting
+from bench.peers import Peer, Pixels, Receiver, Sender, Setting
+from bench.peers.places import shared_files_removed, temporary_folder, wait_until
 
 BUFFER_FRAMES: Final = 2
 BORROWED_FRAMES: Final = 2
@@ -22,7 +25,11 @@ class Port:
 
         self.iceoryx2: Any = iceoryx2
         iceoryx2.set_log_level(iceoryx2.LogLevel.Error)
-        self.node: Any = iceoryx2.NodeBuilder.new().create(iceoryx2.ServiceType.Ipc)
+        # Names and a folder of its own, so that what it leaves behind can be told from what is other programs'.
+        config = iceoryx2.config.default()
+        config.global_cfg.prefix = iceoryx2.FileName.new(f"{setting.channel}_")
+        config.global_cfg.root_path = iceoryx2.Path.new(setting.handles)
+        self.node: Any = iceoryx2.NodeBuilder.new().config(config).create(iceoryx2.ServiceType.Ipc)
         self._array: Any = ctypes.c_uint8 * setting.frame_bytes
         self._shape = setting.shape
         name = iceoryx2.ServiceName.new(setting.channel)
@@ -62,11 +69,8 @@ class LoanSender(Sender):
         self._publisher: Any = self._port.frames.publisher_builder().initial_max_slice_len(self._bytes).create()
         self._notifier: Any = self._port.events.notifier_builder().create() if events else None
         self._sample: Any = None
-        deadline_s = time.monotonic() + OPEN_TIMEOUT_S
-        while self._port.frames.dynamic_config.number_of_subscribers < setting.receivers:
-            if time.monotonic() > deadline_s:
-                raise TimeoutError("no subscriber came")
-            time.sleep(0.01)
+        subscribers = self._port.frames.dynamic_config
+        wait_until(lambda: subscribers.number_of_subscribers >= setting.receivers, "a subscriber")
 
     def loan(self) -> Pixels:
         self._sample = self._publisher.loan_slice_uninit(self._bytes)
@@ -121,6 +125,11 @@ class Iceoryx2(Peer):
     distribution = "iceoryx2"
     module = "iceoryx2"
     events: ClassVar[bool]
+
+    @contextmanager
+    def prepare(self, setting: Setting) -> Iterator[str]:
+        with temporary_folder() as folder, shared_files_removed(f"{setting.channel}_*"):
+            yield str(folder)
 
     def sender(self, setting: Setting) -> Sender:
         return LoanSender(setting, events=self.events)

@@ -6,6 +6,7 @@ import importlib.metadata
 import shutil
 import subprocess
 import time
+from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -82,8 +83,9 @@ class RedisSender(Sender):
         except redis.TimeoutError:
             raise NobodyTakes("the Redis server") from None
 
+    @abstractmethod
     def send(self) -> None:
-        raise NotImplementedError
+        """Send the array."""
 
     def close(self) -> None:
         self.client.close()

@@ -43,6 +43,14 @@ class Port:
         self.context.term()
 
 
+def await_subscribers(socket: zmq.Socket[bytes], count: int) -> None:
+    """Wait until so many have subscribed to an XPUB socket that has XPUB_VERBOSE set."""
+    for _ in range(count):
+        if not socket.poll(int(OPEN_TIMEOUT_S * 1000)):
+            raise TimeoutError("no subscriber came")
+        socket.recv()
+
+
 class InlineSender(Sender):
     def __init__(self, setting: Setting) -> None:
         self._port = Port(zmq.XPUB)
@@ -52,10 +60,7 @@ class InlineSender(Sender):
         self._socket.set(zmq.XPUB_VERBOSE, 1)
         self._socket.set(zmq.SNDTIMEO, int(SEND_TIMEOUT_S * 1000))
         self._socket.bind(setting.handles)
-        for _ in range(setting.receivers):
-            if not self._socket.poll(int(OPEN_TIMEOUT_S * 1000)):
-                raise TimeoutError("no subscriber came")
-            self._socket.recv()
+        await_subscribers(self._socket, setting.receivers)
         self._arrays: deque[tuple[Pixels, zmq.MessageTracker | None]] = deque(
             (touched(setting.shape), None) for _ in range(ARRAYS)
         )
