@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
 import socket
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
+
+from framebus import Publisher
 
 ROOT = Path(__file__).parent.parent
 PROGRAMS = Path(__file__).parent / "programs"
 SHM = Path("/dev/shm")
+IN_CI = os.environ.get("CI") == "true"
+"""Whether nothing may be lacking."""
 
 
 def lacks(reason: str) -> NoReturn:
@@ -24,12 +30,29 @@ def lacks(reason: str) -> NoReturn:
     Args:
         reason: What is lacking, and the command that installs or allows it.
     """
-    if os.environ.get("CI") == "true":
+    if IN_CI:
         pytest.fail(reason)
     pytest.skip(reason)
 
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to act as other users: run the tests with sudo")
+needs_root = pytest.mark.skipif(
+    os.geteuid() != 0 and not IN_CI, reason="needs root to act as other users: run the tests with sudo"
+)
+
+
+CHROMIUM = Path("/usr/bin/chromium")
+CHROMIUM_ARGUMENTS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+needs_browser = pytest.mark.skipif(
+    not CHROMIUM.exists() and not IN_CI, reason="no Chromium here: run 'make system-packages'"
+)
 
 
 def files_of(stream: str) -> list[str]:
@@ -48,6 +71,26 @@ def free_ports(count: int) -> int:
         except OSError:
             continue
         return first
+
+
+def publish(publisher: Publisher, value: int = 1) -> int:
+    """Publish a frame of one value; its sequence."""
+    with publisher.loan() as loan:
+        loan.pixels[:] = value
+    assert loan.sequence is not None
+    return loan.sequence
+
+
+def report_of(module: str, *arguments: str) -> dict[str, Any]:
+    """What a program of the tests prints as JSON; it has nothing to complain of, and its end is a good one."""
+    answer = subprocess.run(
+        [sys.executable, "-m", module, *arguments], capture_output=True, text=True, timeout=100, check=False, cwd=ROOT
+    )
+    assert answer.stderr == ""
+    report: dict[str, Any] = json.loads(answer.stdout)
+    assert report["broken promises"] == [], report
+    assert answer.returncode == 0
+    return report
 
 
 def complaints(log: str) -> list[str]:

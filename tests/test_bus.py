@@ -39,18 +39,11 @@ from framebus import (
 from framebus import segment as shm
 from framebus.bus.subscriber import Wake
 from framebus.layout import LOCK_SLOTS
-from tests.support import SHM, Program, files_of, needs_root
+from tests.support import SHM, Program, files_of, needs_root, publish
 
 SMALL = FrameFormat(4, 6)
 WAKES = pytest.mark.parametrize("wake", ["zmq", "futex", "predict", "busy"])
 Start = Callable[..., Program]
-
-
-def publish(publisher: Publisher, value: int = 1) -> int:
-    with publisher.loan() as loan:
-        loan.pixels[:] = value
-    assert loan.sequence is not None
-    return loan.sequence
 
 
 class TestFrames:

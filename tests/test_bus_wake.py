@@ -22,7 +22,7 @@ from framebus.notify import Listener
 from framebus.ring import PublisherRing
 from framebus.wake import Futex
 from tests.race.points import PUBLISHING
-from tests.support import Program
+from tests.support import Program, publish
 
 SMALL = FrameFormat(4, 6)
 PATIENCE_S = 20.0
@@ -35,13 +35,6 @@ SLEEPERS = pytest.mark.parametrize("wake", ["zmq", "futex", "predict"])
 UNFINISHED = pytest.mark.parametrize("point", ["announced, nobody woken", "announced", "before the tail"])
 """Points of a publication between the announcement and ``tail``."""
 Start = Callable[..., Program]
-
-
-def publish(publisher: Publisher, value: int = 1) -> int:
-    with publisher.loan() as loan:
-        loan.pixels[:] = value
-    assert loan.sequence is not None
-    return loan.sequence
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

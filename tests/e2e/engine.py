@@ -15,14 +15,29 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import pytest
-
-from tests.support import ROOT, free_ports
+from tests.support import IN_CI, ROOT, free_ports, lacks
 
 STARTERS = [ROOT.parent / "shared/docker" / name for name in ("engine-up", "base-image")]
 """Where no registry is reached, programs beside the checkout may start an engine and make the base image."""
 SERVICES = ("stitcher", "detector", "streamer", "simulator")
 TAG = "test"
+
+
+def _run(
+    command: list[str], timeout_s: float, directory: Path | None = None, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end; errors are in its output too."""
+    return subprocess.run(
+        command,
+        cwd=directory,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
 
 
 def docker(*arguments: str, check: bool = True, timeout_s: float = 120) -> str:
@@ -31,24 +46,15 @@ def docker(*arguments: str, check: bool = True, timeout_s: float = 120) -> str:
     Raises:
         AssertionError: It failed, and ``check`` is set.
     """
-    done = subprocess.run(
-        ["docker", *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=timeout_s,
-        check=False,
-    )
+    done = _run(["docker", *arguments], timeout_s)
     assert not check or done.returncode == 0, f"docker {' '.join(arguments)}: {done.stdout}"
     return done.stdout
 
 
 @functools.cache
 def _why_no_engine() -> str:
-    in_ci = os.environ.get("CI") == "true"
     try:
-        if in_ci and all(starter.exists() for starter in STARTERS):
+        if IN_CI and all(starter.exists() for starter in STARTERS):
             for starter in STARTERS:
                 subprocess.run(["bash", starter], check=True, capture_output=True, text=True)
         docker("info")
@@ -60,11 +66,8 @@ def _why_no_engine() -> str:
 
 def need_engine() -> None:
     """Skip the test, or in CI fail it, where no engine answers."""
-    reason = _why_no_engine()
-    if reason and os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    if reason:
-        pytest.skip(reason)
+    if reason := _why_no_engine():
+        lacks(reason)
 
 
 class Project:
@@ -100,17 +103,8 @@ class Project:
         Raises:
             AssertionError: It failed.
         """
-        done = subprocess.run(
-            ["docker", "compose", "-p", self.name, *self._files, *arguments],
-            cwd=self._directory,
-            env=self._environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-        )
+        command = ["docker", "compose", "-p", self.name, *self._files, *arguments]
+        done = _run(command, timeout_s, directory=self._directory, environment=self._environment)
         assert done.returncode == 0, f"compose {' '.join(arguments)}: {done.stdout}\n{self.logs()}"
         return done.stdout
 

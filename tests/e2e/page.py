@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-import pytest
 from playwright.sync_api import Page, WebSocket, expect, sync_playwright
 
-CHROMIUM = Path("/usr/bin/chromium")
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-ARGUMENTS += ["--disable-component-update", "--disable-sync"]
+from tests.support import CHROMIUM, CHROMIUM_ARGUMENTS
+
 LEAST_FPS = 20
 WINDOW_S = 3
 WINDOWS = 20
-
-needs_browser = pytest.mark.skipif(
-    not CHROMIUM.exists() and os.environ.get("CI") != "true", reason="no Chromium here: run 'make system-packages'"
-)
 
 # Counts pictures that differ from the one before, by the pixels of the band in which people walk.
 COUNT_PICTURES = """seconds => new Promise(resolve => {
@@ -46,7 +38,7 @@ COUNT_PICTURES = """seconds => new Promise(resolve => {
 def open_page(url: str) -> Iterator[Page]:
     """The page at ``url``, once it is live."""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGUMENTS)
         opened = browser.new_page(viewport={"width": 1280, "height": 500})
         opened.goto(url)
         wait_until_live(opened)

@@ -21,8 +21,8 @@ from services.common.status import read_statuses
 from services.simulator.config import SimulatorSection
 from services.simulator.render import render
 from tests.e2e.demo import LIVE, Demo
-from tests.e2e.page import LEAST_FPS, WINDOW_S, collect_detections, count_pictures, needs_browser, open_page
-from tests.support import ROOT, complaints, files_of
+from tests.e2e.page import LEAST_FPS, WINDOW_S, collect_detections, count_pictures, open_page
+from tests.support import ROOT, complaints, files_of, needs_browser
 
 LEAST_IOU = 0.35
 

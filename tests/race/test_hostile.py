@@ -18,11 +18,12 @@ import numpy as np
 import pytest
 import zmq
 
-from framebus import FrameFormat, PermissionDenied, Publisher, RingFull, StreamNotFound, Subscriber, remove_leftovers
+from framebus import FrameFormat, PermissionDenied, Publisher, StreamNotFound, Subscriber, remove_leftovers
 from framebus import segment as shm
 from framebus.layout import LOCK_SLOTS
 from tests.people import GROUP, Person
-from tests.support import SHM, files_of, needs_root
+from tests.race.victims import write
+from tests.support import SHM, files_of, lacks, needs_root
 
 pytestmark = needs_root
 
@@ -39,9 +40,7 @@ def protected_regular(request: pytest.FixtureRequest) -> Iterator[None]:
     try:
         PROTECTED.write_text(getattr(request, "param", "2"))
     except OSError:
-        if os.environ.get("CI") == "true":
-            raise
-        pytest.skip("fs.protected_regular cannot be set here: run the tests where /proc/sys is writable")
+        lacks("fs.protected_regular cannot be set here: run the tests where /proc/sys is writable")
     yield
     PROTECTED.write_text(before)
 
@@ -65,11 +64,7 @@ def publish_for(stream: str, seconds: float) -> tuple[int, int, int]:
     with Publisher(stream, SMALL, slots=SLOTS) as publisher:
         end_s = time.monotonic() + seconds
         while time.monotonic() < end_s:
-            try:
-                with publisher.loan() as loan:
-                    loan.pixels[:] = (publisher.statistics.sequence + 1) % 251
-            except RingFull:
-                pass
+            write(publisher)
             time.sleep(0.01)
         statistics = publisher.statistics
     return statistics.published, statistics.dropped, statistics.replaced

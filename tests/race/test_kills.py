@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-
 from tests.race.points import POINTS
 from tests.race.upkeep import KINDS
-from tests.support import ROOT
+from tests.support import report_of
 
 
 def test_nobody_suffers_from_the_dead() -> None:
-    answer = subprocess.run(
-        [sys.executable, "-m", "tests.race.kills", "--kills", "200"],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-        cwd=ROOT,
-    )
-    assert answer.stderr == ""
-    report = json.loads(answer.stdout)
-    assert report["broken promises"] == [], (report, answer.stderr)
+    report = report_of("tests.race.kills", "--kills", "200")
     assert report["kills"] >= 200
     assert all(resident["received"] > 10 and resident["torn"] == 0 for resident in report["residents"])
     assert len(report["leftovers named by the doctor"]) == len(KINDS)

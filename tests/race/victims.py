@@ -79,11 +79,11 @@ def publish(stream: str, point: str, frames: int, slots: int, *, more: int = 0) 
 def write(publisher: Publisher, point: str = "") -> None:
     """Publish a frame whose every byte is its sequence modulo 251."""
     with contextlib.suppress(RingFull), publisher.loan() as loan:
-        value = (publisher.statistics.sequence + 1) % 251
-        loan.pixels[: FORMAT.height // 2] = value
+        value, half = (publisher.statistics.sequence + 1) % 251, loan.format.height // 2
+        loan.pixels[:half] = value
         if point == PIXELS:
             interrupt()
-        loan.pixels[FORMAT.height // 2 :] = value
+        loan.pixels[half:] = value
         if point in STORES:
             before_store(publisher._ring.segment, STORES.index(point) + 1)
 

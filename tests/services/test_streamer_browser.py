@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 import time
@@ -16,24 +15,13 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from framebus import FrameFormat, Publisher
 from services.common.detections import Detection, DetectionPublisher, Detections
 from tests.services.streamer_support import BITS, RunningPublisher, StreamerProcess, publish, wait_until
+from tests.support import CHROMIUM, CHROMIUM_ARGUMENTS, needs_browser
 
-CHROMIUM = Path("/usr/bin/chromium")
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 PATIENCE_MS = 20_000
 HEIGHT, WIDTH = 688, 4896
 TIMES, NONE = "\u00d7", "\u2013"
 
-pytestmark = pytest.mark.skipif(
-    not CHROMIUM.exists() and os.environ.get("CI") != "true", reason="no Chromium here: run 'make system-packages'"
-)
+pytestmark = needs_browser
 
 READ_NUMBER = f"""() => {{
     const canvas = document.getElementById("picture");
@@ -63,7 +51,7 @@ MARKED = """([x, y, width, height]) => {
 def browser() -> Iterator[Browser]:
     expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGUMENTS)
         yield launched
         launched.close()
 

@@ -13,9 +13,9 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.e2e.engine import SERVICES, TAG, Project, docker, need_engine
-from tests.e2e.page import LEAST_FPS, WINDOW_S, collect_detections, count_pictures, needs_browser, open_page
+from tests.e2e.page import LEAST_FPS, WINDOW_S, collect_detections, count_pictures, open_page
 from tests.e2e.watcher import Watcher
-from tests.support import ROOT
+from tests.support import ROOT, needs_browser
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
