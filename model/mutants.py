@@ -80,7 +80,6 @@ def switches() -> Iterator[Mutant]:
     yield Mutant("admission: seats without the flock", replace(TRUE, admission=False), ("two",))
     yield Mutant("admission: a seat for each slot but one", replace(TRUE, reserved=1), ("two",))
     yield Mutant("death: locks stay, as a semaphore would", replace(TRUE, unlocks_when_dead=False))
-    yield Mutant("abandon: calls nothing off", replace(TRUE, calls_off=False))
     yield Mutant("sleep: woken, sleeps again without a look", replace(TRUE, looks_when_woken=False))
     yield Mutant("tick: does not look at the path", replace(TRUE, looks_at_path=False), ("files",))
     late_header = tuple(step for step in TRUE.publish if step != "header")
@@ -91,27 +90,15 @@ def switches() -> Iterator[Mutant]:
 
 
 HARMLESS: Final = {
-    "abandon: calls nothing off": "who sleeps on the odd word is woken by the next announcement",
     "adopt: goes on after seq[], not tail": "the newest slot is never claimed, so its seq says the same",
     "lease: 'check' after 'header'": "both are under the lock",
     "lease: 'header' before 'lock'": "seq is compared under the lock, and a sequence is given once; but a header that "
     "is read while it is written may be of two frames, which here it is not",
     "lease: without 'header'": "seq was compared; it is a second line against a damaged header",
     "publish: 'first' after 'second'": "all are under the lock, with seq 0",
-    "publish: 'first' after 'announce'": "the announcement says nothing of the pixels",
     "publish: 'first' after 'header'": "all are under the lock, with seq 0",
-    "publish: 'second' after 'announce'": "the announcement says nothing of the pixels",
     "publish: 'second' after 'header'": "all are under the lock, with seq 0",
-    "publish: without 'announce'": "it is for speed: sleepers are woken by 'event' alone",
-    "publish: 'announce' before 'zero'": "it is for speed: who looks finds nothing yet, and sleeps again",
-    "publish: 'announce' before 'first'": "it is for speed: who looks finds nothing yet, and sleeps again",
-    "publish: 'announce' after 'header'": "it is for speed: who looks finds nothing yet, and sleeps again",
-    "publish: 'announce' after 'seq'": "it is for speed: who looks finds nothing yet, and sleeps again",
-    "publish: 'announce' after 'unlock'": "it is for speed: who looks finds nothing yet, and sleeps again",
-    "publish: 'announce' after 'tail'": "who looks finds the frame, and 'event' wakes the others",
-    "publish: 'announce' after 'event'": "the frame was told already; one look more",
     "publish: 'header' before 'first'": "all are under the lock, with seq 0",
-    "publish: 'header' before 'second'": "all are under the lock, with seq 0",
     "publish: 'header' before 'zero'": "the header's sequence is not what the reader came for",
     "publish: 'header' after 'seq'": "the header's sequence is compared: a death costs that frame",
     "publish: 'header' after 'unlock'": "the header's sequence is compared: the reader passes over the frame",
@@ -119,9 +106,7 @@ HARMLESS: Final = {
     "publish: 'header' after 'event'": "the header's sequence is compared: the reader passes over the frame",
     "publish: 'unlock' before 'first'": "seq is 0, so none who gets the lock goes on; but without the barrier",
     "publish: 'unlock' before 'second'": "seq is 0, so none who gets the lock goes on; but without the barrier",
-    "publish: 'unlock' before 'announce'": "seq is 0, so none who gets the lock goes on; but without the barrier",
     "publish: 'unlock' before 'header'": "seq is 0, so none who gets the lock goes on; but without the barrier",
-    "publish: 'seq' before 'announce'": "the pixels and the header are there; the announcement says nothing of them",
     "publish: 'seq' after 'unlock'": "seq is 0, so none who gets the lock goes on; but without the barrier",
     "publish: 'unlock' after 'tail'": "who is early cannot lock, and looks again",
     "publish: 'unlock' after 'event'": "who is early cannot lock, and looks again; after eight looks it costs a tick",

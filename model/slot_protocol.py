@@ -1,9 +1,5 @@
 """The slot protocol, one shared access a step: publishers that die and adopt, subscribers, the kernel's locks.
 
-An announcement is to a subscriber what any change of the event word is: it wakes, looks, finds nothing yet and may
-sleep again, on the word as it is then. That it looks at ``tail`` for a while before it sleeps is speed, and is covered:
-a sleeper may look by itself at any moment.
-
 The steps stand in the order of ``framebus/ring.py``, ``framebus/seats.py`` and ``framebus/bus/subscriber.py``, in the
 three tuples and the switches of :class:`Protocol`: a mutant is a protocol with a step moved, left out, or a switch
 turned. What happens between two steps of one process is everything that the others can do.
@@ -29,20 +25,8 @@ TOLD = "nobody sleeps beside a frame"
 class Protocol:
     """The order of the steps, and what a mutant may change."""
 
-    publish: tuple[str, ...] = (
-        "lock",
-        "zero",
-        "first",
-        "second",
-        "announce",
-        "header",
-        "seq",
-        "unlock",
-        "tail",
-        "event",
-    )
-    """``first`` and ``second`` are the halves of the pixels; ``announce`` and ``event`` each change the event word and
-    wake."""
+    publish: tuple[str, ...] = ("lock", "zero", "first", "second", "header", "seq", "unlock", "tail", "event")
+    """``first`` and ``second`` are the halves of the pixels."""
     lease: tuple[str, ...] = ("lock", "check", "header")
     """``header`` reads it and compares its sequence."""
     release: tuple[str, ...] = ("unlock", "return")
@@ -67,8 +51,6 @@ class Protocol:
     """Slots without a seat."""
     unlocks_when_dead: bool = True
     """The kernel frees the locks of the dead; a lock in shared memory would not be freed."""
-    calls_off: bool = True
-    """A publisher that abandons a slot changes the event word once more and wakes."""
     looks_when_woken: bool = True
     """A subscriber that was woken looks before it sleeps again."""
     looks_at_path: bool = True
@@ -179,9 +161,6 @@ class SlotProtocol:
             yield self._claim(state)
         elif at == "publish":
             yield from self._publish(state)
-        elif at == "call off":
-            called_off = self._woken(state, publisher.ring)
-            yield "calls off what it abandoned, wakes", called_off._replace(publisher=self._rested(publisher))
 
     def _open(self, state: State) -> Steps:
         if state.path < 0:
@@ -253,11 +232,8 @@ class SlotProtocol:
         after, next_publisher = state, publisher._replace(tries=publisher.tries + 1)
         sequence = publisher.top + 1
         if self._may_abandon(protocol.publish, publisher.tries):
-            rested = self._rested(publisher)
-            if protocol.calls_off:
-                rested = rested._replace(at="call off")
             unlocked = self._with_slot(state, number, place, slot._replace(writer=0))
-            yield "abandons the slot", unlocked._replace(publisher=rested)
+            yield "abandons the slot", unlocked._replace(publisher=self._rested(publisher))
         if step == "zero":
             after, name = self._with_slot(state, number, place, slot._replace(seq=0)), "seq = 0"
         elif step == "first":
@@ -278,8 +254,7 @@ class SlotProtocol:
             after = self._with_ring(state, number, ring._replace(tail_seq=sequence, tail_slot=place))
             name = "tail = s, slot"
         else:
-            after = self._woken(state, number)
-            name = "announces: event becomes odd, wakes" if step == "announce" else "event becomes even, wakes"
+            after, name = self._woken(state, number), "event += 1, wakes"
         if next_publisher.at == "publish" and next_publisher.tries == len(protocol.publish):
             order = (*(other for other in publisher.order if other != place), place)
             next_publisher = self._rested(next_publisher)._replace(newest=place, order=order, top=sequence, told=True)
@@ -287,8 +262,8 @@ class SlotProtocol:
 
     @staticmethod
     def _may_abandon(order: tuple[str, ...], done: int) -> bool:
-        """In the middle of the pixels, by an exception; once it is announced, because its metadata do not fit."""
-        return order[done] == "second" or (order[done - 1] == "announce" and done > 0 and "seq" not in order[:done])
+        """In the middle of the pixels, by an exception; once they are written, because the metadata do not fit."""
+        return order[done] == "second" or (order[done] == "header" and "seq" not in order[:done])
 
     @staticmethod
     def _rested(publisher: Publisher) -> Publisher:

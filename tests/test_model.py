@@ -6,7 +6,7 @@ import pytest
 
 from model.check import search
 from model.mutants import HARMLESS, ROOMS, Mutant, orders, switches
-from model.slot_protocol import TOLD, WHOLE
+from model.slot_protocol import WHOLE
 
 MUTANTS = [*switches(), *orders()]
 SLOW = {"admission: a seat for each slot but one", "tick: does not look at the path"}
@@ -32,20 +32,6 @@ def test_every_mutant_that_is_called_harmless_or_slow_is_one() -> None:
     names = [mutant.name for mutant in MUTANTS]
     assert len(set(names)) == len(names)
     assert set(HARMLESS) | SLOW <= set(names)
-
-
-def test_without_an_announcement_nothing_breaks() -> None:
-    mutant = next(mutant for mutant in MUTANTS if mutant.name == "publish: without 'announce'")
-    assert mutant.hunt().broken is None
-
-
-def test_an_announcement_does_not_stand_for_the_event() -> None:
-    mutant = next(mutant for mutant in MUTANTS if mutant.name == "publish: without 'event'")
-    outcome = mutant.hunt()
-    assert outcome.broken == TOLD
-    announced = outcome.trace.index("publisher: announces: event becomes odd, wakes")
-    assert "subscriber 0: sees nothing new" in outcome.trace[announced:]
-    assert outcome.trace[-1] == "publisher: tail = s, slot"
 
 
 def test_the_trace_of_a_torn_read_can_be_read() -> None:
