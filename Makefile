@@ -19,7 +19,7 @@ $(BIN)/python:
 	  { echo "Python 3.11 or newer with venv is needed: set PYTHON=..., or apt-get install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/installed-all: $(BIN)/python pyproject.toml constraints.txt
+$(VENV)/installed-all: $(BIN)/python pyproject.toml constraints.txt framebus/_native.c
 	$(PIP) install --constraint constraints.txt --editable '.[all]'
 	@touch $@
 
@@ -62,12 +62,13 @@ soak: $(VENV)/installed-dev
 model: $(BIN)/python
 	$(BIN)/python -m model
 
-# What the tests and the benchmark drive for real: an RTSP server, a browser, Redis, RabbitMQ. Debian, as root.
+# A C compiler for the steps of a hand-over, and what the tests and the benchmark drive for real: an RTSP server, a
+# browser, Redis, RabbitMQ. Debian, as root.
 system-packages:
 	apt-get update --quiet=2
 	DEBIAN_FRONTEND=noninteractive apt-get install --quiet=2 --no-install-recommends \
-	  chromium python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good \
+	  gcc libc6-dev python3-dev chromium python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good \
 	  gstreamer1.0-plugins-bad python3-gst-1.0 gir1.2-gst-plugins-base-1.0 redis-server rabbitmq-server
 
 clean:
-	rm -rf $(VENV) .cache build *.egg-info
+	rm -rf $(VENV) .cache build *.egg-info framebus/*.so

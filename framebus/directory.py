@@ -28,9 +28,10 @@ from framebus.layout import (
     SubscriberRecord,
     check_name,
 )
-from framebus.ring import LIVE_PROBE, LOCK_WRITE, ring_name
+from framebus.ring import LIVE_PROBE, ring_name
 from framebus.seats import RESERVED_SLOTS, read_records
 from framebus.segment import PREFIX, SHM_DIRECTORY, companion_path, companion_paths
+from framebus.steps import LOCK_WRITE
 
 State = Literal["open", "closed", "superseded", "unknown"]
 _STATES: Final[dict[int, State]] = {OPEN: "open", CLOSED: "closed", SUPERSEDED: "superseded"}

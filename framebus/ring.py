@@ -11,20 +11,18 @@ Publish                                          Receive
  1. write-lock the oldest slot but the newest     1. read ``tail``: sequence s, slot i
  2. ``seq[i] = 0``                                2. read-lock slot i, or look again
  3. the pixels, and what is known of the header   3. ``seq[i] == s``, or unlock and look again
- 4. announce: ``event`` becomes odd, wake         4. the header, bounds checked
- 5. the rest of the slot's header                 5. the pixels, while the lock is held
- 6. ``seq[i] = s``
- 7. unlock
- 8. ``tail = s << 8 | i``
- 9. ``event`` becomes even, wake
+ 4. the rest of the slot's header                 4. the header, bounds checked
+ 5. ``seq[i] = s``                                5. the pixels, while the lock is held
+ 6. unlock
+ 7. ``tail = s << 8 | i``
+ 8. ``event += 1``, wake
 
 The check 3 is needed because between 1 and 2 the slot may have been claimed, written and unlocked again. Step 2 comes
 before the pixels, so that a publisher that dies in the middle leaves a slot that nobody takes for a frame. Words are
 written through a cast memoryview, one store each; ``struct.pack_into`` would show zeros in between.
 
-Step 4 is for speed alone: a sleeper takes longer to wake than the publisher to come to step 8, so it is woken first,
-and rehearses what it will do until ``tail`` changes (:meth:`SubscriberRing.rehearse`). Who has gone to sleep again by
-then is woken by step 9.
+The steps 1 and 2, 4 to 8, and a subscriber's 1 to 3 are in ``_native.c`` and, for where that was not built, in
+:mod:`framebus.steps`.
 """
 
 from __future__ import annotations
@@ -33,9 +31,8 @@ import contextlib
 import os
 import secrets
 import time
-from collections import deque
 from itertools import chain
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgpack
 
@@ -43,47 +40,37 @@ from framebus import segment as shm
 from framebus.errors import FramebusError, LayoutMismatch, StreamNotFound
 from framebus.layout import (
     CLOSED,
-    EVENT,
     LOCK_LIVE,
-    LOCK_SLOTS,
-    MAX_SLOTS,
     METADATA,
     METADATA_BYTES,
     OPEN,
     PAGE_BYTES,
     SLOT_DESCRIPTION,
-    SLOT_FIELDS,
-    SLOT_HEADER_BYTES,
-    SLOT_TABLE,
     STATE,
     SUPERSEDED,
-    TAIL,
     Geometry,
     RingHeader,
     SlotHeader,
 )
 from framebus.segment import RING_MODE, Segment, companion_path, companion_paths
+from framebus.steps import EVENT_WORD, SEQ_WORDS, TAIL_WORD, UNLOCK, Lease, raise_event
 
-LOCK_READ: Final = [shm.read_lock(LOCK_SLOTS + slot) for slot in range(MAX_SLOTS + 1)]
-LOCK_WRITE: Final = [shm.write_lock(LOCK_SLOTS + slot) for slot in range(MAX_SLOTS)]
-UNLOCK: Final = [shm.unlock(LOCK_SLOTS + slot) for slot in range(MAX_SLOTS + 1)]
-NO_SLOT: Final = MAX_SLOTS
-"""Its lock byte is nobody's."""
 LIVE_WRITE: Final = shm.write_lock(LOCK_LIVE)
 LIVE_PROBE: Final = shm.read_lock(LOCK_LIVE)
 
-TAIL_WORD: Final = TAIL // 8
-EVENT_WORD: Final = EVENT // 4
 STATE_WORD: Final = STATE // 4
-SEQ_WORDS: Final = [(SLOT_TABLE + slot * SLOT_HEADER_BYTES) // 8 for slot in range(MAX_SLOTS)]
-EPOCH_WORD: Final = SLOT_FIELDS // 8
-"""From ``seq[i]`` to the header's epoch; the sequence follows."""
-CAPTURED_WORD: Final = EPOCH_WORD + 2
-"""From ``seq[i]`` to captured_ns; captured_wall_ns and published_ns follow."""
 METADATA_BYTES_WORD32: Final = METADATA_BYTES // 4
 """From ``seq[i]`` to metadata_bytes."""
-LOOKS: Final = 8
-"""How often a subscriber looks again at once before it waits for the next event."""
+PURE: Final = "FRAMEBUS_PURE"
+"""Environment variable that asks for plain Python where the compiled steps are there too."""
+
+if TYPE_CHECKING or os.environ.get(PURE):
+    from framebus import steps as steps  # noqa: PLC0414  exported, so that tests can exchange it
+else:
+    try:
+        from framebus import _native as steps
+    except ImportError:
+        from framebus import steps
 
 
 def ring_name(stream: str) -> str:
@@ -98,12 +85,6 @@ def read_header(segment: Segment) -> RingHeader:
         LayoutMismatch: The file is no ring of this version.
     """
     return RingHeader.unpack(segment.buffer[:PAGE_BYTES], segment.size)
-
-
-def raise_event(segment: Segment) -> None:
-    """Make the event word the next even number: look again."""
-    words32 = segment.words32
-    words32[EVENT_WORD] = (words32[EVENT_WORD] + 2) & 0xFFFFFFFE
 
 
 class PublisherRing:
@@ -134,6 +115,7 @@ class PublisherRing:
                     geometry, header.first_sequence, self.epoch, header.created_wall_ns
                 ).pack()
                 segment.words32[STATE_WORD] = OPEN
+                raise_event(segment)  # its publisher may have died before it told of the newest frame
                 return
         self._create(stream, first_sequence)
         if old is not None:
@@ -180,7 +162,6 @@ class PublisherRing:
             # Its publisher died between the steps 5 and 7. Left so, the slot could be claimed as an old one, and the
             # sequence, which may have been seen, would be given again after one more death.
             words[TAIL_WORD] = words[SEQ_WORDS[newest]] << 8 | newest
-            raise_event(segment)
         tail = words[TAIL_WORD]
         self._newest = tail & 0xFF if tail >> 8 else -1
 
@@ -207,8 +188,7 @@ class PublisherRing:
             self._order.remove(self._newest)
             self._order.append(self._newest)
         for slot in chain(self._order, reversed(self._order)):
-            if slot != self._newest and segment.try_lock(LOCK_WRITE[slot]):
-                segment.words[SEQ_WORDS[slot]] = 0
+            if slot != self._newest and steps.claim(segment, slot, self.epoch, self.next_sequence):
                 return slot
         return None
 
@@ -219,55 +199,38 @@ class PublisherRing:
             slot: What :meth:`claim` returned.
             description: The header's bytes from height on, of :func:`framebus.layout.describe`.
         """
-        segment, seq = self.segment, SEQ_WORDS[slot]
-        words = segment.words
-        words[seq + EPOCH_WORD] = self.epoch
-        words[seq + EPOCH_WORD + 1] = self.next_sequence
-        start = seq * 8 + SLOT_DESCRIPTION
         if self._descriptions[slot] is not description:
             self._descriptions[slot] = description
-            segment.buffer[start : start + len(description)] = description
+            start = SEQ_WORDS[slot] * 8 + SLOT_DESCRIPTION
+            self.segment.buffer[start : start + len(description)] = description
 
-    def announce(self) -> None:
-        """Make the event word odd: a frame is about to be published."""
-        words32 = self.segment.words32
-        words32[EVENT_WORD] = ((words32[EVENT_WORD] + 1) | 1) & 0xFFFFFFFF
-
-    def commit(self, slot: int, captured_ns: int, captured_wall_ns: int, published_ns: int, metadata: bytes) -> int:
-        """Publish a prepared slot, in the steps of the module's text.
+    def commit(self, slot: int, captured_ns: int, captured_wall_ns: int, metadata: bytes) -> int:
+        """Publish a prepared slot, in the steps of the module's text, and wake who sleeps.
 
         Args:
             slot: What :meth:`claim` returned; its pixels are written.
             captured_ns: Time of capture, CLOCK_MONOTONIC, as an unsigned word.
             captured_wall_ns: Time of capture since 1970, as an unsigned word.
-            published_ns: Time of publication, CLOCK_MONOTONIC.
             metadata: A msgpack map that fits the slot's header.
 
         Returns:
-            The frame's sequence.
+            Time of publication, CLOCK_MONOTONIC in ns.
         """
         segment, sequence = self.segment, self.next_sequence
-        words, seq = segment.words, SEQ_WORDS[slot]
-        words[seq + CAPTURED_WORD] = captured_ns
-        words[seq + CAPTURED_WORD + 1] = captured_wall_ns
-        words[seq + CAPTURED_WORD + 2] = published_ns
         if metadata:
+            seq = SEQ_WORDS[slot]
             start = seq * 8 + METADATA
             segment.buffer[start : start + len(metadata)] = metadata
             segment.words32[seq * 2 + METADATA_BYTES_WORD32] = len(metadata)
             self._descriptions[slot] = b""
-        words[seq] = sequence
-        segment.unlock(UNLOCK[slot])
-        words[TAIL_WORD] = sequence << 8 | slot
-        raise_event(segment)
+        published_ns = steps.publish(segment, slot, sequence, captured_ns, captured_wall_ns)
         self.next_sequence = sequence + 1
         self._newest = slot
-        return sequence
+        return published_ns
 
     def abandon(self, slot: int) -> None:
-        """Give a claimed slot back; nobody sees what was written, and what was announced is called off."""
+        """Give a claimed slot back; nobody sees what was written."""
         self.segment.unlock(UNLOCK[slot])
-        raise_event(self.segment)
 
     def close(self, *, unlink: bool) -> None:
         """Tell subscribers that the publisher is gone, and remove the file's name if ``unlink``."""
@@ -281,52 +244,16 @@ class PublisherRing:
         segment.unlock(shm.unlock(LOCK_LIVE))
 
 
-class Lease:
-    """A read-locked slot. It ends when its last reference goes, and every array made of it is one.
-
-    numpy takes the pixels through ``__array_interface__`` and keeps the lease as the array's base.
-    """
-
-    __slots__ = ("__array_interface__", "__weakref__", "_returned", "_segment", "_unlock", "header", "slot")
-
-    def __init__(self, ring: SubscriberRing, slot: int, header: SlotHeader) -> None:
-        self.slot = slot
-        self.header = header
-        self._segment = ring.segment
-        self._returned = ring.returned
-        self._unlock = UNLOCK[slot]
-        self.__array_interface__ = {
-            "version": 3,
-            "shape": header.shape,
-            "typestr": header.dtype,
-            "data": (ring.segment.address + ring.geometry.pixels(slot), True),
-        }
-
-    def metadata(self) -> object:
-        """The frame's metadata, unpacked.
-
-        Raises:
-            LayoutMismatch: It is no msgpack.
-        """
-        start = SEQ_WORDS[self.slot] * 8 + METADATA
-        content = self._segment.buffer[start : start + self.header.metadata_bytes]
-        try:
-            return msgpack.unpackb(content) if content else {}
-        except (ValueError, msgpack.UnpackException) as error:
-            raise LayoutMismatch(f"the frame's metadata is no msgpack: {error}") from None
-
-    def __del__(self) -> None:
-        # This may run inside any allocation of any thread: no lock is taken, and the slot is free before it counts as
-        # returned, so that a new lease on it can never be undone by this unlock.
-        self._segment.unlock(self._unlock)
-        self._returned.append(self.slot)
-
-
 class SubscriberRing:
     """A subscriber's side of one ring file. Its leases keep the file mapped when the subscriber has moved on."""
 
-    def __init__(self, stream: str, owner: int | None = None) -> None:
-        """Attach to the ring of a publisher that lives; where ``owner`` is given, of that user's alone.
+    def __init__(self, stream: str, owner: int | None = None, *, every: bool = False) -> None:
+        """Attach to the ring of a publisher that lives.
+
+        Args:
+            stream: Name of the stream.
+            owner: The user, by number, whose ring alone is wanted; ``None`` takes anybody's.
+            every: Whether to take all frames in order, or the newest.
 
         Raises:
             StreamNotFound: There is none, or its publisher is gone.
@@ -341,14 +268,13 @@ class SubscriberRing:
         self.geometry = self.header.geometry
         if not self.is_live():
             raise StreamNotFound(f"the publisher of the stream {stream!r} is gone")
-        self.last = -1
-        """Sequence of the newest frame seen; -1 before the first."""
-        self.overruns = 0
-        """Slots reused before they were leased."""
         self.rejected = 0
         """Slot headers that made no sense."""
-        self.returned: deque[int] = deque()
-        self._held: set[int] = set()
+        self.skipped = 0
+        """Frames between the last one taken and the one before."""
+        geometry = self.geometry
+        self.reader = steps.Reader(self.segment, geometry.slots, geometry.slot_bytes, geometry.first_slot, every)
+        """What holds the leases, the sequence of the newest frame seen, and the number of overruns."""
 
     def is_live(self) -> bool:
         """Whether a publisher holds the ring, by the kernel's word."""
@@ -362,17 +288,22 @@ class SubscriberRing:
         """The futex word; read it before looking for a frame, wait while it stays the same."""
         return self.segment.words32[EVENT_WORD]
 
-    def leases(self) -> int:
-        """Frames held now."""
-        while self.returned:
-            self._held.discard(self.returned.popleft())
-        return len(self._held)
+    def take(self) -> Lease | None:
+        """Lease the newest frame, or the oldest that follows the last one, if there is one that is not seen yet."""
+        while (lease := self.reader.take()) is not None:
+            if self._accept(lease):
+                return lease
+        return None
 
-    def await_tail(self, until_ns: int) -> None:
-        """Look at ``tail`` again and again until a new frame is published or CLOCK_MONOTONIC says ``until_ns``."""
-        words, unseen = self.segment.words, max(self.last + 1, 1) << 8
-        while words[TAIL_WORD] < unseen and time.monotonic_ns() < until_ns:
-            pass
+    def look(self, until_ns: int) -> Lease | None:
+        """Look for a frame without sleeping until CLOCK_MONOTONIC says ``until_ns``, and lease it."""
+        lease = self.reader.look(until_ns)
+        return lease if lease is not None and self._accept(lease) else None
+
+    def sleep(self, event: int, timeout_ns: int) -> Lease | None:
+        """Sleep while the event word is ``event``, at most ``timeout_ns``, and lease what is there then."""
+        lease = self.reader.sleep(event, timeout_ns)
+        return lease if lease is not None and self._accept(lease) else None
 
     def rehearse(self) -> Lease | None:
         """Do what a lease takes, on a byte that is no slot's: what is then in the caches makes the next lease fast.
@@ -380,72 +311,46 @@ class SubscriberRing:
         Returns:
             A lease that protects nothing, to be dropped unread; ``None`` if nobody has published yet.
         """
-        words, segment = self.segment.words, self.segment
-        slot = words[TAIL_WORD] & 0xFF
-        if slot >= self.geometry.slots or not segment.try_lock(LOCK_READ[NO_SLOT]):
+        slot = self.segment.words[TAIL_WORD] & 0xFF
+        if slot >= self.geometry.slots or (lease := self.reader.rehearse()) is None:
             return None
         try:
-            header = SlotHeader.unpack_from(segment.buffer, self.geometry.slot_header(slot), self.geometry.slot_bytes)
+            lease.header = self._read_header(slot)
         except LayoutMismatch:  # it may be in the middle of being written
-            segment.unlock(UNLOCK[NO_SLOT])
             return None
-        return Lease(self, NO_SLOT, header)
+        return lease
 
-    def newest(self) -> Lease | None:
-        """Lease the newest frame if it is not seen yet."""
-        words = self.segment.words
-        for _ in range(LOOKS):
-            tail = words[TAIL_WORD]
-            sequence, slot = tail >> 8, tail & 0xFF
-            if not sequence or sequence <= self.last or slot >= self.geometry.slots:
-                return None
-            if (lease := self._lease(slot, sequence)) is not None:
-                return lease
-        return None
-
-    def following(self) -> Lease | None:
-        """Lease the oldest frame that comes after the last one seen and is still in the ring."""
-        if self.last < 0:
-            return self.newest()
-        words = self.segment.words
-        for _ in range(LOOKS):
-            later = [
-                (sequence, slot)
-                for slot in range(self.geometry.slots)
-                if (sequence := words[SEQ_WORDS[slot]]) > max(self.last, 0)
-            ]
-            if not later:
-                return None
-            sequence, slot = min(later)
-            if (lease := self._lease(slot, sequence)) is not None:
-                return lease
-        return None
-
-    def _lease(self, slot: int, sequence: int) -> Lease | None:
-        segment = self.segment
-        if slot in self._held:
-            self.leases()  # it may have been returned by now
-            if slot in self._held:
-                return None
-        if not segment.try_lock(LOCK_READ[slot]):
-            self.overruns += 1
-            return None
-        if segment.words[SEQ_WORDS[slot]] != sequence:
-            segment.unlock(UNLOCK[slot])
-            self.overruns += 1
-            return None
+    def _accept(self, lease: Lease) -> bool:
+        """Read a leased slot's header; whether it makes sense."""
+        reader, sequence = self.reader, lease.sequence
+        last, reader.last = reader.last, sequence
         try:
-            header = SlotHeader.unpack_from(segment.buffer, self.geometry.slot_header(slot), self.geometry.slot_bytes)
+            lease.header = header = self._read_header(lease.slot)
         except LayoutMismatch:
-            header = None
-        if header is None or header.sequence != sequence:
-            segment.unlock(UNLOCK[slot])
             self.rejected += 1
-            self.last = sequence
-            return None
-        self._held.add(slot)
-        self.last = sequence
-        return Lease(self, slot, header)
+            return False
+        if header.sequence != sequence:
+            self.rejected += 1
+            return False
+        self.skipped = sequence - last - 1 if last >= 0 else 0
+        return True
+
+    def _read_header(self, slot: int) -> SlotHeader:
+        return SlotHeader.unpack_from(self.segment.buffer, SEQ_WORDS[slot] * 8, self.geometry.slot_bytes)
+
+
+def read_metadata(lease: Lease) -> object:
+    """The metadata of a leased frame, unpacked.
+
+    Raises:
+        LayoutMismatch: They are no msgpack.
+    """
+    start = SEQ_WORDS[lease.slot] * 8 + METADATA
+    content = lease.reader.segment.buffer[start : start + lease.header.metadata_bytes]
+    try:
+        return msgpack.unpackb(content) if content else {}
+    except (ValueError, msgpack.UnpackException) as error:
+        raise LayoutMismatch(f"the frame's metadata is no msgpack: {error}") from None
 
 
 def _highest_sequence(segment: Segment, header: RingHeader) -> int:

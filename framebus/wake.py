@@ -12,7 +12,6 @@ from __future__ import annotations
 import ctypes
 import platform
 from collections import deque
-from functools import partial
 from typing import Final
 
 _SYSCALL_NUMBERS: Final = {"x86_64": 202, "aarch64": 98, "riscv64": 98, "ppc64le": 221, "s390x": 238}
@@ -24,10 +23,18 @@ _ALL: Final = 0x7FFFFFFF
 # CDLL gives up the interpreter's lock while it calls, so other threads run while one waits; PyDLL keeps it, which is
 # quicker and does no harm to a call that never sleeps.
 _wait: Final = ctypes.CDLL(None).syscall
-_wait.restype = ctypes.c_long
 _wake: Final = ctypes.PyDLL(None).syscall
-_wake.restype = ctypes.c_long
-
+for _call in (_wait, _wake):
+    _call.restype = ctypes.c_long
+    _call.argtypes = [
+        ctypes.c_long,
+        ctypes.c_void_p,
+        ctypes.c_int,
+        ctypes.c_uint32,
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        ctypes.c_uint32,
+    ]
 
 WAKE_UP_NS: Final = 300_000
 """A window begins and ends so much further from the expected times: waking up and a rehearsal take a part of that."""
@@ -41,19 +48,15 @@ class _Timespec(ctypes.Structure):
     _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
 
 
-class Futex:
-    """A 32-bit word at an address of this process."""
+def wake_all(address: int) -> None:
+    """Wake all who sleep on the 32-bit word at ``address`` of this process."""
+    _wake(_FUTEX, address, _FUTEX_WAKE, _ALL, None, None, 0)
 
-    def __init__(self, address: int) -> None:
-        self._address = ctypes.c_void_p(address)
-        self.wake = partial(_wake, _FUTEX, self._address, _FUTEX_WAKE, _ALL, None, None, 0)
-        """Wake all who wait on the word."""
 
-    def wait(self, expected: int, timeout_s: float) -> None:
-        """Sleep while the word is ``expected``, at most ``timeout_s``; it may return early, so look again."""
-        seconds = int(timeout_s)
-        timeout = _Timespec(seconds, int((timeout_s - seconds) * 1e9))
-        _wait(_FUTEX, self._address, _FUTEX_WAIT, ctypes.c_uint32(expected), ctypes.byref(timeout), None, 0)
+def sleep_while(address: int, expected: int, timeout_ns: int) -> None:
+    """Sleep while the 32-bit word at ``address`` is ``expected``, at most ``timeout_ns``; it may return early."""
+    timeout = _Timespec(*divmod(timeout_ns, 1_000_000_000))
+    _wait(_FUTEX, address, _FUTEX_WAIT, expected, ctypes.addressof(timeout), None, 0)
 
 
 class Pace:

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 import hypothesis
 import pytest
 
-from tests.support import PROGRAMS, SHM, Program, files_of
+from framebus import ring, steps
+from tests.support import PROGRAMS, SHM, Program, files_of, lacks
 
 # Warnings are errors in every process that a test starts, too; one that nobody can catch, as that of an unclosed file,
 # is printed to its standard error, where the helpers look for it.
@@ -30,6 +31,15 @@ def stream() -> Iterator[str]:
     for file in left:
         (SHM / file).unlink()
     assert left == []
+
+
+@pytest.fixture(params=["compiled", "plain"])
+def each_steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test runs twice: with the compiled steps of a hand-over, and with those in Python."""
+    if request.param == "plain":
+        monkeypatch.setattr(ring, "steps", steps)
+    elif ring.steps is steps:
+        lacks("the compiled steps were not built: install a C compiler and Python's headers, then 'make clean test'")
 
 
 @pytest.fixture

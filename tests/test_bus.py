@@ -585,7 +585,7 @@ class TestFork:
                 finally:
                     os._exit(status)
             assert os.waitpid(child, 0)[1] == 0
-            assert subscriber._ring.event() == event, "nothing was announced"
+            assert subscriber._ring.event() == event, "nothing was published"
             loan.publish()
             assert (subscriber.receive(5).pixels == 7).all()
 

@@ -1,4 +1,4 @@
-"""Each way to wait, and the announcement: who is woken too early sleeps again, and sleeps beside no frame.
+"""Each way to wait: every frame wakes, and who waits in vain sleeps.
 
 Where a tick would cover a lost wake-up there is none, and who sleeps on until the test's patience ends fails it.
 """
@@ -19,9 +19,7 @@ from framebus.bus.subscriber import Mode, Wake
 from framebus.directory import inspect
 from framebus.layout import MAX_METADATA_BYTES
 from framebus.notify import Listener
-from framebus.ring import PublisherRing
-from framebus.wake import Futex
-from tests.race.points import PUBLISHING
+from framebus.ring import SubscriberRing
 from tests.support import Program, publish
 
 SMALL = FrameFormat(4, 6)
@@ -29,11 +27,13 @@ PATIENCE_S = 20.0
 FOR_EVER_S = 1000.0
 WAIT_S = 0.4
 ASLEEP_AFTER_S = 0.02
-"""Enough to look and to go to sleep, announcement or not; on a machine where it is not, the test finds less."""
+"""Enough to look and to go to sleep; on a machine where it is not, the test finds less."""
 WAKES = pytest.mark.parametrize("wake", ["zmq", "futex", "predict", "busy"])
 SLEEPERS = pytest.mark.parametrize("wake", ["zmq", "futex", "predict"])
-UNFINISHED = pytest.mark.parametrize("point", ["announced, nobody woken", "announced", "before the tail"])
-"""Points of a publication between the announcement and ``tail``."""
+UNTOLD = pytest.mark.parametrize(
+    "point", ["before the tail", "before store 6 of the publication", "published, nobody woken"]
+)
+"""Points of a publication between ``seq[i]`` and the wake."""
 Start = Callable[..., Program]
 
 
@@ -80,18 +80,19 @@ class Waiter:
 def end_the_tick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let nobody look by itself; who sleeps until the end of its patience was not woken, and raises."""
 
-    def woken(wait: Callable[..., None]) -> Callable[..., None]:
-        def checked(*arguments: Any) -> None:
-            timeout_s, begun_s = arguments[-1], time.monotonic()
-            wait(*arguments)
+    def woken(wait: Callable[..., Any], unit_s: float) -> Callable[..., Any]:
+        def checked(*arguments: Any) -> Any:
+            timeout_s, begun_s = arguments[-1] * unit_s, time.monotonic()
+            result = wait(*arguments)
             if timeout_s > PATIENCE_S / 2 and time.monotonic() - begun_s >= timeout_s:
                 raise RuntimeError("nobody woke it")
+            return result
 
         return checked
 
     monkeypatch.setattr(subscriber_module, "TICK_S", FOR_EVER_S)
-    for owner in (Futex, Listener):
-        monkeypatch.setattr(owner, "wait", woken(owner.wait))
+    monkeypatch.setattr(SubscriberRing, "sleep", woken(SubscriberRing.sleep, 1e-9))
+    monkeypatch.setattr(Listener, "wait", woken(Listener.wait, 1.0))
 
 
 @pytest.fixture
@@ -107,12 +108,6 @@ def waiters() -> Iterator[list[Waiter]]:
         waiter.close()
 
 
-def announce(publisher: Publisher) -> None:
-    """The first step of a publication alone, with its wake."""
-    publisher._ring.announce()
-    publisher._futex.wake()
-
-
 def open_waiters(stream: str, publisher: Publisher, waiters: list[Waiter], wake: Wake, modes: list[Mode]) -> None:
     """Subscribe in each mode; all have seen a frame, and the publisher knows who listens."""
     waiters += [Waiter(Subscriber(stream, mode=mode, wake=wake, max_leases=1)) for mode in modes]
@@ -124,19 +119,10 @@ def open_waiters(stream: str, publisher: Publisher, waiters: list[Waiter], wake:
 
 
 @WAKES
-@pytest.mark.usefixtures("no_tick")
-def test_a_frame_wakes_who_sleeps_on_the_announcement(
-    stream: str, wake: Wake, waiters: list[Waiter], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    commit = PublisherRing.commit
-
-    def commit_late(*arguments: Any) -> int:
-        time.sleep(ASLEEP_AFTER_S)
-        return commit(*arguments)
-
+@pytest.mark.usefixtures("each_steps", "no_tick")
+def test_a_frame_wakes_all_who_wait(stream: str, wake: Wake, waiters: list[Waiter]) -> None:
     with Publisher(stream, SMALL) as publisher:
         open_waiters(stream, publisher, waiters, wake, ["newest", "every"])
-        monkeypatch.setattr(PublisherRing, "commit", commit_late)
         for sequence in (2, 3, 4):
             answers = [waiter.receive() for waiter in waiters]
             time.sleep(ASLEEP_AFTER_S)
@@ -145,8 +131,8 @@ def test_a_frame_wakes_who_sleeps_on_the_announcement(
 
 
 @WAKES
-@pytest.mark.usefixtures("no_tick")
-def test_what_was_announced_and_abandoned_wakes_nobody_for_good(stream: str, wake: Wake, waiters: list[Waiter]) -> None:
+@pytest.mark.usefixtures("each_steps", "no_tick")
+def test_what_is_abandoned_is_seen_by_nobody(stream: str, wake: Wake, waiters: list[Waiter]) -> None:
     with Publisher(stream, SMALL) as publisher:
         open_waiters(stream, publisher, waiters, wake, ["newest", "every"])
         answers = [waiter.receive() for waiter in waiters]
@@ -166,23 +152,19 @@ def test_what_was_announced_and_abandoned_wakes_nobody_for_good(stream: str, wak
 
 
 @SLEEPERS
-def test_an_announcement_that_nothing_follows_is_not_waited_for_awake(stream: str, wake: Wake) -> None:
+@pytest.mark.usefixtures("each_steps")
+def test_who_waits_in_vain_sleeps(stream: str, wake: Wake) -> None:
     with Publisher(stream, SMALL) as publisher, Subscriber(stream, wake=wake) as subscriber:
         publish(publisher)
         subscriber.receive(5).release()
-        loan = publisher.loan()
-        announce(publisher)
-        assert cpu_of_a_wait(subscriber) < WAIT_S / 2
-        loan.abandon()
         assert cpu_of_a_wait(subscriber) < WAIT_S / 2
 
 
 @WAKES
-@UNFINISHED
-def test_a_publisher_killed_after_its_announcement_leaves_nobody_awake(
+@UNTOLD
+def test_what_a_dead_publisher_did_not_tell_the_next_one_tells(
     stream: str, wake: Wake, point: str, start_program: Start, waiters: list[Waiter], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert point in PUBLISHING
     program = start_program("publish", stream, "4", "6", "8")
     assert program.read() == "open"
     waiter = Waiter(Subscriber(stream, wake=wake, gone_after_s=None))
@@ -190,26 +172,17 @@ def test_a_publisher_killed_after_its_announcement_leaves_nobody_awake(
     program.send("publish 1")
     assert program.read() == "1"
     assert waiter.receive()() == 1
-    program.send(f"die {point}")
-    assert program.process.wait(PATIENCE_S) == -9
-    assert waiter.subscriber._ring.event() % 2 == 1, "the announcement of the dead stands"
-
-    if wake != "busy":
-        assert waiter.cpu_of_a_wait() < WAIT_S / 2
     if wake != "zmq":  # which first has to connect to the next publisher: meanwhile the tick looks
         end_the_tick(monkeypatch)
     answer = waiter.receive()
     time.sleep(ASLEEP_AFTER_S)
+    program.send(f"die {point}")
+    assert program.process.wait(PATIENCE_S) == -9
     with Publisher(stream, SMALL, slots=8) as publisher:
         assert publisher.statistics.adopted
-        published = publish(publisher)
-        # Who dies behind seq[i] leaves a frame, which the next one finishes.
-        assert published == (3 if point == "before the tail" else 2)
-        seen = [answer()]
-        if seen[0] != published:
-            seen.append(waiter.receive()())
-        assert seen in ([2], [3], [2, 3])
-        assert seen[-1] == published
+        assert answer() == 2
+        assert publish(publisher) == 3
+        assert waiter.receive()() == 3
 
 
 @pytest.mark.parametrize("mode", ["newest", "every"])

@@ -7,32 +7,36 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from framebus import ring
 from framebus import segment as shm
 from framebus.errors import StreamNotFound
 from framebus.layout import EVENT, SLOT_FIELDS, TAIL, Geometry, describe
-from framebus.ring import EVENT_WORD, LOCK_READ, SEQ_WORDS, TAIL_WORD, PublisherRing, SubscriberRing
+from framebus.ring import PublisherRing, SubscriberRing
+from framebus.steps import EVENT_WORD, LOCK_READ, LOOKS, SEQ_WORDS, TAIL_WORD
 from tests.support import SHM
+
+pytestmark = pytest.mark.usefixtures("each_steps")
 
 DESCRIPTION = describe((2, 3, 1), "|u1", "gray")
 
 
 @pytest.fixture
 def publisher(stream: str) -> Iterator[PublisherRing]:
-    ring = PublisherRing(stream, Geometry.for_frames(4, 6))
-    yield ring
-    ring.close(unlink=True)
+    opened = PublisherRing(stream, Geometry.for_frames(4, 6))
+    yield opened
+    opened.close(unlink=True)
 
 
-def publish(ring: PublisherRing) -> int:
-    slot = ring.claim()
+def publish(publisher: PublisherRing) -> int:
+    slot = publisher.claim()
     assert slot is not None
-    return commit(ring, slot)
+    return commit(publisher, slot)
 
 
-def commit(ring: PublisherRing, slot: int) -> int:
-    ring.prepare(slot, DESCRIPTION)
-    ring.announce()
-    return ring.commit(slot, 10, 20, 30, b"")
+def commit(publisher: PublisherRing, slot: int) -> int:
+    publisher.prepare(slot, DESCRIPTION)
+    publisher.commit(slot, 10, 20, b"")
+    return publisher.next_sequence - 1
 
 
 def test_words_are_where_the_layout_says() -> None:
@@ -41,14 +45,14 @@ def test_words_are_where_the_layout_says() -> None:
 
 def test_a_published_frame_is_leased_once(stream: str, publisher: PublisherRing) -> None:
     subscriber = SubscriberRing(stream)
-    assert subscriber.newest() is None
+    assert subscriber.take() is None
     before = subscriber.event()
     assert publish(publisher) == 1
-    assert subscriber.event() == before + 2
-    lease = subscriber.newest()
+    assert subscriber.event() == before + 1
+    lease = subscriber.take()
     assert lease is not None
     assert (lease.header.sequence, lease.header.epoch, lease.header.shape) == (1, publisher.epoch, (2, 3, 1))
-    assert subscriber.newest() is None
+    assert subscriber.take() is None
 
 
 def test_a_claimed_slot_is_unreadable_until_it_is_published(stream: str, publisher: PublisherRing) -> None:
@@ -59,7 +63,7 @@ def test_a_claimed_slot_is_unreadable_until_it_is_published(stream: str, publish
     assert not subscriber.segment.try_lock(LOCK_READ[slot])
     assert publisher.segment.words[SEQ_WORDS[slot]] == 0
     publisher.abandon(slot)
-    lease = subscriber.newest()
+    lease = subscriber.take()
     assert lease is not None
     assert lease.header.sequence == 1
 
@@ -77,7 +81,7 @@ def test_the_newest_slot_is_never_claimed(publisher: PublisherRing) -> None:
 def test_a_leased_slot_is_not_claimed_until_the_last_view_goes(stream: str, publisher: PublisherRing) -> None:
     subscriber = SubscriberRing(stream)
     publish(publisher)
-    lease = subscriber.newest()
+    lease = subscriber.take()
     assert lease is not None
     held = lease.slot
     view = np.asarray(lease)[1:].reshape(-1)
@@ -89,9 +93,9 @@ def test_a_leased_slot_is_not_claimed_until_the_last_view_goes(stream: str, publ
         claimed.add(slot)
         commit(publisher, slot)
     assert held not in claimed
-    assert subscriber.leases() == 1
+    assert subscriber.reader.leases == 1
     del view
-    assert subscriber.leases() == 0
+    assert subscriber.reader.leases == 0
     claimed = {publish(publisher) and publisher.segment.words[TAIL_WORD] & 0xFF for _ in range(8)}
     assert held in claimed
 
@@ -101,7 +105,7 @@ def test_no_free_slot_is_none(stream: str, publisher: PublisherRing) -> None:
     leases = []
     for subscriber in subscribers:
         publish(publisher)
-        leases.append(subscriber.newest())
+        leases.append(subscriber.take())
         if len(leases) == 3:
             break
     assert publish(publisher) == 4
@@ -111,19 +115,19 @@ def test_no_free_slot_is_none(stream: str, publisher: PublisherRing) -> None:
 
 
 def test_following_takes_all_in_order_and_newest_skips(stream: str, publisher: PublisherRing) -> None:
-    every, newest = SubscriberRing(stream), SubscriberRing(stream)
+    every, newest = SubscriberRing(stream, every=True), SubscriberRing(stream)
     publish(publisher)
-    first = every.following()
+    first = every.take()
     assert first is not None
     del first
     for _ in range(3):
         publish(publisher)
     sequences = []
-    while (lease := every.following()) is not None:
+    while (lease := every.take()) is not None:
         sequences.append(lease.header.sequence)
         del lease
     assert sequences == [2, 3, 4]
-    lease = newest.newest()
+    lease = newest.take()
     assert lease is not None
     assert lease.header.sequence == 4
 
@@ -134,14 +138,17 @@ def test_a_slot_rewritten_between_look_and_lock_is_not_taken_for_the_old_frame(
     publish(publisher)
     slot = publisher.segment.words[TAIL_WORD] & 0xFF
     subscriber = SubscriberRing(stream)
-    assert subscriber._lease(slot, 99) is None
-    assert subscriber.overruns == 1
+    publisher.segment.words[TAIL_WORD] = 99 << 8 | slot
+    assert subscriber.take() is None
+    assert subscriber.reader.overruns == LOOKS
+    assert not publisher.segment.is_locked(shm.write_lock((1 << 40) + 256 + slot))
     claimed = publisher.claim()
     assert claimed is not None
-    assert subscriber._lease(claimed, 1) is None
-    assert subscriber.overruns == 2
+    publisher.segment.words[TAIL_WORD] = 100 << 8 | claimed
+    assert subscriber.take() is None
+    assert subscriber.reader.overruns == 2 * LOOKS
     publisher.abandon(claimed)
-    assert not publisher.segment.is_locked(shm.write_lock((1 << 40) + 256 + slot))
+    assert not publisher.segment.is_locked(shm.write_lock((1 << 40) + 256 + claimed))
 
 
 def test_a_garbage_slot_header_is_counted_and_passed_over(stream: str, publisher: PublisherRing) -> None:
@@ -150,10 +157,10 @@ def test_a_garbage_slot_header_is_counted_and_passed_over(stream: str, publisher
     start = publisher.geometry.slot_header(slot) + SLOT_FIELDS
     publisher.segment.buffer[start : start + 96] = b"\xff" * 96
     subscriber = SubscriberRing(stream)
-    assert subscriber.newest() is None
+    assert subscriber.take() is None
     assert subscriber.rejected == 1
     publish(publisher)
-    lease = subscriber.newest()
+    lease = subscriber.take()
     assert lease is not None
     assert lease.header.sequence == 2
 
@@ -163,14 +170,14 @@ def test_a_garbage_tail_yields_nothing(stream: str, publisher: PublisherRing, ta
     publish(publisher)
     subscriber = SubscriberRing(stream)
     publisher.segment.words[TAIL_WORD] = tail
-    assert subscriber.newest() is None
+    assert subscriber.take() is None
 
 
 def test_the_next_publisher_adopts_ring_and_sequence(stream: str, publisher: PublisherRing) -> None:
     for _ in range(3):
         publish(publisher)
     subscriber = SubscriberRing(stream)
-    lease = subscriber.newest()
+    lease = subscriber.take()
     publisher.segment.close()  # as a kill does: nothing is marked, the locks are gone
     assert not subscriber.is_live()
     with pytest.raises(StreamNotFound, match="gone"):
@@ -182,7 +189,7 @@ def test_the_next_publisher_adopts_ring_and_sequence(stream: str, publisher: Pub
     assert subscriber.segment.is_current()
     assert publish(adopter) == 4
     assert lease is not None
-    after = subscriber.newest()
+    after = subscriber.take()
     assert after is not None
     assert (after.header.sequence, after.header.epoch) == (4, adopter.epoch)
     adopter.close(unlink=True)
@@ -195,10 +202,10 @@ def test_a_death_in_the_middle_of_the_pixels_leaves_an_unreadable_slot(stream: s
     publisher.segment.close()
     adopter = PublisherRing(stream, publisher.geometry)
     subscriber = SubscriberRing(stream)
-    lease = subscriber.following()
+    lease = subscriber.take()
     assert lease is not None
     assert lease.header.sequence == 1
-    assert subscriber.following() is None
+    assert subscriber.take() is None
     assert publish(adopter) == 2
     adopter.close(unlink=True)
 
@@ -269,14 +276,14 @@ def test_an_interrupted_creation_is_cleared_away(stream: str) -> None:
 def test_replace_moves_on_and_tells_the_subscribers(stream: str, publisher: PublisherRing) -> None:
     publish(publisher)
     old = SubscriberRing(stream)
-    lease = old.newest()
+    lease = old.take()
     publisher.replace(stream)
     assert not old.is_open()
     assert not old.is_live()
     assert publish(publisher) == 2
     assert lease is not None
     assert np.asarray(lease).shape == (2, 3, 1)
-    assert SubscriberRing(stream).newest() is not None
+    assert SubscriberRing(stream).take() is not None
 
 
 def test_a_file_without_a_frame_yet_goes_on_with_the_sequences(stream: str, publisher: PublisherRing) -> None:
@@ -299,7 +306,7 @@ def test_an_adopter_finishes_the_tail_so_that_no_sequence_is_given_twice(stream:
     publisher.segment.close()
     first = PublisherRing(stream, publisher.geometry)
     subscriber = SubscriberRing(stream)
-    lease = subscriber.newest()
+    lease = subscriber.take()
     assert lease is not None
     assert lease.header.sequence == 3
     first._order = [lease.slot]  # as if the others were held
@@ -314,26 +321,26 @@ def test_an_adopter_finishes_the_tail_so_that_no_sequence_is_given_twice(stream:
 def test_a_lease_that_moves_on_during_a_claim_does_not_hide_the_free_slot(
     stream: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ring = PublisherRing(stream, Geometry.for_frames(3, 6))
-    subscriber = SubscriberRing(stream)
-    publish(ring)
-    lease = subscriber.following()
-    publish(ring)
-    publish(ring)
-    try_lock = shm.Segment.try_lock
+    publisher = PublisherRing(stream, Geometry.for_frames(3, 6))
+    subscriber = SubscriberRing(stream, every=True)
+    publish(publisher)
+    lease = subscriber.take()
+    publish(publisher)
+    publish(publisher)
+    claim = ring.steps.claim
 
-    def interrupted(segment: shm.Segment, command: bytes) -> bool:
+    def interrupted(segment: shm.Segment, slot: int, epoch: int, sequence: int) -> bool:
         nonlocal lease
-        locked = try_lock(segment, command)
-        if segment is ring.segment and lease is not None and lease.header.sequence == 1:
-            assert not locked
+        claimed = claim(segment, slot, epoch, sequence)
+        if lease is not None and lease.header.sequence == 1:
+            assert not claimed
             lease = None
-            lease = subscriber.following()
-        return locked
+            lease = subscriber.take()
+        return claimed
 
-    monkeypatch.setattr(shm.Segment, "try_lock", interrupted)
-    assert ring.claim() is not None
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(ring.steps, "claim", interrupted)
+        assert publisher.claim() is not None
     assert lease is not None
     assert lease.header.sequence == 2
-    ring.close(unlink=True)
+    publisher.close(unlink=True)

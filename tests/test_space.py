@@ -20,7 +20,8 @@ from framebus import FrameFormat, NotEnoughSharedMemory, Publisher, RingFull, Su
 from framebus import segment as shm
 from framebus.bus import publisher as publisher_module
 from framebus.directory import find_leftovers, inspect
-from framebus.ring import LOCK_READ, UNLOCK, ring_name
+from framebus.ring import ring_name
+from framebus.steps import LOCK_READ, UNLOCK
 from tests.people import Person
 from tests.support import SHM, files_of, lacks, needs_root
 

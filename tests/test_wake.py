@@ -12,7 +12,7 @@ import hypothesis.strategies as st
 from hypothesis import given
 
 from framebus import segment as shm
-from framebus.wake import Futex, Pace
+from framebus.wake import Pace, sleep_while, wake_all
 
 MS = 1_000_000
 BEGIN_NS = 10**15
@@ -25,12 +25,11 @@ PERIODS_NS = st.integers(2 * MS, 2000 * MS)
 WAITER = """
 import sys
 from framebus import segment as shm
-from framebus.wake import Futex
+from framebus.wake import sleep_while
 segment = shm.attach(sys.argv[1])
-futex = Futex(segment.address + 128)
 print("ready", flush=True)
 while segment.words32[32] == 0:
-    futex.wait(0, 20.0)
+    sleep_while(segment.address + 128, 0, 20_000_000_000)
 print(segment.words32[32], flush=True)
 """
 
@@ -41,7 +40,7 @@ def test_a_wake_reaches_a_read_only_map_of_another_process(stream: str) -> None:
         assert waiter.stdout is not None
         assert waiter.stdout.readline() == b"ready\n"
         segment.words32[32] = 5
-        Futex(segment.address + 128).wake()
+        wake_all(segment.address + 128)
         assert waiter.stdout.readline() == b"5\n"
     segment.unlink()
 
@@ -52,7 +51,7 @@ def test_a_word_that_has_changed_is_not_slept_on(stream: str) -> None:
     done = threading.Event()
 
     def wait() -> None:
-        Futex(segment.address + 128).wait(0, 100.0)
+        sleep_while(segment.address + 128, 0, 100_000_000_000)
         done.set()
 
     thread = threading.Thread(target=wait, daemon=True)

@@ -20,7 +20,7 @@ import zmq
 from bench.peers import Peer, Pixels, Receiver, Sender, Setting
 from bench.peers.places import temporary_folder, touched
 from bench.peers.zeromq_inline import Port, await_subscribers
-from framebus.wake import Futex
+from framebus.wake import sleep_while, wake_all
 
 STAMP_BYTES: Final = 64
 WORD: Final = STAMP_BYTES
@@ -39,7 +39,7 @@ class StampPage:
             os.close(fd)
         self.stamp = np.frombuffer(self._map, np.uint8, STAMP_BYTES)
         self.words = memoryview(self._map).cast("I")
-        self.futex = Futex(ctypes.addressof(ctypes.c_char.from_buffer(self._map)) + WORD)
+        self.word_address = ctypes.addressof(ctypes.c_char.from_buffer(self._map)) + WORD
 
 
 class FutexSender(Sender):
@@ -55,7 +55,7 @@ class FutexSender(Sender):
         page = self._page
         page.stamp[:] = self._start
         page.words[WORD // 4] = (page.words[WORD // 4] + 1) & 0xFFFFFFFF
-        page.futex.wake()
+        wake_all(page.word_address)
 
 
 class FutexReceiver(Receiver):
@@ -72,7 +72,7 @@ class FutexReceiver(Receiver):
             left_s = deadline_s - time.monotonic()
             if left_s <= 0:
                 raise TimeoutError
-            page.futex.wait(self._seen, min(MAX_SLICE_S, left_s))
+            sleep_while(page.word_address, self._seen, int(min(MAX_SLICE_S, left_s) * 1e9))
         self._seen = page.words[WORD // 4]
         self._start[:] = page.stamp
         return self._pixels

@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from framebus.errors import FrameReleased, FrameTooLarge, LayoutMismatch, WrongThread
 from framebus.layout import DTYPES, MAX_METADATA_BYTES
-from framebus.ring import Lease
+from framebus.ring import read_metadata
+from framebus.steps import Lease
 
 Pixels = npt.NDArray[Any]
 T = TypeVar("T")
@@ -203,7 +204,7 @@ class Frame:
             LayoutMismatch: It is no msgpack map.
         """
         if self._metadata is None:
-            content = self._held().metadata()
+            content = read_metadata(self._held())
             if not isinstance(content, dict):
                 raise LayoutMismatch("the frame's metadata is no map")
             self._metadata = content

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from threading import get_ident
-from time import monotonic_ns
 from typing import Final, NoReturn
 
 import numpy as np
@@ -21,11 +20,10 @@ from framebus.errors import (
     StreamExists,
     WrongThread,
 )
-from framebus.layout import EVENT, Geometry, check_name, describe
+from framebus.layout import Geometry, check_name, describe
 from framebus.notify import Notifier, pack_format
 from framebus.ring import PublisherRing
 from framebus.segment import companion_path, take_exclusion
-from framebus.wake import Futex
 
 EXCLUSION_PATIENCE_S: Final = 0.2
 """``framebus gc`` and ``doctor`` hold the exclusion for a moment, while no publisher lives."""
@@ -171,8 +169,9 @@ class Publisher:
             slot = self._claim_in_new_ring()
         self._full_since_s = None
         # All that need not wait for the pixels is done here, for the time from publish() on is what subscribers see.
-        self._ring.prepare(slot, description)
-        self._notifier.prepare(self._ring.epoch, self._ring.next_sequence, slot, hint)
+        ring = self._ring
+        ring.prepare(slot, description)
+        self._notifier.prepare(ring.epoch, ring.next_sequence, slot, hint)
         # A view, so that the pixels of an earlier loan stay read-only.
         pixels = self._pixels[slot][:] if frame_format is self.format else self._map_pixels(slot, frame_format)
         loan = Loan(pixels, frame_format, self._publish, self._abandon)
@@ -187,7 +186,6 @@ class Publisher:
             self._loan.abandon()
         self._closed = True
         self._ring.close(unlink=not self._keep_ring)
-        self._futex.wake()
         self._notifier.close()
         self._let_exclusion_go(unlink=not self._keep_ring)
 
@@ -219,7 +217,6 @@ class Publisher:
             self._full_since_s = now_s
         elif now_s - self._full_since_s >= REPLACE_AFTER_S and now_s >= self._replace_not_before_s:
             self._replace_not_before_s = now_s + REPLACE_EVERY_S
-            old = self._futex
             try:
                 self._ring.replace(self.stream)
             except FramebusError:
@@ -227,7 +224,6 @@ class Publisher:
             else:
                 self._use_ring()
                 self._replaced += 1
-                old.wake()
                 slot = self._ring.claim()
         if slot is None:
             self._dropped += 1
@@ -248,8 +244,6 @@ class Publisher:
         return describe(*parts), pack_format(*parts)
 
     def _use_ring(self) -> None:
-        self._futex = Futex(self._ring.segment.address + EVENT)
-        self._futex.wake()  # an adopted ring may have a frame that its publisher died before it told of
         self._pixels = [self._map_pixels(slot, self.format) for slot in range(self._ring.geometry.slots)]
 
     def _map_pixels(self, slot: int, frame_format: FrameFormat) -> Pixels:
@@ -262,12 +256,9 @@ class Publisher:
 
     def _publish(self, loan: Loan) -> int:
         # Each call more is a few microseconds in which a subscriber waits, for the caches have seen other things since.
-        ring, wake = self._ring, self._futex.wake
+        ring = self._ring
         if loan is not self._loan or get_ident() != self._thread or ring.segment.fd < 0:
             self._refuse(loan)
-        ring.announce()
-        wake()
-        published_ns = monotonic_ns()
         self._loan = None
         try:
             metadata = loan.packed_metadata() if loan.metadata else b""
@@ -275,8 +266,8 @@ class Publisher:
         except BaseException:
             self._give_up()
             raise
-        sequence = ring.commit(self._slot, captured_ns & U64, captured_wall_ns, published_ns, metadata)
-        wake()
+        sequence = ring.next_sequence
+        published_ns = ring.commit(self._slot, captured_ns & U64, captured_wall_ns, metadata)
         self._notifier.notify(captured_ns, published_ns)
         self._published += 1
         return sequence
@@ -294,7 +285,6 @@ class Publisher:
 
     def _give_up(self) -> None:
         self._ring.abandon(self._slot)
-        self._futex.wake()
         self._abandoned += 1
 
     def __enter__(self) -> Publisher:

@@ -9,8 +9,6 @@ import time
 from dataclasses import dataclass
 from typing import Final, Literal
 
-import numpy as np
-
 from framebus.bus.frames import Frame
 from framebus.errors import (
     Closed,
@@ -23,19 +21,18 @@ from framebus.errors import (
     TooManyLeases,
     WrongThread,
 )
-from framebus.layout import EVENT, check_name
+from framebus.layout import check_name
 from framebus.notify import Listener
 from framebus.ring import SubscriberRing
 from framebus.seats import Record, new_record, remove_dead_records, take_seats
-from framebus.wake import Futex, Pace
+from framebus.steps import Lease
+from framebus.wake import Pace
 
 TICK_S: Final = 0.05
 """A wait is cut into slices of that length: nothing wakes a waiter when the publisher is killed."""
 
 Mode = Literal["newest", "every"]
 Wake = Literal["zmq", "futex", "predict", "busy"]
-ANNOUNCED_NS: Final = 300_000
-"""How long to look for a frame that was announced, before going to sleep again."""
 BUSY_NS: Final = 500_000
 """How long to look without a rehearsal: its effect wears off."""
 
@@ -129,7 +126,7 @@ class Subscriber:
         self._process = os.getpid()
         self._closed = False
         self._current: Frame | None = None
-        self._event = self._awaited_event = 0
+        self._event = 0
         self._received = self._skipped = self._overruns = self._rejected = self._reattached = 0
         self._use(self._wait_for_ring(wait_s))
         remove_dead_records(stream)
@@ -148,11 +145,11 @@ class Subscriber:
         return SubscriberStatistics(
             self._received,
             self._skipped,
-            self._overruns + self._ring.overruns,
+            self._overruns + self._ring.reader.overruns,
             self._rejected + self._ring.rejected,
             self._listener.rejected if self._listener else 0,
             self._reattached,
-            self._ring.leases(),
+            self._ring.reader.leases,
         )
 
     def receive(self, timeout_s: float | None = None) -> Frame:
@@ -181,11 +178,12 @@ class Subscriber:
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         self._check_use()
         self._check_leases()
-        while (frame := self._take()) is None:
+        while (lease := self._take()) is None:
             if self._is_quiet():
                 self._look_after_publisher()
-                self._wait(self._slice(deadline_s))
-        return frame
+                if (lease := self._wait(self._slice(deadline_s))) is not None:
+                    break
+        return self._deliver(lease)
 
     async def receive_async(self, timeout_s: float | None = None) -> Frame:
         """Like :meth:`receive`, for an event loop: other tasks run while this one waits. A cancel loses no frame.
@@ -202,8 +200,8 @@ class Subscriber:
             while True:
                 self._check_use()
                 self._check_leases()
-                if (frame := self._take()) is not None:
-                    return frame
+                if (lease := self._take()) is not None:
+                    return self._deliver(lease)
                 if not self._is_quiet():
                     continue
                 self._look_after_publisher()
@@ -246,32 +244,30 @@ class Subscriber:
             self._record.remove()
             if self._listener is not None:
                 self._listener.close()
-        del self._ring, self._futex  # the file is unmapped when the last view goes
+        del self._ring  # the file is unmapped when the last view goes
 
-    def _take(self) -> Frame | None:
-        """Lease what is there. Between a wake-up and its frame there is nothing but this."""
+    def _take(self) -> Lease | None:
+        """Lease what is there."""
         ring = self._ring
-        last = ring.last
         self._event = ring.event()
-        lease = ring.newest() if self._mode == "newest" else ring.following()
-        if lease is None:
-            return None
-        header = lease.header
-        sequence = header.sequence
-        skipped = sequence - last - 1 if last >= 0 else 0
-        self._received += 1
-        self._skipped += skipped
+        return ring.take()
+
+    def _deliver(self, lease: Lease, count: Literal[0, 1] = 1) -> Frame:
+        """Count a frame and hand it out. Between a wake-up and its frame there is little but this.
+
+        Args:
+            lease: The frame's.
+            count: 0 for a rehearsal, which changes nothing.
+        """
+        ring, header = self._ring, lease.header
+        skipped = ring.skipped
+        self._received += count
+        self._skipped += skipped * count
         now_ns = time.monotonic_ns()
-        self._record.update(
-            self._received,
-            self._skipped,
-            sequence,
-            ring.leases(),
-            max(now_ns - header.captured_ns, 0),
-            now_ns,
-        )
-        if self._pace is not None:
-            self._pace.learn(sequence, header.published_ns)
+        latency_ns = max(now_ns - header.captured_ns, 0)
+        self._record.update(self._received, self._skipped, header.sequence, ring.reader.leases, latency_ns, now_ns)
+        if self._pace is not None and count:
+            self._pace.learn(header.sequence, header.published_ns)
         return Frame(lease, skipped)
 
     def _is_quiet(self) -> bool:
@@ -280,35 +276,31 @@ class Subscriber:
             self._listener.drain()
         return self._ring.event() == self._event
 
-    def _wait(self, slice_s: float) -> None:
-        """Wait for an event in the subscriber's way, at most ``slice_s``."""
+    def _wait(self, slice_s: float) -> Lease | None:
+        """Wait for an event in the subscriber's way, at most ``slice_s``; what came may be leased at once."""
+        ring = self._ring
+        if self._listener is not None:
+            self._listener.wait(slice_s)
+            return None
         now_ns = time.monotonic_ns()
         end_ns = now_ns + int(slice_s * 1e9)
-        announced = bool(self._event & 1)
-        if announced and self._event != self._awaited_event:  # once, for its publisher may have died at it
-            self._awaited_event = self._event
-            self._await_tail(min(now_ns + ANNOUNCED_NS, end_ns))
-        elif self._wake == "busy":
-            self._await_tail(min(now_ns + BUSY_NS, end_ns))
-        elif self._listener is not None and not announced:
-            self._listener.wait(slice_s)
-        elif self._pace is None:
-            self._futex.wait(self._event, slice_s)
-        else:
+        if self._wake == "busy":
+            return self._look(min(now_ns + BUSY_NS, end_ns))
+        if self._pace is not None:
             begin_ns, until_ns = self._pace.window()
             if begin_ns <= now_ns < until_ns:
-                self._await_tail(min(until_ns, now_ns + BUSY_NS, end_ns))
-            else:
-                wait_ns = min(begin_ns, end_ns) - now_ns if now_ns < begin_ns else end_ns - now_ns
-                self._futex.wait(self._event, wait_ns / 1e9)
+                return self._look(min(until_ns, now_ns + BUSY_NS, end_ns))
+            if now_ns < begin_ns < end_ns:
+                end_ns = begin_ns
+        return ring.sleep(self._event, end_ns - now_ns)
 
-    def _await_tail(self, until_ns: int) -> None:
+    def _look(self, until_ns: int) -> Lease | None:
         """Rehearse taking a frame, then look for one without sleeping."""
-        lease = self._ring.rehearse()
-        if lease is not None:
-            np.asarray(lease)
-        del lease
-        self._ring.await_tail(until_ns)
+        ring = self._ring
+        if (lease := ring.rehearse()) is not None:
+            self._deliver(lease, 0).pixels  # noqa: B018  the property maps them
+            del lease
+        return ring.look(until_ns)
 
     def _slice(self, deadline_s: float | None) -> float:
         if deadline_s is None:
@@ -346,8 +338,8 @@ class Subscriber:
         except (StreamNotFound, LayoutMismatch, PermissionDenied, RingFull) as error:
             self._denied = error if isinstance(error, PermissionDenied) else None
             return False
-        ring.last = min(self._ring.last, ring.header.first_sequence - 1)
-        self._overruns += self._ring.overruns
+        ring.reader.last = min(self._ring.reader.last, ring.header.first_sequence - 1)
+        self._overruns += self._ring.reader.overruns
         self._rejected += self._ring.rejected
         self._reattached += 1
         self._use(ring)
@@ -355,7 +347,7 @@ class Subscriber:
 
     def _attach(self) -> SubscriberRing:
         for _ in range(16):
-            ring = SubscriberRing(self.stream, self._publisher_uid)
+            ring = SubscriberRing(self.stream, self._publisher_uid, every=self._mode == "every")
             take_seats(ring.segment, ring.geometry.slots, self._max_leases)
             if ring.segment.is_current():
                 return ring
@@ -373,9 +365,7 @@ class Subscriber:
 
     def _use(self, ring: SubscriberRing) -> None:
         self._ring = ring
-        self._futex = Futex(ring.segment.address + EVENT)
         self._event = 0
-        self._awaited_event = 0
 
     def _check_use(self) -> None:
         thread = threading.get_ident()
@@ -389,7 +379,7 @@ class Subscriber:
             raise Closed("the subscriber belongs to the parent process: open one after the fork")
 
     def _check_leases(self) -> None:
-        if self._ring.leases() >= self._max_leases:
+        if self._ring.reader.leases >= self._max_leases:
             raise TooManyLeases(
                 f"{self._max_leases} frames are still viewed: copy what you keep (pixels.copy()), delete old views, or "
                 f"subscribe with max_leases={self._max_leases + 1}"

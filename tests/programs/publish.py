@@ -11,6 +11,14 @@ import sys
 
 from framebus import FrameFormat, Publisher
 from tests.race.points import PUBLISHING
+from tests.race.victims import choose_steps, write
+
+
+def die(publisher: Publisher, point: str) -> None:
+    choose_steps(point)
+    if point in PUBLISHING:
+        PUBLISHING[point]()
+    write(publisher, point)
 
 
 def main() -> None:
@@ -26,9 +34,7 @@ def main() -> None:
                         loan.pixels[:] = (publisher.statistics.sequence + 1) % 256
                 print(publisher.statistics.sequence, flush=True)
             elif command == "die":
-                PUBLISHING[" ".join(arguments)]()
-                with publisher.loan() as loan:
-                    loan.pixels[:] = 255
+                die(publisher, " ".join(arguments))
             elif command == "loan":
                 kept = publisher.loan()
                 kept.pixels[: height // 2] = 255

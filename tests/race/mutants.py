@@ -10,16 +10,17 @@ from __future__ import annotations
 import inspect
 import textwrap
 import time
+from types import ModuleType
 from typing import Final, NamedTuple
 
-from framebus import ring
+from framebus import ring, steps
 from framebus.segment import Segment
 
 
 class Fault(NamedTuple):
     """A piece of a function, and what stands there instead."""
 
-    owner: type
+    owner: type | ModuleType
     function: str
     piece: str
     instead: str
@@ -31,10 +32,10 @@ MEANWHILE_S: Final = 0.05
 def meanwhile(segment: Segment, slot: int) -> None:
     """Wait until somebody has begun to write the slot and let it go, alive or dead; not for long."""
     end_s = time.monotonic() + MEANWHILE_S
-    words, seq = segment.words, ring.SEQ_WORDS[slot]
+    words, seq = segment.words, steps.SEQ_WORDS[slot]
     while words[seq] and time.monotonic() < end_s:
         time.sleep(0)
-    while segment.is_locked(ring.LOCK_READ[slot]) and time.monotonic() < end_s:
+    while segment.is_locked(steps.LOCK_READ[slot]) and time.monotonic() < end_s:
         time.sleep(0)
 
 
@@ -50,45 +51,43 @@ CHECK: Final = """
         return None
 """
 VIEW: Final = """
-    return Lease(self, slot, header)
+    return Lease(self, slot, sequence)
 """
 CLAIM: Final = "segment.try_lock(LOCK_WRITE[slot])"
-ZERO: Final = "segment.words[SEQ_WORDS[slot]] = 0"
-HEADER_SEQUENCE: Final = "words[seq + EPOCH_WORD + 1] = self.next_sequence"
-METADATA: Final = "if metadata:"
+ZERO: Final = "words[seq] = 0"
+HEADER_SEQUENCE: Final = "words[seq + EPOCH_WORD + 1] = sequence"
+REST: Final = "words[seq + CAPTURED_WORD] = captured_ns"
 BEFORE_LOCK: Final = """
     segment = self.segment
 """
 
 FAULTS: Final = {
-    "lease: without 'lock'": Fault(ring.SubscriberRing, "_lease", LOCK, "\n"),
-    "lease: without 'check'": Fault(ring.SubscriberRing, "_lease", CHECK, "\n"),
+    "lease: without 'lock'": Fault(steps.Reader, "_lease", LOCK, "\n"),
+    "lease: without 'check'": Fault(steps.Reader, "_lease", CHECK, "\n"),
     "lease: 'check' before 'lock'": Fault(
-        ring.SubscriberRing,
+        steps.Reader,
         "_lease",
         LOCK + CHECK[1:],
         CHECK + "    meanwhile(segment, slot)\n" + LOCK[1:],
     ),
     "lease: unlocked while the view lives": Fault(
-        ring.SubscriberRing, "_lease", VIEW, "\n    segment.unlock(UNLOCK[slot])" + VIEW
+        steps.Reader, "_lease", VIEW, "\n    segment.unlock(UNLOCK[slot])" + VIEW
     ),
     "lease: not unlocked after a failed check": Fault(
-        ring.SubscriberRing, "_lease", CHECK, CHECK.replace("segment.unlock(UNLOCK[slot])", "pass")
+        steps.Reader, "_lease", CHECK, CHECK.replace("segment.unlock(UNLOCK[slot])", "pass")
     ),
-    "publish: without 'lock'": Fault(ring.PublisherRing, "claim", CLAIM, "True"),
-    "publish: without 'zero'": Fault(ring.PublisherRing, "claim", ZERO, "pass"),
+    "publish: without 'lock'": Fault(steps, "claim", CLAIM, "True"),
+    "publish: without 'zero'": Fault(steps, "claim", ZERO, "pass"),
     "publish: 'header' and 'seq' before 'first'": Fault(
-        ring.PublisherRing,
+        steps,
         "claim",
         ZERO,
-        "segment.words[SEQ_WORDS[slot] + 9] = segment.words[SEQ_WORDS[slot]] = self.next_sequence",
+        "words[seq + EPOCH_WORD + 1] = words[seq] = sequence",
     ),
-    "header: no sequence before the pixels": Fault(ring.PublisherRing, "prepare", HEADER_SEQUENCE, "pass"),
-    "header: its sequence after the pixels": Fault(
-        ring.PublisherRing, "commit", METADATA, f"{HEADER_SEQUENCE.replace('self.next_', '')}\n    {METADATA}"
-    ),
+    "header: no sequence before the pixels": Fault(steps, "claim", HEADER_SEQUENCE, "pass"),
+    "header: its sequence after the pixels": Fault(steps, "publish", REST, f"{HEADER_SEQUENCE}\n    {REST}"),
     "slow between look and lock": Fault(
-        ring.SubscriberRing, "_lease", BEFORE_LOCK, BEFORE_LOCK + "    meanwhile(segment, slot)\n"
+        steps.Reader, "_lease", BEFORE_LOCK, BEFORE_LOCK + "    meanwhile(segment, slot)\n"
     ),
 }
 """The last three are none. A header that is begun before the pixels is a second line of defence, for it has another
@@ -102,12 +101,13 @@ _sources: dict[str, str] = {}
 
 
 def apply(name: str) -> None:
-    """Put the fault into this process."""
+    """Put the fault into this process, which takes its steps in Python from now on."""
+    ring.steps = steps
     owner, function, piece, instead = FAULTS[name]
     source = _sources.get(function) or textwrap.dedent(inspect.getsource(getattr(owner, function)))
     if source.count(piece) != 1:
         raise ValueError(f"{name}: {owner.__name__}.{function} no longer has the lines that it is about")
     scope: dict[str, object] = {}
     _sources[function] = source.replace(piece, instead)
-    exec(_sources[function], {**vars(ring), "meanwhile": meanwhile}, scope)
+    exec(_sources[function], {**vars(steps), "meanwhile": meanwhile}, scope)
     setattr(owner, function, scope[function])

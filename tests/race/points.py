@@ -13,12 +13,12 @@ from typing import Any, Final
 
 import zmq
 
-from framebus import notify, ring, seats
+from framebus import notify, ring, seats, steps
 from framebus import segment as shm
 from framebus.bus import publisher as publisher_module
 from framebus.bus import subscriber as subscriber_module
 
-_SLOTS: Final = frozenset(ring.UNLOCK)
+_SLOTS: Final = frozenset(steps.UNLOCK)
 _chosen = signal.SIGKILL
 
 
@@ -115,18 +115,16 @@ NEW_FILE: Final = ("file created", "before the rename", "after the rename")
 """Those that only a publisher comes to that makes a new file."""
 PUBLISHING: Final[Points] = {
     "slot locked": lambda: after(ring.PublisherRing, "claim"),
-    "before the announcement": lambda: before(ring.PublisherRing, "announce"),
-    "announced, nobody woken": lambda: after(ring.PublisherRing, "announce"),
-    "announced": lambda: before(ring.PublisherRing, "commit"),
+    "before the publication": lambda: before(ring.PublisherRing, "commit"),
     "before the unlock": lambda: before(shm.Segment, "unlock", of_a_slot),
     "before the tail": lambda: after(shm.Segment, "unlock", of_a_slot),
-    "published, nobody woken": lambda: after(ring.PublisherRing, "commit"),
+    "published, nobody woken": lambda: before(steps, "wake_all"),
     "nobody notified": lambda: before(notify.Notifier, "notify"),
     "notified": lambda: after(notify.Notifier, "notify"),
 }
 PIXELS: Final = "in the middle of the pixels"
-STORES: Final = tuple(f"before store {count} of the publication" for count in range(1, 8))
-"""The first is the announcement; the last makes the event word even."""
+STORES: Final = tuple(f"before store {count} of the publication" for count in range(1, 7))
+"""The last changes the event word."""
 REPLACING: Final[Points] = {
     "replacement created": lambda: after(shm, "create"),
     "replacement not renamed": lambda: before(shm.Segment, "take_name"),
@@ -150,11 +148,23 @@ SUBSCRIBING: Final[Points] = {
     "connected": lambda: after(subscriber_module, "Listener"),
 }
 RECEIVING: Final[Points] = {
-    "before the lease": lambda: before(ring.SubscriberRing, "_lease"),
+    "before the lease": lambda: before(steps.Reader, "_lease"),
     "leased": lambda: before(subscriber_module, "Frame"),
     "before the release": lambda: before(shm.Segment, "unlock", of_a_slot),
     "after the release": lambda: after(shm.Segment, "unlock", of_a_slot),
 }
+IN_STEPS: Final = frozenset(
+    {
+        "before the unlock",
+        "before the tail",
+        "published, nobody woken",
+        *STORES,
+        "before the lease",
+        "before the release",
+        "after the release",
+    }
+)
+"""Those inside of what is compiled, where nothing can interrupt: who is to die there takes the steps in Python."""
 LEAVING: Final[Points] = {
     "record removed": lambda: after(seats.Record, "remove"),
 }

@@ -11,13 +11,15 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from framebus import FrameFormat, Publisher, RingFull, StreamNotFound, Subscriber
+from framebus import FrameFormat, Publisher, RingFull, StreamNotFound, Subscriber, ring, steps
 from framebus import segment as shm
 from framebus.bus import publisher as publisher_module
-from framebus.ring import LOCK_READ, ring_name
+from framebus.ring import ring_name
+from framebus.steps import LOCK_READ
 from tests.race.points import (
     AT_RANDOM,
     CLOSING,
+    IN_STEPS,
     LEAVING,
     OPENING,
     PIXELS,
@@ -52,8 +54,15 @@ def fork(function: Callable[..., Any], *arguments: Any) -> int:
         os._exit(1)
 
 
+def choose_steps(point: str) -> None:
+    """Take the steps in Python where the point is in one of them; else those that a program has."""
+    if point in IN_STEPS:
+        ring.steps = steps
+
+
 def publish(stream: str, point: str, frames: int, slots: int, *, more: int = 0) -> None:
     """A publisher's life: some good frames, then what leads to the point, then ``more`` frames."""
+    choose_steps(point)
     if point in OPENING:
         OPENING[point]()
     with Publisher(stream, FORMAT, slots=slots, keep_ring=point not in CLOSING) as publisher:
@@ -109,6 +118,7 @@ def subscribe(
         frames: How many frames it receives before.
         tell: Called with the sequence of every frame received after; without it the subscriber leaves.
     """
+    choose_steps(point)
     if point in SUBSCRIBING:
         SUBSCRIBING[point]()
     leases = 2 if point in SUBSCRIBING else 1

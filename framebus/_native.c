@@ -1,0 +1,478 @@
+/* The steps of a hand-over that decide its time, compiled.
+ *
+ * framebus/steps.py does the same in plain Python and describes each step, framebus/ring.py why they come in this
+ * order, framebus/layout.py the bytes. Nothing here waits with the interpreter's lock held.
+ *
+ * Sources: fcntl(2), F_OFD_SETLK; futex(2); PEP 384 (stable ABI), PEP 3118 (buffers).
+ */
+
+#define PY_SSIZE_T_CLEAN
+#define Py_LIMITED_API 0x030B0000
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <Python.h>
+#include <structmember.h>
+
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/futex.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+enum {
+    TAIL = 64,
+    EVENT = 128,
+    SLOT_TABLE = 4096,
+    SLOT_HEADER_BYTES = 1024,
+    SLOT_FIELDS = 64,
+    MAX_SLOTS = 255,
+    NO_SLOT = MAX_SLOTS,
+    LOOKS = 8,
+};
+#define LOCK_SLOTS ((1LL << 40) + 256)
+
+enum { EPOCH, SEQUENCE, CAPTURED_NS, CAPTURED_WALL_NS, PUBLISHED_NS }; /* words from SLOT_FIELDS on */
+enum { HEIGHT = 5, WIDTH, CHANNELS, DTYPE = 9 };                       /* items of a SlotHeader */
+
+static PyObject *lease_type;
+static PyObject *fd_name, *address_name;
+
+static uint64_t load64(const uint8_t *at) { return __atomic_load_n((const uint64_t *)at, __ATOMIC_ACQUIRE); }
+static void store64(uint8_t *at, uint64_t value) { __atomic_store_n((uint64_t *)at, value, __ATOMIC_RELEASE); }
+
+static uint8_t *slot_header(uint8_t *ring, unsigned slot) { return ring + SLOT_TABLE + slot * SLOT_HEADER_BYTES; }
+
+static int64_t now_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000000000LL + now.tv_nsec;
+}
+
+static int set_lock(int fd, short type, unsigned slot)
+{
+    struct flock lock = {.l_type = type, .l_whence = SEEK_SET, .l_start = LOCK_SLOTS + slot, .l_len = 1};
+    return fcntl(fd, F_OFD_SETLK, &lock);
+}
+
+/* The segment's descriptor, -1 in a forked child; below -1 with an exception set. */
+static int segment_fd(PyObject *segment)
+{
+    PyObject *value = PyObject_GetAttr(segment, fd_name);
+    if (value == NULL)
+        return -2;
+    long fd = PyLong_AsLong(value);
+    Py_DECREF(value);
+    return fd == -1 && PyErr_Occurred() ? -2 : (int)fd;
+}
+
+static uint8_t *segment_address(PyObject *segment)
+{
+    PyObject *value = PyObject_GetAttr(segment, address_name);
+    if (value == NULL)
+        return NULL;
+    void *address = PyLong_AsVoidPtr(value);
+    Py_DECREF(value);
+    return address;
+}
+
+static int has_arguments(Py_ssize_t found, Py_ssize_t wanted)
+{
+    if (found != wanted)
+        PyErr_Format(PyExc_TypeError, "%zd arguments are wanted, not %zd", wanted, found);
+    return found == wanted;
+}
+
+/* ---- the publisher ------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    uint8_t *ring;
+    int fd;
+    unsigned slot;
+    uint64_t words[3];
+} SlotCall;
+
+/* Reads (segment, slot, word, ...). */
+static int read_slot_call(SlotCall *call, PyObject *const *arguments, Py_ssize_t count, int words)
+{
+    if (!has_arguments(count, 2 + words) || (call->ring = segment_address(arguments[0])) == NULL ||
+        (call->fd = segment_fd(arguments[0])) < -1)
+        return 0;
+    unsigned long slot = PyLong_AsUnsignedLong(arguments[1]);
+    for (int word = 0; word < words; word++)
+        call->words[word] = PyLong_AsUnsignedLongLong(arguments[2 + word]);
+    if (PyErr_Occurred())
+        return 0;
+    if (slot >= MAX_SLOTS) {
+        PyErr_Format(PyExc_ValueError, "a ring has no slot %lu", slot);
+        return 0;
+    }
+    call->slot = (unsigned)slot;
+    return 1;
+}
+
+static PyObject *claim(PyObject *module, PyObject *const *arguments, Py_ssize_t count)
+{
+    SlotCall call;
+    (void)module;
+    if (!read_slot_call(&call, arguments, count, 2))
+        return NULL;
+    if (set_lock(call.fd, F_WRLCK, call.slot) < 0)
+        Py_RETURN_FALSE;
+    uint8_t *header = slot_header(call.ring, call.slot);
+    uint64_t *fields = (uint64_t *)(header + SLOT_FIELDS);
+    store64(header, 0);
+    fields[EPOCH] = call.words[0];
+    fields[SEQUENCE] = call.words[1];
+    Py_RETURN_TRUE;
+}
+
+static PyObject *publish(PyObject *module, PyObject *const *arguments, Py_ssize_t count)
+{
+    SlotCall call;
+    (void)module;
+    if (!read_slot_call(&call, arguments, count, 3))
+        return NULL;
+    uint64_t sequence = call.words[0];
+    uint8_t *header = slot_header(call.ring, call.slot);
+    uint64_t *fields = (uint64_t *)(header + SLOT_FIELDS);
+    int64_t published_ns = now_ns();
+    fields[CAPTURED_NS] = call.words[1];
+    fields[CAPTURED_WALL_NS] = call.words[2];
+    fields[PUBLISHED_NS] = (uint64_t)published_ns;
+    store64(header, sequence);
+    if (set_lock(call.fd, F_UNLCK, call.slot) < 0)
+        return PyErr_SetFromErrno(PyExc_OSError);
+    store64(call.ring + TAIL, sequence << 8 | call.slot);
+    uint32_t *event = (uint32_t *)(call.ring + EVENT);
+    __atomic_store_n(event, *event + 1, __ATOMIC_RELEASE);
+    syscall(SYS_futex, event, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+    return PyLong_FromLongLong(published_ns);
+}
+
+/* ---- the subscriber ------------------------------------------------------------------------------------------ */
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *segment;
+    uint8_t *ring;
+    unsigned slots;
+    unsigned long long slot_bytes, first_slot;
+    char every;
+    long long last;
+    unsigned long long overruns;
+    unsigned leases;
+    uint8_t held[MAX_SLOTS + 1];
+} Reader;
+
+typedef struct {
+    PyObject_HEAD
+    Reader *reader;
+    PyObject *header;
+    unsigned slot;
+    unsigned long long sequence;
+    Py_ssize_t shape[3], strides[3];
+    char format[2];
+} Lease;
+
+static PyObject *new_lease(Reader *reader, unsigned slot, uint64_t sequence)
+{
+    Lease *lease = PyObject_New(Lease, (PyTypeObject *)lease_type);
+    if (lease == NULL) {
+        int fd = segment_fd(reader->segment);
+        if (fd >= 0)
+            set_lock(fd, F_UNLCK, slot);
+        return NULL;
+    }
+    Py_INCREF((PyObject *)reader);
+    lease->reader = reader;
+    lease->header = NULL;
+    lease->slot = slot;
+    lease->sequence = sequence;
+    if (slot != NO_SLOT) {
+        reader->held[slot] = 1;
+        reader->leases++;
+    }
+    return (PyObject *)lease;
+}
+
+static void lease_dealloc(Lease *self)
+{
+    PyObject *type = (PyObject *)Py_TYPE((PyObject *)self), *kind, *value, *trace;
+    Reader *reader = self->reader;
+    PyErr_Fetch(&kind, &value, &trace);
+    int fd = segment_fd(reader->segment);
+    if (fd >= 0)
+        set_lock(fd, F_UNLCK, self->slot);
+    PyErr_Restore(kind, value, trace);
+    if (self->slot != NO_SLOT) { /* only now: a new lease on the slot can never be undone by this unlock */
+        reader->held[self->slot] = 0;
+        reader->leases--;
+    }
+    Py_XDECREF(self->header);
+    Py_DECREF((PyObject *)reader);
+    PyObject_Free(self);
+    Py_DECREF(type);
+}
+
+static int lease_buffer(Lease *self, Py_buffer *view, int flags)
+{
+    static const struct {
+        const char *dtype, format[2];
+        Py_ssize_t bytes;
+    } elements[] = {{"|u1", "B", 1}, {"|i1", "b", 1}, {"<u2", "H", 2}, {"<i2", "h", 2}, {"<u4", "I", 4},
+                    {"<i4", "i", 4}, {"<f2", "e", 2}, {"<f4", "f", 4}, {"<f8", "d", 8}, {NULL, "", 0}};
+    Reader *reader = self->reader;
+    PyObject *dtype = self->header ? PyTuple_GetItem(self->header, DTYPE) : NULL;
+    const char *name = dtype ? PyUnicode_AsUTF8AndSize(dtype, NULL) : "";
+    int element = 0;
+    if (name == NULL)
+        return -1;
+    while (elements[element].dtype && strcmp(elements[element].dtype, name))
+        element++;
+    Py_ssize_t length = elements[element].bytes;
+    for (int axis = 2; axis >= 0; axis--) {
+        PyObject *item = self->header ? PyTuple_GetItem(self->header, HEIGHT + axis) : NULL;
+        self->strides[axis] = length;
+        self->shape[axis] = item ? PyLong_AsSsize_t(item) : 0;
+        if (self->shape[axis] < 1 || __builtin_mul_overflow(length, self->shape[axis], &length))
+            length = 0;
+    }
+    if (length < 1 || (unsigned long long)length > reader->slot_bytes || flags & PyBUF_WRITABLE) {
+        PyErr_Clear();
+        PyErr_SetString(PyExc_BufferError, "the lease has no pixels to read, or they were asked for writing");
+        view->obj = NULL;
+        return -1;
+    }
+    memcpy(self->format, elements[element].format, sizeof self->format);
+    Py_INCREF((PyObject *)self);
+    view->obj = (PyObject *)self;
+    view->buf = reader->ring + reader->first_slot + (self->slot == NO_SLOT ? 0 : self->slot) * reader->slot_bytes;
+    view->len = length;
+    view->itemsize = elements[element].bytes;
+    view->readonly = 1;
+    view->ndim = 3;
+    view->format = flags & PyBUF_FORMAT ? self->format : NULL;
+    view->shape = flags & PyBUF_ND ? self->shape : NULL;
+    view->strides = (flags & PyBUF_STRIDES) == PyBUF_STRIDES ? self->strides : NULL;
+    view->suboffsets = NULL;
+    view->internal = NULL;
+    return 0;
+}
+
+/* A lease on the slot if it holds the frame of that sequence; None if not, NULL with an exception. */
+static PyObject *lease_slot(Reader *self, unsigned slot, uint64_t sequence)
+{
+    if (self->held[slot])
+        Py_RETURN_NONE;
+    int fd = segment_fd(self->segment);
+    if (fd < -1)
+        return NULL;
+    if (set_lock(fd, F_RDLCK, slot) == 0) {
+        if (load64(slot_header(self->ring, slot)) == sequence)
+            return new_lease(self, slot, sequence);
+        set_lock(fd, F_UNLCK, slot);
+    }
+    self->overruns++;
+    Py_RETURN_NONE;
+}
+
+static int choose_newest(const Reader *self, unsigned *slot, uint64_t *sequence)
+{
+    uint64_t tail = load64(self->ring + TAIL);
+    *slot = tail & 0xFF;
+    *sequence = tail >> 8;
+    return *sequence && (int64_t)*sequence > self->last && *slot < self->slots;
+}
+
+static int choose_following(const Reader *self, unsigned *slot, uint64_t *sequence)
+{
+    *sequence = UINT64_MAX;
+    for (unsigned other = 0; other < self->slots; other++) {
+        uint64_t found = load64(slot_header(self->ring, other));
+        if (found && found > (uint64_t)self->last && found < *sequence) {
+            *slot = other;
+            *sequence = found;
+        }
+    }
+    return *sequence != UINT64_MAX;
+}
+
+static PyObject *reader_take(Reader *self, PyObject *nothing)
+{
+    unsigned slot;
+    uint64_t sequence;
+    (void)nothing;
+    for (int look = 0; look < LOOKS; look++) {
+        int every = self->every && self->last >= 0;
+        if (!(every ? choose_following(self, &slot, &sequence) : choose_newest(self, &slot, &sequence)))
+            break;
+        PyObject *lease = lease_slot(self, slot, sequence);
+        if (lease != Py_None)
+            return lease;
+        Py_DECREF(lease);
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *reader_look(Reader *self, PyObject *until)
+{
+    int64_t until_ns = PyLong_AsLongLong(until);
+    uint64_t unseen = (uint64_t)(self->last < 0 ? 1 : self->last + 1) << 8;
+    if (PyErr_Occurred())
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    while (load64(self->ring + TAIL) < unseen && now_ns() < until_ns) {
+#if defined(__x86_64__)
+        __builtin_ia32_pause();
+#elif defined(__aarch64__)
+        __asm__ volatile("yield");
+#endif
+    }
+    Py_END_ALLOW_THREADS
+    return reader_take(self, NULL);
+}
+
+static PyObject *reader_sleep(Reader *self, PyObject *const *arguments, Py_ssize_t count)
+{
+    if (!has_arguments(count, 2))
+        return NULL;
+    uint32_t event = (uint32_t)PyLong_AsUnsignedLongMask(arguments[0]);
+    int64_t timeout_ns = PyLong_AsLongLong(arguments[1]);
+    if (PyErr_Occurred())
+        return NULL;
+    struct timespec timeout = {.tv_sec = timeout_ns / 1000000000, .tv_nsec = timeout_ns % 1000000000};
+    Py_BEGIN_ALLOW_THREADS
+    syscall(SYS_futex, self->ring + EVENT, FUTEX_WAIT, event, &timeout, NULL, 0);
+    Py_END_ALLOW_THREADS
+    return reader_take(self, NULL);
+}
+
+static PyObject *reader_rehearse(Reader *self, PyObject *nothing)
+{
+    int fd = segment_fd(self->segment);
+    (void)nothing;
+    if (fd < -1)
+        return NULL;
+    if (set_lock(fd, F_RDLCK, NO_SLOT) < 0)
+        Py_RETURN_NONE;
+    return new_lease(self, NO_SLOT, 0);
+}
+
+static PyObject *reader_new(PyTypeObject *type, PyObject *arguments, PyObject *named)
+{
+    PyObject *segment;
+    unsigned slots;
+    unsigned long long slot_bytes, first_slot;
+    int every;
+    if (named != NULL || !PyArg_ParseTuple(arguments, "OIKKp", &segment, &slots, &slot_bytes, &first_slot, &every))
+        return NULL;
+    uint8_t *ring = segment_address(segment);
+    if (ring == NULL)
+        return NULL;
+    Reader *self = (Reader *)((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
+    if (self == NULL)
+        return NULL;
+    Py_INCREF(segment);
+    self->segment = segment;
+    self->ring = ring;
+    self->slots = slots < MAX_SLOTS ? slots : MAX_SLOTS;
+    self->slot_bytes = slot_bytes;
+    self->first_slot = first_slot;
+    self->every = (char)every;
+    self->last = -1;
+    return (PyObject *)self;
+}
+
+static void reader_dealloc(Reader *self)
+{
+    PyObject *type = (PyObject *)Py_TYPE((PyObject *)self);
+    Py_XDECREF(self->segment);
+    PyObject_Free(self);
+    Py_DECREF(type);
+}
+
+/* ---- the module ---------------------------------------------------------------------------------------------- */
+
+#define FAST(function) ((PyCFunction)(void (*)(void))(function))
+
+static PyMethodDef reader_methods[] = {
+    {"take", (PyCFunction)reader_take, METH_NOARGS, NULL},
+    {"look", (PyCFunction)reader_look, METH_O, NULL},
+    {"sleep", FAST(reader_sleep), METH_FASTCALL, NULL},
+    {"rehearse", (PyCFunction)reader_rehearse, METH_NOARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyMemberDef reader_members[] = {
+    {"segment", T_OBJECT_EX, offsetof(Reader, segment), READONLY, NULL},
+    {"last", T_LONGLONG, offsetof(Reader, last), 0, NULL},
+    {"overruns", T_ULONGLONG, offsetof(Reader, overruns), 0, NULL},
+    {"leases", T_UINT, offsetof(Reader, leases), READONLY, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyType_Slot reader_slots[] = {
+    {Py_tp_new, reader_new},
+    {Py_tp_dealloc, reader_dealloc},
+    {Py_tp_methods, reader_methods},
+    {Py_tp_members, reader_members},
+    {0, NULL},
+};
+
+static PyType_Spec reader_spec = {"framebus._native.Reader", sizeof(Reader), 0, Py_TPFLAGS_DEFAULT, reader_slots};
+
+static PyMemberDef lease_members[] = {
+    {"reader", T_OBJECT_EX, offsetof(Lease, reader), READONLY, NULL},
+    {"header", T_OBJECT_EX, offsetof(Lease, header), 0, NULL},
+    {"slot", T_UINT, offsetof(Lease, slot), READONLY, NULL},
+    {"sequence", T_ULONGLONG, offsetof(Lease, sequence), READONLY, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyType_Slot lease_slots[] = {
+    {Py_tp_dealloc, lease_dealloc},
+    {Py_tp_members, lease_members},
+    {Py_bf_getbuffer, lease_buffer},
+    {0, NULL},
+};
+
+static PyType_Spec lease_spec = {
+    "framebus._native.Lease", sizeof(Lease), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, lease_slots};
+
+static PyMethodDef functions[] = {
+    {"claim", FAST(claim), METH_FASTCALL, NULL},
+    {"publish", FAST(publish), METH_FASTCALL, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    .m_base = PyModuleDef_HEAD_INIT, .m_name = "framebus._native", .m_size = -1, .m_methods = functions};
+
+PyMODINIT_FUNC PyInit__native(void)
+{
+    PyObject *module = PyModule_Create(&definition);
+    if (module == NULL)
+        return NULL;
+    PyObject *reader_type = PyType_FromSpec(&reader_spec);
+    lease_type = PyType_FromSpec(&lease_spec);
+    fd_name = PyUnicode_InternFromString("fd");
+    address_name = PyUnicode_InternFromString("address");
+    if (!reader_type || !lease_type || !fd_name || !address_name ||
+        PyModule_AddObjectRef(module, "Reader", reader_type) || PyModule_AddObjectRef(module, "Lease", lease_type) ||
+        PyModule_AddIntConstant(module, "TAIL", TAIL) || PyModule_AddIntConstant(module, "EVENT", EVENT) ||
+        PyModule_AddIntConstant(module, "SLOT_TABLE", SLOT_TABLE) ||
+        PyModule_AddIntConstant(module, "SLOT_HEADER_BYTES", SLOT_HEADER_BYTES) ||
+        PyModule_AddIntConstant(module, "SLOT_FIELDS", SLOT_FIELDS) ||
+        PyModule_AddIntConstant(module, "MAX_SLOTS", MAX_SLOTS) ||
+        PyModule_AddIntConstant(module, "LOCK_SLOTS", LOCK_SLOTS)) {
+        Py_DECREF(module);
+        return NULL;
+    }
+    Py_XDECREF(reader_type);
+    return module;
+}

@@ -1,0 +1,216 @@
+"""The steps of a hand-over that decide its time, in plain Python: what runs where ``framebus._native`` was not built.
+
+``_native.c`` does the same, compiled: a subscriber has the frame in about two thirds of the time, for code that has not
+run since the frame before waits for memory with nearly every line. :mod:`framebus.ring` tells what the steps are for,
+and in which order they must come.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Any, Final
+
+from framebus import segment as shm
+from framebus.layout import (
+    EVENT,
+    LOCK_SLOTS,
+    MAX_SLOTS,
+    SLOT_FIELDS,
+    SLOT_HEADER_BYTES,
+    SLOT_TABLE,
+    TAIL,
+    SlotHeader,
+)
+from framebus.segment import Segment
+from framebus.wake import sleep_while, wake_all
+
+LOCK_READ: Final = [shm.read_lock(LOCK_SLOTS + slot) for slot in range(MAX_SLOTS + 1)]
+LOCK_WRITE: Final = [shm.write_lock(LOCK_SLOTS + slot) for slot in range(MAX_SLOTS)]
+UNLOCK: Final = [shm.unlock(LOCK_SLOTS + slot) for slot in range(MAX_SLOTS + 1)]
+NO_SLOT: Final = MAX_SLOTS
+"""Its lock byte is nobody's."""
+TAIL_WORD: Final = TAIL // 8
+EVENT_WORD: Final = EVENT // 4
+SEQ_WORDS: Final = [(SLOT_TABLE + slot * SLOT_HEADER_BYTES) // 8 for slot in range(MAX_SLOTS)]
+EPOCH_WORD: Final = SLOT_FIELDS // 8
+"""From ``seq[i]`` to the header's epoch; the sequence follows."""
+CAPTURED_WORD: Final = EPOCH_WORD + 2
+"""From ``seq[i]`` to captured_ns; captured_wall_ns and published_ns follow."""
+LOOKS: Final = 8
+"""How often a subscriber looks again at once before it waits for the next event."""
+
+
+def claim(segment: Segment, slot: int, epoch: int, sequence: int) -> bool:
+    """Write-lock a slot if nobody holds it, and begin its header.
+
+    Args:
+        segment: The ring.
+        slot: Its slot.
+        epoch: The publisher's epoch.
+        sequence: The sequence that the frame will have.
+
+    Returns:
+        Whether the slot is the publisher's now.
+    """
+    if not segment.try_lock(LOCK_WRITE[slot]):
+        return False
+    words, seq = segment.words, SEQ_WORDS[slot]
+    words[seq] = 0
+    words[seq + EPOCH_WORD] = epoch
+    words[seq + EPOCH_WORD + 1] = sequence
+    return True
+
+
+def publish(segment: Segment, slot: int, sequence: int, captured_ns: int, captured_wall_ns: int) -> int:
+    """Finish a claimed slot's header, let readers in, and wake who sleeps.
+
+    Args:
+        segment: The ring.
+        slot: Its slot; the pixels and the rest of the header are written.
+        sequence: The frame's sequence.
+        captured_ns: Time of capture, CLOCK_MONOTONIC, as an unsigned word.
+        captured_wall_ns: Time of capture since 1970, as an unsigned word.
+
+    Returns:
+        Time of publication, CLOCK_MONOTONIC in ns.
+    """
+    words, seq = segment.words, SEQ_WORDS[slot]
+    published_ns = time.monotonic_ns()
+    words[seq + CAPTURED_WORD] = captured_ns
+    words[seq + CAPTURED_WORD + 1] = captured_wall_ns
+    words[seq + CAPTURED_WORD + 2] = published_ns
+    words[seq] = sequence
+    segment.unlock(UNLOCK[slot])
+    words[TAIL_WORD] = sequence << 8 | slot
+    raise_event(segment)
+    return published_ns
+
+
+def raise_event(segment: Segment) -> None:
+    """Change the event word and wake all who sleep on it."""
+    words32 = segment.words32
+    words32[EVENT_WORD] = (words32[EVENT_WORD] + 1) & 0xFFFFFFFF
+    wake_all(segment.address + EVENT)
+
+
+class Lease:
+    """A read-locked slot. It ends when its last reference goes, and every array made of it is one.
+
+    numpy takes the pixels through ``__array_interface__`` and keeps the lease as the array's base.
+    """
+
+    __slots__ = ("header", "reader", "sequence", "slot")
+
+    header: SlotHeader
+    """What the slot says of its frame, once it was read."""
+
+    def __init__(self, reader: Reader, slot: int, sequence: int) -> None:
+        self.reader = reader
+        """Who holds it."""
+        self.slot = slot
+        """The slot's number."""
+        self.sequence = sequence
+        """Sequence of the frame in it."""
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        header = self.header
+        address = self.reader.pixels_address(self.slot)
+        return {"version": 3, "shape": header.shape, "typestr": header.dtype, "data": (address, True)}
+
+    def __del__(self, _no_slot: int = NO_SLOT, _unlock: list[bytes] = UNLOCK) -> None:
+        # This may run inside any allocation of any thread: no lock is taken, and the slot is free before it counts as
+        # returned, so that a new lease on it can never be undone by this unlock.
+        self.reader.segment.unlock(_unlock[self.slot])
+        if self.slot != _no_slot:
+            self.reader.returned.append(self.slot)
+
+
+class Reader:
+    """Leases the slots of one ring."""
+
+    def __init__(self, segment: Segment, slots: int, slot_bytes: int, first_slot: int, every: bool) -> None:
+        """Lease nothing yet.
+
+        Args:
+            segment: The ring.
+            slots: Number of its slots.
+            slot_bytes: Room for pixels in each.
+            first_slot: Offset of the first slot's pixels.
+            every: Whether to take all frames in order, or the newest.
+        """
+        self.segment = segment
+        """The ring."""
+        self.last = -1
+        """Sequence of the newest frame seen; -1 before the first. The caller sets it."""
+        self.overruns = 0
+        """Slots reused before they were leased."""
+        self.returned: deque[int] = deque()
+        """Slots whose leases have ended since somebody counted."""
+        self._slots = slots
+        self._slot_bytes = slot_bytes
+        self._first_slot = first_slot
+        self._every = every
+        self._held: set[int] = set()
+
+    @property
+    def leases(self) -> int:
+        """Leases held now."""
+        while self.returned:
+            self._held.discard(self.returned.popleft())
+        return len(self._held)
+
+    def take(self) -> Lease | None:
+        """Lease the newest frame, or the oldest that comes after the last one, if it is not seen yet."""
+        for _ in range(LOOKS):
+            sequence, slot = self._following() if self._every and self.last >= 0 else self._newest()
+            if not sequence:
+                return None
+            if (lease := self._lease(slot, sequence)) is not None:
+                return lease
+        return None
+
+    def look(self, until_ns: int) -> Lease | None:
+        """Look for a new frame again and again until CLOCK_MONOTONIC says ``until_ns``, then :meth:`take` it."""
+        words, unseen = self.segment.words, max(self.last + 1, 1) << 8
+        while words[TAIL_WORD] < unseen and time.monotonic_ns() < until_ns:
+            pass
+        return self.take()
+
+    def sleep(self, event: int, timeout_ns: int) -> Lease | None:
+        """Sleep while the event word is ``event``, at most ``timeout_ns``, then :meth:`take` what is there."""
+        sleep_while(self.segment.address + EVENT, event, timeout_ns)
+        return self.take()
+
+    def rehearse(self) -> Lease | None:
+        """Lease a byte that is no slot's; ``None`` if somebody is in the way. No pixels belong to the lease."""
+        return Lease(self, NO_SLOT, 0) if self.segment.try_lock(LOCK_READ[NO_SLOT]) else None
+
+    def pixels_address(self, slot: int) -> int:
+        """Where a slot's pixels are mapped."""
+        return self.segment.address + self._first_slot + slot * self._slot_bytes
+
+    def _newest(self) -> tuple[int, int]:
+        tail = self.segment.words[TAIL_WORD]
+        sequence, slot = tail >> 8, tail & 0xFF
+        return (sequence, slot) if sequence > self.last and slot < self._slots else (0, 0)
+
+    def _following(self) -> tuple[int, int]:
+        words = self.segment.words
+        later = [(found, slot) for slot in range(self._slots) if (found := words[SEQ_WORDS[slot]]) > self.last]
+        return min(later, default=(0, 0))
+
+    def _lease(self, slot: int, sequence: int) -> Lease | None:
+        segment = self.segment
+        if slot in self._held and self.leases and slot in self._held:  # it may have been returned by now
+            return None
+        if not segment.try_lock(LOCK_READ[slot]):
+            self.overruns += 1
+            return None
+        if segment.words[SEQ_WORDS[slot]] != sequence:
+            segment.unlock(UNLOCK[slot])
+            self.overruns += 1
+            return None
+        self._held.add(slot)
+        return Lease(self, slot, sequence)
