@@ -31,12 +31,14 @@ import contextlib
 import os
 import secrets
 import time
+from importlib import import_module
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 import msgpack
 
 from framebus import segment as shm
+from framebus import steps as steps  # noqa: PLC0414  exported, so that tests can exchange it
 from framebus.errors import FramebusError, LayoutMismatch, StreamNotFound
 from framebus.layout import (
     CLOSED,
@@ -64,13 +66,9 @@ METADATA_BYTES_WORD32: Final = METADATA_BYTES // 4
 PURE: Final = "FRAMEBUS_PURE"
 """Environment variable that asks for plain Python where the compiled steps are there too."""
 
-if TYPE_CHECKING or os.environ.get(PURE):
-    from framebus import steps as steps  # noqa: PLC0414  exported, so that tests can exchange it
-else:
-    try:
-        from framebus import _native as steps
-    except ImportError:
-        from framebus import steps
+if not TYPE_CHECKING and not os.environ.get(PURE):
+    with contextlib.suppress(ImportError):  # it may not have been built
+        steps = import_module("framebus._native")
 
 
 def ring_name(stream: str) -> str:
