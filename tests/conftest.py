@@ -33,13 +33,20 @@ def stream() -> Iterator[str]:
     assert left == []
 
 
+@pytest.fixture
+def compiled_steps() -> None:
+    """The test needs the compiled steps of a hand-over."""
+    if ring.steps is steps:
+        lacks("the compiled steps were not built: install a C compiler and Python's headers, then 'make clean test'")
+
+
 @pytest.fixture(params=["compiled", "plain"])
 def each_steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The test runs twice: with the compiled steps of a hand-over, and with those in Python."""
     if request.param == "plain":
         monkeypatch.setattr(ring, "steps", steps)
-    elif ring.steps is steps:
-        lacks("the compiled steps were not built: install a C compiler and Python's headers, then 'make clean test'")
+    else:
+        request.getfixturevalue("compiled_steps")
 
 
 @pytest.fixture

@@ -1,11 +1,17 @@
-"""A short race; ``make soak MINUTES=...`` runs a long one."""
+"""A short race, with the compiled steps and with those in Python; ``make soak MINUTES=...`` runs a long one."""
 
 from __future__ import annotations
 
+import pytest
+
+from framebus.ring import PURE
 from tests.support import report_of
 
 
-def test_no_frame_is_torn() -> None:
+@pytest.mark.parametrize("pure", ["", "1"])
+@pytest.mark.usefixtures("compiled_steps")
+def test_no_frame_is_torn(monkeypatch: pytest.MonkeyPatch, pure: str) -> None:
+    monkeypatch.setenv(PURE, pure)
     report = report_of("tests.race.torn", "--minutes", "0.05")
     assert report["publisher"]["published"] > 100
     assert report["publisher"]["lives"] > 1
