@@ -157,8 +157,7 @@ class Reader:
     @property
     def leases(self) -> int:
         """Leases held now."""
-        while self.returned:
-            self._held.discard(self.returned.popleft())
+        self._count_returned()
         return len(self._held)
 
     def take(self) -> Lease | None:
@@ -191,6 +190,10 @@ class Reader:
         """Where a slot's pixels are mapped."""
         return self.segment.address + self._first_slot + slot * self._slot_bytes
 
+    def _count_returned(self) -> None:
+        while self.returned:
+            self._held.discard(self.returned.popleft())
+
     def _newest(self) -> tuple[int, int]:
         tail = self.segment.words[TAIL_WORD]
         sequence, slot = tail >> 8, tail & 0xFF
@@ -203,7 +206,8 @@ class Reader:
 
     def _lease(self, slot: int, sequence: int) -> Lease | None:
         segment = self.segment
-        if slot in self._held and self.leases and slot in self._held:  # it may have been returned by now
+        self._count_returned()
+        if slot in self._held:
             return None
         if not segment.try_lock(LOCK_READ[slot]):
             self.overruns += 1
