@@ -12,7 +12,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from framebus import FrameFormat, Loan, Publisher, Subscriber
 from framebus.bus.subscriber import Wake
-from framebus.notify import Listener, Notifier, pack_format
+from framebus.notify import Listener, Notifier, Template
 
 PANORAMA = FrameFormat(880, 3840)
 FORMATS = {"0.1 MB": FrameFormat(176, 192), "10 MB": PANORAMA, "50 MB": FrameFormat(2880, 5760)}
@@ -75,20 +75,20 @@ def test_release(benchmark: BenchmarkFixture, publisher: Publisher, subscriber: 
     time_call(benchmark, lambda frame: frame.release(), before, lambda: None)
 
 
-@pytest.mark.benchmark(group="notify: prepare(), notify()")
+@pytest.mark.benchmark(group="notify: notify()")
 @pytest.mark.parametrize("listens", [False, True], ids=["nobody listens", "one listens"])
 def test_notify(benchmark: BenchmarkFixture, stream: str, listens: bool) -> None:
     notifier = Notifier(stream)
     listener = Listener(stream) if listens else None
-    packed = pack_format(PANORAMA.shape, PANORAMA.typestr, PANORAMA.pixel_format)
+    template = Template(stream, 1, PANORAMA.shape, PANORAMA.typestr, PANORAMA.pixel_format)
 
     def notify() -> None:
-        notifier.prepare(1, 2, 3, packed)
-        notifier.notify(4, 5)
+        if notifier.listens:
+            notifier.notify(template, 2, 3, 4, 5)
 
     try:
-        while listens and not notifier.has_listeners():
-            pass
+        while listens and not notifier.listens:
+            notifier.look(0)
         benchmark(notify)
     finally:
         if listener is not None:

@@ -14,6 +14,7 @@
 #include <Python.h>
 #include <structmember.h>
 
+#include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/futex.h>
@@ -29,6 +30,7 @@ enum {
     SLOT_TABLE = 4096,
     SLOT_HEADER_BYTES = 1024,
     SLOT_FIELDS = 64,
+    SLOT_DESCRIPTION = 104,
     MAX_SLOTS = 255,
     NO_SLOT = MAX_SLOTS,
     LOOKS = 8,
@@ -90,68 +92,129 @@ static int has_arguments(Py_ssize_t found, Py_ssize_t wanted)
 /* ---- the publisher ------------------------------------------------------------------------------------------- */
 
 typedef struct {
+    PyObject_HEAD
+    PyObject *segment;
     uint8_t *ring;
-    int fd;
-    unsigned slot;
-    uint64_t words[3];
-} SlotCall;
+    unsigned long long epoch, next_sequence;
+    unsigned slots;
+    int newest;               /* -1 before the first frame */
+    uint8_t order[MAX_SLOTS]; /* from the oldest to the newest */
+} Writer;
 
-/* Reads (segment, slot, word, ...). */
-static int read_slot_call(SlotCall *call, PyObject *const *arguments, Py_ssize_t count, int words)
+static void move_to_end(Writer *self, uint8_t slot)
 {
-    if (!has_arguments(count, 2 + words) || (call->ring = segment_address(arguments[0])) == NULL ||
-        (call->fd = segment_fd(arguments[0])) < -1)
+    uint8_t *end = self->order + self->slots - 1, *at = memchr(self->order, slot, self->slots);
+    memmove(at, at + 1, (size_t)(end - at));
+    *end = slot;
+}
+
+static int claim_slot(Writer *self, int fd, unsigned slot, const char *description, size_t length)
+{
+    if (set_lock(fd, F_WRLCK, slot) < 0)
         return 0;
-    unsigned long slot = PyLong_AsUnsignedLong(arguments[1]);
-    for (int word = 0; word < words; word++)
-        call->words[word] = PyLong_AsUnsignedLongLong(arguments[2 + word]);
-    if (PyErr_Occurred())
-        return 0;
-    if (slot >= MAX_SLOTS) {
-        PyErr_Format(PyExc_ValueError, "a ring has no slot %lu", slot);
-        return 0;
-    }
-    call->slot = (unsigned)slot;
+    uint8_t *header = slot_header(self->ring, slot);
+    uint64_t *fields = (uint64_t *)(header + SLOT_FIELDS);
+    store64(header, 0);
+    fields[EPOCH] = self->epoch;
+    fields[SEQUENCE] = self->next_sequence;
+    memcpy(header + SLOT_DESCRIPTION, description, length);
     return 1;
 }
 
-static PyObject *claim(PyObject *module, PyObject *const *arguments, Py_ssize_t count)
+static PyObject *writer_claim(Writer *self, PyObject *described)
 {
-    SlotCall call;
-    (void)module;
-    if (!read_slot_call(&call, arguments, count, 2))
+    char *description;
+    Py_ssize_t length;
+    int fd = segment_fd(self->segment);
+    if (fd < -1 || PyBytes_AsStringAndSize(described, &description, &length) < 0)
         return NULL;
-    if (set_lock(call.fd, F_WRLCK, call.slot) < 0)
-        Py_RETURN_FALSE;
-    uint8_t *header = slot_header(call.ring, call.slot);
-    uint64_t *fields = (uint64_t *)(header + SLOT_FIELDS);
-    store64(header, 0);
-    fields[EPOCH] = call.words[0];
-    fields[SEQUENCE] = call.words[1];
-    Py_RETURN_TRUE;
+    if (length > SLOT_HEADER_BYTES - SLOT_DESCRIPTION) {
+        PyErr_SetString(PyExc_ValueError, "the description is longer than a slot's header");
+        return NULL;
+    }
+    if (self->newest >= 0)
+        move_to_end(self, (uint8_t)self->newest);
+    for (unsigned turn = 0; turn < 2 * self->slots; turn++) {
+        unsigned slot = self->order[turn < self->slots ? turn : 2 * self->slots - 1 - turn];
+        if ((int)slot != self->newest && claim_slot(self, fd, slot, description, (size_t)length))
+            return PyLong_FromLong(slot);
+    }
+    Py_RETURN_NONE;
 }
 
-static PyObject *publish(PyObject *module, PyObject *const *arguments, Py_ssize_t count)
+static PyObject *writer_publish(Writer *self, PyObject *const *arguments, Py_ssize_t count)
 {
-    SlotCall call;
-    (void)module;
-    if (!read_slot_call(&call, arguments, count, 3))
+    if (!has_arguments(count, 3))
         return NULL;
-    uint64_t sequence = call.words[0];
-    uint8_t *header = slot_header(call.ring, call.slot);
+    int fd = segment_fd(self->segment);
+    unsigned long slot = fd < -1 ? 0 : PyLong_AsUnsignedLong(arguments[0]);
+    uint64_t captured_ns = (uint64_t)PyLong_AsLongLong(arguments[1]);
+    uint64_t captured_wall_ns = PyErr_Occurred() ? 0 : (uint64_t)PyLong_AsLongLong(arguments[2]);
+    if (PyErr_Occurred())
+        return NULL;
+    if (slot >= self->slots) {
+        PyErr_Format(PyExc_ValueError, "the ring has no slot %lu", slot);
+        return NULL;
+    }
+    if (fd < 0) {
+        errno = EBADF;
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    uint8_t *header = slot_header(self->ring, (unsigned)slot);
     uint64_t *fields = (uint64_t *)(header + SLOT_FIELDS);
     int64_t published_ns = now_ns();
-    fields[CAPTURED_NS] = call.words[1];
-    fields[CAPTURED_WALL_NS] = call.words[2];
+    fields[CAPTURED_NS] = captured_ns;
+    fields[CAPTURED_WALL_NS] = captured_wall_ns;
     fields[PUBLISHED_NS] = (uint64_t)published_ns;
-    store64(header, sequence);
-    if (set_lock(call.fd, F_UNLCK, call.slot) < 0)
+    store64(header, self->next_sequence);
+    if (set_lock(fd, F_UNLCK, (unsigned)slot) < 0)
         return PyErr_SetFromErrno(PyExc_OSError);
-    store64(call.ring + TAIL, sequence << 8 | call.slot);
-    uint32_t *event = (uint32_t *)(call.ring + EVENT);
+    store64(self->ring + TAIL, self->next_sequence << 8 | slot);
+    uint32_t *event = (uint32_t *)(self->ring + EVENT);
     __atomic_store_n(event, *event + 1, __ATOMIC_RELEASE);
     syscall(SYS_futex, event, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+    self->next_sequence++;
+    self->newest = (int)slot;
     return PyLong_FromLongLong(published_ns);
+}
+
+static PyObject *writer_new(PyTypeObject *type, PyObject *arguments, PyObject *named)
+{
+    PyObject *segment;
+    unsigned slots;
+    unsigned long long epoch, next_sequence;
+    if (named != NULL || !PyArg_ParseTuple(arguments, "OIKK", &segment, &slots, &epoch, &next_sequence))
+        return NULL;
+    uint8_t *ring = segment_address(segment);
+    if (ring == NULL)
+        return NULL;
+    Writer *self = (Writer *)((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
+    if (self == NULL)
+        return NULL;
+    Py_INCREF(segment);
+    self->segment = segment;
+    self->ring = ring;
+    self->epoch = epoch;
+    self->next_sequence = next_sequence;
+    self->slots = slots < MAX_SLOTS ? slots : MAX_SLOTS;
+    for (unsigned slot = 0; slot < self->slots; slot++) { /* an insertion sort by sequence */
+        uint64_t sequence = load64(slot_header(ring, slot));
+        unsigned at = slot;
+        for (; at > 0 && load64(slot_header(ring, self->order[at - 1])) > sequence; at--)
+            self->order[at] = self->order[at - 1];
+        self->order[at] = (uint8_t)slot;
+    }
+    uint64_t tail = load64(ring + TAIL);
+    self->newest = tail >> 8 && (tail & 0xFF) < self->slots ? (int)(tail & 0xFF) : -1;
+    return (PyObject *)self;
+}
+
+static void writer_dealloc(Writer *self)
+{
+    PyObject *type = (PyObject *)Py_TYPE((PyObject *)self);
+    Py_XDECREF(self->segment);
+    PyObject_Free(self);
+    Py_DECREF(type);
 }
 
 /* ---- the subscriber ------------------------------------------------------------------------------------------ */
@@ -400,6 +463,28 @@ static void reader_dealloc(Reader *self)
 
 #define FAST(function) ((PyCFunction)(void (*)(void))(function))
 
+static PyMethodDef writer_methods[] = {
+    {"claim", (PyCFunction)writer_claim, METH_O, NULL},
+    {"publish", FAST(writer_publish), METH_FASTCALL, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyMemberDef writer_members[] = {
+    {"segment", T_OBJECT_EX, offsetof(Writer, segment), READONLY, NULL},
+    {"next_sequence", T_ULONGLONG, offsetof(Writer, next_sequence), READONLY, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyType_Slot writer_slots[] = {
+    {Py_tp_new, writer_new},
+    {Py_tp_dealloc, writer_dealloc},
+    {Py_tp_methods, writer_methods},
+    {Py_tp_members, writer_members},
+    {0, NULL},
+};
+
+static PyType_Spec writer_spec = {"framebus._native.Writer", sizeof(Writer), 0, Py_TPFLAGS_DEFAULT, writer_slots};
+
 static PyMethodDef reader_methods[] = {
     {"take", (PyCFunction)reader_take, METH_NOARGS, NULL},
     {"look", (PyCFunction)reader_look, METH_O, NULL},
@@ -444,35 +529,31 @@ static PyType_Slot lease_slots[] = {
 static PyType_Spec lease_spec = {
     "framebus._native.Lease", sizeof(Lease), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, lease_slots};
 
-static PyMethodDef functions[] = {
-    {"claim", FAST(claim), METH_FASTCALL, NULL},
-    {"publish", FAST(publish), METH_FASTCALL, NULL},
-    {NULL, NULL, 0, NULL},
-};
-
 static struct PyModuleDef definition = {
-    .m_base = PyModuleDef_HEAD_INIT, .m_name = "framebus._native", .m_size = -1, .m_methods = functions};
+    .m_base = PyModuleDef_HEAD_INIT, .m_name = "framebus._native", .m_size = -1};
 
 PyMODINIT_FUNC PyInit__native(void)
 {
     PyObject *module = PyModule_Create(&definition);
     if (module == NULL)
         return NULL;
-    PyObject *reader_type = PyType_FromSpec(&reader_spec);
+    PyObject *writer_type = PyType_FromSpec(&writer_spec), *reader_type = PyType_FromSpec(&reader_spec);
     lease_type = PyType_FromSpec(&lease_spec);
     fd_name = PyUnicode_InternFromString("fd");
     address_name = PyUnicode_InternFromString("address");
-    if (!reader_type || !lease_type || !fd_name || !address_name ||
-        PyModule_AddObjectRef(module, "Reader", reader_type) || PyModule_AddObjectRef(module, "Lease", lease_type) ||
+    if (!writer_type || !reader_type || !lease_type || !fd_name || !address_name ||
+        PyModule_AddObjectRef(module, "Writer", writer_type) || PyModule_AddObjectRef(module, "Reader", reader_type) || PyModule_AddObjectRef(module, "Lease", lease_type) ||
         PyModule_AddIntConstant(module, "TAIL", TAIL) || PyModule_AddIntConstant(module, "EVENT", EVENT) ||
         PyModule_AddIntConstant(module, "SLOT_TABLE", SLOT_TABLE) ||
         PyModule_AddIntConstant(module, "SLOT_HEADER_BYTES", SLOT_HEADER_BYTES) ||
         PyModule_AddIntConstant(module, "SLOT_FIELDS", SLOT_FIELDS) ||
+        PyModule_AddIntConstant(module, "SLOT_DESCRIPTION", SLOT_DESCRIPTION) ||
         PyModule_AddIntConstant(module, "MAX_SLOTS", MAX_SLOTS) ||
         PyModule_AddIntConstant(module, "LOCK_SLOTS", LOCK_SLOTS)) {
         Py_DECREF(module);
         return NULL;
     }
-    Py_XDECREF(reader_type);
+    Py_DECREF(writer_type);
+    Py_DECREF(reader_type);
     return module;
 }

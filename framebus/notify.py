@@ -22,22 +22,39 @@ from framebus.curve import CurveServer, Keys, check_endpoint
 from framebus.errors import UnprotectedEndpoint
 from framebus.outlet import MAX_DRAINED, Outlet
 from framebus.segment import companion_path
+from framebus.zmtp import FRAME_HEADER_BYTES, LocalOutlet, frame_header
 
 MAX_MESSAGE_BYTES: Final = 4096
 FIELDS: Final = 11
+LOOK_EVERY_NS: Final = 250_000_000
+"""How often the Unix socket is asked who has come, while nobody is about to: who is new may miss as much."""
 _ARRAY: Final = bytes([0x90 | FIELDS])
-_INT64: Final = 0xD3
-_TIMES: Final = struct.Struct(">BqBq")
+_UINT8, _UINT64, _INT64 = 0xCC, 0xCF, 0xD3
 
 
-def pack_format(shape: tuple[int, int, int], dtype: str, pixel_format: str) -> bytes:
-    """A notification's fields from height to pixel_format."""
-    return b"".join(map(msgpack.packb, (*shape, dtype, pixel_format)))
+def _topic(stream: str) -> bytes:
+    """What every notification of a stream begins with."""
+    content: bytes = msgpack.packb(stream)
+    return _ARRAY + content
 
 
 def socket_path(stream: str) -> Path:
     """Where a stream's notifications are bound."""
     return companion_path(stream, "sock")
+
+
+class Template:
+    """The notifications of frames of one format, packed but for what differs from frame to frame."""
+
+    def __init__(self, stream: str, epoch: int, shape: tuple[int, int, int], dtype: str, pixel_format: str) -> None:
+        head = _topic(stream) + bytes((_UINT64,)) + epoch.to_bytes(8, "big") + bytes((_UINT64,))
+        self.between = b"".join(map(msgpack.packb, (*shape, dtype, pixel_format))) + bytes((_INT64,))
+        """From the slot to the time of capture."""
+        fields = struct.Struct(f">{FRAME_HEADER_BYTES + len(head)}sQBB{len(self.between)}sqBq")
+        self.before = frame_header(fields.size - FRAME_HEADER_BYTES) + head
+        """From the frame's header to the sequence."""
+        self.pack = fields.pack
+        """Packs a whole frame of ZMTP."""
 
 
 class Notifier:
@@ -58,59 +75,62 @@ class Notifier:
         if endpoint is not None:
             check_endpoint(endpoint, protected=curve is not None)
         keys = Keys(curve) if curve is not None else None
-        self._head = _ARRAY + msgpack.packb(stream)
-        self._pack = msgpack.Packer().pack
-        self._prepared = b""
-        path = socket_path(stream)
-        self._outlets = [Outlet(f"ipc://{path}", path=path)]
+        self.listens = False
+        """Whether anybody subscribes, as far as is known."""
+        self.look_at_ns = 0
+        """When :meth:`look` is due, CLOCK_MONOTONIC."""
+        self._local = LocalOutlet(socket_path(stream), _topic(stream))
+        self._further: Outlet | None = None
         self.endpoint: str | None = None
         """Where the further endpoint was bound, with the port that was chosen for a ``*``."""
         if endpoint is not None:
             try:
-                self._outlets.append(Outlet(endpoint, keys=keys))
+                self._further = Outlet(endpoint, keys=keys)
             except BaseException:
                 self.close()
                 raise
-            self.endpoint = self._outlets[-1].bound
+            self.endpoint = self._further.bound
 
     @property
     def refused(self) -> int:
         """Handshakes with keys that are not allowed."""
-        return sum(outlet.refused for outlet in self._outlets)
+        return self._further.refused if self._further is not None else 0
 
-    def has_listeners(self) -> bool:
-        """Whether anybody subscribes, by the subscriptions that have come so far."""
-        listeners = False
-        for outlet in self._outlets:
-            listeners = outlet.has_listeners() or listeners
-        return listeners
-
-    def prepare(self, epoch: int, sequence: int, slot: int, packed_format: bytes) -> None:
-        """Pack all of the next notification but its two times, if anybody listens.
+    def look(self, now_ns: int) -> None:
+        """See who has come and gone; never waits.
 
         Args:
-            epoch: The publisher's epoch.
+            now_ns: The time, CLOCK_MONOTONIC.
+        """
+        self.listens = self._local.has_listeners()
+        if self._further is not None:
+            self.listens = self._further.has_listeners() or self.listens
+        is_settled = self._local.is_settled and self._further is None
+        self.look_at_ns = now_ns + LOOK_EVERY_NS if is_settled else now_ns
+
+    def notify(self, template: Template, sequence: int, slot: int, captured_ns: int, published_ns: int) -> None:
+        """Tell all who listen of a frame, without waiting.
+
+        Args:
+            template: The notifications of frames of its format.
             sequence: The frame's sequence.
             slot: The frame's slot.
-            packed_format: What :func:`pack_format` made of its format.
+            captured_ns: Time of capture, CLOCK_MONOTONIC.
+            published_ns: Time of publication, CLOCK_MONOTONIC.
         """
-        if self.has_listeners():
-            pack = self._pack
-            self._prepared = self._head + pack(epoch) + pack(sequence) + pack(slot) + packed_format
-        else:
-            self._prepared = b""
-
-    def notify(self, captured_ns: int, published_ns: int) -> None:
-        """Send the prepared notification to all who listen, without waiting; nothing is sent while nobody does."""
-        if self._prepared:
-            message = self._prepared + _TIMES.pack(_INT64, captured_ns, _INT64, published_ns)
-            for outlet in self._outlets:
-                outlet.send(message)
+        content = template.pack(
+            template.before, sequence, _UINT8, slot, template.between, captured_ns, _INT64, published_ns
+        )
+        for connection in self._local.listening:
+            connection.send(content)
+        if self._further is not None:
+            self._further.send(content[FRAME_HEADER_BYTES:])
 
     def close(self) -> None:
         """Close the sockets and remove the path."""
-        for outlet in self._outlets:
-            outlet.close()
+        self._local.close()
+        if self._further is not None:
+            self._further.close()
 
 
 class Listener:

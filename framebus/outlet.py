@@ -1,9 +1,9 @@
-"""One ZeroMQ endpoint on which a publisher's notifications go out, and who listens there.
+"""A ZeroMQ endpoint on which a publisher's notifications go out besides its Unix socket, and who listens there.
 
 Each has a socket and a context of its own: keys are a socket's, who knows them is a context's, and what is flooded can
 be closed to its last thread without the others.
 
-Sources: zmq_socket(3), ZMQ_XPUB; zmq_ipc(7), zmq_tcp(7); zmq_setsockopt(3), ZMQ_MAXMSGSIZE, ZMQ_FD.
+Sources: zmq_socket(3), ZMQ_XPUB; zmq_tcp(7); zmq_setsockopt(3), ZMQ_MAXMSGSIZE, ZMQ_FD.
 """
 
 from __future__ import annotations
@@ -11,15 +11,12 @@ from __future__ import annotations
 import contextlib
 import select
 import time
-from pathlib import Path
 from typing import Final
 
 import zmq
 
 from framebus.curve import Doorkeeper, Keys
-from framebus.segment import denied, no_room
 
-SOCKET_MODE: Final = 0o660
 MAX_HANDSHAKE_BYTES: Final = 256
 """Enough for ZMTP's greeting and a subscription to everything, which is all that a subscriber sends."""
 MAX_CURVE_HANDSHAKE_BYTES: Final = 1024
@@ -34,17 +31,14 @@ OPEN_AGAIN_AFTER_S: Final = 1.0
 class Outlet:
     """An endpoint, bound until it is closed."""
 
-    def __init__(self, endpoint: str, *, path: Path | None = None, keys: Keys | None = None) -> None:
+    def __init__(self, endpoint: str, *, keys: Keys | None = None) -> None:
         """Bind it.
 
         Args:
             endpoint: Where, in ZeroMQ's words.
-            path: The Unix socket's file, which takes the place of what its name was before.
             keys: Who may listen; ``None`` for all who can connect.
 
         Raises:
-            PermissionDenied: ``path`` belongs to another user.
-            NotEnoughSharedMemory: /dev/shm has no room for one more file.
             OSError: The endpoint cannot be bound.
         """
         self.bound = endpoint
@@ -52,7 +46,6 @@ class Outlet:
         self.reopened = 0
         """Times it was closed and bound anew because somebody flooded it with subscriptions."""
         self._endpoint = endpoint
-        self._path = path
         self._keys = keys
         self._refused_before = 0
         self._open_again_at_s = 0.0
@@ -87,11 +80,8 @@ class Outlet:
             self._socket.send(message, zmq.NOBLOCK)
 
     def close(self) -> None:
-        """Close the socket and remove its path."""
+        """Close the socket."""
         self._close_socket()
-        if self._path is not None:
-            with contextlib.suppress(PermissionError):
-                self._path.unlink(missing_ok=True)
 
     def _open(self) -> None:
         self._listeners = 0
@@ -118,18 +108,10 @@ class Outlet:
         if self._keys is not None:
             self._doorkeeper = Doorkeeper(self._context, self._keys)
             self._keys.protect(socket)
-        if self._path is not None:
-            try:
-                self._path.unlink(missing_ok=True)
-            except PermissionError as error:
-                raise denied(self._path, error) from None
         try:
             socket.bind(self._endpoint)
-            if self._path is not None:
-                self._path.chmod(SOCKET_MODE)
         except zmq.ZMQError as error:
-            fault = OSError(error.errno, f"{self._path or self._endpoint} cannot be bound: {error.strerror}")
-            raise no_room(fault, 0, "the notification socket") or fault from None
+            raise OSError(error.errno, f"{self._endpoint} cannot be bound: {error.strerror}") from None
         self.bound = socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
 
     def _take_subscriptions(self, socket: zmq.Socket[bytes]) -> None:
@@ -173,4 +155,4 @@ class Outlet:
         self._socket = None
         self._poll = select.poll().poll  # nothing comes any more, and the old descriptor's number may be another's
         self._listeners = 0
-        self._context.term()  # waits for the end of the listening thread, which would else take a new one's path away
+        self._context.term()  # waits for the end of the listening thread

@@ -32,7 +32,6 @@ import os
 import secrets
 import time
 from importlib import import_module
-from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 import msgpack
@@ -47,7 +46,6 @@ from framebus.layout import (
     METADATA_BYTES,
     OPEN,
     PAGE_BYTES,
-    SLOT_DESCRIPTION,
     STATE,
     SUPERSEDED,
     Geometry,
@@ -61,8 +59,6 @@ LIVE_WRITE: Final = shm.write_lock(LOCK_LIVE)
 LIVE_PROBE: Final = shm.read_lock(LOCK_LIVE)
 
 STATE_WORD: Final = STATE // 4
-METADATA_BYTES_WORD32: Final = METADATA_BYTES // 4
-"""From ``seq[i]`` to metadata_bytes."""
 PURE: Final = "FRAMEBUS_PURE"
 """Environment variable that asks for plain Python where the compiled steps are there too."""
 
@@ -150,18 +146,15 @@ class PublisherRing:
         self._use(segment, first_sequence)
 
     def _use(self, segment: Segment, next_sequence: int) -> None:
-        self.segment = segment
-        self.next_sequence = next_sequence
-        self._descriptions = [b""] * self.geometry.slots
         words = segment.words
-        self._order = sorted(range(self.geometry.slots), key=lambda slot: words[SEQ_WORDS[slot]])
-        newest = self._order[-1]
+        newest = max(range(self.geometry.slots), key=lambda slot: words[SEQ_WORDS[slot]])
         if words[SEQ_WORDS[newest]] > words[TAIL_WORD] >> 8:
             # Its publisher died between the steps 5 and 7. Left so, the slot could be claimed as an old one, and the
             # sequence, which may have been seen, would be given again after one more death.
             words[TAIL_WORD] = words[SEQ_WORDS[newest]] << 8 | newest
-        tail = words[TAIL_WORD]
-        self._newest = tail & 0xFF if tail >> 8 else -1
+        self.segment = segment
+        self.writer = steps.Writer(segment, self.geometry.slots, self.epoch, next_sequence)
+        """What claims and publishes the slots, and knows the next sequence."""
 
     def replace(self, stream: str) -> None:
         """Go on in a new ring file, because the slots of this one are held by somebody who does not let go.
@@ -170,61 +163,20 @@ class PublisherRing:
             NotEnoughSharedMemory: There is no room for a second ring.
         """
         old = self.segment
-        self._create(stream, self.next_sequence)
+        self._create(stream, self.writer.next_sequence)
         _supersede(old)
         old.unlock(shm.unlock(LOCK_LIVE))
 
-    def claim(self) -> int | None:
-        """Write-lock the oldest slot that is free and not the newest; ``None`` when there is none.
-
-        A subscriber may move its lease from a slot that could not be locked to one that is yet to be tried, so that
-        each is held when its turn comes, though one was free all the time. Leases move to newer frames only: the second
-        pass, from new to old, meets each of them once at most, and finds a slot whenever admission leaves one.
-        """
-        segment = self.segment
-        if self._newest != self._order[-1] and self._newest >= 0:
-            self._order.remove(self._newest)
-            self._order.append(self._newest)
-        for slot in chain(self._order, reversed(self._order)):
-            if slot != self._newest and steps.claim(segment, slot, self.epoch, self.next_sequence):
-                return slot
-        return None
-
-    def prepare(self, slot: int, description: bytes) -> None:
-        """Write what is known of a claimed slot's header before its pixels are.
+    def write_metadata(self, slot: int, metadata: bytes) -> None:
+        """Put metadata into a claimed slot.
 
         Args:
-            slot: What :meth:`claim` returned.
-            description: The header's bytes from height on, of :func:`framebus.layout.describe`.
-        """
-        if self._descriptions[slot] is not description:
-            self._descriptions[slot] = description
-            start = SEQ_WORDS[slot] * 8 + SLOT_DESCRIPTION
-            self.segment.buffer[start : start + len(description)] = description
-
-    def commit(self, slot: int, captured_ns: int, captured_wall_ns: int, metadata: bytes) -> int:
-        """Publish a prepared slot, in the steps of the module's text, and wake who sleeps.
-
-        Args:
-            slot: What :meth:`claim` returned; its pixels are written.
-            captured_ns: Time of capture, CLOCK_MONOTONIC, as an unsigned word.
-            captured_wall_ns: Time of capture since 1970, as an unsigned word.
+            slot: What the writer's ``claim`` returned.
             metadata: A msgpack map that fits the slot's header.
-
-        Returns:
-            Time of publication, CLOCK_MONOTONIC in ns.
         """
-        segment, sequence = self.segment, self.next_sequence
-        if metadata:
-            seq = SEQ_WORDS[slot]
-            start = seq * 8 + METADATA
-            segment.buffer[start : start + len(metadata)] = metadata
-            segment.words32[seq * 2 + METADATA_BYTES_WORD32] = len(metadata)
-            self._descriptions[slot] = b""
-        published_ns = steps.publish(segment, slot, sequence, captured_ns, captured_wall_ns)
-        self.next_sequence = sequence + 1
-        self._newest = slot
-        return published_ns
+        start = SEQ_WORDS[slot] * 8
+        self.segment.buffer[start + METADATA : start + METADATA + len(metadata)] = metadata
+        self.segment.words32[(start + METADATA_BYTES) // 4] = len(metadata)
 
     def abandon(self, slot: int) -> None:
         """Give a claimed slot back; nobody sees what was written."""

@@ -7,8 +7,11 @@ and in which order they must come.
 
 from __future__ import annotations
 
+import errno
 import time
 from collections import deque
+from itertools import chain
+from operator import index
 from typing import Any, Final
 
 from framebus import segment as shm
@@ -16,6 +19,7 @@ from framebus.layout import (
     EVENT,
     LOCK_SLOTS,
     MAX_SLOTS,
+    SLOT_DESCRIPTION,
     SLOT_FIELDS,
     SLOT_HEADER_BYTES,
     SLOT_TABLE,
@@ -41,57 +45,104 @@ LOOKS: Final = 8
 """How often a subscriber looks again at once before it waits for the next event."""
 
 
-def claim(segment: Segment, slot: int, epoch: int, sequence: int) -> bool:
-    """Write-lock a slot if nobody holds it, and begin its header.
-
-    Args:
-        segment: The ring.
-        slot: Its slot.
-        epoch: The publisher's epoch.
-        sequence: The sequence that the frame will have.
-
-    Returns:
-        Whether the slot is the publisher's now.
-    """
-    if not segment.try_lock(LOCK_WRITE[slot]):
-        return False
-    words, seq = segment.words, SEQ_WORDS[slot]
-    words[seq] = 0
-    words[seq + EPOCH_WORD] = epoch
-    words[seq + EPOCH_WORD + 1] = sequence
-    return True
-
-
-def publish(segment: Segment, slot: int, sequence: int, captured_ns: int, captured_wall_ns: int) -> int:
-    """Finish a claimed slot's header, let readers in, and wake who sleeps.
-
-    Args:
-        segment: The ring.
-        slot: Its slot; the pixels and the rest of the header are written.
-        sequence: The frame's sequence.
-        captured_ns: Time of capture, CLOCK_MONOTONIC, as an unsigned word.
-        captured_wall_ns: Time of capture since 1970, as an unsigned word.
-
-    Returns:
-        Time of publication, CLOCK_MONOTONIC in ns.
-    """
-    words, seq = segment.words, SEQ_WORDS[slot]
-    published_ns = time.monotonic_ns()
-    words[seq + CAPTURED_WORD] = captured_ns
-    words[seq + CAPTURED_WORD + 1] = captured_wall_ns
-    words[seq + CAPTURED_WORD + 2] = published_ns
-    words[seq] = sequence
-    segment.unlock(UNLOCK[slot])
-    words[TAIL_WORD] = sequence << 8 | slot
-    raise_event(segment)
-    return published_ns
-
-
 def raise_event(segment: Segment) -> None:
     """Change the event word and wake all who sleep on it."""
     words32 = segment.words32
     words32[EVENT_WORD] = (words32[EVENT_WORD] + 1) & 0xFFFFFFFF
     wake_all(segment.address + EVENT)
+
+
+def _word(signed: int) -> int:
+    return int.from_bytes(index(signed).to_bytes(8, signed=True))
+
+
+class Writer:
+    """Claims and publishes the slots of one ring."""
+
+    def __init__(self, segment: Segment, slots: int, epoch: int, next_sequence: int) -> None:
+        """Claim nothing yet.
+
+        Args:
+            segment: The ring. Its ``tail`` tells of its newest frame.
+            slots: Number of its slots.
+            epoch: The publisher's epoch.
+            next_sequence: The sequence of the next frame.
+        """
+        self.segment = segment
+        """The ring."""
+        self.next_sequence = next_sequence
+        """Sequence that the next frame will have."""
+        self._epoch = epoch
+        words = segment.words
+        self._order = sorted(range(slots), key=lambda slot: words[SEQ_WORDS[slot]])
+        tail = words[TAIL_WORD]
+        self._newest = tail & 0xFF if tail >> 8 else -1
+
+    def claim(self, description: bytes) -> int | None:
+        """Write-lock the oldest slot that is free and not the newest, and write what is known of its header.
+
+        A subscriber may move its lease from a slot that could not be locked to one that is yet to be tried, so that
+        each is held when its turn comes, though one was free all the time. Leases move to newer frames only: the second
+        pass, from new to old, meets each of them once at most, and finds a slot whenever admission leaves one.
+
+        Args:
+            description: The header's bytes from height on, of :func:`framebus.layout.describe`.
+
+        Returns:
+            The slot; ``None`` when there is none.
+        """
+        if self._newest >= 0 and self._newest != self._order[-1]:
+            self._order.remove(self._newest)
+            self._order.append(self._newest)
+        for slot in chain(self._order, reversed(self._order)):
+            if slot != self._newest and self._claim(slot, description):
+                return slot
+        return None
+
+    def publish(self, slot: int, captured_ns: int, captured_wall_ns: int) -> int:
+        """Finish a claimed slot's header, let readers in, and wake who sleeps.
+
+        Args:
+            slot: What :meth:`claim` returned; its pixels are written.
+            captured_ns: Time of capture, CLOCK_MONOTONIC.
+            captured_wall_ns: Time of capture since 1970.
+
+        Returns:
+            Time of publication, CLOCK_MONOTONIC in ns.
+
+        Raises:
+            OSError: The segment is the parent's, or was closed. As with the others, nothing was written.
+            OverflowError: A time is no signed 64-bit number.
+            TypeError: A time is no integer.
+        """
+        segment, sequence = self.segment, self.next_sequence
+        if segment.fd < 0:
+            raise OSError(errno.EBADF, "the ring is closed")
+        captured, captured_wall = _word(captured_ns), _word(captured_wall_ns)
+        words, seq = segment.words, SEQ_WORDS[slot]
+        published_ns = time.monotonic_ns()
+        words[seq + CAPTURED_WORD] = captured
+        words[seq + CAPTURED_WORD + 1] = captured_wall
+        words[seq + CAPTURED_WORD + 2] = published_ns
+        words[seq] = sequence
+        segment.unlock(UNLOCK[slot])
+        words[TAIL_WORD] = sequence << 8 | slot
+        raise_event(segment)
+        self.next_sequence = sequence + 1
+        self._newest = slot
+        return published_ns
+
+    def _claim(self, slot: int, description: bytes) -> bool:
+        segment = self.segment
+        if segment.fd < 0 or not segment.try_lock(LOCK_WRITE[slot]):
+            return False
+        words, seq = segment.words, SEQ_WORDS[slot]
+        words[seq] = 0
+        words[seq + EPOCH_WORD] = self._epoch
+        words[seq + EPOCH_WORD + 1] = self.next_sequence
+        start = seq * 8 + SLOT_DESCRIPTION
+        segment.buffer[start : start + len(description)] = description
+        return True
 
 
 class Lease:

@@ -11,6 +11,8 @@ import zmq
 import zmq.auth
 from zmq.utils.monitor import parse_monitor_message
 
+from framebus.notify import Notifier
+
 
 def wait_until(condition: Callable[[], bool], step: Callable[[], object] = lambda: None) -> None:
     """Wait until the condition holds, doing the step again and again."""
@@ -19,6 +21,12 @@ def wait_until(condition: Callable[[], bool], step: Callable[[], object] = lambd
         assert time.monotonic() < deadline_s
         step()
         time.sleep(0.005)
+
+
+def listens(notifier: Notifier) -> bool:
+    """Whether anybody subscribes now."""
+    notifier.look(0)
+    return notifier.listens
 
 
 def use_keys(socket: zmq.Socket[bytes], server_key: Path | None, own_key: Path | None) -> None:
@@ -31,10 +39,13 @@ def use_keys(socket: zmq.Socket[bytes], server_key: Path | None, own_key: Path |
 class PlainListener:
     """A SUB socket, with keys if they are given: the publisher's public one, and its own of both kinds."""
 
-    def __init__(self, endpoint: str, server_key: Path | None = None, own_key: Path | None = None) -> None:
+    def __init__(
+        self, endpoint: str, server_key: Path | None = None, own_key: Path | None = None, heartbeat_ms: int = 0
+    ) -> None:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.SUB)
         self._socket.set(zmq.LINGER, 0)
+        self._socket.set(zmq.HEARTBEAT_IVL, heartbeat_ms)
         use_keys(self._socket, server_key, own_key)
         self._monitor = self._socket.get_monitor_socket(zmq.EVENT_ALL)
         self.events: set[int] = set()

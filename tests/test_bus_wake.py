@@ -20,6 +20,7 @@ from framebus.directory import inspect
 from framebus.layout import MAX_METADATA_BYTES
 from framebus.notify import Listener
 from framebus.ring import SubscriberRing
+from tests.listeners import listens
 from tests.support import Program, publish
 
 SMALL = FrameFormat(4, 6)
@@ -112,7 +113,7 @@ def open_waiters(stream: str, publisher: Publisher, waiters: list[Waiter], wake:
     """Subscribe in each mode; all have seen a frame, and the publisher knows who listens."""
     waiters += [Waiter(Subscriber(stream, mode=mode, wake=wake, max_leases=1)) for mode in modes]
     if wake == "zmq":
-        wait_until(publisher._notifier.has_listeners)
+        wait_until(lambda: listens(publisher._notifier))
     first = [waiter.receive() for waiter in waiters]
     assert publish(publisher) == 1
     assert [answer() for answer in first] == [1] * len(waiters)
@@ -165,7 +166,7 @@ def test_who_waits_in_vain_sleeps(stream: str, wake: Wake) -> None:
 def test_what_a_dead_publisher_did_not_tell_the_next_one_tells(
     stream: str, wake: Wake, point: str, start_program: Start, waiters: list[Waiter], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    program = start_program("publish", stream, "4", "6", "8")
+    program = start_program("publish", stream, "4", "6", "8", point)
     assert program.read() == "open"
     waiter = Waiter(Subscriber(stream, wake=wake, gone_after_s=None))
     waiters.append(waiter)
@@ -176,7 +177,7 @@ def test_what_a_dead_publisher_did_not_tell_the_next_one_tells(
         end_the_tick(monkeypatch)
     answer = waiter.receive()
     time.sleep(ASLEEP_AFTER_S)
-    program.send(f"die {point}")
+    program.send("die")
     assert program.process.wait(PATIENCE_S) == -9
     with Publisher(stream, SMALL, slots=8) as publisher:
         assert publisher.statistics.adopted

@@ -7,21 +7,18 @@ import pytest
 import zmq
 
 from framebus.errors import UnprotectedEndpoint
-from framebus.notify import Listener, Notifier, pack_format, socket_path
-from tests.listeners import PlainListener, wait_until
-
-FORMAT = pack_format((2, 3, 1), "|u1", "gray")
+from framebus.notify import Listener, Notifier, Template, socket_path
+from tests.listeners import PlainListener, listens, wait_until
 
 
-def notify(notifier: Notifier, sequence: int) -> None:
-    notifier.prepare(1, sequence, 0, FORMAT)
-    notifier.notify(10, 20)
+def notify(notifier: Notifier, stream: str, sequence: int) -> None:
+    notifier.notify(Template(stream, 1, (2, 3, 1), "|u1", "gray"), sequence, 0, 10, 20)
 
 
 def test_a_hint_arrives_and_the_descriptor_tells_of_it(stream: str) -> None:
     notifier, listener = Notifier(stream), Listener(stream)
-    wait_until(notifier.has_listeners)
-    notify(notifier, 1)
+    wait_until(lambda: listens(notifier))
+    notify(notifier, stream, 1)
     poller = zmq.Poller()
     poller.register(listener.fileno(), zmq.POLLIN)
     assert poller.poll(10_000)
@@ -29,7 +26,7 @@ def test_a_hint_arrives_and_the_descriptor_tells_of_it(stream: str) -> None:
     listener.drain()
     assert listener.rejected == 0
     listener.close()
-    wait_until(lambda: not notifier.has_listeners())
+    wait_until(lambda: not listens(notifier))
     notifier.close()
 
 
@@ -37,8 +34,8 @@ def test_other_languages_read_one_msgpack_part(stream: str) -> None:
     notifier = Notifier(stream, "tcp://127.0.0.1:*")
     assert notifier.endpoint is not None
     listener = PlainListener(notifier.endpoint)
-    wait_until(notifier.has_listeners)
-    notify(notifier, 9)
+    wait_until(lambda: listens(notifier))
+    notify(notifier, stream, 9)
     assert msgpack.unpackb(listener.take(10_000)) == [stream, 1, 9, 0, 2, 3, 1, "|u1", "gray", 10, 20]
     listener.close()
     notifier.close()

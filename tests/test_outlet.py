@@ -1,32 +1,15 @@
-"""An endpoint of notifications: what it makes, what it removes, and floods."""
+"""A further endpoint of notifications: floods, and what it leaves."""
 
 from __future__ import annotations
 
 import os
-import stat
-from pathlib import Path
 
 import pytest
 import zmq
 
 from framebus import outlet as outlet_module
-from framebus.notify import socket_path
 from framebus.outlet import Outlet
 from tests.listeners import Flood, PlainListener, wait_until
-
-
-def open_on(path: Path) -> Outlet:
-    return Outlet(f"ipc://{path}", path=path)
-
-
-def test_the_socket_is_for_the_group_and_is_removed(stream: str) -> None:
-    path = socket_path(stream)
-    path.write_bytes(b"left by one that was killed")
-    outlet = open_on(path)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o660
-    assert stat.S_ISSOCK(path.stat().st_mode)
-    outlet.close()
-    assert not path.exists()
 
 
 def flood_until_reopened(outlet: Outlet) -> None:
@@ -41,21 +24,19 @@ def flood_until_reopened(outlet: Outlet) -> None:
     flood.close()
 
 
-def test_a_flooded_endpoint_is_bound_anew_and_serves_who_asks_for_all(
-    stream: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_flooded_endpoint_is_bound_anew_and_serves_who_asks_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outlet_module, "MAX_ODD_SUBSCRIPTIONS", 200)
-    for outlet in (open_on(socket_path(stream)), Outlet("tcp://127.0.0.1:*")):
-        flood_until_reopened(outlet)
-        listener = PlainListener(outlet.bound)
-        wait_until(outlet.has_listeners)
-        outlet.send(b"hello")
-        assert listener.take(10_000) == b"hello"
-        listener.close()
-        outlet.close()
+    outlet = Outlet("tcp://127.0.0.1:*")
+    flood_until_reopened(outlet)
+    listener = PlainListener(outlet.bound)
+    wait_until(outlet.has_listeners)
+    outlet.send(b"hello")
+    assert listener.take(10_000) == b"hello"
+    listener.close()
+    outlet.close()
 
 
-def test_who_takes_the_place_of_a_flooded_endpoint_ends_nothing(stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_takes_the_place_of_a_flooded_endpoint_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outlet_module, "MAX_ODD_SUBSCRIPTIONS", 200)
     monkeypatch.setattr(outlet_module, "OPEN_AGAIN_AFTER_S", 0.0)
     outlet = Outlet("tcp://127.0.0.1:*")
@@ -81,11 +62,11 @@ def test_who_takes_the_place_of_a_flooded_endpoint_ends_nothing(stream: str, mon
     outlet.close()
 
 
-def test_closing_leaves_no_descriptor(stream: str) -> None:
-    open_on(socket_path(stream)).close()
+def test_closing_leaves_no_descriptor() -> None:
+    Outlet("tcp://127.0.0.1:*").close()
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(5):
-        open_on(socket_path(stream)).close()
+        Outlet("tcp://127.0.0.1:*").close()
         with pytest.raises(OSError, match="cannot be bound"):
             Outlet("tcp://256.0.0.1:1")
     assert len(os.listdir("/proc/self/fd")) == before

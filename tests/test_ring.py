@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from framebus import ring
+from framebus import ring, steps
 from framebus import segment as shm
 from framebus.errors import StreamNotFound
 from framebus.layout import EVENT, SLOT_FIELDS, TAIL, Geometry, describe
@@ -27,16 +27,27 @@ def publisher(stream: str) -> Iterator[PublisherRing]:
     opened.close(unlink=True)
 
 
+def claim(publisher: PublisherRing) -> int | None:
+    return publisher.writer.claim(DESCRIPTION)
+
+
 def publish(publisher: PublisherRing) -> int:
-    slot = publisher.claim()
+    slot = claim(publisher)
     assert slot is not None
     return commit(publisher, slot)
 
 
 def commit(publisher: PublisherRing, slot: int) -> int:
-    publisher.prepare(slot, DESCRIPTION)
-    publisher.commit(slot, 10, 20, b"")
-    return publisher.next_sequence - 1
+    publisher.writer.publish(slot, 10, 20)
+    return publisher.writer.next_sequence - 1
+
+
+def hold_all_but(publisher: PublisherRing, free: int) -> shm.Segment:
+    """Lease all other slots, with a descriptor that keeps them until it is closed."""
+    holder = shm.attach(publisher.segment.name)
+    for slot in range(publisher.geometry.slots):
+        assert slot == free or holder.try_lock(LOCK_READ[slot])
+    return holder
 
 
 def test_words_are_where_the_layout_says() -> None:
@@ -58,7 +69,7 @@ def test_a_published_frame_is_leased_once(stream: str, publisher: PublisherRing)
 def test_a_claimed_slot_is_unreadable_until_it_is_published(stream: str, publisher: PublisherRing) -> None:
     publish(publisher)
     subscriber = SubscriberRing(stream)
-    slot = publisher.claim()
+    slot = claim(publisher)
     assert slot is not None
     assert not subscriber.segment.try_lock(LOCK_READ[slot])
     assert publisher.segment.words[SEQ_WORDS[slot]] == 0
@@ -72,7 +83,7 @@ def test_the_newest_slot_is_never_claimed(publisher: PublisherRing) -> None:
     for _ in range(20):
         publish(publisher)
         newest = publisher.segment.words[TAIL_WORD] & 0xFF
-        slot = publisher.claim()
+        slot = claim(publisher)
         assert slot != newest
         assert slot is not None
         publisher.abandon(slot)
@@ -88,7 +99,7 @@ def test_a_leased_slot_is_not_claimed_until_the_last_view_goes(stream: str, publ
     del lease
     claimed = set()
     for _ in range(8):
-        slot = publisher.claim()
+        slot = claim(publisher)
         assert slot is not None
         claimed.add(slot)
         commit(publisher, slot)
@@ -109,9 +120,9 @@ def test_no_free_slot_is_none(stream: str, publisher: PublisherRing) -> None:
         if len(leases) == 3:
             break
     assert publish(publisher) == 4
-    assert publisher.claim() is None
+    assert claim(publisher) is None
     leases.pop()
-    assert publisher.claim() is not None
+    assert claim(publisher) is not None
 
 
 def test_following_takes_all_in_order_and_newest_skips(stream: str, publisher: PublisherRing) -> None:
@@ -142,7 +153,7 @@ def test_a_slot_rewritten_between_look_and_lock_is_not_taken_for_the_old_frame(
     assert subscriber.take() is None
     assert subscriber.reader.overruns == LOOKS
     assert not publisher.segment.is_locked(shm.write_lock((1 << 40) + 256 + slot))
-    claimed = publisher.claim()
+    claimed = claim(publisher)
     assert claimed is not None
     publisher.segment.words[TAIL_WORD] = 100 << 8 | claimed
     assert subscriber.take() is None
@@ -197,7 +208,7 @@ def test_the_next_publisher_adopts_ring_and_sequence(stream: str, publisher: Pub
 
 def test_a_death_in_the_middle_of_the_pixels_leaves_an_unreadable_slot(stream: str, publisher: PublisherRing) -> None:
     publish(publisher)
-    slot = publisher.claim()
+    slot = claim(publisher)
     assert slot is not None
     publisher.segment.close()
     adopter = PublisherRing(stream, publisher.geometry)
@@ -212,7 +223,7 @@ def test_a_death_in_the_middle_of_the_pixels_leaves_an_unreadable_slot(stream: s
 
 def test_a_death_between_the_slot_and_the_tail_wastes_no_sequence(stream: str, publisher: PublisherRing) -> None:
     publish(publisher)
-    slot = publisher.claim()
+    slot = claim(publisher)
     assert slot is not None
     tail = publisher.segment.words[TAIL_WORD]
     commit(publisher, slot)
@@ -229,8 +240,9 @@ def test_an_adopter_spares_the_newest_slot(stream: str, publisher: PublisherRing
     newest = publisher.segment.words[TAIL_WORD] & 0xFF
     publisher.segment.close()
     adopter = PublisherRing(stream, publisher.geometry)
-    adopter._order = [newest]  # as if the others were held
-    assert adopter.claim() is None
+    others = hold_all_but(adopter, newest)
+    assert claim(adopter) is None
+    others.close()
     adopter.close(unlink=True)
 
 
@@ -309,9 +321,10 @@ def test_an_adopter_finishes_the_tail_so_that_no_sequence_is_given_twice(stream:
     lease = subscriber.take()
     assert lease is not None
     assert lease.header.sequence == 3
-    first._order = [lease.slot]  # as if the others were held
+    others = hold_all_but(first, lease.slot)
     del lease
-    assert first.claim() is None
+    assert claim(first) is None
+    others.close()
     first.segment.close()
     second = PublisherRing(stream, publisher.geometry)
     assert publish(second) == 4
@@ -321,17 +334,18 @@ def test_an_adopter_finishes_the_tail_so_that_no_sequence_is_given_twice(stream:
 def test_a_lease_that_moves_on_during_a_claim_does_not_hide_the_free_slot(
     stream: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(ring, "steps", steps)  # nothing can come between two locks of the compiled ones
     publisher = PublisherRing(stream, Geometry.for_frames(3, 6))
     subscriber = SubscriberRing(stream, every=True)
     publish(publisher)
     lease = subscriber.take()
     publish(publisher)
     publish(publisher)
-    claim = ring.steps.claim
+    claim_slot = steps.Writer._claim
 
-    def interrupted(segment: shm.Segment, slot: int, epoch: int, sequence: int) -> bool:
+    def interrupted(writer: steps.Writer, slot: int, description: bytes) -> bool:
         nonlocal lease
-        claimed = claim(segment, slot, epoch, sequence)
+        claimed = claim_slot(writer, slot, description)
         if lease is not None and lease.header.sequence == 1:
             assert not claimed
             lease = None
@@ -339,8 +353,8 @@ def test_a_lease_that_moves_on_during_a_claim_does_not_hide_the_free_slot(
         return claimed
 
     with monkeypatch.context() as patch:
-        patch.setattr(ring.steps, "claim", interrupted)
-        assert publisher.claim() is not None
+        patch.setattr(steps.Writer, "_claim", interrupted)
+        assert claim(publisher) is not None
     assert lease is not None
     assert lease.header.sequence == 2
     publisher.close(unlink=True)

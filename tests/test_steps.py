@@ -23,16 +23,24 @@ def publisher(stream: str) -> Iterator[PublisherRing]:
 
 
 def publish(publisher: PublisherRing, typestr: str) -> None:
-    slot = publisher.claim()
+    slot = publisher.writer.claim(describe(SHAPE, typestr, "bgr"))
     assert slot is not None
-    publisher.prepare(slot, describe(SHAPE, typestr, "bgr"))
-    publisher.commit(slot, 10, 20, b"")
+    publisher.writer.publish(slot, 10, 20)
 
 
 @pytest.mark.usefixtures("compiled_steps")
 def test_the_compiled_steps_know_the_same_bytes() -> None:
     native = importlib.import_module("framebus._native")
-    names = ("TAIL", "EVENT", "SLOT_TABLE", "SLOT_HEADER_BYTES", "SLOT_FIELDS", "MAX_SLOTS", "LOCK_SLOTS")
+    names = (
+        "TAIL",
+        "EVENT",
+        "SLOT_TABLE",
+        "SLOT_HEADER_BYTES",
+        "SLOT_FIELDS",
+        "SLOT_DESCRIPTION",
+        "MAX_SLOTS",
+        "LOCK_SLOTS",
+    )
     assert {name: getattr(native, name) for name in names} == {name: getattr(layout, name) for name in names}
 
 

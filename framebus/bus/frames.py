@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from time import time_ns
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import msgpack
 import numpy as np
@@ -18,7 +18,6 @@ from framebus.ring import read_metadata
 from framebus.steps import Lease
 
 Pixels = npt.NDArray[Any]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +88,15 @@ class Loan:
         self,
         pixels: Pixels,
         frame_format: FrameFormat,
+        now_ns: int,
         publish: Callable[[Loan], int],
         abandon: Callable[[Loan], None],
     ) -> None:
         self.format = frame_format
         """What the pixels are."""
-        self.captured_ns = time.monotonic_ns()
+        self.captured_ns = now_ns
         """When the frame was captured, CLOCK_MONOTONIC; the time of the loan until set."""
-        self.captured_wall_ns = time.time_ns()
+        self.captured_wall_ns = time_ns()
         """When the frame was captured, nanoseconds since 1970; the time of the loan until set."""
         self.metadata: Mapping[str, Any] = {}
         """A small map that travels with the frame; msgpack packs it into at most 832 bytes."""
@@ -126,13 +126,26 @@ class Loan:
         """
         if self._pixels is None:
             raise FrameReleased("the loan was published or abandoned before")
-        self.sequence = sequence = self._end(self._publish, self._pixels)
+        pixels, self._pixels = self._pixels, None
+        try:
+            self.sequence = sequence = self._publish(self)
+        except WrongThread:
+            self._pixels = pixels  # the loan is still its owner's
+            raise
+        pixels.setflags(write=False)
         return sequence
 
     def abandon(self) -> None:
         """Give the slot back unpublished; harmless when that was done before."""
-        if self._pixels is not None:
-            self._end(self._abandon, self._pixels)
+        if self._pixels is None:
+            return
+        pixels, self._pixels = self._pixels, None
+        try:
+            self._abandon(self)
+        except WrongThread:
+            self._pixels = pixels
+            raise
+        pixels.setflags(write=False)
 
     def packed_metadata(self) -> bytes:
         """The metadata's bytes.
@@ -147,16 +160,6 @@ class Loan:
         if len(content) > MAX_METADATA_BYTES:
             raise FrameTooLarge(f"the metadata takes {len(content)} bytes, a slot has room for {MAX_METADATA_BYTES}")
         return content
-
-    def _end(self, how: Callable[[Loan], T], pixels: Pixels) -> T:
-        self._pixels = None
-        try:
-            result = how(self)
-        except WrongThread:
-            self._pixels = pixels  # the loan is still its owner's
-            raise
-        pixels.flags.writeable = False
-        return result
 
     def __enter__(self) -> Loan:
         return self

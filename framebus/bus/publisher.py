@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from threading import get_ident
+from time import monotonic, monotonic_ns
 from typing import Final, NoReturn
 
 import numpy as np
@@ -21,7 +21,7 @@ from framebus.errors import (
     WrongThread,
 )
 from framebus.layout import Geometry, check_name, describe
-from framebus.notify import Notifier, pack_format
+from framebus.notify import Notifier, Template
 from framebus.ring import PublisherRing
 from framebus.segment import companion_path, take_exclusion
 
@@ -31,7 +31,6 @@ REPLACE_AFTER_S: Final = 1.0
 """How long no slot may be free before the ring is replaced."""
 REPLACE_EVERY_S: Final = 10.0
 """The ring is replaced at most once in that time."""
-U64: Final = (1 << 64) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +101,7 @@ class Publisher:
         self._thread: int | None = None
         self._loan: Loan | None = None
         self._slot = -1
-        self._published = self._abandoned = self._dropped = self._replaced = 0
+        self._abandoned = self._dropped = self._replaced = 0
         self._full_since_s: float | None = None
         self._replace_not_before_s = 0.0
         self._lock_path = companion_path(stream, "lock")
@@ -113,7 +112,8 @@ class Publisher:
         try:
             self._ring = PublisherRing(stream, geometry)
             self._use_ring()
-            self._packed = self._pack(frame_format)
+            self._first_sequence = self._ring.writer.next_sequence
+            self._description, self._own_template = self._pack(frame_format)
             self._notifier = Notifier(stream, endpoint, curve)
         except BaseException:
             if hasattr(self, "_ring"):
@@ -125,13 +125,13 @@ class Publisher:
     def statistics(self) -> PublisherStatistics:
         """Counters since the publisher opened."""
         return PublisherStatistics(
-            self._published,
+            self._ring.writer.next_sequence - self._first_sequence,
             self._abandoned,
             self._dropped,
             self._replaced,
             self._ring.adopted,
             self._ring.epoch,
-            self._ring.next_sequence - 1,
+            self._ring.writer.next_sequence - 1,
             self._notifier.refused,
         )
 
@@ -157,25 +157,23 @@ class Publisher:
             WrongThread: Another thread owns the publisher.
             Closed: The publisher was closed.
         """
-        self._check_use()
+        if get_ident() != self._thread or self._loan is not None:
+            self._check_loan()
         if frame_format is None or frame_format is self.format:
-            frame_format, description, hint = self.format, *self._packed
+            frame_format, description, self._template = self.format, self._description, self._own_template
         else:
-            description, hint = self._pack(frame_format)
-        if self._loan is not None:
-            raise LoanOutstanding("publish or abandon the loan before you take the next")
-        slot = self._ring.claim()
+            description, self._template = self._pack(frame_format)
+        slot = self._ring.writer.claim(description)
         if slot is None:
-            slot = self._claim_in_new_ring()
+            slot = self._claim_in_new_ring(description)
         self._full_since_s = None
-        # All that need not wait for the pixels is done here, for the time from publish() on is what subscribers see.
-        ring = self._ring
-        ring.prepare(slot, description)
-        self._notifier.prepare(ring.epoch, ring.next_sequence, slot, hint)
+        now_ns = monotonic_ns()
+        if now_ns >= self._notifier.look_at_ns:
+            self._notifier.look(now_ns)
         # A view, so that the pixels of an earlier loan stay read-only.
-        pixels = self._pixels[slot][:] if frame_format is self.format else self._map_pixels(slot, frame_format)
-        loan = Loan(pixels, frame_format, self._publish, self._abandon)
-        self._loan, self._slot = loan, slot
+        pixels = self._pixels[slot][...] if frame_format is self.format else self._map_pixels(slot, frame_format)
+        self._loan = loan = Loan(pixels, frame_format, now_ns, self._publish, self._abandon)
+        self._slot = slot
         return loan
 
     def close(self) -> None:
@@ -185,6 +183,7 @@ class Publisher:
         if self._loan is not None:
             self._loan.abandon()
         self._closed = True
+        self._thread = None
         self._ring.close(unlink=not self._keep_ring)
         self._notifier.close()
         self._let_exclusion_go(unlink=not self._keep_ring)
@@ -196,22 +195,28 @@ class Publisher:
         self._exclusion.close()
 
     def _check_use(self) -> None:
+        if self._closed:
+            raise Closed("the publisher was closed")
+        if self._exclusion.fd < 0:
+            raise Closed("the publisher belongs to the parent process: open one after the fork")
         thread = get_ident()
         if self._thread is None:
             self._thread = thread
         if self._thread != thread:
             raise WrongThread("a publisher belongs to the thread that first used it: open one publisher in one thread")
-        if self._closed:
-            raise Closed("the publisher was closed")
-        if self._exclusion.fd < 0:
-            raise Closed("the publisher belongs to the parent process: open one after the fork")
 
-    def _claim_in_new_ring(self) -> int:
+    def _check_loan(self) -> None:
+        self._check_use()
+        if self._loan is not None:
+            raise LoanOutstanding("publish or abandon the loan before you take the next")
+
+    def _claim_in_new_ring(self, description: bytes) -> int:
         """Count the dropped frame; when slots have been held for long, go on in a new ring.
 
         Seats keep honest subscribers from holding every slot, so whoever does is not honest, or stopped.
         """
-        now_s = time.monotonic()
+        self._check_use()
+        now_s = monotonic()
         slot = None
         if self._full_since_s is None:
             self._full_since_s = now_s
@@ -224,7 +229,7 @@ class Publisher:
             else:
                 self._use_ring()
                 self._replaced += 1
-                slot = self._ring.claim()
+                slot = self._ring.writer.claim(description)
         if slot is None:
             self._dropped += 1
             raise RingFull(
@@ -233,15 +238,15 @@ class Publisher:
             )
         return slot
 
-    def _pack(self, frame_format: FrameFormat) -> tuple[bytes, bytes]:
-        """What a format is in a slot's header, and in a notification."""
+    def _pack(self, frame_format: FrameFormat) -> tuple[bytes, Template]:
+        """What a format is in a slot's header, and in notifications."""
         if frame_format.frame_bytes > self._ring.geometry.slot_bytes:
             raise FrameTooLarge(
                 f"a frame of {frame_format.frame_bytes} bytes does not fit a slot of {self._ring.geometry.slot_bytes}: "
                 "open the publisher with the largest format"
             )
         parts = frame_format.shape, frame_format.typestr, frame_format.pixel_format
-        return describe(*parts), pack_format(*parts)
+        return describe(*parts), Template(self.stream, self._ring.epoch, *parts)
 
     def _use_ring(self) -> None:
         self._pixels = [self._map_pixels(slot, self.format) for slot in range(self._ring.geometry.slots)]
@@ -256,20 +261,21 @@ class Publisher:
 
     def _publish(self, loan: Loan) -> int:
         # Each call more is a few microseconds in which a subscriber waits, for the caches have seen other things since.
-        ring = self._ring
-        if loan is not self._loan or get_ident() != self._thread or ring.segment.fd < 0:
+        if loan is not self._loan or get_ident() != self._thread:
             self._refuse(loan)
         self._loan = None
+        writer, slot, captured_ns = self._ring.writer, self._slot, loan.captured_ns
+        sequence = writer.next_sequence
         try:
-            metadata = loan.packed_metadata() if loan.metadata else b""
-            captured_ns, captured_wall_ns = int(loan.captured_ns), loan.captured_wall_ns & U64
+            if loan.metadata:
+                self._ring.write_metadata(slot, loan.packed_metadata())
+            published_ns = writer.publish(slot, captured_ns, loan.captured_wall_ns)
         except BaseException:
             self._give_up()
+            self._check_use()
             raise
-        sequence = ring.next_sequence
-        published_ns = ring.commit(self._slot, captured_ns & U64, captured_wall_ns, metadata)
-        self._notifier.notify(captured_ns, published_ns)
-        self._published += 1
+        if self._notifier.listens:
+            self._notifier.notify(self._template, sequence, slot, captured_ns, published_ns)
         return sequence
 
     def _abandon(self, loan: Loan) -> None:

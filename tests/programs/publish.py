@@ -1,8 +1,8 @@
-"""Publishes frames of one value each: ``publish.py STREAM HEIGHT WIDTH SLOTS``, then a command a line.
+"""Publishes frames of one value each: ``publish.py STREAM HEIGHT WIDTH SLOTS [POINT]``, then a command a line.
 
 ``publish N``: N frames, each filled with its sequence modulo 256. ``loan``: take a loan, write into it, keep it.
-``die POINT``: come to that point of a publication (tests/race/points.py) and be killed there, without an answer. The
-others are answered by a line.
+``die``: come to POINT of a publication (tests/race/points.py) and be killed there, without an answer. The others are
+answered by a line.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from tests.race.victims import choose_steps, write
 
 
 def die(publisher: Publisher, point: str) -> None:
-    choose_steps(point)
     if point in PUBLISHING:
         PUBLISHING[point]()
     write(publisher, point)
 
 
 def main() -> None:
-    stream, height, width, slots = sys.argv[1], *map(int, sys.argv[2:])
+    stream, height, width, slots = sys.argv[1], *map(int, sys.argv[2:5])
+    point = "".join(sys.argv[5:])
+    choose_steps(point)
     with Publisher(stream, FrameFormat(height, width), slots=slots) as publisher:
         print("open", flush=True)
         kept = None
@@ -34,7 +35,7 @@ def main() -> None:
                         loan.pixels[:] = (publisher.statistics.sequence + 1) % 256
                 print(publisher.statistics.sequence, flush=True)
             elif command == "die":
-                die(publisher, " ".join(arguments))
+                die(publisher, point)
             elif command == "loan":
                 kept = publisher.loan()
                 kept.pixels[: height // 2] = 255

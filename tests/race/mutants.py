@@ -55,8 +55,8 @@ VIEW: Final = """
 """
 CLAIM: Final = "segment.try_lock(LOCK_WRITE[slot])"
 ZERO: Final = "words[seq] = 0"
-HEADER_SEQUENCE: Final = "words[seq + EPOCH_WORD + 1] = sequence"
-REST: Final = "words[seq + CAPTURED_WORD] = captured_ns"
+HEADER_SEQUENCE: Final = "words[seq + EPOCH_WORD + 1] = self.next_sequence"
+REST: Final = "words[seq + CAPTURED_WORD] = captured\n"
 BEFORE_LOCK: Final = """
     segment = self.segment
 """
@@ -76,16 +76,16 @@ FAULTS: Final = {
     "lease: not unlocked after a failed check": Fault(
         steps.Reader, "_lease", CHECK, CHECK.replace("segment.unlock(UNLOCK[slot])", "pass")
     ),
-    "publish: without 'lock'": Fault(steps, "claim", CLAIM, "True"),
-    "publish: without 'zero'": Fault(steps, "claim", ZERO, "pass"),
+    "publish: without 'lock'": Fault(steps.Writer, "_claim", CLAIM, "True"),
+    "publish: without 'zero'": Fault(steps.Writer, "_claim", ZERO, "pass"),
     "publish: 'header' and 'seq' before 'first'": Fault(
-        steps,
-        "claim",
+        steps.Writer,
+        "_claim",
         ZERO,
-        "words[seq + EPOCH_WORD + 1] = words[seq] = sequence",
+        "words[seq + EPOCH_WORD + 1] = words[seq] = self.next_sequence",
     ),
-    "header: no sequence before the pixels": Fault(steps, "claim", HEADER_SEQUENCE, "pass"),
-    "header: its sequence after the pixels": Fault(steps, "publish", REST, f"{HEADER_SEQUENCE}\n    {REST}"),
+    "header: no sequence before the pixels": Fault(steps.Writer, "_claim", HEADER_SEQUENCE, "pass"),
+    "header: its sequence after the pixels": Fault(steps.Writer, "publish", REST, f"{HEADER_SEQUENCE}\n    {REST}"),
     "slow between look and lock": Fault(
         steps.Reader, "_lease", BEFORE_LOCK, BEFORE_LOCK + "    meanwhile(segment, slot)\n"
     ),

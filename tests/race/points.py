@@ -11,9 +11,7 @@ import signal
 from collections.abc import Callable
 from typing import Any, Final
 
-import zmq
-
-from framebus import notify, ring, seats, steps
+from framebus import notify, ring, seats, steps, zmtp
 from framebus import segment as shm
 from framebus.bus import publisher as publisher_module
 from framebus.bus import subscriber as subscriber_module
@@ -108,19 +106,19 @@ OPENING: Final[Points] = {
     "file created": lambda: after(shm, "create"),
     "before the rename": lambda: before(shm.Segment, "take_name"),
     "after the rename": lambda: after(shm.Segment, "take_name"),
-    "before the bind": lambda: before(zmq.Socket, "bind"),
-    "after the bind": lambda: after(zmq.Socket, "bind"),
+    "before the bind": lambda: before(zmtp.LocalOutlet, "_bind"),
+    "after the bind": lambda: after(zmtp.LocalOutlet, "_bind"),
 }
 NEW_FILE: Final = ("file created", "before the rename", "after the rename")
 """Those that only a publisher comes to that makes a new file."""
 PUBLISHING: Final[Points] = {
-    "slot locked": lambda: after(ring.PublisherRing, "claim"),
-    "before the publication": lambda: before(ring.PublisherRing, "commit"),
+    "slot locked": lambda: after(steps.Writer, "claim"),
+    "before the publication": lambda: before(steps.Writer, "publish"),
     "before the unlock": lambda: before(shm.Segment, "unlock", of_a_slot),
     "before the tail": lambda: after(shm.Segment, "unlock", of_a_slot),
     "published, nobody woken": lambda: before(steps, "wake_all"),
-    "nobody notified": lambda: before(notify.Notifier, "notify"),
-    "notified": lambda: after(notify.Notifier, "notify"),
+    "nobody notified": lambda: after(steps.Writer, "publish"),
+    "notified": lambda: after(publisher_module.Publisher, "_publish"),
 }
 PIXELS: Final = "in the middle of the pixels"
 STORES: Final = tuple(f"before store {count} of the publication" for count in range(1, 7))
@@ -155,9 +153,12 @@ RECEIVING: Final[Points] = {
 }
 IN_STEPS: Final = frozenset(
     {
+        "slot locked",
+        "before the publication",
         "before the unlock",
         "before the tail",
         "published, nobody woken",
+        "nobody notified",
         *STORES,
         "before the lease",
         "before the release",

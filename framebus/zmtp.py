@@ -1,0 +1,278 @@
+"""ZeroMQ's wire protocol on a stream's Unix socket, as far as a publisher of notifications speaks it.
+
+libzmq gives each message to a thread of its own to send: to wake that thread takes more of the publisher's time than
+all else that a frame does, and the subscribers wait for one thread more. A notification fits one send(2), may be lost,
+and is the same for all, so here the publisher's thread sends it itself. Subscribers need not know: they use libzmq, or
+whatever speaks ZMTP 3.
+
+Nothing here waits. Who connects is accepted, and what comes is read, when the publisher looks; a notification for which
+a subscriber's buffer has no room is dropped.
+
+Sources: RFC 23, ZMTP 3.0; RFC 37, ZMTP 3.1 (SUBSCRIBE, CANCEL, PING and PONG); RFC 29, PUB and SUB; unix(7); epoll(7).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+from pathlib import Path
+from typing import Final
+
+from framebus.segment import denied, no_room
+
+MSG_NOSIGNAL: Final = int(socket.MSG_NOSIGNAL)
+SOCKET_MODE: Final = 0o660
+BACKLOG: Final = 128
+MAX_CONNECTIONS: Final = 256
+SEND_BUFFER_BYTES: Final = 16 << 10
+"""A few dozen notifications: so little is kept for who does not read."""
+MAX_READS: Final = 16
+READ_BYTES: Final = 256
+"""As much is read of as many connections at a look: a flood is left where it is."""
+MAX_ODD_SUBSCRIPTIONS: Final = 100
+"""Who has asked for so much that is not here is shown out."""
+FRAME_HEADER_BYTES: Final = 2
+MAX_FRAME_BYTES: Final = 255
+MORE, LONG, COMMAND = 1, 2, 4
+"""Flags of a frame."""
+GREETING_BYTES: Final = 64
+GREETING: Final = (b"\xff" + bytes(8) + b"\x7f" + b"\3\0" + b"NULL").ljust(GREETING_BYTES, b"\0")
+SUBSCRIBE, CANCEL = b"\1", b"\0"
+
+
+class ProtocolError(Exception):
+    """What came is not what a subscriber sends."""
+
+
+def frame_header(length: int, flags: int = 0) -> bytes:
+    """What precedes a frame's body of at most 255 bytes."""
+    return bytes((flags, length))
+
+
+def command(name: bytes, body: bytes) -> bytes:
+    """A command's frame."""
+    content = bytes((len(name),)) + name + body
+    return frame_header(len(content), COMMAND) + content
+
+
+def _property(name: bytes, value: bytes) -> bytes:
+    return bytes((len(name),)) + name + len(value).to_bytes(4, "big") + value
+
+
+HELLO: Final = GREETING + command(b"READY", _property(b"Socket-Type", b"XPUB"))
+SUBSCRIBERS: Final = tuple(_property(b"Socket-Type", kind) for kind in (b"SUB", b"XSUB"))
+
+
+class Connection:
+    """One who has connected."""
+
+    def __init__(self, connected: socket.socket, topic: bytes) -> None:
+        """Greet.
+
+        Args:
+            connected: Its socket.
+            topic: What all messages begin with: a subscription to something else is none.
+        """
+        self.socket = connected
+        self.subscriptions = 0
+        """How many of its subscriptions ask for the messages."""
+        self._topic = topic
+        self._received = bytearray()
+        self._greeted = False
+        self._is_subscriber = False
+        self._odd = 0
+        self._unsent = b""
+        connected.setblocking(False)
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        self.send(HELLO)
+
+    def send(self, content: bytes) -> None:
+        """Send whole frames, or nothing of them; what the socket takes only in part is finished before the next."""
+        try:
+            if self._unsent:
+                self._unsent = self._unsent[self.socket.send(self._unsent, MSG_NOSIGNAL) :]
+                if self._unsent:
+                    return
+            sent = self.socket.send(content, MSG_NOSIGNAL)
+        except OSError:  # it is full; or gone, which the next look will see
+            return
+        if sent < len(content):
+            self._unsent = content[sent:]
+
+    def read(self) -> None:
+        """Take what has come.
+
+        Raises:
+            ProtocolError: It is not what a subscriber sends.
+            OSError: The connection is broken.
+            EOFError: It is closed.
+        """
+        try:
+            received = self.socket.recv(READ_BYTES)
+        except BlockingIOError:
+            return
+        if not received:
+            raise EOFError
+        self._received += received
+        if not self._greeted:
+            self._greeted = self._take_greeting()
+        if self._greeted:
+            while (taken := self._take_frame()) is not None:
+                self._handle(*taken)
+
+    def _take_greeting(self) -> bool:
+        content = self._received
+        if content[0] != 0xFF or (len(content) > 10 and (not content[9] & 1 or content[10] < 3)):
+            raise ProtocolError("no greeting of ZMTP 3")
+        if len(content) < GREETING_BYTES:
+            return False
+        if content[12:32].rstrip(b"\0") != b"NULL":
+            raise ProtocolError("another mechanism than NULL")
+        del content[:GREETING_BYTES]
+        return True
+
+    def _take_frame(self) -> tuple[int, bytes] | None:
+        content = self._received
+        if not content:
+            return None
+        flags = content[0]
+        size_bytes = 8 if flags & LONG else 1
+        size = int.from_bytes(content[1 : 1 + size_bytes], "big")
+        if size > MAX_FRAME_BYTES:
+            raise ProtocolError("a frame longer than a subscriber's")
+        end = 1 + size_bytes + size
+        if len(content) < end:
+            return None
+        body = bytes(content[1 + size_bytes : end])
+        del content[:end]
+        return flags, body
+
+    def _handle(self, flags: int, body: bytes) -> None:
+        if flags & COMMAND:
+            length = body[0] if body else 0
+            name, rest = body[1 : 1 + length], body[1 + length :]
+            if name == b"READY":
+                self._is_subscriber = any(kind in rest for kind in SUBSCRIBERS)
+                if not self._is_subscriber:
+                    raise ProtocolError("no SUB socket")
+            elif name == b"PING":
+                self.send(command(b"PONG", rest[2:18]))  # the first two bytes are its time to live
+            elif name == b"SUBSCRIBE":
+                self._subscribe(SUBSCRIBE, rest)
+            elif name == b"CANCEL":
+                self._subscribe(CANCEL, rest)
+            elif name == b"ERROR":
+                raise ProtocolError("it refuses")
+        elif not flags & MORE:
+            self._subscribe(body[:1], body[1:])
+
+    def _subscribe(self, what: bytes, prefix: bytes) -> None:
+        if not self._is_subscriber:
+            raise ProtocolError("a message before READY")
+        if what == SUBSCRIBE and self._topic.startswith(prefix):
+            self.subscriptions += 1
+        elif what == CANCEL and self._topic.startswith(prefix) and self.subscriptions:
+            self.subscriptions -= 1
+        else:
+            self._odd += 1
+            if self._odd > MAX_ODD_SUBSCRIPTIONS:
+                raise ProtocolError("subscriptions to what is not here")
+
+
+class LocalOutlet:
+    """A Unix socket on which notifications go out, bound until it is closed."""
+
+    def __init__(self, path: Path, topic: bytes) -> None:
+        """Bind it.
+
+        Args:
+            path: The socket's file, which takes the place of what its name was before.
+            topic: What all messages begin with.
+
+        Raises:
+            PermissionDenied: ``path`` belongs to another user.
+            NotEnoughSharedMemory: /dev/shm has no room for one more file.
+            OSError: The path cannot be bound.
+        """
+        self.is_settled = True
+        """Whether nobody is in the middle of connecting."""
+        self._path = path
+        self._topic = topic
+        self._connections: dict[int, Connection] = {}
+        self.listening: list[Connection] = []
+        """Those who subscribe."""
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        self._epoll = select.epoll()
+        try:
+            self._bind()
+        except BaseException:
+            self._socket.close()
+            self._epoll.close()
+            raise
+
+    def _bind(self) -> None:
+        try:
+            self._path.unlink(missing_ok=True)
+        except PermissionError as error:
+            raise denied(self._path, error) from None
+        try:
+            self._socket.bind(str(self._path))
+            self._path.chmod(SOCKET_MODE)  # nobody can connect before the next line
+            self._socket.listen(BACKLOG)
+        except OSError as error:
+            fault = OSError(error.errno, f"{self._path} cannot be bound: {error.strerror}")
+            raise no_room(fault, 0, "the notification socket") or fault from None
+        self._epoll.register(self._socket, select.EPOLLIN)
+
+    def has_listeners(self) -> bool:
+        """Accept who has connected, read what they send, and say whether anybody subscribes; never waits."""
+        events = self._epoll.poll(0, MAX_READS)
+        for descriptor, _ in events:
+            connection = self._connections.get(descriptor)
+            if connection is None:
+                self._accept()
+                continue
+            try:
+                connection.read()
+            except (ProtocolError, EOFError, OSError):
+                self._end(descriptor)
+        if events:
+            connections = self._connections.values()
+            self.listening = [connection for connection in connections if connection.subscriptions]
+            self.is_settled = len(self.listening) == len(self._connections)
+        return bool(self.listening)
+
+    def close(self) -> None:
+        """Close the socket and remove its path."""
+        for descriptor in list(self._connections):
+            self._end(descriptor)
+        self.listening = []
+        self._socket.close()
+        self._epoll.close()
+        with contextlib.suppress(PermissionError):
+            self._path.unlink(missing_ok=True)
+
+    def _accept(self) -> None:
+        for _ in range(BACKLOG):
+            try:
+                connected, _address = self._socket.accept()
+            except OSError:  # nobody is left, or no descriptor is
+                return
+            if len(self._connections) >= MAX_CONNECTIONS:
+                # The oldest that listens to nothing makes room: a flood of such cannot lock anybody out.
+                idle = next((number for number, one in self._connections.items() if not one.subscriptions), None)
+                if idle is None:
+                    connected.close()
+                    continue
+                self._end(idle)
+            self._epoll.register(connected, select.EPOLLIN)
+            self._connections[connected.fileno()] = Connection(connected, self._topic)
+
+    def _end(self, descriptor: int) -> None:
+        ended = self._connections.pop(descriptor).socket
+        # A forked child may have both of it: it would keep the connection open, and its events coming.
+        self._epoll.unregister(descriptor)
+        with contextlib.suppress(OSError):
+            ended.shutdown(socket.SHUT_RDWR)
+        ended.close()

@@ -1,0 +1,333 @@
+"""ZeroMQ's protocol on the Unix socket: with libzmq at the other end, byte by byte, and with who means no good."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import zmq
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from framebus import zmtp
+from framebus.notify import socket_path
+from framebus.zmtp import GREETING, LocalOutlet, command, frame_header
+from tests.listeners import PlainListener, wait_until
+
+TOPIC = b"\x9b\xa5panos"
+MESSAGE = TOPIC + b"and what is told"
+READY = command(b"READY", b"\x0bSocket-Type\0\0\0\3SUB")
+ALL = b"\0\1\1"
+"""A subscription to everything."""
+
+
+@pytest.fixture
+def path(stream: str) -> Path:
+    return socket_path(stream)
+
+
+@pytest.fixture
+def outlet(path: Path) -> Iterator[LocalOutlet]:
+    opened = LocalOutlet(path, TOPIC)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def connect(path: Path) -> Iterator[Callable[..., socket.socket]]:
+    """Connects, sends what it is given, and has what the outlet answers at once."""
+    opened = []
+
+    def connect(content: bytes = b"") -> socket.socket:
+        connected = socket.socket(socket.AF_UNIX)
+        opened.append(connected)
+        connected.settimeout(10)
+        connected.connect(str(path))
+        connected.sendall(content)
+        return connected
+
+    yield connect
+    for connected in opened:
+        connected.close()
+
+
+def look(outlet: LocalOutlet) -> bool:
+    """Until nothing new comes: who is accepted in one look is read in the next."""
+    return [outlet.has_listeners() for _ in range(3)][-1]
+
+
+def send(outlet: LocalOutlet, message: bytes = MESSAGE) -> None:
+    for connection in outlet.listening:
+        connection.send(frame_header(len(message)) + message)
+
+
+def take(connected: socket.socket, size: int) -> bytes:
+    return connected.recv(size, socket.MSG_WAITALL)
+
+
+def take_all(connected: socket.socket) -> bytes:
+    """What is there; if the other end is closed, all that came before."""
+    received = bytearray()
+    connected.setblocking(False)
+    with contextlib.suppress(BlockingIOError, ConnectionResetError):
+        while chunk := connected.recv(4096):
+            received += chunk
+    return bytes(received)
+
+
+def is_closed(connected: socket.socket) -> bool:
+    take_all(connected)
+    try:
+        return connected.recv(1) == b""
+    except BlockingIOError:
+        return False
+
+
+def test_the_socket_is_for_the_group_and_is_removed(path: Path) -> None:
+    path.write_bytes(b"left by one that was killed")
+    outlet = LocalOutlet(path, TOPIC)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o660
+    assert stat.S_ISSOCK(path.stat().st_mode)
+    outlet.close()
+    assert not path.exists()
+
+
+def test_a_path_that_cannot_be_bound_is_told_of(tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(OSError, match="sock cannot be bound: No such file or directory"):
+        LocalOutlet(tmp_path / "nowhere" / "sock", TOPIC)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("prefix", [b"", TOPIC[:1], TOPIC])
+def test_libzmq_hears_what_it_subscribes_to(outlet: LocalOutlet, path: Path, prefix: bytes) -> None:
+    context = zmq.Context()
+    listener = context.socket(zmq.SUB)
+    listener.connect(f"ipc://{path}")
+    listener.subscribe(prefix)
+    wait_until(outlet.has_listeners)
+    send(outlet)
+    assert listener.poll(10_000)
+    assert listener.recv_multipart() == [MESSAGE]
+    listener.unsubscribe(prefix)
+    wait_until(lambda: not outlet.has_listeners())
+    listener.subscribe(prefix)
+    wait_until(outlet.has_listeners)
+    listener.close(0)
+    wait_until(lambda: not outlet.has_listeners())
+    context.term()
+
+
+def test_who_subscribes_to_something_else_is_sent_nothing(outlet: LocalOutlet, path: Path) -> None:
+    context = zmq.Context()
+    other, all_ = (context.socket(zmq.SUB) for _ in range(2))
+    other.connect(f"ipc://{path}")
+    other.subscribe(TOPIC + b"x")
+    all_.connect(f"ipc://{path}")
+    all_.subscribe(b"")
+    wait_until(outlet.has_listeners)
+    wait_until(lambda: len(outlet._connections) == 2, outlet.has_listeners)
+    assert len(outlet.listening) == 1
+    send(outlet)
+    assert all_.poll(10_000)
+    assert not other.poll(0)
+    for listener in (other, all_):
+        listener.close(0)
+    context.term()
+
+
+def test_the_heartbeats_of_libzmq_are_answered(outlet: LocalOutlet, path: Path) -> None:
+    listener = PlainListener(f"ipc://{path}", heartbeat_ms=50)
+    wait_until(outlet.has_listeners)
+    answered = 0
+    handle = zmtp.Connection._handle
+
+    def count(connection: zmtp.Connection, flags: int, body: bytes) -> None:
+        nonlocal answered
+        answered += body.startswith(b"\4PING")
+        handle(connection, flags, body)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(zmtp.Connection, "_handle", count)
+        wait_until(lambda: answered > 5, outlet.has_listeners)
+    assert not listener.has_seen(zmq.EVENT_DISCONNECTED)
+    wait_until(lambda: listener.has_seen(zmq.EVENT_DISCONNECTED))  # now that nobody answers
+    listener.close()
+
+
+def test_a_subscriber_of_another_language_byte_by_byte(
+    outlet: LocalOutlet, connect: Callable[..., socket.socket]
+) -> None:
+    connected = connect()
+    look(outlet)
+    assert take(connected, 64) == GREETING
+    assert take(connected, 28) == command(b"READY", b"\x0bSocket-Type\0\0\0\4XPUB")
+    for byte in GREETING + READY + ALL:
+        assert not outlet.listening
+        connected.send(bytes((byte,)))
+        outlet.has_listeners()
+    send(outlet)
+    assert take(connected, 2 + len(MESSAGE)) == bytes((0, len(MESSAGE))) + MESSAGE
+    connected.sendall(command(b"PING", b"\0\x0acontext"))
+    look(outlet)
+    assert take(connected, 14) == command(b"PONG", b"context")
+
+
+def test_the_commands_of_zmtp_3_1_subscribe_too(outlet: LocalOutlet, connect: Callable[..., socket.socket]) -> None:
+    connected = connect(GREETING + READY + command(b"SUBSCRIBE", TOPIC[:3]))
+    assert look(outlet)
+    connected.sendall(command(b"CANCEL", TOPIC[:3]))
+    assert not look(outlet)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\xff" * 64,
+        GREETING[:10] + b"\1" + GREETING[11:],  # ZMTP 2
+        GREETING[:9] + b"\0" + GREETING[10:],  # ZMTP 1
+        GREETING.replace(b"NULL", b"CURVE")[:64],
+        GREETING + READY.replace(b"SUB", b"REQ"),
+        GREETING + ALL,
+        GREETING + b"\4\0" + ALL,
+        GREETING + READY + b"\2" + (1 << 40).to_bytes(8, "big"),
+        GREETING + READY + b"\2" + (256).to_bytes(8, "big"),
+        GREETING + READY + command(b"ERROR", b"\3why"),
+        GREETING + READY + b"\0\2\1x" * 101,
+        GREETING + READY + b"\0\1\0" * 101,
+    ],
+)
+def test_who_is_no_subscriber_is_shown_out(
+    outlet: LocalOutlet, connect: Callable[..., socket.socket], content: bytes
+) -> None:
+    connected, honest = connect(content), connect(GREETING + READY + ALL)
+    for _ in range(5):
+        look(outlet)
+    assert is_closed(connected)
+    assert not is_closed(connect(GREETING + READY + b"\0\2\1x" * 99))
+    assert len(outlet.listening) == 1
+    send(outlet)
+    assert take(honest, len(zmtp.HELLO) + 2 + len(MESSAGE)).endswith(MESSAGE)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    content=st.lists(
+        st.sampled_from([GREETING, READY, ALL, command(b"PING", b"\0\0" + bytes(20)), b"\0\1\0", b"\2" + bytes(8)])
+        | st.binary(max_size=80)
+    )
+)
+def test_nothing_that_is_sent_harms_who_reads_it(content: list[bytes]) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        connection = zmtp.Connection(ours, TOPIC)
+        theirs.setblocking(False)
+        sent = b"".join(content)
+        while sent:
+            sent = sent[theirs.send(sent) :]
+            try:
+                for _ in range(4):
+                    connection.read()
+            except zmtp.ProtocolError:
+                return
+            assert len(connection._received) < zmtp.READ_BYTES + zmtp.MAX_FRAME_BYTES + 9
+            assert 0 <= connection.subscriptions <= b"".join(content).count(b"\1")
+            take_all(theirs)
+
+
+def test_who_does_not_read_gets_whole_messages_later_and_holds_up_nobody(
+    outlet: LocalOutlet, connect: Callable[..., socket.socket]
+) -> None:
+    asleep, awake = connect(GREETING + READY + ALL), connect(GREETING + READY + ALL)
+    assert look(outlet)
+    assert len(outlet.listening) == 2
+    for connected in (asleep, awake):
+        assert take(connected, len(zmtp.HELLO)) == zmtp.HELLO
+    size = zmtp.FRAME_HEADER_BYTES + 200
+    for number in range(5000):
+        send(outlet, number.to_bytes(4, "big") * 50)
+        assert take(awake, size)[2:] == number.to_bytes(4, "big") * 50
+    kept = take_all(asleep)
+    numbers = []
+    for begin in range(0, len(kept), size):
+        sequence = kept[begin + 2 : begin + 6]
+        assert kept[begin : begin + size] == frame_header(200) + sequence * 50
+        numbers.append(int.from_bytes(sequence, "big"))
+    assert numbers[:5] == [0, 1, 2, 3, 4]
+    assert numbers == sorted(numbers)
+    assert len(numbers) < 500
+    send(outlet, b"last" * 50)
+    assert asleep.recv(size) == frame_header(200) + b"last" * 50
+
+
+def test_a_message_that_went_out_in_part_is_finished_before_the_next() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        connection = zmtp.Connection(ours, TOPIC)
+        theirs.recv(1 << 16)
+        first, second = b"first" * 100_000, b"second"
+        connection.send(first)
+        connection.send(second)  # dropped
+        received = take_all(theirs)
+        assert len(received) < len(first)
+        while len(received) < len(first):
+            connection.send(second)
+            received += take_all(theirs)
+        assert received.startswith(first)
+        connection.send(second)
+        assert (received + take_all(theirs))[len(first) :].replace(second, b"") == b""
+        assert take_all(theirs) == b""
+
+
+def test_who_listens_to_nothing_makes_room_and_who_listens_stays(
+    outlet: LocalOutlet, connect: Callable[..., socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zmtp, "MAX_CONNECTIONS", 3)
+    idle = [connect() for _ in range(10)]
+    look(outlet)
+    listening = [connect(GREETING + READY + ALL) for _ in range(3)]
+    for _ in range(3):
+        assert look(outlet)
+    assert len(outlet.listening) == 3
+    late = connect(GREETING + READY + ALL)
+    look(outlet)
+    assert all(map(is_closed, (*idle, late)))
+    send(outlet)
+    for connected in listening:
+        assert take(connected, len(zmtp.HELLO) + 2 + len(MESSAGE)).endswith(MESSAGE)
+
+
+def test_a_forked_child_keeps_no_connection(path: Path, connect: Callable[..., socket.socket]) -> None:
+    outlet = LocalOutlet(path, TOPIC)
+    connected = connect(GREETING + READY + ALL)
+    assert look(outlet)
+    child = os.fork()
+    if not child:
+        signal.pause()
+    try:
+        connected.shutdown(socket.SHUT_WR)
+        assert not look(outlet)
+        assert not outlet._connections
+        assert take(connected, 1000) == zmtp.HELLO
+        assert outlet._epoll.poll(0) == []
+        outlet.close()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_closing_leaves_no_descriptor(path: Path, connect: Callable[..., socket.socket]) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    outlet = LocalOutlet(path, TOPIC)
+    connected = connect(GREETING + READY + ALL)
+    assert look(outlet)
+    outlet.close()
+    connected.close()
+    assert len(os.listdir("/proc/self/fd")) == before
