@@ -31,6 +31,7 @@ enum {
     SLOT_HEADER_BYTES = 1024,
     SLOT_FIELDS = 64,
     SLOT_DESCRIPTION = 104,
+    DESCRIPTION_BYTES = 40,
     MAX_SLOTS = 255,
     NO_SLOT = MAX_SLOTS,
     LOOKS = 8,
@@ -38,9 +39,9 @@ enum {
 #define LOCK_SLOTS ((1LL << 40) + 256)
 
 enum { EPOCH, SEQUENCE, CAPTURED_NS, CAPTURED_WALL_NS, PUBLISHED_NS }; /* words from SLOT_FIELDS on */
-enum { HEIGHT = 5, WIDTH, CHANNELS, DTYPE = 9 };                       /* items of a SlotHeader */
+enum { HEIGHT = 5, DTYPE = 9, HEADER_ITEMS = 11 };                     /* items of a SlotHeader */
 
-static PyObject *lease_type;
+static PyObject *lease_type, *header_type, *check_description, *layout_mismatch;
 static PyObject *fd_name, *address_name;
 
 static uint64_t load64(const uint8_t *at) { return __atomic_load_n((const uint64_t *)at, __ATOMIC_ACQUIRE); }
@@ -226,10 +227,12 @@ typedef struct {
     unsigned slots;
     unsigned long long slot_bytes, first_slot;
     char every;
-    long long last;
-    unsigned long long overruns;
+    long long last, skipped;
+    unsigned long long overruns, rejected;
     unsigned leases;
     uint8_t held[MAX_SLOTS + 1];
+    PyObject *described; /* what description means; NULL before the first */
+    char description[DESCRIPTION_BYTES];
 } Reader;
 
 typedef struct {
@@ -365,6 +368,65 @@ static int choose_following(const Reader *self, unsigned *slot, uint64_t *sequen
     return *sequence != UINT64_MAX;
 }
 
+/* The slot's header as a SlotHeader, and the sequence in it. Its description is nearly always that of the frame before.
+ */
+static PyObject *read_header(Reader *self, unsigned slot, long long *sequence)
+{
+    const uint8_t *at = slot_header(self->ring, slot);
+    int64_t numbers[5];
+    char description[DESCRIPTION_BYTES];
+    memcpy(numbers, at + SLOT_FIELDS, sizeof numbers);
+    memcpy(description, at + SLOT_DESCRIPTION, sizeof description);
+    *sequence = numbers[SEQUENCE];
+    if (self->described == NULL || memcmp(description, self->description, sizeof description)) {
+        PyObject *described = PyObject_CallFunction(
+            check_description, "y#K", description, (Py_ssize_t)sizeof description, self->slot_bytes);
+        if (described == NULL)
+            return NULL;
+        Py_XDECREF(self->described);
+        self->described = described;
+        memcpy(self->description, description, sizeof description);
+    }
+    PyObject *items = PyTuple_New(HEADER_ITEMS);
+    for (int item = 0; items && item < HEADER_ITEMS; item++) {
+        PyObject *value = item <= SEQUENCE ? PyLong_FromUnsignedLongLong((uint64_t)numbers[item])
+                          : item < HEIGHT  ? PyLong_FromLongLong(numbers[item])
+                                           : PyTuple_GetItem(self->described, item - HEIGHT);
+        if (value == NULL) {
+            Py_DECREF(items);
+            return NULL;
+        }
+        if (item >= HEIGHT)
+            Py_INCREF(value);
+        PyTuple_SetItem(items, item, value);
+    }
+    PyObject *arguments = items ? PyTuple_Pack(1, items) : NULL;
+    Py_XDECREF(items);
+    if (arguments == NULL)
+        return NULL;
+    newfunc new_tuple = (newfunc)PyType_GetSlot(&PyTuple_Type, Py_tp_new);
+    PyObject *header = new_tuple((PyTypeObject *)header_type, arguments, NULL);
+    Py_DECREF(arguments);
+    return header;
+}
+
+/* Reads the header of a frame that is leased. 1 if it makes sense, 0 if not, -1 with an exception. */
+static int accept(Reader *self, Lease *lease)
+{
+    long long last = self->last, sequence = (long long)lease->sequence, found;
+    self->last = sequence;
+    lease->header = read_header(self, lease->slot, &found);
+    if (lease->header == NULL && !PyErr_ExceptionMatches(layout_mismatch))
+        return -1;
+    PyErr_Clear();
+    if (lease->header == NULL || found != sequence) {
+        self->rejected++;
+        return 0;
+    }
+    self->skipped = last >= 0 ? sequence - last - 1 : 0;
+    return 1;
+}
+
 static PyObject *reader_take(Reader *self, PyObject *nothing)
 {
     unsigned slot;
@@ -375,9 +437,12 @@ static PyObject *reader_take(Reader *self, PyObject *nothing)
         if (!(every ? choose_following(self, &slot, &sequence) : choose_newest(self, &slot, &sequence)))
             break;
         PyObject *lease = lease_slot(self, slot, sequence);
-        if (lease != Py_None)
+        int accepted = lease == NULL ? -1 : lease == Py_None ? 0 : accept(self, (Lease *)lease);
+        if (accepted > 0)
             return lease;
-        Py_DECREF(lease);
+        Py_XDECREF(lease);
+        if (accepted < 0)
+            return NULL;
     }
     Py_RETURN_NONE;
 }
@@ -418,12 +483,24 @@ static PyObject *reader_sleep(Reader *self, PyObject *const *arguments, Py_ssize
 static PyObject *reader_rehearse(Reader *self, PyObject *nothing)
 {
     int fd = segment_fd(self->segment);
+    unsigned slot = load64(self->ring + TAIL) & 0xFF;
     (void)nothing;
     if (fd < -1)
         return NULL;
-    if (set_lock(fd, F_RDLCK, NO_SLOT) < 0)
+    if (slot >= self->slots || set_lock(fd, F_RDLCK, NO_SLOT) < 0)
         Py_RETURN_NONE;
-    return new_lease(self, NO_SLOT, 0);
+    long long sequence;
+    Lease *lease = (Lease *)new_lease(self, NO_SLOT, 0);
+    if (lease == NULL || (lease->header = read_header(self, slot, &sequence)) != NULL)
+        return (PyObject *)lease;
+    PyObject *result = NULL;
+    if (PyErr_ExceptionMatches(layout_mismatch)) { /* it may be in the middle of being written */
+        PyErr_Clear();
+        result = Py_None;
+        Py_INCREF(result);
+    }
+    Py_DECREF((PyObject *)lease);
+    return result;
 }
 
 static PyObject *reader_new(PyTypeObject *type, PyObject *arguments, PyObject *named)
@@ -455,6 +532,7 @@ static void reader_dealloc(Reader *self)
 {
     PyObject *type = (PyObject *)Py_TYPE((PyObject *)self);
     Py_XDECREF(self->segment);
+    Py_XDECREF(self->described);
     PyObject_Free(self);
     Py_DECREF(type);
 }
@@ -496,7 +574,9 @@ static PyMethodDef reader_methods[] = {
 static PyMemberDef reader_members[] = {
     {"segment", T_OBJECT_EX, offsetof(Reader, segment), READONLY, NULL},
     {"last", T_LONGLONG, offsetof(Reader, last), 0, NULL},
-    {"overruns", T_ULONGLONG, offsetof(Reader, overruns), 0, NULL},
+    {"skipped", T_LONGLONG, offsetof(Reader, skipped), READONLY, NULL},
+    {"overruns", T_ULONGLONG, offsetof(Reader, overruns), READONLY, NULL},
+    {"rejected", T_ULONGLONG, offsetof(Reader, rejected), READONLY, NULL},
     {"leases", T_UINT, offsetof(Reader, leases), READONLY, NULL},
     {NULL, 0, 0, 0, NULL},
 };
@@ -535,19 +615,27 @@ static struct PyModuleDef definition = {
 PyMODINIT_FUNC PyInit__native(void)
 {
     PyObject *module = PyModule_Create(&definition);
-    if (module == NULL)
+    PyObject *layout = PyImport_ImportModule("framebus.layout"), *errors = PyImport_ImportModule("framebus.errors");
+    if (module == NULL || layout == NULL || errors == NULL)
         return NULL;
+    header_type = PyObject_GetAttrString(layout, "SlotHeader");
+    check_description = PyObject_GetAttrString(layout, "check_description");
+    layout_mismatch = PyObject_GetAttrString(errors, "LayoutMismatch");
+    Py_DECREF(layout);
+    Py_DECREF(errors);
     PyObject *writer_type = PyType_FromSpec(&writer_spec), *reader_type = PyType_FromSpec(&reader_spec);
     lease_type = PyType_FromSpec(&lease_spec);
     fd_name = PyUnicode_InternFromString("fd");
     address_name = PyUnicode_InternFromString("address");
-    if (!writer_type || !reader_type || !lease_type || !fd_name || !address_name ||
+    if (!header_type || !check_description || !layout_mismatch || !writer_type || !reader_type || !lease_type ||
+        !fd_name || !address_name ||
         PyModule_AddObjectRef(module, "Writer", writer_type) || PyModule_AddObjectRef(module, "Reader", reader_type) || PyModule_AddObjectRef(module, "Lease", lease_type) ||
         PyModule_AddIntConstant(module, "TAIL", TAIL) || PyModule_AddIntConstant(module, "EVENT", EVENT) ||
         PyModule_AddIntConstant(module, "SLOT_TABLE", SLOT_TABLE) ||
         PyModule_AddIntConstant(module, "SLOT_HEADER_BYTES", SLOT_HEADER_BYTES) ||
         PyModule_AddIntConstant(module, "SLOT_FIELDS", SLOT_FIELDS) ||
         PyModule_AddIntConstant(module, "SLOT_DESCRIPTION", SLOT_DESCRIPTION) ||
+        PyModule_AddIntConstant(module, "DESCRIPTION_BYTES", DESCRIPTION_BYTES) ||
         PyModule_AddIntConstant(module, "MAX_SLOTS", MAX_SLOTS) ||
         PyModule_AddIntConstant(module, "LOCK_SLOTS", LOCK_SLOTS)) {
         Py_DECREF(module);

@@ -242,7 +242,7 @@ class SlotHeader(NamedTuple):
             LayoutMismatch: The frame it tells of does not fit a slot of ``slot_bytes``, or has no known element type.
         """
         fields = SLOT.unpack_from(buffer, offset + SLOT_FIELDS)
-        return tuple.__new__(cls, fields[:5] + _checked(fields[5], slot_bytes))
+        return tuple.__new__(cls, fields[:5] + check_description(fields[5], slot_bytes))
 
 
 def describe(shape: tuple[int, int, int], dtype: str, pixel_format: str) -> bytes:
@@ -251,8 +251,12 @@ def describe(shape: tuple[int, int, int], dtype: str, pixel_format: str) -> byte
 
 
 @lru_cache(maxsize=16)  # it is nearly always that of the frame before
-def _checked(description: bytes, slot_bytes: int) -> tuple[int, int, int, int, str, str]:
-    """A slot header's fields from height to pixel_format."""
+def check_description(description: bytes, slot_bytes: int) -> tuple[int, int, int, int, str, str]:
+    """A slot header's fields from height to pixel_format, of their bytes.
+
+    Raises:
+        LayoutMismatch: As :meth:`SlotHeader.unpack_from`.
+    """
     height, width, channels, metadata_bytes, dtype, pixel_format = DESCRIPTION.unpack(description)
     element_bytes = DTYPES.get(_text(dtype))
     if element_bytes is None:

@@ -50,7 +50,6 @@ from framebus.layout import (
     SUPERSEDED,
     Geometry,
     RingHeader,
-    SlotHeader,
 )
 from framebus.segment import RING_MODE, Segment, companion_path, companion_paths
 from framebus.steps import EVENT_WORD, SEQ_WORDS, TAIL_WORD, UNLOCK, Lease, raise_event
@@ -218,13 +217,9 @@ class SubscriberRing:
         self.geometry = self.header.geometry
         if not self.is_live():
             raise StreamNotFound(f"the publisher of the stream {stream!r} is gone")
-        self.rejected = 0
-        """Slot headers that made no sense."""
-        self.skipped = 0
-        """Frames between the last one taken and the one before."""
         geometry = self.geometry
         self.reader = steps.Reader(self.segment, geometry.slots, geometry.slot_bytes, geometry.first_slot, every)
-        """What holds the leases, the sequence of the newest frame seen, and the number of overruns."""
+        """What holds the leases, and counts."""
 
     def is_live(self) -> bool:
         """Whether a publisher holds the ring, by the kernel's word."""
@@ -240,20 +235,15 @@ class SubscriberRing:
 
     def take(self) -> Lease | None:
         """Lease the newest frame, or the oldest that follows the last one, if there is one that is not seen yet."""
-        while (lease := self.reader.take()) is not None:
-            if self._accept(lease):
-                return lease
-        return None
+        return self.reader.take()
 
     def look(self, until_ns: int) -> Lease | None:
         """Look for a frame without sleeping until CLOCK_MONOTONIC says ``until_ns``, and lease it."""
-        lease = self.reader.look(until_ns)
-        return lease if lease is not None and self._accept(lease) else None
+        return self.reader.look(until_ns)
 
     def sleep(self, event: int, timeout_ns: int) -> Lease | None:
         """Sleep while the event word is ``event``, at most ``timeout_ns``, and lease what is there then."""
-        lease = self.reader.sleep(event, timeout_ns)
-        return lease if lease is not None and self._accept(lease) else None
+        return self.reader.sleep(event, timeout_ns)
 
     def rehearse(self) -> Lease | None:
         """Do what a lease takes, on a byte that is no slot's: what is then in the caches makes the next lease fast.
@@ -261,32 +251,7 @@ class SubscriberRing:
         Returns:
             A lease that protects nothing, to be dropped unread; ``None`` if nobody has published yet.
         """
-        slot = self.segment.words[TAIL_WORD] & 0xFF
-        if slot >= self.geometry.slots or (lease := self.reader.rehearse()) is None:
-            return None
-        try:
-            lease.header = self._read_header(slot)
-        except LayoutMismatch:  # it may be in the middle of being written
-            return None
-        return lease
-
-    def _accept(self, lease: Lease) -> bool:
-        """Read a leased slot's header; whether it makes sense."""
-        reader, sequence = self.reader, lease.sequence
-        last, reader.last = reader.last, sequence
-        try:
-            lease.header = header = self._read_header(lease.slot)
-        except LayoutMismatch:
-            self.rejected += 1
-            return False
-        if header.sequence != sequence:
-            self.rejected += 1
-            return False
-        self.skipped = sequence - last - 1 if last >= 0 else 0
-        return True
-
-    def _read_header(self, slot: int) -> SlotHeader:
-        return SlotHeader.unpack_from(self.segment.buffer, SEQ_WORDS[slot] * 8, self.geometry.slot_bytes)
+        return self.reader.rehearse()
 
 
 def read_metadata(lease: Lease) -> object:

@@ -15,6 +15,7 @@ from operator import index
 from typing import Any, Final
 
 from framebus import segment as shm
+from framebus.errors import LayoutMismatch
 from framebus.layout import (
     EVENT,
     LOCK_SLOTS,
@@ -194,9 +195,13 @@ class Reader:
         self.segment = segment
         """The ring."""
         self.last = -1
-        """Sequence of the newest frame seen; -1 before the first. The caller sets it."""
+        """Sequence of the newest frame seen; -1 before the first."""
+        self.skipped = 0
+        """Frames between the last one taken and the one before."""
         self.overruns = 0
         """Slots reused before they were leased."""
+        self.rejected = 0
+        """Slot headers that made no sense."""
         self.returned: deque[int] = deque()
         """Slots whose leases have ended since somebody counted."""
         self._slots = slots
@@ -217,7 +222,7 @@ class Reader:
             sequence, slot = self._following() if self._every and self.last >= 0 else self._newest()
             if not sequence:
                 return None
-            if (lease := self._lease(slot, sequence)) is not None:
+            if (lease := self._lease(slot, sequence)) is not None and self._accept(lease):
                 return lease
         return None
 
@@ -234,8 +239,19 @@ class Reader:
         return self.take()
 
     def rehearse(self) -> Lease | None:
-        """Lease a byte that is no slot's; ``None`` if somebody is in the way. No pixels belong to the lease."""
-        return Lease(self, NO_SLOT, 0) if self.segment.try_lock(LOCK_READ[NO_SLOT]) else None
+        """Lease a byte that is no slot's, with the newest frame's header; ``None`` if that makes no sense.
+
+        No pixels belong to the lease.
+        """
+        slot = self.segment.words[TAIL_WORD] & 0xFF
+        if slot >= self._slots or not self.segment.try_lock(LOCK_READ[NO_SLOT]):
+            return None
+        lease = Lease(self, NO_SLOT, 0)
+        try:
+            lease.header = self._read_header(slot)
+        except LayoutMismatch:  # it may be in the middle of being written
+            return None
+        return lease
 
     def pixels_address(self, slot: int) -> int:
         """Where a slot's pixels are mapped."""
@@ -254,6 +270,23 @@ class Reader:
         words = self.segment.words
         later = [(found, slot) for slot in range(self._slots) if (found := words[SEQ_WORDS[slot]]) > self.last]
         return min(later, default=(0, 0))
+
+    def _accept(self, lease: Lease) -> bool:
+        sequence = lease.sequence
+        last, self.last = self.last, sequence
+        try:
+            lease.header = header = self._read_header(lease.slot)
+        except LayoutMismatch:
+            self.rejected += 1
+            return False
+        if header.sequence != sequence:
+            self.rejected += 1
+            return False
+        self.skipped = sequence - last - 1 if last >= 0 else 0
+        return True
+
+    def _read_header(self, slot: int) -> SlotHeader:
+        return SlotHeader.unpack_from(self.segment.buffer, SEQ_WORDS[slot] * 8, self._slot_bytes)
 
     def _lease(self, slot: int, sequence: int) -> Lease | None:
         segment = self.segment

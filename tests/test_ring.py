@@ -169,7 +169,7 @@ def test_a_garbage_slot_header_is_counted_and_passed_over(stream: str, publisher
     publisher.segment.buffer[start : start + 96] = b"\xff" * 96
     subscriber = SubscriberRing(stream)
     assert subscriber.take() is None
-    assert subscriber.rejected == 1
+    assert subscriber.reader.rejected == 1
     publish(publisher)
     lease = subscriber.take()
     assert lease is not None

@@ -146,7 +146,7 @@ class Subscriber:
             self._received,
             self._skipped,
             self._overruns + self._ring.reader.overruns,
-            self._rejected + self._ring.rejected,
+            self._rejected + self._ring.reader.rejected,
             self._listener.rejected if self._listener else 0,
             self._reattached,
             self._ring.reader.leases,
@@ -260,7 +260,7 @@ class Subscriber:
             count: 0 for a rehearsal, which changes nothing.
         """
         ring, header = self._ring, lease.header
-        skipped = ring.skipped
+        skipped = ring.reader.skipped
         self._received += count
         self._skipped += skipped * count
         now_ns = time.monotonic_ns()
@@ -340,7 +340,7 @@ class Subscriber:
             return False
         ring.reader.last = min(self._ring.reader.last, ring.header.first_sequence - 1)
         self._overruns += self._ring.reader.overruns
-        self._rejected += self._ring.rejected
+        self._rejected += self._ring.reader.rejected
         self._reattached += 1
         self._use(ring)
         return True
