@@ -32,6 +32,8 @@ enum {
     SLOT_FIELDS = 64,
     SLOT_DESCRIPTION = 104,
     DESCRIPTION_BYTES = 40,
+    RECORD_RECEIVED = 128,
+    RECORD_COUNTERS = 6,
     MAX_SLOTS = 255,
     NO_SLOT = MAX_SLOTS,
     LOOKS = 8,
@@ -227,9 +229,12 @@ typedef struct {
     unsigned slots;
     unsigned long long slot_bytes, first_slot;
     char every;
-    long long last, skipped;
-    unsigned long long overruns, rejected;
+    long long last;
+    unsigned long long received, skipped, overruns, rejected;
     unsigned leases;
+    PyObject *record; /* the segment that is reported to; NULL before that */
+    uint8_t *record_address;
+    uint64_t report[RECORD_COUNTERS];
     uint8_t held[MAX_SLOTS + 1];
     PyObject *described; /* what description means; NULL before the first */
     char description[DESCRIPTION_BYTES];
@@ -240,7 +245,7 @@ typedef struct {
     Reader *reader;
     PyObject *header;
     unsigned slot;
-    unsigned long long sequence;
+    unsigned long long sequence, skipped;
     Py_ssize_t shape[3], strides[3];
     char format[2];
 } Lease;
@@ -259,6 +264,7 @@ static PyObject *new_lease(Reader *reader, unsigned slot, uint64_t sequence)
     lease->header = NULL;
     lease->slot = slot;
     lease->sequence = sequence;
+    lease->skipped = 0;
     if (slot != NO_SLOT) {
         reader->held[slot] = 1;
         reader->leases++;
@@ -368,16 +374,13 @@ static int choose_following(const Reader *self, unsigned *slot, uint64_t *sequen
     return *sequence != UINT64_MAX;
 }
 
-/* The slot's header as a SlotHeader, and the sequence in it. Its description is nearly always that of the frame before.
- */
-static PyObject *read_header(Reader *self, unsigned slot, long long *sequence)
+/* The slot's header as a SlotHeader, and its numbers. Its description is nearly always that of the frame before. */
+static PyObject *read_header(Reader *self, unsigned slot, int64_t numbers[HEIGHT])
 {
     const uint8_t *at = slot_header(self->ring, slot);
-    int64_t numbers[5];
     char description[DESCRIPTION_BYTES];
-    memcpy(numbers, at + SLOT_FIELDS, sizeof numbers);
+    memcpy(numbers, at + SLOT_FIELDS, HEIGHT * sizeof *numbers);
     memcpy(description, at + SLOT_DESCRIPTION, sizeof description);
-    *sequence = numbers[SEQUENCE];
     if (self->described == NULL || memcmp(description, self->description, sizeof description)) {
         PyObject *described = PyObject_CallFunction(
             check_description, "y#K", description, (Py_ssize_t)sizeof description, self->slot_bytes);
@@ -410,20 +413,33 @@ static PyObject *read_header(Reader *self, unsigned slot, long long *sequence)
     return header;
 }
 
+static void write_report(const Reader *self)
+{
+    if (self->record_address)
+        memcpy(self->record_address + RECORD_RECEIVED, self->report, sizeof self->report);
+}
+
 /* Reads the header of a frame that is leased. 1 if it makes sense, 0 if not, -1 with an exception. */
 static int accept(Reader *self, Lease *lease)
 {
-    long long last = self->last, sequence = (long long)lease->sequence, found;
+    long long last = self->last, sequence = (long long)lease->sequence;
+    int64_t numbers[HEIGHT], now = now_ns();
     self->last = sequence;
-    lease->header = read_header(self, lease->slot, &found);
+    lease->header = read_header(self, lease->slot, numbers);
     if (lease->header == NULL && !PyErr_ExceptionMatches(layout_mismatch))
         return -1;
     PyErr_Clear();
-    if (lease->header == NULL || found != sequence) {
+    if (lease->header == NULL || numbers[SEQUENCE] != sequence) {
         self->rejected++;
         return 0;
     }
-    self->skipped = last >= 0 ? sequence - last - 1 : 0;
+    lease->skipped = last >= 0 ? (uint64_t)(sequence - last - 1) : 0;
+    self->received++;
+    self->skipped += lease->skipped;
+    uint64_t age = numbers[CAPTURED_NS] < now ? (uint64_t)now - (uint64_t)numbers[CAPTURED_NS] : 0;
+    uint64_t report[] = {self->received, self->skipped, (uint64_t)sequence, self->leases, age, (uint64_t)now};
+    memcpy(self->report, report, sizeof report);
+    write_report(self);
     return 1;
 }
 
@@ -489,9 +505,10 @@ static PyObject *reader_rehearse(Reader *self, PyObject *nothing)
         return NULL;
     if (slot >= self->slots || set_lock(fd, F_RDLCK, NO_SLOT) < 0)
         Py_RETURN_NONE;
-    long long sequence;
+    int64_t numbers[HEIGHT];
+    write_report(self);
     Lease *lease = (Lease *)new_lease(self, NO_SLOT, 0);
-    if (lease == NULL || (lease->header = read_header(self, slot, &sequence)) != NULL)
+    if (lease == NULL || (lease->header = read_header(self, slot, numbers)) != NULL)
         return (PyObject *)lease;
     PyObject *result = NULL;
     if (PyErr_ExceptionMatches(layout_mismatch)) { /* it may be in the middle of being written */
@@ -501,6 +518,38 @@ static PyObject *reader_rehearse(Reader *self, PyObject *nothing)
     }
     Py_DECREF((PyObject *)lease);
     return result;
+}
+
+static PyObject *reader_report_to(Reader *self, PyObject *record)
+{
+    uint8_t *address = segment_address(record);
+    if (address == NULL)
+        return NULL;
+    Py_INCREF(record);
+    Py_XDECREF(self->record);
+    self->record = record;
+    self->record_address = address;
+    Py_RETURN_NONE;
+}
+
+static PyObject *reader_go_on(Reader *self, PyObject *const *arguments, Py_ssize_t count)
+{
+    if (!has_arguments(count, 2))
+        return NULL;
+    long long before = PyLong_AsLongLong(arguments[1]) - 1;
+    if (PyErr_Occurred())
+        return NULL;
+    if (Py_TYPE(arguments[0]) != Py_TYPE((PyObject *)self)) {
+        PyErr_SetString(PyExc_TypeError, "a reader goes on after a reader");
+        return NULL;
+    }
+    const Reader *earlier = (const Reader *)arguments[0];
+    self->last = earlier->last < before ? earlier->last : before;
+    self->received = earlier->received;
+    self->skipped = earlier->skipped;
+    self->overruns = earlier->overruns;
+    self->rejected = earlier->rejected;
+    Py_RETURN_NONE;
 }
 
 static PyObject *reader_new(PyTypeObject *type, PyObject *arguments, PyObject *named)
@@ -533,6 +582,7 @@ static void reader_dealloc(Reader *self)
     PyObject *type = (PyObject *)Py_TYPE((PyObject *)self);
     Py_XDECREF(self->segment);
     Py_XDECREF(self->described);
+    Py_XDECREF(self->record);
     PyObject_Free(self);
     Py_DECREF(type);
 }
@@ -568,13 +618,16 @@ static PyMethodDef reader_methods[] = {
     {"look", (PyCFunction)reader_look, METH_O, NULL},
     {"sleep", FAST(reader_sleep), METH_FASTCALL, NULL},
     {"rehearse", (PyCFunction)reader_rehearse, METH_NOARGS, NULL},
+    {"report_to", (PyCFunction)reader_report_to, METH_O, NULL},
+    {"go_on", FAST(reader_go_on), METH_FASTCALL, NULL},
     {NULL, NULL, 0, NULL},
 };
 
 static PyMemberDef reader_members[] = {
     {"segment", T_OBJECT_EX, offsetof(Reader, segment), READONLY, NULL},
-    {"last", T_LONGLONG, offsetof(Reader, last), 0, NULL},
-    {"skipped", T_LONGLONG, offsetof(Reader, skipped), READONLY, NULL},
+    {"last", T_LONGLONG, offsetof(Reader, last), READONLY, NULL},
+    {"received", T_ULONGLONG, offsetof(Reader, received), READONLY, NULL},
+    {"skipped", T_ULONGLONG, offsetof(Reader, skipped), READONLY, NULL},
     {"overruns", T_ULONGLONG, offsetof(Reader, overruns), READONLY, NULL},
     {"rejected", T_ULONGLONG, offsetof(Reader, rejected), READONLY, NULL},
     {"leases", T_UINT, offsetof(Reader, leases), READONLY, NULL},
@@ -596,6 +649,7 @@ static PyMemberDef lease_members[] = {
     {"header", T_OBJECT_EX, offsetof(Lease, header), 0, NULL},
     {"slot", T_UINT, offsetof(Lease, slot), READONLY, NULL},
     {"sequence", T_ULONGLONG, offsetof(Lease, sequence), READONLY, NULL},
+    {"skipped", T_ULONGLONG, offsetof(Lease, skipped), READONLY, NULL},
     {NULL, 0, 0, 0, NULL},
 };
 
@@ -636,6 +690,8 @@ PyMODINIT_FUNC PyInit__native(void)
         PyModule_AddIntConstant(module, "SLOT_FIELDS", SLOT_FIELDS) ||
         PyModule_AddIntConstant(module, "SLOT_DESCRIPTION", SLOT_DESCRIPTION) ||
         PyModule_AddIntConstant(module, "DESCRIPTION_BYTES", DESCRIPTION_BYTES) ||
+        PyModule_AddIntConstant(module, "RECORD_RECEIVED", RECORD_RECEIVED) ||
+        PyModule_AddIntConstant(module, "RECORD_COUNTERS", RECORD_COUNTERS) ||
         PyModule_AddIntConstant(module, "MAX_SLOTS", MAX_SLOTS) ||
         PyModule_AddIntConstant(module, "LOCK_SLOTS", LOCK_SLOTS)) {
         Py_DECREF(module);

@@ -20,8 +20,6 @@ from framebus.errors import LayoutMismatch, RingFull
 from framebus.layout import (
     LOCK_SEATS,
     RECORD_BYTES,
-    RECORD_RECEIVED,
-    RECORD_WORDS,
     SubscriberRecord,
 )
 from framebus.segment import RING_MODE, Segment, companion_path, companion_paths
@@ -79,23 +77,19 @@ class Record:
         content = record.pack()
         while True:
             name = companion_path(stream, f"sub.{shm.random_suffix()}").name
-            self._segment = shm.create(name + UNFINISHED, RECORD_BYTES, RING_MODE, "a subscriber's record")
-            self._segment.buffer[: len(content)] = content
-            self._segment.try_lock(_ALIVE)
+            self.segment = shm.create(name + UNFINISHED, RECORD_BYTES, RING_MODE, "a subscriber's record")
+            self.segment.buffer[: len(content)] = content
+            self.segment.try_lock(_ALIVE)
             try:
-                self._segment.take_name(name)
+                self.segment.take_name(name)
             except FileNotFoundError:
                 continue  # until it was locked, it looked like what the dead leave, and was cleared away
             break
 
-    def update(self, *counters: int) -> None:
-        """Write received, skipped, sequence, leases, latency_ns and received_ns."""
-        self._segment.buffer[RECORD_RECEIVED : RECORD_RECEIVED + RECORD_WORDS.size] = RECORD_WORDS.pack(*counters)
-
     def remove(self) -> None:
         """Remove the file; in a forked child, where it is the parent's, do nothing."""
-        if self._segment.fd >= 0:
-            self._segment.unlink()
+        if self.segment.fd >= 0:
+            self.segment.unlink()
 
 
 def remove_dead_records(stream: str) -> int:

@@ -20,6 +20,8 @@ from framebus.layout import (
     EVENT,
     LOCK_SLOTS,
     MAX_SLOTS,
+    RECORD_RECEIVED,
+    RECORD_WORDS,
     SLOT_DESCRIPTION,
     SLOT_FIELDS,
     SLOT_HEADER_BYTES,
@@ -152,7 +154,7 @@ class Lease:
     numpy takes the pixels through ``__array_interface__`` and keeps the lease as the array's base.
     """
 
-    __slots__ = ("header", "reader", "sequence", "slot")
+    __slots__ = ("header", "reader", "sequence", "skipped", "slot")
 
     header: SlotHeader
     """What the slot says of its frame, once it was read."""
@@ -164,6 +166,8 @@ class Lease:
         """The slot's number."""
         self.sequence = sequence
         """Sequence of the frame in it."""
+        self.skipped = 0
+        """Frames missed since the one that was leased before."""
 
     @property
     def __array_interface__(self) -> dict[str, Any]:
@@ -196,8 +200,10 @@ class Reader:
         """The ring."""
         self.last = -1
         """Sequence of the newest frame seen; -1 before the first."""
+        self.received = 0
+        """Frames leased."""
         self.skipped = 0
-        """Frames between the last one taken and the one before."""
+        """Frames missed between them."""
         self.overruns = 0
         """Slots reused before they were leased."""
         self.rejected = 0
@@ -209,6 +215,23 @@ class Reader:
         self._first_slot = first_slot
         self._every = every
         self._held: set[int] = set()
+        self._report = b""
+        self._record: Segment | None = None
+
+    def report_to(self, record: Segment) -> None:
+        """Write the counters into a subscriber's record from now on, with every lease."""
+        self._record = record
+
+    def go_on(self, earlier: Reader, first_sequence: int) -> None:
+        """Go on where the reader of another ring of the same stream has ended.
+
+        Args:
+            earlier: That reader, whose counters are taken over.
+            first_sequence: The sequence with which this ring begins.
+        """
+        self.last = min(earlier.last, first_sequence - 1)
+        self.received, self.skipped = earlier.received, earlier.skipped
+        self.overruns, self.rejected = earlier.overruns, earlier.rejected
 
     @property
     def leases(self) -> int:
@@ -247,6 +270,7 @@ class Reader:
         if slot >= self._slots or not self.segment.try_lock(LOCK_READ[NO_SLOT]):
             return None
         lease = Lease(self, NO_SLOT, 0)
+        self._write_report()
         try:
             lease.header = self._read_header(slot)
         except LayoutMismatch:  # it may be in the middle of being written
@@ -282,8 +306,18 @@ class Reader:
         if header.sequence != sequence:
             self.rejected += 1
             return False
-        self.skipped = sequence - last - 1 if last >= 0 else 0
+        lease.skipped = sequence - last - 1 if last >= 0 else 0
+        self.received += 1
+        self.skipped += lease.skipped
+        now_ns = time.monotonic_ns()
+        latency_ns = max(now_ns - header.captured_ns, 0)
+        self._report = RECORD_WORDS.pack(self.received, self.skipped, sequence, len(self._held), latency_ns, now_ns)
+        self._write_report()
         return True
+
+    def _write_report(self) -> None:
+        if self._record is not None:
+            self._record.buffer[RECORD_RECEIVED : RECORD_RECEIVED + len(self._report)] = self._report
 
     def _read_header(self, slot: int) -> SlotHeader:
         return SlotHeader.unpack_from(self.segment.buffer, SEQ_WORDS[slot] * 8, self._slot_bytes)

@@ -333,7 +333,7 @@ class Bus(RuleBasedStateMachine):
             self._drop(view)
         reader.ring.seats -= reader.max_leases
         reader.subscriber._ring.segment.close()
-        reader.subscriber._record._segment.close()
+        reader.subscriber._record.segment.close()
 
     # What holds at any time
 

@@ -16,6 +16,7 @@ from framebus import FrameFormat, Publisher, remove_leftovers
 from framebus import segment as shm
 from framebus.directory import inspect
 from framebus.errors import RingFull
+from framebus.layout import RECORD_RECEIVED, RECORD_WORDS
 from framebus.seats import Record, new_record, read_records, remove_dead_records, seats_taken, take_seats
 from framebus.segment import Segment
 from tests.support import SHM, needs_root
@@ -56,14 +57,15 @@ def test_who_holds_the_admission_for_ever_keeps_nobody_out(ring: Segment) -> Non
 
 def test_a_record_tells_who_lives(stream: str) -> None:
     record = Record(stream, new_record("detector", "newest", "zmq", 2))
-    record.update(10, 3, 99, 1, 5000, 777)
+    counters = RECORD_WORDS.pack(10, 3, 99, 1, 5000, 777)
+    record.segment.buffer[RECORD_RECEIVED : RECORD_RECEIVED + len(counters)] = counters
     ((path, content, alive),) = read_records(stream)
     assert alive
     assert content is not None
     assert (content.name, content.mode, content.wake, content.max_leases) == ("detector", "newest", "zmq", 2)
     assert (content.received, content.skipped, content.sequence) == (10, 3, 99)
     assert (content.leases, content.latency_ns, content.received_ns) == (1, 5000, 777)
-    record._segment.close()
+    record.segment.close()
     assert [alive for _, _, alive in read_records(stream)] == [False]
     path.unlink()
 
@@ -102,8 +104,8 @@ def test_a_record_that_is_cleared_away_before_it_was_locked_is_written_again(
 def dead_record(stream: str) -> Path:
     """What a subscriber of this user leaves when it is killed."""
     record = Record(stream, new_record("killed", "newest", "zmq", 2))
-    path = record._segment.path
-    record._segment.close()
+    path = record.segment.path
+    record.segment.close()
     return path
 
 
@@ -172,7 +174,7 @@ def test_a_record_that_is_being_made_is_never_cleared_away(stream: str, monkeypa
     assert len(removed) >= 10
     assert set(removed) == {0}
     assert [alive for _, _, alive in read_records(stream)] == [True]
-    assert record._segment.is_current()
+    assert record.segment.is_current()
     record.remove()
 
 
@@ -184,9 +186,9 @@ def test_subscribers_that_come_and_die_side_by_side_lose_no_record_of_the_living
         for _ in range(40):
             remove_dead_records(stream)
             record = Record(stream, new_record("detector", "newest", "zmq", 2))
-            kept = kept and record._segment.is_current()
+            kept = kept and record.segment.is_current()
             dead_record(stream)
-            kept = kept and record._segment.is_current()
+            kept = kept and record.segment.is_current()
             record.remove()
         return kept
 

@@ -11,6 +11,7 @@ import pytest
 from framebus import layout
 from framebus.layout import DTYPES, Geometry, describe
 from framebus.ring import PublisherRing, SubscriberRing
+from framebus.seats import Record, new_record, read_records
 
 SHAPE = (2, 3, 4)
 
@@ -42,7 +43,7 @@ def test_the_compiled_steps_know_the_same_bytes() -> None:
         "LOCK_SLOTS",
     )
     assert {name: getattr(native, name) for name in names} == {name: getattr(layout, name) for name in names}
-    assert native.DESCRIPTION_BYTES == layout.DESCRIPTION.size
+    assert layout.DESCRIPTION.size == native.DESCRIPTION_BYTES
 
 
 @pytest.mark.usefixtures("each_steps")
@@ -87,3 +88,33 @@ def test_the_compiled_lease_has_no_pixels_before_its_header_nor_beyond_its_slot(
         memoryview(lease)  # type: ignore[arg-type]
     lease.header = header
     assert memoryview(lease).readonly  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("each_steps")
+def test_a_reader_reports_what_it_took_and_goes_on_counting_in_another_ring(
+    stream: str, publisher: PublisherRing
+) -> None:
+    record = Record(stream, new_record("reader", "newest", "futex", 2))
+    first = SubscriberRing(stream).reader
+    first.report_to(record.segment)
+    leases = []
+    for frames in (1, 3):
+        for _ in range(frames):
+            publish(publisher, "|u1")
+        leases.append(first.take())
+    assert [lease and lease.skipped for lease in leases] == [0, 2]
+    ((_, told, _),) = read_records(stream)
+    assert told is not None
+    assert (told.received, told.skipped, told.sequence, told.leases) == (2, 2, 4, 2)
+    assert told.latency_ns == told.received_ns - 10
+    second = SubscriberRing(stream).reader
+    second.go_on(first, 4)
+    second.report_to(record.segment)
+    assert (second.received, second.skipped, second.overruns, second.rejected, second.last) == (2, 2, 0, 0, 3)
+    lease = second.take()
+    assert lease is not None
+    assert (lease.sequence, lease.skipped, second.received) == (4, 0, 3)
+    ((_, told, _),) = read_records(stream)
+    assert told is not None
+    assert (told.received, told.leases) == (3, 1)
+    record.remove()

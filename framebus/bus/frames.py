@@ -178,13 +178,13 @@ class Frame:
 
     __slots__ = ("_lease", "_metadata", "_pixels", "header", "skipped")
 
-    def __init__(self, lease: Lease, skipped: int) -> None:
+    def __init__(self, lease: Lease) -> None:
         self._lease: Lease | None = lease
         self._pixels: Pixels | None = None
         self._metadata: Mapping[str, Any] | None = None
         self.header = lease.header
         """All that the slot's header says of the frame."""
-        self.skipped = skipped
+        self.skipped = lease.skipped
         """Frames missed since the one received before."""
 
     @property

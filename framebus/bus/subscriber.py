@@ -127,10 +127,11 @@ class Subscriber:
         self._closed = False
         self._current: Frame | None = None
         self._event = 0
-        self._received = self._skipped = self._overruns = self._rejected = self._reattached = 0
-        self._use(self._wait_for_ring(wait_s))
+        self._reattached = 0
+        self._ring = self._wait_for_ring(wait_s)
         remove_dead_records(stream)
         self._record = Record(stream, new_record(name, mode, wake, max_leases))
+        self._ring.reader.report_to(self._record.segment)
         try:
             self._listener = Listener(stream) if wake == "zmq" else None
         except BaseException:
@@ -142,14 +143,15 @@ class Subscriber:
         """Counters since the subscriber attached; after its close, the last ones."""
         if self._closed:
             return self._final_statistics
+        reader = self._ring.reader
         return SubscriberStatistics(
-            self._received,
-            self._skipped,
-            self._overruns + self._ring.reader.overruns,
-            self._rejected + self._ring.reader.rejected,
+            reader.received,
+            reader.skipped,
+            reader.overruns,
+            reader.rejected,
             self._listener.rejected if self._listener else 0,
             self._reattached,
-            self._ring.reader.leases,
+            reader.leases,
         )
 
     def receive(self, timeout_s: float | None = None) -> Frame:
@@ -252,23 +254,10 @@ class Subscriber:
         self._event = ring.event()
         return ring.take()
 
-    def _deliver(self, lease: Lease, count: Literal[0, 1] = 1) -> Frame:
-        """Count a frame and hand it out. Between a wake-up and its frame there is little but this.
-
-        Args:
-            lease: The frame's.
-            count: 0 for a rehearsal, which changes nothing.
-        """
-        ring, header = self._ring, lease.header
-        skipped = ring.reader.skipped
-        self._received += count
-        self._skipped += skipped * count
-        now_ns = time.monotonic_ns()
-        latency_ns = max(now_ns - header.captured_ns, 0)
-        self._record.update(self._received, self._skipped, header.sequence, ring.reader.leases, latency_ns, now_ns)
-        if self._pace is not None and count:
-            self._pace.learn(header.sequence, header.published_ns)
-        return Frame(lease, skipped)
+    def _deliver(self, lease: Lease) -> Frame:
+        if self._pace is not None:
+            self._pace.learn(lease.header.sequence, lease.header.published_ns)
+        return Frame(lease)
 
     def _is_quiet(self) -> bool:
         """Take the notifications that have come; whether no event came since the last look, so that one may sleep."""
@@ -298,7 +287,7 @@ class Subscriber:
         """Rehearse taking a frame, then look for one without sleeping."""
         ring = self._ring
         if (lease := ring.rehearse()) is not None:
-            self._deliver(lease, 0).pixels  # noqa: B018  the property maps them
+            Frame(lease).pixels  # noqa: B018  the property maps them
             del lease
         return ring.look(until_ns)
 
@@ -338,11 +327,11 @@ class Subscriber:
         except (StreamNotFound, LayoutMismatch, PermissionDenied, RingFull) as error:
             self._denied = error if isinstance(error, PermissionDenied) else None
             return False
-        ring.reader.last = min(self._ring.reader.last, ring.header.first_sequence - 1)
-        self._overruns += self._ring.reader.overruns
-        self._rejected += self._ring.reader.rejected
+        ring.reader.go_on(self._ring.reader, ring.header.first_sequence)
         self._reattached += 1
-        self._use(ring)
+        ring.reader.report_to(self._record.segment)
+        self._ring = ring
+        self._event = 0
         return True
 
     def _attach(self) -> SubscriberRing:
@@ -362,10 +351,6 @@ class Subscriber:
                 if deadline_s is not None and time.monotonic() >= deadline_s:
                     raise
             time.sleep(TICK_S)
-
-    def _use(self, ring: SubscriberRing) -> None:
-        self._ring = ring
-        self._event = 0
 
     def _check_use(self) -> None:
         thread = threading.get_ident()
