@@ -21,7 +21,7 @@ The check 3 is needed because between 1 and 2 the slot may have been claimed, wr
 before the pixels, so that a publisher that dies in the middle leaves a slot that nobody takes for a frame. Words are
 written through a cast memoryview, one store each; ``struct.pack_into`` would show zeros in between.
 
-The steps 1 and 2, 4 to 8, and a subscriber's 1 to 3 are in ``_native.c`` and, for where that was not built, in
+The steps 1 and 2, 4 to 8, and a subscriber's 1 to 4 are in ``_native.c`` and, for where that was not built, in
 :mod:`framebus.steps`.
 """
 

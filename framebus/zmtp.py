@@ -29,7 +29,7 @@ SEND_BUFFER_BYTES: Final = 16 << 10
 """A few dozen notifications: so little is kept for who does not read."""
 MAX_READS: Final = 16
 READ_BYTES: Final = 256
-"""As much is read of as many connections at a look: a flood is left where it is."""
+"""As much is read of as many connections at a look, and as many are accepted: a flood is left where it is."""
 MAX_ODD_SUBSCRIPTIONS: Final = 100
 """Who has asked for so much that is not here is shown out."""
 FRAME_HEADER_BYTES: Final = 2
@@ -254,7 +254,7 @@ class LocalOutlet:
             self._path.unlink(missing_ok=True)
 
     def _accept(self) -> None:
-        for _ in range(BACKLOG):
+        for _ in range(MAX_READS):
             try:
                 connected, _address = self._socket.accept()
             except OSError:  # nobody is left, or no descriptor is
