@@ -51,12 +51,14 @@ static void store64(uint8_t *at, uint64_t value) { __atomic_store_n((uint64_t *)
 
 static uint8_t *slot_header(uint8_t *ring, unsigned slot) { return ring + SLOT_TABLE + slot * SLOT_HEADER_BYTES; }
 
-static int64_t now_ns(void)
+static int64_t read_clock(clockid_t clock)
 {
     struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
+    clock_gettime(clock, &now);
     return now.tv_sec * 1000000000LL + now.tv_nsec;
 }
+
+static int64_t now_ns(void) { return read_clock(CLOCK_MONOTONIC); }
 
 static int set_lock(int fd, short type, unsigned slot)
 {
@@ -140,7 +142,7 @@ static PyObject *writer_claim(Writer *self, PyObject *described)
     for (unsigned turn = 0; turn < 2 * self->slots; turn++) {
         unsigned slot = self->order[turn < self->slots ? turn : 2 * self->slots - 1 - turn];
         if ((int)slot != self->newest && claim_slot(self, fd, slot, description, (size_t)length))
-            return PyLong_FromLong(slot);
+            return Py_BuildValue("ILL", slot, now_ns(), read_clock(CLOCK_REALTIME));
     }
     Py_RETURN_NONE;
 }

@@ -5,7 +5,7 @@ dtype, pixel_format, captured_ns, published_ns]``. Other languages may listen to
 reason to look at the shared memory, which alone is the truth, so a message that is lost, late, forged or garbage costs
 nothing but a look.
 
-Sources: zmq_socket(3), zmq_ipc(7); zmq_setsockopt(3), ZMQ_CONFLATE, ZMQ_MAXMSGSIZE, ZMQ_FD.
+Sources: zmq_socket(3), zmq_ipc(7); zmq_setsockopt(3), ZMQ_RCVHWM, ZMQ_MAXMSGSIZE, ZMQ_FD.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from framebus.zmtp import FRAME_HEADER_BYTES, LocalOutlet, frame_header
 
 MAX_MESSAGE_BYTES: Final = 4096
 FIELDS: Final = 11
-LOOK_EVERY_NS: Final = 250_000_000
+LOOK_EVERY_NS: Final = 500_000_000
 """How often the Unix socket is asked who has come, while nobody is about to: who is new may miss as much."""
 _ARRAY: Final = bytes([0x90 | FIELDS])
 _UINT8, _UINT64, _INT64 = 0xCC, 0xCF, 0xD3
@@ -134,7 +134,10 @@ class Notifier:
 
 
 class Listener:
-    """A subscriber's socket. It keeps the newest message only, so a flood fills no memory."""
+    """A subscriber's socket. It keeps few messages, so a flood fills no memory.
+
+    ZMQ_CONFLATE would keep one, and lose the memory of some: libzmq's pull request 4925.
+    """
 
     def __init__(self, stream: str) -> None:
         self.rejected = 0
@@ -143,7 +146,7 @@ class Listener:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.SUB)
         self._socket.set(zmq.LINGER, 0)
-        self._socket.set(zmq.CONFLATE, 1)
+        self._socket.set(zmq.RCVHWM, MAX_DRAINED)
         self._socket.set(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
         self._socket.set(zmq.RECONNECT_IVL, 20)
         self._socket.set(zmq.RECONNECT_IVL_MAX, 200)

@@ -81,7 +81,7 @@ class Writer:
         tail = words[TAIL_WORD]
         self._newest = tail & 0xFF if tail >> 8 else -1
 
-    def claim(self, description: bytes) -> int | None:
+    def claim(self, description: bytes) -> tuple[int, int, int] | None:
         """Write-lock the oldest slot that is free and not the newest, and write what is known of its header.
 
         A subscriber may move its lease from a slot that could not be locked to one that is yet to be tried, so that
@@ -92,14 +92,14 @@ class Writer:
             description: The header's bytes from height on, of :func:`framebus.layout.describe`.
 
         Returns:
-            The slot; ``None`` when there is none.
+            The slot, the time, CLOCK_MONOTONIC, and the time since 1970, both in ns; ``None`` when there is no slot.
         """
         if self._newest >= 0 and self._newest != self._order[-1]:
             self._order.remove(self._newest)
             self._order.append(self._newest)
         for slot in chain(self._order, reversed(self._order)):
             if slot != self._newest and self._claim(slot, description):
-                return slot
+                return slot, time.monotonic_ns(), time.time_ns()
         return None
 
     def publish(self, slot: int, captured_ns: int, captured_wall_ns: int) -> int:

@@ -28,7 +28,8 @@ def publisher(stream: str) -> Iterator[PublisherRing]:
 
 
 def claim(publisher: PublisherRing) -> int | None:
-    return publisher.writer.claim(DESCRIPTION)
+    claimed = publisher.writer.claim(DESCRIPTION)
+    return None if claimed is None else claimed[0]
 
 
 def publish(publisher: PublisherRing) -> int:

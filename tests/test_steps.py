@@ -24,9 +24,9 @@ def publisher(stream: str) -> Iterator[PublisherRing]:
 
 
 def publish(publisher: PublisherRing, typestr: str) -> None:
-    slot = publisher.writer.claim(describe(SHAPE, typestr, "bgr"))
-    assert slot is not None
-    publisher.writer.publish(slot, 10, 20)
+    claimed = publisher.writer.claim(describe(SHAPE, typestr, "bgr"))
+    assert claimed is not None
+    publisher.writer.publish(claimed[0], 10, 20)
 
 
 @pytest.mark.usefixtures("compiled_steps")

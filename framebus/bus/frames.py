@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from time import time_ns
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import msgpack
 import numpy as np
@@ -66,6 +65,14 @@ def _dtype_names() -> list[str]:
     return [np.dtype(typestr).name for typestr in DTYPES]
 
 
+class Lender(Protocol):
+    """Who has given a loan, and takes it back."""
+
+    def _publish(self, loan: Loan) -> int: ...
+
+    def _abandon(self, loan: Loan) -> None: ...
+
+
 class Loan:
     """A free slot of the ring, to be written and published.
 
@@ -74,9 +81,8 @@ class Loan:
     """
 
     __slots__ = (
-        "_abandon",
+        "_lender",
         "_pixels",
-        "_publish",
         "captured_ns",
         "captured_wall_ns",
         "format",
@@ -89,22 +95,21 @@ class Loan:
         pixels: Pixels,
         frame_format: FrameFormat,
         now_ns: int,
-        publish: Callable[[Loan], int],
-        abandon: Callable[[Loan], None],
+        now_wall_ns: int,
+        lender: Lender,
     ) -> None:
         self.format = frame_format
         """What the pixels are."""
         self.captured_ns = now_ns
         """When the frame was captured, CLOCK_MONOTONIC; the time of the loan until set."""
-        self.captured_wall_ns = time_ns()
+        self.captured_wall_ns = now_wall_ns
         """When the frame was captured, nanoseconds since 1970; the time of the loan until set."""
         self.metadata: Mapping[str, Any] = {}
         """A small map that travels with the frame; msgpack packs it into at most 832 bytes."""
         self.sequence: int | None = None
         """The frame's sequence, once it is published."""
         self._pixels: Pixels | None = pixels
-        self._publish = publish
-        self._abandon = abandon
+        self._lender = lender
 
     @property
     def pixels(self) -> Pixels:
@@ -128,7 +133,7 @@ class Loan:
             raise FrameReleased("the loan was published or abandoned before")
         pixels, self._pixels = self._pixels, None
         try:
-            self.sequence = sequence = self._publish(self)
+            self.sequence = sequence = self._lender._publish(self)
         except WrongThread:
             self._pixels = pixels  # the loan is still its owner's
             raise
@@ -141,7 +146,7 @@ class Loan:
             return
         pixels, self._pixels = self._pixels, None
         try:
-            self._abandon(self)
+            self._lender._abandon(self)
         except WrongThread:
             self._pixels = pixels
             raise

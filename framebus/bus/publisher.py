@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from threading import get_ident
-from time import monotonic, monotonic_ns
+from time import monotonic
 from typing import Final, NoReturn
 
 import numpy as np
@@ -163,16 +163,14 @@ class Publisher:
             frame_format, description, self._template = self.format, self._description, self._own_template
         else:
             description, self._template = self._pack(frame_format)
-        slot = self._ring.writer.claim(description)
-        if slot is None:
-            slot = self._claim_in_new_ring(description)
+        claimed = self._ring.writer.claim(description)
+        slot, now_ns, now_wall_ns = claimed if claimed is not None else self._claim_in_new_ring(description)
         self._full_since_s = None
-        now_ns = monotonic_ns()
         if now_ns >= self._notifier.look_at_ns:
             self._notifier.look(now_ns)
         # A view, so that the pixels of an earlier loan stay read-only.
         pixels = self._pixels[slot][...] if frame_format is self.format else self._map_pixels(slot, frame_format)
-        self._loan = loan = Loan(pixels, frame_format, now_ns, self._publish, self._abandon)
+        self._loan = loan = Loan(pixels, frame_format, now_ns, now_wall_ns, self)
         self._slot = slot
         return loan
 
@@ -210,14 +208,14 @@ class Publisher:
         if self._loan is not None:
             raise LoanOutstanding("publish or abandon the loan before you take the next")
 
-    def _claim_in_new_ring(self, description: bytes) -> int:
+    def _claim_in_new_ring(self, description: bytes) -> tuple[int, int, int]:
         """Count the dropped frame; when slots have been held for long, go on in a new ring.
 
         Seats keep honest subscribers from holding every slot, so whoever does is not honest, or stopped.
         """
         self._check_use()
         now_s = monotonic()
-        slot = None
+        claimed = None
         if self._full_since_s is None:
             self._full_since_s = now_s
         elif now_s - self._full_since_s >= REPLACE_AFTER_S and now_s >= self._replace_not_before_s:
@@ -229,14 +227,14 @@ class Publisher:
             else:
                 self._use_ring()
                 self._replaced += 1
-                slot = self._ring.writer.claim(description)
-        if slot is None:
+                claimed = self._ring.writer.claim(description)
+        if claimed is None:
             self._dropped += 1
             raise RingFull(
                 f"all {self._ring.geometry.slots} slots of {self.stream!r} are held: drop this frame, "
                 "and see in 'framebus top' who holds them"
             )
-        return slot
+        return claimed
 
     def _pack(self, frame_format: FrameFormat) -> tuple[bytes, Template]:
         """What a format is in a slot's header, and in notifications."""
