@@ -78,6 +78,7 @@ class Connection:
         self.subscriptions = 0
         """How many of its subscriptions ask for the messages."""
         self._topic = topic
+        self._send = connected.send
         self._received = bytearray()
         self._greeted = False
         self._is_subscriber = False
@@ -91,10 +92,10 @@ class Connection:
         """Send whole frames, or nothing of them; what the socket takes only in part is finished before the next."""
         try:
             if self._unsent:
-                self._unsent = self._unsent[self.socket.send(self._unsent, MSG_NOSIGNAL) :]
+                self._unsent = self._unsent[self._send(self._unsent, MSG_NOSIGNAL) :]
                 if self._unsent:
                     return
-            sent = self.socket.send(content, MSG_NOSIGNAL)
+            sent = self._send(content, MSG_NOSIGNAL)
         except OSError:  # it is full; or gone, which the next look will see
             return
         if sent < len(content):
