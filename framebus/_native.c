@@ -152,8 +152,10 @@ static PyObject *writer_publish(Writer *self, PyObject *const *arguments, Py_ssi
     if (!has_arguments(count, 3))
         return NULL;
     int fd = segment_fd(self->segment);
-    unsigned long slot = fd < -1 ? 0 : PyLong_AsUnsignedLong(arguments[0]);
-    uint64_t captured_ns = (uint64_t)PyLong_AsLongLong(arguments[1]);
+    if (fd < -1)
+        return NULL;
+    unsigned long slot = PyLong_AsUnsignedLong(arguments[0]);
+    uint64_t captured_ns = PyErr_Occurred() ? 0 : (uint64_t)PyLong_AsLongLong(arguments[1]);
     uint64_t captured_wall_ns = PyErr_Occurred() ? 0 : (uint64_t)PyLong_AsLongLong(arguments[2]);
     if (PyErr_Occurred())
         return NULL;
@@ -685,7 +687,8 @@ PyMODINIT_FUNC PyInit__native(void)
     address_name = PyUnicode_InternFromString("address");
     if (!header_type || !check_description || !layout_mismatch || !writer_type || !reader_type || !lease_type ||
         !fd_name || !address_name ||
-        PyModule_AddObjectRef(module, "Writer", writer_type) || PyModule_AddObjectRef(module, "Reader", reader_type) || PyModule_AddObjectRef(module, "Lease", lease_type) ||
+        PyModule_AddObjectRef(module, "Writer", writer_type) ||
+        PyModule_AddObjectRef(module, "Reader", reader_type) || PyModule_AddObjectRef(module, "Lease", lease_type) ||
         PyModule_AddIntConstant(module, "TAIL", TAIL) || PyModule_AddIntConstant(module, "EVENT", EVENT) ||
         PyModule_AddIntConstant(module, "SLOT_TABLE", SLOT_TABLE) ||
         PyModule_AddIntConstant(module, "SLOT_HEADER_BYTES", SLOT_HEADER_BYTES) ||

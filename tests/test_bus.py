@@ -570,7 +570,9 @@ class TestFork:
                 publish(publisher, 2)
             assert (pixels == 1).all()
 
-    def test_a_child_does_not_publish_its_parents_loan(self, stream: str) -> None:
+    @pytest.mark.usefixtures("each_steps")
+    @pytest.mark.parametrize("metadata", [{}, {"by": "child"}])
+    def test_a_child_does_not_publish_its_parents_loan(self, stream: str, metadata: dict[str, str]) -> None:
         with Publisher(stream, SMALL) as publisher, Subscriber(stream, wake="futex") as subscriber:
             loan = publisher.loan()
             loan.pixels[:] = 7
@@ -579,6 +581,7 @@ class TestFork:
             if child == 0:
                 status = 1
                 try:
+                    loan.metadata = metadata
                     loan.publish()
                 except Closed:
                     status = 0
@@ -587,7 +590,9 @@ class TestFork:
             assert os.waitpid(child, 0)[1] == 0
             assert subscriber._ring.event() == event, "nothing was published"
             loan.publish()
-            assert (subscriber.receive(5).pixels == 7).all()
+            frame = subscriber.receive(5)
+            assert (frame.pixels == 7).all()
+            assert frame.metadata == {}
 
 
 def test_an_interpreter_that_exits_with_live_views_is_silent(stream: str) -> None:

@@ -266,6 +266,7 @@ class Publisher:
         sequence = writer.next_sequence
         try:
             if loan.metadata:
+                self._check_use()  # a forked child has the loan too, and must not write
                 self._ring.write_metadata(slot, loan.packed_metadata())
             published_ns = writer.publish(slot, captured_ns, loan.captured_wall_ns)
         except BaseException:
