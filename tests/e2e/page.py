@@ -51,13 +51,13 @@ def wait_until_live(page: Page) -> None:
     expect(page.locator("#state")).to_have_text("live", timeout=60_000)
 
 
-def count_pictures(page: Page) -> list[int]:
-    """Distinct panoramas in windows of :data:`WINDOW_S` seconds, until one window has enough.
+def count_pictures(page: Page, windows: int = WINDOWS) -> list[int]:
+    """Distinct panoramas in windows of :data:`WINDOW_S` seconds, until one window has enough, or all are over.
 
     Other work on the machine may take some windows, not all.
     """
     counts: list[int] = []
-    while len(counts) < WINDOWS and (not counts or counts[-1] < LEAST_FPS * WINDOW_S):
+    while len(counts) < windows and (not counts or counts[-1] < LEAST_FPS * WINDOW_S):
         counts.append(page.evaluate(COUNT_PICTURES, WINDOW_S))
     return counts
 
