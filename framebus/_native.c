@@ -87,6 +87,26 @@ static uint8_t *segment_address(PyObject *segment)
     return address;
 }
 
+/* What a Writer and a Reader begin with. */
+typedef struct {
+    PyObject_HEAD
+    PyObject *segment;
+    uint8_t *ring;
+} OnRing;
+
+/* A zeroed object that keeps the segment. */
+static void *new_on_ring(PyTypeObject *type, PyObject *segment)
+{
+    uint8_t *ring = segment_address(segment);
+    OnRing *self = ring ? (OnRing *)((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0) : NULL;
+    if (self == NULL)
+        return NULL;
+    Py_INCREF(segment);
+    self->segment = segment;
+    self->ring = ring;
+    return self;
+}
+
 static int has_arguments(Py_ssize_t found, Py_ssize_t wanted)
 {
     if (found != wanted)
@@ -98,7 +118,7 @@ static int has_arguments(Py_ssize_t found, Py_ssize_t wanted)
 
 typedef struct {
     PyObject_HEAD
-    PyObject *segment;
+    PyObject *segment; /* as in OnRing */
     uint8_t *ring;
     unsigned long long epoch, next_sequence;
     unsigned slots;
@@ -192,26 +212,20 @@ static PyObject *writer_new(PyTypeObject *type, PyObject *arguments, PyObject *n
     unsigned long long epoch, next_sequence;
     if (named != NULL || !PyArg_ParseTuple(arguments, "OIKK", &segment, &slots, &epoch, &next_sequence))
         return NULL;
-    uint8_t *ring = segment_address(segment);
-    if (ring == NULL)
-        return NULL;
-    Writer *self = (Writer *)((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
+    Writer *self = new_on_ring(type, segment);
     if (self == NULL)
         return NULL;
-    Py_INCREF(segment);
-    self->segment = segment;
-    self->ring = ring;
     self->epoch = epoch;
     self->next_sequence = next_sequence;
     self->slots = slots < MAX_SLOTS ? slots : MAX_SLOTS;
     for (unsigned slot = 0; slot < self->slots; slot++) { /* an insertion sort by sequence */
-        uint64_t sequence = load64(slot_header(ring, slot));
+        uint64_t sequence = load64(slot_header(self->ring, slot));
         unsigned at = slot;
-        for (; at > 0 && load64(slot_header(ring, self->order[at - 1])) > sequence; at--)
+        for (; at > 0 && load64(slot_header(self->ring, self->order[at - 1])) > sequence; at--)
             self->order[at] = self->order[at - 1];
         self->order[at] = (uint8_t)slot;
     }
-    uint64_t tail = load64(ring + TAIL);
+    uint64_t tail = load64(self->ring + TAIL);
     self->newest = tail >> 8 && (tail & 0xFF) < self->slots ? (int)(tail & 0xFF) : -1;
     return (PyObject *)self;
 }
@@ -228,7 +242,7 @@ static void writer_dealloc(Writer *self)
 
 typedef struct {
     PyObject_HEAD
-    PyObject *segment;
+    PyObject *segment; /* as in OnRing */
     uint8_t *ring;
     unsigned slots;
     unsigned long long slot_bytes, first_slot;
@@ -564,15 +578,9 @@ static PyObject *reader_new(PyTypeObject *type, PyObject *arguments, PyObject *n
     int every;
     if (named != NULL || !PyArg_ParseTuple(arguments, "OIKKp", &segment, &slots, &slot_bytes, &first_slot, &every))
         return NULL;
-    uint8_t *ring = segment_address(segment);
-    if (ring == NULL)
-        return NULL;
-    Reader *self = (Reader *)((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
+    Reader *self = new_on_ring(type, segment);
     if (self == NULL)
         return NULL;
-    Py_INCREF(segment);
-    self->segment = segment;
-    self->ring = ring;
     self->slots = slots < MAX_SLOTS ? slots : MAX_SLOTS;
     self->slot_bytes = slot_bytes;
     self->first_slot = first_slot;

@@ -21,7 +21,7 @@ from typing import Final
 
 from framebus.segment import denied, no_room
 
-MSG_NOSIGNAL: Final = int(socket.MSG_NOSIGNAL)
+MSG_NOSIGNAL: Final = int(socket.MSG_NOSIGNAL)  # an enumeration's member takes longer to pass
 SOCKET_MODE: Final = 0o660
 BACKLOG: Final = 128
 MAX_CONNECTIONS: Final = 256
@@ -75,6 +75,7 @@ class Connection:
             topic: What all messages begin with: a subscription to something else is none.
         """
         self.socket = connected
+        """Its socket."""
         self.subscriptions = 0
         """How many of its subscriptions ask for the messages."""
         self._topic = topic
@@ -196,8 +197,6 @@ class LocalOutlet:
             NotEnoughSharedMemory: /dev/shm has no room for one more file.
             OSError: The path cannot be bound.
         """
-        self.is_settled = True
-        """Whether nobody is in the middle of connecting."""
         self._path = path
         self._topic = topic
         self._connections: dict[int, Connection] = {}
@@ -239,10 +238,13 @@ class LocalOutlet:
             except (ProtocolError, EOFError, OSError):
                 self._end(descriptor)
         if events:
-            connections = self._connections.values()
-            self.listening = [connection for connection in connections if connection.subscriptions]
-            self.is_settled = len(self.listening) == len(self._connections)
+            self.listening = [connection for connection in self._connections.values() if connection.subscriptions]
         return bool(self.listening)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nobody is in the middle of connecting."""
+        return len(self.listening) == len(self._connections)
 
     def close(self) -> None:
         """Close the socket and remove its path."""

@@ -62,6 +62,21 @@ class TestFrames:
             assert frame.published_ns <= time.monotonic_ns()
             assert frame.metadata == {"cameras": ["a", "b"], "exposure": 1.5}
 
+    @pytest.mark.usefixtures("each_steps")
+    @pytest.mark.parametrize(("when", "error"), [(1 << 63, OverflowError), (-1 << 64, OverflowError), (1.5, TypeError)])
+    @pytest.mark.parametrize("name", ["captured_ns", "captured_wall_ns"])
+    def test_a_time_that_no_header_can_hold_abandons_the_slot(
+        self, stream: str, name: str, when: int, error: type[Exception]
+    ) -> None:
+        with Publisher(stream, SMALL) as publisher, Subscriber(stream) as subscriber:
+            with pytest.raises(error), publisher.loan() as loan:
+                setattr(loan, name, when)
+            assert (publisher.statistics.published, publisher.statistics.abandoned) == (0, 1)
+            with publisher.loan() as loan:
+                loan.captured_ns, loan.captured_wall_ns = np.int64(-1), (1 << 63) - 1  # type: ignore[assignment]
+            frame = subscriber.receive(5)
+            assert (frame.sequence, frame.captured_ns, frame.captured_wall_ns) == (1, -1, (1 << 63) - 1)
+
     def test_the_shape_may_change_within_the_slot(self, stream: str) -> None:
         with Publisher(stream, FrameFormat(10, 10)) as publisher, Subscriber(stream) as subscriber:
             for wanted in (FrameFormat(5, 7, 1, "float32", "depth"), FrameFormat(2, 3, 4, "uint16", "rgba")):

@@ -39,6 +39,8 @@ def test_the_compiled_steps_know_the_same_bytes() -> None:
         "SLOT_HEADER_BYTES",
         "SLOT_FIELDS",
         "SLOT_DESCRIPTION",
+        "RECORD_RECEIVED",
+        "RECORD_COUNTERS",
         "MAX_SLOTS",
         "LOCK_SLOTS",
     )

@@ -127,7 +127,9 @@ class Loan:
 
         Raises:
             FrameReleased: It was published or abandoned before.
-            FrameTooLarge: The metadata is larger than its room; the slot is abandoned.
+            FrameTooLarge: The metadata is larger than its room; as with the next two, the slot is abandoned.
+            TypeError: A time of capture is no integer.
+            OverflowError: It is no signed 64-bit number.
         """
         if self._pixels is None:
             raise FrameReleased("the loan was published or abandoned before")

@@ -181,7 +181,7 @@ class Publisher:
         if self._loan is not None:
             self._loan.abandon()
         self._closed = True
-        self._thread = None
+        self._thread = None  # nobody's: the next call looks closer, and finds it closed
         self._ring.close(unlink=not self._keep_ring)
         self._notifier.close()
         self._let_exclusion_go(unlink=not self._keep_ring)
