@@ -55,16 +55,16 @@ def full(peers: list[str]) -> list[Scenario]:
     """All of it."""
     return [
         *(
-            Scenario(f"peers, {size}, 25 fps", _candidates(peers, [size]), 25, rounds=7, frames=50, limit_s=6.0)
+            Scenario(f"peers, {size}, 25 fps", _candidates(peers, [size]), 25, rounds=5, frames=30, limit_s=4.0)
             for size in SHAPES
         ),
         *(
-            Scenario(f"peers, {size}, flat out", _candidates(peers, [size]), 0, rounds=5, frames=1000, limit_s=1.5)
+            Scenario(f"peers, {size}, flat out", _candidates(peers, [size]), 0, rounds=3, frames=1000, limit_s=1.0)
             for size in SHAPES
         ),
         *(
             Scenario(
-                f"peers, {count} subscribers, 25 fps", _candidates(peers, receivers=[count]), 25, 5, 40, limit_s=5.0
+                f"peers, {count} subscribers, 25 fps", _candidates(peers, receivers=[count]), 25, 3, 25, limit_s=4.0
             )
             for count in SUBSCRIBERS[1:]
         ),

@@ -3,7 +3,7 @@
  * framebus/steps.py does the same in plain Python and describes each step, framebus/ring.py why they come in this
  * order, framebus/layout.py the bytes. Nothing here waits with the interpreter's lock held.
  *
- * Sources: fcntl(2), F_OFD_SETLK; futex(2); PEP 384 (stable ABI), PEP 3118 (buffers).
+ * Sources: fcntl(2), F_OFD_SETLK; futex(2); send(2); PEP 384 (stable ABI), PEP 3118 (buffers).
  */
 
 #define PY_SSIZE_T_CLEAN
@@ -20,6 +20,7 @@
 #include <linux/futex.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -112,6 +113,29 @@ static int has_arguments(Py_ssize_t found, Py_ssize_t wanted)
     if (found != wanted)
         PyErr_Format(PyExc_TypeError, "%zd arguments are wanted, not %zd", wanted, found);
     return found == wanted;
+}
+
+static PyObject *send_all(PyObject *module, PyObject *const *arguments, Py_ssize_t count)
+{
+    char *content;
+    Py_ssize_t length;
+    (void)module;
+    if (!has_arguments(count, 2) || PyBytes_AsStringAndSize(arguments[1], &content, &length) < 0)
+        return NULL;
+    Py_ssize_t sockets = PySequence_Size(arguments[0]);
+    for (Py_ssize_t number = 0; number < sockets; number++) {
+        PyObject *socket = PySequence_GetItem(arguments[0], number);
+        int fd = socket ? PyObject_AsFileDescriptor(socket) : -1;
+        Py_XDECREF(socket);
+        if (fd < 0)
+            return NULL;
+        ssize_t sent = send(fd, content, (size_t)length, MSG_NOSIGNAL | MSG_DONTWAIT);
+        if (sent >= 0 && sent < length)
+            shutdown(fd, SHUT_RDWR);
+    }
+    if (sockets < 0)
+        return NULL;
+    Py_RETURN_NONE;
 }
 
 /* ---- the publisher ------------------------------------------------------------------------------------------- */
@@ -438,7 +462,7 @@ static void write_report(const Reader *self)
 }
 
 /* Reads the header of a frame that is leased. 1 if it makes sense, 0 if not, -1 with an exception. */
-static int accept(Reader *self, Lease *lease)
+static int accept_frame(Reader *self, Lease *lease)
 {
     long long last = self->last, sequence = (long long)lease->sequence;
     int64_t numbers[HEIGHT], now = now_ns();
@@ -471,7 +495,7 @@ static PyObject *reader_take(Reader *self, PyObject *nothing)
         if (!(every ? choose_following(self, &slot, &sequence) : choose_newest(self, &slot, &sequence)))
             break;
         PyObject *lease = lease_slot(self, slot, sequence);
-        int accepted = lease == NULL ? -1 : lease == Py_None ? 0 : accept(self, (Lease *)lease);
+        int accepted = lease == NULL ? -1 : lease == Py_None ? 0 : accept_frame(self, (Lease *)lease);
         if (accepted > 0)
             return lease;
         Py_XDECREF(lease);
@@ -675,8 +699,13 @@ static PyType_Slot lease_slots[] = {
 static PyType_Spec lease_spec = {
     "framebus._native.Lease", sizeof(Lease), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, lease_slots};
 
+static PyMethodDef functions[] = {
+    {"send_all", FAST(send_all), METH_FASTCALL, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
 static struct PyModuleDef definition = {
-    .m_base = PyModuleDef_HEAD_INIT, .m_name = "framebus._native", .m_size = -1};
+    .m_base = PyModuleDef_HEAD_INIT, .m_name = "framebus._native", .m_size = -1, .m_methods = functions};
 
 PyMODINIT_FUNC PyInit__native(void)
 {

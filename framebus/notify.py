@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import select
 import struct
+import time
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgpack
 import zmq
 
+from framebus import steps as steps  # noqa: PLC0414  exported, so that tests can exchange it
 from framebus.curve import CurveServer, Keys, check_endpoint
 from framebus.errors import UnprotectedEndpoint
 from framebus.outlet import MAX_DRAINED, Outlet
@@ -28,8 +30,14 @@ MAX_MESSAGE_BYTES: Final = 4096
 FIELDS: Final = 11
 LOOK_EVERY_NS: Final = 500_000_000
 """How often the Unix socket is asked who has come, while nobody is about to: who is new may miss as much."""
+LOOK_CLOSELY_NS: Final = 1_000_000_000
+"""For how long it is asked with every frame at first: subscribers of the publisher before come back."""
 _ARRAY: Final = bytes([0x90 | FIELDS])
 _UINT8, _UINT64, _INT64 = 0xCC, 0xCF, 0xD3
+
+
+if not TYPE_CHECKING:
+    steps = steps.choose()
 
 
 def _topic(stream: str) -> bytes:
@@ -79,6 +87,7 @@ class Notifier:
         """Whether anybody subscribes, as far as is known."""
         self.look_at_ns = 0
         """When :meth:`look` is due, CLOCK_MONOTONIC."""
+        self._look_closely_until_ns = time.monotonic_ns() + LOOK_CLOSELY_NS
         self._local = LocalOutlet(socket_path(stream), _topic(stream))
         self._further: Outlet | None = None
         self.endpoint: str | None = None
@@ -105,7 +114,8 @@ class Notifier:
         self.listens = self._local.has_listeners()
         if self._further is not None:
             self.listens = self._further.has_listeners() or self.listens
-        is_settled = self._local.is_settled and self._further is None
+        is_new = now_ns < self._look_closely_until_ns
+        is_settled = self._local.is_settled and self._further is None and not is_new
         self.look_at_ns = now_ns + LOOK_EVERY_NS if is_settled else now_ns
 
     def notify(self, template: Template, sequence: int, slot: int, captured_ns: int, published_ns: int) -> None:
@@ -121,8 +131,7 @@ class Notifier:
         content = template.pack(
             template.before, sequence, _UINT8, slot, template.between, captured_ns, _INT64, published_ns
         )
-        for connection in self._local.listening:
-            connection.send(content)
+        steps.send_all(self._local.listening, content)
         if self._further is not None:
             self._further.send(content[FRAME_HEADER_BYTES:])
 

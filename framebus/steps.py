@@ -7,11 +7,18 @@ and in which order they must come.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
+import socket
+import sys
 import time
 from collections import deque
+from collections.abc import Sequence
+from importlib import import_module
 from itertools import chain
 from operator import index
+from types import ModuleType
 from typing import Any, Final
 
 from framebus import segment as shm
@@ -46,6 +53,17 @@ CAPTURED_WORD: Final = EPOCH_WORD + 2
 """From ``seq[i]`` to captured_ns; captured_wall_ns and published_ns follow."""
 LOOKS: Final = 8
 """How often a subscriber looks again at once before it waits for the next event."""
+SEND_FLAGS: Final = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
+PURE: Final = "FRAMEBUS_PURE"
+"""Environment variable that asks for plain Python where the compiled steps are there too."""
+
+
+def choose() -> ModuleType:
+    """The compiled steps; where they were not built, or are not wanted, those of this module."""
+    if not os.environ.get(PURE):
+        with contextlib.suppress(ImportError):
+            return import_module("framebus._native")
+    return sys.modules[__name__]
 
 
 def raise_event(segment: Segment) -> None:
@@ -57,6 +75,18 @@ def raise_event(segment: Segment) -> None:
 
 def _word(signed: int) -> int:
     return int.from_bytes(index(signed).to_bytes(8, signed=True))
+
+
+def send_all(sockets: Sequence[socket.socket], content: bytes) -> None:
+    """Send the same to each socket, without waiting, and whole or not at all.
+
+    One that is full is left out. One that takes a part is shut down, for what follows would make no sense to who reads
+    it: Linux's Unix sockets never do so with a few kB.
+    """
+    for each in sockets:
+        with contextlib.suppress(OSError):
+            if each.send(content, SEND_FLAGS) < len(content):
+                each.shutdown(socket.SHUT_RDWR)
 
 
 class Writer:

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Final
 
 from framebus.segment import denied, no_room
+from framebus.steps import send_all
 
-MSG_NOSIGNAL: Final = int(socket.MSG_NOSIGNAL)  # an enumeration's member takes longer to pass
 SOCKET_MODE: Final = 0o660
 BACKLOG: Final = 128
 MAX_CONNECTIONS: Final = 256
@@ -79,28 +79,13 @@ class Connection:
         self.subscriptions = 0
         """How many of its subscriptions ask for the messages."""
         self._topic = topic
-        self._send = connected.send
         self._received = bytearray()
         self._greeted = False
         self._is_subscriber = False
         self._odd = 0
-        self._unsent = b""
         connected.setblocking(False)
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
-        self.send(HELLO)
-
-    def send(self, content: bytes) -> None:
-        """Send whole frames, or nothing of them; what the socket takes only in part is finished before the next."""
-        try:
-            if self._unsent:
-                self._unsent = self._unsent[self._send(self._unsent, MSG_NOSIGNAL) :]
-                if self._unsent:
-                    return
-            sent = self._send(content, MSG_NOSIGNAL)
-        except OSError:  # it is full; or gone, which the next look will see
-            return
-        if sent < len(content):
-            self._unsent = content[sent:]
+        send_all((connected,), HELLO)
 
     def read(self) -> None:
         """Take what has come.
@@ -159,7 +144,7 @@ class Connection:
                 if not self._is_subscriber:
                     raise ProtocolError("no SUB socket")
             elif name == b"PING":
-                self.send(command(b"PONG", rest[2:18]))  # the first two bytes are its time to live
+                send_all((self.socket,), command(b"PONG", rest[2:18]))  # the first two bytes are its time to live
             elif name == b"SUBSCRIBE":
                 self._subscribe(SUBSCRIBE, rest)
             elif name == b"CANCEL":
@@ -200,8 +185,8 @@ class LocalOutlet:
         self._path = path
         self._topic = topic
         self._connections: dict[int, Connection] = {}
-        self.listening: list[Connection] = []
-        """Those who subscribe."""
+        self.listening: list[socket.socket] = []
+        """Of those who subscribe."""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         self._epoll = select.epoll()
         try:
@@ -238,7 +223,7 @@ class LocalOutlet:
             except (ProtocolError, EOFError, OSError):
                 self._end(descriptor)
         if events:
-            self.listening = [connection for connection in self._connections.values() if connection.subscriptions]
+            self.listening = [one.socket for one in self._connections.values() if one.subscriptions]
         return bool(self.listening)
 
     @property

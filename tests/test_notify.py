@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import socket
+import time
+
 import msgpack
 import pytest
 import zmq
 
 from framebus.errors import UnprotectedEndpoint
-from framebus.notify import Listener, Notifier, Template, socket_path
+from framebus.notify import LOOK_CLOSELY_NS, LOOK_EVERY_NS, Listener, Notifier, Template, socket_path
 from tests.listeners import PlainListener, listens, wait_until
 
 
@@ -27,6 +30,24 @@ def test_a_hint_arrives_and_the_descriptor_tells_of_it(stream: str) -> None:
     assert listener.rejected == 0
     listener.close()
     wait_until(lambda: not listens(notifier))
+    notifier.close()
+
+
+def test_who_is_there_is_asked_with_every_frame_of_the_first_second(stream: str) -> None:
+    notifier, listener = Notifier(stream), Listener(stream)
+    now_ns = time.monotonic_ns()
+    wait_until(lambda: listens(notifier))
+    notifier.look(now_ns)
+    assert notifier.look_at_ns == now_ns
+    later_ns = now_ns + LOOK_CLOSELY_NS
+    notifier.look(later_ns)
+    assert notifier.look_at_ns == later_ns + LOOK_EVERY_NS
+    stranger = socket.socket(socket.AF_UNIX)
+    stranger.connect(str(socket_path(stream)))
+    notifier.look(later_ns)
+    assert notifier.look_at_ns == later_ns
+    stranger.close()
+    listener.close()
     notifier.close()
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import socket
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
-from framebus import layout
+from framebus import layout, ring
 from framebus.layout import DTYPES, Geometry, describe
 from framebus.ring import PublisherRing, SubscriberRing
 from framebus.seats import Record, new_record, read_records
@@ -120,3 +122,36 @@ def test_a_reader_reports_what_it_took_and_goes_on_counting_in_another_ring(
     assert told is not None
     assert (told.received, told.leases) == (3, 1)
     record.remove()
+
+
+@pytest.mark.usefixtures("each_steps")
+def test_the_same_is_sent_to_all_whole_or_not_at_all() -> None:
+    pairs = [socket.socketpair() for _ in range(4)]
+    for ours, _ in pairs:
+        ours.setblocking(True)  # it does not wait for these either
+    (full, asleep), (gone, nobody), (cut, half), (open_, reader) = pairs
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            full.send(b"x" * 1000, socket.MSG_DONTWAIT)
+    nobody.close()
+    ring.steps.send_all([full, gone, open_], b"whole")
+    assert reader.recv(100) == b"whole"
+    full.close()
+    while received := asleep.recv(1 << 20):
+        assert set(received) == set(b"x")
+    ring.steps.send_all((cut,), b"long" * 1_000_000)
+    received = b""
+    while chunk := half.recv(1 << 20):
+        received += chunk
+    assert 0 < len(received) < 4_000_000
+    for ours, theirs in pairs:
+        ours.close()
+        theirs.close()
+
+
+@pytest.mark.usefixtures("each_steps")
+def test_what_is_no_socket_is_an_error() -> None:
+    with pytest.raises((TypeError, AttributeError)):
+        ring.steps.send_all([None], b"")  # type: ignore[list-item]
+    with pytest.raises(TypeError):
+        ring.steps.send_all(None, b"")  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from framebus import zmtp
-from framebus.notify import socket_path
+from framebus.notify import socket_path, steps
 from framebus.zmtp import GREETING, LocalOutlet, command, frame_header
 from tests.listeners import PlainListener, wait_until
 
@@ -63,8 +63,7 @@ def look(outlet: LocalOutlet) -> bool:
 
 
 def send(outlet: LocalOutlet, message: bytes = MESSAGE) -> None:
-    for connection in outlet.listening:
-        connection.send(frame_header(len(message)) + message)
+    steps.send_all(outlet.listening, frame_header(len(message)) + message)
 
 
 def take(connected: socket.socket, size: int) -> bytes:
@@ -266,25 +265,6 @@ def test_who_does_not_read_gets_whole_messages_later_and_holds_up_nobody(
     assert len(numbers) < 500
     send(outlet, b"last" * 50)
     assert asleep.recv(size) == frame_header(200) + b"last" * 50
-
-
-def test_a_message_that_went_out_in_part_is_finished_before_the_next() -> None:
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        connection = zmtp.Connection(ours, TOPIC)
-        theirs.recv(1 << 16)
-        first, second = b"first" * 100_000, b"second"
-        connection.send(first)
-        connection.send(second)  # dropped
-        received = take_all(theirs)
-        assert len(received) < len(first)
-        while len(received) < len(first):
-            connection.send(second)
-            received += take_all(theirs)
-        assert received.startswith(first)
-        connection.send(second)
-        assert (received + take_all(theirs))[len(first) :].replace(second, b"") == b""
-        assert take_all(theirs) == b""
 
 
 def test_who_listens_to_nothing_makes_room_and_who_listens_stays(
