@@ -133,7 +133,8 @@ def _scenario(scenario: Mapping[str, Any], peers: Mapping[str, Any]) -> Iterable
     for one in candidates:
         rounds, title = one["rounds"], peers[one["peer"]]["title"]
         if one["failure"]:
-            failures.append(f"- {title} ({', '.join(str(one[name]) for name in varied)}): {_last_line(one['failure'])}")
+            what = ", ".join((title, *(str(one[name]) for name in varied)))
+            failures.append(f"- {what}: {_last_line(one['failure'])}")
         if not rounds:
             continue
         p50, torn = figure(rounds, "p50_us"), figure(rounds, "torn")
@@ -206,7 +207,7 @@ def _percent(value: Figure | None) -> str:
 
 
 def _last_line(text: str) -> str:
-    return text.strip().splitlines()[-1][:200] if text.strip() else ""
+    return text.strip().splitlines()[-1][:400] if text.strip() else ""
 
 
 def _table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterable[str]:

@@ -18,6 +18,8 @@ import numpy as np
 
 from bench.peers import OPEN_TIMEOUT_S, Pixels, Receiver
 
+LOG_CHARACTERS: Final = 300
+"""As much of a server's log is told."""
 SEND_TIMEOUT_S: Final = 2.0
 """How long a sender waits for a receiver that takes nothing."""
 
@@ -60,7 +62,8 @@ def temporary_folder(parent: str | None = None) -> Iterator[Path]:
 def server(arguments: list[str], log: Path, environment: dict[str, str] | None = None) -> Iterator[int]:
     """A server with its output in ``log``. At the end it is terminated; what remains of its group after 15 s is killed.
 
-    ``environment`` is added to that of this process. Yields the server's PID.
+    ``environment`` is added to that of this process. Yields the server's PID. A TimeoutError of who waits for it is
+    given the end of the log.
     """
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -74,6 +77,9 @@ def server(arguments: list[str], log: Path, environment: dict[str, str] | None =
         )
         try:
             yield process.pid
+        except TimeoutError as error:
+            said = " ".join(log.read_text(errors="replace").split())[-LOG_CHARACTERS:]
+            raise TimeoutError(f"{error}; {arguments[0]} said: {said or 'nothing'}") from None
         finally:
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):

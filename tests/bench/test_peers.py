@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import secrets
-from contextlib import ExitStack
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
 
 from bench.harness import Session
-from bench.peers import Peer, Setting, all_peers
+from bench.peers import Peer, Setting, all_peers, rabbitmq_server
+from bench.peers.places import server, wait_until
 from bench.worker import Round
 from tests.support import SHM, lacks
 
@@ -46,3 +51,38 @@ def test_every_peer_says_what_the_report_needs() -> None:
         assert peer.how.endswith(".")
         if peer.missing() is None:
             assert peer.version() or peer.distribution is None
+
+
+def test_a_server_that_does_not_come_is_told_of_with_what_it_said(tmp_path: Path) -> None:
+    program = [sys.executable, "-c", "print('the port is\\n taken', flush=True); import time; time.sleep(60)"]
+    log = tmp_path / "log"
+    with (
+        pytest.raises(TimeoutError, match=f"^it did not come within 0.1 s; {re.escape(sys.executable)} said: .*port"),
+        server(program, log) as pid,
+    ):
+        wait_until(lambda: b"taken" in log.read_bytes(), "its log")
+        wait_until(lambda: False, "it", 0.1)
+    assert not Path(f"/proc/{pid}").exists()
+
+
+@pytest.mark.parametrize("fails", [1, 2])
+def test_rabbitmq_is_started_again_once(monkeypatch: pytest.MonkeyPatch, fails: int) -> None:
+    attempts = 0
+
+    @contextmanager
+    def running(*_arguments: object) -> Iterator[int]:
+        nonlocal attempts
+        attempts += 1
+        if attempts <= fails:
+            raise TimeoutError(f"failure {attempts}")
+        yield 77
+
+    monkeypatch.setattr(rabbitmq_server.RabbitMq, "_running", running)
+    prepared = rabbitmq_server.RabbitMq().prepare(Setting("unused", SHAPE, 1))
+    if fails < rabbitmq_server.START_ATTEMPTS:
+        with prepared as port:
+            assert port == 77
+    else:
+        with pytest.raises(TimeoutError, match="failure 2"), prepared:
+            pass
+    assert attempts == 2
