@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from bench import attach, plan, report
+from bench import attach, pipeline, plan, report
 from bench.compare import compare
 from bench.containers import containers
 from bench.harness import SHAPES, PeerFailed, Scenario, Start, run_scenario, start_process
@@ -24,6 +24,8 @@ PAGE: Final = ROOT / "docs/benchmarks.md"
 SAVED: Final = ROOT / "bench/results"
 FORMS: Final = {"short": plan.short, "full": plan.full}
 ATTACHMENTS: Final = {"short": 8, "full": 30}
+PIPELINE: Final = "pipeline"
+PIPELINE_S: Final = 60.0
 
 
 def measure(form: str, only: str) -> Results:
@@ -38,6 +40,7 @@ def measure(form: str, only: str) -> Results:
         "missing": {},
         "scenarios": [],
         "attach": {},
+        "pipeline": {},
     }
     peers = all_peers()
     missing = {name: reason for name, peer in peers.items() if (reason := peer.missing())}
@@ -57,6 +60,12 @@ def measure(form: str, only: str) -> Results:
             results["scenarios"].append(scenario_results(able, run_scenario(able, here, starts, _tell)))
     _tell("attaching")
     results["attach"] = attach.summary(attach.measure(ATTACHMENTS[form]))
+    if form == "full" and only in PIPELINE:
+        _tell(PIPELINE)
+        try:
+            results["pipeline"] = pipeline.measure(PIPELINE_S)
+        except PeerFailed as error:
+            results["missing"]["the pipeline"] = str(error)
     results["copy_us"] = {size: copy_us(size) for size in SHAPES}
     results["seconds"] = time.monotonic() - begun_s
     return results

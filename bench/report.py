@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.harness import SHAPES
+from bench.pipeline import AT_THE_PAGE, HAND_OVER
 from bench.results import Figure, Results, figure
 from bench.targets import Verdict, verdicts
 
@@ -52,6 +53,7 @@ def _page(results: Results, plots: list[str]) -> Iterable[str]:
         yield ""
         yield from _scenario(scenario, results["peers"])
     yield from _attach(results["attach"])
+    yield from _pipeline(results.get("pipeline"))
     yield "## Copies"
     yield ""
     yield "What a copy of a frame takes in one process, the floor of whatever copies:"
@@ -190,6 +192,27 @@ def _attach(attach: Mapping[str, float]) -> Iterable[str]:
         f"{attach['second_lap_faults']:.0f}."
     )
     yield ""
+
+
+def _pipeline(pipeline: Mapping[str, Any] | None) -> Iterable[str]:
+    if not pipeline:
+        return
+    stages = pipeline["stages_ms"]
+    yield "## The pipeline"
+    yield ""
+    yield (
+        f"The services on five simulated cameras, with a viewer that decodes nothing, for {pipeline['seconds']:.0f} s "
+        f"from {pipeline['started']} on: "
+        f"{pipeline['panoramas_per_s']:.1f} panoramas a second, of which a further subscriber missed "
+        f"{pipeline['skipped']}; {pipeline['pictures_per_s']:.1f} pictures a second at the page, and boxes of "
+        f"{pipeline['boxes_per_s']:.1f} panoramas. Of the time from the capture to the page the hand-over of the "
+        f"panorama is {stages[HAND_OVER][0] / stages[AT_THE_PAGE][0]:.2%}."
+    )
+    yield ""
+    yield from _table(
+        ("stage", "p50, ms", "p99, ms"), ((name, _number(p50), _number(p99)) for name, (p50, p99) in stages.items())
+    )
+    yield from _table(("service", "cores"), ((name, f"{used:.2f}") for name, used in pipeline["cores"].items()))
 
 
 def _text(value: Figure | None) -> str:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import re
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +13,7 @@ from typing import Any, NoReturn
 
 import pytest
 
+from bench.peers.places import free_ports as free_ports  # noqa: PLC0414  the tests' too
 from framebus import Publisher
 
 ROOT = Path(__file__).parent.parent
@@ -58,19 +57,6 @@ needs_browser = pytest.mark.skipif(
 def files_of(stream: str) -> list[str]:
     """Names of the stream's files in /dev/shm."""
     return sorted(path.name for path in SHM.glob(f"framebus.{stream}.*"))
-
-
-def free_ports(count: int) -> int:
-    """First of some consecutive ports of the loopback that are free now."""
-    while True:
-        first = random.randrange(20_000, 30_000)
-        try:
-            for port in range(first, first + count):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        return first
 
 
 def publish(publisher: Publisher, value: int = 1) -> int:

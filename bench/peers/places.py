@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -42,6 +43,19 @@ def wait_until(met: Callable[[], object], what: str, timeout_s: float = OPEN_TIM
         if time.monotonic() > deadline_s:
             raise TimeoutError(f"{what} did not come within {timeout_s:g} s")
         time.sleep(0.01)
+
+
+def free_ports(count: int) -> int:
+    """The first of some consecutive TCP ports of the loopback that are free now; none that the system gives out."""
+    while True:
+        first = random.randrange(20_000, 30_000)
+        try:
+            for port in range(first, first + count):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return first
 
 
 def free_port() -> int:

@@ -11,6 +11,7 @@ import pytest
 from bench import plan, report
 from bench.harness import Candidate
 from bench.peers import all_peers
+from bench.pipeline import AT_THE_PAGE, HAND_OVER
 from bench.results import Results
 from tests.bench import made_up
 from tests.support import lacks
@@ -40,7 +41,19 @@ def whole_run() -> Results:
     ]
     attach = {"first_frame_ms": 4.5, "first_frame_ms_least": 4.0, "first_frame_ms_most": 9.0}
     faults = {"first_lap_faults": 12.0, "second_lap_faults": 0.0, "touched_pages": 19_800.0}
-    return made_up.results(scenarios, attach=attach | faults, missing={"two containers": "no engine answers"})
+    pipeline = {
+        "started": "2030-01-02 04:00 UTC",
+        "seconds": 60.0,
+        "panoramas_per_s": 24.9,
+        "skipped": 3,
+        "pictures_per_s": 24.5,
+        "boxes_per_s": 2.5,
+        "stages_ms": {HAND_OVER: [0.25, 1.5], AT_THE_PAGE: [100.0, 150.0]},
+        "cores": {"stitcher": 0.75},
+    }
+    return made_up.results(
+        scenarios, attach=attach | faults, pipeline=pipeline, missing={"two containers": "no engine answers"}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +77,14 @@ def test_the_page_has_every_question_and_every_peer(page: Path) -> None:
 def test_a_figure_has_its_range_and_its_ratio(page: Path) -> None:
     rows = [line for line in page.read_text().splitlines() if line.startswith("| framebus, futex |")]
     assert "| 200 (100 to 300) | 1.00 | 400 (200 to 600) |" in rows[0]
+
+
+def test_the_pipeline_has_its_stages_and_its_costs(page: Path) -> None:
+    text = page.read_text()
+    assert "for 60 s from 2030-01-02 04:00 UTC on: 24.9 panoramas a second, of which a further subscriber missed 3; 24.5 pictures" in text
+    assert "the hand-over of the panorama is 0.25%." in text
+    assert "| captured to the picture at the page | 100 | 150 |" in text
+    assert "| stitcher | 0.75 |" in text
 
 
 def test_a_failure_is_its_last_line(page: Path) -> None:

@@ -1,20 +1,27 @@
 """Faults to put into the real code, one step moved or left out: what the race programs must find.
 
-A fault replaces a piece of the source of one function, as it is in ``framebus/`` now; where that piece is no longer
-there, applying the fault fails, so no fault outlives the code that it is about. The names are those of the model's
-mutants (``model/mutants.py``).
+A fault replaces a piece of the source, as it is in ``framebus/`` now: of a function in ``steps.py``, or of
+``_native.c``, which is then compiled anew. Where that piece is no longer there, the fault cannot be made, so none
+outlives the code that it is about. The names are those of the model's mutants (``model/mutants.py``).
 """
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
+import shlex
+import subprocess
+import sysconfig
 import textwrap
 import time
+from collections.abc import Iterable
+from pathlib import Path
 from types import ModuleType
 from typing import Final, NamedTuple
 
-from framebus import ring, steps
+from framebus import notify, ring, steps
 from framebus.segment import Segment
+from tests.support import ROOT
 
 
 class Fault(NamedTuple):
@@ -22,6 +29,13 @@ class Fault(NamedTuple):
 
     owner: type | ModuleType
     function: str
+    piece: str
+    instead: str
+
+
+class CompiledFault(NamedTuple):
+    """A piece of ``_native.c``, and what stands there instead."""
+
     piece: str
     instead: str
 
@@ -98,6 +112,100 @@ LATE_HEADER: Final = "header: no sequence before the pixels,header: its sequence
 
 _sources: dict[str, str] = {}
 """Functions that have a fault already."""
+
+
+C_SOURCE: Final = ROOT / "framebus/_native.c"
+C_MEANWHILE: Final = """
+#include <sched.h>
+
+static int is_writing(int fd, unsigned slot)
+{
+    struct flock lock = {.l_type = F_RDLCK, .l_whence = SEEK_SET, .l_start = LOCK_SLOTS + slot, .l_len = 1};
+    return fcntl(fd, F_OFD_GETLK, &lock) == 0 && lock.l_type != F_UNLCK;
+}
+
+static int meanwhile(uint8_t *ring, int fd, unsigned slot)
+{
+    int64_t end_ns = now_ns() + MEANWHILE_NS;
+    while (load64(slot_header(ring, slot)) && now_ns() < end_ns)
+        sched_yield();
+    while (is_writing(fd, slot) && now_ns() < end_ns)
+        sched_yield();
+    usleep(300); /* as slow as Python: other slots are the newest meanwhile */
+    return 1;
+}
+""".replace("MEANWHILE_NS", str(int(MEANWHILE_S * 1e9)))
+C_BEFORE_LEASE: Final = "\n/* A lease on the slot if"
+C_LOCK: Final = "set_lock(fd, F_RDLCK, slot) == 0"
+C_CHECK: Final = "load64(slot_header(self->ring, slot)) == sequence"
+C_SLOW: Final = "meanwhile(self->ring, fd, slot)"
+C_LEASE: Final = f"""
+    if ({C_LOCK}) {{
+        if ({C_CHECK})
+            return new_lease(self, slot, sequence);
+        set_lock(fd, F_UNLCK, slot);
+    }}
+"""
+C_CLAIM: Final = """
+    if (set_lock(fd, F_WRLCK, slot) < 0)
+        return 0;
+"""
+C_ZERO: Final = "store64(header, 0);"
+C_HEADER_SEQUENCE: Final = "fields[SEQUENCE] = self->next_sequence;"
+C_REST: Final = "fields[CAPTURED_NS] = captured_ns;"
+
+COMPILED_FAULTS: Final = {
+    "lease: without 'lock'": CompiledFault(C_LEASE, C_LEASE.replace(C_LOCK, "1")),
+    "lease: without 'check'": CompiledFault(f"if ({C_CHECK})", "if (1)"),
+    "lease: 'check' before 'lock'": CompiledFault(
+        C_LEASE, C_LEASE.replace(C_LOCK, f"{C_CHECK} && {C_SLOW} && {C_LOCK}").replace(f"if ({C_CHECK})", "if (1)")
+    ),
+    "lease: unlocked while the view lives": CompiledFault(
+        C_LEASE, C_LEASE.replace(f"if ({C_CHECK})", f"if ({C_CHECK} && set_lock(fd, F_UNLCK, slot) == 0)")
+    ),
+    "lease: not unlocked after a failed check": CompiledFault(
+        "        set_lock(fd, F_UNLCK, slot);\n    }\n    self->overruns++;", "    }\n    self->overruns++;"
+    ),
+    "publish: without 'lock'": CompiledFault(C_CLAIM, "\n    (void)fd;\n"),
+    "publish: without 'zero'": CompiledFault(C_ZERO, ""),
+    "publish: 'header' and 'seq' before 'first'": CompiledFault(
+        C_ZERO, "store64(header, fields[EPOCH + 1] = self->next_sequence);"
+    ),
+    "header: no sequence before the pixels": CompiledFault(C_HEADER_SEQUENCE, ""),
+    "header: its sequence after the pixels": CompiledFault(C_REST, f"{C_HEADER_SEQUENCE} {C_REST}"),
+    "slow between look and lock": CompiledFault(f"if ({C_LOCK})", f"if ({C_SLOW} && {C_LOCK})"),
+}
+
+
+def build(names: Iterable[str], library: Path) -> None:
+    """Compile the steps with faults.
+
+    Raises:
+        ValueError: A fault's piece is not in the source, or more than once.
+    """
+    source = C_SOURCE.read_text().replace(C_BEFORE_LEASE, C_MEANWHILE + C_BEFORE_LEASE)
+    for name in names:
+        piece, instead = COMPILED_FAULTS[name]
+        if source.count(piece) != 1:
+            raise ValueError(f"{name}: {C_SOURCE.name} no longer has the lines that it is about")
+        source = source.replace(piece, instead)
+    compiler = shlex.split(sysconfig.get_config_var("CC"))
+    include = sysconfig.get_path("include")
+    subprocess.run(
+        [*compiler, "-O2", "-shared", "-fPIC", f"-I{include}", "-x", "c", "-", "-o", str(library)],
+        input=source.encode(),
+        check=True,
+    )
+
+
+def load(library: Path) -> None:
+    """Take the steps of a library that :func:`build` has made, in this process."""
+    spec = importlib.util.spec_from_file_location("framebus._native", library)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    ring.steps = notify.steps = module
 
 
 def apply(name: str) -> None:

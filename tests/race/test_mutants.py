@@ -7,11 +7,12 @@ fault finds nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from tests.race.mutants import LATE_HEADER
+from tests.race.mutants import LATE_HEADER, build
 from tests.support import Program
 
 Start = Callable[..., Program]
@@ -29,11 +30,39 @@ class Seen(NamedTuple):
     dropped: int
 
 
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Compiled steps with faults, made once for each set of them."""
+    folder, built = tmp_path_factory.mktemp("mutants"), dict[str, Path]()
+
+    def library(faults: str) -> str:
+        if faults not in built:
+            built[faults] = folder / f"{len(built)}.so"
+            build(faults.split(","), built[faults])
+        return str(built[faults])
+
+    return library
+
+
+@pytest.fixture(params=["compiled", "plain"])
+def start(request: pytest.FixtureRequest, start_program: Start) -> Start:
+    """Starts a program with faults, in the compiled steps and in those in Python; without any as it is."""
+    libraries: Callable[[str], str] = str
+    if request.param == "compiled":
+        request.getfixturevalue("compiled_steps")
+        libraries = request.getfixturevalue("libraries")
+
+    def start(fault: str, *program: str) -> Program:
+        return start_program("mutated", libraries(fault), *program) if fault else start_program(*program)
+
+    return start
+
+
 def race(start: Start, stream: str, readers: dict[str, str], *, fault: str = "", dies: bool) -> Seen:
     """A publisher with a fault, or none, and subscribers with a fault each, for a second."""
 
     def run(fault: str, *program: str) -> Program:
-        started = start("mutated", fault, *program) if fault else start(*program)
+        started = start(fault, *program)
         assert started.read() == "open"
         return started
 
@@ -67,33 +96,29 @@ def torn(start: Start, stream: str, readers: dict[str, str], *, fault: str = "",
     return False
 
 
-def test_who_reads_without_the_lock_sees_torn_frames(stream: str, start_program: Start) -> None:
+def test_who_reads_without_the_lock_sees_torn_frames(stream: str, start: Start) -> None:
     readers = {"lease: without 'lock'": "newest futex 20", "lease: unlocked while the view lives": "newest futex 20"}
-    assert torn(start_program, stream, {**readers, SLOW: "newest futex 0"}, dies=False)
+    assert torn(start, stream, {**readers, SLOW: "newest futex 0"}, dies=False)
 
 
-def test_a_publisher_that_does_not_lock_tears_frames(stream: str, start_program: Start) -> None:
-    assert torn(start_program, stream, {"": "newest futex 20"}, fault="publish: without 'lock'", dies=False)
+def test_a_publisher_that_does_not_lock_tears_frames(stream: str, start: Start) -> None:
+    assert torn(start, stream, {"": "newest futex 20"}, fault="publish: without 'lock'", dies=False)
 
 
 @pytest.mark.parametrize("fault", ["publish: without 'zero'", "publish: 'header' and 'seq' before 'first'"])
-def test_a_death_in_the_pixels_of_a_slot_with_a_sequence_is_a_torn_frame(
-    stream: str, start_program: Start, fault: str
-) -> None:
-    assert torn(start_program, stream, {"": "every futex 5"}, fault=f"{fault},{LATE_HEADER}", dies=True)
+def test_a_death_in_the_pixels_of_a_slot_with_a_sequence_is_a_torn_frame(stream: str, start: Start, fault: str) -> None:
+    assert torn(start, stream, {"": "every futex 5"}, fault=f"{fault},{LATE_HEADER}", dies=True)
 
 
-def test_a_slot_that_is_not_checked_under_its_lock_may_be_half_a_frame(stream: str, start_program: Start) -> None:
+def test_a_slot_that_is_not_checked_under_its_lock_may_be_half_a_frame(stream: str, start: Start) -> None:
     readers = {f"lease: without 'check',{SLOW}": "every futex 1", "lease: 'check' before 'lock'": "every futex 1"}
-    assert torn(start_program, stream, {**readers, SLOW: "every futex 1"}, fault=LATE_HEADER, dies=True)
+    assert torn(start, stream, {**readers, SLOW: "every futex 1"}, fault=LATE_HEADER, dies=True)
 
 
-def test_a_lock_that_is_kept_after_a_failed_check_costs_the_publisher_its_slots(
-    stream: str, start_program: Start
-) -> None:
+def test_a_lock_that_is_kept_after_a_failed_check_costs_the_publisher_its_slots(stream: str, start: Start) -> None:
     fault = f"lease: not unlocked after a failed check,{SLOW}"
-    assert any(race(start_program, stream, {fault: "newest futex 0"}, dies=False).dropped for _ in range(ROUNDS))
+    assert any(race(start, stream, {fault: "newest futex 0"}, dies=False).dropped for _ in range(ROUNDS))
 
 
-def test_the_slow_reader_without_the_fault_costs_it_none(stream: str, start_program: Start) -> None:
-    assert race(start_program, stream, {SLOW: "newest futex 0"}, dies=False).dropped == 0
+def test_the_slow_reader_without_the_fault_costs_it_none(stream: str, start: Start) -> None:
+    assert race(start, stream, {SLOW: "newest futex 0"}, dies=False).dropped == 0

@@ -1,0 +1,51 @@
+"""What is made of what a subscriber and a viewer of the whole pipeline have seen."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.harness import PeerFailed
+from bench.pipeline import AT_THE_PAGE, HAND_OVER, Panorama, Watched, summary
+
+MS = 1_000_000
+
+
+def panoramas(count: int) -> list[Panorama]:
+    """One each 40 ms; published 75 ms after its capture, received 1 ms later; two missed before each."""
+    captured = [1 + 40 * MS * number for number in range(count)]
+    return [
+        Panorama(3 * number, 2, at_ns, at_ns + 75 * MS, at_ns + 76 * MS)
+        for number, at_ns in enumerate(captured, start=1)
+    ]
+
+
+def test_each_stage_has_its_ages_and_all_have_rates() -> None:
+    seen = panoramas(101)
+    pictures = {one.sequence: one.captured_ns + (100 + one.sequence % 2) * MS for one in seen[::2]}
+    watched = Watched(pictures | {999: 5}, {3: 400.0, 6: 500.0, 998: 1.0})
+    told = summary(seen, watched, {"stitcher": 0.5})
+    assert told["seconds"] == pytest.approx(4.0)
+    assert told["panoramas_per_s"] == pytest.approx(25.0)
+    assert told["skipped"] == 200
+    assert told["pictures_per_s"] == pytest.approx(51 / 4)
+    assert told["boxes_per_s"] == pytest.approx(2 / 4)
+    assert told["cores"] == {"stitcher": 0.5}
+    assert told["stages_ms"] == {
+        "captured to published": [75.0, 75.0],
+        HAND_OVER: [1.0, 1.0],
+        AT_THE_PAGE: [101.0, 101.0],
+        "captured to its boxes sent": [450.0, 499.0],
+    }
+
+
+def test_a_pipeline_that_shows_nothing_has_failed() -> None:
+    with pytest.raises(PeerFailed, match="next to nothing"):
+        summary(panoramas(1), Watched({3: 1}), {})
+    with pytest.raises(PeerFailed, match="no picture came"):
+        summary(panoramas(2), Watched({99: 1}), {})
+
+
+def test_without_a_detector_there_are_no_boxes() -> None:
+    told = summary(panoramas(2), Watched({3: 101 * MS}), {})
+    assert told["boxes_per_s"] == 0
+    assert list(told["stages_ms"]) == ["captured to published", HAND_OVER, AT_THE_PAGE]
