@@ -12,6 +12,9 @@ from bench.results import Figure, Results, figure
 from bench.targets import Verdict, verdicts
 
 BASELINE: Final = "framebus-futex"
+FIGURES: Final = {"p50_us": "p50", "p99_us": "p99", "sender_cpu_us": "sender's CPU"}
+OURS: Final = "framebus"
+FLOOR: Final = "floor"
 Rows = list[dict[str, float]]
 
 
@@ -45,6 +48,9 @@ def _page(results: Results, plots: list[str]) -> Iterable[str]:
     yield "## What framebus sets out to reach"
     yield ""
     yield from _targets(verdicts(results))
+    yield "## Where another is ahead"
+    yield ""
+    yield from _ahead(results)
     for plot in plots:
         yield f"![{Path(plot).stem.replace('-', ' ')}]({plot})"
         yield ""
@@ -101,6 +107,40 @@ def _targets(all_verdicts: list[Verdict]) -> Iterable[str]:
         for verdict in all_verdicts
     )
     yield from _table(("ratio, or figure", "at most", "in this run", ""), rows)
+
+
+def _ahead(results: Results) -> Iterable[str]:
+    """The peers whose figure is better than that of every way of framebus in the same conditions."""
+    rows = []
+    for scenario in results["scenarios"]:
+        groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+        for one in scenario["candidates"].values():
+            if one["rounds"]:
+                groups.setdefault((one["size"], one["receivers"], one["where"]), []).append(one)
+        for (size, receivers, _), candidates in groups.items():
+            for name, what in FIGURES.items():
+                values = {one["peer"]: value.median for one in candidates if (value := figure(one["rounds"], name))}
+                ours = min((value for peer, value in values.items() if peer.startswith(OURS)), default=0.0)
+                rows += [
+                    (
+                        scenario["name"],
+                        size,
+                        str(receivers),
+                        results["peers"][peer]["title"],
+                        what,
+                        _number(value),
+                        _number(ours),
+                    )
+                    for peer, value in values.items()
+                    if value < ours and not peer.startswith(FLOOR)
+                ]
+    if not rows:
+        yield "Nowhere in this run."
+        yield ""
+        return
+    yield "Better than the best of framebus's ways in the same table, floors left aside; times in microseconds."
+    yield ""
+    yield from _table(("table", "size", "receivers", "peer", "figure", "its", "framebus's best"), rows)
 
 
 def _scenario(scenario: Mapping[str, Any], peers: Mapping[str, Any]) -> Iterable[str]:
