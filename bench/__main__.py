@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import secrets
 import sys
 import time
 from contextlib import ExitStack
@@ -16,7 +17,7 @@ from bench.compare import compare
 from bench.containers import containers
 from bench.harness import SHAPES, PeerFailed, Scenario, Start, run_scenario, start_process
 from bench.peers import all_peers
-from bench.results import FORMAT, Results, copy_us, describe_peer, load, machine, save, scenario_results
+from bench.results import FORMAT, Results, copy_us, describe_peer, load, machine, now, save, scenario_results
 from bench.targets import verdicts
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -35,7 +36,7 @@ def measure(form: str, only: str) -> Results:
         "format": FORMAT,
         "form": form,
         "only": only,
-        "started": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "started": now(),
         "machine": machine(),
         "missing": {},
         "scenarios": [],
@@ -57,13 +58,15 @@ def measure(form: str, only: str) -> Results:
                 results["missing"]["two containers"] = str(error)
         for scenario in scenarios:
             able = _able(scenario, set(here), set(starts))
-            results["scenarios"].append(scenario_results(able, run_scenario(able, here, starts, _tell)))
+            started = now()
+            outcomes = run_scenario(able, here, starts, _tell)
+            results["scenarios"].append(scenario_results(able, outcomes, started))
     _tell("attaching")
     results["attach"] = attach.summary(attach.measure(ATTACHMENTS[form]))
     if form == "full" and only in PIPELINE:
         _tell(PIPELINE)
         try:
-            results["pipeline"] = pipeline.measure(PIPELINE_S)
+            results["pipeline"] = pipeline.measure(f"bench-{secrets.token_hex(4)}", PIPELINE_S)
         except PeerFailed as error:
             results["missing"]["the pipeline"] = str(error)
     results["copy_us"] = {size: copy_us(size) for size in SHAPES}

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import secrets
 import sys
 import time
 import urllib.error
@@ -16,7 +15,6 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -27,7 +25,8 @@ import psutil
 
 from bench.harness import PeerFailed
 from bench.peers.places import free_ports, server, temporary_folder, wait_until
-from framebus import Subscriber
+from bench.results import now
+from framebus import FramebusError, Subscriber
 from services.streamer.messages import split_frame_message
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -140,8 +139,12 @@ def _cpu_s(supervisor: psutil.Process) -> dict[str, float]:
     return taken
 
 
-def measure(seconds: float) -> dict[str, Any]:
-    """Run the pipeline, and look at it for so long.
+def measure(stream: str, seconds: float) -> dict[str, Any]:
+    """Run the pipeline, and look at it for a time.
+
+    Args:
+        stream: Name for its stream that no other has.
+        seconds: For how long.
 
     Returns:
         When it started, and what :func:`summary` says, in types of JSON.
@@ -149,8 +152,7 @@ def measure(seconds: float) -> dict[str, Any]:
     Raises:
         PeerFailed: It did not start, or showed nothing.
     """
-    started = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    stream = f"bench-{secrets.token_hex(4)}"
+    started = now()
     context = get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     try:
@@ -164,7 +166,9 @@ def measure(seconds: float) -> dict[str, Any]:
             after, ended_s = _cpu_s(supervisor), time.monotonic()
             watched = ours.recv()
             viewer.join()
-    except (OSError, EOFError, psutil.Error) as error:
+    except EOFError:
+        raise PeerFailed("the viewer of the page died") from None
+    except (OSError, FramebusError, psutil.Error) as error:
         raise PeerFailed(str(error)) from None
     cores = {name: (after[name] - before.get(name, 0.0)) / (ended_s - begun_s) for name in after}
     return {"started": started, **summary(panoramas, watched, cores)}

@@ -68,6 +68,12 @@ def full(peers: list[str]) -> list[Scenario]:
             )
             for count in SUBSCRIBERS[1:]
         ),
+        *(
+            Scenario(
+                f"peers, {count} subscribers, flat out", _candidates(peers, receivers=[count]), 0, 3, 1000, limit_s=1.0
+            )
+            for count in SUBSCRIBERS[1:]
+        ),
         _steady("steady, 25 fps", 25, rounds=9, frames=80),
         _steady("steady, 200 fps", 200, rounds=9, frames=500),
         _steady("jitter, 25 fps", 25, rounds=7, frames=80, jitter=0.1),

@@ -149,7 +149,8 @@ def _scenario(scenario: Mapping[str, Any], peers: Mapping[str, Any]) -> Iterable
         notes.append(f"each period off by up to {scenario['jitter']:.0%}")
     if not scenario["pinned"]:
         notes.append("cores as the scheduler likes")
-    yield f"{', '.join(notes).capitalize()}. Times in microseconds."
+    began = f", from {scenario['started']} on" if "started" in scenario else ""
+    yield f"{', '.join(notes).capitalize()}{began}. Times in microseconds."
     yield ""
     candidates = list(scenario["candidates"].values())
     varied = [name for name in ("size", "receivers", "where") if len({one[name] for one in candidates}) > 1]
@@ -200,9 +201,14 @@ def _scenario(scenario: Mapping[str, Any], peers: Mapping[str, Any]) -> Iterable
         for one in candidates
         if one["memory"]
     ]
-    yield "Memory after the rounds, in MB; *shared* counts each page of shared memory once over all processes."
+    yield (
+        "Memory after the rounds, in MB; *shared* counts each page of shared memory once over all processes, RSS in "
+        "each that has mapped it."
+    )
     yield ""
-    yield from _table(("peer", *varied, "shared", "sender's own", "receiver's own"), memory)
+    yield from _table(
+        ("peer", *varied, "shared", "sender's own", "receiver's own", "sender's RSS", "receiver's RSS"), memory
+    )
     if failures:
         yield "Failed:"
         yield ""
@@ -210,12 +216,14 @@ def _scenario(scenario: Mapping[str, Any], peers: Mapping[str, Any]) -> Iterable
         yield ""
 
 
-def _memory(candidate: Mapping[str, Any]) -> tuple[str, str, str]:
+def _memory(candidate: Mapping[str, Any]) -> tuple[str, ...]:
     memory = candidate["memory"]
     return (
         f"{memory['shared'] / 1e6:.1f}",
         f"{memory['sender_private'] / 1e6:.1f}",
         f"{memory['receiver_private'] / 1e6:.1f}",
+        f"{memory['sender_rss'] / 1e6:.1f}",
+        f"{memory['receiver_rss'] / 1e6:.1f}",
     )
 
 

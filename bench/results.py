@@ -8,6 +8,7 @@ import platform
 import statistics
 import time
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -89,10 +90,16 @@ def _memory(idle: list[Memory]) -> dict[str, Any]:
     }
 
 
-def scenario_results(scenario: Scenario, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
+def now() -> str:
+    """The time, as results tell it."""
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def scenario_results(scenario: Scenario, outcomes: Mapping[str, Outcome], started: str) -> dict[str, Any]:
     """A scenario as it is saved."""
     return {
         "name": scenario.name,
+        "started": started,
         "fps": scenario.fps,
         "jitter": scenario.jitter,
         "pinned": scenario.pinned,

@@ -26,6 +26,7 @@ def scenario(
     """A scenario's results: each candidate has the rounds that are not ``None``."""
     return {
         "name": plan.name,
+        "started": "2030-01-02 03:05 UTC",
         "fps": plan.fps,
         "jitter": plan.jitter,
         "pinned": plan.pinned,

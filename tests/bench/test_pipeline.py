@@ -1,9 +1,10 @@
-"""What is made of what a subscriber and a viewer of the whole pipeline have seen."""
+"""The benchmark of the whole pipeline: real services and a viewer of the page, and what is made of what they saw."""
 
 from __future__ import annotations
 
 import pytest
 
+from bench import pipeline
 from bench.harness import PeerFailed
 from bench.pipeline import AT_THE_PAGE, HAND_OVER, Panorama, Watched, summary
 
@@ -49,3 +50,16 @@ def test_without_a_detector_there_are_no_boxes() -> None:
     told = summary(panoramas(2), Watched({3: 101 * MS}), {})
     assert told["boxes_per_s"] == 0
     assert list(told["stages_ms"]) == ["captured to published", HAND_OVER, AT_THE_PAGE]
+
+
+@pytest.mark.timeout(400)
+def test_the_pipeline_is_measured_and_leaves_nothing(stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "WARM_UP_S", 1.0)
+    told = pipeline.measure(stream, 3.0)
+    assert told["panoramas_per_s"] > 0
+    assert 0 < told["pictures_per_s"] <= told["panoramas_per_s"] + 1
+    ages = told["stages_ms"]
+    assert 0 < ages[HAND_OVER][0] < ages[AT_THE_PAGE][0]
+    assert ages["captured to published"][0] < ages[AT_THE_PAGE][0]
+    assert set(told["cores"]) == {"simulator", "stitcher", "detector", "streamer"}
+    assert told["cores"]["stitcher"] > 0

@@ -41,7 +41,8 @@ def outcomes() -> dict[str, Outcome]:
 
 
 def test_rounds_become_figures() -> None:
-    results = scenario_results(PLAN, outcomes())
+    results = scenario_results(PLAN, outcomes(), "2030-01-02 03:05 UTC")
+    assert results["started"] == "2030-01-02 03:05 UTC"
     good, silent, broken = results["candidates"].values()
     first, second = good["rounds"]
     assert first["p50_us"] == 50
@@ -72,7 +73,7 @@ def test_a_figure_is_the_median_of_the_rounds_that_have_it() -> None:
 
 
 def test_a_candidate_is_found_by_its_conditions() -> None:
-    results = made_up.results([scenario_results(PLAN, outcomes())])
+    results = made_up.results([scenario_results(PLAN, outcomes(), "2030-01-02 03:05 UTC")])
     assert len(find(results, "a question", "framebus-futex", size="0.1 MB")) == 2
     assert find(results, "a question", "framebus-futex") == []
     assert find(results, "a question", "framebus-futex", size="0.1 MB", receivers=2) == []
@@ -80,7 +81,7 @@ def test_a_candidate_is_found_by_its_conditions() -> None:
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
-    results = made_up.results([scenario_results(PLAN, outcomes())], machine=machine())
+    results = made_up.results([scenario_results(PLAN, outcomes(), "2030-01-02 03:05 UTC")], machine=machine())
     path = tmp_path / "deeper/run.json"
     save(results, path)
     assert load(path) == results
