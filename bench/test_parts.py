@@ -12,7 +12,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from framebus import FrameFormat, Loan, Publisher, Subscriber
 from framebus.bus.subscriber import Wake
-from framebus.notify import Listener, Notifier, Template
+from framebus.notify import Listener
 
 PANORAMA = FrameFormat(880, 3840)
 FORMATS = {"0.1 MB": FrameFormat(176, 192), "10 MB": PANORAMA, "50 MB": FrameFormat(2880, 5760)}
@@ -75,25 +75,23 @@ def test_release(benchmark: BenchmarkFixture, publisher: Publisher, subscriber: 
     time_call(benchmark, lambda frame: frame.release(), before, lambda: None)
 
 
-@pytest.mark.benchmark(group="notify: notify()")
+@pytest.mark.benchmark(group="notify: publish()")
 @pytest.mark.parametrize("listens", [False, True], ids=["nobody listens", "one listens"])
-def test_notify(benchmark: BenchmarkFixture, stream: str, listens: bool) -> None:
-    notifier = Notifier(stream)
+def test_notify(benchmark: BenchmarkFixture, stream: str, publisher: Publisher, listens: bool) -> None:
     listener = Listener(stream) if listens else None
-    template = Template(stream, 1, PANORAMA.shape, PANORAMA.typestr, PANORAMA.pixel_format)
 
-    def notify() -> None:
-        if notifier.listens:
-            notifier.notify(template, 2, 3, 4, 5)
+    def before() -> Any:
+        if listener is not None:
+            listener.drain()
+        return (publisher.loan(),), {}
 
     try:
-        while listens and not notifier.listens:
-            notifier.look(0)
-        benchmark(notify)
+        while listens and not publisher._notifier.listening:
+            publisher.loan().publish()
+        time_call(benchmark, lambda loan: loan.publish(), before, lambda: None)
     finally:
         if listener is not None:
             listener.close()
-        notifier.close()
 
 
 @pytest.mark.benchmark(group="attach: Subscriber(), first frame")

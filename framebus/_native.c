@@ -38,6 +38,10 @@ enum {
     MAX_SLOTS = 255,
     NO_SLOT = MAX_SLOTS,
     LOOKS = 8,
+    MAX_NOTIFICATION_BYTES = 257,
+    SLOT_AFTER_SEQUENCE = 9,
+    CAPTURED_FROM_END = 17,
+    PUBLISHED_FROM_END = 8,
 };
 #define LOCK_SLOTS ((1LL << 40) + 256)
 
@@ -115,29 +119,6 @@ static int has_arguments(Py_ssize_t found, Py_ssize_t wanted)
     return found == wanted;
 }
 
-static PyObject *send_all(PyObject *module, PyObject *const *arguments, Py_ssize_t count)
-{
-    char *content;
-    Py_ssize_t length;
-    (void)module;
-    if (!has_arguments(count, 2) || PyBytes_AsStringAndSize(arguments[1], &content, &length) < 0)
-        return NULL;
-    Py_ssize_t sockets = PySequence_Size(arguments[0]);
-    for (Py_ssize_t number = 0; number < sockets; number++) {
-        PyObject *socket = PySequence_GetItem(arguments[0], number);
-        int fd = socket ? PyObject_AsFileDescriptor(socket) : -1;
-        Py_XDECREF(socket);
-        if (fd < 0)
-            return NULL;
-        ssize_t sent = send(fd, content, (size_t)length, MSG_NOSIGNAL | MSG_DONTWAIT);
-        if (sent >= 0 && sent < length)
-            shutdown(fd, SHUT_RDWR);
-    }
-    if (sockets < 0)
-        return NULL;
-    Py_RETURN_NONE;
-}
-
 /* ---- the publisher ------------------------------------------------------------------------------------------- */
 
 typedef struct {
@@ -191,9 +172,59 @@ static PyObject *writer_claim(Writer *self, PyObject *described)
     Py_RETURN_NONE;
 }
 
+static void put_big_endian(char *at, uint64_t value)
+{
+    for (int byte = 0; byte < 8; byte++)
+        at[byte] = (char)(value >> (56 - 8 * byte));
+}
+
+typedef struct {
+    char content[MAX_NOTIFICATION_BYTES];
+    Py_ssize_t length, at;
+} Notification;
+
+static int copy_template(PyObject *template, Notification *copy)
+{
+    char *content;
+    if (!PyTuple_Check(template) || PyTuple_Size(template) != 2) {
+        PyErr_SetString(PyExc_TypeError, "a template is wanted");
+        return -1;
+    }
+    copy->at = PyLong_AsSsize_t(PyTuple_GetItem(template, 1));
+    if (PyErr_Occurred() || PyBytes_AsStringAndSize(PyTuple_GetItem(template, 0), &content, &copy->length) < 0)
+        return -1;
+    if (copy->length > MAX_NOTIFICATION_BYTES || copy->at < 0 ||
+        copy->at >= copy->length - SLOT_AFTER_SEQUENCE - CAPTURED_FROM_END) {
+        PyErr_SetString(PyExc_ValueError, "the template is none of a notification");
+        return -1;
+    }
+    memcpy(copy->content, content, (size_t)copy->length);
+    return 0;
+}
+
+static void send_all(PyObject *sockets, Py_ssize_t count, const Notification *told)
+{
+    for (Py_ssize_t number = 0; number < count; number++) {
+        PyObject *socket = PySequence_GetItem(sockets, number);
+        int fd = socket ? PyObject_AsFileDescriptor(socket) : -1;
+        Py_XDECREF(socket);
+        if (fd < 0) {
+            PyErr_Clear(); /* the frame is published: that must be told */
+            continue;
+        }
+        ssize_t sent = send(fd, told->content, (size_t)told->length, MSG_NOSIGNAL | MSG_DONTWAIT);
+        if (sent >= 0 && sent < told->length)
+            shutdown(fd, SHUT_RDWR);
+    }
+}
+
 static PyObject *writer_publish(Writer *self, PyObject *const *arguments, Py_ssize_t count)
 {
-    if (!has_arguments(count, 3))
+    Notification told;
+    if (count != 3 && !has_arguments(count, 5))
+        return NULL;
+    Py_ssize_t sockets = count == 5 ? PySequence_Size(arguments[3]) : 0;
+    if (sockets < 0 || (sockets && copy_template(arguments[4], &told) < 0))
         return NULL;
     int fd = segment_fd(self->segment);
     if (fd < -1)
@@ -224,6 +255,13 @@ static PyObject *writer_publish(Writer *self, PyObject *const *arguments, Py_ssi
     uint32_t *event = (uint32_t *)(self->ring + EVENT);
     __atomic_store_n(event, *event + 1, __ATOMIC_RELEASE);
     syscall(SYS_futex, event, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+    if (sockets) {
+        put_big_endian(told.content + told.at, self->next_sequence);
+        told.content[told.at + SLOT_AFTER_SEQUENCE] = (char)slot;
+        put_big_endian(told.content + told.length - CAPTURED_FROM_END, captured_ns);
+        put_big_endian(told.content + told.length - PUBLISHED_FROM_END, (uint64_t)published_ns);
+        send_all(arguments[3], sockets, &told);
+    }
     self->next_sequence++;
     self->newest = (int)slot;
     return PyLong_FromLongLong(published_ns);
@@ -699,13 +737,8 @@ static PyType_Slot lease_slots[] = {
 static PyType_Spec lease_spec = {
     "framebus._native.Lease", sizeof(Lease), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, lease_slots};
 
-static PyMethodDef functions[] = {
-    {"send_all", FAST(send_all), METH_FASTCALL, NULL},
-    {NULL, NULL, 0, NULL},
-};
-
 static struct PyModuleDef definition = {
-    .m_base = PyModuleDef_HEAD_INIT, .m_name = "framebus._native", .m_size = -1, .m_methods = functions};
+    .m_base = PyModuleDef_HEAD_INIT, .m_name = "framebus._native", .m_size = -1};
 
 PyMODINIT_FUNC PyInit__native(void)
 {

@@ -11,19 +11,20 @@ Sources: zmq_socket(3), zmq_ipc(7); zmq_setsockopt(3), ZMQ_RCVHWM, ZMQ_MAXMSGSIZ
 from __future__ import annotations
 
 import select
-import struct
+import socket
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import msgpack
 import zmq
 
-from framebus import steps as steps  # noqa: PLC0414  exported, so that tests can exchange it
 from framebus.curve import CurveServer, Keys, check_endpoint
 from framebus.errors import UnprotectedEndpoint
 from framebus.outlet import MAX_DRAINED, Outlet
 from framebus.segment import companion_path
+from framebus.steps import Template, fill
 from framebus.zmtp import FRAME_HEADER_BYTES, LocalOutlet, frame_header
 
 MAX_MESSAGE_BYTES: Final = 4096
@@ -34,10 +35,6 @@ LOOK_CLOSELY_NS: Final = 1_000_000_000
 """For how long it is asked with every frame at first: subscribers of the publisher before come back."""
 _ARRAY: Final = bytes([0x90 | FIELDS])
 _UINT8, _UINT64, _INT64 = 0xCC, 0xCF, 0xD3
-
-
-if not TYPE_CHECKING:
-    steps = steps.choose()
 
 
 def _topic(stream: str) -> bytes:
@@ -51,18 +48,14 @@ def socket_path(stream: str) -> Path:
     return companion_path(stream, "sock")
 
 
-class Template:
-    """The notifications of frames of one format, packed but for what differs from frame to frame."""
-
-    def __init__(self, stream: str, epoch: int, shape: tuple[int, int, int], dtype: str, pixel_format: str) -> None:
-        head = _topic(stream) + bytes((_UINT64,)) + epoch.to_bytes(8, "big") + bytes((_UINT64,))
-        self.between = b"".join(map(msgpack.packb, (*shape, dtype, pixel_format))) + bytes((_INT64,))
-        """From the slot to the time of capture."""
-        fields = struct.Struct(f">{FRAME_HEADER_BYTES + len(head)}sQBB{len(self.between)}sqBq")
-        self.before = frame_header(fields.size - FRAME_HEADER_BYTES) + head
-        """From the frame's header to the sequence."""
-        self.pack = fields.pack
-        """Packs a whole frame of ZMTP."""
+def notification_template(
+    stream: str, epoch: int, shape: tuple[int, int, int], dtype: str, pixel_format: str
+) -> Template:
+    """The notifications of frames of one format, each a whole frame of ZMTP."""
+    head = _topic(stream) + bytes((_UINT64,)) + epoch.to_bytes(8, "big") + bytes((_UINT64,))
+    described = b"".join(map(msgpack.packb, (*shape, dtype, pixel_format)))
+    body = head + bytes(8) + bytes((_UINT8, 0)) + described + bytes((_INT64, *bytes(8), _INT64, *bytes(8)))
+    return Template(frame_header(len(body)) + body, FRAME_HEADER_BYTES + len(head))
 
 
 class Notifier:
@@ -83,8 +76,10 @@ class Notifier:
         if endpoint is not None:
             check_endpoint(endpoint, protected=curve is not None)
         keys = Keys(curve) if curve is not None else None
-        self.listens = False
-        """Whether anybody subscribes, as far as is known."""
+        self.listening: Sequence[socket.socket] = ()
+        """The local sockets of those who subscribe, as far as is known."""
+        self.is_heard_further = False
+        """Whether anybody subscribes at the further endpoint, as far as is known."""
         self.look_at_ns = 0
         """When :meth:`look` is due, CLOCK_MONOTONIC."""
         self._look_closely_until_ns = time.monotonic_ns() + LOOK_CLOSELY_NS
@@ -111,15 +106,16 @@ class Notifier:
         Args:
             now_ns: The time, CLOCK_MONOTONIC.
         """
-        self.listens = self._local.has_listeners()
+        self._local.has_listeners()
+        self.listening = self._local.listening
         if self._further is not None:
-            self.listens = self._further.has_listeners() or self.listens
+            self.is_heard_further = self._further.has_listeners()
         is_new = now_ns < self._look_closely_until_ns
         is_settled = self._local.is_settled and self._further is None and not is_new
         self.look_at_ns = now_ns + LOOK_EVERY_NS if is_settled else now_ns
 
-    def notify(self, template: Template, sequence: int, slot: int, captured_ns: int, published_ns: int) -> None:
-        """Tell all who listen of a frame, without waiting.
+    def notify_further(self, template: Template, sequence: int, slot: int, captured_ns: int, published_ns: int) -> None:
+        """Tell those at the further endpoint of a frame, without waiting. The others were told when it was published.
 
         Args:
             template: The notifications of frames of its format.
@@ -128,11 +124,8 @@ class Notifier:
             captured_ns: Time of capture, CLOCK_MONOTONIC.
             published_ns: Time of publication, CLOCK_MONOTONIC.
         """
-        content = template.pack(
-            template.before, sequence, _UINT8, slot, template.between, captured_ns, _INT64, published_ns
-        )
-        steps.send_all(self._local.listening, content)
         if self._further is not None:
+            content = fill(template, sequence, slot, captured_ns, published_ns)
             self._further.send(content[FRAME_HEADER_BYTES:])
 
     def close(self) -> None:

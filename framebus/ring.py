@@ -31,6 +31,7 @@ import contextlib
 import os
 import secrets
 import time
+from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 import msgpack
@@ -55,10 +56,14 @@ from framebus.steps import EVENT_WORD, SEQ_WORDS, TAIL_WORD, UNLOCK, Lease, rais
 
 LIVE_WRITE: Final = shm.write_lock(LOCK_LIVE)
 LIVE_PROBE: Final = shm.read_lock(LOCK_LIVE)
-STATE_WORD: Final = STATE // 4
 
-if not TYPE_CHECKING:
-    steps = steps.choose()
+STATE_WORD: Final = STATE // 4
+PURE: Final = "FRAMEBUS_PURE"
+"""Environment variable that asks for plain Python where the compiled steps are there too."""
+
+if not TYPE_CHECKING and not os.environ.get(PURE):
+    with contextlib.suppress(ImportError):  # it may not have been built
+        steps = import_module("framebus._native")
 
 
 def ring_name(stream: str) -> str:

@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import socket
-import sys
+import struct
 import time
 from collections import deque
 from collections.abc import Sequence
-from importlib import import_module
 from itertools import chain
 from operator import index
-from types import ModuleType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from framebus import segment as shm
 from framebus.errors import LayoutMismatch
@@ -54,16 +51,10 @@ CAPTURED_WORD: Final = EPOCH_WORD + 2
 LOOKS: Final = 8
 """How often a subscriber looks again at once before it waits for the next event."""
 SEND_FLAGS: Final = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
-PURE: Final = "FRAMEBUS_PURE"
-"""Environment variable that asks for plain Python where the compiled steps are there too."""
-
-
-def choose() -> ModuleType:
-    """The compiled steps; where they were not built, or are not wanted, those of this module."""
-    if not os.environ.get(PURE):
-        with contextlib.suppress(ImportError):
-            return import_module("framebus._native")
-    return sys.modules[__name__]
+SLOT_AFTER_SEQUENCE: Final = 9
+CAPTURED_FROM_END: Final = 17
+PUBLISHED_FROM_END: Final = 8
+"""Where a notification has the slot, and its times."""
 
 
 def raise_event(segment: Segment) -> None:
@@ -87,6 +78,36 @@ def send_all(sockets: Sequence[socket.socket], content: bytes) -> None:
         with contextlib.suppress(OSError):
             if each.send(content, SEND_FLAGS) < len(content):
                 each.shutdown(socket.SHUT_RDWR)
+
+
+class Template(NamedTuple):
+    """The notifications of frames of one format, but for what differs from frame to frame."""
+
+    content: bytes
+    """A whole notification, with anything where that stands; it ends with the time of publication."""
+    at: int
+    """Where it has the sequence."""
+
+
+def fill(template: Template, sequence: int, slot: int, captured_ns: int, published_ns: int) -> bytes:
+    """The notification of one frame.
+
+    Args:
+        template: Those of the frame's stream and format.
+        sequence: The frame's sequence.
+        slot: The frame's slot.
+        captured_ns: Time of capture, CLOCK_MONOTONIC.
+        published_ns: Time of publication, CLOCK_MONOTONIC.
+    """
+    content, end = bytearray(template.content), len(template.content)
+    struct.pack_into(">Q", content, template.at, sequence)
+    content[template.at + SLOT_AFTER_SEQUENCE] = slot
+    struct.pack_into(">q", content, end - CAPTURED_FROM_END, captured_ns)
+    struct.pack_into(">q", content, end - PUBLISHED_FROM_END, published_ns)
+    return bytes(content)
+
+
+NO_TEMPLATE: Final = Template(b"", 0)
 
 
 class Writer:
@@ -132,13 +153,22 @@ class Writer:
                 return slot, time.monotonic_ns(), time.time_ns()
         return None
 
-    def publish(self, slot: int, captured_ns: int, captured_wall_ns: int) -> int:
-        """Finish a claimed slot's header, let readers in, and wake who sleeps.
+    def publish(
+        self,
+        slot: int,
+        captured_ns: int,
+        captured_wall_ns: int,
+        sockets: Sequence[socket.socket] = (),
+        template: Template = NO_TEMPLATE,
+    ) -> int:
+        """Finish a claimed slot's header, let readers in, wake who sleeps, and tell who listens.
 
         Args:
             slot: What :meth:`claim` returned; its pixels are written.
             captured_ns: Time of capture, CLOCK_MONOTONIC.
             captured_wall_ns: Time of capture since 1970.
+            sockets: Those to which a notification goes, as :func:`send_all` sends it.
+            template: The notification, to be filled; at most 257 bytes.
 
         Returns:
             Time of publication, CLOCK_MONOTONIC in ns.
@@ -163,6 +193,8 @@ class Writer:
         raise_event(segment)
         self.next_sequence = sequence + 1
         self._newest = slot
+        if sockets:
+            send_all(sockets, fill(template, sequence, slot, captured_ns, published_ns))
         return published_ns
 
     def _claim(self, slot: int, description: bytes) -> bool:

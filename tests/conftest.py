@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import hypothesis
 import pytest
 
-from framebus import notify, ring, steps
+from framebus import ring, steps
 from tests.support import PROGRAMS, SHM, Program, files_of, lacks
 
 # Warnings are errors in every process that a test starts, too; one that nobody can catch, as that of an unclosed file,
@@ -45,7 +45,6 @@ def each_steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     """The test runs twice: with the compiled steps of a hand-over, and with those in Python."""
     if request.param == "plain":
         monkeypatch.setattr(ring, "steps", steps)
-        monkeypatch.setattr(notify, "steps", steps)
     else:
         request.getfixturevalue("compiled_steps")
 

@@ -9,28 +9,28 @@ import msgpack
 import pytest
 import zmq
 
+from framebus import FrameFormat, Publisher, Subscriber
 from framebus.errors import UnprotectedEndpoint
-from framebus.notify import LOOK_CLOSELY_NS, LOOK_EVERY_NS, Listener, Notifier, Template, socket_path
+from framebus.notify import LOOK_CLOSELY_NS, LOOK_EVERY_NS, Listener, Notifier, socket_path
 from tests.listeners import PlainListener, listens, wait_until
+from tests.support import publish
 
-
-def notify(notifier: Notifier, stream: str, sequence: int) -> None:
-    notifier.notify(Template(stream, 1, (2, 3, 1), "|u1", "gray"), sequence, 0, 10, 20)
+FORMAT = FrameFormat(2, 3, 1, pixel_format="gray")
 
 
 def test_a_hint_arrives_and_the_descriptor_tells_of_it(stream: str) -> None:
-    notifier, listener = Notifier(stream), Listener(stream)
-    wait_until(lambda: listens(notifier))
-    notify(notifier, stream, 1)
-    poller = zmq.Poller()
-    poller.register(listener.fileno(), zmq.POLLIN)
-    assert poller.poll(10_000)
-    listener.wait(10.0)
-    listener.drain()
-    assert listener.rejected == 0
-    listener.close()
-    wait_until(lambda: not listens(notifier))
-    notifier.close()
+    with Publisher(stream, FORMAT) as publisher:
+        listener = Listener(stream)
+        wait_until(lambda: listens(publisher._notifier))
+        publish(publisher)
+        poller = zmq.Poller()
+        poller.register(listener.fileno(), zmq.POLLIN)
+        assert poller.poll(10_000)
+        listener.wait(10.0)
+        listener.drain()
+        assert listener.rejected == 0
+        listener.close()
+        wait_until(lambda: not listens(publisher._notifier))
 
 
 def test_who_is_there_is_asked_with_every_frame_of_the_first_second(stream: str) -> None:
@@ -51,15 +51,26 @@ def test_who_is_there_is_asked_with_every_frame_of_the_first_second(stream: str)
     notifier.close()
 
 
+@pytest.mark.usefixtures("each_steps")
 def test_other_languages_read_one_msgpack_part(stream: str) -> None:
-    notifier = Notifier(stream, "tcp://127.0.0.1:*")
-    assert notifier.endpoint is not None
-    listener = PlainListener(notifier.endpoint)
-    wait_until(lambda: listens(notifier))
-    notify(notifier, stream, 9)
-    assert msgpack.unpackb(listener.take(10_000)) == [stream, 1, 9, 0, 2, 3, 1, "|u1", "gray", 10, 20]
-    listener.close()
-    notifier.close()
+    with Publisher(stream, FORMAT, endpoint="tcp://127.0.0.1:*") as publisher, Subscriber(stream) as subscriber:
+        endpoints = (f"ipc://{socket_path(stream)}", publisher.endpoint)
+        listeners = [PlainListener(endpoint) for endpoint in endpoints if endpoint is not None]
+        wait_until(
+            lambda: publisher._notifier.is_heard_further and len(publisher._notifier.listening) == 2,
+            lambda: listens(publisher._notifier),
+        )
+        for number, captured_ns in enumerate((10, -(1 << 63), (1 << 63) - 1), start=1):
+            loan = publisher.loan()
+            loan.captured_ns = captured_ns
+            loan.publish()
+            with subscriber.receive(10) as frame:
+                slot, told = frame._held().slot, [2, 3, 1, "|u1", "gray", captured_ns, frame.published_ns]
+            for listener in listeners:
+                message = msgpack.unpackb(listener.take(10_000) or b"")
+                assert message == [stream, publisher.statistics.epoch, number, slot, *told]
+        for listener in listeners:
+            listener.close()
 
 
 @pytest.mark.parametrize(

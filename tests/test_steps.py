@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import importlib
 import socket
+import struct
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 
-from framebus import layout, ring
+from framebus import layout, steps
 from framebus.layout import DTYPES, Geometry, describe
 from framebus.ring import PublisherRing, SubscriberRing
 from framebus.seats import Record, new_record, read_records
+from framebus.steps import Template
 
 SHAPE = (2, 3, 4)
 
@@ -124,34 +127,62 @@ def test_a_reader_reports_what_it_took_and_goes_on_counting_in_another_ring(
     record.remove()
 
 
-@pytest.mark.usefixtures("each_steps")
-def test_the_same_is_sent_to_all_whole_or_not_at_all() -> None:
-    pairs = [socket.socketpair() for _ in range(4)]
-    for ours, _ in pairs:
-        ours.setblocking(True)  # it does not wait for these either
-    (full, asleep), (gone, nobody), (cut, half), (open_, reader) = pairs
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            full.send(b"x" * 1000, socket.MSG_DONTWAIT)
-    nobody.close()
-    ring.steps.send_all([full, gone, open_], b"whole")
-    assert reader.recv(100) == b"whole"
-    full.close()
-    while received := asleep.recv(1 << 20):
-        assert set(received) == set(b"x")
-    ring.steps.send_all((cut,), b"long" * 1_000_000)
-    received = b""
-    while chunk := half.recv(1 << 20):
-        received += chunk
-    assert 0 < len(received) < 4_000_000
-    for ours, theirs in pairs:
+@pytest.fixture
+def pairs() -> Iterator[list[tuple[socket.socket, socket.socket]]]:
+    opened = [socket.socketpair() for _ in range(4)]
+    yield opened
+    for ours, theirs in opened:
         ours.close()
         theirs.close()
 
 
 @pytest.mark.usefixtures("each_steps")
-def test_what_is_no_socket_is_an_error() -> None:
-    with pytest.raises((TypeError, AttributeError)):
-        ring.steps.send_all([None], b"")  # type: ignore[list-item]
-    with pytest.raises(TypeError):
-        ring.steps.send_all(None, b"")  # type: ignore[arg-type]
+def test_a_notification_goes_to_all_whole_or_not_at_all(
+    publisher: PublisherRing, pairs: list[tuple[socket.socket, socket.socket]]
+) -> None:
+    (full, asleep), (gone, nobody), (_, _), (open_, reader) = pairs  # all of which would wait
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            full.send(b"x" * 1000, socket.MSG_DONTWAIT)
+    nobody.close()
+    template = Template(b"before" + bytes(8) + b"?s" + b"between" + bytes(8) + b"?" + bytes(8), 6)
+    for sequence in (1, 2):
+        claimed = publisher.writer.claim(describe(SHAPE, "|u1", "bgr"))
+        assert claimed is not None
+        published_ns = publisher.writer.publish(claimed[0], -10, 20, [full, gone, open_], template)
+        assert reader.recv(100) == struct.pack(
+            ">6sQcB7sqcq", b"before", sequence, b"?", claimed[0], b"between", -10, b"?", published_ns
+        )
+    full.close()
+    while received := asleep.recv(1 << 20):
+        assert set(received) == set(b"x")
+
+
+def test_who_is_sent_a_part_is_shut_out(pairs: list[tuple[socket.socket, socket.socket]]) -> None:
+    ours, theirs = pairs[0]
+    steps.send_all([ours], b"long" * 1_000_000)
+    received = b""
+    while chunk := theirs.recv(1 << 20):
+        received += chunk
+    assert 0 < len(received) < 4_000_000
+
+
+@pytest.mark.usefixtures("compiled_steps")
+@pytest.mark.parametrize(("size", "at"), [(258, 6), (32, 6), (33, 7), (40, -1), (0, 0), (40, 1 << 40)])
+def test_the_compiled_publication_fills_only_what_it_has(publisher: PublisherRing, size: int, at: int) -> None:
+    template = Template(bytes(size), at)
+    claimed = publisher.writer.claim(describe(SHAPE, "|u1", "bgr"))
+    assert claimed is not None
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        with pytest.raises(ValueError, match="template"):
+            publisher.writer.publish(claimed[0], 10, 20, [ours], template)
+        assert publisher.writer.next_sequence == 1
+        publisher.writer.publish(claimed[0], 10, 20, (), template)
+        publisher.writer.claim(describe(SHAPE, "|u1", "bgr"))
+        publisher.writer.publish(claimed[0], 10, 20, [None, ours], Template(bytes(33), 6))  # type: ignore[list-item]
+        assert len(theirs.recv(100)) == 33
+    wrong: list[tuple[Any, ...]] = [(None, template), ([ours], None), ([ours], (b"",)), ([ours], (b"", "")), ([ours],)]
+    for audience in (*wrong, ([ours], (None, 0))):
+        with pytest.raises(TypeError):
+            publisher.writer.publish(claimed[0], 10, 20, *audience)

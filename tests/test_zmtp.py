@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from framebus import zmtp
-from framebus.notify import socket_path, steps
+from framebus.notify import socket_path
+from framebus.steps import send_all
 from framebus.zmtp import GREETING, LocalOutlet, command, frame_header
 from tests.listeners import PlainListener, wait_until
 
@@ -63,7 +64,7 @@ def look(outlet: LocalOutlet) -> bool:
 
 
 def send(outlet: LocalOutlet, message: bytes = MESSAGE) -> None:
-    steps.send_all(outlet.listening, frame_header(len(message)) + message)
+    send_all(outlet.listening, frame_header(len(message)) + message)
 
 
 def take(connected: socket.socket, size: int) -> bytes:

@@ -21,9 +21,10 @@ from framebus.errors import (
     WrongThread,
 )
 from framebus.layout import Geometry, check_name, describe
-from framebus.notify import Notifier, Template
+from framebus.notify import Notifier, notification_template
 from framebus.ring import PublisherRing
 from framebus.segment import companion_path, take_exclusion
+from framebus.steps import Template
 
 EXCLUSION_PATIENCE_S: Final = 0.2
 """``framebus gc`` and ``doctor`` hold the exclusion for a moment, while no publisher lives."""
@@ -244,7 +245,7 @@ class Publisher:
                 "open the publisher with the largest format"
             )
         parts = frame_format.shape, frame_format.typestr, frame_format.pixel_format
-        return describe(*parts), Template(self.stream, self._ring.epoch, *parts)
+        return describe(*parts), notification_template(self.stream, self._ring.epoch, *parts)
 
     def _use_ring(self) -> None:
         self._pixels = [self._map_pixels(slot, self.format) for slot in range(self._ring.geometry.slots)]
@@ -263,18 +264,19 @@ class Publisher:
             self._refuse(loan)
         self._loan = None
         writer, slot, captured_ns = self._ring.writer, self._slot, loan.captured_ns
+        notifier, template = self._notifier, self._template
         sequence = writer.next_sequence
         try:
             if loan.metadata:
                 self._check_use()  # a forked child has the loan too, and must not write
                 self._ring.write_metadata(slot, loan.packed_metadata())
-            published_ns = writer.publish(slot, captured_ns, loan.captured_wall_ns)
+            published_ns = writer.publish(slot, captured_ns, loan.captured_wall_ns, notifier.listening, template)
         except BaseException:
             self._give_up()
             self._check_use()
             raise
-        if self._notifier.listens:
-            self._notifier.notify(self._template, sequence, slot, captured_ns, published_ns)
+        if notifier.is_heard_further:
+            notifier.notify_further(template, sequence, slot, captured_ns, published_ns)
         return sequence
 
     def _abandon(self, loan: Loan) -> None:

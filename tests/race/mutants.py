@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Final, NamedTuple
 
-from framebus import notify, ring, steps
+from framebus import ring, steps
 from framebus.segment import Segment
 from tests.support import ROOT
 
@@ -205,7 +205,7 @@ def load(library: Path) -> None:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    ring.steps = notify.steps = module
+    ring.steps = module
 
 
 def apply(name: str) -> None:

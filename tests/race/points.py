@@ -117,7 +117,7 @@ PUBLISHING: Final[Points] = {
     "before the unlock": lambda: before(shm.Segment, "unlock", of_a_slot),
     "before the tail": lambda: after(shm.Segment, "unlock", of_a_slot),
     "published, nobody woken": lambda: before(steps, "wake_all"),
-    "nobody notified": lambda: after(steps.Writer, "publish"),
+    "woken, nobody notified": lambda: after(steps, "wake_all"),
     "notified": lambda: after(publisher_module.Publisher, "_publish"),
 }
 PIXELS: Final = "in the middle of the pixels"
@@ -158,7 +158,7 @@ IN_STEPS: Final = frozenset(
         "before the unlock",
         "before the tail",
         "published, nobody woken",
-        "nobody notified",
+        "woken, nobody notified",
         *STORES,
         "before the lease",
         "before the release",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from framebus.steps import PURE
+from framebus.ring import PURE
 from tests.support import report_of
 
 
