@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from bench import attach, pipeline, plan, report
+from bench import attach, plan, report
 from bench.compare import compare
 from bench.containers import containers
 from bench.harness import SHAPES, PeerFailed, Scenario, Start, run_scenario, start_process
@@ -64,6 +64,8 @@ def measure(form: str, only: str) -> Results:
     _tell("attaching")
     results["attach"] = attach.summary(attach.measure(ATTACHMENTS[form]))
     if form == "full" and only in PIPELINE:
+        from bench import pipeline  # every worker imports this module: it is to be small
+
         _tell(PIPELINE)
         try:
             results["pipeline"] = pipeline.measure(f"bench-{secrets.token_hex(4)}", PIPELINE_S)

@@ -85,17 +85,24 @@ def _view(connection: Connection[Any, Any], url: str, seconds: float) -> None:
     connection.send(asyncio.run(_watch(url, seconds)))
 
 
+def simulated(stream: str, first_port: int) -> dict[str, str]:
+    """The environment in which the services take simulated cameras, on :data:`CAMERAS` ports from ``first_port`` on."""
+    cameras = [{"name": f"cam{i}", "url": f"http://127.0.0.1:{first_port + i}/cam{i}.ts"} for i in range(CAMERAS)]
+    return {
+        "FRAMEBUS_STREAM__NAME": stream,
+        "FRAMEBUS_SIMULATOR__FIRST_PORT": str(first_port),
+        "FRAMEBUS_STITCHER__CAMERAS": json.dumps(cameras),
+    }
+
+
 @contextmanager
 def _services(stream: str) -> Iterator[tuple[str, psutil.Process]]:
     """Run them on a stream and ports of their own; yields the page's URL and the supervisor, once the page is live."""
     first = free_ports(CAMERAS + 1)
     url = f"http://127.0.0.1:{first + CAMERAS}"
-    cameras = [{"name": f"cam{i}", "url": f"http://127.0.0.1:{first + i}/cam{i}.ts"} for i in range(CAMERAS)]
     environment = {
-        "FRAMEBUS_STREAM__NAME": stream,
-        "FRAMEBUS_SIMULATOR__FIRST_PORT": str(first),
+        **simulated(stream, first),
         "FRAMEBUS_SIMULATOR__CACHE_DIR": str(ROOT / ".cache/simulator"),
-        "FRAMEBUS_STITCHER__CAMERAS": json.dumps(cameras),
         "FRAMEBUS_STREAMER__PORT": str(first + CAMERAS),
         "FRAMEBUS_LOG__LEVEL": "warning",
         "FRAMEBUS_LOG__FORMAT": "text",
@@ -199,12 +206,14 @@ def summary(panoramas: Sequence[Panorama], watched: Watched, cores: dict[str, fl
         AT_THE_PAGE: pictures_ms,
         "captured to its boxes sent": boxes_ms,
     }
+    stages_ms = {name: np.percentile(ages, (50, 99)).tolist() for name, ages in stages.items() if ages}
     return {
         "seconds": seconds,
         "panoramas_per_s": (len(panoramas) - 1) / seconds,
         "skipped": sum(one.skipped for one in panoramas[1:]),
         "pictures_per_s": len(pictures_ms) / seconds,
         "boxes_per_s": len(boxes_ms) / seconds,
-        "stages_ms": {name: np.percentile(ages, (50, 99)).tolist() for name, ages in stages.items() if ages},
+        "stages_ms": stages_ms,
+        "hand_over_part": stages_ms[HAND_OVER][0] / stages_ms[AT_THE_PAGE][0],
         "cores": cores,
     }

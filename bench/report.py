@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.harness import SHAPES
-from bench.pipeline import AT_THE_PAGE, HAND_OVER
 from bench.results import Figure, Results, figure
 from bench.targets import Verdict, verdicts
 
@@ -245,7 +244,6 @@ def _attach(attach: Mapping[str, float]) -> Iterable[str]:
 def _pipeline(pipeline: Mapping[str, Any] | None) -> Iterable[str]:
     if not pipeline:
         return
-    stages = pipeline["stages_ms"]
     yield "## The pipeline"
     yield ""
     yield (
@@ -254,11 +252,12 @@ def _pipeline(pipeline: Mapping[str, Any] | None) -> Iterable[str]:
         f"{pipeline['panoramas_per_s']:.1f} panoramas a second, of which a further subscriber missed "
         f"{pipeline['skipped']}; {pipeline['pictures_per_s']:.1f} pictures a second at the page, and boxes of "
         f"{pipeline['boxes_per_s']:.1f} panoramas. Of the time from the capture to the page the hand-over of the "
-        f"panorama is {stages[HAND_OVER][0] / stages[AT_THE_PAGE][0]:.2%}."
+        f"panorama is {pipeline['hand_over_part']:.2%}."
     )
     yield ""
     yield from _table(
-        ("stage", "p50, ms", "p99, ms"), ((name, _number(p50), _number(p99)) for name, (p50, p99) in stages.items())
+        ("stage", "p50, ms", "p99, ms"),
+        ((name, _number(p50), _number(p99)) for name, (p50, p99) in pipeline["stages_ms"].items()),
     )
     yield from _table(("service", "cores"), ((name, f"{used:.2f}") for name, used in pipeline["cores"].items()))
 

@@ -11,9 +11,7 @@ Sources: zmq_socket(3), zmq_ipc(7); zmq_setsockopt(3), ZMQ_RCVHWM, ZMQ_MAXMSGSIZ
 from __future__ import annotations
 
 import select
-import socket
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -76,14 +74,13 @@ class Notifier:
         if endpoint is not None:
             check_endpoint(endpoint, protected=curve is not None)
         keys = Keys(curve) if curve is not None else None
-        self.listening: Sequence[socket.socket] = ()
-        """The local sockets of those who subscribe, as far as is known."""
         self.is_heard_further = False
         """Whether anybody subscribes at the further endpoint, as far as is known."""
         self.look_at_ns = 0
         """When :meth:`look` is due, CLOCK_MONOTONIC."""
         self._look_closely_until_ns = time.monotonic_ns() + LOOK_CLOSELY_NS
-        self._local = LocalOutlet(socket_path(stream), _topic(stream))
+        self.local = LocalOutlet(socket_path(stream), _topic(stream))
+        """The Unix socket."""
         self._further: Outlet | None = None
         self.endpoint: str | None = None
         """Where the further endpoint was bound, with the port that was chosen for a ``*``."""
@@ -106,12 +103,11 @@ class Notifier:
         Args:
             now_ns: The time, CLOCK_MONOTONIC.
         """
-        self._local.has_listeners()
-        self.listening = self._local.listening
+        self.local.has_listeners()
         if self._further is not None:
             self.is_heard_further = self._further.has_listeners()
         is_new = now_ns < self._look_closely_until_ns
-        is_settled = self._local.is_settled and self._further is None and not is_new
+        is_settled = self.local.is_settled and self._further is None and not is_new
         self.look_at_ns = now_ns + LOOK_EVERY_NS if is_settled else now_ns
 
     def notify_further(self, template: Template, sequence: int, slot: int, captured_ns: int, published_ns: int) -> None:
@@ -130,7 +126,7 @@ class Notifier:
 
     def close(self) -> None:
         """Close the sockets and remove the path."""
-        self._local.close()
+        self.local.close()
         if self._further is not None:
             self._further.close()
 

@@ -26,7 +26,7 @@ def wait_until(condition: Callable[[], bool], step: Callable[[], object] = lambd
 def listens(notifier: Notifier) -> bool:
     """Whether anybody subscribes now."""
     notifier.look(0)
-    return bool(notifier.listening) or notifier.is_heard_further
+    return bool(notifier.local.listening) or notifier.is_heard_further
 
 
 def use_keys(socket: zmq.Socket[bytes], server_key: Path | None, own_key: Path | None) -> None:

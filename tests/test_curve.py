@@ -116,7 +116,7 @@ def test_who_has_no_right_key_hears_nothing_while_others_do(publisher: Publisher
 def test_a_subscriber_beside_it_is_woken_by_the_unix_socket(publisher: Publisher) -> None:
     with Subscriber(publisher.stream, wake="zmq") as subscriber:
         notifier = publisher._notifier
-        wait_until(notifier._local.has_listeners)
+        wait_until(notifier.local.has_listeners)
         assert notifier._further is not None
         assert not notifier._further.has_listeners()
         publish(publisher)

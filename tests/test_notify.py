@@ -57,7 +57,7 @@ def test_other_languages_read_one_msgpack_part(stream: str) -> None:
         endpoints = (f"ipc://{socket_path(stream)}", publisher.endpoint)
         listeners = [PlainListener(endpoint) for endpoint in endpoints if endpoint is not None]
         wait_until(
-            lambda: publisher._notifier.is_heard_further and len(publisher._notifier.listening) == 2,
+            lambda: publisher._notifier.is_heard_further and len(publisher._notifier.local.listening) == 2,
             lambda: listens(publisher._notifier),
         )
         for number, captured_ns in enumerate((10, -(1 << 63), (1 << 63) - 1), start=1):

@@ -270,7 +270,7 @@ class Publisher:
             if loan.metadata:
                 self._check_use()  # a forked child has the loan too, and must not write
                 self._ring.write_metadata(slot, loan.packed_metadata())
-            published_ns = writer.publish(slot, captured_ns, loan.captured_wall_ns, notifier.listening, template)
+            published_ns = writer.publish(slot, captured_ns, loan.captured_wall_ns, notifier.local.listening, template)
         except BaseException:
             self._give_up()
             self._check_use()

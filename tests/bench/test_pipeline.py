@@ -30,6 +30,7 @@ def test_each_stage_has_its_ages_and_all_have_rates() -> None:
     assert told["skipped"] == 200
     assert told["pictures_per_s"] == pytest.approx(51 / 4)
     assert told["boxes_per_s"] == pytest.approx(2 / 4)
+    assert told["hand_over_part"] == pytest.approx(1 / 101)
     assert told["cores"] == {"stitcher": 0.5}
     assert told["stages_ms"] == {
         "captured to published": [75.0, 75.0],

@@ -50,6 +50,7 @@ def whole_run() -> Results:
         "pictures_per_s": 24.5,
         "boxes_per_s": 2.5,
         "stages_ms": {HAND_OVER: [0.25, 1.5], AT_THE_PAGE: [100.0, 150.0]},
+        "hand_over_part": 0.0025,
         "cores": {"stitcher": 0.75},
     }
     return made_up.results(

@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 
+from bench.pipeline import CAMERAS, simulated
 from tests.support import ROOT, free_ports
 
 LIVE = "the panorama is live at "
@@ -22,16 +23,13 @@ class Demo:
     """The command, its output and its processes."""
 
     def __init__(self, stream: str, log: Path, **environment: str) -> None:
-        first = free_ports(6)
+        first = free_ports(CAMERAS + 1)
         self.stream = stream
-        self.url = f"http://127.0.0.1:{first + 5}"
-        cameras = [{"name": f"cam{i}", "url": f"http://127.0.0.1:{first + i}/cam{i}.ts"} for i in range(5)]
+        self.url = f"http://127.0.0.1:{first + CAMERAS}"
         self.environment = {
             **os.environ,
-            "PORT": str(first + 5),
-            "FRAMEBUS_STREAM__NAME": stream,
-            "FRAMEBUS_SIMULATOR__FIRST_PORT": str(first),
-            "FRAMEBUS_STITCHER__CAMERAS": json.dumps(cameras),
+            "PORT": str(first + CAMERAS),
+            **simulated(stream, first),
             **environment,
         }
         self.log = log

@@ -110,10 +110,6 @@ And a subscriber that takes its time makes what may happen meanwhile likely."""
 LATE_HEADER: Final = "header: no sequence before the pixels,header: its sequence after the pixels"
 
 
-_sources: dict[str, str] = {}
-"""Functions that have a fault already."""
-
-
 C_SOURCE: Final = ROOT / "framebus/_native.c"
 C_MEANWHILE: Final = """
 #include <sched.h>
@@ -206,6 +202,10 @@ def load(library: Path) -> None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     ring.steps = module
+
+
+_sources: dict[str, str] = {}
+"""Functions that have a fault already."""
 
 
 def apply(name: str) -> None:
