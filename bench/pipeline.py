@@ -195,14 +195,16 @@ def summary(panoramas: Sequence[Panorama], watched: Watched, cores: dict[str, fl
     if len(panoramas) < 2:
         raise PeerFailed("the stitcher published next to nothing")
     seconds = (panoramas[-1].received_ns - panoramas[0].received_ns) / 1e9
-    captured = {one.sequence: one.captured_ns for one in panoramas}
-    pictures_ms = [(at - captured[number]) / 1e6 for number, at in watched.pictures.items() if number in captured]
+    captured = {one.sequence for one in panoramas}
+    # The stages are compared, so they are those of the same frames.
+    shown = [one for one in panoramas if one.sequence in watched.pictures]
+    pictures_ms = [(watched.pictures[one.sequence] - one.captured_ns) / 1e6 for one in shown]
     boxes_ms = [age for number, age in watched.boxes.items() if number in captured]
     if not pictures_ms:
         raise PeerFailed("no picture came to the page")
     stages = {
-        "captured to published": [(one.published_ns - one.captured_ns) / 1e6 for one in panoramas],
-        HAND_OVER: [(one.received_ns - one.published_ns) / 1e6 for one in panoramas],
+        "captured to published": [(one.published_ns - one.captured_ns) / 1e6 for one in shown],
+        HAND_OVER: [(one.received_ns - one.published_ns) / 1e6 for one in shown],
         AT_THE_PAGE: pictures_ms,
         "captured to its boxes sent": boxes_ms,
     }
