@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 ALL = {*SERVICES, "holder"}
 FIRST_PICTURE_S = 30
+HEALTH_S = 30
 GID = "2000"
 
 
@@ -73,7 +74,15 @@ def test_the_page_gets_boxes_of_people(pipeline: Project, page: Page) -> None:
 
 
 def test_every_service_is_healthy_and_its_metrics_are_at_the_streamer(pipeline: Project) -> None:
-    states = {name: one["State"].get("Health", {}).get("Status") for name, one in pipeline.containers().items()}
+    states: dict[str, str | None] = {}
+
+    def are_known() -> bool:
+        # An engine calls a container unhealthy from its pause until the first check after it (moby, daemon/health.go).
+        found = pipeline.containers().items()
+        states.update((name, one["State"].get("Health", {}).get("Status")) for name, one in found)
+        return "unhealthy" not in states.values()
+
+    pipeline.wait_for(are_known, HEALTH_S)
     assert states == {**dict.fromkeys(SERVICES, "healthy"), "holder": None}
     with urllib.request.urlopen(f"{pipeline.url}/metrics", timeout=10) as answer:
         metrics = answer.read().decode()
