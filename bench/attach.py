@@ -29,11 +29,17 @@ class Attached:
     first_frame_ms: float
     """From the call that subscribes to the first frame's array."""
     first_lap_faults: int
-    """Minor faults while one byte of every page of the first eight frames was read."""
+    """Minor faults while one byte of every page of the first eight frames was read: what its pixels' reader pays."""
     second_lap_faults: int
     """The same for the eight frames after them."""
+    waiting_faults: int
+    """Minor faults from the first frame to the end, but those: of the ring's pages, mapped while nothing was to do."""
     touched_pages: int
     """Pages of eight frames."""
+
+
+def _minor_faults() -> int:
+    return getrusage(RUSAGE_SELF).ru_minflt
 
 
 def _attach(connection: Connection[Any, Any], stream: str) -> None:
@@ -41,15 +47,17 @@ def _attach(connection: Connection[Any, Any], stream: str) -> None:
     with Subscriber(stream, wake="futex", mode="every") as subscriber:
         subscriber.receive(WAIT_S).pixels  # noqa: B018  the array is what is waited for
         first_frame_ms = (time.monotonic_ns() - begun_ns) / 1e6
-        faults = []
-        for _ in range(LAPS):
-            before = getrusage(RUSAGE_SELF).ru_minflt
+        begun = _minor_faults()
+        reading = [0] * LAPS
+        for lap in range(LAPS):
             for _ in range(SLOTS):
                 with subscriber.receive(WAIT_S) as frame:
+                    before = _minor_faults()
                     np.add.reduce(frame.pixels.reshape(-1)[::PAGESIZE])
-            faults.append(getrusage(RUSAGE_SELF).ru_minflt - before)
+                    reading[lap] += _minor_faults() - before
+        waiting = _minor_faults() - begun - sum(reading)
     pages = SLOTS * int(np.prod(SHAPES["10 MB"])) // PAGESIZE
-    connection.send(Attached(first_frame_ms, faults[0], faults[1], pages))
+    connection.send(Attached(first_frame_ms, reading[0], reading[1], waiting, pages))
 
 
 def measure(times: int) -> list[Attached]:
@@ -82,5 +90,6 @@ def summary(results: list[Attached]) -> dict[str, float]:
         "first_frame_ms_most": max(one.first_frame_ms for one in results),
         "first_lap_faults": statistics.median(one.first_lap_faults for one in results),
         "second_lap_faults": statistics.median(one.second_lap_faults for one in results),
+        "waiting_faults": statistics.median(one.waiting_faults for one in results),
         "touched_pages": results[0].touched_pages,
     }

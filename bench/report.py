@@ -236,7 +236,8 @@ def _attach(attach: Mapping[str, float]) -> Iterable[str]:
         f"{attach['first_frame_ms']:.1f} ms ({attach['first_frame_ms_least']:.1f} to "
         f"{attach['first_frame_ms_most']:.1f}). Reading a byte of each of the {attach['touched_pages']:.0f} pages of "
         f"the first eight frames took {attach['first_lap_faults']:.0f} minor faults, of the next eight "
-        f"{attach['second_lap_faults']:.0f}."
+        f"{attach['second_lap_faults']:.0f}. {attach['waiting_faults']:.0f} more came where the subscriber waited or "
+        f"took a slot's first frame: there it maps the ring."
     )
     yield ""
 

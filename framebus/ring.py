@@ -210,7 +210,7 @@ class SubscriberRing:
             PermissionDenied: It is closed to this user, or belongs to another than ``owner``.
         """
         try:
-            self.segment = shm.attach(ring_name(stream), min_bytes=PAGE_BYTES, owner=owner)
+            self.segment = shm.attach(ring_name(stream), populate=False, min_bytes=PAGE_BYTES, owner=owner)
         except StreamNotFound:
             raise StreamNotFound(f"no publisher serves the stream {stream!r} here") from None
         self.header = read_header(self.segment)
@@ -220,6 +220,8 @@ class SubscriberRing:
         geometry = self.geometry
         self.reader = steps.Reader(self.segment, geometry.slots, geometry.slot_bytes, geometry.first_slot, every)
         """What holds the leases, and counts."""
+        self.cold = set(range(geometry.slots))
+        """Slots whose pages are not mapped yet."""
 
     def is_live(self) -> bool:
         """Whether a publisher holds the ring, by the kernel's word."""
@@ -244,6 +246,23 @@ class SubscriberRing:
     def sleep(self, event: int, timeout_ns: int) -> Lease | None:
         """Sleep while the event word is ``event``, at most ``timeout_ns``, and lease what is there then."""
         return self.reader.sleep(event, timeout_ns)
+
+    def prefault(self, slot: int) -> None:
+        """Map the pages of a cold slot: some 0.8 ms for 10 MB, which would else be spent where its pixels are read."""
+        self.cold.remove(slot)
+        self.segment.prefault(self.geometry.pixels(slot), self.geometry.slot_bytes)
+
+    def prefault_next(self) -> bool:
+        """Map the pages of the cold slot that is likely to be written next.
+
+        Returns:
+            Whether there was one.
+        """
+        if not self.cold:
+            return False
+        newest = self.segment.words[TAIL_WORD] & 0xFF
+        self.prefault(min(self.cold, key=lambda slot: (slot - newest - 1) % self.geometry.slots))
+        return True
 
     def rehearse(self) -> Lease | None:
         """Do what a lease takes, on a byte that is no slot's: what is then in the caches makes the next lease fast.

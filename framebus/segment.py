@@ -101,13 +101,14 @@ class Segment(LockHolder):
 
     __slots__ = ("address", "buffer", "identity", "name", "size", "words", "words32")
 
-    def __init__(self, name: str, fd: int, map_fd: int, *, writable: bool) -> None:
+    def __init__(self, name: str, fd: int, map_fd: int, *, writable: bool, populate: bool = True) -> None:
         self.name = name
         status = os.fstat(fd)
         self.identity = status.st_dev, status.st_ino
         self.size = status.st_size
+        flags = mmap.MAP_SHARED | (mmap.MAP_POPULATE if populate else 0)
         protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-        self.buffer = mmap.mmap(map_fd, self.size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE, prot=protection)
+        self.buffer = mmap.mmap(map_fd, self.size, flags=flags, prot=protection)
         self.address: int = np.frombuffer(self.buffer, np.uint8).ctypes.data
         self.words = memoryview(self.buffer).cast("Q")
         self.words32 = memoryview(self.buffer).cast("I")
@@ -117,6 +118,16 @@ class Segment(LockHolder):
     def path(self) -> Path:
         """Where the file was created or opened."""
         return SHM_DIRECTORY / self.name
+
+    def prefault(self, start: int, size: int) -> None:
+        """Map the pages of a part of the file into this process, so that nobody waits for that who reads them later.
+
+        Args:
+            start: Offset of the part, in bytes.
+            size: Its size in bytes.
+        """
+        # As fast as MADV_POPULATE_READ, which is not everywhere: a fault maps the pages around it too.
+        np.add.reduce(np.frombuffer(self.buffer, np.uint8, size, start)[:: mmap.PAGESIZE])
 
     def try_lock(self, command: bytes, _setlk: int = fcntl.F_OFD_SETLK) -> bool:
         """Take a lock if nobody holds one that conflicts; never waits."""
@@ -216,12 +227,15 @@ def create(name: str, size: int, mode: int, what: str = "this ring") -> Segment:
             os.close(map_fd)
 
 
-def attach(name: str, *, writable: bool = False, min_bytes: int = 1, owner: int | None = None) -> Segment:
+def attach(
+    name: str, *, writable: bool = False, populate: bool = True, min_bytes: int = 1, owner: int | None = None
+) -> Segment:
     """Map an existing file; it is never created, resized or written here.
 
     Args:
         name: The file's name in /dev/shm.
         writable: Whether to map it for writing too.
+        populate: Whether to map its pages now; if not, :meth:`Segment.prefault` does it, or their first use.
         min_bytes: Its least size.
         owner: The user, by number, who must own it: whoever else does could cut it short under its readers, which ends
             them with SIGBUS. ``None`` takes anybody's.
@@ -252,7 +266,7 @@ def attach(name: str, *, writable: bool = False, min_bytes: int = 1, owner: int 
             # A page that was never allocated could fail to be, later, with a SIGBUS.
             if status.st_blocks * 512 < status.st_size:
                 raise LayoutMismatch(f"{SHM_DIRECTORY / name} has holes: it is no ring")
-            segment = Segment(name, fd, map_fd, writable=writable)
+            segment = Segment(name, fd, map_fd, writable=writable, populate=populate)
             fd = -1
             return segment
         finally:

@@ -67,6 +67,21 @@ def test_a_published_frame_is_leased_once(stream: str, publisher: PublisherRing)
     assert subscriber.take() is None
 
 
+def test_the_slots_that_are_written_next_are_mapped_first(stream: str, publisher: PublisherRing) -> None:
+    for _ in range(6):
+        publish(publisher)
+    subscriber = SubscriberRing(stream)
+    lease = subscriber.take()
+    assert lease is not None
+    subscriber.prefault(lease.slot)
+    slots = publisher.geometry.slots
+    for following in range(1, slots):
+        assert subscriber.prefault_next()
+        mapped = {(lease.slot + step) % slots for step in range(following + 1)}
+        assert subscriber.cold == set(range(slots)) - mapped
+    assert not subscriber.prefault_next()
+
+
 def test_a_claimed_slot_is_unreadable_until_it_is_published(stream: str, publisher: PublisherRing) -> None:
     publish(publisher)
     subscriber = SubscriberRing(stream)

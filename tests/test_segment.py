@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import mmap
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
 from framebus import segment as shm
@@ -47,6 +50,22 @@ def test_too_large_leaves_nothing_and_says_what_to_set(name: str) -> None:
     ):
         shm.create(name, size, 0o640)
     assert not (SHM / name).exists()
+
+
+def test_who_reads_what_was_prefaulted_meets_no_page_fault(name: str) -> None:
+    def faults(start: int, size: int) -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        np.add.reduce(np.frombuffer(reader.buffer, np.uint8, size, start)[:: mmap.PAGESIZE])
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    part = 4 * shm.MIB
+    owner = shm.create(name, 3 * part, 0o640)
+    reader = shm.attach(name, populate=False)
+    reader.prefault(part, part)
+    assert faults(part, part) < 8
+    assert faults(0, part) > 8
+    assert faults(2 * part, part) > 8
+    owner.unlink()
 
 
 def test_attach_does_not_create_or_resize(name: str) -> None:

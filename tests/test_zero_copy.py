@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import mmap
 import resource
 import subprocess
 import sys
 import tracemalloc
 
+import numpy as np
 import pytest
 
-from framebus import FrameFormat, Publisher, Subscriber
+from framebus import FrameFormat, Publisher, ReceiveTimeout, Subscriber
+from framebus.bus.subscriber import Wake
 from tests.support import ROOT
 
 PANORAMA = FrameFormat(688, 4896)
@@ -83,6 +86,27 @@ def test_two_processes_share_the_pixels_and_allocate_none(stream: str, wake: str
     # numpy reports its buffers to tracemalloc; a copy of one frame would be 10.1 MB and 2468 faults on fresh pages.
     assert max(peak, int(reader_peak)) < PANORAMA.frame_bytes // 50
     assert max(faults, int(reader_faults)) < count * PANORAMA.frame_bytes // 4096 // 10
+
+
+@pytest.mark.parametrize("wake", ["zmq", "futex", "predict", "busy"])
+@pytest.mark.parametrize("waits", [True, False], ids=["which waits between", "which finds one after the other"])
+def test_a_reader_meets_no_page_fault_on_the_first_lap(stream: str, wake: Wake, waits: bool) -> None:
+    slots, read = 4, 0
+    with (
+        Publisher(stream, PANORAMA, slots=slots) as publisher,
+        Subscriber(stream, mode="every", wake=wake) as subscriber,
+    ):
+        for _ in range(slots):
+            if waits:
+                with pytest.raises(ReceiveTimeout):
+                    subscriber.receive(0)
+                assert not subscriber._ring.cold
+            publisher.loan().publish()
+            with subscriber.receive(5) as frame:
+                faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+                np.add.reduce(frame.pixels.reshape(-1)[:: mmap.PAGESIZE])
+                read += resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
+    assert read < slots * PANORAMA.frame_bytes // mmap.PAGESIZE // 100
 
 
 def test_publisher_and_subscriber_see_the_same_bytes_at_once(stream: str) -> None:

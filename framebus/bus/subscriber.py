@@ -255,15 +255,22 @@ class Subscriber:
         return ring.take()
 
     def _deliver(self, lease: Lease) -> Frame:
+        ring = self._ring
+        if lease.slot in ring.cold:
+            ring.prefault(lease.slot)
         if self._pace is not None:
             self._pace.learn(lease.header.sequence, lease.header.published_ns)
         return Frame(lease)
 
     def _is_quiet(self) -> bool:
-        """Take the notifications that have come; whether no event came since the last look, so that one may sleep."""
+        """Take the notifications that have come; whether one may sleep, having nothing to do.
+
+        Mapping what the first lap has not come to yet is to be done, slot by slot, so that no frame waits for all.
+        """
         if self._listener is not None:
             self._listener.drain()
-        return self._ring.event() == self._event
+        ring = self._ring
+        return ring.event() == self._event and not ring.prefault_next()
 
     def _wait(self, slice_s: float) -> Lease | None:
         """Wait for an event in the subscriber's way, at most ``slice_s``; what came may be leased at once."""
