@@ -13,6 +13,7 @@ from resource import RUSAGE_SELF, getrusage
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from bench.harness import SHAPES
 from framebus import FrameFormat, Publisher, Subscriber
@@ -42,6 +43,13 @@ def _minor_faults() -> int:
     return getrusage(RUSAGE_SELF).ru_minflt
 
 
+def faults_of_reading(content: npt.NDArray[np.uint8]) -> int:
+    """Minor faults while one byte of each of its pages is read."""
+    before = _minor_faults()
+    np.add.reduce(content[::PAGESIZE])
+    return _minor_faults() - before
+
+
 def _attach(connection: Connection[Any, Any], stream: str) -> None:
     begun_ns = time.monotonic_ns()
     with Subscriber(stream, wake="futex", mode="every") as subscriber:
@@ -52,9 +60,7 @@ def _attach(connection: Connection[Any, Any], stream: str) -> None:
         for lap in range(LAPS):
             for _ in range(SLOTS):
                 with subscriber.receive(WAIT_S) as frame:
-                    before = _minor_faults()
-                    np.add.reduce(frame.pixels.reshape(-1)[::PAGESIZE])
-                    reading[lap] += _minor_faults() - before
+                    reading[lap] += faults_of_reading(frame.pixels.reshape(-1))
         waiting = _minor_faults() - begun - sum(reading)
     pages = SLOTS * int(np.prod(SHAPES["10 MB"])) // PAGESIZE
     connection.send(Attached(first_frame_ms, reading[0], reading[1], waiting, pages))

@@ -210,7 +210,7 @@ class SubscriberRing:
             PermissionDenied: It is closed to this user, or belongs to another than ``owner``.
         """
         try:
-            self.segment = shm.attach(ring_name(stream), populate=False, min_bytes=PAGE_BYTES, owner=owner)
+            self.segment = shm.attach(ring_name(stream), min_bytes=PAGE_BYTES, owner=owner)
         except StreamNotFound:
             raise StreamNotFound(f"no publisher serves the stream {stream!r} here") from None
         self.header = read_header(self.segment)

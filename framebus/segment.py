@@ -101,13 +101,14 @@ class Segment(LockHolder):
 
     __slots__ = ("address", "buffer", "identity", "name", "size", "words", "words32")
 
-    def __init__(self, name: str, fd: int, map_fd: int, *, writable: bool, populate: bool = True) -> None:
+    def __init__(self, name: str, fd: int, map_fd: int, *, writable: bool) -> None:
         self.name = name
         status = os.fstat(fd)
         self.identity = status.st_dev, status.st_ino
         self.size = status.st_size
-        flags = mmap.MAP_SHARED | (mmap.MAP_POPULATE if populate else 0)
-        protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+        flags, protection = mmap.MAP_SHARED, mmap.PROT_READ
+        if writable:
+            flags, protection = flags | mmap.MAP_POPULATE, protection | mmap.PROT_WRITE
         self.buffer = mmap.mmap(map_fd, self.size, flags=flags, prot=protection)
         self.address: int = np.frombuffer(self.buffer, np.uint8).ctypes.data
         self.words = memoryview(self.buffer).cast("Q")
@@ -227,15 +228,13 @@ def create(name: str, size: int, mode: int, what: str = "this ring") -> Segment:
             os.close(map_fd)
 
 
-def attach(
-    name: str, *, writable: bool = False, populate: bool = True, min_bytes: int = 1, owner: int | None = None
-) -> Segment:
+def attach(name: str, *, writable: bool = False, min_bytes: int = 1, owner: int | None = None) -> Segment:
     """Map an existing file; it is never created, resized or written here.
 
     Args:
         name: The file's name in /dev/shm.
-        writable: Whether to map it for writing too.
-        populate: Whether to map its pages now; if not, :meth:`Segment.prefault` does it, or their first use.
+        writable: Whether to map it for writing too, with all pages at once. To read, :meth:`Segment.prefault` maps
+            them, or their first use does.
         min_bytes: Its least size.
         owner: The user, by number, who must own it: whoever else does could cut it short under its readers, which ends
             them with SIGBUS. ``None`` takes anybody's.
@@ -266,7 +265,7 @@ def attach(
             # A page that was never allocated could fail to be, later, with a SIGBUS.
             if status.st_blocks * 512 < status.st_size:
                 raise LayoutMismatch(f"{SHM_DIRECTORY / name} has holes: it is no ring")
-            segment = Segment(name, fd, map_fd, writable=writable, populate=populate)
+            segment = Segment(name, fd, map_fd, writable=writable)
             fd = -1
             return segment
         finally:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import mmap
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from bench.attach import faults_of_reading
 from framebus import segment as shm
 from framebus.errors import LayoutMismatch, NotEnoughSharedMemory, PermissionDenied, StreamNotFound
 from tests.support import SHM, needs_root
@@ -53,18 +52,14 @@ def test_too_large_leaves_nothing_and_says_what_to_set(name: str) -> None:
 
 
 def test_who_reads_what_was_prefaulted_meets_no_page_fault(name: str) -> None:
-    def faults(start: int, size: int) -> int:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        np.add.reduce(np.frombuffer(reader.buffer, np.uint8, size, start)[:: mmap.PAGESIZE])
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
     part = 4 * shm.MIB
     owner = shm.create(name, 3 * part, 0o640)
-    reader = shm.attach(name, populate=False)
+    reader = shm.attach(name)
     reader.prefault(part, part)
-    assert faults(part, part) < 8
-    assert faults(0, part) > 8
-    assert faults(2 * part, part) > 8
+    before, prefaulted, after = np.frombuffer(reader.buffer, np.uint8).reshape(3, part)
+    assert faults_of_reading(prefaulted) < 8
+    assert faults_of_reading(before) > 8
+    assert faults_of_reading(after) > 8
     owner.unlink()
 
 
