@@ -32,10 +32,11 @@ enum {
     SLOT_HEADER_BYTES = 1024,
     SLOT_FIELDS = 64,
     SLOT_DESCRIPTION = 104,
-    DESCRIPTION_BYTES = 40,
+    DESCRIPTION_BYTES = 44,
     RECORD_RECEIVED = 128,
     RECORD_COUNTERS = 6,
     MAX_SLOTS = 255,
+    MAX_AXES = 3,
     NO_SLOT = MAX_SLOTS,
     LOOKS = 8,
     MAX_NOTIFICATION_BYTES = 257,
@@ -46,9 +47,9 @@ enum {
 #define LOCK_SLOTS ((1LL << 40) + 256)
 
 enum { EPOCH, SEQUENCE, CAPTURED_NS, CAPTURED_WALL_NS, PUBLISHED_NS }; /* words from SLOT_FIELDS on */
-enum { HEIGHT = 5, DTYPE = 9, HEADER_ITEMS = 11 };                     /* items of a SlotHeader */
+enum { HEIGHT = 5, DTYPE = 9, SHAPE = 12, HEADER_ITEMS = 13 };         /* items of a FrameHeader */
 
-static PyObject *lease_type, *header_type, *check_description, *layout_mismatch;
+static PyObject *claim_type, *lease_type, *header_type, *check_description, *layout_mismatch;
 static PyObject *fd_name, *address_name;
 
 static uint64_t load64(const uint8_t *at) { return __atomic_load_n((const uint64_t *)at, __ATOMIC_ACQUIRE); }
@@ -125,11 +126,21 @@ typedef struct {
     PyObject_HEAD
     PyObject *segment; /* as in OnRing */
     uint8_t *ring;
-    unsigned long long epoch, next_sequence;
-    unsigned slots;
-    int newest;               /* -1 before the first frame */
+    unsigned long long slot_bytes, first_slot, epoch, next_sequence, lost;
+    unsigned slots, loans, max_loans;
+    int newest; /* -1 before the first frame */
+    char closed;
     uint8_t order[MAX_SLOTS]; /* from the oldest to the newest */
+    uint8_t loaned[MAX_SLOTS];
 } Writer;
+
+typedef struct {
+    PyObject_HEAD
+    Writer *writer;
+    unsigned slot;
+    char is_open;
+    long long now_ns, now_wall_ns;
+} Claim;
 
 static void move_to_end(Writer *self, uint8_t slot)
 {
@@ -146,9 +157,26 @@ static int claim_slot(Writer *self, int fd, unsigned slot, const char *descripti
     uint64_t *fields = (uint64_t *)(header + SLOT_FIELDS);
     store64(header, 0);
     fields[EPOCH] = self->epoch;
-    fields[SEQUENCE] = self->next_sequence;
     memcpy(header + SLOT_DESCRIPTION, description, length);
     return 1;
+}
+
+static PyObject *new_claim(Writer *self, int fd, unsigned slot)
+{
+    Claim *claim = PyObject_New(Claim, (PyTypeObject *)claim_type);
+    if (claim == NULL) {
+        set_lock(fd, F_UNLCK, slot);
+        return NULL;
+    }
+    Py_INCREF((PyObject *)self);
+    claim->writer = self;
+    claim->slot = slot;
+    claim->is_open = 1;
+    claim->now_ns = now_ns();
+    claim->now_wall_ns = read_clock(CLOCK_REALTIME);
+    self->loaned[slot] = 1;
+    self->loans++;
+    return (PyObject *)claim;
 }
 
 static PyObject *writer_claim(Writer *self, PyObject *described)
@@ -162,14 +190,74 @@ static PyObject *writer_claim(Writer *self, PyObject *described)
         PyErr_SetString(PyExc_ValueError, "the description is longer than a slot's header");
         return NULL;
     }
+    if (self->closed || self->loans >= self->max_loans)
+        Py_RETURN_NONE;
     if (self->newest >= 0)
         move_to_end(self, (uint8_t)self->newest);
     for (unsigned turn = 0; turn < 2 * self->slots; turn++) {
         unsigned slot = self->order[turn < self->slots ? turn : 2 * self->slots - 1 - turn];
-        if ((int)slot != self->newest && claim_slot(self, fd, slot, description, (size_t)length))
-            return Py_BuildValue("ILL", slot, now_ns(), read_clock(CLOCK_REALTIME));
+        if ((int)slot != self->newest && !self->loaned[slot] &&
+            claim_slot(self, fd, slot, description, (size_t)length))
+            return new_claim(self, fd, slot);
     }
     Py_RETURN_NONE;
+}
+
+/* The claim's slot is published or given back; it counts no more. */
+static void forget_claim(Claim *claim)
+{
+    claim->is_open = 0;
+    claim->writer->loaned[claim->slot] = 0;
+    claim->writer->loans--;
+}
+
+static void give_back(Claim *claim)
+{
+    int fd = segment_fd(claim->writer->segment);
+    if (fd >= 0)
+        set_lock(fd, F_UNLCK, claim->slot);
+    forget_claim(claim);
+}
+
+static PyObject *claim_abandon(Claim *self, PyObject *nothing)
+{
+    (void)nothing;
+    if (self->is_open)
+        give_back(self);
+    Py_RETURN_NONE;
+}
+
+static void claim_dealloc(Claim *self)
+{
+    PyObject *type = (PyObject *)Py_TYPE((PyObject *)self), *kind, *value, *trace;
+    if (self->is_open) {
+        PyErr_Fetch(&kind, &value, &trace);
+        self->writer->lost++;
+        give_back(self);
+        PyErr_Restore(kind, value, trace);
+    }
+    Py_DECREF((PyObject *)self->writer);
+    PyObject_Free(self);
+    Py_DECREF(type);
+}
+
+static int claim_buffer(Claim *self, Py_buffer *view, int flags)
+{
+    const Writer *writer = self->writer;
+    void *pixels = writer->ring + writer->first_slot + self->slot * writer->slot_bytes;
+    if (!self->is_open) {
+        PyErr_SetString(PyExc_BufferError, "the claim was published or abandoned");
+        view->obj = NULL;
+        return -1;
+    }
+    return PyBuffer_FillInfo(view, (PyObject *)self, pixels, (Py_ssize_t)writer->slot_bytes, 0, flags);
+}
+
+/* Nothing in here gives up the interpreter's lock, so no other thread can be in the middle of a claim or publication. */
+static PyObject *writer_close(Writer *self, PyObject *finish)
+{
+    self->closed = 1;
+    return PyObject_CallNoArgs(finish);
 }
 
 static void put_big_endian(char *at, uint64_t value)
@@ -226,31 +314,35 @@ static PyObject *writer_publish(Writer *self, PyObject *const *arguments, Py_ssi
     Py_ssize_t sockets = count == 5 ? PySequence_Size(arguments[3]) : 0;
     if (sockets < 0 || (sockets && copy_template(arguments[4], &told) < 0))
         return NULL;
-    int fd = segment_fd(self->segment);
-    if (fd < -1)
-        return NULL;
-    unsigned long slot = PyLong_AsUnsignedLong(arguments[0]);
-    uint64_t captured_ns = PyErr_Occurred() ? 0 : (uint64_t)PyLong_AsLongLong(arguments[1]);
+    uint64_t captured_ns = (uint64_t)PyLong_AsLongLong(arguments[1]);
     uint64_t captured_wall_ns = PyErr_Occurred() ? 0 : (uint64_t)PyLong_AsLongLong(arguments[2]);
     if (PyErr_Occurred())
         return NULL;
-    if (slot >= self->slots) {
-        PyErr_Format(PyExc_ValueError, "the ring has no slot %lu", slot);
+    /* From here on no code of Python's runs, so that what is checked stays so. */
+    Claim *claim = (Claim *)arguments[0];
+    if ((PyObject *)Py_TYPE(arguments[0]) != claim_type || claim->writer != self || !claim->is_open) {
+        PyErr_SetString(PyExc_ValueError, "the claim is not an open one of this writer");
         return NULL;
     }
-    if (fd < 0) {
+    int fd = segment_fd(self->segment);
+    if (fd < -1)
+        return NULL;
+    if (fd < 0 || self->closed) {
         errno = EBADF;
         return PyErr_SetFromErrno(PyExc_OSError);
     }
-    uint8_t *header = slot_header(self->ring, (unsigned)slot);
+    unsigned slot = claim->slot;
+    uint8_t *header = slot_header(self->ring, slot);
     uint64_t *fields = (uint64_t *)(header + SLOT_FIELDS);
     int64_t published_ns = now_ns();
+    fields[SEQUENCE] = self->next_sequence;
     fields[CAPTURED_NS] = captured_ns;
     fields[CAPTURED_WALL_NS] = captured_wall_ns;
     fields[PUBLISHED_NS] = (uint64_t)published_ns;
     store64(header, self->next_sequence);
-    if (set_lock(fd, F_UNLCK, (unsigned)slot) < 0)
+    if (set_lock(fd, F_UNLCK, slot) < 0)
         return PyErr_SetFromErrno(PyExc_OSError);
+    forget_claim(claim);
     store64(self->ring + TAIL, self->next_sequence << 8 | slot);
     uint32_t *event = (uint32_t *)(self->ring + EVENT);
     __atomic_store_n(event, *event + 1, __ATOMIC_RELEASE);
@@ -270,15 +362,19 @@ static PyObject *writer_publish(Writer *self, PyObject *const *arguments, Py_ssi
 static PyObject *writer_new(PyTypeObject *type, PyObject *arguments, PyObject *named)
 {
     PyObject *segment;
-    unsigned slots;
-    unsigned long long epoch, next_sequence;
-    if (named != NULL || !PyArg_ParseTuple(arguments, "OIKK", &segment, &slots, &epoch, &next_sequence))
+    unsigned slots, max_loans;
+    unsigned long long slot_bytes, first_slot, epoch, next_sequence;
+    if (named != NULL || !PyArg_ParseTuple(arguments, "OIKKKKI", &segment, &slots, &slot_bytes, &first_slot, &epoch,
+                                           &next_sequence, &max_loans))
         return NULL;
     Writer *self = new_on_ring(type, segment);
     if (self == NULL)
         return NULL;
+    self->slot_bytes = slot_bytes;
+    self->first_slot = first_slot;
     self->epoch = epoch;
     self->next_sequence = next_sequence;
+    self->max_loans = max_loans;
     self->slots = slots < MAX_SLOTS ? slots : MAX_SLOTS;
     for (unsigned slot = 0; slot < self->slots; slot++) { /* an insertion sort by sequence */
         uint64_t sequence = load64(slot_header(self->ring, slot));
@@ -309,7 +405,7 @@ typedef struct {
     unsigned slots;
     unsigned long long slot_bytes, first_slot;
     char every;
-    long long last;
+    long long last, history_after, history_end;
     unsigned long long received, skipped, overruns, rejected;
     unsigned leases;
     PyObject *record; /* the segment that is reported to; NULL before that */
@@ -326,7 +422,7 @@ typedef struct {
     PyObject *header;
     unsigned slot;
     unsigned long long sequence, skipped;
-    Py_ssize_t shape[3], strides[3];
+    Py_ssize_t shape[MAX_AXES], strides[MAX_AXES];
     char format[2];
 } Lease;
 
@@ -377,18 +473,22 @@ static int lease_buffer(Lease *self, Py_buffer *view, int flags)
         const char *dtype, format[2];
         Py_ssize_t bytes;
     } elements[] = {{"|u1", "B", 1}, {"|i1", "b", 1}, {"<u2", "H", 2}, {"<i2", "h", 2}, {"<u4", "I", 4},
-                    {"<i4", "i", 4}, {"<f2", "e", 2}, {"<f4", "f", 4}, {"<f8", "d", 8}, {NULL, "", 0}};
+                    {"<i4", "i", 4}, {"<f2", "e", 2}, {"<f4", "f", 4}, {"<f8", "d", 8}, {"|b1", "?", 1},
+                    {"<u8", "Q", 8}, {"<i8", "q", 8}, {NULL, "", 0}};
     Reader *reader = self->reader;
     PyObject *dtype = self->header ? PyTuple_GetItem(self->header, DTYPE) : NULL;
+    PyObject *shape = self->header ? PyTuple_GetItem(self->header, SHAPE) : NULL;
     const char *name = dtype ? PyUnicode_AsUTF8AndSize(dtype, NULL) : "";
-    int element = 0;
+    int element = 0, axes = shape ? (int)PyTuple_Size(shape) : 0;
     if (name == NULL)
         return -1;
     while (elements[element].dtype && strcmp(elements[element].dtype, name))
         element++;
     Py_ssize_t length = elements[element].bytes;
-    for (int axis = 2; axis >= 0; axis--) {
-        PyObject *item = self->header ? PyTuple_GetItem(self->header, HEIGHT + axis) : NULL;
+    if (axes < 1 || axes > MAX_AXES)
+        length = axes = 0;
+    for (int axis = axes - 1; axis >= 0; axis--) {
+        PyObject *item = PyTuple_GetItem(shape, axis);
         self->strides[axis] = length;
         self->shape[axis] = item ? PyLong_AsSsize_t(item) : 0;
         if (self->shape[axis] < 1 || __builtin_mul_overflow(length, self->shape[axis], &length))
@@ -407,7 +507,7 @@ static int lease_buffer(Lease *self, Py_buffer *view, int flags)
     view->len = length;
     view->itemsize = elements[element].bytes;
     view->readonly = 1;
-    view->ndim = 3;
+    view->ndim = axes;
     view->format = flags & PyBUF_FORMAT ? self->format : NULL;
     view->shape = flags & PyBUF_ND ? self->shape : NULL;
     view->strides = (flags & PyBUF_STRIDES) == PyBUF_STRIDES ? self->strides : NULL;
@@ -443,10 +543,11 @@ static int choose_newest(const Reader *self, unsigned *slot, uint64_t *sequence)
 
 static int choose_following(const Reader *self, unsigned *slot, uint64_t *sequence)
 {
+    long long after = self->last > self->history_after ? self->last : self->history_after;
     *sequence = UINT64_MAX;
     for (unsigned other = 0; other < self->slots; other++) {
         uint64_t found = load64(slot_header(self->ring, other));
-        if (found && found > (uint64_t)self->last && found < *sequence) {
+        if (found > (uint64_t)after && found < *sequence) {
             *slot = other;
             *sequence = found;
         }
@@ -529,8 +630,8 @@ static PyObject *reader_take(Reader *self, PyObject *nothing)
     uint64_t sequence;
     (void)nothing;
     for (int look = 0; look < LOOKS; look++) {
-        int every = self->every && self->last >= 0;
-        if (!(every ? choose_following(self, &slot, &sequence) : choose_newest(self, &slot, &sequence)))
+        int in_order = self->last < self->history_end || (self->every && self->last >= 0);
+        if (!(in_order ? choose_following(self, &slot, &sequence) : choose_newest(self, &slot, &sequence)))
             break;
         PyObject *lease = lease_slot(self, slot, sequence);
         int accepted = lease == NULL ? -1 : lease == Py_None ? 0 : accept_frame(self, (Lease *)lease);
@@ -612,7 +713,24 @@ static PyObject *reader_report_to(Reader *self, PyObject *record)
     Py_RETURN_NONE;
 }
 
-static PyObject *reader_go_on(Reader *self, PyObject *const *arguments, Py_ssize_t count)
+static PyObject *reader_held(Reader *self, PyObject *nothing)
+{
+    PyObject *sequences = PyList_New(0);
+    (void)nothing;
+    for (unsigned slot = 0; sequences && slot < self->slots; slot++) {
+        if (!self->held[slot])
+            continue;
+        PyObject *sequence = PyLong_FromUnsignedLongLong(load64(slot_header(self->ring, slot)));
+        if (sequence == NULL || PyList_Append(sequences, sequence) < 0)
+            Py_CLEAR(sequences);
+        Py_XDECREF(sequence);
+    }
+    PyObject *result = sequences && PyList_Sort(sequences) == 0 ? PyList_AsTuple(sequences) : NULL;
+    Py_XDECREF(sequences);
+    return result;
+}
+
+static PyObject *reader_resume_from(Reader *self, PyObject *const *arguments, Py_ssize_t count)
 {
     if (!has_arguments(count, 2))
         return NULL;
@@ -620,11 +738,13 @@ static PyObject *reader_go_on(Reader *self, PyObject *const *arguments, Py_ssize
     if (PyErr_Occurred())
         return NULL;
     if (Py_TYPE(arguments[0]) != Py_TYPE((PyObject *)self)) {
-        PyErr_SetString(PyExc_TypeError, "a reader goes on after a reader");
+        PyErr_SetString(PyExc_TypeError, "a reader resumes from a reader");
         return NULL;
     }
     const Reader *earlier = (const Reader *)arguments[0];
     self->last = earlier->last < before ? earlier->last : before;
+    if (self->every && self->last >= 0)
+        self->history_after = 0;
     self->received = earlier->received;
     self->skipped = earlier->skipped;
     self->overruns = earlier->overruns;
@@ -637,8 +757,10 @@ static PyObject *reader_new(PyTypeObject *type, PyObject *arguments, PyObject *n
     PyObject *segment;
     unsigned slots;
     unsigned long long slot_bytes, first_slot;
+    long long history;
     int every;
-    if (named != NULL || !PyArg_ParseTuple(arguments, "OIKKp", &segment, &slots, &slot_bytes, &first_slot, &every))
+    if (named != NULL ||
+        !PyArg_ParseTuple(arguments, "OIKKpL", &segment, &slots, &slot_bytes, &first_slot, &every, &history))
         return NULL;
     Reader *self = new_on_ring(type, segment);
     if (self == NULL)
@@ -648,6 +770,9 @@ static PyObject *reader_new(PyTypeObject *type, PyObject *arguments, PyObject *n
     self->first_slot = first_slot;
     self->every = (char)every;
     self->last = -1;
+    long long newest = history ? (long long)(load64(self->ring + TAIL) >> 8) : 0;
+    self->history_after = newest > history ? newest - history : 0;
+    self->history_end = newest ? newest : -1;
     return (PyObject *)self;
 }
 
@@ -668,12 +793,15 @@ static void reader_dealloc(Reader *self)
 static PyMethodDef writer_methods[] = {
     {"claim", (PyCFunction)writer_claim, METH_O, NULL},
     {"publish", FAST(writer_publish), METH_FASTCALL, NULL},
+    {"close", (PyCFunction)writer_close, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };
 
 static PyMemberDef writer_members[] = {
     {"segment", T_OBJECT_EX, offsetof(Writer, segment), READONLY, NULL},
     {"next_sequence", T_ULONGLONG, offsetof(Writer, next_sequence), READONLY, NULL},
+    {"loans", T_UINT, offsetof(Writer, loans), READONLY, NULL},
+    {"lost", T_ULONGLONG, offsetof(Writer, lost), READONLY, NULL},
     {NULL, 0, 0, 0, NULL},
 };
 
@@ -687,13 +815,52 @@ static PyType_Slot writer_slots[] = {
 
 static PyType_Spec writer_spec = {"framebus._native.Writer", sizeof(Writer), 0, Py_TPFLAGS_DEFAULT, writer_slots};
 
+static PyMethodDef claim_methods[] = {
+    {"abandon", (PyCFunction)claim_abandon, METH_NOARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyObject *claim_memory(PyObject *self, void *nothing)
+{
+    (void)nothing;
+    Py_INCREF(self);
+    return self;
+}
+
+static PyGetSetDef claim_properties[] = {
+    {"memory", claim_memory, NULL, NULL, NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyMemberDef claim_members[] = {
+    {"writer", T_OBJECT_EX, offsetof(Claim, writer), READONLY, NULL},
+    {"slot", T_UINT, offsetof(Claim, slot), READONLY, NULL},
+    {"is_open", T_BOOL, offsetof(Claim, is_open), READONLY, NULL},
+    {"now_ns", T_LONGLONG, offsetof(Claim, now_ns), READONLY, NULL},
+    {"now_wall_ns", T_LONGLONG, offsetof(Claim, now_wall_ns), READONLY, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyType_Slot claim_slots[] = {
+    {Py_tp_dealloc, claim_dealloc},
+    {Py_tp_methods, claim_methods},
+    {Py_tp_members, claim_members},
+    {Py_tp_getset, claim_properties},
+    {Py_bf_getbuffer, claim_buffer},
+    {0, NULL},
+};
+
+static PyType_Spec claim_spec = {
+    "framebus._native.Claim", sizeof(Claim), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, claim_slots};
+
 static PyMethodDef reader_methods[] = {
     {"take", (PyCFunction)reader_take, METH_NOARGS, NULL},
     {"look", (PyCFunction)reader_look, METH_O, NULL},
     {"sleep", FAST(reader_sleep), METH_FASTCALL, NULL},
     {"rehearse", (PyCFunction)reader_rehearse, METH_NOARGS, NULL},
     {"report_to", (PyCFunction)reader_report_to, METH_O, NULL},
-    {"go_on", FAST(reader_go_on), METH_FASTCALL, NULL},
+    {"held", (PyCFunction)reader_held, METH_NOARGS, NULL},
+    {"resume_from", FAST(reader_resume_from), METH_FASTCALL, NULL},
     {NULL, NULL, 0, NULL},
 };
 
@@ -746,19 +913,21 @@ PyMODINIT_FUNC PyInit__native(void)
     PyObject *layout = PyImport_ImportModule("framebus.layout"), *errors = PyImport_ImportModule("framebus.errors");
     if (module == NULL || layout == NULL || errors == NULL)
         return NULL;
-    header_type = PyObject_GetAttrString(layout, "SlotHeader");
+    header_type = PyObject_GetAttrString(layout, "FrameHeader");
     check_description = PyObject_GetAttrString(layout, "check_description");
     layout_mismatch = PyObject_GetAttrString(errors, "LayoutMismatch");
     Py_DECREF(layout);
     Py_DECREF(errors);
     PyObject *writer_type = PyType_FromSpec(&writer_spec), *reader_type = PyType_FromSpec(&reader_spec);
+    claim_type = PyType_FromSpec(&claim_spec);
     lease_type = PyType_FromSpec(&lease_spec);
     fd_name = PyUnicode_InternFromString("fd");
     address_name = PyUnicode_InternFromString("address");
-    if (!header_type || !check_description || !layout_mismatch || !writer_type || !reader_type || !lease_type ||
+    if (!header_type || !check_description || !layout_mismatch || !writer_type || !reader_type || !claim_type || !lease_type ||
         !fd_name || !address_name ||
         PyModule_AddObjectRef(module, "Writer", writer_type) ||
         PyModule_AddObjectRef(module, "Reader", reader_type) || PyModule_AddObjectRef(module, "Lease", lease_type) ||
+        PyModule_AddObjectRef(module, "Claim", claim_type) ||
         PyModule_AddIntConstant(module, "TAIL", TAIL) || PyModule_AddIntConstant(module, "EVENT", EVENT) ||
         PyModule_AddIntConstant(module, "SLOT_TABLE", SLOT_TABLE) ||
         PyModule_AddIntConstant(module, "SLOT_HEADER_BYTES", SLOT_HEADER_BYTES) ||

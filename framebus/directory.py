@@ -23,13 +23,13 @@ from framebus.layout import (
     STATE,
     SUPERSEDED,
     TAIL,
+    FrameHeader,
     RingHeader,
-    SlotHeader,
     SubscriberRecord,
     check_name,
 )
 from framebus.ring import LIVE_PROBE, ring_name
-from framebus.seats import RESERVED_SLOTS, read_records
+from framebus.seats import read_records
 from framebus.segment import PREFIX, SHM_DIRECTORY, companion_path, companion_paths
 from framebus.steps import LOCK_WRITE
 
@@ -73,7 +73,7 @@ class StreamInfo:
     """Leases that subscribers may hold together."""
     seats: int
     """Leases that the ring has for subscribers."""
-    frame: SlotHeader | None
+    frame: FrameHeader | None
     """What the newest frame's header says; ``None`` before the first, or when it changed while it was read."""
     age_s: float | None
     """Seconds since the newest frame was published."""
@@ -110,7 +110,7 @@ def inspect(stream: str) -> StreamInfo:
         head = os.pread(fd, PAGE_BYTES, 0)
         header = RingHeader.unpack(head, os.fstat(fd).st_size)
         geometry = header.geometry
-        seats = range(geometry.slots - RESERVED_SLOTS)
+        seats = range(geometry.seats)
         (tail,) = struct.unpack_from("<Q", head, TAIL)
         frame = _read_frame(fd, header, tail)
         return StreamInfo(
@@ -144,7 +144,7 @@ def streams() -> list[StreamInfo]:
     return found
 
 
-def _read_frame(fd: int, header: RingHeader, tail: int) -> SlotHeader | None:
+def _read_frame(fd: int, header: RingHeader, tail: int) -> FrameHeader | None:
     """The newest frame's header, read without its lock: taken only if its sequence is the same before and after."""
     sequence, slot = tail >> 8, tail & 0xFF
     if not sequence or slot >= header.geometry.slots:
@@ -152,7 +152,7 @@ def _read_frame(fd: int, header: RingHeader, tail: int) -> SlotHeader | None:
     offset = header.geometry.slot_header(slot)
     content = os.pread(fd, PAGE_BYTES, offset)
     try:
-        frame = SlotHeader.unpack_from(content, 0, header.geometry.slot_bytes)
+        frame = FrameHeader.unpack_from(content, 0, header.geometry.slot_bytes)
     except (LayoutMismatch, struct.error):
         return None
     return frame if os.pread(fd, 8, offset) == struct.pack("<Q", sequence) and frame.sequence == sequence else None

@@ -1,4 +1,4 @@
-"""The bytes of a ring, version 1. Pure: nothing here touches a file.
+"""The bytes of a ring, version 2. Pure: nothing here touches a file.
 
 A ring is one shared-memory object, ``/dev/shm/framebus.NAME.ring``, little-endian::
 
@@ -11,6 +11,7 @@ A ring is one shared-memory object, ``/dev/shm/framebus.NAME.ring``, little-endi
     |   24                  8  first_sequence   u64, first that this file held |
     |   32                  8  epoch            u64, random, this publisher's  |
     |   40                  8  created_wall_ns  u64, since 1970                |
+    |   48                  4  max_loans        u32, written at the same time  |
     |   64                  8  tail             u64, sequence << 8 | slot      |
     |  128                  4  event            u32, futex word                |
     |  192                  4  state            u32, 1 open, 2 closed,         |
@@ -28,6 +29,7 @@ A ring is one shared-memory object, ``/dev/shm/framebus.NAME.ring``, little-endi
     |      + 116            4  metadata_bytes   u32                            |
     |      + 120            8  dtype            numpy's typestr, NUL-padded    |
     |      + 128           16  pixel_format     ASCII, NUL-padded              |
+    |      + 144            4  arrangement      u32, see Arrangement           |
     |      + 192          832  metadata         msgpack map                    |
     +------------------ slots, each a whole number of pages ------------------+
     | first page after the table + slot_bytes i   pixels, C-contiguous         |
@@ -65,18 +67,21 @@ from __future__ import annotations
 import re
 import struct
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import lru_cache
+from math import prod
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from framebus.errors import InvalidName, LayoutMismatch
+from framebus.errors import InvalidArgument, InvalidName, LayoutMismatch
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
 
-VERSION: Final = 1
+VERSION: Final = 2
 MAGIC: Final = b"FRAMEBUS"
 PAGE_BYTES: Final = 4096
 MIN_SLOTS: Final = 3
+MAX_LOANS: Final = 253
 MAX_SLOTS: Final = 255
 MAX_RING_BYTES: Final = 1 << 39
 """Half of where the lock bytes begin."""
@@ -103,12 +108,15 @@ RECORD_BYTES: Final = PAGE_BYTES
 RECORD_RECEIVED: Final = 128
 RECORD_COUNTERS: Final = 6
 
-DTYPES: Final = {"|u1": 1, "|i1": 1, "<u2": 2, "<i2": 2, "<u4": 4, "<i4": 4, "<f2": 2, "<f4": 4, "<f8": 8}
+DTYPES: Final = {
+    "|b1": 1, "|u1": 1, "|i1": 1, "<u2": 2, "<i2": 2, "<u4": 4, "<i4": 4, "<u8": 8, "<i8": 8,
+    "<f2": 2, "<f4": 4, "<f8": 8,
+}  # fmt: skip
 """numpy's typestr of the element types that a frame may have, and their bytes."""
 
-HEADER: Final = struct.Struct("<8sIIQQQQ")
-DESCRIPTION: Final = struct.Struct("<IIII8s16s")
-"""A slot header's fields from height on, which are mostly those of the frame before."""
+HEADER: Final = struct.Struct("<8sIIQQQQI")
+DESCRIPTION: Final = struct.Struct("<IIII8s16sI")
+"""A slot header's fields from height to arrangement, which are mostly those of the frame before."""
 SLOT: Final = struct.Struct(f"<QQqqq{DESCRIPTION.size}s")
 SLOT_DESCRIPTION: Final = SLOT_FIELDS + SLOT.size - DESCRIPTION.size
 METADATA_BYTES: Final = SLOT_DESCRIPTION + struct.calcsize("<III")
@@ -133,26 +141,39 @@ def check_name(name: str, what: str = "stream") -> str:
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """How a ring is cut into slots."""
+    """How a ring is cut into slots, and who may hold how many of them."""
 
     slots: int
     """Number of slots."""
     slot_bytes: int
     """Room for pixels in each, a whole number of pages."""
+    max_loans: int = 1
+    """Slots that the publisher may write at the same time."""
 
     @classmethod
-    def for_frames(cls, slots: int, frame_bytes: int) -> Geometry:
+    def for_frames(cls, slots: int, frame_bytes: int, max_loans: int = 1) -> Geometry:
         """Geometry of a ring whose largest frame has ``frame_bytes`` bytes of pixels.
 
         Raises:
-            ValueError: ``slots`` is not from 3 to 255, or the frame is empty or far too large.
+            InvalidArgument: ``slots`` is not from 3 to 255, ``max_loans`` leaves no slot to subscribers, or the frame
+                is empty or far too large.
         """
         if not MIN_SLOTS <= slots <= MAX_SLOTS:
-            raise ValueError(f"a ring has {MIN_SLOTS} to {MAX_SLOTS} slots, not {slots}")
-        geometry = cls(slots, _pages(frame_bytes))
+            raise InvalidArgument(f"a ring has {MIN_SLOTS} to {MAX_SLOTS} slots, not {slots}")
+        if not 1 <= max_loans <= slots - 2:
+            raise InvalidArgument(
+                f"a ring of {slots} slots allows 1 to {slots - 2} loans at a time, not {max_loans}: one slot holds the "
+                "newest frame, and at least one is for subscribers"
+            )
+        geometry = cls(slots, _pages(frame_bytes), max_loans)
         if frame_bytes < 1 or geometry.total_bytes > MAX_RING_BYTES:
-            raise ValueError(f"{slots} frames of {frame_bytes} bytes make no ring")
+            raise InvalidArgument(f"{slots} frames of {frame_bytes} bytes make no ring: take fewer or smaller ones")
         return geometry
+
+    @property
+    def seats(self) -> int:
+        """Leases that all subscribers may hold together: all slots but the newest frame's and those of the loans."""
+        return self.slots - 1 - self.max_loans
 
     @property
     def first_slot(self) -> int:
@@ -184,8 +205,17 @@ class RingHeader:
 
     def pack(self) -> bytes:
         """The header's bytes, from offset 0."""
-        slots, slot_bytes = self.geometry.slots, self.geometry.slot_bytes
-        return HEADER.pack(MAGIC, VERSION, slots, slot_bytes, self.first_sequence, self.epoch, self.created_wall_ns)
+        geometry = self.geometry
+        return HEADER.pack(
+            MAGIC,
+            VERSION,
+            geometry.slots,
+            geometry.slot_bytes,
+            self.first_sequence,
+            self.epoch,
+            self.created_wall_ns,
+            geometry.max_loans,
+        )
 
     @classmethod
     def unpack(cls, content: bytes | memoryview, file_bytes: int) -> RingHeader:
@@ -196,7 +226,7 @@ class RingHeader:
         """
         if len(content) < HEADER.size:
             raise LayoutMismatch(f"the ring file has {len(content)} bytes and no whole header: it is no ring")
-        magic, version, slots, slot_bytes, first_sequence, epoch, created_wall_ns = HEADER.unpack_from(content)
+        magic, version, slots, slot_bytes, *rest, max_loans = HEADER.unpack_from(content)
         if magic != MAGIC:
             raise LayoutMismatch("the ring file does not begin with FRAMEBUS: it is no ring")
         if version != VERSION:
@@ -204,67 +234,131 @@ class RingHeader:
                 f"the ring has layout version {version}, this framebus reads version {VERSION}: "
                 "run the same version of framebus in all containers"
             )
-        geometry = Geometry(slots, slot_bytes)
-        if not MIN_SLOTS <= slots <= MAX_SLOTS or slot_bytes < 1 or slot_bytes % PAGE_BYTES:
+        geometry = Geometry(slots, slot_bytes, max_loans)
+        if (
+            not MIN_SLOTS <= slots <= MAX_SLOTS
+            or slot_bytes < 1
+            or slot_bytes % PAGE_BYTES
+            or not 1 <= max_loans <= slots - 2
+        ):
             raise LayoutMismatch(f"the ring's header tells of {slots} slots of {slot_bytes} bytes: it is damaged")
         if geometry.total_bytes != file_bytes:
             raise LayoutMismatch(
                 f"the ring's header tells of {geometry.total_bytes} bytes, the file has {file_bytes}: it is damaged"
             )
-        return cls(geometry, first_sequence, epoch, created_wall_ns)
+        return cls(geometry, *rest)
 
 
-class SlotHeader(NamedTuple):
+class Arrangement(IntEnum):
+    """How the values of a frame lie in its slot, and so the shape of its array."""
+
+    INTERLEAVED = 0
+    """``(height, width, channels)``"""
+    PLANE = 1
+    """``(height, width)``"""
+    PLANAR = 2
+    """``(channels, height, width)``"""
+    NV12 = 3
+    """``(height * 3 // 2, width)``: Y, then U and V by turns at half the width and height. OpenCV's form of 4:2:0."""
+    I420 = 4
+    """``(height * 3 // 2, width)``: Y, then U, then V, each at half the width and height."""
+
+    @property
+    def is_subsampled(self) -> bool:
+        """Whether the chroma has half the luma's width and height."""
+        return self >= Arrangement.NV12
+
+    def shape(self, height: int, width: int, channels: int) -> tuple[int, ...]:
+        """Shape of the array of a frame."""
+        if self is Arrangement.INTERLEAVED:
+            return height, width, channels
+        if self is Arrangement.PLANAR:
+            return channels, height, width
+        return (height * 3 // 2 if self.is_subsampled else height), width
+
+
+class FrameHeader(NamedTuple):
     """What a slot says of its frame."""
 
     epoch: int
+    """Which life of the publisher it comes from."""
     sequence: int
+    """Number of the frame, from 1."""
     captured_ns: int
+    """When it was captured, CLOCK_MONOTONIC."""
     captured_wall_ns: int
+    """When it was captured, nanoseconds since 1970."""
     published_ns: int
+    """When it was published, CLOCK_MONOTONIC."""
     height: int
+    """Rows, in pixels."""
     width: int
+    """Columns, in pixels."""
     channels: int
+    """Values of a pixel."""
     metadata_bytes: int
+    """Size of the metadata, packed."""
     dtype: str
+    """numpy's typestr of a value, such as ``|u1``."""
     pixel_format: str
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Height, width, channels."""
-        return self[5:8]
+    """What the values mean, in the publisher's words."""
+    arrangement: int
+    """How the values lie in the slot, one of :class:`Arrangement`."""
+    shape: tuple[int, ...]
+    """Shape of the frame's array."""
 
     @classmethod
-    def unpack_from(cls, buffer: Buffer, offset: int, slot_bytes: int) -> SlotHeader:
-        """Read the fields of the slot header at ``offset``, believing nothing of them.
+    def unpack_from(cls, buffer: Buffer, offset: int, slot_bytes: int) -> FrameHeader:
+        """Parse and validate the untrusted slot header at ``offset``.
 
         Raises:
-            LayoutMismatch: The frame it tells of does not fit a slot of ``slot_bytes``, or has no known element type.
+            LayoutMismatch: The frame does not fit a slot of ``slot_bytes``, or has no known type or arrangement.
         """
         fields = SLOT.unpack_from(buffer, offset + SLOT_FIELDS)
         return tuple.__new__(cls, fields[:5] + check_description(fields[5], slot_bytes))
 
 
-def describe(shape: tuple[int, int, int], dtype: str, pixel_format: str) -> bytes:
-    """A slot header's bytes from height to pixel_format, with no metadata."""
-    return DESCRIPTION.pack(*shape, 0, dtype.encode(), pixel_format.encode())
+class Description(NamedTuple):
+    """What is known of a frame before its pixels are."""
+
+    height: int
+    width: int
+    channels: int
+    dtype: str
+    pixel_format: str
+    arrangement: Arrangement = Arrangement.INTERLEAVED
+
+    def pack(self) -> bytes:
+        """A slot header's bytes from height to arrangement, with no metadata."""
+        dtype, pixel_format = self.dtype.encode(), self.pixel_format.encode()
+        return DESCRIPTION.pack(self.height, self.width, self.channels, 0, dtype, pixel_format, self.arrangement)
 
 
 @lru_cache(maxsize=16)  # it is nearly always that of the frame before
-def check_description(description: bytes, slot_bytes: int) -> tuple[int, int, int, int, str, str]:
-    """A slot header's fields from height to pixel_format, of their bytes.
+def check_description(
+    description: bytes, slot_bytes: int
+) -> tuple[int, int, int, int, str, str, Arrangement, tuple[int, ...]]:
+    """A slot header's fields from height to arrangement, of their bytes, and the shape that follows from them.
 
     Raises:
-        LayoutMismatch: As :meth:`SlotHeader.unpack_from`.
+        LayoutMismatch: As :meth:`FrameHeader.unpack_from`.
     """
-    height, width, channels, metadata_bytes, dtype, pixel_format = DESCRIPTION.unpack(description)
-    element_bytes = DTYPES.get(_text(dtype))
+    height, width, channels, metadata_bytes, packed_dtype, pixel_format, code = DESCRIPTION.unpack(description)
+    dtype = _text(packed_dtype)
+    element_bytes = DTYPES.get(dtype)
     if element_bytes is None:
-        raise LayoutMismatch(f"a slot tells of elements of type {_text(dtype)!r}: it is damaged")
-    frame_bytes = height * width * channels * element_bytes
+        raise LayoutMismatch(f"a slot tells of elements of type {dtype!r}: it is damaged")
+    try:
+        arrangement = Arrangement(code)
+    except ValueError:
+        raise LayoutMismatch(f"a slot tells of an arrangement {code} of its values: it is damaged") from None
+    shape = arrangement.shape(height, width, channels)
+    frame_bytes = prod(shape) * element_bytes
     if not 0 < frame_bytes <= slot_bytes or metadata_bytes > MAX_METADATA_BYTES:
         raise LayoutMismatch(f"a slot of {slot_bytes} bytes tells of a frame of {frame_bytes}: it is damaged")
-    return height, width, channels, metadata_bytes, _text(dtype), _text(pixel_format)
+    if arrangement.is_subsampled and (height % 2 or width % 2 or element_bytes > 1):
+        raise LayoutMismatch(f"a slot tells of a frame of {width}x{height} in 4:2:0: it is damaged")
+    return height, width, channels, metadata_bytes, dtype, _text(pixel_format), arrangement, shape
 
 
 @dataclass(frozen=True, slots=True)

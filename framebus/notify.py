@@ -1,29 +1,41 @@
-"""Notifications over ZeroMQ: hints that a frame is there. The only users of zmq are this, outlet.py and curve.py.
+"""Notifications over ZeroMQ's protocol: hints that a frame is there.
 
 A notification is one single-part message, a msgpack array ``[stream, epoch, sequence, slot, height, width, channels,
 dtype, pixel_format, captured_ns, published_ns]``. Other languages may listen to it; framebus itself takes it only as a
 reason to look at the shared memory, which alone is the truth, so a message that is lost, late, forged or garbage costs
 nothing but a look.
 
-Sources: zmq_socket(3), zmq_ipc(7); zmq_setsockopt(3), ZMQ_RCVHWM, ZMQ_MAXMSGSIZE, ZMQ_FD.
+Source: unix(7).
 """
 
 from __future__ import annotations
 
+import contextlib
 import select
+import socket
 import time
 from pathlib import Path
 from typing import Final
 
 import msgpack
-import zmq
 
-from framebus.curve import CurveServer, Keys, check_endpoint
-from framebus.errors import UnprotectedEndpoint
-from framebus.outlet import MAX_DRAINED, Outlet
-from framebus.segment import companion_path
-from framebus.steps import Template, fill
-from framebus.zmtp import FRAME_HEADER_BYTES, LocalOutlet, frame_header
+from framebus import forks
+from framebus.layout import Description
+from framebus.segment import companion_path, exhausted
+from framebus.steps import Template
+from framebus.zmtp import (
+    COMMAND,
+    FRAME_HEADER_BYTES,
+    MORE,
+    SUBSCRIBE_TO_ALL,
+    Decoder,
+    LocalOutlet,
+    LocalSocket,
+    ProtocolError,
+    command,
+    frame_header,
+    hello,
+)
 
 MAX_MESSAGE_BYTES: Final = 4096
 FIELDS: Final = 11
@@ -31,8 +43,14 @@ LOOK_EVERY_NS: Final = 500_000_000
 """How often the Unix socket is asked who has come, while nobody is about to: who is new may miss as much."""
 LOOK_CLOSELY_NS: Final = 1_000_000_000
 """For how long it is asked with every frame at first: subscribers of the publisher before come back."""
+READ_BYTES: Final = 16 << 10
+MAX_READS: Final = 16
+"""As much is read of a flood at a time."""
+CONNECT_EVERY_S: Final = 0.02
+"""How often a subscriber without a connection tries to connect."""
 _ARRAY: Final = bytes([0x90 | FIELDS])
 _UINT8, _UINT64, _INT64 = 0xCC, 0xCF, 0xD3
+_PING_HEADER_BYTES: Final = 1 + len(b"PING")
 
 
 def _topic(stream: str) -> bytes:
@@ -46,56 +64,31 @@ def socket_path(stream: str) -> Path:
     return companion_path(stream, "sock")
 
 
-def notification_template(
-    stream: str, epoch: int, shape: tuple[int, int, int], dtype: str, pixel_format: str
-) -> Template:
+def notification_template(stream: str, epoch: int, frame: Description) -> Template:
     """The notifications of frames of one format, each a whole frame of ZMTP."""
     head = _topic(stream) + bytes((_UINT64,)) + epoch.to_bytes(8, "big") + bytes((_UINT64,))
-    described = b"".join(map(msgpack.packb, (*shape, dtype, pixel_format)))
+    described = b"".join(map(msgpack.packb, frame[:5]))
     body = head + bytes(8) + bytes((_UINT8, 0)) + described + bytes((_INT64, *bytes(8), _INT64, *bytes(8)))
     return Template(frame_header(len(body)) + body, FRAME_HEADER_BYTES + len(head))
 
 
 class Notifier:
-    """The publisher's outlets. The caller holds the stream's exclusion: a second bind would steal the path."""
+    """The publisher's outlet. The caller holds the stream's exclusion: a second bind would steal the path."""
 
-    def __init__(self, stream: str, endpoint: str | None = None, curve: CurveServer | None = None) -> None:
-        """Bind the stream's Unix socket and, if given, a further ZeroMQ endpoint such as ``tcp://127.0.0.1:5555``.
+    def __init__(self, stream: str) -> None:
+        """Bind the stream's Unix socket.
 
         Raises:
-            UnprotectedEndpoint: ``endpoint`` reaches beyond the host and there is no ``curve``.
-            InvalidKey: ``curve`` names a file that is missing, open to others, or no key.
             PermissionDenied: The socket's path belongs to another user.
             NotEnoughSharedMemory: /dev/shm has no room for one more file.
-            OSError: An endpoint cannot be bound.
+            ResourceExhausted: The process has no descriptor left.
+            OSError: The socket cannot be bound.
         """
-        if endpoint is None and curve is not None:
-            raise UnprotectedEndpoint("keys are for a further endpoint: give endpoint='tcp://ADDRESS:PORT' too")
-        if endpoint is not None:
-            check_endpoint(endpoint, protected=curve is not None)
-        keys = Keys(curve) if curve is not None else None
-        self.is_heard_further = False
-        """Whether anybody subscribes at the further endpoint, as far as is known."""
         self.look_at_ns = 0
         """When :meth:`look` is due, CLOCK_MONOTONIC."""
         self._look_closely_until_ns = time.monotonic_ns() + LOOK_CLOSELY_NS
         self.local = LocalOutlet(socket_path(stream), _topic(stream))
         """The Unix socket."""
-        self._further: Outlet | None = None
-        self.endpoint: str | None = None
-        """Where the further endpoint was bound, with the port that was chosen for a ``*``."""
-        if endpoint is not None:
-            try:
-                self._further = Outlet(endpoint, keys=keys)
-            except BaseException:
-                self.close()
-                raise
-            self.endpoint = self._further.bound
-
-    @property
-    def refused(self) -> int:
-        """Handshakes with keys that are not allowed."""
-        return self._further.refused if self._further is not None else 0
 
     def look(self, now_ns: int) -> None:
         """See who has come and gone; never waits.
@@ -104,86 +97,133 @@ class Notifier:
             now_ns: The time, CLOCK_MONOTONIC.
         """
         self.local.has_listeners()
-        if self._further is not None:
-            self.is_heard_further = self._further.has_listeners()
         is_new = now_ns < self._look_closely_until_ns
-        is_settled = self.local.is_settled and self._further is None and not is_new
-        self.look_at_ns = now_ns + LOOK_EVERY_NS if is_settled else now_ns
-
-    def notify_further(self, template: Template, sequence: int, slot: int, captured_ns: int, published_ns: int) -> None:
-        """Tell those at the further endpoint of a frame, without waiting. The others were told when it was published.
-
-        Args:
-            template: The notifications of frames of its format.
-            sequence: The frame's sequence.
-            slot: The frame's slot.
-            captured_ns: Time of capture, CLOCK_MONOTONIC.
-            published_ns: Time of publication, CLOCK_MONOTONIC.
-        """
-        if self._further is not None:
-            content = fill(template, sequence, slot, captured_ns, published_ns)
-            self._further.send(content[FRAME_HEADER_BYTES:])
+        self.look_at_ns = now_ns + LOOK_EVERY_NS if self.local.is_settled and not is_new else now_ns
 
     def close(self) -> None:
-        """Close the sockets and remove the path."""
+        """Close the socket and remove the path."""
         self.local.close()
-        if self._further is not None:
-            self._further.close()
 
 
 class Listener:
-    """A subscriber's socket. It keeps few messages, so a flood fills no memory.
+    """A subscriber's connection to the notifications. Without a publisher it has none, and tries again.
 
-    ZMQ_CONFLATE would keep one, and lose the memory of some: libzmq's pull request 4925.
+    One thread uses it; it takes one descriptor, and one more from the first :meth:`fileno` on.
     """
 
     def __init__(self, stream: str) -> None:
+        """Connect.
+
+        Raises:
+            ResourceExhausted: The process has no descriptor left.
+        """
         self.rejected = 0
-        """Messages that were no notifications of this stream."""
-        self._stream = stream
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.SUB)
-        self._socket.set(zmq.LINGER, 0)
-        self._socket.set(zmq.RCVHWM, MAX_DRAINED)
-        self._socket.set(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
-        self._socket.set(zmq.RECONNECT_IVL, 20)
-        self._socket.set(zmq.RECONNECT_IVL_MAX, 200)
-        self._socket.subscribe(b"")
-        self._socket.connect(f"ipc://{socket_path(stream)}")
-        poller = select.poll()
-        poller.register(self.fileno(), select.POLLIN)
-        self._poll = poller.poll
+        """Messages that were not notifications of this stream."""
+        self._path = str(socket_path(stream))
+        self._topic = _topic(stream)
+        self._socket: LocalSocket | None = None
+        self._decoder = Decoder(MAX_MESSAGE_BYTES)
+        self._poll = select.poll().poll
+        self._epoll: select.epoll | None = None
+        self._connect_at_s = 0.0
+        forks.register(self)
+        try:
+            self._connect()
+        except OSError as error:
+            raise exhausted(error) or error from None
 
     def fileno(self) -> int:
-        """Descriptor that becomes readable when something happened; edge-triggered, so drain after each wake."""
-        return int(self._socket.get(zmq.FD))
+        """Descriptor that is readable while there is something to :meth:`drain`; the same one for all connections."""
+        if self._epoll is None:
+            try:
+                self._epoll = select.epoll(1)
+            except OSError as error:
+                raise exhausted(error) or error from None
+            if self._socket is not None:
+                self._epoll.register(self._socket, select.EPOLLIN)
+        return self._epoll.fileno()
 
     def drain(self) -> None:
-        """Take what has come, so that the descriptor tells of the next message."""
-        for _ in range(MAX_DRAINED):  # a flood is left where it is
+        """Take what has come; connect if there is no connection."""
+        if self._socket is None:
+            self._connect_again()
+            return
+        for _ in range(MAX_READS):  # a flood is left where it is
             try:
-                message = self._socket.recv(zmq.NOBLOCK)
-            except zmq.Again:
+                received = self._socket.recv(READ_BYTES)
+                self._take(received)
+            except BlockingIOError:
                 return
-            if not self._is_notification(message):
+            except ProtocolError:
                 self.rejected += 1
+                self._disconnect()
+                return
+            except (OSError, EOFError):
+                self._disconnect()
+                return
+            if len(received) < READ_BYTES:
+                return
 
     def wait(self, timeout_s: float) -> None:
-        """Sleep until something comes, at most ``timeout_s``; drain before it.
-
-        It waits on the descriptor alone, for what comes is looked at when the frame is taken: that is quicker than the
-        socket's own poll.
-        """
+        """Sleep until something comes, at most ``timeout_s``; drain before it."""
+        if self._socket is None:
+            timeout_s = min(timeout_s, CONNECT_EVERY_S)
         self._poll(int(timeout_s * 1000) or 1)
 
-    def _is_notification(self, message: bytes) -> bool:
-        try:
-            content = msgpack.unpackb(message)
-        except (ValueError, msgpack.UnpackException):
-            return False
-        return isinstance(content, list) and len(content) == FIELDS and content[0] == self._stream
-
     def close(self) -> None:
-        """Close the socket."""
-        self._socket.close(0)
-        self._context.term()
+        """Close the connection."""
+        self._disconnect()
+        if self._epoll is not None:
+            self._epoll.close()
+
+    def after_fork_in_child(self) -> None:
+        """Leave the connection to the parent."""
+        self.close()
+
+    def _take(self, received: bytes) -> None:
+        if not received:
+            raise EOFError
+        for flags, body in self._decoder.feed(received):
+            if flags & COMMAND:
+                self._obey(body)
+            elif flags & MORE or not body.startswith(self._topic):
+                self.rejected += 1
+
+    def _obey(self, body: bytes) -> None:
+        if body.startswith(b"\4PING") and self._socket is not None:
+            # Two bytes of time to live precede the context, which goes back (RFC 37).
+            context = body[_PING_HEADER_BYTES + 2 : _PING_HEADER_BYTES + 18]
+            self._socket.send(command(b"PONG", context), socket.MSG_NOSIGNAL)
+
+    def _connect_again(self) -> None:
+        now_s = time.monotonic()
+        if now_s < self._connect_at_s:
+            return
+        self._connect_at_s = now_s + CONNECT_EVERY_S
+        with contextlib.suppress(OSError):  # out of descriptors: frames are found by looking, meanwhile
+            self._connect()
+
+    def _connect(self) -> None:
+        """Connect if a publisher listens.
+
+        Raises:
+            OSError: No socket could be made.
+        """
+        connected = LocalSocket()
+        try:
+            connected.connect(self._path)
+            connected.send(hello(b"SUB") + SUBSCRIBE_TO_ALL, socket.MSG_NOSIGNAL)
+        except OSError:  # nobody listens, or too many wait to be accepted
+            connected.close()
+            return
+        poller = select.poll()
+        poller.register(connected, select.POLLIN)
+        if self._epoll is not None:
+            self._epoll.register(connected, select.EPOLLIN)
+        self._decoder, self._poll, self._socket = Decoder(MAX_MESSAGE_BYTES), poller.poll, connected
+
+    def _disconnect(self) -> None:
+        connected, self._socket = self._socket, None
+        self._poll = select.poll().poll
+        if connected is not None:
+            connected.close()

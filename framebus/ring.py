@@ -21,6 +21,9 @@ The check 3 is needed because between 1 and 2 the slot may have been claimed, wr
 before the pixels, so that a publisher that dies in the middle leaves a slot that nobody takes for a frame. Words are
 written through a cast memoryview, one store each; ``struct.pack_into`` would show zeros in between.
 
+A publisher may write several slots at a time: each goes through the steps 1 to 3 on its own, and the sequence is given
+in step 4, so that frames are numbered in the order in which they are published.
+
 The steps 1 and 2, 4 to 8, and a subscriber's 1 to 4 are in ``_native.c`` and, for where that was not built, in
 :mod:`framebus.steps`.
 """
@@ -31,6 +34,7 @@ import contextlib
 import os
 import secrets
 import time
+from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
@@ -42,6 +46,7 @@ from framebus.errors import FramebusError, LayoutMismatch, StreamNotFound
 from framebus.layout import (
     CLOSED,
     LOCK_LIVE,
+    MAGIC,
     METADATA,
     METADATA_BYTES,
     OPEN,
@@ -52,7 +57,7 @@ from framebus.layout import (
     RingHeader,
 )
 from framebus.segment import RING_MODE, Segment, companion_path, companion_paths
-from framebus.steps import EVENT_WORD, SEQ_WORDS, TAIL_WORD, UNLOCK, Lease, raise_event
+from framebus.steps import EVENT_WORD, SEQ_WORDS, TAIL_WORD, Lease, raise_event
 
 LIVE_WRITE: Final = shm.write_lock(LOCK_LIVE)
 LIVE_PROBE: Final = shm.read_lock(LOCK_LIVE)
@@ -80,6 +85,10 @@ def read_header(segment: Segment) -> RingHeader:
     return RingHeader.unpack(segment.buffer[:PAGE_BYTES], segment.size)
 
 
+class StaleRing(LayoutMismatch):
+    """The file is not a ring of this version, and no publisher holds it: the next one replaces it."""
+
+
 class PublisherRing:
     """The publisher's side of one ring file. The caller holds the stream's exclusion."""
 
@@ -101,7 +110,7 @@ class PublisherRing:
         if old is not None:
             header, segment = old
             first_sequence = 1 + _highest_sequence(segment, header)
-            if header.geometry == geometry and segment.try_lock(LIVE_WRITE):
+            if header is not None and header.geometry == geometry and segment.try_lock(LIVE_WRITE):
                 self.adopted = True
                 self._use(segment, first_sequence)
                 segment.buffer[: len(header.pack())] = RingHeader(
@@ -114,7 +123,8 @@ class PublisherRing:
         if old is not None:
             _supersede(old[1])
 
-    def _open_old(self, stream: str) -> tuple[RingHeader, Segment] | None:
+    def _open_old(self, stream: str) -> tuple[RingHeader | None, Segment] | None:
+        """The ring that an earlier publisher left; without its header when its layout is of another version."""
         path = companion_path(stream, "ring")
         try:
             owner = path.lstat().st_uid
@@ -124,9 +134,13 @@ class PublisherRing:
             raise shm.denied(path, None)
         try:
             segment = shm.attach(path.name, writable=True, min_bytes=PAGE_BYTES)
-            return read_header(segment), segment
         except (StreamNotFound, LayoutMismatch):
             return None
+        try:
+            return read_header(segment), segment
+        except LayoutMismatch:
+            # In every version the words are where they are in this one: its readers can be told to move on.
+            return (None, segment) if bytes(segment.buffer[: len(MAGIC)]) == MAGIC else None
 
     def _create(self, stream: str, first_sequence: int) -> None:
         name = ring_name(stream)
@@ -152,7 +166,16 @@ class PublisherRing:
             # sequence, which may have been seen, would be given again after one more death.
             words[TAIL_WORD] = words[SEQ_WORDS[newest]] << 8 | newest
         self.segment = segment
-        self.writer = steps.Writer(segment, self.geometry.slots, self.epoch, next_sequence)
+        geometry = self.geometry
+        self.writer = steps.Writer(
+            segment,
+            geometry.slots,
+            geometry.slot_bytes,
+            geometry.first_slot,
+            self.epoch,
+            next_sequence,
+            geometry.max_loans,
+        )
         """What claims and publishes the slots, and knows the next sequence."""
 
     def replace(self, stream: str) -> None:
@@ -177,48 +200,62 @@ class PublisherRing:
         self.segment.buffer[start + METADATA : start + METADATA + len(metadata)] = metadata
         self.segment.words32[(start + METADATA_BYTES) // 4] = len(metadata)
 
-    def abandon(self, slot: int) -> None:
-        """Give a claimed slot back; nobody sees what was written."""
-        self.segment.unlock(UNLOCK[slot])
+    def close(self, *, unlink: bool, then: Callable[[], None]) -> None:
+        """Tell subscribers that the publisher is gone, and remove the file's name if ``unlink``; from any thread.
 
-    def close(self, *, unlink: bool) -> None:
-        """Tell subscribers that the publisher is gone, and remove the file's name if ``unlink``."""
-        segment = self.segment
-        if segment.fd < 0:
-            return
-        segment.words32[STATE_WORD] = CLOSED
-        raise_event(segment)
-        if unlink:
-            segment.unlink()
-        segment.unlock(shm.unlock(LOCK_LIVE))
+        The slots of loans that are still out stay locked until these go.
+
+        Args:
+            unlink: Whether to remove the file's name.
+            then: Called when the ring is closed: at once, or when the call that another thread is in has ended.
+        """
+
+        def finish() -> None:
+            segment = self.segment
+            if segment.fd >= 0:
+                segment.words32[STATE_WORD] = CLOSED
+                raise_event(segment)
+                if unlink:
+                    segment.unlink()
+                segment.unlock(shm.unlock(LOCK_LIVE))
+            then()
+
+        self.writer.close(finish)
 
 
 class SubscriberRing:
     """A subscriber's side of one ring file. Its leases keep the file mapped when the subscriber has moved on."""
 
-    def __init__(self, stream: str, owner: int | None = None, *, every: bool = False) -> None:
+    def __init__(self, stream: str, owner: int | None = None, *, every: bool = False, history: int = 0) -> None:
         """Attach to the ring of a publisher that lives.
 
         Args:
             stream: Name of the stream.
             owner: The user, by number, whose ring alone is wanted; ``None`` takes anybody's.
             every: Whether to take all frames in order, or the newest.
+            history: How many of the frames that the ring holds already to take first, in order.
 
         Raises:
             StreamNotFound: There is none, or its publisher is gone.
-            LayoutMismatch: The file is no ring of this version.
+            LayoutMismatch: A publisher holds the file, and it is not a ring of this version.
+            StaleRing: The same, and no publisher holds it.
             PermissionDenied: It is closed to this user, or belongs to another than ``owner``.
         """
         try:
             self.segment = shm.attach(ring_name(stream), min_bytes=PAGE_BYTES, owner=owner)
         except StreamNotFound:
             raise StreamNotFound(f"no publisher serves the stream {stream!r} here") from None
-        self.header = read_header(self.segment)
+        try:
+            self.header = read_header(self.segment)
+        except LayoutMismatch as error:
+            raise error if self.is_live() else StaleRing(str(error)) from None
         self.geometry = self.header.geometry
         if not self.is_live():
             raise StreamNotFound(f"the publisher of the stream {stream!r} is gone")
         geometry = self.geometry
-        self.reader = steps.Reader(self.segment, geometry.slots, geometry.slot_bytes, geometry.first_slot, every)
+        self.reader = steps.Reader(
+            self.segment, geometry.slots, geometry.slot_bytes, geometry.first_slot, every, history
+        )
         """What holds the leases, and counts."""
         self.cold = set(range(geometry.slots))
         """Slots whose pages are not mapped yet."""
@@ -287,9 +324,11 @@ def read_metadata(lease: Lease) -> object:
         raise LayoutMismatch(f"the frame's metadata is no msgpack: {error}") from None
 
 
-def _highest_sequence(segment: Segment, header: RingHeader) -> int:
+def _highest_sequence(segment: Segment, header: RingHeader | None) -> int:
     """The highest sequence given; a file that holds no frame yet goes on from the one before it."""
     words = segment.words
+    if header is None:
+        return words[TAIL_WORD] >> 8
     given = (words[SEQ_WORDS[slot]] for slot in range(header.geometry.slots))
     return max(header.first_sequence - 1, words[TAIL_WORD] >> 8, *given)
 

@@ -1,9 +1,9 @@
 """Admission: seats bound what all subscribers lease together, and each subscriber's record tells who it is.
 
-A ring of N slots has N - 2 seats: one slot holds the newest frame and one is written. A subscriber read-locks a seat
-for every frame that it may hold, so the publisher always finds a slot and never waits for an honest subscriber. Read
-locks do not exclude each other, so a seat is taken when a write lock on it would conflict, and the file's flock(2)
-orders those who look and take.
+A ring of N slots whose publisher takes L loans has N - 1 - L seats: one slot holds the newest frame, and L are written.
+A subscriber read-locks a seat for every frame that it may hold, so the publisher always finds a slot and never waits
+for an honest subscriber. Read locks do not exclude each other, so a seat is taken when a write lock on it would
+conflict, and the file's flock(2) orders those that look and take.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ from pathlib import Path
 from typing import Final
 
 from framebus import segment as shm
-from framebus.errors import LayoutMismatch, RingFull
+from framebus.errors import LayoutMismatch, SubscriberLimitReached
 from framebus.layout import (
     LOCK_SEATS,
     RECORD_BYTES,
+    Geometry,
     SubscriberRecord,
 )
 from framebus.segment import RING_MODE, Segment, companion_path, companion_paths
 
-RESERVED_SLOTS: Final = 2
-"""The newest frame, and the one that is being written."""
 ADMISSION_TIMEOUT_S: Final = 0.5
 UNFINISHED: Final = ".new"
 """End of a record's name until it is locked."""
@@ -34,16 +33,16 @@ _ALIVE: Final = shm.write_lock(0)
 _PROBE: Final = shm.read_lock(0)
 
 
-def take_seats(segment: Segment, slots: int, count: int) -> None:
+def take_seats(segment: Segment, geometry: Geometry, count: int) -> None:
     """Take ``count`` seats of a ring; they are free again when the segment's descriptor closes.
 
     Raises:
-        RingFull: Fewer are free.
+        SubscriberLimitReached: Fewer are free.
     """
     held = shm.hold_briefly(segment, ADMISSION_TIMEOUT_S)
     taken: list[int] = []
     try:
-        for seat in range(slots - RESERVED_SLOTS):
+        for seat in range(geometry.seats):
             if len(taken) == count:
                 break
             offset = LOCK_SEATS + seat
@@ -52,18 +51,19 @@ def take_seats(segment: Segment, slots: int, count: int) -> None:
         if len(taken) < count:
             for offset in taken:
                 segment.unlock(shm.unlock(offset))
-            raise RingFull(
-                f"the ring's {slots} slots leave {slots - RESERVED_SLOTS} leases to subscribers, {len(taken)} are free "
-                f"and this one wants {count}: open the publisher with more slots, or this subscriber with fewer leases"
+            raise SubscriberLimitReached(
+                f"the ring's {geometry.slots} slots leave {geometry.seats} leases to subscribers, {len(taken)} are "
+                f"free and this one wants {count}: open the publisher with more slots, or this subscriber with fewer "
+                "leases"
             )
     finally:
         if held:
             shm.let_go(segment)
 
 
-def seats_taken(segment: Segment, slots: int) -> int:
+def seats_taken(segment: Segment, geometry: Geometry) -> int:
     """Seats that are held now."""
-    return sum(segment.is_locked(shm.write_lock(LOCK_SEATS + seat)) for seat in range(slots - RESERVED_SLOTS))
+    return sum(segment.is_locked(shm.write_lock(LOCK_SEATS + seat)) for seat in range(geometry.seats))
 
 
 class Record:

@@ -1,17 +1,17 @@
-"""Shared-memory objects in /dev/shm: create, attach, prefault, lock. The only user of posix_ipc, mmap and fcntl.
+"""Shared-memory objects in /dev/shm: create, attach, prefault, lock. The only user of posix_ipc and fcntl.
 
 Locks are open-file-description locks: they belong to the open file description, not to the process, so the kernel frees
 them when its last descriptor closes, by SIGKILL too, and they work across PID and IPC namespaces. Two rules follow:
 
 - A segment holds its locks through ``fd``, a descriptor that nothing else shares. The map comes from an open of its
-  own, because mmap(2) keeps a duplicate, and a lock would outlive the descriptor's close.
+  own, because a map keeps the description that it was made from, and a lock would outlive the descriptor's close.
 - A forked child shares the parent's description, and an unlock in the child would free the parent's lock. So in the
   child every segment's descriptor becomes -1 before any other code runs, and unlocking does nothing there.
 
 A segment closes its descriptor when its last reference goes: a lease keeps the segment, so a late release never touches
 a descriptor number that has been given to another file, and no map vanishes under a view.
 
-Sources: fcntl(2), "Open file description locks"; shm_open(3); posix_fallocate(3); mmap(2), MAP_POPULATE.
+Sources: fcntl(2), "Open file description locks"; shm_open(3); posix_fallocate(3); open(2), EMFILE and ENFILE.
 """
 
 from __future__ import annotations
@@ -21,19 +21,27 @@ import fcntl
 import mmap
 import os
 import pwd
+import resource
 import secrets
 import stat
 import struct
 import time
-import weakref
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import posix_ipc
 
-from framebus.errors import LayoutMismatch, NotEnoughSharedMemory, PermissionDenied, StreamNotFound
+from framebus import forks
+from framebus.errors import (
+    LayoutMismatch,
+    NotEnoughSharedMemory,
+    PermissionDenied,
+    ResourceExhausted,
+    StreamNotFound,
+)
 from framebus.layout import check_name
+from framebus.mapping import Mapping
 
 SHM_DIRECTORY: Final = Path("/dev/shm")
 PREFIX: Final = "framebus."
@@ -84,7 +92,7 @@ class LockHolder:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        _holders.add(self)
+        forks.register(self)
 
     def close(self, _close=os.close) -> None:  # type: ignore[no-untyped-def]
         """Close the descriptor; its locks are free."""
@@ -94,6 +102,10 @@ class LockHolder:
             _close(fd)
 
     __del__ = close
+
+    def after_fork_in_child(self) -> None:
+        """Leave the locks to the parent."""
+        self.close()
 
 
 class Segment(LockHolder):
@@ -106,13 +118,11 @@ class Segment(LockHolder):
         status = os.fstat(fd)
         self.identity = status.st_dev, status.st_ino
         self.size = status.st_size
-        flags, protection = mmap.MAP_SHARED, mmap.PROT_READ
-        if writable:
-            flags, protection = flags | mmap.MAP_POPULATE, protection | mmap.PROT_WRITE
-        self.buffer = mmap.mmap(map_fd, self.size, flags=flags, prot=protection)
-        self.address: int = np.frombuffer(self.buffer, np.uint8).ctypes.data
-        self.words = memoryview(self.buffer).cast("Q")
-        self.words32 = memoryview(self.buffer).cast("I")
+        mapping = Mapping(map_fd, self.size, writable=writable)
+        self.address = mapping.address
+        self.buffer = mapping.view()
+        self.words = self.buffer[: self.size & -8].cast("Q")
+        self.words32 = self.buffer[: self.size & -8].cast("I")
         super().__init__(fd)  # last, when nothing more can fail: until here the caller closes what it opened
 
     @property
@@ -167,17 +177,6 @@ class Segment(LockHolder):
             self.path.unlink(missing_ok=True)
 
 
-_holders: weakref.WeakSet[LockHolder] = weakref.WeakSet()
-
-
-def _abandon_in_child() -> None:
-    for holder in list(_holders):
-        holder.close()
-
-
-os.register_at_fork(after_in_child=_abandon_in_child)
-
-
 def is_locked(fd: int, command: bytes) -> bool:
     """Whether another description holds a lock on the same file that conflicts with ``command``."""
     answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, command)
@@ -208,7 +207,7 @@ def create(name: str, size: int, mode: int, what: str = "this ring") -> Segment:
     except posix_ipc.ExistentialError:
         raise FileExistsError(f"{SHM_DIRECTORY / name} exists") from None
     except OSError as error:
-        raise no_room(error, size, what) or error from None
+        raise no_room(error, size, what) or exhausted(error) or error from None
     map_fd = -1
     try:
         os.fchmod(memory.fd, mode)
@@ -220,8 +219,8 @@ def create(name: str, size: int, mode: int, what: str = "this ring") -> Segment:
         os.unlink(SHM_DIRECTORY / name)
         if memory.fd >= 0:
             os.close(memory.fd)
-        if isinstance(error, OSError):
-            raise no_room(error, size, what) or error from None
+        if isinstance(error, OSError) and not isinstance(error, ResourceExhausted):
+            raise no_room(error, size, what) or exhausted(error) or error from None
         raise
     finally:
         if map_fd >= 0:
@@ -266,6 +265,9 @@ def attach(name: str, *, writable: bool = False, min_bytes: int = 1, owner: int 
             if status.st_blocks * 512 < status.st_size:
                 raise LayoutMismatch(f"{SHM_DIRECTORY / name} has holes: it is no ring")
             segment = Segment(name, fd, map_fd, writable=writable)
+        except OSError as error:
+            raise exhausted(error) or error from None
+        else:
             fd = -1
             return segment
         finally:
@@ -315,9 +317,9 @@ def take_exclusion(name: str, patience_s: float = 0.0, *, create: bool = True) -
             except FileExistsError:
                 continue
             except OSError as error:
-                raise no_room(error, 0, "the lock") or error from None
+                raise no_room(error, 0, "the lock") or exhausted(error) or error from None
         except OSError as error:
-            raise denied(path, error) from None
+            raise exhausted(error) or denied(path, error) from None
         try:
             if os.fstat(fd).st_uid != os.geteuid():
                 raise denied(path, None)
@@ -426,15 +428,43 @@ def _user(number: int) -> str:
 
 def _open(name: str, writable: bool) -> int:
     path = SHM_DIRECTORY / name
+    access = os.O_RDWR if writable else os.O_RDONLY
     try:
-        # shm_open(3) would wait for a writer if somebody had put a FIFO in the place of the ring.
-        if not stat.S_ISREG(path.lstat().st_mode):
-            raise LayoutMismatch(f"{path} is no regular file: it is no ring")
-        memory = posix_ipc.SharedMemory(f"/{name}", read_only=not writable)
-    except (FileNotFoundError, posix_ipc.ExistentialError):
+        # O_NONBLOCK: the open of a FIFO that somebody put in the place of the ring would wait for a writer.
+        fd = os.open(path, access | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
         raise StreamNotFound(errno.ENOENT, f"{path} does not exist") from None
-    except posix_ipc.PermissionsError as error:
-        raise denied(path, OSError(errno.EACCES, str(error))) from None
+    except PermissionError as error:
+        raise denied(path, error) from None
     except OSError as error:
-        raise LayoutMismatch(f"{path} cannot be opened as shared memory: {error.strerror}") from None
-    return int(memory.fd)
+        raise exhausted(error) or LayoutMismatch(f"{path} cannot be opened as a ring: {error.strerror}") from None
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise LayoutMismatch(f"{path} is not a regular file, so it is not a ring")
+    return fd
+
+
+def exhausted(error: OSError) -> ResourceExhausted | None:
+    """What the error means if the process or the host has run out of something; ``None`` when it means something else.
+
+    Args:
+        error: What the kernel answered.
+    """
+    if error.errno == errno.EMFILE:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return ResourceExhausted(
+            errno.EMFILE,
+            f"this process has all of its {soft} descriptors open (the hard limit is {hard}), a publisher takes 4 and "
+            "1 for each subscriber, a subscriber 3: raise RLIMIT_NOFILE (ulimit -n, ulimits: nofile in compose), or "
+            "close what is not needed",
+        )
+    if error.errno == errno.ENFILE:
+        return ResourceExhausted(
+            errno.ENFILE, "this host has all of its descriptors open: raise fs.file-max, or close what is not needed"
+        )
+    if error.errno == errno.ENOMEM:
+        return ResourceExhausted(
+            errno.ENOMEM,
+            "this process can map no more memory: raise RLIMIT_AS or vm.max_map_count, or open fewer streams",
+        )
+    return None

@@ -12,14 +12,17 @@ import errno
 import socket
 import struct
 import time
+import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from operator import index
 from typing import Any, Final, NamedTuple
 
+import numpy as np
+
 from framebus import segment as shm
-from framebus.errors import LayoutMismatch
+from framebus.errors import AlreadyInUse, LayoutMismatch
 from framebus.layout import (
     EVENT,
     LOCK_SLOTS,
@@ -31,7 +34,7 @@ from framebus.layout import (
     SLOT_HEADER_BYTES,
     SLOT_TABLE,
     TAIL,
-    SlotHeader,
+    FrameHeader,
 )
 from framebus.segment import Segment
 from framebus.wake import sleep_while, wake_all
@@ -110,29 +113,96 @@ def fill(template: Template, sequence: int, slot: int, captured_ns: int, publish
 NO_TEMPLATE: Final = Template(b"", 0)
 
 
-class Writer:
-    """Claims and publishes the slots of one ring."""
+class Claim:
+    """A slot that the publisher has write-locked. It is given back when its last reference goes unpublished.
 
-    def __init__(self, segment: Segment, slots: int, epoch: int, next_sequence: int) -> None:
+    numpy takes the slot's bytes through ``__array_interface__`` and keeps the claim as the array's base, so a view on
+    the pixels is a reference too.
+    """
+
+    __slots__ = ("__weakref__", "is_open", "now_ns", "now_wall_ns", "reference", "slot", "writer")
+
+    def __init__(self, writer: Writer) -> None:
+        self.writer = writer
+        """The writer that it belongs to."""
+        self.slot = NO_SLOT
+        """The slot's number."""
+        self.is_open = True
+        """Whether it is neither published nor abandoned."""
+        self.now_ns = self.now_wall_ns = 0
+        """When it was made, CLOCK_MONOTONIC and since 1970."""
+        # The callback is compiled code, so that no signal handler's exception can come between it and its effect.
+        self.reference = weakref.ref(self, writer.lost_references.append)
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        return {"version": 3, "typestr": "|u1", **self.writer.slot_memory(self.slot)}
+
+    @property
+    def memory(self) -> Any:
+        """The slot's bytes, for numpy to make an array of."""
+        return np.asarray(self)
+
+    def abandon(self) -> None:
+        """Give the slot back unpublished; harmless when that was done before."""
+        self.writer.give_back(self)
+
+
+class Writer:
+    """Claims and publishes the slots of one ring. One thread uses it; another may close it meanwhile."""
+
+    def __init__(
+        self,
+        segment: Segment,
+        slots: int,
+        slot_bytes: int,
+        first_slot: int,
+        epoch: int,
+        next_sequence: int,
+        max_loans: int,
+    ) -> None:
         """Claim nothing yet.
 
         Args:
             segment: The ring. Its ``tail`` tells of its newest frame.
             slots: Number of its slots.
+            slot_bytes: Room for pixels in each.
+            first_slot: Offset of the first slot's pixels.
             epoch: The publisher's epoch.
             next_sequence: The sequence of the next frame.
+            max_loans: Slots that may be claimed at the same time.
         """
         self.segment = segment
         """The ring."""
         self.next_sequence = next_sequence
         """Sequence that the next frame will have."""
+        self.lost = 0
+        """Claims that ended because nothing referenced them any more."""
+        self.lost_references: deque[weakref.ref[Claim]] = deque()
+        """Of claims whose last reference has gone, until :meth:`claim` looks."""
+        self._slot_bytes = slot_bytes
+        self._first_slot = first_slot
         self._epoch = epoch
+        self._max_loans = max_loans
+        self._claims: dict[weakref.ref[Claim], int] = {}
+        self._is_used = self._is_closed = False
+        self._at_end: list[Callable[[], None]] = []
         words = segment.words
         self._order = sorted(range(slots), key=lambda slot: words[SEQ_WORDS[slot]])
         tail = words[TAIL_WORD]
         self._newest = tail & 0xFF if tail >> 8 else -1
 
-    def claim(self, description: bytes) -> tuple[int, int, int] | None:
+    @property
+    def loans(self) -> int:
+        """Claims that are neither published nor abandoned, and still referenced."""
+        return sum(reference() is not None for reference in list(self._claims))
+
+    def slot_memory(self, slot: int) -> dict[str, Any]:
+        """Shape and address of a slot's bytes, as numpy's array interface tells them."""
+        address = self.segment.address + self._first_slot + slot * self._slot_bytes
+        return {"shape": (self._slot_bytes,), "data": (address, False)}
+
+    def claim(self, description: bytes) -> Claim | None:
         """Write-lock the oldest slot that is free and not the newest, and write what is known of its header.
 
         A subscriber may move its lease from a slot that could not be locked to one that is yet to be tried, so that
@@ -143,28 +213,26 @@ class Writer:
             description: The header's bytes from height on, of :func:`framebus.layout.describe`.
 
         Returns:
-            The slot, the time, CLOCK_MONOTONIC, and the time since 1970, both in ns; ``None`` when there is no slot.
+            The slot's claim; ``None`` when no slot is free, or ``max_loans`` are claimed, or the writer was closed.
         """
-        if self._newest >= 0 and self._newest != self._order[-1]:
-            self._order.remove(self._newest)
-            self._order.append(self._newest)
-        for slot in chain(self._order, reversed(self._order)):
-            if slot != self._newest and self._claim(slot, description):
-                return slot, time.monotonic_ns(), time.time_ns()
-        return None
+        self._enter()
+        try:
+            return None if self._is_closed else self._claim_oldest(description)
+        finally:
+            self._leave()
 
     def publish(
         self,
-        slot: int,
+        claim: Claim,
         captured_ns: int,
         captured_wall_ns: int,
         sockets: Sequence[socket.socket] = (),
         template: Template = NO_TEMPLATE,
     ) -> int:
-        """Finish a claimed slot's header, let readers in, wake who sleeps, and tell who listens.
+        """Finish a claimed slot's header, let readers in, wake all that sleep, and notify all that listen.
 
         Args:
-            slot: What :meth:`claim` returned; its pixels are written.
+            claim: What :meth:`claim` returned; its pixels are written.
             captured_ns: Time of capture, CLOCK_MONOTONIC.
             captured_wall_ns: Time of capture since 1970.
             sockets: Those to which a notification goes, as :func:`send_all` sends it.
@@ -174,37 +242,119 @@ class Writer:
             Time of publication, CLOCK_MONOTONIC in ns.
 
         Raises:
-            OSError: The segment is the parent's, or was closed. As with the others, nothing was written.
-            OverflowError: A time is no signed 64-bit number.
-            TypeError: A time is no integer.
+            OSError: The segment is the parent's, or the writer was closed. As with the others, nothing was written.
+            OverflowError: A time does not fit a signed 64-bit number.
+            TypeError: A time is not an integer.
+            ValueError: The claim is another writer's, or was published or abandoned.
         """
-        segment, sequence = self.segment, self.next_sequence
-        if segment.fd < 0:
-            raise OSError(errno.EBADF, "the ring is closed")
+        if claim.writer is not self or not claim.is_open:
+            raise ValueError("the claim is not an open one of this writer")
         captured, captured_wall = _word(captured_ns), _word(captured_wall_ns)
-        words, seq = segment.words, SEQ_WORDS[slot]
-        published_ns = time.monotonic_ns()
-        words[seq + CAPTURED_WORD] = captured
-        words[seq + CAPTURED_WORD + 1] = captured_wall
-        words[seq + CAPTURED_WORD + 2] = published_ns
-        words[seq] = sequence
-        segment.unlock(UNLOCK[slot])
-        words[TAIL_WORD] = sequence << 8 | slot
-        raise_event(segment)
+        self._enter()
+        try:
+            segment, slot, sequence = self.segment, claim.slot, self.next_sequence
+            if segment.fd < 0 or self._is_closed:
+                raise OSError(errno.EBADF, "the ring is closed")
+            words, seq = segment.words, SEQ_WORDS[slot]
+            published_ns = time.monotonic_ns()
+            words[seq + EPOCH_WORD + 1] = sequence
+            words[seq + CAPTURED_WORD] = captured
+            words[seq + CAPTURED_WORD + 1] = captured_wall
+            words[seq + CAPTURED_WORD + 2] = published_ns
+            try:
+                words[seq] = sequence
+                self._let_in(claim, sequence)
+            except BaseException:
+                # A signal handler may raise between any two steps. Each of them may be taken twice.
+                if words[seq] == sequence:
+                    self._let_in(claim, sequence)
+                raise
+            if sockets:
+                send_all(sockets, fill(template, sequence, slot, captured_ns, published_ns))
+            return published_ns
+        finally:
+            self._leave()
+
+    def give_back(self, claim: Claim) -> None:
+        """Unlock a claimed slot that was not published."""
+        if claim.is_open and claim.writer is self:
+            self.segment.unlock(UNLOCK[claim.slot])
+            self._forget(claim)
+
+    def close(self, finish: Callable[[], None]) -> None:
+        """Claim and publish nothing more, and call ``finish`` when no other thread is in the middle of either.
+
+        That is at once, or when that thread's call ends.
+        """
+        self._at_end.append(finish)
+        self._is_closed = True
+        if not self._is_used:
+            self._finish()
+
+    def _enter(self) -> None:
+        if self._is_used:
+            raise AlreadyInUse("a signal handler may not publish while its thread is doing so: set a flag in it")
+        self._is_used = True
+
+    def _leave(self) -> None:
+        self._is_used = False
+        if self._is_closed:
+            self._finish()
+
+    def _finish(self) -> None:
+        with contextlib.suppress(IndexError):
+            self._at_end.pop()()
+
+    def _let_in(self, claim: Claim, sequence: int) -> None:
+        segment, slot = self.segment, claim.slot
+        self._forget(claim)
         self.next_sequence = sequence + 1
         self._newest = slot
-        if sockets:
-            send_all(sockets, fill(template, sequence, slot, captured_ns, published_ns))
-        return published_ns
+        segment.unlock(UNLOCK[slot])
+        segment.words[TAIL_WORD] = sequence << 8 | slot
+        raise_event(segment)
 
-    def _claim(self, slot: int, description: bytes) -> bool:
+    def _forget(self, claim: Claim) -> None:
+        claim.is_open = False
+        self._claims.pop(claim.reference, None)
+
+    def _sweep(self) -> None:
+        """Unlock the slots of claims that nothing references any more."""
+        while self.lost_references:
+            reference = self.lost_references[0]
+            if (slot := self._claims.get(reference)) is not None:
+                if slot != NO_SLOT:
+                    self.segment.unlock(UNLOCK[slot])
+                    self.lost += 1
+                del self._claims[reference]
+            self.lost_references.popleft()
+
+    def _claim_oldest(self, description: bytes) -> Claim | None:
+        self._sweep()
+        if len(self._claims) >= self._max_loans:
+            return None
+        if self._newest >= 0 and self._newest != self._order[-1]:
+            self._order.remove(self._newest)
+            self._order.append(self._newest)
+        taken = {self._newest, *self._claims.values()}
+        claim = Claim(self)
+        self._claims[claim.reference] = NO_SLOT
+        for slot in chain(self._order, reversed(self._order)):
+            if slot not in taken and self._lock(claim, slot, description):
+                claim.now_ns, claim.now_wall_ns = time.monotonic_ns(), time.time_ns()
+                return claim
+        self._claims[claim.reference] = NO_SLOT
+        self._forget(claim)
+        return None
+
+    def _lock(self, claim: Claim, slot: int, description: bytes) -> bool:
         segment = self.segment
+        self._claims[claim.reference] = claim.slot = slot
         if segment.fd < 0 or not segment.try_lock(LOCK_WRITE[slot]):
             return False
         words, seq = segment.words, SEQ_WORDS[slot]
         words[seq] = 0
         words[seq + EPOCH_WORD] = self._epoch
-        words[seq + EPOCH_WORD + 1] = self.next_sequence
         start = seq * 8 + SLOT_DESCRIPTION
         segment.buffer[start : start + len(description)] = description
         return True
@@ -216,20 +366,21 @@ class Lease:
     numpy takes the pixels through ``__array_interface__`` and keeps the lease as the array's base.
     """
 
-    __slots__ = ("header", "reader", "sequence", "skipped", "slot")
+    __slots__ = ("__weakref__", "header", "reader", "reference", "sequence", "skipped", "slot")
 
-    header: SlotHeader
+    header: FrameHeader
     """What the slot says of its frame, once it was read."""
 
     def __init__(self, reader: Reader, slot: int, sequence: int) -> None:
         self.reader = reader
-        """Who holds it."""
+        """The reader that it belongs to."""
         self.slot = slot
         """The slot's number."""
         self.sequence = sequence
         """Sequence of the frame in it."""
         self.skipped = 0
         """Frames missed since the one that was leased before."""
+        self.reference = weakref.ref(self, reader.ended_references.append)
 
     @property
     def __array_interface__(self) -> dict[str, Any]:
@@ -237,18 +388,20 @@ class Lease:
         address = self.reader.pixels_address(self.slot)
         return {"version": 3, "shape": header.shape, "typestr": header.dtype, "data": (address, True)}
 
-    def __del__(self, _no_slot: int = NO_SLOT, _unlock: list[bytes] = UNLOCK) -> None:
-        # This may run inside any allocation of any thread: no lock is taken, and the slot is free before it counts as
-        # returned, so that a new lease on it can never be undone by this unlock.
-        self.reader.segment.unlock(_unlock[self.slot])
-        if self.slot != _no_slot:
-            self.reader.returned.append(self.slot)
+    def __del__(self, _unlock: list[bytes] = UNLOCK) -> None:
+        # The reader unlocks the slot too, when it next looks, for an exception of a signal handler may end this early.
+        # If the garbage collector has cleared the reference, the reader may have done so, and leased the slot again.
+        reference = getattr(self, "reference", None)
+        if reference is not None and reference() is not None:
+            self.reader.segment.unlock(_unlock[self.slot])
 
 
 class Reader:
-    """Leases the slots of one ring."""
+    """Leases the slots of one ring. One thread uses it; leases may end in any."""
 
-    def __init__(self, segment: Segment, slots: int, slot_bytes: int, first_slot: int, every: bool) -> None:
+    def __init__(
+        self, segment: Segment, slots: int, slot_bytes: int, first_slot: int, every: bool, history: int
+    ) -> None:
         """Lease nothing yet.
 
         Args:
@@ -257,6 +410,7 @@ class Reader:
             slot_bytes: Room for pixels in each.
             first_slot: Offset of the first slot's pixels.
             every: Whether to take all frames in order, or the newest.
+            history: How many of the frames that are there already to take first, in order.
         """
         self.segment = segment
         """The ring."""
@@ -270,21 +424,24 @@ class Reader:
         """Slots reused before they were leased."""
         self.rejected = 0
         """Slot headers that made no sense."""
-        self.returned: deque[int] = deque()
-        """Slots whose leases have ended since somebody counted."""
+        self.ended_references: deque[weakref.ref[Lease]] = deque()
+        """Of leases that have ended, until :meth:`take` looks."""
         self._slots = slots
         self._slot_bytes = slot_bytes
         self._first_slot = first_slot
         self._every = every
-        self._held: set[int] = set()
+        self._leases: dict[weakref.ref[Lease], int] = {}
         self._report = b""
         self._record: Segment | None = None
+        newest = segment.words[TAIL_WORD] >> 8 if history else 0
+        self._history_after = max(newest - history, 0)
+        self._history_end = newest or -1
 
     def report_to(self, record: Segment) -> None:
         """Write the counters into a subscriber's record from now on, with every lease."""
         self._record = record
 
-    def go_on(self, earlier: Reader, first_sequence: int) -> None:
+    def resume_from(self, earlier: Reader, first_sequence: int) -> None:
         """Go on where the reader of another ring of the same stream has ended.
 
         Args:
@@ -292,19 +449,27 @@ class Reader:
             first_sequence: The sequence with which this ring begins.
         """
         self.last = min(earlier.last, first_sequence - 1)
+        if self._every and self.last >= 0:
+            self._history_after = 0
         self.received, self.skipped = earlier.received, earlier.skipped
         self.overruns, self.rejected = earlier.overruns, earlier.rejected
 
     @property
     def leases(self) -> int:
         """Leases held now."""
-        self._count_returned()
-        return len(self._held)
+        return sum(reference() is not None for reference in list(self._leases))
+
+    def held(self) -> tuple[int, ...]:
+        """Sequences of the frames that are leased, in order."""
+        words = self.segment.words
+        slots = [slot for reference, slot in list(self._leases.items()) if reference() is not None]
+        return tuple(sorted(words[SEQ_WORDS[slot]] for slot in slots))
 
     def take(self) -> Lease | None:
         """Lease the newest frame, or the oldest that comes after the last one, if it is not seen yet."""
         for _ in range(LOOKS):
-            sequence, slot = self._following() if self._every and self.last >= 0 else self._newest()
+            in_order = self.last < self._history_end or (self._every and self.last >= 0)
+            sequence, slot = self._following() if in_order else self._newest()
             if not sequence:
                 return None
             if (lease := self._lease(slot, sequence)) is not None and self._accept(lease):
@@ -324,7 +489,7 @@ class Reader:
         return self.take()
 
     def rehearse(self) -> Lease | None:
-        """Lease a byte that is no slot's, with the newest frame's header; ``None`` if that makes no sense.
+        """Lease a byte that belongs to no slot, with the newest frame's header; ``None`` if that makes no sense.
 
         No pixels belong to the lease.
         """
@@ -343,9 +508,14 @@ class Reader:
         """Where a slot's pixels are mapped."""
         return self.segment.address + self._first_slot + slot * self._slot_bytes
 
-    def _count_returned(self) -> None:
-        while self.returned:
-            self._held.discard(self.returned.popleft())
+    def _sweep(self) -> None:
+        """Unlock the slots of leases that have ended, and count these no more."""
+        while self.ended_references:
+            reference = self.ended_references[0]
+            if (slot := self._leases.get(reference)) is not None:
+                self.segment.unlock(UNLOCK[slot])
+                del self._leases[reference]
+            self.ended_references.popleft()
 
     def _newest(self) -> tuple[int, int]:
         tail = self.segment.words[TAIL_WORD]
@@ -353,8 +523,8 @@ class Reader:
         return (sequence, slot) if sequence > self.last and slot < self._slots else (0, 0)
 
     def _following(self) -> tuple[int, int]:
-        words = self.segment.words
-        later = [(found, slot) for slot in range(self._slots) if (found := words[SEQ_WORDS[slot]]) > self.last]
+        words, after = self.segment.words, max(self.last, self._history_after)
+        later = [(found, slot) for slot in range(self._slots) if (found := words[SEQ_WORDS[slot]]) > after]
         return min(later, default=(0, 0))
 
     def _accept(self, lease: Lease) -> bool:
@@ -373,7 +543,7 @@ class Reader:
         self.skipped += lease.skipped
         now_ns = time.monotonic_ns()
         latency_ns = max(now_ns - header.captured_ns, 0)
-        self._report = RECORD_WORDS.pack(self.received, self.skipped, sequence, len(self._held), latency_ns, now_ns)
+        self._report = RECORD_WORDS.pack(self.received, self.skipped, sequence, len(self._leases), latency_ns, now_ns)
         self._write_report()
         return True
 
@@ -381,20 +551,18 @@ class Reader:
         if self._record is not None:
             self._record.buffer[RECORD_RECEIVED : RECORD_RECEIVED + len(self._report)] = self._report
 
-    def _read_header(self, slot: int) -> SlotHeader:
-        return SlotHeader.unpack_from(self.segment.buffer, SEQ_WORDS[slot] * 8, self._slot_bytes)
+    def _read_header(self, slot: int) -> FrameHeader:
+        return FrameHeader.unpack_from(self.segment.buffer, SEQ_WORDS[slot] * 8, self._slot_bytes)
 
     def _lease(self, slot: int, sequence: int) -> Lease | None:
         segment = self.segment
-        self._count_returned()
-        if slot in self._held:
+        self._sweep()
+        if slot in self._leases.values():
             return None
-        if not segment.try_lock(LOCK_READ[slot]):
+        # Registered before it is locked: whatever interrupts this, the lease's end unlocks the slot.
+        lease = Lease(self, slot, sequence)
+        self._leases[lease.reference] = slot
+        if not segment.try_lock(LOCK_READ[slot]) or segment.words[SEQ_WORDS[slot]] != sequence:
             self.overruns += 1
             return None
-        if segment.words[SEQ_WORDS[slot]] != sequence:
-            segment.unlock(UNLOCK[slot])
-            self.overruns += 1
-            return None
-        self._held.add(slot)
-        return Lease(self, slot, sequence)
+        return lease

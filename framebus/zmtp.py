@@ -1,9 +1,9 @@
-"""ZeroMQ's wire protocol on a stream's Unix socket, as far as a publisher of notifications speaks it.
+"""ZeroMQ's wire protocol on a stream's Unix socket, as far as notifications need it.
 
-libzmq gives each message to a thread of its own to send: to wake that thread takes more of the publisher's time than
-all else that a frame does, and the subscribers wait for one thread more. A notification fits one send(2), may be lost,
-and is the same for all, so here the publisher's thread sends it itself. Subscribers need not know: they use libzmq, or
-whatever speaks ZMTP 3.
+libzmq gives each message to a thread of its own to send, and to receive: to wake that thread takes more of the
+publisher's time than all else that a frame does, and the subscribers wait for one thread more. A notification fits one
+send(2), may be lost, and is the same for all, so here the publisher's thread sends it itself, and the subscriber's
+thread reads it itself. Either may have libzmq, or whatever speaks ZMTP 3, at its other end.
 
 Nothing here waits. Who connects is accepted, and what comes is read, when the publisher looks; a notification for which
 a subscriber's buffer has no room is dropped.
@@ -16,17 +16,19 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from framebus.segment import denied, no_room
+from framebus import forks
+from framebus.segment import denied, exhausted, no_room
 from framebus.steps import send_all
 
 SOCKET_MODE: Final = 0o660
 BACKLOG: Final = 128
 MAX_CONNECTIONS: Final = 256
 SEND_BUFFER_BYTES: Final = 16 << 10
-"""A few dozen notifications: so little is kept for who does not read."""
+"""A few dozen notifications: limits the memory that a subscriber that never reads can take."""
 MAX_READS: Final = 16
 READ_BYTES: Final = 256
 """As much is read of as many connections at a look, and as many are accepted: a flood is left where it is."""
@@ -60,53 +62,50 @@ def _property(name: bytes, value: bytes) -> bytes:
     return bytes((len(name),)) + name + len(value).to_bytes(4, "big") + value
 
 
-HELLO: Final = GREETING + command(b"READY", _property(b"Socket-Type", b"XPUB"))
+def hello(socket_type: bytes) -> bytes:
+    """What a peer sends first: its greeting, and what kind of socket it is."""
+    return GREETING + command(b"READY", _property(b"Socket-Type", socket_type))
+
+
+SUBSCRIBE_TO_ALL: Final = frame_header(len(SUBSCRIBE)) + SUBSCRIBE
 SUBSCRIBERS: Final = tuple(_property(b"Socket-Type", kind) for kind in (b"SUB", b"XSUB"))
 
 
-class Connection:
-    """One who has connected."""
+class LocalSocket(socket.socket):
+    """A Unix socket that never blocks, and is closed with its last reference without a warning."""
 
-    def __init__(self, connected: socket.socket, topic: bytes) -> None:
-        """Greet.
+    def __init__(self, fileno: int | None = None) -> None:
+        super().__init__(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, 0, fileno)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class Decoder:
+    """Takes the bytes of a connection, in whatever pieces they come, and gives out the frames in them."""
+
+    def __init__(self, max_frame_bytes: int) -> None:
+        """Expect the greeting.
 
         Args:
-            connected: Its socket.
-            topic: What all messages begin with: a subscription to something else is none.
+            max_frame_bytes: The longest body of a frame that is allowed.
         """
-        self.socket = connected
-        """Its socket."""
-        self.subscriptions = 0
-        """How many of its subscriptions ask for the messages."""
-        self._topic = topic
+        self._max_frame_bytes = max_frame_bytes
         self._received = bytearray()
         self._greeted = False
-        self._is_subscriber = False
-        self._odd = 0
-        connected.setblocking(False)
-        connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
-        send_all((connected,), HELLO)
 
-    def read(self) -> None:
-        """Take what has come.
+    def feed(self, received: bytes) -> Iterator[tuple[int, bytes]]:
+        """Flags and body of each frame that is whole now.
 
         Raises:
-            ProtocolError: It is not what a subscriber sends.
-            OSError: The connection is broken.
-            EOFError: It is closed.
+            ProtocolError: The bytes are not ZMTP 3, or a frame is too long.
         """
-        try:
-            received = self.socket.recv(READ_BYTES)
-        except BlockingIOError:
-            return
-        if not received:
-            raise EOFError
         self._received += received
-        if not self._greeted:
+        if not self._greeted and self._received:
             self._greeted = self._take_greeting()
         if self._greeted:
             while (taken := self._take_frame()) is not None:
-                self._handle(*taken)
+                yield taken
 
     def _take_greeting(self) -> bool:
         content = self._received
@@ -126,14 +125,53 @@ class Connection:
         flags = content[0]
         size_bytes = 8 if flags & LONG else 1
         size = int.from_bytes(content[1 : 1 + size_bytes], "big")
-        if size > MAX_FRAME_BYTES:
-            raise ProtocolError("a frame longer than a subscriber's")
+        if size > self._max_frame_bytes:
+            raise ProtocolError("the frame is too long")
         end = 1 + size_bytes + size
         if len(content) < end:
             return None
         body = bytes(content[1 + size_bytes : end])
         del content[:end]
         return flags, body
+
+
+class Connection:
+    """A peer that has connected."""
+
+    def __init__(self, connected: LocalSocket, topic: bytes) -> None:
+        """Greet.
+
+        Args:
+            connected: Its socket.
+            topic: What all messages begin with: a subscription to something else is none.
+        """
+        self.socket = connected
+        """Its socket."""
+        self.subscriptions = 0
+        """How many of its subscriptions ask for the messages."""
+        self._topic = topic
+        self._decoder = Decoder(MAX_FRAME_BYTES)
+        self._is_subscriber = False
+        self._odd = 0
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        send_all((connected,), hello(b"XPUB"))
+
+    def read(self) -> None:
+        """Take what has come.
+
+        Raises:
+            ProtocolError: It is not what a subscriber sends.
+            OSError: The connection is broken.
+            EOFError: It is closed.
+        """
+        try:
+            received = self.socket.recv(READ_BYTES)
+        except BlockingIOError:
+            return
+        if not received:
+            raise EOFError
+        for flags, body in self._decoder.feed(received):
+            self._handle(flags, body)
 
     def _handle(self, flags: int, body: bytes) -> None:
         if flags & COMMAND:
@@ -168,7 +206,10 @@ class Connection:
 
 
 class LocalOutlet:
-    """A Unix socket on which notifications go out, bound until it is closed."""
+    """A Unix socket on which notifications go out, bound until it is closed.
+
+    One thread uses it; another may close it meanwhile.
+    """
 
     def __init__(self, path: Path, topic: bytes) -> None:
         """Bind it.
@@ -180,21 +221,27 @@ class LocalOutlet:
         Raises:
             PermissionDenied: ``path`` belongs to another user.
             NotEnoughSharedMemory: /dev/shm has no room for one more file.
+            ResourceExhausted: The process has no descriptor left.
             OSError: The path cannot be bound.
         """
         self._path = path
         self._topic = topic
         self._connections: dict[int, Connection] = {}
-        self.listening: list[socket.socket] = []
-        """Of those who subscribe."""
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        self._epoll = select.epoll()
+        self.listening: list[LocalSocket] = []
+        """Of those that subscribe."""
+        self._is_used = self._is_closed = False
+        try:
+            self._socket = LocalSocket()
+            self._epoll = select.epoll()
+        except OSError as error:
+            raise exhausted(error) or error from None
         try:
             self._bind()
         except BaseException:
             self._socket.close()
             self._epoll.close()
             raise
+        forks.register(self)
 
     def _bind(self) -> None:
         try:
@@ -211,7 +258,42 @@ class LocalOutlet:
         self._epoll.register(self._socket, select.EPOLLIN)
 
     def has_listeners(self) -> bool:
-        """Accept who has connected, read what they send, and say whether anybody subscribes; never waits."""
+        """Accept what has connected, read what it sends, and say whether anything subscribes; never waits."""
+        self._is_used = True
+        try:
+            if not self._is_closed:
+                self._look()
+        finally:
+            self._is_used = False
+            if self._is_closed:
+                self._close_descriptors()
+        return bool(self.listening)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether no peer is in the middle of connecting."""
+        return len(self.listening) == len(self._connections)
+
+    def close(self) -> None:
+        """Remove the path, and close the socket: at once, or when the call that another thread is in has ended."""
+        if self._is_closed:
+            return
+        with contextlib.suppress(PermissionError):
+            self._path.unlink(missing_ok=True)
+        self._is_closed = True
+        if not self._is_used:
+            self._close_descriptors()
+
+    def after_fork_in_child(self) -> None:
+        """Leave socket and connections to the parent: nothing is shut down, only the duplicates are closed."""
+        self._is_closed = True
+        for connection in self._connections.values():
+            connection.socket.close()
+        self._connections, self.listening = {}, []
+        self._socket.close()
+        self._epoll.close()
+
+    def _look(self) -> None:
         events = self._epoll.poll(0, MAX_READS)
         for descriptor, _ in events:
             connection = self._connections.get(descriptor)
@@ -224,29 +306,14 @@ class LocalOutlet:
                 self._end(descriptor)
         if events:
             self.listening = [one.socket for one in self._connections.values() if one.subscriptions]
-        return bool(self.listening)
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether nobody is in the middle of connecting."""
-        return len(self.listening) == len(self._connections)
-
-    def close(self) -> None:
-        """Close the socket and remove its path."""
-        for descriptor in list(self._connections):
-            self._end(descriptor)
-        self.listening = []
-        self._socket.close()
-        self._epoll.close()
-        with contextlib.suppress(PermissionError):
-            self._path.unlink(missing_ok=True)
 
     def _accept(self) -> None:
         for _ in range(MAX_READS):
             try:
-                connected, _address = self._socket.accept()
-            except OSError:  # nobody is left, or no descriptor is
+                accepted, _address = self._socket.accept()
+            except OSError:  # no peer is left, or no descriptor is
                 return
+            connected = LocalSocket(accepted.detach())
             if len(self._connections) >= MAX_CONNECTIONS:
                 # The oldest that listens to nothing makes room: a flood of such cannot lock anybody out.
                 idle = next((number for number, one in self._connections.items() if not one.subscriptions), None)
@@ -259,8 +326,18 @@ class LocalOutlet:
 
     def _end(self, descriptor: int) -> None:
         ended = self._connections.pop(descriptor).socket
-        # A forked child may have both of it: it would keep the connection open, and its events coming.
+        # A child that was forked while it was accepted may have both: it would keep the connection open.
         self._epoll.unregister(descriptor)
         with contextlib.suppress(OSError):
             ended.shutdown(socket.SHUT_RDWR)
         ended.close()
+
+    def _close_descriptors(self) -> None:
+        self.listening = []
+        while self._connections:
+            _, connection = self._connections.popitem()
+            with contextlib.suppress(OSError):
+                connection.socket.shutdown(socket.SHUT_RDWR)
+            connection.socket.close()
+        self._socket.close()
+        self._epoll.close()

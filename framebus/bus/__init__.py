@@ -1,6 +1,8 @@
 """What a program uses: :class:`Publisher`, :class:`Subscriber`, and the frames that pass between them."""
 
-from framebus.bus.frames import Frame, FrameFormat, Loan
+from framebus.bus.formats import FrameFormat
+from framebus.bus.frames import Frame
+from framebus.bus.loans import Loan
 from framebus.bus.publisher import Publisher, PublisherStatistics
 from framebus.bus.subscriber import Subscriber, SubscriberStatistics
 

@@ -1,187 +1,26 @@
-"""Frames as a program sees them: their format, a loan to write, a frame to read."""
+"""A frame that a subscriber holds."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, NoReturn
 
-import msgpack
 import numpy as np
 import numpy.typing as npt
 
-from framebus.errors import FrameReleased, FrameTooLarge, LayoutMismatch, WrongThread
-from framebus.layout import DTYPES, MAX_METADATA_BYTES
+from framebus.bus.formats import FrameFormat, Pixels, chroma, luma
+from framebus.errors import FrameReleased, LayoutMismatch
+from framebus.layout import FrameHeader
 from framebus.ring import read_metadata
 from framebus.steps import Lease
 
-Pixels = npt.NDArray[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class FrameFormat:
-    """What the pixels of a frame are."""
-
-    height: int
-    """Rows, in pixels."""
-    width: int
-    """Columns, in pixels."""
-    channels: int = 3
-    """Values of a pixel."""
-    dtype: str = "uint8"
-    """numpy's name of the type of a value."""
-    pixel_format: str = "bgr"
-    """What the channels mean, up to 16 ASCII letters: a label, which framebus passes on and does not interpret."""
-
-    def __post_init__(self) -> None:
-        if min(self.height, self.width, self.channels) < 1 or max(self.height, self.width, self.channels) >= 1 << 32:
-            raise ValueError(f"a frame of {self.height} x {self.width} x {self.channels} has no pixels to share")
-        if self.typestr not in DTYPES:
-            raise ValueError(f"{self.dtype!r} is no element type of a frame: take one of {', '.join(_dtype_names())}")
-        if not self.pixel_format.isascii() or len(self.pixel_format) > 16:
-            raise ValueError(f"{self.pixel_format!r} is no pixel format: take up to 16 ASCII letters")
-
-    @property
-    def typestr(self) -> str:
-        """Numpy's short name of the element type, with its byte order."""
-        try:
-            return np.dtype(self.dtype).str
-        except TypeError:
-            return ""
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Height, width, channels."""
-        return self.height, self.width, self.channels
-
-    @property
-    def frame_bytes(self) -> int:
-        """Bytes of the pixels."""
-        return self.height * self.width * self.channels * DTYPES[self.typestr]
-
-
-def _dtype_names() -> list[str]:
-    return [np.dtype(typestr).name for typestr in DTYPES]
-
-
-class Lender(Protocol):
-    """Who has given a loan, and takes it back."""
-
-    def _publish(self, loan: Loan) -> int: ...
-
-    def _abandon(self, loan: Loan) -> None: ...
-
-
-class Loan:
-    """A free slot of the ring, to be written and published.
-
-    Leaving its ``with`` block publishes the frame; an exception abandons the slot and nobody sees what was written.
-    Keep no view on ``pixels`` beyond that: it would write into a frame that others read.
-    """
-
-    __slots__ = (
-        "_lender",
-        "_pixels",
-        "captured_ns",
-        "captured_wall_ns",
-        "format",
-        "metadata",
-        "sequence",
-    )
-
-    def __init__(
-        self,
-        pixels: Pixels,
-        frame_format: FrameFormat,
-        now_ns: int,
-        now_wall_ns: int,
-        lender: Lender,
-    ) -> None:
-        self.format = frame_format
-        """What the pixels are."""
-        self.captured_ns = now_ns
-        """When the frame was captured, CLOCK_MONOTONIC; the time of the loan until set."""
-        self.captured_wall_ns = now_wall_ns
-        """When the frame was captured, nanoseconds since 1970; the time of the loan until set."""
-        self.metadata: Mapping[str, Any] = {}
-        """A small map that travels with the frame; msgpack packs it into at most 832 bytes."""
-        self.sequence: int | None = None
-        """The frame's sequence, once it is published."""
-        self._pixels: Pixels | None = pixels
-        self._lender = lender
-
-    @property
-    def pixels(self) -> Pixels:
-        """Writable, C-contiguous array on the slot itself, of shape (height, width, channels).
-
-        Raises:
-            FrameReleased: The loan was published or abandoned.
-        """
-        if self._pixels is None:
-            raise FrameReleased("the loan was published or abandoned: its pixels are no longer the publisher's")
-        return self._pixels
-
-    def publish(self) -> int:
-        """Hand the frame to the subscribers and return its sequence.
-
-        Raises:
-            FrameReleased: It was published or abandoned before.
-            FrameTooLarge: The metadata is larger than its room; as with the next two, the slot is abandoned.
-            TypeError: A time of capture is no integer.
-            OverflowError: It is no signed 64-bit number.
-        """
-        if self._pixels is None:
-            raise FrameReleased("the loan was published or abandoned before")
-        pixels, self._pixels = self._pixels, None
-        try:
-            self.sequence = sequence = self._lender._publish(self)
-        except WrongThread:
-            self._pixels = pixels  # the loan is still its owner's
-            raise
-        pixels.setflags(write=False)
-        return sequence
-
-    def abandon(self) -> None:
-        """Give the slot back unpublished; harmless when that was done before."""
-        if self._pixels is None:
-            return
-        pixels, self._pixels = self._pixels, None
-        try:
-            self._lender._abandon(self)
-        except WrongThread:
-            self._pixels = pixels
-            raise
-        pixels.setflags(write=False)
-
-    def packed_metadata(self) -> bytes:
-        """The metadata's bytes.
-
-        Raises:
-            FrameTooLarge: They do not fit the slot's header, or a value is none that msgpack packs.
-        """
-        try:
-            content: bytes = msgpack.packb(dict(self.metadata))
-        except (TypeError, ValueError, OverflowError) as error:
-            raise FrameTooLarge(f"the metadata cannot be packed by msgpack: {error}") from None
-        if len(content) > MAX_METADATA_BYTES:
-            raise FrameTooLarge(f"the metadata takes {len(content)} bytes, a slot has room for {MAX_METADATA_BYTES}")
-        return content
-
-    def __enter__(self) -> Loan:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
-    ) -> None:
-        if kind is not None:
-            self.abandon()
-        elif self._pixels is not None:
-            self.publish()
-
 
 class Frame:
-    """A frame that the subscriber holds: the publisher cannot reuse its slot while it, or any view on it, lives."""
+    """A frame that the subscriber holds: the publisher cannot reuse its slot while it, or any view on it, lives.
+
+    numpy takes it as an array (``numpy.asarray(frame)``), and so does whatever reads DLPack or, from Python 3.12 on,
+    buffers, all without a copy; what they make of it holds the slot too.
+    """
 
     __slots__ = ("_lease", "_metadata", "_pixels", "header", "skipped")
 
@@ -189,34 +28,55 @@ class Frame:
         self._lease: Lease | None = lease
         self._pixels: Pixels | None = None
         self._metadata: Mapping[str, Any] | None = None
-        self.header = lease.header
+        self.header: FrameHeader = lease.header
         """All that the slot's header says of the frame."""
-        self.skipped = lease.skipped
+        self.skipped: int = lease.skipped
         """Frames missed since the one received before."""
 
     @property
     def pixels(self) -> Pixels:
-        """Read-only, C-contiguous array on the slot itself, of shape (height, width, channels).
+        """Read-only, C-contiguous array on the slot itself, of the format's shape.
 
         Raises:
-            FrameReleased: The frame was released.
+            FrameReleased: The frame was released, or belongs to the parent process.
         """
+        lease = self._held()
         if self._pixels is None:
-            self._pixels = np.asarray(self._held())
+            self._pixels = np.asarray(lease)
         return self._pixels
+
+    @property
+    def luma(self) -> Pixels:
+        """Read-only view on the luma of a frame in ``nv12`` or ``i420``, of shape ``(height, width)``.
+
+        Raises:
+            FrameReleased: The frame was released, or belongs to the parent process.
+            InvalidArgument: The frame is in another format.
+        """
+        return luma(self.pixels, self.format)
+
+    @property
+    def chroma(self) -> Pixels:
+        """Read-only view on the chroma: ``(height // 2, width // 2, 2)`` in ``nv12``, ``(2, …)`` first in ``i420``.
+
+        Raises:
+            FrameReleased: The frame was released, or belongs to the parent process.
+            InvalidArgument: The frame is in another format.
+        """
+        return chroma(self.pixels, self.format)
 
     @property
     def metadata(self) -> Mapping[str, Any]:
         """What the publisher put beside the pixels.
 
         Raises:
-            FrameReleased: The frame was released before its metadata was read.
-            LayoutMismatch: It is no msgpack map.
+            FrameReleased: The frame was released before its metadata was read, or belongs to the parent process.
+            LayoutMismatch: It is not a msgpack map.
         """
         if self._metadata is None:
             content = read_metadata(self._held())
             if not isinstance(content, dict):
-                raise LayoutMismatch("the frame's metadata is no map")
+                raise LayoutMismatch("the frame's metadata is not a map")
             self._metadata = content
         return self._metadata
 
@@ -250,15 +110,76 @@ class Frame:
         """What the channels mean, in the publisher's words."""
         return self.header.pixel_format
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of :attr:`pixels`."""
+        return self.header.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the values of :attr:`pixels`."""
+        return np.dtype(self.header.dtype)
+
+    @property
+    def format(self) -> FrameFormat:
+        """What the pixels are; a publisher that is opened with it takes frames like this one."""
+        return FrameFormat.from_header(self.header)
+
     def release(self) -> None:
         """Give up the frame's own hold; the slot is free once no other view on its pixels lives."""
         self._pixels = None
         self._lease = None
 
     def _held(self) -> Lease:
-        if self._lease is None:
+        lease = self._lease
+        if lease is None:
             raise FrameReleased("the frame was released; keep a view on its pixels, or a copy, to use them longer")
-        return self._lease
+        if lease.reader.segment.fd < 0:
+            raise FrameReleased(
+                "the frame belongs to the parent process, which may let its slot be written again at any time: copy "
+                "what a child needs before the fork, or subscribe in the child"
+            )
+        return lease
+
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Pixels:
+        pixels = self.pixels
+        if dtype is None or np.dtype(dtype) == pixels.dtype:
+            return pixels.copy() if copy else pixels
+        if copy is False:
+            raise ValueError(f"a frame of {pixels.dtype} cannot be an array of {np.dtype(dtype)} without a copy")
+        return pixels.astype(dtype)
+
+    def __dlpack__(
+        self,
+        *,
+        stream: None = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any:
+        """The pixels as a DLPack capsule that says that they are read-only.
+
+        Raises:
+            BufferError: The consumer's DLPack is older than 1.0, and cannot be told so: let it copy, by
+                ``frame.pixels.copy()``.
+        """
+        pixels = self.pixels.copy() if copy else self.pixels
+        try:
+            return pixels.__dlpack__(stream=stream, max_version=max_version, dl_device=dl_device, copy=None)
+        except TypeError:
+            raise BufferError("numpy before 2.1 cannot export read-only pixels by DLPack: update it, or copy") from None
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 1, 0  # kDLCPU
+
+    def __buffer__(self, flags: int) -> memoryview:
+        return self.pixels.data
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a frame is a slot that this process holds, and cannot be pickled: send frame.pixels.copy(), or let the "
+            "other process subscribe to the stream"
+        )
 
     def __enter__(self) -> Frame:
         return self
@@ -267,5 +188,7 @@ class Frame:
         self.release()
 
     def __repr__(self) -> str:
-        state = "released" if self._lease is None else "held"
-        return f"<Frame {self.sequence} {self.header.shape} {self.header.dtype} {self.pixel_format} {state}>"
+        lease = self._lease
+        state = "released" if lease is None else "held" if lease.reader.segment.fd >= 0 else "of the parent process"
+        header = self.header
+        return f"<Frame {header.sequence} {header.shape} {self.dtype.name} {header.pixel_format} {state}>"

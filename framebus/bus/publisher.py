@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from threading import get_ident
 from time import monotonic
-from typing import Final, NoReturn
+from types import TracebackType
+from typing import Any, Final, NoReturn
 
 import numpy as np
 
-from framebus.bus.frames import FrameFormat, Loan, Pixels
-from framebus.curve import CurveServer
+from framebus.arguments import check_environment, seconds, whole_number
+from framebus.bus import lifecycle
+from framebus.bus.formats import FrameFormat
+from framebus.bus.loans import Loan, pack_metadata
 from framebus.errors import (
     Closed,
+    FormatMismatch,
     FramebusError,
     FrameTooLarge,
+    InvalidArgument,
     LoanOutstanding,
-    RingFull,
+    NoFreeSlot,
     StreamExists,
     WrongThread,
 )
-from framebus.layout import Geometry, check_name, describe
+from framebus.layout import MAX_LOANS, MAX_SLOTS, MIN_SLOTS, Geometry, check_name
 from framebus.notify import Notifier, notification_template
 from framebus.ring import PublisherRing
 from framebus.segment import companion_path, take_exclusion
-from framebus.steps import Template
+from framebus.steps import Claim, Template
 
 EXCLUSION_PATIENCE_S: Final = 0.2
 """``framebus gc`` and ``doctor`` hold the exclusion for a moment, while no publisher lives."""
@@ -32,6 +41,10 @@ REPLACE_AFTER_S: Final = 1.0
 """How long no slot may be free before the ring is replaced."""
 REPLACE_EVERY_S: Final = 10.0
 """The ring is replaced at most once in that time."""
+FREE_SLOT_TICK_S: Final = 0.001
+"""How often :meth:`Publisher.loan` looks for a free slot while it waits: a subscriber that lets go wakes nothing."""
+NO_WAIT: Final = 0.0
+_INT64: Final = (-(1 << 63), (1 << 63) - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,26 +54,29 @@ class PublisherStatistics:
     published: int
     """Frames published."""
     abandoned: int
-    """Loans given back unpublished."""
+    """Loans given back unpublished, the lost ones included."""
+    lost: int
+    """Loans that were given back because nothing referenced them any more."""
     dropped: int
     """Loans refused because no slot was free."""
     replaced: int
-    """Times the ring was replaced because somebody held its slots and did not let go."""
+    """Times the ring was replaced because another process held its slots and did not let go."""
     adopted: bool
     """Whether the ring of an earlier publisher was taken over."""
     epoch: int
     """The random number that marks this life of the publisher."""
     sequence: int
     """Sequence of the newest frame published; 0 before the first of a new ring."""
-    refused: int
-    """Handshakes at the further endpoint with a key that is not allowed."""
 
 
 class Publisher:
-    """Publishes frames on a stream, without a copy and without ever waiting for a subscriber.
+    """Publishes frames on a stream, without ever waiting for a subscriber.
 
-    It belongs to the thread that first asks it for a loan. After a fork it belongs to the parent.
+    It belongs to the thread that first publishes or asks for a loan; :meth:`close` may be called from any. After a fork
+    it belongs to the parent. One that was not closed is closed when it is collected, or when the interpreter exits.
     """
+
+    _closed = True  # until it is open, for what ends an opening that failed
 
     def __init__(
         self,
@@ -68,43 +84,48 @@ class Publisher:
         frame_format: FrameFormat,
         *,
         slots: int = 8,
+        max_loans: int = 1,
         keep_ring: bool = False,
-        endpoint: str | None = None,
-        curve: CurveServer | None = None,
     ) -> None:
         """Open the stream: adopt the ring that a crash left, or create one with all its memory.
 
         Args:
             stream: Name of the stream: letters, digits, ``-`` and ``_``.
             frame_format: The largest frame, and the format of a loan that names none.
-            slots: Slots of the ring, 3 to 255: two, and as many as all subscribers may lease together.
+            slots: Slots of the ring, 3 to 255: one for the newest frame, ``max_loans``, and as many as all subscribers
+                may lease together.
+            max_loans: Loans that may be out at the same time; each takes a slot from the subscribers.
             keep_ring: Leave the ring in /dev/shm at close, for the next publisher to adopt.
-            endpoint: A further ZeroMQ endpoint for the notifications, such as ``tcp://127.0.0.1:5555``; ``*`` for the
-                port takes a free one, see :attr:`endpoint`. Beyond the loopback it needs ``curve``.
-            curve: Keys for ``endpoint``: who has none of the allowed ones hears nothing there.
 
         Raises:
+            InvalidArgument: An argument is of the wrong type or out of range.
+            InvalidName: ``stream`` cannot be a file's name.
             StreamExists: Another publisher serves the stream.
             NotEnoughSharedMemory: /dev/shm has no room for the ring.
             PermissionDenied: A file of the stream belongs to another user.
-            InvalidName: ``stream`` cannot be a file's name.
-            UnprotectedEndpoint: ``endpoint`` can be reached from outside the host, and there is no ``curve``.
-            InvalidKey: ``curve`` names a file that is missing, open to others, or no key.
-            OSError: ``endpoint`` cannot be bound.
+            ResourceExhausted: The process has no descriptor, or no memory to map, left.
+            UnsupportedEnvironment: gevent or eventlet has patched the standard library.
         """
-        geometry = Geometry.for_frames(slots, frame_format.frame_bytes)
+        check_environment()
         self.stream = check_name(stream)
         """The stream's name."""
+        if not isinstance(frame_format, FrameFormat):
+            raise InvalidArgument(f"frame_format is a FrameFormat, as FrameFormat.of(array), not {frame_format!r:.80}")
         self.format = frame_format
         """The largest frame, and the format of a loan that names none."""
-        self._keep_ring = keep_ring
-        self._closed = False
+        geometry = Geometry.for_frames(
+            whole_number(slots, "slots", MIN_SLOTS, MAX_SLOTS),
+            frame_format.frame_bytes,
+            whole_number(max_loans, "max_loans", 1, MAX_LOANS),
+        )
+        self._keep_ring = bool(keep_ring)
+        self._forked = False
         self._thread: int | None = None
-        self._loan: Loan | None = None
-        self._slot = -1
         self._abandoned = self._dropped = self._replaced = 0
+        self._lost_before = 0
         self._full_since_s: float | None = None
         self._replace_not_before_s = 0.0
+        self._shape, self._dtype = frame_format.shape, np.dtype(frame_format.dtype)
         self._lock_path = companion_path(stream, "lock")
         exclusion = take_exclusion(self._lock_path.name, EXCLUSION_PATIENCE_S)
         if exclusion is None:
@@ -112,190 +133,287 @@ class Publisher:
         self._exclusion = exclusion
         try:
             self._ring = PublisherRing(stream, geometry)
-            self._use_ring()
             self._first_sequence = self._ring.writer.next_sequence
-            self._description, self._own_template = self._pack(frame_format)
-            self._notifier = Notifier(stream, endpoint, curve)
+            self._description, self._template = self._pack(frame_format)
+            self._notifier = Notifier(stream)
         except BaseException:
             if hasattr(self, "_ring"):
-                self._ring.close(unlink=not self._ring.adopted)
+                self._ring.close(unlink=not self._ring.adopted, then=lambda: None)
             self._let_exclusion_go(unlink=True)
             raise
+        self._closed = False
+        lifecycle.register(self)
 
     @property
     def statistics(self) -> PublisherStatistics:
         """Counters since the publisher opened."""
+        writer = self._ring.writer
+        lost = self._lost_before + writer.lost
         return PublisherStatistics(
-            self._ring.writer.next_sequence - self._first_sequence,
-            self._abandoned,
+            writer.next_sequence - self._first_sequence,
+            self._abandoned + lost,
+            lost,
             self._dropped,
             self._replaced,
             self._ring.adopted,
             self._ring.epoch,
-            self._ring.writer.next_sequence - 1,
-            self._notifier.refused,
+            writer.next_sequence - 1,
         )
 
-    @property
-    def endpoint(self) -> str | None:
-        """Where the further endpoint is bound, with the number of its port; ``None`` without one."""
-        return self._notifier.endpoint
+    def publish(
+        self,
+        array: Any,
+        *,
+        captured_ns: int | None = None,
+        captured_wall_ns: int | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        timeout_s: float | None = NO_WAIT,
+    ) -> int:
+        """Copy an array into a free slot and publish it. To render without this copy, use :meth:`loan`.
 
-    def loan(self, frame_format: FrameFormat | None = None) -> Loan:
-        """Take the oldest free slot to write the next frame into. Never waits.
+        Args:
+            array: Pixels of the shape and type of :attr:`format`; anything that numpy makes such an array of.
+            captured_ns: When the frame was captured, CLOCK_MONOTONIC; ``None`` for now.
+            captured_wall_ns: When the frame was captured, nanoseconds since 1970; ``None`` for now.
+            metadata: A small map that travels with the frame, at most 832 bytes as msgpack.
+            timeout_s: As for :meth:`loan`.
+
+        Returns:
+            The frame's sequence.
+
+        Raises:
+            FormatMismatch: The array has another shape or type.
+            InvalidMetadata: The metadata is larger than its room, or a subscriber could not read it.
+            InvalidArgument: A time is not a whole number of 64 bits, or ``timeout_s`` is not a time.
+            NoFreeSlot, LoanOutstanding, WrongThread, Closed: As for :meth:`loan`.
+        """
+        self._check_use()
+        pixels = self._check_array(array)
+        pack_metadata(metadata)
+        times = {"captured_ns": captured_ns, "captured_wall_ns": captured_wall_ns}
+        given = {name: whole_number(value, name, *_INT64) for name, value in times.items() if value is not None}
+        loan = self.loan(timeout_s=timeout_s)
+        try:
+            loan.pixels[...] = pixels
+            for name, value in given.items():
+                setattr(loan, name, value)
+            loan.metadata = metadata or {}
+            return loan.publish()
+        except BaseException:
+            loan.abandon()
+            raise
+
+    def loan(self, frame_format: FrameFormat | None = None, *, timeout_s: float | None = NO_WAIT) -> Loan:
+        """Take the oldest free slot to write the next frame into.
 
         Args:
             frame_format: Format of this frame; it must fit the slot. ``None`` takes the stream's.
+            timeout_s: Seconds to wait for a slot while none is free; ``None`` waits for ever. Honest subscribers leave
+                one free, so only a process that pins slots makes it wait; it then looks every millisecond, at some 2 %
+                of a core, and the frames that are captured meanwhile are late.
 
         Returns:
             Loan whose ``pixels`` is a writable, C-contiguous array of the format's shape on the slot itself. Its
             content is that of an older frame.
 
         Raises:
-            RingFull: Every slot is held; the frame is to be dropped, and is counted as such.
+            NoFreeSlot: Every slot is held; the frame is to be dropped, and is counted as such.
             FrameTooLarge: The format needs more than a slot.
-            LoanOutstanding: The loan before is neither published nor abandoned.
+            LoanOutstanding: ``max_loans`` loans are neither published nor abandoned, and still referenced.
+            InvalidArgument: ``frame_format`` is not a format, or ``timeout_s`` is not a time.
             WrongThread: Another thread owns the publisher.
             Closed: The publisher was closed.
         """
-        if get_ident() != self._thread or self._loan is not None:
-            self._check_loan()
+        if get_ident() != self._thread:
+            self._check_use()
         if frame_format is None or frame_format is self.format:
-            frame_format, description, self._template = self.format, self._description, self._own_template
+            frame_format, description, template = self.format, self._description, self._template
+            shape, dtype = self._shape, self._dtype
         else:
-            description, self._template = self._pack(frame_format)
-        claimed = self._ring.writer.claim(description)
-        slot, now_ns, now_wall_ns = claimed if claimed is not None else self._claim_in_new_ring(description)
+            description, template = self._pack(frame_format)
+            shape, dtype = frame_format.shape, np.dtype(frame_format.dtype)
+        if timeout_s is not NO_WAIT:
+            timeout_s = seconds(timeout_s, "timeout_s")
+        claim = self._ring.writer.claim(description)
+        if claim is None:
+            claim = self._claim_with_patience(description, timeout_s)
         self._full_since_s = None
-        if now_ns >= self._notifier.look_at_ns:
-            self._notifier.look(now_ns)
-        # A view, so that the pixels of an earlier loan stay read-only.
-        pixels = self._pixels[slot][...] if frame_format is self.format else self._map_pixels(slot, frame_format)
-        self._loan = loan = Loan(pixels, frame_format, now_ns, now_wall_ns, self)
-        self._slot = slot
-        return loan
+        if claim.now_ns >= self._notifier.look_at_ns:
+            self._notifier.look(claim.now_ns)
+        return Loan(np.ndarray(shape, dtype, claim.memory), frame_format, claim, self, template)
 
     def close(self) -> None:
-        """Abandon an open loan, tell the subscribers, and leave nothing in /dev/shm (but the ring if it is kept)."""
-        if self._closed or self._exclusion.fd < 0:
+        """Tell the subscribers, and leave nothing in /dev/shm (but the ring if it is kept). From any thread.
+
+        Loans that are out can no longer be published. In another thread's call the publisher ends when that call does.
+        """
+        if self._closed:
             return
-        if self._loan is not None:
-            self._loan.abandon()
         self._closed = True
-        self._thread = None  # nobody's: the next call looks closer, and finds it closed
-        self._ring.close(unlink=not self._keep_ring)
+        self._thread = None  # so that the owner's next call looks closer, and finds it closed
+        if not self._forked:
+            self._ring.close(unlink=not self._keep_ring, then=self._close_rest)
+
+    def _close_rest(self) -> None:
         self._notifier.close()
         self._let_exclusion_go(unlink=not self._keep_ring)
 
     def _let_exclusion_go(self, *, unlink: bool) -> None:
-        # Unlinked while it is locked: who locks it later sees that the path names another file, and begins anew.
+        # Unlinked while it is locked: whoever locks it later sees that the path names another file, and begins anew.
         if unlink:
-            self._lock_path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self._lock_path.unlink(missing_ok=True)
         self._exclusion.close()
+
+    def after_fork_in_child(self) -> None:
+        """Leave the stream to the parent."""
+        self._forked = True
+        self._thread = None
 
     def _check_use(self) -> None:
         if self._closed:
             raise Closed("the publisher was closed")
-        if self._exclusion.fd < 0:
+        if self._forked:
             raise Closed("the publisher belongs to the parent process: open one after the fork")
         thread = get_ident()
         if self._thread is None:
             self._thread = thread
         if self._thread != thread:
-            raise WrongThread("a publisher belongs to the thread that first used it: open one publisher in one thread")
+            raise WrongThread(
+                "a publisher belongs to the thread that first used it: open and use it in one thread, and from asyncio "
+                "call it directly, since a loan does not wait; asyncio.to_thread and thread pools take any thread"
+            )
 
-    def _check_loan(self) -> None:
-        self._check_use()
-        if self._loan is not None:
-            raise LoanOutstanding("publish or abandon the loan before you take the next")
+    def _check_array(self, array: Any) -> np.ndarray[Any, Any]:
+        wanted = f"an array of shape {self._shape} and type {self._dtype}"
+        try:
+            pixels = np.asarray(array)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise FormatMismatch(f"{wanted} is wanted, and {type(array).__name__} makes none: {error}") from None
+        if pixels.shape != self._shape or pixels.dtype != self._dtype:
+            raise FormatMismatch(
+                f"{wanted} is wanted, not {pixels.shape} and {pixels.dtype}: convert it, or open the publisher with "
+                "FrameFormat.of(array)"
+            )
+        return pixels
 
-    def _claim_in_new_ring(self, description: bytes) -> tuple[int, int, int]:
-        """Count the dropped frame; when slots have been held for long, go on in a new ring.
+    def _claim_with_patience(self, description: bytes, timeout_s: float | None) -> Claim:
+        """Find out why there is no slot, and wait for one if that can help.
 
-        Seats keep honest subscribers from holding every slot, so whoever does is not honest, or stopped.
+        Raises:
+            LoanOutstanding: The loans are out.
+            NoFreeSlot: No slot became free in time.
+            Closed: The publisher was closed.
         """
+        deadline_s = None if timeout_s is None else monotonic() + timeout_s
+        while True:
+            self._check_use()
+            self._check_loans()
+            claim = self._ring.writer.claim(description) or self._claim_in_new_ring(description)
+            if claim is not None:
+                return claim
+            if deadline_s is not None and monotonic() >= deadline_s:
+                break
+            time.sleep(FREE_SLOT_TICK_S)
         self._check_use()
+        self._dropped += 1
+        raise NoFreeSlot(
+            f"all {self._ring.geometry.slots} slots of {self.stream!r} are held: drop this frame, and see in "
+            "'framebus top' which subscriber holds them"
+        )
+
+    def _check_loans(self) -> None:
+        geometry = self._ring.geometry
+        if self._ring.writer.loans < geometry.max_loans:
+            return
+        gc.collect()  # loans in reference cycles, as an exception's traceback makes them, are lost too
+        if self._ring.writer.loans >= geometry.max_loans:
+            raise LoanOutstanding(
+                f"{geometry.max_loans} of {geometry.max_loans} loans are neither published nor abandoned, and variables "
+                "or views reference them: publish, abandon or delete one, or open the publisher with larger max_loans"
+            )
+
+    def _claim_in_new_ring(self, description: bytes) -> Claim | None:
+        """When slots have been held for long, go on in a new ring.
+
+        Seats keep honest subscribers from holding every slot, so whatever does is not honest, or stopped. Loans that
+        are out belong to the old ring, and would never be seen: while there are any, it stays.
+        """
         now_s = monotonic()
-        claimed = None
         if self._full_since_s is None:
             self._full_since_s = now_s
-        elif now_s - self._full_since_s >= REPLACE_AFTER_S and now_s >= self._replace_not_before_s:
-            self._replace_not_before_s = now_s + REPLACE_EVERY_S
-            try:
-                self._ring.replace(self.stream)
-            except FramebusError:
-                pass  # no room, or a neighbour was at the new file too: the next try is REPLACE_EVERY_S later
-            else:
-                self._use_ring()
-                self._replaced += 1
-                claimed = self._ring.writer.claim(description)
-        if claimed is None:
-            self._dropped += 1
-            raise RingFull(
-                f"all {self._ring.geometry.slots} slots of {self.stream!r} are held: drop this frame, "
-                "and see in 'framebus top' who holds them"
-            )
-        return claimed
+        writer = self._ring.writer
+        if now_s - self._full_since_s < REPLACE_AFTER_S or now_s < self._replace_not_before_s or writer.loans:
+            return None
+        self._replace_not_before_s = now_s + REPLACE_EVERY_S
+        try:
+            self._ring.replace(self.stream)
+        except FramebusError:
+            return None  # no room, or a neighbour was at the new file too: the next try is REPLACE_EVERY_S later
+        self._lost_before += writer.lost
+        self._replaced += 1
+        return self._ring.writer.claim(description)
 
     def _pack(self, frame_format: FrameFormat) -> tuple[bytes, Template]:
         """What a format is in a slot's header, and in notifications."""
+        if not isinstance(frame_format, FrameFormat):
+            raise InvalidArgument(f"frame_format is a FrameFormat or None, not {frame_format!r:.80}")
         if frame_format.frame_bytes > self._ring.geometry.slot_bytes:
             raise FrameTooLarge(
                 f"a frame of {frame_format.frame_bytes} bytes does not fit a slot of {self._ring.geometry.slot_bytes}: "
                 "open the publisher with the largest format"
             )
-        parts = frame_format.shape, frame_format.typestr, frame_format.pixel_format
-        return describe(*parts), notification_template(self.stream, self._ring.epoch, *parts)
+        description = frame_format.description
+        return description.pack(), notification_template(self.stream, self._ring.epoch, description)
 
-    def _use_ring(self) -> None:
-        self._pixels = [self._map_pixels(slot, self.format) for slot in range(self._ring.geometry.slots)]
-
-    def _map_pixels(self, slot: int, frame_format: FrameFormat) -> Pixels:
-        return np.ndarray(
-            frame_format.shape,
-            frame_format.typestr,
-            buffer=self._ring.segment.buffer,
-            offset=self._ring.geometry.pixels(slot),
-        )
-
-    def _publish(self, loan: Loan) -> int:
-        # Each call more is a few microseconds in which a subscriber waits, for the caches have seen other things since.
-        if loan is not self._loan or get_ident() != self._thread:
-            self._refuse(loan)
-        self._loan = None
-        writer, slot, captured_ns = self._ring.writer, self._slot, loan.captured_ns
-        notifier, template = self._notifier, self._template
+    def _publish(self, loan: Loan, claim: Claim, template: Template) -> int:
+        # Hot path: every extra call here costs a few microseconds of cold-cache latency.
+        if get_ident() != self._thread:
+            self._check_use_of(claim)
+        writer = self._ring.writer
         sequence = writer.next_sequence
         try:
-            if loan.metadata:
-                self._check_use()  # a forked child has the loan too, and must not write
-                self._ring.write_metadata(slot, loan.packed_metadata())
-            published_ns = writer.publish(slot, captured_ns, loan.captured_wall_ns, notifier.local.listening, template)
+            metadata = loan.metadata
+            if type(metadata) is not dict or metadata:
+                self._ring.write_metadata(claim.slot, pack_metadata(metadata))
+            writer.publish(claim, loan.captured_ns, loan.captured_wall_ns, self._notifier.local.listening, template)
         except BaseException:
-            self._give_up()
+            if claim.is_open:
+                claim.abandon()
+                self._abandoned += 1
             self._check_use()
             raise
-        if notifier.is_heard_further:
-            notifier.notify_further(template, sequence, slot, captured_ns, published_ns)
         return sequence
 
-    def _abandon(self, loan: Loan) -> None:
-        self._check_use()
-        if loan is not self._loan:
-            self._refuse(loan)
-        self._loan = None
-        self._give_up()
+    def _abandon(self, claim: Claim) -> None:
+        thread = self._thread
+        if thread is not None and get_ident() != thread:
+            self._check_use()
+        if claim.is_open and not self._forked:
+            claim.abandon()
+            self._abandoned += 1
 
-    def _refuse(self, loan: Loan) -> NoReturn:
-        self._check_use()
-        raise FramebusError(f"the loan of {loan.format.frame_bytes} bytes is not this publisher's last")
-
-    def _give_up(self) -> None:
-        self._ring.abandon(self._slot)
-        self._abandoned += 1
+    def _check_use_of(self, claim: Claim) -> None:
+        """Like :meth:`_check_use`; a closed publisher lets go of the claim."""
+        try:
+            self._check_use()
+        except Closed:
+            if not self._forked:
+                claim.abandon()
+            raise
 
     def __enter__(self) -> Publisher:
         return self
 
-    def __exit__(self, *_exception: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        # Never in the place of the exception that is on its way.
+        with contextlib.suppress(*(() if kind is None else (OSError,))):
+            self.close()
+
+    def __del__(self) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a publisher holds locks of its process, and cannot be pickled: open one in the other process")

@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import threading
+import contextlib
+import gc
 import time
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
-from typing import Final, Literal
+from threading import get_ident
+from types import TracebackType
+from typing import Final, Literal, NoReturn, TypedDict, Unpack, get_args
 
+from framebus.arguments import check_environment, one_of, seconds, whole_number
+from framebus.bus import lifecycle
 from framebus.bus.frames import Frame
 from framebus.errors import (
+    AlreadyInUse,
     Closed,
+    FramebusError,
+    InvalidArgument,
     LayoutMismatch,
     PermissionDenied,
     ReceiveTimeout,
-    RingFull,
+    ResourceExhausted,
     StreamGone,
     StreamNotFound,
+    SubscriberLimitReached,
     TooManyLeases,
     WrongThread,
 )
-from framebus.layout import check_name
+from framebus.layout import MAX_SLOTS, check_name
 from framebus.notify import Listener
-from framebus.ring import SubscriberRing
+from framebus.ring import StaleRing, SubscriberRing
 from framebus.seats import Record, new_record, remove_dead_records, take_seats
 from framebus.steps import Lease
 from framebus.wake import Pace
@@ -35,6 +44,19 @@ Mode = Literal["newest", "every"]
 Wake = Literal["zmq", "futex", "predict", "busy"]
 BUSY_NS: Final = 500_000
 """How long to look without a rehearsal: its effect wears off."""
+MAX_UID: Final = (1 << 32) - 2
+
+
+class SubscriberOptions(TypedDict, total=False):
+    """The keyword arguments of :class:`Subscriber`, but for the time to wait for a publisher."""
+
+    name: str
+    mode: Mode
+    wake: Wake
+    max_leases: int
+    history: int
+    gone_after_s: float | None
+    publisher_uid: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +72,7 @@ class SubscriberStatistics:
     rejected: int
     """Slot headers that made no sense, and were passed over."""
     notifications_rejected: int
-    """Messages on the notification socket that were none of this stream."""
+    """Messages on the notification socket that were not of this stream."""
     reattached: int
     """Times another ring file took the place of the first."""
     leases: int
@@ -60,9 +82,12 @@ class SubscriberStatistics:
 class Subscriber:
     """Receives the frames of a stream, without a copy.
 
-    It belongs to the thread that first receives with it; frames may be released in any. After a fork it belongs to the
-    parent. Iterate over it, or ``async for``, or call :meth:`receive`.
+    It belongs to the thread that first receives with it, and one call at a time; frames may be released in any thread,
+    and :meth:`close` may be called from any. After a fork it belongs to the parent. Iterate over it, or ``async for``,
+    or call :meth:`receive`. One that was not closed is closed when it is collected, or when the interpreter exits.
     """
+
+    _closed = True  # until it is open, for what ends an opening that failed
 
     def __init__(
         self,
@@ -72,7 +97,8 @@ class Subscriber:
         mode: Mode = "newest",
         wake: Wake = "zmq",
         max_leases: int = 2,
-        wait_s: float | None = 0.0,
+        history: int = 0,
+        attach_timeout_s: float | None = 10.0,
         gone_after_s: float | None = 10.0,
         publisher_uid: int | None = None,
     ) -> None:
@@ -83,67 +109,102 @@ class Subscriber:
             name: What ``framebus top`` shows for this subscriber.
             mode: ``newest`` skips what was missed; ``every`` takes all in order while the ring still has them.
             wake: How to wait for a frame. ``zmq`` waits on a socket, which has a descriptor for poll and asyncio.
-                ``futex`` wakes in about half the time. ``predict`` learns the stream's pace and looks for a frame from
-                shortly before it is due: faster again, for a few hundred microseconds of CPU a frame where the pace is
-                steady, up to a quarter of a core where it is not; where there is no pace, it is ``futex``. ``busy``
-                looks all the time, and takes a whole core. docs/benchmarks.md has figures.
+                ``futex`` waits in the kernel, on a word of the ring, and wakes sooner. ``predict`` learns the stream's
+                pace and looks for a frame from shortly before it is due: faster again, for a few hundred microseconds
+                of CPU a frame where the pace is steady, up to a quarter of a core where it is not; where there is no
+                pace, it is ``futex``. ``busy`` looks all the time, and takes a whole core. docs/benchmarks.md has
+                figures.
             max_leases: Frames that may be held at once, views on their pixels included.
-            wait_s: Seconds to wait for a publisher; ``None`` waits for ever.
+            history: How many of the frames that the ring still holds to receive first, in order, before those that
+                follow; each counts as a lease while it is held.
+            attach_timeout_s: Seconds to wait for a publisher, so that the two sides may start in any order; 0 looks
+                once, ``None`` waits for ever. In an event loop use :meth:`attach`.
             gone_after_s: Seconds that a publisher may be gone before :meth:`receive` raises; ``None``: for ever.
             publisher_uid: The user, by number, whose frames are wanted. Whoever serves a ring can also cut it short
                 under its readers, which ends them with SIGBUS; a ring of another user is not even mapped. ``None``
                 takes anybody's.
 
         Raises:
-            StreamNotFound: No publisher within ``wait_s``.
-            RingFull: The ring has too few slots left for ``max_leases``.
+            InvalidArgument: An argument is of the wrong type or out of range.
+            InvalidName: ``stream`` or ``name`` holds other than letters, digits, ``-`` and ``_``.
+            StreamNotFound: No publisher within ``attach_timeout_s``.
+            SubscriberLimitReached: The ring has too few slots left for ``max_leases``.
             LayoutMismatch: The ring is of another version of the layout, or damaged.
             PermissionDenied: The ring is closed to this user, and the message names the group to run with; or it does
                 not belong to ``publisher_uid``.
             NotEnoughSharedMemory: /dev/shm has no room for the subscriber's record, of one page.
-            InvalidName: ``stream`` or ``name`` holds other than letters, digits, ``-`` and ``_``.
+            ResourceExhausted: The process has no descriptor, or no memory to map, left.
+            UnsupportedEnvironment: gevent or eventlet has patched the standard library.
         """
-        if mode not in ("newest", "every") or wake not in ("zmq", "futex", "predict", "busy"):
-            raise ValueError(
-                f"mode is 'newest' or 'every', wake is 'zmq', 'futex', 'predict' or 'busy', not {mode!r} and {wake!r}"
-            )
-        if max_leases < 1:
-            raise ValueError(f"max_leases is 1 or more, not {max_leases}")
+        check_environment()
         self.stream = check_name(stream)
         """The stream's name."""
         self.name = check_name(name, "subscriber")
         """What ``framebus top`` shows for this subscriber."""
+        one_of(mode, "mode", get_args(Mode))
+        one_of(wake, "wake", get_args(Wake))
+        attach_timeout_s = seconds(attach_timeout_s, "attach_timeout_s")
         self._mode = mode
         self._wake = wake
         self._pace = Pace() if wake == "predict" else None
-        self._max_leases = max_leases
+        self._max_leases = whole_number(max_leases, "max_leases", 1, MAX_SLOTS)
+        self._history = whole_number(history, "history", 0, MAX_SLOTS)
+        if publisher_uid is not None:
+            publisher_uid = whole_number(publisher_uid, "publisher_uid", 0, MAX_UID)
         self._publisher_uid = publisher_uid
-        self._gone_after_s = gone_after_s
-        self._denied: PermissionDenied | None = None
+        self._gone_after_s = seconds(gone_after_s, "gone_after_s")
+        self._obstacle: FramebusError | None = None
         self._gone_since_s: float | None = None
         self._look_at_s = 0.0
         self._thread: int | None = None
-        self._process = os.getpid()
-        self._closed = False
+        self._forked = False
+        self._receiving = False
         self._current: Frame | None = None
         self._event = 0
         self._reattached = 0
-        self._ring = self._wait_for_ring(wait_s)
+        self._ring = self._wait_for_ring(attach_timeout_s)
         remove_dead_records(stream)
-        self._record = Record(stream, new_record(name, mode, wake, max_leases))
+        self._record = Record(stream, new_record(name, mode, wake, self._max_leases))
         self._ring.reader.report_to(self._record.segment)
         try:
             self._listener = Listener(stream) if wake == "zmq" else None
         except BaseException:
             self._record.remove()
             raise
+        self._closed = False
+        lifecycle.register(self)
+
+    @classmethod
+    async def attach(
+        cls, stream: str, *, attach_timeout_s: float | None = 10.0, **options: Unpack[SubscriberOptions]
+    ) -> Subscriber:
+        """Like ``Subscriber(...)``, for an event loop: other tasks run while this one waits for a publisher.
+
+        ``async with await Subscriber.attach("panorama") as subscriber`` closes it at the end of the block.
+
+        Args:
+            stream: Name of the stream.
+            attach_timeout_s: Seconds to wait for a publisher; ``None`` waits for ever.
+            **options: The other keyword arguments of :class:`Subscriber`.
+        """
+        timeout_s = seconds(attach_timeout_s, "attach_timeout_s")
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            try:
+                return cls(stream, attach_timeout_s=0.0, **options)
+            except (StreamNotFound, StaleRing):
+                if deadline_s is not None and time.monotonic() >= deadline_s:
+                    raise
+            await asyncio.sleep(TICK_S)
 
     @property
     def statistics(self) -> SubscriberStatistics:
         """Counters since the subscriber attached; after its close, the last ones."""
-        if self._closed:
-            return self._final_statistics
-        reader = self._ring.reader
+        ring: SubscriberRing | None = self.__dict__.get("_ring")
+        return self._final_statistics if ring is None else self._count(ring)
+
+    def _count(self, ring: SubscriberRing) -> SubscriberStatistics:
+        reader = ring.reader
         return SubscriberStatistics(
             reader.received,
             reader.skipped,
@@ -163,44 +224,64 @@ class Subscriber:
             timeout_s: Seconds to wait; ``None`` waits for ever, ``0`` polls.
 
         Returns:
-            Frame whose ``pixels`` is read-only, C-contiguous, of shape ``(height, width, channels)``. ``captured_ns``
-            is CLOCK_MONOTONIC; ``skipped`` counts frames missed since the previous one.
+            Frame whose ``pixels`` is read-only, C-contiguous, of the shape that its format says. ``captured_ns`` is
+            CLOCK_MONOTONIC; ``skipped`` counts frames missed since the previous one.
 
         Raises:
             ReceiveTimeout: No new frame within ``timeout_s``.
-            TooManyLeases: ``max_leases`` earlier frames are still viewed.
+            TooManyLeases: ``max_leases`` earlier frames are still viewed; the message names them.
             StreamGone: The publisher closed or died, and none came back within ``gone_after_s``.
-            PermissionDenied: The same, and a ring that is closed to this user, or that does not belong to
-                ``publisher_uid``, is in its place.
+            PermissionDenied, LayoutMismatch, SubscriberLimitReached: The same, and a ring that this subscriber cannot
+                attach to is in its place.
+            InvalidArgument: ``timeout_s`` is not a time.
             WrongThread: Another thread owns the subscriber.
-            Closed: The subscriber was closed.
+            AlreadyInUse: Another task, or what a signal handler interrupted, is receiving.
+            Closed: The subscriber was closed, before or meanwhile.
 
         Source: fcntl(2), "Open file description locks"; offsets in layout.py.
         """
-        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
-        self._check_use()
-        self._check_leases()
-        while (lease := self._take()) is None:
-            if self._is_quiet():
-                self._look_after_publisher()
-                if (lease := self._wait(self._slice(deadline_s))) is not None:
-                    break
-        return self._deliver(lease)
+        deadline_s = None
+        if timeout_s is not None:
+            deadline_s = time.monotonic() + (seconds(timeout_s, "timeout_s") or 0.0)
+        if get_ident() != self._thread or self._receiving:
+            self._check_use()
+        self._receiving = True
+        try:
+            self._check_leases()
+            while (lease := self._take()) is None:
+                if self._is_quiet():
+                    self._look_after_publisher()
+                    lease = self._wait(self._slice(deadline_s))
+                    self._check_open()
+                    if lease is not None:
+                        break
+            return self._deliver(lease)
+        finally:
+            self._receiving = False
+            if self._closed:
+                self._leave()
 
     async def receive_async(self, timeout_s: float | None = None) -> Frame:
         """Like :meth:`receive`, for an event loop: other tasks run while this one waits. A cancel loses no frame.
 
+        One task receives at a time.
+
         Raises:
-            ValueError: The subscriber was not opened with ``wake="zmq"``: an event loop can wait for nothing else.
+            InvalidArgument: The subscriber was not opened with ``wake="zmq"``: an event loop can wait for nothing else.
         """
         loop = asyncio.get_running_loop()
         descriptor = self.fileno()
+        deadline_s = None
+        if timeout_s is not None:
+            deadline_s = time.monotonic() + (seconds(timeout_s, "timeout_s") or 0.0)
         ready = asyncio.Event()
-        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
-        loop.add_reader(descriptor, ready.set)
+        if self._receiving:
+            self._check_use()
+        self._receiving = True
         try:
+            loop.add_reader(descriptor, ready.set)
             while True:
-                self._check_use()
+                self._check_open()
                 self._check_leases()
                 if (lease := self._take()) is not None:
                     return self._deliver(lease)
@@ -208,45 +289,63 @@ class Subscriber:
                     continue
                 self._look_after_publisher()
                 slice_s = self._slice(deadline_s)
-                try:
+                ready.clear()
+                with contextlib.suppress(TimeoutError):  # the slice is over
                     async with asyncio.timeout(slice_s):
                         await ready.wait()
-                except TimeoutError:
-                    continue  # the slice is over
-                finally:
-                    ready.clear()
         finally:
             loop.remove_reader(descriptor)
+            self._receiving = False
+            if self._closed:
+                self._leave()
 
     def fileno(self) -> int:
         """Descriptor for poll(2) and event loops, of a subscriber opened with ``wake="zmq"``.
 
-        It is edge-triggered: after it became readable, call ``receive(timeout_s=0)`` until it raises
-        :class:`ReceiveTimeout`. Look at least every 50 ms without it too, for nothing makes it readable when the
-        publisher is killed.
+        It is readable while notifications have come; call ``receive(timeout_s=0)`` until it raises
+        :class:`ReceiveTimeout`, which takes them. Look at least every 50 ms without it too, for nothing makes it
+        readable when a publisher opens.
 
         Raises:
-            ValueError: The subscriber was opened with another ``wake``.
-
-        Source: zmq_setsockopt(3), ZMQ_FD.
+            InvalidArgument: The subscriber was opened with another ``wake``.
+            ResourceExhausted: The process has no descriptor left.
+            WrongThread, Closed: As for :meth:`receive`.
         """
-        self._check_use()
+        if get_ident() != self._thread:
+            self._check_use()
         if self._listener is None:
-            raise ValueError(f"a subscriber with wake={self._wake!r} has no descriptor: open it with wake='zmq'")
+            raise InvalidArgument(f"a subscriber with wake={self._wake!r} has no descriptor: open it with wake='zmq'")
         return self._listener.fileno()
 
     def close(self) -> None:
-        """Leave the stream. Frames and views still held stay readable, and hold their slots until they go."""
+        """Leave the stream; from any thread, and in the middle of a receive, which then raises :class:`Closed`.
+
+        Frames and views still held stay readable, and hold their slots until they go.
+        """
         if self._closed:
             return
-        self._release_current()
-        self._final_statistics = self.statistics
         self._closed = True
-        if os.getpid() == self._process:
+        self._thread = None  # so that the owner's next call looks closer, and finds it closed
+        if not self._receiving:
+            self._leave()
+
+    def after_fork_in_child(self) -> None:
+        """Leave the subscription to the parent."""
+        self._forked = True
+        self._thread = None
+
+    def _leave(self) -> None:
+        """Give up all that the subscriber holds; while no thread is in the middle of a receive."""
+        ring: SubscriberRing | None = self.__dict__.get("_ring")
+        if ring is None:
+            return
+        self._release_current()
+        self._final_statistics = self._count(ring)
+        self.__dict__.pop("_ring", None)  # the file is unmapped when the last view goes
+        if self._listener is not None:
+            self._listener.close()
+        if not self._forked:
             self._record.remove()
-            if self._listener is not None:
-                self._listener.close()
-        del self._ring  # the file is unmapped when the last view goes
 
     def _take(self) -> Lease | None:
         """Lease what is there."""
@@ -322,19 +421,22 @@ class Subscriber:
         if self._gone_since_s is None:
             self._gone_since_s = now_s
         if self._gone_after_s is not None and now_s - self._gone_since_s >= self._gone_after_s:
-            if self._denied is not None:
-                raise self._denied
+            if self._obstacle is not None:
+                raise self._obstacle
             raise StreamGone(f"the publisher of {self.stream!r} is gone for {self._gone_after_s:g} s")
 
     def _reattach(self) -> bool:
         if self._ring.segment.is_current():
-            return False  # nobody has put another file in its place; this one may be adopted, and its seats are ours
+            return False  # no other file is in its place; this one may be adopted, and its seats are ours
         try:
             ring = self._attach()
-        except (StreamNotFound, LayoutMismatch, PermissionDenied, RingFull) as error:
-            self._denied = error if isinstance(error, PermissionDenied) else None
+        except StreamNotFound:
+            self._obstacle = None
             return False
-        ring.reader.go_on(self._ring.reader, ring.header.first_sequence)
+        except (LayoutMismatch, PermissionDenied, ResourceExhausted, SubscriberLimitReached) as error:
+            self._obstacle = error
+            return False
+        ring.reader.resume_from(self._ring.reader, ring.header.first_sequence)
         self._reattached += 1
         ring.reader.report_to(self._record.segment)
         self._ring = ring
@@ -343,41 +445,60 @@ class Subscriber:
 
     def _attach(self) -> SubscriberRing:
         for _ in range(16):
-            ring = SubscriberRing(self.stream, self._publisher_uid, every=self._mode == "every")
-            take_seats(ring.segment, ring.geometry.slots, self._max_leases)
+            ring = SubscriberRing(self.stream, self._publisher_uid, every=self._mode == "every", history=self._history)
+            take_seats(ring.segment, ring.geometry, self._max_leases)
             if ring.segment.is_current():
                 return ring
         raise StreamNotFound(f"the ring of {self.stream!r} is replaced again and again")
 
-    def _wait_for_ring(self, wait_s: float | None) -> SubscriberRing:
-        deadline_s = None if wait_s is None else time.monotonic() + wait_s
+    def _wait_for_ring(self, attach_timeout_s: float | None) -> SubscriberRing:
+        deadline_s = None if attach_timeout_s is None else time.monotonic() + attach_timeout_s
         while True:
             try:
                 return self._attach()
-            except StreamNotFound:
+            except (StreamNotFound, StaleRing):
                 if deadline_s is not None and time.monotonic() >= deadline_s:
                     raise
             time.sleep(TICK_S)
 
     def _check_use(self) -> None:
-        thread = threading.get_ident()
+        self._check_open()
+        thread = get_ident()
         if self._thread is None:
             self._thread = thread
         if self._thread != thread:
-            raise WrongThread("a subscriber belongs to the thread that first received: open one in each thread")
+            raise WrongThread(
+                "a subscriber belongs to the thread that first received: open one in each thread, and in asyncio await "
+                "receive_async() in place of asyncio.to_thread(), which takes any thread of its pool"
+            )
+        if self._receiving:
+            raise AlreadyInUse(
+                "this subscriber is in the middle of a receive: open one for each task, and do not receive in a signal "
+                "handler"
+            )
+
+    def _check_open(self) -> None:
         if self._closed:
             raise Closed("the subscriber was closed")
-        if self._ring.segment.fd < 0:
+        if self._forked:
             raise Closed("the subscriber belongs to the parent process: open one after the fork")
 
     def _check_leases(self) -> None:
-        if self._ring.reader.leases >= self._max_leases:
-            raise TooManyLeases(
-                f"{self._max_leases} frames are still viewed: copy what you keep (pixels.copy()), delete old views, or "
-                f"subscribe with max_leases={self._max_leases + 1}"
-            )
+        reader = self._ring.reader
+        if reader.leases < self._max_leases:
+            return
+        gc.collect()  # frames in reference cycles, as an exception's traceback makes them, are not held by anything
+        if reader.leases < self._max_leases:
+            return
+        held = ", ".join(map(str, reader.held()))
+        raise TooManyLeases(
+            f"{self._max_leases} frames are still held, with the sequences {held}: a variable of an earlier turn, a "
+            "slice or view of the pixels, a list, a traceback or a tensor that shares memory holds its frame; copy "
+            "what you keep (pixels.copy()), release or delete the others, or subscribe with "
+            f"max_leases={self._max_leases + 1}"
+        )
 
-    def __iter__(self) -> Subscriber:
+    def __iter__(self) -> Iterator[Frame]:
         return self
 
     def __next__(self) -> Frame:
@@ -385,7 +506,7 @@ class Subscriber:
         self._current = self.receive()
         return self._current
 
-    def __aiter__(self) -> Subscriber:
+    def __aiter__(self) -> AsyncIterator[Frame]:
         return self
 
     async def __anext__(self) -> Frame:
@@ -394,12 +515,30 @@ class Subscriber:
         return self._current
 
     def _release_current(self) -> None:
-        if self._current is not None:
-            self._current.release()
-            self._current = None
+        current, self._current = self._current, None
+        if current is not None:
+            current.release()
 
     def __enter__(self) -> Subscriber:
         return self
 
-    def __exit__(self, *_exception: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        # Never in the place of the exception that is on its way.
+        with contextlib.suppress(*(() if kind is None else (OSError,))):
+            self.close()
+
+    async def __aenter__(self) -> Subscriber:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.__exit__(kind, error, traceback)
+
+    def __del__(self) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a subscriber holds locks of its process, and cannot be pickled: open one in the other process")

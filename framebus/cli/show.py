@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from framebus.directory import StreamInfo, inspect, streams
-from framebus.layout import SlotHeader
+from framebus.layout import FrameHeader
 
 MIB = 1 << 20
 
@@ -164,7 +164,7 @@ def _living(stream: StreamInfo) -> int:
     return sum(subscriber.alive for subscriber in stream.subscribers)
 
 
-def _describe(frame: SlotHeader | None) -> str:
+def _describe(frame: FrameHeader | None) -> str:
     return "-" if frame is None else f"{frame.width}x{frame.height}x{frame.channels} {frame.dtype} {frame.pixel_format}"
 
 

@@ -1,0 +1,83 @@
+"""Checks of the arguments of the public API, made where they enter.
+
+A wrong argument is an :class:`~framebus.errors.InvalidArgument` that names it, never a failure deeper inside.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import sys
+from typing import Any
+
+from framebus.errors import InvalidArgument, UnsupportedEnvironment
+
+
+def whole_number(value: Any, what: str, least: int, most: int | None = None) -> int:
+    """Return ``value`` as an int, by ``operator.index``, so that numpy's integers are taken and floats are not.
+
+    Args:
+        value: What the caller gave.
+        what: The argument's name, for the message.
+        least: The least value allowed.
+        most: The largest value allowed; ``None`` for no limit.
+
+    Raises:
+        InvalidArgument: It is not a whole number, or out of range.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if number < least or (most is not None and number > most):
+        limits = f"{least} or more" if most is None else f"from {least} to {most}"
+        raise InvalidArgument(f"{what} is a whole number, {limits}, not {value!r:.80}")
+    return number
+
+
+def seconds(value: Any, what: str) -> float | None:
+    """Return ``value`` as seconds, or ``None`` as itself, which stands for ever.
+
+    Raises:
+        InvalidArgument: It is not a number, not finite, or below 0.
+    """
+    if value is None:
+        return None
+    try:
+        number = float(value) if not isinstance(value, (str, bytes, bytearray)) else math.nan
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise InvalidArgument(f"{what} is a finite number of seconds from 0 on, or None for ever, not {value!r:.80}")
+    return number
+
+
+def one_of(value: Any, what: str, allowed: tuple[str, ...]) -> str:
+    """Return ``value`` if it is one of the allowed words.
+
+    Raises:
+        InvalidArgument: It is none of them.
+    """
+    if not isinstance(value, str) or value not in allowed:
+        words = ", ".join(map(repr, allowed[:-1]))
+        raise InvalidArgument(f"{what} is {words} or {allowed[-1]!r}, not {value!r:.80}")
+    return value
+
+
+def check_environment() -> None:
+    """Check that nobody has exchanged the standard library's threads, sockets and polls.
+
+    Raises:
+        UnsupportedEnvironment: gevent or eventlet has: a wait in shared memory would stop every green thread.
+    """
+    for module_name in ("gevent.monkey", "eventlet.patcher"):
+        module = sys.modules.get(module_name)
+        if module is None:
+            continue
+        saved = getattr(module, "saved", None) or getattr(module, "already_patched", None)
+        if saved:
+            library = module_name.partition(".")[0]
+            raise UnsupportedEnvironment(
+                f"{library} has patched the standard library, and framebus waits in the kernel, which would stop every "
+                f"green thread: use framebus in a process of its own, without {library}'s patches"
+            )

@@ -1,0 +1,210 @@
+"""A slot that a program writes a frame into."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, NoReturn, Protocol
+
+import msgpack
+
+from framebus.bus.formats import FrameFormat, Pixels, chroma, luma
+from framebus.errors import FramebusError, FrameReleased, InvalidMetadata, WrongThread
+from framebus.layout import MAX_METADATA_BYTES
+from framebus.steps import Claim, Template
+
+
+class Lender(Protocol):
+    """The publisher that has given a loan, and takes it back."""
+
+    def _publish(self, loan: Loan, claim: Claim, template: Template) -> int: ...
+
+    def _abandon(self, claim: Claim) -> None: ...
+
+
+class Loan:
+    """A free slot of the ring, to be written and published.
+
+    :meth:`publish` hands it to the subscribers. A loan that is abandoned, or that nothing references any more, gives
+    its slot back, and no subscriber sees what was written.
+
+    In a ``with`` block, the end of the block publishes what was rendered, and an exception abandons it. ``break``,
+    ``continue`` and ``return`` end the block as its last line does: where it may be left early, call :meth:`publish`
+    yourself, without ``with``. A block that never asks for ``pixels`` and sets nothing publishes nothing.
+
+    Keep no view on ``pixels`` beyond the publication: it would write into a frame that others read.
+    """
+
+    __slots__ = (
+        "_claim",
+        "_lender",
+        "_pixels",
+        "_template",
+        "_untouched",
+        "captured_ns",
+        "captured_wall_ns",
+        "format",
+        "metadata",
+        "sequence",
+    )
+
+    def __init__(
+        self, pixels: Pixels, frame_format: FrameFormat, claim: Claim, lender: Lender, template: Template
+    ) -> None:
+        self.format = frame_format
+        """What the pixels are."""
+        self.captured_ns = claim.now_ns
+        """When the frame was captured, CLOCK_MONOTONIC; the time of the loan until set."""
+        self.captured_wall_ns = claim.now_wall_ns
+        """When the frame was captured, nanoseconds since 1970; the time of the loan until set."""
+        self.metadata: Mapping[str, Any] = {}
+        """A small map that travels with the frame; msgpack packs it into at most 832 bytes."""
+        self.sequence: int | None = None
+        """The frame's sequence, once it is published."""
+        self._pixels: Pixels | None = pixels
+        self._claim = claim
+        self._lender = lender
+        self._template = template
+        self._untouched = True
+
+    @property
+    def pixels(self) -> Pixels:
+        """Writable, C-contiguous array on the slot itself, of the format's shape.
+
+        Raises:
+            FrameReleased: The loan was published or abandoned.
+        """
+        if self._pixels is None:
+            raise FrameReleased("the loan was published or abandoned: its pixels are no longer the publisher's")
+        self._untouched = False
+        return self._pixels
+
+    @property
+    def luma(self) -> Pixels:
+        """Writable view on the luma of a frame in ``nv12`` or ``i420``, of shape ``(height, width)``.
+
+        Raises:
+            FrameReleased: The loan was published or abandoned.
+            InvalidArgument: The format is another one.
+        """
+        return luma(self.pixels, self.format)
+
+    @property
+    def chroma(self) -> Pixels:
+        """Writable view on the chroma: ``(height // 2, width // 2, 2)`` in ``nv12``, ``(2, …)`` first in ``i420``.
+
+        Raises:
+            FrameReleased: The loan was published or abandoned.
+            InvalidArgument: The format is another one.
+        """
+        return chroma(self.pixels, self.format)
+
+    def publish(self) -> int:
+        """Hand the frame to the subscribers and return its sequence.
+
+        Raises:
+            FrameReleased: It was published or abandoned before.
+            Closed: The publisher was closed; as with the next three, the slot is given back.
+            InvalidMetadata: The metadata is larger than its room, or a subscriber could not read it.
+            TypeError: A time of capture is not an integer.
+            OverflowError: It does not fit a signed 64-bit number.
+            WrongThread: Another thread owns the publisher; the loan stays its owner's.
+        """
+        pixels = self._pixels
+        if pixels is None:
+            raise FrameReleased("the loan was published or abandoned before")
+        try:
+            self.sequence = sequence = self._lender._publish(self, self._claim, self._template)
+        except WrongThread:
+            raise
+        except BaseException:
+            self._end(pixels)
+            raise
+        self._pixels = None
+        pixels.setflags(write=False)
+        return sequence
+
+    def abandon(self) -> None:
+        """Give the slot back unpublished; harmless when that was done before.
+
+        Raises:
+            WrongThread: Another thread owns the publisher; the loan stays its owner's.
+        """
+        if self._pixels is not None:
+            self._lender._abandon(self._claim)
+            self._end(self._pixels)
+
+    def packed_metadata(self) -> bytes:
+        """The metadata's bytes, empty without any.
+
+        Raises:
+            InvalidMetadata: They do not fit the slot's header, or could not be packed or read again.
+        """
+        return pack_metadata(self.metadata)
+
+    def _end(self, pixels: Pixels) -> None:
+        self._pixels = None
+        pixels.setflags(write=False)
+
+    def __enter__(self) -> Loan:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            with contextlib.suppress(FramebusError):  # never in the place of the exception that is on its way
+                self.abandon()
+        elif self._pixels is not None:
+            self.abandon() if self._is_as_it_came() else self.publish()
+
+    def _is_as_it_came(self) -> bool:
+        claim = self._claim
+        times = (self.captured_ns, self.captured_wall_ns)
+        return (
+            self._untouched
+            and type(self.metadata) is dict
+            and not self.metadata
+            and times
+            == (
+                claim.now_ns,
+                claim.now_wall_ns,
+            )
+        )
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a loan is a slot that this process has locked, and cannot be pickled: send what goes into it")
+
+    def __repr__(self) -> str:
+        ended = f"published as {self.sequence}" if self.sequence else "abandoned"
+        state = ended if self._pixels is None else "open"
+        return f"<Loan {self.format.shape} {self.format.dtype} {self.format.pixel_format} {state}>"
+
+
+def pack_metadata(metadata: Mapping[str, Any] | None) -> bytes:
+    """Pack a frame's metadata.
+
+    Returns:
+        A msgpack map, or nothing if the metadata is empty.
+
+    Raises:
+        InvalidMetadata: It is not a map of strings to values that msgpack packs and reads again, or takes more than
+            832 bytes.
+    """
+    if metadata is None or (type(metadata) is dict and not metadata):
+        return b""
+    if not isinstance(metadata, Mapping):
+        raise InvalidMetadata(f"metadata is a map with strings as keys, not {type(metadata).__name__}")
+    try:
+        content: bytes = msgpack.packb(dict(metadata))
+        if len(content) <= MAX_METADATA_BYTES:
+            msgpack.unpackb(content)  # as the subscriber will: it takes no other keys than strings, at any depth
+    except (TypeError, ValueError, OverflowError, msgpack.UnpackException) as error:
+        raise InvalidMetadata(
+            f"the metadata cannot be sent: {error}; take strings as keys, and numbers, strings, bytes, lists and maps "
+            "of these as values"
+        ) from None
+    if len(content) > MAX_METADATA_BYTES:
+        raise InvalidMetadata(f"the metadata takes {len(content)} bytes, a slot has room for {MAX_METADATA_BYTES}")
+    return content
