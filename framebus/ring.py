@@ -200,7 +200,7 @@ class PublisherRing:
         self.segment.buffer[start + METADATA : start + METADATA + len(metadata)] = metadata
         self.segment.words32[(start + METADATA_BYTES) // 4] = len(metadata)
 
-    def close(self, *, unlink: bool, then: Callable[[], None]) -> None:
+    def close(self, *, unlink: bool, then: Callable[[], None] = lambda: None) -> None:
         """Tell subscribers that the publisher is gone, and remove the file's name if ``unlink``; from any thread.
 
         The slots of loans that are still out stay locked until these go.

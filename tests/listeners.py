@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import struct
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import zmq
-import zmq.auth
 from zmq.utils.monitor import parse_monitor_message
 
 from framebus.notify import Notifier
@@ -26,27 +23,17 @@ def wait_until(condition: Callable[[], bool], step: Callable[[], object] = lambd
 def listens(notifier: Notifier) -> bool:
     """Whether anybody subscribes now."""
     notifier.look(0)
-    return bool(notifier.local.listening) or notifier.is_heard_further
-
-
-def use_keys(socket: zmq.Socket[bytes], server_key: Path | None, own_key: Path | None) -> None:
-    """Let a socket connect with the keys of two certificates; without them as any other."""
-    if server_key is not None and own_key is not None:
-        socket.curve_serverkey, _ = zmq.auth.load_certificate(server_key)
-        socket.curve_publickey, socket.curve_secretkey = zmq.auth.load_certificate(own_key)
+    return bool(notifier.local.listening)
 
 
 class PlainListener:
-    """A SUB socket, with keys if they are given: the publisher's public one, and its own of both kinds."""
+    """A SUB socket of libzmq's."""
 
-    def __init__(
-        self, endpoint: str, server_key: Path | None = None, own_key: Path | None = None, heartbeat_ms: int = 0
-    ) -> None:
+    def __init__(self, endpoint: str, heartbeat_ms: int = 0) -> None:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.SUB)
         self._socket.set(zmq.LINGER, 0)
         self._socket.set(zmq.HEARTBEAT_IVL, heartbeat_ms)
-        use_keys(self._socket, server_key, own_key)
         self._monitor = self._socket.get_monitor_socket(zmq.EVENT_ALL)
         self.events: set[int] = set()
         """What has happened to its connection, as zmq_socket_monitor(3) numbers it."""
@@ -67,29 +54,5 @@ class PlainListener:
         """Go away."""
         self._socket.disable_monitor()
         self._monitor.close(0)
-        self._socket.close(0)
-        self._context.term()
-
-
-class Flood:
-    """Subscribes to one topic after the other."""
-
-    def __init__(self, endpoint: str, server_key: Path | None = None, own_key: Path | None = None) -> None:
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.XSUB)
-        self._socket.set(zmq.LINGER, 0)
-        use_keys(self._socket, server_key, own_key)
-        self._socket.connect(endpoint)
-        self._sent = 0
-
-    def send(self) -> None:
-        for _ in range(100):
-            try:
-                self._socket.send(b"\x01" + struct.pack("<Q", self._sent), zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            self._sent += 1
-
-    def close(self) -> None:
         self._socket.close(0)
         self._context.term()

@@ -20,19 +20,21 @@ from framebus import (
     FrameFormat,
     FrameReleased,
     FrameTooLarge,
+    InvalidMetadata,
     InvalidName,
     LayoutMismatch,
     Loan,
     LoanOutstanding,
+    NoFreeSlot,
     NotEnoughSharedMemory,
     PermissionDenied,
     Publisher,
     ReceiveTimeout,
-    RingFull,
     StreamExists,
     StreamGone,
     StreamNotFound,
     Subscriber,
+    SubscriberLimitReached,
     TooManyLeases,
     WrongThread,
 )
@@ -105,7 +107,7 @@ class TestFrames:
         [(0, 1), (1, 1, -1), (1, 1, 3, "complex64"), (1, 1, 3, "nonsense"), (1, 1, 3, "uint8", "x" * 17)],
     )
     def test_a_format_that_cannot_be(self, arguments: tuple[int, int]) -> None:
-        with pytest.raises(ValueError, match=r"frame|pixel format"):
+        with pytest.raises(ValueError, match=r"frame|pixel format|channels"):
             FrameFormat(*arguments)
 
 
@@ -143,7 +145,7 @@ class TestPublisher:
     @pytest.mark.parametrize("metadata", [{"x": "y" * 900}, {"x": object()}, {"x": 1 << 70}])
     def test_metadata_that_does_not_fit_abandons_the_frame(self, stream: str, metadata: dict[str, object]) -> None:
         with Publisher(stream, SMALL) as publisher:
-            with pytest.raises(FrameTooLarge, match="metadata"), publisher.loan() as loan:
+            with pytest.raises(InvalidMetadata, match="metadata"), publisher.loan() as loan:
                 loan.metadata = metadata
             assert publisher.statistics.abandoned == 1
             assert publish(publisher) == 1
@@ -166,11 +168,6 @@ class TestPublisher:
     def test_a_ring_larger_than_the_free_space_leaves_nothing(self, stream: str) -> None:
         with pytest.raises(NotEnoughSharedMemory, match=r"MiB free, this ring needs \d+ MiB: set shm_size: \d+m"):
             Publisher(stream, FrameFormat(40_000, 50_000), slots=85)
-        assert files_of(stream) == []
-
-    def test_an_endpoint_that_cannot_be_bound_leaves_nothing(self, stream: str) -> None:
-        with pytest.raises(OSError, match="cannot be bound"):
-            Publisher(stream, SMALL, endpoint="ipc:///no/such/directory")
         assert files_of(stream) == []
 
     @needs_root
@@ -204,7 +201,7 @@ class TestPublisher:
             neighbour = shm.attach(f"framebus.{stream}.ring")
             for slot in range(4):
                 assert neighbour.try_lock(shm.read_lock(LOCK_SLOTS + slot))
-            with pytest.raises(RingFull, match="drop this frame"):
+            with pytest.raises(NoFreeSlot, match="drop this frame"):
                 publisher.loan()
             assert publish(publisher) == 2
             assert (publisher.statistics.dropped, publisher.statistics.replaced) == (1, 1)
@@ -265,12 +262,12 @@ class TestSubscriber:
         with pytest.raises(StreamNotFound, match=stream):
             Subscriber(stream)
         with pytest.raises(StreamNotFound):
-            Subscriber(stream, wait_s=0.1)
+            Subscriber(stream, attach_timeout_s=0.1)
 
     def test_waiting_for_the_stream(self, stream: str, start_program: Start) -> None:
         program = start_program("publish", stream, "4", "6", "8")
         program.send("publish 3")
-        with Subscriber(stream, wait_s=20) as subscriber:
+        with Subscriber(stream, attach_timeout_s=20) as subscriber:
             assert subscriber.receive(20).pixels.shape == (4, 6, 3)
         assert program.end() == 0
 
@@ -342,7 +339,7 @@ class TestSubscriber:
 
     def test_a_subscriber_beyond_admission_is_refused(self, stream: str) -> None:
         with Publisher(stream, SMALL, slots=6) as publisher, Subscriber(stream), Subscriber(stream, max_leases=1):
-            with pytest.raises(RingFull, match="1 are free and this one wants 2"):
+            with pytest.raises(SubscriberLimitReached, match="1 are free and this one wants 2"):
                 Subscriber(stream)
             with Subscriber(stream, max_leases=1) as last:
                 publish(publisher)
@@ -473,7 +470,7 @@ class TestSubscriber:
             ) as subscriber:
                 assert subscriber.stdout is not None
                 assert subscriber.stdout.readline() == b"1\n"
-                with pytest.raises(RingFull):
+                with pytest.raises(SubscriberLimitReached):
                     Subscriber(stream)
                 subscriber.kill()
                 subscriber.wait()

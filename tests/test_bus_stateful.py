@@ -23,10 +23,10 @@ from framebus import (
     Loan,
     Publisher,
     ReceiveTimeout,
-    RingFull,
     StreamExists,
     StreamNotFound,
     Subscriber,
+    SubscriberLimitReached,
     TooManyLeases,
     remove_leftovers,
 )
@@ -164,7 +164,7 @@ class Bus(RuleBasedStateMachine):
     def take_loan(self) -> None:
         assert self.publisher is not None
         assert self.path is not None
-        loan = self.publisher.loan()  # never RingFull, since admission leaves it a slot
+        loan = self.publisher.loan()  # never NoFreeSlot, since admission leaves it a slot
         loan.pixels[: loan.pixels.shape[0] // 2] = 255
         self.loan = loan, self.path.claim()
 
@@ -224,7 +224,9 @@ class Bus(RuleBasedStateMachine):
     )
     def subscribe(self, mode: Any, wake: Any, max_leases: int) -> None:
         def attach() -> Subscriber:
-            return Subscriber(self.stream, mode=mode, wake=wake, max_leases=max_leases, gone_after_s=None)
+            return Subscriber(
+                self.stream, mode=mode, wake=wake, max_leases=max_leases, attach_timeout_s=0, gone_after_s=None
+            )
 
         if self.publisher is None:
             with pytest.raises(StreamNotFound):
@@ -233,7 +235,7 @@ class Bus(RuleBasedStateMachine):
         ring = self.path
         assert ring is not None
         if ring.seats + max_leases > ring.slots - 2:
-            with pytest.raises(RingFull):
+            with pytest.raises(SubscriberLimitReached):
                 attach()
             return
         ring.seats += max_leases

@@ -111,7 +111,7 @@ def test_a_false_ring_that_is_cut_short_under_its_reader_ends_nobody_who_named_t
 def follow(stream: str, publisher_uid: int | None, gone_after_s: float = 0.7) -> list[int | str]:
     """The values that come, each once, and the error that ends it."""
     seen: list[int | str] = []
-    with Subscriber(stream, wait_s=10, gone_after_s=gone_after_s, publisher_uid=publisher_uid) as subscriber:
+    with Subscriber(stream, attach_timeout_s=10, gone_after_s=gone_after_s, publisher_uid=publisher_uid) as subscriber:
         try:
             for frame in subscriber:
                 value = int(frame.pixels[0, 0, 0])

@@ -59,8 +59,7 @@ def test_inspect_tells_how_a_subscriber_waits(stream: str, wake: Wake, capsys: p
 def test_top_counts_frames(stream: str, publisher: Publisher, capsys: pytest.CaptureFixture[str]) -> None:
     with Subscriber(stream, name="watcher") as subscriber:
         subscriber.receive(5).release()
-        with publisher.loan():
-            pass
+        publisher.loan().publish()
         rows = json.loads(output(capsys, "top", "--once", "--interval", "0.05", "--json"))
         (row,) = (row for row in rows if row["stream"] == stream)
         (watcher,) = row["subscribers"]
@@ -99,7 +98,7 @@ def test_size_is_what_the_ring_takes(stream: str, capsys: pytest.CaptureFixture[
     assert "shm_size: 32m" in output(capsys, *arguments)
     panorama = ("size", "--height", "688", "--width", "4896", "--slots", "16")
     assert "shm_size: 160m" in output(capsys, *panorama)
-    assert "no pixels" in output(capsys, "size", "--height", "0", "--width", "5", status=1)
+    assert "height is a whole number" in output(capsys, "size", "--height", "0", "--width", "5", status=1)
     assert "3 to 255 slots" in output(capsys, "size", "--height", "5", "--width", "5", "--slots", "2", status=1)
 
 

@@ -55,8 +55,7 @@ def test_a_stream_is_seen_without_being_touched(stream: str) -> None:
 def test_a_live_stream_is_never_left_over(stream: str) -> None:
     with Publisher(stream, SMALL) as publisher, Subscriber(stream) as subscriber:
         assert remove_leftovers(stream) == []
-        with publisher.loan():
-            pass
+        publisher.loan().publish()
         assert subscriber.receive(5).sequence == 1
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from framebus import layout
 from framebus.errors import InvalidName, LayoutMismatch
-from framebus.layout import Geometry, RingHeader, SlotHeader, SubscriberRecord, check_name
+from framebus.layout import FrameHeader, Geometry, RingHeader, SubscriberRecord, check_name
 
 
 def documented(begin: str, end: str) -> list[tuple[int, int, str]]:
@@ -40,7 +40,7 @@ def test_slot_header_is_drawn_as_it_is_packed() -> None:
     assert fields[0] == (0, 8, "seq[i]")
     assert fields[-1] == (layout.METADATA, layout.MAX_METADATA_BYTES, "metadata")
     packed = fields[1:-1]
-    assert [name for _, _, name in packed] == list(SlotHeader._fields)
+    assert [name for _, _, name in packed] == list(FrameHeader._fields)
     assert packed[0][0] == layout.SLOT_FIELDS
     for (offset, size, _), (following, _, _) in itertools.pairwise(packed):
         assert offset + size == following
@@ -115,7 +115,7 @@ def test_another_version_says_what_to_do() -> None:
 @given(content=st.binary(min_size=layout.SLOT.size, max_size=layout.SLOT.size))
 def test_garbage_slot_header_is_refused_or_fits(content: bytes) -> None:
     try:
-        header = SlotHeader.unpack_from(bytes(layout.SLOT_FIELDS) + content, 0, 4096)
+        header = FrameHeader.unpack_from(bytes(layout.SLOT_FIELDS) + content, 0, 4096)
     except LayoutMismatch:
         return
     assert 0 < math.prod(header.shape) * layout.DTYPES[header.dtype] <= 4096

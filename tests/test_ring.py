@@ -10,14 +10,14 @@ import pytest
 from framebus import ring, steps
 from framebus import segment as shm
 from framebus.errors import StreamNotFound
-from framebus.layout import EVENT, SLOT_FIELDS, TAIL, Geometry, describe
+from framebus.layout import EVENT, SLOT_FIELDS, TAIL, Description, Geometry
 from framebus.ring import PublisherRing, SubscriberRing
-from framebus.steps import EVENT_WORD, LOCK_READ, LOOKS, SEQ_WORDS, TAIL_WORD
+from framebus.steps import EVENT_WORD, LOCK_READ, LOOKS, SEQ_WORDS, TAIL_WORD, Claim
 from tests.support import SHM
 
 pytestmark = pytest.mark.usefixtures("each_steps")
 
-DESCRIPTION = describe((2, 3, 1), "|u1", "gray")
+DESCRIPTION = Description(2, 3, 1, "|u1", "gray").pack()
 
 
 @pytest.fixture
@@ -27,19 +27,18 @@ def publisher(stream: str) -> Iterator[PublisherRing]:
     opened.close(unlink=True)
 
 
-def claim(publisher: PublisherRing) -> int | None:
-    claimed = publisher.writer.claim(DESCRIPTION)
-    return None if claimed is None else claimed[0]
+def claim(publisher: PublisherRing) -> Claim | None:
+    return publisher.writer.claim(DESCRIPTION)
 
 
 def publish(publisher: PublisherRing) -> int:
-    slot = claim(publisher)
-    assert slot is not None
-    return commit(publisher, slot)
+    claimed = claim(publisher)
+    assert claimed is not None
+    return commit(publisher, claimed)
 
 
-def commit(publisher: PublisherRing, slot: int) -> int:
-    publisher.writer.publish(slot, 10, 20)
+def commit(publisher: PublisherRing, claimed: Claim) -> int:
+    publisher.writer.publish(claimed, 10, 20)
     return publisher.writer.next_sequence - 1
 
 
@@ -85,11 +84,11 @@ def test_the_slots_that_are_written_next_are_mapped_first(stream: str, publisher
 def test_a_claimed_slot_is_unreadable_until_it_is_published(stream: str, publisher: PublisherRing) -> None:
     publish(publisher)
     subscriber = SubscriberRing(stream)
-    slot = claim(publisher)
-    assert slot is not None
-    assert not subscriber.segment.try_lock(LOCK_READ[slot])
-    assert publisher.segment.words[SEQ_WORDS[slot]] == 0
-    publisher.abandon(slot)
+    claimed = claim(publisher)
+    assert claimed is not None
+    assert not subscriber.segment.try_lock(LOCK_READ[claimed.slot])
+    assert publisher.segment.words[SEQ_WORDS[claimed.slot]] == 0
+    claimed.abandon()
     lease = subscriber.take()
     assert lease is not None
     assert lease.header.sequence == 1
@@ -99,10 +98,10 @@ def test_the_newest_slot_is_never_claimed(publisher: PublisherRing) -> None:
     for _ in range(20):
         publish(publisher)
         newest = publisher.segment.words[TAIL_WORD] & 0xFF
-        slot = claim(publisher)
-        assert slot != newest
-        assert slot is not None
-        publisher.abandon(slot)
+        claimed = claim(publisher)
+        assert claimed is not None
+        assert claimed.slot != newest
+        claimed.abandon()
 
 
 def test_a_leased_slot_is_not_claimed_until_the_last_view_goes(stream: str, publisher: PublisherRing) -> None:
@@ -115,10 +114,10 @@ def test_a_leased_slot_is_not_claimed_until_the_last_view_goes(stream: str, publ
     del lease
     claimed = set()
     for _ in range(8):
-        slot = claim(publisher)
-        assert slot is not None
-        claimed.add(slot)
-        commit(publisher, slot)
+        one = claim(publisher)
+        assert one is not None
+        claimed.add(one.slot)
+        commit(publisher, one)
     assert held not in claimed
     assert subscriber.reader.leases == 1
     del view
@@ -171,11 +170,11 @@ def test_a_slot_rewritten_between_look_and_lock_is_not_taken_for_the_old_frame(
     assert not publisher.segment.is_locked(shm.write_lock((1 << 40) + 256 + slot))
     claimed = claim(publisher)
     assert claimed is not None
-    publisher.segment.words[TAIL_WORD] = 100 << 8 | claimed
+    publisher.segment.words[TAIL_WORD] = 100 << 8 | claimed.slot
     assert subscriber.take() is None
     assert subscriber.reader.overruns == 2 * LOOKS
-    publisher.abandon(claimed)
-    assert not publisher.segment.is_locked(shm.write_lock((1 << 40) + 256 + claimed))
+    claimed.abandon()
+    assert not publisher.segment.is_locked(shm.write_lock((1 << 40) + 256 + claimed.slot))
 
 
 def test_a_garbage_slot_header_is_counted_and_passed_over(stream: str, publisher: PublisherRing) -> None:
@@ -357,11 +356,11 @@ def test_a_lease_that_moves_on_during_a_claim_does_not_hide_the_free_slot(
     lease = subscriber.take()
     publish(publisher)
     publish(publisher)
-    claim_slot = steps.Writer._claim
+    lock_slot = steps.Writer._lock
 
-    def interrupted(writer: steps.Writer, slot: int, description: bytes) -> bool:
+    def interrupted(writer: steps.Writer, claim: Claim, slot: int, description: bytes) -> bool:
         nonlocal lease
-        claimed = claim_slot(writer, slot, description)
+        claimed = lock_slot(writer, claim, slot, description)
         if lease is not None and lease.header.sequence == 1:
             assert not claimed
             lease = None
@@ -369,7 +368,7 @@ def test_a_lease_that_moves_on_during_a_claim_does_not_hide_the_free_slot(
         return claimed
 
     with monkeypatch.context() as patch:
-        patch.setattr(steps.Writer, "_claim", interrupted)
+        patch.setattr(steps.Writer, "_lock", interrupted)
         assert claim(publisher) is not None
     assert lease is not None
     assert lease.header.sequence == 2

@@ -15,8 +15,8 @@ import pytest
 from framebus import FrameFormat, Publisher, remove_leftovers
 from framebus import segment as shm
 from framebus.directory import inspect
-from framebus.errors import RingFull
-from framebus.layout import RECORD_RECEIVED, RECORD_WORDS
+from framebus.errors import SubscriberLimitReached
+from framebus.layout import RECORD_RECEIVED, RECORD_WORDS, Geometry
 from framebus.seats import Record, new_record, read_records, remove_dead_records, seats_taken, take_seats
 from framebus.segment import Segment
 from tests.support import SHM, needs_root
@@ -29,30 +29,36 @@ def ring(stream: str) -> Iterator[Segment]:
     segment.unlink()
 
 
-def test_seats_are_as_many_as_slots_but_two(ring: Segment) -> None:
+def of(slots: int, max_loans: int = 1) -> Geometry:
+    return Geometry.for_frames(slots, 1, max_loans)
+
+
+def test_seats_are_as_many_as_slots_but_the_newest_and_the_loans(ring: Segment) -> None:
     first, second, third = (shm.attach(ring.name) for _ in range(3))
-    take_seats(first, 6, 2)
-    take_seats(second, 6, 2)
-    with pytest.raises(RingFull, match="6 slots leave 4 leases to subscribers, 0 are free"):
-        take_seats(third, 6, 1)
-    assert seats_taken(ring, 6) == 4
+    take_seats(first, of(6), 2)
+    take_seats(second, of(6), 2)
+    with pytest.raises(SubscriberLimitReached, match="6 slots leave 4 leases to subscribers, 0 are free"):
+        take_seats(third, of(6), 1)
+    assert seats_taken(ring, of(6)) == 4
     del first
-    take_seats(third, 6, 1)
-    assert seats_taken(ring, 6) == 3
+    take_seats(third, of(6), 1)
+    assert seats_taken(ring, of(6)) == 3
+    with pytest.raises(SubscriberLimitReached, match="6 slots leave 3 leases to subscribers, 0 are free"):
+        take_seats(shm.attach(ring.name), of(6, max_loans=2), 1)
 
 
 def test_a_refused_subscriber_takes_none(ring: Segment) -> None:
     first, second = shm.attach(ring.name), shm.attach(ring.name)
-    take_seats(first, 5, 2)
-    with pytest.raises(RingFull):
-        take_seats(second, 5, 2)
-    assert seats_taken(ring, 5) == 2
+    take_seats(first, of(5), 2)
+    with pytest.raises(SubscriberLimitReached):
+        take_seats(second, of(5), 2)
+    assert seats_taken(ring, of(5)) == 2
 
 
 def test_who_holds_the_admission_for_ever_keeps_nobody_out(ring: Segment) -> None:
     neighbour = shm.attach(ring.name)
     fcntl.flock(neighbour.fd, fcntl.LOCK_EX)
-    take_seats(shm.attach(ring.name), 5, 2)
+    take_seats(shm.attach(ring.name), of(5), 2)
 
 
 def test_a_record_tells_who_lives(stream: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from framebus import FrameFormat, NotEnoughSharedMemory, Publisher, RingFull, Subscriber, remove_leftovers
+from framebus import FrameFormat, NoFreeSlot, NotEnoughSharedMemory, Publisher, Subscriber, remove_leftovers
 from framebus import segment as shm
 from framebus.bus import publisher as publisher_module
 from framebus.directory import find_leftovers, inspect
@@ -200,7 +200,7 @@ def replace_when_full(stream: str, fill: Fill) -> None:
             assert pins.try_lock(LOCK_READ[slot])
         fillers, files = fill(), all_files()
         for tries in range(1, 50):
-            with pytest.raises(RingFull):
+            with pytest.raises(NoFreeSlot):
                 publish(publisher)
             assert (publisher.statistics.dropped, publisher.statistics.replaced) == (tries, 0)
             assert all_files() == files
@@ -212,7 +212,7 @@ def replace_when_full(stream: str, fill: Fill) -> None:
             assert pins.try_lock(LOCK_READ[slot])
         for filler in fillers:
             filler.unlink()
-        with pytest.raises(RingFull):
+        with pytest.raises(NoFreeSlot):
             publish(publisher)
         publish(publisher)
         assert (publisher.statistics.dropped, publisher.statistics.replaced) == (50, 1)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from framebus import layout, steps
-from framebus.layout import DTYPES, Geometry, describe
+from framebus.layout import DTYPES, Description, Geometry
 from framebus.ring import PublisherRing, SubscriberRing
 from framebus.seats import Record, new_record, read_records
 from framebus.steps import Template
@@ -29,9 +29,9 @@ def publisher(stream: str) -> Iterator[PublisherRing]:
 
 
 def publish(publisher: PublisherRing, typestr: str) -> None:
-    claimed = publisher.writer.claim(describe(SHAPE, typestr, "bgr"))
+    claimed = publisher.writer.claim(Description(*SHAPE, typestr, "bgr").pack())
     assert claimed is not None
-    publisher.writer.publish(claimed[0], 10, 20)
+    publisher.writer.publish(claimed, 10, 20)
 
 
 @pytest.mark.usefixtures("compiled_steps")
@@ -90,7 +90,7 @@ def test_the_compiled_lease_has_no_pixels_before_its_header_nor_beyond_its_slot(
     del lease.header
     with pytest.raises(BufferError):
         memoryview(lease)  # type: ignore[arg-type]
-    lease.header = header._replace(height=header.height * 1_000_000)
+    lease.header = header._replace(shape=(header.height * 1_000_000, *header.shape[1:]))
     with pytest.raises(BufferError):
         memoryview(lease)  # type: ignore[arg-type]
     lease.header = header
@@ -115,7 +115,7 @@ def test_a_reader_reports_what_it_took_and_goes_on_counting_in_another_ring(
     assert (told.received, told.skipped, told.sequence, told.leases) == (2, 2, 4, 2)
     assert told.latency_ns == told.received_ns - 10
     second = SubscriberRing(stream).reader
-    second.go_on(first, 4)
+    second.resume_from(first, 4)
     second.report_to(record.segment)
     assert (second.received, second.skipped, second.overruns, second.rejected, second.last) == (2, 2, 0, 0, 3)
     lease = second.take()
@@ -147,11 +147,11 @@ def test_a_notification_goes_to_all_whole_or_not_at_all(
     nobody.close()
     template = Template(b"before" + bytes(8) + b"?s" + b"between" + bytes(8) + b"?" + bytes(8), 6)
     for sequence in (1, 2):
-        claimed = publisher.writer.claim(describe(SHAPE, "|u1", "bgr"))
+        claimed = publisher.writer.claim(Description(*SHAPE, "|u1", "bgr").pack())
         assert claimed is not None
-        published_ns = publisher.writer.publish(claimed[0], -10, 20, [full, gone, open_], template)
+        published_ns = publisher.writer.publish(claimed, -10, 20, [full, gone, open_], template)
         assert reader.recv(100) == struct.pack(
-            ">6sQcB7sqcq", b"before", sequence, b"?", claimed[0], b"between", -10, b"?", published_ns
+            ">6sQcB7sqcq", b"before", sequence, b"?", claimed.slot, b"between", -10, b"?", published_ns
         )
     full.close()
     while received := asleep.recv(1 << 20):
@@ -171,18 +171,18 @@ def test_who_is_sent_a_part_is_shut_out(pairs: list[tuple[socket.socket, socket.
 @pytest.mark.parametrize(("size", "at"), [(258, 6), (32, 6), (33, 7), (40, -1), (0, 0), (40, 1 << 40)])
 def test_the_compiled_publication_fills_only_what_it_has(publisher: PublisherRing, size: int, at: int) -> None:
     template = Template(bytes(size), at)
-    claimed = publisher.writer.claim(describe(SHAPE, "|u1", "bgr"))
+    claimed = publisher.writer.claim(Description(*SHAPE, "|u1", "bgr").pack())
     assert claimed is not None
     ours, theirs = socket.socketpair()
     with ours, theirs:
         with pytest.raises(ValueError, match="template"):
-            publisher.writer.publish(claimed[0], 10, 20, [ours], template)
+            publisher.writer.publish(claimed, 10, 20, [ours], template)
         assert publisher.writer.next_sequence == 1
-        publisher.writer.publish(claimed[0], 10, 20, (), template)
-        publisher.writer.claim(describe(SHAPE, "|u1", "bgr"))
-        publisher.writer.publish(claimed[0], 10, 20, [None, ours], Template(bytes(33), 6))  # type: ignore[list-item]
+        publisher.writer.publish(claimed, 10, 20, (), template)
+        publisher.writer.claim(Description(*SHAPE, "|u1", "bgr").pack())
+        publisher.writer.publish(claimed, 10, 20, [None, ours], Template(bytes(33), 6))  # type: ignore[list-item]
         assert len(theirs.recv(100)) == 33
     wrong: list[tuple[Any, ...]] = [(None, template), ([ours], None), ([ours], (b"",)), ([ours], (b"", "")), ([ours],)]
     for audience in (*wrong, ([ours], (None, 0))):
         with pytest.raises(TypeError):
-            publisher.writer.publish(claimed[0], 10, 20, *audience)
+            publisher.writer.publish(claimed, 10, 20, *audience)

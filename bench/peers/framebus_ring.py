@@ -41,7 +41,9 @@ class RingReceiver(Receiver):
     """A subscriber to the newest frame."""
 
     def __init__(self, setting: Setting, index: int, wake: str) -> None:
-        self._subscriber = Subscriber(setting.channel, name=f"bench-{index}", wake=wake, wait_s=OPEN_TIMEOUT_S)  # type: ignore[arg-type]
+        self._subscriber = Subscriber(
+            setting.channel, name=f"bench-{index}", wake=wake, attach_timeout_s=OPEN_TIMEOUT_S
+        )  # type: ignore[arg-type]
         self._frame: Frame
 
     def receive(self, timeout_s: float) -> Pixels:

@@ -330,7 +330,7 @@ class Publisher:
         if self._ring.writer.loans >= geometry.max_loans:
             raise LoanOutstanding(
                 f"{geometry.max_loans} of {geometry.max_loans} loans are neither published nor abandoned, and variables "
-                "or views reference them: publish, abandon or delete one, or open the publisher with larger max_loans"
+                "or views hold them: publish, abandon or delete one, or open the publisher with larger max_loans"
             )
 
     def _claim_in_new_ring(self, description: bytes) -> Claim | None:
@@ -342,6 +342,7 @@ class Publisher:
         now_s = monotonic()
         if self._full_since_s is None:
             self._full_since_s = now_s
+            return None
         writer = self._ring.writer
         if now_s - self._full_since_s < REPLACE_AFTER_S or now_s < self._replace_not_before_s or writer.loans:
             return None

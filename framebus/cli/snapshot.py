@@ -17,7 +17,7 @@ def run_snapshot(options: argparse.Namespace) -> int:
     except ImportError:
         raise FramebusError("snapshot needs OpenCV: pip install 'framebus[snapshot]'") from None
     with (
-        Subscriber(options.name, name="snapshot", max_leases=1) as subscriber,
+        Subscriber(options.name, name="snapshot", max_leases=1, attach_timeout_s=0) as subscriber,
         subscriber.receive(options.timeout) as frame,
     ):
         pixels = frame.pixels

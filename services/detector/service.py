@@ -13,7 +13,7 @@ from typing import Any
 import cv2
 import structlog
 
-from framebus import Frame, ReceiveTimeout, StreamGone, StreamNotFound, Subscriber
+from framebus import Frame, LayoutMismatch, ReceiveTimeout, StreamGone, StreamNotFound, Subscriber
 from services.common.detections import MAX_DETECTIONS, Detection, DetectionPublisher, Detections
 from services.common.service import ServiceError
 from services.common.status import Stage, StatusServer, status_document
@@ -130,6 +130,7 @@ class _Service:
         self._objects = 0
         self._refused = 0
         self._refused_format: object = None
+        self._obstacle = ""
         self._tracker = self._new_tracker()
         self._epoch: int | None = None
 
@@ -141,12 +142,18 @@ class _Service:
                     with Subscriber(
                         self._stream,
                         name=self._section.instance,
+                        attach_timeout_s=0,
                         gone_after_s=GONE_AFTER_S,
                         publisher_uid=self._publisher_uid,
                     ) as subscriber:
                         log.info("attached", stream=self._stream)
                         self._follow(subscriber, publisher)
                 except StreamNotFound:
+                    self._stop.wait(SLICE_S)
+                except LayoutMismatch as error:  # a stitcher of another version, until one of this version replaces it
+                    if str(error) != self._obstacle:
+                        self._obstacle = str(error)
+                        log.warning("waiting for the stream", reason=self._obstacle)
                     self._stop.wait(SLICE_S)
                 except StreamGone as error:
                     log.warning("stream gone", reason=str(error))
@@ -171,7 +178,7 @@ class _Service:
 
     def _detect(self, frame: Frame) -> Detections | None:
         pixels = frame.pixels
-        if pixels.dtype != "uint8" or pixels.shape[2] != 3 or frame.pixel_format != PIXEL_FORMAT:
+        if pixels.dtype != "uint8" or pixels.shape[2:] != (3,) or frame.pixel_format != PIXEL_FORMAT:
             self._refuse(shape=pixels.shape, dtype=str(pixels.dtype), pixel_format=frame.pixel_format)
             return None
         if frame.epoch != self._epoch:

@@ -13,7 +13,7 @@ import cv2
 import structlog
 from av.video.frame import VideoFrame
 
-from framebus import FrameFormat, Publisher, RingFull
+from framebus import FrameFormat, NoFreeSlot, Publisher
 from services.common.service import ServiceError
 from services.common.status import Stage, StatusServer, status_document
 from services.stitcher.calibration import CameraPose
@@ -92,7 +92,7 @@ class _Publishing:
                 loan.captured_ns = pair.captured_ns
                 loan.captured_wall_ns = time.time_ns() - (time.monotonic_ns() - pair.captured_ns)
                 loan.metadata = {"cameras": present}
-        except RingFull:
+        except NoFreeSlot:
             self.full += 1
             self._stage.record(skipped=1 + pair.skipped)
             if self.full & (self.full - 1) == 0:  # not a line for each

@@ -102,6 +102,7 @@ class FrameThread:
                     self._stream,
                     name="streamer",
                     wake="futex",
+                    attach_timeout_s=0,
                     gone_after_s=GONE_AFTER_S,
                     publisher_uid=self._publisher_uid,
                 ) as subscriber:

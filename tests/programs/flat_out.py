@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 
-from framebus import FrameFormat, Publisher, RingFull
+from framebus import FrameFormat, NoFreeSlot, Publisher
 
 
 def main() -> None:
@@ -21,7 +21,7 @@ def main() -> None:
             try:
                 with publisher.loan() as loan:
                     loan.pixels[:] = (publisher.statistics.sequence + 1) % 251
-            except RingFull:
+            except NoFreeSlot:
                 continue
         print(publisher.statistics.published, publisher.statistics.dropped, flush=True)
         sys.stdin.readline()

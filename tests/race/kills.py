@@ -46,7 +46,7 @@ def reside(stream: str, mode: Any, wake: Any, done: int) -> dict[str, int]:
     """A resident's life: check every frame until the other end of the pipe ``done`` closes."""
     received = torn = backwards = last = epoch = reattached = 0
     with Subscriber(
-        stream, name=f"resident-{wake}", mode=mode, wake=wake, wait_s=STUCK_AFTER_S, gone_after_s=None
+        stream, name=f"resident-{wake}", mode=mode, wake=wake, attach_timeout_s=STUCK_AFTER_S, gone_after_s=None
     ) as subscriber:
         descriptors = len(os.listdir("/proc/self/fd"))
         while not select.select([done], [], [], 0)[0]:

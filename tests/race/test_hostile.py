@@ -73,7 +73,7 @@ def publish_for(stream: str, seconds: float) -> tuple[int, int, int]:
 def watch_for(stream: str, seconds: float) -> tuple[int, int]:
     """Receive for some seconds; frames received, and frames that are not of one right value."""
     received = torn = 0
-    with Subscriber(stream, wait_s=10, gone_after_s=None) as subscriber:
+    with Subscriber(stream, attach_timeout_s=10, gone_after_s=None) as subscriber:
         end_s = time.monotonic() + seconds
         while time.monotonic() < end_s:
             try:

@@ -52,7 +52,9 @@ class Bystanders:
     def _subscribe(self, told: int) -> None:
         os.close(self._done)
         received = torn = 0
-        with Subscriber(self.stream, name="bystander", mode="every", wake="futex", wait_s=STUCK_AFTER_S) as subscriber:
+        with Subscriber(
+            self.stream, name="bystander", mode="every", wake="futex", attach_timeout_s=STUCK_AFTER_S
+        ) as subscriber:
             os.write(told, b"\n")
             for frame in subscriber:
                 received += 1

@@ -11,7 +11,16 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from framebus import FrameFormat, Publisher, RingFull, StreamNotFound, Subscriber, ring, steps
+from framebus import (
+    FrameFormat,
+    NoFreeSlot,
+    Publisher,
+    StreamNotFound,
+    Subscriber,
+    SubscriberLimitReached,
+    ring,
+    steps,
+)
 from framebus import segment as shm
 from framebus.bus import publisher as publisher_module
 from framebus.ring import ring_name
@@ -47,7 +56,7 @@ def fork(function: Callable[..., Any], *arguments: Any) -> int:
         function(*arguments)
         gc.collect()
         os._exit(0)
-    except (StreamNotFound, RingFull):
+    except (StreamNotFound, SubscriberLimitReached):
         os._exit(0)  # nobody publishes for the moment, or all seats are taken: an honest answer
     except BaseException:  # noqa: BLE001  it must not run on as a second server
         traceback.print_exc()
@@ -87,7 +96,7 @@ def publish(stream: str, point: str, frames: int, slots: int, *, more: int = 0) 
 
 def write(publisher: Publisher, point: str = "") -> None:
     """Publish a frame whose every byte is its sequence modulo 251."""
-    with contextlib.suppress(RingFull), publisher.loan() as loan:
+    with contextlib.suppress(NoFreeSlot), publisher.loan() as loan:
         value, half = (publisher.statistics.sequence + 1) % 251, loan.format.height // 2
         loan.pixels[:half] = value
         if point == PIXELS:
@@ -122,7 +131,9 @@ def subscribe(
     if point in SUBSCRIBING:
         SUBSCRIBING[point]()
     leases = 2 if point in SUBSCRIBING else 1
-    with Subscriber(stream, name="victim", wait_s=STUCK_AFTER_S, gone_after_s=None, max_leases=leases) as subscriber:
+    with Subscriber(
+        stream, name="victim", attach_timeout_s=STUCK_AFTER_S, gone_after_s=None, max_leases=leases
+    ) as subscriber:
         for _ in range(frames if point != AT_RANDOM else FOR_EVER):
             subscriber.receive(STUCK_AFTER_S).release()
         if point in RECEIVING:

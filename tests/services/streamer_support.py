@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from framebus import FrameFormat, Publisher, RingFull
+from framebus import FrameFormat, NoFreeSlot, Publisher
 from tests.support import ROOT, complaints
 
 HEIGHT, WIDTH = 64, 512
@@ -103,7 +103,7 @@ class RunningPublisher:
         self.sequence = 0
         self.epoch = 0
         self.captured_ns = 0
-        half = (frame_format.height // 2, frame_format.width, frame_format.channels)
+        half = (frame_format.height // 2, *frame_format.shape[1:])
         self._noise = np.random.default_rng(1).integers(0, 256, half).astype(np.uint8) if noisy else None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(stream, frame_format, fps))
@@ -116,7 +116,7 @@ class RunningPublisher:
                         draw_number(loan.pixels, publisher.statistics.sequence + 1)
                         if self._noise is not None:
                             loan.pixels[-len(self._noise) :] = self._noise
-                except RingFull:
+                except NoFreeSlot:
                     continue
                 self.epoch, self.captured_ns = publisher.statistics.epoch, loan.captured_ns
                 self.sequence = loan.sequence or 0

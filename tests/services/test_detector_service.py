@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from framebus import FrameFormat, Publisher, RingFull, Subscriber, companion_path, companion_paths, remove_leftovers
+from framebus import FrameFormat, NoFreeSlot, Publisher, Subscriber, companion_path, companion_paths, remove_leftovers
 from services.common.detections import Detections, DetectionSubscriber
 from services.common.status import read_status
 from tests.support import complaints
@@ -54,7 +54,7 @@ class Camera:
         height, width, channels = self._picture.shape
         with Publisher(self._stream, FrameFormat(height=height, width=width, channels=channels), slots=6) as publisher:
             while not self._stop.wait(0.05):
-                with contextlib.suppress(RingFull):
+                with contextlib.suppress(NoFreeSlot):
                     captured_ns = time.monotonic_ns() - 1_000_000
                     with publisher.loan() as loan:
                         loan.pixels[...] = self._picture
@@ -155,7 +155,10 @@ def test_people_of_a_frame_are_told_with_its_names(
         process = start()
         first = heard(listener, process)
         second = heard(listener, process)
-        with Subscriber(stream, name="test", wait_s=PATIENCE_S) as subscriber, subscriber.receive(PATIENCE_S) as frame:
+        with (
+            Subscriber(stream, name="test", attach_timeout_s=PATIENCE_S) as subscriber,
+            subscriber.receive(PATIENCE_S) as frame,
+        ):
             epoch = frame.epoch
         document = read_status(companion_path(stream, "status.detector.sock"), PATIENCE_S)
         stop(process)

@@ -121,7 +121,7 @@ def test_five_cameras_become_one_stream_and_a_saved_calibration(stream: str, tmp
     with (
         http_cameras(port),
         StitcherProcess(stream, tmp_path, http_urls(port), calibration={"file": str(file)}) as stitcher,
-        Subscriber(stream, name="test", wait_s=PATIENCE_S) as subscriber,
+        Subscriber(stream, name="test", attach_timeout_s=PATIENCE_S) as subscriber,
     ):
         stitcher.wait_for(subscriber, lambda frame: frame.metadata == {"cameras": NAMES})
         sequences = []
@@ -150,7 +150,7 @@ def test_a_camera_that_dies_is_marked_and_comes_back(stream: str, tmp_path: Path
     with (
         http_cameras(port, (0, 1, 3, 4)),
         StitcherProcess(stream, tmp_path, http_urls(port), calibration={"file": str(file)}) as stitcher,
-        Subscriber(stream, name="test", wait_s=PATIENCE_S) as subscriber,
+        Subscriber(stream, name="test", attach_timeout_s=PATIENCE_S) as subscriber,
     ):
         others = [name for name in NAMES if name != "cam2"]
         # Never there: the saved calibration is enough to start without it.
@@ -179,7 +179,7 @@ def test_without_calibration_it_goes_on_without_a_missing_camera_and_adds_it_lat
     with (
         http_cameras(port, range(4)),
         StitcherProcess(stream, tmp_path, http_urls(port), calibration=settings) as stitcher,
-        Subscriber(stream, name="test", wait_s=PATIENCE_S) as subscriber,
+        Subscriber(stream, name="test", attach_timeout_s=PATIENCE_S) as subscriber,
     ):
         stitcher.wait_for(subscriber, lambda frame: frame.metadata == {"cameras": NAMES[:4]})
         assert stitcher.status()["details"]["calibration"]["unplaced"] == ["cam4"]
@@ -228,7 +228,7 @@ def test_five_rtsp_cameras_become_one_panorama(stream: str, tmp_path: Path, rtsp
     urls = [f"{rtsp_base}/cam{i}" for i in range(5)]
     with (
         StitcherProcess(stream, tmp_path, urls) as stitcher,
-        Subscriber(stream, name="test", wait_s=PATIENCE_S) as subscriber,
+        Subscriber(stream, name="test", attach_timeout_s=PATIENCE_S) as subscriber,
     ):
         stitcher.wait_for(subscriber, lambda frame: frame.metadata == {"cameras": NAMES})
         with subscriber.receive(timeout_s=PATIENCE_S) as first, subscriber.receive(timeout_s=PATIENCE_S) as second:
