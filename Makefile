@@ -1,5 +1,5 @@
 # make demo   the whole pipeline on five simulated cameras, and the URL of its page
-# make test   every check: lint, types, import rules, tests
+# make test   every check: lint, types, import rules, tests; test-long those that take minutes
 # make bench  the benchmarks, in five minutes; bench-full all of them; bench-compare against the last saved run
 # make soak   ten thousand kills; MINUTES=10: after a race of ten minutes
 # make model  the slot protocol and its mutants, state by state
@@ -11,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint bench bench-full bench-compare soak model system-packages clean
+.PHONY: demo test test-long lint bench bench-full bench-compare soak model system-packages clean
 .DEFAULT_GOAL := test
 
 $(BIN)/python:
@@ -19,7 +19,7 @@ $(BIN)/python:
 	  { echo "Python 3.11 or newer with venv is needed: set PYTHON=..., or apt-get install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/installed-all: $(BIN)/python pyproject.toml constraints.txt framebus/_native.c
+$(VENV)/installed-all: $(BIN)/python pyproject.toml setup.py constraints.txt framebus/_native.c
 	$(PIP) install --constraint constraints.txt --editable '.[all]'
 	@touch $@
 
@@ -39,8 +39,12 @@ lint: $(VENV)/installed-dev
 
 # The pipeline's tests ask for pictures in time, so they have the machine for themselves.
 test: lint
-	$(BIN)/python -m pytest --ignore tests/e2e --numprocesses 2 --dist loadfile
-	$(BIN)/python -m pytest tests/e2e
+	$(BIN)/python -m pytest -m "not long" --ignore tests/e2e --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not long" tests/e2e
+
+# Installs the wheel into environments of each Python version that it is for, with dependencies from the registry.
+test-long: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -m long
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python -m pytest bench --benchmark-only --benchmark-disable-gc --quiet
@@ -71,4 +75,4 @@ system-packages:
 	  gstreamer1.0-plugins-bad python3-gst-1.0 gir1.2-gst-plugins-base-1.0 redis-server rabbitmq-server
 
 clean:
-	rm -rf $(VENV) .cache build *.egg-info framebus/*.so
+	rm -rf $(VENV) .cache build dist *.egg-info framebus/*.so

@@ -190,7 +190,11 @@ class Listener:
                 self.rejected += 1
 
     def _obey(self, body: bytes) -> None:
-        if body.startswith(b"\4PING") and self._socket is not None:
+        if self._socket is None:
+            return
+        if body.startswith(b"\5READY"):  # libzmq hangs up on a peer that subscribes before the handshake is over
+            self._socket.send(SUBSCRIBE_TO_ALL, socket.MSG_NOSIGNAL)
+        elif body.startswith(b"\4PING"):
             # Two bytes of time to live precede the context, which goes back (RFC 37).
             context = body[_PING_HEADER_BYTES + 2 : _PING_HEADER_BYTES + 18]
             self._socket.send(command(b"PONG", context), socket.MSG_NOSIGNAL)
@@ -212,7 +216,7 @@ class Listener:
         connected = LocalSocket()
         try:
             connected.connect(self._path)
-            connected.send(hello(b"SUB") + SUBSCRIBE_TO_ALL, socket.MSG_NOSIGNAL)
+            connected.send(hello(b"SUB"), socket.MSG_NOSIGNAL)
         except OSError:  # nobody listens, or too many wait to be accepted
             connected.close()
             return

@@ -6,6 +6,7 @@ from typing import ClassVar, Final
 
 from bench.peers import OPEN_TIMEOUT_S, Peer, Pixels, Receiver, Sender, Setting
 from framebus import Frame, FrameFormat, Loan, Publisher, Subscriber
+from framebus.bus.subscriber import Wake
 
 SLOTS: Final = 8
 """At the least."""
@@ -40,10 +41,13 @@ class RingSender(Sender):
 class RingReceiver(Receiver):
     """A subscriber to the newest frame."""
 
-    def __init__(self, setting: Setting, index: int, wake: str) -> None:
+    def __init__(self, setting: Setting, index: int, wake: Wake) -> None:
         self._subscriber = Subscriber(
-            setting.channel, name=f"bench-{index}", wake=wake, attach_timeout_s=OPEN_TIMEOUT_S
-        )  # type: ignore[arg-type]
+            setting.channel,
+            name=f"bench-{index}",
+            wake=wake,
+            attach_timeout_s=OPEN_TIMEOUT_S,
+        )
         self._frame: Frame
 
     def receive(self, timeout_s: float) -> Pixels:
@@ -60,7 +64,7 @@ class RingReceiver(Receiver):
 class Ring(Peer):
     """framebus with one way to wait."""
 
-    wake: ClassVar[str]
+    wake: ClassVar[Wake]
     distribution = "framebus"
     module = "framebus"
 

@@ -329,8 +329,8 @@ class Publisher:
         gc.collect()  # loans in reference cycles, as an exception's traceback makes them, are lost too
         if self._ring.writer.loans >= geometry.max_loans:
             raise LoanOutstanding(
-                f"{geometry.max_loans} of {geometry.max_loans} loans are neither published nor abandoned, and variables "
-                "or views hold them: publish, abandon or delete one, or open the publisher with larger max_loans"
+                f"{geometry.max_loans} of {geometry.max_loans} loans are neither published nor abandoned, and variables"
+                " or views hold them: publish, abandon or delete one, or open the publisher with larger max_loans"
             )
 
     def _claim_in_new_ring(self, description: bytes) -> Claim | None:
