@@ -86,7 +86,8 @@ def test_notify(benchmark: BenchmarkFixture, stream: str, publisher: Publisher, 
         return (publisher.loan(),), {}
 
     try:
-        while listens and not publisher._notifier.local.listening:
+        while listener is not None and not publisher._notifier.local.listening:
+            listener.drain()
             publisher.loan().publish()
         time_call(benchmark, lambda loan: loan.publish(), before, lambda: None)
     finally:

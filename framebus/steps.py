@@ -13,7 +13,6 @@ import socket
 import struct
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import chain
 from operator import index
@@ -131,8 +130,8 @@ class Claim:
         """Whether it is neither published nor abandoned."""
         self.now_ns = self.now_wall_ns = 0
         """When it was made, CLOCK_MONOTONIC and since 1970."""
-        # The callback is compiled code, so that no signal handler's exception can come between it and its effect.
-        self.reference = weakref.ref(self, writer.lost_references.append)
+        self.reference = weakref.ref(self)
+        """How the writer knows of it without keeping it."""
 
     @property
     def __array_interface__(self) -> dict[str, Any]:
@@ -178,8 +177,6 @@ class Writer:
         """Sequence that the next frame will have."""
         self.lost = 0
         """Claims that ended because nothing referenced them any more."""
-        self.lost_references: deque[weakref.ref[Claim]] = deque()
-        """Of claims whose last reference has gone, until :meth:`claim` looks."""
         self._slot_bytes = slot_bytes
         self._first_slot = first_slot
         self._epoch = epoch
@@ -320,14 +317,12 @@ class Writer:
 
     def _sweep(self) -> None:
         """Unlock the slots of claims that nothing references any more."""
-        while self.lost_references:
-            reference = self.lost_references[0]
-            if (slot := self._claims.get(reference)) is not None:
+        for reference, slot in list(self._claims.items()):
+            if reference() is None:
                 if slot != NO_SLOT:
                     self.segment.unlock(UNLOCK[slot])
                     self.lost += 1
                 del self._claims[reference]
-            self.lost_references.popleft()
 
     def _claim_oldest(self, description: bytes) -> Claim | None:
         self._sweep()
@@ -380,7 +375,8 @@ class Lease:
         """Sequence of the frame in it."""
         self.skipped = 0
         """Frames missed since the one that was leased before."""
-        self.reference = weakref.ref(self, reader.ended_references.append)
+        self.reference = weakref.ref(self)
+        """How the reader knows of it without keeping it."""
 
     @property
     def __array_interface__(self) -> dict[str, Any]:
@@ -389,8 +385,8 @@ class Lease:
         return {"version": 3, "shape": header.shape, "typestr": header.dtype, "data": (address, True)}
 
     def __del__(self, _unlock: list[bytes] = UNLOCK) -> None:
-        # The reader unlocks the slot too, when it next looks, for an exception of a signal handler may end this early.
-        # If the garbage collector has cleared the reference, the reader may have done so, and leased the slot again.
+        # The reader unlocks the slot too, when it next looks, because an exception of a signal handler may end this
+        # early. If the garbage collector has cleared the reference, it may have done so, and leased the slot again.
         reference = getattr(self, "reference", None)
         if reference is not None and reference() is not None:
             self.reader.segment.unlock(_unlock[self.slot])
@@ -424,8 +420,6 @@ class Reader:
         """Slots reused before they were leased."""
         self.rejected = 0
         """Slot headers that made no sense."""
-        self.ended_references: deque[weakref.ref[Lease]] = deque()
-        """Of leases that have ended, until :meth:`take` looks."""
         self._slots = slots
         self._slot_bytes = slot_bytes
         self._first_slot = first_slot
@@ -510,12 +504,10 @@ class Reader:
 
     def _sweep(self) -> None:
         """Unlock the slots of leases that have ended, and count these no more."""
-        while self.ended_references:
-            reference = self.ended_references[0]
-            if (slot := self._leases.get(reference)) is not None:
+        for reference, slot in list(self._leases.items()):
+            if reference() is None:
                 self.segment.unlock(UNLOCK[slot])
                 del self._leases[reference]
-            self.ended_references.popleft()
 
     def _newest(self) -> tuple[int, int]:
         tail = self.segment.words[TAIL_WORD]

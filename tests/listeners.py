@@ -11,7 +11,7 @@ from zmq.utils.monitor import parse_monitor_message
 from framebus.notify import Notifier
 
 
-def wait_until(condition: Callable[[], bool], step: Callable[[], object] = lambda: None) -> None:
+def wait_until(condition: Callable[[], object], step: Callable[[], object] = lambda: None) -> None:
     """Wait until the condition holds, doing the step again and again."""
     deadline_s = time.monotonic() + 10
     while not condition():
@@ -20,10 +20,10 @@ def wait_until(condition: Callable[[], bool], step: Callable[[], object] = lambd
         time.sleep(0.005)
 
 
-def listens(notifier: Notifier) -> bool:
-    """Whether anybody subscribes now."""
+def listens(notifier: Notifier) -> int:
+    """How many subscribe now."""
     notifier.look(0)
-    return bool(notifier.local.listening)
+    return len(notifier.local.listening)
 
 
 class PlainListener:

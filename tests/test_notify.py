@@ -9,7 +9,7 @@ import msgpack
 import pytest
 import zmq
 
-from framebus import FrameFormat, Publisher, Subscriber
+from framebus import FrameFormat, Publisher, ReceiveTimeout, Subscriber
 from framebus.notify import LOOK_CLOSELY_NS, LOOK_EVERY_NS, Listener, Notifier, socket_path
 from tests.listeners import PlainListener, listens, wait_until
 from tests.support import publish
@@ -20,7 +20,7 @@ FORMAT = FrameFormat(2, 3, 1, pixel_format="gray")
 def test_a_hint_arrives_and_the_descriptor_tells_of_it(stream: str) -> None:
     with Publisher(stream, FORMAT) as publisher:
         listener = Listener(stream)
-        wait_until(lambda: listens(publisher._notifier))
+        wait_until(lambda: listens(publisher._notifier), listener.drain)
         publish(publisher)
         poller = zmq.Poller()
         poller.register(listener.fileno(), zmq.POLLIN)
@@ -35,7 +35,7 @@ def test_a_hint_arrives_and_the_descriptor_tells_of_it(stream: str) -> None:
 def test_who_is_there_is_asked_with_every_frame_of_the_first_second(stream: str) -> None:
     notifier, listener = Notifier(stream), Listener(stream)
     now_ns = time.monotonic_ns()
-    wait_until(lambda: listens(notifier))
+    wait_until(lambda: listens(notifier), listener.drain)
     notifier.look(now_ns)
     assert notifier.look_at_ns == now_ns
     later_ns = now_ns + LOOK_CLOSELY_NS
@@ -54,7 +54,9 @@ def test_who_is_there_is_asked_with_every_frame_of_the_first_second(stream: str)
 def test_other_languages_read_one_msgpack_part(stream: str) -> None:
     with Publisher(stream, FORMAT) as publisher, Subscriber(stream) as subscriber:
         listener = PlainListener(f"ipc://{socket_path(stream)}")
-        wait_until(lambda: len(publisher._notifier.local.listening) == 2, lambda: listens(publisher._notifier))
+        with pytest.raises(ReceiveTimeout):
+            subscriber.receive(0.5)
+        wait_until(lambda: listens(publisher._notifier))
         for number, captured_ns in enumerate((10, -(1 << 63), (1 << 63) - 1), start=1):
             loan = publisher.loan()
             loan.captured_ns = captured_ns
@@ -74,6 +76,7 @@ def test_garbage_is_counted(stream: str, garbage: bytes) -> None:
     intruder = context.socket(zmq.XPUB)
     intruder.bind(f"ipc://{socket_path(stream)}")
     listener = Listener(stream)
+    wait_until(lambda: intruder.poll(0), listener.drain)
     intruder.recv()
     intruder.send(garbage)
 
