@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from framebus.bus import Subscriber
+from framebus.directory import check_directory
 from framebus.errors import FramebusError
 
 _TO_BGR = {"rgb": (2, 1, 0), "rgba": (2, 1, 0, 3)}
@@ -16,6 +17,7 @@ def run_snapshot(options: argparse.Namespace) -> int:
         import cv2  # noqa: PLC0415  the library itself does without it
     except ImportError:
         raise FramebusError("snapshot needs OpenCV: pip install 'framebus[snapshot]'") from None
+    check_directory(writable=True)
     with (
         Subscriber(options.name, name="snapshot", max_leases=1) as subscriber,
         subscriber.receive(options.timeout) as frame,
@@ -24,10 +26,20 @@ def run_snapshot(options: argparse.Namespace) -> int:
         if frame.pixel_format in _TO_BGR:
             pixels = pixels[..., _TO_BGR[frame.pixel_format]]
         try:
-            written = cv2.imwrite(str(options.file), pixels)
+            # Not imwrite(), which writes to standard error, and does not tell why a file cannot be written.
+            encoded, picture = cv2.imencode(options.file.suffix, pixels)
         except cv2.error as error:
-            raise FramebusError(f"{options.file}: not written as a picture: {error.err}") from None
-        del pixels
-        if not written:
-            raise FramebusError(f"{options.file} cannot be written: does its folder exist, and may you write there?")
+            reason = f"{error.err or error}".strip().splitlines()[0]
+            raise FramebusError(
+                f"{options.file}: not written as a picture: {reason}. The file's ending tells the format: .png, .jpg"
+            ) from None
+        finally:
+            del pixels
+    if not encoded:
+        raise FramebusError(f"{options.file}: not written as a picture: take another format, such as .png")
+    try:
+        options.file.write_bytes(picture.tobytes())
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise FramebusError(f"{options.file} cannot be written: {reason}") from None
     return 0
