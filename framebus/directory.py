@@ -138,11 +138,11 @@ def directory_fault(*, writable: bool) -> tuple[int, tuple[str, str]] | None:
         return errno.ENOTDIR, (f"{SHM_DIRECTORY} is not a directory", f"mount a tmpfs on {SHM_DIRECTORY}")
     if writable and read_only:
         return errno.EROFS, (f"{SHM_DIRECTORY} is mounted read-only", "mount it writable")
-    needed, verb = (os.R_OK | os.W_OK | os.X_OK, "written") if writable else (os.R_OK | os.X_OK, "read")
-    if not os.access(SHM_DIRECTORY, needed, effective_ids=True):
-        mode = f"it belongs to {describe_user(status.st_uid)}, mode {stat.S_IMODE(status.st_mode):04o}"
-        what = f"{SHM_DIRECTORY} cannot be {verb} by user {os.geteuid()}, since {mode}"
-        return errno.EACCES, (what, f"have its owner run 'chmod 1777 {SHM_DIRECTORY}'")
+    for verb, needed in [("read", os.R_OK | os.X_OK), *([("written", os.W_OK)] if writable else [])]:
+        if not os.access(SHM_DIRECTORY, needed, effective_ids=True):
+            mode = f"it belongs to {describe_user(status.st_uid)}, mode {stat.S_IMODE(status.st_mode):04o}"
+            what = f"{SHM_DIRECTORY} cannot be {verb} by user {os.geteuid()}, since {mode}"
+            return errno.EACCES, (what, f"have its owner run 'chmod 1777 {SHM_DIRECTORY}'")
     return None
 
 
@@ -188,7 +188,7 @@ def inspect(stream: str, *, patience_s: float = 0.0) -> StreamInfo:
         age_s, age_unknown = None, ""
         if frame is not None:
             age_s, age_unknown = _age_of(frame)
-            if age_unknown and live and patience_s > 0:
+            if age_unknown == _DOUBTFUL_CLOCK and live and patience_s > 0:
                 later = _next_frame(fd, header, tail, patience_s)
                 if later is not None:
                     # It was published after `looked_ns`, in any clock that both processes share.
