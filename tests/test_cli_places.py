@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2 as cv2  # noqa: PLC0414  imported once, before the children are forked
 import pytest
 
 from framebus import FrameFormat, PermissionDenied, Publisher, Subscriber, companion_path
+from framebus.cli import show, upkeep
 from framebus.directory import inspect
 from framebus.segment import take_exclusion
 from tests.mounts import MS_RDONLY, MS_REMOUNT, alone, answer, checked, command, in_other_time, libc, mount
@@ -26,7 +28,7 @@ OWNER, MEMBER, STRANGER = 12001, 12002, 12003
 COMMANDS = (["list"], ["inspect", "panorama"], ["top", "--once", "--interval", "0.01"], ["doctor"], ["gc"])
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _own_mounts() -> None:
     try:
         alone(os.getpid)
@@ -247,7 +249,8 @@ def make_read_only() -> None:
 def run_everything(prepare: Callable[[], None], user: int) -> dict[str, tuple[int, str, str]]:
     prepare()
     runs = [*COMMANDS, ["snapshot", "panorama", "/nonexistent/x.png"]]
-    return {run[0]: Person(user, command, *run).result() for run in runs}
+    said: dict[str, tuple[int, str, str]] = Person(user, lambda: {run[0]: command(*run) for run in runs}).result()
+    return said
 
 
 @pytest.mark.parametrize(
@@ -363,6 +366,8 @@ def look_from_other_time(offset_s: int) -> None:
 
 
 def look_everywhere() -> dict[str, tuple[int, str]]:
+    for module in (show, upkeep):
+        setattr(module, "PATIENCE_S", 0.05)  # noqa: B010  in this child process only
     found = {}
     for run in COMMANDS[:4]:
         status, output, complaint = command(*run)

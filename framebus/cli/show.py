@@ -213,13 +213,13 @@ def _latency_ms(record: SubscriberRecord) -> float | None:
 
 
 def _top_table(rows: list[dict[str, Any]]) -> str:
-    header = ("STREAM", "SUBSCRIBER", "FPS", "LATENCY", "LAG", "LEASES", "SKIPPED", "WAKE")
+    header = ("STREAM", "SUBSCRIBER", "FPS", "LATENCY", "LAG", "AGE", "LEASES", "SKIPPED", "WAKE")
     lines: list[Sequence[str]] = []
     for row in rows:
         state = "publisher" if row["live"] else "no publisher"
         held = f"{row['slots_held']}/{row['slots']} held"
-        age = f"{_age(row['age_s'])} old" if row["age_s"] is not None else "age unknown" if row["age_unknown"] else "-"
-        lines.append((row["stream"], f"({state})", f"{row['fps']:.1f}", "", age, held, "", ""))
+        age = _age(row["age_s"], row["age_unknown"])
+        lines.append((row["stream"], f"({state})", f"{row['fps']:.1f}", "", "", age, held, "", ""))
         for subscriber in row["subscribers"]:
             latency_ms = subscriber["latency_ms"]
             lines.append(
@@ -229,6 +229,7 @@ def _top_table(rows: list[dict[str, Any]]) -> str:
                     f"{subscriber['fps']:.1f}",
                     "" if latency_ms is None else f"{latency_ms:.2f} ms",
                     f"{subscriber['lag']} frames",
+                    "",
                     f"{subscriber['leases']}/{subscriber['max_leases']}",
                     str(subscriber["skipped"]),
                     subscriber["wake"],
