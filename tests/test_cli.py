@@ -253,6 +253,27 @@ def test_a_snapshot_that_cannot_be_written_says_why(
     assert len(captured.err.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("channels", "dtype", "suffix"),
+    [
+        (2, "uint8", ".png"),
+        (5, "uint16", ".tiff"),
+        (3, "uint32", ".png"),
+        (1, "float32", ".png"),
+        (3, "uint16", ".jpg"),
+    ],
+)
+def test_a_frame_that_is_no_picture_is_one_sentence(
+    stream: str, channels: int, dtype: str, suffix: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with Publisher(stream, FrameFormat(4, 6, channels, dtype)) as publisher:
+        publish(publisher)
+        assert main(["snapshot", stream, str(tmp_path / f"out{suffix}")]) == 1
+    captured = capfd.readouterr()
+    assert captured.err.startswith(f"framebus: a frame of {channels} channels of {dtype} is not written as {suffix}: ")
+    assert len(captured.err.splitlines()) == 1
+
+
 @pytest.mark.usefixtures("publisher")
 def test_a_snapshot_on_a_full_disk_is_one_sentence(
     stream: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
