@@ -36,6 +36,11 @@ def _own_mounts() -> None:
         lacks(f"root cannot mount a tmpfs in a namespace here ({error}): run the tests with CAP_SYS_ADMIN")
 
 
+@pytest.fixture(autouse=True)
+def _no_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)  # a worker of pytest-xdist has it
+
+
 def levels(findings: list[dict[str, Any]], part: str) -> list[str]:
     return [finding["level"] for finding in findings if part in finding["what"]]
 

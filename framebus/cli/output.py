@@ -138,13 +138,14 @@ def wrap(text: str, width: int | None, indent: str = "") -> list[str]:
     return textwrap.wrap(text, width, subsequent_indent=indent, break_on_hyphens=False) or [""]
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int | None) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int | None, *, title: int = 2) -> str:
     """Format a table; where it is too wide, a paragraph for each row, with the cells named.
 
     Args:
-        header: Names of the columns. The first two tell rows apart, and are not named in a paragraph.
+        header: Names of the columns.
         rows: Cells of each row.
         width: Columns that there are; ``None`` for any number.
+        title: How many of a row's cells begin its paragraph, and need no name.
     """
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     if width is None or sum(widths) + 2 * (len(widths) - 1) <= width:
@@ -152,15 +153,14 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int | Non
             "  ".join(cell.ljust(room) for cell, room in zip(row, widths, strict=True)).rstrip() + "\n"
             for row in (header, *rows)
         )
-    return "".join(_paragraph(header, row, width) for row in rows)
+    return "".join(_paragraph(header, row, width, title) for row in rows)
 
 
-def _paragraph(header: Sequence[str], row: Sequence[str], width: int) -> str:
-    title, outer = (f"{row[0]}  {row[1]}", "") if row[0] else (row[1], "  ")
-    cells = [
-        f"{name.lower()} {cell}" for name, cell in list(zip(header, row, strict=True))[2:] if cell not in ("", "-")
-    ]
-    lines = [outer + title]
+def _paragraph(header: Sequence[str], row: Sequence[str], width: int, title: int) -> str:
+    outer = "" if row[0] else "  "
+    lines = [outer + "  ".join(cell for cell in row[:title] if cell not in ("", "-"))]
+    named = list(zip(header, row, strict=True))[title:]
+    cells = [f"{name.lower()} {cell}" for name, cell in named if cell not in ("", "-")]
     inner = outer + "  "
     line = ""
     for cell in cells:

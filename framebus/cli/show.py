@@ -45,7 +45,7 @@ def run_list(options: argparse.Namespace) -> int:
         for stream in readable
     ]
     if rows:
-        write(table(header, rows, columns()))
+        write(table(header, rows, columns(), title=3))
     _write_notes((stream.name, stream.age_unknown) for stream in readable if stream.age_unknown)
     _write_unreadable(unreadable)
     if not found:
