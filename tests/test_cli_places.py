@@ -202,6 +202,24 @@ def leave_user_namespace() -> None:
     checked(libc.unshare(CLONE_NEWUSER))
 
 
+def look_at_other_version() -> None:
+    with Publisher("panorama", SMALL), open(companion_path("panorama", "ring"), "r+b") as ring:
+        ring.seek(8)
+        ring.write((99).to_bytes(4, "little"))
+        ring.flush()
+        status, findings = answer("doctor")
+        assert status == 1
+        (finding,) = (finding for finding in findings if "stream panorama" in finding["what"])
+        assert finding["remedy"] == "run the same version of framebus in all containers"
+        assert "layout version 99" in finding["what"]
+        assert "gc" not in finding["remedy"]
+        assert answer("gc") == (0, [])
+
+
+def test_a_ring_of_another_version_in_use_is_left_alone() -> None:
+    alone(look_at_other_version)
+
+
 def look_in_user_namespace() -> None:
     leave_user_namespace()
     _, (row,) = answer("list")

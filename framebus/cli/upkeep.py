@@ -179,9 +179,12 @@ def _judge_unreadable(stream: UnreadableStream) -> Finding:
         if stream.mode & 0o040 and stream.group and not is_unmapped(stream.group, "gid"):
             remedy += f" or with group {stream.group}"
         return Finding("unknown", f"stream {stream.name}: {stream.reason}", remedy)
+    fault, _, advice = stream.detail.partition(": ")
     what = f"stream {stream.name}: {stream.detail}"
     if _is_in_use(stream.name):
-        return Finding("problem", what, "run the same version of framebus in all containers")
+        # A process of another version uses it, or one that does not write what it should.
+        remedy = advice if advice.startswith("run ") else "run the same version of framebus in all containers"
+        return Finding("problem", f"stream {stream.name}: {fault}" if remedy == advice else what, remedy)
     if os.geteuid() not in (0, stream.owner):
         return Finding("warning", what, f"{describe_user(stream.owner)} owns it: run 'framebus gc' as that user")
     return Finding("problem", what, "start its publisher, which replaces it, or run 'framebus gc'")
