@@ -555,7 +555,7 @@ static int choose_following(const Reader *self, unsigned *slot, uint64_t *sequen
     return *sequence != UINT64_MAX;
 }
 
-/* The slot's header as a SlotHeader, and its numbers. Its description is nearly always that of the frame before. */
+/* The slot's header as a FrameHeader, and its numbers. Its description is nearly always that of the frame before. */
 static PyObject *read_header(Reader *self, unsigned slot, int64_t numbers[HEIGHT])
 {
     const uint8_t *at = slot_header(self->ring, slot);

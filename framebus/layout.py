@@ -83,6 +83,8 @@ PAGE_BYTES: Final = 4096
 MIN_SLOTS: Final = 3
 MAX_LOANS: Final = 253
 MAX_SLOTS: Final = 255
+MAX_SEQUENCE: Final = 1 << 48
+"""More than a publisher reaches in the life of a machine; the tail has room for 2^56."""
 MAX_RING_BYTES: Final = 1 << 39
 """Half of where the lock bytes begin."""
 
@@ -115,6 +117,8 @@ DTYPES: Final = {
 """numpy's typestr of the element types that a frame may have, and their bytes."""
 
 HEADER: Final = struct.Struct("<8sIIQQQQI")
+VERSIONED: Final = struct.Struct("<8sI")
+"""Magic and version, which every version begins with."""
 DESCRIPTION: Final = struct.Struct("<IIII8s16sI")
 """A slot header's fields from height to arrangement, which are mostly those of the frame before."""
 SLOT: Final = struct.Struct(f"<QQqqq{DESCRIPTION.size}s")

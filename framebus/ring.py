@@ -47,12 +47,15 @@ from framebus.layout import (
     CLOSED,
     LOCK_LIVE,
     MAGIC,
+    MAX_SEQUENCE,
     METADATA,
     METADATA_BYTES,
     OPEN,
     PAGE_BYTES,
     STATE,
     SUPERSEDED,
+    VERSION,
+    VERSIONED,
     Geometry,
     RingHeader,
 )
@@ -140,7 +143,7 @@ class PublisherRing:
             return read_header(segment), segment
         except LayoutMismatch:
             # In every version the words are where they are in this one: its readers can be told to move on.
-            return (None, segment) if bytes(segment.buffer[: len(MAGIC)]) == MAGIC else None
+            return (None, segment) if _is_another_version(segment) else None
 
     def _create(self, stream: str, first_sequence: int) -> None:
         name = ring_name(stream)
@@ -322,6 +325,12 @@ def read_metadata(lease: Lease) -> object:
         return msgpack.unpackb(content) if content else {}
     except (ValueError, msgpack.UnpackException) as error:
         raise LayoutMismatch(f"the frame's metadata is no msgpack: {error}") from None
+
+
+def _is_another_version(segment: Segment) -> bool:
+    """Whether the file is a ring whose layout is of another version, rather than damaged."""
+    magic, version = VERSIONED.unpack_from(segment.buffer)
+    return bool(magic == MAGIC and version != VERSION and segment.words[TAIL_WORD] >> 8 < MAX_SEQUENCE)
 
 
 def _highest_sequence(segment: Segment, header: RingHeader | None) -> int:

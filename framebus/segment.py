@@ -20,7 +20,6 @@ import errno
 import fcntl
 import mmap
 import os
-import pwd
 import resource
 import secrets
 import stat
@@ -40,6 +39,7 @@ from framebus.errors import (
     ResourceExhausted,
     StreamNotFound,
 )
+from framebus.identity import as_user, describe_group, describe_user, group_would_help
 from framebus.layout import check_name
 from framebus.mapping import Mapping
 
@@ -410,20 +410,25 @@ def denied(path: Path, error: OSError | None) -> PermissionDenied:
         status = path.lstat()
     except OSError:
         return PermissionDenied(errno.EACCES, f"{path}: {error.strerror if error else 'permission denied'}")
+    if error is not None and error.errno == errno.EROFS:
+        return PermissionDenied(errno.EROFS, f"{SHM_DIRECTORY} is mounted read-only: mount it writable")
+    if error is not None and group_would_help(status):
+        remedy = f"run this process with group {status.st_gid}, or have user {status.st_uid} remove the file"
+    else:
+        # Either only the owner may open the file, or only the owner may serve the stream: no group helps.
+        remedy = (
+            "that user serves this stream, or has left the file: take another name, "
+            f"or run this process or 'framebus gc' {as_user(status.st_uid)}"
+        )
     return PermissionDenied(
         errno.EACCES,
-        f"{path} belongs to {_user(status.st_uid)} and group {status.st_gid}, mode "
-        f"{stat.S_IMODE(status.st_mode):04o}, and is closed to user {os.geteuid()} with group {os.getegid()}: "
-        f"run this process with group {status.st_gid}, or have user {status.st_uid} remove the file",
+        f"{path} belongs to {_user(status.st_uid)} and {describe_group(status.st_gid)}, mode "
+        f"{stat.S_IMODE(status.st_mode):04o}, and is closed to user {os.geteuid()} with group {os.getegid()}: {remedy}",
     )
 
 
 def _user(number: int) -> str:
-    try:
-        name = pwd.getpwuid(number).pw_name
-    except (KeyError, OverflowError):
-        name = "unknown"
-    return f"user {number} ({name})"
+    return describe_user(number)
 
 
 def _open(name: str, writable: bool) -> int:

@@ -179,7 +179,8 @@ def test_the_compiled_publication_fills_only_what_it_has(publisher: PublisherRin
             publisher.writer.publish(claimed, 10, 20, [ours], template)
         assert publisher.writer.next_sequence == 1
         publisher.writer.publish(claimed, 10, 20, (), template)
-        publisher.writer.claim(Description(*SHAPE, "|u1", "bgr").pack())
+        claimed = publisher.writer.claim(Description(*SHAPE, "|u1", "bgr").pack())
+        assert claimed is not None
         publisher.writer.publish(claimed, 10, 20, [None, ours], Template(bytes(33), 6))  # type: ignore[list-item]
         assert len(theirs.recv(100)) == 33
     wrong: list[tuple[Any, ...]] = [(None, template), ([ours], None), ([ours], (b"",)), ([ours], (b"", "")), ([ours],)]

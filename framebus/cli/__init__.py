@@ -1,82 +1,174 @@
-"""The command ``framebus``: look at streams, and put right what the dead left.
+"""The command ``framebus``: look at streams, and remove what dead processes left.
 
-Exit status: 0 when all is well, 1 when it is not or cannot be done, 2 for a fault in the arguments.
+Exit status: 0 when all is well, 1 when something needs doing or cannot be done, 2 for a fault in the arguments, and 128
+and a signal's number when that signal ended it. docs/cli.md describes the commands, and docs/cli.schema.json what they
+print with ``--json``.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import contextlib
+import io
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, Final, NoReturn
 
-from framebus.cli import show, snapshot, upkeep
+from framebus import __version__
+from framebus.cli import output, show, snapshot, upkeep
 from framebus.errors import FramebusError
+
+MAX_SECONDS: Final = 86400.0
+DONE: Final = 0
+FAILED: Final = 1
+SIGNALLED: Final = 128
+_ENDING_SIGNALS: Final = (signal.SIGTERM, signal.SIGHUP)
+
+
+class _Ended(BaseException):
+    """A signal asks the process to end: files are closed and records removed on the way."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with ``arguments``, or those of the process; return its exit status."""
-    options = _parser().parse_args(arguments)
+    output.open_standard_descriptors()
     try:
-        status = int(options.run(options))
-        sys.stdout.flush()
-    except FramebusError as error:
-        sys.stderr.write(f"framebus: {error}\n")
-        return 1
-    except KeyboardInterrupt:
-        return 130
+        with _ended_by_signals():
+            status = _run(arguments)
+            output.flush()
+    except output.OutputError as error:
+        output.give_up(sys.stdout)
+        output.complain(f"standard output cannot be written: {error}")
+        status = FAILED
     except BrokenPipeError:
-        # The reader of a pipe went away, which is no fault; nothing more may be written at exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        output.give_up(sys.stdout)  # the reader of a pipe has seen enough, which is not a fault
+        status = DONE
+    except FramebusError as error:
+        output.complain(str(error))
+        status = _finish(FAILED)
+    except OSError as error:
+        name = f"{error.filename}: " if error.filename else ""
+        output.complain(f"{name}{error.strerror or error}")
+        status = _finish(FAILED)
+    except MemoryError:
+        output.complain("there is not enough memory")
+        status = _finish(FAILED)
+    except KeyboardInterrupt:
+        status = _finish(SIGNALLED + signal.SIGINT)
+    except _Ended as end:
+        status = _finish(SIGNALLED + end.number)
     return status
+
+
+def _finish(status: int) -> int:
+    """Write what was printed so far, if it can be written."""
+    try:
+        output.flush()
+    except (output.OutputError, BrokenPipeError):
+        output.give_up(sys.stdout)
+    return status
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    parser = _parser()
+    # argparse writes by itself, and each version of Python handles a closed output in another way.
+    printed, complaints = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(complaints):
+            options = parser.parse_args(arguments)
+            if options.run is None:
+                parser.print_help()
+                parser.exit()
+    except SystemExit as end:
+        if complaints.getvalue():
+            output.write_error("".join(f"{line}\n" for line in _fitted(complaints.getvalue())))
+        if printed.getvalue():
+            output.write(printed.getvalue())
+        return end.code if isinstance(end.code, int) else FAILED
+    return int(options.run(options))
+
+
+def _fitted(text: str) -> list[str]:
+    width = output.columns()
+    return [part for line in text.splitlines() for part in (output.wrap_line(line, width) if width else [line])]
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the command as an exception, so that ``snapshot`` leaves no record behind."""
+
+    def end(number: int, _frame: object) -> NoReturn:
+        raise _Ended(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    # A signal that is ignored, as under nohup(1), stays ignored.
+    before = {number: signal.getsignal(number) for number in _ENDING_SIGNALS}
+    handled = [number for number, handler in before.items() if handler is signal.SIG_DFL]
+    for number in handled:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in handled:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="framebus", description="Zero-copy frame streams in /dev/shm.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser.add_argument("--version", action="version", version=f"framebus {__version__}")
+    parser.set_defaults(run=None)
+    commands = parser.add_subparsers(metavar="COMMAND")
     json = argparse.ArgumentParser(add_help=False)
     json.add_argument("--json", action="store_true", help="print JSON, for programs")
 
-    command = commands.add_parser("list", parents=[json], help="all streams, a line each")
-    command.set_defaults(run=show.run_list)
+    def add(name: str, run: Callable[[argparse.Namespace], int], **settings: Any) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, description=settings["help"].capitalize() + ".", **settings)
+        command.set_defaults(run=run)
+        return command
 
-    command = commands.add_parser("inspect", parents=[json], help="all about one stream")
+    add("list", show.run_list, parents=[json], help="all streams, a line each")
+
+    command = add("inspect", show.run_inspect, parents=[json], help="all about one stream")
     command.add_argument("name", metavar="NAME")
-    command.set_defaults(run=show.run_inspect)
 
-    command = commands.add_parser("top", parents=[json], help="live table of streams and subscribers")
-    command.add_argument("--interval", type=_positive, default=1.0, metavar="S", help="seconds between two looks")
+    command = add("top", show.run_top, parents=[json], help="live table of streams and subscribers")
+    command.add_argument("--interval", type=_seconds, default=1.0, metavar="S", help="seconds between two looks")
     command.add_argument("--once", action="store_true", help="print one table and end")
-    command.set_defaults(run=show.run_top)
 
-    command = commands.add_parser("snapshot", help="write the newest frame to a picture file")
+    command = add("snapshot", snapshot.run_snapshot, help="write the newest frame to a picture file")
     command.add_argument("name", metavar="NAME")
     command.add_argument("file", type=Path, metavar="FILE", help="its ending tells the format: .png, .jpg")
-    command.add_argument("--timeout", type=_positive, default=5.0, metavar="S", help="seconds to wait for a frame")
-    command.set_defaults(run=snapshot.run_snapshot)
+    command.add_argument("--timeout", type=_seconds, default=5.0, metavar="S", help="seconds to wait for a frame")
 
-    command = commands.add_parser("size", parents=[json], help="the shm_size that a ring needs")
-    command.add_argument("--height", type=int, required=True)
-    command.add_argument("--width", type=int, required=True)
-    command.add_argument("--channels", type=int, default=3)
-    command.add_argument("--dtype", default="uint8")
-    command.add_argument("--slots", type=int, default=8)
-    command.set_defaults(run=upkeep.run_size)
+    command = add("size", upkeep.run_size, parents=[json], help="the shm_size that a ring needs")
+    command.add_argument("--height", type=int, required=True, metavar="N", help="rows of a frame")
+    command.add_argument("--width", type=int, required=True, metavar="N", help="columns of a frame")
+    command.add_argument("--channels", type=int, default=3, metavar="N", help="values of a pixel (default: 3)")
+    command.add_argument("--dtype", default="uint8", metavar="NAME", help="numpy's name of a value's type (uint8)")
+    command.add_argument("--slots", type=int, default=8, metavar="N", help="slots of the ring, 3 to 255 (default: 8)")
 
-    command = commands.add_parser("doctor", parents=[json], help="what is wrong in /dev/shm, and what to do")
-    command.set_defaults(run=upkeep.run_doctor)
+    add("doctor", upkeep.run_doctor, parents=[json], help="what is wrong in /dev/shm, and what to do")
 
-    command = commands.add_parser("gc", parents=[json], help="remove what no live process holds")
+    command = add("gc", upkeep.run_gc, parents=[json], help="remove what no live process holds")
     command.add_argument("--stream", metavar="NAME", help="of this stream only")
     command.add_argument("--dry-run", action="store_true", help="only say what would be removed")
-    command.set_defaults(run=upkeep.run_gc)
     return parser
 
 
-def _positive(text: str) -> float:
-    number = float(text)
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"a number of seconds above 0 is needed, not {text}")
+def _seconds(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number <= MAX_SECONDS:
+        raise argparse.ArgumentTypeError(f"seconds are more than 0 and at most {MAX_SECONDS:.0f}, not {text[:40]!r}")
     return number

@@ -4,97 +4,163 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
 
-from framebus.directory import StreamInfo, inspect, streams
-from framebus.layout import FrameHeader
+import numpy as np
 
-MIB = 1 << 20
+from framebus.cli.output import columns, control, flush, table, wrap, write, write_json
+from framebus.directory import StreamInfo, UnreadableStream, check_directory, inspect, survey
+from framebus.layout import FrameHeader, SubscriberRecord
+
+MIB: Final = 1 << 20
+PATIENCE_S: Final = 0.3
+"""How long to wait for a frame that shows whether a publisher has the same clock."""
+MAX_LATENCY_NS: Final = 60_000_000_000
+"""A longer latency is the difference of two clocks, as is none at all."""
 
 
 def run_list(options: argparse.Namespace) -> int:
     """Print a line for each stream."""
-    found = streams()
+    check_directory()
+    found = survey(patience_s=PATIENCE_S)
     if options.json:
-        _print_json([dataclasses.asdict(stream) for stream in found])
+        write_json([to_json(stream) for stream in found])
         return 0
     header = ("STREAM", "PUBLISHER", "FRAME", "SEQUENCE", "AGE", "SLOTS", "RING", "SUBSCRIBERS")
+    readable, unreadable = _divide(found)
     rows = [
         (
             stream.name,
             _publisher(stream),
             _describe(stream.frame),
             str(stream.sequence),
-            _age(stream.age_s),
+            _age(stream.age_s, stream.age_unknown),
             f"{stream.slots_held}/{stream.slots} held",
             f"{stream.ring_bytes / MIB:.0f} MiB",
             str(_living(stream)),
         )
-        for stream in found
+        for stream in readable
     ]
-    sys.stdout.write(_table(header, rows) if rows else "no streams\n")
+    if rows:
+        write(table(header, rows, columns(), title=3))
+    _write_notes((stream.name, stream.age_unknown) for stream in readable if stream.age_unknown)
+    _write_unreadable(unreadable)
+    if not found:
+        write("no streams\n")
     return 0
 
 
 def run_inspect(options: argparse.Namespace) -> int:
     """Print everything about one stream."""
-    stream = inspect(options.name)
+    check_directory()
+    stream = inspect(options.name, patience_s=PATIENCE_S)
     if options.json:
-        _print_json(dataclasses.asdict(stream))
+        write_json(to_json(stream))
         return 0
-    sys.stdout.write(
-        f"stream       {stream.name}\n"
-        f"publisher    {_publisher(stream)}, epoch {stream.epoch}\n"
-        f"newest       sequence {stream.sequence}, {_describe(stream.frame)}, {_age(stream.age_s)} old\n"
-        f"ring         {stream.slots} slots of {stream.slot_bytes / MIB:.2f} MiB, {stream.ring_bytes / MIB:.1f} MiB\n"
-        f"held         {stream.slots_held} slots now; {stream.seats_taken} of {stream.seats} leases promised\n"
-        f"subscribers  {_living(stream)}\n"
-    )
+    newest = f"sequence {stream.sequence}, {_describe(stream.frame)}, "
+    if stream.frame is None:
+        newest = f"sequence {stream.sequence}"
+    elif stream.age_unknown:
+        newest += f"age unknown: {stream.age_unknown}"
+    else:
+        newest += f"{_age(stream.age_s)} old"
+    fields = [
+        ("stream", stream.name),
+        ("publisher", f"{_publisher(stream)}, epoch {stream.epoch}"),
+        ("newest", newest),
+        ("ring", f"{stream.slots} slots of {stream.slot_bytes / MIB:.2f} MiB, {stream.ring_bytes / MIB:.1f} MiB"),
+        ("held", f"{stream.slots_held} slots now; {stream.seats_taken} of {stream.seats} leases promised"),
+        ("subscribers", str(_living(stream))),
+    ]
+    width = columns()
+    for name, text in fields:
+        for line in wrap(f"{name:11}  {text}", width, " " * 13):
+            write(line + "\n")
     for subscriber in stream.subscribers:
         record = subscriber.record
-        sys.stdout.write(
+        line = (
             f"  {record.name}: {record.mode}, wake {record.wake}, {record.received} received, "
             f"{record.skipped} skipped, {record.leases} of {record.max_leases} leases"
-            f"{'' if subscriber.alive else ', dead'}\n"
+            f"{'' if subscriber.alive else ', dead'}"
         )
+        for part in wrap(line, width, "    "):
+            write(part + "\n")
     return 0
 
 
 def run_top(options: argparse.Namespace) -> int:
     """Print the live table again and again, or once."""
+    check_directory()
     before = _sample()
     while True:
         time.sleep(options.interval)
         after = _sample()
         rows = _rates(before, after)
         if options.json:
-            _print_json(rows)
+            write_json([*rows, *(_unreadable_row(stream) for stream in after.unreadable)])
         else:
-            clear = "\x1b[H\x1b[J" if sys.stdout.isatty() and not options.once else ""
-            sys.stdout.write(clear + _top_table(rows))
-        sys.stdout.flush()
+            if sys.stdout is not None and sys.stdout.isatty() and not options.once:
+                control("\x1b[H\x1b[J")
+            if rows:
+                write(_top_table(rows))
+            _write_unreadable(after.unreadable)
+            if not rows and not after.unreadable:
+                write("no streams\n")
+        flush()
         if options.once:
             return 0
         before = after
 
 
-Sample = tuple[float, dict[str, StreamInfo]]
+def to_json(stream: StreamInfo | UnreadableStream) -> dict[str, Any]:
+    """A stream's description with named fields only, as docs/cli.schema.json has it."""
+    if isinstance(stream, UnreadableStream):
+        return {**dataclasses.asdict(stream), "readable": False, "live": None}
+    fields = {field.name: getattr(stream, field.name) for field in dataclasses.fields(stream)}
+    frame = stream.frame
+    return {
+        **fields,
+        "readable": True,
+        "frame": None if frame is None else {**frame._asdict(), "shape": list(frame.shape)},
+        "subscribers": [
+            {"record": dataclasses.asdict(subscriber.record), "alive": subscriber.alive}
+            for subscriber in stream.subscribers
+        ],
+    }
 
 
-def _sample() -> Sample:
-    return time.monotonic(), {stream.name: stream for stream in streams()}
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Sample:
+    taken_s: float
+    streams: dict[str, StreamInfo]
+    unreadable: list[UnreadableStream]
 
 
-def _rates(before: Sample, after: Sample) -> list[dict[str, Any]]:
+def _sample() -> _Sample:
+    taken_s = time.monotonic()
+    readable, unreadable = _divide(survey(patience_s=PATIENCE_S))
+    return _Sample(taken_s, {stream.name: stream for stream in readable}, unreadable)
+
+
+def _divide(found: Iterable[StreamInfo | UnreadableStream]) -> tuple[list[StreamInfo], list[UnreadableStream]]:
+    readable, unreadable = [], []
+    for stream in found:
+        if isinstance(stream, StreamInfo):
+            readable.append(stream)
+        else:
+            unreadable.append(stream)
+    return readable, unreadable
+
+
+def _rates(before: _Sample, after: _Sample) -> list[dict[str, Any]]:
     """Frames a second and lag of every stream and subscriber between two looks."""
-    elapsed_s = after[0] - before[0]
+    elapsed_s = after.taken_s - before.taken_s
     rows = []
-    for name, stream in after[1].items():
-        old = before[1].get(name)
+    for name, stream in after.streams.items():
+        old = before.streams.get(name)
         since = old.sequence if old is not None and old.epoch == stream.epoch else stream.sequence
         counted = {(s.record.name, s.record.since_wall_ns): s.record.received for s in old.subscribers} if old else {}
         subscribers = []
@@ -107,7 +173,7 @@ def _rates(before: Sample, after: Sample) -> list[dict[str, Any]]:
                 {
                     "name": record.name,
                     "fps": round((record.received - received) / elapsed_s, 2),
-                    "latency_ms": round(record.latency_ns / 1e6, 3) if record.received else None,
+                    "latency_ms": _latency_ms(record),
                     "lag": max(stream.sequence - record.sequence, 0),
                     "leases": record.leases,
                     "max_leases": record.max_leases,
@@ -120,10 +186,12 @@ def _rates(before: Sample, after: Sample) -> list[dict[str, Any]]:
         rows.append(
             {
                 "stream": name,
+                "readable": True,
                 "live": stream.live,
                 "fps": round((stream.sequence - since) / elapsed_s, 2),
                 "sequence": stream.sequence,
                 "age_s": stream.age_s,
+                "age_unknown": stream.age_unknown,
                 "slots": stream.slots,
                 "slots_held": stream.slots_held,
                 "subscribers": subscribers,
@@ -132,13 +200,26 @@ def _rates(before: Sample, after: Sample) -> list[dict[str, Any]]:
     return rows
 
 
+def _unreadable_row(stream: UnreadableStream) -> dict[str, Any]:
+    row = to_json(stream)
+    return {"stream": row.pop("name"), **row}
+
+
+def _latency_ms(record: SubscriberRecord) -> float | None:
+    """Latency of the last frame; ``None`` without one, or where subscriber and publisher have different clocks."""
+    if not record.received or not 0 < record.latency_ns <= MAX_LATENCY_NS:
+        return None
+    return round(record.latency_ns / 1e6, 3)
+
+
 def _top_table(rows: list[dict[str, Any]]) -> str:
-    header = ("STREAM", "SUBSCRIBER", "FPS", "LATENCY", "LAG", "LEASES", "SKIPPED", "WAKE")
+    header = ("STREAM", "SUBSCRIBER", "FPS", "LATENCY", "LAG", "AGE", "LEASES", "SKIPPED", "WAKE")
     lines: list[Sequence[str]] = []
     for row in rows:
         state = "publisher" if row["live"] else "no publisher"
         held = f"{row['slots_held']}/{row['slots']} held"
-        lines.append((row["stream"], f"({state})", f"{row['fps']:.1f}", "", _age(row["age_s"]), held, "", ""))
+        age = _age(row["age_s"], row["age_unknown"])
+        lines.append((row["stream"], f"({state})", f"{row['fps']:.1f}", "", "", age, held, "", ""))
         for subscriber in row["subscribers"]:
             latency_ms = subscriber["latency_ms"]
             lines.append(
@@ -148,12 +229,25 @@ def _top_table(rows: list[dict[str, Any]]) -> str:
                     f"{subscriber['fps']:.1f}",
                     "" if latency_ms is None else f"{latency_ms:.2f} ms",
                     f"{subscriber['lag']} frames",
+                    "",
                     f"{subscriber['leases']}/{subscriber['max_leases']}",
                     str(subscriber["skipped"]),
                     subscriber["wake"],
                 )
             )
-    return _table(header, lines) if lines else "no streams\n"
+    return table(header, lines, columns())
+
+
+def _write_notes(notes: Iterable[tuple[str, str]]) -> None:
+    for name, reason in notes:
+        for line in wrap(f"{name}: age unknown: {reason}", columns(), "  "):
+            write(line + "\n")
+
+
+def _write_unreadable(unreadable: Iterable[UnreadableStream]) -> None:
+    for stream in unreadable:
+        for line in wrap(f"{stream.name}: {stream.reason}", columns(), "  "):
+            write(line + "\n")
 
 
 def _publisher(stream: StreamInfo) -> str:
@@ -165,20 +259,12 @@ def _living(stream: StreamInfo) -> int:
 
 
 def _describe(frame: FrameHeader | None) -> str:
-    return "-" if frame is None else f"{frame.width}x{frame.height}x{frame.channels} {frame.dtype} {frame.pixel_format}"
+    if frame is None:
+        return "-"
+    return f"{frame.width}x{frame.height}x{frame.channels} {np.dtype(frame.dtype).name} {frame.pixel_format}"
 
 
-def _age(age_s: float | None) -> str:
-    return "-" if age_s is None else f"{age_s:.2f} s"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    return "".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n"
-        for row in (header, *rows)
-    )
-
-
-def _print_json(content: object) -> None:
-    sys.stdout.write(json.dumps(content) + "\n")
+def _age(age_s: float | None, unknown: str = "") -> str:
+    if age_s is None:
+        return "unknown" if unknown else "-"
+    return f"{age_s:.2f} s"

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from typing import Final
 
 from framebus.bus import Subscriber
+from framebus.directory import check_directory
 from framebus.errors import FramebusError
 
-_TO_BGR = {"rgb": (2, 1, 0), "rgba": (2, 1, 0, 3)}
+PICTURE_CHANNELS: Final = (1, 3, 4)
+PICTURE_TYPES: Final = {".tif": ("uint8", "uint16", "float32"), ".png": ("uint8", "uint16")}
+"""Element types that a picture's format has, by the file's ending; others have uint8 alone."""
+_TO_BGR: Final = {"rgb": (2, 1, 0), "rgba": (2, 1, 0, 3)}
 
 
 def run_snapshot(options: argparse.Namespace) -> int:
@@ -16,6 +21,7 @@ def run_snapshot(options: argparse.Namespace) -> int:
         import cv2  # noqa: PLC0415  the library itself does without it
     except ImportError:
         raise FramebusError("snapshot needs OpenCV: pip install 'framebus[snapshot]'") from None
+    check_directory(writable=True)
     with (
         Subscriber(options.name, name="snapshot", max_leases=1, attach_timeout_s=0) as subscriber,
         subscriber.receive(options.timeout) as frame,
@@ -23,11 +29,32 @@ def run_snapshot(options: argparse.Namespace) -> int:
         pixels = frame.pixels
         if frame.pixel_format in _TO_BGR:
             pixels = pixels[..., _TO_BGR[frame.pixel_format]]
+        _check_picture(pixels.shape[2], str(pixels.dtype), options.file.suffix.lower())
         try:
-            written = cv2.imwrite(str(options.file), pixels)
+            # Not imwrite(), which writes to standard error, and does not tell why a file cannot be written.
+            encoded, picture = cv2.imencode(options.file.suffix, pixels)
         except cv2.error as error:
-            raise FramebusError(f"{options.file}: not written as a picture: {error.err}") from None
-        del pixels
-        if not written:
-            raise FramebusError(f"{options.file} cannot be written: does its folder exist, and may you write there?")
+            reason = f"{error.err or error}".strip().splitlines()[0]
+            raise FramebusError(
+                f"{options.file}: not written as a picture: {reason}. The file's ending tells the format: .png, .jpg"
+            ) from None
+        finally:
+            del pixels
+    if not encoded:
+        raise FramebusError(f"{options.file}: not written as a picture: take another format, such as .png")
+    try:
+        options.file.write_bytes(picture.tobytes())
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise FramebusError(f"{options.file} cannot be written: {reason}") from None
     return 0
+
+
+def _check_picture(channels: int, dtype: str, suffix: str) -> None:
+    """Check that the file can hold the frame: OpenCV would convert its values, or print to standard error."""
+    types = PICTURE_TYPES.get(suffix[:4], ("uint8",))
+    if channels not in PICTURE_CHANNELS or dtype not in types:
+        raise FramebusError(
+            f"a frame of {channels} channels of {dtype} is not written as {suffix or 'this'}: "
+            f"1, 3 or 4 channels of {' or '.join(types)} can be, and a Subscriber reads every frame"
+        )
