@@ -253,6 +253,8 @@ class TestPublisher:
         publisher.close()
         with pytest.raises(Closed):
             publisher.loan()
+        with pytest.raises(Closed):
+            loan.publish()
         with pytest.raises(FrameReleased):
             loan.pixels  # noqa: B018
 
@@ -260,7 +262,7 @@ class TestPublisher:
 class TestSubscriber:
     def test_no_stream(self, stream: str) -> None:
         with pytest.raises(StreamNotFound, match=stream):
-            Subscriber(stream)
+            Subscriber(stream, attach_timeout_s=0)
         with pytest.raises(StreamNotFound):
             Subscriber(stream, attach_timeout_s=0.1)
 
@@ -495,7 +497,7 @@ class TestSubscriber:
             content[:] = os.urandom(len(content))
         path.write_bytes(content)
         with pytest.raises(LayoutMismatch):
-            Subscriber(stream)
+            Subscriber(stream, attach_timeout_s=0)
         with Publisher(stream, SMALL) as publisher:
             assert publish(publisher) >= 1
 
@@ -611,7 +613,7 @@ def test_an_interpreter_that_exits_with_live_views_is_silent(stream: str) -> Non
     code = (
         "from framebus import *\n"
         f"p = Publisher({stream!r}, FrameFormat(4, 6)); s = Subscriber({stream!r})\n"
-        "with p.loan() as l: pass\n"
+        "p.loan().publish()\n"
         "f = s.receive(5); v = f.pixels[1:]; import atexit; s.close(); p.close()\n"
     )
     answer = subprocess.run(

@@ -43,7 +43,8 @@ def test_seats_are_as_many_as_slots_but_the_newest_and_the_loans(ring: Segment) 
     del first
     take_seats(third, of(6), 1)
     assert seats_taken(ring, of(6)) == 3
-    take_seats(shm.attach(ring.name), of(6), 1)
+    fourth = shm.attach(ring.name)
+    take_seats(fourth, of(6), 1)
     with pytest.raises(SubscriberLimitReached, match="6 slots leave 3 leases to subscribers, 0 are free"):
         take_seats(shm.attach(ring.name), of(6, max_loans=2), 1)
 
