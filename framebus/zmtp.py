@@ -75,7 +75,8 @@ class LocalSocket(socket.socket):
     """A Unix socket that never blocks, and is closed with its last reference without a warning."""
 
     def __init__(self, fileno: int | None = None) -> None:
-        super().__init__(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, 0, fileno)
+        super().__init__(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno)
+        self.setblocking(False)  # accept(2) does not hand this on
 
     def __del__(self) -> None:
         self.close()

@@ -15,12 +15,13 @@ from framebus import errors
 def test_the_exported_names() -> None:
     assert framebus.__all__ == sorted(framebus.__all__)
     assert set(framebus.__all__) == {
-        "Closed", "CurveServer", "Frame", "FrameFormat", "FrameReleased", "FrameTooLarge", "FramebusError",
-        "InvalidKey", "InvalidName", "LayoutMismatch", "Loan", "LoanOutstanding", "NotEnoughSharedMemory",
-        "PermissionDenied", "Publisher", "PublisherStatistics", "ReceiveTimeout", "RingFull", "StreamExists",
-        "StreamGone", "StreamInfo", "StreamNotFound", "Subscriber", "SubscriberInfo", "SubscriberStatistics",
-        "TooManyLeases", "UnprotectedEndpoint", "WrongThread", "companion_path", "companion_paths",
-        "remove_leftovers", "streams",
+        "AlreadyInUse", "Closed", "FormatMismatch", "Frame", "FrameFormat", "FrameHeader", "FrameReleased",
+        "FrameTooLarge", "FramebusError", "InvalidArgument", "InvalidMetadata", "InvalidName", "LayoutMismatch",
+        "Loan", "LoanOutstanding", "NoFreeSlot", "NotEnoughSharedMemory", "PermissionDenied", "Publisher",
+        "PublisherStatistics", "ReceiveTimeout", "ResourceExhausted", "StreamExists", "StreamGone", "StreamInfo",
+        "StreamNotFound", "Subscriber", "SubscriberInfo", "SubscriberLimitReached", "SubscriberRecord",
+        "SubscriberStatistics", "TooManyLeases", "UnsupportedEnvironment", "WrongThread", "companion_path",
+        "companion_paths", "remove_leftovers", "streams",
     }  # fmt: skip
     assert all(hasattr(framebus, name) for name in framebus.__all__)
 
@@ -37,8 +38,12 @@ def test_the_exported_names() -> None:
         ("InvalidName", "ValueError"),
         ("FrameTooLarge", "ValueError"),
         ("StreamGone", "ConnectionError"),
-        ("UnprotectedEndpoint", "ValueError"),
-        ("InvalidKey", "ValueError"),
+        ("InvalidArgument", "ValueError"),
+        ("InvalidMetadata", "ValueError"),
+        ("FormatMismatch", "ValueError"),
+        ("NoFreeSlot", "RuntimeError"),
+        ("SubscriberLimitReached", "RuntimeError"),
+        ("ResourceExhausted", "OSError"),
     ],
 )
 def test_every_error_is_also_the_builtin_that_fits(error: str, builtin: str) -> None:
@@ -54,11 +59,11 @@ def test_every_error_is_exported_and_prints_its_sentence_alone() -> None:
     assert framebus.NotEnoughSharedMemory(28, "a sentence").errno == 28
 
 
-def test_the_library_needs_its_four_packages_alone() -> None:
+def test_the_library_needs_its_three_packages_alone() -> None:
     code = (
         "import sys, framebus; print(*sorted({name.partition('.')[0] for name in sys.modules} "
         "- sys.stdlib_module_names))"
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = {name for name in answer.stdout.split() if not name.startswith(("_", "sitecustomize"))}
-    assert loaded <= {"framebus", "numpy", "posix_ipc", "zmq", "msgpack", "cython_runtime"}
+    assert loaded <= {"framebus", "numpy", "posix_ipc", "msgpack", "cython_runtime"}

@@ -180,7 +180,7 @@ def _dtype_name(dtype: Any) -> str:
     if isinstance(dtype, (str, type, np.dtype)):
         try:
             found = np.dtype(dtype)
-        except (TypeError, ValueError, SyntaxError, Warning):
+        except (TypeError, ValueError, SyntaxError, OverflowError, RecursionError, Warning):
             found = None
     if found is None or found.str not in DTYPES:
         raise InvalidArgument(f"the values of a frame are {allowed}, in this machine's byte order, not {dtype!r:.80}")

@@ -154,7 +154,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--width", type=int, required=True, metavar="N", help="columns of a frame")
     command.add_argument("--channels", type=int, default=3, metavar="N", help="values of a pixel (default: 3)")
     command.add_argument("--dtype", default="uint8", metavar="NAME", help="numpy's name of a value's type (uint8)")
+    command.add_argument("--pixel-format", default="", metavar="NAME", help="nv12 and i420 take half the room of bgr")
     command.add_argument("--slots", type=int, default=8, metavar="N", help="slots of the ring, 3 to 255 (default: 8)")
+    command.add_argument("--max-loans", type=int, default=1, metavar="N", help="loans at a time (default: 1)")
 
     add("doctor", upkeep.run_doctor, parents=[json], help="what is wrong in /dev/shm, and what to do")
 

@@ -44,18 +44,16 @@ Level = Literal["ok", "note", "unknown", "warning", "problem"]
 
 def run_size(options: argparse.Namespace) -> int:
     """Print the ring's size and the shm_size to set."""
-    try:
-        frame_format = FrameFormat(options.height, options.width, options.channels, options.dtype)
-        ring_bytes = Geometry.for_frames(options.slots, frame_format.frame_bytes).total_bytes
-    except ValueError as error:
-        raise FramebusError(str(error)) from None
-    except (TypeError, SyntaxError, OverflowError, RecursionError):  # numpy parses the name of the type
-        raise FramebusError(f"{options.dtype!r} is not an element type of a frame, as 'uint8' is") from None
+    frame_format = FrameFormat(
+        options.height, options.width, options.channels, options.dtype, pixel_format=options.pixel_format
+    )
+    geometry = Geometry.for_frames(options.slots, frame_format.frame_bytes, options.max_loans)
+    ring_bytes = geometry.total_bytes
     shm_size = f"{-(-(ring_bytes + OVERHEAD_BYTES) // (STEP_MIB * MIB)) * STEP_MIB}m"
     if options.json:
-        write_json({"ring_bytes": ring_bytes, "shm_size": shm_size})
+        write_json({"ring_bytes": ring_bytes, "shm_size": shm_size, "leases": geometry.seats})
     else:
-        write(f"ring      {ring_bytes / MIB:.1f} MiB\nshm_size: {shm_size}\n")
+        write(f"ring      {ring_bytes / MIB:.1f} MiB\nleases    {geometry.seats}\nshm_size: {shm_size}\n")
     return 0
 
 
