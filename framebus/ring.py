@@ -221,6 +221,8 @@ class PublisherRing:
                 if unlink:
                     segment.unlink()
                 segment.unlock(shm.unlock(LOCK_LIVE))
+                if not self.writer.loans:
+                    segment.close()
             then()
 
         self.writer.close(finish)

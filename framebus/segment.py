@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import fnmatch
 import mmap
 import os
 import resource
@@ -67,7 +68,12 @@ def companion_paths(stream: str, pattern: str) -> list[Path]:
     Raises:
         InvalidName: ``stream`` is no name for a stream.
     """
-    return sorted(SHM_DIRECTORY.glob(f"{PREFIX}{check_name(stream)}.{pattern}"))
+    own = f"{PREFIX}{check_name(stream)}."
+    try:
+        names = [name for name in os.listdir(SHM_DIRECTORY) if name.startswith(own)]
+    except OSError:  # without /dev/shm there are none
+        return []
+    return sorted(SHM_DIRECTORY / name for name in fnmatch.filter(names, own + pattern))
 
 
 def write_lock(offset: int) -> bytes:

@@ -341,11 +341,13 @@ class Subscriber:
             return
         self._release_current()
         self._final_statistics = self._count(ring)
-        self.__dict__.pop("_ring", None)  # the file is unmapped when the last view goes
+        if self.__dict__.pop("_ring", None) is None:  # the file is unmapped when the last view goes
+            return  # another thread closes it too
         if self._listener is not None:
             self._listener.close()
         if not self._forked:
             self._record.remove()
+        del self._record
 
     def _take(self) -> Lease | None:
         """Lease what is there."""
