@@ -35,7 +35,7 @@ class Mapping:
         Raises:
             OSError: The kernel cannot map it.
         """
-        self.address = 0
+        self.address: int = 0
         """Where the file begins in this process."""
         self._size = size
         self._writable = writable

@@ -84,10 +84,10 @@ class Notifier:
             ResourceExhausted: The process has no descriptor left.
             OSError: The socket cannot be bound.
         """
-        self.look_at_ns = 0
+        self.look_at_ns: int = 0
         """When :meth:`look` is due, CLOCK_MONOTONIC."""
         self._look_closely_until_ns = time.monotonic_ns() + LOOK_CLOSELY_NS
-        self.local = LocalOutlet(socket_path(stream), _topic(stream))
+        self.local: LocalOutlet = LocalOutlet(socket_path(stream), _topic(stream))
         """The Unix socket."""
 
     def look(self, now_ns: int) -> None:
@@ -98,7 +98,7 @@ class Notifier:
         """
         self.local.has_listeners()
         is_new = now_ns < self._look_closely_until_ns
-        self.look_at_ns = now_ns + LOOK_EVERY_NS if self.local.is_settled and not is_new else now_ns
+        self.look_at_ns = now_ns + LOOK_EVERY_NS if self.local.is_settled(now_ns) and not is_new else now_ns
 
     def close(self) -> None:
         """Close the socket and remove the path."""
@@ -117,7 +117,7 @@ class Listener:
         Raises:
             ResourceExhausted: The process has no descriptor left.
         """
-        self.rejected = 0
+        self.rejected: int = 0
         """Messages that were not notifications of this stream."""
         self._path = str(socket_path(stream))
         self._topic = _topic(stream)

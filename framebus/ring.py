@@ -103,8 +103,8 @@ class PublisherRing:
             NotEnoughSharedMemory: /dev/shm has no room for the ring.
         """
         self.geometry = geometry
-        self.epoch = secrets.randbits(53) or 1  # exact in JSON and JavaScript too
-        self.adopted = False
+        self.epoch: int = secrets.randbits(53) or 1  # exact in JSON and JavaScript too
+        self.adopted: bool = False
         for leftover in companion_paths(stream, "ring.*"):
             with contextlib.suppress(PermissionError):  # another user's, which is in nobody's way
                 leftover.unlink(missing_ok=True)
@@ -168,9 +168,9 @@ class PublisherRing:
             # Its publisher died between the steps 5 and 7. Left so, the slot could be claimed as an old one, and the
             # sequence, which may have been seen, would be given again after one more death.
             words[TAIL_WORD] = words[SEQ_WORDS[newest]] << 8 | newest
-        self.segment = segment
+        self.segment: Segment = segment
         geometry = self.geometry
-        self.writer = steps.Writer(
+        self.writer: steps.Writer = steps.Writer(
             segment,
             geometry.slots,
             geometry.slot_bytes,
@@ -247,22 +247,22 @@ class SubscriberRing:
             PermissionDenied: It is closed to this user, or belongs to another than ``owner``.
         """
         try:
-            self.segment = shm.attach(ring_name(stream), min_bytes=PAGE_BYTES, owner=owner)
+            self.segment: Segment = shm.attach(ring_name(stream), min_bytes=PAGE_BYTES, owner=owner)
         except StreamNotFound:
             raise StreamNotFound(f"no publisher serves the stream {stream!r} here") from None
         try:
-            self.header = read_header(self.segment)
+            self.header: RingHeader = read_header(self.segment)
         except LayoutMismatch as error:
             raise error if self.is_live() else StaleRing(str(error)) from None
-        self.geometry = self.header.geometry
+        self.geometry: Geometry = self.header.geometry
         if not self.is_live():
             raise StreamNotFound(f"the publisher of the stream {stream!r} is gone")
         geometry = self.geometry
-        self.reader = steps.Reader(
+        self.reader: steps.Reader = steps.Reader(
             self.segment, geometry.slots, geometry.slot_bytes, geometry.first_slot, every, history
         )
         """What holds the leases, and counts."""
-        self.cold = set(range(geometry.slots))
+        self.cold: set[int] = set(range(geometry.slots))
         """Slots whose pages are not mapped yet."""
 
     def is_live(self) -> bool:

@@ -77,7 +77,7 @@ class Record:
         content = record.pack()
         while True:
             name = companion_path(stream, f"sub.{shm.random_suffix()}").name
-            self.segment = shm.create(name + UNFINISHED, RECORD_BYTES, RING_MODE, "a subscriber's record")
+            self.segment: Segment = shm.create(name + UNFINISHED, RECORD_BYTES, RING_MODE, "a subscriber's record")
             """The record's file, into which its subscriber's reader writes the counters."""
             self.segment.buffer[: len(content)] = content
             self.segment.try_lock(_ALIVE)

@@ -26,6 +26,7 @@ import secrets
 import stat
 import struct
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -97,10 +98,10 @@ class LockHolder:
     __slots__ = ("__weakref__", "fd")
 
     def __init__(self, fd: int) -> None:
-        self.fd = fd
+        self.fd: int = fd
         forks.register(self)
 
-    def close(self, _close=os.close) -> None:  # type: ignore[no-untyped-def]
+    def close(self, _close: Callable[[int], None] = os.close) -> None:
         """Close the descriptor; its locks are free."""
         fd = getattr(self, "fd", -1)
         if fd >= 0:
@@ -120,15 +121,15 @@ class Segment(LockHolder):
     __slots__ = ("address", "buffer", "identity", "name", "size", "words", "words32")
 
     def __init__(self, name: str, fd: int, map_fd: int, *, writable: bool) -> None:
-        self.name = name
+        self.name: str = name
         status = os.fstat(fd)
-        self.identity = status.st_dev, status.st_ino
-        self.size = status.st_size
+        self.identity: tuple[int, int] = status.st_dev, status.st_ino
+        self.size: int = status.st_size
         mapping = Mapping(map_fd, self.size, writable=writable)
-        self.address = mapping.address
-        self.buffer = mapping.view()
-        self.words = self.buffer[: self.size & -8].cast("Q")
-        self.words32 = self.buffer[: self.size & -8].cast("I")
+        self.address: int = mapping.address
+        self.buffer: memoryview[int] = mapping.view()
+        self.words: memoryview[int] = self.buffer[: self.size & -8].cast("Q")
+        self.words32: memoryview[int] = self.buffer[: self.size & -8].cast("I")
         super().__init__(fd)  # last, when nothing more can fail: until here the caller closes what it opened
 
     @property
@@ -155,7 +156,9 @@ class Segment(LockHolder):
         return True
 
     # The names are bound early: the last lease may go while the interpreter's modules are already torn down.
-    def unlock(self, command: bytes, _fcntl=fcntl.fcntl, _setlk: int = fcntl.F_OFD_SETLK) -> None:  # type: ignore[no-untyped-def]
+    def unlock(
+        self, command: bytes, _fcntl: Callable[[int, int, bytes], object] = fcntl.fcntl, _setlk: int = fcntl.F_OFD_SETLK
+    ) -> None:
         """Free a lock; in a forked child, which must leave the parent's locks alone, do nothing."""
         if self.fd >= 0:
             _fcntl(self.fd, _setlk, command)

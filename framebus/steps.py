@@ -122,15 +122,17 @@ class Claim:
     __slots__ = ("__weakref__", "is_open", "now_ns", "now_wall_ns", "reference", "slot", "writer")
 
     def __init__(self, writer: Writer) -> None:
-        self.writer = writer
+        self.writer: Writer = writer
         """The writer that it belongs to."""
-        self.slot = NO_SLOT
+        self.slot: int = NO_SLOT
         """The slot's number."""
-        self.is_open = True
+        self.is_open: bool = True
         """Whether it is neither published nor abandoned."""
-        self.now_ns = self.now_wall_ns = 0
-        """When it was made, CLOCK_MONOTONIC and since 1970."""
-        self.reference = weakref.ref(self)
+        self.now_ns: int = 0
+        """When it was made, CLOCK_MONOTONIC."""
+        self.now_wall_ns: int = 0
+        """When it was made, nanoseconds since 1970."""
+        self.reference: weakref.ref[Claim] = weakref.ref(self)
         """How the writer knows of it without keeping it."""
 
     @property
@@ -171,11 +173,11 @@ class Writer:
             next_sequence: The sequence of the next frame.
             max_loans: Slots that may be claimed at the same time.
         """
-        self.segment = segment
+        self.segment: Segment = segment
         """The ring."""
-        self.next_sequence = next_sequence
+        self.next_sequence: int = next_sequence
         """Sequence that the next frame will have."""
-        self.lost = 0
+        self.lost: int = 0
         """Claims that ended because nothing referenced them any more."""
         self._slot_bytes = slot_bytes
         self._first_slot = first_slot
@@ -367,15 +369,15 @@ class Lease:
     """What the slot says of its frame, once it was read."""
 
     def __init__(self, reader: Reader, slot: int, sequence: int) -> None:
-        self.reader = reader
+        self.reader: Reader = reader
         """The reader that it belongs to."""
-        self.slot = slot
+        self.slot: int = slot
         """The slot's number."""
-        self.sequence = sequence
+        self.sequence: int = sequence
         """Sequence of the frame in it."""
-        self.skipped = 0
+        self.skipped: int = 0
         """Frames missed since the one that was leased before."""
-        self.reference = weakref.ref(self)
+        self.reference: weakref.ref[Lease] = weakref.ref(self)
         """How the reader knows of it without keeping it."""
 
     @property
@@ -408,17 +410,17 @@ class Reader:
             every: Whether to take all frames in order, or the newest.
             history: How many of the frames that are there already to take first, in order.
         """
-        self.segment = segment
+        self.segment: Segment = segment
         """The ring."""
-        self.last = -1
+        self.last: int = -1
         """Sequence of the newest frame seen; -1 before the first."""
-        self.received = 0
+        self.received: int = 0
         """Frames leased."""
-        self.skipped = 0
+        self.skipped: int = 0
         """Frames missed between them."""
-        self.overruns = 0
+        self.overruns: int = 0
         """Slots reused before they were leased."""
-        self.rejected = 0
+        self.rejected: int = 0
         """Slot headers that made no sense."""
         self._slots = slots
         self._slot_bytes = slot_bytes

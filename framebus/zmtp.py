@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -32,6 +33,8 @@ SEND_BUFFER_BYTES: Final = 16 << 10
 MAX_READS: Final = 16
 READ_BYTES: Final = 256
 """As much is read of as many connections at a look, and as many are accepted: a flood is left where it is."""
+CONNECTING_NS: Final = 1_000_000_000
+"""How long a peer that has connected may take to subscribe, and be asked with every frame."""
 MAX_ODD_SUBSCRIPTIONS: Final = 100
 """Who has asked for so much that is not here is shown out."""
 FRAME_HEADER_BYTES: Final = 2
@@ -148,8 +151,10 @@ class Connection:
         """
         self.socket = connected
         """Its socket."""
-        self.subscriptions = 0
+        self.subscriptions: int = 0
         """How many of its subscriptions ask for the messages."""
+        self.accepted_ns: int = time.monotonic_ns()
+        """When it was accepted, CLOCK_MONOTONIC."""
         self._topic = topic
         self._decoder = Decoder(MAX_FRAME_BYTES)
         self._is_subscriber = False
@@ -270,10 +275,14 @@ class LocalOutlet:
                 self._close_descriptors()
         return bool(self.listening)
 
-    @property
-    def is_settled(self) -> bool:
-        """Whether no peer is in the middle of connecting."""
-        return len(self.listening) == len(self._connections)
+    def is_settled(self, now_ns: int) -> bool:
+        """Whether no peer is in the middle of connecting; one that takes longer than a second is not waited for.
+
+        Args:
+            now_ns: The time, CLOCK_MONOTONIC.
+        """
+        since_ns = now_ns - CONNECTING_NS
+        return all(one.subscriptions or one.accepted_ns < since_ns for one in self._connections.values())
 
     def close(self) -> None:
         """Remove the path, and close the socket: at once, or when the call that another thread is in has ended."""

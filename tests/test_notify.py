@@ -11,6 +11,7 @@ import zmq
 
 from framebus import FrameFormat, Publisher, ReceiveTimeout, Subscriber
 from framebus.notify import LOOK_CLOSELY_NS, LOOK_EVERY_NS, Listener, Notifier, socket_path
+from framebus.zmtp import CONNECTING_NS
 from tests.listeners import PlainListener, listens, wait_until
 from tests.support import publish
 
@@ -45,6 +46,9 @@ def test_who_is_there_is_asked_with_every_frame_of_the_first_second(stream: str)
     stranger.connect(str(socket_path(stream)))
     notifier.look(later_ns)
     assert notifier.look_at_ns == later_ns
+    patience_ns = later_ns + CONNECTING_NS + LOOK_EVERY_NS
+    notifier.look(patience_ns)
+    assert notifier.look_at_ns == patience_ns + LOOK_EVERY_NS, "a peer that never subscribes costs no look a frame"
     stranger.close()
     listener.close()
     notifier.close()

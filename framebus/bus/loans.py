@@ -52,11 +52,11 @@ class Loan:
     def __init__(
         self, pixels: Pixels, frame_format: FrameFormat, claim: Claim, lender: Lender, template: Template
     ) -> None:
-        self.format = frame_format
+        self.format: FrameFormat = frame_format
         """What the pixels are."""
-        self.captured_ns = claim.now_ns
+        self.captured_ns: int = claim.now_ns
         """When the frame was captured, CLOCK_MONOTONIC; the time of the loan until set."""
-        self.captured_wall_ns = claim.now_wall_ns
+        self.captured_wall_ns: int = claim.now_wall_ns
         """When the frame was captured, nanoseconds since 1970; the time of the loan until set."""
         self.metadata: Mapping[str, Any] = {}
         """A small map that travels with the frame; msgpack packs it into at most 832 bytes."""

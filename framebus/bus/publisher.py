@@ -107,7 +107,7 @@ class Publisher:
             UnsupportedEnvironment: gevent or eventlet has patched the standard library.
         """
         check_environment()
-        self.stream = check_name(stream)
+        self.stream: str = check_name(stream)
         """The stream's name."""
         if not isinstance(frame_format, FrameFormat):
             raise InvalidArgument(f"frame_format is a FrameFormat, as FrameFormat.of(array), not {frame_format!r:.80}")

@@ -137,9 +137,9 @@ class Subscriber:
             UnsupportedEnvironment: gevent or eventlet has patched the standard library.
         """
         check_environment()
-        self.stream = check_name(stream)
+        self.stream: str = check_name(stream)
         """The stream's name."""
-        self.name = check_name(name, "subscriber")
+        self.name: str = check_name(name, "subscriber")
         """What ``framebus top`` shows for this subscriber."""
         one_of(mode, "mode", get_args(Mode))
         one_of(wake, "wake", get_args(Wake))
