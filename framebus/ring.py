@@ -42,7 +42,7 @@ import msgpack
 
 from framebus import segment as shm
 from framebus import steps as steps  # noqa: PLC0414  exported, so that tests can exchange it
-from framebus.errors import FramebusError, LayoutMismatch, StreamNotFound
+from framebus.errors import FramebusError, LayoutMismatch, NotEnoughSharedMemory, StreamNotFound
 from framebus.layout import (
     CLOSED,
     LOCK_LIVE,
@@ -122,9 +122,19 @@ class PublisherRing:
                 segment.words32[STATE_WORD] = OPEN
                 raise_event(segment)  # its publisher may have died before it told of the newest frame
                 return
-        self._create(stream, first_sequence)
-        if old is not None:
-            _supersede(old[1])
+        try:
+            self._create(stream, first_sequence)
+        except NotEnoughSharedMemory:
+            if old is None:
+                raise
+            # The old ring may take the room; what its readers have mapped stays until they let go.
+            _supersede(segment)
+            segment.unlink()
+            del old, header, segment
+            self._create(stream, first_sequence)
+        else:
+            if old is not None:
+                _supersede(old[1])
 
     def _open_old(self, stream: str) -> tuple[RingHeader | None, Segment] | None:
         """The ring that an earlier publisher left; without its header when its layout is of another version."""

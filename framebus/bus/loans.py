@@ -5,20 +5,36 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, NoReturn, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import msgpack
+import numpy as np
 
 from framebus.bus.formats import FrameFormat, Pixels, chroma, luma
-from framebus.errors import FramebusError, FrameReleased, InvalidMetadata, WrongThread
+from framebus.errors import FramebusError, FrameReleased, InvalidMetadata
 from framebus.layout import MAX_METADATA_BYTES
 from framebus.steps import Claim, Template
+
+
+class PreparedFormat(NamedTuple):
+    """What a publisher works out once for all frames of a format."""
+
+    frame_format: FrameFormat
+    """The format."""
+    shape: tuple[int, ...]
+    """Shape of its arrays."""
+    dtype: np.dtype[Any]
+    """Type of their values."""
+    description: bytes
+    """What a slot's header says of it."""
+    template: Template
+    """Its notifications."""
 
 
 class Lender(Protocol):
     """The publisher that has given a loan, and takes it back."""
 
-    def _publish(self, loan: Loan, claim: Claim, template: Template) -> int: ...
+    def _publish(self, loan: Loan, claim: Claim, prepared: PreparedFormat) -> int: ...
 
     def _abandon(self, claim: Claim) -> None: ...
 
@@ -40,8 +56,7 @@ class Loan:
         "_claim",
         "_lender",
         "_pixels",
-        "_template",
-        "_untouched",
+        "_prepared",
         "captured_ns",
         "captured_wall_ns",
         "format",
@@ -49,10 +64,8 @@ class Loan:
         "sequence",
     )
 
-    def __init__(
-        self, pixels: Pixels, frame_format: FrameFormat, claim: Claim, lender: Lender, template: Template
-    ) -> None:
-        self.format: FrameFormat = frame_format
+    def __init__(self, prepared: PreparedFormat, claim: Claim, lender: Lender) -> None:
+        self.format: FrameFormat = prepared.frame_format
         """What the pixels are."""
         self.captured_ns: int = claim.now_ns
         """When the frame was captured, CLOCK_MONOTONIC; the time of the loan until set."""
@@ -62,11 +75,10 @@ class Loan:
         """A small map that travels with the frame; msgpack packs it into at most 832 bytes."""
         self.sequence: int | None = None
         """The frame's sequence, once it is published."""
-        self._pixels: Pixels | None = pixels
+        self._pixels: Pixels | None = None
         self._claim = claim
         self._lender = lender
-        self._template = template
-        self._untouched = True
+        self._prepared = prepared
 
     @property
     def pixels(self) -> Pixels:
@@ -75,10 +87,14 @@ class Loan:
         Raises:
             FrameReleased: The loan was published or abandoned.
         """
-        if self._pixels is None:
-            raise FrameReleased("the loan was published or abandoned: its pixels are no longer the publisher's")
-        self._untouched = False
-        return self._pixels
+        pixels = self._pixels
+        if pixels is None:
+            claim = self._claim
+            if not claim.is_open:
+                raise FrameReleased("the loan was published or abandoned: its pixels are no longer the publisher's")
+            _, shape, dtype, _, _ = self._prepared
+            self._pixels = pixels = np.ndarray(shape, dtype, claim.memory)
+        return pixels
 
     @property
     def luma(self) -> Pixels:
@@ -111,18 +127,18 @@ class Loan:
             OverflowError: It does not fit a signed 64-bit number.
             WrongThread: Another thread owns the publisher; the loan stays its owner's.
         """
-        pixels = self._pixels
-        if pixels is None:
+        claim = self._claim
+        if not claim.is_open:
             raise FrameReleased("the loan was published or abandoned before")
         try:
-            self.sequence = sequence = self._lender._publish(self, self._claim, self._template)
-        except WrongThread:
-            raise
+            self.sequence = sequence = self._lender._publish(self, claim, self._prepared)
         except BaseException:
-            self._end(pixels)
+            if not claim.is_open:  # else another thread wanted to publish it, and it stays its owner's
+                self._freeze()
             raise
-        self._pixels = None
-        pixels.setflags(write=False)
+        if (pixels := self._pixels) is not None:
+            self._pixels = None
+            pixels.setflags(write=False)
         return sequence
 
     def abandon(self) -> None:
@@ -131,9 +147,9 @@ class Loan:
         Raises:
             WrongThread: Another thread owns the publisher; the loan stays its owner's.
         """
-        if self._pixels is not None:
+        if self._claim.is_open:
             self._lender._abandon(self._claim)
-            self._end(self._pixels)
+            self._freeze()
 
     def packed_metadata(self) -> bytes:
         """The metadata's bytes, empty without any.
@@ -142,10 +158,6 @@ class Loan:
             InvalidMetadata: They do not fit the slot's header, or could not be packed or read again.
         """
         return pack_metadata(self.metadata)
-
-    def _end(self, pixels: Pixels) -> None:
-        self._pixels = None
-        pixels.setflags(write=False)
 
     def __enter__(self) -> Loan:
         return self
@@ -156,14 +168,20 @@ class Loan:
         if kind is not None:
             with contextlib.suppress(FramebusError):  # never in the place of the exception that is on its way
                 self.abandon()
-        elif self._pixels is not None:
+        elif self._claim.is_open:
             self.abandon() if self._is_as_it_came() else self.publish()
+
+    def _freeze(self) -> None:
+        pixels = self._pixels
+        if pixels is not None:
+            self._pixels = None
+            pixels.setflags(write=False)
 
     def _is_as_it_came(self) -> bool:
         claim = self._claim
         times = (self.captured_ns, self.captured_wall_ns)
         return (
-            self._untouched
+            self._pixels is None
             and type(self.metadata) is dict
             and not self.metadata
             and times
@@ -178,7 +196,7 @@ class Loan:
 
     def __repr__(self) -> str:
         ended = f"published as {self.sequence}" if self.sequence else "abandoned"
-        state = ended if self._pixels is None else "open"
+        state = "open" if self._claim.is_open else ended
         return f"<Loan {self.format.shape} {self.format.dtype} {self.format.pixel_format} {state}>"
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from framebus.arguments import check_environment, seconds, whole_number
 from framebus.bus import lifecycle
 from framebus.bus.formats import FrameFormat
-from framebus.bus.loans import Loan, pack_metadata
+from framebus.bus.loans import Loan, PreparedFormat, pack_metadata
 from framebus.errors import (
     Closed,
     FormatMismatch,
@@ -33,7 +33,7 @@ from framebus.layout import MAX_LOANS, MAX_SLOTS, MIN_SLOTS, Geometry, check_nam
 from framebus.notify import Notifier, notification_template
 from framebus.ring import PublisherRing
 from framebus.segment import companion_path, take_exclusion
-from framebus.steps import Claim, Template
+from framebus.steps import Claim
 
 EXCLUSION_PATIENCE_S: Final = 0.2
 """``framebus gc`` and ``doctor`` hold the exclusion for a moment, while no publisher lives."""
@@ -125,7 +125,6 @@ class Publisher:
         self._lost_before = 0
         self._full_since_s: float | None = None
         self._replace_not_before_s = 0.0
-        self._shape, self._dtype = frame_format.shape, np.dtype(frame_format.dtype)
         self._lock_path = companion_path(stream, "lock")
         exclusion = take_exclusion(self._lock_path.name, EXCLUSION_PATIENCE_S)
         if exclusion is None:
@@ -134,7 +133,7 @@ class Publisher:
         try:
             self._ring = PublisherRing(stream, geometry)
             self._first_sequence = self._ring.writer.next_sequence
-            self._description, self._template = self._pack(frame_format)
+            self._prepared = self._prepare(frame_format)
             self._notifier = Notifier(stream)
         except BaseException:
             if hasattr(self, "_ring"):
@@ -226,21 +225,18 @@ class Publisher:
         """
         if get_ident() != self._thread:
             self._check_use()
-        if frame_format is None or frame_format is self.format:
-            frame_format, description, template = self.format, self._description, self._template
-            shape, dtype = self._shape, self._dtype
-        else:
-            description, template = self._pack(frame_format)
-            shape, dtype = frame_format.shape, np.dtype(frame_format.dtype)
+        prepared = self._prepared
+        if frame_format is not None and frame_format is not prepared.frame_format:
+            prepared = self._prepare(frame_format)
         if timeout_s is not NO_WAIT:
             timeout_s = seconds(timeout_s, "timeout_s")
-        claim = self._ring.writer.claim(description)
+        claim = self._ring.writer.claim(prepared.description)
         if claim is None:
-            claim = self._claim_with_patience(description, timeout_s)
+            claim = self._claim_with_patience(prepared.description, timeout_s)
         self._full_since_s = None
         if claim.now_ns >= self._notifier.look_at_ns:
             self._notifier.look(claim.now_ns)
-        return Loan(np.ndarray(shape, dtype, claim.memory), frame_format, claim, self, template)
+        return Loan(prepared, claim, self)
 
     def close(self) -> None:
         """Tell the subscribers, and leave nothing in /dev/shm (but the ring if it is kept). From any thread.
@@ -285,12 +281,13 @@ class Publisher:
             )
 
     def _check_array(self, array: Any) -> np.ndarray[Any, Any]:
-        wanted = f"an array of shape {self._shape} and type {self._dtype}"
+        _, shape, dtype, *_ = self._prepared
+        wanted = f"an array of shape {shape} and type {dtype}"
         try:
             pixels = np.asarray(array)
         except (TypeError, ValueError, RuntimeError) as error:
             raise FormatMismatch(f"{wanted} is wanted, and {type(array).__name__} makes none: {error}") from None
-        if pixels.shape != self._shape or pixels.dtype != self._dtype:
+        if pixels.shape != shape or pixels.dtype != dtype:
             raise FormatMismatch(
                 f"{wanted} is wanted, not {pixels.shape} and {pixels.dtype}: convert it, or open the publisher with "
                 "FrameFormat.of(array)"
@@ -355,8 +352,8 @@ class Publisher:
         self._replaced += 1
         return self._ring.writer.claim(description)
 
-    def _pack(self, frame_format: FrameFormat) -> tuple[bytes, Template]:
-        """What a format is in a slot's header, and in notifications."""
+    def _prepare(self, frame_format: FrameFormat) -> PreparedFormat:
+        """Work out what is the same for all frames of a format."""
         if not isinstance(frame_format, FrameFormat):
             raise InvalidArgument(f"frame_format is a FrameFormat or None, not {frame_format!r:.80}")
         if frame_format.frame_bytes > self._ring.geometry.slot_bytes:
@@ -365,9 +362,12 @@ class Publisher:
                 "open the publisher with the largest format"
             )
         description = frame_format.description
-        return description.pack(), notification_template(self.stream, self._ring.epoch, description)
+        template = notification_template(self.stream, self._ring.epoch, description)
+        return PreparedFormat(
+            frame_format, frame_format.shape, np.dtype(frame_format.dtype), description.pack(), template
+        )
 
-    def _publish(self, loan: Loan, claim: Claim, template: Template) -> int:
+    def _publish(self, loan: Loan, claim: Claim, prepared: PreparedFormat) -> int:
         # Hot path: every extra call here costs a few microseconds of cold-cache latency.
         if get_ident() != self._thread:
             self._check_use_of(claim)
@@ -377,7 +377,9 @@ class Publisher:
             metadata = loan.metadata
             if type(metadata) is not dict or metadata:
                 self._ring.write_metadata(claim.slot, pack_metadata(metadata))
-            writer.publish(claim, loan.captured_ns, loan.captured_wall_ns, self._notifier.local.listening, template)
+            writer.publish(
+                claim, loan.captured_ns, loan.captured_wall_ns, self._notifier.local.listening, prepared.template
+            )
         except BaseException:
             if claim.is_open:
                 claim.abandon()
