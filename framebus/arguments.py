@@ -31,7 +31,7 @@ def whole_number(value: Any, what: str, least: int, most: int | None = None) -> 
         number = least - 1
     if number < least or (most is not None and number > most):
         limits = f"{least} or more" if most is None else f"from {least} to {most}"
-        raise InvalidArgument(f"{what} is a whole number, {limits}, not {value!r:.80}")
+        raise InvalidArgument(f"{what} is a whole number, {limits}, not {shown(value)}")
     return number
 
 
@@ -48,8 +48,28 @@ def seconds(value: Any, what: str) -> float | None:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not 0 <= number < math.inf:
-        raise InvalidArgument(f"{what} is a finite number of seconds from 0 on, or None for ever, not {value!r:.80}")
+        raise InvalidArgument(f"{what} is a finite number of seconds from 0 on, or None for ever, not {shown(value)}")
     return number
+
+
+def truth(value: Any, what: str) -> bool:
+    """Return ``value`` as a bool.
+
+    Raises:
+        InvalidArgument: It is neither true nor false, as an array of several values.
+    """
+    try:
+        return bool(value)
+    except (TypeError, ValueError):
+        raise InvalidArgument(f"{what} is True or False, not {shown(value)}") from None
+
+
+def shown(value: Any) -> str:
+    """Return what a message shows of a value: the beginning of its repr, or its type where it has none."""
+    try:
+        return f"{value!r:.80}"
+    except ValueError:  # Python does not write an integer of more than some thousand digits
+        return f"{type(value).__name__} of a size that cannot be shown"
 
 
 def one_of(value: Any, what: str, allowed: tuple[str, ...]) -> str:
@@ -60,7 +80,7 @@ def one_of(value: Any, what: str, allowed: tuple[str, ...]) -> str:
     """
     if not isinstance(value, str) or value not in allowed:
         words = ", ".join(map(repr, allowed[:-1]))
-        raise InvalidArgument(f"{what} is {words} or {allowed[-1]!r}, not {value!r:.80}")
+        raise InvalidArgument(f"{what} is {words} or {allowed[-1]!r}, not {shown(value)}")
     return value
 
 

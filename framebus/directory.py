@@ -149,8 +149,10 @@ def directory_fault(*, writable: bool) -> tuple[int, tuple[str, str]] | None:
 def stream_names() -> list[str]:
     """Names of all streams that have any file in /dev/shm, sorted."""
     names = set()
-    for path in SHM_DIRECTORY.glob(f"{PREFIX}*.*"):
-        name = path.name.removeprefix(PREFIX).partition(".")[0]
+    for file in shm.file_names():
+        name, dot, _ = file.removeprefix(PREFIX).partition(".")
+        if not dot or not file.startswith(PREFIX):
+            continue
         try:
             names.add(check_name(name))
         except FramebusError:

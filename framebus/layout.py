@@ -137,8 +137,9 @@ def check_name(name: str, what: str = "stream") -> str:
         InvalidName: It is empty, longer than 48 characters, or holds others than letters, digits, ``-`` and ``_``.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
+        found = repr(name) if isinstance(name, str) else type(name).__name__
         raise InvalidName(
-            f"{name!r} is no name for a {what}: take 1 to 48 letters, digits, '-' or '_', a letter or digit first"
+            f"{found} is no name for a {what}: take 1 to 48 letters, digits, '-' or '_', a letter or digit first"
         )
     return name
 

@@ -36,6 +36,7 @@ import secrets
 import time
 from collections.abc import Callable
 from importlib import import_module
+from threading import RLock
 from typing import TYPE_CHECKING, Final
 
 import msgpack
@@ -105,6 +106,8 @@ class PublisherRing:
         self.geometry = geometry
         self.epoch: int = secrets.randbits(53) or 1  # exact in JSON and JavaScript too
         self.adopted: bool = False
+        self._ending = RLock()
+        self._has_ended = False
         for leftover in companion_paths(stream, "ring.*"):
             with contextlib.suppress(PermissionError):  # another user's, which is in nobody's way
                 leftover.unlink(missing_ok=True)
@@ -166,10 +169,10 @@ class PublisherRing:
             if not segment.try_lock(LIVE_WRITE):
                 raise FramebusError(f"{segment.path} was locked by another process at once")  # noqa: TRY301  undone below
             segment.take_name(name)
+            self._use(segment, first_sequence)
         except BaseException:
             segment.unlink()
             raise
-        self._use(segment, first_sequence)
 
     def _use(self, segment: Segment, next_sequence: int) -> None:
         words = segment.words
@@ -224,18 +227,25 @@ class PublisherRing:
         """
 
         def finish() -> None:
-            segment = self.segment
-            if segment.fd >= 0:
-                segment.words32[STATE_WORD] = CLOSED
-                raise_event(segment)
-                if unlink:
-                    segment.unlink()
-                segment.unlock(shm.unlock(LOCK_LIVE))
-                if not self.writer.loans:
-                    segment.close()
-            then()
+            # One thread at a time, and nothing once it is done: what has the names then is the next publisher's. Until
+            # then each step may be taken again, for a signal handler may raise between any two.
+            with self._ending:
+                if self._has_ended:
+                    return
+                segment = self.segment
+                if segment.fd >= 0:
+                    segment.words32[STATE_WORD] = CLOSED
+                    raise_event(segment)
+                    if unlink:
+                        segment.unlink()
+                    segment.unlock(shm.unlock(LOCK_LIVE))
+                    if not self.writer.loans:
+                        segment.close()
+                then()
+                self._has_ended = True
 
-        self.writer.close(finish)
+        if not self._has_ended:
+            self.writer.close(finish)
 
 
 class SubscriberRing:

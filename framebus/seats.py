@@ -23,7 +23,7 @@ from framebus.layout import (
     Geometry,
     SubscriberRecord,
 )
-from framebus.segment import RING_MODE, Segment, companion_path, companion_paths
+from framebus.segment import RING_MODE, SHM_DIRECTORY, Segment, companion_path, companion_paths
 
 ADMISSION_TIMEOUT_S: Final = 0.5
 UNFINISHED: Final = ".new"
@@ -75,22 +75,31 @@ class Record:
 
     def __init__(self, stream: str, record: SubscriberRecord) -> None:
         content = record.pack()
+        self._is_removed = False
         while True:
-            name = companion_path(stream, f"sub.{shm.random_suffix()}").name
-            self.segment: Segment = shm.create(name + UNFINISHED, RECORD_BYTES, RING_MODE, "a subscriber's record")
+            self._name = companion_path(stream, f"sub.{shm.random_suffix()}").name
+            self.segment: Segment = shm.create(
+                self._name + UNFINISHED, RECORD_BYTES, RING_MODE, "a subscriber's record"
+            )
             """The record's file, into which its subscriber's reader writes the counters."""
             self.segment.buffer[: len(content)] = content
             self.segment.try_lock(_ALIVE)
             try:
-                self.segment.take_name(name)
+                self.segment.take_name(self._name)
             except FileNotFoundError:
                 continue  # until it was locked, it looked like what the dead leave, and was cleared away
             break
 
     def remove(self) -> None:
         """Remove the file; in a forked child, where it is the parent's, do nothing."""
-        if self.segment.fd >= 0:
-            self.segment.unlink()
+        segment: Segment | None = self.__dict__.get("segment")
+        if segment is not None and segment.fd >= 0 and not self._is_removed:
+            # Under both of its names: a signal handler may have raised before it had the second.
+            for name in (self._name, self._name + UNFINISHED):
+                (SHM_DIRECTORY / name).unlink(missing_ok=True)
+            self._is_removed = True
+
+    __del__ = remove
 
 
 def remove_dead_records(stream: str) -> int:

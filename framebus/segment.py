@@ -34,7 +34,9 @@ import numpy as np
 import posix_ipc
 
 from framebus import forks
+from framebus.arguments import shown
 from framebus.errors import (
+    InvalidArgument,
     LayoutMismatch,
     NotEnoughSharedMemory,
     PermissionDenied,
@@ -59,8 +61,9 @@ def companion_path(stream: str, suffix: str) -> Path:
 
     Raises:
         InvalidName: ``stream`` is no name for a stream.
+        InvalidArgument: ``suffix`` cannot end a file's name.
     """
-    return SHM_DIRECTORY / f"{PREFIX}{check_name(stream)}.{suffix}"
+    return SHM_DIRECTORY / f"{PREFIX}{check_name(stream)}.{_check_suffix(suffix, 'suffix')}"
 
 
 def companion_paths(stream: str, pattern: str) -> list[Path]:
@@ -68,13 +71,36 @@ def companion_paths(stream: str, pattern: str) -> list[Path]:
 
     Raises:
         InvalidName: ``stream`` is no name for a stream.
+        InvalidArgument: ``pattern`` cannot match the end of a file's name.
+        ResourceExhausted: The process has no descriptor left.
     """
-    own = f"{PREFIX}{check_name(stream)}."
+    prefix = f"{PREFIX}{check_name(stream)}."
+    _check_suffix(pattern, "pattern")
+    return sorted(
+        SHM_DIRECTORY / name
+        for name in file_names()
+        if name.startswith(prefix) and fnmatch.fnmatchcase(name.removeprefix(prefix), pattern)
+    )
+
+
+def file_names() -> list[str]:
+    """Names of all files in /dev/shm.
+
+    Raises:
+        ResourceExhausted: The process has no descriptor left.
+    """
     try:
-        names = [name for name in os.listdir(SHM_DIRECTORY) if name.startswith(own)]
-    except OSError:  # without /dev/shm there are none
+        return os.listdir(SHM_DIRECTORY)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
         return []
-    return sorted(SHM_DIRECTORY / name for name in fnmatch.filter(names, own + pattern))
+    except OSError as error:
+        raise exhausted(error) or error from None
+
+
+def _check_suffix(suffix: str, what: str) -> str:
+    if not isinstance(suffix, str) or not suffix or "/" in suffix or not suffix.isprintable():
+        raise InvalidArgument(f"the {what} of a stream's file is a part of its name, not {shown(suffix)}")
+    return suffix
 
 
 def write_lock(offset: int) -> bytes:
@@ -177,8 +203,13 @@ class Segment(LockHolder):
 
     def take_name(self, name: str) -> None:
         """Give the file another name in one step, in the place of what has that name now."""
-        os.rename(self.path, SHM_DIRECTORY / name)
-        self.name = name
+        before, self.name = self.name, name
+        try:
+            os.rename(SHM_DIRECTORY / before, SHM_DIRECTORY / name)
+        except BaseException:
+            if not self.is_current():
+                self.name = before
+            raise
 
     def unlink(self) -> None:
         """Remove the file's name if it still names this file; those who have it mapped keep it."""

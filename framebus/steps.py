@@ -185,7 +185,7 @@ class Writer:
         self._max_loans = max_loans
         self._claims: dict[weakref.ref[Claim], int] = {}
         self._is_used = self._is_closed = False
-        self._at_end: list[Callable[[], None]] = []
+        self._at_end: Callable[[], None] | None = None
         words = segment.words
         self._order = sorted(range(slots), key=lambda slot: words[SEQ_WORDS[slot]])
         tail = words[TAIL_WORD]
@@ -218,7 +218,8 @@ class Writer:
         try:
             return None if self._is_closed else self._claim_oldest(description)
         finally:
-            self._leave()
+            self._is_used = False  # before any call: a signal handler may raise at its beginning
+            self._end()
 
     def publish(
         self,
@@ -272,7 +273,8 @@ class Writer:
                 send_all(sockets, fill(template, sequence, slot, captured_ns, published_ns))
             return published_ns
         finally:
-            self._leave()
+            self._is_used = False
+            self._end()
 
     def give_back(self, claim: Claim) -> None:
         """Unlock a claimed slot that was not published."""
@@ -283,26 +285,23 @@ class Writer:
     def close(self, finish: Callable[[], None]) -> None:
         """Claim and publish nothing more, and call ``finish`` when no other thread is in the middle of either.
 
-        That is at once, or when that thread's call ends.
+        That is at once, or when that thread's call ends. It may be called again if ``finish`` raised.
         """
-        self._at_end.append(finish)
+        self._at_end = finish
         self._is_closed = True
         if not self._is_used:
-            self._finish()
+            self._end()
 
     def _enter(self) -> None:
         if self._is_used:
             raise AlreadyInUse("a signal handler may not publish while its thread is doing so: set a flag in it")
         self._is_used = True
 
-    def _leave(self) -> None:
-        self._is_used = False
-        if self._is_closed:
-            self._finish()
-
-    def _finish(self) -> None:
-        with contextlib.suppress(IndexError):
-            self._at_end.pop()()
+    def _end(self) -> None:
+        finish = self._at_end
+        if finish is not None:
+            finish()
+            self._at_end = None
 
     def _let_in(self, claim: Claim, sequence: int) -> None:
         segment, slot = self.segment, claim.slot
@@ -331,8 +330,7 @@ class Writer:
         if len(self._claims) >= self._max_loans:
             return None
         if self._newest >= 0 and self._newest != self._order[-1]:
-            self._order.remove(self._newest)
-            self._order.append(self._newest)
+            self._order = [slot for slot in self._order if slot != self._newest] + [self._newest]
         taken = {self._newest, *self._claims.values()}
         claim = Claim(self)
         self._claims[claim.reference] = NO_SLOT

@@ -236,6 +236,7 @@ class LocalOutlet:
         self.listening: list[LocalSocket] = []
         """Of those that subscribe."""
         self._is_used = self._is_closed = False
+        self._is_bound = True
         try:
             self._socket = LocalSocket()
             self._epoll = select.epoll()
@@ -286,17 +287,17 @@ class LocalOutlet:
 
     def close(self) -> None:
         """Remove the path, and close the socket: at once, or when the call that another thread is in has ended."""
-        if self._is_closed:
-            return
-        with contextlib.suppress(PermissionError):
-            self._path.unlink(missing_ok=True)
+        if self._is_bound:
+            with contextlib.suppress(PermissionError):
+                self._path.unlink(missing_ok=True)
+            self._is_bound = False
         self._is_closed = True
         if not self._is_used:
             self._close_descriptors()
 
     def after_fork_in_child(self) -> None:
         """Leave socket and connections to the parent: nothing is shut down, only the duplicates are closed."""
-        self._is_closed = True
+        self._is_closed, self._is_bound = True, False
         for connection in self._connections.values():
             connection.socket.close()
         self._connections, self.listening = {}, []

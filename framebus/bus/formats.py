@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from framebus.arguments import whole_number
+from framebus.arguments import shown, truth, whole_number
 from framebus.errors import FramebusError, InvalidArgument
 from framebus.layout import DTYPES, Arrangement, Description, FrameHeader
 
@@ -51,10 +51,10 @@ class FrameFormat:
         if self.channels is not None:
             set_field(self, "channels", whole_number(self.channels, "the number of channels", 1, MAX_SIDE))
         set_field(self, "dtype", _dtype_name(self.dtype))
-        set_field(self, "planar", bool(self.planar))
+        set_field(self, "planar", truth(self.planar, "planar"))
         label = self.pixel_format
         if not isinstance(label, str) or not (label.isascii() and label.isprintable()) or len(label) > MAX_LABEL:
-            raise InvalidArgument(f"a pixel format is up to {MAX_LABEL} ASCII letters, not {label!r:.80}")
+            raise InvalidArgument(f"a pixel format is up to {MAX_LABEL} ASCII letters, not {shown(label)}")
         if label in SUBSAMPLED:
             self._check_subsampled()
         elif self.planar and self.channels is None:
@@ -85,10 +85,11 @@ class FrameFormat:
             InvalidArgument: Frames cannot have this shape, or values of this type.
         """
         try:
-            shape, dtype = np.shape(array), np.asarray(array).dtype
+            pixels = np.asarray(array)
         except (TypeError, ValueError, RuntimeError, FramebusError) as error:
             raise InvalidArgument(f"a frame is made of an array, not of {type(array).__name__}: {error}") from None
-        if pixel_format in SUBSAMPLED:
+        shape, dtype, planar = pixels.shape, pixels.dtype, truth(planar, "planar")
+        if isinstance(pixel_format, str) and pixel_format in SUBSAMPLED:
             if len(shape) != 2 or shape[0] % 3:
                 raise InvalidArgument(f"an array in {pixel_format} has the shape (height * 3 // 2, width), not {shape}")
             return cls(shape[0] * 2 // 3, shape[1], 3, _dtype_name(dtype), pixel_format, planar)
@@ -183,5 +184,5 @@ def _dtype_name(dtype: Any) -> str:
         except (TypeError, ValueError, SyntaxError, OverflowError, RecursionError, Warning):
             found = None
     if found is None or found.str not in DTYPES:
-        raise InvalidArgument(f"the values of a frame are {allowed}, in this machine's byte order, not {dtype!r:.80}")
+        raise InvalidArgument(f"the values of a frame are {allowed}, in this machine's byte order, not {shown(dtype)}")
     return found.name

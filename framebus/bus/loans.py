@@ -179,16 +179,12 @@ class Loan:
 
     def _is_as_it_came(self) -> bool:
         claim = self._claim
-        times = (self.captured_ns, self.captured_wall_ns)
+        times = ((self.captured_ns, claim.now_ns), (self.captured_wall_ns, claim.now_wall_ns))
         return (
             self._pixels is None
             and type(self.metadata) is dict
             and not self.metadata
-            and times
-            == (
-                claim.now_ns,
-                claim.now_wall_ns,
-            )
+            and all(type(found) is int and found == given for found, given in times)
         )
 
     def __reduce__(self) -> NoReturn:

@@ -14,7 +14,7 @@ from typing import Any, Final, NoReturn
 
 import numpy as np
 
-from framebus.arguments import check_environment, seconds, whole_number
+from framebus.arguments import check_environment, seconds, shown, truth, whole_number
 from framebus.bus import lifecycle
 from framebus.bus.formats import FrameFormat
 from framebus.bus.loans import Loan, PreparedFormat, pack_metadata
@@ -77,6 +77,7 @@ class Publisher:
     """
 
     _closed = True  # until it is open, for what ends an opening that failed
+    _forked = _is_replacing = False
 
     def __init__(
         self,
@@ -110,7 +111,7 @@ class Publisher:
         self.stream: str = check_name(stream)
         """The stream's name."""
         if not isinstance(frame_format, FrameFormat):
-            raise InvalidArgument(f"frame_format is a FrameFormat, as FrameFormat.of(array), not {frame_format!r:.80}")
+            raise InvalidArgument(f"frame_format is a FrameFormat, as FrameFormat.of(array), not {shown(frame_format)}")
         self.format = frame_format
         """The largest frame, and the format of a loan that names none."""
         geometry = Geometry.for_frames(
@@ -118,8 +119,7 @@ class Publisher:
             frame_format.frame_bytes,
             whole_number(max_loans, "max_loans", 1, MAX_LOANS),
         )
-        self._keep_ring = bool(keep_ring)
-        self._forked = False
+        self._keep_ring = truth(keep_ring, "keep_ring")
         self._thread: int | None = None
         self._abandoned = self._dropped = self._replaced = 0
         self._lost_before = 0
@@ -136,8 +136,11 @@ class Publisher:
             self._prepared = self._prepare(frame_format)
             self._notifier = Notifier(stream)
         except BaseException:
-            if hasattr(self, "_ring"):
-                self._ring.close(unlink=not self._ring.adopted, then=lambda: None)
+            ring: PublisherRing | None = self.__dict__.pop("_ring", None)
+            if ring is not None:
+                ring.close(unlink=not ring.adopted, then=lambda: None)
+            with contextlib.suppress(OSError):  # a signal handler may have raised just after it was bound
+                companion_path(stream, "sock").unlink(missing_ok=True)
             self._let_exclusion_go(unlink=True)
             raise
         self._closed = False
@@ -243,12 +246,13 @@ class Publisher:
 
         Loans that are out can no longer be published. In another thread's call the publisher ends when that call does.
         """
-        if self._closed:
+        ring: PublisherRing | None = self.__dict__.get("_ring")
+        if ring is None or self._forked:
             return
         self._closed = True
         self._thread = None  # so that the owner's next call looks closer, and finds it closed
-        if not self._forked:
-            self._ring.close(unlink=not self._keep_ring, then=self._close_rest)
+        if not self._is_replacing:
+            ring.close(unlink=not self._keep_ring, then=self._close_rest)
 
     def _close_rest(self) -> None:
         self._notifier.close()
@@ -344,10 +348,15 @@ class Publisher:
         if now_s - self._full_since_s < REPLACE_AFTER_S or now_s < self._replace_not_before_s or writer.loans:
             return None
         self._replace_not_before_s = now_s + REPLACE_EVERY_S
+        self._is_replacing = True
         try:
             self._ring.replace(self.stream)
         except FramebusError:
             return None  # no room, or a neighbour was at the new file too: the next try is REPLACE_EVERY_S later
+        finally:
+            self._is_replacing = False
+            if self._closed:
+                self.close()
         self._lost_before += writer.lost
         self._replaced += 1
         return self._ring.writer.claim(description)
@@ -355,7 +364,7 @@ class Publisher:
     def _prepare(self, frame_format: FrameFormat) -> PreparedFormat:
         """Work out what is the same for all frames of a format."""
         if not isinstance(frame_format, FrameFormat):
-            raise InvalidArgument(f"frame_format is a FrameFormat or None, not {frame_format!r:.80}")
+            raise InvalidArgument(f"frame_format is a FrameFormat or None, not {shown(frame_format)}")
         if frame_format.frame_bytes > self._ring.geometry.slot_bytes:
             raise FrameTooLarge(
                 f"a frame of {frame_format.frame_bytes} bytes does not fit a slot of {self._ring.geometry.slot_bytes}: "

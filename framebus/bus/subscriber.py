@@ -87,7 +87,12 @@ class Subscriber:
     or call :meth:`receive`. One that was not closed is closed when it is collected, or when the interpreter exits.
     """
 
-    _closed = True  # until it is open, for what ends an opening that failed
+    # Until it is open, for what ends an opening that failed.
+    _closed = True
+    _forked = _receiving = _left = False
+    _current: Frame | None = None
+    _record: Record | None = None
+    _listener: Listener | None = None
 
     def __init__(
         self,
@@ -157,19 +162,17 @@ class Subscriber:
         self._gone_since_s: float | None = None
         self._look_at_s = 0.0
         self._thread: int | None = None
-        self._forked = False
-        self._receiving = False
-        self._current: Frame | None = None
         self._event = 0
         self._reattached = 0
-        self._ring = self._wait_for_ring(attach_timeout_s)
-        remove_dead_records(stream)
-        self._record = Record(stream, new_record(name, mode, wake, self._max_leases))
-        self._ring.reader.report_to(self._record.segment)
         try:
-            self._listener = Listener(stream) if wake == "zmq" else None
+            self._ring = self._wait_for_ring(attach_timeout_s)
+            remove_dead_records(stream)
+            self._record = Record(stream, new_record(name, mode, wake, self._max_leases))
+            self._ring.reader.report_to(self._record.segment)
+            if wake == "zmq":
+                self._listener = Listener(stream)
         except BaseException:
-            self._record.remove()
+            self.close()
             raise
         self._closed = False
         lifecycle.register(self)
@@ -247,6 +250,8 @@ class Subscriber:
             self._check_use()
         self._receiving = True
         try:
+            if self._closed:  # by another thread, while this one looked whose it is
+                self._check_open()
             self._check_leases()
             while (lease := self._take()) is None:
                 if self._is_quiet():
@@ -270,7 +275,7 @@ class Subscriber:
             InvalidArgument: The subscriber was not opened with ``wake="zmq"``: an event loop can wait for nothing else.
         """
         loop = asyncio.get_running_loop()
-        descriptor = self.fileno()
+        self.fileno()
         deadline_s = None
         if timeout_s is not None:
             deadline_s = time.monotonic() + (seconds(timeout_s, "timeout_s") or 0.0)
@@ -278,7 +283,10 @@ class Subscriber:
         if self._receiving:
             self._check_use()
         self._receiving = True
+        descriptor = -1
         try:
+            self._check_open()
+            descriptor = self.fileno()  # which stays open from here on
             loop.add_reader(descriptor, ready.set)
             while True:
                 self._check_open()
@@ -294,7 +302,8 @@ class Subscriber:
                     async with asyncio.timeout(slice_s):
                         await ready.wait()
         finally:
-            loop.remove_reader(descriptor)
+            if descriptor >= 0:
+                loop.remove_reader(descriptor)
             self._receiving = False
             if self._closed:
                 self._leave()
@@ -315,17 +324,21 @@ class Subscriber:
             self._check_use()
         if self._listener is None:
             raise InvalidArgument(f"a subscriber with wake={self._wake!r} has no descriptor: open it with wake='zmq'")
-        return self._listener.fileno()
+        try:
+            return self._listener.fileno()
+        except ValueError:
+            self._check_open()  # another thread has closed it meanwhile
+            raise
 
     def close(self) -> None:
         """Leave the stream; from any thread, and in the middle of a receive, which then raises :class:`Closed`.
 
         Frames and views still held stay readable, and hold their slots until they go.
         """
-        if self._closed:
-            return
         self._closed = True
         self._thread = None  # so that the owner's next call looks closer, and finds it closed
+        if self._record is not None:
+            self._record.remove()  # at once: a daemon thread may receive while the interpreter exits
         if not self._receiving:
             self._leave()
 
@@ -335,19 +348,21 @@ class Subscriber:
         self._thread = None
 
     def _leave(self) -> None:
-        """Give up all that the subscriber holds; while no thread is in the middle of a receive."""
-        ring: SubscriberRing | None = self.__dict__.get("_ring")
-        if ring is None:
+        """Give up all that the subscriber holds; while no thread is in the middle of a receive.
+
+        Each step may be taken again, for a signal handler may raise between any two, and two threads may close at once.
+        """
+        if self._left:
             return
-        self._release_current()
-        self._final_statistics = self._count(ring)
-        if self.__dict__.pop("_ring", None) is None:  # the file is unmapped when the last view goes
-            return  # another thread closes it too
+        ring: SubscriberRing | None = self.__dict__.get("_ring")
+        if ring is not None:
+            self._current = None  # not released: a loop in another thread may be reading it
+            self._final_statistics = self._count(ring)
+            self.__dict__.pop("_ring", None)  # the file is unmapped when the last view goes
         if self._listener is not None:
             self._listener.close()
-        if not self._forked:
-            self._record.remove()
-        del self._record
+        self._record = None
+        self._left = True
 
     def _take(self) -> Lease | None:
         """Lease what is there."""
@@ -440,7 +455,8 @@ class Subscriber:
             return False
         ring.reader.resume_from(self._ring.reader, ring.header.first_sequence)
         self._reattached += 1
-        ring.reader.report_to(self._record.segment)
+        if self._record is not None:
+            ring.reader.report_to(self._record.segment)
         self._ring = ring
         self._event = 0
         return True

@@ -1,0 +1,72 @@
+"""Helpers of the cases: descriptors, children that must end well, and programs that must not hang."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from framebus import FrameFormat
+from framebus.bus.subscriber import Wake
+from framebus.ring import PURE
+from tests.support import ROOT
+
+SMALL = FrameFormat(4, 6)
+ALL_WAKES: tuple[Wake, ...] = ("zmq", "futex", "predict", "busy")
+WAKES = pytest.mark.parametrize("wake", ALL_WAKES)
+BACKENDS = pytest.mark.parametrize("pure", ["", "1"], ids=["compiled", "plain"])
+PATIENCE_S = 20
+HEAD = f"""
+import faulthandler, gc, os, sys, threading, time
+faulthandler.dump_traceback_later({PATIENCE_S}, exit=True)
+from framebus import *
+"""
+
+
+def descriptors() -> int:
+    """How many descriptors this process has open, once what is garbage is collected."""
+    gc.collect()
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def in_child(function: Callable[[], object]) -> int:
+    """Run the function in a forked child; its exit status, or the negative number of the signal that ended it."""
+    pid = os.fork()
+    if not pid:
+        status = 1
+        try:
+            function()
+            status = 0
+        except SystemExit as end:
+            status = int(str(end.code))
+        except BaseException:  # noqa: BLE001  the parent asserts on the status
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def run(code: str, pure: str = "", *arguments: str) -> str:
+    """Run a program; what it prints. One that hangs prints the stacks of its threads, and fails the test."""
+    answer = subprocess.run(
+        [sys.executable, "-W", "error", "-c", HEAD + code, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=3 * PATIENCE_S,
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), PURE: pure},
+    )
+    assert (answer.returncode, answer.stderr) == (0, ""), answer.stderr + answer.stdout
+    return answer.stdout
+
+
+def by_type(value: object) -> str:
+    """A test's name for a value that may be too large to write."""
+    return type(value).__name__
