@@ -192,8 +192,6 @@ static PyObject *writer_claim(Writer *self, PyObject *described)
     }
     if (self->closed || self->loans >= self->max_loans)
         Py_RETURN_NONE;
-    if (self->newest >= 0)
-        move_to_end(self, (uint8_t)self->newest);
     for (unsigned turn = 0; turn < 2 * self->slots; turn++) {
         unsigned slot = self->order[turn < self->slots ? turn : 2 * self->slots - 1 - turn];
         if ((int)slot != self->newest && !self->loaned[slot] &&
@@ -356,6 +354,8 @@ static PyObject *writer_publish(Writer *self, PyObject *const *arguments, Py_ssi
     }
     self->next_sequence++;
     self->newest = (int)slot;
+    /* With every publication, not with the next claim: several frames may be published between two claims. */
+    move_to_end(self, (uint8_t)slot);
     return PyLong_FromLongLong(published_ns);
 }
 

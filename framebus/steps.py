@@ -310,6 +310,8 @@ class Writer:
         segment.unlock(UNLOCK[slot])
         segment.words[TAIL_WORD] = sequence << 8 | slot
         raise_event(segment)
+        # With every publication, not with the next claim: several frames may be published between two claims.
+        self._order = [*(other for other in self._order if other != slot), slot]
 
     def _forget(self, claim: Claim) -> None:
         claim.is_open = False
@@ -328,9 +330,6 @@ class Writer:
         self._sweep()
         if len(self._claims) >= self._max_loans:
             return None
-        if self._newest >= 0 and self._newest != self._order[-1]:
-            self._order.remove(self._newest)
-            self._order.append(self._newest)
         taken = {self._newest, *self._claims.values()}
         claim = Claim(self)
         self._claims[claim.reference] = NO_SLOT
