@@ -77,9 +77,7 @@ def publish(stream: str, point: str, frames: int, slots: int, *, more: int = 0) 
     choose_steps(point)
     if point in OPENING:
         OPENING[point]()
-    with Publisher(
-        stream, FORMAT, slots=slots, max_loans=MAX_LOANS, keep_ring=point not in CLOSING
-    ) as publisher:
+    with Publisher(stream, FORMAT, slots=slots, max_loans=MAX_LOANS, keep_ring=point not in CLOSING) as publisher:
         for number in range(frames if point != AT_RANDOM else FOR_EVER):
             if number % 2:
                 write_two(publisher)
