@@ -131,7 +131,8 @@ typedef struct {
     int newest; /* -1 before the first frame */
     char closed;
     uint8_t order[MAX_SLOTS]; /* from the oldest to the newest */
-    uint8_t loaned[MAX_SLOTS];
+    uint8_t loaned[MAX_SLOTS]; /* 1 a claim is out, 2 it was lost, and views on the slot's array are out */
+    PyObject *arrays;          /* a list: the array on each slot; NULL before it is given */
 } Writer;
 
 typedef struct {
@@ -179,6 +180,28 @@ static PyObject *new_claim(Writer *self, int fd, unsigned slot)
     return (PyObject *)claim;
 }
 
+/* Whether views on the slot's array are out, which the list alone references besides them. */
+static int is_viewed(const Writer *self, unsigned slot)
+{
+    PyObject *array = self->arrays ? PyList_GetItem(self->arrays, slot) : NULL;
+    if (array == NULL)
+        PyErr_Clear();
+    return array && Py_REFCNT(array) > 1;
+}
+
+/* Give back the slots whose views have gone since their claims were lost. */
+static void sweep(Writer *self, int fd)
+{
+    for (unsigned slot = 0; slot < self->slots; slot++)
+        if (self->loaned[slot] == 2 && !is_viewed(self, slot)) {
+            if (fd >= 0)
+                set_lock(fd, F_UNLCK, slot);
+            self->loaned[slot] = 0;
+            self->loans--;
+            self->lost++;
+        }
+}
+
 static PyObject *writer_claim(Writer *self, PyObject *described)
 {
     char *description;
@@ -190,10 +213,10 @@ static PyObject *writer_claim(Writer *self, PyObject *described)
         PyErr_SetString(PyExc_ValueError, "the description is longer than a slot's header");
         return NULL;
     }
+    if (self->loans)
+        sweep(self, fd);
     if (self->closed || self->loans >= self->max_loans)
         Py_RETURN_NONE;
-    if (self->newest >= 0)
-        move_to_end(self, (uint8_t)self->newest);
     for (unsigned turn = 0; turn < 2 * self->slots; turn++) {
         unsigned slot = self->order[turn < self->slots ? turn : 2 * self->slots - 1 - turn];
         if ((int)slot != self->newest && !self->loaned[slot] &&
@@ -232,8 +255,12 @@ static void claim_dealloc(Claim *self)
     PyObject *type = (PyObject *)Py_TYPE((PyObject *)self), *kind, *value, *trace;
     if (self->is_open) {
         PyErr_Fetch(&kind, &value, &trace);
-        self->writer->lost++;
-        give_back(self);
+        if (is_viewed(self->writer, self->slot)) {
+            self->writer->loaned[self->slot] = 2;
+        } else {
+            self->writer->lost++;
+            give_back(self);
+        }
         PyErr_Restore(kind, value, trace);
     }
     Py_DECREF((PyObject *)self->writer);
@@ -251,6 +278,27 @@ static int claim_buffer(Claim *self, Py_buffer *view, int flags)
         return -1;
     }
     return PyBuffer_FillInfo(view, (PyObject *)self, pixels, (Py_ssize_t)writer->slot_bytes, 0, flags);
+}
+
+static PyObject *writer_watch(Writer *self, PyObject *arrays)
+{
+    if (!PyList_Check(arrays)) {
+        PyErr_SetString(PyExc_TypeError, "a list of arrays is wanted");
+        return NULL;
+    }
+    Py_INCREF(arrays);
+    Py_XDECREF(self->arrays);
+    self->arrays = arrays;
+    Py_RETURN_NONE;
+}
+
+static PyObject *writer_loans(Writer *self, void *nothing)
+{
+    unsigned loans = self->loans;
+    (void)nothing;
+    for (unsigned slot = 0; slot < self->slots; slot++)
+        loans -= self->loaned[slot] == 2 && !is_viewed(self, slot);
+    return PyLong_FromUnsignedLong(loans);
 }
 
 /* Nothing in here gives up the interpreter's lock, so no other thread can be in the middle of a claim or publication. */
@@ -356,6 +404,8 @@ static PyObject *writer_publish(Writer *self, PyObject *const *arguments, Py_ssi
     }
     self->next_sequence++;
     self->newest = (int)slot;
+    /* With every publication, not with the next claim: several frames may be published between two claims. */
+    move_to_end(self, (uint8_t)slot);
     return PyLong_FromLongLong(published_ns);
 }
 
@@ -392,6 +442,7 @@ static void writer_dealloc(Writer *self)
 {
     PyObject *type = (PyObject *)Py_TYPE((PyObject *)self);
     Py_XDECREF(self->segment);
+    Py_XDECREF(self->arrays);
     PyObject_Free(self);
     Py_DECREF(type);
 }
@@ -794,13 +845,18 @@ static PyMethodDef writer_methods[] = {
     {"claim", (PyCFunction)writer_claim, METH_O, NULL},
     {"publish", FAST(writer_publish), METH_FASTCALL, NULL},
     {"close", (PyCFunction)writer_close, METH_O, NULL},
+    {"watch", (PyCFunction)writer_watch, METH_O, NULL},
     {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef writer_properties[] = {
+    {"loans", (getter)writer_loans, NULL, NULL, NULL},
+    {NULL, NULL, NULL, NULL, NULL},
 };
 
 static PyMemberDef writer_members[] = {
     {"segment", T_OBJECT_EX, offsetof(Writer, segment), READONLY, NULL},
     {"next_sequence", T_ULONGLONG, offsetof(Writer, next_sequence), READONLY, NULL},
-    {"loans", T_UINT, offsetof(Writer, loans), READONLY, NULL},
     {"lost", T_ULONGLONG, offsetof(Writer, lost), READONLY, NULL},
     {NULL, 0, 0, 0, NULL},
 };
@@ -810,6 +866,7 @@ static PyType_Slot writer_slots[] = {
     {Py_tp_dealloc, writer_dealloc},
     {Py_tp_methods, writer_methods},
     {Py_tp_members, writer_members},
+    {Py_tp_getset, writer_properties},
     {0, NULL},
 };
 

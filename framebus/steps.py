@@ -16,6 +16,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from itertools import chain
 from operator import index
+from sys import getrefcount
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -110,6 +111,8 @@ def fill(template: Template, sequence: int, slot: int, captured_ns: int, publish
 
 
 NO_TEMPLATE: Final = Template(b"", 0)
+OWN_REFERENCES: Final = 2
+"""Of an array that a sequence holds, as sys.getrefcount() counts them."""
 
 
 class Claim:
@@ -179,6 +182,7 @@ class Writer:
         """Sequence that the next frame will have."""
         self.lost: int = 0
         """Claims that ended because nothing referenced them any more."""
+        self._arrays: Sequence[object] = ()
         self._slot_bytes = slot_bytes
         self._first_slot = first_slot
         self._epoch = epoch
@@ -194,7 +198,16 @@ class Writer:
     @property
     def loans(self) -> int:
         """Claims that are neither published nor abandoned, and still referenced."""
-        return sum(reference() is not None for reference in list(self._claims))
+        return sum(self._is_referenced(*claim) for claim in list(self._claims.items()))
+
+    def watch(self, arrays: Sequence[object]) -> None:
+        """Take a claim whose slot's array is referenced for one that is referenced itself.
+
+        Args:
+            arrays: An array on each slot, on which all views on the slot's pixels are based, and which only this sequence
+                references besides them. It saves an array for each frame.
+        """
+        self._arrays = arrays
 
     def slot_memory(self, slot: int) -> dict[str, Any]:
         """Shape and address of a slot's bytes, as numpy's array interface tells them."""
@@ -311,6 +324,8 @@ class Writer:
         segment.unlock(UNLOCK[slot])
         segment.words[TAIL_WORD] = sequence << 8 | slot
         raise_event(segment)
+        # With every publication, not with the next claim: several frames may be published between two claims.
+        self._order = [*(other for other in self._order if other != slot), slot]
 
     def _forget(self, claim: Claim) -> None:
         claim.is_open = False
@@ -319,18 +334,21 @@ class Writer:
     def _sweep(self) -> None:
         """Unlock the slots of claims that nothing references any more."""
         for reference, slot in list(self._claims.items()):
-            if reference() is None:
+            if not self._is_referenced(reference, slot):
                 if slot != NO_SLOT:
                     self.segment.unlock(UNLOCK[slot])
                     self.lost += 1
                 del self._claims[reference]
 
+    def _is_referenced(self, reference: weakref.ref[Claim], slot: int) -> bool:
+        if reference() is not None:
+            return True
+        return slot < len(self._arrays) and getrefcount(self._arrays[slot]) > OWN_REFERENCES
+
     def _claim_oldest(self, description: bytes) -> Claim | None:
         self._sweep()
         if len(self._claims) >= self._max_loans:
             return None
-        if self._newest >= 0 and self._newest != self._order[-1]:
-            self._order = [slot for slot in self._order if slot != self._newest] + [self._newest]
         taken = {self._newest, *self._claims.values()}
         claim = Claim(self)
         self._claims[claim.reference] = NO_SLOT

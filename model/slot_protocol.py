@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from model.state import GARBAGE, MINE, NOBODY, Lease, Publisher, Ring, Slot, State, Subscriber, canonical
+from model.state import GARBAGE, MINE, NOBODY, Lease, Loan, Publisher, Ring, Slot, State, Subscriber, canonical
 
 Steps = Iterator[tuple[str, State]]
 
 WHOLE = "a view shows the frame that it was leased for, whole, as long as it lives"
 GROWS = "no sequence is given twice, and sequences grow over deaths and files"
 ROOM = "the publisher always finds a slot"
+OLDEST = "the oldest frame whose slot is free goes first"
 NEWEST = "who comes late finds the newest frame"
 TOLD = "nobody sleeps beside a frame"
 
@@ -35,6 +36,12 @@ class Protocol:
     """The words that are read before a subscriber sleeps, in order."""
     unlocks_after_check: bool = True
     spares_newest: bool = True
+    spares_loans: bool = True
+    """A claim passes over the slots of the publisher's own loans, which its locks do not exclude."""
+    numbers_claims: bool = False
+    """The sequence is given at the claim, not at the publication."""
+    orders_all: bool = True
+    """Every publication makes its slot the newest in the publisher's order, not just the last one before a claim."""
     second_pass: bool = True
     """A claim that found every slot held tries them again, newest first."""
     adopts_newest: bool = True
@@ -47,8 +54,8 @@ class Protocol:
     """An adopter writes the ``tail`` that its predecessor died before."""
     admission: bool = True
     """Seats are taken under the file's flock(2)."""
-    reserved: int = 2
-    """Slots without a seat."""
+    reserved: int | None = None
+    """Slots without a seat besides the newest frame's; ``None``: one for each loan."""
     unlocks_when_dead: bool = True
     """The kernel frees the locks of the dead; a lock in shared memory would not be freed."""
     looks_when_woken: bool = True
@@ -65,6 +72,8 @@ class SlotProtocol:
     slots: int = 3
     subscribers: int = 1
     max_leases: int = 1
+    max_loans: int = 1
+    """Slots that the publisher may write at a time: it sets one aside, claims or publishes another, and comes back."""
     publisher_deaths: int | None = None
     """How many publishers may die; ``None``: any number, and the file is adopted each time."""
     subscriber_dies: bool = True
@@ -92,6 +101,8 @@ class SlotProtocol:
             return ROOM
         if publisher.at == "reused":
             return GROWS
+        if publisher.at == "newer":
+            return OLDEST
         for ring in state.rings:
             if ring.tail_seq and ring.slots[ring.tail_slot].seq != ring.tail_seq:
                 return NEWEST
@@ -153,8 +164,11 @@ class SlotProtocol:
                 ),
             )
         elif at == "rest":
-            yield "wants a slot", state._replace(publisher=publisher._replace(at="claim", tries=0, joined=False))
-            if state.files < self.new_files:
+            if len(publisher.loans) < self.max_loans:
+                yield "wants a slot", state._replace(publisher=self._wanting(publisher))
+            for loan in publisher.loans:
+                yield "takes up a loan", state._replace(publisher=self._taken_up(publisher, loan))
+            if state.files < self.new_files and not publisher.loans:
                 after = state._replace(files=state.files + 1)
                 yield "creates a new file", self._create(after, publisher.top, publisher.ring)
         elif at == "claim":
@@ -194,7 +208,8 @@ class SlotProtocol:
         return after._replace(publisher=publisher._replace(at="rest", newest=newest))
 
     def _create(self, state: State, top: int, old: int) -> State:
-        seats = max(self.slots - self.protocol.reserved, 0)
+        reserved = self.max_loans if self.protocol.reserved is None else self.protocol.reserved
+        seats = max(self.slots - 1 - reserved, 0)
         ring = Ring((GARBAGE,) * self.slots, (0,) * seats, base=top, live=1)
         number = len(state.rings)
         publisher = Publisher("rename", number, old, order=tuple(range(self.slots)), top=top)
@@ -204,6 +219,17 @@ class SlotProtocol:
         publisher = state.publisher
         at = "rest" if publisher.old < 0 else "let go"
         return state._replace(path=publisher.ring, publisher=publisher._replace(at=at))
+
+    def _wanting(self, publisher: Publisher) -> Publisher:
+        order = publisher.order
+        if not self.protocol.orders_all and publisher.newest >= 0:
+            order = (*(other for other in order if other != publisher.newest), publisher.newest)
+        return publisher._replace(at="claim", tries=0, joined=False, order=order)
+
+    @staticmethod
+    def _taken_up(publisher: Publisher, loan: Loan) -> Publisher:
+        left = tuple(other for other in publisher.loans if other != loan)
+        return publisher._replace(at="publish", slot=loan.slot, tries=loan.done, seq=loan.seq, loans=left)
 
     def _claim(self, state: State) -> tuple[str, State]:
         publisher = state.publisher
@@ -215,13 +241,29 @@ class SlotProtocol:
         place = order[publisher.tries]
         slot = ring.slots[place]
         locks = self.protocol.publish[0] == "lock"
-        spared = place == publisher.newest and self.protocol.spares_newest
-        if spared or (locks and (slot.writer or slot.readers)):
+        spared = (place == publisher.newest and self.protocol.spares_newest) or (
+            self.protocol.spares_loans and publisher.writes(publisher.ring, place)
+        )
+        # Its own lock, 1, does not stop it: the locks of one descriptor do not conflict.
+        if spared or (locks and (slot.writer == 2 or slot.readers)):
             return "cannot lock a slot", state._replace(publisher=publisher._replace(tries=publisher.tries + 1))
+        if self._is_newer(ring, publisher):
+            return "takes a newer frame's slot", state._replace(publisher=publisher._replace(at="newer"))
         if locks:
             state = self._with_slot(state, publisher.ring, place, slot._replace(writer=1))
         claimed = publisher._replace(at="publish", slot=place, tries=int(locks), joined=False)
+        if self.protocol.numbers_claims:
+            claimed = claimed._replace(seq=publisher.top + 1, top=publisher.top + 1)
         return "write-locks a slot" if locks else "takes a slot", state._replace(publisher=claimed)
+
+    def _is_newer(self, ring: Ring, publisher: Publisher) -> bool:
+        """Whether the first pass is about to take a slot whose frame is newer than that of one not yet tried."""
+        order, tries = publisher.order, publisher.tries
+        return tries < len(order) and any(
+            0 < ring.slots[other].seq < ring.slots[order[tries]].seq
+            for other in order[tries + 1 :]
+            if other != publisher.newest and not publisher.writes(publisher.ring, other)
+        )
 
     def _publish(self, state: State) -> Steps:
         protocol, publisher = self.protocol, state.publisher
@@ -230,7 +272,10 @@ class SlotProtocol:
         slot = ring.slots[place]
         step = protocol.publish[publisher.tries]
         after, next_publisher = state, publisher._replace(tries=publisher.tries + 1)
-        sequence = publisher.top + 1
+        sequence = publisher.seq or publisher.top + 1
+        if self.max_loans > 1 and step == "second":  # nothing of a locked slot is seen: half-written stands for any
+            loans = tuple(sorted((*publisher.loans, Loan(place, publisher.tries, publisher.seq))))
+            yield "sets the loan aside", state._replace(publisher=self._rested(publisher)._replace(loans=loans))
         if self._may_abandon(protocol.publish, publisher.tries):
             unlocked = self._with_slot(state, number, place, slot._replace(writer=0))
             yield "abandons the slot", unlocked._replace(publisher=self._rested(publisher))
@@ -256,8 +301,11 @@ class SlotProtocol:
         else:
             after, name = self._woken(state, number), "event += 1, wakes"
         if next_publisher.at == "publish" and next_publisher.tries == len(protocol.publish):
-            order = (*(other for other in publisher.order if other != place), place)
-            next_publisher = self._rested(next_publisher)._replace(newest=place, order=order, top=sequence, told=True)
+            order = publisher.order
+            if protocol.orders_all:
+                order = (*(other for other in order if other != place), place)
+            top = max(sequence, publisher.top)
+            next_publisher = self._rested(next_publisher)._replace(newest=place, order=order, top=top, told=True)
         yield name, after._replace(publisher=next_publisher)
 
     @staticmethod
@@ -267,7 +315,7 @@ class SlotProtocol:
 
     @staticmethod
     def _rested(publisher: Publisher) -> Publisher:
-        return publisher._replace(at="rest", slot=NOBODY, tries=0)
+        return publisher._replace(at="rest", slot=NOBODY, tries=0, seq=0)
 
     @staticmethod
     def _woken(state: State, ring: int) -> State:

@@ -46,16 +46,32 @@ class Ring(NamedTuple):
     flock: int = NOBODY
 
 
+class Loan(NamedTuple):
+    """A slot that the publisher has locked and set aside, to be published later."""
+
+    slot: int
+    done: int
+    """Steps done of its publication."""
+    seq: int = 0
+    """The sequence that it was given at the claim; a mutant's."""
+
+
 class Publisher(NamedTuple):
-    """The one who holds the exclusion, or ``none``."""
+    """The process that holds the exclusion, or ``none``."""
 
     at: str = "none"
     ring: int = NOBODY
     old: int = NOBODY
     """The file that it leaves for a new one."""
     slot: int = NOBODY
+    """The slot that it writes just now."""
+    seq: int = 0
+    """The sequence that this slot was given at the claim; a mutant's."""
+    loans: tuple[Loan, ...] = ()
+    """The others that it has claimed."""
     newest: int = NOBODY
     order: tuple[int, ...] = ()
+    """All slots, from the oldest frame to the newest."""
     tries: int = 0
     """Slots tried in this claim; steps done of this publication."""
     top: int = 0
@@ -63,7 +79,11 @@ class Publisher(NamedTuple):
     told: bool = False
     """Whether it has published in this life."""
     joined: bool = False
-    """Whether somebody took a seat during this claim."""
+    """Whether a subscriber took a seat during this claim."""
+
+    def writes(self, ring: int, slot: int) -> bool:
+        """Whether it has claimed the slot."""
+        return ring == self.ring and (slot == self.slot or any(loan.slot == slot for loan in self.loans))
 
 
 class Lease(NamedTuple):
@@ -142,7 +162,7 @@ def _forget_garbage(state: State) -> State:
             if (slot.seq == slot.header_seq and slot.seq) or slot[1:5] == GARBAGE[1:5]:
                 continue
             wanted = [sub.seq for sub in state.subscribers if sub.ring == number and sub.slot == place]
-            writing = number == publisher.ring and place == publisher.slot
+            writing = publisher.writes(number, place)
             viewed = any(
                 sub.ring == number and lease.slot == place for sub in state.subscribers for lease in sub.leases
             )
@@ -165,7 +185,7 @@ def _forget_garbage(state: State) -> State:
 
 def _forget_sizes(state: State) -> State:
     publisher = state.publisher
-    values = {0, state.highest, publisher.top}
+    values = {0, state.highest, publisher.top, publisher.seq, *(loan.seq for loan in publisher.loans)}
     for ring in state.rings:
         values.add(ring.base)
         values.add(ring.tail_seq)
@@ -188,7 +208,11 @@ def _forget_sizes(state: State) -> State:
             )
             for ring in state.rings
         ),
-        publisher=publisher._replace(top=rank[publisher.top]),
+        publisher=publisher._replace(
+            top=rank[publisher.top],
+            seq=rank[publisher.seq],
+            loans=tuple(loan._replace(seq=rank[loan.seq]) for loan in publisher.loans),
+        ),
         subscribers=tuple(
             subscriber._replace(last=rank[subscriber.last], seq=rank[subscriber.seq])
             for subscriber in state.subscribers
@@ -201,6 +225,7 @@ def _sort_slots(state: State) -> State:
     for number, ring in enumerate(state.rings):
         publisher = state.publisher
         order = publisher.order if publisher.ring == number else ()
+        # The order is one of all slots, so what the publisher holds needs no mark of its own.
         marks = [
             (*slot, order.index(place) if order else 0, ring.tail_slot == place, _marks(state, number, place))
             for place, slot in enumerate(ring.slots)
@@ -213,6 +238,7 @@ def _sort_slots(state: State) -> State:
         if publisher.ring == number:
             publisher = publisher._replace(
                 slot=place_of[publisher.slot],
+                loans=tuple(sorted(loan._replace(slot=place_of[loan.slot]) for loan in publisher.loans)),
                 newest=place_of[publisher.newest],
                 order=tuple(place_of[place] for place in publisher.order),
             )
@@ -243,7 +269,7 @@ def _marks(state: State, ring: int, place: int) -> tuple[tuple[bool, int], ...]:
 def _forget_frames(state: State) -> State:
     for number, ring in enumerate(state.rings):
         for place, slot in enumerate(ring.slots):
-            writing = number == state.publisher.ring and place == state.publisher.slot
+            writing = state.publisher.writes(number, place)
             names: dict[int, int] = {MINE: MINE} if writing else {}
             for frame in (*slot[2:5], *_frames_in_hand(state, number, place)):
                 names.setdefault(frame, len(names))

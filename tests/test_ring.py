@@ -104,6 +104,27 @@ def test_the_newest_slot_is_never_claimed(publisher: PublisherRing) -> None:
         claimed.abandon()
 
 
+def test_the_oldest_frame_goes_first_whatever_order_the_slots_were_claimed_in(stream: str) -> None:
+    publisher = PublisherRing(stream, Geometry.for_frames(6, 6, max_loans=3))
+    for _ in range(6):
+        publish(publisher)
+    first, second, third = claim(publisher), claim(publisher), claim(publisher)
+    assert first is not None
+    assert second is not None
+    assert third is not None
+    for claimed in (second, third, first):
+        commit(publisher, claimed)
+    left = [publisher.segment.words[SEQ_WORDS[slot]] for slot in range(6)]
+    taken = []
+    for _ in range(6):
+        claimed = claim(publisher)
+        assert claimed is not None
+        taken.append(left[claimed.slot])
+        commit(publisher, claimed)
+    assert taken == [4, 5, 6, 7, 8, 9]
+    publisher.close(unlink=True)
+
+
 def test_a_leased_slot_is_not_claimed_until_the_last_view_goes(stream: str, publisher: PublisherRing) -> None:
     subscriber = SubscriberRing(stream)
     publish(publisher)

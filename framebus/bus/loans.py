@@ -29,6 +29,8 @@ class PreparedFormat(NamedTuple):
     """What a slot's header says of it."""
     template: Template
     """Its notifications."""
+    arrays: list[Pixels] | None
+    """An array on each slot, of the stream's own format; ``None`` for other formats."""
 
 
 class Lender(Protocol):
@@ -92,8 +94,11 @@ class Loan:
             claim = self._claim
             if not claim.is_open:
                 raise FrameReleased("the loan was published or abandoned: its pixels are no longer the publisher's")
-            _, shape, dtype, _, _ = self._prepared
-            self._pixels = pixels = np.ndarray(shape, dtype, claim.memory)
+            _, shape, dtype, _, _, arrays = self._prepared
+            # A view takes fewer instructions than a new array: 10 us less with cold caches.
+            self._pixels = pixels = (
+                np.ndarray(shape, dtype, claim.memory) if arrays is None else arrays[claim.slot][...]
+            )
         return pixels
 
     @property

@@ -16,7 +16,7 @@ import numpy as np
 
 from framebus.arguments import check_environment, seconds, shown, truth, whole_number
 from framebus.bus import lifecycle
-from framebus.bus.formats import FrameFormat
+from framebus.bus.formats import FrameFormat, Pixels
 from framebus.bus.loans import Loan, PreparedFormat, pack_metadata
 from framebus.errors import (
     Closed,
@@ -133,7 +133,7 @@ class Publisher:
         try:
             self._ring = PublisherRing(stream, geometry)
             self._first_sequence = self._ring.writer.next_sequence
-            self._prepared = self._prepare(frame_format)
+            self._use_ring()
             self._notifier = Notifier(stream)
         except BaseException:
             ring: PublisherRing | None = self.__dict__.pop("_ring", None)
@@ -357,6 +357,7 @@ class Publisher:
             self._is_replacing = False
             if self._closed:
                 self.close()
+        self._use_ring()
         self._lost_before += writer.lost
         self._replaced += 1
         return self._ring.writer.claim(description)
@@ -372,9 +373,19 @@ class Publisher:
             )
         description = frame_format.description
         template = notification_template(self.stream, self._ring.epoch, description)
-        return PreparedFormat(
-            frame_format, frame_format.shape, np.dtype(frame_format.dtype), description.pack(), template
-        )
+        shape, dtype = frame_format.shape, np.dtype(frame_format.dtype)
+        return PreparedFormat(frame_format, shape, dtype, description.pack(), template, None)
+
+    def _use_ring(self) -> None:
+        """Prepare the stream's own format, with an array on each slot of the ring."""
+        prepared, ring = self._prepare(self.format), self._ring
+        slots = range(ring.geometry.slots)
+        arrays: list[Pixels] = [
+            np.ndarray(prepared.shape, prepared.dtype, ring.segment.buffer, ring.geometry.pixels(slot))
+            for slot in slots
+        ]
+        ring.writer.watch(arrays)
+        self._prepared = prepared._replace(arrays=arrays)
 
     def _publish(self, loan: Loan, claim: Claim, prepared: PreparedFormat) -> int:
         # Hot path: every extra call here costs a few microseconds of cold-cache latency.

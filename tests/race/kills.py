@@ -2,8 +2,8 @@
 
 ``python -m tests.race.kills --kills 10000`` prints a report as JSON and ends with status 1 if a promise was broken.
 
-The program is a warm fork server of one thread. It forks publishers, one after the other, and subscribers, two at a
-time; each dies of SIGKILL at one point of its work (points.py), drawn at random, or at a random moment, some after a
+The program is a warm fork server of one thread. It forks publishers, one after the other, which hold up to two loans
+and publish them in either order, and subscribers, two at a time; each dies of SIGKILL at one point of its work (points.py), drawn at random, or at a random moment, some after a
 SIGSTOP. Three residents, each with another way to wait, take the newest frame or every frame, live through all of it
 and check each byte. Beside them lives a stream of its own, of which no frame may be lost. The commands ``framebus gc``
 and ``framebus doctor`` run in between; at the end each leftover must be named by the doctor and removed by gc.
@@ -28,10 +28,11 @@ from framebus import Publisher, StreamNotFound, Subscriber
 from framebus.directory import inspect
 from tests.race.points import AT_RANDOM, NEW_FILE, POINTS
 from tests.race.upkeep import Bystanders, leave_everything, sweep, sweep_all
-from tests.race.victims import FORMAT, STUCK_AFTER_S, fork, publish, subscribe, write
+from tests.race.victims import FORMAT, MAX_LOANS, STUCK_AFTER_S, fork, publish, subscribe, write_two
 from tests.support import files_of
 
-GEOMETRIES: Final = (12, 14)
+GEOMETRIES: Final = (13, 15)
+"""Numbers of slots. The first leaves exactly the seats that residents and victims ask for together."""
 RESIDENTS: Final[tuple[Any, ...]] = (("newest", "zmq"), ("every", "futex"), ("newest", "predict"))
 VICTIM_SUBSCRIBERS: Final = 2
 SWEEP_EVERY: Final = 97
@@ -39,7 +40,7 @@ SWEEP_EVERY: Final = 97
 ENOUGH: Final = 40
 """Kills for each point, after which a point that nobody died at is a fault of this program."""
 SPARE_DESCRIPTORS: Final = 2
-"""A connection of ZeroMQ's that came after the first count."""
+"""A connection to the notifications that came after the first count."""
 
 
 def reside(stream: str, mode: Any, wake: Any, done: int) -> dict[str, int]:
@@ -148,7 +149,7 @@ def run(kills: int, seed: int) -> dict[str, Any]:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
 
-    with Publisher(stream, FORMAT, slots=GEOMETRIES[0]) as publisher:
+    with Publisher(stream, FORMAT, slots=GEOMETRIES[0], max_loans=MAX_LOANS) as publisher:
         deadline_s = time.monotonic() + STUCK_AFTER_S
         while (info := inspect(stream)).seats_taken != 2 * len(RESIDENTS) and time.monotonic() < deadline_s:
             time.sleep(0.01)  # residents notice a replaced ring within a tick
@@ -158,8 +159,10 @@ def run(kills: int, seed: int) -> dict[str, Any]:
             broken.append(f"{info.seats_taken} seats are taken, not {2 * len(RESIDENTS)}")
         os.close(done_writer)
         for _ in range(10):
-            write(publisher)
+            write_two(publisher)
             time.sleep(0.01)
+        if publisher.statistics.dropped:
+            broken.append(f"the last publisher had no slot for {publisher.statistics.dropped} loans")
         reports = [json.loads(os.read(reader, 65536) or b"{}") for reader in answers]
         for pid in residents:
             with contextlib.suppress(ChildProcessError):

@@ -44,7 +44,7 @@ MEANWHILE_S: Final = 0.05
 
 
 def meanwhile(segment: Segment, slot: int) -> None:
-    """Wait until somebody has begun to write the slot and let it go, alive or dead; not for long."""
+    """Wait until a publisher has begun to write the slot and let it go, alive or dead; not for long."""
     end_s = time.monotonic() + MEANWHILE_S
     words, seq = segment.words, steps.SEQ_WORDS[slot]
     while words[seq] and time.monotonic() < end_s:
@@ -53,61 +53,41 @@ def meanwhile(segment: Segment, slot: int) -> None:
         time.sleep(0)
 
 
-LOCK: Final = """
-    if not segment.try_lock(LOCK_READ[slot]):
-        self.overruns += 1
-        return None
-"""
-CHECK: Final = """
-    if segment.words[SEQ_WORDS[slot]] != sequence:
-        segment.unlock(UNLOCK[slot])
-        self.overruns += 1
-        return None
-"""
-VIEW: Final = """
-    return Lease(self, slot, sequence)
-"""
-CLAIM: Final = "segment.try_lock(LOCK_WRITE[slot])"
+LOCK: Final = "not segment.try_lock(LOCK_READ[slot])"
+CHECK: Final = "segment.words[SEQ_WORDS[slot]] != sequence"
+FAILED: Final = "    self.overruns += 1\n"
+VIEW: Final = "    return lease\n"
+CLAIM: Final = "not segment.try_lock(LOCK_WRITE[slot])"
 ZERO: Final = "words[seq] = 0"
-HEADER_SEQUENCE: Final = "words[seq + EPOCH_WORD + 1] = self.next_sequence"
-REST: Final = "words[seq + CAPTURED_WORD] = captured\n"
-BEFORE_LOCK: Final = """
-    segment = self.segment
-"""
+BEFORE_LOCK: Final = "    self._sweep()\n"
 
 FAULTS: Final = {
-    "lease: without 'lock'": Fault(steps.Reader, "_lease", LOCK, "\n"),
-    "lease: without 'check'": Fault(steps.Reader, "_lease", CHECK, "\n"),
+    "lease: without 'lock'": Fault(steps.Reader, "_lease", LOCK, "False"),
+    "lease: without 'check'": Fault(steps.Reader, "_lease", f" or {CHECK}", ""),
     "lease: 'check' before 'lock'": Fault(
-        steps.Reader,
-        "_lease",
-        LOCK + CHECK[1:],
-        CHECK + "    meanwhile(segment, slot)\n" + LOCK[1:],
+        steps.Reader, "_lease", f"{LOCK} or {CHECK}", f"{CHECK} or meanwhile(segment, slot) or {LOCK}"
     ),
     "lease: unlocked while the view lives": Fault(
-        steps.Reader, "_lease", VIEW, "\n    segment.unlock(UNLOCK[slot])" + VIEW
+        steps.Reader, "_lease", VIEW, f"    segment.unlock(UNLOCK[slot])\n{VIEW}"
     ),
+    # What is not registered, and has another slot, does not unlock this one when it ends.
     "lease: not unlocked after a failed check": Fault(
-        steps.Reader, "_lease", CHECK, CHECK.replace("segment.unlock(UNLOCK[slot])", "pass")
+        steps.Reader,
+        "_lease",
+        FAILED,
+        f"    lease.slot = NO_SLOT\n        del self._leases[lease.reference]\n    {FAILED}",
     ),
-    "publish: without 'lock'": Fault(steps.Writer, "_claim", CLAIM, "True"),
-    "publish: without 'zero'": Fault(steps.Writer, "_claim", ZERO, "pass"),
+    "claim: a slot that is loaned too": Fault(steps.Writer, "_claim_oldest", ", *self._claims.values()", ""),
+    "publish: without 'lock'": Fault(steps.Writer, "_lock", CLAIM, "False"),
+    "publish: without 'zero'": Fault(steps.Writer, "_lock", ZERO, "pass"),
     "publish: 'header' and 'seq' before 'first'": Fault(
-        steps.Writer,
-        "_claim",
-        ZERO,
-        "words[seq + EPOCH_WORD + 1] = words[seq] = self.next_sequence",
+        steps.Writer, "_lock", ZERO, "words[seq + EPOCH_WORD + 1] = words[seq] = self.next_sequence"
     ),
-    "header: no sequence before the pixels": Fault(steps.Writer, "_claim", HEADER_SEQUENCE, "pass"),
-    "header: its sequence after the pixels": Fault(steps.Writer, "publish", REST, f"{HEADER_SEQUENCE}\n    {REST}"),
     "slow between look and lock": Fault(
-        steps.Reader, "_lease", BEFORE_LOCK, BEFORE_LOCK + "    meanwhile(segment, slot)\n"
+        steps.Reader, "_lease", BEFORE_LOCK, f"{BEFORE_LOCK}    meanwhile(segment, slot)\n"
     ),
 }
-"""The last three are none. A header that is begun before the pixels is a second line of defence, for it has another
-sequence than the slot's old one; where a fault hides behind it, the two of ``LATE_HEADER`` move it behind the pixels.
-And a subscriber that takes its time makes what may happen meanwhile likely."""
-LATE_HEADER: Final = "header: no sequence before the pixels,header: its sequence after the pixels"
+"""The last is none: a subscriber that takes its time makes what may happen meanwhile likely."""
 
 
 C_SOURCE: Final = ROOT / "framebus/_native.c"
@@ -147,8 +127,7 @@ C_CLAIM: Final = """
         return 0;
 """
 C_ZERO: Final = "store64(header, 0);"
-C_HEADER_SEQUENCE: Final = "fields[SEQUENCE] = self->next_sequence;"
-C_REST: Final = "fields[CAPTURED_NS] = captured_ns;"
+C_LOANED: Final = " && !self->loaned[slot]"
 
 COMPILED_FAULTS: Final = {
     "lease: without 'lock'": CompiledFault(C_LEASE, C_LEASE.replace(C_LOCK, "1")),
@@ -162,13 +141,12 @@ COMPILED_FAULTS: Final = {
     "lease: not unlocked after a failed check": CompiledFault(
         "        set_lock(fd, F_UNLCK, slot);\n    }\n    self->overruns++;", "    }\n    self->overruns++;"
     ),
+    "claim: a slot that is loaned too": CompiledFault(C_LOANED, ""),
     "publish: without 'lock'": CompiledFault(C_CLAIM, "\n    (void)fd;\n"),
     "publish: without 'zero'": CompiledFault(C_ZERO, ""),
     "publish: 'header' and 'seq' before 'first'": CompiledFault(
         C_ZERO, "store64(header, fields[EPOCH + 1] = self->next_sequence);"
     ),
-    "header: no sequence before the pixels": CompiledFault(C_HEADER_SEQUENCE, ""),
-    "header: its sequence after the pixels": CompiledFault(C_REST, f"{C_HEADER_SEQUENCE} {C_REST}"),
     "slow between look and lock": CompiledFault(f"if ({C_LOCK})", f"if ({C_SLOW} && {C_LOCK})"),
 }
 

@@ -41,6 +41,11 @@ def of_a_slot(_segment: shm.Segment, command: bytes) -> bool:
     return command in _SLOTS
 
 
+def of_ready(_listener: notify.Listener, body: bytes) -> bool:
+    """The call answers the publisher's side of the handshake."""
+    return body.startswith(b"\5READY")
+
+
 def of_a_record(_segment: shm.Segment, command: bytes) -> bool:
     """The call locks a subscriber's record."""
     return command is seats._ALIVE
@@ -121,7 +126,14 @@ PUBLISHING: Final[Points] = {
     "notified": lambda: after(publisher_module.Publisher, "_publish"),
 }
 PIXELS: Final = "in the middle of the pixels"
-STORES: Final = tuple(f"before store {count} of the publication" for count in range(1, 7))
+TWO_LOANS: Final = (
+    "in the middle of one of two loans",
+    "the later of two loans published",
+    "one of two loans abandoned",
+    "one of two loans lost",
+)
+"""Those that only a publisher comes to that has two loans out; victims.py interrupts it there."""
+STORES: Final = tuple(f"before store {count} of the publication" for count in range(1, 8))
 """The last changes the event word."""
 REPLACING: Final[Points] = {
     "replacement created": lambda: after(shm, "create"),
@@ -132,7 +144,8 @@ REPLACING: Final[Points] = {
     "replaced, nobody woken": lambda: after(ring.PublisherRing, "replace"),
 }
 CLOSING: Final[Points] = {
-    "ring closed": lambda: after(ring.PublisherRing, "close"),
+    "ring marked as closed": lambda: before(shm.Segment, "unlink"),
+    "ring closed": lambda: before(publisher_module.Publisher, "_close_rest"),
     "socket closed": lambda: after(notify.Notifier, "close"),
 }
 SUBSCRIBING: Final[Points] = {
@@ -143,7 +156,10 @@ SUBSCRIBING: Final[Points] = {
     "record created": lambda: after(shm, "create"),
     "record written, not locked": lambda: before(shm.Segment, "try_lock", of_a_record),
     "record locked": lambda: after(subscriber_module, "Record"),
+    "before the connection": lambda: before(notify.Listener, "_connect"),
     "connected": lambda: after(subscriber_module, "Listener"),
+    "before the subscription": lambda: before(notify.Listener, "_obey", of_ready),
+    "subscribed": lambda: after(notify.Listener, "_obey", of_ready),
 }
 RECEIVING: Final[Points] = {
     "before the lease": lambda: before(steps.Reader, "_lease"),
@@ -171,6 +187,6 @@ LEAVING: Final[Points] = {
 }
 AT_RANDOM: Final = "at random"
 POINTS: Final = {
-    "publisher": [*OPENING, *PUBLISHING, PIXELS, *STORES, *REPLACING, *CLOSING, AT_RANDOM],
+    "publisher": [*OPENING, *PUBLISHING, PIXELS, *TWO_LOANS, *STORES, *REPLACING, *CLOSING, AT_RANDOM],
     "subscriber": [*SUBSCRIBING, *RECEIVING, *LEAVING, AT_RANDOM],
 }

@@ -259,12 +259,12 @@ def test_a_false_ring_is_no_stream(stream: str, people: Callable[..., Person]) -
 
     def subscribe() -> str:
         try:
-            Subscriber(stream).close()
+            Subscriber(stream, attach_timeout_s=0).close()
         except (ValueError, StreamNotFound, PermissionDenied) as error:
             return type(error).__name__
         return "attached"
 
     os.chmod(SHM / f"framebus.{stream}.ring", 0o644)
-    assert people(SUBSCRIBER, subscribe).result() == "LayoutMismatch"
+    assert people(SUBSCRIBER, subscribe).result() == "StaleRing"
     assert np.fromfile(SHM / f"framebus.{stream}.ring", np.uint8).size == 8000
     (SHM / f"framebus.{stream}.ring").unlink()

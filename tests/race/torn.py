@@ -3,8 +3,10 @@
 ``python -m tests.race.torn --minutes 10`` prints a report as JSON and ends with status 1 if a promise was broken.
 
 The publisher fills each frame with random bytes and puts their CRC-32 beside them, in the frame's metadata, with the
-sequence. Now and then it abandons a half-written slot, opens the stream anew (adopting the ring, or replacing it by one
-of another geometry), or rests. Each subscriber checks a frame when it comes and again before it lets it go.
+sequence. It holds up to two loans, or three in a ring of another geometry, and publishes them in random order. Now and
+then it abandons a loan, or drops its last reference, half-written or whole; opens the stream anew, with loans still out
+(adopting the ring, or replacing it by one of another geometry); or rests. Subscribers hold every seat of the smaller
+ring. Each checks a frame when it comes and again before it lets it go.
 
 What may happen, and why:
 
@@ -13,12 +15,13 @@ What may happen, and why:
   received and skipped together are the sequences from the first frame to the last: no gap goes uncounted.
 - *Overruns*: a slot is reused between a look and the lock. They are counted, and the subscriber looks again.
 - *New rings* (``reattached``): the publisher came back with another geometry.
-- *Abandoned slots and lives*: the publisher's own doing.
+- *Abandoned and lost loans, and lives*: the publisher's own doing.
 
 Everything else is a broken promise: a checksum that is not that of the bytes (``torn``), a sequence twice or backwards,
 or not the one that was stamped (``mislabelled``), a gap that nobody counted, a header or notification that made no
-sense (``rejected``), a frame that the publisher had to drop, though admission leaves it a slot; a subscriber that ends,
-hangs, or does not come to the last frame when the publisher rests; a file that is left at the end.
+sense (``rejected``), a frame that the publisher had to drop, though admission leaves it a slot for each loan; a loan
+that was published, abandoned or lost and not counted as such (``miscounted``); a subscriber that ends, hangs, or does
+not come to the last frame when the publisher rests; a file that is left at the end.
 """
 
 from __future__ import annotations
@@ -40,18 +43,23 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from framebus import Frame, FrameFormat, Publisher, Subscriber, remove_leftovers
+from framebus import Frame, FrameFormat, Loan, Publisher, Subscriber, remove_leftovers
 from tests.race.victims import STUCK_AFTER_S, fork
 from tests.support import files_of
 
 FORMAT: Final = FrameFormat(60, 100)
-GEOMETRIES: Final = (16, 20)
+GEOMETRIES: Final = ((17, 2), (20, 3))
+"""Slots and loans of the two kinds of ring."""
 NEW_GEOMETRY: Final = 0.3
 """How likely at an opening."""
 OPEN_AGAIN: Final = 0.002
-"""How likely before a frame; so are the next two."""
+"""How likely before a loan is taken or ended; so is the next."""
+REST: Final = 0.03
+TAKE: Final = 0.5
+"""How likely a loan is taken while others are out."""
 ABANDON: Final = 0.02
-REST: Final = 0.05
+LOSE: Final = 0.02
+"""How likely a loan ends so, and not by its publication."""
 OPEN: Final = b"open\n"
 ANSWER: Final = object()
 """Stands for the descriptor that a process answers on."""
@@ -78,48 +86,96 @@ READERS: Final = (
 )
 
 
+class Renderer:
+    """One life of a publisher, and what it has done with its loans."""
+
+    def __init__(self, publisher: Publisher, max_loans: int, chance: random.Random, content: NDArray[np.uint8]) -> None:
+        self.publisher = publisher
+        self.did = Counter[str]()
+        self._max_loans = max_loans
+        self._chance = chance
+        self._content = content
+        self._loans: list[Loan] = []
+
+    def step(self) -> None:
+        """Take a loan, or end one of those that are out."""
+        is_full = len(self._loans) == self._max_loans
+        if not self._loans or (not is_full and self._chance.random() < TAKE):
+            loan = self.publisher.loan()
+            loan.pixels[: FORMAT.height // 2] = 0
+            self._loans.append(loan)
+        else:
+            self.end_one()
+
+    def end_one(self) -> None:
+        """Publish, abandon or lose any of the loans."""
+        loan = self._loans.pop(self._chance.randrange(len(self._loans)))
+        draw = self._chance.random()
+        if draw < ABANDON:
+            loan.abandon()
+            self.did["abandoned"] += 1
+        elif draw < ABANDON + LOSE:
+            self.did["lost"] += 1  # the loan's last reference goes when this returns
+        else:
+            self.publish(loan)
+
+    def publish(self, loan: Loan, *, last: bool = False) -> None:
+        """Publish random bytes with their checksum and sequence."""
+        start = self._chance.randrange(FORMAT.frame_bytes)
+        pixels = self._content[start : start + FORMAT.frame_bytes].tobytes()
+        loan.pixels.reshape(-1)[:] = np.frombuffer(pixels, np.uint8)
+        sequence = self.publisher.statistics.sequence + 1
+        loan.metadata = {"crc": zlib.crc32(pixels), "sequence": sequence, "last": last}
+        loan.publish()
+        self.did["published"] += 1
+
+    def finish(self, *, last: bool) -> dict[str, int]:
+        """Have one loan at most still out, publish the stream's last frame if ``last``; the publisher's counters."""
+        while len(self._loans) > (0 if last else 1):
+            self.end_one()
+        loan = self.publisher.loan()  # lost loans are counted now at the latest
+        if last:
+            self.publish(loan, last=True)
+        else:
+            loan.abandon()
+            self.did["abandoned"] += 1
+        statistics = self.publisher.statistics
+        done = {"published": statistics.published, "abandoned": statistics.abandoned, "lost": statistics.lost}
+        expected = {**self.did, "abandoned": self.did["abandoned"] + self.did["lost"]}
+        return {
+            **done,
+            "dropped": statistics.dropped,
+            "miscounted": sum(done[name] != expected.get(name, 0) for name in done),
+        }
+
+
 def publish(stream: str, seconds: float, seed: int, answer: int, go_on: int) -> None:
     """Publish in many lives for some seconds after it is told to, then one last frame."""
     chance = random.Random(seed)
     content = np.random.default_rng(seed).integers(0, 256, 2 * FORMAT.frame_bytes, np.uint8)
     counted: Counter[str] = Counter()
     end_s = float("inf")
-    while True:
-        slots = GEOMETRIES[chance.random() < NEW_GEOMETRY]
-        with Publisher(stream, FORMAT, slots=slots, keep_ring=True) as publisher:
+    ends = False
+    while not ends:
+        slots, max_loans = GEOMETRIES[chance.random() < NEW_GEOMETRY]
+        with Publisher(stream, FORMAT, slots=slots, max_loans=max_loans, keep_ring=True) as publisher:
             if not counted["lives"]:
                 os.write(answer, OPEN)
                 os.read(go_on, 1)
                 end_s = time.monotonic() + seconds
+            renderer = Renderer(publisher, max_loans, chance, content)
             while time.monotonic() < end_s and chance.random() > OPEN_AGAIN:
-                if chance.random() < ABANDON:
-                    with publisher.loan() as loan:
-                        loan.pixels[: FORMAT.height // 2] = 0
-                        loan.abandon()
                 if chance.random() < REST:
                     time.sleep(chance.random() * 0.02)
-                write(publisher, chance, content)
+                renderer.step()
             ends = time.monotonic() >= end_s
-            if ends:
-                write(publisher, chance, content, last=True)
-            statistics = publisher.statistics
+            counted.update(renderer.finish(last=ends))
             counted["lives"] += 1
-            for field in ("published", "abandoned", "dropped"):
-                counted[field] += getattr(statistics, field)
             if ends:
-                os.write(answer, json.dumps({**counted, "last": statistics.sequence}).encode())
+                last = publisher.statistics.sequence
+                os.write(answer, json.dumps({**counted, "last": last}).encode())
                 os.read(go_on, 1)
-                return
-
-
-def write(publisher: Publisher, chance: random.Random, content: NDArray[np.uint8], *, last: bool = False) -> None:
-    """Publish random bytes with their checksum and sequence."""
-    start = chance.randrange(FORMAT.frame_bytes)
-    pixels = content[start : start + FORMAT.frame_bytes].tobytes()
-    sequence = publisher.statistics.sequence + 1
-    with publisher.loan() as loan:
-        loan.pixels.reshape(-1)[:] = np.frombuffer(pixels, np.uint8)
-        loan.metadata = {"crc": zlib.crc32(pixels), "sequence": sequence, "last": last}
+        del renderer  # until then a loan that is still out keeps its slot in the closed ring, which is adopted
 
 
 def subscribe(stream: str, reader: Reader, seed: int, answer: int) -> None:
@@ -206,7 +262,7 @@ def run(seconds: float, seed: int) -> dict[str, Any]:
         os.close(hold)
         remove_leftovers(stream)
     published, *received = reports
-    if not published or published["dropped"]:
+    if not published or published["dropped"] or published["miscounted"]:
         broken.append(f"the publisher said {published}")
     for reader, report in zip(READERS, received, strict=True):
         if not report or any(report[name] for name in NEVER) or report["last"] != published.get("last"):

@@ -37,11 +37,14 @@ from tests.race.points import (
     REPLACING,
     STORES,
     SUBSCRIBING,
+    TWO_LOANS,
     before_store,
     interrupt,
 )
 
 FORMAT: Final = FrameFormat(30, 50)
+MAX_LOANS: Final = 2
+"""Of every publisher that is interrupted, and of those that come before and after it."""
 STUCK_AFTER_S: Final = 20.0
 FOR_EVER: Final = 1_000_000
 
@@ -74,9 +77,12 @@ def publish(stream: str, point: str, frames: int, slots: int, *, more: int = 0) 
     choose_steps(point)
     if point in OPENING:
         OPENING[point]()
-    with Publisher(stream, FORMAT, slots=slots, keep_ring=point not in CLOSING) as publisher:
-        for _ in range(frames if point != AT_RANDOM else FOR_EVER):
-            write(publisher)
+    with Publisher(stream, FORMAT, slots=slots, max_loans=MAX_LOANS, keep_ring=point not in CLOSING) as publisher:
+        for number in range(frames if point != AT_RANDOM else FOR_EVER):
+            if number % 2:
+                write_two(publisher)
+            else:
+                write(publisher)
             time.sleep(0.0005)
         if point in PUBLISHING:
             PUBLISHING[point]()
@@ -86,7 +92,10 @@ def publish(stream: str, point: str, frames: int, slots: int, *, more: int = 0) 
                 REPLACING[point]()
                 write(publisher)
                 write(publisher)
-        write(publisher, point)
+        if point in TWO_LOANS:
+            write_two(publisher, point)
+        else:
+            write(publisher, point)
         for _ in range(more):
             write(publisher)
             time.sleep(0.0005)
@@ -104,6 +113,32 @@ def write(publisher: Publisher, point: str = "") -> None:
         loan.pixels[half:] = value
         if point in STORES:
             before_store(publisher._ring.segment, STORES.index(point) + 1)
+
+
+def write_two(publisher: Publisher, point: str = "") -> None:
+    """Publish two frames of :func:`write`'s kind, the later loan first, while a half-written loan is out.
+
+    The half-written one is published last. Where the point is its end by another way, it is abandoned or lost.
+    """
+    half = FORMAT.height // 2
+    with contextlib.suppress(NoFreeSlot):
+        earlier, later = publisher.loan(), publisher.loan()
+        later.pixels[:] = (publisher.statistics.sequence + 1) % 251
+        earlier.pixels[:half] = 250
+        if point == TWO_LOANS[0]:
+            interrupt()
+        later.publish()
+        if point == TWO_LOANS[1]:
+            interrupt()
+        if point == TWO_LOANS[2]:
+            earlier.abandon()
+            interrupt()
+        elif point == TWO_LOANS[3]:
+            del earlier
+            interrupt()
+        else:
+            earlier.pixels[:] = (publisher.statistics.sequence + 1) % 251
+            earlier.publish()
 
 
 @contextlib.contextmanager
