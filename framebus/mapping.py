@@ -24,6 +24,29 @@ _munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _FAILED: Final = ctypes.c_void_p(-1).value
 
 
+class Window:
+    """A part of a mapping that numpy makes an array of, on which all views on that part are based."""
+
+    __slots__ = ("__array_interface__", "_owner")
+
+    def __init__(self, owner: object, address: int, shape: tuple[int, ...], typestr: str) -> None:
+        """Show a part of a mapping that is mapped for writing.
+
+        Args:
+            owner: What keeps the file mapped.
+            address: Where the part begins in this process.
+            shape: Shape of the array.
+            typestr: numpy's name of the type of its values.
+        """
+        self._owner = owner
+        self.__array_interface__: dict[str, Any] = {
+            "version": 3,
+            "shape": shape,
+            "typestr": typestr,
+            "data": (address, False),
+        }
+
+
 class Mapping:
     """A whole file, mapped and shared. It is unmapped when the last array or view on it goes."""
 

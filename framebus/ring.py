@@ -37,9 +37,11 @@ import time
 from collections.abc import Callable
 from importlib import import_module
 from threading import RLock
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgpack
+import numpy as np
+import numpy.typing as npt
 
 from framebus import segment as shm
 from framebus import steps as steps  # noqa: PLC0414  exported, so that tests can exchange it
@@ -60,6 +62,7 @@ from framebus.layout import (
     Geometry,
     RingHeader,
 )
+from framebus.mapping import Window
 from framebus.segment import RING_MODE, Segment, companion_path, companion_paths
 from framebus.steps import EVENT_WORD, SEQ_WORDS, TAIL_WORD, Lease, raise_event
 
@@ -204,6 +207,17 @@ class PublisherRing:
         self._create(stream, self.writer.next_sequence)
         _supersede(old)
         old.unlock(shm.unlock(LOCK_LIVE))
+
+    def slot_arrays(self, shape: tuple[int, ...], typestr: str) -> list[npt.NDArray[Any]]:
+        """An array on each slot's pixels, for :meth:`framebus.steps.Writer.watch`.
+
+        Args:
+            shape: Shape of each.
+            typestr: numpy's name of the type of their values.
+        """
+        segment = self.segment
+        starts = (segment.address + self.geometry.pixels(slot) for slot in range(self.geometry.slots))
+        return [np.asarray(Window(segment, start, shape, typestr)) for start in starts]
 
     def write_metadata(self, slot: int, metadata: bytes) -> None:
         """Put metadata into a claimed slot.

@@ -204,8 +204,8 @@ class Writer:
         """Take a claim whose slot's array is referenced for one that is referenced itself.
 
         Args:
-            arrays: An array on each slot, on which all views on the slot's pixels are based, and which only this sequence
-                references besides them. It saves an array for each frame.
+            arrays: An array on each slot, on which all views on the slot's pixels are based, and which only this
+                sequence references besides them. It saves an array for each frame.
         """
         self._arrays = arrays
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from framebus.arguments import check_environment, seconds, shown, truth, whole_number
 from framebus.bus import lifecycle
-from framebus.bus.formats import FrameFormat, Pixels
+from framebus.bus.formats import FrameFormat
 from framebus.bus.loans import Loan, PreparedFormat, pack_metadata
 from framebus.errors import (
     Closed,
