@@ -379,11 +379,7 @@ class Publisher:
     def _use_ring(self) -> None:
         """Prepare the stream's own format, with an array on each slot of the ring."""
         prepared, ring = self._prepare(self.format), self._ring
-        slots = range(ring.geometry.slots)
-        arrays: list[Pixels] = [
-            np.ndarray(prepared.shape, prepared.dtype, ring.segment.buffer, ring.geometry.pixels(slot))
-            for slot in slots
-        ]
+        arrays = ring.slot_arrays(prepared.shape, self.format.typestr)
         ring.writer.watch(arrays)
         self._prepared = prepared._replace(arrays=arrays)
 
