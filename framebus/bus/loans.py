@@ -61,15 +61,12 @@ class Loan:
         "_prepared",
         "captured_ns",
         "captured_wall_ns",
-        "format",
         "metadata",
         "sequence",
     )
 
-    def __init__(self, prepared: PreparedFormat, claim: Claim, lender: Lender) -> None:
-        self.format: FrameFormat = prepared.frame_format
-        """What the pixels are."""
-        self.captured_ns: int = claim.now_ns
+    def __init__(self, prepared: PreparedFormat, claim: Claim, now_ns: int, lender: Lender) -> None:
+        self.captured_ns: int = now_ns
         """When the frame was captured, CLOCK_MONOTONIC; the time of the loan until set."""
         self.captured_wall_ns: int = claim.now_wall_ns
         """When the frame was captured, nanoseconds since 1970; the time of the loan until set."""
@@ -81,6 +78,11 @@ class Loan:
         self._claim = claim
         self._lender = lender
         self._prepared = prepared
+
+    @property
+    def format(self) -> FrameFormat:
+        """What the pixels are."""
+        return self._prepared.frame_format
 
     @property
     def pixels(self) -> Pixels:

@@ -228,18 +228,20 @@ class Publisher:
         """
         if get_ident() != self._thread:
             self._check_use()
-        prepared = self._prepared
-        if frame_format is not None and frame_format is not prepared.frame_format:
+        prepared, description = self._prepared, self._description
+        if frame_format is not None and frame_format is not self.format:
             prepared = self._prepare(frame_format)
+            description = prepared.description
         if timeout_s is not NO_WAIT:
             timeout_s = seconds(timeout_s, "timeout_s")
-        claim = self._ring.writer.claim(prepared.description)
+        claim = self._ring.writer.claim(description)
         if claim is None:
-            claim = self._claim_with_patience(prepared.description, timeout_s)
+            claim = self._claim_with_patience(description, timeout_s)
         self._full_since_s = None
-        if claim.now_ns >= self._notifier.look_at_ns:
-            self._notifier.look(claim.now_ns)
-        return Loan(prepared, claim, self)
+        now_ns = claim.now_ns
+        if now_ns >= self._notifier.look_at_ns:
+            self._notifier.look(now_ns)
+        return Loan(prepared, claim, now_ns, self)
 
     def close(self) -> None:
         """Tell the subscribers, and leave nothing in /dev/shm (but the ring if it is kept). From any thread.
@@ -381,7 +383,7 @@ class Publisher:
         prepared, ring = self._prepare(self.format), self._ring
         arrays = ring.slot_arrays(prepared.shape, self.format.typestr)
         ring.writer.watch(arrays)
-        self._prepared = prepared._replace(arrays=arrays)
+        self._prepared, self._description = prepared._replace(arrays=arrays), prepared.description
 
     def _publish(self, loan: Loan, claim: Claim, prepared: PreparedFormat) -> int:
         # Hot path: every extra call here costs a few microseconds of cold-cache latency.
