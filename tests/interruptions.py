@@ -22,7 +22,7 @@ PATIENCE_S: Final = 20.0
 _CHECKING: Final = ("RESUME", "CALL", "JUMP_BACKWARD")
 
 
-class Interrupted(Exception):  # noqa: N818  like KeyboardInterrupt
+class Interrupted(Exception):
     """What the signal handler of a test raises."""
 
 

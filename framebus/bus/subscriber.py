@@ -338,7 +338,8 @@ class Subscriber:
         self._closed = True
         self._thread = None  # so that the owner's next call looks closer, and finds it closed
         if self._record is not None:
-            self._record.remove()  # at once: the thread that receives may be a daemon, and the interpreter about to exit
+            # At once: a daemon thread that receives goes no further when the interpreter exits.
+            self._record.remove()
         if not self._receiving:
             self._leave()
 

@@ -9,28 +9,52 @@ from typing import Any
 import numpy as np
 import pytest
 
-from framebus import FrameFormat, InvalidArgument, Publisher, ReceiveTimeout, Subscriber, companion_path, companion_paths
+from framebus import (
+    FrameFormat,
+    InvalidArgument,
+    Publisher,
+    ReceiveTimeout,
+    Subscriber,
+    companion_path,
+    companion_paths,
+)
 from tests.cases.support import SMALL, by_type, descriptors
 from tests.support import files_of, publish
 
 HUGE = 10**5000
 NUMBERS = [np.int64(6), np.uint8(6), np.array(6)]
-NO_NUMBERS: list[Any] = [6.0, "6", None, b"6", [6], math.nan, math.inf, HUGE, -HUGE, -1, np.float64(6), np.array([6, 7])]
+NO_NUMBERS: list[Any] = [
+    6.0,
+    "6",
+    None,
+    b"6",
+    [6],
+    math.nan,
+    math.inf,
+    HUGE,
+    -HUGE,
+    -1,
+    np.float64(6),
+    np.array([6, 7]),
+]
 NO_TIMES: list[Any] = ["1", b"1", -0.1, math.nan, math.inf, -math.inf, HUGE, [1], 1j, np.array([1.0, 2.0]), object()]
 NO_FLAGS: list[Any] = [np.array([1, 2])]
 
 
 @pytest.mark.parametrize("value", NUMBERS)
 def test_whole_numbers_of_numpy_are_whole_numbers(stream: str, value: Any) -> None:
-    frame_format = FrameFormat(value, value, np.uint8(3))
+    three: Any = np.uint8(3)
+    few: Any = np.uint16(2)
+    time: Any = np.float32(5)
+    frame_format = FrameFormat(value, value, three)
     assert frame_format == FrameFormat(6, 6, 3)
     assert {type(size) for size in (frame_format.height, frame_format.width, frame_format.channels)} == {int}
     with (
-        Publisher(stream, frame_format, slots=value, max_loans=np.int8(1)) as publisher,
-        Subscriber(stream, max_leases=np.uint16(2), history=np.int32(1)) as subscriber,
+        Publisher(stream, frame_format, slots=value, max_loans=few) as publisher,
+        Subscriber(stream, max_leases=few, history=few) as subscriber,
     ):
         publish(publisher)
-        assert subscriber.receive(np.float32(5)).pixels.shape == (6, 6, 3)
+        assert subscriber.receive(time).pixels.shape == (6, 6, 3)
 
 
 def test_the_size_of_narrow_numbers_does_not_overflow(stream: str) -> None:
@@ -73,7 +97,7 @@ def test_what_is_no_time_is_refused_by_name(stream: str, value: Any) -> None:
                 Subscriber(stream, **{name: value})
         for wait in (subscriber.receive, lambda timeout_s: publisher.loan(timeout_s=timeout_s)):
             with pytest.raises(InvalidArgument, match="timeout_s"):
-                wait(value)  # type: ignore[operator]
+                wait(value)
         with pytest.raises(InvalidArgument, match="timeout_s"):
             asyncio.run(subscriber.receive_async(value))
         with pytest.raises(InvalidArgument, match="attach_timeout_s"):
@@ -93,7 +117,9 @@ def test_what_is_neither_true_nor_false_is_refused_by_name(stream: str, value: A
     assert files_of(stream) == []
 
 
-@pytest.mark.parametrize("value", [None, 5, 1.5, object, "U4", "datetime64[ns]", "S9999999999999", "(2,3)u1", ">u2", [1]])
+@pytest.mark.parametrize(
+    "value", [None, 5, 1.5, object, "U4", "datetime64[ns]", "S9999999999999", "(2,3)u1", ">u2", [1]]
+)
 def test_what_is_no_element_type_is_refused(value: Any) -> None:
     with pytest.raises(InvalidArgument, match="values of a frame"):
         FrameFormat(4, 6, 3, value)
