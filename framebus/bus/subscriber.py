@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -505,7 +504,7 @@ class Subscriber:
         reader = self._ring.reader
         if reader.leases < self._max_leases:
             return
-        gc.collect()  # frames in reference cycles, as an exception's traceback makes them, are not held by anything
+        lifecycle.collect_garbage()  # frames in reference cycles, as an exception's traceback makes them, are not held by anything
         if reader.leases < self._max_leases:
             return
         held = ", ".join(map(str, reader.held()))

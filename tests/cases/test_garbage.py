@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -193,3 +194,34 @@ atexit.register(app.frames.clear)
 """
     assert run(code, pure) == ""
     assert files_of(stream) == []
+
+
+@pytest.mark.usefixtures("each_steps")
+def test_loans_and_frames_in_garbage_go_though_another_thread_is_collecting(stream: str) -> None:
+    class Slow:
+        """A finalizer that lets another thread run in the middle of the collection."""
+
+        def __del__(self) -> None:
+            begun.set()
+            time.sleep(0.005)
+
+    with Publisher(stream, SMALL) as publisher, Subscriber(stream, max_leases=1) as subscriber:
+        for value in range(3):
+            begun = threading.Event()
+            Cycle(Slow())
+            collector = threading.Thread(target=gc.collect)
+            collector.start()
+            assert begun.wait(20)
+            Cycle(publisher.loan())
+            publish(publisher, value)
+            Cycle(subscriber.receive(5))
+            publish(publisher, value)
+            collector.join()
+            begun = threading.Event()
+            Cycle(Slow())
+            collector = threading.Thread(target=gc.collect)
+            collector.start()
+            assert begun.wait(20)
+            with subscriber.receive(5) as frame:
+                assert (frame.pixels == value).all()
+            collector.join()

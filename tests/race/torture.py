@@ -77,7 +77,7 @@ UNTOUCHED, READ_PARENTS_FRAME, USED_PARENTS, NO_ERROR, OTHER_ERROR = 0, 3, 4, 5,
 """Exit statuses of a forked child."""
 
 
-class Interrupted(Exception):  # noqa: N818  like KeyboardInterrupt
+class Interrupted(Exception):
     """What the signal handler raises."""
 
 
@@ -183,11 +183,7 @@ class Torture:
             if options["wake"] == "zmq" and chance.random() < 0.4:
                 asyncio.run(self.receive_async(subscriber, chance))
             else:
-                held: list[Frame] = []
-                for _ in range(chance.randrange(1, 30)):
-                    self.receive_one(subscriber, held, options["max_leases"], chance)
-                    if self.over.is_set():
-                        break
+                self.receive_some(subscriber, options["max_leases"], chance)
         end = chance.randrange(4)
         if end == 0:
             subscriber.close()
@@ -199,13 +195,24 @@ class Torture:
                     self.check(frame)
                     break
 
+    def receive_some(self, subscriber: Subscriber, limit: int, chance: random.Random) -> None:
+        """Receive some frames, and hold as many as it may."""
+        held: list[Frame] = []
+        try:
+            for _ in range(chance.randrange(1, 30)):
+                self.receive_one(subscriber, held, limit, chance)
+                if self.over.is_set():
+                    break
+        finally:
+            for frame in held:
+                self.frames.remove(frame)
+
     def receive_one(self, subscriber: Subscriber, held: list[Frame], limit: int, chance: random.Random) -> None:
         """Receive one frame, and let go of some in one way or another."""
         while held and (len(held) >= limit or chance.random() < 0.5):
             frame = held.pop(0)
             self.check(frame)
-            with contextlib.suppress(ValueError):
-                self.frames.remove(frame)
+            self.frames.remove(frame)
             chance.choice((frame.release, lambda: None, lambda frame=frame: Cycle(frame, frame.pixels[1:])))()
             del frame
         try:
@@ -216,8 +223,6 @@ class Torture:
         self.check(frame)
         held.append(frame)
         self.frames.append(frame)
-        if len(self.frames) > 8:
-            del self.frames[:4]
         if chance.random() < 0.2:
             time.sleep(chance.random() * 0.005)
 
@@ -233,7 +238,7 @@ class Torture:
         """Close what another thread is using."""
         time.sleep(chance.random() * 0.02)
         with contextlib.suppress(IndexError):
-            chance.choice(list(self.open) or [None]).close() if chance.random() < 0.7 else None  # type: ignore[union-attr]
+            chance.choice(list(self.open)).close()
 
     def collect(self, chance: random.Random) -> None:
         """Collect garbage: the only thread that does, but for the bus itself."""
@@ -259,7 +264,11 @@ class Torture:
             time.sleep(0.002)
         status = os.waitstatus_to_exitcode(ended[1])
         if status != (-signal.SIGKILL if way == 1 else UNTOUCHED):
-            said = {READ_PARENTS_FRAME: "read its parent's frame", USED_PARENTS: "used its parent's", NO_ERROR: "was not refused"}
+            said = {
+                READ_PARENTS_FRAME: "read its parent's frame",
+                USED_PARENTS: "used its parent's",
+                NO_ERROR: "was not refused",
+            }
             self.report(f"a forked child {said.get(status, f'ended with status {status}')} (way {way})")
 
     def be_child(self, way: int) -> None:
@@ -341,8 +350,10 @@ class Torture:
                     loan.metadata = {"value": value}
                 with subscriber.receive(5) as frame:
                     while frame.sequence != loan.sequence:
+                        frame.release()
                         frame = subscriber.receive(5)
                     self.check(frame)
+                    frame.release()
                 frame = None
             except Exception as error:  # noqa: BLE001  a promise was broken
                 self.report(f"after an interruption: {type(error).__name__}: {error}")
@@ -358,6 +369,10 @@ class Torture:
         if chance.random() < 0.5:
             subscriber.close()
             publisher.close()
+        del subscriber, publisher
+        gc.collect()
+        if files_of(self.main):
+            self.report("a close that was interrupted left files")
 
 
 def publish(torture: Torture, publisher: Publisher, chance: random.Random) -> None:
