@@ -1,7 +1,7 @@
 # make demo   the whole pipeline on five simulated cameras, and the URL of its page
 # make test   every check: lint, types, import rules, tests; test-long those that take minutes
 # make bench  the benchmarks, in five minutes; bench-full all of them; bench-compare against the last saved run
-# make soak   ten thousand kills; MINUTES=10: after a race of ten minutes
+# make soak   ten thousand kills; MINUTES=10: after a race and a torture of ten minutes each
 # make model  the slot protocol and its mutants, state by state
 # Everything is installed into .venv; nothing else on the machine is touched.
 
@@ -57,7 +57,7 @@ bench-full: $(VENV)/installed-dev
 bench-compare: $(VENV)/installed-dev
 	$(BIN)/python -m bench compare
 
-# Race for MINUTES, then kill processes at every step of their work, KILLS times; a report as JSON.
+# Race for MINUTES and torture for as long, then kill processes at every step of their work, KILLS times; a report as JSON.
 MINUTES ?= 0
 KILLS ?= 10000
 soak: $(VENV)/installed-dev

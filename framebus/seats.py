@@ -93,11 +93,14 @@ class Record:
     def remove(self) -> None:
         """Remove the file; in a forked child, where it is the parent's, do nothing."""
         segment: Segment | None = self.__dict__.get("segment")
-        if segment is not None and segment.fd >= 0 and not self._is_removed:
+        if segment is None or segment.fd < 0:
+            return
+        if not self._is_removed:
             # Under both of its names: a signal handler may have raised before it had the second.
             for name in (self._name, self._name + UNFINISHED):
                 (SHM_DIRECTORY / name).unlink(missing_ok=True)
             self._is_removed = True
+        segment.close()
 
     __del__ = remove
 

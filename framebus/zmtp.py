@@ -283,7 +283,8 @@ class LocalOutlet:
             now_ns: The time, CLOCK_MONOTONIC.
         """
         since_ns = now_ns - CONNECTING_NS
-        return all(one.subscriptions or one.accepted_ns < since_ns for one in self._connections.values())
+        # A copy: another thread may close meanwhile.
+        return all(one.subscriptions or one.accepted_ns < since_ns for one in list(self._connections.values()))
 
     def close(self) -> None:
         """Remove the path, and close the socket: at once, or when the call that another thread is in has ended."""

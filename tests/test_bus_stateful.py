@@ -335,6 +335,7 @@ class Bus(RuleBasedStateMachine):
             self._drop(view)
         reader.ring.seats -= reader.max_leases
         reader.subscriber._ring.segment.close()
+        assert reader.subscriber._record is not None
         reader.subscriber._record.segment.close()
 
     # What holds at any time

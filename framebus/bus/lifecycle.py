@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import atexit
+import gc
+import time
 import weakref
-from typing import Protocol
+from threading import get_ident
+from typing import Final, Protocol
 
 from framebus import forks
+
+OLDEST: Final = 2
+"""The generation that is collected last, and with it all others."""
+MAX_TRIES: Final = 200
+RETRY_AFTER_S: Final = 0.001
 
 
 class Closable(Protocol):
@@ -26,6 +34,25 @@ def register(opened: Closable) -> None:
     """Close ``opened`` when the interpreter exits, and leave it to the parent in a forked child."""
     _open.add(opened)
     forks.register(opened)
+
+
+def collect_garbage() -> None:
+    """Collect all garbage, also where another thread is collecting some: ``gc.collect()`` does nothing meanwhile."""
+    thread, collected = get_ident(), False
+
+    def note(phase: str, info: dict[str, int]) -> None:
+        nonlocal collected
+        collected |= phase == "stop" and info["generation"] == OLDEST and get_ident() == thread
+
+    gc.callbacks.append(note)
+    try:
+        for _ in range(MAX_TRIES):
+            gc.collect()
+            if collected:
+                break
+            time.sleep(RETRY_AFTER_S)
+    finally:
+        gc.callbacks.remove(note)
 
 
 @atexit.register

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -329,7 +328,7 @@ class Publisher:
         geometry = self._ring.geometry
         if self._ring.writer.loans < geometry.max_loans:
             return
-        gc.collect()  # loans in reference cycles, as an exception's traceback makes them, are lost too
+        lifecycle.collect_garbage()  # loans in reference cycles, as an exception's traceback makes them, are lost too
         if self._ring.writer.loans >= geometry.max_loans:
             raise LoanOutstanding(
                 f"{geometry.max_loans} of {geometry.max_loans} loans are neither published nor abandoned, and variables"

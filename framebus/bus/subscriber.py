@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -338,7 +337,8 @@ class Subscriber:
         self._closed = True
         self._thread = None  # so that the owner's next call looks closer, and finds it closed
         if self._record is not None:
-            self._record.remove()  # at once: a daemon thread may receive while the interpreter exits
+            # At once: a daemon thread that receives goes no further when the interpreter exits.
+            self._record.remove()
         if not self._receiving:
             self._leave()
 
@@ -361,7 +361,6 @@ class Subscriber:
             self.__dict__.pop("_ring", None)  # the file is unmapped when the last view goes
         if self._listener is not None:
             self._listener.close()
-        self._record = None
         self._left = True
 
     def _take(self) -> Lease | None:
@@ -505,7 +504,7 @@ class Subscriber:
         reader = self._ring.reader
         if reader.leases < self._max_leases:
             return
-        gc.collect()  # frames in reference cycles, as an exception's traceback makes them, are not held by anything
+        lifecycle.collect_garbage()  # frames in reference cycles, as a traceback makes them, are held by nothing
         if reader.leases < self._max_leases:
             return
         held = ", ".join(map(str, reader.held()))

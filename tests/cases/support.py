@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -22,9 +24,9 @@ ALL_WAKES: tuple[Wake, ...] = ("zmq", "futex", "predict", "busy")
 WAKES = pytest.mark.parametrize("wake", ALL_WAKES)
 BACKENDS = pytest.mark.parametrize("pure", ["", "1"], ids=["compiled", "plain"])
 PATIENCE_S = 20
-HEAD = f"""
-import faulthandler, gc, os, sys, threading, time
-faulthandler.dump_traceback_later({PATIENCE_S}, exit=True)
+HEAD = """
+import faulthandler, gc, os, signal, sys, threading, time
+faulthandler.register(signal.SIGUSR1, all_threads=True)
 from framebus import *
 """
 
@@ -54,17 +56,23 @@ def in_child(function: Callable[[], object]) -> int:
 
 def run(code: str, pure: str = "", *arguments: str) -> str:
     """Run a program; what it prints. One that hangs prints the stacks of its threads, and fails the test."""
-    answer = subprocess.run(
+    program = subprocess.Popen(
         [sys.executable, "-W", "error", "-c", HEAD + code, *arguments],
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=3 * PATIENCE_S,
-        check=False,
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), PURE: pure},
     )
-    assert (answer.returncode, answer.stderr) == (0, ""), answer.stderr + answer.stdout
-    return answer.stdout
+    try:
+        said, complained = program.communicate(timeout=PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        program.send_signal(signal.SIGUSR1)
+        time.sleep(0.5)
+        program.kill()
+        said, complained = program.communicate()
+    assert (program.returncode, complained) == (0, ""), complained + said
+    return said
 
 
 def by_type(value: object) -> str:

@@ -43,15 +43,18 @@ NO_FLAGS: list[Any] = [np.array([1, 2])]
 
 @pytest.mark.parametrize("value", NUMBERS)
 def test_whole_numbers_of_numpy_are_whole_numbers(stream: str, value: Any) -> None:
-    frame_format = FrameFormat(value, value, np.uint8(3))
+    three: Any = np.uint8(3)
+    few: Any = np.uint16(2)
+    time: Any = np.float32(5)
+    frame_format = FrameFormat(value, value, three)
     assert frame_format == FrameFormat(6, 6, 3)
     assert {type(size) for size in (frame_format.height, frame_format.width, frame_format.channels)} == {int}
     with (
-        Publisher(stream, frame_format, slots=value, max_loans=np.int8(1)) as publisher,
-        Subscriber(stream, max_leases=np.uint16(2), history=np.int32(1)) as subscriber,
+        Publisher(stream, frame_format, slots=value, max_loans=few) as publisher,
+        Subscriber(stream, max_leases=few, history=few) as subscriber,
     ):
         publish(publisher)
-        assert subscriber.receive(np.float32(5)).pixels.shape == (6, 6, 3)
+        assert subscriber.receive(time).pixels.shape == (6, 6, 3)
 
 
 def test_the_size_of_narrow_numbers_does_not_overflow(stream: str) -> None:
@@ -94,7 +97,7 @@ def test_what_is_no_time_is_refused_by_name(stream: str, value: Any) -> None:
                 Subscriber(stream, **{name: value})
         for wait in (subscriber.receive, lambda timeout_s: publisher.loan(timeout_s=timeout_s)):
             with pytest.raises(InvalidArgument, match="timeout_s"):
-                wait(value)  # type: ignore[operator]
+                wait(value)
         with pytest.raises(InvalidArgument, match="timeout_s"):
             asyncio.run(subscriber.receive_async(value))
         with pytest.raises(InvalidArgument, match="attach_timeout_s"):

@@ -102,13 +102,15 @@ def test_a_signal_handler_closes_what_it_interrupts(stream: str, wake: Wake) -> 
         subscriber.close()
         publisher.close()
 
-    before = signal.signal(signal.SIGALRM, close)
+    before = signal.signal(signal.SIGUSR1, close)
+    later = threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGUSR1))
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.01)
+        later.start()
         with pytest.raises(Closed):
             subscriber.receive(PATIENCE_S)
     finally:
-        signal.signal(signal.SIGALRM, before)
+        later.join()
+        signal.signal(signal.SIGUSR1, before)
     assert files_of(stream) == []
     with pytest.raises(Closed):
         publisher.loan()
@@ -190,7 +192,7 @@ def calls(publisher: Publisher, subscriber: Subscriber) -> dict[str, Callable[[]
         "iterate": lambda: next(subscriber),
         "receive_async": receive_async,
         "fileno": subscriber.fileno,
-        "loan": lambda: publisher.loan(),
+        "loan": publisher.loan,
         "publish": lambda: publisher.publish(PIXELS, metadata={"x": 1}),
     }
 

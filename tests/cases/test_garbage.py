@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,6 +15,8 @@ from framebus import Publisher, Subscriber
 from framebus.bus.subscriber import Wake
 from tests.cases.support import BACKENDS, SMALL, WAKES, descriptors, run
 from tests.support import files_of, publish
+
+NO_FORMAT: Any = None
 
 
 class Cycle:
@@ -62,7 +65,7 @@ def test_a_publisher_in_a_cycle_is_collected(stream: str) -> None:
         publish,
     ):
         publisher = Publisher(stream, SMALL)
-        Cycle(publisher, use(publisher), publisher.loan)  # type: ignore[no-untyped-call]
+        Cycle(publisher, use(publisher), publisher.loan)
         del publisher
         assert descriptors() == before
         assert files_of(stream) == []
@@ -85,6 +88,7 @@ def test_both_sides_in_one_cycle(stream: str) -> None:
 @pytest.mark.usefixtures("each_steps")
 def test_a_thread_that_ends_takes_its_subscriber_along(stream: str, wake: Wake) -> None:
     def use() -> None:
+        local: Any = threading.local()
         local.subscriber = Subscriber(stream, wake=wake)
         local.frame = local.subscriber.receive(5)
         local.cycle = Cycle(Subscriber(stream, wake=wake), local)
@@ -92,11 +96,9 @@ def test_a_thread_that_ends_takes_its_subscriber_along(stream: str, wake: Wake) 
     with Publisher(stream, SMALL) as publisher:
         publish(publisher)
         before = descriptors()
-        local: Any = threading.local()
         thread = threading.Thread(target=use)
         thread.start()
         thread.join()
-        del local
         assert descriptors() == before
         assert records(stream) == []
 
@@ -112,7 +114,7 @@ def test_another_thread_collects_while_one_receives(stream: str, wake: Wake) -> 
     with Publisher(stream, SMALL) as publisher, Subscriber(stream, wake=wake, mode="every", max_leases=3) as subscriber:
         collector = threading.Thread(target=collect)
         collector.start()
-        for value in range(30):
+        for value in range(20):
             publish(publisher, value)
             frame = subscriber.receive(5)
             assert (frame.pixels == value).all()
@@ -122,7 +124,7 @@ def test_another_thread_collects_while_one_receives(stream: str, wake: Wake) -> 
         del frame
         gc.collect()
         assert subscriber.statistics.leases == 0
-        assert publish(publisher) == 31
+        assert publish(publisher) == 21
 
 
 @pytest.mark.usefixtures("each_steps")
@@ -149,7 +151,7 @@ def test_callbacks_of_weak_references_may_use_the_bus(stream: str) -> None:
 
 @pytest.mark.usefixtures("each_steps")
 @pytest.mark.parametrize(
-    "attempt", [lambda name: Subscriber(name, attach_timeout_s=0), lambda name: Publisher(name, 5)]
+    "attempt", [lambda name: Subscriber(name, attach_timeout_s=0), lambda name: Publisher(name, NO_FORMAT)]
 )
 def test_what_did_not_open_is_collected_in_silence(stream: str, attempt: Callable[[str], object]) -> None:
     before = descriptors()
@@ -192,3 +194,34 @@ atexit.register(app.frames.clear)
 """
     assert run(code, pure) == ""
     assert files_of(stream) == []
+
+
+@pytest.mark.usefixtures("each_steps")
+def test_loans_and_frames_in_garbage_go_though_another_thread_is_collecting(stream: str) -> None:
+    class Slow:
+        """A finalizer that lets another thread run in the middle of the collection."""
+
+        def __del__(self) -> None:
+            begun.set()
+            time.sleep(0.005)
+
+    with Publisher(stream, SMALL) as publisher, Subscriber(stream, max_leases=1) as subscriber:
+        for value in range(3):
+            begun = threading.Event()
+            Cycle(Slow())
+            collector = threading.Thread(target=gc.collect)
+            collector.start()
+            assert begun.wait(20)
+            Cycle(publisher.loan())
+            publish(publisher, value)
+            Cycle(subscriber.receive(5))
+            publish(publisher, value)
+            collector.join()
+            begun = threading.Event()
+            Cycle(Slow())
+            collector = threading.Thread(target=gc.collect)
+            collector.start()
+            assert begun.wait(20)
+            with subscriber.receive(5) as frame:
+                assert (frame.pixels == value).all()
+            collector.join()

@@ -26,7 +26,9 @@ def nested(depth: int, key: Any = "x") -> Any:
     return content
 
 
-UNREADABLE = {
+itself: dict[str, Any] = {}
+itself["x"] = itself
+UNREADABLE: dict[str, Any] = {
     "an int as a key": {1: "x"},
     "None as a key": {None: 1},
     "a tuple as a key": {(1, 2): 3},
@@ -41,14 +43,13 @@ UNREADABLE = {
     "an array": {"x": PIXELS},
     "an object": {"x": object()},
     "deeper than msgpack goes": nested(600),
-    "a map of itself": (itself := {}),
+    "a map of itself": itself,
     "too large": {"x": b"y" * MAX_METADATA_BYTES},
     "a list": [1, 2],
     "an empty list": [],
     "a string": "x",
     "a number": 0,
 }
-itself["x"] = itself
 READABLE: list[Mapping[str, Any]] = [
     {},
     {"x": None, "y": [True, 1.5, -1, "é\0", b"\xff"]},

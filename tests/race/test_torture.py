@@ -1,0 +1,40 @@
+"""A short torture, with the compiled steps and with those in Python; ``make soak MINUTES=...`` runs a long one."""
+
+from __future__ import annotations
+
+import pytest
+
+from framebus.ring import PURE
+from tests.race import torture
+from tests.support import report_of
+
+SYMPTOMS = {
+    "finalizer_waits": "hangs",
+    "close_under_receiver": "AttributeError",
+    "lost_loans_stay": "a lost loan is outstanding",
+    "garbage_counts": "frames in garbage",
+    "children_keep_all": "forked child",
+    "children_read_frames": "read its parent's frame",
+    "exhaustion_is_masked": "was not refused",
+    "close_is_final": "left files",
+}
+"""What the torture says of each fault of old that is put back."""
+
+
+@pytest.mark.parametrize("pure", ["", "1"])
+@pytest.mark.usefixtures("compiled_steps")
+def test_nothing_breaks(monkeypatch: pytest.MonkeyPatch, pure: str) -> None:
+    monkeypatch.setenv(PURE, pure)
+    report = report_of("tests.race.torture", "--minutes", "0.22")
+    counted = report["counted"]
+    assert all(counted[what] for what in ("receive", "Closed", "close_others", "fork", "interrupted", "collect"))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("pure", ["", "1"])
+@pytest.mark.parametrize("fault", torture.FAULTS)
+@pytest.mark.usefixtures("compiled_steps")
+def test_a_fault_of_old_is_found_when_it_is_put_back(monkeypatch: pytest.MonkeyPatch, fault: str, pure: str) -> None:
+    monkeypatch.setenv(PURE, pure)
+    broken = "\n".join(torture.run(6.0, 1, fault)["broken promises"])
+    assert SYMPTOMS[fault] in broken
