@@ -13,7 +13,7 @@ from framebus import forks
 
 OLDEST: Final = 2
 """The generation that is collected last, and with it all others."""
-MAX_TRIES: Final = 200
+PATIENCE_S: Final = 5.0
 RETRY_AFTER_S: Final = 0.001
 
 
@@ -46,7 +46,8 @@ def collect_garbage() -> None:
 
     gc.callbacks.append(note)
     try:
-        for _ in range(MAX_TRIES):
+        deadline_s = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline_s:
             gc.collect()
             if collected:
                 break

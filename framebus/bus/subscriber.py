@@ -504,7 +504,7 @@ class Subscriber:
         reader = self._ring.reader
         if reader.leases < self._max_leases:
             return
-        lifecycle.collect_garbage()  # frames in reference cycles, as a traceback makes them, are held by nothing
+        lifecycle.collect_garbage()  # nothing holds frames in reference cycles, as an exception's traceback makes them
         if reader.leases < self._max_leases:
             return
         held = ", ".join(map(str, reader.held()))

@@ -62,6 +62,7 @@ from framebus import (
     remove_leftovers,
 )
 from framebus import segment as shm
+from framebus.bus import lifecycle
 from tests.support import ROOT, files_of
 
 FORMAT: Final = FrameFormat(24, 40)
@@ -144,8 +145,8 @@ class Torture:
                 self.counted[type(error).__name__] += 1
                 time.sleep(0.001)
             except BaseException as error:  # noqa: BLE001  all else is a broken promise
-                where = traceback.extract_tb(error.__traceback__)[-1]
-                self.report(f"{work.__name__}: {type(error).__name__}: {error} at {where.name}:{where.lineno}")
+                where = " > ".join(f"{one.name}:{one.lineno}" for one in traceback.extract_tb(error.__traceback__)[1:])
+                self.report(f"{type(error).__name__}: {error} at {where}")
                 time.sleep(0.05)
 
     @contextlib.contextmanager
@@ -340,20 +341,18 @@ class Torture:
             except (ReceiveTimeout, TooManyLeases) as error:
                 signal.setitimer(signal.ITIMER_REAL, 0)
                 self.counted[f"main: {type(error).__name__}"] += 1
-        frame = None
+        frame = loan = None
         signal.setitimer(signal.ITIMER_REAL, 0)
-        gc.collect()
+        lifecycle.collect_garbage()
         for value in range(14):  # each slot once
             try:
                 with publisher.loan() as loan:
                     loan.pixels[:] = value
                     loan.metadata = {"value": value}
-                frame = subscriber.receive(5)
-                while frame.sequence != loan.sequence:
-                    frame.release()
+                while frame is None or frame.sequence != loan.sequence:
+                    frame = None
                     frame = subscriber.receive(5)
                 self.check(frame)
-                frame.release()
                 frame = None
             except Exception as error:  # noqa: BLE001  a promise was broken
                 self.report(f"after an interruption: {type(error).__name__}: {error}")
@@ -369,8 +368,8 @@ class Torture:
         if chance.random() < 0.5:
             subscriber.close()
             publisher.close()
-        del subscriber, publisher
-        gc.collect()
+        del subscriber, publisher, loan
+        lifecycle.collect_garbage()
         if files_of(self.main):
             self.report("a close that was interrupted left files")
 

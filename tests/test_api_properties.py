@@ -1,0 +1,213 @@
+"""Arbitrary arguments to every public call: a result, or an error of framebus; no descriptor and no file is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import os
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from framebus import (
+    FramebusError,
+    FrameFormat,
+    Publisher,
+    Subscriber,
+    companion_path,
+    companion_paths,
+    remove_leftovers,
+    streams,
+)
+from tests.support import SHM, publish
+
+SMALL = FrameFormat(4, 6)
+PIXELS = np.zeros((4, 6, 3), np.uint8)
+STREAM = f"test-{secrets.token_hex(6)}"
+"""What is opened under names that hypothesis chooses begins with it, or is not opened."""
+
+numbers = st.integers() | st.floats() | st.booleans() | st.complex_numbers() | st.sampled_from([10**400, -(10**400)])
+of_numpy = st.sampled_from(
+    [np.int8(-1), np.uint16(7), np.int64(5), np.float32(1.5), np.bool_(True), np.array(4), np.array([1, 2]), PIXELS]
+)
+texts = (
+    st.text(max_size=60) | st.binary(max_size=60) | st.sampled_from(["nv12", "i420", "uint8", "every", "futex", "*"])
+)
+oddities = st.sampled_from(
+    [None, object(), int, FrameFormat, np.ndarray, SMALL, len, ..., range(3), datetime.datetime.now(datetime.UTC)]
+)
+flat = numbers | of_numpy | texts | oddities
+anything: st.SearchStrategy[Any] = st.recursive(
+    flat,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(texts | st.integers(), inner, max_size=3) | st.sets(texts)
+    ),
+    max_leaves=6,
+)
+examples = settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+
+
+def state() -> tuple[int, list[str]]:
+    """What must not change: this process's descriptors, and the files of the streams of this module."""
+    return len(os.listdir("/proc/self/fd")), sorted(path.name for path in SHM.glob(f"framebus.{STREAM}*"))
+
+
+def call(function: Callable[..., Any], *arguments: Any, **named: Any) -> None:
+    """Call it: it gives a result, which is closed, or one of framebus's errors."""
+    before = state()
+    with contextlib.suppress(FramebusError):
+        result = function(*arguments, **named)
+        if isinstance(result, (Publisher, Subscriber)):
+            result.close()
+        del result
+    if "keep_ring" in named:
+        remove_leftovers(STREAM)
+    assert state() == before
+
+
+def is_modest(name: str, value: Any) -> bool:
+    """Whether a test has the time and the memory for it."""
+    if name.endswith("_s"):  # forever, or for long
+        short = isinstance(value, (bool, int, float, np.generic, np.ndarray)) and np.ndim(value) == 0
+        return value is not None and not (short and 0.001 < value < 1e300)
+    return True
+
+
+@examples
+@given(name=st.sampled_from(["frame_format", "slots", "max_loans", "keep_ring"]), value=anything)
+def test_publisher(name: str, value: Any) -> None:
+    options: dict[str, Any] = {"frame_format": SMALL, name: value}
+    call(Publisher, STREAM, **options)
+
+
+@examples
+@given(value=anything)
+def test_names(value: Any) -> None:
+    if not (isinstance(value, str) and value.isalnum() and value.isascii()):
+        call(Publisher, value, SMALL)
+    call(Subscriber, value, attach_timeout_s=0)
+    call(companion_path, value, "ring")
+    call(companion_path, STREAM, value)
+    call(companion_paths, value, "*")
+    call(companion_paths, STREAM, value)
+    if value is not None:
+        call(remove_leftovers, value)
+
+
+@pytest.fixture(scope="module")
+def publisher() -> Any:
+    with Publisher(STREAM, SMALL, slots=20) as opened:
+        publish(opened)
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def alone() -> Any:
+    """A publisher to which nothing connects, which would change the number of descriptors."""
+    with Publisher(f"{STREAM}-alone", SMALL, slots=20) as opened:
+        yield opened
+
+
+OPTIONS = st.sampled_from(
+    ["name", "mode", "wake", "max_leases", "history", "attach_timeout_s", "gone_after_s", "publisher_uid"]
+)
+
+
+@examples
+@given(name=OPTIONS, value=anything)
+def test_subscriber(publisher: Publisher, name: str, value: Any) -> None:
+    call(Subscriber, STREAM, **{name: value})
+
+    async def attach() -> Subscriber:
+        return await Subscriber.attach(STREAM, **{name: value})
+
+    before = state()
+    with contextlib.suppress(FramebusError):
+        asyncio.run(attach()).close()
+    assert state() == before
+
+
+@examples
+@given(value=anything)
+def test_receive(publisher: Publisher, value: Any) -> None:
+    if not is_modest("timeout_s", value):
+        return
+    with Subscriber(STREAM, max_leases=1, history=1) as subscriber:
+        call(subscriber.receive, value)
+        with contextlib.suppress(FramebusError):
+            asyncio.run(subscriber.receive_async(value))
+
+
+@examples
+@given(value=anything)
+def test_loan(alone: Publisher, value: Any) -> None:
+    call(alone.loan, value)
+    if is_modest("timeout_s", value):
+        call(alone.loan, timeout_s=value)
+    publish(alone)
+
+
+@examples
+@given(name=st.sampled_from(["array", "captured_ns", "captured_wall_ns", "metadata", "timeout_s"]), value=anything)
+def test_publish(alone: Publisher, name: str, value: Any) -> None:
+    if is_modest(name, value):
+        call(alone.publish, **{"array": PIXELS, name: value})
+        publish(alone)
+
+
+@examples
+@given(name=st.sampled_from(["captured_ns", "captured_wall_ns", "metadata"]), value=anything, touch=st.booleans())
+def test_attributes_of_a_loan(alone: Publisher, name: str, value: Any, touch: bool) -> None:
+    before = state()
+    with contextlib.suppress(FramebusError, TypeError, OverflowError), alone.loan() as loan:
+        setattr(loan, name, value)
+        if touch:
+            loan.pixels[:] = 1
+    publish(alone)
+    assert (alone._ring.writer.loans, state()) == (0, before)
+
+
+FIELDS = st.sampled_from(["height", "width", "channels", "dtype", "pixel_format", "planar"])
+
+
+@examples
+@given(st.dictionaries(FIELDS, anything, max_size=3))
+def test_frame_format(fields: dict[str, Any]) -> None:
+    try:
+        frame_format = FrameFormat(**{"height": 4, "width": 6, **fields})
+    except FramebusError:
+        return
+    assert frame_format.frame_bytes > 0
+    assert frame_format == FrameFormat(**{name: getattr(frame_format, name) for name in frame_format.__slots__})
+    assert len(frame_format.description.pack()) > 0
+
+
+@examples
+@given(anything, anything, anything)
+def test_the_format_of_anything(array: Any, pixel_format: Any, planar: Any) -> None:
+    call(FrameFormat.of, array)
+    call(FrameFormat.of, PIXELS, pixel_format)
+    call(FrameFormat.of, PIXELS, planar=planar)
+    call(FrameFormat.of, array, pixel_format, planar=planar)
+
+
+@settings(max_examples=30)
+@given(
+    st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), max_size=40), st.binary(max_size=9000)
+)
+def test_streams_of_a_directory_with_any_file(suffix: str, content: bytes) -> None:
+    path = SHM / f"framebus.{STREAM}-x{suffix}"
+    if len(os.fsencode(path.name)) > 255:
+        return
+    path.write_bytes(content)
+    try:
+        call(streams)
+        call(companion_paths, f"{STREAM}-x", "*")
+    finally:
+        path.unlink()
