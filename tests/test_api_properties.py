@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
-
 import os
 import secrets
 from collections.abc import Callable

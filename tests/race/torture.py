@@ -431,7 +431,7 @@ def lost_loans_stay() -> None:
         kept.append(pixels)
         begin(self, pixels, *arguments)
 
-    Loan.__init__ = keep  # type: ignore[method-assign]
+    Loan.__init__ = keep  # type: ignore[method-assign,assignment]
 
 
 def garbage_counts() -> None:
@@ -471,7 +471,7 @@ def close_is_final() -> None:
         return close
 
     for kind in (Publisher, Subscriber):
-        kind.close = closed_once(kind.close)  # type: ignore[method-assign,attr-defined]
+        kind.close = closed_once(kind.close)  # type: ignore[method-assign,assignment]
 
 
 FAULTS: Final = {
