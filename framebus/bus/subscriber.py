@@ -283,6 +283,7 @@ class Subscriber:
             self._check_use()
         self._receiving = True
         descriptor = -1
+        lease = None
         try:
             self._check_open()
             descriptor = self.fileno()  # which stays open from here on
@@ -301,6 +302,7 @@ class Subscriber:
                     async with asyncio.timeout(slice_s):
                         await ready.wait()
         finally:
+            lease = None  # the traceback of a slice's TimeoutError may keep these variables
             if descriptor >= 0:
                 loop.remove_reader(descriptor)
             self._receiving = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import sys
 from collections.abc import Callable, Iterator
@@ -159,3 +160,15 @@ def test_what_reads_a_frame_cannot_write_it(stream: str) -> None:
         copy = np.from_dlpack(frame, copy=True)
         copy[:] = 1
         assert (frame.pixels == 7).all()
+
+
+def test_a_frame_that_was_waited_for_in_an_event_loop_is_held_by_its_receiver_alone(stream: str) -> None:
+    async def wait() -> int:
+        task = asyncio.create_task(subscriber.receive_async(5))
+        await asyncio.sleep(0.12)  # more than a slice of the wait
+        publish(publisher)
+        (await task).release()
+        return subscriber.statistics.leases
+
+    with Publisher(stream, SMALL) as publisher, Subscriber(stream) as subscriber:
+        assert asyncio.run(wait()) == 0
