@@ -15,10 +15,13 @@ ROOMS: Final = {
     "deaths": SlotProtocol(),
     "two": SlotProtocol(subscribers=2, publisher_deaths=0, subscriber_dies=False),
     "four": SlotProtocol(slots=4, max_leases=2, publisher_deaths=0, subscriber_dies=False),
+    "loans": SlotProtocol(slots=4, max_loans=2, publisher_deaths=0, subscriber_dies=False),
+    "lost": SlotProtocol(slots=4, max_loans=2, subscriber_dies=False),
     "files": SlotProtocol(publisher_deaths=1, subscriber_dies=False, new_files=1),
 }
 """Three slots and a subscriber, any number of deaths on both sides; two subscribers that compete for a seat; four slots
-and two leases; a file that is replaced. The number of frames is bounded in none."""
+and two leases; four slots and two loans; the same, with publishers that die while loans are out; a file that is
+replaced. The number of frames is bounded in none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +31,14 @@ class Mutant:
     name: str
     protocol: Protocol
     rooms: tuple[str, ...] = ("deaths",)
+    max_leases: int | None = None
+    """Leases that a subscriber asks for, where it would not get them without the fault."""
 
     def hunt(self) -> Outcome:
         """Search its rooms until a property breaks."""
         for room in self.rooms:
-            outcome = search(replace(ROOMS[room], protocol=self.protocol))
+            model = replace(ROOMS[room], protocol=self.protocol)
+            outcome = search(replace(model, max_leases=self.max_leases or model.max_leases))
             if outcome.broken is not None:
                 break
         return outcome
@@ -58,7 +64,9 @@ def orders() -> Iterator[Mutant]:
     """Every omission and every move of a step of publication, of a lease and of its end."""
     for name, order in _moved(TRUE.publish, kept=("lock",)):
         if not {"first", "second"} - set(order):  # a publisher that writes no pixels is no protocol
-            yield Mutant(f"publish: {name}", replace(TRUE, publish=order))
+            # A death would unlock what the publisher does not.
+            rooms = ("deaths",) if "unlock" in order else ("two",)
+            yield Mutant(f"publish: {name}", replace(TRUE, publish=order), rooms)
     yield Mutant("publish: without 'lock'", replace(TRUE, publish=TRUE.publish[1:]))
     for name, order in _moved(TRUE.lease):
         yield Mutant(f"lease: {name}", replace(TRUE, lease=order))
@@ -72,13 +80,17 @@ def switches() -> Iterator[Mutant]:
     """The other faults, and pairs of which each alone is harmless."""
     yield Mutant("claim: the newest slot too", replace(TRUE, spares_newest=False))
     yield Mutant("claim: one pass", replace(TRUE, second_pass=False))
+    yield Mutant("claim: a slot that is loaned too", replace(TRUE, spares_loans=False), ("loans",))
+    yield Mutant("claim: gives the sequence", replace(TRUE, numbers_claims=True), ("loans",))
+    yield Mutant("claim: counts the last publication alone", replace(TRUE, orders_all=False), ("loans",))
     yield Mutant("adopt: forgets which slot is the newest", replace(TRUE, adopts_newest=False))
     yield Mutant("adopt: goes on after tail, not seq[]", replace(TRUE, counts_seq=False, finishes_tail=False))
     yield Mutant("adopt: goes on after seq[], not tail", replace(TRUE, counts_tail=False))
     yield Mutant("adopt: goes on without first_sequence", replace(TRUE, counts_base=False), ("files",))
     yield Mutant("adopt: leaves the tail unfinished", replace(TRUE, finishes_tail=False))
     yield Mutant("admission: seats without the flock", replace(TRUE, admission=False), ("two",))
-    yield Mutant("admission: a seat for each slot but one", replace(TRUE, reserved=1), ("two",))
+    yield Mutant("admission: a seat for each slot but one", replace(TRUE, reserved=0), ("two",))
+    yield Mutant("admission: one slot for all loans", replace(TRUE, reserved=1), ("loans",), max_leases=2)
     yield Mutant("death: locks stay, as a semaphore would", replace(TRUE, unlocks_when_dead=False))
     yield Mutant("sleep: woken, sleeps again without a look", replace(TRUE, looks_when_woken=False))
     yield Mutant("tick: does not look at the path", replace(TRUE, looks_at_path=False), ("files",))

@@ -20,6 +20,8 @@ ROOM = "the publisher always finds a slot"
 OLDEST = "the oldest frame whose slot is free goes first"
 NEWEST = "who comes late finds the newest frame"
 TOLD = "nobody sleeps beside a frame"
+BROKEN = {"full": ROOM, "reused": GROWS, "newer": OLDEST}
+"""Where a publisher is that has broken a property."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +99,8 @@ class SlotProtocol:
     def broken(self, state: State) -> str | None:
         """The property that the state breaks, if any."""
         publisher = state.publisher
-        if publisher.at == "full":
-            return ROOM
-        if publisher.at == "reused":
-            return GROWS
-        if publisher.at == "newer":
-            return OLDEST
+        if publisher.at in BROKEN:
+            return BROKEN[publisher.at]
         for ring in state.rings:
             if ring.tail_seq and ring.slots[ring.tail_slot].seq != ring.tail_seq:
                 return NEWEST
@@ -164,17 +162,22 @@ class SlotProtocol:
                 ),
             )
         elif at == "rest":
-            if len(publisher.loans) < self.max_loans:
-                yield "wants a slot", state._replace(publisher=self._wanting(publisher))
-            for loan in publisher.loans:
-                yield "takes up a loan", state._replace(publisher=self._taken_up(publisher, loan))
-            if state.files < self.new_files and not publisher.loans:
-                after = state._replace(files=state.files + 1)
-                yield "creates a new file", self._create(after, publisher.top, publisher.ring)
+            yield from self._begin(state)
         elif at == "claim":
             yield self._claim(state)
         elif at == "publish":
             yield from self._publish(state)
+
+    def _begin(self, state: State) -> Steps:
+        """What a publisher at rest may do."""
+        publisher = state.publisher
+        if len(publisher.loans) < self.max_loans:
+            yield "wants a slot", state._replace(publisher=self._wanting(publisher))
+        for loan in publisher.loans:
+            yield "takes up a loan", state._replace(publisher=self._taken_up(publisher, loan))
+        if state.files < self.new_files and not publisher.loans:
+            after = state._replace(files=state.files + 1)
+            yield "creates a new file", self._create(after, publisher.top, publisher.ring)
 
     def _open(self, state: State) -> Steps:
         if state.path < 0:
@@ -223,8 +226,12 @@ class SlotProtocol:
     def _wanting(self, publisher: Publisher) -> Publisher:
         order = publisher.order
         if not self.protocol.orders_all and publisher.newest >= 0:
-            order = (*(other for other in order if other != publisher.newest), publisher.newest)
+            order = self._moved_last(order, publisher.newest)
         return publisher._replace(at="claim", tries=0, joined=False, order=order)
+
+    @staticmethod
+    def _moved_last(order: tuple[int, ...], place: int) -> tuple[int, ...]:
+        return (*(other for other in order if other != place), place)
 
     @staticmethod
     def _taken_up(publisher: Publisher, loan: Loan) -> Publisher:
@@ -273,12 +280,7 @@ class SlotProtocol:
         step = protocol.publish[publisher.tries]
         after, next_publisher = state, publisher._replace(tries=publisher.tries + 1)
         sequence = publisher.seq or publisher.top + 1
-        if self.max_loans > 1 and step == "second":  # nothing of a locked slot is seen: half-written stands for any
-            loans = tuple(sorted((*publisher.loans, Loan(place, publisher.tries, publisher.seq))))
-            yield "sets the loan aside", state._replace(publisher=self._rested(publisher)._replace(loans=loans))
-        if self._may_abandon(protocol.publish, publisher.tries):
-            unlocked = self._with_slot(state, number, place, slot._replace(writer=0))
-            yield "abandons the slot", unlocked._replace(publisher=self._rested(publisher))
+        yield from self._leave_open(state)
         if step == "zero":
             after, name = self._with_slot(state, number, place, slot._replace(seq=0)), "seq = 0"
         elif step == "first":
@@ -301,12 +303,22 @@ class SlotProtocol:
         else:
             after, name = self._woken(state, number), "event += 1, wakes"
         if next_publisher.at == "publish" and next_publisher.tries == len(protocol.publish):
-            order = publisher.order
-            if protocol.orders_all:
-                order = (*(other for other in order if other != place), place)
+            order = self._moved_last(publisher.order, place) if protocol.orders_all else publisher.order
             top = max(sequence, publisher.top)
             next_publisher = self._rested(next_publisher)._replace(newest=place, order=order, top=top, told=True)
         yield name, after._replace(publisher=next_publisher)
+
+    def _leave_open(self, state: State) -> Steps:
+        """Set the loan aside, or give it up: what a program does with one, or what the loss of one comes to."""
+        publisher, order = state.publisher, self.protocol.publish
+        if self.max_loans > 1 and order[publisher.tries] == "second":
+            # Nothing of a locked slot is seen, so half-written stands for any state of the pixels.
+            loans = tuple(sorted((*publisher.loans, Loan(publisher.slot, publisher.tries, publisher.seq))))
+            yield "sets the loan aside", state._replace(publisher=self._rested(publisher)._replace(loans=loans))
+        if self._may_abandon(order, publisher.tries):
+            slot = state.rings[publisher.ring].slots[publisher.slot]
+            unlocked = self._with_slot(state, publisher.ring, publisher.slot, slot._replace(writer=0))
+            yield "abandons the slot", unlocked._replace(publisher=self._rested(publisher))
 
     @staticmethod
     def _may_abandon(order: tuple[str, ...], done: int) -> bool:

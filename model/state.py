@@ -7,6 +7,7 @@ frames, deaths and adoptions are not, and an exhausted search says something of 
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Final, NamedTuple
 
 NOBODY: Final = -1
@@ -226,8 +227,9 @@ def _sort_slots(state: State) -> State:
         publisher = state.publisher
         order = publisher.order if publisher.ring == number else ()
         # The order is one of all slots, so what the publisher holds needs no mark of its own.
+        present = [subscriber for subscriber in state.subscribers if subscriber.ring == number]
         marks = [
-            (*slot, order.index(place) if order else 0, ring.tail_slot == place, _marks(state, number, place))
+            (*slot, order.index(place) if order else 0, ring.tail_slot == place, _marks(present, place))
             for place, slot in enumerate(ring.slots)
         ]
         ranking = sorted(range(len(marks)), key=marks.__getitem__)
@@ -258,33 +260,42 @@ def _sort_slots(state: State) -> State:
     return state
 
 
-def _marks(state: State, ring: int, place: int) -> tuple[tuple[bool, int], ...]:
-    return tuple(
-        (subscriber.slot == place, sum(lease.slot == place for lease in subscriber.leases))
-        for subscriber in state.subscribers
-        if subscriber.ring == ring
-    )
+def _marks(present: list[Subscriber], place: int) -> list[tuple[bool, int]]:
+    return [
+        (subscriber.slot == place, sum([lease.slot == place for lease in subscriber.leases])) for subscriber in present
+    ]
 
 
 def _forget_frames(state: State) -> State:
+    publisher = state.publisher
     for number, ring in enumerate(state.rings):
+        in_hand = _frames_in_hand(state, number)
         for place, slot in enumerate(ring.slots):
-            writing = state.publisher.writes(number, place)
-            names: dict[int, int] = {MINE: MINE} if writing else {}
-            for frame in (*slot[2:5], *_frames_in_hand(state, number, place)):
-                names.setdefault(frame, len(names))
-            if any(name != frame for frame, name in names.items()):
+            frames = (*slot[2:5], *in_hand[place]) if place in in_hand else slot[2:5]
+            names = _names(frames, publisher.writes(number, place))
+            if names is not None:
                 state = _renamed(state, number, place, names)
     return state
 
 
-def _frames_in_hand(state: State, ring: int, place: int) -> list[int]:
-    frames = []
+@cache
+def _names(frames: tuple[int, ...], writing: bool) -> dict[int, int] | None:
+    """The names that a slot's frames get, in the order in which they are met; ``None`` if they have them already."""
+    names: dict[int, int] = {MINE: MINE} if writing else {}
+    for frame in frames:
+        names.setdefault(frame, len(names))
+    return names if any(name != frame for frame, name in names.items()) else None
+
+
+def _frames_in_hand(state: State, ring: int) -> dict[int, list[int]]:
+    """The frames that subscribers have in hand, by slot."""
+    frames: dict[int, list[int]] = {}
     for subscriber in state.subscribers:
         if subscriber.ring == ring:
-            frames += [lease.frame for lease in subscriber.leases if lease.slot == place]
-            if subscriber.slot == place and subscriber.frame >= 0:
-                frames.append(subscriber.frame)
+            for lease in subscriber.leases:
+                frames.setdefault(lease.slot, []).append(lease.frame)
+            if subscriber.slot >= 0 and subscriber.frame >= 0:
+                frames.setdefault(subscriber.slot, []).append(subscriber.frame)
     return frames
 
 

@@ -10,10 +10,10 @@ from model.slot_protocol import WHOLE
 
 MUTANTS = [*switches(), *orders()]
 SLOW = {"admission: a seat for each slot but one", "tick: does not look at the path"}
-"""Found by ``make model``, which searches the room with two files too, and all of what is harmless."""
+"""Found by ``make model``, which also searches the rooms ``lost`` and ``files``, and all of what is harmless."""
 
 
-@pytest.mark.parametrize("room", ["deaths", "two", "four"])
+@pytest.mark.parametrize("room", ["deaths", "two", "four", "loans"])
 def test_the_protocol_keeps_every_property(room: str) -> None:
     outcome = search(ROOMS[room])
     assert (outcome.broken, outcome.trace) == (None, ())
