@@ -327,7 +327,7 @@ class Subscriber:
             raise InvalidArgument(f"a subscriber with wake={self._wake!r} has no descriptor: open it with wake='zmq'")
         try:
             return self._listener.fileno()
-        except ValueError:
+        except (ValueError, OSError):
             self._check_open()  # another thread has closed it meanwhile
             raise
 
