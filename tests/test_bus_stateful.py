@@ -7,6 +7,7 @@ and nothing is removed.
 from __future__ import annotations
 
 import contextlib
+import math
 import secrets
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,9 +19,12 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from framebus import (
+    Closed,
     Frame,
     FrameFormat,
     Loan,
+    LoanOutstanding,
+    NoFreeSlot,
     Publisher,
     ReceiveTimeout,
     StreamExists,
@@ -42,6 +46,7 @@ class ExpectedRing:
 
     slots: int
     room: int
+    max_loans: int
     first_sequence: int
     frames: dict[int, tuple[int, int]] = field(default_factory=dict)
     order: list[int] = field(default_factory=list)
@@ -49,6 +54,11 @@ class ExpectedRing:
     seats: int = 0
     held: list[int] = field(default_factory=list)
     """The slot of each lease."""
+    loaned: list[int] = field(default_factory=list)
+    """The slot of each loan, those of closed publishers included."""
+
+    def room_for(self, max_leases: int) -> bool:
+        return self.seats + max_leases <= self.slots - 1 - self.max_loans
 
     def highest(self) -> int:
         return max([self.first_sequence - 1, *(sequence for sequence, _ in self.frames.values())])
@@ -57,12 +67,16 @@ class ExpectedRing:
         self.order = sorted(range(self.slots), key=lambda slot: self.frames.get(slot, (0, 0)))
         self.newest = self.order[-1] if self.frames else -1
 
-    def claim(self) -> int:
-        slot = next(slot for slot in self.order if slot != self.newest and slot not in self.held)
-        self.frames.pop(slot, None)
+    def claim(self) -> int | None:
+        taken = {self.newest, *self.held, *self.loaned}
+        slot = next((slot for slot in self.order if slot not in taken), None)
+        if slot is not None:
+            self.frames.pop(slot, None)
+            self.loaned.append(slot)
         return slot
 
     def publish(self, slot: int, sequence: int, value: int) -> None:
+        self.loaned.remove(slot)
         self.frames[slot] = sequence, value
         self.order.remove(slot)
         self.order.append(slot)
@@ -77,20 +91,36 @@ class Reader:
     ring: ExpectedRing
     mode: str
     max_leases: int
+    history: int
+    history_after: int = 0
+    history_end: int = -1
     last: int = -1
     received: int = 0
     skipped: int = 0
     frames: list[View] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.attach(self.ring)
+
+    def attach(self, ring: ExpectedRing) -> None:
+        """Begin with the last ``history`` frames that the ring holds; one that takes every frame misses none."""
+        self.ring = ring
+        self.last = min(self.last, ring.first_sequence - 1)
+        newest = ring.frames[ring.newest][0] if self.history and ring.newest >= 0 else 0
+        resumes = self.mode == "every" and self.last >= 0
+        self.history_after = 0 if resumes else max(newest - self.history, 0)
+        self.history_end = newest or -1
 
     def leases(self) -> int:
         return sum(view.ring is self.ring for view in self.frames)
 
     def next_slot(self) -> int | None:
         ring = self.ring
-        if self.mode == "newest" or self.last < 0:
-            later = [ring.newest] if ring.newest >= 0 and ring.frames[ring.newest][0] > self.last else []
+        if self.last < self.history_end or (self.mode == "every" and self.last >= 0):
+            after = max(self.last, self.history_after)
+            later = [slot for slot, (sequence, _) in ring.frames.items() if sequence > after]
         else:
-            later = [slot for slot, (sequence, _) in ring.frames.items() if sequence > self.last]
+            later = [ring.newest] if ring.newest >= 0 and ring.frames[ring.newest][0] > self.last else []
         return min(later, key=lambda slot: ring.frames[slot], default=None)
 
 
@@ -114,9 +144,14 @@ class Bus(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(publisher_module, "REPLACE_AFTER_S", math.inf)  # however slow the machine is
         self.stream = f"test-{secrets.token_hex(6)}"
         self.publisher: Publisher | None = None
-        self.loan: tuple[Loan, int] | None = None
+        self.loans: list[tuple[Loan, int]] = []
+        self.orphans: list[tuple[Loan, ExpectedRing, int]] = []
+        """Loans of publishers that were closed, which keep their slots until they go."""
+        self.abandoned = self.lost = self.dropped = 0
         self.keeps = False
         self.path: ExpectedRing | None = None
         self.sequence = 0
@@ -128,20 +163,30 @@ class Bus(RuleBasedStateMachine):
 
     # The publisher
 
-    @initialize()
-    def begin(self) -> None:
-        self.open(4, 2, keep=True)
+    @initialize(history=st.sampled_from([0, 2, 8]))
+    def begin(self, history: int) -> None:
+        self.open((7, 2), 2, keep=True)
+        self.subscribe("every", "futex", 1, history)
+        self.subscribe("newest", "predict", 2, history)
 
     @precondition(lambda self: self.publisher is None)
-    @rule(slots=st.sampled_from([4, 4, 5]), height=st.sampled_from([2, 2, 40]), keep=st.booleans())
-    def open(self, slots: int, height: int, keep: bool) -> None:
-        self.publisher = Publisher(self.stream, FrameFormat(height, 64, 2), slots=slots, keep_ring=keep)
+    @rule(
+        geometry=st.sampled_from([(7, 2), (7, 2), (4, 1), (8, 3)]),
+        height=st.sampled_from([2, 2, 40]),
+        keep=st.booleans(),
+    )
+    def open(self, geometry: tuple[int, int], height: int, keep: bool) -> None:
+        slots, max_loans = geometry
+        self.publisher = Publisher(
+            self.stream, FrameFormat(height, 64, 2), slots=slots, max_loans=max_loans, keep_ring=keep
+        )
         self.keeps = keep
+        self.abandoned = self.lost = self.dropped = 0
         room = -(-height * 128 // 4096)
         ring = self.path
-        adopted = ring is not None and (ring.slots, ring.room) == (slots, room)
+        adopted = ring is not None and (ring.slots, ring.room, ring.max_loans) == (slots, room, max_loans)
         if not adopted:
-            ring = ExpectedRing(slots, room, 1 + (self.path.highest() if self.path else 0))
+            ring = ExpectedRing(slots, room, max_loans, 1 + (self.path.highest() if self.path else 0))
             self.path = ring
         assert ring is not None
         ring.adopt()
@@ -150,30 +195,39 @@ class Bus(RuleBasedStateMachine):
         assert (statistics.adopted, statistics.sequence) == (adopted, self.sequence)
         assert statistics.epoch not in self.epochs
         self.epochs.add(statistics.epoch)
-
-    @precondition(lambda self: self.publisher is not None)
-    @rule()
-    def no_second_publisher(self) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(publisher_module, "EXCLUSION_PATIENCE_S", 0.0)
             with pytest.raises(StreamExists):
                 Publisher(self.stream, FrameFormat(2, 64, 2))
 
-    @precondition(lambda self: self.publisher is not None and self.loan is None)
+    @precondition(lambda self: self.publisher is not None)
     @rule()
     def take_loan(self) -> None:
         assert self.publisher is not None
         assert self.path is not None
-        loan = self.publisher.loan()  # never NoFreeSlot, since admission leaves it a slot
+        if len(self.loans) == self.path.max_loans:
+            with pytest.raises(LoanOutstanding):
+                self.publisher.loan()
+            return
+        slot = self.path.claim()
+        if slot is None:
+            assert any(ring is self.path for _, ring, _ in self.orphans), "admission leaves a slot for each loan"
+            with pytest.raises(NoFreeSlot):
+                self.publisher.loan()
+            self.dropped += 1
+            return
+        loan = self.publisher.loan()
         loan.pixels[: loan.pixels.shape[0] // 2] = 255
-        self.loan = loan, self.path.claim()
+        self.loans.append((loan, slot))
 
-    @precondition(lambda self: self.loan is not None)
-    @rule()
-    def publish(self) -> None:
-        assert self.loan is not None
+    @precondition(lambda self: self.loans)
+    @rule(data=st.data())
+    def publish(self, data: st.DataObject) -> None:
+        self._publish(data.draw(st.integers(0, len(self.loans) - 1)))
+
+    def _publish(self, number: int) -> None:
         assert self.path is not None
-        (loan, slot), self.loan = self.loan, None
+        loan, slot = self.loans.pop(number)
         self.sequence += 1
         value = self.sequence % 251
         loan.pixels[:] = value
@@ -181,38 +235,87 @@ class Bus(RuleBasedStateMachine):
         assert loan.publish() == self.sequence
         self.path.publish(slot, self.sequence, value)
 
-    @precondition(lambda self: self.publisher is not None and self.loan is None)
+    @precondition(lambda self: self.publisher is not None)
     @rule(count=st.integers(1, 6))
     def publish_some(self, count: int) -> None:
         for _ in range(count):
+            before = len(self.loans)
             self.take_loan()
-            self.publish()
-
-    @precondition(lambda self: self.loan is not None)
-    @rule()
-    def abandon(self) -> None:
-        assert self.loan is not None
-        self.loan[0].abandon()
-        self.loan = None
+            if len(self.loans) > before:
+                self._publish(before)
 
     @precondition(lambda self: self.publisher is not None)
     @rule()
-    def publisher_crashes(self) -> None:
+    def publish_an_array(self) -> None:
         assert self.publisher is not None
-        self.loan = None
+        assert self.path is not None
+        value = (self.sequence + 1) % 251
+        array = np.full(self.publisher.format.shape, value, np.uint8)
+        if len(self.loans) == self.path.max_loans:
+            with pytest.raises(LoanOutstanding):
+                self.publisher.publish(array)
+        elif (slot := self.path.claim()) is None:
+            with pytest.raises(NoFreeSlot):
+                self.publisher.publish(array)
+            self.dropped += 1
+        else:
+            self.sequence += 1
+            assert self.publisher.publish(array, metadata={"value": value}) == self.sequence
+            self.path.publish(slot, self.sequence, value)
+
+    @precondition(lambda self: self.loans)
+    @rule(data=st.data(), by=st.sampled_from(["abandon", "loss", "exception"]))
+    def end_a_loan(self, data: st.DataObject, by: str) -> None:
+        assert self.path is not None
+        loan, slot = self.loans.pop(data.draw(st.integers(0, len(self.loans) - 1)))
+        self.path.loaned.remove(slot)
+        self.abandoned += 1
+        if by == "abandon":
+            loan.abandon()
+        elif by == "loss":
+            self.lost += 1
+            del loan
+        else:
+            with pytest.raises(ZeroDivisionError), loan:
+                loan.pixels[:] = 1 // 0
+
+    # One rule for both ends: more often than not there is to be a publisher, and subscribers with something to receive.
+    @precondition(lambda self: self.publisher is not None)
+    @rule(crashes=st.booleans())
+    def publisher_ends(self, crashes: bool) -> None:
+        self._crash() if crashes else self._close()
+
+    def _crash(self) -> None:
+        assert self.publisher is not None
+        assert self.path is not None
+        for _, slot in self.loans:
+            self.path.loaned.remove(slot)
+        self.loans.clear()
         self.publisher._ring.segment.close()
         self.publisher._exclusion.close()
         self.publisher._notifier.close()
         self.publisher = None
 
-    @precondition(lambda self: self.publisher is not None)
-    @rule()
-    def publisher_closes(self) -> None:
+    def _close(self) -> None:
         assert self.publisher is not None
+        assert self.path is not None
         self.publisher.close()
-        self.publisher = self.loan = None
+        self.orphans += [(loan, self.path, slot) for loan, slot in self.loans]
+        self.loans.clear()
+        self.publisher = None
         if not self.keeps:
             self.path = None
+
+    @precondition(lambda self: self.orphans)
+    @rule(publishes=st.booleans())
+    def end_a_loan_of_a_closed_publisher(self, publishes: bool) -> None:
+        loan, ring, slot = self.orphans.pop(0)
+        if publishes:
+            with pytest.raises(Closed):
+                loan.publish()
+        else:
+            loan.abandon()
+        ring.loaned.remove(slot)
 
     # Subscribers
 
@@ -221,11 +324,18 @@ class Bus(RuleBasedStateMachine):
         mode=st.sampled_from(["newest", "every"]),
         wake=st.sampled_from(["futex", "predict", "busy"]),
         max_leases=st.integers(1, 2),
+        history=st.sampled_from([0, 0, 2, 8]),
     )
-    def subscribe(self, mode: Any, wake: Any, max_leases: int) -> None:
+    def subscribe(self, mode: Any, wake: Any, max_leases: int, history: int) -> None:
         def attach() -> Subscriber:
             return Subscriber(
-                self.stream, mode=mode, wake=wake, max_leases=max_leases, attach_timeout_s=0, gone_after_s=None
+                self.stream,
+                mode=mode,
+                wake=wake,
+                max_leases=max_leases,
+                history=history,
+                attach_timeout_s=0,
+                gone_after_s=None,
             )
 
         if self.publisher is None:
@@ -234,17 +344,26 @@ class Bus(RuleBasedStateMachine):
             return
         ring = self.path
         assert ring is not None
-        if ring.seats + max_leases > ring.slots - 2:
+        if not ring.room_for(max_leases):
             with pytest.raises(SubscriberLimitReached):
                 attach()
             return
         ring.seats += max_leases
-        self.readers.append(Reader(attach(), ring, mode, max_leases))
+        self.readers.append(Reader(attach(), ring, mode, max_leases, history))
 
     @precondition(lambda self: self.readers)
     @rule(data=st.data(), keeps=st.sampled_from(["frame", "view", "nothing"]))
     def receive(self, data: st.DataObject, keeps: str) -> None:
-        reader = data.draw(st.sampled_from(self.readers))
+        self._receive(data.draw(st.sampled_from(self.readers)), keeps)
+
+    @precondition(lambda self: self.readers)
+    @rule(count=st.integers(1, 5))
+    def all_receive(self, count: int) -> None:
+        for reader in self.readers:
+            for _ in range(count):
+                self._receive(reader, "nothing")
+
+    def _receive(self, reader: Reader, keeps: str) -> None:
         subscriber = reader.subscriber
         if reader.leases() == reader.max_leases:
             with pytest.raises(TooManyLeases):
@@ -282,12 +401,12 @@ class Bus(RuleBasedStateMachine):
         path = self.path
         if self.publisher is None or path is None or path is reader.ring:
             return
-        if path.seats + reader.max_leases > path.slots - 2:
+        if not path.room_for(reader.max_leases):
             return  # no seat there: it stays, and asks again
         path.seats += reader.max_leases
         old = [view for view in reader.frames if view.ring is reader.ring]
         self._leave(reader.ring, reader.max_leases, old)
-        reader.ring, reader.last = path, min(reader.last, path.first_sequence - 1)
+        reader.attach(path)
 
     def _leave(self, ring: ExpectedRing, seats: int, views: list[View]) -> None:
         """Seats go with the last view on the file."""
@@ -317,20 +436,19 @@ class Bus(RuleBasedStateMachine):
                     ring.seats -= seats
                     self.closed_seats.remove(entry)
 
-    @precondition(lambda self: self.readers)
-    @rule(data=st.data())
-    def subscriber_closes(self, data: st.DataObject) -> None:
+    @precondition(lambda self: len(self.readers) > 1)
+    @rule(data=st.data(), crashes=st.booleans())
+    def subscriber_ends(self, data: st.DataObject, crashes: bool) -> None:
         reader = data.draw(st.sampled_from(self.readers))
         self.readers.remove(reader)
+        if crashes:
+            self._crash_subscriber(reader)
+            return
         reader.subscriber.close()
         self._leave(reader.ring, reader.max_leases, [view for view in reader.frames if view.ring is reader.ring])
         self.loose += reader.frames
 
-    @precondition(lambda self: self.readers)
-    @rule(data=st.data())
-    def subscriber_crashes(self, data: st.DataObject) -> None:
-        reader = data.draw(st.sampled_from(self.readers))
-        self.readers.remove(reader)
+    def _crash_subscriber(self, reader: Reader) -> None:
         for view in reader.frames:
             self._drop(view)
         reader.ring.seats -= reader.max_leases
@@ -351,9 +469,13 @@ class Bus(RuleBasedStateMachine):
             assert (statistics.received, statistics.skipped) == (reader.received, reader.skipped)
             assert (statistics.leases, statistics.rejected) == (reader.leases(), 0)
         if self.publisher is not None:
-            assert self.publisher.statistics.dropped == self.publisher.statistics.replaced == 0
+            counted = self.publisher.statistics
+            assert (counted.sequence, counted.dropped, counted.replaced) == (self.sequence, self.dropped, 0)
+            assert counted.abandoned - counted.lost == self.abandoned - self.lost
+            assert counted.lost <= self.lost  # the steps in Python count a lost loan when the next one is taken
 
     def teardown(self) -> None:
+        self.patch.undo()
         # Whoever else keeps a reader, as Hypothesis does what it drew, must keep no view.
         for view in [*self.loose, *(view for reader in self.readers for view in reader.frames)]:
             view.drop()
@@ -366,7 +488,9 @@ class Bus(RuleBasedStateMachine):
         with contextlib.suppress(AttributeError):
             if self.publisher is not None:
                 self.publisher.close()
-        self.publisher = self.loan = None
+        self.publisher = None
+        self.loans.clear()
+        self.orphans.clear()
         remove_leftovers(self.stream)
         assert files_of(self.stream) == []
 
