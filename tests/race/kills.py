@@ -3,10 +3,11 @@
 ``python -m tests.race.kills --kills 10000`` prints a report as JSON and ends with status 1 if a promise was broken.
 
 The program is a warm fork server of one thread. It forks publishers, one after the other, which hold up to two loans
-and publish them in either order, and subscribers, two at a time; each dies of SIGKILL at one point of its work (points.py), drawn at random, or at a random moment, some after a
-SIGSTOP. Three residents, each with another way to wait, take the newest frame or every frame, live through all of it
-and check each byte. Beside them lives a stream of its own, of which no frame may be lost. The commands ``framebus gc``
-and ``framebus doctor`` run in between; at the end each leftover must be named by the doctor and removed by gc.
+and publish them in either order, and subscribers, two at a time; each dies of SIGKILL at one point of its work
+(points.py), drawn at random, or at a random moment, some after a SIGSTOP. Three residents, each with another way to
+wait, take the newest frame or every frame, live through all of it and check each byte. Beside them lives a stream of
+its own, of which no frame may be lost. The commands ``framebus gc`` and ``framebus doctor`` run in between; at the end
+each leftover must be named by the doctor and removed by gc.
 """
 
 from __future__ import annotations
