@@ -117,10 +117,10 @@ def test_the_oldest_frame_goes_first_whatever_order_the_slots_were_claimed_in(st
     left = [publisher.segment.words[SEQ_WORDS[slot]] for slot in range(6)]
     taken = []
     for _ in range(6):
-        oldest = claim(publisher)
-        assert oldest is not None
-        taken.append(left[oldest.slot])
-        commit(publisher, oldest)
+        following = claim(publisher)
+        assert following is not None
+        taken.append(left[following.slot])
+        commit(publisher, following)
     assert taken == [4, 5, 6, 7, 8, 9]
     publisher.close(unlink=True)
 
