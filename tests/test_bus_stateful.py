@@ -453,7 +453,8 @@ class Bus(RuleBasedStateMachine):
             self._drop(view)
         reader.ring.seats -= reader.max_leases
         reader.subscriber._ring.segment.close()
-        reader.subscriber._record.segment.close()
+        if (record := reader.subscriber._record) is not None:
+            record.segment.close()
 
     # What holds at any time
 
