@@ -22,7 +22,8 @@ before the pixels, so that a publisher that dies in the middle leaves a slot tha
 written through a cast memoryview, one store each; ``struct.pack_into`` would show zeros in between.
 
 A publisher may write several slots at a time: each goes through the steps 1 to 3 on its own, and the sequence is given
-in step 4, so that frames are numbered in the order in which they are published.
+in step 4, so that frames are numbered in the order in which they are published. Its own locks do not exclude each
+other, so step 1 passes over the slots of its loans.
 
 The steps 1 and 2, 4 to 8, and a subscriber's 1 to 4 are in ``_native.c`` and, for where that was not built, in
 :mod:`framebus.steps`.

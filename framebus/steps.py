@@ -151,6 +151,15 @@ class Claim:
         """Give the slot back unpublished; harmless when that was done before."""
         self.writer.give_back(self)
 
+    def __del__(self, _unlock: list[bytes] = UNLOCK) -> None:
+        # The next claim looks for lost ones too, but after a close there is none, and the ring's next publisher would
+        # lack the slot. As with a lease: a reference that is cleared already is left to that look.
+        reference = getattr(self, "reference", None)
+        if reference is not None and self.is_open and reference() is not None:
+            self.writer.segment.unlock(_unlock[self.slot])
+            self.writer.lost += self.slot != NO_SLOT
+            self.writer._forget(self)
+
 
 class Writer:
     """Claims and publishes the slots of one ring. One thread uses it; another may close it meanwhile."""

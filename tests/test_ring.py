@@ -125,6 +125,19 @@ def test_the_oldest_frame_goes_first_whatever_order_the_slots_were_claimed_in(st
     publisher.close(unlink=True)
 
 
+@pytest.mark.parametrize("closes", [True, False])
+def test_a_claim_that_nothing_references_unlocks_its_slot(publisher: PublisherRing, closes: bool) -> None:
+    claimed = claim(publisher)
+    assert claimed is not None
+    held, slot = shm.attach(publisher.segment.name), claimed.slot
+    if closes:
+        publisher.close(unlink=False)
+    assert not held.try_lock(LOCK_READ[slot])
+    del claimed
+    assert held.try_lock(LOCK_READ[slot])
+    assert (publisher.writer.lost, publisher.writer.loans) == (1, 0)
+
+
 def test_a_leased_slot_is_not_claimed_until_the_last_view_goes(stream: str, publisher: PublisherRing) -> None:
     subscriber = SubscriberRing(stream)
     publish(publisher)
