@@ -155,7 +155,9 @@ class Claim:
         # The next claim looks for lost ones too, but after a close there is none, and the ring's next publisher would
         # lack the slot. As with a lease: a reference that is cleared already is left to that look.
         reference = getattr(self, "reference", None)
-        if reference is not None and self.is_open and reference() is not None:
+        if reference is None or not self.is_open or reference() is None:
+            return
+        if not self.writer.is_viewed(self.slot):
             self.writer.segment.unlock(_unlock[self.slot])
             self.writer.lost += self.slot != NO_SLOT
             self.writer._forget(self)
@@ -217,6 +219,10 @@ class Writer:
                 sequence references besides them. It saves an array for each frame.
         """
         self._arrays = arrays
+
+    def is_viewed(self, slot: int) -> bool:
+        """Whether there are views on the array of :meth:`watch` on the slot."""
+        return slot < len(self._arrays) and getrefcount(self._arrays[slot]) > OWN_REFERENCES
 
     def slot_memory(self, slot: int) -> dict[str, Any]:
         """Shape and address of a slot's bytes, as numpy's array interface tells them."""
@@ -350,9 +356,7 @@ class Writer:
                 del self._claims[reference]
 
     def _is_referenced(self, reference: weakref.ref[Claim], slot: int) -> bool:
-        if reference() is not None:
-            return True
-        return slot < len(self._arrays) and getrefcount(self._arrays[slot]) > OWN_REFERENCES
+        return reference() is not None or self.is_viewed(slot)
 
     def _claim_oldest(self, description: bytes) -> Claim | None:
         self._sweep()

@@ -151,7 +151,12 @@ class TestLoans:
             with pytest.raises(LoanOutstanding):
                 publisher.loan()
             pixels[:] = 2, 2, 2
+            assert publisher.statistics.lost == 1, "a view holds it as well"
+            part = pixels[1:]
             del pixels
+            with pytest.raises(LoanOutstanding):
+                publisher.loan()
+            del part
             assert publish(publisher) == 1
             assert (publisher.statistics.lost, publisher.statistics.abandoned) == (2, 2)
 
