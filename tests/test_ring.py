@@ -131,7 +131,7 @@ def test_a_claim_that_nothing_references_unlocks_its_slot(publisher: PublisherRi
     assert claimed is not None
     held, slot = shm.attach(publisher.segment.name), claimed.slot
     if closes:
-        publisher.close(unlink=False)
+        publisher.close(unlink=True)
     assert not held.try_lock(LOCK_READ[slot])
     del claimed
     assert held.try_lock(LOCK_READ[slot])
