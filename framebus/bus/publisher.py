@@ -236,6 +236,8 @@ class Publisher:
         claim = self._ring.writer.claim(description)
         if claim is None:
             claim = self._claim_with_patience(description, timeout_s)
+            if prepared.arrays is not None:
+                prepared = self._prepared  # the claim may be in a new ring
         self._full_since_s = None
         now_ns = claim.now_ns
         if now_ns >= self._notifier.look_at_ns:
