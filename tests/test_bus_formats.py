@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 import sys
 from typing import Any
@@ -10,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from framebus import FormatMismatch, Frame, FrameFormat, InvalidArgument, Publisher, Subscriber
+from framebus import FormatMismatch, Frame, FrameFormat, InvalidArgument, Loan, Publisher, Subscriber
 from framebus.layout import DTYPES
 
 pytestmark = pytest.mark.usefixtures("each_steps")
@@ -170,6 +171,12 @@ def test_a_consumer_that_cannot_be_told_that_pixels_are_read_only_gets_none(stre
     if sys.version_info >= (3, 12):
         assert memoryview(frame).readonly  # type: ignore[arg-type]
     subscriber.close()
+
+
+@pytest.mark.parametrize("kind", [Frame, Loan])
+def test_help_describes_every_attribute(kind: type) -> None:
+    public = [name for name in dir(kind) if not name.startswith("_")]
+    assert [name for name in public if not inspect.getdoc(getattr(kind, name))] == []
 
 
 def test_nothing_of_ours_is_pickled_and_the_error_says_what_to_send(stream: str) -> None:

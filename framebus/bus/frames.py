@@ -22,7 +22,13 @@ class Frame:
     buffers, all without a copy; what they make of it holds the slot too.
     """
 
-    __slots__ = ("_lease", "_metadata", "_pixels", "header", "skipped")
+    __slots__ = {  # with what help() shows of them
+        "_lease": "",
+        "_metadata": "",
+        "_pixels": "",
+        "header": "All that the slot's header says of the frame.",
+        "skipped": "Frames missed since the one received before.",
+    }
 
     def __init__(self, lease: Lease) -> None:
         self._lease: Lease | None = lease

@@ -434,6 +434,14 @@ class Publisher:
         with contextlib.suppress(*(() if kind is None else (OSError,))):
             self.close()
 
+    async def __aenter__(self) -> Publisher:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.__exit__(kind, error, traceback)
+
     def __del__(self) -> None:
         self.close()
 

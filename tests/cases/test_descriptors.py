@@ -82,7 +82,7 @@ def test_a_subscriber_with_too_few_descriptors(stream: str, wake: Wake) -> None:
             assert subscriber.receive(5).sequence == 1
 
 
-@pytest.mark.parametrize("call", [streams, remove_leftovers, lambda: companion_paths("test", "*")])
+@pytest.mark.parametrize("call", [streams, lambda: remove_leftovers("test"), lambda: companion_paths("test", "*")])
 def test_a_look_into_dev_shm_with_too_few_descriptors(stream: str, call: Callable[[], object]) -> None:
     def use() -> None:
         with Publisher(stream, SMALL):
