@@ -103,9 +103,8 @@ def test_names(value: Any) -> None:
     call(companion_path, STREAM, value)
     call(companion_paths, value, "*")
     call(companion_paths, STREAM, value)
-    if value is not None:
-        if value is not None:  # else it would remove what other tests have left for a moment
-            call(remove_leftovers, value)
+    if value is not None:  # else it would remove what other tests have left for a moment
+        call(remove_leftovers, value)
 
 
 @pytest.fixture(scope="module")

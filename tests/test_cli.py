@@ -383,8 +383,8 @@ def test_a_file_name_cannot_speak_to_the_terminal(stream: str, capsys: pytest.Ca
 
 
 COMMANDS = (
-    ("list",), ("top", "--once", "--interval", "0.01"), ("doctor",), ("gc", "--dry-run"), ("gc", "--stream", "none"), (),
-    ("size", "--help"),
+    ("list",), ("top", "--once", "--interval", "0.01"), ("doctor",), ("gc", "--dry-run"),
+    ("gc", "--stream", "none"), (), ("size", "--help"),
     ("list", "--help"), ("inspect", "--help"), ("top", "--help"), ("snapshot", "--help"), ("doctor", "--help"),
     ("gc", "--help"), ("size", "--height", "40", "--width", "60"), ("--version",),
 )  # fmt: skip
