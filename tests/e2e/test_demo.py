@@ -70,6 +70,7 @@ def test_the_page_shows_distinct_panoramas(demo: Demo, page: Page) -> None:
             counts = count_pictures(page)
         finally:
             detector.resume()
+            wait_for(lambda: demo.status()["services"]["detector"]["stages"]["detect"]["fps"] > 0, demo, 30)
     assert max(counts) >= LEAST_FPS * WINDOW_S, (counts, demo.status())
 
 
