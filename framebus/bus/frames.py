@@ -46,7 +46,9 @@ class Frame:
         Raises:
             FrameReleased: The frame was released, or belongs to the parent process.
         """
-        lease = self._held()
+        lease = self._lease
+        if lease is None or lease.reader.segment.fd < 0:  # the hot path: no call but where it is needed
+            lease = self._held()
         if self._pixels is None:
             self._pixels = np.asarray(lease)
         return self._pixels

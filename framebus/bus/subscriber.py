@@ -256,7 +256,8 @@ class Subscriber:
                 if self._is_quiet():
                     self._look_after_publisher()
                     lease = self._wait(self._slice(deadline_s))
-                    self._check_open()
+                    if self._closed or self._forked:
+                        self._check_open()
                     if lease is not None:
                         break
             return self._deliver(lease)
