@@ -85,7 +85,7 @@ def one_of(value: Any, what: str, allowed: tuple[str, ...]) -> str:
 
 
 def check_environment() -> None:
-    """Check that nobody has exchanged the standard library's threads, sockets and polls.
+    """Check that no library has exchanged the standard library's threads, sockets and polls.
 
     Raises:
         UnsupportedEnvironment: gevent or eventlet has: a wait in shared memory would stop every green thread.

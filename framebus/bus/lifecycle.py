@@ -1,13 +1,16 @@
-"""The end of publishers and subscribers that nobody closed: at the interpreter's exit, and in a forked child."""
+"""The end of publishers and subscribers: by a block, by the collector, at the interpreter's exit, in a forked child."""
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import time
 import weakref
+from abc import abstractmethod
 from threading import get_ident
-from typing import Final, Protocol
+from types import TracebackType
+from typing import Final, Self
 
 from framebus import forks
 
@@ -17,14 +20,37 @@ PATIENCE_S: Final = 5.0
 RETRY_AFTER_S: Final = 0.001
 
 
-class Closable(Protocol):
-    """A publisher or subscriber."""
+class Closable:
+    """What ends a publisher or subscriber: a ``with`` block, the garbage collector."""
 
+    @abstractmethod
     def close(self) -> None:
         """End it, from any thread; harmless when it was ended before."""
 
+    @abstractmethod
     def after_fork_in_child(self) -> None:
         """Leave it to the parent."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        # Never in the place of the exception that is on its way.
+        with contextlib.suppress(*(() if kind is None else (OSError,))):
+            self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.__exit__(kind, error, traceback)
+
+    def __del__(self) -> None:
+        self.close()
 
 
 _open: weakref.WeakSet[Closable] = weakref.WeakSet()

@@ -156,14 +156,6 @@ class Loan:
             self._lender._abandon(self._claim)
             self._freeze()
 
-    def packed_metadata(self) -> bytes:
-        """The metadata's bytes, empty without any.
-
-        Raises:
-            InvalidMetadata: They do not fit the slot's header, or could not be packed or read again.
-        """
-        return pack_metadata(self.metadata)
-
     def __enter__(self) -> Loan:
         return self
 

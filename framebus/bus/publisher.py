@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from threading import get_ident
 from time import monotonic
-from types import TracebackType
 from typing import Any, Final, NoReturn
 
 import numpy as np
@@ -68,7 +67,7 @@ class PublisherStatistics:
     """Sequence of the newest frame published; 0 before the first of a new ring."""
 
 
-class Publisher:
+class Publisher(lifecycle.Closable):
     """Publishes frames on a stream, without ever waiting for a subscriber.
 
     It belongs to the thread that first publishes or asks for a loan; :meth:`close` may be called from any. After a fork
@@ -423,27 +422,6 @@ class Publisher:
             if not self._forked:
                 claim.abandon()
             raise
-
-    def __enter__(self) -> Publisher:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
-    ) -> None:
-        # Never in the place of the exception that is on its way.
-        with contextlib.suppress(*(() if kind is None else (OSError,))):
-            self.close()
-
-    async def __aenter__(self) -> Publisher:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.__exit__(kind, error, traceback)
-
-    def __del__(self) -> None:
-        self.close()
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a publisher holds locks of its process, and cannot be pickled: open one in the other process")

@@ -8,7 +8,6 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from threading import get_ident
-from types import TracebackType
 from typing import Final, Literal, NoReturn, TypedDict, Unpack, get_args
 
 from framebus.arguments import check_environment, one_of, seconds, whole_number
@@ -78,7 +77,7 @@ class SubscriberStatistics:
     """Frames held now."""
 
 
-class Subscriber:
+class Subscriber(lifecycle.Closable):
     """Receives the frames of a stream, without a copy.
 
     It belongs to the thread that first receives with it, and one call at a time; frames may be released in any thread,
@@ -538,27 +537,6 @@ class Subscriber:
         current, self._current = self._current, None
         if current is not None:
             current.release()
-
-    def __enter__(self) -> Subscriber:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
-    ) -> None:
-        # Never in the place of the exception that is on its way.
-        with contextlib.suppress(*(() if kind is None else (OSError,))):
-            self.close()
-
-    async def __aenter__(self) -> Subscriber:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.__exit__(kind, error, traceback)
-
-    def __del__(self) -> None:
-        self.close()
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a subscriber holds locks of its process, and cannot be pickled: open one in the other process")

@@ -409,7 +409,7 @@ def finalizer_waits() -> None:
         if not self._closed:
             threading.Event().wait()
 
-    Subscriber.__del__ = wait  # type: ignore[method-assign]
+    Subscriber.__del__ = wait  # type: ignore[method-assign,assignment]
 
 
 def close_under_receiver() -> None:
