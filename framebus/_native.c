@@ -139,8 +139,7 @@ typedef struct {
     PyObject_HEAD
     Writer *writer;
     unsigned slot;
-    char is_open;
-    long long now_ns, now_wall_ns;
+    PyObject *is_open, *number, *now_ns, *now_wall_ns; /* objects: the interpreter reads such members without a call */
 } Claim;
 
 static void move_to_end(Writer *self, uint8_t slot)
@@ -172,11 +171,16 @@ static PyObject *new_claim(Writer *self, int fd, unsigned slot)
     Py_INCREF((PyObject *)self);
     claim->writer = self;
     claim->slot = slot;
-    claim->is_open = 1;
-    claim->now_ns = now_ns();
-    claim->now_wall_ns = read_clock(CLOCK_REALTIME);
+    claim->is_open = Py_NewRef(Py_True);
+    claim->number = PyLong_FromUnsignedLong(slot);
+    claim->now_ns = PyLong_FromLongLong(now_ns());
+    claim->now_wall_ns = PyLong_FromLongLong(read_clock(CLOCK_REALTIME));
     self->loaned[slot] = 1;
     self->loans++;
+    if (claim->number == NULL || claim->now_ns == NULL || claim->now_wall_ns == NULL) {
+        Py_DECREF((PyObject *)claim); /* which gives the slot back */
+        return NULL;
+    }
     return (PyObject *)claim;
 }
 
@@ -229,7 +233,8 @@ static PyObject *writer_claim(Writer *self, PyObject *described)
 /* The claim's slot is published or given back; it counts no more. */
 static void forget_claim(Claim *claim)
 {
-    claim->is_open = 0;
+    Py_DECREF(claim->is_open);
+    claim->is_open = Py_NewRef(Py_False);
     claim->writer->loaned[claim->slot] = 0;
     claim->writer->loans--;
 }
@@ -245,7 +250,7 @@ static void give_back(Claim *claim)
 static PyObject *claim_abandon(Claim *self, PyObject *nothing)
 {
     (void)nothing;
-    if (self->is_open)
+    if (self->is_open == Py_True)
         give_back(self);
     Py_RETURN_NONE;
 }
@@ -253,7 +258,7 @@ static PyObject *claim_abandon(Claim *self, PyObject *nothing)
 static void claim_dealloc(Claim *self)
 {
     PyObject *type = (PyObject *)Py_TYPE((PyObject *)self), *kind, *value, *trace;
-    if (self->is_open) {
+    if (self->is_open == Py_True) {
         PyErr_Fetch(&kind, &value, &trace);
         if (is_viewed(self->writer, self->slot)) {
             self->writer->loaned[self->slot] = 2;
@@ -263,6 +268,10 @@ static void claim_dealloc(Claim *self)
         }
         PyErr_Restore(kind, value, trace);
     }
+    Py_DECREF(self->is_open);
+    Py_XDECREF(self->number);
+    Py_XDECREF(self->now_ns);
+    Py_XDECREF(self->now_wall_ns);
     Py_DECREF((PyObject *)self->writer);
     PyObject_Free(self);
     Py_DECREF(type);
@@ -272,7 +281,7 @@ static int claim_buffer(Claim *self, Py_buffer *view, int flags)
 {
     const Writer *writer = self->writer;
     void *pixels = writer->ring + writer->first_slot + self->slot * writer->slot_bytes;
-    if (!self->is_open) {
+    if (self->is_open != Py_True) {
         PyErr_SetString(PyExc_BufferError, "the claim was published or abandoned");
         view->obj = NULL;
         return -1;
@@ -368,7 +377,7 @@ static PyObject *writer_publish(Writer *self, PyObject *const *arguments, Py_ssi
         return NULL;
     /* From here on no code of Python's runs, so that what is checked stays so. */
     Claim *claim = (Claim *)arguments[0];
-    if ((PyObject *)Py_TYPE(arguments[0]) != claim_type || claim->writer != self || !claim->is_open) {
+    if ((PyObject *)Py_TYPE(arguments[0]) != claim_type || claim->writer != self || claim->is_open != Py_True) {
         PyErr_SetString(PyExc_ValueError, "the claim is not an open one of this writer");
         return NULL;
     }
@@ -470,9 +479,9 @@ typedef struct {
 typedef struct {
     PyObject_HEAD
     Reader *reader;
-    PyObject *header;
+    PyObject *header, *skipped; /* objects, as in Claim */
     unsigned slot;
-    unsigned long long sequence, skipped;
+    unsigned long long sequence;
     Py_ssize_t shape[MAX_AXES], strides[MAX_AXES];
     char format[2];
 } Lease;
@@ -491,7 +500,7 @@ static PyObject *new_lease(Reader *reader, unsigned slot, uint64_t sequence)
     lease->header = NULL;
     lease->slot = slot;
     lease->sequence = sequence;
-    lease->skipped = 0;
+    lease->skipped = PyLong_FromLong(0); /* one that exists already */
     if (slot != NO_SLOT) {
         reader->held[slot] = 1;
         reader->leases++;
@@ -513,6 +522,7 @@ static void lease_dealloc(Lease *self)
         reader->leases--;
     }
     Py_XDECREF(self->header);
+    Py_XDECREF(self->skipped);
     Py_DECREF((PyObject *)reader);
     PyObject_Free(self);
     Py_DECREF(type);
@@ -665,9 +675,13 @@ static int accept_frame(Reader *self, Lease *lease)
         self->rejected++;
         return 0;
     }
-    lease->skipped = last >= 0 ? (uint64_t)(sequence - last - 1) : 0;
+    uint64_t skipped = last >= 0 ? (uint64_t)(sequence - last - 1) : 0;
+    Py_XDECREF(lease->skipped);
+    lease->skipped = PyLong_FromUnsignedLongLong(skipped);
+    if (lease->skipped == NULL)
+        return -1;
     self->received++;
-    self->skipped += lease->skipped;
+    self->skipped += skipped;
     uint64_t age = numbers[CAPTURED_NS] < now ? (uint64_t)now - (uint64_t)numbers[CAPTURED_NS] : 0;
     uint64_t report[] = {self->received, self->skipped, (uint64_t)sequence, self->leases, age, (uint64_t)now};
     memcpy(self->report, report, sizeof report);
@@ -891,10 +905,10 @@ static PyGetSetDef claim_properties[] = {
 
 static PyMemberDef claim_members[] = {
     {"writer", T_OBJECT_EX, offsetof(Claim, writer), READONLY, NULL},
-    {"slot", T_UINT, offsetof(Claim, slot), READONLY, NULL},
-    {"is_open", T_BOOL, offsetof(Claim, is_open), READONLY, NULL},
-    {"now_ns", T_LONGLONG, offsetof(Claim, now_ns), READONLY, NULL},
-    {"now_wall_ns", T_LONGLONG, offsetof(Claim, now_wall_ns), READONLY, NULL},
+    {"slot", T_OBJECT_EX, offsetof(Claim, number), READONLY, NULL},
+    {"is_open", T_OBJECT_EX, offsetof(Claim, is_open), READONLY, NULL},
+    {"now_ns", T_OBJECT_EX, offsetof(Claim, now_ns), READONLY, NULL},
+    {"now_wall_ns", T_OBJECT_EX, offsetof(Claim, now_wall_ns), READONLY, NULL},
     {NULL, 0, 0, 0, NULL},
 };
 
@@ -947,7 +961,7 @@ static PyMemberDef lease_members[] = {
     {"header", T_OBJECT_EX, offsetof(Lease, header), 0, NULL},
     {"slot", T_UINT, offsetof(Lease, slot), READONLY, NULL},
     {"sequence", T_ULONGLONG, offsetof(Lease, sequence), READONLY, NULL},
-    {"skipped", T_ULONGLONG, offsetof(Lease, skipped), READONLY, NULL},
+    {"skipped", T_OBJECT_EX, offsetof(Lease, skipped), READONLY, NULL},
     {NULL, 0, 0, 0, NULL},
 };
 

@@ -390,8 +390,10 @@ def _excluded(stream: str) -> Iterator[tuple[bool, bool]]:
         Whether no publisher can open it, and whether this user could ask: if so, a publisher lives.
     """
     exclusion, excluded, permitted = None, False, True
+    # Without a live publisher, what holds the lock is another that looks, or a publisher that opens.
+    patience_s = 0.0 if _look_at_ring(companion_path(stream, "ring")) == "live" else shm.EXCLUSION_PATIENCE_S
     try:
-        exclusion = shm.take_exclusion(companion_path(stream, "lock").name, create=False)
+        exclusion = shm.take_exclusion(companion_path(stream, "lock").name, patience_s, create=False)
         excluded = exclusion is not None
     except StreamNotFound:
         excluded = True

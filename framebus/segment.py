@@ -327,6 +327,10 @@ def open_for_reading(name: str) -> LockHolder:
     return LockHolder(_open(name, writable=False))
 
 
+EXCLUSION_PATIENCE_S: Final = 0.2
+"""How long to wait for a stream's exclusion. With no publisher, ``framebus gc`` and ``doctor`` take it briefly."""
+
+
 def take_exclusion(name: str, patience_s: float = 0.0, *, create: bool = True) -> LockHolder | None:
     """Write-lock a file of mode 0600 that only this user can open, creating it if need be.
 

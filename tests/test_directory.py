@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -137,6 +138,20 @@ def test_no_publisher_opens_what_is_about_to_be_removed(stream: str, monkeypatch
     assert excluded == [None, None]
     assert files_of(stream) == []
     Publisher(stream, SMALL).close()
+
+
+@pytest.mark.parametrize("remove", [False, True])
+def test_two_that_look_for_leftovers_at_once_both_find_them(stream: str, remove: bool) -> None:
+    Publisher(stream, SMALL, keep_ring=True).close()
+    held = segment.take_exclusion(companion_path(stream, "lock").name)
+    assert held is not None
+    other = threading.Timer(0.02, held.close)
+    other.start()
+    try:
+        assert len(find_leftovers(stream, remove=remove)) == 2
+    finally:
+        other.join()
+        remove_leftovers(stream)
 
 
 def test_who_looks_creates_no_lock(stream: str) -> None:

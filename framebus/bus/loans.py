@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, NamedTuple, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 import msgpack
 import numpy as np
@@ -16,7 +17,8 @@ from framebus.layout import MAX_METADATA_BYTES
 from framebus.steps import Claim, Template
 
 
-class PreparedFormat(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class PreparedFormat:
     """What a publisher works out once for all frames of a format."""
 
     frame_format: FrameFormat
@@ -96,9 +98,12 @@ class Loan:
             claim = self._claim
             if not claim.is_open:
                 raise FrameReleased("the loan was published or abandoned: its pixels are no longer the publisher's")
-            _, shape, dtype, _, _, arrays = self._prepared
-            # A view takes fewer instructions than a new array: 10 us less with cold caches.
-            self._array = pixels = np.ndarray(shape, dtype, claim.memory) if arrays is None else arrays[claim.slot][...]
+            prepared = self._prepared
+            if (arrays := prepared.arrays) is None:
+                pixels = np.ndarray(prepared.shape, prepared.dtype, claim.memory)
+            else:  # a view takes fewer instructions than a new array: 10 us less with cold caches
+                pixels = arrays[claim.slot][...]
+            self._array = pixels
         return pixels
 
     @property
@@ -141,9 +146,7 @@ class Loan:
             if not claim.is_open:  # else another thread wanted to publish it, and it stays its owner's
                 self._freeze()
             raise
-        if (pixels := self._array) is not None:
-            self._array = None
-            pixels.setflags(write=False)
+        self._freeze()
         return sequence
 
     def abandon(self) -> None:
@@ -172,7 +175,7 @@ class Loan:
         pixels = self._array
         if pixels is not None:
             self._array = None
-            pixels.setflags(write=False)
+            pixels.setflags(False)  # type: ignore[call-arg]  # by its name it takes 2,000 instructions more
 
     def _is_as_it_came(self) -> bool:
         claim = self._claim

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import get_ident
 from time import monotonic
 from typing import Any, Final, NoReturn
@@ -30,11 +30,9 @@ from framebus.errors import (
 from framebus.layout import MAX_LOANS, MAX_SLOTS, MIN_SLOTS, Geometry, check_name
 from framebus.notify import Notifier, notification_template
 from framebus.ring import PublisherRing
-from framebus.segment import companion_path, take_exclusion
+from framebus.segment import EXCLUSION_PATIENCE_S, companion_path, take_exclusion
 from framebus.steps import Claim
 
-EXCLUSION_PATIENCE_S: Final = 0.2
-"""``framebus gc`` and ``doctor`` hold the exclusion for a moment, while no publisher lives."""
 REPLACE_AFTER_S: Final = 1.0
 """How long no slot may be free before the ring is replaced."""
 REPLACE_EVERY_S: Final = 10.0
@@ -287,7 +285,7 @@ class Publisher(lifecycle.Closable):
             )
 
     def _check_array(self, array: Any) -> np.ndarray[Any, Any]:
-        _, shape, dtype, *_ = self._prepared
+        shape, dtype = self._prepared.shape, self._prepared.dtype
         wanted = f"an array of shape {shape} and type {dtype}"
         try:
             pixels = np.asarray(array)
@@ -383,7 +381,7 @@ class Publisher(lifecycle.Closable):
         prepared, ring = self._prepare(self.format), self._ring
         arrays = ring.slot_arrays(prepared.shape, self.format.typestr)
         ring.writer.watch(arrays)
-        self._prepared, self._description = prepared._replace(arrays=arrays), prepared.description
+        self._prepared, self._description = replace(prepared, arrays=arrays), prepared.description
 
     def _publish(self, loan: Loan, claim: Claim, prepared: PreparedFormat) -> int:
         # Hot path: every extra call here costs a few microseconds of cold-cache latency.

@@ -28,7 +28,7 @@ from framebus.errors import (
     TooManyLeases,
     WrongThread,
 )
-from framebus.layout import MAX_SLOTS, check_name
+from framebus.layout import MAX_SLOTS, FrameHeader, check_name
 from framebus.notify import Listener
 from framebus.ring import StaleRing, SubscriberRing
 from framebus.seats import Record, new_record, remove_dead_records, take_seats
@@ -156,12 +156,16 @@ class Subscriber(lifecycle.Closable):
             publisher_uid = whole_number(publisher_uid, "publisher_uid", 0, MAX_UID)
         self._publisher_uid = publisher_uid
         self._gone_after_s = seconds(gone_after_s, "gone_after_s")
+        # Of the instance: the interpreter finds the class's own values by a slower way, at every frame.
+        self._forked = self._receiving = False
+        self._listener = None
         self._obstacle: FramebusError | None = None
         self._gone_since_s: float | None = None
         self._look_at_s = 0.0
         self._thread: int | None = None
         self._event = 0
         self._reattached = 0
+        self._delivered: FrameHeader | None = None
         try:
             self._ring = self._wait_for_ring(attach_timeout_s)
             remove_dead_records(stream)
@@ -373,10 +377,9 @@ class Subscriber(lifecycle.Closable):
 
     def _deliver(self, lease: Lease) -> Frame:
         ring = self._ring
-        if lease.slot in ring.cold:
+        if ring.cold and lease.slot in ring.cold:
             ring.prefault(lease.slot)
-        if self._pace is not None:
-            self._pace.learn(lease.header.sequence, lease.header.published_ns)
+        self._delivered = lease.header
         return Frame(lease)
 
     def _is_quiet(self) -> bool:
@@ -400,6 +403,8 @@ class Subscriber(lifecycle.Closable):
         if self._wake == "busy":
             return self._look(min(now_ns + BUSY_NS, end_ns))
         if self._pace is not None:
+            if self._delivered is not None:  # learnt here, where no frame waits for it
+                self._pace.learn(self._delivered.sequence, self._delivered.published_ns)
             begin_ns, until_ns = self._pace.window()
             if begin_ns <= now_ns < until_ns:
                 return self._look(min(until_ns, now_ns + BUSY_NS, end_ns))

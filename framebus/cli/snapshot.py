@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from typing import Final
 
 from framebus.bus import Subscriber
@@ -10,7 +11,10 @@ from framebus.directory import check_directory
 from framebus.errors import FramebusError
 
 PICTURE_CHANNELS: Final = (1, 3, 4)
-PICTURE_TYPES: Final = {".tif": ("uint8", "uint16", "float32"), ".png": ("uint8", "uint16")}
+PICTURE_TYPES: Mapping[str, tuple[str, ...]] = {
+    ".tif": ("uint8", "uint16", "float32"),
+    ".png": ("uint8", "uint16"),
+}
 """Element types that a picture's format has, by the file's ending; others have uint8 alone."""
 _TO_BGR: Final = {"rgb": (2, 1, 0), "rgba": (2, 1, 0, 3)}
 

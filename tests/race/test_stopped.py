@@ -151,10 +151,7 @@ def serve(stream: str, told: int) -> None:
 
 @end_of_the_stop
 @pytest.mark.parametrize("point", [*OPENING, *PUBLISHING, PIXELS, *TWO_LOANS, *STORES, *REPLACING, *CLOSING])
-def test_a_stopped_publisher_blocks_and_tears_nothing(
-    stream: str, start: Start, point: str, then: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(publisher_module, "EXCLUSION_PATIENCE_S", 0.0)
+def test_a_stopped_publisher_blocks_and_tears_nothing(stream: str, start: Start, point: str, then: str) -> None:
     reader, writer = os.pipe()
     first = start(serve, stream, writer)
     os.read(reader, 1)
@@ -174,8 +171,10 @@ def test_a_stopped_publisher_blocks_and_tears_nothing(
             receive_all(late)
     except StreamNotFound:
         assert point in OPENING or point in CLOSING
-    with pytest.raises(StreamExists):
-        Publisher(stream, FORMAT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(publisher_module, "EXCLUSION_PATIENCE_S", 0.0)
+        with pytest.raises(StreamExists):
+            Publisher(stream, FORMAT)
     assert sweep(stream) == [], "nothing of a process that is stopped is left over"
 
     if then == "goes on":
