@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import email
 import importlib.metadata
+import json
 import os
 import re
 import shutil
@@ -28,6 +29,8 @@ from tests.support import ROOT, files_of, lacks
 
 Run = Callable[[list[str], Path, dict[str, str]], None]
 VERSIONS: Final = ("3.11", "3.12", "3.13")
+PYRIGHT: Final = "basedpyright==1.40.2"
+"""Pyright in a wheel of its own, with what runs it."""
 """The Python versions that the classifiers claim."""
 ADDRESS: Final = "https://git.example.org/framebus"
 LEFTOVERS: Final = (
@@ -417,3 +420,19 @@ def test_each_wheel_runs_on_each_version(version: str, wheel: Path, pure_wheel: 
     assert not has_compiled_steps(python, tmp_path, compiled_steps)
     run_publisher_first(python, tmp_path, compiled_steps)
     run_subscriber_first(python, tmp_path, compiled_steps)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_every_public_symbol_has_a_known_type(wheel: Path, tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], env=quiet_environment(), check=True)
+    python = str(tmp_path / "venv/bin/python")
+    pip = [python, "-m", "pip", "--disable-pip-version-check", "--quiet", "install"]
+    subprocess.run([*pip, str(wheel), PYRIGHT], env=quiet_environment(), timeout=400, check=True)
+    command = [str(tmp_path / "venv/bin/basedpyright"), "--outputjson", "--verifytypes", "framebus", "--ignoreexternal"]
+    environment = {**os.environ, "PATH": f"{tmp_path / 'venv/bin'}:{os.environ['PATH']}"}  # whose packages it looks at
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150, check=False)
+    report = json.loads(found.stdout)["typeCompleteness"]
+    unknown = [symbol["name"] for symbol in report["symbols"] if symbol["isExported"] and not symbol["isTypeKnown"]]
+    assert unknown == []
+    assert report["exportedSymbolCounts"]["withKnownType"] > 500
