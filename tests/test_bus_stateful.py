@@ -497,5 +497,13 @@ class Bus(RuleBasedStateMachine):
         assert files_of(self.stream) == []
 
 
+class BusAtLength(Bus):
+    """The same, several times as long."""
+
+
 TestBus = Bus.TestCase
-TestBus.settings = settings(max_examples=60, stateful_step_count=40, deadline=None, derandomize=True, database=None)
+TestBus.settings = settings(max_examples=25, stateful_step_count=40, deadline=None, derandomize=True, database=None)
+TestBusAtLength = pytest.mark.timeout(600)(pytest.mark.long(BusAtLength.TestCase))
+TestBusAtLength.settings = settings(
+    max_examples=150, stateful_step_count=50, deadline=None, derandomize=True, database=None
+)

@@ -13,7 +13,7 @@ SLOW = {"admission: a seat for each slot but one", "tick: does not look at the p
 """Found by ``make model``, which also searches the rooms ``lost`` and ``files``, and all of what is harmless."""
 
 
-@pytest.mark.parametrize("room", ["deaths", "two", "four", "loans"])
+@pytest.mark.parametrize("room", ["deaths", "two", pytest.param("four", marks=pytest.mark.long), "loans"])
 def test_the_protocol_keeps_every_property(room: str) -> None:
     outcome = search(ROOMS[room])
     assert (outcome.broken, outcome.trace) == (None, ())

@@ -25,6 +25,7 @@ ROUNDS = 5
 """Tries of a peer that may pass over frames, on a busy machine."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("peer", all_peers().values(), ids=all_peers().keys())
 def test_hands_stamped_frames_to_two_processes(peer: Peer) -> None:
     if reason := peer.missing():

@@ -53,6 +53,7 @@ def test_without_a_detector_there_are_no_boxes() -> None:
     assert list(told["stages_ms"]) == ["captured to published", HAND_OVER, AT_THE_PAGE]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(400)
 def test_the_pipeline_is_measured_and_leaves_nothing(stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "WARM_UP_S", 1.0)

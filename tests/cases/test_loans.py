@@ -130,7 +130,7 @@ def test_an_alarm_between_loan_and_with(stream: str, monkeypatch: pytest.MonkeyP
             works(publisher, subscriber)
             assert publisher._ring.writer.loans == 0
         assert publisher.statistics.dropped == 0
-    assert {"Publisher.loan", "Loan.publish", "Publisher._publish"} <= seen
+    assert {"Publisher.loan", "Publisher._publish", "Loan._freeze"} <= seen
 
 
 def test_a_real_alarm_at_any_time(stream: str, monkeypatch: pytest.MonkeyPatch) -> None:

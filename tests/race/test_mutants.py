@@ -15,6 +15,8 @@ import pytest
 from tests.race.mutants import build
 from tests.support import Program
 
+pytestmark = pytest.mark.long
+
 Start = Callable[..., Program]
 SLOW = "slow between look and lock"
 ROUNDS = 12
