@@ -29,9 +29,9 @@ from tests.support import ROOT, files_of, lacks
 
 Run = Callable[[list[str], Path, dict[str, str]], None]
 VERSIONS: Final = ("3.11", "3.12", "3.13")
-PYRIGHT: Final = "basedpyright==1.40.2"
-"""Pyright in a wheel of its own, with what runs it."""
 """The Python versions that the classifiers claim."""
+PYRIGHT: Final = "basedpyright==1.40.2"
+"""Pyright as a wheel, with the runtime that it needs."""
 ADDRESS: Final = "https://git.example.org/framebus"
 LEFTOVERS: Final = (
     ".cache/simulator/clip.mp4",
