@@ -2,7 +2,7 @@
 # make test   every check: lint, types, import rules, tests; test-long those that take minutes
 # make bench  the benchmarks, in five minutes; bench-full all of them; bench-compare against the last saved run
 # make soak   ten thousand kills; MINUTES=10: after a race and a torture of ten minutes each
-# make model  the slot protocol and its mutants, state by state
+# make verify  the slot protocol and its mutants, state by state
 # Everything is installed into .venv; nothing else on the machine is touched.
 
 PYTHON ?= python3
@@ -11,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test test-long lint bench bench-full bench-compare soak model system-packages clean
+.PHONY: demo test test-long lint bench bench-full bench-compare soak verify system-packages clean
 .DEFAULT_GOAL := test
 
 $(BIN)/python:
@@ -63,8 +63,8 @@ KILLS ?= 10000
 soak: $(VENV)/installed-dev
 	$(BIN)/python -m tests.race.soak --minutes $(MINUTES) --kills $(KILLS)
 
-model: $(BIN)/python
-	$(BIN)/python -m model
+verify: $(BIN)/python
+	$(BIN)/python -m verification
 
 # A C compiler for the steps of a hand-over, and what the tests and the benchmark drive for real: an RTSP server, a
 # browser, Redis, RabbitMQ. Debian, as root.

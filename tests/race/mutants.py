@@ -2,7 +2,7 @@
 
 A fault replaces a piece of the source, as it is in ``framebus/`` now: of a function in ``steps.py``, or of
 ``_native.c``, which is then compiled anew. Where that piece is no longer there, the fault cannot be made, so none
-outlives the code that it is about. The names are those of the model's mutants (``model/mutants.py``).
+outlives the code that it is about. The names are those of the model's mutants (``verification/mutants.py``).
 """
 
 from __future__ import annotations

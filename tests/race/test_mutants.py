@@ -1,7 +1,7 @@
 """The race programs find a protocol that is wrong in one step: those faults of the model that a race can show.
 
-docs/model.md says of the others which test finds them, or why nothing but the model can. In the same races, what has no
-fault finds nothing.
+docs/verification.md says of the others which test finds them, or why nothing but the model can. In the same races, what
+has no fault finds nothing.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Search the protocol and all its mutants and print what was found: ``python -m model``. Some minutes.
+"""Search the protocol and all its mutants and print what was found: ``python -m verification``. Some minutes.
 
-Ends with status 1 if the protocol breaks a property, or a mutant does not do what docs/model.md says of it.
+Ends with status 1 if the protocol breaks a property, or a mutant does not do what docs/verification.md says of it.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 import sys
 import time
 
-from model.check import search
-from model.mutants import HARMLESS, ROOMS, orders, switches
+from verification.check import search
+from verification.mutants import HARMLESS, ROOMS, orders, switches
 
 
 def main() -> int:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from model.check import search
-from model.mutants import HARMLESS, ROOMS, Mutant, orders, switches
-from model.slot_protocol import WHOLE
+from verification.check import search
+from verification.mutants import HARMLESS, ROOMS, Mutant, orders, switches
+from verification.slot_protocol import WHOLE
 
 MUTANTS = [*switches(), *orders()]
 SLOW = {"admission: a seat for each slot but one", "tick: does not look at the path"}
-"""Found by ``make model``, which also searches the rooms ``lost`` and ``files``, and all of what is harmless."""
+"""Found by ``make verify``, which also searches the rooms ``lost`` and ``files``, and all of what is harmless."""
 
 
 @pytest.mark.parametrize("room", ["deaths", "two", pytest.param("four", marks=pytest.mark.long), "loans"])

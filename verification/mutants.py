@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
-from model.check import Outcome, search
-from model.slot_protocol import Protocol, SlotProtocol
+from verification.check import Outcome, search
+from verification.slot_protocol import Protocol, SlotProtocol
 
 TRUE: Final = Protocol()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from model.state import GARBAGE, MINE, NOBODY, Lease, Loan, Publisher, Ring, Slot, State, Subscriber, canonical
+from verification.state import GARBAGE, MINE, NOBODY, Lease, Loan, Publisher, Ring, Slot, State, Subscriber, canonical
 
 Steps = Iterator[tuple[str, State]]
 

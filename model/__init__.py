@@ -1,1 +1,0 @@
-"""The slot protocol of framebus as a model, checked state by state: see docs/model.md."""

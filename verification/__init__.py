@@ -1,0 +1,1 @@
+"""The slot protocol of framebus as a model, checked state by state: see docs/verification.md."""
