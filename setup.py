@@ -75,8 +75,8 @@ class TaggedWheel(bdist_wheel):
 
 
 steps = Extension(
-    "framebus._native",
-    ["framebus/_native.c"],
+    "framebus.ring._ring_c",
+    ["framebus/ring/_ring_c.c"],
     extra_compile_args=["-O2", "-std=c11"],
     py_limited_api=True,
     optional=True,  # without a compiler, framebus runs the steps in Python

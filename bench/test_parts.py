@@ -12,7 +12,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from framebus import FrameFormat, Loan, Publisher, Subscriber
 from framebus.bus.subscriber import Wake
-from framebus.notify import Listener
+from framebus.notify.listener import Listener
 
 PANORAMA = FrameFormat(880, 3840)
 FORMATS = {"0.1 MB": FrameFormat(176, 192), "10 MB": PANORAMA, "50 MB": FrameFormat(2880, 5760)}

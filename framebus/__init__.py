@@ -13,7 +13,6 @@ from framebus.bus import (
     Subscriber,
     SubscriberStatistics,
 )
-from framebus.directory import StreamInfo, SubscriberInfo, remove_leftovers, streams
 from framebus.errors import (
     AlreadyInUse,
     Closed,
@@ -39,10 +38,15 @@ from framebus.errors import (
     UnsupportedEnvironment,
     WrongThread,
 )
-from framebus.layout import FrameHeader, SubscriberRecord
-from framebus.segment import companion_path, companion_paths
+from framebus.inspect import StreamInfo, SubscriberInfo, remove_leftovers, streams
+from framebus.ring import backend as _backend
+from framebus.ring.layout import FrameHeader, SubscriberRecord
+from framebus.shm.paths import companion_path, companion_paths
 
 __version__ = "0.1.0"
+
+backend: str = _backend.name()
+"""Which steps of a hand-over are in use: ``c``, the compiled ones, or ``python``."""
 
 __all__ = [
     "AlreadyInUse",
@@ -79,6 +83,7 @@ __all__ = [
     "TooManyLeases",
     "UnsupportedEnvironment",
     "WrongThread",
+    "backend",
     "companion_path",
     "companion_paths",
     "remove_leftovers",

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 import hypothesis
 import pytest
 
-from framebus import ring, steps
+from framebus.ring import _ring_py as steps
+from framebus.ring import backend
 from tests.support import PROGRAMS, SHM, Program, files_of, lacks
 
 # Warnings are errors in every process that a test starts, too; one that nobody can catch, as that of an unclosed file,
@@ -36,7 +37,7 @@ def stream() -> Iterator[str]:
 @pytest.fixture
 def compiled_steps() -> None:
     """The test needs the compiled steps of a hand-over."""
-    if ring.steps is steps:
+    if backend.steps is steps:
         lacks("the compiled steps were not built: install a C compiler and Python's headers, then 'make clean test'")
 
 
@@ -44,7 +45,7 @@ def compiled_steps() -> None:
 def each_steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The test runs twice: with the compiled steps of a hand-over, and with those in Python."""
     if request.param == "plain":
-        monkeypatch.setattr(ring, "steps", steps)
+        monkeypatch.setattr(backend, "steps", steps)
     else:
         request.getfixturevalue("compiled_steps")
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-from framebus.notify import Notifier
+from framebus.notify.listener import Notifier
 
 
 def wait_until(condition: Callable[[], object], step: Callable[[], object] = lambda: None) -> None:

@@ -38,9 +38,10 @@ from framebus import (
     TooManyLeases,
     WrongThread,
 )
-from framebus import segment as shm
 from framebus.bus.subscriber import Wake
-from framebus.layout import LOCK_SLOTS
+from framebus.ring.layout import LOCK_SLOTS
+from framebus.shm import locks
+from framebus.shm import segment as shm
 from tests.support import SHM, Program, files_of, needs_root, publish
 
 SMALL = FrameFormat(4, 6)
@@ -200,7 +201,7 @@ class TestPublisher:
             subscriber.receive(5).release()
             neighbour = shm.attach(f"framebus.{stream}.ring")
             for slot in range(4):
-                assert neighbour.try_lock(shm.read_lock(LOCK_SLOTS + slot))
+                assert neighbour.try_lock(locks.read_lock(LOCK_SLOTS + slot))
             with pytest.raises(NoFreeSlot, match="drop this frame"):
                 publisher.loan()
             assert publish(publisher) == 2

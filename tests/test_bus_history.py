@@ -19,9 +19,9 @@ from framebus import (
     Subscriber,
     SubscriberLimitReached,
 )
-from framebus import segment as shm
 from framebus.bus.subscriber import Mode
-from framebus.steps import LOCK_READ
+from framebus.ring._ring_py import LOCK_READ
+from framebus.shm import segment as shm
 from tests.support import publish
 
 pytestmark = pytest.mark.usefixtures("each_steps")

@@ -16,10 +16,10 @@ import pytest
 from framebus import FrameFormat, InvalidMetadata, Publisher, ReceiveTimeout, Subscriber
 from framebus.bus import subscriber as subscriber_module
 from framebus.bus.subscriber import Mode, Wake
-from framebus.directory import inspect
-from framebus.layout import MAX_METADATA_BYTES
-from framebus.notify import Listener
-from framebus.ring import SubscriberRing
+from framebus.inspect import inspect
+from framebus.notify.listener import Listener
+from framebus.ring.layout import MAX_METADATA_BYTES
+from framebus.ring.rings import SubscriberRing
 from tests.listeners import listens
 from tests.support import Program, publish
 

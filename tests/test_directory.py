@@ -11,17 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from framebus import (
-    FrameFormat,
-    Publisher,
-    StreamNotFound,
-    Subscriber,
-    companion_path,
-    remove_leftovers,
-    segment,
-    streams,
-)
-from framebus.directory import find_leftovers, inspect, stream_names
+from framebus import FrameFormat, Publisher, StreamNotFound, Subscriber, companion_path, remove_leftovers, streams
+from framebus.inspect import find_leftovers, inspect, stream_names
+from framebus.shm import locks
 from tests.support import SHM, Program, files_of, needs_root
 
 SMALL = FrameFormat(4, 6)
@@ -129,7 +121,7 @@ def test_no_publisher_opens_what_is_about_to_be_removed(stream: str, monkeypatch
     unlink, excluded = Path.unlink, []
 
     def look_and_unlink(path: Path, missing_ok: bool = False) -> None:
-        excluded.append(segment.take_exclusion(lock.name))
+        excluded.append(locks.take_exclusion(lock.name))
         unlink(path, missing_ok)
 
     monkeypatch.setattr(Path, "unlink", look_and_unlink)
@@ -143,7 +135,7 @@ def test_no_publisher_opens_what_is_about_to_be_removed(stream: str, monkeypatch
 @pytest.mark.parametrize("remove", [False, True])
 def test_two_that_look_for_leftovers_at_once_both_find_them(stream: str, remove: bool) -> None:
     Publisher(stream, SMALL, keep_ring=True).close()
-    held = segment.take_exclusion(companion_path(stream, "lock").name)
+    held = locks.take_exclusion(companion_path(stream, "lock").name)
     assert held is not None
     other = threading.Timer(0.02, held.close)
     other.start()
@@ -156,6 +148,6 @@ def test_two_that_look_for_leftovers_at_once_both_find_them(stream: str, remove:
 
 def test_who_looks_creates_no_lock(stream: str) -> None:
     with pytest.raises(StreamNotFound, match="does not exist"):
-        segment.take_exclusion(companion_path(stream, "lock").name, create=False)
+        locks.take_exclusion(companion_path(stream, "lock").name, create=False)
     assert find_leftovers(stream, remove=True) == []
     assert files_of(stream) == []

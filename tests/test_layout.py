@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from framebus import layout
 from framebus.errors import InvalidName, LayoutMismatch
-from framebus.layout import FrameHeader, Geometry, RingHeader, SubscriberRecord, check_name
+from framebus.ring import layout
+from framebus.ring.layout import FrameHeader, Geometry, RingHeader, SubscriberRecord
+from framebus.shm.paths import check_name
 
 
 def documented(begin: str, end: str) -> list[tuple[int, int, str]]:

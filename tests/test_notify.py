@@ -10,8 +10,8 @@ import pytest
 import zmq
 
 from framebus import FrameFormat, Publisher, ReceiveTimeout, Subscriber
-from framebus.notify import LOOK_CLOSELY_NS, LOOK_EVERY_NS, Listener, Notifier, socket_path
-from framebus.zmtp import CONNECTING_NS
+from framebus.notify.listener import LOOK_CLOSELY_NS, LOOK_EVERY_NS, Listener, Notifier, socket_path
+from framebus.notify.zmtp import CONNECTING_NS
 from tests.listeners import PlainListener, listens, wait_until
 from tests.support import publish
 

@@ -38,7 +38,7 @@ LEFTOVERS: Final = (
     ".venv/bin/python",
     "bench/results/run.json",
     "framebus/__pycache__/ring.cpython-311.pyc",
-    "framebus/_native.abi3.so",
+    "framebus/ring/_ring_c.abi3.so",
     "tests/__pycache__/support.cpython-311.pyc",
 )
 """Files that builds and tests leave in a checkout, and that the sdist must not contain."""
@@ -121,7 +121,9 @@ def unpacked(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def pure_wheel(unpacked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel built without a compiler, in a folder where an earlier build left its module."""
-    module = unpacked / f"build/lib.{sysconfig.get_platform()}-{sys.implementation.cache_tag}/framebus/_native.abi3.so"
+    module = (
+        unpacked / f"build/lib.{sysconfig.get_platform()}-{sys.implementation.cache_tag}/framebus/ring/_ring_c.abi3.so"
+    )
     module.parent.mkdir(parents=True)
     module.write_bytes(b"of an earlier build")
     output = tmp_path_factory.mktemp("pure")
@@ -182,12 +184,12 @@ def test_the_sdist_has_what_a_checkout_has_and_no_leftovers(dist: Path) -> None:
     with tarfile.open(sdist) as archive:
         files = {member.name.partition("/")[2] for member in archive.getmembers() if member.isfile()}
     assert {file for file in files if not is_made_by_setuptools(file)} == source_files()
-    assert {"framebus/_native.c", "framebus/py.typed", "tests/test_packaging.py"} <= files
+    assert {"framebus/ring/_ring_c.c", "framebus/py.typed", "tests/test_packaging.py"} <= files
 
 
 def test_the_tests_run_in_the_unpacked_sdist(unpacked: Path, wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:  # instead of compiling it again
-        archive.extract("framebus/_native.abi3.so", unpacked)
+        archive.extract("framebus/ring/_ring_c.abi3.so", unpacked)
     tests = ["tests/test_layout.py", "tests/test_ring.py"]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
     done = subprocess.run(command, cwd=unpacked, capture_output=True, text=True, timeout=100, check=False)
@@ -199,7 +201,7 @@ def test_the_wheel_is_for_the_stable_abi(wheel: Path) -> None:
     platform = sysconfig.get_platform().replace("-", "_")
     assert wheel.name == f"framebus-{framebus.__version__}-cp311-abi3-{platform}.whl"
     assert tags_in(wheel) == [f"cp311-abi3-{platform}"]
-    assert "framebus/_native.abi3.so" in names_in(wheel)
+    assert "framebus/ring/_ring_c.abi3.so" in names_in(wheel)
 
 
 def test_a_wheel_without_the_module_is_tagged_as_pure_python(pure_wheel: Path) -> None:
@@ -364,7 +366,7 @@ def has_compiled_steps(python: list[str], folder: Path, environment: dict[str, s
 
     LD_BIND_NOW makes the loader resolve all functions of the module at once, so that a missing one fails here.
     """
-    program = "import sys, framebus; print('framebus._native' in sys.modules)"
+    program = "import sys, framebus; print('framebus.ring._ring_c' in sys.modules)"
     environment = {**environment, "LD_BIND_NOW": "1"}
     command = [*python, "-c", program]
     return subprocess.check_output(command, cwd=folder, env=environment, text=True, timeout=60) == "True\n"
@@ -401,7 +403,7 @@ def test_each_wheel_runs_on_each_version(version: str, wheel: Path, pure_wheel: 
     subprocess.run([interpreter, "-m", "venv", str(tmp_path / "venv")], env=quiet_environment(), check=True)
     python = [str(tmp_path / "venv/bin/python")]
     pip = [*python, "-m", "pip", "--disable-pip-version-check", "--quiet", "install"]
-    compiled_steps, pure_steps = dict(os.environ), {**os.environ, "FRAMEBUS_PURE": "1"}
+    compiled_steps, pure_steps = dict(os.environ), {**os.environ, "FRAMEBUS_BACKEND": "python"}
 
     # If both wheels are offered, pip chooses the compiled one.
     both = tmp_path / "both"

@@ -20,7 +20,7 @@ def test_the_exported_names() -> None:
         "Loan", "LoanOutstanding", "NoFreeSlot", "NotEnoughSharedMemory", "PermissionDenied", "Publisher",
         "PublisherStatistics", "ReceiveTimeout", "ResourceExhausted", "StreamExists", "StreamGone", "StreamInfo",
         "StreamNotFound", "Subscriber", "SubscriberInfo", "SubscriberLimitReached", "SubscriberRecord",
-        "SubscriberStatistics", "TooManyLeases", "UnsupportedEnvironment", "WrongThread", "companion_path",
+        "SubscriberStatistics", "TooManyLeases", "UnsupportedEnvironment", "WrongThread", "backend", "companion_path",
         "companion_paths", "remove_leftovers", "streams",
     }  # fmt: skip
     assert all(hasattr(framebus, name) for name in framebus.__all__)

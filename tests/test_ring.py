@@ -7,12 +7,14 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from framebus import ring, steps
-from framebus import segment as shm
 from framebus.errors import StreamNotFound
-from framebus.layout import EVENT, SLOT_FIELDS, TAIL, Description, Geometry
-from framebus.ring import PublisherRing, SubscriberRing
-from framebus.steps import EVENT_WORD, LOCK_READ, LOOKS, SEQ_WORDS, TAIL_WORD, Claim
+from framebus.ring import _ring_py as steps
+from framebus.ring import backend
+from framebus.ring._ring_py import EVENT_WORD, LOCK_READ, LOOKS, SEQ_WORDS, TAIL_WORD, Claim
+from framebus.ring.layout import EVENT, SLOT_FIELDS, TAIL, Description, Geometry
+from framebus.ring.rings import PublisherRing, SubscriberRing
+from framebus.shm import locks
+from framebus.shm import segment as shm
 from tests.support import SHM
 
 pytestmark = pytest.mark.usefixtures("each_steps")
@@ -201,14 +203,14 @@ def test_a_slot_rewritten_between_look_and_lock_is_not_taken_for_the_old_frame(
     publisher.segment.words[TAIL_WORD] = 99 << 8 | slot
     assert subscriber.take() is None
     assert subscriber.reader.overruns == LOOKS
-    assert not publisher.segment.is_locked(shm.write_lock((1 << 40) + 256 + slot))
+    assert not publisher.segment.is_locked(locks.write_lock((1 << 40) + 256 + slot))
     claimed = claim(publisher)
     assert claimed is not None
     publisher.segment.words[TAIL_WORD] = 100 << 8 | claimed.slot
     assert subscriber.take() is None
     assert subscriber.reader.overruns == 2 * LOOKS
     claimed.abandon()
-    assert not publisher.segment.is_locked(shm.write_lock((1 << 40) + 256 + claimed.slot))
+    assert not publisher.segment.is_locked(locks.write_lock((1 << 40) + 256 + claimed.slot))
 
 
 def test_a_garbage_slot_header_is_counted_and_passed_over(stream: str, publisher: PublisherRing) -> None:
@@ -313,7 +315,7 @@ def test_a_ring_whose_live_byte_is_pinned_is_replaced(stream: str, publisher: Pu
     publish(publisher)
     publisher.segment.close()
     neighbour = shm.attach(f"framebus.{stream}.ring")
-    assert neighbour.try_lock(shm.read_lock(1 << 40))
+    assert neighbour.try_lock(locks.read_lock(1 << 40))
     successor = PublisherRing(stream, publisher.geometry)
     assert not successor.adopted
     assert publish(successor) == 2
@@ -383,7 +385,7 @@ def test_an_adopter_finishes_the_tail_so_that_no_sequence_is_given_twice(stream:
 def test_a_lease_that_moves_on_during_a_claim_does_not_hide_the_free_slot(
     stream: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ring, "steps", steps)  # nothing can come between two locks of the compiled ones
+    monkeypatch.setattr(backend, "steps", steps)  # nothing can come between two locks of the compiled ones
     publisher = PublisherRing(stream, Geometry.for_frames(3, 6))
     subscriber = SubscriberRing(stream, every=True)
     publish(publisher)

@@ -13,12 +13,12 @@ import posix_ipc
 import pytest
 
 from framebus import FrameFormat, Publisher, remove_leftovers
-from framebus import segment as shm
-from framebus.directory import inspect
 from framebus.errors import SubscriberLimitReached
-from framebus.layout import RECORD_RECEIVED, RECORD_WORDS, Geometry
-from framebus.seats import Record, new_record, read_records, remove_dead_records, seats_taken, take_seats
-from framebus.segment import Segment
+from framebus.inspect import inspect
+from framebus.ring.admission import Record, new_record, read_records, remove_dead_records, seats_taken, take_seats
+from framebus.ring.layout import RECORD_RECEIVED, RECORD_WORDS, Geometry
+from framebus.shm import segment as shm
+from framebus.shm.segment import Segment
 from tests.support import SHM, needs_root
 
 
@@ -153,7 +153,7 @@ def test_what_is_no_record_of_ours_is_looked_at_without_harm(stream: str, tmp_pa
 
 
 def test_no_more_than_some_are_looked_at_in_one_go(stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("framebus.seats.MAX_LOOKED_AT", 2)
+    monkeypatch.setattr("framebus.ring.admission.MAX_LOOKED_AT", 2)
     for _ in range(5):
         dead_record(stream)
     assert [remove_dead_records(stream) for _ in range(4)] == [2, 2, 1, 0]

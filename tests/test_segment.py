@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from bench.attach import faults_of_reading
-from framebus import segment as shm
 from framebus.errors import LayoutMismatch, NotEnoughSharedMemory, PermissionDenied, StreamNotFound
+from framebus.shm import locks, space
+from framebus.shm import segment as shm
 from tests.support import SHM, needs_root
 
 
@@ -52,7 +53,7 @@ def test_too_large_leaves_nothing_and_says_what_to_set(name: str) -> None:
 
 
 def test_who_reads_what_was_prefaulted_meets_no_page_fault(name: str) -> None:
-    part = 4 * shm.MIB
+    part = 4 * space.MIB
     owner = shm.create(name, 3 * part, 0o640)
     reader = shm.attach(name)
     reader.prefault(part, part)
@@ -105,39 +106,39 @@ def test_attach_refuses_what_is_no_file(name: str, make: Callable[[str], None]) 
 def test_locks_conflict_between_opens_and_end_with_the_segment(name: str) -> None:
     writer = shm.create(name, 4096, 0o640)
     reader = shm.attach(name)
-    assert writer.try_lock(shm.write_lock(5))
-    assert not reader.try_lock(shm.read_lock(5))
-    assert reader.is_locked(shm.read_lock(5))
-    assert reader.try_lock(shm.read_lock(6))
-    assert not writer.try_lock(shm.write_lock(6))
+    assert writer.try_lock(locks.write_lock(5))
+    assert not reader.try_lock(locks.read_lock(5))
+    assert reader.is_locked(locks.read_lock(5))
+    assert reader.try_lock(locks.read_lock(6))
+    assert not writer.try_lock(locks.write_lock(6))
     del reader
-    assert writer.try_lock(shm.write_lock(6))
-    writer.unlock(shm.unlock(5))
-    assert shm.attach(name).try_lock(shm.read_lock(5))
+    assert writer.try_lock(locks.write_lock(6))
+    writer.unlock(locks.unlock(5))
+    assert shm.attach(name).try_lock(locks.read_lock(5))
     writer.unlink()
 
 
 def test_a_killed_holder_frees_its_lock(name: str) -> None:
     segment = shm.create(name, 4096, 0o640)
     code = (
-        "import sys; from framebus import segment as s; "
+        "import sys; from framebus.shm import segment as s; "
         f"a = s.attach({name!r}); print(a.try_lock(s.read_lock(9)), flush=True); sys.stdin.read()"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"True\n"
-        assert not segment.try_lock(shm.write_lock(9))
+        assert not segment.try_lock(locks.write_lock(9))
         holder.kill()
         holder.wait()
-        assert segment.try_lock(shm.write_lock(9))
+        assert segment.try_lock(locks.write_lock(9))
     segment.unlink()
 
 
 def test_a_forked_child_neither_holds_nor_frees_its_parents_locks(name: str) -> None:
     segment = shm.create(name, 4096, 0o640)
     holder = shm.attach(name)
-    assert holder.try_lock(shm.read_lock(3))
-    command, release = shm.write_lock(3), shm.unlock(3)
+    assert holder.try_lock(locks.read_lock(3))
+    command, release = locks.write_lock(3), locks.unlock(3)
     child = os.fork()
     if child == 0:
         holder.unlock(release)
@@ -151,17 +152,17 @@ def test_a_forked_child_neither_holds_nor_frees_its_parents_locks(name: str) -> 
 
 def test_exclusion_is_one_at_a_time_and_survives_an_unlink_race(stream: str) -> None:
     name = f"framebus.{stream}.lock"
-    first = shm.take_exclusion(name)
+    first = locks.take_exclusion(name)
     assert first is not None
     assert (SHM / name).stat().st_mode & 0o777 == 0o600
-    assert shm.take_exclusion(name) is None
+    assert locks.take_exclusion(name) is None
     (SHM / name).unlink()
-    second = shm.take_exclusion(name)
+    second = locks.take_exclusion(name)
     assert second is not None
     first.close()
-    assert shm.take_exclusion(name) is None
+    assert locks.take_exclusion(name) is None
     second.close()
-    third = shm.take_exclusion(name)
+    third = locks.take_exclusion(name)
     assert third is not None
     third.close()
     (SHM / name).unlink()
@@ -173,7 +174,7 @@ def test_a_file_of_another_user_is_an_error_that_names_the_user(stream: str) -> 
     path.touch()
     os.chown(path, 12345, 12346)
     with pytest.raises(PermissionDenied, match=r"belongs to user 12345 .* group 12346"):
-        shm.take_exclusion(path.name)
+        locks.take_exclusion(path.name)
     path.unlink()
 
 
@@ -182,7 +183,7 @@ def test_a_ring_closed_to_this_group_names_the_group_to_run_with(name: str) -> N
     segment = shm.create(name, 4096, 0o640)
     os.chown(SHM / name, 0, 12346)
     code = (
-        "import os; from framebus import segment as s, PermissionDenied\n"
+        "import os; from framebus.shm import segment as s, PermissionDenied\n"
         "os.setgroups([]); os.setgid(54321); os.setuid(54321)\n"
         f"try: s.attach({name!r})\nexcept PermissionDenied as error: print(error)"
     )

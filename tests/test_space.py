@@ -17,11 +17,12 @@ from typing import Any
 import pytest
 
 from framebus import FrameFormat, NoFreeSlot, NotEnoughSharedMemory, Publisher, Subscriber, remove_leftovers
-from framebus import segment as shm
 from framebus.bus import publisher as publisher_module
-from framebus.directory import find_leftovers, inspect
-from framebus.ring import ring_name
-from framebus.steps import LOCK_READ, UNLOCK
+from framebus.inspect import find_leftovers, inspect
+from framebus.ring._ring_py import LOCK_READ, UNLOCK
+from framebus.ring.rings import ring_name
+from framebus.shm import segment as shm
+from framebus.shm import space
 from tests.people import Person
 from tests.support import SHM, files_of, lacks, needs_root
 
@@ -103,7 +104,7 @@ either_full = pytest.mark.parametrize("fill", [fill_bytes, fill_files])
 
 def look_away() -> None:
     """Let the kernel alone see that there is no room, as when another process takes it after the look."""
-    shm.require_space = lambda size, what: None
+    space.require_space = lambda size, what: None
 
 
 def refused(open_it: Callable[[], Any]) -> str:

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from framebus import layout, steps
-from framebus.layout import DTYPES, Description, Geometry
-from framebus.ring import PublisherRing, SubscriberRing
-from framebus.seats import Record, new_record, read_records
-from framebus.steps import Template
+from framebus.ring import _ring_py as steps
+from framebus.ring import layout
+from framebus.ring._ring_py import Template
+from framebus.ring.admission import Record, new_record, read_records
+from framebus.ring.layout import DTYPES, Description, Geometry
+from framebus.ring.rings import PublisherRing, SubscriberRing
 
 SHAPE = (2, 3, 4)
 
@@ -36,7 +37,7 @@ def publish(publisher: PublisherRing, typestr: str) -> None:
 
 @pytest.mark.usefixtures("compiled_steps")
 def test_the_compiled_steps_know_the_same_bytes() -> None:
-    native = importlib.import_module("framebus._native")
+    native = importlib.import_module("framebus.ring._ring_c")
     names = (
         "TAIL",
         "EVENT",

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 import hypothesis.strategies as st
 from hypothesis import given
 
-from framebus import segment as shm
-from framebus.wake import Pace, sleep_while, wake_all
+from framebus.shm import segment as shm
+from framebus.shm.futex import Pace, sleep_while, wake_all
 
 MS = 1_000_000
 BEGIN_NS = 10**15
@@ -25,7 +25,7 @@ PERIODS_NS = st.integers(2 * MS, 2000 * MS)
 WAITER = """
 import sys
 from framebus import segment as shm
-from framebus.wake import sleep_while
+from framebus.shm.futex import sleep_while
 segment = shm.attach(sys.argv[1])
 print("ready", flush=True)
 while segment.words32[32] == 0:

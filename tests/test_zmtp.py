@@ -15,10 +15,10 @@ import zmq
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from framebus import zmtp
-from framebus.notify import socket_path
-from framebus.steps import send_all
-from framebus.zmtp import GREETING, LocalOutlet, LocalSocket, command, frame_header, hello
+from framebus.notify import zmtp
+from framebus.notify.listener import socket_path
+from framebus.notify.zmtp import GREETING, LocalOutlet, LocalSocket, command, frame_header, hello
+from framebus.ring._ring_py import send_all
 from tests.listeners import PlainListener, wait_until
 
 HELLO = hello(b"XPUB")

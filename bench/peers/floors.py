@@ -20,7 +20,7 @@ import zmq
 from bench.peers import Peer, Pixels, Receiver, Sender, Setting
 from bench.peers.places import temporary_folder, touched
 from bench.peers.zeromq_inline import Port, await_subscribers
-from framebus.wake import sleep_while, wake_all
+from framebus.shm.futex import sleep_while, wake_all
 
 STAMP_BYTES: Final = 64
 WORD: Final = STAMP_BYTES

@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from framebus.bus.formats import FrameFormat, Pixels, chroma, luma
 from framebus.errors import FrameReleased, LayoutMismatch
-from framebus.layout import FrameHeader
-from framebus.ring import read_metadata
-from framebus.steps import Lease
+from framebus.ring._ring_py import Lease
+from framebus.ring.layout import FrameHeader
+from framebus.ring.rings import read_metadata
 
 
 class Frame:

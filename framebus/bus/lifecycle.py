@@ -12,7 +12,7 @@ from threading import get_ident
 from types import TracebackType
 from typing import Final, Self
 
-from framebus import forks
+from framebus.shm import forks
 
 OLDEST: Final = 2
 """The generation that is collected last, and with it all others."""

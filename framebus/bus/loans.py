@@ -13,8 +13,8 @@ import numpy as np
 
 from framebus.bus.formats import FrameFormat, Pixels, chroma, luma
 from framebus.errors import FramebusError, FrameReleased, InvalidMetadata
-from framebus.layout import MAX_METADATA_BYTES
-from framebus.steps import Claim, Template
+from framebus.ring._ring_py import Claim, Template
+from framebus.ring.layout import MAX_METADATA_BYTES
 
 
 @dataclass(frozen=True, slots=True)

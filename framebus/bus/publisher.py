@@ -27,11 +27,12 @@ from framebus.errors import (
     StreamExists,
     WrongThread,
 )
-from framebus.layout import MAX_LOANS, MAX_SLOTS, MIN_SLOTS, Geometry, check_name
-from framebus.notify import Notifier, notification_template
-from framebus.ring import PublisherRing
-from framebus.segment import EXCLUSION_PATIENCE_S, companion_path, take_exclusion
-from framebus.steps import Claim
+from framebus.notify.listener import Notifier, notification_template
+from framebus.ring._ring_py import Claim
+from framebus.ring.layout import MAX_LOANS, MAX_SLOTS, MIN_SLOTS, Geometry
+from framebus.ring.rings import PublisherRing
+from framebus.shm.locks import EXCLUSION_PATIENCE_S, take_exclusion
+from framebus.shm.paths import check_name, companion_path
 
 REPLACE_AFTER_S: Final = 1.0
 """How long no slot may be free before the ring is replaced."""

@@ -28,12 +28,13 @@ from framebus.errors import (
     TooManyLeases,
     WrongThread,
 )
-from framebus.layout import MAX_SLOTS, FrameHeader, check_name
-from framebus.notify import Listener
-from framebus.ring import StaleRing, SubscriberRing
-from framebus.seats import Record, new_record, remove_dead_records, take_seats
-from framebus.steps import Lease
-from framebus.wake import Pace
+from framebus.notify.listener import Listener
+from framebus.ring._ring_py import Lease
+from framebus.ring.admission import Record, new_record, remove_dead_records, take_seats
+from framebus.ring.layout import MAX_SLOTS, FrameHeader
+from framebus.ring.rings import StaleRing, SubscriberRing
+from framebus.shm.futex import Pace
+from framebus.shm.paths import check_name
 
 TICK_S: Final = 0.05
 """A wait is cut into slices of that length: nothing wakes a waiter when the publisher is killed."""

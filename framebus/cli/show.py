@@ -12,8 +12,8 @@ from typing import Any, Final
 import numpy as np
 
 from framebus.cli.output import columns, control, flush, table, wrap, write, write_json
-from framebus.directory import StreamInfo, UnreadableStream, check_directory, inspect, survey
-from framebus.layout import FrameHeader, SubscriberRecord
+from framebus.inspect import StreamInfo, UnreadableStream, check_directory, inspect, survey
+from framebus.ring.layout import FrameHeader, SubscriberRecord
 
 MIB: Final = 1 << 20
 PATIENCE_S: Final = 0.3

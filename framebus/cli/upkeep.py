@@ -13,7 +13,8 @@ from typing import Final, Literal
 from framebus.bus import FrameFormat
 from framebus.cli.output import columns, wrap, write, write_json
 from framebus.cli.show import PATIENCE_S
-from framebus.directory import (
+from framebus.errors import FramebusError
+from framebus.inspect import (
     Leftover,
     StreamInfo,
     UnreadableStream,
@@ -22,10 +23,11 @@ from framebus.directory import (
     find_leftovers,
     survey,
 )
-from framebus.errors import FramebusError
-from framebus.identity import as_user, describe_user, is_unmapped
-from framebus.layout import PAGE_BYTES, Geometry
-from framebus.segment import SHM_DIRECTORY, companion_path, is_any_locked, open_for_reading
+from framebus.ring.layout import PAGE_BYTES, Geometry
+from framebus.shm.identity import as_user, describe_user, is_unmapped
+from framebus.shm.locks import is_any_locked
+from framebus.shm.paths import SHM_DIRECTORY, companion_path
+from framebus.shm.segment import open_for_reading
 
 MIB: Final = 1 << 20
 STEP_MIB: Final = 32

@@ -16,13 +16,13 @@ import pytest
 
 from framebus import FrameFormat
 from framebus.bus.subscriber import Wake
-from framebus.ring import PURE
+from framebus.ring.backend import BACKEND
 from tests.support import ROOT
 
 SMALL = FrameFormat(4, 6)
 ALL_WAKES: tuple[Wake, ...] = ("zmq", "futex", "predict", "busy")
 WAKES = pytest.mark.parametrize("wake", ALL_WAKES)
-BACKENDS = pytest.mark.parametrize("pure", ["", "1"], ids=["compiled", "plain"])
+BACKENDS = pytest.mark.parametrize("backend", ["c", "python"])
 PATIENCE_S = 20
 HEAD = """
 import faulthandler, gc, os, signal, sys, threading, time
@@ -54,7 +54,7 @@ def in_child(function: Callable[[], object]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def run(code: str, pure: str = "", *arguments: str) -> str:
+def run(code: str, backend: str = "auto", *arguments: str) -> str:
     """Run a program; what it prints. One that hangs prints the stacks of its threads, and fails the test."""
     program = subprocess.Popen(
         [sys.executable, "-W", "error", "-c", HEAD + code, *arguments],
@@ -62,7 +62,7 @@ def run(code: str, pure: str = "", *arguments: str) -> str:
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), PURE: pure},
+        env={**os.environ, "PYTHONPATH": str(ROOT), BACKEND: backend},
     )
     try:
         said, complained = program.communicate(timeout=PATIENCE_S)

@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 
 from framebus import Closed, Publisher, ReceiveTimeout, StreamExists, Subscriber
-from framebus import segment as shm
 from framebus.bus.subscriber import Wake
-from framebus.layout import LOCK_SLOTS
+from framebus.ring.layout import LOCK_SLOTS
+from framebus.shm import locks
+from framebus.shm import segment as shm
 from tests.cases.support import BACKENDS, SMALL, WAKES, descriptors, run
 from tests.interruptions import Interrupted, each_point, in_a_thread, interrupt
 from tests.support import files_of, publish
@@ -276,7 +277,7 @@ def pinned(stream: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Publisher]:
     publish(publisher)
     neighbour = shm.attach(f"framebus.{stream}.ring")
     for slot in range(3):
-        assert neighbour.try_lock(shm.read_lock(LOCK_SLOTS + slot))
+        assert neighbour.try_lock(locks.read_lock(LOCK_SLOTS + slot))
     yield publisher
     publisher.close()
 
@@ -304,7 +305,7 @@ def test_another_thread_closes_while_the_ring_is_replaced(
 
 
 @BACKENDS
-def test_close_from_everywhere_at_random_neither_aborts_nor_hangs(stream: str, pure: str) -> None:
+def test_close_from_everywhere_at_random_neither_aborts_nor_hangs(stream: str, backend: str) -> None:
     code = f"""
 import random
 publisher, stop = Publisher({stream!r}, FrameFormat(4, 6), slots=40), threading.Event()
@@ -337,5 +338,5 @@ publisher.close()
 print(*seen)
 """
     before = descriptors()
-    assert run(code, pure) == "Closed\n"
+    assert run(code, backend) == "Closed\n"
     assert (descriptors(), os.path.exists(f"/dev/shm/framebus.{stream}.ring")) == (before, False)

@@ -23,8 +23,8 @@ from framebus import (
     remove_leftovers,
     streams,
 )
-from framebus import segment as shm
 from framebus.bus.subscriber import Wake
+from framebus.shm import space
 from tests.cases.support import SMALL, WAKES, descriptors, in_child
 from tests.support import files_of, publish
 
@@ -170,7 +170,7 @@ def test_an_address_space_that_is_too_small(stream: str) -> None:
 
     def publish_it() -> None:
         before, files = descriptors(), files_of(stream)
-        limit = shm.MIB * 64 + int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        limit = space.MIB * 64 + int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         with pytest.raises((ResourceExhausted, NotEnoughSharedMemory), match="memory"):
             Publisher(f"{stream}-b", large, slots=3)

@@ -165,7 +165,7 @@ def test_what_did_not_open_is_collected_in_silence(stream: str, attempt: Callabl
 
 
 @BACKENDS
-def test_an_interpreter_exits_with_all_of_it_in_use(stream: str, pure: str) -> None:
+def test_an_interpreter_exits_with_all_of_it_in_use(stream: str, backend: str) -> None:
     code = f"""
 import atexit
 class App:
@@ -192,7 +192,7 @@ for wake in ("zmq", "futex", "predict", "busy"):
     started.acquire()
 atexit.register(app.frames.clear)
 """
-    assert run(code, pure) == ""
+    assert run(code, backend) == ""
     assert files_of(stream) == []
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from framebus import FrameFormat, InvalidMetadata, Publisher, ReceiveTimeout, Subscriber
-from framebus.layout import MAX_METADATA_BYTES
+from framebus.ring.layout import MAX_METADATA_BYTES
 from tests.cases.support import SMALL
 from tests.support import publish
 

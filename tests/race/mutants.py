@@ -1,7 +1,7 @@
 """Faults to put into the real code, one step moved or left out: what the race programs must find.
 
 A fault replaces a piece of the source, as it is in ``framebus/`` now: of a function in ``steps.py``, or of
-``_native.c``, which is then compiled anew. Where that piece is no longer there, the fault cannot be made, so none
+``_ring_c.c``, which is then compiled anew. Where that piece is no longer there, the fault cannot be made, so none
 outlives the code that it is about. The names are those of the model's mutants (``verification/mutants.py``).
 """
 
@@ -19,8 +19,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Final, NamedTuple
 
-from framebus import ring, steps
-from framebus.segment import Segment
+from framebus.ring import _ring_py as steps
+from framebus.ring import backend
+from framebus.shm.segment import Segment
 from tests.support import ROOT
 
 
@@ -34,7 +35,7 @@ class Fault(NamedTuple):
 
 
 class CompiledFault(NamedTuple):
-    """A piece of ``_native.c``, and what stands there instead."""
+    """A piece of ``_ring_c.c``, and what stands there instead."""
 
     piece: str
     instead: str
@@ -90,7 +91,7 @@ FAULTS: Final = {
 """The last is none: a subscriber that takes its time makes what may happen meanwhile likely."""
 
 
-C_SOURCE: Final = ROOT / "framebus/_native.c"
+C_SOURCE: Final = ROOT / "framebus/ring/_ring_c.c"
 C_MEANWHILE: Final = """
 #include <sched.h>
 
@@ -174,12 +175,12 @@ def build(names: Iterable[str], library: Path) -> None:
 
 def load(library: Path) -> None:
     """Take the steps of a library that :func:`build` has made, in this process."""
-    spec = importlib.util.spec_from_file_location("framebus._native", library)
+    spec = importlib.util.spec_from_file_location("framebus.ring._ring_c", library)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    ring.steps = module
+    backend.steps = module
 
 
 _sources: dict[str, str] = {}
@@ -188,7 +189,7 @@ _sources: dict[str, str] = {}
 
 def apply(name: str) -> None:
     """Put the fault into this process, which takes its steps in Python from now on."""
-    ring.steps = steps
+    backend.steps = steps
     owner, function, piece, instead = FAULTS[name]
     source = _sources.get(function) or textwrap.dedent(inspect.getsource(getattr(owner, function)))
     if source.count(piece) != 1:

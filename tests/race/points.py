@@ -11,10 +11,15 @@ import signal
 from collections.abc import Callable
 from typing import Any, Final
 
-from framebus import notify, ring, seats, steps, zmtp
-from framebus import segment as shm
 from framebus.bus import publisher as publisher_module
 from framebus.bus import subscriber as subscriber_module
+from framebus.notify import listener as notify
+from framebus.notify import zmtp
+from framebus.ring import _ring_py as steps
+from framebus.ring import admission as seats
+from framebus.ring import rings as ring
+from framebus.shm import locks
+from framebus.shm import segment as shm
 
 _SLOTS: Final = frozenset(steps.UNLOCK)
 _chosen = signal.SIGKILL
@@ -151,8 +156,8 @@ CLOSING: Final[Points] = {
 SUBSCRIBING: Final[Points] = {
     "attached": lambda: after(ring.SubscriberRing, "is_live"),
     "first seat taken": lambda: after(shm.Segment, "try_lock"),
-    "seats taken": lambda: before(shm, "let_go"),
-    "seats taken, flock let go": lambda: after(shm, "let_go"),
+    "seats taken": lambda: before(locks, "let_go"),
+    "seats taken, flock let go": lambda: after(locks, "let_go"),
     "record created": lambda: after(shm, "create"),
     "record written, not locked": lambda: before(shm.Segment, "try_lock", of_a_record),
     "record locked": lambda: after(subscriber_module, "Record"),

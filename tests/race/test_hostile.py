@@ -19,8 +19,8 @@ import pytest
 import zmq
 
 from framebus import FrameFormat, PermissionDenied, Publisher, StreamNotFound, Subscriber, remove_leftovers
-from framebus import segment as shm
-from framebus.layout import LOCK_SLOTS
+from framebus.ring.layout import LOCK_SLOTS
+from framebus.shm import locks
 from tests.people import GROUP, Person
 from tests.race.victims import write
 from tests.support import SHM, files_of, lacks, needs_root
@@ -120,7 +120,7 @@ def scribble(stream: str) -> dict[str, str]:
             failures[f"{kind} {name}"] = attempt(action)
     fd = os.open(SHM / f"framebus.{stream}.ring", os.O_RDONLY)
     failures["ring map"] = attempt(lambda: mmap.mmap(fd, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE))
-    failures["ring write lock"] = attempt(lambda: fcntl.fcntl(fd, fcntl.F_OFD_SETLK, shm.write_lock(LOCK_SLOTS)))
+    failures["ring write lock"] = attempt(lambda: fcntl.fcntl(fd, fcntl.F_OFD_SETLK, locks.write_lock(LOCK_SLOTS)))
     return failures
 
 
@@ -150,7 +150,7 @@ def pin(stream: str, seconds: float) -> int:
     while time.monotonic() < end_s:
         for offset in range(LOCK_SLOTS - 256, LOCK_SLOTS + 256 + 4096):
             try:
-                fcntl.fcntl(fd, fcntl.F_OFD_SETLK, shm.read_lock(offset))
+                fcntl.fcntl(fd, fcntl.F_OFD_SETLK, locks.read_lock(offset))
             except OSError:
                 continue
             if LOCK_SLOTS <= offset < LOCK_SLOTS + SLOTS:

@@ -16,10 +16,11 @@ from typing import Any
 
 import pytest
 
-from framebus import Publisher, ReceiveTimeout, StreamExists, StreamNotFound, Subscriber, seats
+from framebus import Publisher, ReceiveTimeout, StreamExists, StreamNotFound, Subscriber
 from framebus.bus import publisher as publisher_module
 from framebus.bus.subscriber import Mode, Wake
-from framebus.directory import inspect
+from framebus.inspect import inspect
+from framebus.ring import admission as seats
 from tests.race.points import (
     CLOSING,
     NEW_FILE,

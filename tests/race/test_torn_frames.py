@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from framebus.ring import PURE
+from framebus.ring.backend import BACKEND
 from tests.support import report_of
 
 
-@pytest.mark.parametrize("pure", ["", "1"])
+@pytest.mark.parametrize("backend", ["c", "python"])
 @pytest.mark.usefixtures("compiled_steps")
-def test_no_frame_is_torn(monkeypatch: pytest.MonkeyPatch, pure: str) -> None:
-    monkeypatch.setenv(PURE, pure)
+def test_no_frame_is_torn(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    monkeypatch.setenv(BACKEND, backend)
     report = report_of("tests.race.torn", "--minutes", "0.05")
     assert report["publisher"]["published"] > 100
     assert report["publisher"]["lives"] > 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from framebus.ring import PURE
+from framebus.ring.backend import BACKEND
 from tests.race import torture
 from tests.support import report_of
 
@@ -21,20 +21,20 @@ SYMPTOMS = {
 """What the torture says of each fault of old that is put back."""
 
 
-@pytest.mark.parametrize("pure", ["", "1"])
+@pytest.mark.parametrize("backend", ["c", "python"])
 @pytest.mark.usefixtures("compiled_steps")
-def test_nothing_breaks(monkeypatch: pytest.MonkeyPatch, pure: str) -> None:
-    monkeypatch.setenv(PURE, pure)
+def test_nothing_breaks(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    monkeypatch.setenv(BACKEND, backend)
     report = report_of("tests.race.torture", "--minutes", "0.22")
     counted = report["counted"]
     assert all(counted[what] for what in ("receive", "Closed", "close_others", "fork", "interrupted", "collect"))
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("pure", ["", "1"])
+@pytest.mark.parametrize("backend", ["c", "python"])
 @pytest.mark.parametrize("fault", torture.FAULTS)
 @pytest.mark.usefixtures("compiled_steps")
-def test_a_fault_of_old_is_found_when_it_is_put_back(monkeypatch: pytest.MonkeyPatch, fault: str, pure: str) -> None:
-    monkeypatch.setenv(PURE, pure)
+def test_a_fault_of_old_is_found_when_it_is_put_back(monkeypatch: pytest.MonkeyPatch, fault: str, backend: str) -> None:
+    monkeypatch.setenv(BACKEND, backend)
     broken = "\n".join(torture.run(6.0, 1, fault)["broken promises"])
     assert SYMPTOMS[fault] in broken

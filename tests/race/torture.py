@@ -58,11 +58,10 @@ from framebus import (
     Subscriber,
     SubscriberLimitReached,
     TooManyLeases,
-    forks,
     remove_leftovers,
 )
-from framebus import segment as shm
 from framebus.bus import lifecycle
+from framebus.shm import forks, limits
 from tests.support import ROOT, files_of
 
 FORMAT: Final = FrameFormat(24, 40)
@@ -456,7 +455,7 @@ def children_read_frames() -> None:
 
 def exhaustion_is_masked() -> None:
     """EMFILE becomes another error."""
-    shm.exhausted = lambda error: None
+    limits.exhausted = lambda error: None
 
 
 def close_is_final() -> None:

@@ -11,20 +11,13 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from framebus import (
-    FrameFormat,
-    NoFreeSlot,
-    Publisher,
-    StreamNotFound,
-    Subscriber,
-    SubscriberLimitReached,
-    ring,
-    steps,
-)
-from framebus import segment as shm
+from framebus import FrameFormat, NoFreeSlot, Publisher, StreamNotFound, Subscriber, SubscriberLimitReached
 from framebus.bus import publisher as publisher_module
-from framebus.ring import ring_name
-from framebus.steps import LOCK_READ
+from framebus.ring import _ring_py as steps
+from framebus.ring import backend
+from framebus.ring._ring_py import LOCK_READ
+from framebus.ring.rings import ring_name
+from framebus.shm import segment as shm
 from tests.race.points import (
     AT_RANDOM,
     CLOSING,
@@ -69,7 +62,7 @@ def fork(function: Callable[..., Any], *arguments: Any) -> int:
 def choose_steps(point: str) -> None:
     """Take the steps in Python where the point is in one of them; else those that a program has."""
     if point in IN_STEPS:
-        ring.steps = steps
+        backend.steps = steps
 
 
 def publish(stream: str, point: str, frames: int, slots: int, *, more: int = 0) -> None:

@@ -8,11 +8,16 @@ Source: user_namespaces(7), "Unmapped user and group IDs".
 
 from __future__ import annotations
 
+import errno
 import grp
 import os
 import pwd
+import stat
 from pathlib import Path
 from typing import Final, Literal
+
+from framebus.errors import PermissionDenied
+from framebus.shm.paths import SHM_DIRECTORY
 
 _WHOLE_RANGE: Final = (1 << 32) - 1
 _DEFAULT_OVERFLOW: Final = 65534
@@ -95,3 +100,26 @@ def _ranges(kind: Kind) -> list[tuple[int, int]]:
 
 def _covers_all(kind: Kind) -> bool:
     return sum(count for _, count in _ranges(kind)) >= _WHOLE_RANGE
+
+
+def denied(path: Path, error: OSError | None) -> PermissionDenied:
+    """The error for a file that another user has, with what to do."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return PermissionDenied(errno.EACCES, f"{path}: {error.strerror if error else 'permission denied'}")
+    if error is not None and error.errno == errno.EROFS:
+        return PermissionDenied(errno.EROFS, f"{SHM_DIRECTORY} is mounted read-only: mount it writable")
+    if error is not None and group_would_help(status):
+        remedy = f"run this process with group {status.st_gid}, or have user {status.st_uid} remove the file"
+    else:
+        # Either only the owner may open the file, or only the owner may serve the stream: no group helps.
+        remedy = (
+            "that user serves this stream, or has left the file: take another name, "
+            f"or run this process or 'framebus gc' {as_user(status.st_uid)}"
+        )
+    return PermissionDenied(
+        errno.EACCES,
+        f"{path} belongs to {describe_user(status.st_uid)} and {describe_group(status.st_gid)}, mode "
+        f"{stat.S_IMODE(status.st_mode):04o}, and is closed to user {os.geteuid()} with group {os.getegid()}: {remedy}",
+    )

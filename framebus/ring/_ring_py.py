@@ -1,8 +1,8 @@
-"""The steps of a hand-over that decide its time, in plain Python: what runs where ``framebus._native`` was not built.
+"""The steps of a hand-over that decide its time, in plain Python: what runs where ``_ring_c.c`` was not built.
 
-``_native.c`` does the same, compiled: a subscriber has the frame in about two thirds of the time, for code that has not
-run since the frame before waits for memory with nearly every line. :mod:`framebus.ring` tells what the steps are for,
-and in which order they must come.
+The compiled module does the same in about two thirds of the time, because code that has not run since the frame before
+waits for memory with nearly every line. :mod:`framebus.ring.rings` says what the steps are for, and in which order they
+must come.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from framebus import segment as shm
 from framebus.errors import AlreadyInUse, LayoutMismatch
-from framebus.layout import (
+from framebus.ring.layout import (
     EVENT,
     LOCK_SLOTS,
     MAX_SLOTS,
@@ -36,12 +35,13 @@ from framebus.layout import (
     TAIL,
     FrameHeader,
 )
-from framebus.segment import Segment
-from framebus.wake import sleep_while, wake_all
+from framebus.shm import locks
+from framebus.shm.futex import sleep_while, wake_all
+from framebus.shm.segment import Segment
 
-LOCK_READ: Final = [shm.read_lock(LOCK_SLOTS + slot) for slot in range(MAX_SLOTS + 1)]
-LOCK_WRITE: Final = [shm.write_lock(LOCK_SLOTS + slot) for slot in range(MAX_SLOTS)]
-UNLOCK: Final = [shm.unlock(LOCK_SLOTS + slot) for slot in range(MAX_SLOTS + 1)]
+LOCK_READ: Final = [locks.read_lock(LOCK_SLOTS + slot) for slot in range(MAX_SLOTS + 1)]
+LOCK_WRITE: Final = [locks.write_lock(LOCK_SLOTS + slot) for slot in range(MAX_SLOTS)]
+UNLOCK: Final = [locks.unlock(LOCK_SLOTS + slot) for slot in range(MAX_SLOTS + 1)]
 NO_SLOT: Final = MAX_SLOTS
 """Its lock byte is nobody's."""
 TAIL_WORD: Final = TAIL // 8
@@ -237,7 +237,7 @@ class Writer:
         pass, from new to old, meets each of them once at most, and finds a slot whenever admission leaves one.
 
         Args:
-            description: The header's bytes from height on, of :func:`framebus.layout.describe`.
+            description: The header's bytes from height on, of :func:`framebus.ring.layout.describe`.
 
         Returns:
             The slot's claim; ``None`` when no slot is free, or ``max_loans`` are claimed, or the writer was closed.

@@ -64,7 +64,6 @@ A subscriber's record, ``/dev/shm/framebus.NAME.sub.ID``, is written by the subs
 
 from __future__ import annotations
 
-import re
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
@@ -72,7 +71,7 @@ from functools import lru_cache
 from math import prod
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from framebus.errors import InvalidArgument, InvalidName, LayoutMismatch
+from framebus.errors import InvalidArgument, LayoutMismatch
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
@@ -126,22 +125,6 @@ SLOT_DESCRIPTION: Final = SLOT_FIELDS + SLOT.size - DESCRIPTION.size
 METADATA_BYTES: Final = SLOT_DESCRIPTION + struct.calcsize("<III")
 RECORD: Final = struct.Struct("<8sIIQ48s8s8s")
 RECORD_WORDS: Final = struct.Struct(f"<{RECORD_COUNTERS}Q")
-
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,47}", re.ASCII)
-
-
-def check_name(name: str, what: str = "stream") -> str:
-    """Return ``name`` if it can be part of a file name in /dev/shm.
-
-    Raises:
-        InvalidName: It is empty, longer than 48 characters, or holds others than letters, digits, ``-`` and ``_``.
-    """
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        found = repr(name) if isinstance(name, str) else type(name).__name__
-        raise InvalidName(
-            f"{found} is no name for a {what}: take 1 to 48 letters, digits, '-' or '_', a letter or digit first"
-        )
-    return name
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,8 +25,8 @@ A publisher may write several slots at a time: each goes through the steps 1 to 
 in step 4, so that frames are numbered in the order in which they are published. Its own locks do not exclude each
 other, so step 1 passes over the slots of its loans.
 
-The steps 1 and 2, 4 to 8, and a subscriber's 1 to 4 are in ``_native.c`` and, for where that was not built, in
-:mod:`framebus.steps`.
+The steps 1 and 2, 4 to 8, and a subscriber's 1 to 4 are in ``_ring_c.c`` and, for where that was not built, in
+:mod:`framebus.ring._ring_py`.
 """
 
 from __future__ import annotations
@@ -36,18 +36,17 @@ import os
 import secrets
 import time
 from collections.abc import Callable
-from importlib import import_module
 from threading import RLock
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import msgpack
 import numpy as np
 import numpy.typing as npt
 
-from framebus import segment as shm
-from framebus import steps as steps  # noqa: PLC0414  exported, so that tests can exchange it
 from framebus.errors import FramebusError, LayoutMismatch, NotEnoughSharedMemory, StreamNotFound
-from framebus.layout import (
+from framebus.ring import backend
+from framebus.ring._ring_py import EVENT_WORD, SEQ_WORDS, TAIL_WORD, Lease, Reader, Writer, raise_event
+from framebus.ring.layout import (
     CLOSED,
     LOCK_LIVE,
     MAGIC,
@@ -63,20 +62,16 @@ from framebus.layout import (
     Geometry,
     RingHeader,
 )
-from framebus.mapping import Window
-from framebus.segment import RING_MODE, Segment, companion_path, companion_paths
-from framebus.steps import EVENT_WORD, SEQ_WORDS, TAIL_WORD, Lease, raise_event
+from framebus.shm import identity, locks, paths
+from framebus.shm import segment as shm
+from framebus.shm.mapping import Window
+from framebus.shm.paths import companion_path, companion_paths
+from framebus.shm.segment import RING_MODE, Segment
 
-LIVE_WRITE: Final = shm.write_lock(LOCK_LIVE)
-LIVE_PROBE: Final = shm.read_lock(LOCK_LIVE)
+LIVE_WRITE: Final = locks.write_lock(LOCK_LIVE)
+LIVE_PROBE: Final = locks.read_lock(LOCK_LIVE)
 
 STATE_WORD: Final = STATE // 4
-PURE: Final = "FRAMEBUS_PURE"
-"""Environment variable that asks for plain Python where the compiled steps are there too."""
-
-if not TYPE_CHECKING and not os.environ.get(PURE):
-    with contextlib.suppress(ImportError):  # it may not have been built
-        steps = import_module("framebus._native")
 
 
 def ring_name(stream: str) -> str:
@@ -107,6 +102,7 @@ class PublisherRing:
             PermissionDenied: A file of that name belongs to another user.
             NotEnoughSharedMemory: /dev/shm has no room for the ring.
         """
+        backend.check()
         self.geometry = geometry
         self.epoch: int = secrets.randbits(53) or 1  # exact in JSON and JavaScript too
         self.adopted: bool = False
@@ -151,7 +147,7 @@ class PublisherRing:
         except FileNotFoundError:
             return None
         if owner != os.geteuid():
-            raise shm.denied(path, None)
+            raise identity.denied(path, None)
         try:
             segment = shm.attach(path.name, writable=True, min_bytes=PAGE_BYTES)
         except (StreamNotFound, LayoutMismatch):
@@ -164,7 +160,7 @@ class PublisherRing:
 
     def _create(self, stream: str, first_sequence: int) -> None:
         name = ring_name(stream)
-        segment = shm.create(f"{name}.{shm.random_suffix()}", self.geometry.total_bytes, RING_MODE)
+        segment = shm.create(f"{name}.{paths.random_suffix()}", self.geometry.total_bytes, RING_MODE)
         try:
             header = RingHeader(self.geometry, first_sequence, self.epoch, time.time_ns())
             content = header.pack()
@@ -187,7 +183,7 @@ class PublisherRing:
             words[TAIL_WORD] = words[SEQ_WORDS[newest]] << 8 | newest
         self.segment: Segment = segment
         geometry = self.geometry
-        self.writer: steps.Writer = steps.Writer(
+        self.writer: Writer = backend.steps.Writer(
             segment,
             geometry.slots,
             geometry.slot_bytes,
@@ -207,10 +203,10 @@ class PublisherRing:
         old = self.segment
         self._create(stream, self.writer.next_sequence)
         _supersede(old)
-        old.unlock(shm.unlock(LOCK_LIVE))
+        old.unlock(locks.unlock(LOCK_LIVE))
 
     def slot_arrays(self, shape: tuple[int, ...], typestr: str) -> list[npt.NDArray[Any]]:
-        """An array on each slot's pixels, for :meth:`framebus.steps.Writer.watch`.
+        """An array on each slot's pixels, for :meth:`framebus.ring._ring_py.Writer.watch`.
 
         Args:
             shape: Shape of each.
@@ -253,7 +249,7 @@ class PublisherRing:
                     raise_event(segment)
                     if unlink:
                         segment.unlink()
-                    segment.unlock(shm.unlock(LOCK_LIVE))
+                    segment.unlock(locks.unlock(LOCK_LIVE))
                     if not self.writer.loans:
                         segment.close()
                 then()
@@ -281,6 +277,7 @@ class SubscriberRing:
             StaleRing: The same, and no publisher holds it.
             PermissionDenied: It is closed to this user, or belongs to another than ``owner``.
         """
+        backend.check()
         try:
             self.segment: Segment = shm.attach(ring_name(stream), min_bytes=PAGE_BYTES, owner=owner)
         except StreamNotFound:
@@ -293,7 +290,7 @@ class SubscriberRing:
         if not self.is_live():
             raise StreamNotFound(f"the publisher of the stream {stream!r} is gone")
         geometry = self.geometry
-        self.reader: steps.Reader = steps.Reader(
+        self.reader: Reader = backend.steps.Reader(
             self.segment, geometry.slots, geometry.slot_bytes, geometry.first_slot, every, history
         )
         """What holds the leases, and counts."""

@@ -21,9 +21,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from framebus import forks
-from framebus.segment import denied, exhausted, no_room
-from framebus.steps import send_all
+from framebus.ring._ring_py import send_all
+from framebus.shm import forks
+from framebus.shm.identity import denied
+from framebus.shm.limits import exhausted
+from framebus.shm.space import no_room
 
 SOCKET_MODE: Final = 0o660
 BACKLOG: Final = 128

@@ -15,22 +15,24 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from framebus import segment as shm
 from framebus.errors import LayoutMismatch, SubscriberLimitReached
-from framebus.layout import (
+from framebus.ring.layout import (
     LOCK_SEATS,
     RECORD_BYTES,
     Geometry,
     SubscriberRecord,
 )
-from framebus.segment import RING_MODE, SHM_DIRECTORY, Segment, companion_path, companion_paths
+from framebus.shm import locks, paths
+from framebus.shm import segment as shm
+from framebus.shm.paths import SHM_DIRECTORY, companion_path, companion_paths
+from framebus.shm.segment import RING_MODE, Segment
 
 ADMISSION_TIMEOUT_S: Final = 0.5
 UNFINISHED: Final = ".new"
 """End of a record's name until it is locked."""
 MAX_LOOKED_AT: Final = 256
-_ALIVE: Final = shm.write_lock(0)
-_PROBE: Final = shm.read_lock(0)
+_ALIVE: Final = locks.write_lock(0)
+_PROBE: Final = locks.read_lock(0)
 
 
 def take_seats(segment: Segment, geometry: Geometry, count: int) -> None:
@@ -39,18 +41,18 @@ def take_seats(segment: Segment, geometry: Geometry, count: int) -> None:
     Raises:
         SubscriberLimitReached: Fewer are free.
     """
-    held = shm.hold_briefly(segment, ADMISSION_TIMEOUT_S)
+    held = locks.hold_briefly(segment, ADMISSION_TIMEOUT_S)
     taken: list[int] = []
     try:
         for seat in range(geometry.seats):
             if len(taken) == count:
                 break
             offset = LOCK_SEATS + seat
-            if not segment.is_locked(shm.write_lock(offset)) and segment.try_lock(shm.read_lock(offset)):
+            if not segment.is_locked(locks.write_lock(offset)) and segment.try_lock(locks.read_lock(offset)):
                 taken.append(offset)
         if len(taken) < count:
             for offset in taken:
-                segment.unlock(shm.unlock(offset))
+                segment.unlock(locks.unlock(offset))
             raise SubscriberLimitReached(
                 f"the ring's {geometry.slots} slots leave {geometry.seats} leases to subscribers, {len(taken)} are "
                 f"free and this one wants {count}: open the publisher with more slots, or this subscriber with fewer "
@@ -58,12 +60,12 @@ def take_seats(segment: Segment, geometry: Geometry, count: int) -> None:
             )
     finally:
         if held:
-            shm.let_go(segment)
+            locks.let_go(segment)
 
 
 def seats_taken(segment: Segment, geometry: Geometry) -> int:
     """Seats that are held now."""
-    return sum(segment.is_locked(shm.write_lock(LOCK_SEATS + seat)) for seat in range(geometry.seats))
+    return sum(segment.is_locked(locks.write_lock(LOCK_SEATS + seat)) for seat in range(geometry.seats))
 
 
 class Record:
@@ -77,7 +79,7 @@ class Record:
         content = record.pack()
         self._is_removed = False
         while True:
-            self._name = companion_path(stream, f"sub.{shm.random_suffix()}").name
+            self._name = companion_path(stream, f"sub.{paths.random_suffix()}").name
             self.segment: Segment = shm.create(
                 self._name + UNFINISHED, RECORD_BYTES, RING_MODE, "a subscriber's record"
             )
@@ -115,7 +117,7 @@ def remove_dead_records(stream: str) -> int:
     paths = companion_paths(stream, "sub.*")[:MAX_LOOKED_AT]
     for path, fd in _opened(path for path in paths if not path.name.endswith(UNFINISHED)):
         with contextlib.suppress(OSError):
-            if os.fstat(fd).st_uid == os.geteuid() and not shm.is_locked(fd, _PROBE):
+            if os.fstat(fd).st_uid == os.geteuid() and not locks.is_locked(fd, _PROBE):
                 path.unlink()
                 removed += 1
     return removed
@@ -129,7 +131,7 @@ def read_records(stream: str) -> list[tuple[Path, SubscriberRecord | None, bool]
     records = []
     for path, fd in _opened(companion_paths(stream, "sub.*")):
         with contextlib.suppress(OSError):
-            alive = shm.is_locked(fd, _PROBE)
+            alive = locks.is_locked(fd, _PROBE)
             records.append((path, _read_record(fd), alive))
     return records
 

@@ -1,7 +1,7 @@
 /* The steps of a hand-over that decide its time, compiled.
  *
- * framebus/steps.py does the same in plain Python and describes each step, framebus/ring.py why they come in this
- * order, framebus/layout.py the bytes. Nothing here waits with the interpreter's lock held.
+ * framebus/ring/_ring_py.py does the same in plain Python and describes each step, framebus/ring/rings.py why they come in this
+ * order, framebus/ring/layout.py the bytes. Nothing here waits with the interpreter's lock held.
  *
  * Sources: fcntl(2), F_OFD_SETLK; futex(2); send(2); PEP 384 (stable ABI), PEP 3118 (buffers).
  */
@@ -884,7 +884,7 @@ static PyType_Slot writer_slots[] = {
     {0, NULL},
 };
 
-static PyType_Spec writer_spec = {"framebus._native.Writer", sizeof(Writer), 0, Py_TPFLAGS_DEFAULT, writer_slots};
+static PyType_Spec writer_spec = {"framebus.ring._ring_c.Writer", sizeof(Writer), 0, Py_TPFLAGS_DEFAULT, writer_slots};
 
 static PyMethodDef claim_methods[] = {
     {"abandon", (PyCFunction)claim_abandon, METH_NOARGS, NULL},
@@ -922,7 +922,7 @@ static PyType_Slot claim_slots[] = {
 };
 
 static PyType_Spec claim_spec = {
-    "framebus._native.Claim", sizeof(Claim), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, claim_slots};
+    "framebus.ring._ring_c.Claim", sizeof(Claim), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, claim_slots};
 
 static PyMethodDef reader_methods[] = {
     {"take", (PyCFunction)reader_take, METH_NOARGS, NULL},
@@ -954,7 +954,7 @@ static PyType_Slot reader_slots[] = {
     {0, NULL},
 };
 
-static PyType_Spec reader_spec = {"framebus._native.Reader", sizeof(Reader), 0, Py_TPFLAGS_DEFAULT, reader_slots};
+static PyType_Spec reader_spec = {"framebus.ring._ring_c.Reader", sizeof(Reader), 0, Py_TPFLAGS_DEFAULT, reader_slots};
 
 static PyMemberDef lease_members[] = {
     {"reader", T_OBJECT_EX, offsetof(Lease, reader), READONLY, NULL},
@@ -973,15 +973,15 @@ static PyType_Slot lease_slots[] = {
 };
 
 static PyType_Spec lease_spec = {
-    "framebus._native.Lease", sizeof(Lease), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, lease_slots};
+    "framebus.ring._ring_c.Lease", sizeof(Lease), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, lease_slots};
 
 static struct PyModuleDef definition = {
-    .m_base = PyModuleDef_HEAD_INIT, .m_name = "framebus._native", .m_size = -1};
+    .m_base = PyModuleDef_HEAD_INIT, .m_name = "framebus.ring._ring_c", .m_size = -1};
 
-PyMODINIT_FUNC PyInit__native(void)
+PyMODINIT_FUNC PyInit__ring_c(void)
 {
     PyObject *module = PyModule_Create(&definition);
-    PyObject *layout = PyImport_ImportModule("framebus.layout"), *errors = PyImport_ImportModule("framebus.errors");
+    PyObject *layout = PyImport_ImportModule("framebus.ring.layout"), *errors = PyImport_ImportModule("framebus.errors");
     if (module == NULL || layout == NULL || errors == NULL)
         return NULL;
     header_type = PyObject_GetAttrString(layout, "FrameHeader");

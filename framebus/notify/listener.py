@@ -19,11 +19,7 @@ from typing import Final
 
 import msgpack
 
-from framebus import forks
-from framebus.layout import Description
-from framebus.segment import companion_path, exhausted
-from framebus.steps import Template
-from framebus.zmtp import (
+from framebus.notify.zmtp import (
     COMMAND,
     FRAME_HEADER_BYTES,
     MORE,
@@ -36,6 +32,11 @@ from framebus.zmtp import (
     frame_header,
     hello,
 )
+from framebus.ring._ring_py import Template
+from framebus.ring.layout import Description
+from framebus.shm import forks
+from framebus.shm.limits import exhausted
+from framebus.shm.paths import companion_path
 
 MAX_MESSAGE_BYTES: Final = 4096
 FIELDS: Final = 11

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from framebus import segment as shm
 from framebus.errors import FramebusError, LayoutMismatch, PermissionDenied, StreamNotFound
-from framebus.identity import as_user, describe_readers, describe_user, is_unmapped
-from framebus.layout import (
+from framebus.ring._ring_py import LOCK_WRITE
+from framebus.ring.admission import read_records
+from framebus.ring.layout import (
     CLOSED,
     LOCK_SEATS,
     OPEN,
@@ -28,12 +28,12 @@ from framebus.layout import (
     FrameHeader,
     RingHeader,
     SubscriberRecord,
-    check_name,
 )
-from framebus.ring import LIVE_PROBE, ring_name
-from framebus.seats import read_records
-from framebus.segment import PREFIX, SHM_DIRECTORY, companion_path, companion_paths
-from framebus.steps import LOCK_WRITE
+from framebus.ring.rings import LIVE_PROBE, ring_name
+from framebus.shm import locks, paths
+from framebus.shm import segment as shm
+from framebus.shm.identity import as_user, describe_readers, describe_user, is_unmapped
+from framebus.shm.paths import PREFIX, SHM_DIRECTORY, check_name, companion_path, companion_paths
 
 State = Literal["open", "closed", "superseded", "unknown"]
 _STATES: Final[dict[int, State]] = {OPEN: "open", CLOSED: "closed", SUPERSEDED: "superseded"}
@@ -149,7 +149,7 @@ def directory_fault(*, writable: bool) -> tuple[int, tuple[str, str]] | None:
 def stream_names() -> list[str]:
     """Names of all streams that have any file in /dev/shm, sorted."""
     names = set()
-    for file in shm.file_names():
+    for file in paths.file_names():
         name, dot, _ = file.removeprefix(PREFIX).partition(".")
         if not dot or not file.startswith(PREFIX):
             continue
@@ -186,7 +186,7 @@ def inspect(stream: str, *, patience_s: float = 0.0) -> StreamInfo:
         seats = range(geometry.seats)
         (tail,) = struct.unpack_from("<Q", head, TAIL)
         frame = _read_frame(fd, header, tail)
-        live = shm.is_locked(fd, LIVE_PROBE)
+        live = locks.is_locked(fd, LIVE_PROBE)
         age_s, age_unknown = None, ""
         if frame is not None:
             age_s, age_unknown = _age_of(frame)
@@ -204,8 +204,8 @@ def inspect(stream: str, *, patience_s: float = 0.0) -> StreamInfo:
             slots=geometry.slots,
             slot_bytes=geometry.slot_bytes,
             ring_bytes=geometry.total_bytes,
-            slots_held=sum(shm.is_locked(fd, LOCK_WRITE[slot]) for slot in range(geometry.slots)),
-            seats_taken=sum(shm.is_locked(fd, shm.write_lock(LOCK_SEATS + seat)) for seat in seats),
+            slots_held=sum(locks.is_locked(fd, LOCK_WRITE[slot]) for slot in range(geometry.slots)),
+            seats_taken=sum(locks.is_locked(fd, locks.write_lock(LOCK_SEATS + seat)) for seat in seats),
             seats=len(seats),
             frame=frame,
             age_s=age_s,
@@ -391,9 +391,9 @@ def _excluded(stream: str) -> Iterator[tuple[bool, bool]]:
     """
     exclusion, excluded, permitted = None, False, True
     # Without a live publisher, what holds the lock is another that looks, or a publisher that opens.
-    patience_s = 0.0 if _look_at_ring(companion_path(stream, "ring")) == "live" else shm.EXCLUSION_PATIENCE_S
+    patience_s = 0.0 if _look_at_ring(companion_path(stream, "ring")) == "live" else locks.EXCLUSION_PATIENCE_S
     try:
-        exclusion = shm.take_exclusion(companion_path(stream, "lock").name, patience_s, create=False)
+        exclusion = locks.take_exclusion(companion_path(stream, "lock").name, patience_s, create=False)
         excluded = exclusion is not None
     except StreamNotFound:
         excluded = True
@@ -470,10 +470,10 @@ def _look_at_ring(ring_path: Path) -> RingUse:
     except PermissionDenied:
         return "denied"
     try:
-        if shm.is_locked(holder.fd, LIVE_PROBE):
+        if locks.is_locked(holder.fd, LIVE_PROBE):
             return "live"
         # Any byte: a lease, a seat, or the lock of another version of the layout.
-        if shm.is_any_locked(holder.fd):
+        if locks.is_any_locked(holder.fd):
             return "held"
         return "closed" if _was_closed(holder.fd) else "dead"
     finally:

@@ -1,0 +1,54 @@
+"""Chooses the steps of a hand-over: compiled, or the same in Python where those were not built."""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from typing import Final
+
+from framebus.errors import UnsupportedEnvironment
+from framebus.ring import _ring_py
+
+BACKEND: Final = "FRAMEBUS_BACKEND"
+"""Environment variable that chooses: ``c``, ``python``, or ``auto`` for the first of the two that is there."""
+CHOICES: Final = {"auto": ("_ring_c", "_ring_py"), "c": ("_ring_c",), "python": ("_ring_py",)}
+
+steps = _ring_py
+"""The module in use, with ``Writer``, ``Reader``, ``Claim`` and ``Lease``."""
+
+
+def name() -> str:
+    """Which steps are in use: ``c`` or ``python``."""
+    return "python" if steps is _ring_py else "c"
+
+
+def check() -> None:
+    """Refuse to work with other steps than those asked for.
+
+    Raises:
+        UnsupportedEnvironment: FRAMEBUS_BACKEND names none, or the compiled ones, which were not built.
+    """
+    if fault:
+        raise UnsupportedEnvironment(fault)
+
+
+def _load(wanted: str) -> str:
+    """Put the module that ``wanted`` asks for into use; return why that cannot be."""
+    if wanted not in CHOICES:
+        return f"{BACKEND} is one of {', '.join(CHOICES)}, not {wanted!r}"
+    reason: object = ""
+    for module in CHOICES[wanted]:
+        try:
+            globals()["steps"] = import_module(f"framebus.ring.{module}")
+        except ImportError as error:
+            reason = error
+        else:
+            return ""
+    return (
+        f"{BACKEND}={wanted} asks for the compiled part of framebus, which was not built ({reason}): install a C "
+        "compiler, Python's headers and framebus again, or unset the variable"
+    )
+
+
+fault: Final = _load(os.environ.get(BACKEND) or "auto")
+"""Why what the environment asks for is not in use; empty when it is."""

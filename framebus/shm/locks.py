@@ -1,0 +1,153 @@
+"""Locks on open file descriptions: commands for fcntl(2), what holds them, and the lock of a stream's publisher.
+
+They belong to the open file description, not to the process, so the kernel frees them when its last descriptor closes,
+by SIGKILL too, and they work across PID and IPC namespaces. A forked child shares the parent's description, and an
+unlock in the child would free the parent's lock: in the child every holder's descriptor becomes -1 before any other
+code runs.
+
+Source: fcntl(2), "Open file description locks".
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+import time
+from collections.abc import Callable
+from typing import Final
+
+from framebus.errors import StreamNotFound
+from framebus.shm import forks
+from framebus.shm.identity import denied
+from framebus.shm.limits import exhausted
+from framebus.shm.paths import SHM_DIRECTORY
+from framebus.shm.space import no_room
+
+LOCK_MODE: Final = 0o600
+EXCLUSION_PATIENCE_S: Final = 0.2
+"""How long to wait for a stream's exclusion. With no publisher, ``framebus gc`` and ``doctor`` take it briefly."""
+_FLOCK: Final = struct.Struct("hhqqi4x")
+
+
+def write_lock(offset: int) -> bytes:
+    """Command that write-locks the byte at ``offset``, for :meth:`Segment.try_lock`."""
+    return _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, offset, 1, 0)
+
+
+def read_lock(offset: int) -> bytes:
+    """Command that read-locks the byte at ``offset``, for :meth:`Segment.try_lock`."""
+    return _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, offset, 1, 0)
+
+
+def unlock(offset: int) -> bytes:
+    """Command that frees the byte at ``offset``, for :meth:`Segment.unlock`."""
+    return _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, offset, 1, 0)
+
+
+class LockHolder:
+    """A descriptor that holds locks: closed with its last reference, and given up at once in a forked child."""
+
+    __slots__ = ("__weakref__", "fd")
+
+    def __init__(self, fd: int) -> None:
+        self.fd: int = fd
+        forks.register(self)
+
+    def close(self, _close: Callable[[int], None] = os.close) -> None:
+        """Close the descriptor; its locks are free."""
+        fd = getattr(self, "fd", -1)
+        if fd >= 0:
+            self.fd = -1
+            _close(fd)
+
+    __del__ = close
+
+    def after_fork_in_child(self) -> None:
+        """Leave the locks to the parent."""
+        self.close()
+
+
+def is_locked(fd: int, command: bytes) -> bool:
+    """Whether another description holds a lock on the same file that conflicts with ``command``."""
+    answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, command)
+    return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+
+
+def is_any_locked(fd: int) -> bool:
+    """Whether another description holds a lock on any byte of the file."""
+    return is_locked(fd, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+
+
+def take_exclusion(name: str, patience_s: float = 0.0, *, create: bool = True) -> LockHolder | None:
+    """Write-lock a file of mode 0600 that only this user can open, creating it if need be.
+
+    Args:
+        name: The file's name in /dev/shm.
+        patience_s: Seconds to try again while another process holds it.
+        create: Whether to create it where it is missing.
+
+    Returns:
+        What holds the lock until it is closed; ``None`` when another process holds it.
+
+    Raises:
+        PermissionDenied: The file belongs to another user.
+        StreamNotFound: It is missing and not to be created.
+        NotEnoughSharedMemory: /dev/shm has no room for one more file.
+    """
+    path = SHM_DIRECTORY / name
+    deadline_s = time.monotonic() + patience_s
+    while True:
+        try:
+            # Without O_CREAT where it exists: fs.protected_regular refuses that for another user's file (proc(5)).
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            if not create:
+                raise StreamNotFound(errno.ENOENT, f"{path} does not exist") from None
+            try:
+                fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_CREAT | os.O_EXCL, LOCK_MODE)
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise no_room(error, 0, "the lock") or exhausted(error) or error from None
+        except OSError as error:
+            raise exhausted(error) or denied(path, error) from None
+        try:
+            if os.fstat(fd).st_uid != os.geteuid():
+                raise denied(path, None)
+            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, write_lock(0))
+            # Who locks a file that its last holder has just unlinked holds nothing.
+            if path.exists() and os.stat(path).st_ino == os.fstat(fd).st_ino:
+                holder, fd = LockHolder(fd), -1
+                return holder
+        except (BlockingIOError, FileNotFoundError):
+            if path.exists() and time.monotonic() >= deadline_s:
+                return None
+            time.sleep(0.001)
+        finally:
+            if fd >= 0:
+                os.close(fd)
+
+
+def hold_briefly(holder: LockHolder, timeout_s: float) -> bool:
+    """Take the file's flock(2) within ``timeout_s``; freed by :func:`let_go`.
+
+    It orders honest processes that change several locks together. A false answer is no reason to stop: somebody may
+    hold it for ever on purpose.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        try:
+            fcntl.flock(holder.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline_s:
+                return False
+            time.sleep(0.001)
+        else:
+            return True
+
+
+def let_go(holder: LockHolder) -> None:
+    """Free what :func:`hold_briefly` took."""
+    fcntl.flock(holder.fd, fcntl.LOCK_UN)
