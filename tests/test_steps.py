@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from framebus.ring import _ring_py as steps
 from framebus.ring import layout
-from framebus.ring._ring_py import Template
 from framebus.ring.admission import Record, new_record, read_records
 from framebus.ring.layout import DTYPES, Description, Geometry
+from framebus.ring.message import Message, send_all
 from framebus.ring.rings import PublisherRing, SubscriberRing
 
 SHAPE = (2, 3, 4)
@@ -146,11 +145,11 @@ def test_a_notification_goes_to_all_whole_or_not_at_all(
         while True:
             full.send(b"x" * 1000, socket.MSG_DONTWAIT)
     nobody.close()
-    template = Template(b"before" + bytes(8) + b"?s" + b"between" + bytes(8) + b"?" + bytes(8), 6)
+    message = Message(b"before" + bytes(8) + b"?s" + b"between" + bytes(8) + b"?" + bytes(8), 6, 15, 23, 32)
     for sequence in (1, 2):
         claimed = publisher.writer.claim(Description(*SHAPE, "|u1", "bgr").pack())
         assert claimed is not None
-        published_ns = publisher.writer.publish(claimed, -10, 20, [full, gone, open_], template)
+        published_ns = publisher.writer.publish(claimed, -10, 20, [full, gone, open_], message)
         assert reader.recv(100) == struct.pack(
             ">6sQcB7sqcq", b"before", sequence, b"?", claimed.slot, b"between", -10, b"?", published_ns
         )
@@ -161,7 +160,7 @@ def test_a_notification_goes_to_all_whole_or_not_at_all(
 
 def test_who_is_sent_a_part_is_shut_out(pairs: list[tuple[socket.socket, socket.socket]]) -> None:
     ours, theirs = pairs[0]
-    steps.send_all([ours], b"long" * 1_000_000)
+    send_all([ours], b"long" * 1_000_000)
     received = b""
     while chunk := theirs.recv(1 << 20):
         received += chunk
@@ -169,22 +168,45 @@ def test_who_is_sent_a_part_is_shut_out(pairs: list[tuple[socket.socket, socket.
 
 
 @pytest.mark.usefixtures("compiled_steps")
-@pytest.mark.parametrize(("size", "at"), [(258, 6), (32, 6), (33, 7), (40, -1), (0, 0), (40, 1 << 40)])
-def test_the_compiled_publication_fills_only_what_it_has(publisher: PublisherRing, size: int, at: int) -> None:
-    template = Template(bytes(size), at)
+@pytest.mark.parametrize(
+    ("size", "offsets"),
+    [
+        (258, (0, 8, 9, 17)),
+        (0, (0, 0, 0, 0)),
+        (24, (0, 8, 9, 17)),
+        (25, (18, 8, 9, 17)),
+        (25, (0, 25, 9, 17)),
+        (25, (0, 8, 18, 17)),
+        (25, (0, 8, 9, 18)),
+        (25, (-1, 8, 9, 17)),
+        (25, (0, -1, 9, 17)),
+        (40, (0, 8, 1 << 40, 17)),
+    ],
+)
+def test_the_compiled_publication_fills_only_what_it_has(
+    publisher: PublisherRing, size: int, offsets: tuple[int, int, int, int]
+) -> None:
+    message = Message(bytes(size), *offsets)
     claimed = publisher.writer.claim(Description(*SHAPE, "|u1", "bgr").pack())
     assert claimed is not None
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        with pytest.raises(ValueError, match="template"):
-            publisher.writer.publish(claimed, 10, 20, [ours], template)
+        with pytest.raises(ValueError, match="message"):
+            publisher.writer.publish(claimed, 10, 20, [ours], message)
         assert publisher.writer.next_sequence == 1
-        publisher.writer.publish(claimed, 10, 20, (), template)
+        publisher.writer.publish(claimed, 10, 20, (), message)
         claimed = publisher.writer.claim(Description(*SHAPE, "|u1", "bgr").pack())
         assert claimed is not None
-        publisher.writer.publish(claimed, 10, 20, [None, ours], Template(bytes(33), 6))  # type: ignore[list-item]
-        assert len(theirs.recv(100)) == 33
-    wrong: list[tuple[Any, ...]] = [(None, template), ([ours], None), ([ours], (b"",)), ([ours], (b"", "")), ([ours],)]
-    for audience in (*wrong, ([ours], (None, 0))):
+        publisher.writer.publish(claimed, 10, 20, [None, ours], Message(bytes(25), 0, 8, 9, 17))  # type: ignore[list-item]
+        assert len(theirs.recv(100)) == 25
+    wrong: list[tuple[Any, ...]] = [
+        (None, message),
+        ([ours], None),
+        ([ours], (b"", 0)),
+        ([ours], (b"", 0, 0, 0, "")),
+        ([ours], (None, 0, 0, 0, 0)),
+        ([ours],),
+    ]
+    for audience in wrong:
         with pytest.raises(TypeError):
             publisher.writer.publish(claimed, 10, 20, *audience)

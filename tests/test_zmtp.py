@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from framebus.notify import zmtp
 from framebus.notify.listener import socket_path
 from framebus.notify.zmtp import GREETING, LocalOutlet, LocalSocket, command, frame_header, hello
-from framebus.ring._ring_py import send_all
+from framebus.ring.message import send_all
 from tests.listeners import PlainListener, wait_until
 
 HELLO = hello(b"XPUB")

@@ -13,8 +13,9 @@ import numpy as np
 
 from framebus.bus.formats import FrameFormat, Pixels, chroma, luma
 from framebus.errors import FramebusError, FrameReleased, InvalidMetadata
-from framebus.ring._ring_py import Claim, Template
+from framebus.ring._ring_py import Claim
 from framebus.ring.layout import MAX_METADATA_BYTES
+from framebus.ring.message import Message
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class PreparedFormat:
     """Type of their values."""
     description: bytes
     """What a slot's header says of it."""
-    template: Template
+    message: Message
     """Its notifications."""
     arrays: list[Pixels] | None
     """An array on each slot, of the stream's own format; ``None`` for other formats."""

@@ -27,7 +27,7 @@ from framebus.errors import (
     StreamExists,
     WrongThread,
 )
-from framebus.notify.listener import Notifier, notification_template
+from framebus.notify.listener import Notifier, notification_message
 from framebus.ring._ring_py import Claim
 from framebus.ring.layout import MAX_LOANS, MAX_SLOTS, MIN_SLOTS, Geometry
 from framebus.ring.rings import PublisherRing
@@ -373,9 +373,9 @@ class Publisher(lifecycle.Closable):
                 "open the publisher with the largest format"
             )
         description = frame_format.description
-        template = notification_template(self.stream, self._ring.epoch, description)
+        message = notification_message(self.stream, self._ring.epoch, description)
         shape, dtype = frame_format.shape, np.dtype(frame_format.dtype)
-        return PreparedFormat(frame_format, shape, dtype, description.pack(), template, None)
+        return PreparedFormat(frame_format, shape, dtype, description.pack(), message, None)
 
     def _use_ring(self) -> None:
         """Prepare the stream's own format, with an array on each slot of the ring."""
@@ -395,7 +395,7 @@ class Publisher(lifecycle.Closable):
             if type(metadata) is not dict or metadata:
                 self._ring.write_metadata(claim.slot, pack_metadata(metadata))
             writer.publish(
-                claim, loan.captured_ns, loan.captured_wall_ns, self._notifier.local.listening, prepared.template
+                claim, loan.captured_ns, loan.captured_wall_ns, self._notifier.local.listening, prepared.message
             )
         except BaseException:
             if claim.is_open:

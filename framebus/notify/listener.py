@@ -32,8 +32,8 @@ from framebus.notify.zmtp import (
     frame_header,
     hello,
 )
-from framebus.ring._ring_py import Template
 from framebus.ring.layout import Description
+from framebus.ring.message import Message
 from framebus.shm import forks
 from framebus.shm.limits import exhausted
 from framebus.shm.paths import companion_path
@@ -65,12 +65,13 @@ def socket_path(stream: str) -> Path:
     return companion_path(stream, "sock")
 
 
-def notification_template(stream: str, epoch: int, frame: Description) -> Template:
+def notification_message(stream: str, epoch: int, frame: Description) -> Message:
     """The notifications of frames of one format, each a whole frame of ZMTP."""
     head = _topic(stream) + bytes((_UINT64,)) + epoch.to_bytes(8, "big") + bytes((_UINT64,))
     described = b"".join(map(msgpack.packb, frame[:5]))
     body = head + bytes(8) + bytes((_UINT8, 0)) + described + bytes((_INT64, *bytes(8), _INT64, *bytes(8)))
-    return Template(frame_header(len(body)) + body, FRAME_HEADER_BYTES + len(head))
+    sequence_at, end = FRAME_HEADER_BYTES + len(head), FRAME_HEADER_BYTES + len(body)
+    return Message(frame_header(len(body)) + body, sequence_at, sequence_at + 9, end - 17, end - 8)
 
 
 class Notifier:

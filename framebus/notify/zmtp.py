@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from framebus.ring._ring_py import send_all
+from framebus.ring.message import send_all
 from framebus.shm import forks
 from framebus.shm.identity import denied
 from framebus.shm.limits import exhausted

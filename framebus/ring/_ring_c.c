@@ -39,10 +39,7 @@ enum {
     MAX_AXES = 3,
     NO_SLOT = MAX_SLOTS,
     LOOKS = 8,
-    MAX_NOTIFICATION_BYTES = 257,
-    SLOT_AFTER_SEQUENCE = 9,
-    CAPTURED_FROM_END = 17,
-    PUBLISHED_FROM_END = 8,
+    MAX_MESSAGE_BYTES = 257,
 };
 #define LOCK_SLOTS ((1LL << 40) + 256)
 
@@ -323,31 +320,39 @@ static void put_big_endian(char *at, uint64_t value)
         at[byte] = (char)(value >> (56 - 8 * byte));
 }
 
-typedef struct {
-    char content[MAX_NOTIFICATION_BYTES];
-    Py_ssize_t length, at;
-} Notification;
+/* A message.Message: its offsets stand in this order. */
+enum { SEQUENCE_AT, SLOT_AT, CAPTURED_AT, PUBLISHED_AT, OFFSETS };
 
-static int copy_template(PyObject *template, Notification *copy)
+typedef struct {
+    char content[MAX_MESSAGE_BYTES];
+    Py_ssize_t length, at[OFFSETS];
+} Message;
+
+static int copy_message(PyObject *message, Message *copy)
 {
     char *content;
-    if (!PyTuple_Check(template) || PyTuple_Size(template) != 2) {
-        PyErr_SetString(PyExc_TypeError, "a template is wanted");
+    if (!PyTuple_Check(message) || PyTuple_Size(message) != 1 + OFFSETS) {
+        PyErr_SetString(PyExc_TypeError, "a message is wanted");
         return -1;
     }
-    copy->at = PyLong_AsSsize_t(PyTuple_GetItem(template, 1));
-    if (PyErr_Occurred() || PyBytes_AsStringAndSize(PyTuple_GetItem(template, 0), &content, &copy->length) < 0)
+    if (PyBytes_AsStringAndSize(PyTuple_GetItem(message, 0), &content, &copy->length) < 0)
         return -1;
-    if (copy->length > MAX_NOTIFICATION_BYTES || copy->at < 0 ||
-        copy->at >= copy->length - SLOT_AFTER_SEQUENCE - CAPTURED_FROM_END) {
-        PyErr_SetString(PyExc_ValueError, "the template is none of a notification");
+    int fits = copy->length <= MAX_MESSAGE_BYTES;
+    for (int offset = 0; offset < OFFSETS; offset++) {
+        Py_ssize_t at = copy->at[offset] = PyLong_AsSsize_t(PyTuple_GetItem(message, 1 + offset));
+        if (PyErr_Occurred())
+            return -1;
+        fits &= at >= 0 && at <= copy->length - (offset == SLOT_AT ? 1 : 8);
+    }
+    if (!fits) {
+        PyErr_SetString(PyExc_ValueError, "the message is too long, or an offset is outside it");
         return -1;
     }
     memcpy(copy->content, content, (size_t)copy->length);
     return 0;
 }
 
-static void send_all(PyObject *sockets, Py_ssize_t count, const Notification *told)
+static void send_all(PyObject *sockets, Py_ssize_t count, const Message *told)
 {
     for (Py_ssize_t number = 0; number < count; number++) {
         PyObject *socket = PySequence_GetItem(sockets, number);
@@ -365,11 +370,11 @@ static void send_all(PyObject *sockets, Py_ssize_t count, const Notification *to
 
 static PyObject *writer_publish(Writer *self, PyObject *const *arguments, Py_ssize_t count)
 {
-    Notification told;
+    Message told;
     if (count != 3 && !has_arguments(count, 5))
         return NULL;
     Py_ssize_t sockets = count == 5 ? PySequence_Size(arguments[3]) : 0;
-    if (sockets < 0 || (sockets && copy_template(arguments[4], &told) < 0))
+    if (sockets < 0 || (sockets && copy_message(arguments[4], &told) < 0))
         return NULL;
     uint64_t captured_ns = (uint64_t)PyLong_AsLongLong(arguments[1]);
     uint64_t captured_wall_ns = PyErr_Occurred() ? 0 : (uint64_t)PyLong_AsLongLong(arguments[2]);
@@ -405,10 +410,10 @@ static PyObject *writer_publish(Writer *self, PyObject *const *arguments, Py_ssi
     __atomic_store_n(event, *event + 1, __ATOMIC_RELEASE);
     syscall(SYS_futex, event, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
     if (sockets) {
-        put_big_endian(told.content + told.at, self->next_sequence);
-        told.content[told.at + SLOT_AFTER_SEQUENCE] = (char)slot;
-        put_big_endian(told.content + told.length - CAPTURED_FROM_END, captured_ns);
-        put_big_endian(told.content + told.length - PUBLISHED_FROM_END, (uint64_t)published_ns);
+        put_big_endian(told.content + told.at[SEQUENCE_AT], self->next_sequence);
+        told.content[told.at[SLOT_AT]] = (char)slot;
+        put_big_endian(told.content + told.at[CAPTURED_AT], captured_ns);
+        put_big_endian(told.content + told.at[PUBLISHED_AT], (uint64_t)published_ns);
         send_all(arguments[3], sockets, &told);
     }
     self->next_sequence++;

@@ -7,17 +7,15 @@ must come.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import socket
-import struct
 import time
 import weakref
 from collections.abc import Callable, Sequence
 from itertools import chain
 from operator import index
 from sys import getrefcount
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 
@@ -35,6 +33,7 @@ from framebus.ring.layout import (
     TAIL,
     FrameHeader,
 )
+from framebus.ring.message import NO_MESSAGE, Message, send_all
 from framebus.shm import locks
 from framebus.shm.futex import sleep_while, wake_all
 from framebus.shm.segment import Segment
@@ -53,11 +52,6 @@ CAPTURED_WORD: Final = EPOCH_WORD + 2
 """From ``seq[i]`` to captured_ns; captured_wall_ns and published_ns follow."""
 LOOKS: Final = 8
 """How often a subscriber looks again at once before it waits for the next event."""
-SEND_FLAGS: Final = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
-SLOT_AFTER_SEQUENCE: Final = 9
-CAPTURED_FROM_END: Final = 17
-PUBLISHED_FROM_END: Final = 8
-"""Where a notification has the slot, and its times."""
 
 
 def raise_event(segment: Segment) -> None:
@@ -71,46 +65,6 @@ def _word(signed: int) -> int:
     return int.from_bytes(index(signed).to_bytes(8, signed=True))
 
 
-def send_all(sockets: Sequence[socket.socket], content: bytes) -> None:
-    """Send the same to each socket, without waiting, and whole or not at all.
-
-    One that is full is left out. One that takes a part is shut down, for what follows would make no sense to who reads
-    it: Linux's Unix sockets never do so with a few kB.
-    """
-    for each in sockets:
-        with contextlib.suppress(OSError):
-            if each.send(content, SEND_FLAGS) < len(content):
-                each.shutdown(socket.SHUT_RDWR)
-
-
-class Template(NamedTuple):
-    """The notifications of frames of one format, but for what differs from frame to frame."""
-
-    content: bytes
-    """A whole notification, with anything where that stands; it ends with the time of publication."""
-    at: int
-    """Where it has the sequence."""
-
-
-def fill(template: Template, sequence: int, slot: int, captured_ns: int, published_ns: int) -> bytes:
-    """The notification of one frame.
-
-    Args:
-        template: Those of the frame's stream and format.
-        sequence: The frame's sequence.
-        slot: The frame's slot.
-        captured_ns: Time of capture, CLOCK_MONOTONIC.
-        published_ns: Time of publication, CLOCK_MONOTONIC.
-    """
-    content, end = bytearray(template.content), len(template.content)
-    struct.pack_into(">Q", content, template.at, sequence)
-    content[template.at + SLOT_AFTER_SEQUENCE] = slot
-    struct.pack_into(">q", content, end - CAPTURED_FROM_END, captured_ns)
-    struct.pack_into(">q", content, end - PUBLISHED_FROM_END, published_ns)
-    return bytes(content)
-
-
-NO_TEMPLATE: Final = Template(b"", 0)
 OWN_REFERENCES: Final = 2
 """Of an array that a sequence holds, as sys.getrefcount() counts them."""
 
@@ -255,7 +209,7 @@ class Writer:
         captured_ns: int,
         captured_wall_ns: int,
         sockets: Sequence[socket.socket] = (),
-        template: Template = NO_TEMPLATE,
+        message: Message = NO_MESSAGE,
     ) -> int:
         """Finish a claimed slot's header, let readers in, wake all that sleep, and notify all that listen.
 
@@ -263,8 +217,8 @@ class Writer:
             claim: What :meth:`claim` returned; its pixels are written.
             captured_ns: Time of capture, CLOCK_MONOTONIC.
             captured_wall_ns: Time of capture since 1970.
-            sockets: Those to which a notification goes, as :func:`send_all` sends it.
-            template: The notification, to be filled; at most 257 bytes.
+            sockets: Those to which the message goes, as :func:`send_all` sends it.
+            message: What goes there, once it is rendered.
 
         Returns:
             Time of publication, CLOCK_MONOTONIC in ns.
@@ -298,7 +252,7 @@ class Writer:
                     self._let_in(claim, sequence)
                 raise
             if sockets:
-                send_all(sockets, fill(template, sequence, slot, captured_ns, published_ns))
+                send_all(sockets, message.render(sequence, slot, captured_ns, published_ns))
             return published_ns
         finally:
             self._is_used = False
