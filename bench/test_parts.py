@@ -86,7 +86,7 @@ def test_notify(benchmark: BenchmarkFixture, stream: str, publisher: Publisher, 
         return (publisher.loan(),), {}
 
     try:
-        while listener is not None and not publisher._notifier.local.listening:
+        while listener is not None and not publisher._server.listening:
             listener.drain()
             publisher.loan().publish()
         time_call(benchmark, lambda loan: loan.publish(), before, lambda: None)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-from framebus.notify.listener import Notifier
+from framebus.notify.server import NotificationServer
 
 
 def wait_until(condition: Callable[[], object], step: Callable[[], object] = lambda: None) -> None:
@@ -20,10 +20,10 @@ def wait_until(condition: Callable[[], object], step: Callable[[], object] = lam
         time.sleep(0.005)
 
 
-def listens(notifier: Notifier) -> int:
+def listens(server: NotificationServer) -> int:
     """How many subscribe now."""
-    notifier.look(0)
-    return len(notifier.local.listening)
+    server.poll(0)
+    return len(server.listening)
 
 
 class PlainListener:

@@ -293,7 +293,7 @@ class Bus(RuleBasedStateMachine):
         self.loans.clear()
         self.publisher._ring.segment.close()
         self.publisher._exclusion.close()
-        self.publisher._notifier.close()
+        self.publisher._server.close()
         self.publisher = None
 
     def _close(self) -> None:

@@ -114,7 +114,7 @@ def open_waiters(stream: str, publisher: Publisher, waiters: list[Waiter], wake:
     waiters += [Waiter(Subscriber(stream, mode=mode, wake=wake, max_leases=1)) for mode in modes]
     first = [waiter.receive() for waiter in waiters]
     if wake == "zmq":
-        wait_until(lambda: listens(publisher._notifier) == len(modes))
+        wait_until(lambda: listens(publisher._server) == len(modes))
     assert publish(publisher) == 1
     assert [answer() for answer in first] == [1] * len(waiters)
 

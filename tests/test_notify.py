@@ -10,8 +10,10 @@ import pytest
 import zmq
 
 from framebus import FrameFormat, Publisher, ReceiveTimeout, Subscriber
-from framebus.notify.listener import LOOK_CLOSELY_NS, LOOK_EVERY_NS, Listener, Notifier, socket_path
-from framebus.notify.zmtp import CONNECTING_NS
+from framebus.notify.listener import Listener
+from framebus.notify.local_socket import socket_path
+from framebus.notify.notification import topic
+from framebus.notify.server import CONNECTING_NS, POLL_CLOSELY_NS, POLL_EVERY_NS, NotificationServer
 from tests.listeners import PlainListener, listens, wait_until
 from tests.support import publish
 
@@ -21,7 +23,7 @@ FORMAT = FrameFormat(2, 3, 1, pixel_format="gray")
 def test_a_hint_arrives_and_the_descriptor_tells_of_it(stream: str) -> None:
     with Publisher(stream, FORMAT) as publisher:
         listener = Listener(stream)
-        wait_until(lambda: listens(publisher._notifier), listener.drain)
+        wait_until(lambda: listens(publisher._server), listener.drain)
         publish(publisher)
         poller = zmq.Poller()
         poller.register(listener.fileno(), zmq.POLLIN)
@@ -30,28 +32,28 @@ def test_a_hint_arrives_and_the_descriptor_tells_of_it(stream: str) -> None:
         listener.drain()
         assert listener.rejected == 0
         listener.close()
-        wait_until(lambda: not listens(publisher._notifier))
+        wait_until(lambda: not listens(publisher._server))
 
 
 def test_who_is_there_is_asked_with_every_frame_of_the_first_second(stream: str) -> None:
-    notifier, listener = Notifier(stream), Listener(stream)
+    server, listener = NotificationServer(socket_path(stream), topic(stream)), Listener(stream)
     now_ns = time.monotonic_ns()
-    wait_until(lambda: listens(notifier), listener.drain)
-    notifier.look(now_ns)
-    assert notifier.look_at_ns == now_ns
-    later_ns = now_ns + LOOK_CLOSELY_NS
-    notifier.look(later_ns)
-    assert notifier.look_at_ns == later_ns + LOOK_EVERY_NS
+    wait_until(lambda: listens(server), listener.drain)
+    server.poll(now_ns)
+    assert server.poll_at_ns == now_ns
+    later_ns = now_ns + POLL_CLOSELY_NS
+    server.poll(later_ns)
+    assert server.poll_at_ns == later_ns + POLL_EVERY_NS
     stranger = socket.socket(socket.AF_UNIX)
     stranger.connect(str(socket_path(stream)))
-    notifier.look(later_ns)
-    assert notifier.look_at_ns == later_ns
-    patience_ns = later_ns + CONNECTING_NS + LOOK_EVERY_NS
-    notifier.look(patience_ns)
-    assert notifier.look_at_ns == patience_ns + LOOK_EVERY_NS, "a peer that never subscribes costs no look a frame"
+    server.poll(later_ns)
+    assert server.poll_at_ns == later_ns
+    patience_ns = later_ns + CONNECTING_NS + POLL_EVERY_NS
+    server.poll(patience_ns)
+    assert server.poll_at_ns == patience_ns + POLL_EVERY_NS, "a peer that never subscribes costs no look a frame"
     stranger.close()
     listener.close()
-    notifier.close()
+    server.close()
 
 
 @pytest.mark.usefixtures("each_steps")
@@ -60,7 +62,7 @@ def test_other_languages_read_one_msgpack_part(stream: str) -> None:
         listener = PlainListener(f"ipc://{socket_path(stream)}")
         with pytest.raises(ReceiveTimeout):
             subscriber.receive(0.5)
-        wait_until(lambda: listens(publisher._notifier))
+        wait_until(lambda: listens(publisher._server))
         for number, captured_ns in enumerate((10, -(1 << 63), (1 << 63) - 1), start=1):
             loan = publisher.loan()
             loan.captured_ns = captured_ns

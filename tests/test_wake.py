@@ -11,8 +11,9 @@ from collections.abc import Iterable
 import hypothesis.strategies as st
 from hypothesis import given
 
+from framebus.bus.pace import Pace
 from framebus.shm import segment as shm
-from framebus.shm.futex import Pace, sleep_while, wake_all
+from framebus.shm.futex import sleep_while, wake_all
 
 MS = 1_000_000
 BEGIN_NS = 10**15

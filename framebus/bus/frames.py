@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+import msgpack
 import numpy as np
 import numpy.typing as npt
 
@@ -82,10 +83,7 @@ class Frame:
             LayoutMismatch: It is not a msgpack map.
         """
         if self._metadata is None:
-            content = read_metadata(self._held())
-            if not isinstance(content, dict):
-                raise LayoutMismatch("the frame's metadata is not a map")
-            self._metadata = content
+            self._metadata = _unpack_metadata(read_metadata(self._held()))
         return self._metadata
 
     @property
@@ -200,3 +198,13 @@ class Frame:
         state = "released" if lease is None else "held" if lease.reader.segment.fd >= 0 else "of the parent process"
         header = self.header
         return f"<Frame {header.sequence} {header.shape} {self.dtype.name} {header.pixel_format} {state}>"
+
+
+def _unpack_metadata(packed: memoryview) -> Mapping[str, Any]:
+    try:
+        content = msgpack.unpackb(packed) if packed else {}
+    except (ValueError, msgpack.UnpackException) as error:
+        raise LayoutMismatch(f"the frame's metadata is not msgpack: {error}") from None
+    if not isinstance(content, dict):
+        raise LayoutMismatch("the frame's metadata is not a map")
+    return content

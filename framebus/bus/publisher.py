@@ -27,7 +27,9 @@ from framebus.errors import (
     StreamExists,
     WrongThread,
 )
-from framebus.notify.listener import Notifier, notification_message
+from framebus.notify.local_socket import socket_path
+from framebus.notify.notification import notification_message, topic
+from framebus.notify.server import NotificationServer
 from framebus.ring._ring_py import Claim
 from framebus.ring.layout import MAX_LOANS, MAX_SLOTS, MIN_SLOTS, Geometry
 from framebus.ring.rings import PublisherRing
@@ -131,7 +133,7 @@ class Publisher(lifecycle.Closable):
             self._ring = PublisherRing(stream, geometry)
             self._first_sequence = self._ring.writer.next_sequence
             self._use_ring()
-            self._notifier = Notifier(stream)
+            self._server = NotificationServer(socket_path(stream), topic(stream))
         except BaseException:
             ring: PublisherRing | None = self.__dict__.pop("_ring", None)
             if ring is not None:
@@ -238,8 +240,8 @@ class Publisher(lifecycle.Closable):
                 prepared = self._prepared  # the claim may be in a new ring
         self._full_since_s = None
         now_ns = claim.now_ns
-        if now_ns >= self._notifier.look_at_ns:
-            self._notifier.look(now_ns)
+        if now_ns >= self._server.poll_at_ns:
+            self._server.poll(now_ns)
         return Loan(prepared, claim, now_ns, self)
 
     def close(self) -> None:
@@ -256,7 +258,7 @@ class Publisher(lifecycle.Closable):
             ring.close(unlink=not self._keep_ring, then=self._close_rest)
 
     def _close_rest(self) -> None:
-        self._notifier.close()
+        self._server.close()
         self._let_exclusion_go(unlink=not self._keep_ring)
 
     def _let_exclusion_go(self, *, unlink: bool) -> None:
@@ -394,9 +396,7 @@ class Publisher(lifecycle.Closable):
             metadata = loan.metadata
             if type(metadata) is not dict or metadata:
                 self._ring.write_metadata(claim.slot, pack_metadata(metadata))
-            writer.publish(
-                claim, loan.captured_ns, loan.captured_wall_ns, self._notifier.local.listening, prepared.message
-            )
+            writer.publish(claim, loan.captured_ns, loan.captured_wall_ns, self._server.listening, prepared.message)
         except BaseException:
             if claim.is_open:
                 claim.abandon()

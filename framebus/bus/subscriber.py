@@ -13,6 +13,7 @@ from typing import Final, Literal, NoReturn, TypedDict, Unpack, get_args
 from framebus.arguments import check_environment, one_of, seconds, whole_number
 from framebus.bus import lifecycle
 from framebus.bus.frames import Frame
+from framebus.bus.pace import Pace
 from framebus.errors import (
     AlreadyInUse,
     Closed,
@@ -33,7 +34,6 @@ from framebus.ring._ring_py import Lease
 from framebus.ring.admission import Record, new_record, remove_dead_records, take_seats
 from framebus.ring.layout import MAX_SLOTS, FrameHeader
 from framebus.ring.rings import StaleRing, SubscriberRing
-from framebus.shm.futex import Pace
 from framebus.shm.paths import check_name
 
 TICK_S: Final = 0.05

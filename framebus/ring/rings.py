@@ -39,7 +39,6 @@ from collections.abc import Callable
 from threading import RLock
 from typing import Any, Final
 
-import msgpack
 import numpy as np
 import numpy.typing as npt
 
@@ -347,18 +346,10 @@ class SubscriberRing:
         return self.reader.rehearse()
 
 
-def read_metadata(lease: Lease) -> object:
-    """The metadata of a leased frame, unpacked.
-
-    Raises:
-        LayoutMismatch: They are no msgpack.
-    """
+def read_metadata(lease: Lease) -> memoryview:
+    """The bytes of a leased frame's metadata."""
     start = SEQ_WORDS[lease.slot] * 8 + METADATA
-    content = lease.reader.segment.buffer[start : start + lease.header.metadata_bytes]
-    try:
-        return msgpack.unpackb(content) if content else {}
-    except (ValueError, msgpack.UnpackException) as error:
-        raise LayoutMismatch(f"the frame's metadata is no msgpack: {error}") from None
+    return lease.reader.segment.buffer[start : start + lease.header.metadata_bytes]
 
 
 def _is_another_version(segment: Segment) -> bool:

@@ -13,8 +13,8 @@ from typing import Any, Final
 
 from framebus.bus import publisher as publisher_module
 from framebus.bus import subscriber as subscriber_module
-from framebus.notify import listener as notify
-from framebus.notify import zmtp
+from framebus.notify.listener import Listener
+from framebus.notify.server import NotificationServer
 from framebus.ring import _ring_py as steps
 from framebus.ring import admission as seats
 from framebus.ring import rings as ring
@@ -46,7 +46,7 @@ def of_a_slot(_segment: shm.Segment, command: bytes) -> bool:
     return command in _SLOTS
 
 
-def of_ready(_listener: notify.Listener, body: bytes) -> bool:
+def of_ready(_listener: Listener, body: bytes) -> bool:
     """The call answers the publisher's side of the handshake."""
     return body.startswith(b"\5READY")
 
@@ -116,8 +116,8 @@ OPENING: Final[Points] = {
     "file created": lambda: after(shm, "create"),
     "before the rename": lambda: before(shm.Segment, "take_name"),
     "after the rename": lambda: after(shm.Segment, "take_name"),
-    "before the bind": lambda: before(zmtp.LocalOutlet, "_bind"),
-    "after the bind": lambda: after(zmtp.LocalOutlet, "_bind"),
+    "before the bind": lambda: before(NotificationServer, "_bind"),
+    "after the bind": lambda: after(NotificationServer, "_bind"),
 }
 NEW_FILE: Final = ("file created", "before the rename", "after the rename")
 """Those that only a publisher comes to that makes a new file."""
@@ -151,7 +151,7 @@ REPLACING: Final[Points] = {
 CLOSING: Final[Points] = {
     "ring marked as closed": lambda: before(shm.Segment, "unlink"),
     "ring closed": lambda: before(publisher_module.Publisher, "_close_rest"),
-    "socket closed": lambda: after(notify.Notifier, "close"),
+    "socket closed": lambda: after(NotificationServer, "close"),
 }
 SUBSCRIBING: Final[Points] = {
     "attached": lambda: after(ring.SubscriberRing, "is_live"),
@@ -161,10 +161,10 @@ SUBSCRIBING: Final[Points] = {
     "record created": lambda: after(shm, "create"),
     "record written, not locked": lambda: before(shm.Segment, "try_lock", of_a_record),
     "record locked": lambda: after(subscriber_module, "Record"),
-    "before the connection": lambda: before(notify.Listener, "_connect"),
+    "before the connection": lambda: before(Listener, "_connect"),
     "connected": lambda: after(subscriber_module, "Listener"),
-    "before the subscription": lambda: before(notify.Listener, "_obey", of_ready),
-    "subscribed": lambda: after(notify.Listener, "_obey", of_ready),
+    "before the subscription": lambda: before(Listener, "_obey", of_ready),
+    "subscribed": lambda: after(Listener, "_obey", of_ready),
 }
 RECEIVING: Final[Points] = {
     "before the lease": lambda: before(steps.Reader, "_lease"),

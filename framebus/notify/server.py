@@ -1,0 +1,277 @@
+"""The publisher's side of the notifications: a Unix socket that speaks ZMTP.
+
+libzmq gives each message to a thread of its own to send: to wake that thread takes more of the publisher's time than
+all else that a frame does, and the subscribers wait for one thread more. A notification fits one send(2), may be lost,
+and is the same for all, so here the publisher's thread sends it itself. A peer may have libzmq, or whatever speaks
+ZMTP 3, at its end.
+
+Nothing here waits. A peer that connects is accepted, and what it sends is read, when the publisher polls; a
+notification for which a subscriber's buffer has no room is dropped.
+
+Sources: unix(7); epoll(7).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import time
+from pathlib import Path
+from typing import Final
+
+from framebus.notify.local_socket import LocalSocket
+from framebus.notify.zmtp import (
+    CANCEL,
+    COMMAND,
+    MAX_FRAME_BYTES,
+    MORE,
+    SUBSCRIBE,
+    SUBSCRIBERS,
+    Decoder,
+    ProtocolError,
+    command,
+    hello,
+)
+from framebus.ring.message import send_all
+from framebus.shm import forks
+from framebus.shm.identity import denied
+from framebus.shm.limits import exhausted
+from framebus.shm.space import no_room
+
+SOCKET_MODE: Final = 0o660
+BACKLOG: Final = 128
+MAX_CONNECTIONS: Final = 256
+SEND_BUFFER_BYTES: Final = 16 << 10
+"""A few dozen notifications: limits the memory that a subscriber that never reads can take."""
+MAX_READS: Final = 16
+READ_BYTES: Final = 256
+"""As much is read of as many connections at a look, and as many are accepted: a flood is left where it is."""
+CONNECTING_NS: Final = 1_000_000_000
+"""How long a peer that has connected may take to subscribe, and be asked with every frame."""
+MAX_ODD_SUBSCRIPTIONS: Final = 100
+"""Who has asked for so much that is not here is shown out."""
+POLL_EVERY_NS: Final = 500_000_000
+"""How often the Unix socket is asked who has come, while nobody is about to: who is new may miss as much."""
+POLL_CLOSELY_NS: Final = 1_000_000_000
+"""For how long it is asked with every frame at first: subscribers of the publisher before come back."""
+
+
+class Connection:
+    """A peer that has connected."""
+
+    def __init__(self, connected: LocalSocket, topic: bytes) -> None:
+        """Greet.
+
+        Args:
+            connected: Its socket.
+            topic: What all messages begin with: a subscription to something else is none.
+        """
+        self.socket = connected
+        """Its socket."""
+        self.subscriptions: int = 0
+        """How many of its subscriptions ask for the messages."""
+        self.accepted_ns: int = time.monotonic_ns()
+        """When it was accepted, CLOCK_MONOTONIC."""
+        self._topic = topic
+        self._decoder = Decoder(MAX_FRAME_BYTES)
+        self._is_subscriber = False
+        self._odd = 0
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        send_all((connected,), hello(b"XPUB"))
+
+    def read(self) -> None:
+        """Take what has come.
+
+        Raises:
+            ProtocolError: It is not what a subscriber sends.
+            OSError: The connection is broken.
+            EOFError: It is closed.
+        """
+        try:
+            received = self.socket.recv(READ_BYTES)
+        except BlockingIOError:
+            return
+        if not received:
+            raise EOFError
+        for flags, body in self._decoder.feed(received):
+            self._handle(flags, body)
+
+    def _handle(self, flags: int, body: bytes) -> None:
+        if flags & COMMAND:
+            length = body[0] if body else 0
+            name, rest = body[1 : 1 + length], body[1 + length :]
+            if name == b"READY":
+                self._is_subscriber = any(kind in rest for kind in SUBSCRIBERS)
+                if not self._is_subscriber:
+                    raise ProtocolError("no SUB socket")
+            elif name == b"PING":
+                send_all((self.socket,), command(b"PONG", rest[2:18]))  # the first two bytes are its time to live
+            elif name == b"SUBSCRIBE":
+                self._subscribe(SUBSCRIBE, rest)
+            elif name == b"CANCEL":
+                self._subscribe(CANCEL, rest)
+            elif name == b"ERROR":
+                raise ProtocolError("it refuses")
+        elif not flags & MORE:
+            self._subscribe(body[:1], body[1:])
+
+    def _subscribe(self, what: bytes, prefix: bytes) -> None:
+        if not self._is_subscriber:
+            raise ProtocolError("a message before READY")
+        if what == SUBSCRIBE and self._topic.startswith(prefix):
+            self.subscriptions += 1
+        elif what == CANCEL and self._topic.startswith(prefix) and self.subscriptions:
+            self.subscriptions -= 1
+        else:
+            self._odd += 1
+            if self._odd > MAX_ODD_SUBSCRIPTIONS:
+                raise ProtocolError("subscriptions to what is not here")
+
+
+class NotificationServer:
+    """The publisher's Unix socket, bound until it is closed. The caller holds the stream's exclusion.
+
+    One thread uses it; another may close it meanwhile.
+    """
+
+    def __init__(self, path: Path, topic: bytes) -> None:
+        """Bind it.
+
+        Args:
+            path: The socket's file, which takes the place of what its name was before.
+            topic: What all messages begin with.
+
+        Raises:
+            PermissionDenied: ``path`` belongs to another user.
+            NotEnoughSharedMemory: /dev/shm has no room for one more file.
+            ResourceExhausted: The process has no descriptor left.
+            OSError: The path cannot be bound.
+        """
+        self._path = path
+        self._topic = topic
+        self._connections: dict[int, Connection] = {}
+        self.listening: list[LocalSocket] = []
+        """The sockets of the peers that subscribe."""
+        self.poll_at_ns: int = 0
+        """When :meth:`poll` is due, CLOCK_MONOTONIC."""
+        self._poll_closely_until_ns = time.monotonic_ns() + POLL_CLOSELY_NS
+        self._is_used = self._is_closed = False
+        self._is_bound = True
+        try:
+            self._socket = LocalSocket()
+            self._epoll = select.epoll()
+        except OSError as error:
+            raise exhausted(error) or error from None
+        try:
+            self._bind()
+        except BaseException:
+            self._socket.close()
+            self._epoll.close()
+            raise
+        forks.register(self)
+
+    def _bind(self) -> None:
+        try:
+            self._path.unlink(missing_ok=True)
+        except PermissionError as error:
+            raise denied(self._path, error) from None
+        try:
+            self._socket.bind(str(self._path))
+            self._path.chmod(SOCKET_MODE)  # nobody can connect before the next line
+            self._socket.listen(BACKLOG)
+        except OSError as error:
+            fault = OSError(error.errno, f"{self._path} cannot be bound: {error.strerror}")
+            raise no_room(fault, 0, "the notification socket") or fault from None
+        self._epoll.register(self._socket, select.EPOLLIN)
+
+    def poll(self, now_ns: int) -> None:
+        """Accept what has connected and read what it sends; never waits.
+
+        Args:
+            now_ns: The time, CLOCK_MONOTONIC.
+        """
+        self._is_used = True
+        try:
+            if not self._is_closed:
+                self._poll()
+        finally:
+            self._is_used = False
+            if self._is_closed:
+                self._close_descriptors()
+        is_settled = now_ns >= self._poll_closely_until_ns and self._is_settled(now_ns)
+        self.poll_at_ns = now_ns + POLL_EVERY_NS if is_settled else now_ns
+
+    def _is_settled(self, now_ns: int) -> bool:
+        """Whether no peer is in the middle of connecting; one that takes longer than a second is not waited for."""
+        since_ns = now_ns - CONNECTING_NS
+        # A copy: another thread may close meanwhile.
+        return all(one.subscriptions or one.accepted_ns < since_ns for one in list(self._connections.values()))
+
+    def close(self) -> None:
+        """Remove the path, and close the socket: at once, or when the call that another thread is in has ended."""
+        if self._is_bound:
+            with contextlib.suppress(PermissionError):
+                self._path.unlink(missing_ok=True)
+            self._is_bound = False
+        self._is_closed = True
+        if not self._is_used:
+            self._close_descriptors()
+
+    def after_fork_in_child(self) -> None:
+        """Leave socket and connections to the parent: nothing is shut down, only the duplicates are closed."""
+        self._is_closed, self._is_bound = True, False
+        for connection in self._connections.values():
+            connection.socket.close()
+        self._connections, self.listening = {}, []
+        self._socket.close()
+        self._epoll.close()
+
+    def _poll(self) -> None:
+        events = self._epoll.poll(0, MAX_READS)
+        for descriptor, _ in events:
+            connection = self._connections.get(descriptor)
+            if connection is None:
+                self._accept()
+                continue
+            try:
+                connection.read()
+            except (ProtocolError, EOFError, OSError):
+                self._end(descriptor)
+        if events:
+            self.listening = [one.socket for one in self._connections.values() if one.subscriptions]
+
+    def _accept(self) -> None:
+        for _ in range(MAX_READS):
+            try:
+                accepted, _address = self._socket.accept()
+            except OSError:  # no peer is left, or no descriptor is
+                return
+            connected = LocalSocket(accepted.detach())
+            if len(self._connections) >= MAX_CONNECTIONS:
+                # The oldest that listens to nothing makes room: a flood of such cannot lock anybody out.
+                idle = next((number for number, one in self._connections.items() if not one.subscriptions), None)
+                if idle is None:
+                    connected.close()
+                    continue
+                self._end(idle)
+            self._epoll.register(connected, select.EPOLLIN)
+            self._connections[connected.fileno()] = Connection(connected, self._topic)
+
+    def _end(self, descriptor: int) -> None:
+        ended = self._connections.pop(descriptor).socket
+        # A child that was forked while it was accepted may have both: it would keep the connection open.
+        self._epoll.unregister(descriptor)
+        with contextlib.suppress(OSError):
+            ended.shutdown(socket.SHUT_RDWR)
+        ended.close()
+
+    def _close_descriptors(self) -> None:
+        self.listening = []
+        while self._connections:
+            _, connection = self._connections.popitem()
+            with contextlib.suppress(OSError):
+                connection.socket.shutdown(socket.SHUT_RDWR)
+            connection.socket.close()
+        self._socket.close()
+        self._epoll.close()
