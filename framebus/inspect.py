@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Final, Literal
 
 from framebus.errors import FramebusError, LayoutMismatch, PermissionDenied, StreamNotFound
-from framebus.ring._ring_py import LOCK_WRITE
 from framebus.ring.admission import read_records
 from framebus.ring.layout import (
     CLOSED,
@@ -30,6 +29,7 @@ from framebus.ring.layout import (
     SubscriberRecord,
 )
 from framebus.ring.rings import LIVE_PROBE, ring_name
+from framebus.ring.words import LOCK_WRITE
 from framebus.shm import locks, paths
 from framebus.shm import segment as shm
 from framebus.shm.identity import as_user, describe_readers, describe_user, is_unmapped

@@ -20,7 +20,7 @@ from framebus import (
     SubscriberLimitReached,
 )
 from framebus.bus.subscriber import Mode
-from framebus.ring._ring_py import LOCK_READ
+from framebus.ring.words import LOCK_READ
 from framebus.shm import segment as shm
 from tests.support import publish
 

@@ -9,10 +9,12 @@ import pytest
 
 from framebus.errors import StreamNotFound
 from framebus.ring import _ring_py as steps
-from framebus.ring import backend
-from framebus.ring._ring_py import EVENT_WORD, LOCK_READ, LOOKS, SEQ_WORDS, TAIL_WORD, Claim
+from framebus.ring import backend, claims
+from framebus.ring.claims import Claim
 from framebus.ring.layout import EVENT, SLOT_FIELDS, TAIL, Description, Geometry
+from framebus.ring.leases import LOOKS
 from framebus.ring.rings import PublisherRing, SubscriberRing
+from framebus.ring.words import EVENT_WORD, LOCK_READ, SEQ_WORDS, TAIL_WORD
 from framebus.shm import locks
 from framebus.shm import segment as shm
 from tests.support import SHM
@@ -392,9 +394,9 @@ def test_a_lease_that_moves_on_during_a_claim_does_not_hide_the_free_slot(
     lease = subscriber.take()
     publish(publisher)
     publish(publisher)
-    lock_slot = steps.Writer._lock
+    lock_slot = claims.Writer._lock
 
-    def interrupted(writer: steps.Writer, claim: Claim, slot: int, description: bytes) -> bool:
+    def interrupted(writer: claims.Writer, claim: Claim, slot: int, description: bytes) -> bool:
         nonlocal lease
         claimed = lock_slot(writer, claim, slot, description)
         if lease is not None and lease.header.sequence == 1:
@@ -404,7 +406,7 @@ def test_a_lease_that_moves_on_during_a_claim_does_not_hide_the_free_slot(
         return claimed
 
     with monkeypatch.context() as patch:
-        patch.setattr(steps.Writer, "_lock", interrupted)
+        patch.setattr(claims.Writer, "_lock", interrupted)
         assert claim(publisher) is not None
     assert lease is not None
     assert lease.header.sequence == 2

@@ -19,8 +19,8 @@ import pytest
 from framebus import FrameFormat, NoFreeSlot, NotEnoughSharedMemory, Publisher, Subscriber, remove_leftovers
 from framebus.bus import publisher as publisher_module
 from framebus.inspect import find_leftovers, inspect
-from framebus.ring._ring_py import LOCK_READ, UNLOCK
 from framebus.ring.rings import ring_name
+from framebus.ring.words import LOCK_READ, UNLOCK
 from framebus.shm import segment as shm
 from framebus.shm import space
 from tests.people import Person

@@ -13,7 +13,7 @@ import numpy as np
 
 from framebus.bus.formats import FrameFormat, Pixels, chroma, luma
 from framebus.errors import FramebusError, FrameReleased, InvalidMetadata
-from framebus.ring._ring_py import Claim
+from framebus.ring.claims import Claim
 from framebus.ring.layout import MAX_METADATA_BYTES
 from framebus.ring.message import Message
 

@@ -30,7 +30,7 @@ from framebus.errors import (
 from framebus.notify.local_socket import socket_path
 from framebus.notify.notification import notification_message, topic
 from framebus.notify.server import NotificationServer
-from framebus.ring._ring_py import Claim
+from framebus.ring.claims import Claim
 from framebus.ring.layout import MAX_LOANS, MAX_SLOTS, MIN_SLOTS, Geometry
 from framebus.ring.rings import PublisherRing
 from framebus.shm.locks import EXCLUSION_PATIENCE_S, take_exclusion

@@ -30,9 +30,9 @@ from framebus.errors import (
     WrongThread,
 )
 from framebus.notify.listener import Listener
-from framebus.ring._ring_py import Lease
 from framebus.ring.admission import Record, new_record, remove_dead_records, take_seats
 from framebus.ring.layout import MAX_SLOTS, FrameHeader
+from framebus.ring.leases import Lease
 from framebus.ring.rings import StaleRing, SubscriberRing
 from framebus.shm.paths import check_name
 

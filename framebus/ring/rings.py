@@ -44,7 +44,7 @@ import numpy.typing as npt
 
 from framebus.errors import FramebusError, LayoutMismatch, NotEnoughSharedMemory, StreamNotFound
 from framebus.ring import backend
-from framebus.ring._ring_py import EVENT_WORD, SEQ_WORDS, TAIL_WORD, Lease, Reader, Writer, raise_event
+from framebus.ring.claims import Writer
 from framebus.ring.layout import (
     CLOSED,
     LOCK_LIVE,
@@ -61,6 +61,8 @@ from framebus.ring.layout import (
     Geometry,
     RingHeader,
 )
+from framebus.ring.leases import Lease, Reader
+from framebus.ring.words import EVENT_WORD, SEQ_WORDS, TAIL_WORD, raise_event
 from framebus.shm import identity, locks, paths
 from framebus.shm import segment as shm
 from framebus.shm.mapping import Window

@@ -1,8 +1,9 @@
 """Faults to put into the real code, one step moved or left out: what the race programs must find.
 
-A fault replaces a piece of the source, as it is in ``framebus/`` now: of a function in ``steps.py``, or of
-``_ring_c.c``, which is then compiled anew. Where that piece is no longer there, the fault cannot be made, so none
-outlives the code that it is about. The names are those of the model's mutants (``verification/mutants.py``).
+A fault replaces a piece of the source, as it is in ``framebus/ring/`` now: of a function in ``claims.py`` or
+``leases.py``, or of ``_ring_c.c``, which is then compiled anew. Where that piece is no longer there, the fault cannot
+be made, so none outlives the code that it is about. The names are those of the model's mutants
+(``verification/mutants.py``).
 """
 
 from __future__ import annotations
@@ -11,16 +12,16 @@ import importlib.util
 import inspect
 import shlex
 import subprocess
+import sys
 import sysconfig
 import textwrap
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from types import ModuleType
 from typing import Final, NamedTuple
 
 from framebus.ring import _ring_py as steps
-from framebus.ring import backend
+from framebus.ring import backend, claims, leases, words
 from framebus.shm.segment import Segment
 from tests.support import ROOT
 
@@ -28,7 +29,7 @@ from tests.support import ROOT
 class Fault(NamedTuple):
     """A piece of a function, and what stands there instead."""
 
-    owner: type | ModuleType
+    owner: type
     function: str
     piece: str
     instead: str
@@ -47,10 +48,10 @@ MEANWHILE_S: Final = 0.05
 def meanwhile(segment: Segment, slot: int) -> None:
     """Wait until a publisher has begun to write the slot and let it go, alive or dead; not for long."""
     end_s = time.monotonic() + MEANWHILE_S
-    words, seq = segment.words, steps.SEQ_WORDS[slot]
-    while words[seq] and time.monotonic() < end_s:
+    values, seq = segment.words, words.SEQ_WORDS[slot]
+    while values[seq] and time.monotonic() < end_s:
         time.sleep(0)
-    while segment.is_locked(steps.LOCK_READ[slot]) and time.monotonic() < end_s:
+    while segment.is_locked(words.LOCK_READ[slot]) and time.monotonic() < end_s:
         time.sleep(0)
 
 
@@ -63,29 +64,29 @@ ZERO: Final = "words[seq] = 0"
 BEFORE_LOCK: Final = "    self._sweep()\n"
 
 FAULTS: Final = {
-    "lease: without 'lock'": Fault(steps.Reader, "_lease", LOCK, "False"),
-    "lease: without 'check'": Fault(steps.Reader, "_lease", f" or {CHECK}", ""),
+    "lease: without 'lock'": Fault(leases.Reader, "_lease", LOCK, "False"),
+    "lease: without 'check'": Fault(leases.Reader, "_lease", f" or {CHECK}", ""),
     "lease: 'check' before 'lock'": Fault(
-        steps.Reader, "_lease", f"{LOCK} or {CHECK}", f"{CHECK} or meanwhile(segment, slot) or {LOCK}"
+        leases.Reader, "_lease", f"{LOCK} or {CHECK}", f"{CHECK} or meanwhile(segment, slot) or {LOCK}"
     ),
     "lease: unlocked while the view lives": Fault(
-        steps.Reader, "_lease", VIEW, f"    segment.unlock(UNLOCK[slot])\n{VIEW}"
+        leases.Reader, "_lease", VIEW, f"    segment.unlock(UNLOCK[slot])\n{VIEW}"
     ),
     # What is not registered, and has another slot, does not unlock this one when it ends.
     "lease: not unlocked after a failed check": Fault(
-        steps.Reader,
+        leases.Reader,
         "_lease",
         FAILED,
         f"    lease.slot = NO_SLOT\n        del self._leases[lease.reference]\n    {FAILED}",
     ),
-    "claim: a slot that is loaned too": Fault(steps.Writer, "_claim_oldest", ", *self._claims.values()", ""),
-    "publish: without 'lock'": Fault(steps.Writer, "_lock", CLAIM, "False"),
-    "publish: without 'zero'": Fault(steps.Writer, "_lock", ZERO, "pass"),
+    "claim: a slot that is loaned too": Fault(claims.Writer, "_claim_oldest", ", *self._claims.values()", ""),
+    "publish: without 'lock'": Fault(claims.Writer, "_lock", CLAIM, "False"),
+    "publish: without 'zero'": Fault(claims.Writer, "_lock", ZERO, "pass"),
     "publish: 'header' and 'seq' before 'first'": Fault(
-        steps.Writer, "_lock", ZERO, "words[seq + EPOCH_WORD + 1] = words[seq] = self.next_sequence"
+        claims.Writer, "_lock", ZERO, "words[seq + EPOCH_WORD + 1] = words[seq] = self.next_sequence"
     ),
     "slow between look and lock": Fault(
-        steps.Reader, "_lease", BEFORE_LOCK, f"{BEFORE_LOCK}    meanwhile(segment, slot)\n"
+        leases.Reader, "_lease", BEFORE_LOCK, f"{BEFORE_LOCK}    meanwhile(segment, slot)\n"
     ),
 }
 """The last is none: a subscriber that takes its time makes what may happen meanwhile likely."""
@@ -196,5 +197,5 @@ def apply(name: str) -> None:
         raise ValueError(f"{name}: {owner.__name__}.{function} no longer has the lines that it is about")
     scope: dict[str, object] = {}
     _sources[function] = source.replace(piece, instead)
-    exec(_sources[function], {**vars(steps), "meanwhile": meanwhile}, scope)
+    exec(_sources[function], {**vars(sys.modules[owner.__module__]), "meanwhile": meanwhile}, scope)
     setattr(owner, function, scope[function])

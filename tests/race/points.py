@@ -15,13 +15,13 @@ from framebus.bus import publisher as publisher_module
 from framebus.bus import subscriber as subscriber_module
 from framebus.notify.listener import Listener
 from framebus.notify.server import NotificationServer
-from framebus.ring import _ring_py as steps
 from framebus.ring import admission as seats
+from framebus.ring import claims, leases, words
 from framebus.ring import rings as ring
 from framebus.shm import locks
 from framebus.shm import segment as shm
 
-_SLOTS: Final = frozenset(steps.UNLOCK)
+_SLOTS: Final = frozenset(words.UNLOCK)
 _chosen = signal.SIGKILL
 
 
@@ -122,12 +122,12 @@ OPENING: Final[Points] = {
 NEW_FILE: Final = ("file created", "before the rename", "after the rename")
 """Those that only a publisher comes to that makes a new file."""
 PUBLISHING: Final[Points] = {
-    "slot locked": lambda: after(steps.Writer, "claim"),
-    "before the publication": lambda: before(steps.Writer, "publish"),
+    "slot locked": lambda: after(claims.Writer, "claim"),
+    "before the publication": lambda: before(claims.Writer, "publish"),
     "before the unlock": lambda: before(shm.Segment, "unlock", of_a_slot),
     "before the tail": lambda: after(shm.Segment, "unlock", of_a_slot),
-    "published, nobody woken": lambda: before(steps, "wake_all"),
-    "woken, nobody notified": lambda: after(steps, "wake_all"),
+    "published, nobody woken": lambda: before(words, "wake_all"),
+    "woken, nobody notified": lambda: after(words, "wake_all"),
     "notified": lambda: after(publisher_module.Publisher, "_publish"),
 }
 PIXELS: Final = "in the middle of the pixels"
@@ -167,7 +167,7 @@ SUBSCRIBING: Final[Points] = {
     "subscribed": lambda: after(Listener, "_obey", of_ready),
 }
 RECEIVING: Final[Points] = {
-    "before the lease": lambda: before(steps.Reader, "_lease"),
+    "before the lease": lambda: before(leases.Reader, "_lease"),
     "leased": lambda: before(subscriber_module, "Frame"),
     "before the release": lambda: before(shm.Segment, "unlock", of_a_slot),
     "after the release": lambda: after(shm.Segment, "unlock", of_a_slot),

@@ -15,8 +15,8 @@ from framebus import FrameFormat, NoFreeSlot, Publisher, StreamNotFound, Subscri
 from framebus.bus import publisher as publisher_module
 from framebus.ring import _ring_py as steps
 from framebus.ring import backend
-from framebus.ring._ring_py import LOCK_READ
 from framebus.ring.rings import ring_name
+from framebus.ring.words import LOCK_READ
 from framebus.shm import segment as shm
 from tests.race.points import (
     AT_RANDOM,

@@ -1,0 +1,232 @@
+"""A subscriber's steps of a hand-over in plain Python: find a frame, lease its slot, wait for the next."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from typing import Any, Final
+
+from framebus.errors import LayoutMismatch
+from framebus.ring.layout import (
+    EVENT,
+    RECORD_RECEIVED,
+    RECORD_WORDS,
+    FrameHeader,
+)
+from framebus.ring.words import (
+    LOCK_READ,
+    NO_SLOT,
+    SEQ_WORDS,
+    TAIL_WORD,
+    UNLOCK,
+)
+from framebus.shm.futex import sleep_while
+from framebus.shm.segment import Segment
+
+LOOKS: Final = 8
+"""How often a subscriber looks again at once before it waits for the next event."""
+
+
+class Lease:
+    """A read-locked slot. It ends when its last reference goes, and every array made of it is one.
+
+    numpy takes the pixels through ``__array_interface__`` and keeps the lease as the array's base.
+    """
+
+    __slots__ = ("__weakref__", "header", "reader", "reference", "sequence", "skipped", "slot")
+
+    header: FrameHeader
+    """What the slot says of its frame, once it was read."""
+
+    def __init__(self, reader: Reader, slot: int, sequence: int) -> None:
+        self.reader: Reader = reader
+        """The reader that it belongs to."""
+        self.slot: int = slot
+        """The slot's number."""
+        self.sequence: int = sequence
+        """Sequence of the frame in it."""
+        self.skipped: int = 0
+        """Frames missed since the one that was leased before."""
+        self.reference: weakref.ref[Lease] = weakref.ref(self)
+        """How the reader knows of it without keeping it."""
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        header = self.header
+        address = self.reader.pixels_address(self.slot)
+        return {"version": 3, "shape": header.shape, "typestr": header.dtype, "data": (address, True)}
+
+    def __del__(self, _unlock: list[bytes] = UNLOCK) -> None:
+        # The reader unlocks the slot too, when it next looks, because an exception of a signal handler may end this
+        # early. If the garbage collector has cleared the reference, it may have done so, and leased the slot again.
+        reference = getattr(self, "reference", None)
+        if reference is not None and reference() is not None:
+            self.reader.segment.unlock(_unlock[self.slot])
+
+
+class Reader:
+    """Leases the slots of one ring. One thread uses it; leases may end in any."""
+
+    def __init__(
+        self, segment: Segment, slots: int, slot_bytes: int, first_slot: int, every: bool, history: int
+    ) -> None:
+        """Lease nothing yet.
+
+        Args:
+            segment: The ring.
+            slots: Number of its slots.
+            slot_bytes: Room for pixels in each.
+            first_slot: Offset of the first slot's pixels.
+            every: Whether to take all frames in order, or the newest.
+            history: How many of the frames that are there already to take first, in order.
+        """
+        self.segment: Segment = segment
+        """The ring."""
+        self.last: int = -1
+        """Sequence of the newest frame seen; -1 before the first."""
+        self.received: int = 0
+        """Frames leased."""
+        self.skipped: int = 0
+        """Frames missed between them."""
+        self.overruns: int = 0
+        """Slots reused before they were leased."""
+        self.rejected: int = 0
+        """Slot headers that made no sense."""
+        self._slots = slots
+        self._slot_bytes = slot_bytes
+        self._first_slot = first_slot
+        self._every = every
+        self._leases: dict[weakref.ref[Lease], int] = {}
+        self._report = b""
+        self._record: Segment | None = None
+        newest = segment.words[TAIL_WORD] >> 8 if history else 0
+        self._history_after = max(newest - history, 0)
+        self._history_end = newest or -1
+
+    def report_to(self, record: Segment) -> None:
+        """Write the counters into a subscriber's record from now on, with every lease."""
+        self._record = record
+
+    def resume_from(self, earlier: Reader, first_sequence: int) -> None:
+        """Go on where the reader of another ring of the same stream has ended.
+
+        Args:
+            earlier: That reader, whose counters are taken over.
+            first_sequence: The sequence with which this ring begins.
+        """
+        self.last = min(earlier.last, first_sequence - 1)
+        if self._every and self.last >= 0:
+            self._history_after = 0
+        self.received, self.skipped = earlier.received, earlier.skipped
+        self.overruns, self.rejected = earlier.overruns, earlier.rejected
+
+    @property
+    def leases(self) -> int:
+        """Leases held now."""
+        return sum(reference() is not None for reference in list(self._leases))
+
+    def held(self) -> tuple[int, ...]:
+        """Sequences of the frames that are leased, in order."""
+        words = self.segment.words
+        slots = [slot for reference, slot in list(self._leases.items()) if reference() is not None]
+        return tuple(sorted(words[SEQ_WORDS[slot]] for slot in slots))
+
+    def take(self) -> Lease | None:
+        """Lease the newest frame, or the oldest that comes after the last one, if it is not seen yet."""
+        for _ in range(LOOKS):
+            in_order = self.last < self._history_end or (self._every and self.last >= 0)
+            sequence, slot = self._following() if in_order else self._newest()
+            if not sequence:
+                return None
+            if (lease := self._lease(slot, sequence)) is not None and self._accept(lease):
+                return lease
+        return None
+
+    def look(self, until_ns: int) -> Lease | None:
+        """Look for a new frame again and again until CLOCK_MONOTONIC says ``until_ns``, then :meth:`take` it."""
+        words, unseen = self.segment.words, max(self.last + 1, 1) << 8
+        while words[TAIL_WORD] < unseen and time.monotonic_ns() < until_ns:
+            pass
+        return self.take()
+
+    def sleep(self, event: int, timeout_ns: int) -> Lease | None:
+        """Sleep while the event word is ``event``, at most ``timeout_ns``, then :meth:`take` what is there."""
+        sleep_while(self.segment.address + EVENT, event, timeout_ns)
+        return self.take()
+
+    def rehearse(self) -> Lease | None:
+        """Lease a byte that belongs to no slot, with the newest frame's header; ``None`` if that makes no sense.
+
+        No pixels belong to the lease.
+        """
+        slot = self.segment.words[TAIL_WORD] & 0xFF
+        if slot >= self._slots or not self.segment.try_lock(LOCK_READ[NO_SLOT]):
+            return None
+        lease = Lease(self, NO_SLOT, 0)
+        self._write_report()
+        try:
+            lease.header = self._read_header(slot)
+        except LayoutMismatch:  # it may be in the middle of being written
+            return None
+        return lease
+
+    def pixels_address(self, slot: int) -> int:
+        """Where a slot's pixels are mapped."""
+        return self.segment.address + self._first_slot + slot * self._slot_bytes
+
+    def _sweep(self) -> None:
+        """Unlock the slots of leases that have ended, and count these no more."""
+        for reference, slot in list(self._leases.items()):
+            if reference() is None:
+                self.segment.unlock(UNLOCK[slot])
+                del self._leases[reference]
+
+    def _newest(self) -> tuple[int, int]:
+        tail = self.segment.words[TAIL_WORD]
+        sequence, slot = tail >> 8, tail & 0xFF
+        return (sequence, slot) if sequence > self.last and slot < self._slots else (0, 0)
+
+    def _following(self) -> tuple[int, int]:
+        words, after = self.segment.words, max(self.last, self._history_after)
+        later = [(found, slot) for slot in range(self._slots) if (found := words[SEQ_WORDS[slot]]) > after]
+        return min(later, default=(0, 0))
+
+    def _accept(self, lease: Lease) -> bool:
+        sequence = lease.sequence
+        last, self.last = self.last, sequence
+        try:
+            lease.header = header = self._read_header(lease.slot)
+        except LayoutMismatch:
+            self.rejected += 1
+            return False
+        if header.sequence != sequence:
+            self.rejected += 1
+            return False
+        lease.skipped = sequence - last - 1 if last >= 0 else 0
+        self.received += 1
+        self.skipped += lease.skipped
+        now_ns = time.monotonic_ns()
+        latency_ns = max(now_ns - header.captured_ns, 0)
+        self._report = RECORD_WORDS.pack(self.received, self.skipped, sequence, len(self._leases), latency_ns, now_ns)
+        self._write_report()
+        return True
+
+    def _write_report(self) -> None:
+        if self._record is not None:
+            self._record.buffer[RECORD_RECEIVED : RECORD_RECEIVED + len(self._report)] = self._report
+
+    def _read_header(self, slot: int) -> FrameHeader:
+        return FrameHeader.unpack_from(self.segment.buffer, SEQ_WORDS[slot] * 8, self._slot_bytes)
+
+    def _lease(self, slot: int, sequence: int) -> Lease | None:
+        segment = self.segment
+        self._sweep()
+        if slot in self._leases.values():
+            return None
+        # Registered before it is locked: whatever interrupts this, the lease's end unlocks the slot.
+        lease = Lease(self, slot, sequence)
+        self._leases[lease.reference] = slot
+        if not segment.try_lock(LOCK_READ[slot]) or segment.words[SEQ_WORDS[slot]] != sequence:
+            self.overruns += 1
+            return None
+        return lease

@@ -1,0 +1,38 @@
+"""The words of a ring, and the commands for its lock bytes, as Python addresses them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from framebus.ring.layout import (
+    EVENT,
+    LOCK_SLOTS,
+    MAX_SLOTS,
+    SLOT_FIELDS,
+    SLOT_HEADER_BYTES,
+    SLOT_TABLE,
+    TAIL,
+)
+from framebus.shm import locks
+from framebus.shm.futex import wake_all
+from framebus.shm.segment import Segment
+
+LOCK_READ: Final = [locks.read_lock(LOCK_SLOTS + slot) for slot in range(MAX_SLOTS + 1)]
+LOCK_WRITE: Final = [locks.write_lock(LOCK_SLOTS + slot) for slot in range(MAX_SLOTS)]
+UNLOCK: Final = [locks.unlock(LOCK_SLOTS + slot) for slot in range(MAX_SLOTS + 1)]
+NO_SLOT: Final = MAX_SLOTS
+"""Its lock byte is nobody's."""
+TAIL_WORD: Final = TAIL // 8
+EVENT_WORD: Final = EVENT // 4
+SEQ_WORDS: Final = [(SLOT_TABLE + slot * SLOT_HEADER_BYTES) // 8 for slot in range(MAX_SLOTS)]
+EPOCH_WORD: Final = SLOT_FIELDS // 8
+"""From ``seq[i]`` to the header's epoch; the sequence follows."""
+CAPTURED_WORD: Final = EPOCH_WORD + 2
+"""From ``seq[i]`` to captured_ns; captured_wall_ns and published_ns follow."""
+
+
+def raise_event(segment: Segment) -> None:
+    """Change the event word and wake all who sleep on it."""
+    words32 = segment.words32
+    words32[EVENT_WORD] = (words32[EVENT_WORD] + 1) & 0xFFFFFFFF
+    wake_all(segment.address + EVENT)
