@@ -40,7 +40,8 @@ from framebus.errors import (
 )
 from framebus.inspect import StreamInfo, SubscriberInfo, remove_leftovers, streams
 from framebus.ring import backend as _backend
-from framebus.ring.layout import FrameHeader, SubscriberRecord
+from framebus.ring.frame_header import FrameHeader
+from framebus.ring.record import SubscriberRecord
 from framebus.shm.paths import companion_path, companion_paths
 
 __version__ = "0.1.0"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from framebus import FormatMismatch, Frame, FrameFormat, InvalidArgument, Loan, Publisher, Subscriber
-from framebus.ring.layout import DTYPES
+from framebus.ring.frame_header import DTYPES
 
 pytestmark = pytest.mark.usefixtures("each_steps")
 

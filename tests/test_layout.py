@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from framebus.errors import InvalidName, LayoutMismatch
-from framebus.ring import layout
-from framebus.ring.layout import FrameHeader, Geometry, RingHeader, SubscriberRecord
+from framebus.ring import frame_header, layout, record
+from framebus.ring.frame_header import FrameHeader
+from framebus.ring.layout import Geometry, RingHeader
+from framebus.ring.record import SubscriberRecord
 from framebus.shm.paths import check_name
 
 
@@ -45,9 +47,12 @@ def test_slot_header_is_drawn_as_it_is_packed() -> None:
     assert packed[0][0] == layout.SLOT_FIELDS
     for (offset, size, _), (following, _, _) in itertools.pairwise(packed):
         assert offset + size == following
-    assert packed[-1][0] + packed[-1][1] == layout.SLOT_FIELDS + layout.SLOT.size <= layout.METADATA
+    assert packed[-1][0] + packed[-1][1] == layout.SLOT_FIELDS + frame_header.SLOT.size <= layout.METADATA
     offsets = {name: offset for offset, _, name in packed}
-    assert (offsets["height"], offsets["metadata_bytes"]) == (layout.SLOT_DESCRIPTION, layout.METADATA_BYTES)
+    assert (offsets["height"], offsets["metadata_bytes"]) == (
+        frame_header.SLOT_DESCRIPTION,
+        frame_header.METADATA_BYTES,
+    )
 
 
 def test_record_is_drawn_as_it_is_packed() -> None:
@@ -56,8 +61,8 @@ def test_record_is_drawn_as_it_is_packed() -> None:
     assert [name for _, _, name in fields][:7] == [
         "magic", "version", "max_leases", "since_wall_ns", "name", "mode", "wake",
     ]  # fmt: skip
-    assert offsets[6] + fields[6][1] == layout.RECORD.size
-    assert offsets[7:] == [layout.RECORD_RECEIVED + 8 * index for index in range(layout.RECORD_COUNTERS)]
+    assert offsets[6] + fields[6][1] == record.RECORD.size
+    assert offsets[7:] == [record.RECORD_RECEIVED + 8 * index for index in range(record.RECORD_COUNTERS)]
     assert [name for _, _, name in fields][7:] == list(SubscriberRecord.__dataclass_fields__)[5:]
 
 
@@ -113,13 +118,13 @@ def test_another_version_says_what_to_do() -> None:
         RingHeader.unpack(bytes(content), header.geometry.total_bytes)
 
 
-@given(content=st.binary(min_size=layout.SLOT.size, max_size=layout.SLOT.size))
+@given(content=st.binary(min_size=frame_header.SLOT.size, max_size=frame_header.SLOT.size))
 def test_garbage_slot_header_is_refused_or_fits(content: bytes) -> None:
     try:
         header = FrameHeader.unpack_from(bytes(layout.SLOT_FIELDS) + content, 0, 4096)
     except LayoutMismatch:
         return
-    assert 0 < math.prod(header.shape) * layout.DTYPES[header.dtype] <= 4096
+    assert 0 < math.prod(header.shape) * frame_header.DTYPES[header.dtype] <= 4096
     assert header.metadata_bytes <= layout.MAX_METADATA_BYTES
 
 
@@ -130,9 +135,9 @@ def test_garbage_is_no_record(content: bytes) -> None:
 
 
 def test_record_survives_a_round_trip() -> None:
-    record = SubscriberRecord("detector", "newest", "zmq", 2, 5, 1, 2, 3, 4, 5, 6)
-    content = record.pack().ljust(layout.RECORD_RECEIVED, b"\0") + struct.pack("<6Q", 1, 2, 3, 4, 5, 6)
-    assert SubscriberRecord.unpack(content) == record
+    told = SubscriberRecord("detector", "newest", "zmq", 2, 5, 1, 2, 3, 4, 5, 6)
+    content = told.pack().ljust(record.RECORD_RECEIVED, b"\0") + struct.pack("<6Q", 1, 2, 3, 4, 5, 6)
+    assert SubscriberRecord.unpack(content) == told
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "../x", "a.b", "-a", "é", "a" * 49, "a b", "a\n"])

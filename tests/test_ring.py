@@ -11,7 +11,8 @@ from framebus.errors import StreamNotFound
 from framebus.ring import _ring_py as steps
 from framebus.ring import backend, claims
 from framebus.ring.claims import Claim
-from framebus.ring.layout import EVENT, SLOT_FIELDS, TAIL, Description, Geometry
+from framebus.ring.frame_header import Description
+from framebus.ring.layout import EVENT, SLOT_FIELDS, TAIL, Geometry
 from framebus.ring.leases import LOOKS
 from framebus.ring.rings import PublisherRing, SubscriberRing
 from framebus.ring.words import EVENT_WORD, LOCK_READ, SEQ_WORDS, TAIL_WORD

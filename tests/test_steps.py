@@ -6,15 +6,17 @@ import contextlib
 import importlib
 import socket
 import struct
+from collections import ChainMap
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
-from framebus.ring import layout
+from framebus.ring import frame_header, layout, leases, message, record
 from framebus.ring.admission import Record, new_record, read_records
-from framebus.ring.layout import DTYPES, Description, Geometry
+from framebus.ring.frame_header import DTYPES, Description
+from framebus.ring.layout import Geometry
 from framebus.ring.message import Message, send_all
 from framebus.ring.rings import PublisherRing, SubscriberRing
 
@@ -37,20 +39,11 @@ def publish(publisher: PublisherRing, typestr: str) -> None:
 @pytest.mark.usefixtures("compiled_steps")
 def test_the_compiled_steps_know_the_same_bytes() -> None:
     native = importlib.import_module("framebus.ring._ring_c")
-    names = (
-        "TAIL",
-        "EVENT",
-        "SLOT_TABLE",
-        "SLOT_HEADER_BYTES",
-        "SLOT_FIELDS",
-        "SLOT_DESCRIPTION",
-        "RECORD_RECEIVED",
-        "RECORD_COUNTERS",
-        "MAX_SLOTS",
-        "LOCK_SLOTS",
-    )
-    assert {name: getattr(native, name) for name in names} == {name: getattr(layout, name) for name in names}
-    assert layout.DESCRIPTION.size == native.DESCRIPTION_BYTES
+    compiled = {name: value for name, value in vars(native).items() if name.isupper()}
+    owners = ChainMap(*map(vars, (layout, frame_header, record, message, leases)))
+    assert compiled.pop("DESCRIPTION_BYTES") == frame_header.DESCRIPTION.size
+    assert compiled == {name: owners[name] for name in compiled}
+    assert len(compiled) >= 12
 
 
 @pytest.mark.usefixtures("each_steps")

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from framebus.arguments import shown, truth, whole_number
 from framebus.errors import FramebusError, InvalidArgument
-from framebus.ring.layout import DTYPES, Arrangement, Description, FrameHeader
+from framebus.ring.frame_header import DTYPES, Arrangement, Description, FrameHeader
 
 Pixels = npt.NDArray[Any]
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from framebus.bus.formats import FrameFormat, Pixels, chroma, luma
 from framebus.errors import FrameReleased, LayoutMismatch
-from framebus.ring.layout import FrameHeader
+from framebus.ring.frame_header import FrameHeader
 from framebus.ring.leases import Lease
 from framebus.ring.rings import read_metadata
 

@@ -31,7 +31,8 @@ from framebus.errors import (
 )
 from framebus.notify.listener import Listener
 from framebus.ring.admission import Record, new_record, remove_dead_records, take_seats
-from framebus.ring.layout import MAX_SLOTS, FrameHeader
+from framebus.ring.frame_header import FrameHeader
+from framebus.ring.layout import MAX_SLOTS
 from framebus.ring.leases import Lease
 from framebus.ring.rings import StaleRing, SubscriberRing
 from framebus.shm.paths import check_name

@@ -13,7 +13,8 @@ import numpy as np
 
 from framebus.cli.output import columns, control, flush, table, wrap, write, write_json
 from framebus.inspect import StreamInfo, UnreadableStream, check_directory, inspect, survey
-from framebus.ring.layout import FrameHeader, SubscriberRecord
+from framebus.ring.frame_header import FrameHeader
+from framebus.ring.record import SubscriberRecord
 
 MIB: Final = 1 << 20
 PATIENCE_S: Final = 0.3

@@ -13,7 +13,7 @@ from typing import Final
 import msgpack
 
 from framebus.notify.zmtp import FRAME_HEADER_BYTES, frame_header
-from framebus.ring.layout import Description
+from framebus.ring.frame_header import Description
 from framebus.ring.message import Message
 
 FIELDS: Final = 11

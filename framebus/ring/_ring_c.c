@@ -986,13 +986,13 @@ static struct PyModuleDef definition = {
 PyMODINIT_FUNC PyInit__ring_c(void)
 {
     PyObject *module = PyModule_Create(&definition);
-    PyObject *layout = PyImport_ImportModule("framebus.ring.layout"), *errors = PyImport_ImportModule("framebus.errors");
-    if (module == NULL || layout == NULL || errors == NULL)
+    PyObject *headers = PyImport_ImportModule("framebus.ring.frame_header"), *errors = PyImport_ImportModule("framebus.errors");
+    if (module == NULL || headers == NULL || errors == NULL)
         return NULL;
-    header_type = PyObject_GetAttrString(layout, "FrameHeader");
-    check_description = PyObject_GetAttrString(layout, "check_description");
+    header_type = PyObject_GetAttrString(headers, "FrameHeader");
+    check_description = PyObject_GetAttrString(headers, "check_description");
     layout_mismatch = PyObject_GetAttrString(errors, "LayoutMismatch");
-    Py_DECREF(layout);
+    Py_DECREF(headers);
     Py_DECREF(errors);
     PyObject *writer_type = PyType_FromSpec(&writer_spec), *reader_type = PyType_FromSpec(&reader_spec);
     claim_type = PyType_FromSpec(&claim_spec);
@@ -1012,7 +1012,8 @@ PyMODINIT_FUNC PyInit__ring_c(void)
         PyModule_AddIntConstant(module, "DESCRIPTION_BYTES", DESCRIPTION_BYTES) ||
         PyModule_AddIntConstant(module, "RECORD_RECEIVED", RECORD_RECEIVED) ||
         PyModule_AddIntConstant(module, "RECORD_COUNTERS", RECORD_COUNTERS) ||
-        PyModule_AddIntConstant(module, "MAX_SLOTS", MAX_SLOTS) ||
+        PyModule_AddIntConstant(module, "MAX_SLOTS", MAX_SLOTS) || PyModule_AddIntConstant(module, "LOOKS", LOOKS) ||
+        PyModule_AddIntConstant(module, "MAX_MESSAGE_BYTES", MAX_MESSAGE_BYTES) ||
         PyModule_AddIntConstant(module, "LOCK_SLOTS", LOCK_SLOTS)) {
         Py_DECREF(module);
         return NULL;

@@ -16,12 +16,8 @@ from pathlib import Path
 from typing import Final
 
 from framebus.errors import LayoutMismatch, SubscriberLimitReached
-from framebus.ring.layout import (
-    LOCK_SEATS,
-    RECORD_BYTES,
-    Geometry,
-    SubscriberRecord,
-)
+from framebus.ring.layout import LOCK_SEATS, Geometry
+from framebus.ring.record import RECORD_BYTES, SubscriberRecord
 from framebus.shm import locks, paths
 from framebus.shm import segment as shm
 from framebus.shm.paths import SHM_DIRECTORY, companion_path, companion_paths

@@ -15,9 +15,7 @@ from typing import Any, Final
 import numpy as np
 
 from framebus.errors import AlreadyInUse
-from framebus.ring.layout import (
-    SLOT_DESCRIPTION,
-)
+from framebus.ring.frame_header import SLOT_DESCRIPTION
 from framebus.ring.message import NO_MESSAGE, Message, send_all
 from framebus.ring.words import (
     CAPTURED_WORD,

@@ -7,12 +7,9 @@ import weakref
 from typing import Any, Final
 
 from framebus.errors import LayoutMismatch
-from framebus.ring.layout import (
-    EVENT,
-    RECORD_RECEIVED,
-    RECORD_WORDS,
-    FrameHeader,
-)
+from framebus.ring.frame_header import FrameHeader
+from framebus.ring.layout import EVENT
+from framebus.ring.record import RECORD_RECEIVED, RECORD_WORDS
 from framebus.ring.words import (
     LOCK_READ,
     NO_SLOT,

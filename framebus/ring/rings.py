@@ -45,13 +45,13 @@ import numpy.typing as npt
 from framebus.errors import FramebusError, LayoutMismatch, NotEnoughSharedMemory, StreamNotFound
 from framebus.ring import backend
 from framebus.ring.claims import Writer
+from framebus.ring.frame_header import METADATA_BYTES
 from framebus.ring.layout import (
     CLOSED,
     LOCK_LIVE,
     MAGIC,
     MAX_SEQUENCE,
     METADATA,
-    METADATA_BYTES,
     OPEN,
     PAGE_BYTES,
     STATE,
