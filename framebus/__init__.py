@@ -38,7 +38,8 @@ from framebus.errors import (
     UnsupportedEnvironment,
     WrongThread,
 )
-from framebus.inspect import StreamInfo, SubscriberInfo, remove_leftovers, streams
+from framebus.inspect.leftovers import remove_leftovers
+from framebus.inspect.streams import StreamInfo, SubscriberInfo, streams
 from framebus.ring import backend as _backend
 from framebus.ring.frame_header import FrameHeader
 from framebus.ring.record import SubscriberRecord

@@ -16,7 +16,7 @@ import pytest
 from framebus import FrameFormat, InvalidMetadata, Publisher, ReceiveTimeout, Subscriber
 from framebus.bus import subscriber as subscriber_module
 from framebus.bus.subscriber import Mode, Wake
-from framebus.inspect import inspect
+from framebus.inspect.streams import inspect
 from framebus.notify.listener import Listener
 from framebus.ring.layout import MAX_METADATA_BYTES
 from framebus.ring.rings import SubscriberRing

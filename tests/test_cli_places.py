@@ -14,7 +14,7 @@ import pytest
 
 from framebus import FrameFormat, PermissionDenied, Publisher, Subscriber, companion_path
 from framebus.cli import show, upkeep
-from framebus.inspect import inspect
+from framebus.inspect.streams import inspect
 from framebus.shm.locks import take_exclusion
 from tests.mounts import MS_RDONLY, MS_REMOUNT, alone, answer, checked, command, in_other_time, libc, mount
 from tests.people import GROUP, Person

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from framebus import FrameFormat, Publisher, StreamNotFound, Subscriber, companion_path, remove_leftovers, streams
-from framebus.inspect import find_leftovers, inspect, stream_names
+from framebus.inspect.leftovers import find_leftovers
+from framebus.inspect.streams import inspect
 from framebus.shm import locks
+from framebus.shm.directory import stream_names
 from tests.support import SHM, Program, files_of, needs_root
 
 SMALL = FrameFormat(4, 6)

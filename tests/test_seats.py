@@ -14,7 +14,7 @@ import pytest
 
 from framebus import FrameFormat, Publisher, remove_leftovers
 from framebus.errors import SubscriberLimitReached
-from framebus.inspect import inspect
+from framebus.inspect.streams import inspect
 from framebus.ring.admission import Record, new_record, read_records, remove_dead_records, seats_taken, take_seats
 from framebus.ring.layout import Geometry
 from framebus.ring.record import RECORD_RECEIVED, RECORD_WORDS

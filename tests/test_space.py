@@ -18,7 +18,8 @@ import pytest
 
 from framebus import FrameFormat, NoFreeSlot, NotEnoughSharedMemory, Publisher, Subscriber, remove_leftovers
 from framebus.bus import publisher as publisher_module
-from framebus.inspect import find_leftovers, inspect
+from framebus.inspect.leftovers import find_leftovers
+from framebus.inspect.streams import inspect
 from framebus.ring.rings import ring_name
 from framebus.ring.words import LOCK_READ, UNLOCK
 from framebus.shm import segment as shm

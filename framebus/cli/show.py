@@ -12,9 +12,10 @@ from typing import Any, Final
 import numpy as np
 
 from framebus.cli.output import columns, control, flush, table, wrap, write, write_json
-from framebus.inspect import StreamInfo, UnreadableStream, check_directory, inspect, survey
+from framebus.inspect.streams import StreamInfo, UnreadableStream, inspect, survey
 from framebus.ring.frame_header import FrameHeader
 from framebus.ring.record import SubscriberRecord
+from framebus.shm.directory import check_directory
 
 MIB: Final = 1 << 20
 PATIENCE_S: Final = 0.3

@@ -8,7 +8,7 @@ from typing import Final
 
 from framebus.bus import Subscriber
 from framebus.errors import FramebusError
-from framebus.inspect import check_directory
+from framebus.shm.directory import check_directory
 
 PICTURE_CHANNELS: Final = (1, 3, 4)
 PICTURE_TYPES: Mapping[str, tuple[str, ...]] = {

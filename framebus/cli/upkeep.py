@@ -14,16 +14,10 @@ from framebus.bus import FrameFormat
 from framebus.cli.output import columns, wrap, write, write_json
 from framebus.cli.show import PATIENCE_S
 from framebus.errors import FramebusError
-from framebus.inspect import (
-    Leftover,
-    StreamInfo,
-    UnreadableStream,
-    check_directory,
-    directory_fault,
-    find_leftovers,
-    survey,
-)
+from framebus.inspect.leftovers import Leftover, find_leftovers
+from framebus.inspect.streams import StreamInfo, UnreadableStream, survey
 from framebus.ring.layout import PAGE_BYTES, Geometry
+from framebus.shm.directory import check_directory, directory_fault
 from framebus.shm.identity import as_user, describe_user, is_unmapped
 from framebus.shm.locks import is_any_locked
 from framebus.shm.paths import SHM_DIRECTORY, companion_path

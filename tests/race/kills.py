@@ -26,7 +26,7 @@ from collections import Counter
 from typing import Any, Final
 
 from framebus import Publisher, StreamNotFound, Subscriber
-from framebus.inspect import inspect
+from framebus.inspect.streams import inspect
 from tests.race.points import AT_RANDOM, NEW_FILE, POINTS
 from tests.race.upkeep import Bystanders, leave_everything, sweep, sweep_all
 from tests.race.victims import FORMAT, MAX_LOANS, STUCK_AFTER_S, fork, publish, subscribe, write_two

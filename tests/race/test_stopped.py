@@ -19,7 +19,7 @@ import pytest
 from framebus import Publisher, ReceiveTimeout, StreamExists, StreamNotFound, Subscriber
 from framebus.bus import publisher as publisher_module
 from framebus.bus.subscriber import Mode, Wake
-from framebus.inspect import inspect
+from framebus.inspect.streams import inspect
 from framebus.ring import admission as seats
 from tests.race.points import (
     CLOSING,

@@ -1,0 +1,231 @@
+"""Leftovers of processes that died: found, and removed where nothing uses them."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from framebus.errors import LayoutMismatch, PermissionDenied, StreamNotFound
+from framebus.ring.admission import read_records
+from framebus.ring.layout import CLOSED, PAGE_BYTES, STATE, RingHeader
+from framebus.ring.rings import LIVE_PROBE
+from framebus.shm import locks
+from framebus.shm import segment as shm
+from framebus.shm.directory import directory_fault, stream_names
+from framebus.shm.identity import as_user, describe_readers, describe_user, is_unmapped
+from framebus.shm.paths import check_name, companion_path, companion_paths
+
+Judgement = Literal["left", "kept", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """A file that no live process holds, or of which this user cannot tell."""
+
+    path: Path
+    """The file."""
+    reason: str
+    """Why it is a leftover, or why this user cannot tell."""
+    obstacle: str = ""
+    """Why this user cannot remove it; empty when it can be, or has been."""
+    judgement: Judgement = "left"
+    """``left`` by a process that died, ``kept`` by a publisher that closed, or ``unknown`` to this user."""
+    owner: int = -1
+    """Number of the user who owns the file."""
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether it belongs to this user, as far as the numbers of this user namespace tell."""
+        return self.owner == os.geteuid() and not is_unmapped(self.owner)
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    path: Path
+    reason: str
+    judgement: Judgement = "left"
+    needs_exclusion: bool = True
+    """Whether it may only be removed while no publisher can open the stream."""
+
+
+def find_leftovers(stream: str | None = None, *, remove: bool = False) -> list[Leftover]:
+    """Find what dead processes left in /dev/shm; with ``remove``, remove it where this user may.
+
+    A ring that a subscriber still holds, or whose publisher lives, is never touched. What belongs to another user is
+    found too, as far as this user may look.
+    """
+    found = []
+    for name in [check_name(stream)] if stream is not None else stream_names():
+        with _excluded(name) as (excluded, permitted):
+            for candidate in _leftovers_of(name, excluded=excluded, permitted=permitted):
+                try:
+                    owner = candidate.path.lstat().st_uid
+                except OSError:
+                    continue  # it has just been removed
+                obstacle = _obstacle(candidate, owner, excluded=excluded)
+                if remove and not obstacle:
+                    obstacle = _remove(candidate.path, owner)
+                found.append(Leftover(candidate.path, candidate.reason, obstacle, candidate.judgement, owner))
+    return found
+
+
+def _obstacle(candidate: _Candidate, owner: int, *, excluded: bool) -> str:
+    """Why this user may not remove the file, as far as can be told before it is tried."""
+    mine = owner == os.geteuid()
+    if candidate.judgement == "unknown" or (candidate.needs_exclusion and not excluded):
+        return _read_only() or "its lock cannot be taken" if mine else _owned_by(owner)
+    # /dev/shm is sticky: only a file's owner and root may remove it.
+    return "" if mine or os.geteuid() == 0 else _owned_by(owner)
+
+
+def _remove(path: Path, owner: int) -> str:
+    """Remove the file; return why it could not be."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        if path.is_dir():
+            return "it is a directory: look at what it holds, and remove it by hand"
+        if error.errno in (errno.EPERM, errno.EACCES) and owner != os.geteuid():
+            return _owned_by(owner)
+        return _read_only() or os.strerror(error.errno or errno.EIO)
+    return ""
+
+
+def _owned_by(owner: int) -> str:
+    return f"it belongs to {describe_user(owner)}: run 'framebus gc' {as_user(owner)}"
+
+
+def _read_only() -> str:
+    fault = directory_fault(writable=True)
+    return "" if fault is None else ": ".join(fault[1])
+
+
+@contextlib.contextmanager
+def _excluded(stream: str) -> Iterator[tuple[bool, bool]]:
+    """Keep publishers from opening the stream meanwhile, because they may adopt a leftover at any moment.
+
+    Yields:
+        Whether no publisher can open it, and whether this user could ask: if so, a publisher lives.
+    """
+    exclusion, excluded, permitted = None, False, True
+    # Without a live publisher, what holds the lock is another that looks, or a publisher that opens.
+    patience_s = 0.0 if _look_at_ring(companion_path(stream, "ring")) == "live" else locks.EXCLUSION_PATIENCE_S
+    try:
+        exclusion = locks.take_exclusion(companion_path(stream, "lock").name, patience_s, create=False)
+        excluded = exclusion is not None
+    except StreamNotFound:
+        excluded = True
+    except PermissionDenied:
+        permitted = False
+    except OSError:
+        permitted = False  # not a regular file
+    try:
+        yield excluded, permitted
+    finally:
+        if exclusion is not None:
+            exclusion.close()
+
+
+def remove_leftovers(stream: str | None = None) -> list[Path]:
+    """Remove what no live process holds, of one stream or of all; return what was removed."""
+    return [leftover.path for leftover in find_leftovers(stream, remove=True) if not leftover.obstacle]
+
+
+def _leftovers_of(stream: str, *, excluded: bool, permitted: bool) -> list[_Candidate]:
+    own_socket, lock_path, ring_path = (companion_path(stream, suffix) for suffix in ("sock", "lock", "ring"))
+    ring = _look_at_ring(ring_path)
+    found = [
+        _Candidate(path, "its subscriber is gone", needs_exclusion=False)
+        for path, _, alive in read_records(stream)
+        if not alive
+    ]
+    closed: Judgement = "kept" if ring == "closed" else "left"
+    # Without the lock, the ring tells that no publisher lives. It may start at any moment, so nothing may be removed.
+    idle = excluded or (not permitted and ring in ("closed", "dead", "held"))
+    found += [
+        _Candidate(path, "no process listens on it", closed, needs_exclusion=path == own_socket)
+        for path in companion_paths(stream, "*sock")
+        if (idle or path != own_socket) and _is_deaf(path)
+    ]
+    if not idle:
+        if not permitted and ring == "denied":
+            readers = _readers(ring_path)
+            found.append(_Candidate(ring_path, f"only {readers} can tell whether it is in use", "unknown"))
+        elif not permitted and ring == "missing":
+            readers = _readers(lock_path)
+            found.append(_Candidate(lock_path, f"only {readers} can tell whether it is in use", "unknown"))
+        return found
+    found += [_Candidate(path, "its creation was interrupted") for path in companion_paths(stream, "ring.*")]
+    if ring in ("live", "held", "denied"):
+        return found
+    if ring == "closed":
+        found.append(_Candidate(ring_path, "its publisher closed and kept it for the next one", "kept"))
+    elif ring == "dead":
+        found.append(_Candidate(ring_path, "its publisher is gone and no subscriber holds it"))
+    if lock_path.exists():
+        found.append(_Candidate(lock_path, "no publisher holds it", closed))
+    return found
+
+
+def _readers(path: Path) -> str:
+    try:
+        return describe_readers(path.lstat())
+    except OSError:
+        return "its owner"
+
+
+RingUse = Literal["missing", "denied", "live", "held", "closed", "dead"]
+
+
+def _look_at_ring(ring_path: Path) -> RingUse:
+    """Tell from the ring's locks and state who uses it: ``held`` is by subscribers alone."""
+    try:
+        holder = shm.open_for_reading(ring_path.name)
+    except StreamNotFound:
+        return "missing"
+    except LayoutMismatch:
+        return "dead"
+    except PermissionDenied:
+        return "denied"
+    try:
+        if locks.is_locked(holder.fd, LIVE_PROBE):
+            return "live"
+        # Any byte: a lease, a seat, or the lock of another version of the layout.
+        if locks.is_any_locked(holder.fd):
+            return "held"
+        return "closed" if _was_closed(holder.fd) else "dead"
+    finally:
+        holder.close()
+
+
+def _was_closed(fd: int) -> bool:
+    """Whether the file is a ring whose publisher closed it."""
+    head = os.pread(fd, PAGE_BYTES, 0)
+    try:
+        RingHeader.unpack(head, os.fstat(fd).st_size)
+    except LayoutMismatch:
+        return False
+    return bool(struct.unpack_from("<I", head, STATE)[0] == CLOSED)
+
+
+def _is_deaf(path: Path) -> bool:
+    """Whether no process listens on a Unix socket."""
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            return False
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.setblocking(False)
+            probe.connect(os.fspath(path))
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
+    return False

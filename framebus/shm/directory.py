@@ -1,0 +1,63 @@
+"""/dev/shm itself: whether it can be used, and the names of the streams in it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from framebus.errors import FramebusError, PermissionDenied
+from framebus.shm import paths
+from framebus.shm.identity import describe_user
+from framebus.shm.paths import PREFIX, SHM_DIRECTORY, check_name
+
+
+def check_directory(*, writable: bool = False) -> None:
+    """Check that this process can look into /dev/shm.
+
+    Args:
+        writable: Whether it must also be able to create files there.
+
+    Raises:
+        PermissionDenied: It is closed to this user, or read-only.
+        FramebusError: It is missing, or not a directory.
+    """
+    fault = directory_fault(writable=writable)
+    if fault is not None:
+        number, (what, remedy) = fault
+        sentence = f"{what}: {remedy}"
+        raise PermissionDenied(number, sentence) if number in (errno.EACCES, errno.EROFS) else FramebusError(sentence)
+
+
+def directory_fault(*, writable: bool) -> tuple[int, tuple[str, str]] | None:
+    """What keeps this process from using /dev/shm: an errno, and the fault and its remedy; ``None`` if nothing does."""
+    try:
+        status = SHM_DIRECTORY.stat()
+        read_only = bool(os.statvfs(SHM_DIRECTORY).f_flag & os.ST_RDONLY)
+    except OSError as error:
+        what = "does not exist" if error.errno == errno.ENOENT else f"cannot be read: {error.strerror}"
+        return error.errno or errno.ENOENT, (f"{SHM_DIRECTORY} {what}", f"mount a tmpfs on {SHM_DIRECTORY}")
+    if not stat.S_ISDIR(status.st_mode):
+        return errno.ENOTDIR, (f"{SHM_DIRECTORY} is not a directory", f"mount a tmpfs on {SHM_DIRECTORY}")
+    if writable and read_only:
+        return errno.EROFS, (f"{SHM_DIRECTORY} is mounted read-only", "mount it writable")
+    for verb, needed in [("read", os.R_OK | os.X_OK), *([("written", os.W_OK)] if writable else [])]:
+        if not os.access(SHM_DIRECTORY, needed, effective_ids=True):
+            mode = f"it belongs to {describe_user(status.st_uid)}, mode {stat.S_IMODE(status.st_mode):04o}"
+            what = f"{SHM_DIRECTORY} cannot be {verb} by user {os.geteuid()}, since {mode}"
+            return errno.EACCES, (what, f"have its owner run 'chmod 1777 {SHM_DIRECTORY}'")
+    return None
+
+
+def stream_names() -> list[str]:
+    """Names of all streams that have any file in /dev/shm, sorted."""
+    names = set()
+    for file in paths.file_names():
+        name, dot, _ = file.removeprefix(PREFIX).partition(".")
+        if not dot or not file.startswith(PREFIX):
+            continue
+        try:
+            names.add(check_name(name))
+        except FramebusError:
+            continue
+    return sorted(names)
