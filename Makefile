@@ -75,4 +75,4 @@ system-packages:
 	  gstreamer1.0-plugins-bad python3-gst-1.0 gir1.2-gst-plugins-base-1.0 redis-server rabbitmq-server
 
 clean:
-	rm -rf $(VENV) .cache build dist *.egg-info framebus/*.so
+	rm -rf $(VENV) .cache build dist *.egg-info framebus/ring/*.so

@@ -121,8 +121,8 @@ def test_locks_conflict_between_opens_and_end_with_the_segment(name: str) -> Non
 def test_a_killed_holder_frees_its_lock(name: str) -> None:
     segment = shm.create(name, 4096, 0o640)
     code = (
-        "import sys; from framebus.shm import segment as s; "
-        f"a = s.attach({name!r}); print(a.try_lock(s.read_lock(9)), flush=True); sys.stdin.read()"
+        "import sys; from framebus.shm import locks, segment as s; "
+        f"a = s.attach({name!r}); print(a.try_lock(locks.read_lock(9)), flush=True); sys.stdin.read()"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
@@ -183,7 +183,7 @@ def test_a_ring_closed_to_this_group_names_the_group_to_run_with(name: str) -> N
     segment = shm.create(name, 4096, 0o640)
     os.chown(SHM / name, 0, 12346)
     code = (
-        "import os; from framebus.shm import segment as s, PermissionDenied\n"
+        "import os; from framebus import PermissionDenied; from framebus.shm import segment as s\n"
         "os.setgroups([]); os.setgid(54321); os.setuid(54321)\n"
         f"try: s.attach({name!r})\nexcept PermissionDenied as error: print(error)"
     )
