@@ -25,7 +25,7 @@ PERIODS_NS = st.integers(2 * MS, 2000 * MS)
 
 WAITER = """
 import sys
-from framebus import segment as shm
+from framebus.shm import segment as shm
 from framebus.shm.futex import sleep_while
 segment = shm.attach(sys.argv[1])
 print("ready", flush=True)
