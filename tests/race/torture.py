@@ -61,7 +61,7 @@ from framebus import (
     remove_leftovers,
 )
 from framebus.bus import lifecycle
-from framebus.shm import forks, limits
+from framebus.shm import forks, segment
 from tests.support import ROOT, files_of
 
 FORMAT: Final = FrameFormat(24, 40)
@@ -455,7 +455,7 @@ def children_read_frames() -> None:
 
 def exhaustion_is_masked() -> None:
     """EMFILE becomes another error."""
-    limits.exhausted = lambda error: None
+    vars(segment)["exhausted"] = lambda error: None
 
 
 def close_is_final() -> None:
