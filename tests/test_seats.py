@@ -40,10 +40,10 @@ def test_seats_are_as_many_as_slots_but_the_newest_and_the_loans(ring: Segment) 
     take_seats(second, of(6), 2)
     with pytest.raises(SubscriberLimitReached, match="6 slots leave 4 leases to subscribers, 0 are free"):
         take_seats(third, of(6), 1)
-    assert seats_taken(ring, of(6)) == 4
+    assert seats_taken(ring.fd, of(6)) == 4
     del first
     take_seats(third, of(6), 1)
-    assert seats_taken(ring, of(6)) == 3
+    assert seats_taken(ring.fd, of(6)) == 3
     fourth = shm.attach(ring.name)
     take_seats(fourth, of(6), 1)
     with pytest.raises(SubscriberLimitReached, match="6 slots leave 3 leases to subscribers, 0 are free"):
@@ -55,7 +55,7 @@ def test_a_refused_subscriber_takes_none(ring: Segment) -> None:
     take_seats(first, of(5), 2)
     with pytest.raises(SubscriberLimitReached):
         take_seats(second, of(5), 2)
-    assert seats_taken(ring, of(5)) == 2
+    assert seats_taken(ring.fd, of(5)) == 2
 
 
 def test_who_holds_the_admission_for_ever_keeps_nobody_out(ring: Segment) -> None:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from framebus.errors import FramebusError, LayoutMismatch, PermissionDenied, StreamNotFound
-from framebus.ring.admission import read_records
+from framebus.ring.admission import read_records, seats_taken
 from framebus.ring.frame_header import FrameHeader
-from framebus.ring.layout import CLOSED, LOCK_SEATS, OPEN, PAGE_BYTES, STATE, SUPERSEDED, TAIL, RingHeader
+from framebus.ring.layout import CLOSED, OPEN, PAGE_BYTES, STATE, SUPERSEDED, TAIL, RingHeader
 from framebus.ring.record import SubscriberRecord
 from framebus.ring.rings import LIVE_PROBE, ring_name
 from framebus.ring.words import LOCK_WRITE
@@ -120,7 +120,6 @@ def inspect(stream: str, *, patience_s: float = 0.0) -> StreamInfo:
         head = os.pread(fd, PAGE_BYTES, 0)
         header = RingHeader.unpack(head, os.fstat(fd).st_size)
         geometry = header.geometry
-        seats = range(geometry.seats)
         (tail,) = struct.unpack_from("<Q", head, TAIL)
         frame = _read_frame(fd, header, tail)
         live = locks.is_locked(fd, LIVE_PROBE)
@@ -142,8 +141,8 @@ def inspect(stream: str, *, patience_s: float = 0.0) -> StreamInfo:
             slot_bytes=geometry.slot_bytes,
             ring_bytes=geometry.total_bytes,
             slots_held=sum(locks.is_locked(fd, LOCK_WRITE[slot]) for slot in range(geometry.slots)),
-            seats_taken=sum(locks.is_locked(fd, locks.write_lock(LOCK_SEATS + seat)) for seat in seats),
-            seats=len(seats),
+            seats_taken=seats_taken(fd, geometry),
+            seats=geometry.seats,
             frame=frame,
             age_s=age_s,
             age_unknown=age_unknown,

@@ -13,7 +13,7 @@ from typing import Final
 
 from framebus.notify.local_socket import LocalSocket, socket_path
 from framebus.notify.notification import topic
-from framebus.notify.zmtp import COMMAND, MORE, SUBSCRIBE_TO_ALL, Decoder, ProtocolError, command, hello
+from framebus.notify.zmtp import COMMAND, MORE, SUBSCRIBE_TO_ALL, Decoder, ProtocolError, hello, pong, read_command
 from framebus.shm import forks
 from framebus.shm.limits import exhausted
 
@@ -23,7 +23,6 @@ MAX_READS: Final = 16
 """As much is read of a flood at a time."""
 CONNECT_EVERY_S: Final = 0.02
 """How often a subscriber without a connection tries to connect."""
-_PING_HEADER_BYTES: Final = 1 + len(b"PING")
 
 
 class Listener:
@@ -113,12 +112,11 @@ class Listener:
     def _obey(self, body: bytes) -> None:
         if self._socket is None:
             return
-        if body.startswith(b"\5READY"):  # libzmq hangs up on a peer that subscribes before the handshake is over
+        name, rest = read_command(body)
+        if name == b"READY":  # libzmq hangs up on a peer that subscribes before the handshake is over
             self._socket.send(SUBSCRIBE_TO_ALL, socket.MSG_NOSIGNAL)
-        elif body.startswith(b"\4PING"):
-            # Two bytes of time to live precede the context, which goes back (RFC 37).
-            context = body[_PING_HEADER_BYTES + 2 : _PING_HEADER_BYTES + 18]
-            self._socket.send(command(b"PONG", context), socket.MSG_NOSIGNAL)
+        elif name == b"PING":
+            self._socket.send(pong(rest), socket.MSG_NOSIGNAL)
 
     def _connect_again(self) -> None:
         now_s = time.monotonic()

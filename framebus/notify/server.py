@@ -30,8 +30,9 @@ from framebus.notify.zmtp import (
     SUBSCRIBERS,
     Decoder,
     ProtocolError,
-    command,
     hello,
+    pong,
+    read_command,
 )
 from framebus.ring.message import send_all
 from framebus.shm import forks
@@ -50,11 +51,11 @@ READ_BYTES: Final = 256
 CONNECTING_NS: Final = 1_000_000_000
 """How long a peer that has connected may take to subscribe, and be asked with every frame."""
 MAX_ODD_SUBSCRIPTIONS: Final = 100
-"""Who has asked for so much that is not here is shown out."""
+"""Disconnect a peer after this many subscriptions to other topics."""
 POLL_EVERY_NS: Final = 500_000_000
-"""How often the Unix socket is asked who has come, while nobody is about to: who is new may miss as much."""
+"""How often to poll while no peer is connecting: a new subscriber may miss the notifications of that time."""
 POLL_CLOSELY_NS: Final = 1_000_000_000
-"""For how long it is asked with every frame at first: subscribers of the publisher before come back."""
+"""For how long to poll with every frame at first: the subscribers of the publisher before come back."""
 
 
 class Connection:
@@ -99,14 +100,13 @@ class Connection:
 
     def _handle(self, flags: int, body: bytes) -> None:
         if flags & COMMAND:
-            length = body[0] if body else 0
-            name, rest = body[1 : 1 + length], body[1 + length :]
+            name, rest = read_command(body)
             if name == b"READY":
                 self._is_subscriber = any(kind in rest for kind in SUBSCRIBERS)
                 if not self._is_subscriber:
                     raise ProtocolError("no SUB socket")
             elif name == b"PING":
-                send_all((self.socket,), command(b"PONG", rest[2:18]))  # the first two bytes are its time to live
+                send_all((self.socket,), pong(rest))
             elif name == b"SUBSCRIBE":
                 self._subscribe(SUBSCRIBE, rest)
             elif name == b"CANCEL":

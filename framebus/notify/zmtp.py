@@ -32,6 +32,17 @@ def command(name: bytes, body: bytes) -> bytes:
     return frame_header(len(content), COMMAND) + content
 
 
+def read_command(body: bytes) -> tuple[bytes, bytes]:
+    """Name of a command, and what follows it."""
+    length = body[0] if body else 0
+    return body[1 : 1 + length], body[1 + length :]
+
+
+def pong(ping: bytes) -> bytes:
+    """The answer to what follows PING: two bytes of time to live, and a context, which goes back (RFC 37)."""
+    return command(b"PONG", ping[2:18])
+
+
 def _property(name: bytes, value: bytes) -> bytes:
     return bytes((len(name),)) + name + len(value).to_bytes(4, "big") + value
 

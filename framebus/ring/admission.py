@@ -18,9 +18,9 @@ from typing import Final
 from framebus.errors import LayoutMismatch, SubscriberLimitReached
 from framebus.ring.layout import LOCK_SEATS, Geometry
 from framebus.ring.record import RECORD_BYTES, SubscriberRecord
-from framebus.shm import locks, paths
+from framebus.shm import locks
 from framebus.shm import segment as shm
-from framebus.shm.paths import SHM_DIRECTORY, companion_path, companion_paths
+from framebus.shm.paths import SHM_DIRECTORY, companion_path, companion_paths, random_suffix
 from framebus.shm.segment import RING_MODE, Segment
 
 ADMISSION_TIMEOUT_S: Final = 0.5
@@ -59,9 +59,9 @@ def take_seats(segment: Segment, geometry: Geometry, count: int) -> None:
             locks.let_go(segment)
 
 
-def seats_taken(segment: Segment, geometry: Geometry) -> int:
-    """Seats that are held now."""
-    return sum(segment.is_locked(locks.write_lock(LOCK_SEATS + seat)) for seat in range(geometry.seats))
+def seats_taken(fd: int, geometry: Geometry) -> int:
+    """Seats that are held now, of the ring that is open as ``fd``."""
+    return sum(locks.is_locked(fd, locks.write_lock(LOCK_SEATS + seat)) for seat in range(geometry.seats))
 
 
 class Record:
@@ -75,7 +75,7 @@ class Record:
         content = record.pack()
         self._is_removed = False
         while True:
-            self._name = companion_path(stream, f"sub.{paths.random_suffix()}").name
+            self._name = companion_path(stream, f"sub.{random_suffix()}").name
             self.segment: Segment = shm.create(
                 self._name + UNFINISHED, RECORD_BYTES, RING_MODE, "a subscriber's record"
             )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from importlib import import_module
-from typing import Final
+from types import ModuleType
+from typing import TYPE_CHECKING, Final
 
 from framebus.errors import UnsupportedEnvironment
 from framebus.ring import _ring_py
@@ -12,9 +13,6 @@ from framebus.ring import _ring_py
 BACKEND: Final = "FRAMEBUS_BACKEND"
 """Environment variable that chooses: ``c``, ``python``, or ``auto`` for the first of the two that is there."""
 CHOICES: Final = {"auto": ("_ring_c", "_ring_py"), "c": ("_ring_c",), "python": ("_ring_py",)}
-
-steps = _ring_py
-"""The module in use, with ``Writer``, ``Reader``, ``Claim`` and ``Lease``."""
 
 
 def name() -> str:
@@ -32,23 +30,22 @@ def check() -> None:
         raise UnsupportedEnvironment(fault)
 
 
-def _load(wanted: str) -> str:
-    """Put the module that ``wanted`` asks for into use; return why that cannot be."""
+def _load(wanted: str) -> tuple[ModuleType, str]:
+    """The module that ``wanted`` asks for; or the one in Python, and why the other cannot be had."""
     if wanted not in CHOICES:
-        return f"{BACKEND} is one of {', '.join(CHOICES)}, not {wanted!r}"
+        return _ring_py, f"{BACKEND} is one of {', '.join(CHOICES)}, not {wanted!r}"
     reason: object = ""
     for module in CHOICES[wanted]:
         try:
-            globals()["steps"] = import_module(f"framebus.ring.{module}")
+            return import_module(f"framebus.ring.{module}"), ""
         except ImportError as error:
             reason = error
-        else:
-            return ""
-    return (
+    return _ring_py, (
         f"{BACKEND}={wanted} asks for the compiled part of framebus, which was not built ({reason}): install a C "
         "compiler, Python's headers and framebus again, or unset the variable"
     )
 
 
-fault: Final = _load(os.environ.get(BACKEND) or "auto")
-"""Why what the environment asks for is not in use; empty when it is."""
+_module, fault = _load(os.environ.get(BACKEND) or "auto")
+steps = _ring_py if TYPE_CHECKING else _module
+"""The module in use, with ``Writer``, ``Reader``, ``Claim`` and ``Lease``; the two have the same types."""

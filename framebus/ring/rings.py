@@ -63,10 +63,11 @@ from framebus.ring.layout import (
 )
 from framebus.ring.leases import Lease, Reader
 from framebus.ring.words import EVENT_WORD, SEQ_WORDS, TAIL_WORD, raise_event
-from framebus.shm import identity, locks, paths
+from framebus.shm import locks
 from framebus.shm import segment as shm
+from framebus.shm.identity import denied
 from framebus.shm.mapping import Window
-from framebus.shm.paths import companion_path, companion_paths
+from framebus.shm.paths import companion_path, companion_paths, random_suffix
 from framebus.shm.segment import RING_MODE, Segment
 
 LIVE_WRITE: Final = locks.write_lock(LOCK_LIVE)
@@ -148,7 +149,7 @@ class PublisherRing:
         except FileNotFoundError:
             return None
         if owner != os.geteuid():
-            raise identity.denied(path, None)
+            raise denied(path, None)
         try:
             segment = shm.attach(path.name, writable=True, min_bytes=PAGE_BYTES)
         except (StreamNotFound, LayoutMismatch):
@@ -161,7 +162,7 @@ class PublisherRing:
 
     def _create(self, stream: str, first_sequence: int) -> None:
         name = ring_name(stream)
-        segment = shm.create(f"{name}.{paths.random_suffix()}", self.geometry.total_bytes, RING_MODE)
+        segment = shm.create(f"{name}.{random_suffix()}", self.geometry.total_bytes, RING_MODE)
         try:
             header = RingHeader(self.geometry, first_sequence, self.epoch, time.time_ns())
             content = header.pack()

@@ -21,7 +21,7 @@ LOCK_READ: Final = [locks.read_lock(LOCK_SLOTS + slot) for slot in range(MAX_SLO
 LOCK_WRITE: Final = [locks.write_lock(LOCK_SLOTS + slot) for slot in range(MAX_SLOTS)]
 UNLOCK: Final = [locks.unlock(LOCK_SLOTS + slot) for slot in range(MAX_SLOTS + 1)]
 NO_SLOT: Final = MAX_SLOTS
-"""Its lock byte is nobody's."""
+"""No slot uses its lock byte."""
 TAIL_WORD: Final = TAIL // 8
 EVENT_WORD: Final = EVENT // 4
 SEQ_WORDS: Final = [(SLOT_TABLE + slot * SLOT_HEADER_BYTES) // 8 for slot in range(MAX_SLOTS)]

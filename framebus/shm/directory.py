@@ -7,9 +7,8 @@ import os
 import stat
 
 from framebus.errors import FramebusError, PermissionDenied
-from framebus.shm import paths
 from framebus.shm.identity import describe_user
-from framebus.shm.paths import PREFIX, SHM_DIRECTORY, check_name
+from framebus.shm.paths import PREFIX, SHM_DIRECTORY, check_name, file_names
 
 
 def check_directory(*, writable: bool = False) -> None:
@@ -52,7 +51,7 @@ def directory_fault(*, writable: bool) -> tuple[int, tuple[str, str]] | None:
 def stream_names() -> list[str]:
     """Names of all streams that have any file in /dev/shm, sorted."""
     names = set()
-    for file in paths.file_names():
+    for file in file_names():
         name, dot, _ = file.removeprefix(PREFIX).partition(".")
         if not dot or not file.startswith(PREFIX):
             continue

@@ -133,8 +133,8 @@ def take_exclusion(name: str, patience_s: float = 0.0, *, create: bool = True) -
 def hold_briefly(holder: LockHolder, timeout_s: float) -> bool:
     """Take the file's flock(2) within ``timeout_s``; freed by :func:`let_go`.
 
-    It orders honest processes that change several locks together. A false answer is no reason to stop: somebody may
-    hold it for ever on purpose.
+    It orders honest processes that change several locks together. A false answer is not a reason to stop: another
+    process may hold it for ever on purpose.
     """
     deadline_s = time.monotonic() + timeout_s
     while True:
