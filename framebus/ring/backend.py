@@ -26,8 +26,8 @@ def check() -> None:
     Raises:
         UnsupportedEnvironment: FRAMEBUS_BACKEND names none, or the compiled ones, which were not built.
     """
-    if fault:
-        raise UnsupportedEnvironment(fault)
+    if _fault:
+        raise UnsupportedEnvironment(_fault)
 
 
 def _load(wanted: str) -> tuple[ModuleType, str]:
@@ -46,6 +46,8 @@ def _load(wanted: str) -> tuple[ModuleType, str]:
     )
 
 
-_module, fault = _load(os.environ.get(BACKEND) or "auto")
-steps = _ring_py if TYPE_CHECKING else _module
+_module, _fault = _load(os.environ.get(BACKEND) or "auto")
+steps = _ring_py
 """The module in use, with ``Writer``, ``Reader``, ``Claim`` and ``Lease``; the two have the same types."""
+if not TYPE_CHECKING:
+    steps = _module
