@@ -31,10 +31,16 @@ def test_nothing_breaks(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("backend", ["c", "python"])
 @pytest.mark.parametrize("fault", torture.FAULTS)
 @pytest.mark.usefixtures("compiled_steps")
 def test_a_fault_of_old_is_found_when_it_is_put_back(monkeypatch: pytest.MonkeyPatch, fault: str, backend: str) -> None:
     monkeypatch.setenv(BACKEND, backend)
-    broken = "\n".join(torture.run(6.0, 1, fault)["broken promises"])
-    assert SYMPTOMS[fault] in broken
+    # Chance decides what a torture meets: on a slow machine, six seconds may pass without it.
+    said = ""
+    for seed in range(1, 9):
+        said = "\n".join(torture.run(6.0, seed, fault)["broken promises"])
+        if SYMPTOMS[fault] in said:
+            return
+    pytest.fail(f"eight tortures did not find it; the last said: {said}")
