@@ -1,0 +1,150 @@
+"""Whose frames a subscriber takes: publisher, subscriber and a false publisher are three users."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from framebus import FrameFormat, PermissionDenied, Publisher, StreamGone, StreamNotFound, Subscriber
+from tests.framebus.listeners import wait_until
+from tests.people import Person
+from tests.support import SHM, needs_root
+
+pytestmark = needs_root
+
+SMALL = FrameFormat(4, 6)
+SLOTS = 6
+PUBLISHER, SUBSCRIBER, FALSE = 40011, 40012, 40013
+
+
+@pytest.fixture
+def people() -> Iterator[Callable[..., Person]]:
+    """Starts people; who still runs at the end of the test is killed."""
+    started: list[Person] = []
+
+    def start(*arguments: object) -> Person:
+        started.append(Person(*arguments))  # type: ignore[arg-type]
+        return started[-1]
+
+    yield start
+    for person in started:
+        person.end()
+
+
+def publish(stream: str, value: int, seconds: float) -> None:
+    """Publish frames of one value, for some seconds."""
+    with Publisher(stream, SMALL, slots=SLOTS) as publisher:
+        end_s = time.monotonic() + seconds
+        while time.monotonic() < end_s:
+            with publisher.loan() as loan:
+                loan.pixels[:] = value
+            time.sleep(0.01)
+
+
+def wait_for(stream: str) -> None:
+    wait_until((SHM / f"framebus.{stream}.sock").exists)
+    time.sleep(0.05)
+
+
+def take(stream: str, publisher_uid: int | None) -> int:
+    """The value of one frame."""
+    with Subscriber(stream, publisher_uid=publisher_uid) as subscriber:
+        return int(subscriber.receive(10).pixels[0, 0, 0])
+
+
+def test_frames_of_the_user_that_is_named_are_taken(stream: str, people: Callable[..., Person]) -> None:
+    publisher = people(PUBLISHER, publish, stream, 7, 0.8)
+    wait_for(stream)
+    assert people(SUBSCRIBER, take, stream, PUBLISHER).result() == 7
+    assert people(SUBSCRIBER, take, stream, None).result() == 7
+    publisher.result()
+
+
+def test_a_ring_of_another_user_is_refused_and_both_are_named(stream: str, people: Callable[..., Person]) -> None:
+    publisher = people(FALSE, publish, stream, 9, 0.8)
+    wait_for(stream)
+    with pytest.raises(PermissionDenied) as caught:
+        people(SUBSCRIBER, take, stream, PUBLISHER).result()
+    assert str(caught.value) == (
+        f"/dev/shm/framebus.{stream}.ring belongs to user {FALSE} (unknown), and frames of user {PUBLISHER} (unknown) "
+        f"alone are wanted: stop whoever publishes as user {FALSE}, or name that user if you trust it"
+    )
+    assert people(SUBSCRIBER, take, stream, None).result() == 9
+    publisher.result()
+
+
+def cut(stream: str) -> None:
+    """Put a false ring in place, and cut it short again and again."""
+    path = SHM / f"framebus.{stream}.ring"
+    path.write_bytes(b"FRAMEBUS" * 1024)
+    path.chmod(0o644)
+    end_s = time.monotonic() + 0.5
+    while time.monotonic() < end_s:
+        os.truncate(path, 0)
+        path.write_bytes(b"FRAMEBUS" * 1024)
+
+
+def attach_again_and_again(stream: str) -> set[str]:
+    errors = set()
+    end_s = time.monotonic() + 0.5
+    while time.monotonic() < end_s:
+        try:
+            Subscriber(stream, publisher_uid=PUBLISHER).close()
+        except (PermissionDenied, StreamNotFound) as error:
+            errors.add(type(error).__name__)
+    return errors
+
+
+def test_a_false_ring_that_is_cut_short_under_its_reader_ends_nobody_who_named_the_publisher(
+    stream: str, people: Callable[..., Person]
+) -> None:
+    cutter = people(FALSE, cut, stream)
+    wait_until((SHM / f"framebus.{stream}.ring").exists)
+    assert people(SUBSCRIBER, attach_again_and_again, stream).result() <= {"PermissionDenied", "StreamNotFound"}
+    cutter.result()
+    (SHM / f"framebus.{stream}.ring").unlink()
+
+
+def follow(stream: str, publisher_uid: int | None, gone_after_s: float = 0.7) -> list[int | str]:
+    """The values that come, each once, and the error that ends it."""
+    seen: list[int | str] = []
+    with Subscriber(stream, attach_timeout_s=10, gone_after_s=gone_after_s, publisher_uid=publisher_uid) as subscriber:
+        try:
+            for frame in subscriber:
+                value = int(frame.pixels[0, 0, 0])
+                if value not in seen:
+                    seen.append(value)
+        except (PermissionDenied, StreamGone) as error:
+            return [*seen, str(error)]
+    return seen
+
+
+def test_a_ring_of_another_user_is_refused_in_the_place_of_the_first_too(
+    stream: str, people: Callable[..., Person]
+) -> None:
+    first = people(PUBLISHER, publish, stream, 7, 0.5)
+    wait_for(stream)
+    trusting = people(SUBSCRIBER, follow, stream, None)
+    careful = people(SUBSCRIBER, follow, stream, PUBLISHER)
+    first.result()
+    false = people(FALSE, publish, stream, 9, 1.0)
+    values = careful.result()
+    assert values[:-1] == [7]
+    assert f"belongs to user {FALSE} (unknown), and frames of user {PUBLISHER}" in str(values[-1])
+    false.result()
+    assert trusting.result()[:-1] == [7, 9]
+
+
+def test_the_right_publisher_is_taken_again_after_a_false_one(stream: str, people: Callable[..., Person]) -> None:
+    first = people(PUBLISHER, publish, stream, 7, 0.5)
+    wait_for(stream)
+    careful = people(SUBSCRIBER, follow, stream, PUBLISHER, 2.5)
+    first.result()
+    people(FALSE, publish, stream, 9, 0.2).result()
+    people(PUBLISHER, publish, stream, 8, 0.3).result()
+    values = careful.result()
+    assert values[:-1] == [7, 8]
+    assert "is gone for 2.5 s" in str(values[-1])

@@ -1,0 +1,226 @@
+"""Each way to wait: every frame wakes, and who waits in vain sleeps.
+
+Where a tick would cover a lost wake-up there is none, and who sleeps on until the test's patience ends fails it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from framebus import FrameFormat, InvalidMetadata, Publisher, ReceiveTimeout, Subscriber
+from framebus.bus import subscriber as subscriber_module
+from framebus.bus.subscriber import Mode, Wake
+from framebus.inspect.streams import inspect
+from framebus.notify.listener import Listener
+from framebus.ring.layout import MAX_METADATA_BYTES
+from framebus.ring.rings import SubscriberRing
+from tests.framebus.listeners import listens
+from tests.support import Program, publish
+
+SMALL = FrameFormat(4, 6)
+PATIENCE_S = 20.0
+FOR_EVER_S = 1000.0
+WAIT_S = 0.4
+ASLEEP_AFTER_S = 0.02
+"""Enough to look and to go to sleep; on a machine where it is not, the test finds less."""
+WAKES = pytest.mark.parametrize("wake", ["zmq", "futex", "predict", "busy"])
+SLEEPERS = pytest.mark.parametrize("wake", ["zmq", "futex", "predict"])
+UNTOLD = pytest.mark.parametrize(
+    "point", ["before the tail", "before store 6 of the publication", "published, nobody woken"]
+)
+"""Points of a publication between ``seq[i]`` and the wake."""
+Start = Callable[..., Program]
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline_s, "it never came true"
+        time.sleep(0.005)
+
+
+def cpu_of_a_wait(subscriber: Subscriber) -> float:
+    """Seconds of CPU that this thread takes to wait in vain for ``WAIT_S``."""
+    before_ns = time.thread_time_ns()
+    with pytest.raises(ReceiveTimeout):
+        subscriber.receive(WAIT_S)
+    return (time.thread_time_ns() - before_ns) / 1e9
+
+
+class Waiter:
+    """A subscriber that waits in a thread of its own, which is all that uses it."""
+
+    def __init__(self, subscriber: Subscriber) -> None:
+        self.subscriber = subscriber
+        self._pool = ThreadPoolExecutor(1)
+
+    def receive(self) -> Callable[[], int]:
+        """Begin to wait; what is returned waits for the frame and tells its sequence."""
+
+        def take() -> int:
+            with self.subscriber.receive(PATIENCE_S) as frame:
+                assert (frame.pixels == frame.pixels[0, 0, 0]).all()
+                return frame.sequence
+
+        return self._pool.submit(take).result
+
+    def cpu_of_a_wait(self) -> float:
+        return self._pool.submit(cpu_of_a_wait, self.subscriber).result()
+
+    def close(self) -> None:
+        self._pool.submit(self.subscriber.close).result()
+        self._pool.shutdown()
+
+
+def end_the_tick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nobody look by itself; who sleeps until the end of its patience was not woken, and raises."""
+
+    def woken(wait: Callable[..., Any], unit_s: float) -> Callable[..., Any]:
+        def checked(*arguments: Any) -> Any:
+            timeout_s, begun_s = arguments[-1] * unit_s, time.monotonic()
+            result = wait(*arguments)
+            if timeout_s > PATIENCE_S / 2 and time.monotonic() - begun_s >= timeout_s:
+                raise RuntimeError("nobody woke it")
+            return result
+
+        return checked
+
+    monkeypatch.setattr(subscriber_module, "TICK_S", FOR_EVER_S)
+    monkeypatch.setattr(SubscriberRing, "sleep", woken(SubscriberRing.sleep, 1e-9))
+    monkeypatch.setattr(Listener, "wait", woken(Listener.wait, 1.0))
+
+
+@pytest.fixture
+def no_tick(monkeypatch: pytest.MonkeyPatch) -> None:
+    end_the_tick(monkeypatch)
+
+
+@pytest.fixture
+def waiters() -> Iterator[list[Waiter]]:
+    started: list[Waiter] = []
+    yield started
+    for waiter in started:
+        waiter.close()
+
+
+def open_waiters(stream: str, publisher: Publisher, waiters: list[Waiter], wake: Wake, modes: list[Mode]) -> None:
+    """Subscribe in each mode; all have seen a frame, and the publisher knows who listens."""
+    waiters += [Waiter(Subscriber(stream, mode=mode, wake=wake, max_leases=1)) for mode in modes]
+    first = [waiter.receive() for waiter in waiters]
+    if wake == "zmq":
+        wait_until(lambda: listens(publisher._server) == len(modes))
+    assert publish(publisher) == 1
+    assert [answer() for answer in first] == [1] * len(waiters)
+
+
+@WAKES
+@pytest.mark.usefixtures("each_steps", "no_tick")
+def test_a_frame_wakes_all_who_wait(stream: str, wake: Wake, waiters: list[Waiter]) -> None:
+    with Publisher(stream, SMALL) as publisher:
+        open_waiters(stream, publisher, waiters, wake, ["newest", "every"])
+        for sequence in (2, 3, 4):
+            answers = [waiter.receive() for waiter in waiters]
+            time.sleep(ASLEEP_AFTER_S)
+            assert publish(publisher) == sequence
+            assert [answer() for answer in answers] == [sequence] * len(waiters)
+
+
+@WAKES
+@pytest.mark.usefixtures("each_steps", "no_tick")
+def test_what_is_abandoned_is_seen_by_nobody(stream: str, wake: Wake, waiters: list[Waiter]) -> None:
+    with Publisher(stream, SMALL) as publisher:
+        open_waiters(stream, publisher, waiters, wake, ["newest", "every"])
+        answers = [waiter.receive() for waiter in waiters]
+        for _ in range(3):
+            loan = publisher.loan()
+            loan.pixels[:] = 255
+            loan.metadata = {"x": "y" * MAX_METADATA_BYTES}
+            with pytest.raises(InvalidMetadata, match="metadata"):
+                loan.publish()
+            time.sleep(ASLEEP_AFTER_S)
+        assert publish(publisher) == 2
+        assert [answer() for answer in answers] == [2] * len(waiters)
+        assert publisher.statistics.abandoned == 3
+        for waiter in waiters:
+            statistics = waiter.subscriber.statistics
+            assert (statistics.skipped, statistics.rejected, statistics.leases) == (0, 0, 0)
+
+
+@SLEEPERS
+@pytest.mark.usefixtures("each_steps")
+def test_who_waits_in_vain_sleeps(stream: str, wake: Wake) -> None:
+    with Publisher(stream, SMALL) as publisher, Subscriber(stream, wake=wake) as subscriber:
+        publish(publisher)
+        subscriber.receive(5).release()
+        assert cpu_of_a_wait(subscriber) < WAIT_S / 2
+
+
+@WAKES
+@UNTOLD
+def test_what_a_dead_publisher_did_not_tell_the_next_one_tells(
+    stream: str, wake: Wake, point: str, start_program: Start, waiters: list[Waiter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = start_program("publish", stream, "4", "6", "8", point)
+    assert program.read() == "open"
+    waiter = Waiter(Subscriber(stream, wake=wake, gone_after_s=None))
+    waiters.append(waiter)
+    program.send("publish 1")
+    assert program.read() == "1"
+    assert waiter.receive()() == 1
+    if wake != "zmq":  # which first has to connect to the next publisher: meanwhile the tick looks
+        end_the_tick(monkeypatch)
+    answer = waiter.receive()
+    time.sleep(ASLEEP_AFTER_S)
+    program.send("die")
+    assert program.process.wait(PATIENCE_S) == -9
+    with Publisher(stream, SMALL, slots=8) as publisher:
+        assert publisher.statistics.adopted
+        assert answer() == 2
+        assert publish(publisher) == 3
+        assert waiter.receive()() == 3
+
+
+@pytest.mark.parametrize("mode", ["newest", "every"])
+def test_a_steady_pace_is_followed_and_its_end_is_slept_through(stream: str, mode: Mode) -> None:
+    period_s, count = 0.01, 40
+    with (
+        Publisher(stream, SMALL, slots=count + 4) as publisher,
+        Subscriber(stream, wake="predict", mode=mode) as subscriber,
+    ):
+
+        def publish_steadily() -> None:
+            due_s = time.monotonic()
+            for number in range(count):
+                due_s += period_s
+                time.sleep(max(due_s - time.monotonic(), 0))
+                publish(publisher, number)
+                if not number:
+                    first.wait(PATIENCE_S)
+
+        first = threading.Event()
+        thread = threading.Thread(target=publish_steadily)
+        thread.start()
+        last = subscriber.receive(PATIENCE_S).sequence
+        first.set()
+        while last < count:
+            with subscriber.receive(PATIENCE_S) as frame:
+                assert frame.sequence == last + 1 + frame.skipped
+                assert (frame.pixels == frame.sequence - 1).all()
+                last = frame.sequence
+        thread.join()
+        if mode == "every":
+            assert subscriber.statistics.skipped == 0
+        assert cpu_of_a_wait(subscriber) < WAIT_S / 2
+
+
+@WAKES
+def test_the_directory_tells_the_way_to_wait(stream: str, wake: Wake) -> None:
+    with Publisher(stream, SMALL), Subscriber(stream, name="detector", wake=wake):
+        (seen,) = inspect(stream).subscribers
+        assert (seen.record.name, seen.record.wake) == ("detector", wake)

@@ -1,0 +1,97 @@
+"""Notifications: hints that reach who listens, and garbage that harms nobody."""
+
+from __future__ import annotations
+
+import socket
+import time
+
+import msgpack
+import pytest
+import zmq
+
+from framebus import FrameFormat, Publisher, ReceiveTimeout, Subscriber
+from framebus.notify.listener import Listener
+from framebus.notify.local_socket import socket_path
+from framebus.notify.notification import topic
+from framebus.notify.server import CONNECTING_NS, POLL_CLOSELY_NS, POLL_EVERY_NS, NotificationServer
+from tests.framebus.listeners import PlainListener, listens, wait_until
+from tests.support import publish
+
+FORMAT = FrameFormat(2, 3, 1, pixel_format="gray")
+
+
+def test_a_hint_arrives_and_the_descriptor_tells_of_it(stream: str) -> None:
+    with Publisher(stream, FORMAT) as publisher:
+        listener = Listener(stream)
+        wait_until(lambda: listens(publisher._server), listener.drain)
+        publish(publisher)
+        poller = zmq.Poller()
+        poller.register(listener.fileno(), zmq.POLLIN)
+        assert poller.poll(10_000)
+        listener.wait(10.0)
+        listener.drain()
+        assert listener.rejected == 0
+        listener.close()
+        wait_until(lambda: not listens(publisher._server))
+
+
+def test_who_is_there_is_asked_with_every_frame_of_the_first_second(stream: str) -> None:
+    server, listener = NotificationServer(socket_path(stream), topic(stream)), Listener(stream)
+    now_ns = time.monotonic_ns()
+    wait_until(lambda: listens(server), listener.drain)
+    server.poll(now_ns)
+    assert server.poll_at_ns == now_ns
+    later_ns = now_ns + POLL_CLOSELY_NS
+    server.poll(later_ns)
+    assert server.poll_at_ns == later_ns + POLL_EVERY_NS
+    stranger = socket.socket(socket.AF_UNIX)
+    stranger.connect(str(socket_path(stream)))
+    server.poll(later_ns)
+    assert server.poll_at_ns == later_ns
+    patience_ns = later_ns + CONNECTING_NS + POLL_EVERY_NS
+    server.poll(patience_ns)
+    assert server.poll_at_ns == patience_ns + POLL_EVERY_NS, "a peer that never subscribes costs no look a frame"
+    stranger.close()
+    listener.close()
+    server.close()
+
+
+@pytest.mark.usefixtures("each_steps")
+def test_other_languages_read_one_msgpack_part(stream: str) -> None:
+    with Publisher(stream, FORMAT) as publisher, Subscriber(stream) as subscriber:
+        listener = PlainListener(f"ipc://{socket_path(stream)}")
+        with pytest.raises(ReceiveTimeout):
+            subscriber.receive(0.5)
+        wait_until(lambda: listens(publisher._server))
+        for number, captured_ns in enumerate((10, -(1 << 63), (1 << 63) - 1), start=1):
+            loan = publisher.loan()
+            loan.captured_ns = captured_ns
+            loan.publish()
+            with subscriber.receive(10) as frame:
+                slot, told = frame._held().slot, [2, 3, 1, "|u1", "gray", captured_ns, frame.published_ns]
+            message = msgpack.unpackb(listener.take(10_000) or b"")
+            assert message == [stream, publisher.statistics.epoch, number, slot, *told]
+        listener.close()
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"", b"\xc1", b"\x93\x01\x02\x03", msgpack.packb([1] * 11), b"\xdd\xff\xff\xff\xff", b"x" * 4000]
+)
+def test_garbage_is_counted(stream: str, garbage: bytes) -> None:
+    context = zmq.Context()
+    intruder = context.socket(zmq.XPUB)
+    intruder.bind(f"ipc://{socket_path(stream)}")
+    listener = Listener(stream)
+    wait_until(lambda: intruder.poll(0), listener.drain)
+    intruder.recv()
+    intruder.send(garbage)
+
+    def drained() -> bool:
+        listener.drain()
+        return listener.rejected == 1
+
+    wait_until(drained)
+    listener.close()
+    intruder.close(0)
+    context.term()
+    socket_path(stream).unlink(missing_ok=True)

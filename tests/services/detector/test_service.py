@@ -1,0 +1,313 @@
+"""The service as a process of its own: real frames in, detections out, and a clean end in every state."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from framebus import FrameFormat, NoFreeSlot, Publisher, Subscriber, companion_path, companion_paths, remove_leftovers
+from services.common.detections import Detections, DetectionSubscriber
+from services.common.status import read_status
+from tests.support import complaints
+
+ROOT = Path(__file__).parents[3]
+FILM = ROOT / "services" / "simulator" / "footage" / "pedestrians.mp4"
+PATIENCE_S = 40.0
+"""A loaded machine is slow; nothing here waits so long unless it fails."""
+STOP_S = 10.0
+
+
+@pytest.fixture(scope="module")
+def place() -> npt.NDArray[np.uint8]:
+    """A frame of a campus path with seven people on it, (688, 1152, 3), BGR."""
+    film = cv2.VideoCapture(str(FILM))
+    for _ in range(121):
+        complete, frame = film.read()
+    film.release()
+    assert complete
+    return np.ascontiguousarray(cv2.resize(frame, None, fx=1.5, fy=1.5)[100:788], np.uint8)
+
+
+class Camera:
+    """Publishes one picture again and again, and remembers when it said that it was captured."""
+
+    def __init__(self, stream: str, picture: npt.NDArray[np.uint8]) -> None:
+        self.captured_ns: dict[int, int] = {}
+        self._stream = stream
+        self._picture = picture
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._publish)
+
+    def _publish(self) -> None:
+        height, width, channels = self._picture.shape
+        with Publisher(self._stream, FrameFormat(height=height, width=width, channels=channels), slots=6) as publisher:
+            while not self._stop.wait(0.05):
+                with contextlib.suppress(NoFreeSlot):
+                    captured_ns = time.monotonic_ns() - 1_000_000
+                    with publisher.loan() as loan:
+                        loan.pixels[...] = self._picture
+                        loan.captured_ns = captured_ns
+                    assert loan.sequence is not None
+                    self.captured_ns[loan.sequence] = captured_ns
+
+    def __enter__(self) -> Camera:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+@pytest.fixture
+def start(stream: str, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    started = []
+
+    def launch(**values: object) -> subprocess.Popen[str]:
+        settings = {"max_rate_fps": "null", "stale_after_s": 60} | values
+        environment = {
+            **os.environ,
+            "FRAMEBUS_STREAM__NAME": stream,
+            **{f"FRAMEBUS_DETECTOR__{key.upper()}": str(value) for key, value in settings.items()},
+        }
+        process = subprocess.Popen(
+            [sys.executable, "-m", "services.detector"], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+        )
+        started.append(process)
+        return process
+
+    yield launch
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline_s, f"in vain waited until {what}"
+        time.sleep(0.02)
+
+
+def stop(process: subprocess.Popen[str]) -> str:
+    """Ask the service to end; its log."""
+    process.send_signal(signal.SIGTERM)
+    _, log = process.communicate(timeout=STOP_S)
+    assert process.returncode == 0, log
+    assert complaints(log) == []
+    return log
+
+
+@pytest.fixture
+def listener(stream: str) -> Iterator[DetectionSubscriber]:
+    subscriber = DetectionSubscriber(stream)
+    yield subscriber
+    subscriber.close()
+
+
+def heard(
+    listener: DetectionSubscriber, process: subprocess.Popen[str], wanted: Callable[[Detections], bool] = bool
+) -> Detections:
+    deadline_s = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline_s:
+        assert process.poll() is None, process.communicate()[1]
+        listener.look_for_detectors()
+        for detections in listener.receive(0.1):
+            if wanted(detections):
+                return detections
+    raise AssertionError("the wanted detections never came")
+
+
+def ready(stream: str, process: subprocess.Popen[str], instance: str = "detector") -> None:
+    path = companion_path(stream, f"detections.{instance}.sock")
+    wait_until(lambda: path.exists() or process.poll() is not None, "the detector serves")
+    assert process.poll() is None, process.communicate()[1]
+
+
+def own_files(stream: str) -> list[str]:
+    """What a detector has of its own in /dev/shm; the rest is the publisher's."""
+    return [
+        path.name
+        for path in companion_paths(stream, "*")
+        if any(kind in path.name for kind in (".detections.", ".status.", ".sub."))
+    ]
+
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+def test_people_of_a_frame_are_told_with_its_names(
+    stream: str, start: Start, listener: DetectionSubscriber, place: npt.NDArray[np.uint8]
+) -> None:
+    with Camera(stream, place) as camera:
+        process = start()
+        first = heard(listener, process)
+        second = heard(listener, process)
+        with (
+            Subscriber(stream, name="test", attach_timeout_s=PATIENCE_S) as subscriber,
+            subscriber.receive(PATIENCE_S) as frame,
+        ):
+            epoch = frame.epoch
+        document = read_status(companion_path(stream, "status.detector.sock"), PATIENCE_S)
+        stop(process)
+    for found in (first, second):
+        assert (found.stream, found.instance, found.epoch) == (stream, "detector", epoch)
+        assert found.captured_ns == camera.captured_ns[found.sequence]
+        assert found.detected_ns > found.captured_ns
+        assert (found.frame_height_px, found.frame_width_px) == (688, 1152)
+        people = [one for one in found.objects if one.label == "person"]
+        assert len(people) >= 5
+        assert [one.score for one in found.objects] == sorted((one.score for one in found.objects), reverse=True)
+    assert second.sequence > first.sequence
+    assert {one.track for one in first.objects} == {one.track for one in second.objects} != {0}
+    assert document["healthy"]
+    assert document["stages"]["detect"]["frames"] >= 2
+    assert document["stages"]["detect"]["latency_p50_ms"] > 0
+    assert document["details"]["model"] == "coco_ssdlite_mnv2_w8.onnx"
+    assert document["details"]["tiles"] == 2
+    assert document["details"]["objects"] >= 5
+    assert document["details"]["tile_ms"] > 0
+    assert own_files(stream) == []
+
+
+def test_it_waits_for_the_stream_and_ends_while_it_waits(stream: str, start: Start) -> None:
+    process = start()
+    ready(stream, process)
+    assert not read_status(companion_path(stream, "status.detector.sock"), PATIENCE_S)["healthy"]
+    stop(process)
+    assert companion_paths(stream, "*") == []
+
+
+def test_a_publisher_that_comes_later_is_found(
+    stream: str, start: Start, listener: DetectionSubscriber, place: npt.NDArray[np.uint8]
+) -> None:
+    process = start()
+    ready(stream, process)
+    with Camera(stream, place):
+        heard(listener, process)
+        stop(process)
+
+
+def test_a_publisher_that_restarts_is_followed(
+    stream: str, start: Start, listener: DetectionSubscriber, place: npt.NDArray[np.uint8]
+) -> None:
+    process = start()
+    with Camera(stream, place):
+        first = heard(listener, process)
+    with Camera(stream, place[:600, :900]):
+        second = heard(listener, process, lambda found: found.epoch != first.epoch)
+        assert (second.frame_height_px, second.frame_width_px) == (600, 900)
+        assert len(second.objects) > 0
+        stop(process)
+
+
+def test_a_publisher_that_returns_late_is_followed(
+    stream: str, start: Start, listener: DetectionSubscriber, place: npt.NDArray[np.uint8]
+) -> None:
+    """Later than the detector waits for it on the old ring, which it must have let go of by then."""
+    process = start()
+    with Camera(stream, place):
+        first = heard(listener, process)
+    wait_until(lambda: not any(".sub." in name for name in own_files(stream)), "the detector has left the ring")
+    with Camera(stream, place):
+        heard(listener, process, lambda found: found.epoch != first.epoch)
+        log = stop(process)
+    assert log.count("attached") == 2
+
+
+def test_it_ends_while_the_publisher_is_gone(
+    stream: str, start: Start, listener: DetectionSubscriber, place: npt.NDArray[np.uint8]
+) -> None:
+    process = start()
+    with Camera(stream, place):
+        heard(listener, process)
+    time.sleep(0.3)
+    stop(process)
+    assert own_files(stream) == []
+
+
+def test_frames_that_are_no_colour_pictures_are_refused(
+    stream: str, start: Start, listener: DetectionSubscriber, place: npt.NDArray[np.uint8]
+) -> None:
+    process = start(instance="night")
+    ready(stream, process, "night")
+    status = companion_path(stream, "status.detector-night.sock")
+    with Camera(stream, place[:, :, :1]):
+        wait_until(lambda: read_status(status, PATIENCE_S)["details"]["refused"] > 2, "frames are refused")
+    with Camera(stream, place):
+        assert heard(listener, process).instance == "night"
+        log = stop(process)
+    assert log.count("frame refused") == 1
+
+
+def test_it_is_nice_and_keeps_to_its_rate(
+    stream: str, start: Start, listener: DetectionSubscriber, place: npt.NDArray[np.uint8]
+) -> None:
+    process = start(nice=7, max_rate_fps=2, track_memory_s=0)
+    with Camera(stream, place):
+        found = [heard(listener, process) for _ in range(3)]
+        threads = [int(path.name) for path in Path(f"/proc/{process.pid}/task").iterdir()]
+        nice = [os.getpriority(os.PRIO_PROCESS, thread) - os.getpriority(os.PRIO_PROCESS, 0) for thread in threads]
+        assert 7 in nice
+        assert 0 in nice
+        stop(process)
+    assert {one.track for frame in found for one in frame.objects} == {0}
+    # Frames come about ten times as fast as that.
+    assert found[-1].sequence - found[0].sequence > 4
+
+
+def test_one_that_was_killed_is_replaced(
+    stream: str, start: Start, listener: DetectionSubscriber, place: npt.NDArray[np.uint8]
+) -> None:
+    """What it left in /dev/shm stands in nobody's way, and listeners hear the next one."""
+    with Camera(stream, place):
+        killed = start()
+        heard(listener, killed)
+        killed.kill()
+        killed.wait()
+        last_ns = time.monotonic_ns()
+        process = start()
+        heard(listener, process, lambda found: found.detected_ns > last_ns)
+        assert read_status(companion_path(stream, "status.detector.sock"), PATIENCE_S)["healthy"]
+        stop(process)
+        remove_leftovers(stream)  # the killed one's record as a subscriber
+
+
+def test_two_instances_serve_one_stream_but_not_one_twice(
+    stream: str, start: Start, listener: DetectionSubscriber, place: npt.NDArray[np.uint8]
+) -> None:
+    day, night = start(instance="day"), start(instance="night")
+    ready(stream, day, "day")
+    ready(stream, night, "night")
+    again = start(instance="day")
+    _, log = again.communicate(timeout=PATIENCE_S)
+    assert again.returncode == 1
+    assert "this service runs already" in log
+    assert complaints(log) == []
+    with Camera(stream, place):
+        heard(listener, day, lambda found: found.instance == "day")
+        heard(listener, night, lambda found: found.instance == "night")
+        stop(day)
+        stop(night)
+
+
+@pytest.mark.parametrize(("model", "told"), [("nowhere.onnx", "cannot be read"), ("README", "not a usable ONNX file")])
+def test_a_model_that_cannot_be_used_is_one_sentence(tmp_path: Path, start: Start, model: str, told: str) -> None:
+    (tmp_path / "README").write_text("no model")
+    process = start(model=tmp_path / model)
+    _, log = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 1
+    assert told in log
+    assert complaints(log) == []

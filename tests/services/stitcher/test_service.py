@@ -1,0 +1,248 @@
+"""The stitcher as a process, with real cameras over HTTP and RTSP, read from the ring."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from framebus import Frame, FrameFormat, Publisher, Subscriber, companion_path
+from services.common.status import read_status
+from services.stitcher.calibration import Calibration, load, save
+from services.stitcher.panorama import plan
+from services.stitcher.stitch import GREY
+from tests.services.simulator.clips import SMALL, rendered, rtsp_server
+from tests.services.stitcher.scene import rig
+from tests.support import ROOT, complaints, free_ports
+
+WIDTH, HEIGHT = 1632, 228
+NAMES = [f"cam{i}" for i in range(5)]
+PATIENCE_S = 60.0
+
+
+class StitcherProcess:
+    """A running stitcher; ended with SIGTERM, which it must obey."""
+
+    def __init__(self, stream: str, folder: Path, urls: Sequence[str], **section: Any) -> None:
+        self._stream = stream
+        self.log = folder / "log"
+        config = folder / "framebus.yaml"
+        cameras = [{"name": name, "url": url} for name, url in zip(NAMES, urls, strict=True)]
+        stitcher = {
+            "cameras": cameras,
+            "width_px": WIDTH,
+            "height_px": HEIGHT,
+            "gone_after_s": 1.0,
+            "reconnect": {"first_s": 0.1, "max_s": 0.5},
+            **section,
+        }
+        config.write_text(yaml.safe_dump({"stream": {"name": stream, "slots": 6}, "stitcher": stitcher}))
+        self.command = [sys.executable, "-m", "services.stitcher", "--config", str(config)]
+
+    def __enter__(self) -> StitcherProcess:
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(self.command, cwd=ROOT, stderr=log)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            assert self.process.wait(PATIENCE_S) == 0, self.log.read_text()
+        finally:
+            self.process.kill()
+            self.process.wait()
+
+    def status(self) -> dict[str, Any]:
+        return read_status(companion_path(self._stream, "status.stitcher.sock"), timeout_s=10)
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        lines = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+        return [line for line in lines if line["event"] == name]
+
+    def wait_for_event(self, name: str, condition: Callable[[dict[str, Any]], bool]) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while not any(map(condition, self.events(name))):
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.05)
+
+    def wait_for(self, subscriber: Subscriber, condition: Callable[[Frame], bool]) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            with subscriber.receive(timeout_s=PATIENCE_S) as frame:
+                if condition(frame):
+                    return
+                assert time.monotonic() < deadline, (frame.metadata, self.log.read_text())
+
+
+def is_marked(frame: Frame, calibration: Calibration, name: str) -> bool:
+    edges = plan(calibration, WIDTH, HEIGHT).edges_px
+    index = [camera.name for camera in calibration.cameras].index(name)
+    region = frame.pixels[:, edges[index] + 10 : edges[index + 1] - 10]
+    return bool((region[..., 0] == region[..., 2]).all() and region.min() >= GREY)
+
+
+@contextmanager
+def http_camera(number: int, port: int) -> Iterator[str]:
+    """One of the simulator's cameras."""
+    clip = rendered() / f"cam{number}.ts"
+    command = [sys.executable, "-m", "services.simulator.serve", str(clip), "--host", "127.0.0.1"]
+    with subprocess.Popen([*command, "--port", str(port), "--t0", "0"], cwd=ROOT, stderr=subprocess.DEVNULL) as server:
+        try:
+            yield f"http://127.0.0.1:{port}/cam{number}.ts"
+        finally:
+            server.kill()
+
+
+@contextmanager
+def http_cameras(first_port: int, numbers: Sequence[int] = range(5)) -> Iterator[None]:
+    if not numbers:
+        yield
+        return
+    with http_camera(numbers[0], first_port + numbers[0]), http_cameras(first_port, numbers[1:]):
+        yield
+
+
+def http_urls(first_port: int) -> list[str]:
+    return [f"http://127.0.0.1:{first_port + i}/cam{i}.ts" for i in range(5)]
+
+
+def test_five_cameras_become_one_stream_and_a_saved_calibration(stream: str, tmp_path: Path) -> None:
+    port, file = free_ports(5), tmp_path / "calibration.json"
+    with (
+        http_cameras(port),
+        StitcherProcess(stream, tmp_path, http_urls(port), calibration={"file": str(file)}) as stitcher,
+        Subscriber(stream, name="test", attach_timeout_s=PATIENCE_S) as subscriber,
+    ):
+        stitcher.wait_for(subscriber, lambda frame: frame.metadata == {"cameras": NAMES})
+        sequences = []
+        for _ in range(10):
+            with subscriber.receive(timeout_s=PATIENCE_S) as frame:
+                assert frame.pixels.shape == (HEIGHT, WIDTH, 3)
+                assert frame.captured_ns < frame.published_ns
+                assert abs(frame.captured_wall_ns - (time.time_ns() - time.monotonic_ns() + frame.captured_ns)) < 1e9
+                assert frame.pixels.max(axis=2).reshape(HEIGHT, 51, 32).max(axis=(0, 2)).min() > 60, "no black part"
+                sequences.append(frame.sequence)
+        assert sequences == sorted(set(sequences))
+        status = stitcher.status()
+        assert status["healthy"], status["reason"]
+        assert set(status["stages"]) == {*NAMES, "publish"}
+        assert status["stages"]["publish"]["frames"] >= 10
+        assert status["details"]["calibration"]["state"] == "calibrated"
+        assert {camera["state"] for camera in status["details"]["cameras"].values()} == {"connected"}
+    assert [camera.name for camera in load(file, NAMES).cameras] == NAMES
+    assert [event["source"] for event in stitcher.events("calibrated")] == ["pictures"]
+
+
+def test_a_camera_that_dies_is_marked_and_comes_back(stream: str, tmp_path: Path) -> None:
+    port, file = free_ports(5), tmp_path / "calibration.json"
+    calibration = rig(width_px=SMALL.width_px, height_px=SMALL.height_px)
+    save(calibration, file)
+    with (
+        http_cameras(port, (0, 1, 3, 4)),
+        StitcherProcess(stream, tmp_path, http_urls(port), calibration={"file": str(file)}) as stitcher,
+        Subscriber(stream, name="test", attach_timeout_s=PATIENCE_S) as subscriber,
+    ):
+        others = [name for name in NAMES if name != "cam2"]
+        # Never there: the saved calibration is enough to start without it.
+        stitcher.wait_for(subscriber, lambda frame: frame.metadata == {"cameras": others})
+        for _ in range(8):  # more than there are slots
+            with subscriber.receive(timeout_s=PATIENCE_S) as frame:
+                assert is_marked(frame, calibration, "cam2")
+                assert not any(is_marked(frame, calibration, name) for name in frame.metadata["cameras"])
+        assert stitcher.status()["details"]["cameras"]["cam2"]["state"].startswith("lost: Connection refused")
+        for _ in range(2):  # it comes, dies, comes, dies
+            with http_camera(2, port + 2):
+                stitcher.wait_for(subscriber, lambda frame: "cam2" in frame.metadata["cameras"])
+                with subscriber.receive(timeout_s=PATIENCE_S) as frame:
+                    assert not is_marked(frame, calibration, "cam2")
+            stitcher.wait_for(subscriber, lambda frame: is_marked(frame, calibration, "cam2"))
+            with subscriber.receive(timeout_s=PATIENCE_S) as frame:
+                assert frame.metadata == {"cameras": others}
+        status = stitcher.status()
+        assert status["healthy"], "a lost camera is no ill health of the stitcher"
+        assert status["details"]["cameras"]["cam2"]["connections"] == 2
+
+
+def test_without_calibration_it_goes_on_without_a_missing_camera_and_adds_it_later(stream: str, tmp_path: Path) -> None:
+    port = free_ports(5)
+    settings = {"wait_s": 0.5, "retry_s": 0.5}
+    with (
+        http_cameras(port, range(4)),
+        StitcherProcess(stream, tmp_path, http_urls(port), calibration=settings) as stitcher,
+        Subscriber(stream, name="test", attach_timeout_s=PATIENCE_S) as subscriber,
+    ):
+        stitcher.wait_for(subscriber, lambda frame: frame.metadata == {"cameras": NAMES[:4]})
+        assert stitcher.status()["details"]["calibration"]["unplaced"] == ["cam4"]
+        stitcher.wait_for_event(
+            "cameras not placed, they are left out", lambda e: e["cameras"] == ["cam4"] and "overlap" in e["remedy"]
+        )
+        with http_camera(4, port + 4):
+            stitcher.wait_for(subscriber, lambda frame: frame.metadata == {"cameras": NAMES})
+            assert stitcher.status()["details"]["calibration"]["unplaced"] == []
+
+
+def test_cameras_that_show_nothing_give_an_error_with_a_remedy(stream: str, tmp_path: Path) -> None:
+    port = free_ports(5)
+    # Both ends of the rig: they have nothing in common.
+    urls = [http_urls(port)[i] for i in (0, 2)]
+    process = StitcherProcess(
+        stream, tmp_path, [*urls, *["/nonexistent"] * 3], calibration={"wait_s": 0.2, "retry_s": 0.2}
+    )
+    with http_cameras(port, (0, 2)), process as stitcher:
+        stitcher.wait_for_event("calibration failed", lambda _: True)
+        reason = stitcher.events("calibration failed")[0]["reason"]
+        assert "cam0, cam1" in reason
+        assert "calibration.file" in reason
+        status = stitcher.status()
+        assert not status["healthy"]
+        assert status["details"]["calibration"]["state"] in (f"failed: {reason}", "calibrating")
+
+
+def test_a_stream_that_is_published_already_is_one_sentence(stream: str, tmp_path: Path) -> None:
+    with Publisher(stream, FrameFormat(16, 16), slots=3):
+        command = StitcherProcess(stream, tmp_path, ["/nonexistent"] * 5).command
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
+    assert done.returncode == 1
+    assert stream in done.stderr
+    assert complaints(done.stderr) == []
+
+
+@pytest.fixture
+def rtsp_base() -> Iterator[str]:
+    """Address of a real RTSP server with the five cameras."""
+    with rtsp_server() as address:
+        yield address
+
+
+def test_five_rtsp_cameras_become_one_panorama(stream: str, tmp_path: Path, rtsp_base: str) -> None:
+    urls = [f"{rtsp_base}/cam{i}" for i in range(5)]
+    with (
+        StitcherProcess(stream, tmp_path, urls) as stitcher,
+        Subscriber(stream, name="test", attach_timeout_s=PATIENCE_S) as subscriber,
+    ):
+        stitcher.wait_for(subscriber, lambda frame: frame.metadata == {"cameras": NAMES})
+        with subscriber.receive(timeout_s=PATIENCE_S) as first, subscriber.receive(timeout_s=PATIENCE_S) as second:
+            assert second.captured_ns > first.captured_ns
+            assert (first.pixels != second.pixels).any()
+            assert first.pixels.max(axis=2).reshape(HEIGHT, 51, 32).max(axis=(0, 2)).min() > 60, "no black part"
+        yaws = [camera["yaw_deg"] for camera in stitcher.status()["details"]["calibration"]["cameras"].values()]
+        np.testing.assert_allclose(yaws, (-72, -36, 0, 36, 72), atol=2)
+
+
+def test_a_wrong_configuration_is_exit_status_2(tmp_path: Path) -> None:
+    config = tmp_path / "framebus.yaml"
+    config.write_text("stitcher: {width_px: 10}\n")
+    command = [sys.executable, "-m", "services.stitcher", "--config", str(config)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"{config}:1: stitcher.width_px")

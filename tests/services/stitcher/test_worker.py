@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from services.stitcher.calibration import CalibrationError
+from services.stitcher.worker import calibrate_apart
+from tests.services.stitcher.scene import paint_world, photograph, rig
+
+
+def test_the_result_comes_from_another_process() -> None:
+    world = paint_world()
+    pictures = {camera.name: photograph(world, camera) for camera in rig((-18, 18)).cameras}
+    found = calibrate_apart(pictures, None, 1.0, threading.Event())
+    assert found is not None
+    assert [camera.name for camera in found.cameras] == ["cam0", "cam1"]
+
+
+def test_its_error_comes_too() -> None:
+    blank = np.zeros((90, 160, 3), np.uint8)
+    with pytest.raises(CalibrationError, match="no two of the cameras a, b match"):
+        calibrate_apart({"a": blank, "b": blank}, None, 1.0, threading.Event())
+
+
+def test_it_ends_when_told_to() -> None:
+    stop = threading.Event()
+    stop.set()
+    blank = np.zeros((90, 160, 3), np.uint8)
+    assert calibrate_apart({"a": blank, "b": blank}, None, 1.0, stop) is None
+
+
+def test_a_process_that_dies_is_an_error() -> None:
+    # Something that the child cannot even read ends it.
+    with pytest.raises(CalibrationError, match="process died with status 1"):
+        calibrate_apart({"a": Unreadable()}, None, 1.0, threading.Event())  # type: ignore[dict-item]
+
+
+class Unreadable:
+    def __reduce__(self) -> tuple[object, tuple[int]]:
+        return int, ("no number",)  # type: ignore[return-value]

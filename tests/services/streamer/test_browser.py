@@ -1,0 +1,287 @@
+"""The page in a real browser: moving pictures, boxes in their place, zoom, and what it says when something is lost."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from framebus import FrameFormat, Publisher
+from services.common.detections import Detection, DetectionPublisher, Detections
+from tests.services.streamer.support import BITS, RunningPublisher, StreamerProcess, publish, wait_until
+from tests.support import CHROMIUM, CHROMIUM_ARGUMENTS, needs_browser
+
+PATIENCE_MS = 20_000
+HEIGHT, WIDTH = 688, 4896
+TIMES, NONE = "\u00d7", "\u2013"
+
+pytestmark = needs_browser
+
+READ_NUMBER = f"""() => {{
+    const canvas = document.getElementById("picture");
+    if (!canvas.width) return 0;
+    const step = canvas.width / {BITS};
+    const row = canvas.getContext("2d").getImageData(0, canvas.height >> 2, canvas.width, 1).data;
+    let number = 0;
+    for (let bit = 0; bit < {BITS}; bit++) number += row[4 * Math.floor((bit + 0.5) * step)] > 127 ? 1 << bit : 0;
+    return number;
+}}"""
+
+# The colours of the overlay at a point of the frame, and whether a line is near it.
+MARKED = """([x, y, width, height]) => {
+    const picture = document.getElementById("picture").getBoundingClientRect();
+    const overlay = document.getElementById("overlay");
+    if (overlay.hidden) return false;
+    const lies = overlay.getBoundingClientRect();
+    const ratio = overlay.width / lies.width;
+    const left = (picture.left + picture.width * x / width - lies.left) * ratio;
+    const top = (picture.top + picture.height * y / height - lies.top) * ratio;
+    const near = overlay.getContext("2d").getImageData(Math.round(left) - 2, Math.round(top) - 2, 5, 5).data;
+    return near.some((value, index) => index % 4 === 3 && value > 128);
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    expect.set_options(timeout=PATIENCE_MS)
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGUMENTS)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A page; errors of its scripts and refusals by its policy fail the test."""
+    faults: list[str] = []
+    opened = browser.new_page(viewport={"width": 1280, "height": 720})
+    opened.set_default_timeout(PATIENCE_MS)
+    opened.on("pageerror", lambda error: faults.append(str(error)))
+    opened.on(
+        "console",
+        lambda message: faults.append(message.text) if "Content Security Policy" in message.text else None,
+    )
+    yield opened
+    opened.close()
+    assert faults == []
+
+
+class Detecting:
+    """Sends the same boxes for the newest frame, again and again, until its ``with`` block ends."""
+
+    def __init__(self, stream: str, publisher: RunningPublisher, *objects: Detection) -> None:
+        self._arguments = stream, publisher, objects
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        stream, publisher, objects = self._arguments
+        detector = DetectionPublisher(stream, "test")
+        while not self._stop.wait(0.1):
+            detector.publish(
+                Detections(
+                    stream,
+                    "test",
+                    publisher.epoch,
+                    publisher.sequence,
+                    publisher.captured_ns,
+                    time.monotonic_ns(),
+                    HEIGHT,
+                    WIDTH,
+                    objects,
+                )
+            )
+        detector.close()
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_exception: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def figure(page: Page, name: str) -> float:
+    text = page.locator(f"#{name}").text_content() or ""
+    return float(text.split()[0]) if text[:1].isdigit() else 0.0
+
+
+def marked(page: Page, x: float, y: float) -> Any:
+    return page.evaluate(MARKED, [x, y, WIDTH, HEIGHT])
+
+
+def test_moving_pictures_and_boxes(stream: str, page: Page, tmp_path: Path) -> None:
+    car = Detection("car", 0.91, 1000.0, 400.0, 600.0, 200.0, 12)
+    person = Detection("person", 0.55, 3000.0, 300.0, 300.0, 300.0)
+    with (
+        RunningPublisher(stream, FrameFormat(HEIGHT, WIDTH), 10) as publisher,
+        StreamerProcess(stream, tmp_path / "log") as streamer,
+    ):
+        page.goto(streamer.url)
+        expect(page.locator("#state")).to_have_text("live")
+        expect(page.locator("#notice")).to_be_hidden()
+        assert page.evaluate(
+            '[document.getElementById("picture").width, document.getElementById("picture").height]'
+        ) == [
+            WIDTH // 2,
+            HEIGHT // 2,
+        ]
+        before = publisher.sequence
+        numbers: set[int] = set()
+        while len(numbers) < 10:
+            number = page.evaluate(READ_NUMBER)
+            assert number <= publisher.sequence + 1
+            numbers.add(number)
+        assert max(numbers) >= before + 5
+        wait_until(lambda: figure(page, "fps") > 0, "a rate")
+        expect(page.locator("#latency")).to_have_text(re.compile(r"^\d+ ms$"))
+        assert figure(page, "skipped") >= 0
+
+        with Detecting(stream, publisher, car, person):
+            expect(page.locator("#objects")).to_have_text("2")
+            expect(page.locator("#found")).to_have_text("1 car1 person")
+            wait_until(lambda: marked(page, 1000, 500), "the box")
+            for x, y in ((1600, 500), (1300, 600), (3000, 450), (3300, 450)):
+                assert marked(page, x, y)
+            assert not marked(page, 1300, 500)  # within the box the picture is free
+            assert not marked(page, 2300, 500)
+            page.locator("#boxes").click()
+            expect(page.locator("#overlay")).to_be_hidden()
+            expect(page.locator("#boxes")).to_have_attribute("aria-pressed", "false")
+            page.keyboard.press("b")
+            wait_until(lambda: marked(page, 1000, 500), "the box")
+        # Without new ones the boxes go away.
+        expect(page.locator("#objects")).to_have_text(NONE)
+        expect(page.locator("#overlay")).to_be_hidden()
+        expect(page.locator("#found")).to_be_empty()
+
+
+def test_zoom_by_wheel_keys_and_drag(stream: str, page: Page, tmp_path: Path) -> None:
+    with (
+        RunningPublisher(stream, FrameFormat(HEIGHT, WIDTH), 10) as publisher,
+        StreamerProcess(stream, tmp_path / "log") as streamer,
+        Detecting(stream, publisher, Detection("bus", 0.8, 2200.0, 300.0, 400.0, 200.0)),
+    ):
+        page.goto(streamer.url)
+        expect(page.locator("#state")).to_have_text("live")
+        picture = page.locator("#picture")
+        fitted = picture.bounding_box()
+        assert fitted is not None
+        assert fitted["width"] == pytest.approx(1280, abs=1)
+        assert fitted["height"] == pytest.approx(1280 * HEIGHT / WIDTH, abs=1)
+        middle = fitted["y"] + fitted["height"] / 2
+        page.mouse.move(640, middle)
+        page.mouse.wheel(0, -600)
+        expect(page.locator("#zoom")).not_to_have_text(f"1.0{TIMES}")
+        near = picture.bounding_box()
+        assert near is not None
+        assert near["width"] > 1.5 * fitted["width"]
+        # What was under the pointer stays there.
+        assert (640 - near["x"]) / near["width"] == pytest.approx(640 / 1280, abs=0.005)
+        wait_until(lambda: marked(page, 2200, 400), "the box")
+        page.mouse.down()
+        page.mouse.move(740, middle, steps=3)
+        page.mouse.up()
+        moved = picture.bounding_box()
+        assert moved is not None
+        assert moved["x"] == pytest.approx(near["x"] + 100, abs=1)
+        page.mouse.dblclick(640, middle)
+        assert picture.bounding_box() == fitted
+        page.keyboard.press("+")
+        page.keyboard.press("ArrowRight")
+        expect(page.locator("#zoom")).to_have_text(f"1.3{TIMES}")
+        page.keyboard.press("0")
+        assert picture.bounding_box() == fitted
+
+
+def test_it_waits_for_the_stream_and_for_the_streamer(stream: str, page: Page, tmp_path: Path) -> None:
+    with StreamerProcess(stream, tmp_path / "log") as streamer:
+        page.goto(streamer.url)
+        expect(page.locator("#notice")).to_have_text(f"waiting for the stream: stream {stream} has not started")
+        with Publisher(stream, FrameFormat(HEIGHT, WIDTH), slots=8) as publisher:
+            page.wait_for_timeout(300)
+            publish(publisher)
+            wait_until(lambda: page.evaluate(READ_NUMBER) == 1, "the frame")
+        expect(page.locator("#notice")).to_have_text(f"waiting for the stream: stream {stream} has ended")
+        port = streamer.url.rstrip("/").rpartition(":")[2]
+    expect(page.locator("#notice")).to_have_text("connection lost, trying again")
+    expect(page.locator("#state")).to_have_attribute("data-state", "lost")
+    with (
+        StreamerProcess(stream, tmp_path / "again", port=port),
+        RunningPublisher(stream, FrameFormat(HEIGHT, WIDTH), 10),
+    ):
+        expect(page.locator("#state")).to_have_text("live")
+        wait_until(lambda: page.evaluate(READ_NUMBER) > 1, "frames")
+
+
+def test_a_hidden_page_is_sent_nothing_until_it_is_seen(stream: str, browser: Browser, tmp_path: Path) -> None:
+    """A page that does not draw acknowledges nothing: here its frames' callbacks are held, as a hidden tab's are."""
+    page = browser.new_page()
+    try:
+        page.add_init_script(
+            "window.held = []; window.hold = false; const real = window.requestAnimationFrame.bind(window);"
+            "window.requestAnimationFrame = (callback) => window.hold ? window.held.push(callback) : real(callback);"
+        )
+        with (
+            RunningPublisher(stream, FrameFormat(64, 512), 20) as publisher,
+            StreamerProcess(stream, tmp_path / "log") as streamer,
+        ):
+            page.goto(streamer.url)
+            expect(page.locator("#state")).to_have_text("live", timeout=PATIENCE_MS)
+            page.evaluate("window.hold = true")
+            page.wait_for_timeout(1500)
+            encode = 'fetch("/api/status").then(r => r.json()).then(s => s.services.streamer.stages.encode.frames)'
+            before = page.evaluate(encode)
+            page.wait_for_timeout(1000)
+            assert page.evaluate(encode) == before
+            resumed_at = publisher.sequence
+            page.evaluate("window.hold = false; window.held.splice(0).forEach((callback) => callback(0))")
+            wait_until(lambda: page.evaluate(READ_NUMBER) > resumed_at, "newer frames")
+    finally:
+        page.close()
+
+
+def test_without_javascript_the_pictures_come_as_mjpeg(stream: str, browser: Browser, tmp_path: Path) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    try:
+        with (
+            RunningPublisher(stream, FrameFormat(64, 512), 10),
+            StreamerProcess(stream, tmp_path / "log") as streamer,
+        ):
+            page = context.new_page()
+            page.goto(streamer.url, wait_until="commit")
+            image = page.locator("img.fallback")
+            expect(image).to_be_visible(timeout=PATIENCE_MS)
+            box = image.bounding_box()
+            assert box is not None
+            assert box["width"] / box["height"] == pytest.approx(8, rel=0.05)
+    finally:
+        context.close()
+
+
+# Two messages of one walker, captured 300 ms apart, 30 pixels apart; and an object without a track.
+FORWARD = """async () => {
+    const { Motion } = await import("/page/motion.js");
+    const motion = new Motion();
+    const walker = x => ({ label: "person", x, y: 50, width: 20, height: 40, track: 7 });
+    const lamp = { label: "lamp", x: 300, y: 10, width: 5, height: 5, track: 0 };
+    const first = motion.forward({ age_ms: 400, objects: [walker(100), lamp] }, 0);
+    const second = motion.forward({ age_ms: 100, objects: [walker(130), lamp] }, 60);
+    return [first, second].map(found => found.objects.map(object => [object.x, object.y]));
+}"""
+
+
+def test_boxes_move_on_along_their_tracks(stream: str, page: Page, tmp_path: Path) -> None:
+    with RunningPublisher(stream, FrameFormat(64, 512), 10), StreamerProcess(stream, tmp_path / "log") as streamer:
+        page.goto(streamer.url)
+        first, second = page.evaluate(FORWARD)
+    assert first == [[100, 50], [300, 10]]
+    # Half of 0.1 pixels a millisecond, as speeds are smoothed; 40 ms of age beyond the picture's, 150 ms to the middle.
+    assert second[0] == pytest.approx([130 + 0.05 * 190, 50], abs=0.5)
+    assert second[1] == [300, 10]

@@ -1,0 +1,544 @@
+"""The streamer as a process, with a real publisher, over HTTP and WebSocket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from framebus import FrameFormat, Publisher
+from services.common.detections import Detection, DetectionPublisher, Detections
+from services.streamer.messages import split_frame_message
+from tests.services.streamer.support import (
+    HEIGHT,
+    PATIENCE_S,
+    WIDTH,
+    RunningPublisher,
+    StreamerProcess,
+    publish,
+    read_number,
+    wait_until,
+)
+from tests.support import Program, complaints
+
+FORMAT = FrameFormat(HEIGHT, WIDTH)
+QUIET_S = 0.4
+
+
+@pytest.fixture
+def publisher(stream: str) -> Iterator[Publisher]:
+    with Publisher(stream, FORMAT, slots=8) as opened:
+        yield opened
+
+
+@pytest.fixture
+def streamer(stream: str, publisher: Publisher, tmp_path: Path) -> Iterator[StreamerProcess]:
+    """A streamer that is attached; it need not be told of a publisher that says nothing for a while."""
+    with StreamerProcess(stream, tmp_path / "log", stale_after_s=60, max_clients=3) as process:
+        wait_until(lambda: process.events("attached"), "the streamer attaches")
+        yield process
+
+
+class Client:
+    """A WebSocket client that sorts what comes."""
+
+    def __init__(self, socket_: aiohttp.ClientWebSocketResponse) -> None:
+        self.socket = socket_
+        self.texts: list[dict[str, Any]] = []
+        self.close_code: int | None = None
+
+    async def frame(self, patience_s: float = PATIENCE_S) -> tuple[dict[str, Any], bytes] | None:
+        """The next frame; ``None`` when none comes."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                while True:
+                    message = await self.socket.receive()
+                    if message.type is aiohttp.WSMsgType.BINARY:
+                        return split_frame_message(message.data)
+                    if message.type is not aiohttp.WSMsgType.TEXT:
+                        self.close_code = self.socket.close_code
+                        return None
+                    self.texts.append(json.loads(message.data))
+        return None
+
+    async def next_frame(self) -> tuple[dict[str, Any], bytes]:
+        """The next frame, which must come."""
+        frame = await self.frame()
+        assert frame is not None, f"closed: {self.close_code}"
+        return frame
+
+    async def text(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """The next text message that is wanted."""
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                while self.texts:
+                    if wanted(message := self.texts.pop(0)):
+                        return message
+                await self.frame(0.05)
+
+    async def acknowledge(self, sequence: int) -> None:
+        await self.socket.send_str(json.dumps({"ack": sequence}))
+
+
+@contextlib.asynccontextmanager
+async def connect(url: str, **options: Any) -> AsyncIterator[Client]:
+    async with aiohttp.ClientSession() as session, session.ws_connect(f"{url}ws", **options) as socket_:
+        yield Client(socket_)
+
+
+async def get(url: str, path: str) -> tuple[int, bytes, dict[str, str]]:
+    async with aiohttp.ClientSession() as session, session.get(url + path) as response:
+        return response.status, await response.read(), dict(response.headers)
+
+
+async def head(url: str, path: str) -> int:
+    async with aiohttp.ClientSession() as session, session.head(url + path) as response:
+        return response.status
+
+
+def fetch(url: str, path: str) -> tuple[int, bytes, dict[str, str]]:
+    return asyncio.run(get(url, path))
+
+
+def run(scenario: Callable[[], Awaitable[None]]) -> None:
+    async def all_of_it() -> None:
+        await scenario()
+
+    asyncio.run(all_of_it())
+
+
+def test_two_frames_are_in_flight_and_the_newest_wins(streamer: StreamerProcess, publisher: Publisher) -> None:
+    async def scenario() -> None:
+        async with connect(streamer.url) as client:
+            for sequence in (1, 2):
+                publish(publisher)
+                head, jpeg = await client.next_frame()
+                assert (head["sequence"], read_number(jpeg)) == (sequence, sequence)
+            publish(publisher, 3)
+            assert await client.frame(QUIET_S) is None
+            await client.acknowledge(1)
+            head, jpeg = await client.next_frame()
+            assert (head["sequence"], read_number(jpeg), head["skipped"]) == (5, 5, 2)
+            assert head["latency_ms"] > 0
+            assert await client.frame(QUIET_S) is None
+            await client.acknowledge(5)  # frees both
+            for sequence in (6, 7):
+                publish(publisher)
+                assert (await client.next_frame())[0]["sequence"] == sequence
+
+    run(scenario)
+
+
+def test_who_comes_later_gets_the_frame_at_hand(streamer: StreamerProcess, publisher: Publisher) -> None:
+    publish(publisher, 4)
+
+    async def scenario() -> None:
+        for _ in range(2):
+            async with connect(streamer.url) as client:
+                head, jpeg = await client.next_frame()
+                assert (head["sequence"], read_number(jpeg)) == (4, 4)
+                assert (head["width"], head["height"]) == (WIDTH // 2, HEIGHT // 2)
+                assert (head["full_width"], head["full_height"]) == (WIDTH, HEIGHT)
+                assert head["epoch"] == f"{publisher.statistics.epoch:x}"
+
+    run(scenario)
+
+
+def test_who_pauses_goes_on_with_the_newest(streamer: StreamerProcess, publisher: Publisher) -> None:
+    async def scenario() -> None:
+        async with connect(streamer.url) as client:
+            for _ in range(2):
+                publish(publisher)
+                await client.next_frame()
+            await asyncio.sleep(1.3)  # longer than a viewer without an acknowledgement counts as watching
+            publish(publisher, 3)
+            await asyncio.sleep(QUIET_S)
+            status = json.loads((await get(streamer.url, "api/status"))[1])
+            assert status["services"]["streamer"]["stages"]["encode"]["frames"] == 2
+            await client.acknowledge(2)
+            head, jpeg = await client.next_frame()
+            assert (head["sequence"], read_number(jpeg)) == (5, 5)
+
+    run(scenario)
+
+
+def test_a_slow_client_does_not_slow_another(streamer: StreamerProcess, publisher: Publisher) -> None:
+    async def scenario() -> None:
+        async with connect(streamer.url) as slow, connect(streamer.url) as quick:
+            for sequence in range(1, 11):
+                publish(publisher)
+                head, _ = await quick.next_frame()
+                assert head["sequence"] == sequence
+                await quick.acknowledge(sequence)
+            got = [(await slow.next_frame())[0]["sequence"] for _ in range(2)]
+            assert got[0] < got[1] < 10
+            assert await slow.frame(QUIET_S) is None
+            await slow.acknowledge(got[1])
+            assert (await slow.next_frame())[0]["sequence"] == 10
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("message", ["{}", "ack", '{"ack": 99}', b"binary", "x" * 1000])
+def test_a_client_that_speaks_otherwise_is_closed(
+    streamer: StreamerProcess, publisher: Publisher, message: str | bytes
+) -> None:
+    async def scenario() -> None:
+        async with connect(streamer.url) as client:
+            publish(publisher)
+            await client.next_frame()
+            await (client.socket.send_str(message) if isinstance(message, str) else client.socket.send_bytes(message))
+            assert await client.frame() is None
+            assert client.close_code in (aiohttp.WSCloseCode.POLICY_VIOLATION, aiohttp.WSCloseCode.MESSAGE_TOO_BIG)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"Origin": "http://evil.example"}, {"Origin": "null"}, {"Host": "evil.example", "Origin": "http://evil.example"}],
+)
+def test_a_foreign_page_may_not_watch(streamer: StreamerProcess, headers: dict[str, str]) -> None:
+    async def scenario() -> None:
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            async with connect(streamer.url, headers=headers):
+                pass
+        assert refused.value.status == 403
+
+    run(scenario)
+
+
+def test_one_client_too_many_is_told_so(streamer: StreamerProcess) -> None:
+    async def scenario() -> None:
+        url = streamer.url
+        async with contextlib.AsyncExitStack() as watching:
+            for _ in range(3):
+                client = await watching.enter_async_context(connect(url))
+                await client.text(lambda message: message["type"] == "state")
+            with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+                await watching.enter_async_context(connect(url))
+            assert refused.value.status == 503
+            status, body, _ = await get(url, "stream.mjpg")
+            assert (status, body) == (503, b"all 3 places are taken (streamer.max_clients)\n")
+        while json.loads((await get(url, "api/status"))[1])["viewers"]["websocket"]:
+            await asyncio.sleep(0.02)
+        async with connect(url) as client:
+            await client.text(lambda message: message["type"] == "state" and message["clients"] == 1)
+
+    run(scenario)
+
+
+def test_detections_reach_the_client_and_old_ones_do_not(
+    stream: str, streamer: StreamerProcess, publisher: Publisher
+) -> None:
+    sequence = publish(publisher)
+    detector = DetectionPublisher(stream, "one")
+
+    def detect(captured_ns: int, *objects: Detection) -> None:
+        epoch = publisher.statistics.epoch
+        detector.publish(Detections(stream, "one", epoch, sequence, captured_ns, time.monotonic_ns(), 64, 512, objects))
+
+    async def scenario() -> None:
+        async with connect(streamer.url) as client:
+            car, bus = Detection("car", 0.9, 10.0, 20.0, 30.0, 40.0, 3), Detection("bus", 0.8, 1.0, 2.0, 3.0, 4.0)
+
+            async def until_seen(captured_ns: int, found: Detection) -> dict[str, Any]:
+                # Sent again until the streamer has found the detector's socket; the same frame is taken once.
+                receiving = asyncio.create_task(client.text(lambda message: message["type"] == "detections"))
+                while not receiving.done():
+                    detect(captured_ns, found)
+                    await asyncio.sleep(0.02)
+                return receiving.result()
+
+            first_ns = time.monotonic_ns()
+            message = await until_seen(first_ns, car)
+            assert message["sequence"] == sequence
+            assert [found["label"] for found in message["objects"]] == ["car"]
+            assert message["objects"][0]["track"] == 3
+            detect(first_ns - 1_000_000, car)  # of an earlier frame
+            detect(time.monotonic_ns() - 3_000_000_000, car)  # too old
+            detect(time.monotonic_ns() + 3_000_000_000, car)  # of a frame to come
+            message = await until_seen(time.monotonic_ns(), bus)
+            assert [found["label"] for found in message["objects"]] == ["bus"]
+
+    try:
+        run(scenario)
+    finally:
+        detector.close()
+
+
+def test_mjpeg_is_a_multipart_of_numbered_pictures(streamer: StreamerProcess, publisher: Publisher) -> None:
+    async def scenario() -> None:
+        url = streamer.url
+        async with aiohttp.ClientSession() as session, session.get(f"{url}stream.mjpg") as response:
+            kind, boundary = re.fullmatch(r"(\S+); boundary=(\S+)", response.headers["Content-Type"]).groups()  # type: ignore[union-attr]
+            assert kind == "multipart/x-mixed-replace"
+            assert await response.content.readline() == f"--{boundary}\r\n".encode()
+            for sequence in range(1, 6):
+                publish(publisher)
+                headers = {}
+                while (line := (await response.content.readline()).strip()) != b"":
+                    name, _, value = line.decode().partition(": ")
+                    headers[name] = value
+                assert headers["Content-Type"] == "image/jpeg"
+                assert headers["X-Sequence"] == str(sequence)
+                jpeg = await response.content.readexactly(int(headers["Content-Length"]))
+                assert read_number(jpeg) == sequence
+                assert await response.content.readline() == b"\r\n"
+                assert await response.content.readline() == f"--{boundary}\r\n".encode()
+
+    run(scenario)
+
+
+def test_an_mjpeg_client_that_does_not_read_gets_the_newest_later(stream: str, tmp_path: Path) -> None:
+    with (
+        RunningPublisher(stream, FrameFormat(1024, 4096), 50, noisy=True) as publisher,
+        StreamerProcess(stream, tmp_path / "log", jpeg_quality=100) as streamer,
+        socket.create_connection(("127.0.0.1", int(streamer.url.rstrip("/").rpartition(":")[2]))) as connection,
+    ):
+        connection.sendall(b"GET /stream.mjpg HTTP/1.1\r\nHost: localhost\r\n\r\n")
+
+        def frames(stage: str) -> int:
+            services = json.loads(fetch(streamer.url, "api/status")[1])["services"]
+            return int(services["streamer"]["stages"][stage]["frames"])
+
+        wait_until(lambda: frames("encode") > frames("send") + 20, "pictures that were not sent")
+        newest = publisher.sequence
+        received = b""
+        while True:
+            received += connection.recv(1 << 20)
+            sequences = [int(found) for found in re.findall(rb"X-Sequence: (\d+)\r\n", received)]
+            if sequences and sequences[-1] > newest:
+                break
+        assert sequences == sorted(set(sequences))
+        assert len(sequences) < newest - sequences[0]
+
+
+def test_snapshot_is_the_newest_frame(streamer: StreamerProcess, publisher: Publisher) -> None:
+    for _ in range(2):
+        sequence = publish(publisher, 3)
+        end_s = time.monotonic() + PATIENCE_S
+        while (answer := fetch(streamer.url, "snapshot.jpg"))[2].get("X-Sequence") != str(sequence):
+            assert time.monotonic() < end_s
+        status, jpeg, headers = answer
+        assert (status, headers["Content-Type"], headers["Cache-Control"]) == (200, "image/jpeg", "no-store")
+        assert read_number(jpeg) == sequence
+
+
+def test_without_a_publisher_everything_says_so(stream: str, tmp_path: Path) -> None:
+    with StreamerProcess(stream, tmp_path / "log") as streamer:
+        reason = f"stream {stream} has not started"
+        wait_until(lambda: reason in fetch(streamer.url, "healthz")[1].decode(), "the reason")
+        status, body, _ = fetch(streamer.url, "healthz")
+        assert status == 503
+        assert json.loads(body) == {"healthy": False, "reason": reason, "stream": stream, "age_s": None}
+        assert fetch(streamer.url, "snapshot.jpg")[:2] == (503, f"{reason}\n".encode())
+        assert fetch(streamer.url, "")[0] == 200
+
+        async def scenario() -> None:
+            async with connect(streamer.url) as client:
+                state = await client.text(lambda message: message["type"] == "state" and message["reason"] == reason)
+                assert not state["live"]
+
+        run(scenario)
+
+
+def test_health_follows_the_frames(stream: str, publisher: Publisher, tmp_path: Path) -> None:
+    with StreamerProcess(stream, tmp_path / "log", stale_after_s=0.5) as streamer:
+        wait_until(lambda: streamer.events("attached"), "the streamer attaches")
+        assert "no frame yet" in json.loads(fetch(streamer.url, "healthz")[1])["reason"]
+        publish(publisher)
+        wait_until(lambda: fetch(streamer.url, "healthz")[0] == 200, "healthy")
+        wait_until(lambda: fetch(streamer.url, "healthz")[0] == 503, "stale")
+        assert "no new frame" in json.loads(fetch(streamer.url, "healthz")[1])["reason"]
+        services = json.loads(fetch(streamer.url, "api/status")[1])["services"]
+        assert services["streamer"]["healthy"] is False
+        publish(publisher)
+        wait_until(lambda: fetch(streamer.url, "healthz")[0] == 200, "healthy again")
+
+
+def test_frames_that_cannot_be_shown_are_said_and_survived(stream: str, tmp_path: Path) -> None:
+    with (
+        Publisher(stream, FrameFormat(HEIGHT, WIDTH, dtype="uint16"), slots=8) as publisher,
+        StreamerProcess(stream, tmp_path / "log", stale_after_s=60) as streamer,
+    ):
+        wait_until(lambda: streamer.events("attached"), "the streamer attaches")
+        with publisher.loan() as loan:
+            loan.pixels[:] = 0
+        wait_until(lambda: b"uint16" in fetch(streamer.url, "snapshot.jpg")[1], "the reason")
+        assert "uint16" in json.loads(fetch(streamer.url, "healthz")[1])["reason"]
+        with publisher.loan(FORMAT) as loan:
+            loan.pixels[:] = 0
+        wait_until(lambda: fetch(streamer.url, "snapshot.jpg")[0] == 200, "a picture")
+        assert fetch(streamer.url, "healthz")[0] == 200
+
+
+def test_a_killed_publisher_that_returns_is_shown_again(
+    stream: str, start_program: Callable[..., Program], tmp_path: Path
+) -> None:
+    def start() -> Program:
+        program = start_program("publish", stream, str(HEIGHT), str(WIDTH), "8")
+        assert program.read() == "open"
+        return program
+
+    first = start()
+    with StreamerProcess(stream, tmp_path / "log", stale_after_s=0.5) as streamer:
+        wait_until(lambda: streamer.events("attached"), "the streamer attaches")
+        first.send("publish 3")
+        first.read()
+        url = streamer.url
+
+        async def scenario() -> None:
+            async with connect(url) as client:
+                head, _ = await client.next_frame()
+                await client.acknowledge(head["sequence"])
+                first.process.kill()
+                first.process.wait()
+                await client.text(lambda message: message["type"] == "state" and not message["live"])
+                second = start()
+                second.send("publish 1")
+                sequence = int(second.read())
+                later, _ = await client.next_frame()
+                assert later["sequence"] == sequence
+                assert later["epoch"] != head["epoch"]
+                assert later["skipped"] == 0
+                await client.text(lambda message: message["type"] == "state" and message["live"])
+                assert second.end() == 0
+
+        run(scenario)
+
+
+def test_status_and_metrics_tell_of_all_services(stream: str, streamer: StreamerProcess, publisher: Publisher) -> None:
+    async def scenario() -> None:
+        async with connect(streamer.url) as client:
+            for sequence in range(1, 4):
+                publish(publisher)
+                await client.next_frame()
+                await client.acknowledge(sequence)
+            await asyncio.sleep(1.2)  # a measurement of the rates, and a status that is read anew
+            status, body, _ = await get(streamer.url, "api/status")
+            assert status == 200
+            document = json.loads(body)
+            assert document["viewers"] == {"websocket": 1, "mjpeg": 0, "max": 3}
+            own = document["services"]["streamer"]
+            assert (own["service"], own["healthy"], own["reason"]) == ("streamer", True, "")
+            assert set(own["stages"]) == {"receive", "encode", "send", "detections"}
+            for stage in ("receive", "encode", "send"):
+                summary = own["stages"][stage]
+                assert set(summary) == {"fps", "frames", "skipped", "latency_p50_ms", "latency_p99_ms", "age_s"}
+                assert summary["frames"] == 3
+                assert 0 < summary["latency_p50_ms"] <= summary["latency_p99_ms"]
+            assert own["details"]["clients"] == 1
+            assert own["details"]["bytes_per_second"] >= 0
+            (ring,) = [found for found in document["streams"] if found["name"] == stream]
+            assert (ring["live"], ring["sequence"], ring["slots"], ring["subscribers"]) == (True, 3, 8, 1)
+            status, body, headers = await get(streamer.url, "metrics")
+            assert status == 200
+            assert headers["Content-Type"].startswith("text/plain; version=")
+            families = {family.name: family for family in text_string_to_metric_families(body.decode())}
+            frames = {
+                (sample.labels["service"], sample.labels["stage"]): sample.value
+                for sample in families["framebus_stage_frames"].samples
+            }
+            assert frames["streamer", "send"] == 3
+            published = {sample.labels["stream"]: sample.value for sample in families["framebus_stream_frames"].samples}
+            assert published[stream] == 3
+            assert "framebus_stream_slots_held" in families
+
+    run(scenario)
+
+
+def test_the_page_is_whole_and_may_only_load_from_here(streamer: StreamerProcess) -> None:
+    status, page, headers = fetch(streamer.url, "")
+    assert status == 200
+    policy = headers["Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self';")
+    assert "unsafe" not in policy
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    text = page.decode()
+    assert not re.search(r"<script(?![^>]*\bsrc=)|<style|\sstyle=|\son\w+=|https?://", text)
+    parts = set(re.findall(r'(?:src|href)="/(page/[^"]+)"', text))
+    for part in parts:
+        status, content, headers = fetch(streamer.url, part)
+        assert status == 200
+        if part.endswith(".js"):
+            assert headers["Content-Type"].partition(";")[0] in ("text/javascript", "application/javascript")
+            for module in re.findall(rb'from "\./([^"]+)"', content):
+                assert fetch(streamer.url, f"page/{module.decode()}")[0] == 200
+    assert {"page/main.js", "page/style.css"} <= parts
+    for endless in ("ws", "stream.mjpg"):
+        assert asyncio.run(head(streamer.url, endless)) == 405
+    for outside in ("page/../config.py", "page/%2e%2e/config.py", "page/", "nothing", "ws"):
+        assert fetch(streamer.url, outside)[0] in (403, 404, 426)
+
+
+def test_sigterm_ends_it_with_clients_connected(stream: str, publisher: Publisher, tmp_path: Path) -> None:
+    async def scenario(process: StreamerProcess) -> None:
+        url = process.url
+        async with (
+            connect(url) as quick,
+            connect(url) as silent,
+            aiohttp.ClientSession() as session,
+            session.get(f"{url}stream.mjpg") as mjpeg,
+        ):
+            publish(publisher)
+            await quick.next_frame()
+            await silent.next_frame()
+            await mjpeg.content.readline()
+            process.process.send_signal(signal.SIGTERM)
+            assert await quick.frame() is None
+            assert quick.close_code == aiohttp.WSCloseCode.GOING_AWAY
+            assert await asyncio.to_thread(process.process.wait, PATIENCE_S) == 0
+
+    with StreamerProcess(stream, tmp_path / "log") as process:
+        wait_until(lambda: process.events("attached"), "the streamer attaches")
+        asyncio.run(scenario(process))
+        assert process.events("stopped")
+        assert complaints(process.log.read_text()) == []
+
+
+def test_a_taken_port_is_one_sentence(stream: str, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        process = StreamerProcess(stream, tmp_path / "log", port=port)
+        assert process.process.wait(PATIENCE_S) == 1
+    (failed,) = process.events("failed")
+    assert failed["reason"] == (
+        f"cannot listen on 127.0.0.1 port {port}: another program listens there: stop it, or set another streamer.port"
+    )
+    assert complaints(process.log.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "fault"),
+    [
+        ({"port": 99999}, "FRAMEBUS_STREAMER__PORT: streamer.port: Input should be less than or equal to 65535"),
+        ({"jpeg_quality": "high"}, "FRAMEBUS_STREAMER__JPEG_QUALITY: streamer.jpeg_quality: Input should be a valid"),
+        ({"prot": 1}, "FRAMEBUS_STREAMER__PROT: streamer.prot: Extra inputs are not permitted"),
+    ],
+)
+def test_a_wrong_setting_is_named(stream: str, tmp_path: Path, settings: dict[str, Any], fault: str) -> None:
+    process = StreamerProcess(stream, tmp_path / "log", **settings)
+    assert process.process.wait(PATIENCE_S) == 2
+    assert fault in process.log.read_text()
+
+
+def test_a_second_streamer_of_the_stream_says_that_one_runs(
+    stream: str, streamer: StreamerProcess, tmp_path: Path
+) -> None:
+    assert streamer.url
+    process = StreamerProcess(stream, tmp_path / "second")
+    assert process.process.wait(PATIENCE_S) == 1
+    assert "runs already" in process.events("failed")[0]["reason"]
+    assert fetch(streamer.url, "api/status")[0] == 200
