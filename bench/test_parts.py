@@ -11,7 +11,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from framebus import FrameFormat, Loan, Publisher, Subscriber
-from framebus.bus.subscriber import Wake
+from framebus.bus.waiting import Wake
 from framebus.notify.listener import Listener
 
 PANORAMA = FrameFormat(880, 3840)
@@ -86,7 +86,7 @@ def test_notify(benchmark: BenchmarkFixture, stream: str, publisher: Publisher, 
         return (publisher.loan(),), {}
 
     try:
-        while listener is not None and not publisher._server.listening:
+        while listener is not None and not publisher._served.server.listening:
             listener.drain()
             publisher.loan().publish()
         time_call(benchmark, lambda loan: loan.publish(), before, lambda: None)

@@ -1,6 +1,6 @@
 """The slot protocol, one shared access a step: publishers that die and adopt, subscribers, the kernel's locks.
 
-The steps stand in the order of ``framebus/ring/rings.py``, ``framebus/ring/admission.py`` and
+The steps stand in the order of ``framebus/ring/__init__.py``, ``framebus/ring/admission.py`` and
 ``framebus/bus/subscriber.py``, in the three tuples and the switches of :class:`Protocol`: a mutant is a protocol with a
 step moved, left out, or a switch turned. What happens between two steps of one process is everything that the others
 can do.
@@ -137,7 +137,7 @@ class SlotProtocol:
             for lease in subscriber.leases
         )
 
-    # The publisher: framebus/ring/rings.py, PublisherRing, under the exclusion of framebus/bus/publisher.py.
+    # The publisher: framebus/ring/publisher_ring.py, under the exclusion of framebus/bus/publisher.py.
 
     def _publisher(self, state: State) -> Steps:
         publisher = state.publisher
@@ -384,7 +384,7 @@ class SlotProtocol:
                     self._with_subscriber(self._left(state, who), who, Subscriber()),
                 )
 
-    # A subscriber: framebus/bus/subscriber.py, framebus/ring/admission.py, framebus/ring/rings.py, SubscriberRing.
+    # A subscriber: framebus/bus/subscriber.py, framebus/ring/admission.py, framebus/ring/subscriber_ring.py.
 
     def _subscriber(self, state: State, who: int) -> Steps:
         subscriber = state.subscribers[who]

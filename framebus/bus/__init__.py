@@ -3,8 +3,9 @@
 from framebus.bus.formats import FrameFormat
 from framebus.bus.frames import Frame
 from framebus.bus.loans import Loan
-from framebus.bus.publisher import Publisher, PublisherStatistics
-from framebus.bus.subscriber import Subscriber, SubscriberStatistics
+from framebus.bus.publisher import Publisher
+from framebus.bus.statistics import PublisherStatistics, SubscriberStatistics
+from framebus.bus.subscriber import Subscriber
 
 __all__ = [
     "Frame",

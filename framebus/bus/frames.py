@@ -13,7 +13,7 @@ from framebus.bus.formats import FrameFormat, Pixels, chroma, luma
 from framebus.errors import FrameReleased, LayoutMismatch
 from framebus.ring.frame_header import FrameHeader
 from framebus.ring.leases import Lease
-from framebus.ring.rings import read_metadata
+from framebus.ring.subscriber_ring import read_metadata
 
 
 class Frame:

@@ -1,4 +1,4 @@
-"""The end of publishers and subscribers: by a block, by the collector, at the interpreter's exit, in a forked child."""
+"""The owner and the end of publishers and subscribers: threads, blocks, garbage, the interpreter's exit, forks."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import weakref
 from abc import abstractmethod
 from threading import get_ident
 from types import TracebackType
-from typing import Final, Self
+from typing import ClassVar, Final, NoReturn, Self
 
+from framebus.errors import Closed, WrongThread
 from framebus.shm import forks
 
 OLDEST: Final = 2
@@ -20,16 +21,61 @@ PATIENCE_S: Final = 5.0
 RETRY_AFTER_S: Final = 0.001
 
 
-class Closable:
-    """What ends a publisher or subscriber: a ``with`` block, the garbage collector."""
+class Endpoint:
+    """What publishers and subscribers have in common: the thread that owns them, and how they end.
+
+    An endpoint belongs to the thread that first uses it, and to the process that opened it. It ends by :meth:`close`,
+    with its ``with`` block, or when it is garbage.
+    """
+
+    kind: ClassVar[str]
+    """What it is, in messages."""
+    advice: ClassVar[str]
+    """How to use it from several threads, in the message of WrongThread."""
+
+    # Until it is open, for the close of one whose opening failed.
+    _closed = True
+    _forked = False
+    _thread: int | None = None
 
     @abstractmethod
     def close(self) -> None:
         """End it, from any thread; harmless when it was ended before."""
 
-    @abstractmethod
     def after_fork_in_child(self) -> None:
         """Leave it to the parent."""
+        self._forked = True
+        self._thread = None
+
+    def _begin_close(self) -> None:
+        self._closed = True
+        # Clear the owner, so that its fast-path thread check fails and the full check raises Closed.
+        self._thread = None
+
+    def _check_owner(self) -> None:
+        """Claim the endpoint for this thread if it has no owner yet.
+
+        Raises:
+            Closed: It was closed, or belongs to the parent process.
+            WrongThread: Another thread owns it.
+        """
+        self._check_open()
+        thread = get_ident()
+        if self._thread is None:
+            self._thread = thread
+        if self._thread != thread:
+            raise WrongThread(f"a {self.kind} belongs to the thread that first used it: {self.advice}")
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Closed(f"the {self.kind} was closed")
+        if self._forked:
+            raise Closed(f"the {self.kind} belongs to the parent process: open one after the fork")
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"a {self.kind} holds locks of its process, and cannot be pickled: open one in the other process"
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -53,10 +99,10 @@ class Closable:
         self.close()
 
 
-_open: weakref.WeakSet[Closable] = weakref.WeakSet()
+_open: weakref.WeakSet[Endpoint] = weakref.WeakSet()
 
 
-def register(opened: Closable) -> None:
+def register(opened: Endpoint) -> None:
     """Close ``opened`` when the interpreter exits, and leave it to the parent in a forked child."""
     _open.add(opened)
     forks.register(opened)

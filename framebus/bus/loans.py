@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NoReturn, Protocol
 
@@ -12,28 +11,10 @@ import msgpack
 import numpy as np
 
 from framebus.bus.formats import FrameFormat, Pixels, chroma, luma
+from framebus.bus.served_stream import PreparedFormat
 from framebus.errors import FramebusError, FrameReleased, InvalidMetadata
 from framebus.ring.claims import Claim
 from framebus.ring.layout import MAX_METADATA_BYTES
-from framebus.ring.message import Message
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedFormat:
-    """What a publisher works out once for all frames of a format."""
-
-    frame_format: FrameFormat
-    """The format."""
-    shape: tuple[int, ...]
-    """Shape of its arrays."""
-    dtype: np.dtype[Any]
-    """Type of their values."""
-    description: bytes
-    """What a slot's header says of it."""
-    message: Message
-    """Its notifications."""
-    arrays: list[Pixels] | None
-    """An array on each slot, of the stream's own format; ``None`` for other formats."""
 
 
 class Lender(Protocol):

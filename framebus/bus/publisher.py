@@ -2,81 +2,41 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from threading import get_ident
 from time import monotonic
-from typing import Any, Final, NoReturn
-
-import numpy as np
+from typing import Any, Final
 
 from framebus.arguments import check_environment, seconds, shown, truth, whole_number
 from framebus.bus import lifecycle
 from framebus.bus.formats import FrameFormat
-from framebus.bus.loans import Loan, PreparedFormat, pack_metadata
-from framebus.errors import (
-    Closed,
-    FormatMismatch,
-    FramebusError,
-    FrameTooLarge,
-    InvalidArgument,
-    LoanOutstanding,
-    NoFreeSlot,
-    StreamExists,
-    WrongThread,
-)
-from framebus.notify.local_socket import socket_path
-from framebus.notify.notification import notification_message, topic
-from framebus.notify.server import NotificationServer
+from framebus.bus.loans import Loan, pack_metadata
+from framebus.bus.served_stream import PreparedFormat, ServedStream
+from framebus.bus.statistics import PublisherStatistics
+from framebus.errors import Closed, InvalidArgument, LoanOutstanding, NoFreeSlot
 from framebus.ring.claims import Claim
 from framebus.ring.layout import MAX_LOANS, MAX_SLOTS, MIN_SLOTS, Geometry
-from framebus.ring.rings import PublisherRing
-from framebus.shm.locks import EXCLUSION_PATIENCE_S, take_exclusion
-from framebus.shm.paths import check_name, companion_path
+from framebus.shm.paths import check_name
 
-REPLACE_AFTER_S: Final = 1.0
-"""How long no slot may be free before the ring is replaced."""
-REPLACE_EVERY_S: Final = 10.0
-"""The ring is replaced at most once in that time."""
 FREE_SLOT_TICK_S: Final = 0.001
-"""How often :meth:`Publisher.loan` looks for a free slot while it waits: a subscriber that lets go wakes nothing."""
+"""How often :meth:`Publisher.loan` retries while it waits for a slot: a subscriber that releases one wakes nothing."""
 NO_WAIT: Final = 0.0
 _INT64: Final = (-(1 << 63), (1 << 63) - 1)
 
 
-@dataclass(frozen=True, slots=True)
-class PublisherStatistics:
-    """What a publisher has done since it opened."""
-
-    published: int
-    """Frames published."""
-    abandoned: int
-    """Loans given back unpublished, the lost ones included."""
-    lost: int
-    """Loans that were given back because nothing referenced them any more."""
-    dropped: int
-    """Loans refused because no slot was free."""
-    replaced: int
-    """Times the ring was replaced because another process held its slots and did not let go."""
-    adopted: bool
-    """Whether the ring of an earlier publisher was taken over."""
-    epoch: int
-    """The random number that marks this life of the publisher."""
-    sequence: int
-    """Sequence of the newest frame published; 0 before the first of a new ring."""
-
-
-class Publisher(lifecycle.Closable):
+class Publisher(lifecycle.Endpoint):
     """Publishes frames on a stream, without ever waiting for a subscriber.
 
     It belongs to the thread that first publishes or asks for a loan; :meth:`close` may be called from any. After a fork
     it belongs to the parent. One that was not closed is closed when it is collected, or when the interpreter exits.
     """
 
-    _closed = True  # until it is open, for what ends an opening that failed
-    _forked = _is_replacing = False
+    kind = "publisher"
+    advice = (
+        "open and use it in one thread, and from asyncio call it directly, since a loan does not wait; "
+        "asyncio.to_thread and thread pools take any thread"
+    )
 
     def __init__(
         self,
@@ -118,46 +78,29 @@ class Publisher(lifecycle.Closable):
             frame_format.frame_bytes,
             whole_number(max_loans, "max_loans", 1, MAX_LOANS),
         )
-        self._keep_ring = truth(keep_ring, "keep_ring")
-        self._thread: int | None = None
-        self._abandoned = self._dropped = self._replaced = 0
-        self._lost_before = 0
-        self._full_since_s: float | None = None
-        self._replace_not_before_s = 0.0
-        self._lock_path = companion_path(stream, "lock")
-        exclusion = take_exclusion(self._lock_path.name, EXCLUSION_PATIENCE_S)
-        if exclusion is None:
-            raise StreamExists(f"another publisher serves the stream {stream!r}")
-        self._exclusion = exclusion
-        try:
-            self._ring = PublisherRing(stream, geometry)
-            self._first_sequence = self._ring.writer.next_sequence
-            self._use_ring()
-            self._server = NotificationServer(socket_path(stream), topic(stream))
-        except BaseException:
-            ring: PublisherRing | None = self.__dict__.pop("_ring", None)
-            if ring is not None:
-                ring.close(unlink=not ring.adopted, then=lambda: None)
-            with contextlib.suppress(OSError):  # a signal handler may have raised just after it was bound
-                companion_path(stream, "sock").unlink(missing_ok=True)
-            self._let_exclusion_go(unlink=True)
-            raise
+        # Of the instance: the interpreter finds the class's own values by a slower way, at every frame.
+        self._thread = None
+        self._forked = False
+        self._abandoned = self._dropped = 0
+        self._served = ServedStream(stream, frame_format, geometry, keep_ring=truth(keep_ring, "keep_ring"))
+        self._first_sequence = self._served.writer.next_sequence
         self._closed = False
         lifecycle.register(self)
 
     @property
     def statistics(self) -> PublisherStatistics:
         """Counters since the publisher opened."""
-        writer = self._ring.writer
-        lost = self._lost_before + writer.lost
+        served = self._served
+        writer, ring = served.writer, served.ring
+        lost = served.lost + writer.lost
         return PublisherStatistics(
             writer.next_sequence - self._first_sequence,
             self._abandoned + lost,
             lost,
             self._dropped,
-            self._replaced,
-            self._ring.adopted,
-            self._ring.epoch,
+            served.replaced,
+            ring.adopted,
+            ring.epoch,
             writer.next_sequence - 1,
         )
 
@@ -188,8 +131,8 @@ class Publisher(lifecycle.Closable):
             InvalidArgument: A time is not a whole number of 64 bits, or ``timeout_s`` is not a time.
             NoFreeSlot, LoanOutstanding, WrongThread, Closed: As for :meth:`loan`.
         """
-        self._check_use()
-        pixels = self._check_array(array)
+        self._check_owner()
+        pixels = self._served.prepared.check(array)
         pack_metadata(metadata)
         times = {"captured_ns": captured_ns, "captured_wall_ns": captured_wall_ns}
         given = {name: whole_number(value, name, *_INT64) for name, value in times.items() if value is not None}
@@ -226,22 +169,23 @@ class Publisher(lifecycle.Closable):
             Closed: The publisher was closed.
         """
         if get_ident() != self._thread:
-            self._check_use()
-        prepared, description = self._prepared, self._description
+            self._check_owner()
+        served = self._served
+        prepared = served.prepared
         if frame_format is not None and frame_format is not self.format:
-            prepared = self._prepare(frame_format)
-            description = prepared.description
+            prepared = served.prepare(frame_format)
         if timeout_s is not NO_WAIT:
             timeout_s = seconds(timeout_s, "timeout_s")
-        claim = self._ring.writer.claim(description)
+        claim = served.writer.claim(prepared.description)
         if claim is None:
-            claim = self._claim_with_patience(description, timeout_s)
+            claim = self._claim_with_patience(prepared.description, timeout_s)
             if prepared.arrays is not None:
-                prepared = self._prepared  # the claim may be in a new ring
-        self._full_since_s = None
+                prepared = served.prepared  # the claim may be in a new ring
+        served.full_since_s = None
         now_ns = claim.now_ns
-        if now_ns >= self._server.poll_at_ns:
-            self._server.poll(now_ns)
+        server = served.server
+        if now_ns >= server.poll_at_ns:
+            server.poll(now_ns)
         return Loan(prepared, claim, now_ns, self)
 
     def close(self) -> None:
@@ -249,57 +193,11 @@ class Publisher(lifecycle.Closable):
 
         Loans that are out can no longer be published. In another thread's call the publisher ends when that call does.
         """
-        ring: PublisherRing | None = self.__dict__.get("_ring")
-        if ring is None or self._forked:
+        served: ServedStream | None = self.__dict__.get("_served")
+        if served is None or self._forked:
             return
-        self._closed = True
-        self._thread = None  # so that the owner's next call looks closer, and finds it closed
-        if not self._is_replacing:
-            ring.close(unlink=not self._keep_ring, then=self._close_rest)
-
-    def _close_rest(self) -> None:
-        self._server.close()
-        self._let_exclusion_go(unlink=not self._keep_ring)
-
-    def _let_exclusion_go(self, *, unlink: bool) -> None:
-        # Unlinked while it is locked: whoever locks it later sees that the path names another file, and begins anew.
-        if unlink:
-            with contextlib.suppress(OSError):
-                self._lock_path.unlink(missing_ok=True)
-        self._exclusion.close()
-
-    def after_fork_in_child(self) -> None:
-        """Leave the stream to the parent."""
-        self._forked = True
-        self._thread = None
-
-    def _check_use(self) -> None:
-        if self._closed:
-            raise Closed("the publisher was closed")
-        if self._forked:
-            raise Closed("the publisher belongs to the parent process: open one after the fork")
-        thread = get_ident()
-        if self._thread is None:
-            self._thread = thread
-        if self._thread != thread:
-            raise WrongThread(
-                "a publisher belongs to the thread that first used it: open and use it in one thread, and from asyncio "
-                "call it directly, since a loan does not wait; asyncio.to_thread and thread pools take any thread"
-            )
-
-    def _check_array(self, array: Any) -> np.ndarray[Any, Any]:
-        shape, dtype = self._prepared.shape, self._prepared.dtype
-        wanted = f"an array of shape {shape} and type {dtype}"
-        try:
-            pixels = np.asarray(array)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise FormatMismatch(f"{wanted} is wanted, and {type(array).__name__} makes none: {error}") from None
-        if pixels.shape != shape or pixels.dtype != dtype:
-            raise FormatMismatch(
-                f"{wanted} is wanted, not {pixels.shape} and {pixels.dtype}: convert it, or open the publisher with "
-                "FrameFormat.of(array)"
-            )
-        return pixels
+        self._begin_close()
+        served.close()
 
     def _claim_with_patience(self, description: bytes, timeout_s: float | None) -> Claim:
         """Find out why there is no slot, and wait for one if that can help.
@@ -309,118 +207,69 @@ class Publisher(lifecycle.Closable):
             NoFreeSlot: No slot became free in time.
             Closed: The publisher was closed.
         """
+        served = self._served
         deadline_s = None if timeout_s is None else monotonic() + timeout_s
         while True:
-            self._check_use()
+            self._check_owner()
             self._check_loans()
-            claim = self._ring.writer.claim(description) or self._claim_in_new_ring(description)
+            claim = served.writer.claim(description) or served.claim_in_new_ring(description)
             if claim is not None:
                 return claim
             if deadline_s is not None and monotonic() >= deadline_s:
                 break
             time.sleep(FREE_SLOT_TICK_S)
-        self._check_use()
+        self._check_owner()
         self._dropped += 1
         raise NoFreeSlot(
-            f"all {self._ring.geometry.slots} slots of {self.stream!r} are held: drop this frame, and see in "
+            f"all {served.ring.geometry.slots} slots of {self.stream!r} are held: drop this frame, and see in "
             "'framebus top' which subscriber holds them"
         )
 
     def _check_loans(self) -> None:
-        geometry = self._ring.geometry
-        if self._ring.writer.loans < geometry.max_loans:
+        served = self._served
+        limit = served.ring.geometry.max_loans
+        if served.writer.loans < limit:
             return
         lifecycle.collect_garbage()  # loans in reference cycles, as an exception's traceback makes them, are lost too
-        if self._ring.writer.loans >= geometry.max_loans:
+        if served.writer.loans >= limit:
             raise LoanOutstanding(
-                f"{geometry.max_loans} of {geometry.max_loans} loans are neither published nor abandoned, and variables"
-                " or views hold them: publish, abandon or delete one, or open the publisher with larger max_loans"
+                f"{limit} of {limit} loans are neither published nor abandoned, and variables or views hold them: "
+                "publish, abandon or delete one, or open the publisher with larger max_loans"
             )
-
-    def _claim_in_new_ring(self, description: bytes) -> Claim | None:
-        """When slots have been held for long, go on in a new ring.
-
-        Seats keep honest subscribers from holding every slot, so whatever does is not honest, or stopped. Loans that
-        are out belong to the old ring, and would never be seen: while there are any, it stays.
-        """
-        now_s = monotonic()
-        if self._full_since_s is None:
-            self._full_since_s = now_s
-            return None
-        writer = self._ring.writer
-        if now_s - self._full_since_s < REPLACE_AFTER_S or now_s < self._replace_not_before_s or writer.loans:
-            return None
-        self._replace_not_before_s = now_s + REPLACE_EVERY_S
-        self._is_replacing = True
-        try:
-            self._ring.replace(self.stream)
-        except FramebusError:
-            return None  # no room, or a neighbour was at the new file too: the next try is REPLACE_EVERY_S later
-        finally:
-            self._is_replacing = False
-            if self._closed:
-                self.close()
-        self._use_ring()
-        self._lost_before += writer.lost
-        self._replaced += 1
-        return self._ring.writer.claim(description)
-
-    def _prepare(self, frame_format: FrameFormat) -> PreparedFormat:
-        """Work out what is the same for all frames of a format."""
-        if not isinstance(frame_format, FrameFormat):
-            raise InvalidArgument(f"frame_format is a FrameFormat or None, not {shown(frame_format)}")
-        if frame_format.frame_bytes > self._ring.geometry.slot_bytes:
-            raise FrameTooLarge(
-                f"a frame of {frame_format.frame_bytes} bytes does not fit a slot of {self._ring.geometry.slot_bytes}: "
-                "open the publisher with the largest format"
-            )
-        description = frame_format.description
-        message = notification_message(self.stream, self._ring.epoch, description)
-        shape, dtype = frame_format.shape, np.dtype(frame_format.dtype)
-        return PreparedFormat(frame_format, shape, dtype, description.pack(), message, None)
-
-    def _use_ring(self) -> None:
-        """Prepare the stream's own format, with an array on each slot of the ring."""
-        prepared, ring = self._prepare(self.format), self._ring
-        arrays = ring.slot_arrays(prepared.shape, self.format.typestr)
-        ring.writer.watch(arrays)
-        self._prepared, self._description = replace(prepared, arrays=arrays), prepared.description
 
     def _publish(self, loan: Loan, claim: Claim, prepared: PreparedFormat) -> int:
         # Hot path: every extra call here costs a few microseconds of cold-cache latency.
         if get_ident() != self._thread:
-            self._check_use_of(claim)
-        writer = self._ring.writer
+            self._check_owner_of(claim)
+        served = self._served
+        writer = served.writer
         sequence = writer.next_sequence
         try:
             metadata = loan.metadata
             if type(metadata) is not dict or metadata:
-                self._ring.write_metadata(claim.slot, pack_metadata(metadata))
-            writer.publish(claim, loan.captured_ns, loan.captured_wall_ns, self._server.listening, prepared.message)
+                served.ring.write_metadata(claim.slot, pack_metadata(metadata))
+            writer.publish(claim, loan.captured_ns, loan.captured_wall_ns, served.server.listening, prepared.message)
         except BaseException:
             if claim.is_open:
                 claim.abandon()
                 self._abandoned += 1
-            self._check_use()
+            self._check_owner()
             raise
         return sequence
 
     def _abandon(self, claim: Claim) -> None:
         thread = self._thread
         if thread is not None and get_ident() != thread:
-            self._check_use()
+            self._check_owner()
         if claim.is_open and not self._forked:
             claim.abandon()
             self._abandoned += 1
 
-    def _check_use_of(self, claim: Claim) -> None:
-        """Like :meth:`_check_use`; a closed publisher lets go of the claim."""
+    def _check_owner_of(self, claim: Claim) -> None:
+        """Like :meth:`_check_owner`; a closed publisher releases the claim."""
         try:
-            self._check_use()
+            self._check_owner()
         except Closed:
             if not self._forked:
                 claim.abandon()
             raise
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a publisher holds locks of its process, and cannot be pickled: open one in the other process")

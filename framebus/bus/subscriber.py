@@ -6,44 +6,22 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
 from threading import get_ident
-from typing import Final, Literal, NoReturn, TypedDict, Unpack, get_args
+from typing import Final, Literal, TypedDict, Unpack, get_args
 
 from framebus.arguments import check_environment, one_of, seconds, whole_number
 from framebus.bus import lifecycle
+from framebus.bus.attachment import TICK_S, Attachment
 from framebus.bus.frames import Frame
-from framebus.bus.pace import Pace
-from framebus.errors import (
-    AlreadyInUse,
-    Closed,
-    FramebusError,
-    InvalidArgument,
-    LayoutMismatch,
-    PermissionDenied,
-    ReceiveTimeout,
-    ResourceExhausted,
-    StreamGone,
-    StreamNotFound,
-    SubscriberLimitReached,
-    TooManyLeases,
-    WrongThread,
-)
-from framebus.notify.listener import Listener
-from framebus.ring.admission import Record, new_record, remove_dead_records, take_seats
-from framebus.ring.frame_header import FrameHeader
+from framebus.bus.statistics import SubscriberStatistics
+from framebus.bus.waiting import Wake
+from framebus.errors import AlreadyInUse, ReceiveTimeout, StreamNotFound
+from framebus.ring.admission import new_record
 from framebus.ring.layout import MAX_SLOTS
-from framebus.ring.leases import Lease
-from framebus.ring.rings import StaleRing, SubscriberRing
+from framebus.ring.subscriber_ring import StaleRing
 from framebus.shm.paths import check_name
 
-TICK_S: Final = 0.05
-"""A wait is cut into slices of that length: nothing wakes a waiter when the publisher is killed."""
-
 Mode = Literal["newest", "every"]
-Wake = Literal["zmq", "futex", "predict", "busy"]
-BUSY_NS: Final = 500_000
-"""How long to look without a rehearsal: its effect wears off."""
 MAX_UID: Final = (1 << 32) - 2
 
 
@@ -59,27 +37,7 @@ class SubscriberOptions(TypedDict, total=False):
     publisher_uid: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class SubscriberStatistics:
-    """What a subscriber has seen since it subscribed."""
-
-    received: int
-    """Frames received."""
-    skipped: int
-    """Frames missed between those received."""
-    overruns: int
-    """Slots that the publisher reused before they were leased; looked for again at once."""
-    rejected: int
-    """Slot headers that made no sense, and were passed over."""
-    notifications_rejected: int
-    """Messages on the notification socket that were not of this stream."""
-    reattached: int
-    """Times another ring file took the place of the first."""
-    leases: int
-    """Frames held now."""
-
-
-class Subscriber(lifecycle.Closable):
+class Subscriber(lifecycle.Endpoint):
     """Receives the frames of a stream, without a copy.
 
     It belongs to the thread that first receives with it, and one call at a time; frames may be released in any thread,
@@ -87,12 +45,14 @@ class Subscriber(lifecycle.Closable):
     or call :meth:`receive`. One that was not closed is closed when it is collected, or when the interpreter exits.
     """
 
-    # Until it is open, for what ends an opening that failed.
-    _closed = True
-    _forked = _receiving = _left = False
+    kind = "subscriber"
+    advice = (
+        "open one in each thread, and in asyncio await receive_async() in place of asyncio.to_thread(), which takes "
+        "any thread of its pool"
+    )
+    # Until it is open, for the close of one whose opening failed.
+    _receiving = False
     _current: Frame | None = None
-    _record: Record | None = None
-    _listener: Listener | None = None
 
     def __init__(
         self,
@@ -149,35 +109,22 @@ class Subscriber(lifecycle.Closable):
         one_of(mode, "mode", get_args(Mode))
         one_of(wake, "wake", get_args(Wake))
         attach_timeout_s = seconds(attach_timeout_s, "attach_timeout_s")
-        self._mode = mode
-        self._wake = wake
-        self._pace = Pace() if wake == "predict" else None
-        self._max_leases = whole_number(max_leases, "max_leases", 1, MAX_SLOTS)
-        self._history = whole_number(history, "history", 0, MAX_SLOTS)
+        max_leases = whole_number(max_leases, "max_leases", 1, MAX_SLOTS)
+        history = whole_number(history, "history", 0, MAX_SLOTS)
         if publisher_uid is not None:
             publisher_uid = whole_number(publisher_uid, "publisher_uid", 0, MAX_UID)
-        self._publisher_uid = publisher_uid
-        self._gone_after_s = seconds(gone_after_s, "gone_after_s")
+        gone_after_s = seconds(gone_after_s, "gone_after_s")
         # Of the instance: the interpreter finds the class's own values by a slower way, at every frame.
         self._forked = self._receiving = False
-        self._listener = None
-        self._obstacle: FramebusError | None = None
-        self._gone_since_s: float | None = None
-        self._look_at_s = 0.0
-        self._thread: int | None = None
-        self._event = 0
-        self._reattached = 0
-        self._delivered: FrameHeader | None = None
-        try:
-            self._ring = self._wait_for_ring(attach_timeout_s)
-            remove_dead_records(stream)
-            self._record = Record(stream, new_record(name, mode, wake, self._max_leases))
-            self._ring.reader.report_to(self._record.segment)
-            if wake == "zmq":
-                self._listener = Listener(stream)
-        except BaseException:
-            self.close()
-            raise
+        self._thread = None
+        self._attachment = Attachment(
+            stream,
+            new_record(name, mode, wake, max_leases),
+            history=history,
+            publisher_uid=publisher_uid,
+            attach_timeout_s=attach_timeout_s,
+            gone_after_s=gone_after_s,
+        )
         self._closed = False
         lifecycle.register(self)
 
@@ -207,20 +154,7 @@ class Subscriber(lifecycle.Closable):
     @property
     def statistics(self) -> SubscriberStatistics:
         """Counters since the subscriber attached; after its close, the last ones."""
-        ring: SubscriberRing | None = self.__dict__.get("_ring")
-        return self._final_statistics if ring is None else self._count(ring)
-
-    def _count(self, ring: SubscriberRing) -> SubscriberStatistics:
-        reader = ring.reader
-        return SubscriberStatistics(
-            reader.received,
-            reader.skipped,
-            reader.overruns,
-            reader.rejected,
-            self._listener.rejected if self._listener else 0,
-            self._reattached,
-            reader.leases,
-        )
+        return self._attachment.statistics
 
     def receive(self, timeout_s: float | None = None) -> Frame:
         """Lease the newest unseen frame (mode ``every``: the next), without copying it.
@@ -254,18 +188,17 @@ class Subscriber(lifecycle.Closable):
             self._check_use()
         self._receiving = True
         try:
-            if self._closed:  # by another thread, while this one looked whose it is
+            if self._closed:  # by another thread, since the check above
                 self._check_open()
-            self._check_leases()
-            while (lease := self._take()) is None:
-                if self._is_quiet():
-                    self._look_after_publisher()
-                    lease = self._wait(self._slice(deadline_s))
-                    if self._closed or self._forked:
-                        self._check_open()
-                    if lease is not None:
-                        break
-            return self._deliver(lease)
+            attachment = self._attachment
+            attachment.check_leases()
+            while (lease := attachment.find()) is None:
+                lease = attachment.wait(self._slice(deadline_s))
+                if self._closed or self._forked:
+                    self._check_open()
+                if lease is not None:
+                    break
+            return attachment.deliver(lease)
         finally:
             self._receiving = False
             if self._closed:
@@ -294,19 +227,16 @@ class Subscriber(lifecycle.Closable):
             self._check_open()
             descriptor = self.fileno()  # which stays open from here on
             loop.add_reader(descriptor, ready.set)
-            while True:
-                self._check_open()
-                self._check_leases()
-                if (lease := self._take()) is not None:
-                    return self._deliver(lease)
-                if not self._is_quiet():
-                    continue
-                self._look_after_publisher()
+            attachment = self._attachment
+            attachment.check_leases()
+            while (lease := attachment.find()) is None:
                 slice_s = self._slice(deadline_s)
                 ready.clear()
                 with contextlib.suppress(TimeoutError):  # the slice is over
                     async with asyncio.timeout(slice_s):
                         await ready.wait()
+                self._check_open()
+            return attachment.deliver(lease)
         finally:
             lease = None  # the traceback of a slice's TimeoutError may keep these variables
             if descriptor >= 0:
@@ -329,10 +259,8 @@ class Subscriber(lifecycle.Closable):
         """
         if get_ident() != self._thread:
             self._check_use()
-        if self._listener is None:
-            raise InvalidArgument(f"a subscriber with wake={self._wake!r} has no descriptor: open it with wake='zmq'")
         try:
-            return self._listener.fileno()
+            return self._attachment.fileno()
         except (ValueError, OSError):
             self._check_open()  # another thread has closed it meanwhile
             raise
@@ -342,85 +270,18 @@ class Subscriber(lifecycle.Closable):
 
         Frames and views still held stay readable, and hold their slots until they go.
         """
-        self._closed = True
-        self._thread = None  # so that the owner's next call looks closer, and finds it closed
-        if self._record is not None:
+        self._begin_close()
+        attachment: Attachment | None = self.__dict__.get("_attachment")
+        if attachment is not None:
             # At once: a daemon thread that receives goes no further when the interpreter exits.
-            self._record.remove()
-        if not self._receiving:
-            self._leave()
-
-    def after_fork_in_child(self) -> None:
-        """Leave the subscription to the parent."""
-        self._forked = True
-        self._thread = None
+            attachment.retire()
+            if not self._receiving:
+                self._leave()
 
     def _leave(self) -> None:
-        """Give up all that the subscriber holds; while no thread is in the middle of a receive.
-
-        Each step may be taken again, for a signal handler may raise between any two, and two threads may close at once.
-        """
-        if self._left:
-            return
-        ring: SubscriberRing | None = self.__dict__.get("_ring")
-        if ring is not None:
-            self._current = None  # not released: a loop in another thread may be reading it
-            self._final_statistics = self._count(ring)
-            self.__dict__.pop("_ring", None)  # the file is unmapped when the last view goes
-        if self._listener is not None:
-            self._listener.close()
-        self._left = True
-
-    def _take(self) -> Lease | None:
-        """Lease what is there."""
-        ring = self._ring
-        self._event = ring.event()
-        return ring.take()
-
-    def _deliver(self, lease: Lease) -> Frame:
-        ring = self._ring
-        if ring.cold and lease.slot in ring.cold:
-            ring.prefault(lease.slot)
-        self._delivered = lease.header
-        return Frame(lease)
-
-    def _is_quiet(self) -> bool:
-        """Take the notifications that have come; whether one may sleep, having nothing to do.
-
-        Mapping what the first lap has not come to yet is to be done, slot by slot, so that no frame waits for all.
-        """
-        if self._listener is not None:
-            self._listener.drain()
-        ring = self._ring
-        return ring.event() == self._event and not ring.prefault_next()
-
-    def _wait(self, slice_s: float) -> Lease | None:
-        """Wait for an event in the subscriber's way, at most ``slice_s``; what came may be leased at once."""
-        ring = self._ring
-        if self._listener is not None:
-            self._listener.wait(slice_s)
-            return None
-        now_ns = time.monotonic_ns()
-        end_ns = now_ns + int(slice_s * 1e9)
-        if self._wake == "busy":
-            return self._look(min(now_ns + BUSY_NS, end_ns))
-        if self._pace is not None:
-            if self._delivered is not None:  # learnt here, where no frame waits for it
-                self._pace.learn(self._delivered.sequence, self._delivered.published_ns)
-            begin_ns, until_ns = self._pace.window()
-            if begin_ns <= now_ns < until_ns:
-                return self._look(min(until_ns, now_ns + BUSY_NS, end_ns))
-            if now_ns < begin_ns < end_ns:
-                end_ns = begin_ns
-        return ring.sleep(self._event, end_ns - now_ns)
-
-    def _look(self, until_ns: int) -> Lease | None:
-        """Rehearse taking a frame, then look for one without sleeping."""
-        ring = self._ring
-        if (lease := ring.rehearse()) is not None:
-            Frame(lease).pixels  # noqa: B018  the property maps them
-            del lease
-        return ring.look(until_ns)
+        """Release all that the subscriber holds; while no thread is in the middle of a receive."""
+        self._current = None  # not released: a loop in another thread may be reading it
+        self._attachment.leave()
 
     def _slice(self, deadline_s: float | None) -> float:
         if deadline_s is None:
@@ -430,99 +291,13 @@ class Subscriber(lifecycle.Closable):
             raise ReceiveTimeout(f"no new frame of {self.stream!r} in time")
         return min(TICK_S, left_s)
 
-    def _look_after_publisher(self) -> None:
-        now_s = time.monotonic()
-        ring = self._ring
-        if now_s < self._look_at_s and ring.is_open():
-            return
-        self._look_at_s = now_s + TICK_S
-        live = ring.is_live()
-        if live and ring.segment.is_current():
-            self._gone_since_s = None
-            return
-        if self._reattach() or live:
-            self._gone_since_s = None
-            return
-        if self._gone_since_s is None:
-            self._gone_since_s = now_s
-        if self._gone_after_s is not None and now_s - self._gone_since_s >= self._gone_after_s:
-            if self._obstacle is not None:
-                raise self._obstacle
-            raise StreamGone(f"the publisher of {self.stream!r} is gone for {self._gone_after_s:g} s")
-
-    def _reattach(self) -> bool:
-        if self._ring.segment.is_current():
-            return False  # no other file is in its place; this one may be adopted, and its seats are ours
-        try:
-            ring = self._attach()
-        except StreamNotFound:
-            self._obstacle = None
-            return False
-        except (LayoutMismatch, PermissionDenied, ResourceExhausted, SubscriberLimitReached) as error:
-            self._obstacle = error
-            return False
-        ring.reader.resume_from(self._ring.reader, ring.header.first_sequence)
-        self._reattached += 1
-        if self._record is not None:
-            ring.reader.report_to(self._record.segment)
-        self._ring = ring
-        self._event = 0
-        return True
-
-    def _attach(self) -> SubscriberRing:
-        for _ in range(16):
-            ring = SubscriberRing(self.stream, self._publisher_uid, every=self._mode == "every", history=self._history)
-            take_seats(ring.segment, ring.geometry, self._max_leases)
-            if ring.segment.is_current():
-                return ring
-        raise StreamNotFound(f"the ring of {self.stream!r} is replaced again and again")
-
-    def _wait_for_ring(self, attach_timeout_s: float | None) -> SubscriberRing:
-        deadline_s = None if attach_timeout_s is None else time.monotonic() + attach_timeout_s
-        while True:
-            try:
-                return self._attach()
-            except (StreamNotFound, StaleRing):
-                if deadline_s is not None and time.monotonic() >= deadline_s:
-                    raise
-            time.sleep(TICK_S)
-
     def _check_use(self) -> None:
-        self._check_open()
-        thread = get_ident()
-        if self._thread is None:
-            self._thread = thread
-        if self._thread != thread:
-            raise WrongThread(
-                "a subscriber belongs to the thread that first received: open one in each thread, and in asyncio await "
-                "receive_async() in place of asyncio.to_thread(), which takes any thread of its pool"
-            )
+        self._check_owner()
         if self._receiving:
             raise AlreadyInUse(
                 "this subscriber is in the middle of a receive: open one for each task, and do not receive in a signal "
                 "handler"
             )
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise Closed("the subscriber was closed")
-        if self._forked:
-            raise Closed("the subscriber belongs to the parent process: open one after the fork")
-
-    def _check_leases(self) -> None:
-        reader = self._ring.reader
-        if reader.leases < self._max_leases:
-            return
-        lifecycle.collect_garbage()  # nothing holds frames in reference cycles, as an exception's traceback makes them
-        if reader.leases < self._max_leases:
-            return
-        held = ", ".join(map(str, reader.held()))
-        raise TooManyLeases(
-            f"{self._max_leases} frames are still held, with the sequences {held}: a variable of an earlier turn, a "
-            "slice or view of the pixels, a list, a traceback or a tensor that shares memory holds its frame; copy "
-            "what you keep (pixels.copy()), release or delete the others, or subscribe with "
-            f"max_leases={self._max_leases + 1}"
-        )
 
     def __iter__(self) -> Iterator[Frame]:
         return self
@@ -544,6 +319,3 @@ class Subscriber(lifecycle.Closable):
         current, self._current = self._current, None
         if current is not None:
             current.release()
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a subscriber holds locks of its process, and cannot be pickled: open one in the other process")

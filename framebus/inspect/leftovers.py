@@ -15,8 +15,8 @@ from typing import Literal
 
 from framebus.errors import LayoutMismatch, PermissionDenied, StreamNotFound
 from framebus.ring.admission import read_records
+from framebus.ring.file import LIVE_PROBE
 from framebus.ring.layout import CLOSED, PAGE_BYTES, STATE, RingHeader
-from framebus.ring.rings import LIVE_PROBE
 from framebus.shm import locks
 from framebus.shm import segment as shm
 from framebus.shm.directory import directory_fault, stream_names

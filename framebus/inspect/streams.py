@@ -12,10 +12,10 @@ from typing import Final, Literal
 
 from framebus.errors import FramebusError, LayoutMismatch, PermissionDenied, StreamNotFound
 from framebus.ring.admission import read_records, seats_taken
+from framebus.ring.file import LIVE_PROBE, ring_name
 from framebus.ring.frame_header import FrameHeader
 from framebus.ring.layout import CLOSED, OPEN, PAGE_BYTES, STATE, SUPERSEDED, TAIL, RingHeader
 from framebus.ring.record import SubscriberRecord
-from framebus.ring.rings import LIVE_PROBE, ring_name
 from framebus.ring.words import LOCK_WRITE
 from framebus.shm import locks
 from framebus.shm import segment as shm

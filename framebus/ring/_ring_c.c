@@ -1,6 +1,6 @@
 /* The steps of a hand-over that decide its time, compiled.
  *
- * framebus/ring/_ring_py.py does the same in plain Python and describes each step, framebus/ring/rings.py why they come in this
+ * framebus/ring/_ring_py.py does the same in plain Python and describes each step, framebus/ring/__init__.py why they come in this
  * order, framebus/ring/layout.py the bytes. Nothing here waits with the interpreter's lock held.
  *
  * Sources: fcntl(2), F_OFD_SETLK; futex(2); send(2); PEP 384 (stable ABI), PEP 3118 (buffers).

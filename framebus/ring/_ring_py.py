@@ -1,7 +1,7 @@
 """The steps of a hand-over that decide its time, in plain Python: what runs where ``_ring_c.c`` was not built.
 
 The compiled module does the same in about two thirds of the time, because code that has not run since the frame before
-waits for memory with nearly every line. :mod:`framebus.ring.rings` says what the steps are for, and in which order they
+waits for memory with nearly every line. :mod:`framebus.ring` says what the steps are for, and in which order they
 must come.
 """
 

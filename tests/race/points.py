@@ -11,13 +11,14 @@ import signal
 from collections.abc import Callable
 from typing import Any, Final
 
+from framebus.bus import attachment, served_stream, waiting
 from framebus.bus import publisher as publisher_module
-from framebus.bus import subscriber as subscriber_module
 from framebus.notify.listener import Listener
 from framebus.notify.server import NotificationServer
 from framebus.ring import admission as seats
-from framebus.ring import claims, leases, words
-from framebus.ring import rings as ring
+from framebus.ring import claims, leases, publisher_ring, words
+from framebus.ring.publisher_ring import PublisherRing
+from framebus.ring.subscriber_ring import SubscriberRing
 from framebus.shm import locks
 from framebus.shm import segment as shm
 
@@ -110,9 +111,9 @@ def before_store(segment: shm.Segment, count: int) -> None:
 Points = dict[str, Callable[[], None]]
 
 OPENING: Final[Points] = {
-    "exclusion taken": lambda: after(publisher_module, "take_exclusion"),
-    "ring opened, nothing written": lambda: before(ring.PublisherRing, "_use"),
-    "ring opened": lambda: after(ring.PublisherRing, "_use"),
+    "exclusion taken": lambda: after(served_stream, "take_exclusion"),
+    "ring opened, nothing written": lambda: before(PublisherRing, "_use"),
+    "ring opened": lambda: after(PublisherRing, "_use"),
     "file created": lambda: after(shm, "create"),
     "before the rename": lambda: before(shm.Segment, "take_name"),
     "after the rename": lambda: after(shm.Segment, "take_name"),
@@ -144,31 +145,31 @@ REPLACING: Final[Points] = {
     "replacement created": lambda: after(shm, "create"),
     "replacement not renamed": lambda: before(shm.Segment, "take_name"),
     "replacement renamed": lambda: after(shm.Segment, "take_name"),
-    "old ring not superseded": lambda: before(ring, "_supersede"),
-    "old ring superseded": lambda: after(ring, "_supersede"),
-    "replaced, nobody woken": lambda: after(ring.PublisherRing, "replace"),
+    "old ring not superseded": lambda: before(publisher_ring, "_supersede"),
+    "old ring superseded": lambda: after(publisher_ring, "_supersede"),
+    "replaced, nobody woken": lambda: after(PublisherRing, "replace"),
 }
 CLOSING: Final[Points] = {
     "ring marked as closed": lambda: before(shm.Segment, "unlink"),
-    "ring closed": lambda: before(publisher_module.Publisher, "_close_rest"),
+    "ring closed": lambda: before(served_stream.ServedStream, "_close_rest"),
     "socket closed": lambda: after(NotificationServer, "close"),
 }
 SUBSCRIBING: Final[Points] = {
-    "attached": lambda: after(ring.SubscriberRing, "is_live"),
+    "attached": lambda: after(SubscriberRing, "is_live"),
     "first seat taken": lambda: after(shm.Segment, "try_lock"),
     "seats taken": lambda: before(locks, "let_go"),
     "seats taken, flock let go": lambda: after(locks, "let_go"),
     "record created": lambda: after(shm, "create"),
     "record written, not locked": lambda: before(shm.Segment, "try_lock", of_a_record),
-    "record locked": lambda: after(subscriber_module, "Record"),
+    "record locked": lambda: after(attachment, "Record"),
     "before the connection": lambda: before(Listener, "_connect"),
-    "connected": lambda: after(subscriber_module, "Listener"),
+    "connected": lambda: after(waiting, "Listener"),
     "before the subscription": lambda: before(Listener, "_obey", of_ready),
     "subscribed": lambda: after(Listener, "_obey", of_ready),
 }
 RECEIVING: Final[Points] = {
     "before the lease": lambda: before(leases.Reader, "_lease"),
-    "leased": lambda: before(subscriber_module, "Frame"),
+    "leased": lambda: before(attachment, "Frame"),
     "before the release": lambda: before(shm.Segment, "unlock", of_a_slot),
     "after the release": lambda: after(shm.Segment, "unlock", of_a_slot),
 }

@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 from framebus import Publisher, ReceiveTimeout, StreamExists, StreamNotFound, Subscriber
-from framebus.bus import publisher as publisher_module
-from framebus.bus.subscriber import Mode, Wake
+from framebus.bus import served_stream
+from framebus.bus.subscriber import Mode
+from framebus.bus.waiting import Wake
 from framebus.inspect.streams import inspect
 from framebus.ring import admission as seats
 from tests.race.points import (
@@ -173,7 +174,7 @@ def test_a_stopped_publisher_blocks_and_tears_nothing(stream: str, start: Start,
     except StreamNotFound:
         assert point in OPENING or point in CLOSING
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(publisher_module, "EXCLUSION_PATIENCE_S", 0.0)
+        patch.setattr(served_stream, "EXCLUSION_PATIENCE_S", 0.0)
         with pytest.raises(StreamExists):
             Publisher(stream, FORMAT)
     assert sweep(stream) == [], "nothing of a process that is stopped is left over"

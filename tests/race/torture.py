@@ -61,6 +61,7 @@ from framebus import (
     remove_leftovers,
 )
 from framebus.bus import lifecycle
+from framebus.bus.attachment import Attachment
 from framebus.shm import forks, segment
 from tests.support import ROOT, files_of
 
@@ -436,11 +437,11 @@ def lost_loans_stay() -> None:
 def garbage_counts() -> None:
     """Frames in garbage are held."""
 
-    def check(self: Subscriber) -> None:
-        if self._ring.reader.leases >= self._max_leases:
+    def check(self: Attachment) -> None:
+        if self._reader.leases >= self._max_leases:
             raise TooManyLeases("frames are still held")
 
-    Subscriber._check_leases = check  # type: ignore[method-assign]
+    Attachment.check_leases = check  # type: ignore[method-assign]
 
 
 def children_keep_all() -> None:

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from framebus import FrameFormat, NoFreeSlot, Publisher, StreamNotFound, Subscriber, SubscriberLimitReached
-from framebus.bus import publisher as publisher_module
+from framebus.bus import served_stream
 from framebus.ring import _ring_py as steps
 from framebus.ring import backend
-from framebus.ring.rings import ring_name
+from framebus.ring.file import ring_name
 from framebus.ring.words import LOCK_READ
 from framebus.shm import segment as shm
 from tests.race.points import (
@@ -81,7 +81,7 @@ def publish(stream: str, point: str, frames: int, slots: int, *, more: int = 0) 
             PUBLISHING[point]()
         if point in REPLACING:
             with pinned(stream, slots):
-                publisher_module.REPLACE_AFTER_S = 0.0  # type: ignore[misc]
+                served_stream.REPLACE_AFTER_S = 0.0  # type: ignore[misc]
                 REPLACING[point]()
                 write(publisher)
                 write(publisher)
@@ -105,7 +105,7 @@ def write(publisher: Publisher, point: str = "") -> None:
             interrupt()
         loan.pixels[half:] = value
         if point in STORES:
-            before_store(publisher._ring.segment, STORES.index(point) + 1)
+            before_store(publisher._served.ring.segment, STORES.index(point) + 1)
 
 
 def write_two(publisher: Publisher, point: str = "") -> None:

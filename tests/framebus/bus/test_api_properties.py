@@ -178,7 +178,7 @@ def test_attributes_of_a_loan(alone: Publisher, name: str, value: Any, touch: bo
         if touch:
             loan.pixels[:] = 1
     publish(alone)
-    assert alone._ring.writer.loans == 0
+    assert alone._served.writer.loans == 0
     check(before)
 
 

@@ -38,7 +38,7 @@ from framebus import (
     TooManyLeases,
     WrongThread,
 )
-from framebus.bus.subscriber import Wake
+from framebus.bus.waiting import Wake
 from framebus.ring.layout import LOCK_SLOTS
 from framebus.shm import locks
 from framebus.shm import segment as shm
@@ -195,7 +195,7 @@ class TestPublisher:
     def test_pinned_slots_drop_frames_and_then_replace_the_ring(
         self, stream: str, wake: Wake, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("framebus.bus.publisher.REPLACE_AFTER_S", 0.0)
+        monkeypatch.setattr("framebus.bus.served_stream.REPLACE_AFTER_S", 0.0)
         with Publisher(stream, SMALL, slots=4) as publisher, Subscriber(stream, wake=wake) as subscriber:
             publish(publisher)
             subscriber.receive(5).release()
@@ -591,7 +591,7 @@ class TestFork:
         with Publisher(stream, SMALL) as publisher, Subscriber(stream, wake="futex") as subscriber:
             loan = publisher.loan()
             loan.pixels[:] = 7
-            event = subscriber._ring.event()
+            event = subscriber._attachment._ring.event()
             child = os.fork()
             if child == 0:
                 status = 1
@@ -603,7 +603,7 @@ class TestFork:
                 finally:
                     os._exit(status)
             assert os.waitpid(child, 0)[1] == 0
-            assert subscriber._ring.event() == event, "nothing was published"
+            assert subscriber._attachment._ring.event() == event, "nothing was published"
             loan.publish()
             frame = subscriber.receive(5)
             assert (frame.pixels == 7).all()

@@ -34,7 +34,7 @@ from framebus import (
     TooManyLeases,
     remove_leftovers,
 )
-from framebus.bus import publisher as publisher_module
+from framebus.bus import served_stream
 from tests.support import files_of
 
 Pixels = np.ndarray[Any, Any]
@@ -145,7 +145,7 @@ class Bus(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(publisher_module, "REPLACE_AFTER_S", math.inf)  # however slow the machine is
+        self.patch.setattr(served_stream, "REPLACE_AFTER_S", math.inf)  # however slow the machine is
         self.stream = f"test-{secrets.token_hex(6)}"
         self.publisher: Publisher | None = None
         self.loans: list[tuple[Loan, int]] = []
@@ -196,7 +196,7 @@ class Bus(RuleBasedStateMachine):
         assert statistics.epoch not in self.epochs
         self.epochs.add(statistics.epoch)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(publisher_module, "EXCLUSION_PATIENCE_S", 0.0)
+            patch.setattr(served_stream, "EXCLUSION_PATIENCE_S", 0.0)
             with pytest.raises(StreamExists):
                 Publisher(self.stream, FrameFormat(2, 64, 2))
 
@@ -291,9 +291,9 @@ class Bus(RuleBasedStateMachine):
         for _, slot in self.loans:
             self.path.loaned.remove(slot)
         self.loans.clear()
-        self.publisher._ring.segment.close()
-        self.publisher._exclusion.close()
-        self.publisher._server.close()
+        self.publisher._served.ring.segment.close()
+        self.publisher._served._exclusion.close()
+        self.publisher._served.server.close()
         self.publisher = None
 
     def _close(self) -> None:
@@ -397,7 +397,7 @@ class Bus(RuleBasedStateMachine):
 
     def _look_after(self, reader: Reader) -> None:
         """Nothing new: a tick, on which the subscriber may move on to the file that has the name now."""
-        reader.subscriber._look_at_s = 0.0
+        reader.subscriber._attachment._check_at_s = 0.0
         with pytest.raises(ReceiveTimeout):
             reader.subscriber.receive(0)
         path = self.path
@@ -454,8 +454,8 @@ class Bus(RuleBasedStateMachine):
         for view in reader.frames:
             self._drop(view)
         reader.ring.seats -= reader.max_leases
-        reader.subscriber._ring.segment.close()
-        if (record := reader.subscriber._record) is not None:
+        reader.subscriber._attachment._ring.segment.close()
+        if (record := reader.subscriber._attachment._record) is not None:
             record.segment.close()
 
     # What holds at any time

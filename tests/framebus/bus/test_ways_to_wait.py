@@ -15,11 +15,10 @@ import pytest
 
 from framebus import FrameFormat, InvalidMetadata, Publisher, ReceiveTimeout, Subscriber
 from framebus.bus import subscriber as subscriber_module
-from framebus.bus.subscriber import Mode, Wake
+from framebus.bus.subscriber import Mode
+from framebus.bus.waiting import FutexWaiter, PredictiveWaiter, SocketWaiter, Wake
 from framebus.inspect.streams import inspect
-from framebus.notify.listener import Listener
 from framebus.ring.layout import MAX_METADATA_BYTES
-from framebus.ring.rings import SubscriberRing
 from tests.framebus.listeners import listens
 from tests.support import Program, publish
 
@@ -81,9 +80,9 @@ class Waiter:
 def end_the_tick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let nobody look by itself; who sleeps until the end of its patience was not woken, and raises."""
 
-    def woken(wait: Callable[..., Any], unit_s: float) -> Callable[..., Any]:
+    def woken(wait: Callable[..., Any]) -> Callable[..., Any]:
         def checked(*arguments: Any) -> Any:
-            timeout_s, begun_s = arguments[-1] * unit_s, time.monotonic()
+            timeout_s, begun_s = arguments[-1], time.monotonic()
             result = wait(*arguments)
             if timeout_s > PATIENCE_S / 2 and time.monotonic() - begun_s >= timeout_s:
                 raise RuntimeError("nobody woke it")
@@ -92,8 +91,8 @@ def end_the_tick(monkeypatch: pytest.MonkeyPatch) -> None:
         return checked
 
     monkeypatch.setattr(subscriber_module, "TICK_S", FOR_EVER_S)
-    monkeypatch.setattr(SubscriberRing, "sleep", woken(SubscriberRing.sleep, 1e-9))
-    monkeypatch.setattr(Listener, "wait", woken(Listener.wait, 1.0))
+    for kind in (SocketWaiter, FutexWaiter, PredictiveWaiter):
+        monkeypatch.setattr(kind, "wait", woken(kind.wait))
 
 
 @pytest.fixture
@@ -114,7 +113,7 @@ def open_waiters(stream: str, publisher: Publisher, waiters: list[Waiter], wake:
     waiters += [Waiter(Subscriber(stream, mode=mode, wake=wake, max_leases=1)) for mode in modes]
     first = [waiter.receive() for waiter in waiters]
     if wake == "zmq":
-        wait_until(lambda: listens(publisher._server) == len(modes))
+        wait_until(lambda: listens(publisher._served.server) == len(modes))
     assert publish(publisher) == 1
     assert [answer() for answer in first] == [1] * len(waiters)
 

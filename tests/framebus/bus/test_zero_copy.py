@@ -12,7 +12,7 @@ import pytest
 
 from bench.attach import faults_of_reading
 from framebus import FrameFormat, Publisher, ReceiveTimeout, Subscriber
-from framebus.bus.subscriber import Wake
+from framebus.bus.waiting import Wake
 from tests.support import ROOT
 
 PANORAMA = FrameFormat(688, 4896)
@@ -100,7 +100,7 @@ def test_a_reader_meets_no_page_fault_on_the_first_lap(stream: str, wake: Wake, 
             if waits:
                 with pytest.raises(ReceiveTimeout):
                     subscriber.receive(0)
-                assert not subscriber._ring.cold
+                assert not subscriber._attachment._ring.cold
             publisher.loan().publish()
             with subscriber.receive(5) as frame:
                 read += faults_of_reading(frame.pixels.reshape(-1))
@@ -113,7 +113,7 @@ def test_publisher_and_subscriber_see_the_same_bytes_at_once(stream: str) -> Non
         pixels = loan.pixels
         pixels[:] = 1
         loan.publish()
-        slot_offset = pixels.ctypes.data - publisher._ring.segment.address
+        slot_offset = pixels.ctypes.data - publisher._served.ring.segment.address
         frame = subscriber.receive(5)
-        publisher._ring.segment.buffer[slot_offset] = 99
+        publisher._served.ring.segment.buffer[slot_offset] = 99
         assert frame.pixels[0, 0, 0] == 99

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from framebus import Closed, Publisher, ReceiveTimeout, StreamExists, Subscriber
-from framebus.bus.subscriber import Wake
+from framebus.bus.waiting import Wake
 from framebus.ring.layout import LOCK_SLOTS
 from framebus.shm import locks
 from framebus.shm import segment as shm
@@ -272,7 +272,7 @@ class _nothing:  # noqa: N801  a context manager
 @pytest.fixture
 def pinned(stream: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Publisher]:
     """A publisher whose slots are all held, so that its next loan replaces the ring."""
-    monkeypatch.setattr("framebus.bus.publisher.REPLACE_AFTER_S", 0.0)
+    monkeypatch.setattr("framebus.bus.served_stream.REPLACE_AFTER_S", 0.0)
     publisher = Publisher(stream, SMALL, slots=3)
     publish(publisher)
     neighbour = shm.attach(f"framebus.{stream}.ring")

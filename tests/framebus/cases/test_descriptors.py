@@ -23,7 +23,7 @@ from framebus import (
     remove_leftovers,
     streams,
 )
-from framebus.bus.subscriber import Wake
+from framebus.bus.waiting import Wake
 from framebus.shm import space
 from tests.framebus.cases.support import SMALL, WAKES, descriptors, in_child
 from tests.support import files_of, publish
@@ -99,19 +99,19 @@ def test_a_subscriber_without_a_descriptor_for_fileno_and_for_a_new_connection(s
     def use() -> None:
         with Publisher(stream, SMALL) as publisher, Subscriber(stream) as subscriber:
             publish(publisher)
-            assert subscriber._listener is not None
+            listener = subscriber._attachment._waiter._listener  # type: ignore[attr-defined]
             with descriptors_left(0) as fillers:
                 with pytest.raises(ResourceExhausted, match="RLIMIT_NOFILE"):
                     subscriber.fileno()
                 assert subscriber.receive(5).sequence == 1
-                subscriber._listener._disconnect()
+                listener._disconnect()
                 fillers.append(os.dup(0))
                 for sequence in (2, 3):
                     publish(publisher)
                     assert subscriber.receive(5).sequence == sequence
             with pytest.raises(ReceiveTimeout):
                 subscriber.receive(0.1)
-            assert subscriber._listener._socket is not None
+            assert listener._socket is not None
             assert subscriber.fileno() >= 0
 
     assert in_child(use) == 0

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from framebus import Frame, Publisher, ReceiveTimeout, Subscriber, TooManyLeases
-from framebus.bus.subscriber import Wake
+from framebus.bus.waiting import Wake
 from tests.framebus.cases.support import SMALL, WAKES
 from tests.framebus.interruptions import Interrupted, each_point, interrupt
 from tests.support import publish
@@ -136,7 +136,7 @@ def test_an_exception_at_any_point_of_a_receive_holds_nothing(
                     subscriber.receive(0.001)
             except (Interrupted, ReceiveTimeout):
                 pass
-            if subscriber._ring.reader.last < 1:
+            if subscriber._attachment._reader.last < 1:
                 subscriber.receive(5).release()
             for value in range(8):
                 publish(publisher, value)

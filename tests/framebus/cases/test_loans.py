@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("each_steps")
 
 def works(publisher: Publisher, subscriber: Subscriber) -> None:
     """Every slot can be written and read, one after the other."""
-    for value in range(2 * publisher._ring.geometry.slots):
+    for value in range(2 * publisher._served.ring.geometry.slots):
         publish(publisher, value)
         with subscriber.receive(5) as frame:
             assert (frame.pixels == value).all()
@@ -125,10 +125,10 @@ def test_an_alarm_between_loan_and_with(stream: str, monkeypatch: pytest.MonkeyP
                     use()
             except Interrupted:
                 seen.add(points.done.split(":")[0])
-            if publisher.statistics.sequence > subscriber._ring.reader.last:
+            if publisher.statistics.sequence > subscriber._attachment._reader.last:
                 assert (subscriber.receive(5).pixels == 9).all()
             works(publisher, subscriber)
-            assert publisher._ring.writer.loans == 0
+            assert publisher._served.writer.loans == 0
         assert publisher.statistics.dropped == 0
     assert {"Publisher.loan", "Publisher._publish", "Loan._freeze"} <= seen
 
@@ -157,7 +157,7 @@ def test_a_real_alarm_at_any_time(stream: str, monkeypatch: pytest.MonkeyPatch) 
             publish(publisher, 9)
             subscriber.receive(5).release()
             works(publisher, subscriber)
-            assert publisher._ring.writer.loans == 0
+            assert publisher._served.writer.loans == 0
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGPROF, before)

@@ -23,7 +23,7 @@ FORMAT = FrameFormat(2, 3, 1, pixel_format="gray")
 def test_a_hint_arrives_and_the_descriptor_tells_of_it(stream: str) -> None:
     with Publisher(stream, FORMAT) as publisher:
         listener = Listener(stream)
-        wait_until(lambda: listens(publisher._server), listener.drain)
+        wait_until(lambda: listens(publisher._served.server), listener.drain)
         publish(publisher)
         poller = zmq.Poller()
         poller.register(listener.fileno(), zmq.POLLIN)
@@ -32,7 +32,7 @@ def test_a_hint_arrives_and_the_descriptor_tells_of_it(stream: str) -> None:
         listener.drain()
         assert listener.rejected == 0
         listener.close()
-        wait_until(lambda: not listens(publisher._server))
+        wait_until(lambda: not listens(publisher._served.server))
 
 
 def test_who_is_there_is_asked_with_every_frame_of_the_first_second(stream: str) -> None:
@@ -62,7 +62,7 @@ def test_other_languages_read_one_msgpack_part(stream: str) -> None:
         listener = PlainListener(f"ipc://{socket_path(stream)}")
         with pytest.raises(ReceiveTimeout):
             subscriber.receive(0.5)
-        wait_until(lambda: listens(publisher._server))
+        wait_until(lambda: listens(publisher._served.server))
         for number, captured_ns in enumerate((10, -(1 << 63), (1 << 63) - 1), start=1):
             loan = publisher.loan()
             loan.captured_ns = captured_ns

@@ -14,7 +14,8 @@ from framebus.ring.claims import Claim
 from framebus.ring.frame_header import Description
 from framebus.ring.layout import EVENT, SLOT_FIELDS, TAIL, Geometry
 from framebus.ring.leases import LOOKS
-from framebus.ring.rings import PublisherRing, SubscriberRing
+from framebus.ring.publisher_ring import PublisherRing
+from framebus.ring.subscriber_ring import SubscriberRing
 from framebus.ring.words import EVENT_WORD, LOCK_READ, SEQ_WORDS, TAIL_WORD
 from framebus.shm import locks
 from framebus.shm import segment as shm
@@ -61,21 +62,21 @@ def test_words_are_where_the_layout_says() -> None:
 
 def test_a_published_frame_is_leased_once(stream: str, publisher: PublisherRing) -> None:
     subscriber = SubscriberRing(stream)
-    assert subscriber.take() is None
+    assert subscriber.reader.take() is None
     before = subscriber.event()
     assert publish(publisher) == 1
     assert subscriber.event() == before + 1
-    lease = subscriber.take()
+    lease = subscriber.reader.take()
     assert lease is not None
     assert (lease.header.sequence, lease.header.epoch, lease.header.shape) == (1, publisher.epoch, (2, 3, 1))
-    assert subscriber.take() is None
+    assert subscriber.reader.take() is None
 
 
 def test_the_slots_that_are_written_next_are_mapped_first(stream: str, publisher: PublisherRing) -> None:
     for _ in range(6):
         publish(publisher)
     subscriber = SubscriberRing(stream)
-    lease = subscriber.take()
+    lease = subscriber.reader.take()
     assert lease is not None
     subscriber.prefault(lease.slot)
     slots = publisher.geometry.slots
@@ -94,7 +95,7 @@ def test_a_claimed_slot_is_unreadable_until_it_is_published(stream: str, publish
     assert not subscriber.segment.try_lock(LOCK_READ[claimed.slot])
     assert publisher.segment.words[SEQ_WORDS[claimed.slot]] == 0
     claimed.abandon()
-    lease = subscriber.take()
+    lease = subscriber.reader.take()
     assert lease is not None
     assert lease.header.sequence == 1
 
@@ -146,7 +147,7 @@ def test_a_claim_that_nothing_references_unlocks_its_slot(publisher: PublisherRi
 def test_a_leased_slot_is_not_claimed_until_the_last_view_goes(stream: str, publisher: PublisherRing) -> None:
     subscriber = SubscriberRing(stream)
     publish(publisher)
-    lease = subscriber.take()
+    lease = subscriber.reader.take()
     assert lease is not None
     held = lease.slot
     view = np.asarray(lease)[1:].reshape(-1)
@@ -170,7 +171,7 @@ def test_no_free_slot_is_none(stream: str, publisher: PublisherRing) -> None:
     leases = []
     for subscriber in subscribers:
         publish(publisher)
-        leases.append(subscriber.take())
+        leases.append(subscriber.reader.take())
         if len(leases) == 3:
             break
     assert publish(publisher) == 4
@@ -182,17 +183,17 @@ def test_no_free_slot_is_none(stream: str, publisher: PublisherRing) -> None:
 def test_following_takes_all_in_order_and_newest_skips(stream: str, publisher: PublisherRing) -> None:
     every, newest = SubscriberRing(stream, every=True), SubscriberRing(stream)
     publish(publisher)
-    first = every.take()
+    first = every.reader.take()
     assert first is not None
     del first
     for _ in range(3):
         publish(publisher)
     sequences = []
-    while (lease := every.take()) is not None:
+    while (lease := every.reader.take()) is not None:
         sequences.append(lease.header.sequence)
         del lease
     assert sequences == [2, 3, 4]
-    lease = newest.take()
+    lease = newest.reader.take()
     assert lease is not None
     assert lease.header.sequence == 4
 
@@ -204,13 +205,13 @@ def test_a_slot_rewritten_between_look_and_lock_is_not_taken_for_the_old_frame(
     slot = publisher.segment.words[TAIL_WORD] & 0xFF
     subscriber = SubscriberRing(stream)
     publisher.segment.words[TAIL_WORD] = 99 << 8 | slot
-    assert subscriber.take() is None
+    assert subscriber.reader.take() is None
     assert subscriber.reader.overruns == LOOKS
     assert not publisher.segment.is_locked(locks.write_lock((1 << 40) + 256 + slot))
     claimed = claim(publisher)
     assert claimed is not None
     publisher.segment.words[TAIL_WORD] = 100 << 8 | claimed.slot
-    assert subscriber.take() is None
+    assert subscriber.reader.take() is None
     assert subscriber.reader.overruns == 2 * LOOKS
     claimed.abandon()
     assert not publisher.segment.is_locked(locks.write_lock((1 << 40) + 256 + claimed.slot))
@@ -222,10 +223,10 @@ def test_a_garbage_slot_header_is_counted_and_passed_over(stream: str, publisher
     start = publisher.geometry.slot_header(slot) + SLOT_FIELDS
     publisher.segment.buffer[start : start + 96] = b"\xff" * 96
     subscriber = SubscriberRing(stream)
-    assert subscriber.take() is None
+    assert subscriber.reader.take() is None
     assert subscriber.reader.rejected == 1
     publish(publisher)
-    lease = subscriber.take()
+    lease = subscriber.reader.take()
     assert lease is not None
     assert lease.header.sequence == 2
 
@@ -235,14 +236,14 @@ def test_a_garbage_tail_yields_nothing(stream: str, publisher: PublisherRing, ta
     publish(publisher)
     subscriber = SubscriberRing(stream)
     publisher.segment.words[TAIL_WORD] = tail
-    assert subscriber.take() is None
+    assert subscriber.reader.take() is None
 
 
 def test_the_next_publisher_adopts_ring_and_sequence(stream: str, publisher: PublisherRing) -> None:
     for _ in range(3):
         publish(publisher)
     subscriber = SubscriberRing(stream)
-    lease = subscriber.take()
+    lease = subscriber.reader.take()
     publisher.segment.close()  # as a kill does: nothing is marked, the locks are gone
     assert not subscriber.is_live()
     with pytest.raises(StreamNotFound, match="gone"):
@@ -254,7 +255,7 @@ def test_the_next_publisher_adopts_ring_and_sequence(stream: str, publisher: Pub
     assert subscriber.segment.is_current()
     assert publish(adopter) == 4
     assert lease is not None
-    after = subscriber.take()
+    after = subscriber.reader.take()
     assert after is not None
     assert (after.header.sequence, after.header.epoch) == (4, adopter.epoch)
     adopter.close(unlink=True)
@@ -267,10 +268,10 @@ def test_a_death_in_the_middle_of_the_pixels_leaves_an_unreadable_slot(stream: s
     publisher.segment.close()
     adopter = PublisherRing(stream, publisher.geometry)
     subscriber = SubscriberRing(stream)
-    lease = subscriber.take()
+    lease = subscriber.reader.take()
     assert lease is not None
     assert lease.header.sequence == 1
-    assert subscriber.take() is None
+    assert subscriber.reader.take() is None
     assert publish(adopter) == 2
     adopter.close(unlink=True)
 
@@ -342,14 +343,14 @@ def test_an_interrupted_creation_is_cleared_away(stream: str) -> None:
 def test_replace_moves_on_and_tells_the_subscribers(stream: str, publisher: PublisherRing) -> None:
     publish(publisher)
     old = SubscriberRing(stream)
-    lease = old.take()
+    lease = old.reader.take()
     publisher.replace(stream)
     assert not old.is_open()
     assert not old.is_live()
     assert publish(publisher) == 2
     assert lease is not None
     assert np.asarray(lease).shape == (2, 3, 1)
-    assert SubscriberRing(stream).take() is not None
+    assert SubscriberRing(stream).reader.take() is not None
 
 
 def test_a_file_without_a_frame_yet_goes_on_with_the_sequences(stream: str, publisher: PublisherRing) -> None:
@@ -372,7 +373,7 @@ def test_an_adopter_finishes_the_tail_so_that_no_sequence_is_given_twice(stream:
     publisher.segment.close()
     first = PublisherRing(stream, publisher.geometry)
     subscriber = SubscriberRing(stream)
-    lease = subscriber.take()
+    lease = subscriber.reader.take()
     assert lease is not None
     assert lease.header.sequence == 3
     others = hold_all_but(first, lease.slot)
@@ -392,7 +393,7 @@ def test_a_lease_that_moves_on_during_a_claim_does_not_hide_the_free_slot(
     publisher = PublisherRing(stream, Geometry.for_frames(3, 6))
     subscriber = SubscriberRing(stream, every=True)
     publish(publisher)
-    lease = subscriber.take()
+    lease = subscriber.reader.take()
     publish(publisher)
     publish(publisher)
     lock_slot = claims.Writer._lock
@@ -403,7 +404,7 @@ def test_a_lease_that_moves_on_during_a_claim_does_not_hide_the_free_slot(
         if lease is not None and lease.header.sequence == 1:
             assert not claimed
             lease = None
-            lease = subscriber.take()
+            lease = subscriber.reader.take()
         return claimed
 
     with monkeypatch.context() as patch:

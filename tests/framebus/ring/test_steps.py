@@ -18,7 +18,8 @@ from framebus.ring.admission import Record, new_record, read_records
 from framebus.ring.frame_header import DTYPES, Description
 from framebus.ring.layout import Geometry
 from framebus.ring.message import Message, send_all
-from framebus.ring.rings import PublisherRing, SubscriberRing
+from framebus.ring.publisher_ring import PublisherRing
+from framebus.ring.subscriber_ring import SubscriberRing
 
 SHAPE = (2, 3, 4)
 
@@ -50,7 +51,7 @@ def test_the_compiled_steps_know_the_same_bytes() -> None:
 @pytest.mark.parametrize("typestr", DTYPES)
 def test_a_lease_is_a_read_only_array_of_any_element_type(stream: str, publisher: PublisherRing, typestr: str) -> None:
     publish(publisher, typestr)
-    lease = SubscriberRing(stream).take()
+    lease = SubscriberRing(stream).reader.take()
     assert lease is not None
     pixels = np.asarray(lease)
     assert (pixels.shape, pixels.dtype.str, pixels.flags.writeable) == (SHAPE, typestr, False)
@@ -64,11 +65,11 @@ def test_a_lease_is_a_read_only_array_of_any_element_type(stream: str, publisher
 def test_a_rehearsal_holds_no_slot(stream: str, publisher: PublisherRing) -> None:
     publish(publisher, "|u1")
     subscriber = SubscriberRing(stream)
-    lease = subscriber.rehearse()
+    lease = subscriber.reader.rehearse()
     assert lease is not None
     assert np.asarray(lease).shape == SHAPE
     assert subscriber.reader.leases == 0
-    assert subscriber.take() is not None
+    assert subscriber.reader.take() is not None
 
 
 @pytest.mark.usefixtures("compiled_steps")

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 from framebus import FrameFormat, NoFreeSlot, NotEnoughSharedMemory, Publisher, Subscriber, remove_leftovers
-from framebus.bus import publisher as publisher_module
+from framebus.bus import served_stream
 from framebus.inspect.leftovers import find_leftovers
 from framebus.inspect.streams import inspect
-from framebus.ring.rings import ring_name
+from framebus.ring.file import ring_name
 from framebus.ring.words import LOCK_READ, UNLOCK
 from framebus.shm import segment as shm
 from framebus.shm import space
@@ -193,7 +193,7 @@ def test_a_socket_without_room_is_one_sentence_and_no_file(stream: str, alone: C
 
 
 def replace_when_full(stream: str, fill: Fill) -> None:
-    publisher_module.REPLACE_AFTER_S = publisher_module.REPLACE_EVERY_S = 0.0  # type: ignore[misc]
+    served_stream.REPLACE_AFTER_S = served_stream.REPLACE_EVERY_S = 0.0  # type: ignore[misc]
     with Publisher(stream, SMALL, slots=SLOTS) as publisher, Subscriber(stream) as subscriber:
         publish(publisher)
         assert receive(subscriber) == 1

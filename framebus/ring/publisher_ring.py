@@ -1,33 +1,4 @@
-"""The slot protocol: claim, publish, adopt, lease, skip. No sockets, no waiting.
-
-Theory of operation
-===================
-
-The publisher writes a slot under the write lock of its byte; a subscriber reads it under the read lock. The kernel
-decides between them, frees the locks of the dead, and its lock calls are the memory barriers. Everything else exists so
-that a subscriber finds the right slot, and is a hint until the slot is locked:
-
-Publish                                          Receive
- 1. write-lock the oldest slot but the newest     1. read ``tail``: sequence s, slot i
- 2. ``seq[i] = 0``                                2. read-lock slot i, or look again
- 3. the pixels, and what is known of the header   3. ``seq[i] == s``, or unlock and look again
- 4. the rest of the slot's header                 4. the header, bounds checked
- 5. ``seq[i] = s``                                5. the pixels, while the lock is held
- 6. unlock
- 7. ``tail = s << 8 | i``
- 8. ``event += 1``, wake
-
-The check 3 is needed because between 1 and 2 the slot may have been claimed, written and unlocked again. Step 2 comes
-before the pixels, so that a publisher that dies in the middle leaves a slot that nobody takes for a frame. Words are
-written through a cast memoryview, one store each; ``struct.pack_into`` would show zeros in between.
-
-A publisher may write several slots at a time: each goes through the steps 1 to 3 on its own, and the sequence is given
-in step 4, so that frames are numbered in the order in which they are published. Its own locks do not exclude each
-other, so step 1 passes over the slots of its loans.
-
-The steps 1 and 2, 4 to 8, and a subscriber's 1 to 4 are in ``_ring_c.c`` and, for where that was not built, in
-:mod:`framebus.ring._ring_py`.
-"""
+"""The publisher's side of a ring file: create it, adopt it, replace it, close it."""
 
 from __future__ import annotations
 
@@ -37,7 +8,7 @@ import secrets
 import time
 from collections.abc import Callable
 from threading import RLock
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +16,7 @@ import numpy.typing as npt
 from framebus.errors import FramebusError, LayoutMismatch, NotEnoughSharedMemory, StreamNotFound
 from framebus.ring import backend
 from framebus.ring.claims import Writer
+from framebus.ring.file import LIVE_WRITE, STATE_WORD, read_header, ring_name
 from framebus.ring.frame_header import METADATA_BYTES
 from framebus.ring.layout import (
     CLOSED,
@@ -54,44 +26,19 @@ from framebus.ring.layout import (
     METADATA,
     OPEN,
     PAGE_BYTES,
-    STATE,
     SUPERSEDED,
     VERSION,
     VERSIONED,
     Geometry,
     RingHeader,
 )
-from framebus.ring.leases import Lease, Reader
-from framebus.ring.words import EVENT_WORD, SEQ_WORDS, TAIL_WORD, raise_event
+from framebus.ring.words import SEQ_WORDS, TAIL_WORD, raise_event
 from framebus.shm import locks
 from framebus.shm import segment as shm
 from framebus.shm.identity import denied
 from framebus.shm.mapping import Window
 from framebus.shm.paths import companion_path, companion_paths, random_suffix
 from framebus.shm.segment import RING_MODE, Segment
-
-LIVE_WRITE: Final = locks.write_lock(LOCK_LIVE)
-LIVE_PROBE: Final = locks.read_lock(LOCK_LIVE)
-
-STATE_WORD: Final = STATE // 4
-
-
-def ring_name(stream: str) -> str:
-    """Name of a stream's ring in /dev/shm."""
-    return companion_path(stream, "ring").name
-
-
-def read_header(segment: Segment) -> RingHeader:
-    """The ring's header.
-
-    Raises:
-        LayoutMismatch: The file is no ring of this version.
-    """
-    return RingHeader.unpack(segment.buffer[:PAGE_BYTES], segment.size)
-
-
-class StaleRing(LayoutMismatch):
-    """The file is not a ring of this version, and no publisher holds it: the next one replaces it."""
 
 
 class PublisherRing:
@@ -259,100 +206,6 @@ class PublisherRing:
 
         if not self._has_ended:
             self.writer.close(finish)
-
-
-class SubscriberRing:
-    """A subscriber's side of one ring file. Its leases keep the file mapped when the subscriber has moved on."""
-
-    def __init__(self, stream: str, owner: int | None = None, *, every: bool = False, history: int = 0) -> None:
-        """Attach to the ring of a publisher that lives.
-
-        Args:
-            stream: Name of the stream.
-            owner: The user, by number, whose ring alone is wanted; ``None`` takes anybody's.
-            every: Whether to take all frames in order, or the newest.
-            history: How many of the frames that the ring holds already to take first, in order.
-
-        Raises:
-            StreamNotFound: There is none, or its publisher is gone.
-            LayoutMismatch: A publisher holds the file, and it is not a ring of this version.
-            StaleRing: The same, and no publisher holds it.
-            PermissionDenied: It is closed to this user, or belongs to another than ``owner``.
-        """
-        backend.check()
-        try:
-            self.segment: Segment = shm.attach(ring_name(stream), min_bytes=PAGE_BYTES, owner=owner)
-        except StreamNotFound:
-            raise StreamNotFound(f"no publisher serves the stream {stream!r} here") from None
-        try:
-            self.header: RingHeader = read_header(self.segment)
-        except LayoutMismatch as error:
-            raise error if self.is_live() else StaleRing(str(error)) from None
-        self.geometry: Geometry = self.header.geometry
-        if not self.is_live():
-            raise StreamNotFound(f"the publisher of the stream {stream!r} is gone")
-        geometry = self.geometry
-        self.reader: Reader = backend.steps.Reader(
-            self.segment, geometry.slots, geometry.slot_bytes, geometry.first_slot, every, history
-        )
-        """What holds the leases, and counts."""
-        self.cold: set[int] = set(range(geometry.slots))
-        """Slots whose pages are not mapped yet."""
-
-    def is_live(self) -> bool:
-        """Whether a publisher holds the ring, by the kernel's word."""
-        return self.segment.is_locked(LIVE_PROBE)
-
-    def is_open(self) -> bool:
-        """Whether the publisher has neither closed nor left this file: a hint that costs no system call."""
-        return self.segment.words32[STATE_WORD] == OPEN
-
-    def event(self) -> int:
-        """The futex word; read it before looking for a frame, wait while it stays the same."""
-        return self.segment.words32[EVENT_WORD]
-
-    def take(self) -> Lease | None:
-        """Lease the newest frame, or the oldest that follows the last one, if there is one that is not seen yet."""
-        return self.reader.take()
-
-    def look(self, until_ns: int) -> Lease | None:
-        """Look for a frame without sleeping until CLOCK_MONOTONIC says ``until_ns``, and lease it."""
-        return self.reader.look(until_ns)
-
-    def sleep(self, event: int, timeout_ns: int) -> Lease | None:
-        """Sleep while the event word is ``event``, at most ``timeout_ns``, and lease what is there then."""
-        return self.reader.sleep(event, timeout_ns)
-
-    def prefault(self, slot: int) -> None:
-        """Map the pages of a cold slot: some 0.8 ms for 10 MB, which would else be spent where its pixels are read."""
-        self.cold.remove(slot)
-        self.segment.prefault(self.geometry.pixels(slot), self.geometry.slot_bytes)
-
-    def prefault_next(self) -> bool:
-        """Map the pages of the cold slot that is likely to be written next.
-
-        Returns:
-            Whether there was one.
-        """
-        if not self.cold:
-            return False
-        newest = self.segment.words[TAIL_WORD] & 0xFF
-        self.prefault(min(self.cold, key=lambda slot: (slot - newest - 1) % self.geometry.slots))
-        return True
-
-    def rehearse(self) -> Lease | None:
-        """Do what a lease takes, on a byte that is no slot's: what is then in the caches makes the next lease fast.
-
-        Returns:
-            A lease that protects nothing, to be dropped unread; ``None`` if nobody has published yet.
-        """
-        return self.reader.rehearse()
-
-
-def read_metadata(lease: Lease) -> memoryview:
-    """The bytes of a leased frame's metadata."""
-    start = SEQ_WORDS[lease.slot] * 8 + METADATA
-    return lease.reader.segment.buffer[start : start + lease.header.metadata_bytes]
 
 
 def _is_another_version(segment: Segment) -> bool:

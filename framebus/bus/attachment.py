@@ -1,0 +1,243 @@
+"""A subscriber's attachment to a stream: ring, seats, record and waiter, and the move to the ring that follows."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from framebus.bus import lifecycle
+from framebus.bus.frames import Frame
+from framebus.bus.statistics import SubscriberStatistics
+from framebus.bus.waiting import Waiter, waiter_for
+from framebus.errors import (
+    FramebusError,
+    LayoutMismatch,
+    PermissionDenied,
+    ResourceExhausted,
+    StreamGone,
+    StreamNotFound,
+    SubscriberLimitReached,
+    TooManyLeases,
+)
+from framebus.ring.admission import Record, remove_dead_records, take_seats
+from framebus.ring.leases import Lease, Reader
+from framebus.ring.record import SubscriberRecord
+from framebus.ring.subscriber_ring import StaleRing, SubscriberRing
+
+TICK_S: Final = 0.05
+"""Longest sleep: nothing wakes a subscriber when the publisher is killed."""
+MAX_ATTACH_RETRIES: Final = 16
+
+
+class Attachment:
+    """What a subscriber holds of a stream. The subscriber's thread uses it; :meth:`retire` may be called from any."""
+
+    # Until it has them, for an attachment that failed.
+    _record: Record | None = None
+    _last_statistics: SubscriberStatistics | None = None
+    _has_left = False
+
+    def __init__(
+        self,
+        stream: str,
+        record: SubscriberRecord,
+        *,
+        history: int,
+        publisher_uid: int | None,
+        attach_timeout_s: float | None,
+        gone_after_s: float | None,
+    ) -> None:
+        """Attach to the ring of a publisher that lives.
+
+        Args:
+            stream: Name of the stream.
+            record: What others read of the subscriber: its mode and the leases that it may hold count here too.
+            history: How many of the frames that the ring holds already to take first.
+            publisher_uid: The user whose frames are wanted; ``None`` accepts any.
+            attach_timeout_s: Seconds to wait for a publisher; ``None`` waits for ever.
+            gone_after_s: Seconds that a publisher may be gone before :meth:`find` raises.
+
+        Raises:
+            FramebusError: As the constructor of :class:`~framebus.Subscriber` documents.
+        """
+        self._stream = stream
+        self._every = record.mode == "every"
+        self._max_leases = record.max_leases
+        self._history = history
+        self._publisher_uid = publisher_uid
+        self._gone_after_s = gone_after_s
+        self._gone_since_s: float | None = None
+        self._obstacle: FramebusError | None = None
+        self._check_at_s = 0.0
+        self._event = 0
+        """The ring's event word, as it was before the last look for a frame."""
+        self._reattached = 0
+        try:
+            self._ring = self._wait_for_ring(attach_timeout_s)
+            self._reader: Reader = self._ring.reader
+            remove_dead_records(stream)
+            self._record = Record(stream, record)
+            self._reader.report_to(self._record.segment)
+            self._waiter: Waiter = waiter_for(record.wake, stream)
+        except BaseException:
+            self.leave()
+            raise
+
+    def find(self) -> Lease | None:
+        """Lease the next frame; where there is none, do all that is to be done before a wait.
+
+        This is the body of the receive loop, synchronous or not: they differ in how they wait alone.
+
+        Raises:
+            StreamGone: The publisher is gone for longer than ``gone_after_s``.
+            PermissionDenied, LayoutMismatch, SubscriberLimitReached, ResourceExhausted: The same, and a ring that the
+                subscriber cannot attach to is in its place.
+        """
+        while True:
+            ring = self._ring
+            # Read first: a frame that is published after this read changes the word, and a wait on it returns at once.
+            self._event = ring.event()
+            if (lease := self._reader.take()) is not None:
+                return lease
+            self._waiter.drain()
+            # Slots that were never read are prefaulted here one by one, so that no frame waits for all of them.
+            if ring.event() == self._event and not ring.prefault_next():
+                self._watch_publisher()
+                return None
+
+    def wait(self, timeout_s: float) -> Lease | None:
+        """Wait for an event of the ring, in the subscriber's way, at most ``timeout_s``; what came may be leased."""
+        return self._waiter.wait(self._reader, self._event, timeout_s)
+
+    def fileno(self) -> int:
+        """Descriptor that is readable while notifications have come.
+
+        Raises:
+            InvalidArgument: The subscriber's way to wait has none.
+        """
+        return self._waiter.fileno()
+
+    def deliver(self, lease: Lease) -> Frame:
+        """Make a frame of a lease, whose pages are mapped."""
+        ring = self._ring
+        if ring.cold and lease.slot in ring.cold:
+            ring.prefault(lease.slot)
+        self._waiter.delivered = lease.header
+        return Frame(lease)
+
+    def check_leases(self) -> None:
+        """Ensure that one more frame may be leased.
+
+        Raises:
+            TooManyLeases: As many as were asked for are still held; the message has their sequences.
+        """
+        reader = self._reader
+        if reader.leases < self._max_leases:
+            return
+        lifecycle.collect_garbage()  # frames in reference cycles, as an exception's traceback makes them, are not held
+        if reader.leases < self._max_leases:
+            return
+        held = ", ".join(map(str, reader.held()))
+        raise TooManyLeases(
+            f"{self._max_leases} frames are still held, with the sequences {held}: a variable of an earlier turn, a "
+            "slice or view of the pixels, a list, a traceback or a tensor that shares memory holds its frame; copy "
+            "what you keep (pixels.copy()), release or delete the others, or subscribe with "
+            f"max_leases={self._max_leases + 1}"
+        )
+
+    @property
+    def statistics(self) -> SubscriberStatistics:
+        """The counters; after :meth:`leave`, the last ones."""
+        reader: Reader | None = self.__dict__.get("_reader")
+        if reader is None:
+            assert self._last_statistics is not None
+            return self._last_statistics
+        return SubscriberStatistics(
+            reader.received,
+            reader.skipped,
+            reader.overruns,
+            reader.rejected,
+            self._waiter.rejected,
+            self._reattached,
+            reader.leases,
+        )
+
+    def retire(self) -> None:
+        """Remove the subscriber's record, so that others no longer see it."""
+        if self._record is not None:
+            self._record.remove()
+
+    def leave(self) -> None:
+        """Release all; the ring stays mapped until the last frame goes.
+
+        Each step may be repeated: a signal handler may raise between any two, and two threads may close at once.
+        """
+        if self._has_left:
+            return
+        waiter: Waiter | None = self.__dict__.get("_waiter")
+        if waiter is not None:  # else the subscriber never opened
+            self._last_statistics = self.statistics
+            waiter.close()
+        self.retire()
+        # Removed here rather than with this object, which a traceback may keep for long.
+        self.__dict__.pop("_reader", None)
+        self.__dict__.pop("_ring", None)
+        self._has_left = True
+
+    def _watch_publisher(self) -> None:
+        """Move to the ring that took the place of this one, and notice when the publisher is gone."""
+        now_s = time.monotonic()
+        ring = self._ring
+        if now_s < self._check_at_s and ring.is_open():
+            return
+        self._check_at_s = now_s + TICK_S
+        live = ring.is_live()
+        if live and ring.is_current():
+            self._gone_since_s = None
+            return
+        if self._reattach() or live:
+            self._gone_since_s = None
+            return
+        if self._gone_since_s is None:
+            self._gone_since_s = now_s
+        if self._gone_after_s is not None and now_s - self._gone_since_s >= self._gone_after_s:
+            if self._obstacle is not None:
+                raise self._obstacle
+            raise StreamGone(f"the publisher of {self._stream!r} is gone for {self._gone_after_s:g} s")
+
+    def _reattach(self) -> bool:
+        if self._ring.is_current():
+            return False  # the file may be adopted by the next publisher, and this subscriber has its seats
+        try:
+            ring = self._attach()
+        except StreamNotFound:
+            self._obstacle = None
+            return False
+        except (LayoutMismatch, PermissionDenied, ResourceExhausted, SubscriberLimitReached) as error:
+            self._obstacle = error
+            return False
+        ring.reader.resume_from(self._reader, ring.header.first_sequence)
+        self._reattached += 1
+        if self._record is not None:
+            ring.reader.report_to(self._record.segment)
+        self._ring, self._reader = ring, ring.reader
+        self._event = 0
+        return True
+
+    def _attach(self) -> SubscriberRing:
+        for _ in range(MAX_ATTACH_RETRIES):
+            ring = SubscriberRing(self._stream, self._publisher_uid, every=self._every, history=self._history)
+            take_seats(ring.segment, ring.geometry, self._max_leases)
+            if ring.is_current():
+                return ring
+        raise StreamNotFound(f"the ring of {self._stream!r} is replaced again and again")
+
+    def _wait_for_ring(self, attach_timeout_s: float | None) -> SubscriberRing:
+        deadline_s = None if attach_timeout_s is None else time.monotonic() + attach_timeout_s
+        while True:
+            try:
+                return self._attach()
+            except (StreamNotFound, StaleRing):
+                if deadline_s is not None and time.monotonic() >= deadline_s:
+                    raise
+            time.sleep(TICK_S)

@@ -1,0 +1,189 @@
+"""A stream as its publisher serves it: the publishers' lock, the ring, the notifications, and the next ring."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, replace
+from time import monotonic
+from typing import Any, Final
+
+import numpy as np
+
+from framebus.arguments import shown
+from framebus.bus.formats import FrameFormat, Pixels
+from framebus.errors import FormatMismatch, FramebusError, FrameTooLarge, InvalidArgument, StreamExists
+from framebus.notify.local_socket import socket_path
+from framebus.notify.notification import notification_message, topic
+from framebus.notify.server import NotificationServer
+from framebus.ring.claims import Claim, Writer
+from framebus.ring.layout import Geometry
+from framebus.ring.message import Message
+from framebus.ring.publisher_ring import PublisherRing
+from framebus.shm.locks import EXCLUSION_PATIENCE_S, take_exclusion
+from framebus.shm.paths import companion_path
+
+REPLACE_AFTER_S: Final = 1.0
+"""How long no slot may be free before the ring is replaced."""
+REPLACE_EVERY_S: Final = 10.0
+"""Least time between two replacements."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedFormat:
+    """What is the same for all frames of a format, worked out once."""
+
+    frame_format: FrameFormat
+    """The format."""
+    shape: tuple[int, ...]
+    """Shape of its arrays."""
+    dtype: np.dtype[Any]
+    """Type of their values."""
+    description: bytes
+    """What a slot's header says of it."""
+    message: Message
+    """Its notifications."""
+    arrays: list[Pixels] | None
+    """An array on each slot, for the stream's own format; ``None`` for other formats."""
+
+    def check(self, array: Any) -> np.ndarray[Any, Any]:
+        """Take what a program wants to publish as an array.
+
+        Raises:
+            FormatMismatch: It is not an array of this shape and type, and numpy makes none of it.
+        """
+        wanted = f"an array of shape {self.shape} and type {self.dtype}"
+        try:
+            pixels = np.asarray(array)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise FormatMismatch(f"{wanted} is wanted, and {type(array).__name__} makes none: {error}") from None
+        if pixels.shape != self.shape or pixels.dtype != self.dtype:
+            raise FormatMismatch(
+                f"{wanted} is wanted, not {pixels.shape} and {pixels.dtype}: convert it, or open the publisher with "
+                "FrameFormat.of(array)"
+            )
+        return pixels
+
+
+class ServedStream:
+    """What a publisher holds of a stream. The publisher's thread uses it; :meth:`close` may be called from any."""
+
+    def __init__(self, stream: str, frame_format: FrameFormat, geometry: Geometry, *, keep_ring: bool) -> None:
+        """Open the stream: adopt the ring that a crash left, or create one with all its memory.
+
+        Args:
+            stream: Name of the stream.
+            frame_format: Its own format.
+            geometry: What its ring is to hold.
+            keep_ring: Whether to leave the ring in /dev/shm at close.
+
+        Raises:
+            FramebusError: As the constructor of :class:`~framebus.Publisher` documents.
+        """
+        self.full_since_s: float | None = None
+        """When a claim found no free slot for the first time since the last that found one, time.monotonic()."""
+        self.replaced: int = 0
+        """Times the ring was replaced."""
+        self.lost: int = 0
+        """Loans of the rings before this one that were given back because nothing referenced them."""
+        self._stream = stream
+        self._format = frame_format
+        self._keep_ring = keep_ring
+        self._replace_not_before_s = 0.0
+        self._is_replacing = self._is_closed = False
+        self._lock_path = companion_path(stream, "lock")
+        exclusion = take_exclusion(self._lock_path.name, EXCLUSION_PATIENCE_S)
+        if exclusion is None:
+            raise StreamExists(f"another publisher serves the stream {stream!r}")
+        self._exclusion = exclusion
+        try:
+            self.ring: PublisherRing = PublisherRing(stream, geometry)
+            """The ring file that is in use."""
+            self._use_ring()
+            self.server: NotificationServer = NotificationServer(socket_path(stream), topic(stream))
+            """What tells subscribers of frames."""
+        except BaseException:
+            ring: PublisherRing | None = self.__dict__.pop("ring", None)
+            if ring is not None:
+                ring.close(unlink=not ring.adopted)
+            with contextlib.suppress(OSError):  # a signal handler may have raised just after it was bound
+                companion_path(stream, "sock").unlink(missing_ok=True)
+            self._release_exclusion(unlink=True)
+            raise
+
+    def prepare(self, frame_format: FrameFormat) -> PreparedFormat:
+        """Work out what is the same for all frames of a format.
+
+        Raises:
+            InvalidArgument: It is not a format.
+            FrameTooLarge: Its frames need more than a slot.
+        """
+        if not isinstance(frame_format, FrameFormat):
+            raise InvalidArgument(f"frame_format is a FrameFormat or None, not {shown(frame_format)}")
+        slot_bytes = self.ring.geometry.slot_bytes
+        if frame_format.frame_bytes > slot_bytes:
+            raise FrameTooLarge(
+                f"a frame of {frame_format.frame_bytes} bytes does not fit a slot of {slot_bytes}: open the publisher "
+                "with the largest format"
+            )
+        description = frame_format.description
+        message = notification_message(self._stream, self.ring.epoch, description)
+        shape, dtype = frame_format.shape, np.dtype(frame_format.dtype)
+        return PreparedFormat(frame_format, shape, dtype, description.pack(), message, None)
+
+    def claim_in_new_ring(self, description: bytes) -> Claim | None:
+        """When no slot has been free for long, go on in a new ring, and claim a slot there.
+
+        Seats keep honest subscribers from holding every slot, so a process that holds them all is not honest, or is
+        stopped. Loans that are out belong to the old ring, and would never be seen: while there are any, it stays.
+        """
+        now_s = monotonic()
+        if self.full_since_s is None:
+            self.full_since_s = now_s
+            return None
+        old = self.writer
+        if now_s - self.full_since_s < REPLACE_AFTER_S or now_s < self._replace_not_before_s or old.loans:
+            return None
+        self._replace_not_before_s = now_s + REPLACE_EVERY_S
+        self._is_replacing = True
+        try:
+            self.ring.replace(self._stream)
+        except FramebusError:
+            return None  # no room, or a neighbour was at the new file too: the next try is REPLACE_EVERY_S later
+        finally:
+            self._is_replacing = False
+            if self._is_closed:
+                self.close()
+        self._use_ring()
+        self.lost += old.lost
+        self.replaced += 1
+        return self.writer.claim(description)
+
+    def close(self) -> None:
+        """Tell the subscribers, and leave nothing in /dev/shm (but the ring if it is kept).
+
+        While another thread is in a call of the writer, or replaces the ring, the stream ends when that has ended.
+        """
+        self._is_closed = True
+        if not self._is_replacing:
+            self.ring.close(unlink=not self._keep_ring, then=self._close_rest)
+
+    def _close_rest(self) -> None:
+        self.server.close()
+        self._release_exclusion(unlink=not self._keep_ring)
+
+    def _release_exclusion(self, *, unlink: bool) -> None:
+        # Unlinked while it is locked: a process that locks it later sees that the path names another file, and retries.
+        if unlink:
+            with contextlib.suppress(OSError):
+                self._lock_path.unlink(missing_ok=True)
+        self._exclusion.close()
+
+    def _use_ring(self) -> None:
+        """Prepare the stream's own format, with an array on each slot of the ring."""
+        prepared, ring = self.prepare(self._format), self.ring
+        self.writer: Writer = ring.writer
+        """What claims and publishes the ring's slots."""
+        arrays = ring.slot_arrays(prepared.shape, self._format.typestr)
+        self.writer.watch(arrays)
+        self.prepared: PreparedFormat = replace(prepared, arrays=arrays)
+        """The stream's own format, on the ring that is in use."""
