@@ -11,7 +11,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from framebus import FrameFormat, Loan, Publisher, Subscriber
-from framebus.bus.waiting import Wake
+from framebus.bus.options import Wake
 from framebus.notify.listener import Listener
 
 PANORAMA = FrameFormat(880, 3840)

@@ -6,7 +6,7 @@ from typing import ClassVar, Final
 
 from bench.peers import OPEN_TIMEOUT_S, Peer, Pixels, Receiver, Sender, Setting
 from framebus import Frame, FrameFormat, Loan, Publisher, Subscriber
-from framebus.bus.waiting import Wake
+from framebus.bus.options import Wake
 
 SLOTS: Final = 8
 """At the least."""

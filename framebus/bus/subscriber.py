@@ -7,34 +7,21 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Iterator
 from threading import get_ident
-from typing import Final, Literal, TypedDict, Unpack, get_args
+from typing import Final, Unpack, get_args
 
 from framebus.arguments import check_environment, one_of, seconds, whole_number
 from framebus.bus import lifecycle
 from framebus.bus.attachment import TICK_S, Attachment
 from framebus.bus.frames import Frame
+from framebus.bus.options import Mode, SubscriberOptions, Wake
 from framebus.bus.statistics import SubscriberStatistics
-from framebus.bus.waiting import Wake
 from framebus.errors import AlreadyInUse, ReceiveTimeout, StreamNotFound
 from framebus.ring.admission import new_record
 from framebus.ring.layout import MAX_SLOTS
 from framebus.ring.subscriber_ring import StaleRing
 from framebus.shm.paths import check_name
 
-Mode = Literal["newest", "every"]
 MAX_UID: Final = (1 << 32) - 2
-
-
-class SubscriberOptions(TypedDict, total=False):
-    """The keyword arguments of :class:`Subscriber`, but for the time to wait for a publisher."""
-
-    name: str
-    mode: Mode
-    wake: Wake
-    max_leases: int
-    history: int
-    gone_after_s: float | None
-    publisher_uid: int | None
 
 
 class Subscriber(lifecycle.Endpoint):
@@ -181,9 +168,7 @@ class Subscriber(lifecycle.Endpoint):
 
         Source: fcntl(2), "Open file description locks"; offsets in layout.py.
         """
-        deadline_s = None
-        if timeout_s is not None:
-            deadline_s = time.monotonic() + (seconds(timeout_s, "timeout_s") or 0.0)
+        deadline_s = None if timeout_s is None else time.monotonic() + (seconds(timeout_s, "timeout_s") or 0.0)
         if get_ident() != self._thread or self._receiving:
             self._check_use()
         self._receiving = True
@@ -213,16 +198,11 @@ class Subscriber(lifecycle.Endpoint):
             InvalidArgument: The subscriber was not opened with ``wake="zmq"``: an event loop can wait for nothing else.
         """
         loop = asyncio.get_running_loop()
-        self.fileno()
-        deadline_s = None
-        if timeout_s is not None:
-            deadline_s = time.monotonic() + (seconds(timeout_s, "timeout_s") or 0.0)
+        deadline_s = None if timeout_s is None else time.monotonic() + (seconds(timeout_s, "timeout_s") or 0.0)
         ready = asyncio.Event()
-        if self._receiving:
-            self._check_use()
+        self._check_use()
         self._receiving = True
         descriptor = -1
-        lease = None
         try:
             self._check_open()
             descriptor = self.fileno()  # which stays open from here on
@@ -284,9 +264,7 @@ class Subscriber(lifecycle.Endpoint):
         self._attachment.leave()
 
     def _slice(self, deadline_s: float | None) -> float:
-        if deadline_s is None:
-            return TICK_S
-        left_s = deadline_s - time.monotonic()
+        left_s = TICK_S if deadline_s is None else deadline_s - time.monotonic()
         if left_s <= 0:
             raise ReceiveTimeout(f"no new frame of {self.stream!r} in time")
         return min(TICK_S, left_s)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from typing import Final, Literal
+from typing import Final
 
 from framebus.bus.frames import Frame
 from framebus.bus.pace import Pace
@@ -13,7 +13,6 @@ from framebus.notify.listener import Listener
 from framebus.ring.frame_header import FrameHeader
 from framebus.ring.leases import Lease, Reader
 
-Wake = Literal["zmq", "futex", "predict", "busy"]
 SPIN_NS: Final = 500_000
 """How long to spin after a warm-up: its effect on the caches wears off."""
 
@@ -144,7 +143,7 @@ def spin(reader: Reader, until_ns: int) -> Lease | None:
 
 
 def waiter_for(wake: str, stream: str) -> Waiter:
-    """Make the waiter for one of the ways of :data:`Wake`.
+    """Make the waiter for one of the ways of :data:`~framebus.bus.options.Wake`.
 
     Raises:
         ResourceExhausted: The process has no descriptor left for its socket.

@@ -18,8 +18,7 @@ import pytest
 
 from framebus import Publisher, ReceiveTimeout, StreamExists, StreamNotFound, Subscriber
 from framebus.bus import served_stream
-from framebus.bus.subscriber import Mode
-from framebus.bus.waiting import Wake
+from framebus.bus.options import Mode, Wake
 from framebus.inspect.streams import inspect
 from framebus.ring import admission as seats
 from tests.race.points import (

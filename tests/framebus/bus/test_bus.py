@@ -38,7 +38,7 @@ from framebus import (
     TooManyLeases,
     WrongThread,
 )
-from framebus.bus.waiting import Wake
+from framebus.bus.options import Wake
 from framebus.ring.layout import LOCK_SLOTS
 from framebus.shm import locks
 from framebus.shm import segment as shm

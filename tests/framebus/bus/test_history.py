@@ -19,7 +19,7 @@ from framebus import (
     Subscriber,
     SubscriberLimitReached,
 )
-from framebus.bus.subscriber import Mode
+from framebus.bus.options import Mode
 from framebus.ring.words import LOCK_READ
 from framebus.shm import segment as shm
 from tests.support import publish

@@ -15,8 +15,8 @@ import pytest
 
 from framebus import FrameFormat, InvalidMetadata, Publisher, ReceiveTimeout, Subscriber
 from framebus.bus import subscriber as subscriber_module
-from framebus.bus.subscriber import Mode
-from framebus.bus.waiting import FutexWaiter, PredictiveWaiter, SocketWaiter, Wake
+from framebus.bus.options import Mode, Wake
+from framebus.bus.waiting import FutexWaiter, PredictiveWaiter, SocketWaiter
 from framebus.inspect.streams import inspect
 from framebus.ring.layout import MAX_METADATA_BYTES
 from tests.framebus.listeners import listens

@@ -12,7 +12,7 @@ import pytest
 
 from bench.attach import faults_of_reading
 from framebus import FrameFormat, Publisher, ReceiveTimeout, Subscriber
-from framebus.bus.waiting import Wake
+from framebus.bus.options import Wake
 from tests.support import ROOT
 
 PANORAMA = FrameFormat(688, 4896)

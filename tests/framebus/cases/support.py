@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from framebus import FrameFormat
-from framebus.bus.waiting import Wake
+from framebus.bus.options import Wake
 from framebus.ring.backend import BACKEND
 from tests.support import ROOT
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from framebus import Closed, Publisher, ReceiveTimeout, StreamExists, Subscriber
-from framebus.bus.waiting import Wake
+from framebus.bus.options import Wake
 from framebus.ring.layout import LOCK_SLOTS
 from framebus.shm import locks
 from framebus.shm import segment as shm

@@ -23,7 +23,7 @@ from framebus import (
     remove_leftovers,
     streams,
 )
-from framebus.bus.waiting import Wake
+from framebus.bus.options import Wake
 from framebus.shm import space
 from tests.framebus.cases.support import SMALL, WAKES, descriptors, in_child
 from tests.support import files_of, publish

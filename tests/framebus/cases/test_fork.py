@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from framebus import Closed, Frame, FrameReleased, Publisher, ReceiveTimeout, Subscriber
-from framebus.bus.waiting import Wake
+from framebus.bus.options import Wake
 from tests.framebus.cases.support import ALL_WAKES, BACKENDS, SMALL, WAKES, descriptors, in_child, run
 from tests.support import files_of, publish
 

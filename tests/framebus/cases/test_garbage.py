@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from framebus import Publisher, Subscriber
-from framebus.bus.waiting import Wake
+from framebus.bus.options import Wake
 from tests.framebus.cases.support import BACKENDS, SMALL, WAKES, descriptors, run
 from tests.support import files_of, publish
 

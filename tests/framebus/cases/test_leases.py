@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from framebus import Frame, Publisher, ReceiveTimeout, Subscriber, TooManyLeases
-from framebus.bus.waiting import Wake
+from framebus.bus.options import Wake
 from tests.framebus.cases.support import SMALL, WAKES
 from tests.framebus.interruptions import Interrupted, each_point, interrupt
 from tests.support import publish

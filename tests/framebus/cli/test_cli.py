@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from framebus import FrameFormat, Publisher, Subscriber, __version__
-from framebus.bus.waiting import Wake
+from framebus.bus.options import Wake
 from framebus.cli import main
 from tests.framebus import mounts
 from tests.people import Person
