@@ -1,6 +1,7 @@
 # make demo   the whole pipeline on five simulated cameras, and the URL of its page
 # make test   every check: lint, types, import rules, tests; test-long those that take minutes
-# make bench  the benchmarks, in five minutes; bench-full all of them; bench-compare against the last saved run
+# make bench  the benchmarks, in five minutes; bench-full all of them; bench-compare against the last saved run;
+#             bench-publish puts the last saved run into the documents
 # make soak   ten thousand kills; MINUTES=10: after a race and a torture of ten minutes each
 # make verify  the slot protocol and its mutants, state by state
 # Everything is installed into .venv; nothing else on the machine is touched.
@@ -11,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test test-long lint bench bench-full bench-compare soak verify system-packages clean
+.PHONY: demo test test-long lint bench bench-full bench-compare bench-publish soak verify system-packages clean
 .DEFAULT_GOAL := test
 
 $(BIN)/python:
@@ -25,6 +26,11 @@ $(VENV)/installed-all: $(BIN)/python pyproject.toml setup.py constraints.txt fra
 
 $(VENV)/installed-dev: $(VENV)/installed-all
 	$(PIP) install --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+# The benchmark's peers: other brokers and transports, which no other test needs.
+$(VENV)/installed-bench: $(VENV)/installed-dev
+	$(PIP) install --constraint constraints.txt --editable '.[bench]'
 	@touch $@
 
 demo: $(VENV)/installed-all
@@ -43,19 +49,22 @@ test: lint
 	$(BIN)/python -m pytest -m "not long" tests/e2e
 
 # Installs the wheel into environments of each Python version that it is for, with dependencies from the registry.
-test-long: $(VENV)/installed-dev
+test-long: $(VENV)/installed-bench
 	$(BIN)/python -m pytest -m long
 
-bench: $(VENV)/installed-dev
+bench: $(VENV)/installed-bench
 	$(BIN)/python -m pytest bench --benchmark-only --benchmark-disable-gc --quiet
 	$(BIN)/python -m bench run
 
-bench-full: $(VENV)/installed-dev
+bench-full: $(VENV)/installed-bench
 	$(BIN)/python -m pytest bench --benchmark-only --benchmark-disable-gc
 	$(BIN)/python -m bench run --form full
 
-bench-compare: $(VENV)/installed-dev
+bench-compare: $(VENV)/installed-bench
 	$(BIN)/python -m bench compare
+
+bench-publish: $(VENV)/installed-dev
+	$(BIN)/python -m bench publish
 
 # Race for MINUTES and torture for as long, then kill processes at every step of their work, KILLS times; a report as JSON.
 MINUTES ?= 0
