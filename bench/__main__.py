@@ -1,4 +1,4 @@
-"""``python -m bench run`` measures and reports; ``compare`` measures and compares with the run before."""
+"""``python -m bench run`` measures, ``compare`` compares with the run before, ``publish`` updates the documents."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from bench import attach, plan, report
+from bench import attach, plan, publish, report
 from bench.compare import compare
 from bench.containers import containers
 from bench.harness import SHAPES, PeerFailed, Scenario, Start, run_scenario, start_process
@@ -22,7 +22,10 @@ from bench.targets import verdicts
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 PAGE: Final = ROOT / "docs/benchmarks.md"
-SAVED: Final = ROOT / "bench/results"
+SAVED: Final = ROOT / ".bench"
+"""Where each run is saved, which git ignores."""
+REPORT: Final = SAVED / "report"
+PUBLISHED: Final = ROOT / "bench/results"
 FORMS: Final = {"short": plan.short, "full": plan.full}
 ATTACHMENTS: Final = {"short": 8, "full": 30}
 PIPELINE: Final = "pipeline"
@@ -104,14 +107,41 @@ def _run(options: argparse.Namespace) -> int:
     path = _save(results)
     _print_verdicts(results)
     if not options.only:
-        report.write(results, PAGE)
-        print(f"the report is {PAGE.relative_to(ROOT)}")
+        report.write(results, REPORT)
+        print(f"the tables and the pictures are in {REPORT.relative_to(ROOT)}")
     print(f"the figures are {path.relative_to(ROOT)}")
     return 0
 
 
+def _publish(options: argparse.Namespace) -> int:
+    run = options.run or _last(SAVED, "short", "full")
+    if run is None:
+        _tell("no saved run to publish: make bench-full saves one")
+        return 2
+    try:
+        publish.publish(run, PUBLISHED, PAGE)
+    except (OSError, ValueError) as error:
+        _tell(str(error))
+        return 2
+    print(f"published {run.name} in {PUBLISHED.relative_to(ROOT)} and {PAGE.relative_to(ROOT)}")
+    print(f"read the findings in {PAGE.name} against the new tables: they are written by hand")
+    return 0
+
+
+def _last(folder: Path, *forms: str) -> Path | None:
+    """Return the latest whole run in a folder; the names of runs begin with their time."""
+    runs = (run for form in forms for run in folder.glob(f"*-{form}.json"))
+    return max(runs, key=lambda run: run.name, default=None)
+
+
+def _last_saved(form: str) -> Path | None:
+    """Return the latest run of this form, saved here or published; if there is none, the published run."""
+    runs = [run for folder in (SAVED, PUBLISHED) if (run := _last(folder, form))]
+    return max(runs, key=lambda run: run.name, default=_last(PUBLISHED, *FORMS))
+
+
 def _compare(options: argparse.Namespace) -> int:
-    before_path = options.before or max(SAVED.glob(f"*-{options.form}.json"), default=None)
+    before_path = options.before or _last_saved(options.form)
     if before_path is None:
         _tell(f"no saved run to compare with: make {'bench' if options.form == 'short' else 'bench-full'} saves one")
         return 2
@@ -140,7 +170,7 @@ def main() -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     commands = parser.add_subparsers(required=True)
-    run = commands.add_parser("run", help="measure, save and write docs/benchmarks.md")
+    run = commands.add_parser("run", help="measure, save the figures, and write tables and pictures")
     run.set_defaults(command=_run)
     versus = commands.add_parser("compare", help="measure, and compare with the last saved run")
     versus.set_defaults(command=_compare)
@@ -148,7 +178,10 @@ def main() -> int:
     versus.add_argument("--after", type=Path, help="a saved run to compare, instead of measuring")
     for command in (run, versus):
         command.add_argument("--form", choices=FORMS, default="short", help="short takes less than 5 minutes")
-        command.add_argument("--only", default="", metavar="TEXT", help="only scenarios whose name has TEXT; no report")
+        command.add_argument("--only", default="", metavar="TEXT", help="only scenarios whose name has TEXT; no tables")
+    public = commands.add_parser("publish", help="put the last saved run into bench/results/ and docs/benchmarks.md")
+    public.set_defaults(command=_publish)
+    public.add_argument("run", type=Path, nargs="?", help="the saved run to publish, if not the last")
     options = parser.parse_args()
     try:
         result: int = options.command(options)

@@ -12,7 +12,7 @@ mpl.use("Agg")
 
 import matplotlib.pyplot as plt
 
-from bench.results import Figure, Results, figure
+from bench.results import Figure, Results, figure, of_panoramas
 
 OURS_COLOUR = "#1f6f8b"
 OTHERS_COLOUR = "#b0b6bb"
@@ -28,7 +28,7 @@ def draw(results: Results, folder: Path) -> list[Path]:
     )
     files = []
     for name, plot, prefix in plots:
-        scenario = _scenario(results, prefix)
+        scenario = of_panoramas(results, prefix)
         if scenario is None:
             continue
         chart, axes = plt.subplots(figsize=(9, 5.5))
@@ -41,13 +41,6 @@ def draw(results: Results, folder: Path) -> list[Path]:
         plt.close(chart)
         files.append(file)
     return files
-
-
-def _scenario(results: Results, prefix: str) -> dict[str, Any] | None:
-    """The scenario of that kind with the panorama, if it was run."""
-    named = [one for one in results["scenarios"] if one["name"].startswith(prefix)]
-    panoramas = [one for one in named if any(c["size"] == "10 MB" for c in one["candidates"].values())]
-    return dict(panoramas[0]) if panoramas else None
 
 
 def _colour(peer: str) -> str:

@@ -1,4 +1,4 @@
-"""The report of a run: Markdown with its tables, and plots as PNG."""
+"""A run's tables in full, as Markdown: what the page of the benchmarks summarizes and links."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.harness import SHAPES
+from bench.markdown import number, percent, spread, table
 from bench.results import Figure, Results, figure
 from bench.targets import Verdict, verdicts
 
@@ -14,61 +15,67 @@ BASELINE: Final = "framebus-futex"
 FIGURES: Final = {"p50_us": "p50", "p99_us": "p99", "sender_cpu_us": "sender's CPU"}
 OURS: Final = "framebus"
 FLOOR: Final = "floor"
+PEERS: Final = "peers"
+"""How the names of the scenarios begin in which every peer takes part."""
+TABLES: Final = {
+    "targets.md": "what framebus sets out to reach, and where another is ahead",
+    "peers.md": "every peer, by frame size and by subscribers, and how each hands over",
+    "conditions.md": "pace, jitter, frame sizes, subscribers, cores, containers; attaching; copies",
+}
+"""What each file holds."""
 Rows = list[dict[str, float]]
 
 
-def write(results: Results, page: Path) -> None:
-    """Write the page, and the plots into a folder beside it that has the page's name.
+def write(results: Results, folder: Path) -> list[Path]:
+    """Write the tables and the pictures of a run into a folder; return the pictures' files.
 
     Raises:
         ImportError: matplotlib is not installed.
     """
     from bench.plots import draw
 
-    folder = page.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
-    plots = draw(results, folder)
-    page.write_text("\n".join(_page(results, [f"{folder.name}/{plot.name}" for plot in plots])) + "\n")
+    for name, lines in (
+        ("targets.md", _targets_file(results)),
+        ("peers.md", _peers_file(results)),
+        ("conditions.md", _conditions_file(results)),
+    ):
+        text = "\n".join([f"# Benchmarks: {TABLES[name]}", "", statement(results), "", *lines])
+        (folder / name).write_text(text.rstrip("\n") + "\n")
+    return draw(results, folder)
 
 
-def _page(results: Results, plots: list[str]) -> Iterable[str]:
+def statement(results: Results) -> str:
+    """Return the sentence that says when, where and by what command a run was made."""
     machine = results["machine"]
     command = "make bench" if results["form"] == "short" else "make bench-full"
-    yield "# Benchmarks"
-    yield ""
-    yield (
+    return (
         f"Made by `{command}` on {results['started']} in "
         f"{results['seconds'] / 60:.1f} minutes: {machine['cpu']}, {machine['cores']} cores, "
         f"{machine['memory_gib']} GiB, Linux {machine['kernel']}, "
         f"Python {machine['python']}; load average before it {machine['load_before']}."
     )
-    yield ""
-    yield _HOW
+
+
+def _targets_file(results: Results) -> Iterable[str]:
     yield "## What framebus sets out to reach"
     yield ""
-    yield from _targets(verdicts(results))
+    all_verdicts = verdicts(results)
+    yield targets_met(all_verdicts)
+    yield ""
+    yield from _targets(all_verdicts)
     yield "## Where another is ahead"
     yield ""
     yield from _ahead(results)
-    for plot in plots:
-        yield f"![{Path(plot).stem.replace('-', ' ')}]({plot})"
-        yield ""
+
+
+def _peers_file(results: Results) -> Iterable[str]:
     for scenario in results["scenarios"]:
-        yield f"## {scenario['name'][0].upper()}{scenario['name'][1:]}"
-        yield ""
-        yield from _scenario(scenario, results["peers"])
-    yield from _attach(results["attach"])
-    yield from _pipeline(results.get("pipeline"))
-    yield "## Copies"
-    yield ""
-    yield "What a copy of a frame takes in one process, the floor of whatever copies:"
-    yield ""
-    yield from _table(
-        ("frame", "copy, us"), ((size, _text(Figure.of(taken))) for size, taken in results["copy_us"].items())
-    )
+        if scenario["name"].startswith(PEERS):
+            yield from _scenario(scenario, results["peers"])
     yield "## Who took part"
     yield ""
-    yield from _table(
+    yield from table(
         ("peer", "version", "how it hands over"),
         ((peer["title"], peer["version"], peer["how"]) for peer in results["peers"].values()),
     )
@@ -79,23 +86,28 @@ def _page(results: Results, plots: list[str]) -> Iterable[str]:
         yield ""
 
 
-_HOW: Final = """\
-A sender and its receivers are Python processes. The time of a hand-over goes from just before the call that publishes
-to just after the call with which the receiver holds the frame's array, both CLOCK_MONOTONIC. Every frame carries its
-sequence and a checksum of eight rows, which the receiver checks after it has read the clock. CPU time is that of the
-whole process, its threads included, for each frame, less what pacing, stamping and checking take. The candidates of a
-table take turns, a round each, in an order that changes; a figure is the median of the rounds' figures, with the least
-and the most of them behind it. Unless a table says otherwise, the sender has one core for itself and the receivers the
-others: which core the scheduler chooses would else decide more than the candidate does. *delivered* is the part of the
-sent frames that arrived: peers that keep the newest frame may drop those before.
-"""
+def _conditions_file(results: Results) -> Iterable[str]:
+    for scenario in results["scenarios"]:
+        if not scenario["name"].startswith(PEERS):
+            yield from _scenario(scenario, results["peers"])
+    yield from _attach(results["attach"])
+    yield "## Copies"
+    yield ""
+    yield "What a copy of a frame takes in one process, the floor of whatever copies:"
+    yield ""
+    yield from table(
+        ("frame", "copy, us"), ((size, spread(Figure.of(taken))) for size, taken in results["copy_us"].items())
+    )
+
+
+def targets_met(all_verdicts: list[Verdict]) -> str:
+    """Return the sentence that counts the targets that a run met and missed."""
+    missed = [verdict for verdict in all_verdicts if verdict.text == "missed"]
+    met = [verdict for verdict in all_verdicts if verdict.text == "met"]
+    return f"{len(met)} of {len(all_verdicts)} are met in this run, {len(missed)} are missed."
 
 
 def _targets(all_verdicts: list[Verdict]) -> Iterable[str]:
-    missed = [verdict for verdict in all_verdicts if verdict.text == "missed"]
-    met = [verdict for verdict in all_verdicts if verdict.text == "met"]
-    yield f"{len(met)} of {len(all_verdicts)} are met in this run, {len(missed)} are missed."
-    yield ""
     rows = (
         (
             verdict.target.claim,
@@ -105,7 +117,7 @@ def _targets(all_verdicts: list[Verdict]) -> Iterable[str]:
         )
         for verdict in all_verdicts
     )
-    yield from _table(("ratio, or figure", "at most", "in this run", ""), rows)
+    yield from table(("ratio, or figure", "at most", "in this run", ""), rows)
 
 
 def _ahead(results: Results) -> Iterable[str]:
@@ -127,8 +139,8 @@ def _ahead(results: Results) -> Iterable[str]:
                         str(receivers),
                         results["peers"][peer]["title"],
                         what,
-                        _number(value),
-                        _number(ours),
+                        number(value),
+                        number(ours),
                     )
                     for peer, value in values.items()
                     if value < ours and not peer.startswith(FLOOR)
@@ -139,10 +151,12 @@ def _ahead(results: Results) -> Iterable[str]:
         return
     yield "Better than the best of framebus's ways in the same table, floors left aside; times in microseconds."
     yield ""
-    yield from _table(("table", "size", "receivers", "peer", "figure", "its", "framebus's best"), rows)
+    yield from table(("table", "size", "receivers", "peer", "figure", "its", "framebus's best"), rows)
 
 
 def _scenario(scenario: Mapping[str, Any], peers: Mapping[str, Any]) -> Iterable[str]:
+    yield f"## {scenario['name'][0].upper()}{scenario['name'][1:]}"
+    yield ""
     notes = ["flat out" if not scenario["fps"] else f"{scenario['fps']:g} frames a second"]
     if scenario["jitter"]:
         notes.append(f"each period off by up to {scenario['jitter']:.0%}")
@@ -184,17 +198,17 @@ def _scenario(scenario: Mapping[str, Any], peers: Mapping[str, Any]) -> Iterable
             (
                 title,
                 *(str(one[name]) for name in varied),
-                _text(p50),
+                spread(p50),
                 f"{p50.median / base.median:.2f}" if p50 and base else "",
-                _text(figure(rounds, "p99_us")),
-                _text(figure(rounds, "fps")),
-                _text(figure(rounds, "sender_cpu_us")),
-                _text(figure(rounds, "receiver_cpu_us")),
-                _percent(figure(rounds, "delivered")),
+                spread(figure(rounds, "p99_us")),
+                spread(figure(rounds, "fps")),
+                spread(figure(rounds, "sender_cpu_us")),
+                spread(figure(rounds, "receiver_cpu_us")),
+                percent(figure(rounds, "delivered")),
                 ("not checked" if not peers[one["peer"]]["exact"] else f"{torn.most:.0f}") if torn else "",
             )
         )
-    yield from _table(heads, rows)
+    yield from table(heads, rows)
     memory = [
         (peers[one["peer"]]["title"], *(str(one[name]) for name in varied), *_memory(one))
         for one in candidates
@@ -205,7 +219,7 @@ def _scenario(scenario: Mapping[str, Any], peers: Mapping[str, Any]) -> Iterable
         "each that has mapped it."
     )
     yield ""
-    yield from _table(
+    yield from table(
         ("peer", *varied, "shared", "sender's own", "receiver's own", "sender's RSS", "receiver's RSS"), memory
     )
     if failures:
@@ -242,49 +256,5 @@ def _attach(attach: Mapping[str, float]) -> Iterable[str]:
     yield ""
 
 
-def _pipeline(pipeline: Mapping[str, Any] | None) -> Iterable[str]:
-    if not pipeline:
-        return
-    yield "## The pipeline"
-    yield ""
-    yield (
-        f"The services on five simulated cameras, with a viewer that decodes nothing, for {pipeline['seconds']:.0f} s "
-        f"from {pipeline['started']} on: "
-        f"{pipeline['panoramas_per_s']:.1f} panoramas a second, of which a further subscriber missed "
-        f"{pipeline['skipped']}; {pipeline['pictures_per_s']:.1f} pictures a second at the page, and boxes of "
-        f"{pipeline['boxes_per_s']:.1f} panoramas. Of the time from the capture to the page the hand-over of the "
-        f"panorama is {pipeline['hand_over_part']:.2%}."
-    )
-    yield ""
-    yield from _table(
-        ("stage", "p50, ms", "p99, ms"),
-        ((name, _number(p50), _number(p99)) for name, (p50, p99) in pipeline["stages_ms"].items()),
-    )
-    yield from _table(("service", "cores"), ((name, f"{used:.2f}") for name, used in pipeline["cores"].items()))
-
-
-def _text(value: Figure | None) -> str:
-    if value is None:
-        return ""
-    return f"{_number(value.median)} ({_number(value.least)} to {_number(value.most)})"
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _percent(value: Figure | None) -> str:
-    return f"{value.median:.1%}" if value else ""
-
-
 def _last_line(text: str) -> str:
     return text.strip().splitlines()[-1][:400] if text.strip() else ""
-
-
-def _table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterable[str]:
-    heads = list(heads)
-    yield f"| {' | '.join(heads)} |"
-    yield f"|{' --- |' * len(heads)}"
-    for row in rows:
-        yield f"| {' | '.join(row)} |"
-    yield ""

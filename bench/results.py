@@ -146,6 +146,15 @@ def find(
     return []
 
 
+def of_panoramas(results: Results, prefix: str) -> dict[str, Any] | None:
+    """Return the first scenario with 10 MB frames whose name starts with ``prefix``, if it was run."""
+    for scenario in results["scenarios"]:
+        sizes = {candidate["size"] for candidate in scenario["candidates"].values()}
+        if scenario["name"].startswith(prefix) and "10 MB" in sizes:
+            return dict(scenario)
+    return None
+
+
 def figure(rounds: Iterable[Mapping[str, float]], name: str) -> Figure | None:
     """A figure of rounds, by its name."""
     return Figure.of(row[name] for row in rounds if name in row)

@@ -88,8 +88,36 @@ class TestCommand:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.setattr(command, "SAVED", tmp_path)
+        monkeypatch.setattr(command, "PUBLISHED", tmp_path)
         assert self.compared(monkeypatch) == 2
         assert capsys.readouterr().err == "no saved run to compare with: make bench saves one\n"
+
+    @pytest.mark.parametrize(
+        ("saved", "published", "before"),
+        [
+            (["1-short", "3-short", "4-short-part", "5-full"], ["2-short"], "saved/3-short"),
+            (["1-short"], ["2-short"], "published/2-short"),
+            ([], ["2-full"], "published/2-full"),
+            (["5-full"], ["2-full"], "published/2-full"),
+        ],
+    )
+    def test_it_compares_with_the_last_run_of_its_form(
+        self,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        saved: list[str],
+        published: list[str],
+        before: str,
+    ) -> None:
+        for folder, names in (("saved", saved), ("published", published)):
+            monkeypatch.setattr(command, folder.upper(), tmp_path / folder)
+            for name in names:
+                run = a_run(100, 200, 50) | {"started": f"{folder}/{name}"}
+                save(run, tmp_path / folder / f"{name}.json")
+        save(a_run(100, 200, 50), tmp_path / "after.json")
+        assert self.compared(monkeypatch, "--after", tmp_path / "after.json") == 0
+        assert f"compared with the run of {before};" in capsys.readouterr().out
 
     def test_a_file_that_is_none_is_named(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

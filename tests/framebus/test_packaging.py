@@ -34,9 +34,9 @@ PYRIGHT: Final = "basedpyright==1.40.2"
 """Pyright as a wheel, with the runtime that it needs."""
 ADDRESS: Final = "https://git.example.org/framebus"
 LEFTOVERS: Final = (
+    ".bench/run.json",
     ".cache/simulator/clip.mp4",
     ".venv/bin/python",
-    "bench/results/run.json",
     "framebus/__pycache__/ring.cpython-311.pyc",
     "framebus/ring/_ring_c.abi3.so",
     "tests/__pycache__/support.cpython-311.pyc",
