@@ -1,0 +1,188 @@
+"""A reader that is written from docs/spec.md alone reads the live streams of framebus."""
+
+from __future__ import annotations
+
+import ast
+import fcntl
+from collections.abc import Iterator
+from typing import Final
+
+import msgpack
+import numpy as np
+import pytest
+
+from framebus import FrameFormat, NoFreeSlot, Publisher
+from framebus.ring.admission import read_records, seats_taken
+from tests.framebus import plain_reader
+from tests.support import ROOT, SHM, files_of
+
+FORMAT: Final = FrameFormat(4, 6, 3)
+
+
+def test_the_reader_knows_nothing_of_framebus() -> None:
+    source = (ROOT / "tests/framebus/plain_reader.py").read_text()
+    imported = {
+        name.partition(".")[0]
+        for node in ast.walk(ast.parse(source))
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+    }
+    assert imported == {
+        "__future__", "dataclasses", "fcntl", "math", "mmap", "os", "secrets", "socket", "stat", "struct", "time",
+        "typing",
+    }  # fmt: skip
+
+
+@pytest.fixture
+def publisher(stream: str, each_steps: None) -> Iterator[Publisher]:
+    with Publisher(stream, FORMAT, slots=4, max_loans=2) as opened:
+        yield opened
+
+
+@pytest.fixture
+def ring(stream: str, publisher: Publisher) -> Iterator[plain_reader.Ring]:
+    opened = plain_reader.Ring(stream)
+    yield opened
+    opened.close()
+
+
+class TestReader:
+    """A reader written from the page alone, and a publisher of framebus."""
+
+    def test_it_reads_pixels_metadata_and_sequence(self, publisher: Publisher, ring: plain_reader.Ring) -> None:
+        assert ring.receive() is None
+        for number in (1, 2):
+            pixels = np.arange(72, dtype=np.uint8).reshape(4, 6, 3) + number
+            metadata = {"number": number, "nested": {"a": [1.5, "b"]}}
+            publisher.publish(
+                pixels,
+                captured_ns=10 * number,
+                captured_wall_ns=-20 * number,
+                metadata=metadata if number > 1 else None,
+            )
+            picture = ring.receive()
+            assert picture is not None
+            assert (picture.sequence, picture.epoch) == (number, publisher.statistics.epoch)
+            assert (picture.captured_ns, picture.captured_wall_ns) == (10 * number, -20 * number)
+            assert picture.published_ns > 0
+            assert (picture.shape, picture.dtype, picture.pixel_format) == ((4, 6, 3), "|u1", "bgr")
+            assert picture.pixels == pixels.tobytes()
+            assert picture.metadata == (msgpack.packb(metadata) if number > 1 else b"")
+            assert ring.receive() is None
+        assert (ring.epoch, ring.first_sequence, ring.state) == (publisher.statistics.epoch, 1, 1)
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            FrameFormat(4, 6, None, "float32", "depth") , FrameFormat(4, 6, 2, "int16", "flow", planar=True),
+            FrameFormat(4, 6, 3, pixel_format="nv12"), FrameFormat(4, 6, 3, pixel_format="i420"),
+            FrameFormat(2, 2, 2, "float64", "sixteen letters!"),
+        ],
+    )  # fmt: skip
+    def test_it_reads_every_arrangement(
+        self, publisher: Publisher, ring: plain_reader.Ring, other: FrameFormat
+    ) -> None:
+        loan = publisher.loan(other)
+        loan.pixels[:] = np.random.default_rng(7).integers(0, 99, other.shape)
+        expected = loan.pixels.tobytes()
+        loan.publish()
+        picture = ring.receive()
+        assert picture is not None
+        assert (picture.shape, picture.dtype, picture.pixel_format) == (other.shape, other.typestr, other.pixel_format)
+        assert picture.pixels == expected
+
+    def test_its_lease_keeps_the_slot_and_ends(self, publisher: Publisher, ring: plain_reader.Ring) -> None:
+        publisher.publish(np.full((4, 6, 3), 1, np.uint8))
+        slot = ring.lease()
+        assert slot is not None
+        assert slot >= 0
+        event = ring.event
+        for value in range(2, 12):
+            publisher.publish(np.full((4, 6, 3), value, np.uint8))
+        assert ring.event == event + 10
+        assert ring.read(slot).pixels == bytes([1]) * 72
+        loans = [publisher.loan(), publisher.loan()]
+        assert slot not in [loan._claim.slot for loan in loans]
+        for loan in loans:
+            loan.abandon()
+        ring.release(slot)
+        used = set()
+        for _ in range(4):
+            loan = publisher.loan()
+            used.add(loan._claim.slot)
+            loan.publish()
+        assert used == {0, 1, 2, 3}
+        picture = ring.receive()
+        assert picture is not None
+        assert picture.sequence == 15
+
+    def test_its_locks_are_those_of_the_publisher(self, publisher: Publisher, ring: plain_reader.Ring) -> None:
+        publisher.publish(np.zeros((4, 6, 3), np.uint8))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ring, "word", lambda *_: 1 << 8)  # slot 0 of sequence 1, whatever it is
+            held = publisher.loan()
+            patch.setattr(ring, "word", lambda *_: 1 << 8 | held._claim.slot)
+            assert ring.lease() == -1, "a loan is write-locked"
+        held.abandon()
+        for slot in range(4):
+            plain_reader._lock(ring._fd, fcntl.F_RDLCK, plain_reader.SLOT + slot)
+        with pytest.raises(NoFreeSlot):
+            publisher.loan()
+
+    def test_its_seat_counts(self, stream: str, publisher: Publisher, ring: plain_reader.Ring) -> None:
+        assert ring.seat == 0
+        with pytest.raises(plain_reader.NotReadable, match="no seat"):
+            plain_reader.Ring(stream)
+        fd = publisher._ring.segment.fd
+        assert seats_taken(fd, publisher._ring.geometry) == publisher._ring.geometry.seats == 1
+
+    def test_it_sees_the_end(self, publisher: Publisher, ring: plain_reader.Ring) -> None:
+        assert ring.is_live()
+        event = ring.event
+        publisher.close()
+        assert not ring.is_live()
+        assert (ring.state, ring.event) == (2, event + 1)
+
+    def test_a_ring_that_is_superseded_says_so(
+        self, stream: str, publisher: Publisher, ring: plain_reader.Ring
+    ) -> None:
+        publisher.publish(np.zeros((4, 6, 3), np.uint8))
+        publisher._ring.replace(stream)
+        assert ring.state == 3
+        assert not ring.is_live()
+        following = plain_reader.Ring(stream)
+        assert (following.first_sequence, following.epoch, following.state) == (2, ring.epoch, 1)
+        following.close()
+
+    @pytest.mark.usefixtures("publisher")
+    def test_its_record_is_read(self, stream: str) -> None:
+        written = plain_reader.Record(stream, "spec-reader")
+        written.count(5, 9)
+        ((path, told, is_alive),) = read_records(stream)
+        assert is_alive
+        assert path.parent == SHM
+        assert told is not None
+        assert (told.name, told.mode, told.wake, told.max_leases) == ("spec-reader", "newest", "plain", 1)
+        assert (told.received, told.skipped, told.sequence, told.leases) == (5, 0, 9, 1)
+        written.close()
+        assert not [name for name in files_of(stream) if ".sub." in name]
+
+    def test_it_is_notified(self, stream: str, publisher: Publisher, ring: plain_reader.Ring) -> None:
+        listener = plain_reader.Notifications(stream, 10.0)
+        publisher.loan().abandon()  # polls: accepts, and greets
+        listener.subscribe()
+        publisher.loan().abandon()  # polls: takes the subscription
+        sequence = publisher.publish(np.zeros((4, 6, 3), np.uint8), captured_ns=-3)
+        content = listener.receive()
+        listener.close()
+        picture = ring.receive()
+        assert picture is not None
+        assert content.startswith(b"\x9b" + msgpack.packb(stream))
+        assert msgpack.unpackb(content) == [
+            stream, ring.epoch, sequence, picture.slot, 4, 6, 3, "|u1", "bgr", -3, picture.published_ns,
+        ]  # fmt: skip
