@@ -166,7 +166,7 @@ class Subscriber(lifecycle.Endpoint):
             AlreadyInUse: Another task, or what a signal handler interrupted, is receiving.
             Closed: The subscriber was closed, before or meanwhile.
 
-        Source: fcntl(2), "Open file description locks"; offsets in layout.py.
+        Source: fcntl(2), "Open file description locks"; offsets in docs/spec.md.
         """
         deadline_s = None if timeout_s is None else time.monotonic() + (seconds(timeout_s, "timeout_s") or 0.0)
         if get_ident() != self._thread or self._receiving:

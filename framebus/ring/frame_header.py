@@ -1,4 +1,4 @@
-"""What a slot says of its frame: the header's bytes from the epoch on. :mod:`framebus.ring.layout` has the table."""
+"""What a slot says of its frame: the header's bytes from the epoch on. docs/spec.md has the table."""
 
 from __future__ import annotations
 

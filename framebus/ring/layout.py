@@ -1,65 +1,13 @@
 """The bytes of a ring, version 2. Pure: nothing here touches a file.
 
-A ring is one shared-memory object, ``/dev/shm/framebus.NAME.ring``, little-endian::
+docs/spec.md has the tables: what each field means, and which locks and steps protect it. In short, little-endian::
 
-    offset              bytes  field
-    +------------------ header, one page -------------------------------------+
-    |    0                  8  magic            "FRAMEBUS"                     |
-    |    8                  4  version          u32                            |
-    |   12                  4  slots            u32, 3 to 255                  |
-    |   16                  8  slot_bytes       u64, pages, room for pixels    |
-    |   24                  8  first_sequence   u64, first that this file held |
-    |   32                  8  epoch            u64, random, this publisher's  |
-    |   40                  8  created_wall_ns  u64, since 1970                |
-    |   48                  4  max_loans        u32, written at the same time  |
-    |   64                  8  tail             u64, sequence << 8 | slot      |
-    |  128                  4  event            u32, futex word                |
-    |  192                  4  state            u32, 1 open, 2 closed,         |
-    |                                                3 superseded              |
-    +------------------ slot table: 1024 bytes for each slot i ---------------+
-    | 4096 + 1024 i         8  seq[i]           u64, 0: no whole frame here    |
-    |      +  64            8  epoch            u64                            |
-    |      +  72            8  sequence         u64                            |
-    |      +  80            8  captured_ns      i64, CLOCK_MONOTONIC           |
-    |      +  88            8  captured_wall_ns i64, since 1970                |
-    |      +  96            8  published_ns     i64, CLOCK_MONOTONIC           |
-    |      + 104            4  height           u32, pixels                    |
-    |      + 108            4  width            u32, pixels                    |
-    |      + 112            4  channels         u32                            |
-    |      + 116            4  metadata_bytes   u32                            |
-    |      + 120            8  dtype            numpy's typestr, NUL-padded    |
-    |      + 128           16  pixel_format     ASCII, NUL-padded              |
-    |      + 144            4  arrangement      u32, see Arrangement           |
-    |      + 192          832  metadata         msgpack map                    |
-    +------------------ slots, each a whole number of pages ------------------+
-    | first page after the table + slot_bytes i   pixels, C-contiguous         |
-    +--------------------------------------------------------------------------+
+    0                           header, one page: HEADER; the words tail, event and state, each on its cache line
+    4096 + 1024 i               header of slot i: seq[i]; the frame's fields, see frame_header.py; its metadata
+    first page after these      pixels of slot 0, of slot_bytes bytes, a whole number of pages; then of slot 1, ...
 
-``tail``, ``seq[i]``, ``event`` and ``state`` are single aligned words, each on a cache line of its own, and may be read
-at any time. All other fields of a slot are read under its lock only.
-
-Locks are open-file-description locks (fcntl(2)) on bytes far beyond the end of the file::
-
-    2^40                LIVE: write-locked while a publisher lives
-    2^40 +  256 + i     SLOT i: write-locked by a loan, read-locked by a lease
-    2^40 + 4096 + k     SEAT k: read-locked by a subscriber, one for each lease that it may hold
-
-A subscriber's record, ``/dev/shm/framebus.NAME.sub.ID``, is written by the subscriber alone::
-
-    offset              bytes  field
-    |    0                  8  magic            "FBUS-SUB"
-    |    8                  4  version          u32
-    |   12                  4  max_leases       u32
-    |   16                  8  since_wall_ns    u64, since 1970
-    |   24                 48  name             UTF-8, NUL-padded
-    |   72                  8  mode             ASCII, NUL-padded
-    |   80                  8  wake             ASCII, NUL-padded
-    |  128                  8  received         u64
-    |  136                  8  skipped          u64
-    |  144                  8  sequence         u64, of the newest frame received
-    |  152                  8  leases           u64, held when it was received
-    |  160                  8  latency_ns       u64, its time from capture to reception
-    |  168                  8  received_ns      u64, CLOCK_MONOTONIC of its reception
+``tail``, ``seq[i]``, ``event`` and ``state`` are single aligned words, and may be read at any time. All other fields of
+a slot are read under its lock only. The lock bytes are far beyond the end of the file.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A subscriber's record: what it tells of itself in a file of its own. :mod:`framebus.ring.layout` has the table."""
+"""A subscriber's record: what it tells of itself in a file of its own. docs/spec.md has the table."""
 
 from __future__ import annotations
 

@@ -1,10 +1,8 @@
-"""The byte map: what the text of layout.py says is what the constants are."""
+"""The byte map: geometry, and headers that survive a round trip or are refused. test_spec.py has its tables."""
 
 from __future__ import annotations
 
-import itertools
 import math
-import re
 import struct
 
 import pytest
@@ -17,53 +15,6 @@ from framebus.ring.frame_header import FrameHeader
 from framebus.ring.layout import Geometry, RingHeader
 from framebus.ring.record import SubscriberRecord
 from framebus.shm.paths import check_name
-
-
-def documented(begin: str, end: str) -> list[tuple[int, int, str]]:
-    """Offset, bytes and name of every field drawn between two phrases of the docstring."""
-    text = (layout.__doc__ or "").split(begin, 1)[1].split(end, 1)[0]
-    rows = re.findall(r"\|\s+(?:\d+ \+ 1024 i|\+)?\s*(\d+)?\s+(\d+)\s\s(\w+(?:\[i\])?)\s", text)
-    return [(int(offset or 0), int(size), name) for offset, size, name in rows]
-
-
-def test_header_is_drawn_as_it_is_packed() -> None:
-    fields = documented("header, one page", "slot table")
-    names = [name for _, _, name in fields]
-    packed = ["magic", "version", "slots", "slot_bytes", "first_sequence", "epoch", "created_wall_ns", "max_loans"]
-    assert names == [*packed, "tail", "event", "state"]
-    offsets = {name: offset for offset, _, name in fields}
-    assert (offsets["tail"], offsets["event"], offsets["state"]) == (layout.TAIL, layout.EVENT, layout.STATE)
-    sizes = [size for _, size, name in fields if name in packed]
-    assert [offsets[name] for name in packed] == [sum(sizes[:index]) for index in range(len(sizes))]
-    assert sum(sizes) == layout.HEADER.size
-
-
-def test_slot_header_is_drawn_as_it_is_packed() -> None:
-    fields = documented("slot table", "slots, each a whole number")
-    assert fields[0] == (0, 8, "seq[i]")
-    assert fields[-1] == (layout.METADATA, layout.MAX_METADATA_BYTES, "metadata")
-    packed = fields[1:-1]
-    assert [name for _, _, name in packed] == list(FrameHeader._fields[:-1])  # the shape follows from the others
-    assert packed[0][0] == layout.SLOT_FIELDS
-    for (offset, size, _), (following, _, _) in itertools.pairwise(packed):
-        assert offset + size == following
-    assert packed[-1][0] + packed[-1][1] == layout.SLOT_FIELDS + frame_header.SLOT.size <= layout.METADATA
-    offsets = {name: offset for offset, _, name in packed}
-    assert (offsets["height"], offsets["metadata_bytes"]) == (
-        frame_header.SLOT_DESCRIPTION,
-        frame_header.METADATA_BYTES,
-    )
-
-
-def test_record_is_drawn_as_it_is_packed() -> None:
-    fields = documented("written by the subscriber alone", "\n    |  200")
-    offsets = [offset for offset, _, _ in fields]
-    assert [name for _, _, name in fields][:7] == [
-        "magic", "version", "max_leases", "since_wall_ns", "name", "mode", "wake",
-    ]  # fmt: skip
-    assert offsets[6] + fields[6][1] == record.RECORD.size
-    assert offsets[7:] == [record.RECORD_RECEIVED + 8 * index for index in range(record.RECORD_COUNTERS)]
-    assert [name for _, _, name in fields][7:] == list(SubscriberRecord.__dataclass_fields__)[5:]
 
 
 def test_words_lie_on_cache_lines_of_their_own() -> None:
