@@ -138,8 +138,8 @@ class TestReader:
         assert ring.seat == 0
         with pytest.raises(plain_reader.NotReadable, match="no seat"):
             plain_reader.Ring(stream)
-        fd = publisher._ring.segment.fd
-        assert seats_taken(fd, publisher._ring.geometry) == publisher._ring.geometry.seats == 1
+        fd = publisher._served.ring.segment.fd
+        assert seats_taken(fd, publisher._served.ring.geometry) == publisher._served.ring.geometry.seats == 1
 
     def test_it_sees_the_end(self, publisher: Publisher, ring: plain_reader.Ring) -> None:
         assert ring.is_live()
@@ -152,7 +152,7 @@ class TestReader:
         self, stream: str, publisher: Publisher, ring: plain_reader.Ring
     ) -> None:
         publisher.publish(np.zeros((4, 6, 3), np.uint8))
-        publisher._ring.replace(stream)
+        publisher._served.ring.replace(stream)
         assert ring.state == 3
         assert not ring.is_live()
         following = plain_reader.Ring(stream)
