@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from framebus import FrameFormat, NoFreeSlot, Publisher
-from framebus.ring.admission import read_records, seats_taken
+from framebus.inspect.streams import inspect
+from framebus.ring.admission import read_records
 from tests.framebus import plain_reader
 from tests.support import ROOT, SHM, files_of
 
@@ -49,6 +50,12 @@ def ring(stream: str, publisher: Publisher) -> Iterator[plain_reader.Ring]:
     opened = plain_reader.Ring(stream)
     yield opened
     opened.close()
+
+
+def pin_all(ring: plain_reader.Ring) -> None:
+    """Read-lock every slot, as no subscriber with its seats does."""
+    for slot in range(4):
+        assert plain_reader._lock(ring._fd, fcntl.F_RDLCK, plain_reader.SLOT + slot)
 
 
 class TestReader:
@@ -129,17 +136,17 @@ class TestReader:
             patch.setattr(ring, "word", lambda *_: 1 << 8 | held._claim.slot)
             assert ring.lease() == -1, "a loan is write-locked"
         held.abandon()
-        for slot in range(4):
-            plain_reader._lock(ring._fd, fcntl.F_RDLCK, plain_reader.SLOT + slot)
+        pin_all(ring)
         with pytest.raises(NoFreeSlot):
             publisher.loan()
 
-    def test_its_seat_counts(self, stream: str, publisher: Publisher, ring: plain_reader.Ring) -> None:
+    @pytest.mark.usefixtures("publisher")
+    def test_its_seat_counts(self, stream: str, ring: plain_reader.Ring) -> None:
         assert ring.seat == 0
         with pytest.raises(plain_reader.NotReadable, match="no seat"):
             plain_reader.Ring(stream)
-        fd = publisher._served.ring.segment.fd
-        assert seats_taken(fd, publisher._served.ring.geometry) == publisher._served.ring.geometry.seats == 1
+        told = inspect(stream)
+        assert (told.seats_taken, told.seats) == (1, 1)
 
     def test_it_sees_the_end(self, publisher: Publisher, ring: plain_reader.Ring) -> None:
         assert ring.is_live()
@@ -148,16 +155,20 @@ class TestReader:
         assert not ring.is_live()
         assert (ring.state, ring.event) == (2, event + 1)
 
-    def test_a_ring_that_is_superseded_says_so(
+    def test_a_ring_whose_slots_are_pinned_is_superseded(
         self, stream: str, publisher: Publisher, ring: plain_reader.Ring
     ) -> None:
         publisher.publish(np.zeros((4, 6, 3), np.uint8))
-        publisher._served.ring.replace(stream)
+        pin_all(ring)
+        assert publisher.publish(np.ones((4, 6, 3), np.uint8), timeout_s=60) == 2
         assert ring.state == 3
         assert not ring.is_live()
         following = plain_reader.Ring(stream)
         assert (following.first_sequence, following.epoch, following.state) == (2, ring.epoch, 1)
+        picture = following.receive()
         following.close()
+        assert picture is not None
+        assert (picture.sequence, picture.pixels) == (2, bytes([1]) * 72)
 
     @pytest.mark.usefixtures("publisher")
     def test_its_record_is_read(self, stream: str) -> None:
