@@ -69,7 +69,8 @@ class Picture:
 class Ring:
     """A stream's ring, attached to with one seat."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, in_order: bool = False) -> None:
+        self._in_order = in_order
         self._path = f"/dev/shm/framebus.{name}.ring"
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         self._fd, mapped = os.open(self._path, flags), os.open(self._path, flags)
@@ -96,7 +97,7 @@ class Ring:
         if not self.is_live():
             raise NotReadable("no publisher")
         self._take_seat()
-        if os.stat(self._path).st_ino != status.st_ino:
+        if not self.is_current():
             raise NotReadable("replaced meanwhile")
 
     def is_live(self) -> bool:
@@ -132,8 +133,8 @@ class Ring:
 
     def lease(self) -> int | None:
         """Take the steps R1 to R3; return the slot, -1 to look again, or ``None`` if there is nothing new."""
-        tail = self.word(TAIL, "Q")  # R1
-        sequence, slot = tail >> 8, tail & 0xFF
+        tail = self.word(TAIL, "Q")  # R1, and in order without it
+        sequence, slot = self._following() if self._in_order else (tail >> 8, tail & 0xFF)
         if slot >= self._slots or sequence <= self.last:
             return None
         if not _lock(self._fd, fcntl.F_RDLCK, SLOT + slot):  # R2
@@ -187,6 +188,15 @@ class Ring:
         os.close(self._fd)
         self._map.close()
 
+    def is_current(self) -> bool:
+        """Return whether the path still names this file."""
+        there, here = os.stat(self._path), os.fstat(self._fd)
+        return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
+
+    def _following(self) -> tuple[int, int]:
+        held = [(self.word(SLOT_TABLE + SLOT_HEADER * slot, "Q"), slot) for slot in range(self._slots)]
+        return min((one for one in held if one[0] > self.last), default=(0, 0))
+
     def _take_seat(self) -> None:
         fcntl.flock(self._fd, fcntl.LOCK_EX)
         try:
@@ -218,6 +228,31 @@ class Record:
         """Unlink the file."""
         os.unlink(self._path)
         os.close(self._fd)
+
+
+def read_record(path: str) -> tuple[dict[str, int | str], bool]:
+    """Return the fields of a record, and whether its subscriber lives."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        content, is_live = os.pread(fd, 4096, 0), _conflicts(fd, fcntl.F_RDLCK, 0)
+    finally:
+        os.close(fd)
+    magic, version, max_leases = struct.unpack_from("<8sII", content, 0)
+    if magic != b"FBUS-SUB" or version != 2:
+        raise NotReadable("not a record of version 2")
+    name, mode, wake = (text.rstrip(b"\0").decode() for text in struct.unpack_from("<48s8s8s", content, 24))
+    received, skipped, sequence, leases = struct.unpack_from("<4Q", content, 128)
+    told = {"name": name, "mode": mode, "wake": wake, "max_leases": max_leases, "received": received}
+    return told | {"skipped": skipped, "sequence": sequence, "leases": leases}, is_live
+
+
+def is_locked(path: str) -> bool:
+    """Return whether another process, or another description, has write-locked byte 0 of a file."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return _conflicts(fd, fcntl.F_RDLCK, 0)
+    finally:
+        os.close(fd)
 
 
 class Notifications:

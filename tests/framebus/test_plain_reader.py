@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ast
 import fcntl
+import os
+import re
+import stat
 from collections.abc import Iterator
 from typing import Final
 
@@ -11,12 +14,13 @@ import msgpack
 import numpy as np
 import pytest
 
-from framebus import FrameFormat, NoFreeSlot, Publisher
+from framebus import FrameFormat, NoFreeSlot, Publisher, Subscriber
 from framebus.inspect.streams import inspect
 from framebus.ring.admission import read_records
 from tests.framebus import plain_reader
 from tests.support import ROOT, SHM, files_of
 
+SPEC: Final = (ROOT / "docs/spec.md").read_text()
 FORMAT: Final = FrameFormat(4, 6, 3)
 
 
@@ -147,6 +151,64 @@ class TestReader:
             plain_reader.Ring(stream)
         told = inspect(stream)
         assert (told.seats_taken, told.seats) == (1, 1)
+
+    def test_it_reads_frames_in_order(self, stream: str, publisher: Publisher) -> None:
+        ring = plain_reader.Ring(stream, in_order=True)
+        for first in (1, 3):
+            for value in (first, first + 1):
+                publisher.publish(np.full((4, 6, 3), value, np.uint8))
+            for value in (first, first + 1):
+                picture = ring.receive()
+                assert picture is not None
+                assert (picture.sequence, picture.pixels[0]) == (value, value)
+            assert ring.receive() is None
+        for value in range(5, 11):
+            publisher.publish(np.full((4, 6, 3), value, np.uint8))
+        picture = ring.receive()
+        ring.close()
+        assert picture is not None
+        assert picture.sequence == 7, "four slots hold the last four"
+
+    def test_a_ring_that_is_adopted_goes_on(self, stream: str, each_steps: None) -> None:
+        with Publisher(stream, FORMAT, keep_ring=True) as first:
+            first.publish(np.full((4, 6, 3), 1, np.uint8))
+            ring = plain_reader.Ring(stream)
+        assert (ring.state, ring.is_live(), ring.is_current()) == (2, False, True)
+        event = ring.event
+        with Publisher(stream, FORMAT) as second:
+            assert second.statistics.adopted
+            assert (ring.state, ring.is_live(), ring.is_current()) == (1, True, True)
+            assert ring.event == event + 1
+            for sequence, epoch in ((1, first.statistics.epoch), (2, second.statistics.epoch)):
+                picture = ring.receive()
+                assert picture is not None
+                assert (picture.sequence, picture.epoch) == (sequence, epoch)
+                second.publish(np.full((4, 6, 3), sequence + 1, np.uint8))
+            ring.close()
+
+    def test_the_files_are_as_the_page_says(self, stream: str, publisher: Publisher) -> None:
+        rows = re.findall(r"^\| `framebus\.NAME\.(\S+)` \| (\d+) \|", SPEC, re.MULTILINE)
+        modes = {name: int(mode, 8) for name, mode in rows}
+        publisher.publish(np.zeros((4, 6, 3), np.uint8))
+        with Subscriber(stream, name="one", mode="every", wake="futex", max_leases=1) as subscriber:
+            frame = subscriber.receive(10)
+            (record,) = (name for name in files_of(stream) if ".sub." in name)
+            assert re.fullmatch(rf"framebus\.{stream}\.sub\.[0-9a-f]{{16}}", record)
+            found = {name.removeprefix(f"framebus.{stream}."): (SHM / name).stat() for name in files_of(stream)}
+            found["sub.ID"] = found.pop(record.removeprefix(f"framebus.{stream}."))
+            assert {name: stat.S_IMODE(status.st_mode) for name, status in found.items()} == {
+                name: modes[name] for name in ("lock", "ring", "sock", "sub.ID")
+            }
+            assert stat.S_ISSOCK(found["sock"].st_mode)
+            assert {(status.st_uid, status.st_gid) for status in found.values()} == {(os.geteuid(), os.getegid())}
+            assert plain_reader.is_locked(f"/dev/shm/framebus.{stream}.lock")
+            told, is_live = plain_reader.read_record(str(SHM / record))
+            assert is_live
+            assert told == {
+                "name": "one", "mode": "every", "wake": "futex", "max_leases": 1,
+                "received": 1, "skipped": 0, "sequence": frame.sequence, "leases": 1,
+            }  # fmt: skip
+            frame.release()
 
     def test_it_sees_the_end(self, publisher: Publisher, ring: plain_reader.Ring) -> None:
         assert ring.is_live()
