@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 import time
-import weakref
 from collections.abc import Callable, Sequence
 from itertools import chain
 from operator import index
-from sys import getrefcount
-from typing import Any, Final
-
-import numpy as np
+from typing import Any
 
 from framebus.errors import AlreadyInUse
 from framebus.ring.frame_header import SLOT_DESCRIPTION
-from framebus.ring.message import NO_MESSAGE, Message, send_all
+from framebus.ring.layout import SLOT_HEADER_BYTES
+from framebus.ring.message import Message, check_message, send_all
+from framebus.ring.open_claims import Claim, OpenClaims
 from framebus.ring.words import (
+    CAPTURED_WALL_WORD,
     CAPTURED_WORD,
     EPOCH_WORD,
     LOCK_WRITE,
     NO_SLOT,
+    PUBLISHED_WORD,
     SEQ_WORDS,
+    SEQUENCE_WORD,
     TAIL_WORD,
     UNLOCK,
     raise_event,
@@ -34,56 +36,7 @@ def _word(signed: int) -> int:
     return int.from_bytes(index(signed).to_bytes(8, signed=True))
 
 
-OWN_REFERENCES: Final = 2
-"""Of an array that a sequence holds, as sys.getrefcount() counts them."""
-
-
-class Claim:
-    """A slot that the publisher has write-locked. It is given back when its last reference goes unpublished.
-
-    numpy takes the slot's bytes through ``__array_interface__`` and keeps the claim as the array's base, so a view on
-    the pixels is a reference too.
-    """
-
-    __slots__ = ("__weakref__", "is_open", "now_ns", "now_wall_ns", "reference", "slot", "writer")
-
-    def __init__(self, writer: Writer) -> None:
-        self.writer: Writer = writer
-        """The writer that it belongs to."""
-        self.slot: int = NO_SLOT
-        """The slot's number."""
-        self.is_open: bool = True
-        """Whether it is neither published nor abandoned."""
-        self.now_ns: int = 0
-        """When it was made, CLOCK_MONOTONIC."""
-        self.now_wall_ns: int = 0
-        """When it was made, nanoseconds since 1970."""
-        self.reference: weakref.ref[Claim] = weakref.ref(self)
-        """How the writer knows of it without keeping it."""
-
-    @property
-    def __array_interface__(self) -> dict[str, Any]:
-        return {"version": 3, "typestr": "|u1", **self.writer.slot_memory(self.slot)}
-
-    @property
-    def memory(self) -> Any:
-        """The slot's bytes, for numpy to make an array of."""
-        return np.asarray(self)
-
-    def abandon(self) -> None:
-        """Give the slot back unpublished; harmless when that was done before."""
-        self.writer.give_back(self)
-
-    def __del__(self, _unlock: list[bytes] = UNLOCK) -> None:
-        # The next claim looks for lost ones too, but after a close there is none, and the ring's next publisher would
-        # lack the slot. As with a lease: a reference that is cleared already is left to that look.
-        reference = getattr(self, "reference", None)
-        if reference is None or not self.is_open or reference() is None:
-            return
-        if not self.writer.is_viewed(self.slot):
-            self.writer.segment.unlock(_unlock[self.slot])
-            self.writer.lost += self.slot != NO_SLOT
-            self.writer._forget(self)
+__all__ = ["Claim", "Writer"]
 
 
 class Writer:
@@ -116,12 +69,11 @@ class Writer:
         """Sequence that the next frame will have."""
         self.lost: int = 0
         """Claims that ended because nothing referenced them any more."""
-        self._arrays: Sequence[object] = ()
         self._slot_bytes = slot_bytes
         self._first_slot = first_slot
         self._epoch = epoch
         self._max_loans = max_loans
-        self._claims: dict[weakref.ref[Claim], int] = {}
+        self._open = OpenClaims()
         self._is_used = self._is_closed = False
         self._at_end: Callable[[], None] | None = None
         words = segment.words
@@ -132,39 +84,44 @@ class Writer:
     @property
     def loans(self) -> int:
         """Claims that are neither published nor abandoned, and still referenced."""
-        return sum(self._is_referenced(*claim) for claim in list(self._claims.items()))
+        return self._open.referenced()
 
-    def watch(self, arrays: Sequence[object]) -> None:
-        """Take a claim whose slot's array is referenced for one that is referenced itself.
+    def watch(self, arrays: list[Any]) -> None:
+        """Count a claim as referenced while its slot's array is.
 
         Args:
-            arrays: An array on each slot, on which all views on the slot's pixels are based, and which only this
-                sequence references besides them. It saves an array for each frame.
+            arrays: A list with an array on each slot, on which all views on the slot's pixels are based, and which only
+                this list references besides them. It saves an array for each frame.
+
+        Raises:
+            TypeError: It is not a list.
         """
-        self._arrays = arrays
-
-    def is_viewed(self, slot: int) -> bool:
-        """Whether there are views on the array of :meth:`watch` on the slot."""
-        return slot < len(self._arrays) and getrefcount(self._arrays[slot]) > OWN_REFERENCES
-
-    def slot_memory(self, slot: int) -> dict[str, Any]:
-        """Shape and address of a slot's bytes, as numpy's array interface tells them."""
-        address = self.segment.address + self._first_slot + slot * self._slot_bytes
-        return {"shape": (self._slot_bytes,), "data": (address, False)}
+        if not isinstance(arrays, list):
+            raise TypeError("a list of arrays is wanted")
+        self._open.arrays = arrays
 
     def claim(self, description: bytes) -> Claim | None:
-        """Write-lock the oldest slot that is free and not the newest, and write what is known of its header.
+        """Write-lock the oldest slot that is free and not the newest, and write what is known of its header (P1 to P3).
 
         A subscriber may move its lease from a slot that could not be locked to one that is yet to be tried, so that
         each is held when its turn comes, though one was free all the time. Leases move to newer frames only: the second
         pass, from new to old, meets each of them once at most, and finds a slot whenever admission leaves one.
 
         Args:
-            description: The header's bytes from height on, of :func:`framebus.ring.layout.describe`.
+            description: The header's bytes from height on, of :meth:`framebus.ring.frame_header.Description.pack`.
 
         Returns:
-            The slot's claim; ``None`` when no slot is free, or ``max_loans`` are claimed, or the writer was closed.
+            The slot's claim; ``None`` if no slot is free, ``max_loans`` are claimed, or the writer was closed.
+
+        Raises:
+            OSError: The kernel refused a lock for another reason than that another process holds it.
+            TypeError: The description is not bytes.
+            ValueError: The description is longer than the rest of a slot's header.
         """
+        if not isinstance(description, bytes):
+            raise TypeError(f"expected bytes, {type(description).__name__} found")
+        if len(description) > SLOT_HEADER_BYTES - SLOT_DESCRIPTION:
+            raise ValueError("the description is longer than a slot's header")
         self._enter()
         try:
             return None if self._is_closed else self._claim_oldest(description)
@@ -178,16 +135,16 @@ class Writer:
         captured_ns: int,
         captured_wall_ns: int,
         sockets: Sequence[socket.socket] = (),
-        message: Message = NO_MESSAGE,
+        message: Message | None = None,
     ) -> int:
-        """Finish a claimed slot's header, let readers in, wake all that sleep, and notify all that listen.
+        """Finish a claimed slot's header, let subscribers in, and wake and notify them (P4 to P8).
 
         Args:
             claim: What :meth:`claim` returned; its pixels are written.
             captured_ns: Time of capture, CLOCK_MONOTONIC.
             captured_wall_ns: Time of capture since 1970.
-            sockets: Those to which the message goes, as :func:`send_all` sends it.
-            message: What goes there, once it is rendered.
+            sockets: Those to which the message goes, as :func:`framebus.ring.message.send_all` sends it.
+            message: What goes there, once it is rendered. It is needed if there are sockets.
 
         Returns:
             Time of publication, CLOCK_MONOTONIC in ns.
@@ -195,10 +152,12 @@ class Writer:
         Raises:
             OSError: The segment is the parent's, or the writer was closed. As with the others, nothing was written.
             OverflowError: A time does not fit a signed 64-bit number.
-            TypeError: A time is not an integer.
-            ValueError: The claim is another writer's, or was published or abandoned.
+            TypeError: A time is not an integer, or the message is not one.
+            ValueError: The claim is another writer's, or was published or abandoned; or the message is too long, or an
+                offset is outside it.
         """
-        if claim.writer is not self or not claim.is_open:
+        told = check_message(message) if len(sockets) else None
+        if not isinstance(claim, Claim) or claim.writer is not self or not claim.is_open:
             raise ValueError("the claim is not an open one of this writer")
         captured, captured_wall = _word(captured_ns), _word(captured_wall_ns)
         self._enter()
@@ -208,27 +167,27 @@ class Writer:
                 raise OSError(errno.EBADF, "the ring is closed")
             words, seq = segment.words, SEQ_WORDS[slot]
             published_ns = time.monotonic_ns()
-            words[seq + EPOCH_WORD + 1] = sequence
+            words[seq + SEQUENCE_WORD] = sequence  # P4: numbered now, so that frames are in the order of publication
             words[seq + CAPTURED_WORD] = captured
-            words[seq + CAPTURED_WORD + 1] = captured_wall
-            words[seq + CAPTURED_WORD + 2] = published_ns
+            words[seq + CAPTURED_WALL_WORD] = captured_wall
+            words[seq + PUBLISHED_WORD] = published_ns
             try:
-                words[seq] = sequence
+                words[seq] = sequence  # P5: a subscriber may lock the slot as soon as it is unlocked
                 self._let_in(claim, sequence)
             except BaseException:
-                # A signal handler may raise between any two steps. Each of them may be taken twice.
+                # A signal handler may raise between any two steps. Each of them may be taken twice. Once P5 is done, a
+                # subscriber that searches the slots may see the sequence, so P6 to P8 must follow.
                 if words[seq] == sequence:
                     self._let_in(claim, sequence)
                 raise
-            if sockets:
-                send_all(sockets, message.render(sequence, slot, captured_ns, published_ns))
+            if told is not None:
+                send_all(sockets, told.render(sequence, slot, captured_ns, published_ns))
             return published_ns
         finally:
             self._is_used = False
             self._end()
 
-    def give_back(self, claim: Claim) -> None:
-        """Unlock a claimed slot that was not published."""
+    def _give_back(self, claim: Claim) -> None:
         if claim.is_open and claim.writer is self:
             self.segment.unlock(UNLOCK[claim.slot])
             self._forget(claim)
@@ -237,6 +196,9 @@ class Writer:
         """Claim and publish nothing more, and call ``finish`` when no other thread is in the middle of either.
 
         That is at once, or when that thread's call ends. It may be called again if ``finish`` raised.
+
+        Args:
+            finish: What is called then.
         """
         self._at_end = finish
         self._is_closed = True
@@ -256,54 +218,60 @@ class Writer:
 
     def _let_in(self, claim: Claim, sequence: int) -> None:
         segment, slot = self.segment, claim.slot
+        # Forgotten before P6: no sweep may unlock the slot again when it is claimed anew.
         self._forget(claim)
         self.next_sequence = sequence + 1
         self._newest = slot
-        segment.unlock(UNLOCK[slot])
-        segment.words[TAIL_WORD] = sequence << 8 | slot
-        raise_event(segment)
+        segment.unlock(UNLOCK[slot])  # P6
+        segment.words[TAIL_WORD] = sequence << 8 | slot  # P7: only now, so that the slot it names is not locked
+        raise_event(segment)  # P8
         # With every publication, not with the next claim: several frames may be published between two claims.
         self._order = [*(other for other in self._order if other != slot), slot]
 
     def _forget(self, claim: Claim) -> None:
         claim.is_open = False
-        self._claims.pop(claim.reference, None)
+        self._open.slots.pop(claim._reference, None)
 
     def _sweep(self) -> None:
-        """Unlock the slots of claims that nothing references any more."""
-        for reference, slot in list(self._claims.items()):
-            if not self._is_referenced(reference, slot):
-                if slot != NO_SLOT:
-                    self.segment.unlock(UNLOCK[slot])
-                    self.lost += 1
-                del self._claims[reference]
-
-    def _is_referenced(self, reference: weakref.ref[Claim], slot: int) -> bool:
-        return reference() is not None or self.is_viewed(slot)
+        for reference, slot in self._open.lost():
+            if slot != NO_SLOT:
+                self.segment.unlock(UNLOCK[slot])
+                self.lost += 1
+            del self._open.slots[reference]
 
     def _claim_oldest(self, description: bytes) -> Claim | None:
         self._sweep()
-        if len(self._claims) >= self._max_loans:
+        claims = self._open.slots
+        if len(claims) >= self._max_loans:
             return None
-        taken = {self._newest, *self._claims.values()}
+        # P1 passes over the newest frame and the loans: the locks of one publisher do not exclude each other.
+        taken = {self._newest, *claims.values()}
         claim = Claim(self)
-        self._claims[claim.reference] = NO_SLOT
-        for slot in chain(self._order, reversed(self._order)):
-            if slot not in taken and self._lock(claim, slot, description):
-                claim.now_ns, claim.now_wall_ns = time.monotonic_ns(), time.time_ns()
-                return claim
-        self._claims[claim.reference] = NO_SLOT
+        claims[claim._reference] = NO_SLOT
+        try:
+            for slot in chain(self._order, reversed(self._order)):
+                if slot not in taken and self._lock(claim, slot, description):
+                    claim.now_ns, claim.now_wall_ns = time.monotonic_ns(), time.time_ns()
+                    return claim
+        except OSError:
+            # The error's traceback references the claim. If a signal handler raised it, the lock may be held.
+            with contextlib.suppress(OSError):
+                self.segment.unlock(UNLOCK[claim.slot])
+            self._forget(claim)
+            raise
+        claims[claim._reference] = NO_SLOT
         self._forget(claim)
         return None
 
     def _lock(self, claim: Claim, slot: int, description: bytes) -> bool:
         segment = self.segment
-        self._claims[claim.reference] = claim.slot = slot
-        if segment.fd < 0 or not segment.try_lock(LOCK_WRITE[slot]):
+        # Registered before it is locked: whatever interrupts this, the claim's end unlocks the slot.
+        self._open.slots[claim._reference] = claim.slot = slot
+        if segment.fd < 0 or not segment.try_lock(LOCK_WRITE[slot]):  # P1
             return False
         words, seq = segment.words, SEQ_WORDS[slot]
-        words[seq] = 0
-        words[seq + EPOCH_WORD] = self._epoch
+        words[seq] = 0  # P2: if this process dies before P5, no subscriber takes the slot for a frame
+        words[seq + EPOCH_WORD] = self._epoch  # P3: what is known of the header; the caller writes the pixels
         start = seq * 8 + SLOT_DESCRIPTION
         segment.buffer[start : start + len(description)] = description
         return True

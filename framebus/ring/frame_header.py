@@ -21,7 +21,9 @@ DTYPES: Final = {
 """numpy's typestr of the element types that a frame may have, and their bytes."""
 DESCRIPTION: Final = struct.Struct("<IIII8s16sI")
 """A slot header's fields from height to arrangement, which are mostly those of the frame before."""
-SLOT: Final = struct.Struct(f"<QQqqq{DESCRIPTION.size}s")
+NUMBERS: Final = "QQqqq"
+"""A slot header's fields from epoch to published_ns, each a word, as the struct module codes them."""
+SLOT: Final = struct.Struct(f"<{NUMBERS}{DESCRIPTION.size}s")
 SLOT_DESCRIPTION: Final = SLOT_FIELDS + SLOT.size - DESCRIPTION.size
 METADATA_BYTES: Final = SLOT_DESCRIPTION + struct.calcsize("<III")
 
@@ -92,7 +94,7 @@ class FrameHeader(NamedTuple):
             LayoutMismatch: The frame does not fit a slot of ``slot_bytes``, or has no known type or arrangement.
         """
         fields = SLOT.unpack_from(buffer, offset + SLOT_FIELDS)
-        return tuple.__new__(cls, fields[:5] + check_description(fields[5], slot_bytes))
+        return tuple.__new__(cls, fields[:-1] + check_description(fields[-1], slot_bytes))
 
 
 class Description(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 import weakref
 from typing import Any, Final
@@ -10,27 +11,21 @@ from framebus.errors import LayoutMismatch
 from framebus.ring.frame_header import FrameHeader
 from framebus.ring.layout import EVENT
 from framebus.ring.record import RECORD_RECEIVED, RECORD_WORDS
-from framebus.ring.words import (
-    LOCK_READ,
-    NO_SLOT,
-    SEQ_WORDS,
-    TAIL_WORD,
-    UNLOCK,
-)
+from framebus.ring.words import LOCK_READ, NO_SLOT, SEQ_WORDS, TAIL_WORD, UNLOCK
 from framebus.shm.futex import sleep_while
 from framebus.shm.segment import Segment
 
-LOOKS: Final = 8
-"""How often a subscriber looks again at once before it waits for the next event."""
+MAX_RETRIES: Final = 8
+"""How often a subscriber tries to lease a frame before it waits for the next event."""
 
 
 class Lease:
-    """A read-locked slot. It ends when its last reference goes, and every array made of it is one.
+    """A read-locked slot. The lease ends when its last reference goes.
 
-    numpy takes the pixels through ``__array_interface__`` and keeps the lease as the array's base.
+    An array made of it keeps it as the array's base, so a view on the pixels is a reference too.
     """
 
-    __slots__ = ("__weakref__", "header", "reader", "reference", "sequence", "skipped", "slot")
+    __slots__ = ("__weakref__", "_reference", "header", "reader", "sequence", "skipped", "slot")
 
     header: FrameHeader
     """What the slot says of its frame, once it was read."""
@@ -44,21 +39,21 @@ class Lease:
         """Sequence of the frame in it."""
         self.skipped: int = 0
         """Frames missed since the one that was leased before."""
-        self.reference: weakref.ref[Lease] = weakref.ref(self)
-        """How the reader knows of it without keeping it."""
+        self._reference = weakref.ref(self)  # how the reader knows of the lease without keeping it
 
     @property
     def __array_interface__(self) -> dict[str, Any]:
         header = self.header
-        address = self.reader.pixels_address(self.slot)
+        address = self.reader._pixels_address(self.slot)
         return {"version": 3, "shape": header.shape, "typestr": header.dtype, "data": (address, True)}
 
     def __del__(self, _unlock: list[bytes] = UNLOCK) -> None:
-        # The reader unlocks the slot too, when it next looks, because an exception of a signal handler may end this
-        # early. If the garbage collector has cleared the reference, it may have done so, and leased the slot again.
-        reference = getattr(self, "reference", None)
+        # Reader._sweep() unlocks the slot too, because an exception of a signal handler may end this early. If the
+        # garbage collector has cleared the weak reference, _sweep() may have done so already, and the reader leased the
+        # slot again, so this leaves it alone.
+        reference = getattr(self, "_reference", None)
         if reference is not None and reference() is not None:
-            self.reader.segment.unlock(_unlock[self.slot])
+            self.reader.segment.unlock(_unlock[self.slot])  # R6
 
 
 class Reader:
@@ -101,16 +96,25 @@ class Reader:
         self._history_end = newest or -1
 
     def report_to(self, record: Segment) -> None:
-        """Write the counters into a subscriber's record from now on, with every lease."""
+        """Write the counters into a subscriber's record from now on, with every lease.
+
+        Args:
+            record: The record's file.
+        """
         self._record = record
 
     def resume_from(self, earlier: Reader, first_sequence: int) -> None:
-        """Go on where the reader of another ring of the same stream has ended.
+        """Continue after the last frame that the reader of another ring of the same stream has seen.
 
         Args:
             earlier: That reader, whose counters are taken over.
             first_sequence: The sequence with which this ring begins.
+
+        Raises:
+            TypeError: ``earlier`` is not a reader.
         """
+        if not isinstance(earlier, Reader):
+            raise TypeError("a reader resumes from a reader")
         self.last = min(earlier.last, first_sequence - 1)
         if self._every and self.last >= 0:
             self._history_after = 0
@@ -129,8 +133,12 @@ class Reader:
         return tuple(sorted(words[SEQ_WORDS[slot]] for slot in slots))
 
     def take(self) -> Lease | None:
-        """Lease the newest frame, or the oldest that comes after the last one, if it is not seen yet."""
-        for _ in range(LOOKS):
+        """Lease the newest frame, or the oldest that follows the last one (R1 to R4); ``None`` if there is no new one.
+
+        Raises:
+            OSError: The kernel refused a lock for another reason than that another process holds it.
+        """
+        for _ in range(MAX_RETRIES):
             in_order = self.last < self._history_end or (self._every and self.last >= 0)
             sequence, slot = self._following() if in_order else self._newest()
             if not sequence:
@@ -140,24 +148,28 @@ class Reader:
         return None
 
     def look(self, until_ns: int) -> Lease | None:
-        """Look for a new frame again and again until CLOCK_MONOTONIC says ``until_ns``, then :meth:`take` it."""
+        """Spin until there is a new frame or CLOCK_MONOTONIC says ``until_ns``, then :meth:`take` it."""
         words, unseen = self.segment.words, max(self.last + 1, 1) << 8
         while words[TAIL_WORD] < unseen and time.monotonic_ns() < until_ns:
             pass
         return self.take()
 
     def sleep(self, event: int, timeout_ns: int) -> Lease | None:
-        """Sleep while the event word is ``event``, at most ``timeout_ns``, then :meth:`take` what is there."""
+        """Sleep while the event word is ``event``, at most ``timeout_ns``, then :meth:`take` a new frame."""
         sleep_while(self.segment.address + EVENT, event, timeout_ns)
         return self.take()
 
     def rehearse(self) -> Lease | None:
-        """Lease a byte that belongs to no slot, with the newest frame's header; ``None`` if that makes no sense.
+        """Warm the caches: run the lease path against a lock byte that no slot uses.
 
-        No pixels belong to the lease.
+        Returns:
+            A lease with the newest frame's header and without pixels; ``None`` if that header is invalid.
+
+        Raises:
+            OSError: As with :meth:`take`.
         """
         slot = self.segment.words[TAIL_WORD] & 0xFF
-        if slot >= self._slots or not self.segment.try_lock(LOCK_READ[NO_SLOT]):
+        if slot >= self._slots or not self._try_lock(NO_SLOT):
             return None
         lease = Lease(self, NO_SLOT, 0)
         self._write_report()
@@ -167,32 +179,39 @@ class Reader:
             return None
         return lease
 
-    def pixels_address(self, slot: int) -> int:
-        """Where a slot's pixels are mapped."""
+    def _pixels_address(self, slot: int) -> int:
         return self.segment.address + self._first_slot + slot * self._slot_bytes
+
+    def _try_lock(self, slot: int) -> bool:
+        if self.segment.fd < 0:
+            raise OSError(errno.EBADF, "the ring is closed, or is the parent process's")
+        return self.segment.try_lock(LOCK_READ[slot])
 
     def _sweep(self) -> None:
         """Unlock the slots of leases that have ended, and count these no more."""
         for reference, slot in list(self._leases.items()):
             if reference() is None:
-                self.segment.unlock(UNLOCK[slot])
+                self.segment.unlock(UNLOCK[slot])  # R6
                 del self._leases[reference]
 
     def _newest(self) -> tuple[int, int]:
+        # R1. Another process writes the tail, so the slot's number is checked before it is used.
         tail = self.segment.words[TAIL_WORD]
         sequence, slot = tail >> 8, tail & 0xFF
         return (sequence, slot) if sequence > self.last and slot < self._slots else (0, 0)
 
     def _following(self) -> tuple[int, int]:
+        # R1 in order: the lowest sequence after the last one. Each is a hint until R3, as the tail is.
         words, after = self.segment.words, max(self.last, self._history_after)
         later = [(found, slot) for slot in range(self._slots) if (found := words[SEQ_WORDS[slot]]) > after]
         return min(later, default=(0, 0))
 
     def _accept(self, lease: Lease) -> bool:
         sequence = lease.sequence
+        # Seen, even if its header is invalid: a subscriber that went back to it would never get past it.
         last, self.last = self.last, sequence
         try:
-            lease.header = header = self._read_header(lease.slot)
+            lease.header = header = self._read_header(lease.slot)  # R4
         except LayoutMismatch:
             self.rejected += 1
             return False
@@ -222,8 +241,9 @@ class Reader:
             return None
         # Registered before it is locked: whatever interrupts this, the lease's end unlocks the slot.
         lease = Lease(self, slot, sequence)
-        self._leases[lease.reference] = slot
-        if not segment.try_lock(LOCK_READ[slot]) or segment.words[SEQ_WORDS[slot]] != sequence:
+        self._leases[lease._reference] = slot
+        # R2, then R3: the publisher may have claimed, written and unlocked the slot again between R1 and R2.
+        if not self._try_lock(slot) or segment.words[SEQ_WORDS[slot]] != sequence:
             self.overruns += 1
             return None
         return lease

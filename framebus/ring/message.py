@@ -8,6 +8,7 @@ Source: send(2).
 from __future__ import annotations
 
 import contextlib
+import operator
 import socket
 import struct
 from collections.abc import Sequence
@@ -48,7 +49,22 @@ class Message(NamedTuple):
         return bytes(content)
 
 
-NO_MESSAGE: Final = Message(b"", 0, 0, 0, 0)
+def check_message(message: object) -> Message:
+    """Return the message if :meth:`Message.render` can fill it in.
+
+    Raises:
+        TypeError: It is not a message.
+        ValueError: It is longer than ``MAX_MESSAGE_BYTES``, or an offset is outside it.
+    """
+    if not isinstance(message, tuple) or len(message) != len(Message._fields) or not isinstance(message[0], bytes):
+        raise TypeError("a message is wanted")
+    checked = Message._make(message)
+    sequence_at, slot_at, captured_at, published_at = map(operator.index, checked[1:])
+    ends = (sequence_at + 8, slot_at + 1, captured_at + 8, published_at + 8)
+    length = len(checked.content)
+    if length > MAX_MESSAGE_BYTES or max(ends) > length or min(checked[1:]) < 0:
+        raise ValueError("the message is too long, or an offset is outside it")
+    return checked
 
 
 def send_all(sockets: Sequence[socket.socket], content: bytes) -> None:

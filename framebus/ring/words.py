@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import struct
 from typing import Final
 
+from framebus.ring.frame_header import NUMBERS, FrameHeader
 from framebus.ring.layout import (
     EVENT,
     LOCK_SLOTS,
@@ -25,14 +27,20 @@ NO_SLOT: Final = MAX_SLOTS
 TAIL_WORD: Final = TAIL // 8
 EVENT_WORD: Final = EVENT // 4
 SEQ_WORDS: Final = [(SLOT_TABLE + slot * SLOT_HEADER_BYTES) // 8 for slot in range(MAX_SLOTS)]
-EPOCH_WORD: Final = SLOT_FIELDS // 8
-"""From ``seq[i]`` to the header's epoch; the sequence follows."""
-CAPTURED_WORD: Final = EPOCH_WORD + 2
-"""From ``seq[i]`` to captured_ns; captured_wall_ns and published_ns follow."""
+WORDS: Final = {
+    name: (SLOT_FIELDS + struct.calcsize(f"<{NUMBERS[:index]}")) // 8
+    for index, name in enumerate(FrameHeader._fields[: len(NUMBERS)])
+}
+"""How many words after ``seq[i]`` each number of a slot's header is, by the field's name."""
+EPOCH_WORD: Final = WORDS["epoch"]
+SEQUENCE_WORD: Final = WORDS["sequence"]
+CAPTURED_WORD: Final = WORDS["captured_ns"]
+CAPTURED_WALL_WORD: Final = WORDS["captured_wall_ns"]
+PUBLISHED_WORD: Final = WORDS["published_ns"]
 
 
 def raise_event(segment: Segment) -> None:
-    """Change the event word and wake all who sleep on it."""
+    """Change the event word and wake all processes that sleep on it (P8)."""
     words32 = segment.words32
     words32[EVENT_WORD] = (words32[EVENT_WORD] + 1) & 0xFFFFFFFF
     wake_all(segment.address + EVENT)

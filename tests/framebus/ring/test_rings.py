@@ -13,7 +13,7 @@ from framebus.ring import backend, claims
 from framebus.ring.claims import Claim
 from framebus.ring.frame_header import Description
 from framebus.ring.layout import EVENT, SLOT_FIELDS, TAIL, Geometry
-from framebus.ring.leases import LOOKS
+from framebus.ring.leases import MAX_RETRIES
 from framebus.ring.publisher_ring import PublisherRing
 from framebus.ring.subscriber_ring import SubscriberRing
 from framebus.ring.words import EVENT_WORD, LOCK_READ, SEQ_WORDS, TAIL_WORD
@@ -206,13 +206,13 @@ def test_a_slot_rewritten_between_look_and_lock_is_not_taken_for_the_old_frame(
     subscriber = SubscriberRing(stream)
     publisher.segment.words[TAIL_WORD] = 99 << 8 | slot
     assert subscriber.reader.take() is None
-    assert subscriber.reader.overruns == LOOKS
+    assert subscriber.reader.overruns == MAX_RETRIES
     assert not publisher.segment.is_locked(locks.write_lock((1 << 40) + 256 + slot))
     claimed = claim(publisher)
     assert claimed is not None
     publisher.segment.words[TAIL_WORD] = 100 << 8 | claimed.slot
     assert subscriber.reader.take() is None
-    assert subscriber.reader.overruns == 2 * LOOKS
+    assert subscriber.reader.overruns == 2 * MAX_RETRIES
     claimed.abandon()
     assert not publisher.segment.is_locked(locks.write_lock((1 << 40) + 256 + claimed.slot))
 
