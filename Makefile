@@ -20,7 +20,7 @@ $(BIN)/python:
 	  { echo "Python 3.11 or newer with venv is needed: set PYTHON=..., or apt-get install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/installed-all: $(BIN)/python pyproject.toml setup.py constraints.txt framebus/ring/_ring_c.c
+$(VENV)/installed-all: $(BIN)/python pyproject.toml setup.py constraints.txt $(wildcard framebus/ring/_*.[ch])
 	$(PIP) install --constraint constraints.txt --editable '.[all]'
 	@touch $@
 

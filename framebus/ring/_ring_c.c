@@ -1,9 +1,15 @@
 /* The steps of a hand-over that decide its time, compiled.
  *
- * framebus/ring/_ring_py.py does the same in plain Python and describes each step, framebus/ring/__init__.py why they come in this
- * order, framebus/ring/layout.py the bytes. Nothing here waits with the interpreter's lock held.
+ * framebus/ring/_ring_py.py does the same in plain Python. framebus/ring/__init__.py numbers the steps, P1 to P8 and R1 to
+ * R6, and says why they come in this order; docs/spec.md describes the bytes. _layout.h and _docs.h are generated
+ * from those modules. Nothing here waits with the interpreter's lock held.
  *
- * Sources: fcntl(2), F_OFD_SETLK; futex(2); send(2); PEP 384 (stable ABI), PEP 3118 (buffers).
+ * The module keeps its objects in a state of its own, so that each interpreter of a process may import it. Its types do
+ * not take part in garbage collection, because no object of theirs can be in a cycle unless a caller makes one on purpose:
+ * they reference segments, arrays and headers, and none of these references them.
+ *
+ * Sources: fcntl(2), F_OFD_SETLK; futex(2); send(2); PEP 384 (stable ABI), PEP 489 (multi-phase initialisation), PEP 573
+ * (module state), PEP 3118 (buffers).
  */
 
 #define PY_SSIZE_T_CLEAN
@@ -25,29 +31,17 @@
 #include <time.h>
 #include <unistd.h>
 
-enum {
-    TAIL = 64,
-    EVENT = 128,
-    SLOT_TABLE = 4096,
-    SLOT_HEADER_BYTES = 1024,
-    SLOT_FIELDS = 64,
-    SLOT_DESCRIPTION = 104,
-    DESCRIPTION_BYTES = 44,
-    RECORD_RECEIVED = 128,
-    RECORD_COUNTERS = 6,
-    MAX_SLOTS = 255,
-    MAX_AXES = 3,
-    NO_SLOT = MAX_SLOTS,
-    LOOKS = 8,
-    MAX_MESSAGE_BYTES = 257,
-};
-#define LOCK_SLOTS ((1LL << 40) + 256)
+#include "_docs.h"
+#include "_layout.h"
 
-enum { EPOCH, SEQUENCE, CAPTURED_NS, CAPTURED_WALL_NS, PUBLISHED_NS }; /* words from SLOT_FIELDS on */
-enum { HEIGHT = 5, DTYPE = 9, SHAPE = 12, HEADER_ITEMS = 13 };         /* items of a FrameHeader */
+enum { MAX_AXES = 3 };
 
-static PyObject *claim_type, *lease_type, *header_type, *check_description, *layout_mismatch;
-static PyObject *fd_name, *address_name;
+/* What the module references. An object reaches it through its type, which keeps the module. */
+typedef struct {
+    PyTypeObject *writer_type, *claim_type, *reader_type, *lease_type, *header_type;
+    PyObject *check_description, *layout_mismatch;
+    PyObject *fd_name, *address_name;
+} State;
 
 static uint64_t load64(const uint8_t *at) { return __atomic_load_n((const uint64_t *)at, __ATOMIC_ACQUIRE); }
 static void store64(uint8_t *at, uint64_t value) { __atomic_store_n((uint64_t *)at, value, __ATOMIC_RELEASE); }
@@ -63,16 +57,37 @@ static int64_t read_clock(clockid_t clock)
 
 static int64_t now_ns(void) { return read_clock(CLOCK_MONOTONIC); }
 
+/* Take or free the lock of a slot; -1 with errno. */
 static int set_lock(int fd, short type, unsigned slot)
 {
     struct flock lock = {.l_type = type, .l_whence = SEEK_SET, .l_start = LOCK_SLOTS + slot, .l_len = 1};
     return fcntl(fd, F_OFD_SETLK, &lock);
 }
 
-/* The segment's descriptor, -1 in a forked child; below -1 with an exception set. */
-static int segment_fd(PyObject *segment)
+/* Take the lock of a slot. 1 if it is taken, 0 if another process holds one that conflicts, -1 with an exception. */
+static int try_lock(int fd, short type, unsigned slot)
 {
-    PyObject *value = PyObject_GetAttr(segment, fd_name);
+    if (set_lock(fd, type, slot) == 0)
+        return 1;
+    if (errno == EAGAIN || errno == EACCES) /* POSIX allows either */
+        return 0;
+    PyErr_SetFromErrno(PyExc_OSError);
+    return -1;
+}
+
+/* Free the lock of a slot, but leave the parent's locks alone in a forked child. 0, or -1 with an exception. */
+static int unlock(int fd, unsigned slot)
+{
+    if (fd < 0 || set_lock(fd, F_UNLCK, slot) == 0)
+        return 0;
+    PyErr_SetFromErrno(PyExc_OSError);
+    return -1;
+}
+
+/* The segment's descriptor, -1 in a forked child; below -1 with an exception set. */
+static int segment_fd(const State *state, PyObject *segment)
+{
+    PyObject *value = PyObject_GetAttr(segment, state->fd_name);
     if (value == NULL)
         return -2;
     long fd = PyLong_AsLong(value);
@@ -80,9 +95,10 @@ static int segment_fd(PyObject *segment)
     return fd == -1 && PyErr_Occurred() ? -2 : (int)fd;
 }
 
-static uint8_t *segment_address(PyObject *segment)
+/* Where the segment is mapped; NULL with an exception. */
+static uint8_t *segment_address(const State *state, PyObject *segment)
 {
-    PyObject *value = PyObject_GetAttr(segment, address_name);
+    PyObject *value = PyObject_GetAttr(segment, state->address_name);
     if (value == NULL)
         return NULL;
     void *address = PyLong_AsVoidPtr(value);
@@ -93,6 +109,7 @@ static uint8_t *segment_address(PyObject *segment)
 /* What a Writer and a Reader begin with. */
 typedef struct {
     PyObject_HEAD
+    const State *state; /* of the module, which lives as long as the object's type */
     PyObject *segment;
     uint8_t *ring;
 } OnRing;
@@ -100,28 +117,83 @@ typedef struct {
 /* A zeroed object that keeps the segment. */
 static void *new_on_ring(PyTypeObject *type, PyObject *segment)
 {
-    uint8_t *ring = segment_address(segment);
+    const State *state = PyType_GetModuleState(type);
+    uint8_t *ring = state ? segment_address(state, segment) : NULL;
     OnRing *self = ring ? (OnRing *)((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0) : NULL;
     if (self == NULL)
         return NULL;
-    Py_INCREF(segment);
-    self->segment = segment;
+    self->state = state;
+    self->segment = Py_NewRef(segment);
     self->ring = ring;
     return self;
 }
 
-static int has_arguments(Py_ssize_t found, Py_ssize_t wanted)
+/* Set a field; what it referenced before is released last, because its end may run any code. */
+static void set_reference(PyObject **field, PyObject *value)
 {
-    if (found != wanted)
-        PyErr_Format(PyExc_TypeError, "%zd arguments are wanted, not %zd", wanted, found);
-    return found == wanted;
+    PyObject *before = *field;
+    *field = value;
+    Py_XDECREF(before);
 }
+
+/* The arguments of a method: names in order, of which the first `required` ones must be given. */
+typedef struct {
+    const char *method;
+    int required, count;
+    const char *names[5];
+} Parameters;
+
+/* Find the argument that a keyword names; -1 with an exception. */
+static int named_argument(const Parameters *parameters, PyObject *keyword)
+{
+    for (int number = 0; number < parameters->count; number++)
+        if (PyUnicode_CompareWithASCIIString(keyword, parameters->names[number]) == 0)
+            return number;
+    PyErr_Format(PyExc_TypeError, "%s() got an unexpected keyword argument '%U'", parameters->method, keyword);
+    return -1;
+}
+
+/* Sort arguments by position and by keyword into `found`, NULL for those left out, as a function in Python does. 0, or -1
+ * with a TypeError. */
+static int sort_arguments(const Parameters *parameters, PyObject *const *arguments, Py_ssize_t count, PyObject *keywords,
+                          PyObject **found)
+{
+    if (count > parameters->count) {
+        PyErr_Format(PyExc_TypeError, "%s() takes %d arguments but %zd were given", parameters->method,
+                     parameters->count, count);
+        return -1;
+    }
+    for (int number = 0; number < parameters->count; number++)
+        found[number] = number < count ? arguments[number] : NULL;
+    for (Py_ssize_t given = 0, end = keywords ? PyTuple_Size(keywords) : 0; given < end; given++) {
+        int number = named_argument(parameters, PyTuple_GetItem(keywords, given));
+        if (number < 0)
+            return -1;
+        if (found[number]) {
+            PyErr_Format(PyExc_TypeError, "%s() got multiple values for argument '%s'", parameters->method,
+                         parameters->names[number]);
+            return -1;
+        }
+        found[number] = arguments[count + given];
+    }
+    for (int number = 0; number < parameters->required; number++)
+        if (found[number] == NULL) {
+            PyErr_Format(PyExc_TypeError, "%s() missing required argument: '%s'", parameters->method,
+                         parameters->names[number]);
+            return -1;
+        }
+    return 0;
+}
+
+/* What a method gets that takes arguments by keyword too. */
+#define ARGUMENTS PyObject *const *arguments, Py_ssize_t count, PyObject *keywords
 
 /* ---- the publisher ------------------------------------------------------------------------------------------- */
 
 typedef struct {
     PyObject_HEAD
-    PyObject *segment; /* as in OnRing */
+    const State *state; /* as in OnRing */
+    PyObject *segment;
     uint8_t *ring;
     unsigned long long slot_bytes, first_slot, epoch, next_sequence, lost;
     unsigned slots, loans, max_loans;
@@ -146,27 +218,27 @@ static void move_to_end(Writer *self, uint8_t slot)
     *end = slot;
 }
 
+/* Claim the slot. 1 if it is claimed, 0 if another process holds it, -1 with an exception. */
 static int claim_slot(Writer *self, int fd, unsigned slot, const char *description, size_t length)
 {
-    if (set_lock(fd, F_WRLCK, slot) < 0)
-        return 0;
+    int locked = fd < 0 ? 0 : try_lock(fd, F_WRLCK, slot); /* P1 */
+    if (locked <= 0)
+        return locked;
     uint8_t *header = slot_header(self->ring, slot);
-    uint64_t *fields = (uint64_t *)(header + SLOT_FIELDS);
-    store64(header, 0);
-    fields[EPOCH] = self->epoch;
+    store64(header, 0); /* P2: if this process dies before P5, no subscriber takes the slot for a frame */
+    ((uint64_t *)header)[EPOCH_WORD] = self->epoch; /* P3: what is known of the header; the caller writes the pixels */
     memcpy(header + SLOT_DESCRIPTION, description, length);
     return 1;
 }
 
 static PyObject *new_claim(Writer *self, int fd, unsigned slot)
 {
-    Claim *claim = PyObject_New(Claim, (PyTypeObject *)claim_type);
+    Claim *claim = PyObject_New(Claim, self->state->claim_type);
     if (claim == NULL) {
         set_lock(fd, F_UNLCK, slot);
         return NULL;
     }
-    Py_INCREF((PyObject *)self);
-    claim->writer = self;
+    claim->writer = (Writer *)Py_NewRef((PyObject *)self);
     claim->slot = slot;
     claim->is_open = Py_NewRef(Py_True);
     claim->number = PyLong_FromUnsignedLong(slot);
@@ -190,39 +262,50 @@ static int is_viewed(const Writer *self, unsigned slot)
     return array && Py_REFCNT(array) > 1;
 }
 
-/* Give back the slots whose views have gone since their claims were lost. */
-static void sweep(Writer *self, int fd)
+/* Give back the slots whose views have gone since their claims were lost. 0, or -1 with an exception. */
+static int sweep(Writer *self, int fd)
 {
     for (unsigned slot = 0; slot < self->slots; slot++)
         if (self->loaned[slot] == 2 && !is_viewed(self, slot)) {
-            if (fd >= 0)
-                set_lock(fd, F_UNLCK, slot);
+            if (unlock(fd, slot) < 0)
+                return -1;
             self->loaned[slot] = 0;
             self->loans--;
             self->lost++;
         }
+    return 0;
 }
 
-static PyObject *writer_claim(Writer *self, PyObject *described)
+static PyObject *writer_claim(Writer *self, ARGUMENTS)
 {
+    static const Parameters parameters = {"claim", 1, 1, {"description"}};
+    PyObject *described;
     char *description;
     Py_ssize_t length;
-    int fd = segment_fd(self->segment);
+    if (sort_arguments(&parameters, arguments, count, keywords, &described) < 0)
+        return NULL;
+    int fd = segment_fd(self->state, self->segment);
     if (fd < -1 || PyBytes_AsStringAndSize(described, &description, &length) < 0)
         return NULL;
     if (length > SLOT_HEADER_BYTES - SLOT_DESCRIPTION) {
         PyErr_SetString(PyExc_ValueError, "the description is longer than a slot's header");
         return NULL;
     }
-    if (self->loans)
-        sweep(self, fd);
-    if (self->closed || self->loans >= self->max_loans)
+    if (self->closed)
+        Py_RETURN_NONE;
+    if (self->loans && sweep(self, fd) < 0)
+        return NULL;
+    if (self->loans >= self->max_loans)
         Py_RETURN_NONE;
     for (unsigned turn = 0; turn < 2 * self->slots; turn++) {
+        /* From old to new, then back: a subscriber may move its lease, but to a newer frame only. */
         unsigned slot = self->order[turn < self->slots ? turn : 2 * self->slots - 1 - turn];
-        if ((int)slot != self->newest && !self->loaned[slot] &&
-            claim_slot(self, fd, slot, description, (size_t)length))
-            return new_claim(self, fd, slot);
+        /* P1 passes over the loans: the locks of one publisher do not exclude each other. */
+        if ((int)slot == self->newest || self->loaned[slot])
+            continue;
+        int claimed = claim_slot(self, fd, slot, description, (size_t)length);
+        if (claimed)
+            return claimed < 0 ? NULL : new_claim(self, fd, slot);
     }
     Py_RETURN_NONE;
 }
@@ -230,25 +313,26 @@ static PyObject *writer_claim(Writer *self, PyObject *described)
 /* The claim's slot is published or given back; it counts no more. */
 static void forget_claim(Claim *claim)
 {
-    Py_DECREF(claim->is_open);
-    claim->is_open = Py_NewRef(Py_False);
+    set_reference(&claim->is_open, Py_NewRef(Py_False));
     claim->writer->loaned[claim->slot] = 0;
     claim->writer->loans--;
 }
 
-static void give_back(Claim *claim)
+/* Unlock the slot of an open claim. 0, or -1 with an exception, and the claim is still open. */
+static int give_back(Claim *claim)
 {
-    int fd = segment_fd(claim->writer->segment);
-    if (fd >= 0)
-        set_lock(fd, F_UNLCK, claim->slot);
+    int fd = segment_fd(claim->writer->state, claim->writer->segment);
+    if (fd < -1 || unlock(fd, claim->slot) < 0)
+        return -1;
     forget_claim(claim);
+    return 0;
 }
 
 static PyObject *claim_abandon(Claim *self, PyObject *nothing)
 {
     (void)nothing;
-    if (self->is_open == Py_True)
-        give_back(self);
+    if (self->is_open == Py_True && give_back(self) < 0)
+        return NULL;
     Py_RETURN_NONE;
 }
 
@@ -259,9 +343,11 @@ static void claim_dealloc(Claim *self)
         PyErr_Fetch(&kind, &value, &trace);
         if (is_viewed(self->writer, self->slot)) {
             self->writer->loaned[self->slot] = 2;
-        } else {
+        } else if (give_back(self) == 0) {
             self->writer->lost++;
-            give_back(self);
+        } else {
+            PyErr_WriteUnraisable(type);
+            self->writer->loaned[self->slot] = 2; /* the next claim tries again */
         }
         PyErr_Restore(kind, value, trace);
     }
@@ -286,15 +372,17 @@ static int claim_buffer(Claim *self, Py_buffer *view, int flags)
     return PyBuffer_FillInfo(view, (PyObject *)self, pixels, (Py_ssize_t)writer->slot_bytes, 0, flags);
 }
 
-static PyObject *writer_watch(Writer *self, PyObject *arrays)
+static PyObject *writer_watch(Writer *self, ARGUMENTS)
 {
+    static const Parameters parameters = {"watch", 1, 1, {"arrays"}};
+    PyObject *arrays;
+    if (sort_arguments(&parameters, arguments, count, keywords, &arrays) < 0)
+        return NULL;
     if (!PyList_Check(arrays)) {
         PyErr_SetString(PyExc_TypeError, "a list of arrays is wanted");
         return NULL;
     }
-    Py_INCREF(arrays);
-    Py_XDECREF(self->arrays);
-    self->arrays = arrays;
+    set_reference(&self->arrays, Py_NewRef(arrays));
     Py_RETURN_NONE;
 }
 
@@ -307,10 +395,14 @@ static PyObject *writer_loans(Writer *self, void *nothing)
     return PyLong_FromUnsignedLong(loans);
 }
 
-/* Nothing in here gives up the interpreter's lock, so no other thread can be in the middle of a claim or publication. */
-static PyObject *writer_close(Writer *self, PyObject *finish)
+static PyObject *writer_close(Writer *self, ARGUMENTS)
 {
+    static const Parameters parameters = {"close", 1, 1, {"finish"}};
+    PyObject *finish;
+    if (sort_arguments(&parameters, arguments, count, keywords, &finish) < 0)
+        return NULL;
     self->closed = 1;
+    /* Nothing in here gives up the interpreter's lock, so no other thread can be in the middle of a claim or publication. */
     return PyObject_CallNoArgs(finish);
 }
 
@@ -320,29 +412,27 @@ static void put_big_endian(char *at, uint64_t value)
         at[byte] = (char)(value >> (56 - 8 * byte));
 }
 
-/* A message.Message: its offsets stand in this order. */
-enum { SEQUENCE_AT, SLOT_AT, CAPTURED_AT, PUBLISHED_AT, OFFSETS };
-
+/* A message.Message, copied, so that code which runs meanwhile cannot change it. at[0] is unused. */
 typedef struct {
     char content[MAX_MESSAGE_BYTES];
-    Py_ssize_t length, at[OFFSETS];
+    Py_ssize_t length, at[MESSAGE_ITEMS];
 } Message;
 
 static int copy_message(PyObject *message, Message *copy)
 {
     char *content;
-    if (!PyTuple_Check(message) || PyTuple_Size(message) != 1 + OFFSETS) {
+    if (message == NULL || !PyTuple_Check(message) || PyTuple_Size(message) != MESSAGE_ITEMS) {
         PyErr_SetString(PyExc_TypeError, "a message is wanted");
         return -1;
     }
-    if (PyBytes_AsStringAndSize(PyTuple_GetItem(message, 0), &content, &copy->length) < 0)
+    if (PyBytes_AsStringAndSize(PyTuple_GetItem(message, CONTENT_ITEM), &content, &copy->length) < 0)
         return -1;
     int fits = copy->length <= MAX_MESSAGE_BYTES;
-    for (int offset = 0; offset < OFFSETS; offset++) {
-        Py_ssize_t at = copy->at[offset] = PyLong_AsSsize_t(PyTuple_GetItem(message, 1 + offset));
+    for (int item = CONTENT_ITEM + 1; item < MESSAGE_ITEMS; item++) {
+        Py_ssize_t at = copy->at[item] = PyLong_AsSsize_t(PyTuple_GetItem(message, item));
         if (PyErr_Occurred())
             return -1;
-        fits &= at >= 0 && at <= copy->length - (offset == SLOT_AT ? 1 : 8);
+        fits &= at >= 0 && at <= copy->length - (item == SLOT_AT_ITEM ? 1 : (Py_ssize_t)sizeof(uint64_t));
     }
     if (!fits) {
         PyErr_SetString(PyExc_ValueError, "the message is too long, or an offset is outside it");
@@ -359,7 +449,7 @@ static void send_all(PyObject *sockets, Py_ssize_t count, const Message *told)
         int fd = socket ? PyObject_AsFileDescriptor(socket) : -1;
         Py_XDECREF(socket);
         if (fd < 0) {
-            PyErr_Clear(); /* the frame is published: that must be told */
+            PyErr_Clear(); /* the frame is published, and the others must be notified */
             continue;
         }
         ssize_t sent = send(fd, told->content, (size_t)told->length, MSG_NOSIGNAL | MSG_DONTWAIT);
@@ -368,58 +458,60 @@ static void send_all(PyObject *sockets, Py_ssize_t count, const Message *told)
     }
 }
 
-static PyObject *writer_publish(Writer *self, PyObject *const *arguments, Py_ssize_t count)
+static PyObject *writer_publish(Writer *self, ARGUMENTS)
 {
+    static const Parameters parameters = {
+        "publish", 3, 5, {"claim", "captured_ns", "captured_wall_ns", "sockets", "message"}};
+    PyObject *found[5];
     Message told;
-    if (count != 3 && !has_arguments(count, 5))
+    if (sort_arguments(&parameters, arguments, count, keywords, found) < 0)
         return NULL;
-    Py_ssize_t sockets = count == 5 ? PySequence_Size(arguments[3]) : 0;
-    if (sockets < 0 || (sockets && copy_message(arguments[4], &told) < 0))
+    Py_ssize_t sockets = found[3] ? PySequence_Size(found[3]) : 0;
+    if (sockets < 0 || (sockets && copy_message(found[4], &told) < 0))
         return NULL;
-    uint64_t captured_ns = (uint64_t)PyLong_AsLongLong(arguments[1]);
-    uint64_t captured_wall_ns = PyErr_Occurred() ? 0 : (uint64_t)PyLong_AsLongLong(arguments[2]);
+    uint64_t captured_ns = (uint64_t)PyLong_AsLongLong(found[1]);
+    uint64_t captured_wall_ns = PyErr_Occurred() ? 0 : (uint64_t)PyLong_AsLongLong(found[2]);
     if (PyErr_Occurred())
         return NULL;
-    /* From here on no code of Python's runs, so that what is checked stays so. */
-    Claim *claim = (Claim *)arguments[0];
-    if ((PyObject *)Py_TYPE(arguments[0]) != claim_type || claim->writer != self || claim->is_open != Py_True) {
+    int fd = segment_fd(self->state, self->segment);
+    if (fd < -1)
+        return NULL;
+    /* From here to P8 no code of Python's runs, so that what is checked stays so. */
+    Claim *claim = (Claim *)found[0];
+    if (Py_TYPE(found[0]) != self->state->claim_type || claim->writer != self || claim->is_open != Py_True) {
         PyErr_SetString(PyExc_ValueError, "the claim is not an open one of this writer");
         return NULL;
     }
-    int fd = segment_fd(self->segment);
-    if (fd < -1)
-        return NULL;
     if (fd < 0 || self->closed) {
         errno = EBADF;
         return PyErr_SetFromErrno(PyExc_OSError);
     }
     unsigned slot = claim->slot;
-    uint8_t *header = slot_header(self->ring, slot);
-    uint64_t *fields = (uint64_t *)(header + SLOT_FIELDS);
+    uint64_t *words = (uint64_t *)slot_header(self->ring, slot), sequence = self->next_sequence;
     int64_t published_ns = now_ns();
-    fields[SEQUENCE] = self->next_sequence;
-    fields[CAPTURED_NS] = captured_ns;
-    fields[CAPTURED_WALL_NS] = captured_wall_ns;
-    fields[PUBLISHED_NS] = (uint64_t)published_ns;
-    store64(header, self->next_sequence);
-    if (set_lock(fd, F_UNLCK, slot) < 0)
-        return PyErr_SetFromErrno(PyExc_OSError);
+    words[SEQUENCE_WORD] = sequence; /* P4: numbered now, so that frames are in the order of publication */
+    words[CAPTURED_NS_WORD] = captured_ns;
+    words[CAPTURED_WALL_NS_WORD] = captured_wall_ns;
+    words[PUBLISHED_NS_WORD] = (uint64_t)published_ns;
+    store64((uint8_t *)words, sequence); /* P5: a subscriber may lock the slot as soon as it is unlocked */
+    if (unlock(fd, slot) < 0) /* P6 */
+        return NULL;
     forget_claim(claim);
-    store64(self->ring + TAIL, self->next_sequence << 8 | slot);
+    store64(self->ring + TAIL, sequence << 8 | slot); /* P7: only now, so that the slot it names is not locked */
     uint32_t *event = (uint32_t *)(self->ring + EVENT);
-    __atomic_store_n(event, *event + 1, __ATOMIC_RELEASE);
+    __atomic_store_n(event, *event + 1, __ATOMIC_RELEASE); /* P8 */
     syscall(SYS_futex, event, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
-    if (sockets) {
-        put_big_endian(told.content + told.at[SEQUENCE_AT], self->next_sequence);
-        told.content[told.at[SLOT_AT]] = (char)slot;
-        put_big_endian(told.content + told.at[CAPTURED_AT], captured_ns);
-        put_big_endian(told.content + told.at[PUBLISHED_AT], (uint64_t)published_ns);
-        send_all(arguments[3], sockets, &told);
-    }
     self->next_sequence++;
     self->newest = (int)slot;
     /* With every publication, not with the next claim: several frames may be published between two claims. */
     move_to_end(self, (uint8_t)slot);
+    if (sockets) { /* last: a socket's fileno() may be code in Python, which finds the frame published */
+        put_big_endian(told.content + told.at[SEQUENCE_AT_ITEM], sequence);
+        told.content[told.at[SLOT_AT_ITEM]] = (char)slot;
+        put_big_endian(told.content + told.at[CAPTURED_AT_ITEM], captured_ns);
+        put_big_endian(told.content + told.at[PUBLISHED_AT_ITEM], (uint64_t)published_ns);
+        send_all(found[3], sockets, &told);
+    }
     return PyLong_FromLongLong(published_ns);
 }
 
@@ -428,8 +520,10 @@ static PyObject *writer_new(PyTypeObject *type, PyObject *arguments, PyObject *n
     PyObject *segment;
     unsigned slots, max_loans;
     unsigned long long slot_bytes, first_slot, epoch, next_sequence;
-    if (named != NULL || !PyArg_ParseTuple(arguments, "OIKKKKI", &segment, &slots, &slot_bytes, &first_slot, &epoch,
-                                           &next_sequence, &max_loans))
+    static char *names[] = {"segment",       "slots",     "slot_bytes", "first_slot", "epoch",
+                            "next_sequence", "max_loans", NULL};
+    if (!PyArg_ParseTupleAndKeywords(arguments, named, "OIKKKKI:Writer", names, &segment, &slots, &slot_bytes, &first_slot,
+                                     &epoch, &next_sequence, &max_loans))
         return NULL;
     Writer *self = new_on_ring(type, segment);
     if (self == NULL)
@@ -465,7 +559,8 @@ static void writer_dealloc(Writer *self)
 
 typedef struct {
     PyObject_HEAD
-    PyObject *segment; /* as in OnRing */
+    const State *state; /* as in OnRing */
+    PyObject *segment;
     uint8_t *ring;
     unsigned slots;
     unsigned long long slot_bytes, first_slot;
@@ -491,17 +586,14 @@ typedef struct {
     char format[2];
 } Lease;
 
-static PyObject *new_lease(Reader *reader, unsigned slot, uint64_t sequence)
+static PyObject *new_lease(Reader *reader, int fd, unsigned slot, uint64_t sequence)
 {
-    Lease *lease = PyObject_New(Lease, (PyTypeObject *)lease_type);
+    Lease *lease = PyObject_New(Lease, reader->state->lease_type);
     if (lease == NULL) {
-        int fd = segment_fd(reader->segment);
-        if (fd >= 0)
-            set_lock(fd, F_UNLCK, slot);
+        set_lock(fd, F_UNLCK, slot);
         return NULL;
     }
-    Py_INCREF((PyObject *)reader);
-    lease->reader = reader;
+    lease->reader = (Reader *)Py_NewRef((PyObject *)reader);
     lease->header = NULL;
     lease->slot = slot;
     lease->sequence = sequence;
@@ -518,9 +610,9 @@ static void lease_dealloc(Lease *self)
     PyObject *type = (PyObject *)Py_TYPE((PyObject *)self), *kind, *value, *trace;
     Reader *reader = self->reader;
     PyErr_Fetch(&kind, &value, &trace);
-    int fd = segment_fd(reader->segment);
-    if (fd >= 0)
-        set_lock(fd, F_UNLCK, self->slot);
+    int fd = segment_fd(reader->state, reader->segment);
+    if (fd < -1 || unlock(fd, self->slot) < 0) /* R6 */
+        PyErr_WriteUnraisable(type);
     PyErr_Restore(kind, value, trace);
     if (self->slot != NO_SLOT) { /* only now: a new lease on the slot can never be undone by this unlock */
         reader->held[self->slot] = 0;
@@ -538,16 +630,16 @@ static int lease_buffer(Lease *self, Py_buffer *view, int flags)
     static const struct {
         const char *dtype, format[2];
         Py_ssize_t bytes;
-    } elements[] = {{"|u1", "B", 1}, {"|i1", "b", 1}, {"<u2", "H", 2}, {"<i2", "h", 2}, {"<u4", "I", 4},
-                    {"<i4", "i", 4}, {"<f2", "e", 2}, {"<f4", "f", 4}, {"<f8", "d", 8}, {"|b1", "?", 1},
-                    {"<u8", "Q", 8}, {"<i8", "q", 8}, {NULL, "", 0}};
+    } elements[] = {ELEMENTS, {NULL, "", 0}};
     Reader *reader = self->reader;
-    PyObject *dtype = self->header ? PyTuple_GetItem(self->header, DTYPE) : NULL;
-    PyObject *shape = self->header ? PyTuple_GetItem(self->header, SHAPE) : NULL;
+    PyObject *dtype = self->header ? PyTuple_GetItem(self->header, DTYPE_ITEM) : NULL;
+    PyObject *shape = self->header ? PyTuple_GetItem(self->header, SHAPE_ITEM) : NULL;
     const char *name = dtype ? PyUnicode_AsUTF8AndSize(dtype, NULL) : "";
     int element = 0, axes = shape ? (int)PyTuple_Size(shape) : 0;
-    if (name == NULL)
+    if (name == NULL) {
+        view->obj = NULL;
         return -1;
+    }
     while (elements[element].dtype && strcmp(elements[element].dtype, name))
         element++;
     Py_ssize_t length = elements[element].bytes;
@@ -587,18 +679,22 @@ static PyObject *lease_slot(Reader *self, unsigned slot, uint64_t sequence)
 {
     if (self->held[slot])
         Py_RETURN_NONE;
-    int fd = segment_fd(self->segment);
-    if (fd < -1)
+    int fd = segment_fd(self->state, self->segment);
+    int locked = fd < -1 ? -1 : try_lock(fd, F_RDLCK, slot); /* R2 */
+    if (locked < 0)
         return NULL;
-    if (set_lock(fd, F_RDLCK, slot) == 0) {
+    if (locked) {
+        /* R3: the publisher may have claimed, written and unlocked the slot again between R1 and R2. */
         if (load64(slot_header(self->ring, slot)) == sequence)
-            return new_lease(self, slot, sequence);
-        set_lock(fd, F_UNLCK, slot);
+            return new_lease(self, fd, slot, sequence);
+        if (unlock(fd, slot) < 0)
+            return NULL;
     }
     self->overruns++;
     Py_RETURN_NONE;
 }
 
+/* R1. Another process writes the tail, so the slot's number is checked before it is used. */
 static int choose_newest(const Reader *self, unsigned *slot, uint64_t *sequence)
 {
     uint64_t tail = load64(self->ring + TAIL);
@@ -607,6 +703,7 @@ static int choose_newest(const Reader *self, unsigned *slot, uint64_t *sequence)
     return *sequence && (int64_t)*sequence > self->last && *slot < self->slots;
 }
 
+/* R1 in order: the lowest sequence after the last one. Each is a hint until R3, as the tail is. */
 static int choose_following(const Reader *self, unsigned *slot, uint64_t *sequence)
 {
     long long after = self->last > self->history_after ? self->last : self->history_after;
@@ -621,41 +718,40 @@ static int choose_following(const Reader *self, unsigned *slot, uint64_t *sequen
     return *sequence != UINT64_MAX;
 }
 
-/* The slot's header as a FrameHeader, and its numbers. Its description is nearly always that of the frame before. */
-static PyObject *read_header(Reader *self, unsigned slot, int64_t numbers[HEIGHT])
+/* R4: the slot's header as a FrameHeader, and its numbers. Its description is nearly always that of the frame before. */
+static PyObject *read_header(Reader *self, unsigned slot, int64_t numbers[HEADER_NUMBERS])
 {
+    static const char is_signed[HEADER_NUMBERS] = SIGNED_NUMBERS;
     const uint8_t *at = slot_header(self->ring, slot);
     char description[DESCRIPTION_BYTES];
-    memcpy(numbers, at + SLOT_FIELDS, HEIGHT * sizeof *numbers);
+    memcpy(numbers, (const uint64_t *)at + EPOCH_WORD, HEADER_NUMBERS * sizeof *numbers);
+    /* Copied before it is checked: the memory is shared, and its writer may be hostile. */
     memcpy(description, at + SLOT_DESCRIPTION, sizeof description);
     if (self->described == NULL || memcmp(description, self->description, sizeof description)) {
         PyObject *described = PyObject_CallFunction(
-            check_description, "y#K", description, (Py_ssize_t)sizeof description, self->slot_bytes);
+            self->state->check_description, "y#K", description, (Py_ssize_t)sizeof description, self->slot_bytes);
         if (described == NULL)
             return NULL;
-        Py_XDECREF(self->described);
-        self->described = described;
+        set_reference(&self->described, described);
         memcpy(self->description, description, sizeof description);
     }
     PyObject *items = PyTuple_New(HEADER_ITEMS);
     for (int item = 0; items && item < HEADER_ITEMS; item++) {
-        PyObject *value = item <= SEQUENCE ? PyLong_FromUnsignedLongLong((uint64_t)numbers[item])
-                          : item < HEIGHT  ? PyLong_FromLongLong(numbers[item])
-                                           : PyTuple_GetItem(self->described, item - HEIGHT);
-        if (value == NULL) {
-            Py_DECREF(items);
-            return NULL;
-        }
-        if (item >= HEIGHT)
-            Py_INCREF(value);
-        PyTuple_SetItem(items, item, value);
+        PyObject *value = item >= HEADER_NUMBERS
+                              ? Py_XNewRef(PyTuple_GetItem(self->described, item - HEADER_NUMBERS))
+                          : is_signed[item] ? PyLong_FromLongLong(numbers[item])
+                                            : PyLong_FromUnsignedLongLong((uint64_t)numbers[item]);
+        if (value == NULL)
+            Py_CLEAR(items);
+        else
+            PyTuple_SetItem(items, item, value);
     }
     PyObject *arguments = items ? PyTuple_Pack(1, items) : NULL;
     Py_XDECREF(items);
     if (arguments == NULL)
         return NULL;
     newfunc new_tuple = (newfunc)PyType_GetSlot(&PyTuple_Type, Py_tp_new);
-    PyObject *header = new_tuple((PyTypeObject *)header_type, arguments, NULL);
+    PyObject *header = new_tuple(self->state->header_type, arguments, NULL);
     Py_DECREF(arguments);
     return header;
 }
@@ -670,24 +766,23 @@ static void write_report(const Reader *self)
 static int accept_frame(Reader *self, Lease *lease)
 {
     long long last = self->last, sequence = (long long)lease->sequence;
-    int64_t numbers[HEIGHT], now = now_ns();
-    self->last = sequence;
+    int64_t numbers[HEADER_NUMBERS], now = now_ns();
+    self->last = sequence; /* seen, even if its header is invalid: a subscriber that went back to it would never get past it */
     lease->header = read_header(self, lease->slot, numbers);
-    if (lease->header == NULL && !PyErr_ExceptionMatches(layout_mismatch))
+    if (lease->header == NULL && !PyErr_ExceptionMatches(self->state->layout_mismatch))
         return -1;
     PyErr_Clear();
-    if (lease->header == NULL || numbers[SEQUENCE] != sequence) {
+    if (lease->header == NULL || numbers[SEQUENCE_ITEM] != sequence) {
         self->rejected++;
         return 0;
     }
-    uint64_t skipped = last >= 0 ? (uint64_t)(sequence - last - 1) : 0;
-    Py_XDECREF(lease->skipped);
-    lease->skipped = PyLong_FromUnsignedLongLong(skipped);
+    uint64_t skipped = last >= 0 ? lease->sequence - (uint64_t)last - 1 : 0;
+    set_reference(&lease->skipped, PyLong_FromUnsignedLongLong(skipped));
     if (lease->skipped == NULL)
         return -1;
     self->received++;
     self->skipped += skipped;
-    uint64_t age = numbers[CAPTURED_NS] < now ? (uint64_t)now - (uint64_t)numbers[CAPTURED_NS] : 0;
+    uint64_t age = numbers[CAPTURED_NS_ITEM] < now ? (uint64_t)now - (uint64_t)numbers[CAPTURED_NS_ITEM] : 0;
     uint64_t report[] = {self->received, self->skipped, (uint64_t)sequence, self->leases, age, (uint64_t)now};
     memcpy(self->report, report, sizeof report);
     write_report(self);
@@ -699,7 +794,7 @@ static PyObject *reader_take(Reader *self, PyObject *nothing)
     unsigned slot;
     uint64_t sequence;
     (void)nothing;
-    for (int look = 0; look < LOOKS; look++) {
+    for (int attempt = 0; attempt < MAX_RETRIES; attempt++) {
         int in_order = self->last < self->history_end || (self->every && self->last >= 0);
         if (!(in_order ? choose_following(self, &slot, &sequence) : choose_newest(self, &slot, &sequence)))
             break;
@@ -714,8 +809,12 @@ static PyObject *reader_take(Reader *self, PyObject *nothing)
     Py_RETURN_NONE;
 }
 
-static PyObject *reader_look(Reader *self, PyObject *until)
+static PyObject *reader_look(Reader *self, ARGUMENTS)
 {
+    static const Parameters parameters = {"look", 1, 1, {"until_ns"}};
+    PyObject *until;
+    if (sort_arguments(&parameters, arguments, count, keywords, &until) < 0)
+        return NULL;
     int64_t until_ns = PyLong_AsLongLong(until);
     uint64_t unseen = (uint64_t)(self->last < 0 ? 1 : self->last + 1) << 8;
     if (PyErr_Occurred())
@@ -732,12 +831,14 @@ static PyObject *reader_look(Reader *self, PyObject *until)
     return reader_take(self, NULL);
 }
 
-static PyObject *reader_sleep(Reader *self, PyObject *const *arguments, Py_ssize_t count)
+static PyObject *reader_sleep(Reader *self, ARGUMENTS)
 {
-    if (!has_arguments(count, 2))
+    static const Parameters parameters = {"sleep", 2, 2, {"event", "timeout_ns"}};
+    PyObject *found[2];
+    if (sort_arguments(&parameters, arguments, count, keywords, found) < 0)
         return NULL;
-    uint32_t event = (uint32_t)PyLong_AsUnsignedLongMask(arguments[0]);
-    int64_t timeout_ns = PyLong_AsLongLong(arguments[1]);
+    uint32_t event = (uint32_t)PyLong_AsUnsignedLongMask(found[0]);
+    int64_t timeout_ns = PyErr_Occurred() ? 0 : PyLong_AsLongLong(found[1]);
     if (PyErr_Occurred())
         return NULL;
     struct timespec timeout = {.tv_sec = timeout_ns / 1000000000, .tv_nsec = timeout_ns % 1000000000};
@@ -749,37 +850,43 @@ static PyObject *reader_sleep(Reader *self, PyObject *const *arguments, Py_ssize
 
 static PyObject *reader_rehearse(Reader *self, PyObject *nothing)
 {
-    int fd = segment_fd(self->segment);
+    int fd = segment_fd(self->state, self->segment);
     unsigned slot = load64(self->ring + TAIL) & 0xFF;
     (void)nothing;
     if (fd < -1)
         return NULL;
-    if (slot >= self->slots || set_lock(fd, F_RDLCK, NO_SLOT) < 0)
+    if (slot >= self->slots)
         Py_RETURN_NONE;
-    int64_t numbers[HEIGHT];
+    int locked = try_lock(fd, F_RDLCK, NO_SLOT);
+    if (locked < 0)
+        return NULL;
+    if (!locked)
+        Py_RETURN_NONE;
+    int64_t numbers[HEADER_NUMBERS];
     write_report(self);
-    Lease *lease = (Lease *)new_lease(self, NO_SLOT, 0);
+    Lease *lease = (Lease *)new_lease(self, fd, NO_SLOT, 0);
     if (lease == NULL || (lease->header = read_header(self, slot, numbers)) != NULL)
         return (PyObject *)lease;
     PyObject *result = NULL;
-    if (PyErr_ExceptionMatches(layout_mismatch)) { /* it may be in the middle of being written */
+    if (PyErr_ExceptionMatches(self->state->layout_mismatch)) { /* it may be in the middle of being written */
         PyErr_Clear();
-        result = Py_None;
-        Py_INCREF(result);
+        result = Py_NewRef(Py_None);
     }
     Py_DECREF((PyObject *)lease);
     return result;
 }
 
-static PyObject *reader_report_to(Reader *self, PyObject *record)
+static PyObject *reader_report_to(Reader *self, ARGUMENTS)
 {
-    uint8_t *address = segment_address(record);
+    static const Parameters parameters = {"report_to", 1, 1, {"record"}};
+    PyObject *record;
+    if (sort_arguments(&parameters, arguments, count, keywords, &record) < 0)
+        return NULL;
+    uint8_t *address = segment_address(self->state, record);
     if (address == NULL)
         return NULL;
-    Py_INCREF(record);
-    Py_XDECREF(self->record);
-    self->record = record;
     self->record_address = address;
+    set_reference(&self->record, Py_NewRef(record));
     Py_RETURN_NONE;
 }
 
@@ -800,18 +907,21 @@ static PyObject *reader_held(Reader *self, PyObject *nothing)
     return result;
 }
 
-static PyObject *reader_resume_from(Reader *self, PyObject *const *arguments, Py_ssize_t count)
+static PyObject *reader_resume_from(Reader *self, ARGUMENTS)
 {
-    if (!has_arguments(count, 2))
+    static const Parameters parameters = {"resume_from", 2, 2, {"earlier", "first_sequence"}};
+    PyObject *found[2];
+    if (sort_arguments(&parameters, arguments, count, keywords, found) < 0)
         return NULL;
-    long long before = PyLong_AsLongLong(arguments[1]) - 1;
+    long long before = PyLong_AsLongLong(found[1]);
     if (PyErr_Occurred())
         return NULL;
-    if (Py_TYPE(arguments[0]) != Py_TYPE((PyObject *)self)) {
+    if (Py_TYPE(found[0]) != self->state->reader_type) {
         PyErr_SetString(PyExc_TypeError, "a reader resumes from a reader");
         return NULL;
     }
-    const Reader *earlier = (const Reader *)arguments[0];
+    const Reader *earlier = (const Reader *)found[0];
+    before--;
     self->last = earlier->last < before ? earlier->last : before;
     if (self->every && self->last >= 0)
         self->history_after = 0;
@@ -829,8 +939,9 @@ static PyObject *reader_new(PyTypeObject *type, PyObject *arguments, PyObject *n
     unsigned long long slot_bytes, first_slot;
     long long history;
     int every;
-    if (named != NULL ||
-        !PyArg_ParseTuple(arguments, "OIKKpL", &segment, &slots, &slot_bytes, &first_slot, &every, &history))
+    static char *names[] = {"segment", "slots", "slot_bytes", "first_slot", "every", "history", NULL};
+    if (!PyArg_ParseTupleAndKeywords(arguments, named, "OIKKpL:Reader", names, &segment, &slots, &slot_bytes, &first_slot,
+                                     &every, &history))
         return NULL;
     Reader *self = new_on_ring(type, segment);
     if (self == NULL)
@@ -858,29 +969,32 @@ static void reader_dealloc(Reader *self)
 
 /* ---- the module ---------------------------------------------------------------------------------------------- */
 
-#define FAST(function) ((PyCFunction)(void (*)(void))(function))
+#define METHOD(name, function, doc) \
+    {name, (PyCFunction)(void (*)(void))(function), METH_FASTCALL | METH_KEYWORDS, PyDoc_STR(doc)}
+#define MEMBER(name, type, owner, field, doc) {name, type, offsetof(owner, field), READONLY, PyDoc_STR(doc)}
 
 static PyMethodDef writer_methods[] = {
-    {"claim", (PyCFunction)writer_claim, METH_O, NULL},
-    {"publish", FAST(writer_publish), METH_FASTCALL, NULL},
-    {"close", (PyCFunction)writer_close, METH_O, NULL},
-    {"watch", (PyCFunction)writer_watch, METH_O, NULL},
+    METHOD("claim", writer_claim, WRITER_CLAIM_DOC),
+    METHOD("publish", writer_publish, WRITER_PUBLISH_DOC),
+    METHOD("close", writer_close, WRITER_CLOSE_DOC),
+    METHOD("watch", writer_watch, WRITER_WATCH_DOC),
     {NULL, NULL, 0, NULL},
 };
 
 static PyGetSetDef writer_properties[] = {
-    {"loans", (getter)writer_loans, NULL, NULL, NULL},
+    {"loans", (getter)writer_loans, NULL, PyDoc_STR(WRITER_LOANS_DOC), NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
 static PyMemberDef writer_members[] = {
-    {"segment", T_OBJECT_EX, offsetof(Writer, segment), READONLY, NULL},
-    {"next_sequence", T_ULONGLONG, offsetof(Writer, next_sequence), READONLY, NULL},
-    {"lost", T_ULONGLONG, offsetof(Writer, lost), READONLY, NULL},
+    MEMBER("segment", T_OBJECT_EX, Writer, segment, WRITER_SEGMENT_DOC),
+    MEMBER("next_sequence", T_ULONGLONG, Writer, next_sequence, WRITER_NEXT_SEQUENCE_DOC),
+    MEMBER("lost", T_ULONGLONG, Writer, lost, WRITER_LOST_DOC),
     {NULL, 0, 0, 0, NULL},
 };
 
 static PyType_Slot writer_slots[] = {
+    {Py_tp_doc, (void *)PyDoc_STR(WRITER_DOC)},
     {Py_tp_new, writer_new},
     {Py_tp_dealloc, writer_dealloc},
     {Py_tp_methods, writer_methods},
@@ -889,35 +1003,36 @@ static PyType_Slot writer_slots[] = {
     {0, NULL},
 };
 
+/* No type may be subclassed, so that an object's own type knows the module. */
 static PyType_Spec writer_spec = {"framebus.ring._ring_c.Writer", sizeof(Writer), 0, Py_TPFLAGS_DEFAULT, writer_slots};
 
 static PyMethodDef claim_methods[] = {
-    {"abandon", (PyCFunction)claim_abandon, METH_NOARGS, NULL},
+    {"abandon", (PyCFunction)claim_abandon, METH_NOARGS, PyDoc_STR(CLAIM_ABANDON_DOC)},
     {NULL, NULL, 0, NULL},
 };
 
 static PyObject *claim_memory(PyObject *self, void *nothing)
 {
     (void)nothing;
-    Py_INCREF(self);
-    return self;
+    return Py_NewRef(self);
 }
 
 static PyGetSetDef claim_properties[] = {
-    {"memory", claim_memory, NULL, NULL, NULL},
+    {"memory", claim_memory, NULL, PyDoc_STR(CLAIM_MEMORY_DOC), NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
 static PyMemberDef claim_members[] = {
-    {"writer", T_OBJECT_EX, offsetof(Claim, writer), READONLY, NULL},
-    {"slot", T_OBJECT_EX, offsetof(Claim, number), READONLY, NULL},
-    {"is_open", T_OBJECT_EX, offsetof(Claim, is_open), READONLY, NULL},
-    {"now_ns", T_OBJECT_EX, offsetof(Claim, now_ns), READONLY, NULL},
-    {"now_wall_ns", T_OBJECT_EX, offsetof(Claim, now_wall_ns), READONLY, NULL},
+    MEMBER("writer", T_OBJECT_EX, Claim, writer, CLAIM_WRITER_DOC),
+    MEMBER("slot", T_OBJECT_EX, Claim, number, CLAIM_SLOT_DOC),
+    MEMBER("is_open", T_OBJECT_EX, Claim, is_open, CLAIM_IS_OPEN_DOC),
+    MEMBER("now_ns", T_OBJECT_EX, Claim, now_ns, CLAIM_NOW_NS_DOC),
+    MEMBER("now_wall_ns", T_OBJECT_EX, Claim, now_wall_ns, CLAIM_NOW_WALL_NS_DOC),
     {NULL, 0, 0, 0, NULL},
 };
 
 static PyType_Slot claim_slots[] = {
+    {Py_tp_doc, (void *)PyDoc_STR(CLAIM_DOC)},
     {Py_tp_dealloc, claim_dealloc},
     {Py_tp_methods, claim_methods},
     {Py_tp_members, claim_members},
@@ -930,28 +1045,29 @@ static PyType_Spec claim_spec = {
     "framebus.ring._ring_c.Claim", sizeof(Claim), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, claim_slots};
 
 static PyMethodDef reader_methods[] = {
-    {"take", (PyCFunction)reader_take, METH_NOARGS, NULL},
-    {"look", (PyCFunction)reader_look, METH_O, NULL},
-    {"sleep", FAST(reader_sleep), METH_FASTCALL, NULL},
-    {"rehearse", (PyCFunction)reader_rehearse, METH_NOARGS, NULL},
-    {"report_to", (PyCFunction)reader_report_to, METH_O, NULL},
-    {"held", (PyCFunction)reader_held, METH_NOARGS, NULL},
-    {"resume_from", FAST(reader_resume_from), METH_FASTCALL, NULL},
+    {"take", (PyCFunction)reader_take, METH_NOARGS, PyDoc_STR(READER_TAKE_DOC)},
+    METHOD("look", reader_look, READER_LOOK_DOC),
+    METHOD("sleep", reader_sleep, READER_SLEEP_DOC),
+    {"rehearse", (PyCFunction)reader_rehearse, METH_NOARGS, PyDoc_STR(READER_REHEARSE_DOC)},
+    METHOD("report_to", reader_report_to, READER_REPORT_TO_DOC),
+    {"held", (PyCFunction)reader_held, METH_NOARGS, PyDoc_STR(READER_HELD_DOC)},
+    METHOD("resume_from", reader_resume_from, READER_RESUME_FROM_DOC),
     {NULL, NULL, 0, NULL},
 };
 
 static PyMemberDef reader_members[] = {
-    {"segment", T_OBJECT_EX, offsetof(Reader, segment), READONLY, NULL},
-    {"last", T_LONGLONG, offsetof(Reader, last), READONLY, NULL},
-    {"received", T_ULONGLONG, offsetof(Reader, received), READONLY, NULL},
-    {"skipped", T_ULONGLONG, offsetof(Reader, skipped), READONLY, NULL},
-    {"overruns", T_ULONGLONG, offsetof(Reader, overruns), READONLY, NULL},
-    {"rejected", T_ULONGLONG, offsetof(Reader, rejected), READONLY, NULL},
-    {"leases", T_UINT, offsetof(Reader, leases), READONLY, NULL},
+    MEMBER("segment", T_OBJECT_EX, Reader, segment, READER_SEGMENT_DOC),
+    MEMBER("last", T_LONGLONG, Reader, last, READER_LAST_DOC),
+    MEMBER("received", T_ULONGLONG, Reader, received, READER_RECEIVED_DOC),
+    MEMBER("skipped", T_ULONGLONG, Reader, skipped, READER_SKIPPED_DOC),
+    MEMBER("overruns", T_ULONGLONG, Reader, overruns, READER_OVERRUNS_DOC),
+    MEMBER("rejected", T_ULONGLONG, Reader, rejected, READER_REJECTED_DOC),
+    MEMBER("leases", T_UINT, Reader, leases, READER_LEASES_DOC),
     {NULL, 0, 0, 0, NULL},
 };
 
 static PyType_Slot reader_slots[] = {
+    {Py_tp_doc, (void *)PyDoc_STR(READER_DOC)},
     {Py_tp_new, reader_new},
     {Py_tp_dealloc, reader_dealloc},
     {Py_tp_methods, reader_methods},
@@ -962,15 +1078,16 @@ static PyType_Slot reader_slots[] = {
 static PyType_Spec reader_spec = {"framebus.ring._ring_c.Reader", sizeof(Reader), 0, Py_TPFLAGS_DEFAULT, reader_slots};
 
 static PyMemberDef lease_members[] = {
-    {"reader", T_OBJECT_EX, offsetof(Lease, reader), READONLY, NULL},
-    {"header", T_OBJECT_EX, offsetof(Lease, header), 0, NULL},
-    {"slot", T_UINT, offsetof(Lease, slot), READONLY, NULL},
-    {"sequence", T_ULONGLONG, offsetof(Lease, sequence), READONLY, NULL},
-    {"skipped", T_OBJECT_EX, offsetof(Lease, skipped), READONLY, NULL},
+    MEMBER("reader", T_OBJECT_EX, Lease, reader, LEASE_READER_DOC),
+    {"header", T_OBJECT_EX, offsetof(Lease, header), 0, PyDoc_STR(LEASE_HEADER_DOC)},
+    MEMBER("slot", T_UINT, Lease, slot, LEASE_SLOT_DOC),
+    MEMBER("sequence", T_ULONGLONG, Lease, sequence, LEASE_SEQUENCE_DOC),
+    MEMBER("skipped", T_OBJECT_EX, Lease, skipped, LEASE_SKIPPED_DOC),
     {NULL, 0, 0, 0, NULL},
 };
 
 static PyType_Slot lease_slots[] = {
+    {Py_tp_doc, (void *)PyDoc_STR(LEASE_DOC)},
     {Py_tp_dealloc, lease_dealloc},
     {Py_tp_members, lease_members},
     {Py_bf_getbuffer, lease_buffer},
@@ -980,45 +1097,110 @@ static PyType_Slot lease_slots[] = {
 static PyType_Spec lease_spec = {
     "framebus.ring._ring_c.Lease", sizeof(Lease), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, lease_slots};
 
-static struct PyModuleDef definition = {
-    .m_base = PyModuleDef_HEAD_INIT, .m_name = "framebus.ring._ring_c", .m_size = -1};
-
-PyMODINIT_FUNC PyInit__ring_c(void)
+/* An attribute of another module; NULL with an exception. */
+static PyObject *imported(const char *module_name, const char *name)
 {
-    PyObject *module = PyModule_Create(&definition);
-    PyObject *headers = PyImport_ImportModule("framebus.ring.frame_header"), *errors = PyImport_ImportModule("framebus.errors");
-    if (module == NULL || headers == NULL || errors == NULL)
-        return NULL;
-    header_type = PyObject_GetAttrString(headers, "FrameHeader");
-    check_description = PyObject_GetAttrString(headers, "check_description");
-    layout_mismatch = PyObject_GetAttrString(errors, "LayoutMismatch");
-    Py_DECREF(headers);
-    Py_DECREF(errors);
-    PyObject *writer_type = PyType_FromSpec(&writer_spec), *reader_type = PyType_FromSpec(&reader_spec);
-    claim_type = PyType_FromSpec(&claim_spec);
-    lease_type = PyType_FromSpec(&lease_spec);
-    fd_name = PyUnicode_InternFromString("fd");
-    address_name = PyUnicode_InternFromString("address");
-    if (!header_type || !check_description || !layout_mismatch || !writer_type || !reader_type || !claim_type || !lease_type ||
-        !fd_name || !address_name ||
-        PyModule_AddObjectRef(module, "Writer", writer_type) ||
-        PyModule_AddObjectRef(module, "Reader", reader_type) || PyModule_AddObjectRef(module, "Lease", lease_type) ||
-        PyModule_AddObjectRef(module, "Claim", claim_type) ||
-        PyModule_AddIntConstant(module, "TAIL", TAIL) || PyModule_AddIntConstant(module, "EVENT", EVENT) ||
-        PyModule_AddIntConstant(module, "SLOT_TABLE", SLOT_TABLE) ||
-        PyModule_AddIntConstant(module, "SLOT_HEADER_BYTES", SLOT_HEADER_BYTES) ||
-        PyModule_AddIntConstant(module, "SLOT_FIELDS", SLOT_FIELDS) ||
-        PyModule_AddIntConstant(module, "SLOT_DESCRIPTION", SLOT_DESCRIPTION) ||
-        PyModule_AddIntConstant(module, "DESCRIPTION_BYTES", DESCRIPTION_BYTES) ||
-        PyModule_AddIntConstant(module, "RECORD_RECEIVED", RECORD_RECEIVED) ||
-        PyModule_AddIntConstant(module, "RECORD_COUNTERS", RECORD_COUNTERS) ||
-        PyModule_AddIntConstant(module, "MAX_SLOTS", MAX_SLOTS) || PyModule_AddIntConstant(module, "LOOKS", LOOKS) ||
-        PyModule_AddIntConstant(module, "MAX_MESSAGE_BYTES", MAX_MESSAGE_BYTES) ||
-        PyModule_AddIntConstant(module, "LOCK_SLOTS", LOCK_SLOTS)) {
-        Py_DECREF(module);
-        return NULL;
-    }
-    Py_DECREF(writer_type);
-    Py_DECREF(reader_type);
-    return module;
+    PyObject *module = PyImport_ImportModule(module_name);
+    PyObject *value = module ? PyObject_GetAttrString(module, name) : NULL;
+    Py_XDECREF(module);
+    return value;
 }
+
+/* Make a type of the module and add it; NULL with an exception. */
+static PyTypeObject *new_type(PyObject *module, PyType_Spec *spec)
+{
+    PyTypeObject *type = (PyTypeObject *)PyType_FromModuleAndSpec(module, spec, NULL);
+    if (type && PyModule_AddType(module, type) < 0)
+        Py_CLEAR(type);
+    return type;
+}
+
+/* The numbers that were compiled in, by name. A test compares them with those of the modules in Python. */
+static int add_layout(PyObject *module)
+{
+    static const struct {
+        const char *name;
+        long long value;
+    } numbers[] = {
+#define NAME_AND_VALUE(name) {#name, name},
+        EACH_NUMBER(NAME_AND_VALUE)
+#undef NAME_AND_VALUE
+    };
+    PyObject *layout = PyDict_New();
+    int failed = layout == NULL;
+    for (size_t number = 0; !failed && number < sizeof numbers / sizeof *numbers; number++) {
+        PyObject *value = PyLong_FromLongLong(numbers[number].value);
+        failed = value == NULL || PyDict_SetItemString(layout, numbers[number].name, value) < 0;
+        Py_XDECREF(value);
+    }
+    failed = failed || PyModule_AddObjectRef(module, "LAYOUT", layout) < 0;
+    Py_XDECREF(layout);
+    return failed ? -1 : 0;
+}
+
+/* If it fails, CPython ends the module, and with it what the state references until then. */
+static int module_exec(PyObject *module)
+{
+    State *state = PyModule_GetState(module);
+    PyObject *header_type = imported("framebus.ring.frame_header", "FrameHeader");
+    state->header_type = (PyTypeObject *)header_type;
+    return header_type && (state->check_description = imported("framebus.ring.frame_header", "check_description")) &&
+                   (state->layout_mismatch = imported("framebus.errors", "LayoutMismatch")) &&
+                   (state->fd_name = PyUnicode_InternFromString("fd")) &&
+                   (state->address_name = PyUnicode_InternFromString("address")) &&
+                   (state->writer_type = new_type(module, &writer_spec)) &&
+                   (state->claim_type = new_type(module, &claim_spec)) &&
+                   (state->reader_type = new_type(module, &reader_spec)) &&
+                   (state->lease_type = new_type(module, &lease_spec)) && add_layout(module) == 0
+               ? 0
+               : -1;
+}
+
+static int module_traverse(PyObject *module, visitproc visit, void *arg)
+{
+    State *state = PyModule_GetState(module);
+    Py_VISIT(state->writer_type);
+    Py_VISIT(state->claim_type);
+    Py_VISIT(state->reader_type);
+    Py_VISIT(state->lease_type);
+    Py_VISIT(state->header_type);
+    Py_VISIT(state->check_description);
+    Py_VISIT(state->layout_mismatch);
+    return 0;
+}
+
+/* Never while there is an object of a type of the module's: it keeps its type, which keeps the module. */
+static int module_clear(PyObject *module)
+{
+    State *state = PyModule_GetState(module);
+    Py_CLEAR(state->writer_type);
+    Py_CLEAR(state->claim_type);
+    Py_CLEAR(state->reader_type);
+    Py_CLEAR(state->lease_type);
+    Py_CLEAR(state->header_type);
+    Py_CLEAR(state->check_description);
+    Py_CLEAR(state->layout_mismatch);
+    Py_CLEAR(state->fd_name);
+    Py_CLEAR(state->address_name);
+    return 0;
+}
+
+static void module_free(void *module) { module_clear(module); }
+
+static PyModuleDef_Slot module_slots[] = {
+    {Py_mod_exec, module_exec},
+    {0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    .m_base = PyModuleDef_HEAD_INIT,
+    .m_name = "framebus.ring._ring_c",
+    .m_doc = PyDoc_STR("The steps of a hand-over that decide its time, compiled: what :mod:`framebus.ring._ring_py` does."),
+    .m_size = sizeof(State),
+    .m_slots = module_slots,
+    .m_traverse = module_traverse,
+    .m_clear = module_clear,
+    .m_free = module_free,
+};
+
+PyMODINIT_FUNC PyInit__ring_c(void) { return PyModuleDef_Init(&definition); }
