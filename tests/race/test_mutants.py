@@ -12,13 +12,12 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.race.mutants import build
+from tests.race.mutants import SLOW, build
 from tests.support import Program
 
 pytestmark = pytest.mark.long
 
 Start = Callable[..., Program]
-SLOW = "slow between look and lock"
 ROUNDS = 12
 """One is enough on a machine that is not overloaded."""
 
