@@ -13,9 +13,10 @@ from typing import Final, Literal
 from framebus.bus import FrameFormat
 from framebus.cli.output import columns, wrap, write, write_json
 from framebus.cli.show import PATIENCE_S
-from framebus.errors import FramebusError
+from framebus.errors import FramebusError, UnsupportedEnvironment
 from framebus.inspect.leftovers import Leftover, find_leftovers
 from framebus.inspect.streams import StreamInfo, UnreadableStream, survey
+from framebus.ring import backend
 from framebus.ring.layout import PAGE_BYTES, Geometry
 from framebus.shm.directory import check_directory, directory_fault
 from framebus.shm.identity import as_user, describe_user, is_unmapped
@@ -68,7 +69,7 @@ class Finding:
 def run_doctor(options: argparse.Namespace) -> int:
     """Print what is wrong and what to do; exit status 1 when there is a problem."""
     found = survey(patience_s=PATIENCE_S)
-    findings = [*_check_directory(has_streams=bool(found)), *map(_judge_stream, found)]
+    findings = [*_check_directory(has_streams=bool(found)), _judge_backend(), *map(_judge_stream, found)]
     unreadable = {companion_path(stream.name, "ring") for stream in found if isinstance(stream, UnreadableStream)}
     findings += [
         _judge_leftover(leftover)
@@ -117,6 +118,22 @@ def _check_directory(*, has_streams: bool) -> Iterator[Finding]:
             yield Finding("note", what, SHARE_IT)
         else:
             yield Finding("note", "no streams")
+
+
+def _judge_backend() -> Finding:
+    """Judge how this installation takes the steps of a hand-over."""
+    used = f"backend: {backend.name()}"
+    try:
+        backend.check()
+    except UnsupportedEnvironment as error:
+        what, _, remedy = str(error).rpartition(": ")
+        return Finding("problem", what or remedy, remedy if what else f"unset {backend.BACKEND}")
+    if backend.missing:
+        what = f"{used}, because the compiled part of framebus was not built ({backend.missing})"
+        return Finding("warning", f"{what}: a hand-over takes about half as long again", backend.REMEDY)
+    if backend.name() == "python":
+        return Finding("note", f"{used}, because {backend.BACKEND}={backend.asked} asks for it")
+    return Finding("ok", used)
 
 
 def _judge_room(status: os.stat_result, space: os.statvfs_result, kind: str) -> Finding:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 
@@ -39,3 +41,37 @@ def test_what_cannot_be_had_is_said_where_a_stream_is_opened(call: str) -> None:
     told = run("c", HIDE + OPEN.format(call))
     assert told.startswith("FRAMEBUS_BACKEND=c asks for the compiled part of framebus, which was not built")
     assert run("rust", OPEN.format(call)) == "FRAMEBUS_BACKEND is one of auto, c, python, not 'rust'"
+
+
+DOCTOR = "from framebus.cli import main; main(['doctor', '--json'])"
+
+
+def told_by_doctor(backend: str, before: str = "") -> tuple[str, str, str]:
+    """Level, sight and remedy of the only thing that the doctor says of the backend."""
+    findings = json.loads(run(backend, before + DOCTOR))
+    (found,) = (finding for finding in findings if re.match("backend: |FRAMEBUS_BACKEND", finding["what"]))
+    return found["level"], found["what"], found["remedy"]
+
+
+@pytest.mark.usefixtures("compiled_steps")
+def test_the_doctor_names_the_backend() -> None:
+    assert told_by_doctor("auto") == ("ok", "backend: c", "")
+    asked = "backend: python, because FRAMEBUS_BACKEND=python asks for it"
+    assert told_by_doctor("python") == ("note", asked, "")
+
+
+def test_the_doctor_says_how_to_get_the_compiled_backend() -> None:
+    level, what, remedy = told_by_doctor("auto", HIDE)
+    assert level == "warning"
+    assert what.startswith("backend: python, because the compiled part of framebus was not built (")
+    assert remedy == "install a C compiler, Python's headers and framebus again"
+
+
+def test_the_doctor_has_a_problem_with_a_backend_that_cannot_be_had() -> None:
+    level, what, remedy = told_by_doctor("c", HIDE)
+    assert (level, remedy) == (
+        "problem", "install a C compiler, Python's headers and framebus again, or unset the variable",
+    )  # fmt: skip
+    assert what.startswith("FRAMEBUS_BACKEND=c asks for the compiled part of framebus, which was not built (")
+    told = "FRAMEBUS_BACKEND is one of auto, c, python, not 'rust'"
+    assert told_by_doctor("rust") == ("problem", told, "unset FRAMEBUS_BACKEND")
