@@ -189,9 +189,10 @@ def test_only_a_held_lock_is_a_held_slot(
 ) -> None:
     if backend == "c":
         request.getfixturevalue("compiled_steps")
+    preloaded = os.environ.get("LD_PRELOAD", "")  # a sanitizer's library must come first
     done = subprocess.run(
         [sys.executable, "-c", ASK, stream, str(number)],
-        env={**os.environ, "FRAMEBUS_BACKEND": backend, "LD_PRELOAD": str(shim), "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "FRAMEBUS_BACKEND": backend, "LD_PRELOAD": f"{preloaded} {shim}", "PYTHONPATH": str(ROOT)},
         cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
