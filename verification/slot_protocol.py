@@ -30,13 +30,13 @@ class Protocol:
     """The order of the steps, and what a mutant may change."""
 
     publish: tuple[str, ...] = ("lock", "zero", "first", "second", "header", "seq", "unlock", "tail", "event")
-    """``first`` and ``second`` are the halves of the pixels."""
+    """P1 to P8, of which P3 is two: ``first`` and ``second`` are the halves of the pixels."""
     lease: tuple[str, ...] = ("lock", "check", "header")
-    """``header`` reads it and compares its sequence."""
+    """R2 to R4: ``header`` reads it and compares its sequence."""
     release: tuple[str, ...] = ("unlock", "return")
-    """``return`` lets the subscriber count one lease less."""
+    """R6: ``return`` lets the subscriber count one lease less."""
     look: tuple[str, ...] = ("event", "tail")
-    """The words that are read before a subscriber sleeps, in order."""
+    """The words that are read before a subscriber sleeps, in order: the second is R1."""
     unlocks_after_check: bool = True
     spares_newest: bool = True
     spares_loans: bool = True

@@ -127,7 +127,7 @@ class PublisherRing:
         words = segment.words
         newest = max(range(self.geometry.slots), key=lambda slot: words[SEQ_WORDS[slot]])
         if words[SEQ_WORDS[newest]] > words[TAIL_WORD] >> 8:
-            # Its publisher died between the steps 5 and 7. Left so, the slot could be claimed as an old one, and the
+            # Its publisher died between P5 and P7. Left so, the slot could be claimed as an old one, and the
             # sequence, which may have been seen, would be given again after one more death.
             words[TAIL_WORD] = words[SEQ_WORDS[newest]] << 8 | newest
         self.segment: Segment = segment
