@@ -6,6 +6,7 @@ The tests run in a copy of this checkout whose compiled module is instrumented, 
 from __future__ import annotations
 
 import os
+import secrets
 import shlex
 import shutil
 import subprocess
@@ -19,7 +20,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.race.mutants import C_SOURCE, compile_steps, replace_tokens
-from tests.support import ROOT, lacks
+from tests.support import ROOT, SHM, files_of, lacks
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
@@ -33,7 +34,27 @@ LEFT_OUT_TESTS = (
     "--ignore=tests/framebus/bus/test_trust.py",  # its publishers live too briefly for a process that starts so slowly
     "--deselect=tests/framebus/ring/test_twins.py::test_the_stub_describes_the_compiled_module",  # long; mypy alone
 )
-Run = Callable[[str, str], "Answer"]
+PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "--capture=sys", "-m", "not long")
+HAND_OVERS = """
+import socket, sys
+from framebus.ring.frame_header import Description
+from framebus.ring.layout import Geometry
+from framebus.ring.message import Message
+from framebus.ring.publisher_ring import PublisherRing
+from framebus.ring.subscriber_ring import SubscriberRing
+
+publisher = PublisherRing(sys.argv[1], Geometry.for_frames(4, 6))
+reader = SubscriberRing(sys.argv[1]).reader
+ours, theirs = socket.socketpair()
+for _ in range(4):  # each slot
+    claim = publisher.writer.claim(Description(2, 3, 1, "|u1", "gray").pack())
+    publisher.writer.publish(claim, 1, 2, [ours], Message(bytes(25), 0, 8, 9, 17))
+    lease = reader.take()
+    del lease
+ours.close()
+theirs.close()
+print("done")
+"""
 
 
 def runtime() -> str:
@@ -49,7 +70,7 @@ def runtime() -> str:
 
 
 class Answer(NamedTuple):
-    """What a run of tests came to."""
+    """What a program came to."""
 
     status: int
     output: str
@@ -57,9 +78,12 @@ class Answer(NamedTuple):
     """What the sanitizers found, in all processes."""
 
 
+Run = Callable[..., Answer]
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Run]:
-    """Runs tests, named on pytest's command line, with the steps of a source in C."""
+    """Runs Python with the steps of a source in C: ``run(source, *arguments)``."""
     preloaded = runtime()
     reports = Path(tempfile.mkdtemp(prefix="framebus-sanitizer-"))
     reports.chmod(0o1777)  # some tests act as other users, who may not enter pytest's folders
@@ -80,13 +104,12 @@ def run(tmp_path: Path) -> Iterator[Run]:
         "PYTHONMALLOC": "malloc",
     }
 
-    def run(source: str, arguments: str) -> Answer:
+    def run(source: str, *arguments: str) -> Answer:
         compile_steps(source, tmp_path / "framebus/ring/_ring_c.abi3.so", *SANITIZERS)
-        options = ["-q", "-p", "no:cacheprovider", "--capture=sys", "-m", "not long"]
-        command = [sys.executable, "-m", "pytest", *options, *arguments.split()]
         done = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=550, check=False
-        )
+            [sys.executable, *arguments],
+            cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=550, check=False,
+        )  # fmt: skip
         told = [path.read_text() for path in sorted(reports.iterdir())]
         told += [line for line in done.stderr.splitlines() if "runtime error: " in line]
         return Answer(done.returncode, done.stderr + done.stdout, "\n".join(told))
@@ -96,10 +119,23 @@ def run(tmp_path: Path) -> Iterator[Run]:
 
 
 def test_the_tests_of_ring_and_bus_find_no_fault(run: Run) -> None:
-    done = run(C_SOURCE.read_text(), " ".join(TESTS + LEFT_OUT_TESTS))
+    done = run(C_SOURCE.read_text(), *PYTEST, *TESTS, *LEFT_OUT_TESTS)
     assert done.reports == ""
     assert done.status == 0, done.output
     assert " passed" in done.output.splitlines()[-1]
+
+
+@pytest.fixture
+def left_stream() -> Iterator[str]:
+    """A stream name whose files a process may leave that ends as a sanitizer ends one."""
+    name = f"test-{secrets.token_hex(6)}"
+    yield name
+    for file in files_of(name):
+        (SHM / file).unlink()
+
+
+def test_without_a_fault_the_hand_overs_find_none(run: Run, left_stream: str) -> None:
+    assert run(C_SOURCE.read_text(), "-c", HAND_OVERS, left_stream) == (0, "done\n", "")
 
 
 @pytest.mark.parametrize(
@@ -114,8 +150,7 @@ def test_the_tests_of_ring_and_bus_find_no_fault(run: Run) -> None:
         ),
     ],
 )
-def test_a_fault_is_found(run: Run, piece: str, instead: str, told: str) -> None:
-    source = replace_tokens(C_SOURCE.read_text(), piece, instead)
-    done = run(source, "tests/framebus/ring/test_steps.py")
+def test_a_fault_is_found(run: Run, left_stream: str, piece: str, instead: str, told: str) -> None:
+    done = run(replace_tokens(C_SOURCE.read_text(), piece, instead), "-c", HAND_OVERS, left_stream)
     assert done.status != 0
     assert told in done.reports
