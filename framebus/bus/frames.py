@@ -48,7 +48,7 @@ class Frame:
             FrameReleased: The frame was released, or belongs to the parent process.
         """
         lease = self._lease
-        if lease is None or lease.reader.segment.fd < 0:  # the hot path: no call but where it is needed
+        if lease is None or lease.is_inherited:  # hot path: no call unless it is needed
             lease = self._held()
         if self._pixels is None:
             self._pixels = np.asarray(lease)
@@ -140,7 +140,7 @@ class Frame:
         lease = self._lease
         if lease is None:
             raise FrameReleased("the frame was released; keep a view on its pixels, or a copy, to use them longer")
-        if lease.reader.segment.fd < 0:
+        if lease.is_inherited:
             raise FrameReleased(
                 "the frame belongs to the parent process, which may let its slot be written again at any time: copy "
                 "what a child needs before the fork, or subscribe in the child"
@@ -195,7 +195,7 @@ class Frame:
 
     def __repr__(self) -> str:
         lease = self._lease
-        state = "released" if lease is None else "held" if lease.reader.segment.fd >= 0 else "of the parent process"
+        state = "released" if lease is None else "of the parent process" if lease.is_inherited else "held"
         header = self.header
         return f"<Frame {header.sequence} {header.shape} {self.dtype.name} {header.pixel_format} {state}>"
 

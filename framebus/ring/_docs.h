@@ -187,5 +187,7 @@
     "Sequence of the frame in it."
 #define LEASE_SKIPPED_DOC \
     "Frames missed since the one that was leased before."
+#define LEASE_IS_INHERITED_DOC \
+    "Whether the lease is the parent's, in a forked child: its slot may be written again at any time."
 #define LEASE_HEADER_DOC \
     "What the slot says of its frame, once it was read."

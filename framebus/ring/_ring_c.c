@@ -226,6 +226,7 @@ static int claim_slot(Writer *self, int fd, unsigned slot, const char *descripti
         return locked;
     uint8_t *header = slot_header(self->ring, slot);
     store64(header, 0); /* P2: if this process dies before P5, no subscriber takes the slot for a frame */
+    __atomic_thread_fence(__ATOMIC_RELEASE); /* nothing that is written from here on comes before it */
     ((uint64_t *)header)[EPOCH_WORD] = self->epoch; /* P3: what is known of the header; the caller writes the pixels */
     memcpy(header + SLOT_DESCRIPTION, description, length);
     return 1;
@@ -1077,6 +1078,17 @@ static PyType_Slot reader_slots[] = {
 
 static PyType_Spec reader_spec = {"framebus.ring._ring_c.Reader", sizeof(Reader), 0, Py_TPFLAGS_DEFAULT, reader_slots};
 
+static PyObject *lease_is_inherited(Lease *self, void *nothing)
+{
+    (void)nothing;
+    int fd = segment_fd(self->reader->state, self->reader->segment);
+    return fd < -1 ? NULL : PyBool_FromLong(fd < 0);
+}
+
+static PyGetSetDef lease_properties[] = {
+    {"is_inherited", (getter)lease_is_inherited, NULL, PyDoc_STR(LEASE_IS_INHERITED_DOC), NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
 static PyMemberDef lease_members[] = {
     MEMBER("reader", T_OBJECT_EX, Lease, reader, LEASE_READER_DOC),
     {"header", T_OBJECT_EX, offsetof(Lease, header), 0, PyDoc_STR(LEASE_HEADER_DOC)},
@@ -1090,6 +1102,7 @@ static PyType_Slot lease_slots[] = {
     {Py_tp_doc, (void *)PyDoc_STR(LEASE_DOC)},
     {Py_tp_dealloc, lease_dealloc},
     {Py_tp_members, lease_members},
+    {Py_tp_getset, lease_properties},
     {Py_bf_getbuffer, lease_buffer},
     {0, NULL},
 };

@@ -42,6 +42,11 @@ class Lease:
         self._reference = weakref.ref(self)  # how the reader knows of the lease without keeping it
 
     @property
+    def is_inherited(self) -> bool:
+        """Whether the lease is the parent's, in a forked child: its slot may be written again at any time."""
+        return self.reader.segment.fd < 0
+
+    @property
     def __array_interface__(self) -> dict[str, Any]:
         header = self.header
         address = self.reader._pixels_address(self.slot)
