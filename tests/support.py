@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
+import socket
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
+from mmap import PAGESIZE
 from pathlib import Path
-from typing import Any, NoReturn
+from resource import RUSAGE_SELF, getrusage
+from typing import Any, NoReturn, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
-from bench.peers.places import free_ports as free_ports  # noqa: PLC0414  the tests' too
 from framebus import Publisher
 
 ROOT = Path(__file__).parent.parent
@@ -21,6 +28,11 @@ PROGRAMS = Path(__file__).parent / "programs"
 SHM = Path("/dev/shm")
 IN_CI = os.environ.get("CI") == "true"
 """Whether nothing may be lacking."""
+PATIENCE_S = 40.0
+"""How long a test waits for something that is about to happen; a loaded machine is slow."""
+FIRST_PORT, PORTS_PER_WORKER = 20_000, 1_000
+"""Ports below the range that Linux assigns by itself, a part of them for each process of pytest-xdist."""
+Value = TypeVar("Value")
 
 
 def lacks(reason: str) -> NoReturn:
@@ -52,6 +64,63 @@ CHROMIUM_ARGUMENTS = (
 needs_browser = pytest.mark.skipif(
     not CHROMIUM.exists() and not IN_CI, reason="no Chromium here: run 'make system-packages'"
 )
+
+
+def wait_until(
+    condition: Callable[[], Value],
+    what: str,
+    *,
+    timeout_s: float = PATIENCE_S,
+    interval_s: float = 0.005,
+    detail: Callable[[], object] | None = None,
+) -> Value:
+    """Call the condition again and again until it returns something true.
+
+    Args:
+        condition: What to call; an exception of its own passes through.
+        what: What is waited for, for the message.
+        timeout_s: After how long to give up. The condition is called at least once.
+        interval_s: The pause between two calls.
+        detail: What else a reader of the message wants to see, such as a log.
+
+    Returns:
+        The first true value.
+
+    Raises:
+        AssertionError: The condition was still false after ``timeout_s``.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    while not (value := condition()):
+        if time.monotonic() >= deadline_s:
+            seen = "" if detail is None else f"\n{detail()}"
+            raise AssertionError(f"waited {timeout_s:g} s in vain: {what}; last seen: {value!r}{seen}")
+        time.sleep(interval_s)
+    return value
+
+
+def free_ports(count: int) -> int:
+    """Return the first of ``count`` consecutive TCP ports of the loopback that are free now.
+
+    Parallel processes of pytest-xdist get ports of different ranges.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    lowest = FIRST_PORT + worker * PORTS_PER_WORKER
+    while True:
+        first = random.randrange(lowest, lowest + PORTS_PER_WORKER - count)
+        try:
+            for port in range(first, first + count):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return first
+
+
+def faults_of_reading(content: npt.NDArray[np.uint8]) -> int:
+    """Count the minor page faults of reading one byte of each page of the array."""
+    before = getrusage(RUSAGE_SELF).ru_minflt
+    np.add.reduce(content[::PAGESIZE])
+    return getrusage(RUSAGE_SELF).ru_minflt - before
 
 
 def files_of(stream: str) -> list[str]:

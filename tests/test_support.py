@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import sys
 
 import pytest
 
 from tests.people import Person
-from tests.support import Program, complaints
+from tests.support import Program, complaints, free_ports, wait_until
 
 LEAK = "open('/dev/null')"
 
@@ -44,3 +46,20 @@ def test_a_person_that_leaks_is_seen() -> None:
     person = Person(os.geteuid(), leak, group=os.getegid())
     with pytest.raises(AssertionError, match="ResourceWarning"):
         person.result()
+
+
+def test_waiting_ends_with_the_first_true_value() -> None:
+    values = iter([0, "", None, "seven", "eight"])
+    assert wait_until(lambda: next(values), "a number") == "seven"
+
+
+def test_waiting_in_vain_tells_what_was_waited_for_and_what_was_seen() -> None:
+    with pytest.raises(AssertionError, match=r"waited 0 s in vain: a frame; last seen: \[\]\nthe log of the service"):
+        wait_until(lambda: [], "a frame", timeout_s=0, detail=lambda: "the log of the service")
+
+
+def test_free_ports_can_be_bound() -> None:
+    first = free_ports(3)
+    with contextlib.ExitStack() as stack:
+        for port in range(first, first + 3):
+            stack.enter_context(socket.socket()).bind(("127.0.0.1", port))

@@ -13,10 +13,10 @@ from typing import Any
 
 import psutil
 
-from bench.pipeline import CAMERAS, simulated
 from tests.support import ROOT, free_ports
 
 LIVE = "the panorama is live at "
+CAMERAS = 5
 
 
 class Demo:
@@ -24,12 +24,15 @@ class Demo:
 
     def __init__(self, stream: str, log: Path, **environment: str) -> None:
         first = free_ports(CAMERAS + 1)
+        cameras = [{"name": f"cam{i}", "url": f"http://127.0.0.1:{first + i}/cam{i}.ts"} for i in range(CAMERAS)]
         self.stream = stream
         self.url = f"http://127.0.0.1:{first + CAMERAS}"
         self.environment = {
             **os.environ,
             "PORT": str(first + CAMERAS),
-            **simulated(stream, first),
+            "FRAMEBUS_STREAM__NAME": stream,
+            "FRAMEBUS_SIMULATOR__FIRST_PORT": str(first),
+            "FRAMEBUS_STITCHER__CAMERAS": json.dumps(cameras),
             **environment,
         }
         self.log = log

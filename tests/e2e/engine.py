@@ -8,14 +8,13 @@ import os
 import secrets
 import signal
 import subprocess
-import time
 import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from tests.support import IN_CI, ROOT, free_ports, lacks
+from tests.support import IN_CI, ROOT, free_ports, lacks, wait_until
 
 STARTERS = [ROOT.parent / "shared/docker" / name for name in ("engine-up", "base-image")]
 """Where no registry is reached, programs beside the checkout may start an engine and make the base image."""
@@ -154,16 +153,13 @@ class Project:
             return set()
         return {name for name, status in services.items() if status["healthy"]}
 
-    def wait_for(self, condition: Callable[[], bool], patience_s: float = 60) -> None:
-        """Wait until a condition holds.
+    def wait_for(self, condition: Callable[[], bool], what: str, patience_s: float = 60) -> None:
+        """Wait until the condition holds; the message of a time-out ends with the containers' logs.
 
         Raises:
             AssertionError: It does not in time.
         """
-        deadline_s = time.monotonic() + patience_s
-        while not condition():
-            assert time.monotonic() < deadline_s, self.logs()
-            time.sleep(0.1)
+        wait_until(condition, what, timeout_s=patience_s, interval_s=0.1, detail=self.logs)
 
     def down(self) -> None:
         """Remove all that belongs to the project."""

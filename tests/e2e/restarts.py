@@ -63,7 +63,7 @@ def wait_until_it_works(project: Project, watcher: Watcher, since_s: float) -> N
         first = pictures[0]
         return any(seen.sequence > first.sequence for seen in boxes) and (project.healthy() >= WORKERS)
 
-    project.wait_for(works)
+    project.wait_for(works, "pictures and boxes come, and all services are healthy")
 
 
 def main() -> int:

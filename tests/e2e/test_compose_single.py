@@ -21,7 +21,7 @@ def single() -> Iterator[Project]:
     project = Project("compose.single.yaml")
     try:
         project.compose("up", "-d", "--build", "--wait", timeout_s=600)
-        project.wait_for(lambda: project.healthy() >= WORKERS)
+        project.wait_for(lambda: project.healthy() >= WORKERS, "all services are healthy")
         yield project
     finally:
         project.down()
@@ -52,14 +52,16 @@ def test_its_page_is_on_this_machine_only_and_gets_new_frames(single: Project) -
     (bound,) = single.container("framebus")["NetworkSettings"]["Ports"]["8080/tcp"]
     assert bound == {"HostIp": "127.0.0.1", "HostPort": str(single.port)}
     first = single.ask("/api/status")["streams"][0]["sequence"]
-    single.wait_for(lambda: single.ask("/api/status")["streams"][0]["sequence"] > first + 10)
+    single.wait_for(lambda: single.ask("/api/status")["streams"][0]["sequence"] > first + 10, "ten more frames")
 
 
 def test_a_killed_service_comes_back_in_the_same_container(single: Project) -> None:
     before, container = processes(single), single.starts()
     os.kill(before["stitcher"], signal.SIGKILL)
-    single.wait_for(lambda: processes(single).get("stitcher", before["stitcher"]) != before["stitcher"])
-    single.wait_for(lambda: single.healthy() >= WORKERS)
+    single.wait_for(
+        lambda: processes(single).get("stitcher", before["stitcher"]) != before["stitcher"], "another stitcher runs"
+    )
+    single.wait_for(lambda: single.healthy() >= WORKERS, "all services are healthy again")
     after = processes(single)
     assert {name for name in before if after[name] != before[name]} == {"stitcher"}
     assert single.starts() == container

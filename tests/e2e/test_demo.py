@@ -22,26 +22,26 @@ from services.simulator.config import SimulatorSection
 from services.simulator.render import render
 from tests.e2e.demo import LIVE, Demo
 from tests.e2e.page import LEAST_SHOWN, collect_detections, open_page, part_shown
-from tests.support import ROOT, complaints, files_of, needs_browser
+from tests.support import ROOT, complaints, files_of, needs_browser, wait_until
 
 LEAST_IOU = 0.35
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300), needs_browser]
 
 
-def wait_for(condition: Callable[[], bool], demo: Demo, patience_s: float) -> None:
-    deadline_s = time.monotonic() + patience_s
-    while not condition():
+def wait_for(condition: Callable[[], bool], what: str, demo: Demo, patience_s: float) -> None:
+    def holds() -> bool:
         assert demo.process.poll() is None, demo.output()
-        assert time.monotonic() < deadline_s, demo.output()
-        time.sleep(0.1)
+        return condition()
+
+    wait_until(holds, what, timeout_s=patience_s, interval_s=0.1, detail=demo.output)
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     stream = f"demo-{os.urandom(4).hex()}"
     running = Demo(stream, tmp_path_factory.mktemp("demo") / "log")
-    wait_for(lambda: LIVE in running.output(), running, 180)
+    wait_for(lambda: LIVE in running.output(), "the panorama is live", running, 180)
     yield running
     running.kill()
     remove_leftovers(stream)
@@ -55,7 +55,7 @@ def page(demo: Demo) -> Iterator[Page]:
 
 def test_the_url_is_printed_and_a_status_line_follows(demo: Demo) -> None:
     assert f"{LIVE}{demo.url}" in demo.output()
-    wait_for(lambda: "publish" in demo.output().partition(LIVE)[2], demo, 30)
+    wait_for(lambda: "publish" in demo.output().partition(LIVE)[2], "a status line", demo, 30)
 
 
 def test_the_page_shows_distinct_panoramas(demo: Demo, page: Page) -> None:
@@ -151,8 +151,8 @@ def test_a_killed_service_comes_back(demo: Demo, service: str) -> None:
     victim = demo.service(service)
     assert victim is not None
     victim.send_signal(signal.SIGKILL)
-    wait_for(lambda: f"{service} ended by signal SIGKILL" in demo.output(), demo, 20)
-    wait_for(lambda: demo.service_pid(service) not in (0, victim.pid), demo, 20)
+    wait_for(lambda: f"{service} ended by signal SIGKILL" in demo.output(), "the supervisor notices", demo, 20)
+    wait_for(lambda: demo.service_pid(service) not in (0, victim.pid), f"another {service} runs", demo, 20)
 
     def works() -> bool:
         statuses = demo.status()["services"]
@@ -160,7 +160,7 @@ def test_a_killed_service_comes_back(demo: Demo, service: str) -> None:
             name in statuses and statuses[name]["healthy"] for name in ("stitcher", "detector", "streamer")
         ) and bool(statuses[service]["stages"])
 
-    wait_for(works, demo, 60)
+    wait_for(works, "all services are healthy", demo, 60)
     assert {name: demo.service_pid(name) for name in others} == others
 
 

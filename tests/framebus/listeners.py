@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
+from framebus import Publisher
 from framebus.notify.server import NotificationServer
 
 
-def wait_until(condition: Callable[[], object], step: Callable[[], object] = lambda: None) -> None:
-    """Wait until the condition holds, doing the step again and again."""
-    deadline_s = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline_s
-        step()
-        time.sleep(0.005)
-
-
 def listens(server: NotificationServer) -> int:
-    """How many subscribe now."""
+    """Poll the server, and return how many peers subscribe now."""
     server.poll(0)
     return len(server.listening)
+
+
+def listens_to(publisher: Publisher) -> int:
+    """Return how many peers subscribe to the publisher's notifications now, without publishing anything."""
+    return listens(publisher._served.server)
 
 
 class PlainListener:

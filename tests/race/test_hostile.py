@@ -23,7 +23,7 @@ from framebus.ring.layout import LOCK_SLOTS
 from framebus.shm import locks
 from tests.people import GROUP, Person
 from tests.race.victims import write
-from tests.support import SHM, files_of, lacks, needs_root
+from tests.support import SHM, files_of, lacks, needs_root, wait_until
 
 pytestmark = needs_root
 
@@ -86,10 +86,7 @@ def watch_for(stream: str, seconds: float) -> tuple[int, int]:
 
 
 def wait_for(stream: str) -> None:
-    deadline_s = time.monotonic() + 10
-    while not (SHM / f"framebus.{stream}.sock").exists():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.01)
+    wait_until((SHM / f"framebus.{stream}.sock").exists, "there is a publisher")
     time.sleep(0.2)
 
 

@@ -51,7 +51,7 @@ def test_the_files_are_clean(file: str, environment: dict[str, str]) -> None:
 
 def test_built_images_show_a_first_picture_soon(pipeline: Project) -> None:
     with Watcher(pipeline.url) as watcher:
-        pipeline.wait_for(lambda: bool(watcher.pictures), FIRST_PICTURE_S)
+        pipeline.wait_for(lambda: bool(watcher.pictures), "a first picture", FIRST_PICTURE_S)
     pipeline.compose("up", "-d", "--build", "--wait")
 
 
@@ -179,7 +179,7 @@ def test_another_project_joins_as_the_readme_says(pipeline: Project, tmp_path: P
     try:
         other.compose("up", "-d")
         watch = other.container("watch")
-        other.wait_for(lambda: docker("logs", watch["Id"]).count("\n") > 30)
+        other.wait_for(lambda: docker("logs", watch["Id"]).count("\n") > 30, "thirty lines in its log")
         lines = [line.split() for line in docker("logs", watch["Id"]).splitlines()]
         sequences = [int(line[0]) for line in lines]
         assert sequences == sorted(set(sequences))

@@ -42,7 +42,7 @@ def test_one_that_goes_comes_back_and_disturbs_no_other(pipeline: Project, watch
     assert in_the_table(case.row)
     before, ring, last = pipeline.starts(), pipeline.ring(), watcher.pictures[-1]
     case.act(pipeline)
-    pipeline.wait_for(lambda: pipeline.starts()[case.service] != before[case.service])
+    pipeline.wait_for(lambda: pipeline.starts()[case.service] != before[case.service], f"another {case.service} runs")
     wait_until_it_works(pipeline, watcher, time.monotonic())
 
     after = pipeline.starts()
@@ -66,7 +66,7 @@ def test_the_holders_death_disturbs_nobody(pipeline: Project, watcher: Watcher) 
     assert in_the_table("holder killed")
     before = pipeline.starts()
     pipeline.kill("holder")
-    pipeline.wait_for(lambda: pipeline.starts()["holder"] != before["holder"])
+    pipeline.wait_for(lambda: pipeline.starts()["holder"] != before["holder"], "another holder runs")
     wait_until_it_works(pipeline, watcher, time.monotonic())
     assert changed(before, pipeline.starts()) == {"holder"}
     assert pipeline.run_in("holder", LIST_FILES) == "[]\n"
@@ -77,12 +77,12 @@ def test_who_restarts_after_the_holders_death_is_alone(pipeline: Project, watche
     assert in_the_table("holder killed, then another restarts")
     before = pipeline.starts()
     pipeline.kill("stitcher")
-    pipeline.wait_for(lambda: pipeline.starts()["stitcher"] != before["stitcher"])
-    pipeline.wait_for(lambda: "framebus.panorama.ring" in pipeline.run_in("holder", LIST_FILES))
-    pipeline.wait_for(lambda: "stream panorama has ended" in watcher.reasons)
+    pipeline.wait_for(lambda: pipeline.starts()["stitcher"] != before["stitcher"], "another stitcher runs")
+    pipeline.wait_for(lambda: "framebus.panorama.ring" in pipeline.run_in("holder", LIST_FILES), "there is a ring")
+    pipeline.wait_for(lambda: "stream panorama has ended" in watcher.reasons, "the page tells of the end")
     with pytest.raises(urllib.error.HTTPError, match="503"):
         pipeline.ask("/healthz")
-    pipeline.wait_for(lambda: not pipeline.healthy() & {"detector", "streamer"})
+    pipeline.wait_for(lambda: not pipeline.healthy() & {"detector", "streamer"}, "neither subscriber is healthy")
 
 
 def test_a_restart_of_the_holder_brings_all_together_again(pipeline: Project, watcher: Watcher) -> None:

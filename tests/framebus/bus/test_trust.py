@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from framebus import FrameFormat, PermissionDenied, Publisher, StreamGone, StreamNotFound, Subscriber
-from tests.framebus.listeners import wait_until
 from tests.people import Person
-from tests.support import SHM, needs_root
+from tests.support import SHM, needs_root, wait_until
 
 pytestmark = needs_root
 
@@ -45,7 +44,7 @@ def publish(stream: str, value: int, seconds: float) -> None:
 
 
 def wait_for(stream: str) -> None:
-    wait_until((SHM / f"framebus.{stream}.sock").exists)
+    wait_until((SHM / f"framebus.{stream}.sock").exists, "there is a publisher")
     time.sleep(0.05)
 
 
@@ -102,7 +101,7 @@ def test_a_false_ring_that_is_cut_short_under_its_reader_ends_nobody_who_named_t
     stream: str, people: Callable[..., Person]
 ) -> None:
     cutter = people(FALSE, cut, stream)
-    wait_until((SHM / f"framebus.{stream}.ring").exists)
+    wait_until((SHM / f"framebus.{stream}.ring").exists, "there is a false ring")
     assert people(SUBSCRIBER, attach_again_and_again, stream).result() <= {"PermissionDenied", "StreamNotFound"}
     cutter.result()
     (SHM / f"framebus.{stream}.ring").unlink()

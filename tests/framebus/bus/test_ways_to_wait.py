@@ -19,11 +19,10 @@ from framebus.bus.options import Mode, Wake
 from framebus.bus.waiting import FutexWaiter, PredictiveWaiter, SocketWaiter
 from framebus.inspect.streams import inspect
 from framebus.ring.layout import MAX_METADATA_BYTES
-from tests.framebus.listeners import listens
-from tests.support import Program, publish
+from tests.framebus.listeners import listens_to
+from tests.support import PATIENCE_S, Program, publish, wait_until
 
 SMALL = FrameFormat(4, 6)
-PATIENCE_S = 20.0
 FOR_EVER_S = 1000.0
 WAIT_S = 0.4
 ASLEEP_AFTER_S = 0.02
@@ -35,13 +34,6 @@ UNTOLD = pytest.mark.parametrize(
 )
 """Points of a publication between ``seq[i]`` and the wake."""
 Start = Callable[..., Program]
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline_s, "it never came true"
-        time.sleep(0.005)
 
 
 def cpu_of_a_wait(subscriber: Subscriber) -> float:
@@ -113,7 +105,7 @@ def open_waiters(stream: str, publisher: Publisher, waiters: list[Waiter], wake:
     waiters += [Waiter(Subscriber(stream, mode=mode, wake=wake, max_leases=1)) for mode in modes]
     first = [waiter.receive() for waiter in waiters]
     if wake == "zmq":
-        wait_until(lambda: listens(publisher._served.server) == len(modes))
+        wait_until(lambda: listens_to(publisher) == len(modes), "the publisher hears all of them")
     assert publish(publisher) == 1
     assert [answer() for answer in first] == [1] * len(waiters)
 

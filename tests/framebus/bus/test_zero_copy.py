@@ -10,10 +10,9 @@ import tracemalloc
 
 import pytest
 
-from bench.attach import faults_of_reading
 from framebus import FrameFormat, Publisher, ReceiveTimeout, Subscriber
 from framebus.bus.options import Wake
-from tests.support import ROOT
+from tests.support import ROOT, faults_of_reading
 
 PANORAMA = FrameFormat(688, 4896)
 SUBSCRIBER = """

@@ -8,7 +8,6 @@ import gc
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,11 @@ from framebus.shm import locks
 from framebus.shm import segment as shm
 from tests.framebus.cases.support import BACKENDS, SMALL, WAKES, descriptors, run
 from tests.framebus.interruptions import Interrupted, each_point, in_a_thread, interrupt
-from tests.support import files_of, publish
+from tests.support import PATIENCE_S, files_of, publish, wait_until
 
 INTERRUPTED = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 """An exception that a signal handler raises in ``__del__`` goes no further."""
 PIXELS = np.zeros((4, 6, 3), np.uint8)
-PATIENCE_S = 20.0
 
 
 class Outcome(threading.Thread):
@@ -60,8 +58,7 @@ def test_another_thread_closes_in_the_middle_of_a_receive(stream: str, wake: Wak
             publish(publisher)
             subscriber = Subscriber(stream, wake=wake)
             receiver = Outcome(lambda subscriber=subscriber: [frame.sequence for frame in subscriber])  # type: ignore[misc]
-            while not subscriber.statistics.received:
-                time.sleep(0.001)
+            wait_until(lambda subscriber=subscriber: subscriber.statistics.received, "a frame", interval_s=0.001)  # type: ignore[misc]
             subscriber.close()
             assert isinstance(receiver.get(), Closed)
             assert not [file for file in files_of(stream) if ".sub." in file]
@@ -76,8 +73,7 @@ def test_another_thread_closes_in_the_middle_of_receive_async(stream: str) -> No
     with Publisher(stream, SMALL) as publisher, Subscriber(stream) as subscriber:
         publish(publisher)
         receiver = Outcome(lambda: asyncio.run(consume()))
-        while not subscriber.statistics.received:
-            time.sleep(0.001)
+        wait_until(lambda: subscriber.statistics.received, "a frame", interval_s=0.001)
         subscriber.close()
         assert isinstance(receiver.get(), Closed)
 

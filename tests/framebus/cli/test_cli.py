@@ -12,7 +12,6 @@ import struct
 import subprocess
 import sys
 import termios
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from framebus.bus.options import Wake
 from framebus.cli import main
 from tests.framebus import mounts
 from tests.people import Person
-from tests.support import SHM, files_of, needs_root, publish
+from tests.support import SHM, files_of, needs_root, publish, wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -358,9 +357,7 @@ def test_a_snapshot_that_is_ended_leaves_no_record(stream: str, tmp_path: Path) 
     with Publisher(stream, FrameFormat(4, 6)):
         arguments = [sys.executable, "-m", "framebus", "snapshot", stream, str(tmp_path / "out.png")]
         with subprocess.Popen(arguments, stderr=subprocess.PIPE) as process:
-            deadline_s = time.monotonic() + 20
-            while not any(".sub." in name for name in files_of(stream)) and time.monotonic() < deadline_s:
-                time.sleep(0.01)
+            wait_until(lambda: any(".sub." in name for name in files_of(stream)), "the snapshot subscribes")
             process.send_signal(signal.SIGTERM)
             _, complaint = process.communicate(timeout=20)
         assert (process.returncode, complaint) == (143, b"")

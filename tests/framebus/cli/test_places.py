@@ -18,7 +18,7 @@ from framebus.inspect.streams import inspect
 from framebus.shm.locks import take_exclusion
 from tests.framebus.mounts import MS_RDONLY, MS_REMOUNT, alone, answer, checked, command, in_other_time, libc, mount
 from tests.people import GROUP, Person
-from tests.support import lacks, needs_root, publish
+from tests.support import lacks, needs_root, publish, wait_until
 
 pytestmark = needs_root
 
@@ -427,10 +427,8 @@ def look_at_recording() -> None:
 
     person = Person(0, record, group=0)
     try:
-        deadline_s = time.monotonic() + 10
-        while not companion_path("panorama", "ring").exists() or inspect("panorama").frame is None:
-            assert time.monotonic() < deadline_s
-            time.sleep(0.005)
+        ring = companion_path("panorama", "ring")
+        wait_until(lambda: ring.exists() and inspect("panorama").frame is not None, "a frame is published")
         _, (row,) = answer("list")
         assert (row["age_unknown"], row["age_s"] < 5) == ("", True)
         status, findings = answer("doctor")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Callable
 
 import msgpack
 import pytest
@@ -14,16 +15,26 @@ from framebus.notify.listener import Listener
 from framebus.notify.local_socket import socket_path
 from framebus.notify.notification import topic
 from framebus.notify.server import CONNECTING_NS, POLL_CLOSELY_NS, POLL_EVERY_NS, NotificationServer
-from tests.framebus.listeners import PlainListener, listens, wait_until
-from tests.support import publish
+from tests.framebus.listeners import PlainListener, listens, listens_to
+from tests.support import publish, wait_until
 
 FORMAT = FrameFormat(2, 3, 1, pixel_format="gray")
+
+
+def wait_until_heard(condition: Callable[[], object], listener: Listener) -> None:
+    """Wait until the other side hears the listener, which connects and subscribes while it drains."""
+
+    def drain_and_look() -> object:
+        listener.drain()
+        return condition()
+
+    wait_until(drain_and_look, "the listener is heard")
 
 
 def test_a_hint_arrives_and_the_descriptor_tells_of_it(stream: str) -> None:
     with Publisher(stream, FORMAT) as publisher:
         listener = Listener(stream)
-        wait_until(lambda: listens(publisher._served.server), listener.drain)
+        wait_until_heard(lambda: listens_to(publisher), listener)
         publish(publisher)
         poller = zmq.Poller()
         poller.register(listener.fileno(), zmq.POLLIN)
@@ -32,13 +43,13 @@ def test_a_hint_arrives_and_the_descriptor_tells_of_it(stream: str) -> None:
         listener.drain()
         assert listener.rejected == 0
         listener.close()
-        wait_until(lambda: not listens(publisher._served.server))
+        wait_until(lambda: not listens_to(publisher), "the publisher sees that the listener has gone")
 
 
 def test_who_is_there_is_asked_with_every_frame_of_the_first_second(stream: str) -> None:
     server, listener = NotificationServer(socket_path(stream), topic(stream)), Listener(stream)
     now_ns = time.monotonic_ns()
-    wait_until(lambda: listens(server), listener.drain)
+    wait_until_heard(lambda: listens(server), listener)
     server.poll(now_ns)
     assert server.poll_at_ns == now_ns
     later_ns = now_ns + POLL_CLOSELY_NS
@@ -62,7 +73,7 @@ def test_other_languages_read_one_msgpack_part(stream: str) -> None:
         listener = PlainListener(f"ipc://{socket_path(stream)}")
         with pytest.raises(ReceiveTimeout):
             subscriber.receive(0.5)
-        wait_until(lambda: listens(publisher._served.server))
+        wait_until(lambda: listens_to(publisher), "the publisher hears the listener")
         for number, captured_ns in enumerate((10, -(1 << 63), (1 << 63) - 1), start=1):
             loan = publisher.loan()
             loan.captured_ns = captured_ns
@@ -82,7 +93,7 @@ def test_garbage_is_counted(stream: str, garbage: bytes) -> None:
     intruder = context.socket(zmq.XPUB)
     intruder.bind(f"ipc://{socket_path(stream)}")
     listener = Listener(stream)
-    wait_until(lambda: intruder.poll(0), listener.drain)
+    wait_until_heard(lambda: intruder.poll(0), listener)
     intruder.recv()
     intruder.send(garbage)
 
@@ -90,7 +101,7 @@ def test_garbage_is_counted(stream: str, garbage: bytes) -> None:
         listener.drain()
         return listener.rejected == 1
 
-    wait_until(drained)
+    wait_until(drained, "the listener rejects the garbage")
     listener.close()
     intruder.close(0)
     context.term()

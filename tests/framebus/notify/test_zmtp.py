@@ -21,7 +21,8 @@ from framebus.notify.local_socket import LocalSocket, socket_path
 from framebus.notify.server import NotificationServer
 from framebus.notify.zmtp import GREETING, command, frame_header, hello
 from framebus.ring.message import send_all
-from tests.framebus.listeners import PlainListener, wait_until
+from tests.framebus.listeners import PlainListener
+from tests.support import wait_until
 
 HELLO = hello(b"XPUB")
 TOPIC = b"\x9b\xa5panos"
@@ -120,16 +121,16 @@ def test_libzmq_hears_what_it_subscribes_to(server: NotificationServer, path: Pa
     listener = context.socket(zmq.SUB)
     listener.connect(f"ipc://{path}")
     listener.subscribe(prefix)
-    wait_until(lambda: hears(server))
+    wait_until(lambda: hears(server), "the server hears the listener")
     send(server)
     assert listener.poll(10_000)
     assert listener.recv_multipart() == [MESSAGE]
     listener.unsubscribe(prefix)
-    wait_until(lambda: not hears(server))
+    wait_until(lambda: not hears(server), "the server hears that the listener has gone")
     listener.subscribe(prefix)
-    wait_until(lambda: hears(server))
+    wait_until(lambda: hears(server), "the server hears the listener")
     listener.close(0)
-    wait_until(lambda: not hears(server))
+    wait_until(lambda: not hears(server), "the server hears that the listener has gone")
     context.term()
 
 
@@ -140,8 +141,8 @@ def test_who_subscribes_to_something_else_is_sent_nothing(server: NotificationSe
     other.subscribe(TOPIC + b"x")
     all_.connect(f"ipc://{path}")
     all_.subscribe(b"")
-    wait_until(lambda: hears(server))
-    wait_until(lambda: len(server._connections) == 2, lambda: hears(server))
+    wait_until(lambda: hears(server), "the server hears the listener")
+    wait_until(lambda: hears(server) and len(server._connections) == 2, "the server hears the other listener too")
     assert len(server.listening) == 1
     send(server)
     assert all_.poll(10_000)
@@ -153,7 +154,7 @@ def test_who_subscribes_to_something_else_is_sent_nothing(server: NotificationSe
 
 def test_the_heartbeats_of_libzmq_are_answered(server: NotificationServer, path: Path) -> None:
     listener = PlainListener(f"ipc://{path}", heartbeat_ms=50)
-    wait_until(lambda: hears(server))
+    wait_until(lambda: hears(server), "the server hears the listener")
     answered = 0
     handle = server_module.Connection._handle
 
@@ -164,9 +165,9 @@ def test_the_heartbeats_of_libzmq_are_answered(server: NotificationServer, path:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(server_module.Connection, "_handle", count)
-        wait_until(lambda: answered > 5, lambda: hears(server))
+        wait_until(lambda: hears(server) and answered > 5, "five heartbeats are answered")
     assert not listener.has_seen(zmq.EVENT_DISCONNECTED)
-    wait_until(lambda: listener.has_seen(zmq.EVENT_DISCONNECTED))  # now that nobody answers
+    wait_until(lambda: listener.has_seen(zmq.EVENT_DISCONNECTED), "an unanswered heartbeat ends the connection")
     listener.close()
 
 

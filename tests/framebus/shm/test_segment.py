@@ -10,11 +10,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from bench.attach import faults_of_reading
 from framebus.errors import LayoutMismatch, NotEnoughSharedMemory, PermissionDenied, StreamNotFound
 from framebus.shm import locks, space
 from framebus.shm import segment as shm
-from tests.support import SHM, needs_root
+from tests.support import SHM, faults_of_reading, needs_root
 
 
 @pytest.fixture

@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from framebus import FrameFormat, Publisher
-from tests.services.streamer.support import wait_until
-from tests.support import ROOT
+from tests.support import ROOT, wait_until
 
 SMALL = FrameFormat(64, 64)
 SOMEBODY_ELSE = 45678

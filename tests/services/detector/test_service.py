@@ -20,12 +20,10 @@ import pytest
 from framebus import FrameFormat, NoFreeSlot, Publisher, Subscriber, companion_path, companion_paths, remove_leftovers
 from services.common.detections import Detections, DetectionSubscriber
 from services.common.status import read_status
-from tests.support import complaints
+from tests.support import PATIENCE_S, complaints, wait_until
 
 ROOT = Path(__file__).parents[3]
 FILM = ROOT / "services" / "simulator" / "footage" / "pedestrians.mp4"
-PATIENCE_S = 40.0
-"""A loaded machine is slow; nothing here waits so long unless it fails."""
 STOP_S = 10.0
 
 
@@ -92,13 +90,6 @@ def start(stream: str, tmp_path: Path) -> Iterator[Callable[..., subprocess.Pope
     for process in started:
         process.kill()
         process.communicate()
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline_s = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline_s, f"in vain waited until {what}"
-        time.sleep(0.02)
 
 
 def stop(process: subprocess.Popen[str]) -> str:

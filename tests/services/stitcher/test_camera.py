@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,8 +17,8 @@ from services.stitcher.camera import Camera, backoff_s
 from services.stitcher.config import CameraSection, ReconnectSection
 from services.stitcher.pairing import Timed
 from tests.services.stitcher.scene import encode
+from tests.support import PATIENCE_S, wait_until
 
-PATIENCE_S = 20.0
 SOON = ReconnectSection(first_s=0.05, max_s=0.2)
 
 
@@ -83,16 +82,21 @@ class Watched:
         self.camera.request_stop()
         assert self.camera.join(PATIENCE_S)
 
-    def wait(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + PATIENCE_S
-        while not condition():
-            assert time.monotonic() < deadline, f"state {self.camera.state}, {len(self.frames)} frames"
-            time.sleep(0.01)
+    def wait_for_frames(self, count: int) -> None:
+        wait_until(lambda: len(self.frames) >= count, f"{count} frames", detail=lambda: self.camera.state)
+
+    def wait_for_state(self, beginning: str) -> None:
+        wait_until(
+            lambda: self.camera.state.startswith(beginning), f"state {beginning!r}", detail=lambda: self.camera.state
+        )
+
+    def wait_for_connection(self, number: int) -> None:
+        wait_until(lambda: self.camera.connections == number, f"connection {number}", detail=lambda: self.camera.state)
 
 
 def test_frames_come_with_times_and_pixels(clip: Path) -> None:
     with server(clip.read_bytes(), hang=True) as port, Watched(f"http://127.0.0.1:{port}/cam.ts", 1.0) as watched:
-        watched.wait(lambda: len(watched.frames) >= 40)
+        watched.wait_for_frames(40)
         assert watched.camera.state == "connected"
         captured = [frame.captured_ns for frame in watched.frames]
         assert captured == sorted(set(captured))
@@ -108,12 +112,13 @@ def test_a_server_that_dies_and_returns_is_connected_anew(clip: Path) -> None:
     with server(clip.read_bytes(), hang=True) as port:
         watched = Watched(f"http://127.0.0.1:{port}/cam.ts")
         watched.camera.start()
-        watched.wait(lambda: watched.camera.connections == 1)
+        watched.wait_for_connection(1)
     with watched_after(watched):
-        watched.wait(lambda: watched.camera.state.startswith("lost: Connection refused"))
+        watched.wait_for_state("lost: Connection refused")
         before = len(watched.frames)
         with server(clip.read_bytes(), port, hang=True):
-            watched.wait(lambda: watched.camera.connections == 2 and len(watched.frames) > before)
+            watched.wait_for_connection(2)
+            watched.wait_for_frames(before + 1)
             assert watched.camera.state == "connected"
             watched.camera.request_stop()
     captured = [frame.captured_ns for frame in watched.frames]
@@ -134,7 +139,7 @@ def test_a_silent_server_is_given_up_after_the_read_timeout(clip: Path) -> None:
         server(clip.read_bytes()[: 188 * 40], hang=True) as port,
         Watched(f"http://127.0.0.1:{port}/", read_timeout_s=0.3) as watched,
     ):
-        watched.wait(lambda: watched.camera.state.startswith("lost"))
+        watched.wait_for_state("lost")
         assert "no data in time" in watched.camera.state
 
 
@@ -142,33 +147,33 @@ def test_a_port_that_accepts_and_says_nothing_is_given_up() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         with Watched(f"rtsp://127.0.0.1:{port}/", read_timeout_s=0.3) as watched:
-            watched.wait(lambda: watched.camera.state.startswith("lost"))
+            watched.wait_for_state("lost")
 
 
 @pytest.mark.parametrize("content", [b"", b"no video at all " * 500])
 def test_a_server_of_something_else_is_a_state(content: bytes) -> None:
     with server(content) as port, Watched(f"http://127.0.0.1:{port}/cam") as watched:
-        watched.wait(lambda: watched.camera.state.startswith("lost"))
+        watched.wait_for_state("lost")
         assert watched.frames == []
 
 
 @pytest.mark.parametrize("status", [401, 404, 500])
 def test_a_refusal_is_a_state_and_tried_again(clip: Path, status: int) -> None:
     with server(b"", status=status) as port, Watched(f"http://user:hunter2@127.0.0.1:{port}/cam") as watched:
-        watched.wait(lambda: watched.camera.state.startswith("lost: Server returned"))
+        watched.wait_for_state("lost: Server returned")
         assert "hunter2" not in watched.camera.state
     with server(b"", status=status) as port:
         watched = Watched(f"http://127.0.0.1:{port}/cam")
         watched.camera.start()
-        watched.wait(lambda: watched.camera.state.startswith("lost"))
+        watched.wait_for_state("lost")
     with watched_after(watched), server(clip.read_bytes(), port, hang=True):
-        watched.wait(lambda: watched.camera.state == "connected")
+        watched.wait_for_state("connected")
         watched.camera.request_stop()
 
 
 def test_an_unknown_protocol_is_a_state() -> None:
     with Watched("gopher2://host/x") as watched:
-        watched.wait(lambda: watched.camera.state == "lost: Protocol not found")
+        watched.wait_for_state("lost: Protocol not found")
 
 
 def test_no_password_in_logs_or_state() -> None:
@@ -177,7 +182,7 @@ def test_no_password_in_logs_or_state() -> None:
     with structlog.testing.capture_logs() as events:
         for url in (f"http://user:hunter2@127.0.0.1:{port}/x?token=hunter2", f"rtsp://user:hunter2@127.0.0.1:{port}/x"):
             with Watched(url) as watched:
-                watched.wait(lambda: watched.camera.state.startswith("lost"))
+                watched.wait_for_state("lost")
                 assert "Connection refused" in watched.camera.state
             assert "hunter2" not in watched.camera.state
     assert [event for event in events if event["event"] == "camera lost"]
@@ -187,14 +192,14 @@ def test_no_password_in_logs_or_state() -> None:
 
 def test_a_file_plays_at_its_own_speed(clip: Path) -> None:
     with Watched(str(clip)) as watched:
-        watched.wait(lambda: len(watched.frames) >= 25)
+        watched.wait_for_frames(25)
     steps = np.diff([frame.captured_ns for frame in watched.frames[:25]])
     np.testing.assert_allclose(steps, 40_000_000, atol=100)
 
 
 def test_a_missing_file_is_a_state(tmp_path: Path) -> None:
     with Watched(str(tmp_path / "none.ts")) as watched:
-        watched.wait(lambda: watched.camera.state == "lost: No such file or directory")
+        watched.wait_for_state("lost: No such file or directory")
 
 
 def test_waits_double_up_to_a_bound_and_jitter() -> None:

@@ -23,7 +23,7 @@ from services.stitcher.panorama import plan
 from services.stitcher.stitch import GREY
 from tests.services.simulator.clips import SMALL, rendered, rtsp_server
 from tests.services.stitcher.scene import rig
-from tests.support import ROOT, complaints, free_ports
+from tests.support import ROOT, complaints, free_ports, wait_until
 
 WIDTH, HEIGHT = 1632, 228
 NAMES = [f"cam{i}" for i in range(5)]
@@ -70,10 +70,13 @@ class StitcherProcess:
         return [line for line in lines if line["event"] == name]
 
     def wait_for_event(self, name: str, condition: Callable[[dict[str, Any]], bool]) -> None:
-        deadline = time.monotonic() + PATIENCE_S
-        while not any(map(condition, self.events(name))):
-            assert time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.05)
+        wait_until(
+            lambda: any(map(condition, self.events(name))),
+            f"a wanted {name!r} is logged",
+            timeout_s=PATIENCE_S,
+            interval_s=0.05,
+            detail=self.log.read_text,
+        )
 
     def wait_for(self, subscriber: Subscriber, condition: Callable[[Frame], bool]) -> None:
         deadline = time.monotonic() + PATIENCE_S

@@ -8,8 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,22 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from framebus import FrameFormat, NoFreeSlot, Publisher
-from tests.support import ROOT, complaints
+from tests.support import PATIENCE_S, ROOT, complaints, wait_until
 
 HEIGHT, WIDTH = 64, 512
 """A panorama in small: 8:1, and blocks that survive JPEG at half the size."""
 BITS = 16
-PATIENCE_S = 20.0
-
-
-def wait_until(condition: Callable[[], Any], what: str) -> Any:
-    """Wait for a true value and return it; fail when it does not come."""
-    end_s = time.monotonic() + PATIENCE_S
-    while time.monotonic() < end_s:
-        if value := condition():
-            return value
-        time.sleep(0.02)
-    raise AssertionError(f"not in {PATIENCE_S} s: {what}")
 
 
 def draw_number(pixels: NDArray[np.uint8], number: int) -> None:

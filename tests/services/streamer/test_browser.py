@@ -14,8 +14,8 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from framebus import FrameFormat, Publisher
 from services.common.detections import Detection, DetectionPublisher, Detections
-from tests.services.streamer.support import BITS, RunningPublisher, StreamerProcess, publish, wait_until
-from tests.support import CHROMIUM, CHROMIUM_ARGUMENTS, needs_browser
+from tests.services.streamer.support import BITS, RunningPublisher, StreamerProcess, publish
+from tests.support import CHROMIUM, CHROMIUM_ARGUMENTS, needs_browser, wait_until
 
 PATIENCE_MS = 20_000
 HEIGHT, WIDTH = 688, 4896

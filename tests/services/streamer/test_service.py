@@ -22,15 +22,13 @@ from services.common.detections import Detection, DetectionPublisher, Detections
 from services.streamer.messages import split_frame_message
 from tests.services.streamer.support import (
     HEIGHT,
-    PATIENCE_S,
     WIDTH,
     RunningPublisher,
     StreamerProcess,
     publish,
     read_number,
-    wait_until,
 )
-from tests.support import Program, complaints
+from tests.support import PATIENCE_S, Program, complaints, wait_until
 
 FORMAT = FrameFormat(HEIGHT, WIDTH)
 QUIET_S = 0.4

@@ -17,7 +17,7 @@ from services.supervisor import child as child_module
 from services.supervisor.child import Child
 from services.supervisor.config import SupervisorConfiguration
 from services.supervisor.service import page_url, status_line, supervise
-from tests.support import ROOT
+from tests.support import ROOT, wait_until
 
 
 def make_child(program: str, restarts: int = 5) -> Child:
@@ -27,11 +27,7 @@ def make_child(program: str, restarts: int = 5) -> Child:
 
 
 def tend_until_dead_for_good(child: Child) -> str:
-    deadline_s = time.monotonic() + 30
-    while (reason := child.tend()) is None:
-        assert time.monotonic() < deadline_s
-        time.sleep(0.01)
-    return reason
+    return wait_until(child.tend, "it is dead for good", timeout_s=30) or ""
 
 
 def test_a_death_is_followed_by_a_start(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -72,17 +68,12 @@ def test_what_does_not_end_is_killed_with_all_that_it_started(
     )
     child = make_child(program)
     child.start()
-    deadline_s = time.monotonic() + 20
-    while not (pids.exists() and len(pids.read_text().split()) == 2):
-        assert time.monotonic() < deadline_s
-        time.sleep(0.02)
+    wait_until(lambda: pids.exists() and len(pids.read_text().split()) == 2, "it has started another")
     child.request_stop()
     child.stop(time.monotonic() + 0.2)
     assert "is killed" in capfd.readouterr().err
-    deadline_s = time.monotonic() + 20  # a killed process is gone when the kernel has come to it
-    while any(map(is_running, map(int, pids.read_text().split()))):
-        assert time.monotonic() < deadline_s
-        time.sleep(0.02)
+    # A killed process is gone when the kernel has come to it.
+    wait_until(lambda: not any(map(is_running, map(int, pids.read_text().split()))), "both are gone")
 
 
 def test_the_page_and_the_status_line() -> None:
