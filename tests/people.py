@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import pickle
 import select
 import signal
 import sys
 from collections.abc import Callable
+from multiprocessing.synchronize import Event
 from typing import Any
 
 GROUP = 43210
 """The group that publisher, subscribers and a dishonest neighbour share."""
+
+
+def shared_event() -> Event:
+    """Return an event that people share who are forked afterwards."""
+    return multiprocessing.get_context("fork").Event()
 
 
 class Person:

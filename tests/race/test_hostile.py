@@ -10,8 +10,8 @@ import mmap
 import os
 import socket
 import struct
-import time
 from collections.abc import Callable, Iterator
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +19,10 @@ import pytest
 import zmq
 
 from framebus import FrameFormat, PermissionDenied, Publisher, StreamNotFound, Subscriber, remove_leftovers
+from framebus.inspect.streams import inspect
 from framebus.ring.layout import LOCK_SLOTS
 from framebus.shm import locks
-from tests.people import GROUP, Person
+from tests.people import GROUP, Person, shared_event
 from tests.race.victims import write
 from tests.support import SHM, files_of, lacks, needs_root, wait_until
 
@@ -59,23 +60,20 @@ def people() -> Iterator[Callable[..., Person]]:
         person.end()
 
 
-def publish_for(stream: str, seconds: float) -> tuple[int, int, int]:
+def publish_until(stream: str, stop: Event) -> tuple[int, int, int]:
     """Publish 100 frames a second, each of one value; published, dropped, replaced."""
     with Publisher(stream, SMALL, slots=SLOTS) as publisher:
-        end_s = time.monotonic() + seconds
-        while time.monotonic() < end_s:
+        while not stop.wait(0.01):
             write(publisher)
-            time.sleep(0.01)
         statistics = publisher.statistics
     return statistics.published, statistics.dropped, statistics.replaced
 
 
-def watch_for(stream: str, seconds: float) -> tuple[int, int]:
-    """Receive for some seconds; frames received, and frames that are not of one right value."""
+def watch_until(stream: str, stop: Event) -> tuple[int, int]:
+    """Receive until told to stop; frames received, and frames that are not of one right value."""
     received = torn = 0
     with Subscriber(stream, attach_timeout_s=10, gone_after_s=None) as subscriber:
-        end_s = time.monotonic() + seconds
-        while time.monotonic() < end_s:
+        while not stop.is_set():
             try:
                 with subscriber.receive(0.1) as frame:
                     received += 1
@@ -85,9 +83,18 @@ def watch_for(stream: str, seconds: float) -> tuple[int, int]:
     return received, torn
 
 
-def wait_for(stream: str) -> None:
-    wait_until((SHM / f"framebus.{stream}.sock").exists, "there is a publisher")
-    time.sleep(0.2)
+def received(stream: str) -> int:
+    """How many frames the stream's only subscriber has received so far; 0 before it subscribes."""
+    try:
+        return sum(subscriber.record.received for subscriber in inspect(stream).subscribers)
+    except StreamNotFound:
+        return 0
+
+
+def wait_for_frames(stream: str, count: int) -> None:
+    """Wait until so many more frames have been received."""
+    before = received(stream)
+    wait_until(lambda: received(stream) >= before + count, f"{count} more frames are received")
 
 
 def attempt(action: Callable[[], object]) -> str:
@@ -122,9 +129,10 @@ def scribble(stream: str) -> dict[str, str]:
 
 
 def test_it_can_change_no_file(stream: str, people: Callable[..., Person]) -> None:
-    publisher = people(PUBLISHER, publish_for, stream, 2.0)
-    watcher = people(SUBSCRIBER, watch_for, stream, 1.5)
-    wait_for(stream)
+    stop, end = shared_event(), shared_event()
+    publisher = people(PUBLISHER, publish_until, stream, end)
+    watcher = people(SUBSCRIBER, watch_until, stream, stop)
+    wait_for_frames(stream, 1)
     failures = people(NEIGHBOUR, scribble, stream).result()
     assert {name for name, failure in failures.items() if not failure} <= {
         "ring replace",
@@ -132,19 +140,20 @@ def test_it_can_change_no_file(stream: str, people: Callable[..., Person]) -> No
         "sock replace",
     }
     (SHM / "framebus-linked").unlink(missing_ok=True)
-    received, torn = watcher.result()
-    assert (received > 50, torn) == (True, 0)
+    wait_for_frames(stream, 50)
+    stop.set()
+    assert watcher.result()[1] == 0
+    end.set()
     published, dropped, replaced = publisher.result()
     assert (published > 50, dropped, replaced) == (True, 0, 0)
 
 
-def pin(stream: str, seconds: float) -> int:
+def pin(stream: str, stop: Event) -> int:
     """Read-lock every byte of the ring that can be, and hold the flock; return how many slots were pinned."""
     fd = os.open(SHM / f"framebus.{stream}.ring", os.O_RDONLY)
     fcntl.flock(fd, fcntl.LOCK_EX)
     pinned = set()
-    end_s = time.monotonic() + seconds
-    while time.monotonic() < end_s:
+    while not stop.is_set():
         for offset in range(LOCK_SLOTS - 256, LOCK_SLOTS + 256 + 4096):
             try:
                 fcntl.fcntl(fd, fcntl.F_OFD_SETLK, locks.read_lock(offset))
@@ -158,19 +167,25 @@ def pin(stream: str, seconds: float) -> int:
 def test_pinned_slots_delay_the_publisher_until_the_ring_is_replaced(
     stream: str, people: Callable[..., Person]
 ) -> None:
-    publisher = people(PUBLISHER, publish_for, stream, 4.0)
-    watcher = people(SUBSCRIBER, watch_for, stream, 3.5)
-    wait_for(stream)
-    assert people(NEIGHBOUR, pin, stream, 2.5).result() == SLOTS
-    published, dropped, replaced = publisher.result()
+    stop, end = shared_event(), shared_event()
+    publisher = people(PUBLISHER, publish_until, stream, end)
+    watcher = people(SUBSCRIBER, watch_until, stream, stop)
+    wait_for_frames(stream, 30)
+    ring = SHM / f"framebus.{stream}.ring"
+    first = ring.stat().st_ino
+    neighbour = people(NEIGHBOUR, pin, stream, stop)
+    wait_until(lambda: ring.stat().st_ino != first, "the ring is replaced", interval_s=0.05)
+    wait_for_frames(stream, 30)
+    stop.set()
+    assert neighbour.result() == SLOTS
+    assert watcher.result()[1] == 0
+    end.set()
+    _, dropped, replaced = publisher.result()
     assert replaced == 1
     assert dropped > 0
-    received, torn = watcher.result()
-    assert torn == 0
-    assert received > published // 3 > 30
 
 
-def flood(stream: str, seconds: float) -> int:
+def flood(stream: str, stop: Event) -> int:
     """Subscribe to a new topic again and again, and send rubbish to the socket."""
     context = zmq.Context()
     listener = context.socket(zmq.XSUB)
@@ -180,8 +195,7 @@ def flood(stream: str, seconds: float) -> int:
     raw.connect(str(SHM / f"framebus.{stream}.sock"))
     raw.setblocking(False)
     sent = 0
-    end_s = time.monotonic() + seconds
-    while time.monotonic() < end_s:
+    while not stop.is_set():
         for _ in range(100):
             try:
                 listener.send(b"\x01" + struct.pack("<Q", sent), zmq.NOBLOCK)
@@ -202,15 +216,18 @@ def flood(stream: str, seconds: float) -> int:
 
 
 def test_a_flooded_socket_blocks_nobody(stream: str, people: Callable[..., Person]) -> None:
-    publisher = people(PUBLISHER, publish_for, stream, 3.0)
-    watcher = people(SUBSCRIBER, watch_for, stream, 2.5)
-    wait_for(stream)
-    assert people(NEIGHBOUR, flood, stream, 1.5).result() > 1000
-    received, torn = watcher.result()
-    published, dropped, _ = publisher.result()
+    stop, end = shared_event(), shared_event()
+    publisher = people(PUBLISHER, publish_until, stream, end)
+    watcher = people(SUBSCRIBER, watch_until, stream, end)
+    wait_for_frames(stream, 1)
+    neighbour = people(NEIGHBOUR, flood, stream, stop)
+    wait_for_frames(stream, 100)
+    stop.set()
+    assert neighbour.result() > 1000
+    wait_for_frames(stream, 10)
+    end.set()
+    torn, dropped = watcher.result()[1], publisher.result()[1]
     assert (torn, dropped) == (0, 0)
-    assert published > 60
-    assert received > published // 3
 
 
 def sit_on(stream: str, suffix: str) -> None:
@@ -229,7 +246,7 @@ def test_who_sits_on_a_name_is_named_and_nothing_is_left(
 ) -> None:
     people(NEIGHBOUR, sit_on, stream, suffix).result()
     with pytest.raises(PermissionDenied, match=f"user {NEIGHBOUR}"):
-        people(PUBLISHER, publish_for, stream, 0.1).result()
+        people(PUBLISHER, publish_until, stream, shared_event()).result()
     assert files_of(stream) == [f"framebus.{stream}.{suffix}"]
     (SHM / f"framebus.{stream}.{suffix}").unlink()
 
@@ -237,18 +254,26 @@ def test_who_sits_on_a_name_is_named_and_nothing_is_left(
 def test_a_stranger_file_beside_the_ring_is_in_nobodys_way(stream: str, people: Callable[..., Person]) -> None:
     people(NEIGHBOUR, sit_on, stream, "ring.0011").result()
     people(NEIGHBOUR, sit_on, stream, "sub.0011").result()
-    assert people(PUBLISHER, publish_for, stream, 0.2).result()[0] > 5
+    stop = shared_event()
+    publisher = people(PUBLISHER, publish_until, stream, stop)
+    watcher = people(SUBSCRIBER, watch_until, stream, stop)
+    wait_for_frames(stream, 5)
+    stop.set()
+    assert watcher.result()[1] == 0
+    assert publisher.result()[0] >= 5
     remove_leftovers(stream)
     for suffix in ("ring.0011", "sub.0011"):
         (SHM / f"framebus.{stream}.{suffix}").unlink(missing_ok=True)
 
 
 def test_who_is_not_of_the_group_sees_nothing(stream: str, people: Callable[..., Person]) -> None:
-    publisher = people(PUBLISHER, publish_for, stream, 1.0)
-    wait_for(stream)
+    stop = shared_event()
+    publisher = people(PUBLISHER, publish_until, stream, stop)
+    wait_until((SHM / f"framebus.{stream}.sock").exists, "there is a publisher")
     with pytest.raises(PermissionDenied, match=f"run this process with group {GROUP}"):
-        people(SUBSCRIBER, watch_for, stream, 0.1, group=GROUP + 1).result()
-    assert publisher.result()[0] > 5
+        people(SUBSCRIBER, watch_until, stream, stop, group=GROUP + 1).result()
+    stop.set()
+    publisher.result()
 
 
 def test_a_false_ring_is_no_stream(stream: str, people: Callable[..., Person]) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from multiprocessing.synchronize import Event
 
 import pytest
 
 from framebus import FrameFormat, PermissionDenied, Publisher, StreamGone, StreamNotFound, Subscriber
-from tests.people import Person
-from tests.support import SHM, needs_root, wait_until
+from tests.people import Person, shared_event
+from tests.support import PATIENCE_S, SHM, needs_root, wait_until
 
 pytestmark = needs_root
 
@@ -33,19 +34,12 @@ def people() -> Iterator[Callable[..., Person]]:
         person.end()
 
 
-def publish(stream: str, value: int, seconds: float) -> None:
-    """Publish frames of one value, for some seconds."""
+def publish(stream: str, value: int, stop: Event) -> None:
+    """Publish frames of one value until told to stop."""
     with Publisher(stream, SMALL, slots=SLOTS) as publisher:
-        end_s = time.monotonic() + seconds
-        while time.monotonic() < end_s:
+        while not stop.wait(0.01):
             with publisher.loan() as loan:
                 loan.pixels[:] = value
-            time.sleep(0.01)
-
-
-def wait_for(stream: str) -> None:
-    wait_until((SHM / f"framebus.{stream}.sock").exists, "there is a publisher")
-    time.sleep(0.05)
 
 
 def take(stream: str, publisher_uid: int | None) -> int:
@@ -55,23 +49,25 @@ def take(stream: str, publisher_uid: int | None) -> int:
 
 
 def test_frames_of_the_user_that_is_named_are_taken(stream: str, people: Callable[..., Person]) -> None:
-    publisher = people(PUBLISHER, publish, stream, 7, 0.8)
-    wait_for(stream)
+    stop = shared_event()
+    publisher = people(PUBLISHER, publish, stream, 7, stop)
     assert people(SUBSCRIBER, take, stream, PUBLISHER).result() == 7
     assert people(SUBSCRIBER, take, stream, None).result() == 7
+    stop.set()
     publisher.result()
 
 
 def test_a_ring_of_another_user_is_refused_and_both_are_named(stream: str, people: Callable[..., Person]) -> None:
-    publisher = people(FALSE, publish, stream, 9, 0.8)
-    wait_for(stream)
+    stop = shared_event()
+    publisher = people(FALSE, publish, stream, 9, stop)
+    assert people(SUBSCRIBER, take, stream, None).result() == 9
     with pytest.raises(PermissionDenied) as caught:
         people(SUBSCRIBER, take, stream, PUBLISHER).result()
     assert str(caught.value) == (
         f"/dev/shm/framebus.{stream}.ring belongs to user {FALSE} (unknown), and frames of user {PUBLISHER} (unknown) "
         f"alone are wanted: stop whoever publishes as user {FALSE}, or name that user if you trust it"
     )
-    assert people(SUBSCRIBER, take, stream, None).result() == 9
+    stop.set()
     publisher.result()
 
 
@@ -107,8 +103,21 @@ def test_a_false_ring_that_is_cut_short_under_its_reader_ends_nobody_who_named_t
     (SHM / f"framebus.{stream}.ring").unlink()
 
 
-def follow(stream: str, publisher_uid: int | None, gone_after_s: float = 0.7) -> list[int | str]:
-    """The values that come, each once, and the error that ends it."""
+def follow(
+    stream: str, publisher_uid: int | None, gone_after_s: float, told: Mapping[int, Event], until: int = 0
+) -> list[int | str]:
+    """Receive frames until one has the value ``until``, or an error comes.
+
+    Args:
+        stream: The stream.
+        publisher_uid: Whose frames to take.
+        gone_after_s: As of Subscriber.
+        told: What to set when a frame of a value has come.
+        until: The last value to wait for; 0 for none.
+
+    Returns:
+        The values, each once, and the error.
+    """
     seen: list[int | str] = []
     with Subscriber(stream, attach_timeout_s=10, gone_after_s=gone_after_s, publisher_uid=publisher_uid) as subscriber:
         try:
@@ -116,6 +125,9 @@ def follow(stream: str, publisher_uid: int | None, gone_after_s: float = 0.7) ->
                 value = int(frame.pixels[0, 0, 0])
                 if value not in seen:
                     seen.append(value)
+                    told[value].set()
+                if value == until:
+                    return seen
         except (PermissionDenied, StreamGone) as error:
             return [*seen, str(error)]
     return seen
@@ -124,26 +136,39 @@ def follow(stream: str, publisher_uid: int | None, gone_after_s: float = 0.7) ->
 def test_a_ring_of_another_user_is_refused_in_the_place_of_the_first_too(
     stream: str, people: Callable[..., Person]
 ) -> None:
-    first = people(PUBLISHER, publish, stream, 7, 0.5)
-    wait_for(stream)
-    trusting = people(SUBSCRIBER, follow, stream, None)
-    careful = people(SUBSCRIBER, follow, stream, PUBLISHER)
+    stop, stop_false, trusting_saw, careful_saw, trusting_saw_false = (shared_event() for _ in range(5))
+    first = people(PUBLISHER, publish, stream, 7, stop)
+    trusting = people(SUBSCRIBER, follow, stream, None, 20, {7: trusting_saw, 9: trusting_saw_false}, 9)
+    careful = people(SUBSCRIBER, follow, stream, PUBLISHER, 2, {7: careful_saw})
+    assert trusting_saw.wait(PATIENCE_S)
+    assert careful_saw.wait(PATIENCE_S)
+    stop.set()
     first.result()
-    false = people(FALSE, publish, stream, 9, 1.0)
+    false = people(FALSE, publish, stream, 9, stop_false)
     values = careful.result()
     assert values[:-1] == [7]
     assert f"belongs to user {FALSE} (unknown), and frames of user {PUBLISHER}" in str(values[-1])
+    assert trusting.result() == [7, 9]
+    stop_false.set()
     false.result()
-    assert trusting.result()[:-1] == [7, 9]
 
 
 def test_the_right_publisher_is_taken_again_after_a_false_one(stream: str, people: Callable[..., Person]) -> None:
-    first = people(PUBLISHER, publish, stream, 7, 0.5)
-    wait_for(stream)
-    careful = people(SUBSCRIBER, follow, stream, PUBLISHER, 2.5)
+    stops = [shared_event() for _ in range(3)]
+    saw = {7: shared_event(), 8: shared_event()}
+    first = people(PUBLISHER, publish, stream, 7, stops[0])
+    careful = people(SUBSCRIBER, follow, stream, PUBLISHER, 2.5, saw)
+    assert saw[7].wait(PATIENCE_S)
+    stops[0].set()
     first.result()
-    people(FALSE, publish, stream, 9, 0.2).result()
-    people(PUBLISHER, publish, stream, 8, 0.3).result()
+    false = people(FALSE, publish, stream, 9, stops[1])
+    assert people(SUBSCRIBER, take, stream, FALSE).result() == 9
+    stops[1].set()
+    false.result()
+    again = people(PUBLISHER, publish, stream, 8, stops[2])
+    assert saw[8].wait(PATIENCE_S)
+    stops[2].set()
+    again.result()
     values = careful.result()
     assert values[:-1] == [7, 8]
     assert "is gone for 2.5 s" in str(values[-1])
