@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterator
 import hypothesis
 import pytest
 
-from framebus.ring import _ring_py as steps
-from framebus.ring import backend
-from tests.support import PROGRAMS, SHM, Program, files_of, lacks
+from framebus.ring import _ring_py, backend
+from tests.support import ASKED, BACKENDS, PROGRAMS, SHM, Program, files_of, lacks
 
 # Warnings are errors in every process that a test starts, too; one that nobody can catch, as that of an unclosed file,
 # is printed to its standard error, where the helpers look for it.
@@ -37,15 +36,20 @@ def stream() -> Iterator[str]:
 @pytest.fixture
 def compiled_steps() -> None:
     """The test needs the compiled steps of a hand-over."""
-    if backend.steps is steps:
+    if ASKED == "python":
+        pytest.skip("this run asks for the steps in Python, and the test needs the compiled ones")
+    if backend.steps is _ring_py:
         lacks("the compiled steps were not built: install a C compiler and Python's headers, then 'make clean test'")
 
 
-@pytest.fixture(params=["compiled", "plain"])
+@pytest.fixture(params=BACKENDS)
 def each_steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The test runs twice: with the compiled steps of a hand-over, and with those in Python."""
-    if request.param == "plain":
-        monkeypatch.setattr(backend, "steps", steps)
+    """The test runs twice: with the compiled steps of a hand-over, and with those in Python.
+
+    Once, if FRAMEBUS_BACKEND asks for one of the two.
+    """
+    if request.param == "python":
+        monkeypatch.setattr(backend, "steps", _ring_py)
     else:
         request.getfixturevalue("compiled_steps")
 

@@ -22,6 +22,7 @@ import numpy.typing as npt
 import pytest
 
 from framebus import Publisher
+from framebus.ring.backend import BACKEND
 
 ROOT = Path(__file__).parent.parent
 PROGRAMS = Path(__file__).parent / "programs"
@@ -32,6 +33,10 @@ PATIENCE_S = 40.0
 """How long a test waits for something that is about to happen; a loaded machine is slow."""
 FIRST_PORT, PORTS_PER_WORKER = 20_000, 1_000
 """Ports below the range that Linux assigns by itself, a part of them for each process of pytest-xdist."""
+ASKED = os.environ.get(BACKEND) or "auto"
+"""The backend that the run of the tests asks for."""
+BACKENDS = ("c", "python") if ASKED == "auto" else (ASKED,)
+"""The backends of the tests that take one after the other: both, unless the run asks for one."""
 Value = TypeVar("Value")
 
 

@@ -16,9 +16,9 @@ from types import FrameType
 from typing import Any, Final
 
 import framebus
+from tests.support import PATIENCE_S
 
 PACKAGE: Final = str(framebus.__path__[0])
-PATIENCE_S: Final = 20.0
 _CHECKING: Final = ("RESUME", "CALL", "JUMP_BACKWARD")
 
 
@@ -54,11 +54,12 @@ class Points:
         self._before: dict[FrameType, str] = {}
 
     def __enter__(self) -> Points:
+        self._other_trace = sys.gettrace()  # such as that of a measurement of coverage
         sys.settrace(self._begin)
         return self
 
     def __exit__(self, *_: object) -> None:
-        sys.settrace(None)
+        sys.settrace(self._other_trace)
 
     def _begin(self, frame: FrameType, event: str, _argument: Any) -> Any:
         if self.done or not frame.f_code.co_filename.startswith(PACKAGE):

@@ -375,7 +375,7 @@ def has_compiled_steps(python: list[str], folder: Path, environment: dict[str, s
 @pytest.mark.parametrize("run", [run_publisher_first, run_subscriber_first])
 def test_the_readmes_programs_run_with_the_bare_wheel(run: Run, bare_site: Path, tmp_path: Path) -> None:
     write_programs(tmp_path)
-    environment = {**os.environ, "PYTHONPATH": str(bare_site)}
+    environment = {**os.environ, "PYTHONPATH": str(bare_site), "FRAMEBUS_BACKEND": "auto"}
     python = [sys.executable, "-S"]  # without the packages of this environment
     assert has_compiled_steps(python, tmp_path, environment)
     run(python, tmp_path, environment)

@@ -61,8 +61,8 @@ def test_every_error_is_exported_and_prints_its_sentence_alone() -> None:
 
 def test_the_library_needs_its_three_packages_alone() -> None:
     code = (
-        "import sys, framebus; print(*sorted({name.partition('.')[0] for name in sys.modules} "
-        "- sys.stdlib_module_names))"
+        "import sys; before = set(sys.modules); import framebus; "
+        "print(*sorted({name.partition('.')[0] for name in set(sys.modules) - before} - sys.stdlib_module_names))"
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = {name for name in answer.stdout.split() if not name.startswith(("_", "sitecustomize"))}

@@ -17,13 +17,12 @@ import pytest
 from framebus import FrameFormat
 from framebus.bus.options import Wake
 from framebus.ring.backend import BACKEND
-from tests.support import ROOT
+from tests.support import BACKENDS, PATIENCE_S, ROOT
 
 SMALL = FrameFormat(4, 6)
 ALL_WAKES: tuple[Wake, ...] = ("zmq", "futex", "predict", "busy")
 WAKES = pytest.mark.parametrize("wake", ALL_WAKES)
-BACKENDS = pytest.mark.parametrize("backend", ["c", "python"])
-PATIENCE_S = 20
+EACH_BACKEND = pytest.mark.parametrize("backend", BACKENDS)
 HEAD = """
 import faulthandler, gc, os, signal, sys, threading, time
 faulthandler.register(signal.SIGUSR1, all_threads=True)
@@ -54,7 +53,7 @@ def in_child(function: Callable[[], object]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def run(code: str, backend: str = "auto", *arguments: str) -> str:
+def run(code: str, backend: str, *arguments: str) -> str:
     """Run a program; what it prints. One that hangs prints the stacks of its threads, and fails the test."""
     program = subprocess.Popen(
         [sys.executable, "-W", "error", "-c", HEAD + code, *arguments],

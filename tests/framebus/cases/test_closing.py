@@ -20,7 +20,7 @@ from framebus.bus.options import Wake
 from framebus.ring.layout import LOCK_SLOTS
 from framebus.shm import locks
 from framebus.shm import segment as shm
-from tests.framebus.cases.support import BACKENDS, SMALL, WAKES, descriptors, run
+from tests.framebus.cases.support import EACH_BACKEND, SMALL, WAKES, descriptors, run
 from tests.framebus.interruptions import Interrupted, each_point, in_a_thread, interrupt
 from tests.support import PATIENCE_S, files_of, publish, wait_until
 
@@ -300,7 +300,7 @@ def test_another_thread_closes_while_the_ring_is_replaced(
     assert files_of(stream) == []
 
 
-@BACKENDS
+@EACH_BACKEND
 def test_close_from_everywhere_at_random_neither_aborts_nor_hangs(stream: str, backend: str) -> None:
     code = f"""
 import random

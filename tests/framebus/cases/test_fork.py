@@ -13,7 +13,7 @@ import pytest
 
 from framebus import Closed, Frame, FrameReleased, Publisher, ReceiveTimeout, Subscriber
 from framebus.bus.options import Wake
-from tests.framebus.cases.support import ALL_WAKES, BACKENDS, SMALL, WAKES, descriptors, in_child, run
+from tests.framebus.cases.support import ALL_WAKES, EACH_BACKEND, SMALL, WAKES, descriptors, in_child, run
 from tests.support import files_of, publish
 
 FORK = multiprocessing.get_context("fork")
@@ -163,7 +163,7 @@ def test_processes_and_pools_of_multiprocessing_beside_a_subscriber(stream: str)
         assert (frame.pixels == 7).all()
 
 
-@BACKENDS
+@EACH_BACKEND
 def test_children_exit_in_every_way_and_the_parent_goes_on(stream: str, backend: str) -> None:
     code = f"""
 publisher = Publisher({stream!r}, FrameFormat(4, 6), slots=40, max_loans=2)

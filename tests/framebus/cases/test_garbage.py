@@ -13,7 +13,7 @@ import pytest
 
 from framebus import Publisher, Subscriber
 from framebus.bus.options import Wake
-from tests.framebus.cases.support import BACKENDS, SMALL, WAKES, descriptors, run
+from tests.framebus.cases.support import EACH_BACKEND, SMALL, WAKES, descriptors, run
 from tests.support import files_of, publish
 
 NO_FORMAT: Any = None
@@ -164,7 +164,7 @@ def test_what_did_not_open_is_collected_in_silence(stream: str, attempt: Callabl
     assert files_of(stream) == []
 
 
-@BACKENDS
+@EACH_BACKEND
 def test_an_interpreter_exits_with_all_of_it_in_use(stream: str, backend: str) -> None:
     code = f"""
 import atexit

@@ -1,0 +1,29 @@
+"""The tests run with the backend that FRAMEBUS_BACKEND asks for, and so do the processes that they start."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+
+import framebus
+from framebus.ring import _ring_py, backend
+from tests.support import ASKED, BACKENDS, ROOT
+
+IS_BUILT = importlib.util.find_spec("framebus.ring._ring_c") is not None
+WANTED = {"c": "c", "python": "python", "auto": "c" if IS_BUILT else "python"}[ASKED]
+
+
+def test_this_process_runs_what_is_asked_for() -> None:
+    assert framebus.backend == WANTED
+    assert (backend.steps is _ring_py) == (WANTED == "python")
+    backend.check()
+
+
+def test_a_process_that_a_test_starts_runs_it_too() -> None:
+    command = [sys.executable, "-c", "import framebus; print(framebus.backend)"]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == f"{WANTED}\n"
+
+
+def test_both_are_tested_unless_one_is_asked_for() -> None:
+    assert set(BACKENDS) == ({"c", "python"} if ASKED == "auto" else {WANTED})
