@@ -1,10 +1,5 @@
-# make demo   the whole pipeline on five simulated cameras, and the URL of its page
-# make test   every check: lint, types, import rules, tests; test-long those that take minutes
-# make bench  the benchmarks, in five minutes; bench-full all of them; bench-compare against the last saved run;
-#             bench-publish puts the last saved run into the documents
-# make soak   ten thousand kills; MINUTES=10: after a race and a torture of ten minutes each
-# make verify  the slot protocol and its mutants, state by state
-# Everything is installed into .venv; nothing else on the machine is touched.
+# Everything is installed into .venv; nothing else on the machine is touched. `make` alone prints the targets that have
+# a text after ##.
 
 PYTHON ?= python3
 PORT ?= 8080
@@ -12,8 +7,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test test-long lint bench bench-full bench-compare bench-publish soak verify system-packages clean
-.DEFAULT_GOAL := test
+.PHONY: help demo check test test-long coverage lint ruff mypy imports bench bench-full bench-compare bench-publish soak verify system-packages clean
+.DEFAULT_GOAL := help
+
+# A module stays on one core, for the fixtures that its tests share; those with slow tests come first.
+PYTEST := $(BIN)/python -m pytest
+PYTEST_ON_TWO := $(PYTEST) --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+help:
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' || \
@@ -33,55 +35,74 @@ $(VENV)/installed-bench: $(VENV)/installed-dev
 	$(PIP) install --constraint constraints.txt --editable '.[bench]'
 	@touch $@
 
-demo: $(VENV)/installed-all
+demo: $(VENV)/installed-all ## the whole pipeline on five simulated cameras, and the URL of its page
 	@export FRAMEBUS_STREAMER__PORT=$(PORT) FRAMEBUS_LOG__LEVEL=warning FRAMEBUS_LOG__FORMAT=text; \
 	  exec $(BIN)/python -m services.supervisor --config config/framebus.yaml
 
-lint: $(VENV)/installed-dev
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports --no-logo
+check: lint ## lint, types, import rules and the fast tests, in less than a minute
+	$(PYTEST_ON_TWO) --hypothesis-profile quick -m "not slow and not long and not docker"
 
 # The pipeline's tests ask for pictures in time, so they have the machine for themselves.
-test: lint
-	$(BIN)/python -m pytest -m "not long" --ignore tests/e2e --numprocesses 2 --dist loadfile
-	$(BIN)/python -m pytest -m "not long" tests/e2e
+test: lint ## the same with the slow tests, in less than six minutes
+	$(PYTEST_ON_TWO) -m "not long" --ignore tests/e2e
+	$(PYTEST) -m "not long" tests/e2e
 
 # Installs the wheel into environments of each Python version that it is for, with dependencies from the registry.
-test-long: $(VENV)/installed-bench
-	$(BIN)/python -m pytest -m long
+test-long: coverage $(VENV)/installed-bench ## the tests that take minutes: containers, faults put back, coverage
+	$(PYTEST) -m long
 
-bench: $(VENV)/installed-bench
+# The tests of the package run the library from elsewhere. Other users' processes write their measurements too.
+coverage: $(VENV)/installed-dev ## branches of the library that its own tests reach, with FRAMEBUS_BACKEND=python
+	rm -rf .cache/coverage
+	install -d -m 1777 .cache/coverage
+	FRAMEBUS_BACKEND=python $(BIN)/coverage run -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder \
+	  -m "not long" tests/framebus --ignore tests/framebus/test_packaging.py
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+lint: $(VENV)/installed-dev ## ruff, mypy and the rules on imports
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync mypy imports ruff
+
+mypy: $(VENV)/installed-dev
+	$(BIN)/mypy
+
+imports: $(VENV)/installed-dev
+	$(BIN)/lint-imports --no-logo
+
+ruff: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(VENV)/installed-bench ## the benchmarks, in five minutes
 	$(BIN)/python -m pytest bench --benchmark-only --benchmark-disable-gc --quiet
 	$(BIN)/python -m bench run
 
-bench-full: $(VENV)/installed-bench
+bench-full: $(VENV)/installed-bench ## all of them
 	$(BIN)/python -m pytest bench --benchmark-only --benchmark-disable-gc
 	$(BIN)/python -m bench run --form full
 
-bench-compare: $(VENV)/installed-bench
+bench-compare: $(VENV)/installed-bench ## them against the last saved run
 	$(BIN)/python -m bench compare
 
-bench-publish: $(VENV)/installed-dev
+bench-publish: $(VENV)/installed-dev ## the last saved run, put into the documents
 	$(BIN)/python -m bench publish
 
 # Race for MINUTES and torture for as long, then kill processes at every step of their work, KILLS times; a report as JSON.
 MINUTES ?= 0
 KILLS ?= 10000
-soak: $(VENV)/installed-dev
+soak: $(VENV)/installed-dev ## ten thousand kills; MINUTES=10: after a race and a torture of ten minutes each
 	$(BIN)/python -m tests.race.soak --minutes $(MINUTES) --kills $(KILLS)
 
-verify: $(BIN)/python
+verify: $(BIN)/python ## the slot protocol and its mutants, state by state
 	$(BIN)/python -m verification
 
 # A C compiler for the steps of a hand-over, and what the tests and the benchmark drive for real: an RTSP server, a
 # browser, Redis, RabbitMQ. Debian, as root.
-system-packages:
+system-packages: ## what the tests and benchmarks drive for real; on Debian, as root
 	apt-get update --quiet=2
 	DEBIAN_FRONTEND=noninteractive apt-get install --quiet=2 --no-install-recommends \
 	  gcc libc6-dev python3-dev chromium python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good \
 	  gstreamer1.0-plugins-bad python3-gst-1.0 gir1.2-gst-plugins-base-1.0 redis-server rabbitmq-server
 
-clean:
+clean: ## remove all that was installed, built or cached
 	rm -rf $(VENV) .cache build dist *.egg-info framebus/ring/*.so
