@@ -1,9 +1,8 @@
 """Small clips for the tests of the simulator and the stitcher, and the real RTSP server that serves them."""
 
-import atexit
 import functools
+import hashlib
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,14 +20,23 @@ _WANTED = (
     "from gi.repository import Gst, GstRtspServer; Gst.init(None);"
     "assert all(Gst.ElementFactory.find(name) for name in ('tsdemux', 'h264parse', 'rtph264pay', 'appsrc'))"
 )
-_FOLDER = tempfile.TemporaryDirectory(prefix="framebus-simulator-")
-atexit.register(_FOLDER.cleanup)
-SMALL = SimulatorSection(width_px=640, height_px=360, duration_s=2, cache_dir=Path(_FOLDER.name))
+
+
+def _cache_dir() -> Path:
+    """A folder for clips that this version of the simulator rendered, whatever process of whatever run did."""
+    digest = hashlib.sha256()
+    for source in sorted((ROOT / "services" / "simulator").rglob("*.py")):
+        digest.update(source.read_bytes())
+    return ROOT / ".cache" / "tests" / digest.hexdigest()[:16]
+
+
+SMALL = SimulatorSection(width_px=640, height_px=360, duration_s=2, cache_dir=_cache_dir())
+FULL = SimulatorSection(duration_s=2, cache_dir=SMALL.cache_dir)
 
 
 @functools.cache
 def rendered() -> Path:
-    """The folder with small clips of two seconds, rendered once per test process."""
+    """The folder with small clips of two seconds."""
     return render(SMALL)
 
 

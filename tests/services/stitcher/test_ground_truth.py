@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from av.video.frame import VideoFrame
 
-from services.simulator.config import HFOV_DEG, YAWS_DEG, SimulatorSection
+from services.simulator.config import HFOV_DEG, YAWS_DEG
 from services.simulator.render import render
 from services.simulator.scene import ground_truth
 from services.stitcher.calibrate import calibrate
@@ -18,7 +18,10 @@ from services.stitcher.calibration import Calibration
 from services.stitcher.convert import Converter, Image
 from services.stitcher.panorama import source_maps
 from services.stitcher.stitch import Stitcher
+from tests.services.simulator.clips import FULL
 from tests.services.stitcher.scene import psnr_db
+
+pytestmark = pytest.mark.slow
 
 WIDTH, HEIGHT = 4896, 688
 FRAMES = (0, 30)
@@ -27,16 +30,11 @@ EDGE_PX = 16
 
 
 @pytest.fixture(scope="module")
-def section(tmp_path_factory: pytest.TempPathFactory) -> SimulatorSection:
-    return SimulatorSection(cache_dir=tmp_path_factory.mktemp("simulator"), duration_s=2)
-
-
-@pytest.fixture(scope="module")
-def frames(section: SimulatorSection) -> dict[int, dict[str, VideoFrame]]:
+def frames() -> dict[int, dict[str, VideoFrame]]:
     """By frame and camera."""
-    folder = render(section)
+    folder = render(FULL)
     decoded: dict[int, dict[str, VideoFrame]] = {index: {} for index in FRAMES}
-    for camera in section.cameras:
+    for camera in FULL.cameras:
         for index, frame in decode(folder / f"{camera.name}.ts").items():
             decoded[index][camera.name] = frame
     return decoded
@@ -79,12 +77,12 @@ def align(truth: Image, panorama: Image) -> Image:
     return np.asarray(moved, np.uint8)
 
 
-def test_every_camera_is_placed_where_it_is(calibration: Calibration, section: SimulatorSection) -> None:
+def test_every_camera_is_placed_where_it_is(calibration: Calibration) -> None:
     assert [camera.name for camera in calibration.cameras] == ["cam0", "cam1", "cam2", "cam3", "cam4"]
     assert calibration.unplaced == ()
     yaws_deg = np.degrees([camera.yaw_rad for camera in calibration.cameras])
     np.testing.assert_allclose(yaws_deg, YAWS_DEG, atol=0.5)
-    focal_px = section.cameras[0].focal_px
+    focal_px = FULL.cameras[0].focal_px
     assert HFOV_DEG == 50.0
     for camera in calibration.cameras:
         assert camera.focal_px == pytest.approx(focal_px, rel=0.01)
@@ -92,13 +90,13 @@ def test_every_camera_is_placed_where_it_is(calibration: Calibration, section: S
 
 @pytest.mark.parametrize("index", FRAMES)
 def test_the_panorama_is_the_scene(
-    index: int, frames: dict[int, dict[str, VideoFrame]], calibration: Calibration, section: SimulatorSection
+    index: int, frames: dict[int, dict[str, VideoFrame]], calibration: Calibration
 ) -> None:
     stitcher = Stitcher(calibration, WIDTH, HEIGHT)
     out = stitch(stitcher, frames[index])
     shown = stitcher.panorama
     truth = ground_truth(
-        section,
+        FULL,
         index,
         WIDTH,
         HEIGHT,

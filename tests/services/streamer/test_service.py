@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import re
+import secrets
 import signal
 import socket
 import time
@@ -28,7 +29,9 @@ from tests.services.streamer.support import (
     publish,
     read_number,
 )
-from tests.support import PATIENCE_S, Program, complaints, wait_until
+from tests.support import PATIENCE_S, Program, complaints, files_of, wait_until
+
+pytestmark = pytest.mark.slow
 
 FORMAT = FrameFormat(HEIGHT, WIDTH)
 QUIET_S = 0.4
@@ -46,6 +49,19 @@ def streamer(stream: str, publisher: Publisher, tmp_path: Path) -> Iterator[Stre
     with StreamerProcess(stream, tmp_path / "log", stale_after_s=60, max_clients=3) as process:
         wait_until(lambda: process.events("attached"), "the streamer attaches")
         yield process
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[StreamerProcess, Publisher]]:
+    """A streamer and its publisher, for tests that ask and leave nothing behind but some more frames."""
+    name = f"test-{secrets.token_hex(6)}"
+    with (
+        Publisher(name, FORMAT, slots=8) as opened,
+        StreamerProcess(name, tmp_path_factory.mktemp("shared") / "log", stale_after_s=60) as process,
+    ):
+        wait_until(lambda: process.events("attached"), "the streamer attaches")
+        yield process, opened
+    assert files_of(name) == []
 
 
 class Client:
@@ -190,8 +206,10 @@ def test_a_slow_client_does_not_slow_another(streamer: StreamerProcess, publishe
 
 @pytest.mark.parametrize("message", ["{}", "ack", '{"ack": 99}', b"binary", "x" * 1000])
 def test_a_client_that_speaks_otherwise_is_closed(
-    streamer: StreamerProcess, publisher: Publisher, message: str | bytes
+    shared: tuple[StreamerProcess, Publisher], message: str | bytes
 ) -> None:
+    streamer, publisher = shared
+
     async def scenario() -> None:
         async with connect(streamer.url) as client:
             publish(publisher)
@@ -207,10 +225,10 @@ def test_a_client_that_speaks_otherwise_is_closed(
     "headers",
     [{"Origin": "http://evil.example"}, {"Origin": "null"}, {"Host": "evil.example", "Origin": "http://evil.example"}],
 )
-def test_a_foreign_page_may_not_watch(streamer: StreamerProcess, headers: dict[str, str]) -> None:
+def test_a_foreign_page_may_not_watch(shared: tuple[StreamerProcess, Publisher], headers: dict[str, str]) -> None:
     async def scenario() -> None:
         with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
-            async with connect(streamer.url, headers=headers):
+            async with connect(shared[0].url, headers=headers):
                 pass
         assert refused.value.status == 403
 
@@ -457,7 +475,8 @@ def test_status_and_metrics_tell_of_all_services(stream: str, streamer: Streamer
     run(scenario)
 
 
-def test_the_page_is_whole_and_may_only_load_from_here(streamer: StreamerProcess) -> None:
+def test_the_page_is_whole_and_may_only_load_from_here(shared: tuple[StreamerProcess, Publisher]) -> None:
+    streamer, _ = shared
     status, page, headers = fetch(streamer.url, "")
     assert status == 200
     policy = headers["Content-Security-Policy"]
