@@ -11,7 +11,7 @@ import hypothesis
 import pytest
 
 from framebus.ring import _ring_py, backend
-from tests.support import ASKED, BACKENDS, PROGRAMS, SHM, Program, files_of, lacks
+from tests.support import ASKED, BACKENDS, IN_CI, PROGRAMS, SHM, Program, files_of, lacks
 
 # Warnings are errors in every process that a test starts, too; one that nobody can catch, as that of an unclosed file,
 # is printed to its standard error, where the helpers look for it.
@@ -19,7 +19,22 @@ os.environ["PYTHONWARNINGS"] = "error"
 
 # A machine that does other work beside the tests is no fault of theirs.
 hypothesis.settings.register_profile("framebus", deadline=None)
+hypothesis.settings.register_profile("quick", deadline=None, max_examples=20)  # what 'make check' takes
 hypothesis.settings.load_profile("framebus")
+
+
+def module_marks(item: pytest.Item) -> list[pytest.Mark]:
+    """The marks of all tests of the item's module."""
+    module = item.getparent(pytest.Module)
+    return [] if module is None else list(module.iter_markers())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs root, and run the slow modules first, so that no core is idle at the end."""
+    for item in items:
+        if item.get_closest_marker("root") and os.geteuid() != 0 and not IN_CI:
+            item.add_marker(pytest.mark.skip(reason="needs root to act as other users: run the tests with sudo"))
+    items.sort(key=lambda item: not any(mark.name == "slow" for mark in module_marks(item)))
 
 
 @pytest.fixture

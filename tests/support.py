@@ -35,8 +35,8 @@ FIRST_PORT, PORTS_PER_WORKER = 20_000, 1_000
 """Ports below the range that Linux assigns by itself, a part of them for each process of pytest-xdist."""
 ASKED = os.environ.get(BACKEND) or "auto"
 """The backend that the run of the tests asks for."""
-BACKENDS = ("c", "python") if ASKED == "auto" else (ASKED,)
-"""The backends of the tests that take one after the other: both, unless the run asks for one."""
+BACKENDS = ("c", pytest.param("python", marks=pytest.mark.slow)) if ASKED == "auto" else (ASKED,)
+"""Parameters of the tests that take one backend after the other: both, unless the run asks for one."""
 Value = TypeVar("Value")
 
 
@@ -49,11 +49,6 @@ def lacks(reason: str) -> NoReturn:
     if IN_CI:
         pytest.fail(reason)
     pytest.skip(reason)
-
-
-needs_root = pytest.mark.skipif(
-    os.geteuid() != 0 and not IN_CI, reason="needs root to act as other users: run the tests with sudo"
-)
 
 
 CHROMIUM = Path("/usr/bin/chromium")

@@ -9,10 +9,13 @@ from multiprocessing import Pipe
 from typing import Any
 
 import numpy as np
+import pytest
 
 from bench.harness import Candidate, Outcome, Scenario, run_scenario, start_process
 from bench.peers import Peer, Pixels, Receiver, Sender, Setting, all_peers
 from bench.worker import RUN, SEQUENCE, stamp_words
+
+pytestmark = pytest.mark.slow
 
 WARM_UP, FRAMES, ROUNDS = 2, 6, 2
 FAULT_AT = 5

@@ -13,6 +13,8 @@ from bench.publish import BEGIN, BEST_PEERS, END, publish
 from bench.results import Results, load, save
 from tests.bench import made_up
 
+pytestmark = pytest.mark.slow
+
 MOST_LINES = 150
 PNG = b"\x89PNG\r\n\x1a\n"
 BEFORE, AFTER = "# Benchmarks\n\nWritten by hand.\n\n", "\n\n## More\n\nBy hand too.\n"

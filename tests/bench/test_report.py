@@ -11,6 +11,8 @@ from bench import plan, report
 from bench.peers import all_peers
 from tests.bench import made_up
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

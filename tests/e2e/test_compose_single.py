@@ -12,7 +12,7 @@ import pytest
 from tests.e2e.engine import Project, docker, need_engine
 from tests.e2e.restarts import WORKERS
 
-pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.docker, pytest.mark.long, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

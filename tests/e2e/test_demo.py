@@ -26,7 +26,7 @@ from tests.support import ROOT, complaints, files_of, needs_browser, wait_until
 
 LEAST_IOU = 0.35
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300), needs_browser]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300), needs_browser]
 
 
 def wait_for(condition: Callable[[], bool], what: str, demo: Demo, patience_s: float) -> None:

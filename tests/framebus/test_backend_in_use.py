@@ -6,9 +6,11 @@ import importlib.util
 import subprocess
 import sys
 
+import pytest
+
 import framebus
 from framebus.ring import _ring_py, backend
-from tests.support import ASKED, BACKENDS, ROOT
+from tests.support import ASKED, ROOT
 
 IS_BUILT = importlib.util.find_spec("framebus.ring._ring_c") is not None
 WANTED = {"c": "c", "python": "python", "auto": "c" if IS_BUILT else "python"}[ASKED]
@@ -25,5 +27,8 @@ def test_a_process_that_a_test_starts_runs_it_too() -> None:
     assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == f"{WANTED}\n"
 
 
-def test_both_are_tested_unless_one_is_asked_for() -> None:
-    assert set(BACKENDS) == ({"c", "python"} if ASKED == "auto" else {WANTED})
+@pytest.mark.usefixtures("each_steps")
+def test_a_test_of_each_backend_runs_with_the_one_that_it_is_named_after(request: pytest.FixtureRequest) -> None:
+    named = request.node.callspec.params["each_steps"]
+    assert backend.name() == named
+    assert ASKED in ("auto", named)

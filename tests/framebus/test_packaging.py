@@ -27,6 +27,8 @@ from packaging.requirements import Requirement
 import framebus
 from tests.support import ROOT, files_of, lacks
 
+pytestmark = pytest.mark.slow
+
 Run = Callable[[list[str], Path, dict[str, str]], None]
 VERSIONS: Final = ("3.11", "3.12", "3.13")
 """The Python versions that the classifiers claim."""

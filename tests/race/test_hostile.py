@@ -24,9 +24,9 @@ from framebus.ring.layout import LOCK_SLOTS
 from framebus.shm import locks
 from tests.people import GROUP, Person, shared_event
 from tests.race.victims import write
-from tests.support import SHM, files_of, lacks, needs_root, wait_until
+from tests.support import SHM, files_of, lacks, wait_until
 
-pytestmark = needs_root
+pytestmark = [pytest.mark.slow, pytest.mark.root]
 
 SMALL = FrameFormat(40, 60)
 SLOTS = 6

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.race.points import POINTS
 from tests.race.upkeep import KINDS
 from tests.support import report_of
+
+pytestmark = pytest.mark.slow
 
 
 def test_nobody_suffers_from_the_dead() -> None:

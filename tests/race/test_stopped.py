@@ -37,6 +37,8 @@ from tests.race.points import (
 from tests.race.upkeep import kind_of, sweep
 from tests.race.victims import FOR_EVER, FORMAT, MAX_LOANS, STUCK_AFTER_S, fork, publish, subscribe, write, write_two
 
+pytestmark = pytest.mark.slow
+
 SLOTS = 11
 SEQUENCE = struct.Struct("Q")
 Start = Callable[..., int]

@@ -7,6 +7,8 @@ import pytest
 from framebus.ring.backend import BACKEND
 from tests.support import report_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("backend", ["c", "python"])
 @pytest.mark.usefixtures("compiled_steps")

@@ -8,6 +8,8 @@ from framebus.ring.backend import BACKEND
 from tests.race import torture
 from tests.support import report_of
 
+pytestmark = pytest.mark.slow
+
 SYMPTOMS = {
     "finalizer_waits": "hangs",
     "close_under_receiver": "AttributeError",

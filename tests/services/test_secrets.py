@@ -29,6 +29,8 @@ from services.common.status import read_statuses
 from services.supervisor.config import SupervisorConfiguration
 from tests.support import ROOT, free_ports, wait_until
 
+pytestmark = pytest.mark.slow
+
 SECRET = "S3cr3tPassw0rd"
 PATHS = ("/healthz", "/metrics", "/api/status", "/")
 

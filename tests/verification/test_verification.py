@@ -8,6 +8,8 @@ from verification.check import search
 from verification.mutants import HARMLESS, ROOMS, Mutant, orders, switches
 from verification.slot_protocol import WHOLE
 
+pytestmark = pytest.mark.slow
+
 MUTANTS = [*switches(), *orders()]
 SLOW = {"admission: a seat for each slot but one", "tick: does not look at the path"}
 """Found by ``make verify``, which also searches the rooms ``lost`` and ``files``, and all of what is harmless."""

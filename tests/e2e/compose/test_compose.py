@@ -17,7 +17,7 @@ from tests.e2e.page import LEAST_SHOWN, collect_detections, open_page, part_show
 from tests.e2e.watcher import Watcher
 from tests.support import ROOT, needs_browser
 
-pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.docker, pytest.mark.long, pytest.mark.timeout(600)]
 
 ALL = {*SERVICES, "holder"}
 FIRST_PICTURE_S = 30

@@ -14,7 +14,7 @@ from tests.e2e.restarts import CASES, WORKERS, Case, wait_until_it_works
 from tests.e2e.watcher import Watcher
 from tests.support import ROOT
 
-pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.docker, pytest.mark.long, pytest.mark.timeout(600)]
 
 DIFF_AFTER_S = 60
 LIST_FILES = "import os; print(os.listdir('/dev/shm'))"

@@ -501,7 +501,7 @@ class BusAtLength(Bus):
     """The same, several times as long."""
 
 
-TestBus = Bus.TestCase
+TestBus = pytest.mark.slow(Bus.TestCase)
 TestBus.settings = settings(max_examples=25, stateful_step_count=40, deadline=None, derandomize=True, database=None)
 TestBusAtLength = pytest.mark.timeout(600)(pytest.mark.long(BusAtLength.TestCase))
 TestBusAtLength.settings = settings(

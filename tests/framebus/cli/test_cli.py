@@ -24,7 +24,7 @@ from framebus.bus.options import Wake
 from framebus.cli import main
 from tests.framebus import mounts
 from tests.people import Person
-from tests.support import SHM, files_of, needs_root, publish, wait_until
+from tests.support import SHM, files_of, publish, wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -402,7 +402,7 @@ def read_everything(width: int) -> dict[str, str]:
     return said
 
 
-@needs_root
+@pytest.mark.root
 def test_text_fits_60_columns() -> None:
     said = mounts.alone(read_everything, 60)
     for name, text in said.items():

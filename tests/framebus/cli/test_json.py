@@ -11,7 +11,7 @@ import pytest
 from framebus import FrameFormat, Publisher, Subscriber
 from tests.framebus.mounts import alone, answer
 from tests.people import Person
-from tests.support import ROOT, SHM, needs_root, publish
+from tests.support import ROOT, SHM, publish
 
 SCHEMA = json.loads((ROOT / "docs" / "cli.schema.json").read_text())
 PAGE = (ROOT / "docs" / "cli.md").read_text()
@@ -70,7 +70,7 @@ def leave_things() -> None:
                 check(arguments[0], content)
 
 
-@needs_root
+@pytest.mark.root
 def test_leftovers_and_closed_streams_are_in_the_schema_too() -> None:
     alone(leave_things)
 

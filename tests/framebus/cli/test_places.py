@@ -18,9 +18,9 @@ from framebus.inspect.streams import inspect
 from framebus.shm.locks import take_exclusion
 from tests.framebus.mounts import MS_RDONLY, MS_REMOUNT, alone, answer, checked, command, in_other_time, libc, mount
 from tests.people import GROUP, Person
-from tests.support import lacks, needs_root, publish, wait_until
+from tests.support import lacks, publish, wait_until
 
-pytestmark = needs_root
+pytestmark = [pytest.mark.slow, pytest.mark.root]
 
 SMALL = FrameFormat(4, 6)
 CLONE_NEWUSER = 0x10000000

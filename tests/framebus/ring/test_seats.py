@@ -20,7 +20,7 @@ from framebus.ring.layout import Geometry
 from framebus.ring.record import RECORD_RECEIVED, RECORD_WORDS
 from framebus.shm import segment as shm
 from framebus.shm.segment import Segment
-from tests.support import SHM, needs_root
+from tests.support import SHM
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_the_dead_of_this_user_are_cleared_away_and_the_living_stay(stream: str)
     living.remove()
 
 
-@needs_root
+@pytest.mark.root
 def test_the_dead_of_another_user_are_left_to_it(stream: str) -> None:
     path = dead_record(stream)
     os.chown(path, 12345, 12345)

@@ -16,7 +16,7 @@ from framebus.inspect.leftovers import find_leftovers
 from framebus.inspect.streams import inspect
 from framebus.shm import locks
 from framebus.shm.directory import stream_names
-from tests.support import SHM, Program, files_of, needs_root
+from tests.support import SHM, Program, files_of
 
 SMALL = FrameFormat(4, 6)
 Start = Callable[..., Program]
@@ -95,7 +95,7 @@ def test_a_kept_ring_is_left_over(stream: str) -> None:
     remove_leftovers(stream)
 
 
-@needs_root
+@pytest.mark.root
 def test_what_another_user_owns_is_reported_not_removed(stream: str) -> None:
     Publisher(stream, SMALL, keep_ring=True).close()
     child = os.fork()

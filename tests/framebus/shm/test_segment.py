@@ -13,7 +13,7 @@ import pytest
 from framebus.errors import LayoutMismatch, NotEnoughSharedMemory, PermissionDenied, StreamNotFound
 from framebus.shm import locks, space
 from framebus.shm import segment as shm
-from tests.support import SHM, faults_of_reading, needs_root
+from tests.support import SHM, faults_of_reading
 
 
 @pytest.fixture
@@ -167,7 +167,7 @@ def test_exclusion_is_one_at_a_time_and_survives_an_unlink_race(stream: str) -> 
     (SHM / name).unlink()
 
 
-@needs_root
+@pytest.mark.root
 def test_a_file_of_another_user_is_an_error_that_names_the_user(stream: str) -> None:
     path = SHM / f"framebus.{stream}.lock"
     path.touch()
@@ -177,7 +177,7 @@ def test_a_file_of_another_user_is_an_error_that_names_the_user(stream: str) -> 
     path.unlink()
 
 
-@needs_root
+@pytest.mark.root
 def test_a_ring_closed_to_this_group_names_the_group_to_run_with(name: str) -> None:
     segment = shm.create(name, 4096, 0o640)
     os.chown(SHM / name, 0, 12346)

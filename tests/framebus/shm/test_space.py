@@ -25,9 +25,9 @@ from framebus.ring.words import LOCK_READ, UNLOCK
 from framebus.shm import segment as shm
 from framebus.shm import space
 from tests.people import Person
-from tests.support import SHM, files_of, lacks, needs_root
+from tests.support import SHM, files_of, lacks
 
-pytestmark = needs_root
+pytestmark = pytest.mark.root
 
 MIB = 1 << 20
 SHM_BYTES = 4 * MIB

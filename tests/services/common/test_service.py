@@ -14,6 +14,8 @@ import pytest
 
 from tests.support import ROOT, complaints
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = """
 from framebus import StreamNotFound
 from services.common.config import CommonConfiguration

@@ -15,6 +15,8 @@ import pytest
 from framebus import FrameFormat, Publisher
 from tests.support import ROOT, wait_until
 
+pytestmark = pytest.mark.slow
+
 SMALL = FrameFormat(64, 64)
 SOMEBODY_ELSE = 45678
 

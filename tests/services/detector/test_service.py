@@ -22,6 +22,8 @@ from services.common.detections import Detections, DetectionSubscriber
 from services.common.status import read_status
 from tests.support import PATIENCE_S, complaints, wait_until
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 FILM = ROOT / "services" / "simulator" / "footage" / "pedestrians.mp4"
 STOP_S = 10.0

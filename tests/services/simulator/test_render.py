@@ -19,6 +19,8 @@ from services.simulator.render import RenderStopped, clips_folder, render
 from services.simulator.scene import Drawn, Scene, scene
 from tests.services.simulator.clips import SMALL, rendered
 
+pytestmark = pytest.mark.slow
+
 
 def seen(camera: Camera, stage: Scene, canvas: np.ndarray) -> np.ndarray:
     """What the camera sees, computed directly, BGR."""

@@ -11,6 +11,8 @@ import pytest
 from tests.services.simulator.clips import RTSP_PROGRAM, SMALL, SYSTEM_COMMAND, need_rtsp, rendered, rtsp_server
 from tests.support import complaints
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def gstreamer() -> None:

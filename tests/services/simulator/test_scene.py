@@ -7,6 +7,8 @@ import pytest
 from services.simulator.config import SimulatorSection
 from services.simulator.scene import LEAST_VISIBLE, Drawn, Scene, ground_truth, scene
 
+pytestmark = pytest.mark.slow
+
 SMALL = SimulatorSection(width_px=640, height_px=360, duration_s=2)
 
 

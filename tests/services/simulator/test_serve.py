@@ -22,6 +22,8 @@ from services.simulator.service import Cameras, check_ports
 from tests.services.simulator.clips import SMALL, rendered
 from tests.support import complaints, free_ports
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 TICKS_PER_FRAME = 3600
 

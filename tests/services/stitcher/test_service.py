@@ -25,6 +25,8 @@ from tests.services.simulator.clips import SMALL, rendered, rtsp_server
 from tests.services.stitcher.scene import rig
 from tests.support import ROOT, complaints, free_ports, wait_until
 
+pytestmark = pytest.mark.slow
+
 WIDTH, HEIGHT = 1632, 228
 NAMES = [f"cam{i}" for i in range(5)]
 PATIENCE_S = 60.0

@@ -9,6 +9,8 @@ from services.stitcher.calibration import CalibrationError
 from services.stitcher.worker import calibrate_apart
 from tests.services.stitcher.scene import paint_world, photograph, rig
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_result_comes_from_another_process() -> None:
     world = paint_world()

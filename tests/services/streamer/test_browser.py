@@ -21,7 +21,7 @@ PATIENCE_MS = 20_000
 HEIGHT, WIDTH = 688, 4896
 TIMES, NONE = "\u00d7", "\u2013"
 
-pytestmark = needs_browser
+pytestmark = [pytest.mark.slow, needs_browser]
 
 READ_NUMBER = f"""() => {{
     const canvas = document.getElementById("picture");

@@ -19,6 +19,8 @@ from services.supervisor.config import SupervisorConfiguration
 from services.supervisor.service import page_url, status_line, supervise
 from tests.support import ROOT, wait_until
 
+pytestmark = pytest.mark.slow
+
 
 def make_child(program: str, restarts: int = 5) -> Child:
     child = Child("streamer", None, restarts, 60.0)
