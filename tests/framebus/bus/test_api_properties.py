@@ -25,6 +25,7 @@ from framebus import (
     remove_leftovers,
     streams,
 )
+from framebus.inspect.streams import inspect
 from tests.support import SHM, publish
 
 SMALL = FrameFormat(4, 6)
@@ -178,7 +179,7 @@ def test_attributes_of_a_loan(alone: Publisher, name: str, value: Any, touch: bo
         if touch:
             loan.pixels[:] = 1
     publish(alone)
-    assert alone._served.writer.loans == 0
+    assert inspect(alone.stream).slots_held == 0
     check(before)
 
 

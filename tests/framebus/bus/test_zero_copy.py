@@ -8,9 +8,10 @@ import subprocess
 import sys
 import tracemalloc
 
+import numpy as np
 import pytest
 
-from framebus import FrameFormat, Publisher, ReceiveTimeout, Subscriber
+from framebus import FrameFormat, Publisher, ReceiveTimeout, Subscriber, companion_path
 from framebus.bus.options import Wake
 from tests.support import ROOT, faults_of_reading
 
@@ -107,12 +108,12 @@ def test_a_reader_meets_no_page_fault_on_the_first_lap(stream: str, wake: Wake, 
 
 
 def test_publisher_and_subscriber_see_the_same_bytes_at_once(stream: str) -> None:
-    with Publisher(stream, FrameFormat(4, 6)) as publisher, Subscriber(stream) as subscriber:
-        loan = publisher.loan()
-        pixels = loan.pixels
-        pixels[:] = 1
-        loan.publish()
-        slot_offset = pixels.ctypes.data - publisher._served.ring.segment.address
+    content = bytes(range(1, 4 * 7 * 3 + 1))
+    with Publisher(stream, FrameFormat(4, 7)) as publisher, Subscriber(stream) as subscriber:
+        with publisher.loan() as loan:
+            loan.pixels.reshape(-1)[:] = np.frombuffer(content, np.uint8)
         frame = subscriber.receive(5)
-        publisher._served.ring.segment.buffer[slot_offset] = 99
-        assert frame.pixels[0, 0, 0] == 99
+        with companion_path(stream, "ring").open("r+b") as file, mmap.mmap(file.fileno(), 0) as ring:
+            assert ring.find(content) == ring.rfind(content) != -1
+            ring[ring.find(content)] = 99
+            assert frame.pixels[0, 0, 0] == 99

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from framebus import LoanOutstanding, Publisher, Subscriber
+from framebus.inspect.streams import inspect
 from tests.framebus.cases.support import SMALL
 from tests.framebus.interruptions import Interrupted, each_point, interrupt
 from tests.support import publish
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("each_steps")
 
 def works(publisher: Publisher, subscriber: Subscriber) -> None:
     """Every slot can be written and read, one after the other."""
-    for value in range(2 * publisher._served.ring.geometry.slots):
+    for value in range(2 * inspect(publisher.stream).slots):
         publish(publisher, value)
         with subscriber.receive(5) as frame:
             assert (frame.pixels == value).all()
@@ -119,17 +120,17 @@ def test_an_alarm_between_loan_and_with(stream: str, monkeypatch: pytest.MonkeyP
     seen = set()
     with Publisher(stream, SMALL, slots=4) as publisher, Subscriber(stream) as subscriber:
         for points in each_point(interrupt):
-            publish(publisher)
+            before = publish(publisher)
             subscriber.receive(5).release()
             try:
                 with points:
                     use()
             except Interrupted:
                 seen.add(points.done.split(":")[0])
-            if publisher.statistics.sequence > subscriber._attachment._reader.last:
+            if publisher.statistics.sequence > before:
                 assert (subscriber.receive(5).pixels == 9).all()
             works(publisher, subscriber)
-            assert publisher._served.writer.loans == 0
+            assert inspect(stream).slots_held == 0
         assert publisher.statistics.dropped == 0
     assert {"Publisher.loan", "Publisher._publish", "Loan._freeze"} <= seen
 
@@ -160,7 +161,7 @@ def test_a_real_alarm_at_any_time(stream: str, monkeypatch: pytest.MonkeyPatch) 
             publish(publisher, 9)
             subscriber.receive(5).release()
             works(publisher, subscriber)
-            assert publisher._served.writer.loans == 0
+            assert inspect(stream).slots_held == 0
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGPROF, before)
