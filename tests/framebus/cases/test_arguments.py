@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sys
+import types
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from framebus import (
     Publisher,
     ReceiveTimeout,
     Subscriber,
+    UnsupportedEnvironment,
     companion_path,
     companion_paths,
 )
@@ -185,3 +188,15 @@ def test_a_time_of_capture_that_is_none_abandons_the_loan(stream: str, name: str
                     loan.pixels[:] = 1
         assert publisher.statistics.abandoned == 2
         assert publish(publisher) == 1
+
+
+@pytest.mark.parametrize(("module", "saved"), [("gevent.monkey", "saved"), ("eventlet.patcher", "already_patched")])
+def test_a_library_that_has_patched_the_standard_library_is_named(
+    stream: str, module: str, saved: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patched = types.ModuleType(module)
+    monkeypatch.setitem(sys.modules, module, patched)
+    Publisher(stream, SMALL).close()
+    setattr(patched, saved, {"socket": {}})
+    with pytest.raises(UnsupportedEnvironment, match=f"{module.partition('.')[0]} has patched the standard library"):
+        Publisher(stream, SMALL)

@@ -135,6 +135,39 @@ def test_an_alarm_between_loan_and_with(stream: str, monkeypatch: pytest.MonkeyP
     assert {"Publisher.loan", "Publisher._publish", "Loan._freeze"} <= seen
 
 
+def test_an_exception_at_any_point_of_publish(stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # An exception in __del__ goes no further, and pytest's hook would keep what it is about to end.
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)
+    array = np.full((4, 6, 3), 9, np.uint8)
+    seen = set()
+    with Publisher(stream, SMALL, slots=4) as publisher, Subscriber(stream) as subscriber:
+        for points in each_point(interrupt):
+            before = publish(publisher)
+            subscriber.receive(5).release()
+            try:
+                with points:
+                    publisher.publish(array, captured_ns=1, metadata={"x": 1})
+            except Interrupted:
+                seen.add(points.done.split(":")[0])
+            if publisher.statistics.sequence > before:
+                assert (subscriber.receive(5).pixels == 9).all()
+            works(publisher, subscriber)
+            assert inspect(stream).slots_held == 0
+        assert publisher.statistics.dropped == 0
+    assert {"Publisher.publish", "Publisher.loan", "Publisher._publish"} <= seen
+
+
+def test_a_loan_tells_of_itself(stream: str) -> None:
+    with Publisher(stream, SMALL) as publisher:
+        loan = publisher.loan()
+        assert repr(loan) == "<Loan (4, 6, 3) uint8 bgr open>"
+        loan.publish()
+        assert repr(loan) == "<Loan (4, 6, 3) uint8 bgr published as 1>"
+        with publisher.loan() as given_back:
+            given_back.abandon()
+        assert repr(given_back) == "<Loan (4, 6, 3) uint8 bgr abandoned>"
+
+
 def test_a_real_alarm_at_any_time(stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # An exception in __del__ goes no further, and pytest's hook would keep what it is about to end.
     monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)

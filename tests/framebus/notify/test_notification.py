@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import msgpack
 import pytest
 import zmq
 
 from framebus import FrameFormat, Publisher, ReceiveTimeout, Subscriber
+from framebus.notify import zmtp
 from framebus.notify.listener import Listener
 from framebus.notify.local_socket import socket_path
 from framebus.notify.notification import topic
 from framebus.notify.server import CONNECTING_NS, POLL_CLOSELY_NS, POLL_EVERY_NS, NotificationServer
 from tests.framebus.listeners import PlainListener, listens, listens_to
-from tests.support import publish, wait_until
+from tests.support import PATIENCE_S, publish, wait_until
 
 FORMAT = FrameFormat(2, 3, 1, pixel_format="gray")
 
@@ -106,3 +108,38 @@ def test_garbage_is_counted(stream: str, garbage: bytes) -> None:
     intruder.close(0)
     context.term()
     socket_path(stream).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def connected_to(stream: str) -> Iterator[tuple[socket.socket, Listener]]:
+    """A socket in the place of the publisher's, as far as a listener has connected to it, and the listener."""
+    with socket.socket(socket.AF_UNIX) as publisher:
+        publisher.bind(str(socket_path(stream)))
+        publisher.listen()
+        listener = Listener(stream)
+        connected, _ = publisher.accept()
+        connected.settimeout(PATIENCE_S)
+        with connected:
+            yield connected, listener
+        listener.close()
+    socket_path(stream).unlink()
+
+
+def test_a_listener_answers_heartbeats(stream: str) -> None:
+    with connected_to(stream) as (connected, listener):
+        connected.sendall(zmtp.hello(b"XPUB") + zmtp.command(b"PING", b"\0\0seen?"))
+        listener.drain()
+        expected = zmtp.hello(b"SUB") + zmtp.SUBSCRIBE_TO_ALL + zmtp.command(b"PONG", b"seen?")
+        assert connected.recv(len(expected), socket.MSG_WAITALL) == expected
+        assert listener.rejected == 0
+
+
+def test_what_is_no_publisher_is_left_and_counted(stream: str) -> None:
+    with connected_to(stream) as (connected, listener):
+        connected.sendall(b"220 mail.example ESMTP ready".ljust(100))
+        listener.drain()
+        assert listener.rejected == 1
+        hello = zmtp.hello(b"SUB")
+        assert connected.recv(len(hello), socket.MSG_WAITALL) == hello
+        with contextlib.suppress(ConnectionResetError):
+            assert connected.recv(1) == b"", "the listener has hung up"
