@@ -39,11 +39,11 @@ demo: $(VENV)/installed-all ## the whole pipeline on five simulated cameras, and
 	@export FRAMEBUS_STREAMER__PORT=$(PORT) FRAMEBUS_LOG__LEVEL=warning FRAMEBUS_LOG__FORMAT=text; \
 	  exec $(BIN)/python -m services.supervisor --config config/framebus.yaml
 
-check: lint ## lint, types, import rules and the fast tests, in less than a minute
+check: lint ## lint, types, import rules and the fast tests, in about a minute
 	$(PYTEST_ON_TWO) --hypothesis-profile quick -m "not slow and not long and not docker"
 
 # The pipeline's tests ask for pictures in time, so they have the machine for themselves.
-test: lint ## the same with the slow tests, in less than six minutes
+test: lint ## the same with the slow tests, in several minutes
 	$(PYTEST_ON_TWO) -m "not long" --ignore tests/e2e
 	$(PYTEST) -m "not long" tests/e2e
 
