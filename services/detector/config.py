@@ -8,7 +8,7 @@ from typing import Self
 from pydantic import Field, field_validator, model_validator
 
 from services.common.config import CommonConfiguration, Section
-from services.detector.network import COCO_COLUMNS, DEFAULT_MODEL
+from services.detector.coco import COCO_COLUMNS, DEFAULT_MODEL
 
 
 class DetectorSection(Section):

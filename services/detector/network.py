@@ -15,30 +15,14 @@ import numpy.typing as npt
 import onnxruntime
 
 from services.detector.boxes import Boxes
+from services.detector.coco import COCO_COLUMNS
 from services.detector.tiles import Pixels
 
-DEFAULT_MODEL = Path(__file__).parent / "model" / "coco_ssdlite_mnv2_w8.onnx"
 INPUT_PX = 300
 INPUT_SHAPE = [1, INPUT_PX, INPUT_PX, 3]
 ANCHORS = 1917
 CATEGORIES = 90
 OUTPUT_SHAPES = {"boxes": [1, ANCHORS, 4], "scores": [1, ANCHORS, CATEGORIES]}
-
-# fmt: off
-_COCO: tuple[str | None, ...] = (
-    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
-    "fire hydrant", None, "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow",
-    "elephant", "bear", "zebra", "giraffe", None, "backpack", "umbrella", None, None, "handbag", "tie", "suitcase",
-    "frisbee", "skis", "snowboard", "sports ball", "kite", "baseball bat", "baseball glove", "skateboard",
-    "surfboard", "tennis racket", "bottle", None, "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana",
-    "apple", "sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch",
-    "potted plant", "bed", None, "dining table", None, None, "toilet", None, "tv", "laptop", "mouse", "remote",
-    "keyboard", "cell phone", "microwave", "oven", "toaster", "sink", "refrigerator", None, "book", "clock",
-    "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
-)
-# fmt: on
-COCO_COLUMNS = {label: column for column, label in enumerate(_COCO) if label is not None}
-"""Column of the scores for each of COCO's 80 labels; ten of its 90 numbers were never used."""
 
 
 class NetworkError(Exception):

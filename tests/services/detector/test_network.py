@@ -12,8 +12,9 @@ import onnxruntime
 import pytest
 
 from services.detector.boxes import Boxes, intersection_over_union
+from services.detector.coco import COCO_COLUMNS, DEFAULT_MODEL
 from services.detector.merge import merge
-from services.detector.network import COCO_COLUMNS, DEFAULT_MODEL, Network, NetworkError
+from services.detector.network import Network, NetworkError
 from services.detector.tiles import plan_tiles
 
 FILM = Path(__file__).parents[3] / "services" / "simulator" / "footage" / "pedestrians.mp4"
