@@ -8,13 +8,15 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
 import cv2
 import structlog
 
-from framebus import Frame, LayoutMismatch, ReceiveTimeout, StreamGone, StreamNotFound, Subscriber
+from framebus import Frame, LayoutMismatch, Subscriber
 from services.common.detections import MAX_DETECTIONS, Detection, DetectionPublisher, Detections
+from services.common.follow import follow
 from services.common.service import ServiceError
 from services.common.status import Stage, StatusServer, status_document
 from services.detector.boxes import Boxes
@@ -130,51 +132,47 @@ class _Service:
         self._objects = 0
         self._refused = 0
         self._refused_format: object = None
-        self._obstacle = ""
         self._tracker = self._new_tracker()
         self._epoch: int | None = None
 
     def run(self) -> None:
         publisher = DetectionPublisher(self._stream, self._section.instance)
+        events = follow(
+            self._stream,
+            self._subscribe,
+            self._stop,
+            slice_s=SLICE_S,
+            retry_s=SLICE_S,
+            tolerate=(LayoutMismatch,),  # a stitcher of another version, until one of this version replaces it
+        )
         try:
-            while not self._stop.is_set():
-                try:
-                    with Subscriber(
-                        self._stream,
-                        name=self._section.instance,
-                        attach_timeout_s=0,
-                        gone_after_s=GONE_AFTER_S,
-                        publisher_uid=self._publisher_uid,
-                    ) as subscriber:
-                        log.info("attached", stream=self._stream)
-                        self._follow(subscriber, publisher)
-                except StreamNotFound:
-                    self._stop.wait(SLICE_S)
-                except LayoutMismatch as error:  # a stitcher of another version, until one of this version replaces it
-                    if str(error) != self._obstacle:
-                        self._obstacle = str(error)
-                        log.warning("waiting for the stream", reason=self._obstacle)
-                    self._stop.wait(SLICE_S)
-                except StreamGone as error:
-                    log.warning("stream gone", reason=str(error))
+            with closing(events):
+                for event in events:
+                    if isinstance(event, Frame):
+                        self._take(event, publisher)
         except Stopped:
             pass
         finally:
             publisher.close()
 
-    def _follow(self, subscriber: Subscriber, publisher: DetectionPublisher) -> None:
-        due_s = 0.0
-        while not self._stop.wait(max(0.0, due_s - time.monotonic())):
-            try:
-                frame = subscriber.receive(timeout_s=SLICE_S)
-            except ReceiveTimeout:
-                continue
-            if self._section.max_rate_fps:
-                due_s = time.monotonic() + 1 / self._section.max_rate_fps
-            with frame:
-                detections = self._detect(frame)
-            if detections is not None:
-                publisher.publish(detections)
+    def _subscribe(self) -> Subscriber:
+        return Subscriber(
+            self._stream,
+            name=self._section.instance,
+            attach_timeout_s=0,
+            gone_after_s=GONE_AFTER_S,
+            publisher_uid=self._publisher_uid,
+        )
+
+    def _take(self, frame: Frame, publisher: DetectionPublisher) -> None:
+        """Detect, publish, and wait until the next frame is due."""
+        started_s = time.monotonic()
+        with frame:
+            detections = self._detect(frame)
+        if detections is not None:
+            publisher.publish(detections)
+        if self._section.max_rate_fps:
+            self._stop.wait(max(0.0, started_s + 1 / self._section.max_rate_fps - time.monotonic()))
 
     def _detect(self, frame: Frame) -> Detections | None:
         pixels = frame.pixels

@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 
 import structlog
 
-from framebus import Frame, FramebusError, ReceiveTimeout, StreamGone, StreamNotFound, Subscriber
+from framebus import Frame, FramebusError, Subscriber
+from services.common.follow import Attached, Waiting, follow
 from services.common.status import Stage
 from services.streamer.encode import HalfSizeEncoder, UnsupportedFrame
 
@@ -95,64 +97,54 @@ class FrameThread:
         return self._thread.is_alive()
 
     def _run(self) -> None:
-        seen = False
-        while not self._stop.is_set():
-            try:
-                with Subscriber(
-                    self._stream,
-                    name="streamer",
-                    wake="futex",
-                    attach_timeout_s=0,
-                    gone_after_s=GONE_AFTER_S,
-                    publisher_uid=self._publisher_uid,
-                ) as subscriber:
-                    self._log.info("attached", stream=self._stream)
-                    self.absent = ""
-                    seen = True
-                    self._follow(subscriber)
-            except (StreamNotFound, StreamGone):
-                self._lose(f"stream {self._stream} has {'ended' if seen else 'not started'}")
-            except FramebusError as error:
-                self._lose(str(error))
-            self._stop.wait(RETRY_S)
-
-    def _lose(self, reason: str) -> None:
-        if reason != self.absent:
-            self._log.warning("waiting for the stream", reason=reason)
-            self.absent = reason
-
-    def _follow(self, subscriber: Subscriber) -> None:
         pending: Frame | None = None
         newest: EncodedFrame | None = None
         served = 0
+        events = follow(
+            self._stream,
+            self._subscribe,
+            self._stop,
+            slice_s=SLICE_S,
+            retry_s=RETRY_S,
+            tolerate=(FramebusError,),
+        )
         try:
-            while not self._stop.is_set():
-                frame = self._receive(subscriber)
-                if frame is not None:
-                    if pending is not None:
-                        pending.release()
-                    pending = frame
-                demand = self._demand()
-                if demand and pending is not None:
-                    frame, pending = pending, None
-                    newest = self._encode(frame)
-                    served = 0
-                # Also to those who have come back after the newest frame was encoded.
-                if newest is not None and demand not in (0, served):
-                    self._deliver(newest)
-                    served = demand
+            with closing(events):
+                for event in events:
+                    match event:
+                        case Attached():
+                            self.absent = ""
+                        case Waiting():
+                            self.absent = event.reason
+                            pending, newest = _replace(pending, None), None
+                        case Frame():
+                            self._count(event)
+                            pending = _replace(pending, event)
+                    demand = self._demand()
+                    if demand and pending is not None:
+                        frame, pending = pending, None
+                        newest = self._encode(frame)
+                        served = 0
+                    # Also to those who have come back after the newest frame was encoded.
+                    if newest is not None and demand not in (0, served):
+                        self._deliver(newest)
+                        served = demand
         finally:
-            if pending is not None:
-                pending.release()
+            _replace(pending, None)
 
-    def _receive(self, subscriber: Subscriber) -> Frame | None:
-        try:
-            frame = subscriber.receive(timeout_s=SLICE_S)
-        except ReceiveTimeout:
-            return None
+    def _subscribe(self) -> Subscriber:
+        return Subscriber(
+            self._stream,
+            name="streamer",
+            wake="futex",
+            attach_timeout_s=0,
+            gone_after_s=GONE_AFTER_S,
+            publisher_uid=self._publisher_uid,
+        )
+
+    def _count(self, frame: Frame) -> None:
         self.received_s = time.monotonic()
         self.received.record((time.monotonic_ns() - frame.captured_ns) / 1e9, frame.skipped)
-        return frame
 
     def _encode(self, frame: Frame) -> EncodedFrame | None:
         try:
@@ -178,3 +170,9 @@ class FrameThread:
             full_width_px=width,
             full_height_px=height,
         )
+
+
+def _replace(held: Frame | None, by: Frame | None) -> Frame | None:
+    if held is not None:
+        held.release()
+    return by
