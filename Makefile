@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo check test test-long coverage lint ruff mypy imports bench bench-full bench-compare bench-publish soak verify system-packages clean
+.PHONY: help install demo check test test-long coverage lint ruff mypy imports bench bench-full bench-compare bench-publish soak verify system-packages clean
 .DEFAULT_GOAL := help
 
 # A module stays on one core, for the fixtures that its tests share; those with slow tests come first.
@@ -22,8 +22,11 @@ $(BIN)/python:
 	  { echo "Python 3.11 or newer with venv is needed: set PYTHON=..., or apt-get install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/installed-all: $(BIN)/python pyproject.toml setup.py constraints.txt $(wildcard framebus/ring/_*.[ch])
-	$(PIP) install --constraint constraints.txt --editable '.[all]'
+# Both distributions, editable: the library, and the services with all that they need.
+SOURCES := pyproject.toml setup.py services/pyproject.toml services/setup.py constraints.txt $(wildcard framebus/ring/_*.[ch])
+
+$(VENV)/installed-all: $(BIN)/python $(SOURCES)
+	$(PIP) install --constraint constraints.txt --editable '.[snapshot]' --editable './services[supervisor]'
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed-all
@@ -35,9 +38,11 @@ $(VENV)/installed-bench: $(VENV)/installed-dev
 	$(PIP) install --constraint constraints.txt --editable '.[bench]'
 	@touch $@
 
-demo: $(VENV)/installed-all ## the whole pipeline on five simulated cameras, and the URL of its page
+install: $(VENV)/installed-all ## the library and the services, editable, with the commands framebus and framebus-SERVICE
+
+demo: install ## the whole pipeline on five simulated cameras, and the URL of its page
 	@export FRAMEBUS_STREAMER__PORT=$(PORT) FRAMEBUS_LOG__LEVEL=warning FRAMEBUS_LOG__FORMAT=text; \
-	  exec $(BIN)/python -m services.supervisor --config config/framebus.yaml
+	  exec $(BIN)/framebus-supervisor --config config/framebus.yaml
 
 check: lint ## lint, types, import rules and the fast tests, in about a minute
 	$(PYTEST_ON_TWO) --hypothesis-profile quick -m "not slow and not long and not docker"
@@ -105,4 +110,4 @@ system-packages: ## what the tests and benchmarks drive for real; on Debian, as 
 	  gstreamer1.0-plugins-bad python3-gst-1.0 gir1.2-gst-plugins-base-1.0 redis-server rabbitmq-server
 
 clean: ## remove all that was installed, built or cached
-	rm -rf $(VENV) .cache build dist *.egg-info framebus/ring/*.so
+	rm -rf $(VENV) .cache build dist *.egg-info services/build services/dist services/*.egg-info framebus/ring/*.so

@@ -142,7 +142,7 @@ def _cpu_s(supervisor: psutil.Process) -> dict[str, float]:
     taken = {}
     for service in supervisor.children():
         times = [one.cpu_times() for one in (service, *service.children(recursive=True))]
-        taken[service.cmdline()[2].removeprefix("services.")] = sum(time_.user + time_.system for time_ in times)
+        taken[service.cmdline()[3]] = sum(time_.user + time_.system for time_ in times)
     return taken
 
 

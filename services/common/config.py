@@ -12,6 +12,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
@@ -22,10 +24,11 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from services.common.masking import mask_text
 
 ENVIRONMENT_PREFIX = "FRAMEBUS_"
-SECTIONS = ("stream", "log", "simulator", "stitcher", "detector", "streamer", "supervisor")
-"""Every section that the file may have; a service checks those that it reads."""
+ENTRY_POINT_GROUP = "framebus.services"
+"""Group of the entry points by which the services are found, in all distributions that are installed."""
 SHARED_SECTIONS = ("stream", "log")
-"""Those that every service reads."""
+"""The sections that every service reads; each service adds one, of its own name."""
+_SERVICE_NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 
 
 class ConfigurationError(ValueError):
@@ -75,6 +78,49 @@ class CommonConfiguration(BaseModel):
 C = TypeVar("C", bound=CommonConfiguration)
 
 
+@cache
+def declared_services() -> Mapping[str, EntryPoint]:
+    """Return the entry points of the installed services, by name, without importing any of them.
+
+    Raises:
+        ConfigurationError: None is installed, two have one name, or a name cannot be a section's.
+    """
+    declared: dict[str, EntryPoint] = {}
+    faults = []
+    for entry in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda entry: (entry.name, entry.value)):
+        if not _SERVICE_NAME.fullmatch(entry.name) or entry.name in CommonConfiguration.model_fields:
+            faults.append(
+                f"{origin_of(entry)} cannot be used: a service's name is lower-case letters, digits and single "
+                f"underscores, and none of {', '.join(CommonConfiguration.model_fields)}"
+            )
+        elif entry.name in declared:
+            faults.append(
+                f"{origin_of(entry)} has the name of {origin_of(declared[entry.name])}: uninstall one of them"
+            )
+        else:
+            declared[entry.name] = entry
+    if not declared and not faults:
+        faults.append("no service is installed: install framebus-services, by whose entry points services are found")
+    if faults:
+        raise ConfigurationError("\n".join(map(in_one_line, faults)))
+    return declared
+
+
+def origin_of(entry: EntryPoint) -> str:
+    """Return what an entry point declares, and which distribution has it, for a message."""
+    distribution = "an unnamed distribution" if entry.dist is None else f"{entry.dist.name} {entry.dist.version}"
+    return f"the service {entry.name!r} of {distribution} ({entry.value})"
+
+
+def section_names() -> tuple[str, ...]:
+    """Return the name of every section that the file may have; a service checks those that it reads.
+
+    Raises:
+        ConfigurationError: As :func:`declared_services`.
+    """
+    return (*SHARED_SECTIONS, *declared_services())
+
+
 def load(configuration_type: type[C], path: Path | None, environment: Mapping[str, str] = os.environ) -> C:
     """Read and check the configuration.
 
@@ -84,20 +130,22 @@ def load(configuration_type: type[C], path: Path | None, environment: Mapping[st
         environment: Where overrides are looked up.
 
     Raises:
-        ConfigurationError: The file is missing, is no YAML mapping, or has faults; each is named with its place.
+        ConfigurationError: The file is missing, is no YAML mapping, or has faults; each is named with its place. Or
+            the installed services are at fault, as :func:`declared_services` says.
     """
+    sections = section_names()
     content, lines = _read(path) if path is not None else ({}, {})
     overridden = _override(content, environment, configuration_type)
     faults = [
-        f"{_place((name,), path, lines, overridden)}: no such section; there are {', '.join(SECTIONS)}"
+        f"{_place((name,), path, lines, overridden)}: no such section; there are {', '.join(sections)}"
         for name in content
-        if name not in SECTIONS
+        if name not in sections
     ]
     # A section whose lines are all commented out reads as null.
     wanted = {
         name: {} if value is None else value
         for name, value in content.items()
-        if name in configuration_type.model_fields and name in SECTIONS
+        if name in configuration_type.model_fields and name in sections
     }
     try:
         configuration = configuration_type.model_validate({**wanted, "source": path})
@@ -106,13 +154,14 @@ def load(configuration_type: type[C], path: Path | None, environment: Mapping[st
             keys = tuple(fault["loc"])
             name = mask_text(".".join(map(str, keys)))  # a key may be a URL that is in the wrong place
             faults.append(f"{_place(keys, path, lines, overridden)}: {name}: {fault['msg']}")
-        raise ConfigurationError("\n".join(map(_in_one_line, faults))) from None
+        raise ConfigurationError("\n".join(map(in_one_line, faults))) from None
     if faults:
-        raise ConfigurationError("\n".join(map(_in_one_line, faults)))
+        raise ConfigurationError("\n".join(map(in_one_line, faults)))
     return configuration
 
 
-def _in_one_line(fault: str) -> str:
+def in_one_line(fault: str) -> str:
+    """Return a message with what cannot be printed, such as a line's end, written as an escape."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in fault)
 
 
@@ -148,7 +197,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[Place, int]]:
     if content is None:
         return {}, {}
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        raise ConfigurationError(f"{path}: a mapping of sections is needed: {', '.join(SECTIONS)}")
+        raise ConfigurationError(f"{path}: a mapping of sections is needed: {', '.join(section_names())}")
     return content, lines
 
 
@@ -170,9 +219,10 @@ def _override(
 ) -> dict[Place, str]:
     """Put the environment's values into ``content``; return which variable set which place."""
     overridden: dict[Place, str] = {}
+    sections = section_names()
     for variable, text in sorted(environment.items()):
         keys = variable.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
-        if not variable.startswith(ENVIRONMENT_PREFIX) or len(keys) != 2 or keys[0] not in SECTIONS:
+        if not variable.startswith(ENVIRONMENT_PREFIX) or len(keys) != 2 or keys[0] not in sections:
             continue
         name, field = keys
         section = content.get(name)

@@ -1,4 +1,13 @@
-"""Start and stop, the same for every service."""
+"""What a service is, and its start and stop, the same for every one.
+
+A service is a :class:`Service` that an entry point of the group ``framebus.services`` names, in any distribution:
+
+    [project.entry-points."framebus.services"]
+    detector = "services.detector.entry:SERVICE"
+
+The module of the entry point is imported whenever the whole configuration is checked, so it imports little: what the
+service works with is imported when it runs.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +18,24 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import structlog
+from pydantic import create_model
 
-from framebus import FramebusError
-from services.common.config import CommonConfiguration, ConfigurationError, load
+from framebus import FramebusError, companion_path
+from services.common.config import (
+    CommonConfiguration,
+    ConfigurationError,
+    declared_services,
+    in_one_line,
+    load,
+    origin_of,
+)
+from services.common.health import read_status
 from services.common.logs import set_up_logs
 
 C = TypeVar("C", bound=CommonConfiguration)
@@ -32,46 +51,132 @@ class ServiceError(Exception):
     """The service cannot go on; its message is one sentence for the operator."""
 
 
-def run(service: str, configuration_type: type[C], main: Callable[[C, threading.Event], None]) -> int:
-    """Run a service until it ends or is told to stop.
+@dataclass(frozen=True, slots=True)
+class Service(Generic[C]):
+    """A service: its name, what it reads of the configuration, how it runs, and how to ask it for its status."""
 
-    Args:
-        service: Name in the logs and the status.
-        configuration_type: The sections to read from the file of ``--config``.
-        main: Called with the configuration and an event that SIGTERM and SIGINT set; it returns when that is set.
+    name: str
+    """Name of the entry point, of the section in the file, and in the logs."""
+    configuration: type[C]
+    """The shared sections and, in the field :attr:`name`, the service's own."""
+    run: Callable[[C, threading.Event], None]
+    """Works until the event is set, and serves a :class:`~services.common.status.StatusServer` meanwhile. Raises
+    ServiceError or FramebusError to give up."""
+    status_name: Callable[[C], str] | None = None
+    """The name under which it serves its status; ``None`` for :attr:`name`."""
+    awaited: bool = False
+    """Whether the supervisor starts the next service only when this one serves its status."""
+    reads_all: bool = False
+    """Whether the sections of all other services are read and checked too."""
 
-    Returns:
-        Exit status: 0 when ``main`` returned, 1 when it gave up with an error in one sentence, 2 when the
-        configuration is at fault.
-    """
-    parser = argparse.ArgumentParser(prog=f"python -m services.{service}")
-    parser.add_argument("--config", type=Path, help="the YAML file of all services; without it the defaults hold")
-    parser.add_argument("--check", action="store_true", help="check the configuration and exit")
-    arguments = parser.parse_args()
-    try:
-        configuration = load(configuration_type, arguments.config)
-    except ConfigurationError as error:
-        sys.stderr.write(f"{error}\n")
-        return EXIT_USAGE
-    if arguments.check:
+    def load(self, path: Path | None, environment: Mapping[str, str] = os.environ) -> C:
+        """Read and check what the service reads of the configuration; arguments as of ``config.load``.
+
+        Raises:
+            ConfigurationError: The configuration has faults or, with :attr:`reads_all`, a service cannot be loaded.
+        """
+        return load(self.whole_configuration(), path, environment)
+
+    def whole_configuration(self) -> type[C]:
+        """Return :attr:`configuration` or, with :attr:`reads_all`, that with the sections of all installed services.
+
+        Raises:
+            ConfigurationError: A service cannot be loaded.
+        """
+        return _with_all_sections(self.configuration) if self.reads_all else self.configuration
+
+    def status(self, configuration: C) -> dict[str, Any] | None:
+        """Ask the running service for its status; return ``None`` if no answer comes within a second."""
+        name = self.name if self.status_name is None else self.status_name(configuration)
+        try:
+            return read_status(companion_path(configuration.stream.name, f"status.{name}.sock"))
+        except (OSError, ValueError):
+            return None
+
+    def main(self, arguments: Sequence[str] | None = None) -> int:
+        """Run the service until it ends or is told to stop.
+
+        Args:
+            arguments: Those of the command line; ``None`` for this process's.
+
+        Returns:
+            Exit status: 0 when :attr:`run` returned, 1 when it gave up with an error in one sentence, 2 when the
+            configuration is at fault.
+        """
+        parser = argparse.ArgumentParser(prog=f"framebus-{self.name}")
+        parser.add_argument("--config", type=Path, help="the YAML file of all services; without it the defaults hold")
+        parser.add_argument("--check", action="store_true", help="check the configuration and exit")
+        options = parser.parse_args(arguments)
+        try:
+            configuration = self.load(options.config)
+        except ConfigurationError as error:
+            sys.stderr.write(f"{error}\n")
+            return EXIT_USAGE
+        if options.check:
+            return 0
+        set_up_logs(self.name, configuration.log)
+        log = structlog.get_logger()
+        stop = threading.Event()
+
+        def request_stop(_signal: int, _frame: object) -> None:
+            # The main thread may be inside stop.wait() and hold the event's own lock: setting it here would wait for
+            # itself.
+            _thread.start_new_thread(stop.set, ())
+
+        signal.signal(signal.SIGTERM, request_stop)
+        signal.signal(signal.SIGINT, request_stop)
+        if SUPERVISED in os.environ:
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        log.info("started")
+        try:
+            self.run(configuration, stop)
+        except (ServiceError, FramebusError) as error:
+            log.error("failed", reason=str(error))  # noqa: TRY400  one sentence, no traceback
+            return 1
+        log.info("stopped")
         return 0
-    set_up_logs(service, configuration.log)
-    log = structlog.get_logger()
-    stop = threading.Event()
 
-    def request_stop(_signal: int, _frame: object) -> None:
-        # The main thread may be inside stop.wait() and hold the event's own lock: set it here, and it waits for itself.
-        _thread.start_new_thread(stop.set, ())
 
-    signal.signal(signal.SIGTERM, request_stop)
-    signal.signal(signal.SIGINT, request_stop)
-    if SUPERVISED in os.environ:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    log.info("started")
+def find_service(name: str) -> Service[Any]:
+    """Import an installed service.
+
+    Raises:
+        ConfigurationError: No distribution declares it, it cannot be imported, or it is not a :class:`Service` of that
+            name.
+    """
+    declared = declared_services()
+    if name not in declared:
+        raise ConfigurationError(in_one_line(f"no service {name!r} is installed; there are {', '.join(declared)}"))
+    entry = declared[name]
     try:
-        main(configuration, stop)
-    except (ServiceError, FramebusError) as error:
-        log.error("failed", reason=str(error))  # noqa: TRY400  one sentence, no traceback
-        return 1
-    log.info("stopped")
-    return 0
+        service = entry.load()
+    except (Exception, SystemExit) as error:  # noqa: BLE001  the module of another party may raise anything
+        reason = f"{type(error).__name__}: {error}"
+    else:
+        if not isinstance(service, Service):
+            reason = f"it is not a Service, but of type {type(service).__name__}"
+        elif service.name != name:
+            reason = f"it is named {service.name!r}"
+        elif name not in service.configuration.model_fields:
+            reason = f"its {service.configuration.__name__} has no section {name!r}"
+        else:
+            return service
+    raise ConfigurationError(in_one_line(f"{origin_of(entry)} cannot be loaded: {reason}"))
+
+
+def _with_all_sections(base: type[C]) -> type[C]:
+    """Extend a configuration by the sections of all services that it does not have."""
+    fields: dict[str, Any] = {}
+    faults = []
+    for name in declared_services():
+        if name in base.model_fields:
+            continue
+        try:
+            field = find_service(name).configuration.model_fields[name]
+        except ConfigurationError as error:
+            faults.append(str(error))
+        else:
+            fields[name] = (field.annotation, field)
+    if faults:
+        raise ConfigurationError("\n".join(faults))
+    return cast("type[C]", create_model(base.__name__, __base__=base, **fields))

@@ -1,7 +1,6 @@
-"""Start the detector: ``python -m services.detector --config FILE``."""
+"""``python -m services.detector --config FILE``: the same as ``framebus-detector``."""
 
-from services.common.service import run
-from services.detector.config import DetectorConfiguration
-from services.detector.service import main
+from services.detector.entry import SERVICE
 
-raise SystemExit(run("detector", DetectorConfiguration, main))
+if __name__ == "__main__":
+    raise SystemExit(SERVICE.main())

@@ -1,10 +1,6 @@
-"""``python -m services.simulator --config FILE``."""
+"""``python -m services.simulator --config FILE``: the same as ``framebus-simulator``."""
 
-import sys
-
-from services.common.service import run
-from services.simulator.config import SimulatorConfiguration
-from services.simulator.service import main
+from services.simulator.entry import SERVICE
 
 if __name__ == "__main__":
-    sys.exit(run("simulator", SimulatorConfiguration, main))
+    raise SystemExit(SERVICE.main())

@@ -1,8 +1,6 @@
-"""``python -m services.stitcher --config FILE``."""
+"""``python -m services.stitcher --config FILE``: the same as ``framebus-stitcher``."""
 
-from services.common.service import run
-from services.stitcher.config import StitcherConfiguration
-from services.stitcher.service import main
+from services.stitcher.entry import SERVICE
 
 if __name__ == "__main__":
-    raise SystemExit(run("stitcher", StitcherConfiguration, main))
+    raise SystemExit(SERVICE.main())

@@ -1,7 +1,6 @@
-"""Run with ``python -m services.streamer --config FILE``."""
+"""``python -m services.streamer --config FILE``: the same as ``framebus-streamer``."""
 
-from services.common.service import run
-from services.streamer.config import StreamerConfiguration
-from services.streamer.service import main
+from services.streamer.entry import SERVICE
 
-raise SystemExit(run("streamer", StreamerConfiguration, main))
+if __name__ == "__main__":
+    raise SystemExit(SERVICE.main())

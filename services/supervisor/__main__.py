@@ -1,7 +1,6 @@
-"""``python -m services.supervisor --config FILE``: the whole pipeline as processes of one machine or container."""
+"""``python -m services.supervisor --config FILE``: the same as ``framebus-supervisor``."""
 
-from services.common.service import run
-from services.supervisor.config import SupervisorConfiguration
-from services.supervisor.service import supervise
+from services.supervisor.entry import SERVICE
 
-raise SystemExit(run("supervisor", SupervisorConfiguration, supervise))
+if __name__ == "__main__":
+    raise SystemExit(SERVICE.main())

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 
-from services.common.config import ENVIRONMENT_PREFIX, SECTIONS, SHARED_SECTIONS
+from services.common.config import ENVIRONMENT_PREFIX, declared_services
 from services.common.service import EXIT_USAGE, SUPERVISED
 
 FIRST_PAUSE_S = 0.5
@@ -27,7 +27,7 @@ class Child:
 
     def __init__(self, service: str, config_path: Path | None, restarts: int, restarts_within_s: float) -> None:
         self.service = service
-        self._command = [sys.executable, "-m", f"services.{service}"]
+        self._command = [sys.executable, "-m", "services", service]
         if config_path is not None:
             self._command += ["--config", str(config_path)]
         self._restarts = restarts
@@ -99,7 +99,7 @@ class Child:
 
 def environment_for(service: str, environment: Mapping[str, str]) -> dict[str, str]:
     """The environment without the settings of other services: the cameras' passwords are the stitcher's alone."""
-    others = {name for name in SECTIONS if name not in (*SHARED_SECTIONS, service)}
+    others = declared_services().keys() - {service}
     return {
         variable: text
         for variable, text in environment.items()

@@ -1,24 +1,30 @@
-"""The supervisor's section, and the whole file: the supervisor checks it all before it starts anything."""
+"""The supervisor's section of the configuration; the supervisor checks the whole file before it starts anything."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from services.common.config import CommonConfiguration, Section
-from services.detector.config import DetectorSection
-from services.simulator.config import SimulatorSection
-from services.stitcher.config import StitcherSection
+from services.common.config import CommonConfiguration, Section, declared_services
 from services.streamer.config import StreamerSection
 
-ServiceName = Literal["simulator", "stitcher", "detector", "streamer"]
+SUPERVISOR = "supervisor"
+
+
+def _check_installed(name: str) -> str:
+    names = [declared for declared in declared_services() if declared != SUPERVISOR]
+    if name not in names:
+        raise ValueError(f"no such service is installed; there are {', '.join(names)}")
+    return name
 
 
 class SupervisorSection(Section):
     """Which services run, and how much they may fail."""
 
-    services: tuple[ServiceName, ...] = Field(("simulator", "stitcher", "detector", "streamer"), min_length=1)
+    services: tuple[Annotated[str, AfterValidator(_check_installed)], ...] = Field(
+        ("simulator", "stitcher", "detector", "streamer"), min_length=1
+    )
     """The services to start, in that order; they end in the reverse."""
     status_interval_s: float = Field(5.0, gt=0)
     """Seconds between two status lines."""
@@ -29,10 +35,7 @@ class SupervisorSection(Section):
 
 
 class SupervisorConfiguration(CommonConfiguration):
-    """The whole file."""
+    """What the supervisor itself reads: its section, and the streamer's for the address of the page."""
 
-    simulator: SimulatorSection = SimulatorSection()
-    stitcher: StitcherSection = StitcherSection()
-    detector: DetectorSection = DetectorSection()
     streamer: StreamerSection = StreamerSection()
     supervisor: SupervisorSection = SupervisorSection()

@@ -11,7 +11,7 @@ import urllib.request
 from typing import Any
 
 from framebus import remove_leftovers
-from services.common.service import ServiceError
+from services.common.service import ServiceError, find_service
 from services.common.status import StatusServer, read_statuses, status_document
 from services.supervisor.child import Child
 from services.supervisor.config import SupervisorConfiguration
@@ -56,7 +56,7 @@ def _tend(configuration: SupervisorConfiguration, children: list[Child], stop: t
     line_at_s = started_s + configuration.supervisor.status_interval_s
     started: list[Child] = []
     while not stop.wait(TEND_EVERY_S):
-        if len(started) < len(children) and _may_go_on(configuration.stream.name, started):
+        if len(started) < len(children) and _may_go_on(configuration, started):
             started.append(children[len(started)])
             started[-1].start()
         for child in started:
@@ -72,9 +72,12 @@ def _tend(configuration: SupervisorConfiguration, children: list[Child], stop: t
             sys.stdout.flush()
 
 
-def _may_go_on(stream: str, started: list[Child]) -> bool:
-    """Whether the next service may start: whoever reads cameras would only fail while they are still being rendered."""
-    return not started or started[-1].service != "simulator" or "simulator" in read_statuses(stream)
+def _may_go_on(configuration: SupervisorConfiguration, started: list[Child]) -> bool:
+    """Whether the next service may start: one that reads cameras would fail while they are still being rendered."""
+    if not started:
+        return True
+    last = find_service(started[-1].service)
+    return not last.awaited or last.status(configuration) is not None
 
 
 def _end(children: list[Child]) -> None:

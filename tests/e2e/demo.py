@@ -60,7 +60,7 @@ class Demo:
         """The process of one service, if it runs."""
         for process in self.processes():
             with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-                if process.cmdline()[1:3] == ["-m", f"services.{name}"]:
+                if process.cmdline()[1:4] == ["-m", "services", name]:
                     return process
         return None
 

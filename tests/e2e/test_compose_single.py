@@ -32,8 +32,8 @@ def processes(project: Project) -> dict[str, int]:
     found = {}
     for line in docker("top", project.container("framebus")["Id"], "-eo", "pid,args").splitlines()[1:]:
         number, *arguments = line.split()
-        if arguments[1:2] == ["-m"] and arguments[2].count(".") == 1:
-            found[arguments[2].removeprefix("services.")] = int(number)
+        if arguments[1:3] == ["-m", "services"]:
+            found[arguments[3]] = int(number)
     return found
 
 

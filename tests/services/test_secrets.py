@@ -24,9 +24,9 @@ import psutil
 import pytest
 import yaml
 
-from services.common.config import ConfigurationError, load
+from services.common.config import ConfigurationError
 from services.common.status import read_statuses
-from services.supervisor.config import SupervisorConfiguration
+from services.supervisor.entry import SERVICE
 from tests.support import ROOT, free_ports, wait_until
 
 pytestmark = pytest.mark.slow
@@ -144,7 +144,7 @@ def test_a_password_is_seen_nowhere(stream: str, refusing: int, tmp_path: Path, 
                 service: member
                 for member in family(process.pid)
                 for service in ("stitcher", "streamer")
-                if f"services.{service}" in member.cmdline()
+                if member.cmdline()[1:4] == ["-m", "services", service]
             }
             assert (SECRET in environment_of(services["stitcher"])) == (given_by == "environment")
             assert SECRET not in environment_of(services["streamer"])
@@ -162,7 +162,7 @@ def test_a_password_is_seen_nowhere(stream: str, refusing: int, tmp_path: Path, 
     assert f"rtsp://***@127.0.0.1:{refusing}/live" in seen["log"]
     assert f"rtsp://***@127.0.0.1:{closed}/user=***/0.sdp" in seen["log"]
     assert "framebus_service_healthy" in seen["/metrics"]
-    assert "services.stitcher" in seen["processes"]
+    assert "-m services stitcher" in seen["processes"]
 
 
 def events(log: Path) -> list[dict[str, object]]:
@@ -203,6 +203,6 @@ def test_a_faulty_configuration_is_refused_without_the_password(tmp_path: Path, 
     config = tmp_path / "framebus.yaml"
     config.write_text(text.format(f"rtsp://user:{SECRET}@10.0.0.1/x", SECRET))
     with pytest.raises(ConfigurationError) as caught:
-        load(SupervisorConfiguration, config, {})
+        SERVICE.load(config, {})
     assert str(config) in str(caught.value)
     assert SECRET.lower() not in str(caught.value).lower()

@@ -13,19 +13,21 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from services.common.config import SECTIONS, CommonConfiguration, ConfigurationError, load
+from services.common.config import CommonConfiguration, ConfigurationError, load, section_names
 from services.detector.config import DetectorConfiguration
 from services.simulator.config import SimulatorConfiguration
 from services.stitcher.config import StitcherConfiguration
 from services.streamer.config import StreamerConfiguration
-from services.supervisor.config import SupervisorConfiguration
+from services.supervisor.entry import SERVICE as SUPERVISOR
 
+SECTIONS = section_names()
+WHOLE = SUPERVISOR.whole_configuration()
 TYPES: tuple[type[CommonConfiguration], ...] = (
     StitcherConfiguration,
     DetectorConfiguration,
     StreamerConfiguration,
     SimulatorConfiguration,
-    SupervisorConfiguration,
+    WHOLE,
 )
 
 
@@ -38,7 +40,7 @@ def fields_of(model: type[BaseModel]) -> set[str]:
     return names
 
 
-FIELDS = sorted(fields_of(SupervisorConfiguration) | {"url"})
+FIELDS = sorted(fields_of(WHOLE) | {"url"})
 names = st.sampled_from(FIELDS) | st.text(max_size=8)
 scalars = (
     st.none()
@@ -162,9 +164,7 @@ def test_every_fault_is_named(in_file: set[str], in_environment: set[str]) -> No
         document.setdefault(section, {})[field] = FAULTS[place]
     variables = {place: f"FRAMEBUS_{place.replace('.', '__').upper()}" for place in in_environment}
     with file_of(yaml.safe_dump(document).encode()) as path:
-        faults = check(
-            SupervisorConfiguration, path, {variables[place]: str(FAULTS[place]) for place in in_environment}
-        )
+        faults = check(WHOLE, path, {variables[place]: str(FAULTS[place]) for place in in_environment})
     assert len(faults) == len(in_file | in_environment)
     for place in in_file | in_environment:
         (fault,) = (fault for fault in faults if f": {place}: " in fault)

@@ -19,14 +19,14 @@ pytestmark = pytest.mark.slow
 PROGRAM = """
 from framebus import StreamNotFound
 from services.common.config import CommonConfiguration
-from services.common.service import ServiceError, run
+from services.common.service import Service, ServiceError
 import structlog
 
 def main(configuration, stop):
     log = structlog.get_logger()
     {body}
 
-raise SystemExit(run("sample", CommonConfiguration, main))
+raise SystemExit(Service("sample", CommonConfiguration, main).main())
 """
 
 Start = Callable[..., "subprocess.Popen[str]"]

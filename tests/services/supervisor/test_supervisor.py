@@ -11,11 +11,11 @@ from typing import Any
 import psutil
 import pytest
 
-from services.common.config import ConfigurationError, load
+from services.common.config import ConfigurationError
 from services.common.service import ServiceError
 from services.supervisor import child as child_module
 from services.supervisor.child import Child
-from services.supervisor.config import SupervisorConfiguration
+from services.supervisor.entry import SERVICE
 from services.supervisor.service import page_url, status_line, supervise
 from tests.support import ROOT, wait_until
 
@@ -79,7 +79,7 @@ def test_what_does_not_end_is_killed_with_all_that_it_started(
 
 
 def test_the_page_and_the_status_line() -> None:
-    configuration = load(SupervisorConfiguration, None, {"FRAMEBUS_STREAMER__HOST": "0.0.0.0"})
+    configuration = SERVICE.load(None, {"FRAMEBUS_STREAMER__HOST": "0.0.0.0"})
     assert page_url(configuration) == "http://127.0.0.1:8080"
     stage = {"fps": 25.0, "latency_p50_ms": 38.4}
     statuses: dict[str, dict[str, Any]] = {
@@ -92,17 +92,18 @@ def test_the_page_and_the_status_line() -> None:
 
 
 def test_the_committed_configuration_is_good() -> None:
-    configuration = load(SupervisorConfiguration, ROOT / "config/framebus.yaml", {})
+    configuration = SERVICE.load(ROOT / "config/framebus.yaml", {})
     assert configuration.supervisor.services == ("simulator", "stitcher", "detector", "streamer")
     assert configuration.source == ROOT / "config/framebus.yaml"
-    assert (configuration.stitcher.width_px % 4, configuration.stitcher.height_px % 4) == (0, 0)
+    stitcher = configuration.model_dump()["stitcher"]
+    assert (stitcher["width_px"] % 4, stitcher["height_px"] % 4) == (0, 0)
 
 
 def test_the_whole_file_is_checked_at_once(tmp_path: Path) -> None:
     config = tmp_path / "bad.yaml"
     config.write_text("streamer:\n  port: x\nstitcher:\n  width_px: 4897\nsupervisor:\n  services: [stitcher, baker]\n")
     with pytest.raises(ConfigurationError) as caught:
-        load(SupervisorConfiguration, config, {})
+        SERVICE.load(config, {})
     faults = str(caught.value).splitlines()
     assert [fault.partition(": ")[0] for fault in sorted(faults)] == [f"{config}:{line}" for line in (2, 4, 6)]
 
@@ -113,7 +114,7 @@ def test_a_service_that_dies_for_good_ends_the_others(stream: str, monkeypatch: 
     monkeypatch.setenv("FRAMEBUS_STREAMER__HOST", "192.0.2.1")
     monkeypatch.setenv("FRAMEBUS_SUPERVISOR__SERVICES", "[detector, streamer]")
     monkeypatch.setenv("FRAMEBUS_SUPERVISOR__RESTARTS", "1")
-    configuration = load(SupervisorConfiguration, None)
+    configuration = SERVICE.load(None)
     before = psutil.Process().children()
     with pytest.raises(ServiceError, match="streamer ended with status 1, 2 times"):
         supervise(configuration, threading.Event())

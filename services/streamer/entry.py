@@ -1,0 +1,19 @@
+"""The streamer as a service: what its entry point names."""
+
+from __future__ import annotations
+
+import threading
+
+from services.common.service import Service
+from services.streamer.config import StreamerConfiguration
+
+
+def run(configuration: StreamerConfiguration, stop: threading.Event) -> None:
+    """Serve the page until ``stop`` is set."""
+    # Not at the top: the configuration is checked without OpenCV and aiohttp.
+    from services.streamer.service import main  # noqa: PLC0415
+
+    main(configuration, stop)
+
+
+SERVICE = Service("streamer", StreamerConfiguration, run)
