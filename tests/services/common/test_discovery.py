@@ -1,0 +1,311 @@
+"""Services of another distribution: a folder and one line make one, and what is wrong with it is one sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from services.common.config import ConfigurationError, declared_services
+from services.common.service import find_service
+from services.common.status import read_statuses
+from services.supervisor.child import environment_for
+from tests.support import ROOT
+
+PATIENCE_S = 30.0
+"""A loaded machine is slow; nothing here waits so long unless it fails."""
+BAKER = """
+import math
+
+from services.common.config import CommonConfiguration, Section
+from services.common.service import Service
+from services.common.status import StatusServer, status_document
+
+
+class BakerSection(Section):
+    loaves: int = 3
+
+
+class BakerConfiguration(CommonConfiguration):
+    baker: BakerSection = BakerSection()
+
+
+def run(configuration, stop):
+    def status():
+        return status_document("baker", {}, stale_after_s=math.inf, details={"loaves": configuration.baker.loaves})
+
+    with StatusServer(configuration.stream.name, "baker", status):
+        stop.wait()
+
+
+SERVICE = Service("baker", BakerConfiguration, run)
+"""
+SERVICES = ("detector", "simulator", "stitcher", "streamer", "supervisor")
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+class Site:
+    """A folder of packages on the path of the processes that a test starts."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{folder}"}
+
+    def install(self, distribution: str, entry_point: str, **modules: str) -> None:
+        """Put a distribution there, as pip does it."""
+        metadata = self.folder / f"{distribution}-1.0.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
+        (metadata / "entry_points.txt").write_text(f"[framebus.services]\n{entry_point}\n")
+        for name, text in modules.items():
+            (self.folder / f"{name}.py").write_text(text)
+
+    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run Python with the folder on its path."""
+        return subprocess.run(
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            env={**self.environment, **environment},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def faults(self, *arguments: str, **environment: str) -> list[str]:
+        """What Python says of a configuration that cannot be used."""
+        done = self.run(*arguments, **environment)
+        assert (done.returncode, done.stdout) == (2, "")
+        return done.stderr.splitlines()
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    folder = tmp_path / "site"
+    folder.mkdir()
+    return Site(folder)
+
+
+@pytest.fixture
+def bakery(site: Site) -> Site:
+    site.install("bakery", "baker = baker:SERVICE", baker=BAKER)
+    return site
+
+
+CHECK = ("-m", "services.supervisor", "--check")
+WHAT_IT_IMPORTS = """
+import sys
+{program}
+print(*sorted({{"aiohttp", "av", "cv2", "onnxruntime"}} & sys.modules.keys()))
+"""
+
+
+@pytest.mark.parametrize("step", ["load(Path({config!r}))", "main(['--check', '--config', {config!r}])"])
+def test_reading_the_configuration_imports_nothing_that_works_on_frames(site: Site, step: str) -> None:
+    program = "from pathlib import Path\nfrom services.common.service import find_service\n" + "\n".join(
+        f"find_service({service!r}).{step.format(config=str(ROOT / 'config/framebus.yaml'))}" for service in SERVICES
+    )
+    done = site.run("-c", WHAT_IT_IMPORTS.format(program=program))
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", "\n")
+
+
+def test_running_a_service_does_import_it(site: Site) -> None:
+    done = site.run("-c", WHAT_IT_IMPORTS.format(program="import services.detector.service, services.streamer.service"))
+    assert done.stdout == "aiohttp cv2 onnxruntime\n"
+
+
+def test_the_services_of_this_distribution_are_declared() -> None:
+    assert tuple(declared_services()) == SERVICES
+
+
+def test_its_section_is_accepted_and_checked_with_the_rest(bakery: Site, tmp_path: Path) -> None:
+    config = tmp_path / "framebus.yaml"
+    config.write_text("stream: {slots: 8}\nbaker:\n  loaves: 5\n")
+    for arguments in (CHECK, ("-m", "services", "baker", "--check"), ("-m", "services.streamer", "--check")):
+        done = bakery.run(*arguments, "--config", str(config))
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), arguments
+    config.write_text("stream: {slots: 8}\nbaker:\n  loaves: many\n  rolls: 1\nstreamer:\n  port: x\n")
+    faults = bakery.faults(*CHECK, "--config", str(config))
+    assert [fault.partition(": Input")[0].partition(": Extra")[0] for fault in faults] == [
+        f"{config}:6: streamer.port",
+        f"{config}:3: baker.loaves",
+        f"{config}:4: baker.rolls",
+    ]
+    faults = bakery.faults("-m", "services", "baker", "--check", "--config", str(config))
+    assert [fault.partition(": ")[0] for fault in faults] == [f"{config}:3", f"{config}:4"]
+
+
+def test_the_environment_overrides_its_section(bakery: Site) -> None:
+    (fault,) = bakery.faults(*CHECK, FRAMEBUS_BAKER__LOAVES="many")
+    assert fault.startswith("FRAMEBUS_BAKER__LOAVES: baker.loaves: Input should be a valid integer")
+
+
+def test_without_it_its_section_is_a_fault(site: Site, tmp_path: Path) -> None:
+    config = tmp_path / "framebus.yaml"
+    config.write_text("baker: {loaves: 5}\nsupervisor:\n  services: [streamer, baker, supervisor]\n")
+    unknown, *listed = site.faults(*CHECK, "--config", str(config))
+    assert unknown == f"{config}:1: no such section; there are stream, log, {', '.join(SERVICES)}"
+    reason = "Value error, no such service is installed; there are detector, simulator, stitcher, streamer"
+    assert listed == [f"{config}:3: supervisor.services.{place}: {reason}" for place in (1, 2)]
+
+
+def status_of(stream: str) -> dict[str, Any] | None:
+    return read_statuses(stream).get("baker")
+
+
+def wait_until(condition: Callable[[], bool], what: str, log: Path) -> None:
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline_s, f"in vain waited until {what}: {log.read_text()}"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def supervisor(bakery: Site, stream: str, tmp_path: Path) -> Iterator[psutil.Popen]:
+    settings = {
+        "FRAMEBUS_STREAM__NAME": stream,
+        "FRAMEBUS_SUPERVISOR__SERVICES": "[baker]",
+        "FRAMEBUS_BAKER__LOAVES": "7",
+        "FRAMEBUS_STITCHER__THREADS": "1",
+    }
+    with (tmp_path / "log").open("wb") as output:
+        process = psutil.Popen(
+            [sys.executable, "-m", "services.supervisor"],
+            cwd=ROOT,
+            env={**bakery.environment, **settings},
+            stdout=output,
+            stderr=output,
+        )
+    yield process
+    if process.is_running():
+        process.kill()
+        process.wait()
+
+
+def test_the_supervisor_starts_it_restarts_it_and_ends_it(
+    supervisor: psutil.Popen, stream: str, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    wait_until(lambda: status_of(stream) is not None, "it serves its status", log)
+    status = status_of(stream)
+    assert status is not None
+    assert (status["service"], status["healthy"], status["details"]) == ("baker", True, {"loaves": 7})
+    (first,) = supervisor.children()
+    assert first.environ()["FRAMEBUS_BAKER__LOAVES"] == "7"
+    assert "FRAMEBUS_STITCHER__THREADS" not in first.environ(), "the settings of other services are hidden"
+    first.kill()
+    wait_until(lambda: status_of(stream) is None, "it is gone", log)
+    wait_until(lambda: status_of(stream) is not None, "it serves its status again", log)
+    (second,) = supervisor.children()
+    assert second.pid != first.pid
+    supervisor.terminate()
+    assert supervisor.wait(PATIENCE_S) == 0
+    assert status_of(stream) is None
+    assert "baker ended by signal SIGKILL; starting it again in 0.5 s" in log.read_text()
+    started = [json.loads(line)["service"] for line in log.read_text().splitlines() if '"started"' in line]
+    assert started == ["supervisor", "baker", "baker"]
+
+
+def test_its_settings_are_hidden_from_the_others(bakery: Site) -> None:
+    program = (
+        "import os; from services.supervisor.child import environment_for\n"
+        "print(*sorted(name for name in environment_for('streamer', os.environ) if name.startswith('FRAMEBUS_')))"
+    )
+    settings = {f"FRAMEBUS_{name}__X": "1" for name in ("BAKER", "STITCHER", "STREAMER", "LOG", "MILLER")}
+    done = bakery.run("-c", program, **settings)
+    assert done.stdout.split() == ["FRAMEBUS_LOG__X", "FRAMEBUS_MILLER__X", "FRAMEBUS_STREAMER__X"], done.stderr
+    assert "FRAMEBUS_BAKER__X" in environment_for("streamer", settings), "where it is not installed, nothing is known"
+
+
+ABSENT = "AttributeError: module 'baker' has no attribute 'SERVICE'"
+BROKEN = {
+    "an import error": ("import flour", "ModuleNotFoundError: No module named 'flour'"),
+    "another error of its own": ("raise ValueError('a\\nb')", "ValueError: a\\nb"),
+    "a syntax error": ("def", "SyntaxError: invalid syntax (baker.py, line 1)"),
+    "a program": ("raise SystemExit(0)", "SystemExit: 0"),
+    "no such attribute": ("", ABSENT),
+    "something else": ("SERVICE = 5", "it is not a Service, but of type int"),
+    "another name": (BAKER.replace('Service("baker"', 'Service("cook"'), "it is named 'cook'"),
+    "no section": (
+        BAKER.replace("    baker: BakerSection", "    cook: BakerSection"),
+        "its BakerConfiguration has no section 'baker'",
+    ),
+}
+
+
+@pytest.fixture
+def site_here(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    """The same folder on the path of this process."""
+    monkeypatch.syspath_prepend(site.folder)
+    declared_services.cache_clear()
+    yield site
+    declared_services.cache_clear()
+    sys.modules.pop("baker", None)
+
+
+@pytest.mark.parametrize(("module", "reason"), BROKEN.values(), ids=BROKEN.keys())
+def test_what_is_broken_is_told_in_one_sentence(site_here: Site, module: str, reason: str) -> None:
+    site_here.install("bakery", "baker = baker:SERVICE", baker=module)
+    sentence = f"the service 'baker' of bakery 1.0 (baker:SERVICE) cannot be loaded: {reason}"
+    with pytest.raises(ConfigurationError) as caught:
+        find_service("baker")
+    assert str(caught.value) == sentence
+    with pytest.raises(ConfigurationError) as caught:
+        find_service("supervisor").load(None, {})
+    assert str(caught.value) == sentence
+    assert find_service("streamer").load(None, {}).streamer.port == 8080, "those that do not need it work on"
+
+
+@pytest.mark.parametrize("arguments", [CHECK, ("-m", "services", "baker")])
+def test_what_is_broken_shows_no_traceback(site: Site, arguments: tuple[str, ...]) -> None:
+    site.install("bakery", "baker = baker:SERVICE", baker="")
+    assert site.faults(*arguments) == [f"the service 'baker' of bakery 1.0 (baker:SERVICE) cannot be loaded: {ABSENT}"]
+
+
+def test_a_name_that_is_taken_is_told_in_one_sentence(site: Site) -> None:
+    site.install("bakery", "detector = baker:SERVICE", baker=BAKER)
+    for service in ("detector", "streamer", "supervisor"):
+        (sentence,) = site.faults("-m", f"services.{service}", "--check")
+        first = "the service 'detector' of bakery 1.0 (baker:SERVICE)"
+        assert sentence.startswith("the service 'detector' of framebus-services ")
+        assert sentence.endswith(f" (services.detector.entry:SERVICE) has the name of {first}: uninstall one of them")
+
+
+@pytest.mark.parametrize("name", ["stream", "log", "source", "Baker", "a-b", "a__b", "9"])
+def test_a_name_that_no_section_can_have_is_told_in_one_sentence(site_here: Site, name: str) -> None:
+    site_here.install("bakery", f"{name} = baker:SERVICE", baker=BAKER)
+    with pytest.raises(ConfigurationError) as caught:
+        find_service("streamer")
+    assert str(caught.value) == (
+        f"the service {name!r} of bakery 1.0 (baker:SERVICE) cannot be used: a service's name is lower-case letters, "
+        "digits and single underscores, and none of stream, log, source"
+    )
+
+
+def test_without_any_service_the_sentence_names_the_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.common.config.entry_points", lambda group: ())
+    declared_services.cache_clear()
+    with pytest.raises(ConfigurationError, match=r"^no service is installed: install framebus-services, [^\n]*$"):
+        find_service("streamer")
+    declared_services.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "usage: python -m services NAME [--config FILE] [--check]"),
+        (("--check",), "usage: python -m services NAME [--config FILE] [--check]"),
+        (("cook",), f"no service 'cook' is installed; there are {', '.join(SERVICES)}"),
+    ],
+)
+def test_a_service_that_is_not_there_is_told(site: Site, arguments: tuple[str, ...], message: str) -> None:
+    assert site.faults("-m", "services", *arguments) == [message]
