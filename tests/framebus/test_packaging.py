@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import contextlib
 import email
 import importlib.metadata
@@ -41,9 +42,13 @@ LEFTOVERS: Final = (
     ".venv/bin/python",
     "framebus/__pycache__/ring.cpython-311.pyc",
     "framebus/ring/_ring_c.abi3.so",
+    "services/build/lib/services/__init__.py",
+    "services/framebus_services.egg-info/PKG-INFO",
     "tests/__pycache__/support.cpython-311.pyc",
 )
 """Files that builds and tests leave in a checkout, and that the sdist must not contain."""
+SERVICES: Final = ("detector", "simulator", "stitcher", "streamer", "supervisor")
+"""What framebus-services has an entry point, a console script and an extra for."""
 STREAM: Final = "camera"
 """The stream of the README's programs."""
 LINE: Final = re.compile(r"frame (\d+): number (\d+), bar at (\d+), skipped (\d+)\n")
@@ -134,6 +139,15 @@ def pure_wheel(unpacked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return found
 
 
+@pytest.fixture(scope="module")
+def services_wheel(unpacked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of the services, built from an sdist of its own."""
+    output = tmp_path_factory.mktemp("services")
+    build(unpacked / "services", output)
+    (found,) = output.glob("*.whl")
+    return found
+
+
 def names_in(wheel: Path) -> set[str]:
     """Return the names of a wheel's files."""
     with zipfile.ZipFile(wheel) as archive:
@@ -142,15 +156,18 @@ def names_in(wheel: Path) -> set[str]:
 
 def metadata_of(wheel: Path) -> Message:
     """Return a wheel's metadata, whose payload is the description."""
+    return email.message_from_bytes(metadata_file(wheel, "METADATA"))
+
+
+def metadata_file(wheel: Path, name: str) -> bytes:
+    """Return a file of the wheel's dist-info folder."""
     with zipfile.ZipFile(wheel) as archive:
-        return email.message_from_bytes(archive.read(f"framebus-{framebus.__version__}.dist-info/METADATA"))
+        return archive.read(f"{wheel.name.partition('-')[0]}-{framebus.__version__}.dist-info/{name}")
 
 
 def tags_in(wheel: Path) -> list[str]:
     """Return the tags in the wheel's WHEEL file."""
-    with zipfile.ZipFile(wheel) as archive:
-        content = archive.read(f"framebus-{framebus.__version__}.dist-info/WHEEL").decode()
-    return re.findall(r"^Tag: (.*)$", content, re.MULTILINE)
+    return re.findall(r"^Tag: (.*)$", metadata_file(wheel, "WHEEL").decode(), re.MULTILINE)
 
 
 def description_in(metadata: Message) -> str:
@@ -221,8 +238,47 @@ def test_the_wheel_is_the_library_alone(wheel: Path) -> None:
     assert not [name for name in names if name.endswith(".c")]
 
 
-def test_the_metadata_claims_the_tested_versions(wheel: Path) -> None:
-    metadata = metadata_of(wheel)
+def test_the_library_has_no_extra_for_what_it_does_not_hold(wheel: Path) -> None:
+    assert metadata_of(wheel).get_all("Provides-Extra") == ["snapshot", "bench", "dev"]
+
+
+def test_the_wheel_of_the_services_has_them_with_their_data(services_wheel: Path) -> None:
+    assert services_wheel.name == f"framebus_services-{framebus.__version__}-py3-none-any.whl"
+    names = names_in(services_wheel)
+    dist_info = f"framebus_services-{framebus.__version__}.dist-info"
+    assert {name.partition("/")[0] for name in names} == {"services", dist_info}
+    assert f"{dist_info}/licenses/LICENSE" in names
+    of_the_build = ("MANIFEST.in", "LICENSE", "pyproject.toml", "setup.py")
+    wanted = {
+        file
+        for file in source_files()
+        if file.startswith("services/")
+        and not file.endswith("/Dockerfile")
+        and file not in {f"services/{name}" for name in of_the_build}
+    }
+    assert {name for name in names if name.startswith("services/")} == wanted
+    assert {"services/streamer/page/index.html", "services/simulator/footage/pedestrians.mp4"} <= wanted
+    assert any(name.endswith(".onnx") for name in wanted)
+
+
+def test_each_service_has_an_entry_point_a_command_and_an_extra(services_wheel: Path) -> None:
+    parser = configparser.ConfigParser()
+    parser.read_string(metadata_file(services_wheel, "entry_points.txt").decode())
+    assert dict(parser["framebus.services"]) == {name: f"services.{name}.entry:SERVICE" for name in SERVICES}
+    assert dict(parser["console_scripts"]) == {
+        f"framebus-{name}": f"services.{name}.entry:SERVICE.main" for name in SERVICES
+    }
+    metadata = metadata_of(services_wheel)
+    assert sorted(metadata.get_all("Provides-Extra", [])) == list(SERVICES)
+    requirements = [Requirement(text) for text in metadata.get_all("Requires-Dist", [])]
+    (library,) = (one for one in requirements if one.name == "framebus")
+    assert library.specifier.contains(framebus.__version__)
+    assert library.marker is None
+
+
+@pytest.mark.parametrize("which", ["wheel", "services_wheel"])
+def test_the_metadata_claims_the_tested_versions(which: str, request: pytest.FixtureRequest) -> None:
+    metadata = metadata_of(request.getfixturevalue(which))
     assert metadata["Version"] == framebus.__version__
     assert metadata["Requires-Python"] == f">={VERSIONS[0]}"
     classifiers = metadata.get_all("Classifier", [])
@@ -440,3 +496,31 @@ def test_every_public_symbol_has_a_known_type(wheel: Path, tmp_path: Path) -> No
     unknown = [symbol["name"] for symbol in report["symbols"] if symbol["isExported"] and not symbol["isTypeKnown"]]
     assert unknown == []
     assert report["exportedSymbolCounts"]["withKnownType"] > 500
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_a_service_runs_from_the_wheels(wheel: Path, services_wheel: Path, tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], env=quiet_environment(), check=True)
+    python, command = str(tmp_path / "venv/bin/python"), str(tmp_path / "venv/bin/framebus-detector")
+    pip = [python, "-m", "pip", "--disable-pip-version-check", "--quiet", "install"]
+    requirements = ["--constraint", str(ROOT / "constraints.txt"), str(wheel), f"{services_wheel}[detector]"]
+    subprocess.run([*pip, *requirements], env=quiet_environment(), timeout=400, check=True)
+
+    config = tmp_path / "framebus.yaml"
+    shutil.copy(ROOT / "config/framebus.yaml", config)
+    check = ["--check", "--config", str(config)]
+    for start in ([command], [python, "-m", "services.detector"], [python, "-m", "services", "detector"]):
+        done = subprocess.run([*start, *check], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    # The supervisor checks the sections of services whose dependencies are not installed.
+    config.write_text("streamer:\n  port: x\n")
+    supervisor = [str(tmp_path / "venv/bin/framebus-supervisor"), *check]
+    done = subprocess.run(supervisor, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"{config}:2: streamer.port: ")
+
+    program = "from services.detector.coco import DEFAULT_MODEL as m; from services.detector.network import Network; "
+    program += "print(Network(m, ('person',), 0.3).labels)"
+    loaded = subprocess.run([python, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert loaded.stdout == "('person',)\n", loaded.stderr
