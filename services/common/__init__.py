@@ -1,1 +1,1 @@
-"""What the services share: configuration, logs, start and stop, status, and the detections' wire format."""
+"""What the services share: configuration, logs, start and stop, following, status, and the detections' wire format."""

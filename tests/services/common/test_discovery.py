@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,76 +15,14 @@ import pytest
 
 from services.common.config import ConfigurationError, declared_services
 from services.common.service import find_service
-from services.common.status import read_statuses
+from services.common.status import StatusServer, read_statuses
 from services.supervisor.child import environment_for
+from tests.services.site import BAKER, Site
 from tests.support import ROOT
 
 PATIENCE_S = 30.0
 """A loaded machine is slow; nothing here waits so long unless it fails."""
-BAKER = """
-import math
-
-from services.common.config import CommonConfiguration, Section
-from services.common.service import Service
-from services.common.status import StatusServer, status_document
-
-
-class BakerSection(Section):
-    loaves: int = 3
-
-
-class BakerConfiguration(CommonConfiguration):
-    baker: BakerSection = BakerSection()
-
-
-def run(configuration, stop):
-    def status():
-        return status_document("baker", {}, stale_after_s=math.inf, details={"loaves": configuration.baker.loaves})
-
-    with StatusServer(configuration.stream.name, "baker", status):
-        stop.wait()
-
-
-SERVICE = Service("baker", BakerConfiguration, run)
-"""
 SERVICES = ("detector", "simulator", "stitcher", "streamer", "supervisor")
-
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
-class Site:
-    """A folder of packages on the path of the processes that a test starts."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{folder}"}
-
-    def install(self, distribution: str, entry_point: str, **modules: str) -> None:
-        """Put a distribution there, as pip does it."""
-        metadata = self.folder / f"{distribution}-1.0.dist-info"
-        metadata.mkdir()
-        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
-        (metadata / "entry_points.txt").write_text(f"[framebus.services]\n{entry_point}\n")
-        for name, text in modules.items():
-            (self.folder / f"{name}.py").write_text(text)
-
-    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run Python with the folder on its path."""
-        return subprocess.run(
-            [sys.executable, *arguments],
-            cwd=ROOT,
-            env={**self.environment, **environment},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-
-    def faults(self, *arguments: str, **environment: str) -> list[str]:
-        """What Python says of a configuration that cannot be used."""
-        done = self.run(*arguments, **environment)
-        assert (done.returncode, done.stdout) == (2, "")
-        return done.stderr.splitlines()
 
 
 @pytest.fixture
@@ -169,50 +106,80 @@ def wait_until(condition: Callable[[], bool], what: str, log: Path) -> None:
         time.sleep(0.05)
 
 
-@pytest.fixture
-def supervisor(bakery: Site, stream: str, tmp_path: Path) -> Iterator[psutil.Popen]:
+@contextlib.contextmanager
+def supervised(site: Site, stream: str, log: Path, **settings: str) -> Iterator[psutil.Popen]:
+    with log.open("wb") as output:
+        process = psutil.Popen(
+            [sys.executable, "-m", "services.supervisor"],
+            cwd=ROOT,
+            env={**site.environment, "FRAMEBUS_STREAM__NAME": stream, **settings},
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        assert process.wait(PATIENCE_S) == 0, log.read_text()
+
+
+def starts(log: Path) -> list[str]:
+    """The services that have started, in that order."""
+    return [json.loads(line)["service"] for line in log.read_text().splitlines() if '"started"' in line]
+
+
+def test_the_supervisor_starts_restarts_and_ends_it(bakery: Site, stream: str, tmp_path: Path) -> None:
+    log = tmp_path / "log"
     settings = {
-        "FRAMEBUS_STREAM__NAME": stream,
         "FRAMEBUS_SUPERVISOR__SERVICES": "[baker]",
         "FRAMEBUS_BAKER__LOAVES": "7",
         "FRAMEBUS_STITCHER__THREADS": "1",
     }
-    with (tmp_path / "log").open("wb") as output:
-        process = psutil.Popen(
-            [sys.executable, "-m", "services.supervisor"],
-            cwd=ROOT,
-            env={**bakery.environment, **settings},
-            stdout=output,
-            stderr=output,
-        )
-    yield process
-    if process.is_running():
-        process.kill()
-        process.wait()
-
-
-def test_the_supervisor_starts_it_restarts_it_and_ends_it(
-    supervisor: psutil.Popen, stream: str, tmp_path: Path
-) -> None:
-    log = tmp_path / "log"
-    wait_until(lambda: status_of(stream) is not None, "it serves its status", log)
-    status = status_of(stream)
-    assert status is not None
-    assert (status["service"], status["healthy"], status["details"]) == ("baker", True, {"loaves": 7})
-    (first,) = supervisor.children()
-    assert first.environ()["FRAMEBUS_BAKER__LOAVES"] == "7"
-    assert "FRAMEBUS_STITCHER__THREADS" not in first.environ(), "the settings of other services are hidden"
-    first.kill()
-    wait_until(lambda: status_of(stream) is None, "it is gone", log)
-    wait_until(lambda: status_of(stream) is not None, "it serves its status again", log)
-    (second,) = supervisor.children()
-    assert second.pid != first.pid
-    supervisor.terminate()
-    assert supervisor.wait(PATIENCE_S) == 0
+    with supervised(bakery, stream, log, **settings) as supervisor:
+        wait_until(lambda: status_of(stream) is not None, "it serves its status", log)
+        status = status_of(stream)
+        assert status is not None
+        assert (status["service"], status["healthy"], status["details"]) == ("baker", True, {"loaves": 7})
+        (first,) = supervisor.children()
+        assert first.environ()["FRAMEBUS_BAKER__LOAVES"] == "7"
+        assert "FRAMEBUS_STITCHER__THREADS" not in first.environ(), "the settings of other services are hidden"
+        first.kill()
+        wait_until(lambda: status_of(stream) is None, "it is gone", log)
+        wait_until(lambda: status_of(stream) is not None, "it serves its status again", log)
+        (second,) = supervisor.children()
+        assert second.pid != first.pid
     assert status_of(stream) is None
     assert "baker ended by signal SIGKILL; starting it again in 0.5 s" in log.read_text()
-    started = [json.loads(line)["service"] for line in log.read_text().splitlines() if '"started"' in line]
-    assert started == ["supervisor", "baker", "baker"]
+    assert starts(log) == ["supervisor", "baker", "baker"]
+
+
+def test_the_supervisor_waits_for_the_status_of_one_that_is_awaited(site: Site, stream: str, tmp_path: Path) -> None:
+    hot, log = tmp_path / "hot", tmp_path / "log"
+    wait = f"    while not stop.wait(0.02) and not pathlib.Path({str(hot)!r}).exists(): pass\n"
+    oven = "import pathlib\n" + BAKER.replace("baker", "oven").replace(", run)", ", run, awaited=True)")
+    oven = oven.replace("    with Status", f"{wait}    with Status")
+    site.install("bakery", "baker = baker:SERVICE\noven = oven:SERVICE", baker=BAKER, oven=oven)
+    settings = {
+        "FRAMEBUS_SUPERVISOR__SERVICES": "[oven, baker]",
+        "FRAMEBUS_SUPERVISOR__STATUS_INTERVAL_S": "0.2",
+    }
+    with supervised(site, stream, log, **settings):
+        wait_until(lambda: starts(log) == ["supervisor", "oven"], "the first has started", log)
+        lines = len(log.read_text().splitlines())
+        wait_until(lambda: len(log.read_text().splitlines()) > lines + 3, "the supervisor has looked again", log)
+        assert starts(log) == ["supervisor", "oven"]
+        hot.touch()
+        wait_until(lambda: status_of(stream) is not None, "the second has started", log)
+
+
+def test_a_service_is_asked_for_its_status_by_the_name_that_it_serves(stream: str) -> None:
+    night = {"FRAMEBUS_STREAM__NAME": stream, "FRAMEBUS_DETECTOR__INSTANCE": "night"}
+    detector = find_service("detector")
+    configuration = detector.load(None, night)
+    assert detector.status(configuration) is None
+    with StatusServer(stream, "detector-night", lambda: {"service": "detector-night"}):
+        assert detector.status(configuration) == {"service": "detector-night"}
+        assert detector.status(detector.load(None, night | {"FRAMEBUS_DETECTOR__INSTANCE": "detector"})) is None
 
 
 def test_its_settings_are_hidden_from_the_others(bakery: Site) -> None:
