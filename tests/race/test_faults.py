@@ -91,6 +91,7 @@ def test_a_subscriber_with_a_fault_may_be_slow_too(name: str) -> None:
     assert texts(with_faults([name, SLOW], source)) != texts(with_faults([name], source))
 
 
+@pytest.mark.slow
 def test_what_has_a_fault_compiles() -> None:
     try:
         for name in COMPILED_FAULTS:

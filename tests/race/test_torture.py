@@ -23,7 +23,7 @@ SYMPTOMS = {
 """What the torture says of each fault of old that is put back."""
 
 
-@pytest.mark.parametrize("backend", ["c", "python"])
+@pytest.mark.parametrize("backend", ["c", pytest.param("python", marks=pytest.mark.long)])
 @pytest.mark.usefixtures("compiled_steps")
 def test_nothing_breaks(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
     monkeypatch.setenv(BACKEND, backend)

@@ -22,6 +22,7 @@ def test_the_protocol_keeps_every_property(room: str) -> None:
     assert outcome.states > 15_000
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "mutant",
     [pytest.param(one, id=one.name) for one in MUTANTS if one.name not in HARMLESS | dict.fromkeys(SLOW, "")],

@@ -13,7 +13,7 @@ from framebus import FrameFormat, PermissionDenied, Publisher, StreamGone, Strea
 from tests.people import Person, shared_event
 from tests.support import PATIENCE_S, SHM, wait_until
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.slow]
 
 SMALL = FrameFormat(4, 6)
 SLOTS = 6

@@ -12,6 +12,8 @@ import pytest
 
 from tests.support import ROOT
 
+pytestmark = pytest.mark.slow
+
 LOOK = "import framebus; print(framebus.backend)"
 OPEN = "import framebus\ntry: framebus.{}\nexcept framebus.UnsupportedEnvironment as error: print(error)"
 HIDE = "import sys; sys.modules['framebus.ring._ring_c'] = None\n"

@@ -61,6 +61,8 @@ ASK = """
 import ctypes, sys
 from tests.framebus.ring.test_refusals import DESCRIPTION, Geometry, PublisherRing, SubscriberRing
 from framebus.ring import backend
+
+pytestmark = pytest.mark.slow
 set_errno = ctypes.CDLL(None).setenv
 publisher = PublisherRing(sys.argv[1], Geometry.for_frames(4, 6))
 claim = publisher.writer.claim(DESCRIPTION)

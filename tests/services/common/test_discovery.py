@@ -20,6 +20,8 @@ from services.supervisor.child import environment_for
 from tests.services.site import BAKER, Site
 from tests.support import ROOT
 
+pytestmark = pytest.mark.slow
+
 PATIENCE_S = 30.0
 """A loaded machine is slow; nothing here waits so long unless it fails."""
 SERVICES = ("detector", "simulator", "stitcher", "streamer", "supervisor")

@@ -16,6 +16,8 @@ from services.common.config import LogSection
 from services.common.logs import set_up_logs
 import structlog
 
+pytestmark = pytest.mark.slow
+
 set_up_logs("sample", LogSection(level=sys.argv[1], format=sys.argv[2]))
 log = structlog.get_logger()
 {body}

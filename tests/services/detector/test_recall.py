@@ -14,7 +14,7 @@ from services.detector.service import Detector
 from services.simulator.config import SimulatorSection
 from services.simulator.scene import ground_truth, scene
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 WIDTH_PX, HEIGHT_PX = 4896, 688
 YAW_RAD = math.radians(97)

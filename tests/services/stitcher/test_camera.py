@@ -19,6 +19,8 @@ from services.stitcher.pairing import Timed
 from tests.services.stitcher.scene import encode
 from tests.support import PATIENCE_S, wait_until
 
+pytestmark = pytest.mark.slow
+
 SOON = ReconnectSection(first_s=0.05, max_s=0.2)
 
 
