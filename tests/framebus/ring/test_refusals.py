@@ -23,6 +23,8 @@ from framebus.ring.subscriber_ring import SubscriberRing
 from framebus.shm.segment import Segment
 from tests.support import ROOT, lacks
 
+pytestmark = pytest.mark.slow
+
 DESCRIPTION = Description(2, 3, 1, "|u1", "gray").pack()
 FAILING_FCNTL = r"""
 #define _GNU_SOURCE
@@ -62,7 +64,6 @@ import ctypes, sys
 from tests.framebus.ring.test_refusals import DESCRIPTION, Geometry, PublisherRing, SubscriberRing
 from framebus.ring import backend
 
-pytestmark = pytest.mark.slow
 set_errno = ctypes.CDLL(None).setenv
 publisher = PublisherRing(sys.argv[1], Geometry.for_frames(4, 6))
 claim = publisher.writer.claim(DESCRIPTION)

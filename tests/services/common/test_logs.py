@@ -10,14 +10,13 @@ import pytest
 
 from tests.support import ROOT
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = """
 import logging, sys, warnings
 from services.common.config import LogSection
 from services.common.logs import set_up_logs
 import structlog
-
-pytestmark = pytest.mark.slow
-
 set_up_logs("sample", LogSection(level=sys.argv[1], format=sys.argv[2]))
 log = structlog.get_logger()
 {body}
