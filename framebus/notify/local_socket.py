@@ -24,4 +24,5 @@ class LocalSocket(socket.socket):
         self.setblocking(False)  # accept(2) does not hand this on
 
     def __del__(self) -> None:
-        self.close()
+        # Not socket.close(), which fails on an object whose __init__() was interrupted by a signal handler's exception.
+        super(socket.socket, self).close()

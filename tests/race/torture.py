@@ -570,13 +570,14 @@ def run(seconds: float, seed: int, fault: str = "") -> dict[str, Any]:
             text=True,
             env=environment,
             cwd=ROOT,
+            start_new_session=True,
         )
         try:
             said, complained = victim.communicate(timeout=seconds + PATIENCE_S)
         except subprocess.TimeoutExpired:
             victim.send_signal(signal.SIGUSR1)
             time.sleep(1)
-            victim.kill()
+            os.killpg(victim.pid, signal.SIGKILL)  # its forked children too, which hold its pipes open
             said, complained = victim.communicate()
             broken.append("it hangs")
         with contextlib.suppress(ValueError):
