@@ -244,10 +244,9 @@ class NotificationServer:
     def _accept(self) -> None:
         for _ in range(MAX_READS):
             try:
-                accepted, _address = self._socket.accept()
+                connected, _address = self._socket.accept()
             except OSError:  # no peer is left, or no descriptor is
                 return
-            connected = LocalSocket(accepted.detach())
             if len(self._connections) >= MAX_CONNECTIONS:
                 # The oldest that listens to nothing makes room: a flood of such cannot lock anybody out.
                 idle = next((number for number, one in self._connections.items() if not one.subscriptions), None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import _socket
 import os
 import socket
+from pathlib import Path
 
 from framebus.notify.local_socket import LocalSocket
 
@@ -28,6 +29,17 @@ def test_it_is_closed_though_its_making_was_interrupted() -> None:
 
 def test_one_that_was_never_made_ends_without_an_error() -> None:
     LocalSocket.__new__(LocalSocket)
+
+
+def test_a_connection_that_nothing_references_is_closed_without_a_warning(tmp_path: Path) -> None:
+    listening, connecting = LocalSocket(), LocalSocket()
+    listening.bind(str(tmp_path / "socket"))
+    listening.listen()
+    connecting.connect(str(tmp_path / "socket"))
+    accepted = listening.accept()[0]
+    assert not accepted.getblocking()
+    del accepted  # a ResourceWarning would fail the test
+    assert connecting.recv(1) == b""
 
 
 def is_open(number: int, descriptor: os.stat_result) -> bool:
