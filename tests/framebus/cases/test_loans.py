@@ -6,6 +6,7 @@ import contextlib
 import gc
 import signal
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -107,53 +108,49 @@ def test_pixels_that_are_kept_hold_the_slot_when_their_loan_has_gone(stream: str
         assert (subscriber.receive(5).pixels == 3).all()
 
 
-def test_an_alarm_between_loan_and_with(stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The exception comes at each point from the call of loan() to the end of the block, one after the other."""
+def points_seen(stream: str, monkeypatch: pytest.MonkeyPatch, use: Callable[[Publisher], object]) -> set[str]:
+    """Let an exception come at each point of a publication of nines, one after the other; the functions it came in.
+
+    Whatever the point, the frame is published whole or not at all, and the slot is free afterwards.
+    """
     # An exception in __del__ goes no further, and pytest's hook would keep what it is about to end.
     monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)
+    seen = set()
+    with Publisher(stream, SMALL, slots=4) as publisher, Subscriber(stream) as subscriber:
+        for points in each_point(interrupt):
+            before = publish(publisher)
+            subscriber.receive(5).release()
+            try:
+                with points:
+                    use(publisher)
+            except Interrupted:
+                seen.add(points.done.split(":")[0])
+            if publisher.statistics.sequence > before:
+                assert (subscriber.receive(5).pixels == 9).all()
+            works(publisher, subscriber)
+            assert inspect(stream).slots_held == 0
+        assert publisher.statistics.dropped == 0
+    return seen
 
-    def use() -> None:
+
+def test_an_alarm_between_loan_and_with(stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exception comes at each point from the call of loan() to the end of the block, one after the other."""
+
+    def use(publisher: Publisher) -> None:
         with publisher.loan() as loan:
             loan.pixels[:] = 9
             loan.metadata = {"x": 1}
 
-    seen = set()
-    with Publisher(stream, SMALL, slots=4) as publisher, Subscriber(stream) as subscriber:
-        for points in each_point(interrupt):
-            before = publish(publisher)
-            subscriber.receive(5).release()
-            try:
-                with points:
-                    use()
-            except Interrupted:
-                seen.add(points.done.split(":")[0])
-            if publisher.statistics.sequence > before:
-                assert (subscriber.receive(5).pixels == 9).all()
-            works(publisher, subscriber)
-            assert inspect(stream).slots_held == 0
-        assert publisher.statistics.dropped == 0
-    assert {"Publisher.loan", "Publisher._publish", "Loan._freeze"} <= seen
+    assert {"Publisher.loan", "Publisher._publish", "Loan._freeze"} <= points_seen(stream, monkeypatch, use)
 
 
 def test_an_exception_at_any_point_of_publish(stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # An exception in __del__ goes no further, and pytest's hook would keep what it is about to end.
-    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)
     array = np.full((4, 6, 3), 9, np.uint8)
-    seen = set()
-    with Publisher(stream, SMALL, slots=4) as publisher, Subscriber(stream) as subscriber:
-        for points in each_point(interrupt):
-            before = publish(publisher)
-            subscriber.receive(5).release()
-            try:
-                with points:
-                    publisher.publish(array, captured_ns=1, metadata={"x": 1})
-            except Interrupted:
-                seen.add(points.done.split(":")[0])
-            if publisher.statistics.sequence > before:
-                assert (subscriber.receive(5).pixels == 9).all()
-            works(publisher, subscriber)
-            assert inspect(stream).slots_held == 0
-        assert publisher.statistics.dropped == 0
+
+    def use(publisher: Publisher) -> None:
+        publisher.publish(array, captured_ns=1, metadata={"x": 1})
+
+    seen = points_seen(stream, monkeypatch, use)
     assert {"Publisher.publish", "Publisher.loan", "Publisher._publish"} <= seen
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tracemalloc
 from pathlib import Path
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
@@ -16,19 +15,6 @@ from services.detector.coco import COCO_COLUMNS, DEFAULT_MODEL
 from services.detector.merge import merge
 from services.detector.network import Network, NetworkError
 from services.detector.tiles import plan_tiles
-
-FILM = Path(__file__).parents[3] / "services" / "simulator" / "footage" / "pedestrians.mp4"
-
-
-@pytest.fixture(scope="module")
-def place() -> npt.NDArray[np.uint8]:
-    """A frame of a campus path with people on it, (688, 1152, 3), BGR; the people are 90 to 150 px tall."""
-    film = cv2.VideoCapture(str(FILM))
-    for _ in range(121):
-        complete, frame = film.read()
-    film.release()
-    assert complete
-    return np.ascontiguousarray(cv2.resize(frame, None, fx=1.5, fy=1.5)[100:788], np.uint8)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -20,24 +19,11 @@ import pytest
 from framebus import FrameFormat, NoFreeSlot, Publisher, Subscriber, companion_path, companion_paths, remove_leftovers
 from services.common.detections import Detections, DetectionSubscriber
 from services.common.status import read_status
-from tests.support import PATIENCE_S, complaints, wait_until
+from tests.support import PATIENCE_S, ROOT, complaints, wait_until
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[3]
-FILM = ROOT / "services" / "simulator" / "footage" / "pedestrians.mp4"
 STOP_S = 10.0
-
-
-@pytest.fixture(scope="module")
-def place() -> npt.NDArray[np.uint8]:
-    """A frame of a campus path with seven people on it, (688, 1152, 3), BGR."""
-    film = cv2.VideoCapture(str(FILM))
-    for _ in range(121):
-        complete, frame = film.read()
-    film.release()
-    assert complete
-    return np.ascontiguousarray(cv2.resize(frame, None, fx=1.5, fy=1.5)[100:788], np.uint8)
 
 
 class Camera:
