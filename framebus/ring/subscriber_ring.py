@@ -24,7 +24,7 @@ class SubscriberRing:
 
         Args:
             stream: Name of the stream.
-            owner: The user, by number, whose ring alone is wanted; ``None`` takes anybody's.
+            owner: The user, by number, whose ring alone is wanted; ``None`` accepts any user's.
             every: Whether to take all frames in order, or the newest.
             history: How many of the frames that the ring holds already to take first, in order.
 
