@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ __all__ = [
 WINDOW_S = 5.0
 """Rates and latencies are those of the last seconds, so that a fault shows at once and is forgotten soon."""
 SOCKET_MODE = 0o660
+MAX_ASKED_AT_ONCE = 16
 
 
 class AlreadyServed(ServiceError, FileExistsError):
@@ -168,13 +170,26 @@ class StatusServer:
 
 
 def read_statuses(stream: str, timeout_s: float = 1.0) -> dict[str, dict[str, Any]]:
-    """Status of every service of the stream that answers, by the service's name."""
-    statuses = {}
-    for path in companion_paths(stream, "status.*.sock"):
-        service = path.name.removesuffix(".sock").rpartition(".status.")[2]
+    """Status of every service of the stream that answers within ``timeout_s`` seconds, by the service's name.
+
+    The services are asked at the same time: one that is stopped does not delay the others' answers.
+    """
+    paths = companion_paths(stream, "status.*.sock")
+    if not paths:
+        return {}
+
+    def ask(path: Path) -> dict[str, Any] | None:
         with contextlib.suppress(OSError, ValueError):
-            statuses[service] = read_status(path, timeout_s)
-    return statuses
+            return read_status(path, timeout_s)
+        return None
+
+    with ThreadPoolExecutor(min(len(paths), MAX_ASKED_AT_ONCE)) as pool:
+        answers = pool.map(ask, paths)
+        return {
+            path.name.removesuffix(".sock").rpartition(".status.")[2]: answer
+            for path, answer in zip(paths, answers, strict=True)
+            if answer is not None
+        }
 
 
 def _remove_stale_socket(path: Path) -> None:

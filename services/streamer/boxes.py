@@ -1,4 +1,4 @@
-"""The detections' path: one thread receives those of all detectors and keeps the newest."""
+"""The detections' path: one thread receives those of all detectors, each in the order of its frames."""
 
 from __future__ import annotations
 
@@ -11,26 +11,24 @@ from services.common.status import Stage
 
 SLICE_S = 0.1
 LOOK_AGAIN_S = 1.0
+MAX_INSTANCES = 256
 
 
 class DetectionThread:
-    """Hands over detections that are newer than those before, until stopped.
+    """Hands over the detections of each detector that are of newer frames than those before, until stopped.
 
-    Several detectors may share the frames and finish out of order: what is older than the newest handed over, or than
-    ``max_age_s``, is dropped and counted as skipped.
+    What is of an older frame, or of one to come, is dropped and counted as skipped. However late they are, detections
+    are handed over: they tell that the detector is there.
     """
 
-    def __init__(
-        self, stream: str, max_age_s: float, *, deliver: Callable[[Detections], None], stop: threading.Event
-    ) -> None:
+    def __init__(self, stream: str, *, deliver: Callable[[Detections], None], stop: threading.Event) -> None:
         self.received = Stage()
         self.rejected = 0
         """Messages that were no detections of the stream."""
         self._stream = stream
-        self._max_age_ns = int(max_age_s * 1e9)
         self._deliver = deliver
         self._stop = stop
-        self._newest_captured_ns = 0
+        self._newest_captured_ns: dict[str, int] = {}
         self._late = 0
         self._thread = threading.Thread(target=self._run, name="detections")
 
@@ -63,10 +61,13 @@ class DetectionThread:
 
     def _take(self, detections: Detections) -> None:
         age_ns = time.monotonic_ns() - detections.captured_ns
-        if detections.captured_ns <= self._newest_captured_ns or not 0 <= age_ns <= self._max_age_ns:
+        if detections.captured_ns <= self._newest_captured_ns.get(detections.instance, 0) or age_ns < 0:
             self._late += 1
             return
-        self._newest_captured_ns = detections.captured_ns
+        # The names come from the messages, so their number is bounded; the one that was heard first makes room.
+        if len(self._newest_captured_ns) >= MAX_INSTANCES and detections.instance not in self._newest_captured_ns:
+            del self._newest_captured_ns[next(iter(self._newest_captured_ns))]
+        self._newest_captured_ns[detections.instance] = detections.captured_ns
         self.received.record(age_ns / 1e9, self._late)
         self._late = 0
         self._deliver(detections)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from services.common.config import CommonConfiguration, Section
+from services.streamer.freshness import Limits
 
 
 class StreamerSection(Section):
@@ -21,10 +24,27 @@ class StreamerSection(Section):
     """Quality of the pictures. At 2448x344, 80 makes about 170 kB of a detailed scene, 70 about 130 kB."""
     max_clients: int = Field(16, ge=1, le=1000)
     """Viewers at a time, WebSocket and MJPEG together; one more is answered 503."""
-    stale_after_s: float = Field(2.0, ge=0.1, le=3600)
-    """Seconds without a frame after which the stream counts as unhealthy."""
+    delayed_after_s: float = Field(1.0, ge=0.1, le=3600)
+    """Age of the picture, since its capture, from which it is called delayed instead of live."""
+    stale_after_s: float = Field(3.0, ge=0.1, le=3600)
+    """Age of the picture from which it is stale: dimmed on the page, not served as a snapshot, and unhealthy."""
+    silent_after_s: float = Field(2.0, ge=0.5, le=3600)
+    """Seconds without a sign of a service, camera or detector after which the page names it as silent."""
     boxes_max_age_s: float = Field(2.0, ge=0.1, le=60)
     """Seconds after a frame's capture during which its detections are shown."""
+
+    @model_validator(mode="after")
+    def _limits_in_order(self) -> Self:
+        if "delayed_after_s" in self.model_fields_set and self.delayed_after_s > self.stale_after_s:
+            raise ValueError(
+                f"delayed_after_s {self.delayed_after_s:g} is more than stale_after_s {self.stale_after_s:g}"
+            )
+        return self
+
+    @property
+    def limits(self) -> Limits:
+        """The ages at which a picture is delayed and stale."""
+        return Limits(min(self.delayed_after_s, self.stale_after_s), self.stale_after_s)
 
 
 class StreamerConfiguration(CommonConfiguration):

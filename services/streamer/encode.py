@@ -1,7 +1,9 @@
-"""Half-size JPEG pictures of the stream's frames."""
+"""JPEG pictures of the stream's frames: at half their size, and smaller for slow lines."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import cv2
@@ -12,11 +14,35 @@ PIXEL_FORMATS: Final = {"bgr": 3, "gray": 1}
 """What can be shown, and how many channels it has."""
 
 
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One of the pictures that are made of a frame."""
+
+    name: str
+    """What the page shows of it."""
+    divisor: int
+    """Width of the half-size picture divided by this one's."""
+    quality: float
+    """Share of the configured JPEG quality."""
+
+
+LEVELS: Final = (
+    Level("full", 1, 1.0),
+    Level("lower quality", 1, 0.55),
+    Level("quarter size", 2, 0.75),
+    Level("quarter size, lower quality", 2, 0.4),
+)
+"""From the largest file to the smallest: about 1, 0.6, 0.23 and 0.14 of the first one's bytes."""
+SMALLEST: Final = len(LEVELS) - 1
+REDUCED_FROM_PX: Final = 100_000
+"""Half-size pictures of fewer pixels are small files already, so that all levels are the first."""
+
+
 class UnsupportedFrame(ValueError):
-    """A frame that is no picture of 8-bit grey or BGR."""
+    """The frame is not a picture of 8-bit grey or BGR."""
 
 
-class HalfSizeEncoder:
+class PictureEncoder:
     """Shrinks frames to half their width and height, and encodes them. Owned by one thread.
 
     Averaging two by two pixels (``INTER_AREA`` at exactly one half) has a vectorised path in OpenCV, and the buffer of
@@ -28,14 +54,7 @@ class HalfSizeEncoder:
 
     def __init__(self, quality: int) -> None:
         cv2.setNumThreads(1)
-        self._parameters = (
-            cv2.IMWRITE_JPEG_QUALITY,
-            quality,
-            cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
-            cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
-            cv2.IMWRITE_JPEG_OPTIMIZE,
-            0,
-        )
+        self._quality = quality
         self._small: NDArray[np.uint8] = np.empty((0, 0, 3), np.uint8)
 
     def shrink(self, pixels: NDArray[np.uint8], pixel_format: str = "bgr") -> NDArray[np.uint8]:
@@ -64,16 +83,52 @@ class HalfSizeEncoder:
         cv2.resize(pixels[: height * 2, : width * 2], (width, height), dst=self._small, interpolation=cv2.INTER_AREA)
         return self._small
 
-    def encode(self, small: NDArray[np.uint8]) -> bytes:
-        """The JPEG file of a picture that :meth:`shrink` returned.
+    def encode(self, small: NDArray[np.uint8], level: int = 0) -> bytes:
+        """Encode a picture that :meth:`shrink` returned.
+
+        Args:
+            small: The picture.
+            level: Index into :data:`LEVELS`; see :func:`level_of`.
 
         Raises:
-            UnsupportedFrame: It is larger than a JPEG can be (65,500 pixels either way).
+            UnsupportedFrame: The picture is larger than a JPEG can be (65,500 pixels either way).
         """
-        try:
-            done, buffer = cv2.imencode(".jpg", small, self._parameters)
-        except cv2.error as error:
-            raise UnsupportedFrame(f"a picture of {small.shape[1]}x{small.shape[0]} has no JPEG: {error.err}") from None
-        if not done:
-            raise UnsupportedFrame(f"a picture of {small.shape[1]}x{small.shape[0]} has no JPEG")
-        return buffer.tobytes()
+        wanted = LEVELS[level]
+        if wanted.divisor > 1:
+            size = (small.shape[1] // wanted.divisor, small.shape[0] // wanted.divisor)
+            small = np.asarray(cv2.resize(small, size, interpolation=cv2.INTER_AREA), np.uint8)
+        return _encode(small, max(1, round(self._quality * wanted.quality)))
+
+
+def level_of(small: NDArray[np.uint8], wanted: int) -> int:
+    """Return the level that serves a viewer that wants ``wanted``, for a half-size picture."""
+    return wanted if small.shape[0] * small.shape[1] >= REDUCED_FROM_PX else 0
+
+
+def message_picture(width_px: int, height_px: int, lines: Sequence[str]) -> bytes:
+    """Return a JPEG of a dark panel with lines of ASCII text, for viewers that show nothing but pictures."""
+    panel = np.full((height_px, width_px, 3), 24, np.uint8)
+    scale = min(height_px / 40 / (len(lines) + 1), width_px / 20 / max(map(len, lines), default=1))
+    for row, line in enumerate(lines, start=1):
+        place = (width_px // 40, round(height_px * row / (len(lines) + 1)))
+        cv2.putText(panel, line, place, cv2.FONT_HERSHEY_SIMPLEX, scale, (220, 220, 220), max(1, round(scale * 2)))
+    return _encode(panel, 70)
+
+
+def _encode(picture: NDArray[np.uint8], quality: int) -> bytes:
+    parameters = (
+        cv2.IMWRITE_JPEG_QUALITY,
+        quality,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
+        cv2.IMWRITE_JPEG_OPTIMIZE,
+        0,
+    )
+    height, width = picture.shape[:2]
+    try:
+        done, buffer = cv2.imencode(".jpg", picture, parameters)
+    except cv2.error as error:
+        raise UnsupportedFrame(f"a picture of {width}x{height} has no JPEG: {error.err}") from None
+    if not done:
+        raise UnsupportedFrame(f"a picture of {width}x{height} has no JPEG")
+    return buffer.tobytes()

@@ -1,19 +1,22 @@
-"""The frame path: one thread receives, shrinks and encodes, each frame once however many watch."""
+"""The frame path: one thread receives, shrinks and encodes, each frame once a level however many watch."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
+import numpy as np
 import structlog
+from numpy.typing import NDArray
 
 from framebus import Frame, FramebusError, Subscriber
 from services.common.follow import Attached, Waiting, follow
 from services.common.status import Stage
-from services.streamer.encode import HalfSizeEncoder, UnsupportedFrame
+from services.streamer.encode import LEVELS, PictureEncoder, UnsupportedFrame, level_of
 
 SLICE_S = 0.05
 """Longest wait without a look whether to stop, or whether somebody has come who wants the frame at hand."""
@@ -21,24 +24,48 @@ RETRY_S = 0.2
 GONE_AFTER_S = 1.0
 
 
+class Demand(NamedTuple):
+    """The pictures that the viewers want now."""
+
+    number: int
+    """Another one after each pause and whenever a level is added."""
+    levels: frozenset[int]
+    """Indexes into ``encode.LEVELS``; empty while nobody watches."""
+
+
+class Picture(NamedTuple):
+    """A frame as a JPEG file."""
+
+    jpeg: bytes
+    width_px: int
+    height_px: int
+
+
 @dataclass(frozen=True, slots=True)
 class EncodedFrame:
     """A frame as the viewers get it."""
 
-    jpeg: bytes
-    """The picture, at half the frame's width and height."""
+    pictures: Mapping[int, Picture]
+    """The picture at each level that was wanted, at least one."""
     epoch: int
     sequence: int
     captured_ns: int
-    """When the frame was captured, CLOCK_MONOTONIC."""
+    """When the frame was captured, CLOCK_MONOTONIC; never later than its first arrival here."""
     captured_wall_ns: int
     """When the frame was captured, since 1970 UTC."""
-    width_px: int
-    """Width of the picture."""
-    height_px: int
     full_width_px: int
     """Width of the frame, to which the detections' boxes refer."""
     full_height_px: int
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """Epoch and sequence: the same for two encodings of one frame."""
+        return self.epoch, self.sequence
+
+    def level(self, wanted: int) -> int:
+        """Return the level to send to a viewer that wants ``wanted``: that, else a smaller file, else a larger."""
+        smaller = [level for level in self.pictures if level >= wanted]
+        return min(smaller) if smaller else max(self.pictures)
 
 
 class FrameThread:
@@ -51,7 +78,7 @@ class FrameThread:
         stream: Name of the stream.
         quality: JPEG's quality, 0 to 100.
         publisher_uid: The user whose frames are taken; ``None`` for anybody's.
-        demand: 0 while nobody wants pictures, else a number that is another one after each pause.
+        demand: Which pictures are wanted.
         deliver: Called with each picture, in this thread.
         stop: Ends the thread.
     """
@@ -62,7 +89,7 @@ class FrameThread:
         quality: int,
         *,
         publisher_uid: int | None,
-        demand: Callable[[], int],
+        demand: Callable[[], Demand],
         deliver: Callable[[EncodedFrame], None],
         stop: threading.Event,
     ) -> None:
@@ -72,11 +99,14 @@ class FrameThread:
         """Why there are no frames at all, in one sentence; empty while attached to the stream."""
         self.unsupported = ""
         """Why the newest frame cannot be shown, in one sentence; empty when it can."""
-        self.received_s: float | None = None
-        """When the newest frame was received, ``time.monotonic``."""
+        self.captured_ns: int | None = None
+        """When the newest frame was captured, CLOCK_MONOTONIC; ``None`` before the first."""
         self._stream = stream
         self._publisher_uid = publisher_uid
-        self._encoder = HalfSizeEncoder(quality)
+        self._encoder = PictureEncoder(quality)
+        self._small: NDArray[np.uint8] | None = None
+        self._newest_key = (0, 0)
+        self._newest_arrival_ns = 0
         self._demand = demand
         self._deliver = deliver
         self._stop = stop
@@ -121,14 +151,17 @@ class FrameThread:
                             self._count(event)
                             pending = _replace(pending, event)
                     demand = self._demand()
-                    if demand and pending is not None:
+                    if not demand.levels:
+                        continue
+                    if pending is not None:
                         frame, pending = pending, None
-                        newest = self._encode(frame)
+                        newest = self._encode(frame, demand.levels)
                         served = 0
-                    # Also to those who have come back after the newest frame was encoded.
-                    if newest is not None and demand not in (0, served):
+                    # Also to viewers that have come back, or want another level, after the newest frame was encoded.
+                    if newest is not None and demand.number != served:
+                        newest = self._add_levels(newest, demand.levels)
                         self._deliver(newest)
-                        served = demand
+                        served = demand.number
         finally:
             _replace(pending, None)
 
@@ -143,33 +176,56 @@ class FrameThread:
         )
 
     def _count(self, frame: Frame) -> None:
-        self.received_s = time.monotonic()
-        self.received.record((time.monotonic_ns() - frame.captured_ns) / 1e9, frame.skipped)
+        now_ns = time.monotonic_ns()
+        if (frame.epoch, frame.sequence) != self._newest_key:
+            self._newest_key, self._newest_arrival_ns = (frame.epoch, frame.sequence), now_ns
+        self.captured_ns = self._captured_ns(frame)
+        self.received.record((now_ns - self.captured_ns) / 1e9, frame.skipped)
 
-    def _encode(self, frame: Frame) -> EncodedFrame | None:
+    def _captured_ns(self, frame: Frame) -> int:
+        # A publisher whose clock is wrong must not make its last frame live for ever.
+        return min(frame.captured_ns, self._newest_arrival_ns)
+
+    def _encode(self, frame: Frame, levels: frozenset[int]) -> EncodedFrame | None:
+        captured_ns = self._captured_ns(frame)
         try:
             with frame:
                 height, width = frame.pixels.shape[:2]
-                small = self._encoder.shrink(frame.pixels, frame.pixel_format)
-            jpeg = self._encoder.encode(small)
+                self._small = self._encoder.shrink(frame.pixels, frame.pixel_format)
+            pictures = self._pictures(self._small, levels)
         except UnsupportedFrame as error:
             if str(error) != self.unsupported:
                 self._log.error("frame refused", reason=str(error))
                 self.unsupported = str(error)
             return None
         self.unsupported = ""
-        self.encoded.record((time.monotonic_ns() - frame.captured_ns) / 1e9)
+        self.encoded.record((time.monotonic_ns() - captured_ns) / 1e9)
         return EncodedFrame(
-            jpeg=jpeg,
+            pictures=pictures,
             epoch=frame.epoch,
             sequence=frame.sequence,
-            captured_ns=frame.captured_ns,
+            captured_ns=captured_ns,
             captured_wall_ns=frame.captured_wall_ns,
-            width_px=small.shape[1],
-            height_px=small.shape[0],
             full_width_px=width,
             full_height_px=height,
         )
+
+    def _add_levels(self, newest: EncodedFrame, levels: frozenset[int]) -> EncodedFrame:
+        """Encode what is missing, from the half-size picture, which stays the newest frame's until the next one."""
+        if self._small is None:
+            return newest
+        missing = {level_of(self._small, level) for level in levels} - newest.pictures.keys()
+        if not missing:
+            return newest
+        return replace(newest, pictures={**newest.pictures, **self._pictures(self._small, missing)})
+
+    def _pictures(self, small: NDArray[np.uint8], levels: Collection[int]) -> dict[int, Picture]:
+        pictures = {}
+        for level in sorted({level_of(small, level) for level in levels}):
+            divisor = LEVELS[level].divisor
+            jpeg = self._encoder.encode(small, level)
+            pictures[level] = Picture(jpeg, small.shape[1] // divisor, small.shape[0] // divisor)
+        return pictures
 
 
 def _replace(held: Frame | None, by: Frame | None) -> Frame | None:

@@ -3,7 +3,13 @@
 To the page: text messages are JSON objects with a ``type`` of ``state`` or ``detections``; a binary message is a frame:
 the length of its head (4 bytes, big-endian), the head (JSON, ``type`` ``frame``), and the JPEG file.
 
-From the page: ``{"ack": SEQUENCE}`` once a frame has been drawn, or dropped for a newer one.
+From the page: ``{"ack": SEQUENCE}`` once a frame has been drawn, or dropped for a newer one. With it may come ``at``,
+the page's clock in milliseconds, and ``held_ms``, the time for which the page had the frame already; ``at`` may come
+alone.
+
+Times that end in ``captured_ms``, ``received_ms`` and ``sent_ms`` are of the server's monotonic clock. Every message
+carries ``sent_ms``, and as ``echo`` the page's last ``at`` with the time at which it came. From these the page learns
+how the two clocks differ (as NTP does, RFC 5905, section 8), and so how old a picture is, however long its way was.
 
 Epochs are hexadecimal text, since a JavaScript number does not hold 64 bits.
 """
@@ -11,30 +17,59 @@ Epochs are hexadecimal text, since a JavaScript number does not hold 64 bits.
 from __future__ import annotations
 
 import json
+import math
 import struct
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from services.common.detections import Detections
+from services.streamer.encode import LEVELS
 from services.streamer.frames import EncodedFrame
+from services.streamer.freshness import Freshness, Limits
+from services.streamer.hub import DetectorSeen
+from services.streamer.presence import Absent
 
 HEAD_LENGTH: Final = struct.Struct(">I")
-MAX_ACKNOWLEDGEMENT_BYTES: Final = 256
+MAX_PAGE_MESSAGE_BYTES: Final = 256
+EXPECTED: Final = 'only {"ack": SEQUENCE, "at": MILLISECONDS} is understood'
+
+
+Echo = tuple[float, float]
+"""The page's clock in the message that came last, and the server's when it came, in milliseconds."""
 
 
 class MalformedMessage(ValueError):
     """A message that the page would not send."""
 
 
-def frame_message(frame: EncodedFrame, *, skipped: int, fps: float, latency_s: float | None) -> bytes:
-    """The message of a frame.
+@dataclass(frozen=True, slots=True)
+class PageMessage:
+    """What a page says."""
+
+    acknowledged: int | None
+    """Sequence of the frame that it has drawn."""
+    at_ms: float | None
+    """The page's clock when it sent this."""
+    held_s: float | None
+    """Seconds between the frame's arrival at the page and this message; ``None`` where the page does not tell."""
+
+
+def frame_message(
+    frame: EncodedFrame, level: int, *, skipped: int, fps: float, latency_s: float | None, echo: Echo | None = None
+) -> bytes:
+    """Return the message of a frame.
 
     Args:
-        frame: The picture.
+        frame: The frame.
+        level: Which of its pictures.
         skipped: Frames of the stream that this viewer did not get since its previous one.
         fps: Frames a second that the stream delivers.
         latency_s: Seconds from the capture to the acknowledgement of the frame that this viewer acknowledged last.
+        echo: What the viewer's last message said of its clock.
     """
+    picture = frame.pictures[level]
     head = _dump(
         {
             "type": "frame",
@@ -42,20 +77,24 @@ def frame_message(frame: EncodedFrame, *, skipped: int, fps: float, latency_s: f
             "sequence": frame.sequence,
             "captured_wall_ms": frame.captured_wall_ns / 1e6,
             "age_ms": _age_ms(frame.captured_ns),
-            "width": frame.width_px,
-            "height": frame.height_px,
+            "width": picture.width_px,
+            "height": picture.height_px,
             "full_width": frame.full_width_px,
             "full_height": frame.full_height_px,
             "skipped": skipped,
             "fps": round(fps, 2),
             "latency_ms": None if latency_s is None else round(latency_s * 1e3, 1),
+            "captured_ms": _ms(frame.captured_ns),
+            "level": level,
+            "quality": LEVELS[level].name,
+            **_clock(echo),
         }
     ).encode()
-    return b"".join((HEAD_LENGTH.pack(len(head)), head, frame.jpeg))
+    return b"".join((HEAD_LENGTH.pack(len(head)), head, picture.jpeg))
 
 
 def split_frame_message(message: bytes) -> tuple[dict[str, Any], bytes]:
-    """Head and JPEG file of a frame's message; what a client does.
+    """Split a frame's message into its head and JPEG file, as a client does.
 
     Raises:
         MalformedMessage: It is no such message.
@@ -71,8 +110,8 @@ def split_frame_message(message: bytes) -> tuple[dict[str, Any], bytes]:
     return head, message[start + length :]
 
 
-def detections_message(detections: Detections) -> str:
-    """The message of a frame's detections; boxes in pixels of the full frame."""
+def detections_message(detections: Detections, echo: Echo | None = None) -> str:
+    """Return the message of a frame's detections; boxes in pixels of the full frame."""
     return _dump(
         {
             "type": "detections",
@@ -80,6 +119,8 @@ def detections_message(detections: Detections) -> str:
             "sequence": detections.sequence,
             "instance": detections.instance,
             "age_ms": _age_ms(detections.captured_ns),
+            "captured_ms": _ms(detections.captured_ns),
+            **_clock(echo),
             "full_width": detections.frame_width_px,
             "full_height": detections.frame_height_px,
             "objects": [
@@ -98,34 +139,86 @@ def detections_message(detections: Detections) -> str:
     )
 
 
-def state_message(*, absence: str, fps: float, clients: int, boxes_max_age_s: float) -> str:
-    """The message that says whether the stream is live, and why not."""
+def state_message(
+    freshness: Freshness,
+    *,
+    captured_ns: int | None,
+    fps: float,
+    clients: int,
+    limits: Limits,
+    silent_after_s: float,
+    boxes_max_age_s: float,
+    detectors: Mapping[str, DetectorSeen],
+    absent: Sequence[Absent],
+    page_version: str,
+    received_ms: float,
+    echo: Echo | None = None,
+) -> str:
+    """Return the message that says how fresh the stream is, why, and what is missing."""
     return _dump(
         {
             "type": "state",
-            "live": not absence,
-            "reason": absence,
+            "live": freshness.served,
+            "state": freshness.state,
+            "reason": freshness.reason,
+            "captured_ms": None if captured_ns is None else _ms(captured_ns),
             "fps": round(fps, 2),
             "clients": clients,
+            "delayed_after_ms": round(limits.delayed_s * 1e3),
+            "stale_after_ms": round(limits.stale_s * 1e3),
+            "silent_after_ms": round(silent_after_s * 1e3),
             "boxes_max_age_ms": round(boxes_max_age_s * 1e3),
+            "detectors": [
+                {"instance": instance, "captured_ms": _ms(seen.captured_ns), "received_ms": _ms(seen.received_ns)}
+                for instance, seen in sorted(detectors.items())
+            ],
+            "absent": [
+                {"kind": one.kind, "name": one.name, "silent_s": round(one.silent_s, 1), "reason": one.reason}
+                for one in absent
+            ],
+            "page_version": page_version,
+            "received_ms": received_ms,
+            **_clock(echo),
         }
     )
 
 
-def read_acknowledgement(message: str) -> int:
-    """Sequence of the frame that the page has drawn.
+def read_page_message(message: str) -> PageMessage:
+    """Parse and validate what a page has sent.
 
     Raises:
-        MalformedMessage: It is no acknowledgement.
+        MalformedMessage: It is no acknowledgement and tells no time.
     """
     try:
         content = json.loads(message)
     except (ValueError, RecursionError):
         content = None
-    sequence = content.get("ack") if isinstance(content, dict) else None
-    if type(sequence) is not int:
-        raise MalformedMessage('only {"ack": SEQUENCE} is understood')
-    return sequence
+    if not isinstance(content, dict):
+        raise MalformedMessage(EXPECTED)
+    sequence = content.get("ack")
+    at_ms, held_ms = (_number(content.get(key)) for key in ("at", "held_ms"))
+    if (sequence is None and at_ms is None) or (sequence is not None and type(sequence) is not int):
+        raise MalformedMessage(EXPECTED)
+    return PageMessage(sequence, at_ms, None if held_ms is None else max(held_ms, 0.0) / 1e3)
+
+
+def server_ms() -> float:
+    """Return the server's monotonic clock as the page is told it, in milliseconds."""
+    return _ms(time.monotonic_ns())
+
+
+def _clock(echo: Echo | None) -> dict[str, Any]:
+    return {"sent_ms": server_ms(), "echo": None if echo is None else list(echo)}
+
+
+def _number(value: object) -> float | None:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def _ms(time_ns: int) -> float:
+    return round(time_ns / 1e6, 3)
 
 
 def _age_ms(captured_ns: int) -> float:

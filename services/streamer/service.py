@@ -19,8 +19,11 @@ from services.common.status import StatusServer, status_document
 from services.streamer.boxes import DetectionThread
 from services.streamer.config import StreamerConfiguration, StreamerSection
 from services.streamer.frames import FrameThread
+from services.streamer.freshness import Freshness, State
 from services.streamer.hub import Hub
-from services.streamer.web import Site
+from services.streamer.messages import Echo, state_message
+from services.streamer.presence import Presence
+from services.streamer.web import Site, page_version
 
 TICK_S = 0.1
 TICKS_A_MEASUREMENT = 10
@@ -48,9 +51,11 @@ async def _serve(configuration: StreamerConfiguration, stop: threading.Event) ->
         await _listen(runner, configuration.streamer)
         with StatusServer(streamer.stream, "streamer", streamer.status):
             streamer.start()
+            watching = asyncio.create_task(streamer.presence.watch())
             try:
                 await streamer.tend(stop)
             finally:
+                watching.cancel()
                 await streamer.end()
     finally:
         await runner.cleanup()
@@ -78,19 +83,19 @@ class _Streamer:
         self._section = section
         self._ending = threading.Event()
         self._loop = asyncio.get_running_loop()
-        self._hub = Hub(section.max_clients, self._absence)
+        self._hub = Hub(section.max_clients, self._judge, section.boxes_max_age_s)
+        self.presence = Presence(stream, section.silent_after_s)
         self._frames = FrameThread(
             stream,
             section.jpeg_quality,
             publisher_uid=stream_section.publisher_uid,
             demand=lambda: self._hub.demand,
-            deliver=self._on_loop(self._hub.show),
+            deliver=self._on_loop(self._hub.set_frame),
             stop=self._ending,
         )
-        self._boxes = DetectionThread(
-            stream, section.boxes_max_age_s, deliver=self._on_loop(self._hub.mark), stop=self._ending
-        )
-        self.site = Site(stream, section, self._hub, self._health)
+        self._boxes = DetectionThread(stream, deliver=self._on_loop(self._hub.add_detections), stop=self._ending)
+        self.site = Site(stream, section, self._hub, self.presence, self._state_text)
+        self._page_version = page_version()
 
     def start(self) -> None:
         """Start the threads."""
@@ -104,13 +109,17 @@ class _Streamer:
             ServiceError: A thread has ended by itself; its traceback is on standard error.
         """
         ticks = 0
+        absent: list[tuple[str, str]] = []
         while not stop.is_set():
             await asyncio.sleep(TICK_S)
             for name, thread in (("frame", self._frames), ("detection", self._boxes)):
                 if not thread.alive:
                     raise ServiceError(f"the {name} thread has failed")
-            self._hub.look_who_watches()
-            self._hub.look_at_stream()
+            self._hub.update_demand()
+            self._hub.update_state()
+            if (names := [(one.kind, one.name) for one in self.presence.absent()]) != absent:
+                absent = names
+                self._hub.tell_state()
             ticks += 1
             if ticks % TICKS_A_MEASUREMENT == 0:
                 self._hub.measure(float(self._frames.received.summary()["fps"] or 0.0))
@@ -142,8 +151,9 @@ class _Streamer:
                 "detections_rejected": self._boxes.rejected,
             },
         )
-        if reason := self._health()[0]:
-            document.update(healthy=False, reason=reason)
+        freshness = self._judge()
+        if not freshness.served:
+            document.update(healthy=False, reason=freshness.reason)
         return document
 
     def _on_loop(self, take: Callable[[T], None]) -> Callable[[T], None]:
@@ -154,19 +164,30 @@ class _Streamer:
 
         return deliver
 
-    def _absence(self) -> str:
-        """Why there is no live picture, without numbers that change all the time."""
-        if self._frames.absent:
-            return self._frames.absent
-        if self._frames.unsupported:
-            return self._frames.unsupported
-        received_s = self._frames.received_s
-        if received_s is None:
-            return f"stream {self.stream} has no frame yet"
-        if time.monotonic() - received_s > self._section.stale_after_s:
-            return f"stream {self.stream} has no new frame"
-        return ""
+    def _judge(self) -> Freshness:
+        captured_ns = self._frames.captured_ns
+        age_s = None if captured_ns is None else (time.monotonic_ns() - captured_ns) / 1e9
+        if reason := self._frames.absent or self._frames.unsupported:
+            return Freshness(State.ABSENT, reason, age_s)
+        if age_s is None:
+            return Freshness(State.ABSENT, f"stream {self.stream} has no frame yet", None)
+        state = self._section.limits.judge(age_s)
+        # Without numbers, which change all the time: the page counts the seconds by itself.
+        return Freshness(state, f"stream {self.stream} has no new frame" if state is State.STALE else "", age_s)
 
-    def _health(self) -> tuple[str, float | None]:
-        received_s = self._frames.received_s
-        return self._absence(), None if received_s is None else time.monotonic() - received_s
+    def _state_text(self, received_ms: float, echo: Echo | None) -> str:
+        absent = [one for one in self.presence.absent() if (one.kind, one.name) != ("service", "streamer")]
+        return state_message(
+            self._hub.freshness,
+            captured_ns=self._frames.captured_ns,
+            fps=self._hub.stream_fps,
+            clients=self._hub.clients,
+            limits=self._section.limits,
+            silent_after_s=self._section.silent_after_s,
+            boxes_max_age_s=self._section.boxes_max_age_s,
+            detectors=self._hub.detectors,
+            absent=absent,
+            page_version=self._page_version,
+            received_ms=received_ms,
+            echo=echo,
+        )

@@ -6,25 +6,34 @@ import asyncio
 import contextlib
 import math
 import socket
+import time
 
 from aiohttp import web
 
+from services.streamer.encode import LEVELS, SMALLEST, message_picture
 from services.streamer.frames import EncodedFrame
 from services.streamer.hub import Hub
+from services.streamer.messages import server_ms
+from services.streamer.pace import Pace
 
 BOUNDARY = "framebus-frame"
 UNCACHED = {"Cache-Control": "no-store"}
 SEND_BUFFER_BYTES = 1 << 19
-"""What the kernel may hold for one MJPEG viewer: without acknowledgements, all that bounds how old its pictures get."""
+"""What the kernel may hold for one MJPEG viewer, acknowledged or not."""
+UNSENT_BYTES = 1 << 14
+"""What it may hold of that unsent: without acknowledgements by the viewer, what bounds how old its pictures get."""
+NO_SIGNAL_EVERY_S = 1.0
+NO_SIGNAL_SIZE_PX = (1224, 172)
 SNAPSHOT_WAIT_S = 1.0
 
 
 class _PictureViewer:
     """Waits for pictures that it has not had."""
 
-    def __init__(self, hub: Hub, kind: str) -> None:
+    def __init__(self, hub: Hub, kind: str, level: int = 0) -> None:
         self.changed = asyncio.Event()
         self.kind = kind
+        self.level = level
         self.last: EncodedFrame | None = None
         self._hub = hub
 
@@ -33,44 +42,70 @@ class _PictureViewer:
         return True
 
     async def next(self) -> EncodedFrame:
-        """The newest picture, once there is another than the last."""
-        while self._hub.newest is None or self._hub.newest is self.last:
+        """Return the newest picture, once there is another than the last."""
+        while (newest := self._hub.newest) is None or (self.last is not None and newest.key == self.last.key):
             self.changed.clear()
             await self.changed.wait()
-        self.last = self._hub.newest
-        return self.last
+        self.last = newest
+        return newest
 
 
 async def stream_mjpeg(hub: Hub, request: web.Request) -> web.StreamResponse:
-    """Answer with one picture after the other; a slow connection gets fewer of them.
+    """Answer with one picture after the other; a slow connection gets smaller ones, then fewer.
 
-    Each part ends with the boundary of the next, so that a browser shows it at once.
+    Each part ends with the boundary of the next, so that a browser shows it at once. While there is no picture that may
+    be served, a panel that says so comes once a second: a browser does not ask again for an answer that has ended.
+
+    ``?level=`` asks for smaller pictures from the start: an index into ``encode.LEVELS``.
 
     Raises:
         TooManyViewers: There is no place left; nothing has been answered yet.
+        HTTPBadRequest: The level is not one of those.
     """
+    largest = _level(request.query.get("level", "0"))
     response = web.StreamResponse(
-        headers=UNCACHED | {"Content-Type": f"multipart/x-mixed-replace; boundary={BOUNDARY}", "Connection": "close"}
+        headers=UNCACHED
+        | {
+            "Content-Type": f"multipart/x-mixed-replace; boundary={BOUNDARY}",
+            "Connection": "close",
+            # nginx keeps seconds of pictures otherwise.
+            "X-Accel-Buffering": "no",
+            "X-Received-Ms": str(server_ms()),
+        }
     )
     response.force_close()
-    viewer = _PictureViewer(hub, "mjpeg")
+    viewer = _PictureViewer(hub, "mjpeg", largest)
     hub.join(viewer)
+    pace = Pace(largest, largest)
     try:
         _bound_send_buffer(request)
         await response.prepare(request)
         await response.write(f"--{BOUNDARY}\r\n".encode())
         while True:
-            previous, frame = viewer.last, await viewer.next()
-            part = b"".join(
-                (
-                    f"Content-Type: image/jpeg\r\nContent-Length: {len(frame.jpeg)}\r\n"
-                    f"X-Sequence: {frame.sequence}\r\n\r\n".encode(),
-                    frame.jpeg,
-                    f"\r\n--{BOUNDARY}\r\n".encode(),
-                )
+            previous = viewer.last
+            try:
+                async with asyncio.timeout(NO_SIGNAL_EVERY_S):
+                    frame = await viewer.next()
+            except TimeoutError:
+                if not hub.freshness.served:
+                    reason = hub.freshness.reason
+                    panel = message_picture(*NO_SIGNAL_SIZE_PX, ["no signal", _ascii(reason)])
+                    await response.write(_part(panel, f"X-No-Signal: {_ascii(reason)}\r\n"))
+                continue
+            level = frame.level(viewer.level)
+            part = _part(
+                frame.pictures[level].jpeg,
+                f"X-Sequence: {frame.sequence}\r\nX-Epoch: {frame.epoch:x}\r\n"
+                f"X-Captured-Ms: {frame.captured_ns / 1e6:.3f}\r\nX-Sent-Ms: {server_ms()}\r\n",
             )
             hub.count_bytes(len(part))
+            started_s = time.monotonic()
             await response.write(part)
+            await request.writer.drain()
+            # The time that the connection took to make room is all that is known of the line.
+            pace.acknowledge(level, started_s, time.monotonic())
+            viewer.level = pace.level
+            hub.update_demand()
             same_life = previous is not None and previous.epoch == frame.epoch
             skipped = frame.sequence - previous.sequence - 1 if previous is not None and same_life else 0
             hub.sent.record(math.nan, max(skipped, 0))
@@ -81,22 +116,44 @@ async def stream_mjpeg(hub: Hub, request: web.Request) -> web.StreamResponse:
 
 
 async def snapshot(hub: Hub) -> web.Response:
-    """Answer with the newest picture; 503 with the reason when there is none."""
+    """Answer with the newest picture; 503 with the reason when there is none, or only a stale one."""
     viewer = _PictureViewer(hub, "snapshot")
     hub.join(viewer)
     try:
         async with asyncio.timeout(SNAPSHOT_WAIT_S):
             frame = await viewer.next()
     except TimeoutError:
-        reason = hub.absence or "no picture within a second"
+        reason = hub.freshness.reason or "no picture within a second"
         raise web.HTTPServiceUnavailable(text=f"{reason}\n", headers=UNCACHED) from None
     finally:
         hub.leave(viewer)
     return web.Response(
-        body=frame.jpeg,
+        body=frame.pictures[frame.level(0)].jpeg,
         content_type="image/jpeg",
-        headers=UNCACHED | {"X-Sequence": str(frame.sequence), "X-Epoch": f"{frame.epoch:x}"},
+        headers=UNCACHED
+        | {
+            "X-Sequence": str(frame.sequence),
+            "X-Epoch": f"{frame.epoch:x}",
+            "X-Age-Ms": f"{(time.monotonic_ns() - frame.captured_ns) / 1e6:.1f}",
+            "X-State": hub.freshness.state,
+        },
     )
+
+
+def _part(jpeg: bytes, headers: str) -> bytes:
+    head = f"Content-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n{headers}\r\n"
+    return b"".join((head.encode(), jpeg, f"\r\n--{BOUNDARY}\r\n".encode()))
+
+
+def _level(text: str) -> int:
+    if text not in map(str, range(len(LEVELS))):
+        raise web.HTTPBadRequest(text=f"level is one of 0 to {SMALLEST}\n", headers=UNCACHED)
+    return int(text)
+
+
+def _ascii(text: str) -> str:
+    """Return the text as a header and OpenCV's fonts can hold it."""
+    return "".join(letter if " " <= letter <= "~" else "?" for letter in text)
 
 
 def _bound_send_buffer(request: web.Request) -> None:
@@ -109,3 +166,5 @@ def _bound_send_buffer(request: web.Request) -> None:
     if connection is not None:
         with contextlib.suppress(OSError):
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+            # tcp(7), TCP_NOTSENT_LOWAT: writable only while less than this waits to be sent.
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)

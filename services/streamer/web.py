@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,21 @@ from aiohttp.typedefs import Handler
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from framebus import StreamInfo, streams
-from services.common.status import read_statuses
 from services.streamer import metrics, security, stills
 from services.streamer.config import StreamerSection
 from services.streamer.hub import Hub, TooManyViewers
-from services.streamer.websocket import WebSocketViewer
+from services.streamer.presence import Presence
+from services.streamer.websocket import StateText, WebSocketViewer
 
 PAGE = Path(__file__).with_name("page")
-STATUS_TIMEOUT_S = 0.5
-STATUS_FRESH_S = 0.5
+
+
+def page_version() -> str:
+    """Return a text that is another one when a file of the page is."""
+    digest = hashlib.sha256()
+    for path in sorted(PAGE.iterdir()):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def describe(found: StreamInfo) -> dict[str, Any]:
@@ -47,20 +53,19 @@ class Site:
         stream: Name of the stream.
         section: The streamer's configuration.
         hub: What the viewers see.
-        health: The frame path's state: an empty text, or why it is not healthy, and the newest frame's age in seconds.
+        presence: What the services of the stream tell.
+        state_text: Makes the state's message for a viewer.
     """
 
     def __init__(
-        self, stream: str, section: StreamerSection, hub: Hub, health: Callable[[], tuple[str, float | None]]
+        self, stream: str, section: StreamerSection, hub: Hub, presence: Presence, state_text: StateText
     ) -> None:
         self._stream = stream
         self._section = section
         self._hub = hub
-        self._health = health
+        self._presence = presence
+        self._state_text = state_text
         self._sockets: set[WebSocketViewer] = set()
-        self._statuses: dict[str, dict[str, Any]] = {}
-        self._statuses_s = -STATUS_FRESH_S
-        self._reading = asyncio.Lock()
         self.application = web.Application(
             middlewares=[security.refuse_strangers((section.host, *section.allowed_hosts)), _answer_full]
         )
@@ -85,7 +90,7 @@ class Site:
     async def _websocket(self, request: web.Request) -> web.StreamResponse:
         if not web.WebSocketResponse().can_prepare(request):
             raise web.HTTPUpgradeRequired(text="this is a WebSocket\n", headers={"Upgrade": "websocket"})
-        viewer = WebSocketViewer(self._hub, self._section.boxes_max_age_s)
+        viewer = WebSocketViewer(self._hub, self._state_text)
         self._sockets.add(viewer)
         try:
             return await viewer.serve(request)
@@ -99,20 +104,25 @@ class Site:
         return await stills.snapshot(self._hub)
 
     async def _healthz(self, _request: web.Request) -> web.StreamResponse:
-        reason, age_s = self._health()
+        self._hub.update_state()
+        return self._health()
+
+    def _health(self) -> web.Response:
+        freshness = self._hub.freshness
         return web.json_response(
             {
-                "healthy": not reason,
-                "reason": reason,
+                "healthy": freshness.served,
+                "state": freshness.state,
+                "reason": freshness.reason,
                 "stream": self._stream,
-                "age_s": None if age_s is None else round(age_s, 3),
+                "age_s": None if freshness.age_s is None else round(freshness.age_s, 3),
             },
-            status=503 if reason else 200,
+            status=200 if freshness.served else 503,
             headers=stills.UNCACHED,
         )
 
     async def _metrics(self, _request: web.Request) -> web.StreamResponse:
-        statuses = await self._read_statuses()
+        statuses = await self._presence.statuses()
         body = metrics.render(statuses, [describe(found) for found in await asyncio.to_thread(streams)])
         return web.Response(body=body, headers=stills.UNCACHED | {"Content-Type": CONTENT_TYPE_LATEST})
 
@@ -126,19 +136,11 @@ class Site:
                     "mjpeg": self._hub.count("mjpeg"),
                     "max": self._section.max_clients,
                 },
-                "services": await self._read_statuses(),
+                "services": await self._presence.statuses(),
                 "streams": [describe(found) for found in await asyncio.to_thread(streams)],
             },
             headers=stills.UNCACHED,
         )
-
-    async def _read_statuses(self) -> dict[str, dict[str, Any]]:
-        """Ask the services, off the event loop; many who ask at a time share one answer."""
-        async with self._reading:
-            if time.monotonic() - self._statuses_s >= STATUS_FRESH_S:
-                self._statuses = await asyncio.to_thread(read_statuses, self._stream, STATUS_TIMEOUT_S)
-                self._statuses_s = time.monotonic()
-            return self._statuses
 
     async def _close_sockets(self, _application: web.Application) -> None:
         await asyncio.gather(*(viewer.close() for viewer in tuple(self._sockets)))

@@ -7,26 +7,40 @@ import contextlib
 import math
 import time
 from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from aiohttp import WSCloseCode, WSMsgType, web
 
 from services.streamer.frames import EncodedFrame
 from services.streamer.hub import Hub
 from services.streamer.messages import (
-    MAX_ACKNOWLEDGEMENT_BYTES,
+    MAX_PAGE_MESSAGE_BYTES,
+    Echo,
     MalformedMessage,
+    PageMessage,
     detections_message,
     frame_message,
-    read_acknowledgement,
-    state_message,
+    read_page_message,
+    server_ms,
 )
+from services.streamer.pace import MAX_IN_FLIGHT, Pace
 
-MAX_IN_FLIGHT = 2
-"""Frames sent and not acknowledged: one on its way while the one before is drawn."""
 WATCHED_S = 1.0
 """A viewer without an acknowledgement for so long (its tab is hidden) needs no new pictures encoded."""
 HEARTBEAT_S = 10.0
 CLOSE_S = 0.3
+
+StateText = Callable[[float, Echo | None], str]
+"""Makes the state's message of when the viewer's request was received, in milliseconds, and its echo."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    frame: EncodedFrame
+    level: int
+    skipped: int
+    sent_s: float
 
 
 class WebSocketViewer:
@@ -34,21 +48,30 @@ class WebSocketViewer:
 
     kind = "websocket"
 
-    def __init__(self, hub: Hub, boxes_max_age_s: float) -> None:
+    def __init__(self, hub: Hub, state_text: StateText) -> None:
         self.changed = asyncio.Event()
         self._hub = hub
-        self._boxes_max_age_s = boxes_max_age_s
+        self._state_text = state_text
+        self._received_ms = server_ms()
         self._socket = web.WebSocketResponse(
-            timeout=CLOSE_S, heartbeat=HEARTBEAT_S, compress=False, max_msg_size=MAX_ACKNOWLEDGEMENT_BYTES
+            timeout=CLOSE_S, heartbeat=HEARTBEAT_S, compress=False, max_msg_size=MAX_PAGE_MESSAGE_BYTES
         )
-        self._in_flight: deque[tuple[EncodedFrame, int]] = deque()
+        self._pace = Pace()
+        self._in_flight: deque[_Sent] = deque()
         self._last: EncodedFrame | None = None
         self._acknowledged_s = time.monotonic()
         self._latency_s: float | None = None
+        self._echo: Echo | None = None
+        self._detections_sent = 0
+
+    @property
+    def level(self) -> int:
+        """Index into ``encode.LEVELS`` of the pictures that the line can take."""
+        return self._pace.level
 
     def watching(self) -> bool:
         """Whether a new picture could be sent, or soon can."""
-        return len(self._in_flight) < MAX_IN_FLIGHT or time.monotonic() - self._acknowledged_s < WATCHED_S
+        return len(self._in_flight) < self._pace.in_flight or time.monotonic() - self._acknowledged_s < WATCHED_S
 
     async def serve(self, request: web.Request) -> web.WebSocketResponse:
         """Send and read until either side closes.
@@ -84,56 +107,72 @@ class WebSocketViewer:
             try:
                 if message.type is not WSMsgType.TEXT:
                     raise MalformedMessage("only text is understood")  # noqa: TRY301  answered just below
-                self._acknowledge(read_acknowledgement(message.data))
+                self._take(read_page_message(message.data))
             except MalformedMessage as error:
                 await self._socket.close(code=WSCloseCode.POLICY_VIOLATION, message=str(error).encode())
 
-    def _acknowledge(self, sequence: int) -> None:
+    def _take(self, said: PageMessage) -> None:
+        if said.at_ms is not None:
+            self._echo = (said.at_ms, server_ms())
+        if said.acknowledged is not None:
+            self._acknowledge(said.acknowledged, said.held_s)
+
+    def _acknowledge(self, sequence: int, held_s: float | None) -> None:
         """Make room for as many frames as came before the acknowledged one, and for that one."""
-        if all(frame.sequence != sequence for frame, _ in self._in_flight):
+        if all(sent.frame.sequence != sequence for sent in self._in_flight):
             raise MalformedMessage("acknowledged a frame that is not on its way")
         self._acknowledged_s = time.monotonic()
         while self._in_flight:
-            frame, skipped = self._in_flight.popleft()
-            if frame.sequence == sequence:
-                self._latency_s = (time.monotonic_ns() - frame.captured_ns) / 1e9
-                self._hub.sent.record(self._latency_s, skipped)
+            sent = self._in_flight.popleft()
+            if sent.frame.sequence == sequence:
+                self._latency_s = (time.monotonic_ns() - sent.frame.captured_ns) / 1e9
+                self._hub.sent.record(self._latency_s, sent.skipped)
+                self._pace.acknowledge(sent.level, sent.sent_s, self._acknowledged_s, held_s)
                 break
-            self._hub.sent.record(math.nan, skipped)
-        self._hub.look_who_watches()
+            self._hub.sent.record(math.nan, sent.skipped)
+        self._hub.update_demand()
         self.changed.set()
 
     async def _send(self) -> None:
-        detections, state = None, None
+        beat = -1
         while True:
             await self.changed.wait()
             self.changed.clear()
-            if (now := (self._hub.absence, self._hub.beat)) != state:
-                state = now
-                await self._socket.send_str(
-                    state_message(
-                        absence=self._hub.absence,
-                        fps=self._hub.stream_fps,
-                        clients=self._hub.clients,
-                        boxes_max_age_s=self._boxes_max_age_s,
-                    )
-                )
-            if self._hub.detections is not None and self._hub.detections is not detections:
-                detections = self._hub.detections
-                await self._socket.send_str(detections_message(detections))
-            if (
-                self._hub.newest is not None
-                and self._hub.newest is not self._last
-                and len(self._in_flight) < MAX_IN_FLIGHT
-            ):
-                await self._send_frame(self._hub.newest)
+            if self._hub.beat != beat:
+                beat = self._hub.beat
+                await self._socket.send_str(self._state_text(self._received_ms, self._echo))
+            newest = self._hub.newest
+            has_room = len(self._in_flight) < self._pace.in_flight
+            # On a slow line boxes come with the pictures, or they would take the line from them.
+            if has_room or self._pace.in_flight == MAX_IN_FLIGHT:
+                await self._send_detections()
+            if newest is not None and has_room and (self._last is None or newest.key != self._last.key):
+                await self._send_frame(newest)
+
+    async def _send_detections(self) -> None:
+        waiting = list(self._hub.detections_after(self._detections_sent))
+        if self._pace.in_flight < MAX_IN_FLIGHT:
+            # The newest of each detector.
+            waiting = list({detections.instance: (number, detections) for number, detections in waiting}.values())
+        for number, detections in sorted(waiting, key=lambda item: item[0]):
+            self._detections_sent = number
+            await self._socket.send_str(detections_message(detections, self._echo))
 
     async def _send_frame(self, frame: EncodedFrame) -> None:
         skipped = 0
         if self._last is not None and self._last.epoch == frame.epoch:
             skipped = max(frame.sequence - self._last.sequence - 1, 0)
         self._last = frame
-        self._in_flight.append((frame, skipped))
-        message = frame_message(frame, skipped=skipped, fps=self._hub.stream_fps, latency_s=self._latency_s)
+        # The picture of a small frame is the first level's, whatever the line.
+        level = frame.level(self._pace.level)
+        message = frame_message(
+            frame,
+            level,
+            skipped=skipped,
+            fps=self._hub.stream_fps,
+            latency_s=self._latency_s,
+            echo=self._echo,
+        )
+        self._in_flight.append(_Sent(frame, level, skipped, time.monotonic()))
         self._hub.count_bytes(len(message))
         await self._socket.send_bytes(message)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from services.streamer.encode import HalfSizeEncoder, UnsupportedFrame
+from services.streamer.encode import PictureEncoder, UnsupportedFrame
 
 
 def textured(height: int, width: int, channels: int = 3) -> NDArray[np.uint8]:
@@ -20,7 +20,7 @@ def textured(height: int, width: int, channels: int = 3) -> NDArray[np.uint8]:
 @pytest.mark.parametrize(("height", "width", "channels"), [(688, 4896, 3), (64, 512, 3), (65, 513, 3), (10, 6, 1)])
 def test_shrinking_averages_two_by_two_pixels(height: int, width: int, channels: int) -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (height, width, channels)).astype(np.uint8)
-    small = HalfSizeEncoder(80).shrink(pixels, "bgr" if channels == 3 else "gray")
+    small = PictureEncoder(80).shrink(pixels, "bgr" if channels == 3 else "gray")
     even = pixels[: height // 2 * 2, : width // 2 * 2].astype(np.float64)
     mean = even.reshape(height // 2, 2, width // 2, 2, channels).mean((1, 3))
     assert small.shape == mean.shape
@@ -30,12 +30,12 @@ def test_shrinking_averages_two_by_two_pixels(height: int, width: int, channels:
 def test_read_only_pixels_are_enough_and_the_buffer_is_used_again() -> None:
     pixels = textured(64, 512)
     pixels.flags.writeable = False
-    encoder = HalfSizeEncoder(80)
+    encoder = PictureEncoder(80)
     assert encoder.shrink(pixels).ctypes.data == encoder.shrink(pixels).ctypes.data
 
 
 def test_the_picture_is_a_baseline_jpeg_with_halved_chroma_that_looks_like_the_frame() -> None:
-    encoder = HalfSizeEncoder(80)
+    encoder = PictureEncoder(80)
     small = encoder.shrink(textured(688, 4896))
     jpeg = encoder.encode(small)
     start = jpeg.index(b"\xff\xc0")  # SOF0: length, precision, height, width, components, then id, sampling, table
@@ -49,7 +49,7 @@ def test_the_picture_is_a_baseline_jpeg_with_halved_chroma_that_looks_like_the_f
 
 def test_a_better_quality_makes_a_larger_file() -> None:
     pixels = textured(128, 1024)
-    sizes = [len(encoder.encode(encoder.shrink(pixels))) for encoder in map(HalfSizeEncoder, (30, 60, 90))]
+    sizes = [len(encoder.encode(encoder.shrink(pixels))) for encoder in map(PictureEncoder, (30, 60, 90))]
     assert sizes == sorted(sizes)
     assert sizes[0] < sizes[-1]
 
@@ -67,10 +67,10 @@ def test_a_better_quality_makes_a_larger_file() -> None:
 )
 def test_what_cannot_be_shown_is_refused_in_a_sentence(pixels: NDArray[np.uint8], pixel_format: str) -> None:
     with pytest.raises(UnsupportedFrame, match="shown"):
-        HalfSizeEncoder(80).shrink(pixels, pixel_format)
+        PictureEncoder(80).shrink(pixels, pixel_format)
 
 
 def test_a_picture_too_large_for_jpeg_is_refused_in_a_sentence() -> None:
-    encoder = HalfSizeEncoder(80)
+    encoder = PictureEncoder(80)
     with pytest.raises(UnsupportedFrame, match="70000x1 has no JPEG"):
         encoder.encode(encoder.shrink(np.zeros((2, 140000, 3), np.uint8)))

@@ -358,7 +358,13 @@ def test_without_a_publisher_everything_says_so(stream: str, tmp_path: Path) -> 
         wait_until(lambda: reason in fetch(streamer.url, "healthz")[1].decode(), "the reason")
         status, body, _ = fetch(streamer.url, "healthz")
         assert status == 503
-        assert json.loads(body) == {"healthy": False, "reason": reason, "stream": stream, "age_s": None}
+        assert json.loads(body) == {
+            "healthy": False,
+            "state": "absent",
+            "reason": reason,
+            "stream": stream,
+            "age_s": None,
+        }
         assert fetch(streamer.url, "snapshot.jpg")[:2] == (503, f"{reason}\n".encode())
         assert fetch(streamer.url, "")[0] == 200
 

@@ -1,0 +1,147 @@
+"""Which services and cameras are there, and which were seen once and are silent now.
+
+The services' status sockets are asked twice a second. A service that has answered once is remembered, with the last
+document that it served, until the streamer ends: a part that is gone is named instead of missing without a word.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from services.common.status import read_statuses
+
+ASK_EVERY_S = 0.5
+ANSWER_WITHIN_S = 1.0
+MAX_SERVICES = 64
+"""Services that are remembered: names come from a directory in which any member of the group makes files."""
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """A service or camera that does not do its part."""
+
+    kind: str
+    """``service`` or ``camera``."""
+    name: str
+    silent_s: float
+    """Seconds since the last sign of it; 0 for a service that answers and is not healthy."""
+    reason: str
+    """What is wrong, in one phrase that does not repeat the name."""
+
+
+@dataclass(slots=True)
+class _Seen:
+    document: dict[str, Any]
+    answered_s: float
+
+
+class Presence:
+    """What the services of the stream told about themselves, and when. Owned by the event loop.
+
+    Args:
+        stream: Name of the stream.
+        silent_after_s: Seconds without a sign after which a service or camera is absent.
+    """
+
+    def __init__(self, stream: str, silent_after_s: float) -> None:
+        self._stream = stream
+        self._silent_after_s = silent_after_s
+        self._seen: dict[str, _Seen] = {}
+        self._asked_s = -ASK_EVERY_S
+        self._asking = asyncio.Lock()
+
+    async def watch(self) -> None:
+        """Ask again and again, until cancelled."""
+        while True:
+            # A directory that cannot be read for lack of descriptors is read at the next turn.
+            with contextlib.suppress(OSError):
+                await self.refresh()
+            await asyncio.sleep(ASK_EVERY_S)
+
+    async def refresh(self) -> None:
+        """Ask the services, off the event loop; callers at the same time share one answer.
+
+        Raises:
+            OSError: /dev/shm cannot be read.
+        """
+        async with self._asking:
+            if time.monotonic() - self._asked_s < ASK_EVERY_S:
+                return
+            answers = await asyncio.to_thread(read_statuses, self._stream, ANSWER_WITHIN_S)
+            self._asked_s = time.monotonic()
+            for name, document in answers.items():
+                if name in self._seen or len(self._seen) < MAX_SERVICES:
+                    self._seen[name] = _Seen(document, self._asked_s)
+
+    async def statuses(self) -> dict[str, dict[str, Any]]:
+        """Return the documents of all services that were ever seen, by name, as of now.
+
+        One of a silent service is its last, made true: not healthy, without rates, older, with ``silent_s``.
+        """
+        with contextlib.suppress(OSError):
+            await self.refresh()
+        now_s = time.monotonic()
+        return {
+            name: seen.document
+            if seen.answered_s == self._asked_s
+            else _silenced(seen.document, now_s - seen.answered_s)
+            for name, seen in sorted(self._seen.items())
+        }
+
+    def absent(self) -> list[Absent]:
+        """Return the services and cameras that are silent or not healthy, those silent for longest first."""
+        now_s = time.monotonic()
+        found: list[Absent] = []
+        for name, seen in self._seen.items():
+            silent_s = now_s - seen.answered_s
+            if silent_s > self._silent_after_s:
+                found.append(Absent("service", name, silent_s, "silent"))
+                continue
+            if seen.document.get("healthy") is not True:
+                found.append(Absent("service", name, 0.0, str(seen.document.get("reason") or "not healthy")))
+            found.extend(self._absent_cameras(seen))
+        return sorted(found, key=lambda one: (-one.silent_s, one.kind, one.name))
+
+    def _absent_cameras(self, seen: _Seen) -> list[Absent]:
+        stages = _mapping(seen.document.get("stages"))
+        found = []
+        for name, camera in _mapping(_mapping(seen.document.get("details")).get("cameras")).items():
+            state = str(_mapping(camera).get("state", ""))
+            age_s = _mapping(stages.get(name)).get("age_s")
+            if not isinstance(age_s, int | float):
+                # Without a picture since the service started: silent for as long as it tries.
+                found.append(Absent("camera", str(name), 0.0, state or "no picture yet"))
+            elif age_s > self._silent_after_s:
+                reason = state if state.startswith("lost") else "silent"
+                found.append(Absent("camera", str(name), float(age_s), reason))
+        return found
+
+
+def _silenced(document: Mapping[str, Any], silent_s: float) -> dict[str, Any]:
+    stages = {}
+    for name, stage in _mapping(document.get("stages")).items():
+        summary = _mapping(stage)
+        age_s = summary.get("age_s")
+        stages[name] = summary | {
+            "fps": 0.0,
+            "latency_p50_ms": None,
+            "latency_p99_ms": None,
+            "age_s": round(age_s + silent_s, 3) if isinstance(age_s, int | float) else None,
+        }
+    return {
+        **document,
+        "healthy": False,
+        "reason": f"silent for {silent_s:.0f} s",
+        "silent": True,
+        "silent_s": round(silent_s, 1),
+        "stages": stages,
+    }
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    return dict(value) if isinstance(value, Mapping) else {}
