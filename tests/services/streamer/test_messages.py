@@ -8,41 +8,50 @@ import time
 import pytest
 
 from services.common.detections import Detection, Detections
-from services.streamer.frames import EncodedFrame
+from services.streamer.frames import EncodedFrame, Picture
+from services.streamer.freshness import Freshness, Limits, State
+from services.streamer.hub import DetectorSeen
 from services.streamer.messages import (
     MalformedMessage,
+    PageMessage,
     detections_message,
     frame_message,
-    read_acknowledgement,
+    read_page_message,
+    server_ms,
     split_frame_message,
     state_message,
 )
+from services.streamer.presence import Absent
 
 EPOCH = (1 << 64) - 3
 
 
 def test_a_frame_comes_back_as_it_was() -> None:
+    captured_ns = time.monotonic_ns() - 250_000_000
     frame = EncodedFrame(
-        jpeg=b"\xff\xd8 picture \xff\xd9",
+        pictures={2: Picture(b"\xff\xd8 picture \xff\xd9", 1224, 172)},
         epoch=EPOCH,
         sequence=7,
-        captured_ns=time.monotonic_ns() - 250_000_000,
+        captured_ns=captured_ns,
         captured_wall_ns=1_700_000_000_123_000_000,
-        width_px=2448,
-        height_px=344,
         full_width_px=4896,
         full_height_px=688,
     )
-    head, jpeg = split_frame_message(frame_message(frame, skipped=2, fps=24.987, latency_s=0.0421))
-    assert jpeg == frame.jpeg
+    head, jpeg = split_frame_message(frame_message(frame, 2, skipped=2, fps=24.987, latency_s=0.0421, echo=(5.5, 7.5)))
+    assert jpeg == frame.pictures[2].jpeg
     assert head.pop("age_ms") >= 250
+    assert captured_ns / 1e6 + 249 < head.pop("sent_ms") <= server_ms()
     assert head == {
         "type": "frame",
         "epoch": "fffffffffffffffd",
         "sequence": 7,
         "captured_wall_ms": 1_700_000_000_123.0,
-        "width": 2448,
-        "height": 344,
+        "captured_ms": round(captured_ns / 1e6, 3),
+        "level": 2,
+        "quality": "quarter size",
+        "echo": [5.5, 7.5],
+        "width": 1224,
+        "height": 172,
         "full_width": 4896,
         "full_height": 688,
         "skipped": 2,
@@ -62,35 +71,94 @@ def test_detections_are_told_in_pixels_of_the_full_frame() -> None:
     now_ns = time.monotonic_ns()
     message = json.loads(detections_message(Detections("s", "one", EPOCH, 9, now_ns, now_ns, 688, 4896, (found,))))
     assert message.pop("age_ms") >= 0
+    assert message.pop("sent_ms") >= message["captured_ms"]
     assert message == {
         "type": "detections",
         "epoch": "fffffffffffffffd",
         "sequence": 9,
         "instance": "one",
+        "captured_ms": round(now_ns / 1e6, 3),
+        "echo": None,
         "full_width": 4896,
         "full_height": 688,
         "objects": [{"label": "car", "score": 0.877, "x": 10.0, "y": 20.0, "width": 30.0, "height": 40.0, "track": 5}],
     }
 
 
-@pytest.mark.parametrize(("absence", "live"), [("", True), ("stream x has ended", False)])
-def test_the_state_says_why_there_is_no_picture(absence: str, live: bool) -> None:
-    message = json.loads(state_message(absence=absence, fps=25.0, clients=3, boxes_max_age_s=2.0))
+@pytest.mark.parametrize(
+    ("freshness", "live"),
+    [
+        (Freshness(State.LIVE, "", 0.1), True),
+        (Freshness(State.DELAYED, "", 1.5), True),
+        (Freshness(State.STALE, "stream x has no new frame", 4.0), False),
+        (Freshness(State.ABSENT, "stream x has ended", None), False),
+    ],
+)
+def test_the_state_says_how_fresh_the_picture_is_and_what_is_missing(freshness: Freshness, live: bool) -> None:
+    message = json.loads(
+        state_message(
+            freshness,
+            captured_ns=4_000_000,
+            fps=25.0,
+            clients=3,
+            limits=Limits(1.0, 3.0),
+            silent_after_s=2.0,
+            boxes_max_age_s=2.0,
+            detectors={"one": DetectorSeen(1_000_000, 2_000_000)},
+            absent=[Absent("camera", "cam3", 7.25, "lost: no data in time")],
+            page_version="abc",
+            received_ms=12.5,
+        )
+    )
+    assert message.pop("sent_ms") > 0
     assert message == {
         "type": "state",
         "live": live,
-        "reason": absence,
+        "state": freshness.state.value,
+        "reason": freshness.reason,
+        "captured_ms": 4.0,
         "fps": 25.0,
         "clients": 3,
+        "delayed_after_ms": 1000,
+        "stale_after_ms": 3000,
+        "silent_after_ms": 2000,
         "boxes_max_age_ms": 2000,
+        "detectors": [{"instance": "one", "captured_ms": 1.0, "received_ms": 2.0}],
+        "absent": [{"kind": "camera", "name": "cam3", "silent_s": 7.2, "reason": "lost: no data in time"}],
+        "page_version": "abc",
+        "received_ms": 12.5,
+        "echo": None,
     }
 
 
-def test_an_acknowledgement_is_read() -> None:
-    assert read_acknowledgement('{"ack": 12}') == 12
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"ack": 12}', PageMessage(12, None, None)),
+        ('{"ack": 12, "at": 5.5, "held_ms": 250}', PageMessage(12, 5.5, 0.25)),
+        ('{"at": 7}', PageMessage(None, 7.0, None)),
+        ('{"ack": 1, "at": "x", "held_ms": -5}', PageMessage(1, None, 0.0)),
+    ],
+)
+def test_what_a_page_says_is_read(text: str, said: PageMessage) -> None:
+    assert read_page_message(text) == said
 
 
-@pytest.mark.parametrize("text", ["", "12", "[12]", '{"ack": "12"}', '{"ack": true}', '{"ack": 1.5}', "{}", "[" * 5000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "12",
+        "[12]",
+        '{"ack": "12"}',
+        '{"ack": true}',
+        '{"ack": 1.5}',
+        "{}",
+        '{"at": NaN}',
+        '{"at": true}',
+        "[" * 5000,
+    ],
+)
 def test_anything_else_is_refused(text: str) -> None:
     with pytest.raises(MalformedMessage):
-        read_acknowledgement(text)
+        read_page_message(text)

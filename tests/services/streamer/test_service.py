@@ -20,12 +20,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from framebus import FrameFormat, Publisher
 from services.common.detections import Detection, DetectionPublisher, Detections
+from services.common.status import StatusServer
 from services.streamer.messages import split_frame_message
 from tests.services.streamer.support import (
     HEIGHT,
     WIDTH,
     RunningPublisher,
     StreamerProcess,
+    draw_number,
     publish,
     read_number,
 )
@@ -439,6 +441,204 @@ def test_a_killed_publisher_that_returns_is_shown_again(
                 assert second.end() == 0
 
         run(scenario)
+
+
+def test_a_frame_that_is_handed_out_again_is_as_old_as_it_is(
+    stream: str, start_program: Callable[..., Program], tmp_path: Path
+) -> None:
+    """A publisher is killed; the one that adopts its ring has no frame yet."""
+    first = start_program("publish", stream, str(HEIGHT), str(WIDTH), "8")
+    assert first.read() == "open"
+    with StreamerProcess(stream, tmp_path / "log", stale_after_s=1.0) as streamer:
+        url = streamer.url
+        first.send("publish 3")
+        first.read()
+        wait_until(lambda: fetch(url, "healthz")[0] == 200, "live")
+        first.process.kill()
+        first.process.wait()
+        wait_until(lambda: fetch(url, "healthz")[0] == 503, "stale")
+        with Publisher(stream, FORMAT, slots=8) as second:
+            states = set()
+            for _ in range(30):
+                states.add(json.loads(fetch(url, "healthz")[1])["state"])
+                time.sleep(0.05)
+            assert states <= {"stale", "absent"}
+            assert fetch(url, "snapshot.jpg")[0] == 503
+            publish(second)
+            wait_until(lambda: fetch(url, "healthz")[0] == 200, "live again")
+
+
+def test_a_capture_that_is_to_come_does_not_stay_live(stream: str, publisher: Publisher, tmp_path: Path) -> None:
+    with StreamerProcess(stream, tmp_path / "log", delayed_after_s=0.3, stale_after_s=0.6) as streamer:
+        wait_until(lambda: streamer.events("attached"), "the streamer attaches")
+        with publisher.loan() as loan:
+            draw_number(loan.pixels, 1)
+            loan.captured_ns = time.monotonic_ns() + 3_600_000_000_000
+
+        def state() -> str:
+            return str(json.loads(fetch(streamer.url, "healthz")[1])["state"])
+
+        assert wait_until(lambda: state() if state() != "absent" else "", "a frame") in ("live", "delayed", "stale")
+        wait_until(lambda: state() == "delayed", "delayed")
+        wait_until(lambda: state() == "stale", "stale")
+
+
+def test_snapshot_tells_its_age_and_a_stale_one_is_refused(stream: str, publisher: Publisher, tmp_path: Path) -> None:
+    with StreamerProcess(stream, tmp_path / "log", delayed_after_s=0.3, stale_after_s=1.5) as streamer:
+        wait_until(lambda: streamer.events("attached"), "the streamer attaches")
+        publish(publisher)
+        seen: dict[str, float] = {}
+
+        def refused() -> bool:
+            status, body, headers = fetch(streamer.url, "snapshot.jpg")
+            if status == 200:
+                seen[headers["X-State"]] = float(headers["X-Age-Ms"])
+                return False
+            assert (status, body) == (503, f"stream {stream} has no new frame\n".encode())
+            return True
+
+        wait_until(refused, "a refusal")
+        assert 300 <= seen["delayed"] < 1500
+
+
+def test_mjpeg_tells_that_there_is_no_signal_and_goes_on(stream: str, publisher: Publisher, tmp_path: Path) -> None:
+    async def scenario(url: str) -> None:
+        async with aiohttp.ClientSession() as session, session.get(f"{url}stream.mjpg") as response:
+            assert response.headers["X-Accel-Buffering"] == "no"
+
+            async def part() -> dict[str, str]:
+                await response.content.readuntil(b"\r\n")
+                lines = (await response.content.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+                headers = dict(line.split(": ", 1) for line in lines if line)
+                assert (await response.content.readexactly(int(headers["Content-Length"])))[:2] == b"\xff\xd8"
+                await response.content.readexactly(2)
+                return headers
+
+            async with asyncio.timeout(PATIENCE_S):
+                publish(publisher)
+                first = await part()
+                assert (first["X-Sequence"], first["X-Epoch"]) == ("1", f"{publisher.statistics.epoch:x}")
+                assert float(first["X-Sent-Ms"]) >= float(first["X-Captured-Ms"])
+                assert float(first["X-Sent-Ms"]) >= float(response.headers["X-Received-Ms"])
+                for _ in range(2):
+                    assert (await part())["X-No-Signal"] == f"stream {stream} has no new frame"
+                publish(publisher)
+                while "X-No-Signal" in (later := await part()):
+                    pass
+                assert later["X-Sequence"] == "2"
+
+    with StreamerProcess(stream, tmp_path / "log", stale_after_s=0.5) as streamer:
+        wait_until(lambda: streamer.events("attached"), "the streamer attaches")
+        asyncio.run(scenario(streamer.url))
+
+
+@pytest.mark.parametrize("level", ["4", "-1", "x", ""])
+def test_a_level_that_is_none_is_refused(shared: tuple[StreamerProcess, Publisher], level: str) -> None:
+    status, body, _ = fetch(shared[0].url, f"stream.mjpg?level={level}")
+    assert (status, body) == (400, b"level is one of 0 to 3\n")
+
+
+def test_a_slow_viewer_gets_smaller_pictures_and_a_quick_one_the_largest(stream: str, tmp_path: Path) -> None:
+    with (
+        RunningPublisher(stream, FrameFormat(688, 4896), 10),
+        StreamerProcess(stream, tmp_path / "log") as streamer,
+    ):
+
+        async def watch(url: str, pictures: int, took_s: float) -> list[int]:
+            levels = []
+            async with connect(url) as client:
+                for _ in range(pictures):
+                    head, jpeg = await client.next_frame()
+                    width, height = head["width"], head["height"]
+                    assert read_number(jpeg) == head["sequence"]
+                    assert (width, height) == ((2448, 344) if head["level"] < 2 else (1224, 172))
+                    assert (head["full_width"], head["full_height"]) == (4896, 688)
+                    levels.append(head["level"])
+                    await asyncio.sleep(took_s)
+                    await client.socket.send_str(json.dumps({"ack": head["sequence"], "at": 1.0, "held_ms": 0}))
+            return levels
+
+        async def scenario() -> None:
+            slow, quick = await asyncio.gather(watch(streamer.url, 6, 0.8), watch(streamer.url, 30, 0.0))
+            assert slow[0] == quick[0] == 3
+            assert slow[-1] == 3
+            assert quick[-1] == 0
+
+        run(scenario)
+
+
+def test_every_message_echoes_the_clock_of_the_page(streamer: StreamerProcess, publisher: Publisher) -> None:
+    async def scenario() -> None:
+        async with connect(streamer.url) as client:
+            state = await client.text(lambda message: message["type"] == "state")
+            assert state["echo"] is None
+            assert state["received_ms"] <= state["sent_ms"]
+            await client.socket.send_str(json.dumps({"at": 123.5}))
+            state = await client.text(lambda message: message["type"] == "state" and message["echo"] is not None)
+            page_ms, server_ms = state["echo"]
+            assert page_ms == 123.5
+            assert state["received_ms"] <= server_ms <= state["sent_ms"]
+            publish(publisher)
+            head, _ = await client.next_frame()
+            assert head["echo"] == [page_ms, server_ms]
+            assert head["captured_ms"] <= head["sent_ms"]
+
+    run(scenario)
+
+
+def test_two_detectors_are_told_apart_and_named_when_they_fall_silent(
+    stream: str, streamer: StreamerProcess, publisher: Publisher
+) -> None:
+    sequence = publish(publisher)
+    detectors = {name: DetectionPublisher(stream, name) for name in ("one", "two")}
+
+    async def scenario() -> None:
+        async with connect(streamer.url) as client:
+            seen: dict[str, int] = {}
+
+            async def listen() -> None:
+                while seen.keys() != {"one", "two"}:
+                    message = await client.text(lambda message: message["type"] == "detections")
+                    seen[message["instance"]] = message["sequence"]
+
+            listening = asyncio.create_task(listen())
+            while not listening.done():
+                for name, detector in detectors.items():
+                    now_ns = time.monotonic_ns()
+                    epoch = publisher.statistics.epoch
+                    detector.publish(Detections(stream, name, epoch, sequence, now_ns, now_ns, 64, 512, ()))
+                await asyncio.sleep(0.05)
+            await listening
+            for detector in detectors.values():
+                detector.close()
+            state = await client.text(lambda message: message["type"] == "state" and len(message["detectors"]) == 2)
+            later = await client.text(
+                lambda message: message["type"] == "state" and message["sent_ms"] > state["sent_ms"]
+            )
+            assert [found["instance"] for found in later["detectors"]] == ["one", "two"]
+            assert all(found["captured_ms"] <= found["received_ms"] < later["sent_ms"] for found in later["detectors"])
+
+    run(scenario)
+
+
+def test_a_service_that_ends_is_named_and_stays_in_the_status(
+    stream: str, streamer: StreamerProcess, publisher: Publisher
+) -> None:
+    publish(publisher)
+
+    async def scenario() -> None:
+        async with connect(streamer.url) as client:
+            with StatusServer(stream, "detector", lambda: {"service": "detector", "healthy": True, "stages": {}}):
+                while "detector" not in json.loads((await get(streamer.url, "api/status"))[1])["services"]:
+                    await asyncio.sleep(0.02)
+            state = await client.text(lambda message: message["type"] == "state" and message["absent"])
+            (absent,) = state["absent"]
+            assert (absent["kind"], absent["name"], absent["reason"]) == ("service", "detector", "silent")
+            assert absent["silent_s"] >= 2.0
+            document = json.loads((await get(streamer.url, "api/status"))[1])["services"]["detector"]
+            assert (document["healthy"], document["silent"]) == (False, True)
+
+    run(scenario)
 
 
 def test_status_and_metrics_tell_of_all_services(stream: str, streamer: StreamerProcess, publisher: Publisher) -> None:

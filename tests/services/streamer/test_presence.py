@@ -1,0 +1,143 @@
+"""Services and cameras that were seen once and are silent now."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from framebus import companion_path
+from services.common.status import Stage, StatusServer, status_document
+from services.streamer.presence import Absent, Presence
+from tests.support import PATIENCE_S
+
+SILENT_AFTER_S = 0.5
+
+
+def run(scenario: Callable[[], Awaitable[None]]) -> None:
+    async def limited() -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            await scenario()
+
+    asyncio.run(limited())
+
+
+async def until(presence: Presence, wanted: Callable[[list[Absent]], bool]) -> list[Absent]:
+    while True:
+        await presence.refresh()
+        if wanted(found := presence.absent()):
+            return found
+        await asyncio.sleep(0.02)
+
+
+def healthy(name: str, stage: Stage | None = None, **details: Any) -> Callable[[], dict[str, Any]]:
+    stages = {} if stage is None else {"work": stage}
+    return lambda: status_document(name, stages, stale_after_s=math.inf, details=details)
+
+
+def test_a_service_that_ends_is_named_and_its_last_document_is_made_true(stream: str) -> None:
+    async def scenario() -> None:
+        presence = Presence(stream, SILENT_AFTER_S)
+        stage = Stage()
+        for _ in range(3):
+            stage.record(0.01)
+        with StatusServer(stream, "detector", healthy("detector", stage)), StatusServer(stream, "other", healthy("o")):
+            await presence.refresh()
+            assert presence.absent() == []
+            before = (await presence.statuses())["detector"]
+            assert before["healthy"] is True
+            assert before["stages"]["work"]["latency_p50_ms"] is not None
+        found = await until(presence, lambda absent: len(absent) == 2)
+        assert {(one.kind, one.name, one.reason) for one in found} == {
+            ("service", "detector", "silent"),
+            ("service", "other", "silent"),
+        }
+        assert all(one.silent_s > SILENT_AFTER_S for one in found)
+        after = (await presence.statuses())["detector"]
+        assert (after["healthy"], after["silent"]) == (False, True)
+        assert after["reason"].startswith("silent for ")
+        work = after["stages"]["work"]
+        assert (work["fps"], work["frames"], work["latency_p50_ms"]) == (0.0, 3, None)
+        assert work["age_s"] > before["stages"]["work"]["age_s"]
+        with StatusServer(stream, "detector", healthy("detector")):
+            await until(presence, lambda absent: [one.name for one in absent] == ["other"])
+
+    run(scenario)
+
+
+def test_a_service_that_accepts_and_does_not_answer_is_silent_and_delays_no_other(stream: str) -> None:
+    async def scenario() -> None:
+        presence = Presence(stream, SILENT_AFTER_S)
+        path = companion_path(stream, "status.stopped.sock")
+        with ExitStack() as stack:
+            with StatusServer(stream, "stopped", healthy("stopped")):
+                await presence.refresh()
+            # As a process that has been stopped (SIGSTOP): the kernel accepts for it.
+            listening = stack.enter_context(socket.socket(socket.AF_UNIX))
+            listening.bind(str(path))
+            stack.callback(path.unlink)
+            listening.listen()
+            stack.enter_context(StatusServer(stream, "working", healthy("working")))
+            await until(presence, lambda absent: [one.name for one in absent] == ["stopped"])
+            statuses = await presence.statuses()
+            assert statuses["working"]["healthy"] is True
+            assert statuses["stopped"]["healthy"] is False
+
+    run(scenario)
+
+
+def test_a_service_that_is_not_healthy_is_named_with_its_reason(stream: str) -> None:
+    async def scenario() -> None:
+        presence = Presence(stream, SILENT_AFTER_S)
+        with StatusServer(stream, "sick", lambda: status_document("sick", {"work": Stage()}, stale_after_s=1.0)):
+            await presence.refresh()
+            assert presence.absent() == [Absent("service", "sick", 0.0, "work: no frame yet")]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("state", "age_s", "absent"),
+    [
+        ("connected", 0.1, []),
+        ("connected", 4.0, [Absent("camera", "cam0", 4.0, "silent")]),
+        ("lost: no data in time", 9.0, [Absent("camera", "cam0", 9.0, "lost: no data in time")]),
+        ("lost: the stream ended", 0.2, []),
+        ("connecting", None, [Absent("camera", "cam0", 0.0, "connecting")]),
+        (3, "x", [Absent("camera", "cam0", 0.0, "3")]),
+    ],
+)
+def test_a_camera_without_pictures_is_named(stream: str, state: object, age_s: object, absent: list[Absent]) -> None:
+    document = {
+        "healthy": True,
+        "details": {"cameras": {"cam0": {"state": state}}},
+        "stages": {"cam0": {"age_s": age_s}},
+    }
+
+    async def scenario() -> None:
+        presence = Presence(stream, 2.0)
+        with StatusServer(stream, "stitcher", lambda: document):
+            await presence.refresh()
+            assert presence.absent() == absent
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    "document", [{}, {"details": 3, "stages": []}, {"details": {"cameras": [1]}, "stages": {"x": 1}}]
+)
+def test_a_document_that_makes_no_sense_harms_nothing(stream: str, document: dict[str, Any]) -> None:
+    async def scenario() -> None:
+        presence = Presence(stream, SILENT_AFTER_S)
+        with StatusServer(stream, "odd", lambda: document):
+            await presence.refresh()
+            assert presence.absent() == [Absent("service", "odd", 0.0, "not healthy")]
+        await until(presence, lambda absent: absent[0].reason == "silent")
+        assert (await presence.statuses())["odd"]["healthy"] is False
+
+    run(scenario)
