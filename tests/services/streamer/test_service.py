@@ -443,8 +443,9 @@ def test_a_killed_publisher_that_returns_is_shown_again(
         run(scenario)
 
 
+@pytest.mark.parametrize("anew", [False, True], ids=["goes_on", "attaches_anew"])
 def test_a_frame_that_is_handed_out_again_is_as_old_as_it_is(
-    stream: str, start_program: Callable[..., Program], tmp_path: Path
+    stream: str, start_program: Callable[..., Program], tmp_path: Path, anew: bool
 ) -> None:
     """A publisher is killed; the one that adopts its ring has no frame yet."""
     first = start_program("publish", stream, str(HEIGHT), str(WIDTH), "8")
@@ -457,7 +458,11 @@ def test_a_frame_that_is_handed_out_again_is_as_old_as_it_is(
         first.process.kill()
         first.process.wait()
         wait_until(lambda: fetch(url, "healthz")[0] == 503, "stale")
+        if anew:
+            wait_until(lambda: b"has ended" in fetch(url, "healthz")[1], "the streamer lets go of the ring")
         with Publisher(stream, FORMAT, slots=8) as second:
+            if anew:
+                wait_until(lambda: len(streamer.events("attached")) == 2, "the streamer attaches to the second")
             states = set()
             for _ in range(30):
                 states.add(json.loads(fetch(url, "healthz")[1])["state"])
