@@ -20,7 +20,7 @@ FIRST_WAIT_S = 1.0
 LONGEST_WAIT_S = 64.0
 FAILED_WITHIN_S = 8.0
 """Larger pictures that have to be made smaller again so soon were a try that failed."""
-BYTES = (1.0, 0.6, 0.23, 0.14)
+BYTES = (1.0, 0.55, 0.21, 0.1)
 """Sizes of the levels' files, roughly, as shares of the first one's."""
 
 

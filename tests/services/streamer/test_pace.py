@@ -10,7 +10,7 @@ import pytest
 from services.streamer.encode import SMALLEST
 from services.streamer.pace import BYTES, MAX_IN_FLIGHT, Pace
 
-LARGEST_BYTES = 170_000
+LARGEST_BYTES = 190_000
 FRAME_S = 0.04
 
 
@@ -49,7 +49,7 @@ class Line:
 
 @pytest.mark.parametrize(
     ("megabits_per_s", "levels", "oldest_s"),
-    [(100, {0}, 0.3), (20, {0, 1}, 0.4), (2, {1, 2}, 1.0), (0.48, {3}, 1.0), (0.24, {3}, 2.0), (0.12, {3}, 3.6)],
+    [(100, {0}, 0.3), (20, {0, 1}, 0.4), (2, {1, 2}, 1.0), (0.48, {3}, 1.0), (0.24, {3}, 2.0), (0.12, {3}, 2.9)],
 )
 def test_a_line_gets_the_largest_pictures_that_it_can_take(
     megabits_per_s: float, levels: set[int], oldest_s: float
@@ -86,11 +86,11 @@ def test_a_line_that_gets_better_gets_larger_pictures_again_and_one_that_gets_wo
 
 
 def test_tries_that_fail_become_rare() -> None:
-    # Level 1 takes 0.23 s, and level 0 would take 0.5 s: it is tried, since the sizes are rough.
+    # By the rough sizes level 0 would take 0.24 s; it takes 0.5 s.
     pace = Pace(first=1)
     now_s, tries = 0.0, []
     while now_s < 300:
-        took_s = 0.5 if pace.level == 0 else 0.14
+        took_s = 0.5 if pace.level == 0 else 0.13
         pace.acknowledge(pace.level, now_s, now_s + took_s, 0.0)
         now_s += took_s
         if pace.level == 0:
