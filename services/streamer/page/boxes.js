@@ -1,4 +1,4 @@
-// Draws the newest detections over the picture, on a canvas of their own that changes only when they do.
+// Draws the objects over the picture, on a canvas of their own that changes only when they do.
 
 // Bright enough for dark text on them; the first are kept for what cameras see most.
 const COLOURS = ["#ffb347", "#b9a7ff", "#4cc9f0", "#ffe066", "#80ed99", "#ff8fa3", "#5eead4", "#e9c9ff"];
@@ -6,6 +6,8 @@ const FREQUENT = ["person", "car", "bus", "truck", "bicycle", "motorcycle", "tra
 const LARGEST_RATIO = 2;
 const LABEL_HEIGHT = 15;
 const MARGIN = LABEL_HEIGHT + 2;
+// So large on the screen, a box has room for the track's number and the score.
+const DETAILED_PX = 120;
 
 // The same colour for the same label, in every frame.
 export function colourOf(label) {
@@ -25,21 +27,21 @@ export class Boxes {
   #canvas;
   #context;
   #view;
-  #picture;
-  #found = null;
+  #objects = [];
   #requested = false;
 
-  constructor(canvas, picture, view) {
+  constructor(canvas, view) {
     this.#canvas = canvas;
     this.#context = canvas.getContext("2d");
-    this.#picture = picture;
     this.#view = view;
   }
 
-  // Show a detections message, or nothing when it is null.
-  show(found) {
-    this.#found = found;
-    this.redraw();
+  // Show objects, in pixels of the frame.
+  show(objects) {
+    if (objects.length || this.#objects.length) {
+      this.#objects = objects;
+      this.redraw();
+    }
   }
 
   redraw() {
@@ -51,7 +53,7 @@ export class Boxes {
 
   #draw() {
     this.#requested = false;
-    const objects = this.visible ? this.#found?.objects ?? [] : [];
+    const objects = this.visible ? this.#objects : [];
     this.#canvas.hidden = objects.length === 0;
     if (this.#canvas.hidden) {
       return;
@@ -62,7 +64,7 @@ export class Boxes {
     context.lineWidth = 2;
     context.font = "600 11px system-ui, sans-serif";
     context.textBaseline = "middle";
-    const toScreen = (this.#view.scale * this.#picture.width) / this.#found.full_width;
+    const toScreen = this.#view.scale;
     const visible = [];
     for (const object of objects) {
       const box = {
@@ -72,6 +74,7 @@ export class Boxes {
         height: object.height * toScreen,
       };
       if (overlap(box, { x: 0, y: 0, width: clip.width, height: clip.height })) {
+        context.globalAlpha = object.opacity;
         context.strokeStyle = colourOf(object.label);
         context.strokeRect(box.x, box.y, box.width, box.height);
         visible.push([object, box]);
@@ -87,8 +90,13 @@ export class Boxes {
   // The whole label where it covers no other, else a shorter one, else none: zooming in makes room.
   #label(object, box, clip, taken) {
     const context = this.#context;
-    const name = object.track ? `${object.label} ${object.track}` : object.label;
-    for (const text of [`${name} · ${Math.round(object.score * 100)}%`, name]) {
+    const texts = [object.label];
+    if (Math.max(box.width, box.height) > DETAILED_PX) {
+      const name = object.track ? `${object.label} ${object.track}` : object.label;
+      texts.unshift(`${name} · ${Math.round(object.score * 100)}%`, name);
+    }
+    context.globalAlpha = object.opacity;
+    for (const text of texts) {
       const width = Math.ceil(context.measureText(text).width) + 10;
       const x = Math.round(Math.min(Math.max(box.x - 1, 0), Math.max(clip.width - width, 0)));
       for (const top of [box.y - LABEL_HEIGHT - 1, box.y + box.height + 1]) {
@@ -111,8 +119,8 @@ export class Boxes {
     const view = this.#view;
     const left = Math.floor(Math.max(view.x, 0));
     const top = Math.floor(Math.max(view.y - MARGIN, 0));
-    const right = Math.min(view.x + this.#picture.width * view.scale, view.stageWidth);
-    const bottom = Math.min(view.y + this.#picture.height * view.scale + MARGIN, view.stageHeight);
+    const right = Math.min(view.x + view.width * view.scale, view.stageWidth);
+    const bottom = Math.min(view.y + view.height * view.scale + MARGIN, view.stageHeight);
     const clip = { left, top, width: Math.ceil(right - left), height: Math.ceil(bottom - top) };
     const ratio = Math.min(window.devicePixelRatio || 1, LARGEST_RATIO);
     const width = Math.round(clip.width * ratio);

@@ -1,32 +1,48 @@
 // The WebSocket to the streamer: messages in, acknowledgements out, and a new attempt when it is lost.
 
-const FIRST_WAIT_MS = 500;
-const LONGEST_WAIT_MS = 10000;
+const FIRST_WAIT_MS = 300;
+// Short enough that a page is back within two seconds of its server.
+const LONGEST_WAIT_MS = 1500;
 // The server tells its state every second; a connection that is silent for so long is dead.
-const SILENCE_MS = 8000;
+const SILENCE_MS = 6000;
+const TELL_TIME_MS = 1000;
 
 export class Connection {
+  // How many attempts have failed, one after the other, before the connection was open.
+  refusals = 0;
   #handlers;
+  #clock;
   #socket = null;
   #unacknowledged = [];
   #waitMs = FIRST_WAIT_MS;
   #retry = 0;
   #watchdog = 0;
+  #toldAt = 0;
+  #openedAt = 0;
 
-  // handlers: frame(head, jpeg), detections(message), state(message), lost(waitMs)
-  constructor(handlers) {
+  // handlers: frame(head, jpeg), detections(message), state(message), lost(opened)
+  constructor(clock, handlers) {
+    this.#clock = clock;
     this.#handlers = handlers;
     for (const [target, event] of [[window, "online"], [document, "visibilitychange"]]) {
       target.addEventListener(event, () => this.#retry && !document.hidden && this.open());
     }
+    // Without frames to acknowledge, the clocks are compared all the same.
+    setInterval(() => performance.now() - this.#toldAt > TELL_TIME_MS && this.#tell({}), TELL_TIME_MS);
   }
 
   open() {
     clearTimeout(this.#retry);
     this.#retry = 0;
-    const scheme = location.protocol === "https:" ? "wss" : "ws";
-    const socket = new WebSocket(`${scheme}://${location.host}/ws`);
+    const address = new URL("ws", document.baseURI);
+    address.protocol = address.protocol === "https:" ? "wss:" : "ws:";
+    this.#openedAt = performance.now();
+    const socket = new WebSocket(address);
     socket.binaryType = "arraybuffer";
+    socket.onopen = () => {
+      this.refusals = 0;
+      this.#tell({});
+    };
     socket.onmessage = (event) => this.#receive(socket, event.data);
     socket.onclose = () => this.#lose(socket);
     this.#socket = socket;
@@ -34,30 +50,47 @@ export class Connection {
     this.#watch(socket);
   }
 
+  // Try again after so long instead of soon.
+  postpone(waitMs) {
+    clearTimeout(this.#retry);
+    this.#retry = setTimeout(() => this.open(), waitMs);
+  }
+
   // Tell the server that a frame is done; those that came before it are done too.
   acknowledge(sequence) {
-    const place = this.#unacknowledged.indexOf(sequence);
+    const place = this.#unacknowledged.findIndex((frame) => frame.sequence === sequence);
     if (place < 0 || this.#socket?.readyState !== WebSocket.OPEN) {
       return;
     }
+    const { cameAt } = this.#unacknowledged[place];
     this.#unacknowledged.splice(0, place + 1);
-    this.#socket.send(JSON.stringify({ ack: sequence }));
+    this.#tell({ ack: sequence, held_ms: Math.round(performance.now() - cameAt) });
+  }
+
+  #tell(content) {
+    if (this.#socket?.readyState === WebSocket.OPEN) {
+      this.#toldAt = performance.now();
+      this.#socket.send(JSON.stringify({ ...content, at: Math.round(this.#toldAt * 1000) / 1000 }));
+    }
   }
 
   #receive(socket, data) {
     if (socket !== this.#socket) {
       return;
     }
+    const cameAt = performance.now();
     this.#waitMs = FIRST_WAIT_MS;
     this.#watch(socket);
     if (typeof data === "string") {
       const message = JSON.parse(data);
+      this.#clock.hear(message, this.#openedAt);
       this.#handlers[message.type]?.(message);
       return;
     }
     const length = new DataView(data).getUint32(0);
     const head = JSON.parse(new TextDecoder().decode(new Uint8Array(data, 4, length)));
-    this.#unacknowledged.push(head.sequence);
+    this.#clock.hear(head, this.#openedAt);
+    this.#unacknowledged.push({ sequence: head.sequence, cameAt });
     this.#handlers.frame(head, new Uint8Array(data, 4 + length));
   }
 
@@ -72,11 +105,14 @@ export class Connection {
     }
     this.#socket = null;
     clearTimeout(this.#watchdog);
+    socket.onclose = null;
     socket.close();
+    // onopen has set it to 0.
+    this.refusals += 1;
     // Spread out, so that many pages do not come back at the same moment.
     const waitMs = this.#waitMs * (0.75 + Math.random() / 2);
     this.#waitMs = Math.min(this.#waitMs * 2, LONGEST_WAIT_MS);
     this.#retry = setTimeout(() => this.open(), waitMs);
-    this.#handlers.lost(waitMs);
+    this.#handlers.lost();
   }
 }

@@ -1,126 +1,191 @@
 // Joins the parts of the page.
 
 import { Boxes, colourOf } from "./boxes.js";
+import { Clock } from "./clock.js";
 import { Connection } from "./connection.js";
 import { Meters } from "./meters.js";
+import { PictureStream } from "./mjpeg.js";
 import { Motion } from "./motion.js";
+import { Overview } from "./overview.js";
 import { Picture } from "./picture.js";
+import { missing, pictureState } from "./status.js";
 import { View } from "./view.js";
 
-const REFRESH_MS = 500;
-// Without a frame for so long the picture no longer passes for live, whatever the server says.
-const STALE_MS = 3000;
+const REFRESH_MS = 200;
+const ASK_MS = 2000;
+// So many attempts in which the WebSocket never opened, while the server answers otherwise: it does not pass.
+const REFUSALS = 3;
+const TRY_WEBSOCKET_MS = 30000;
+const BARS_MS = 3000;
+const RELOAD_AT_MOST_EVERY_MS = 60000;
 
 const element = (id) => document.getElementById(id);
 const stage = element("stage");
 const pictureCanvas = element("picture");
 const meters = new Meters();
+const clock = new Clock();
+const motion = new Motion();
+const hiddenKinds = new Set();
 
 let server = null;
-let retryAt = 0;
-let full = null;
-let found = null;
-let foundAt = 0;
-let said = "";
+let connected = false;
+let attempted = false;
+let refusal = "";
+let version = null;
+let marked = { objects: [], seenAt: null };
 
 const view = new View(stage, pictureCanvas, () => {
   element("zoom").textContent = `${view.zoom.toFixed(1)}×`;
   boxes.redraw();
+  overview.redraw();
 });
-const boxes = new Boxes(element("overlay"), pictureCanvas, view);
-const motion = new Motion();
-const picture = new Picture(
-  pictureCanvas,
-  (head, drawn) => {
-    if (drawn) {
-      meters.count(head);
-    }
-    connection.acknowledge(head.sequence);
-    if (stage.classList.contains("stale")) {
-      refresh();
-    }
-  },
-  (width, height) => view.setSize(width, height),
-);
-const connection = new Connection({
-  frame: (head, jpeg) => picture.show(head, jpeg),
-  detections: (message) => {
-    found = message;
-    foundAt = performance.now() - message.age_ms;
-    boxes.show(motion.forward(found, meters.latencyMs ?? 0));
-    listFound();
-  },
-  state: (message) => {
-    const changed = server?.live !== message.live;
-    server = message;
-    full = null;
-    if (changed) {
-      refresh();
-    }
-  },
-  lost: (waitMs) => {
-    server = null;
-    retryAt = performance.now() + waitMs;
-    meters.restart();
+const boxes = new Boxes(element("overlay"), view);
+const overview = new Overview(element("overview"), pictureCanvas, view);
+const picture = new Picture(pictureCanvas, (head, drawn) => {
+  if (drawn) {
+    view.setSize(head.full_width, head.full_height);
+    meters.count(head, clock.since(head.captured_ms));
+    mark();
+    overview.redraw(false);
+  }
+  connection.acknowledge(head.sequence);
+  if (stage.classList.contains("stale")) {
     refresh();
-    askWhetherFull();
+  }
+});
+const connection = new Connection(clock, {
+  frame: (head, jpeg) => picture.show(head, jpeg),
+  detections: (message) => motion.add(message),
+  state: (message) => {
+    fallback.stop();
+    takeState(message);
+  },
+  lost: () => {
+    if (!fallback.running) {
+      lose();
+      askWhy();
+    } else {
+      connection.postpone(TRY_WEBSOCKET_MS);
+    }
   },
 });
+const fallback = new PictureStream(
+  clock,
+  (head, jpeg) => picture.show(head, jpeg),
+  (head) => server !== null && clock.since(head.captured_ms) > server.stale_after_ms,
+);
 
-// A refused WebSocket does not tell why; the status does.
-async function askWhetherFull() {
+function takeState(message) {
+  const changed = server?.state !== message.state || !connected;
+  server = message;
+  connected = true;
+  attempted = true;
+  refusal = "";
+  version ??= message.page_version;
+  if (message.page_version !== version) {
+    reload();
+  }
+  if (changed) {
+    refresh();
+  }
+}
+
+function lose() {
+  connected = false;
+  attempted = true;
+  meters.restart();
+  motion.clear();
+  refresh();
+}
+
+// The server's files are others than this page's.
+function reload() {
+  const last = Number(sessionStorage.getItem("reloaded") ?? -Infinity);
+  if (Date.now() - last > RELOAD_AT_MOST_EVERY_MS) {
+    sessionStorage.setItem("reloaded", Date.now());
+    location.reload();
+  }
+}
+
+// A WebSocket that is refused does not tell why; another request does. Returns the status, or null.
+async function askWhy() {
   try {
-    const { viewers } = await (await fetch("/api/status")).json();
-    full = viewers.websocket + viewers.mjpeg >= viewers.max ? viewers.max : null;
+    const answer = await fetch(new URL("api/status", document.baseURI), { cache: "no-store" });
+    if (!answer.ok) {
+      refusal = (await answer.text()).trim();
+      return refresh();
+    }
+    const { viewers, page } = await answer.json();
+    const full = viewers.websocket + viewers.mjpeg >= viewers.max;
+    refusal = full ? `all ${viewers.max} places are taken` : "";
+    if (!full && connection.refusals >= REFUSALS && !fallback.running) {
+      connection.postpone(TRY_WEBSOCKET_MS);
+      fallback.start();
+      takeState(page);
+    } else if (fallback.running) {
+      takeState(page);
+    }
   } catch {
-    full = null;
+    refusal = "";
+    if (fallback.running) {
+      connected = false;
+    }
   }
   refresh();
 }
 
-function state() {
-  if (server === null) {
-    if (!retryAt) {
-      return ["connecting", "connecting"];
-    }
-    if (full !== null) {
-      return ["lost", `all ${full} places are taken`];
-    }
-    return ["lost", "connection lost, trying again"];
-  }
-  if (!server.live) {
-    return ["waiting", `waiting for the stream: ${server.reason}`];
-  }
-  if (meters.drawnAt === null) {
-    return ["waiting", "waiting for the first picture"];
-  }
-  const silentMs = performance.now() - meters.drawnAt;
-  return silentMs > STALE_MS ? ["waiting", `no picture for ${Math.floor(silentMs / 1000)} s`] : ["live", "live"];
+function pictureAgeMs() {
+  return picture.shown === null ? null : clock.since(picture.shown.captured_ms) ?? NaN;
+}
+
+// The boxes of the picture that is shown. Bar and overlay tell of the same list.
+function mark() {
+  const isShown = picture.shown !== null && ["live", "delayed"].includes(element("state").dataset.state);
+  marked = isShown
+    ? motion.at(picture.shown.epoch, picture.shown.captured_ms, server?.boxes_max_age_ms ?? 0)
+    : { objects: [], seenAt: null };
+  listFound();
+  boxes.show(marked.objects.filter(({ label }) => !hiddenKinds.has(label)));
+  const ageMs = marked.seenAt === null ? null : clock.since(marked.seenAt);
+  write("objects", marked.seenAt === null ? "–" : marked.objects.length);
+  write("age", ageMs === null ? "–" : `${Math.round(ageMs)} ms`);
 }
 
 function refresh() {
-  const [name, text] = state();
-  if (text !== said) {
-    said = text;
-    element("state").textContent = name === "waiting" ? "waiting" : text;
+  const ageMs = pictureAgeMs();
+  const [name, text, notice] = pictureState({ connected, attempted, refusal, server, ageMs });
+  write("state", text);
+  if (element("state").dataset.state !== name) {
     element("state").dataset.state = name;
-    element("notice").textContent = text;
-    element("notice").hidden = name === "live";
-    stage.classList.toggle("stale", name !== "live");
+    stage.classList.toggle("stale", name !== "live" && name !== "delayed");
   }
-  const now = performance.now();
-  const ageMs = found ? now - foundAt : 0;
-  if (found && (ageMs > (server?.boxes_max_age_ms ?? 0) || name === "lost")) {
-    found = null;
-    boxes.show(null);
-    listFound();
+  write("notice", notice);
+  element("notice").hidden = notice === "";
+  mark();
+  const phrases = missing(connected ? server : null, clock);
+  if (fallback.running) {
+    phrases.unshift("pictures by MJPEG, without boxes: the way to the server does not pass WebSocket upgrades");
   }
-  const latencyMs = meters.latencyMs;
+  write("missing", phrases.join(" · "));
   write("fps", meters.fps.toFixed(1));
+  const latencyMs = meters.latencyMs;
   write("latency", latencyMs === null ? "–" : `${Math.round(latencyMs)} ms`);
-  write("skipped", meters.drawnAt === null ? "–" : meters.skipped);
-  write("objects", found ? found.objects.length : "–");
-  write("age", found ? `${Math.round(ageMs)} ms` : "–");
+  element("latency").dataset.state = latencyMs === null || server === null ? "" : levelOf(latencyMs);
+  write("skipped", picture.shown === null ? "–" : meters.skipped);
+  const shown = picture.shown;
+  write("time", shown?.captured_wall_ms ? timeOf(shown.captured_wall_ms) : "–");
+  element("level").hidden = !shown?.level;
+  if (shown?.level) {
+    write("level", `slow line: ${shown.quality ?? "smaller pictures"}`);
+  }
+}
+
+function levelOf(ageMs) {
+  return ageMs < server.delayed_after_ms ? "live" : ageMs < server.stale_after_ms ? "delayed" : "stale";
+}
+
+function timeOf(wallMs) {
+  return new Date(wallMs).toLocaleTimeString([], { hour12: false });
 }
 
 // Touch the document only where something has changed: each change costs a layout.
@@ -133,23 +198,41 @@ function write(id, value) {
 
 function listFound() {
   const counts = new Map();
-  for (const { label } of found?.objects ?? []) {
+  for (const { label } of marked.objects) {
     counts.set(label, (counts.get(label) ?? 0) + 1);
   }
-  const text = [...counts].sort(([a], [b]) => a.localeCompare(b));
-  const key = JSON.stringify(text);
+  for (const label of hiddenKinds) {
+    counts.set(label, counts.get(label) ?? 0);
+  }
+  const kinds = [...counts].sort(([a], [b]) => a.localeCompare(b));
+  const key = JSON.stringify([kinds, [...hiddenKinds]]);
   if (listFound.key === key) {
     return;
   }
   listFound.key = key;
+  const focused = document.activeElement?.dataset?.label;
   element("found").replaceChildren(
-    ...text.map(([label, count]) => {
-      const chip = document.createElement("span");
+    ...kinds.map(([label, count]) => {
+      const chip = document.createElement("button");
+      chip.type = "button";
+      chip.dataset.label = label;
       chip.textContent = `${count} ${label}`;
       chip.style.borderLeftColor = colourOf(label);
+      chip.setAttribute("aria-pressed", String(!hiddenKinds.has(label)));
+      chip.addEventListener("click", () => toggleKind(label));
       return chip;
     }),
   );
+  if (focused !== undefined) {
+    element("found").querySelector(`[data-label="${CSS.escape(focused)}"]`)?.focus();
+  }
+}
+
+function toggleKind(label) {
+  if (!hiddenKinds.delete(label)) {
+    hiddenKinds.add(label);
+  }
+  mark();
 }
 
 function toggleBoxes() {
@@ -166,11 +249,22 @@ async function toggleFullScreen() {
   }
 }
 
+// In full screen the bars show for a while after the pointer has moved.
+function showBars() {
+  document.body.classList.add("awake");
+  clearTimeout(showBars.timer);
+  showBars.timer = setTimeout(() => document.body.classList.remove("awake"), BARS_MS);
+}
+
 element("boxes").addEventListener("click", toggleBoxes);
 element("in").addEventListener("click", () => view.key("+"));
 element("out").addEventListener("click", () => view.key("-"));
 element("reset").addEventListener("click", () => view.reset());
+element("fill").addEventListener("click", () => view.fill());
 element("fullscreen").addEventListener("click", toggleFullScreen);
+for (const name of ["pointermove", "pointerdown", "keydown"]) {
+  document.addEventListener(name, showBars);
+}
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) {
     return;
@@ -186,4 +280,5 @@ document.addEventListener("keydown", (event) => {
 });
 
 setInterval(refresh, REFRESH_MS);
+setInterval(() => fallback.running && askWhy(), ASK_MS);
 connection.open();

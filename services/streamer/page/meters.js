@@ -1,21 +1,19 @@
-// What the page measures itself: frames drawn and skipped, and how late they were.
+// What the page measures itself: frames drawn and skipped, and how old they were.
 
 const WINDOW_MS = 2000;
 
 export class Meters {
   skipped = 0;
-  drawnAt = null;
   #drawn = [];
   #latencies = [];
   #last = null;
 
-  // A frame was drawn.
-  count(head) {
+  // A frame was drawn, so many milliseconds after its capture; null where that is not known.
+  count(head, ageMs) {
     const now = performance.now();
-    this.drawnAt = now;
     this.#drawn.push(now);
-    if (head.latency_ms !== null) {
-      this.#latencies.push([now, head.latency_ms]);
+    if (ageMs !== null) {
+      this.#latencies.push([now, ageMs]);
     }
     if (this.#last?.epoch === head.epoch) {
       this.skipped += Math.max(head.sequence - this.#last.sequence - 1, 0);

@@ -1,48 +1,152 @@
-// Where tracked objects are by now: a detector is slower than the video, and people walk on meanwhile.
+// Where the objects are in the picture that is shown: a detector is slower than the video, and a slow line brings pictures
+// later than detections.
+//
+// All times are of the server's clock, in milliseconds; all places in pixels of the full frame. What belongs together is
+// known by the detector, the publisher's epoch and the track's number: each detector numbers its own, and begins anew
+// when it restarts.
 
+const KEPT = 12;
 const SMOOTHING = 0.5;
 const FURTHEST_MS = 1000;
+// A detector that was silent for so long may have restarted: its numbers mean other objects.
+const LONGEST_GAP_MS = 1500;
+// Nothing moves faster than so many times its own size in a second; a jump beyond that is another object.
+const FASTEST_SIZES = 6;
+const JITTER_PX = 8;
+const LARGEST_GROWTH = 2;
+const SAME_OVERLAP = 0.5;
 
 export class Motion {
-  #tracks = new Map();
-  #newest = 0;
+  #detectors = new Map();
 
-  // The objects of a detections message, each moved on along its track to the picture that is shown, which itself is
-  // shownMs old, and by half the time to the next message, so that it is as often ahead of its object as behind.
-  forward(found, shownMs) {
-    const captured = performance.now() - found.age_ms;
-    const interval = this.#newest ? Math.max(captured - this.#newest, 0) : 0;
-    this.#newest = captured;
-    const ahead = Math.min(Math.max(found.age_ms - shownMs, 0) + interval / 2, FURTHEST_MS);
-    const tracks = new Map();
-    const objects = found.objects.map((object) => {
-      const track = this.#follow(object, captured);
-      if (track === null) {
-        return object;
+  // Take a detections message.
+  add({ instance, epoch, captured_ms: captured, full_width: fullWidth, objects }) {
+    let seen = this.#detectors.get(instance) ?? [];
+    const last = seen.at(-1);
+    if (last !== undefined) {
+      if (last.epoch !== epoch || captured - last.captured > LONGEST_GAP_MS || captured < last.captured) {
+        seen = [];
+      } else if (captured === last.captured) {
+        return;
       }
-      tracks.set(object.track, track);
-      return { ...object, x: object.x + track.vx * ahead, y: object.y + track.vy * ahead };
-    });
-    this.#tracks = tracks;
-    return { ...found, objects };
+    }
+    const before = seen.at(-1);
+    const entry = { epoch, captured, fullWidth, objects: [], tracks: new Map() };
+    for (const object of objects) {
+      const followed = { ...object, instance, vx: 0, vy: 0 };
+      if (object.track) {
+        follow(followed, before, captured);
+        entry.tracks.set(object.track, followed);
+      }
+      entry.objects.push(followed);
+    }
+    seen.push(entry);
+    this.#detectors.set(instance, seen.slice(-KEPT));
   }
 
-  // Position and smoothed speed, in pixels of the full frame a millisecond; null for what is not tracked.
-  #follow(object, captured) {
-    if (!object.track) {
-      return null;
+  clear() {
+    this.#detectors.clear();
+  }
+
+  // The objects in the picture of that epoch and capture, each with its opacity: what is of another time than the picture
+  // fades from half of maxAgeMs on, and is gone at maxAgeMs. seenAt: the capture in which they were found, the oldest.
+  at(epoch, captured, maxAgeMs) {
+    const shown = [];
+    let seenAt = null;
+    const newestFirst = [...this.#detectors.values()].sort((a, b) => b.at(-1).captured - a.at(-1).captured);
+    for (const seen of newestFirst) {
+      const found = place(seen.filter((entry) => entry.epoch === epoch), captured);
+      if (found === null || found.distance >= maxAgeMs) {
+        continue;
+      }
+      seenAt = Math.min(seenAt ?? Infinity, found.seenAt);
+      const opacity = Math.min(1, 2 - (2 * found.distance) / maxAgeMs);
+      for (const object of found.objects) {
+        if (!shown.some((other) => isSame(object, other))) {
+          shown.push({ ...object, opacity });
+        }
+      }
     }
-    const place = { x: object.x + object.width / 2, y: object.y + object.height / 2, captured };
-    const before = this.#tracks.get(object.track);
-    if (before === undefined || captured <= before.captured) {
-      return { ...place, vx: 0, vy: 0 };
-    }
-    const elapsed = captured - before.captured;
-    const mix = (old, now) => old + SMOOTHING * (now - old);
+    return { objects: shown, seenAt };
+  }
+}
+
+// Give a tracked object its smoothed speed, in pixels a millisecond, from the message before.
+function follow(object, before, captured) {
+  const earlier = before?.tracks.get(object.track);
+  if (earlier === undefined) {
+    return;
+  }
+  const elapsed = captured - before.captured;
+  if (!isBelievable(earlier, object, elapsed)) {
+    return;
+  }
+  const moved = (corner, size) => (object[corner] + object[size] / 2 - earlier[corner] - earlier[size] / 2) / elapsed;
+  const mix = (old, now) => (old === 0 ? now : old + SMOOTHING * (now - old));
+  object.vx = mix(earlier.vx, moved("x", "width"));
+  object.vy = mix(earlier.vy, moved("y", "height"));
+}
+
+function isBelievable(a, b, elapsed) {
+  if (a.label !== b.label) {
+    return false;
+  }
+  const size = Math.max(a.width, a.height, b.width, b.height);
+  const smaller = Math.min(Math.max(a.width, a.height), Math.max(b.width, b.height));
+  const moved = Math.hypot(a.x + a.width / 2 - b.x - b.width / 2, a.y + a.height / 2 - b.y - b.height / 2);
+  return size <= smaller * LARGEST_GROWTH && moved <= (FASTEST_SIZES * size * elapsed) / 1000 + JITTER_PX;
+}
+
+// The objects of one detector at a time, and how far from that time they were seen.
+function place(seen, captured) {
+  if (seen.length === 0) {
+    return null;
+  }
+  const after = seen.findIndex((entry) => entry.captured > captured);
+  if (after < 0 || after === 0) {
+    const nearest = after < 0 ? seen.at(-1) : seen[0];
+    // Nothing is known of the speed before the first message but what came after it.
+    const speeds = after === 0 ? seen[1] ?? nearest : nearest;
+    const elapsed = captured - nearest.captured;
     return {
-      ...place,
-      vx: mix(before.vx, (place.x - before.x) / elapsed),
-      vy: mix(before.vy, (place.y - before.y) / elapsed),
+      objects: nearest.objects.map((object) => shift(object, speeds, elapsed)),
+      distance: Math.abs(elapsed),
+      seenAt: nearest.captured,
     };
   }
+  const [earlier, later] = [seen[after - 1], seen[after]];
+  const elapsed = later.captured - earlier.captured;
+  const share = (captured - earlier.captured) / elapsed;
+  const nearest = share < 0.5 ? earlier : later;
+  const other = nearest === earlier ? later : earlier;
+  const objects = nearest.objects.map((object) => {
+    const match = object.track ? other.tracks.get(object.track) : undefined;
+    if (match === undefined || !isBelievable(object, match, elapsed)) {
+      return shift(object, nearest, captured - nearest.captured);
+    }
+    const [from, to] = nearest === earlier ? [object, match] : [match, object];
+    const between = (name) => from[name] + share * (to[name] - from[name]);
+    return { ...object, x: between("x"), y: between("y"), width: between("width"), height: between("height") };
+  });
+  return { objects, distance: 0, seenAt: earlier.captured };
+}
+
+function shift(object, speeds, elapsed) {
+  const { vx, vy } = (object.track && speeds.tracks.get(object.track)) || object;
+  const by = Math.min(Math.max(elapsed, -FURTHEST_MS), FURTHEST_MS);
+  return { ...object, x: object.x + vx * by, y: object.y + vy * by };
+}
+
+// Two detectors may see the same object.
+function isSame(a, b) {
+  if (a.instance === b.instance || a.label !== b.label) {
+    return false;
+  }
+  const width = Math.min(a.x + a.width, b.x + b.width) - Math.max(a.x, b.x);
+  const height = Math.min(a.y + a.height, b.y + b.height) - Math.max(a.y, b.y);
+  if (width <= 0 || height <= 0) {
+    return false;
+  }
+  const common = width * height;
+  return common / (a.width * a.height + b.width * b.height - common) >= SAME_OVERLAP;
 }

@@ -1,10 +1,11 @@
 // Decodes frames off the main thread and draws the newest at the screen's own pace.
 
 export class Picture {
+  // Head of the frame that the canvas shows; null before the first.
+  shown = null;
   #canvas;
   #context;
   #onDone;
-  #onSize;
   #arrivals = 0;
   #newestArrival = 0;
   #decoded = null;
@@ -12,11 +13,10 @@ export class Picture {
 
   // onDone(head, drawn): a frame was drawn, or cannot be decoded. One that a newer one overtakes is done with that one:
   // a hidden page, which does not draw, asks for nothing.
-  constructor(canvas, onDone, onSize) {
+  constructor(canvas, onDone) {
     this.#canvas = canvas;
     this.#context = canvas.getContext("2d", { alpha: false });
     this.#onDone = onDone;
-    this.#onSize = onSize;
   }
 
   async show(head, jpeg) {
@@ -49,10 +49,10 @@ export class Picture {
     if (this.#canvas.width !== bitmap.width || this.#canvas.height !== bitmap.height) {
       this.#canvas.width = bitmap.width;
       this.#canvas.height = bitmap.height;
-      this.#onSize(bitmap.width, bitmap.height);
     }
     this.#context.drawImage(bitmap, 0, 0);
     bitmap.close();
+    this.shown = head;
     this.#onDone(head, true);
   }
 }

@@ -1,27 +1,33 @@
-// Where the picture lies on the stage: fitted at first, then zoomed and moved by wheel, drag, pinch and keys.
+// Where the frame lies on the stage: fitted at first, or at full height where that would be a ribbon, then zoomed and moved
+// by wheel, drag, pinch and keys. The frame is as large as it was published, whatever the size of the pictures.
 
-const LARGEST_PIXEL = 8;
+// CSS pixels for one of the frame's.
+const LARGEST_SCALE = 4;
 const STEP = 1.3;
 const MOVE_PX = 60;
+// On a stage that is not wider than so many times its height a panorama fills the height.
+const TALL = 1.2;
 
 export class View {
-  // Place of the picture on the stage, in CSS pixels, and its scale: CSS pixels for one of its own.
+  // Size of the frame in its own pixels.
+  width = 0;
+  height = 0;
+  // Place of the frame on the stage, in CSS pixels, and its scale: CSS pixels for one of its own.
   x = 0;
   y = 0;
   scale = 1;
   #stage;
   #canvas;
   #onChange;
-  #width = 0;
-  #height = 0;
   #zoom = 1;
+  #filled = false;
   #pointers = new Map();
 
   constructor(stage, canvas, onChange) {
     this.#stage = stage;
     this.#canvas = canvas;
     this.#onChange = onChange;
-    new ResizeObserver(() => this.#place()).observe(stage);
+    new ResizeObserver(() => this.#resize()).observe(stage);
     stage.addEventListener("wheel", (event) => this.#wheel(event), { passive: false });
     stage.addEventListener("dblclick", () => this.reset());
     stage.addEventListener("pointerdown", (event) => this.#press(event));
@@ -43,24 +49,50 @@ export class View {
     return this.#stage.clientHeight;
   }
 
-  setSize(width, height) {
-    this.#width = width;
-    this.#height = height;
-    this.reset();
+  // Whether all of the frame is in sight.
+  get showsAll() {
+    return this.width * this.scale <= this.stageWidth + 1 && this.height * this.scale <= this.stageHeight + 1;
   }
 
+  // A picture of a frame of this size was drawn on the canvas.
+  setSize(width, height) {
+    if (width !== this.width || height !== this.height) {
+      this.width = width;
+      this.height = height;
+      this.#begin();
+    } else {
+      this.#transform();
+    }
+  }
+
+  // Show all of the frame.
   reset() {
     this.#zoom = 1;
+    this.#filled = false;
+    this.#place();
+  }
+
+  // Use all of the stage's height, or all of its width for a frame that is narrower.
+  fill() {
+    this.#filled = true;
+    const scale = Math.max(this.stageWidth / this.width, this.stageHeight / this.height);
+    this.zoomBy(Math.min(scale, LARGEST_SCALE) / this.scale);
+  }
+
+  // Bring a point of the frame to the middle of the stage.
+  centre(x, y) {
+    this.x = this.stageWidth / 2 - x * this.scale;
+    this.y = this.stageHeight / 2 - y * this.scale;
     this.#place();
   }
 
   // Zoom by a factor, leaving the picture's point under (x, y) where it is; the stage's middle when left out.
   zoomBy(factor, x = this.stageWidth / 2, y = this.stageHeight / 2) {
-    if (!this.#width) {
+    if (!this.width) {
       return;
     }
     const fit = this.#fit();
-    const zoom = Math.min(Math.max(this.#zoom * factor, 1), Math.max(LARGEST_PIXEL / fit, 1));
+    const zoom = Math.min(Math.max(this.#zoom * factor, 1), Math.max(LARGEST_SCALE / fit, 1));
     const ratio = (fit * zoom) / this.scale;
     this.#zoom = zoom;
     this.x = x - (x - this.x) * ratio;
@@ -86,7 +118,23 @@ export class View {
   }
 
   #fit() {
-    return Math.min(this.stageWidth / this.#width, this.stageHeight / this.#height);
+    return Math.min(this.stageWidth / this.width, this.stageHeight / this.height);
+  }
+
+  #begin() {
+    this.reset();
+    if (this.stageWidth < this.stageHeight * TALL && this.width > this.height * TALL) {
+      this.fill();
+    }
+  }
+
+  // A turned phone begins anew; a window that is drawn larger keeps its zoom.
+  #resize() {
+    if (this.#filled || this.#zoom === 1) {
+      this.width && this.#begin();
+    } else {
+      this.#place();
+    }
   }
 
   #move(dx, dy) {
@@ -96,15 +144,20 @@ export class View {
   }
 
   #place() {
-    if (!this.#width || !this.stageWidth) {
+    if (!this.width || !this.stageWidth) {
       return;
     }
     this.scale = this.#fit() * this.#zoom;
-    this.x = inside(this.x, this.#width * this.scale, this.stageWidth);
-    this.y = inside(this.y, this.#height * this.scale, this.stageHeight);
-    this.#canvas.style.transform = `translate(${this.x}px, ${this.y}px) scale(${this.scale})`;
-    this.#stage.classList.toggle("close", this.scale > 3);
+    this.x = inside(this.x, this.width * this.scale, this.stageWidth);
+    this.y = inside(this.y, this.height * this.scale, this.stageHeight);
+    this.#transform();
+    this.#stage.classList.toggle("close", this.scale > 1.5);
     this.#onChange();
+  }
+
+  #transform() {
+    const scale = (this.scale * this.width) / this.#canvas.width;
+    this.#canvas.style.transform = `translate(${this.x}px, ${this.y}px) scale(${scale})`;
   }
 
   #wheel(event) {

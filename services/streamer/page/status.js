@@ -1,0 +1,74 @@
+// What the page says of the picture that it shows, and of what is missing.
+
+const BEHIND_MS = 1500;
+
+// Seconds as they are read at a glance, never fewer than they are.
+export function seconds(ms) {
+  return ms < 10000 ? `${(Math.ceil(ms / 100) / 10).toFixed(1)} s` : `${Math.ceil(ms / 1000)} s`;
+}
+
+// The picture's state: a name for the style, a text for the bar, and one to lay over the picture, or none.
+//
+// ageMs is that of the picture shown, counted from its capture: null without a picture, NaN while it is not known.
+export function pictureState({ connected, attempted, refusal, server, ageMs }) {
+  if (!connected) {
+    if (refusal) {
+      return ["lost", "refused", refusal];
+    }
+    return attempted
+      ? ["lost", "connection lost", "connection lost, trying again"]
+      : ["connecting", "connecting", "connecting"];
+  }
+  if (server === null || Number.isNaN(ageMs)) {
+    return ["connecting", "connecting", "connecting"];
+  }
+  if (server.state === "absent") {
+    return ["waiting", "waiting", `waiting for the stream: ${server.reason}`];
+  }
+  if (ageMs === null) {
+    const reason = server.reason ? `waiting for the stream: ${server.reason}` : "waiting for the first picture";
+    return ["waiting", "waiting", reason];
+  }
+  if (ageMs >= server.stale_after_ms) {
+    const reason = server.reason ? `: ${server.reason}` : "";
+    const age = `${Math.ceil(ageMs / 1000)} s`;
+    return ["stale", `stale, ${age}`, `no picture for ${age}${reason}`];
+  }
+  if (ageMs >= server.delayed_after_ms) {
+    return ["delayed", `delayed ${seconds(ageMs)}`, ""];
+  }
+  return ["live", "live", ""];
+}
+
+// One phrase for each service, camera and detector that is silent, not healthy or behind. clock: the server's.
+export function missing(server, clock) {
+  if (server === null) {
+    return [];
+  }
+  const sinceMs = Math.max(clock.since(server.sent_ms) ?? 0, 0);
+  const services = new Set();
+  const phrases = server.absent.map(({ kind, name, silent_s: silent, reason }) => {
+    services.add(name);
+    const what = kind === "camera" ? `camera ${name}` : name;
+    if (silent === 0) {
+      return `${what}: ${reason}`;
+    }
+    const how = reason === "silent" ? "" : ` (${reason})`;
+    return `${what} silent for ${Math.floor(silent + sinceMs / 1000)} s${how}`;
+  });
+  const several = server.detectors.length > 1;
+  for (const { instance, captured_ms: captured, received_ms: received } of server.detectors) {
+    const silentMs = clock.since(received) ?? 0;
+    const behindMs = clock.since(captured) ?? 0;
+    const name = several ? `detector ${instance}` : "detector";
+    if (services.has(instance) || server.state !== "live") {
+      continue;
+    }
+    if (silentMs > server.silent_after_ms) {
+      phrases.push(`${name} silent for ${Math.floor(silentMs / 1000)} s`);
+    } else if (behindMs > BEHIND_MS) {
+      phrases.push(`${several ? `detection of ${instance}` : "detection"} ${seconds(behindMs)} behind`);
+    }
+  }
+  return phrases;
+}
