@@ -22,8 +22,8 @@ import pytest
 from playwright.sync_api import Page, sync_playwright
 
 from framebus import remove_leftovers
-from tests.e2e.relay import Relay
 from tests.programs.clocked import TICKS_PER_S
+from tests.relay import Relay
 from tests.services.streamer.support import BITS
 from tests.support import CHROMIUM, CHROMIUM_ARGUMENTS, ROOT, free_ports, needs_browser, wait_until
 

@@ -21,6 +21,8 @@ export class View {
   #onChange;
   #zoom = 1;
   #filled = false;
+  // The frame's point in the middle of the stage.
+  #middle = [0, 0];
   #pointers = new Map();
 
   constructor(stage, canvas, onChange) {
@@ -74,9 +76,9 @@ export class View {
 
   // Use all of the stage's height, or all of its width for a frame that is narrower.
   fill() {
-    this.#filled = true;
     const scale = Math.max(this.stageWidth / this.width, this.stageHeight / this.height);
     this.zoomBy(Math.min(scale, LARGEST_SCALE) / this.scale);
+    this.#filled = true;
   }
 
   // Bring a point of the frame to the middle of the stage.
@@ -95,6 +97,7 @@ export class View {
     const zoom = Math.min(Math.max(this.#zoom * factor, 1), Math.max(LARGEST_SCALE / fit, 1));
     const ratio = (fit * zoom) / this.scale;
     this.#zoom = zoom;
+    this.#filled = false;
     this.x = x - (x - this.x) * ratio;
     this.y = y - (y - this.y) * ratio;
     this.#place();
@@ -128,13 +131,18 @@ export class View {
     }
   }
 
-  // A turned phone begins anew; a window that is drawn larger keeps its zoom.
+  // The same point stays in the middle, and a height that was filled is filled again.
   #resize() {
-    if (this.#filled || this.#zoom === 1) {
-      this.width && this.#begin();
-    } else {
-      this.#place();
+    if (!this.width) {
+      return;
     }
+    const [x, y] = this.#middle;
+    if (this.#filled) {
+      this.#place();
+      this.fill();
+    }
+    this.scale = this.#fit() * this.#zoom;
+    this.centre(x, y);
   }
 
   #move(dx, dy) {
@@ -150,6 +158,7 @@ export class View {
     this.scale = this.#fit() * this.#zoom;
     this.x = inside(this.x, this.width * this.scale, this.stageWidth);
     this.y = inside(this.y, this.height * this.scale, this.stageHeight);
+    this.#middle = [(this.stageWidth / 2 - this.x) / this.scale, (this.stageHeight / 2 - this.y) / this.scale];
     this.#transform();
     this.#stage.classList.toggle("close", this.scale > 1.5);
     this.#onChange();

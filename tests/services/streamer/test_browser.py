@@ -3,117 +3,20 @@
 from __future__ import annotations
 
 import re
-import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from framebus import FrameFormat, Publisher
-from services.common.detections import Detection, DetectionPublisher, Detections
-from tests.services.streamer.support import BITS, RunningPublisher, StreamerProcess, publish
-from tests.support import CHROMIUM, CHROMIUM_ARGUMENTS, needs_browser, wait_until
+from services.common.detections import Detection
+from tests.services.streamer.browser import HEIGHT, PATIENCE_MS, READ_NUMBER, WIDTH, Detecting, figure, marked
+from tests.services.streamer.support import RunningPublisher, StreamerProcess, publish
+from tests.support import needs_browser, wait_until
 
-PATIENCE_MS = 20_000
-HEIGHT, WIDTH = 688, 4896
 TIMES, NONE = "\u00d7", "\u2013"
 
 pytestmark = [pytest.mark.slow, needs_browser]
-
-READ_NUMBER = f"""() => {{
-    const canvas = document.getElementById("picture");
-    if (!canvas.width) return 0;
-    const step = canvas.width / {BITS};
-    const row = canvas.getContext("2d").getImageData(0, canvas.height >> 2, canvas.width, 1).data;
-    let number = 0;
-    for (let bit = 0; bit < {BITS}; bit++) number += row[4 * Math.floor((bit + 0.5) * step)] > 127 ? 1 << bit : 0;
-    return number;
-}}"""
-
-# The colours of the overlay at a point of the frame, and whether a line is near it.
-MARKED = """([x, y, width, height]) => {
-    const picture = document.getElementById("picture").getBoundingClientRect();
-    const overlay = document.getElementById("overlay");
-    if (overlay.hidden) return false;
-    const lies = overlay.getBoundingClientRect();
-    const ratio = overlay.width / lies.width;
-    const left = (picture.left + picture.width * x / width - lies.left) * ratio;
-    const top = (picture.top + picture.height * y / height - lies.top) * ratio;
-    const near = overlay.getContext("2d").getImageData(Math.round(left) - 2, Math.round(top) - 2, 5, 5).data;
-    return near.some((value, index) => index % 4 === 3 && value > 128);
-}"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    expect.set_options(timeout=PATIENCE_MS)
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGUMENTS)
-        yield launched
-        launched.close()
-
-
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    """A page; errors of its scripts and refusals by its policy fail the test."""
-    faults: list[str] = []
-    opened = browser.new_page(viewport={"width": 1280, "height": 720})
-    opened.set_default_timeout(PATIENCE_MS)
-    opened.on("pageerror", lambda error: faults.append(str(error)))
-    opened.on(
-        "console",
-        lambda message: faults.append(message.text) if "Content Security Policy" in message.text else None,
-    )
-    yield opened
-    opened.close()
-    assert faults == []
-
-
-class Detecting:
-    """Sends the same boxes for the newest frame, again and again, until its ``with`` block ends."""
-
-    def __init__(self, stream: str, publisher: RunningPublisher, *objects: Detection) -> None:
-        self._arguments = stream, publisher, objects
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def _run(self) -> None:
-        stream, publisher, objects = self._arguments
-        detector = DetectionPublisher(stream, "test")
-        while not self._stop.wait(0.1):
-            detector.publish(
-                Detections(
-                    stream,
-                    "test",
-                    publisher.epoch,
-                    publisher.sequence,
-                    publisher.captured_ns,
-                    time.monotonic_ns(),
-                    HEIGHT,
-                    WIDTH,
-                    objects,
-                )
-            )
-        detector.close()
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_exception: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-
-def figure(page: Page, name: str) -> float:
-    text = page.locator(f"#{name}").text_content() or ""
-    return float(text.split()[0]) if text[:1].isdigit() else 0.0
-
-
-def marked(page: Page, x: float, y: float) -> Any:
-    return page.evaluate(MARKED, [x, y, WIDTH, HEIGHT])
 
 
 def test_moving_pictures_and_boxes(stream: str, page: Page, tmp_path: Path) -> None:
@@ -126,12 +29,9 @@ def test_moving_pictures_and_boxes(stream: str, page: Page, tmp_path: Path) -> N
         page.goto(streamer.url)
         expect(page.locator("#state")).to_have_text("live")
         expect(page.locator("#notice")).to_be_hidden()
-        assert page.evaluate(
-            '[document.getElementById("picture").width, document.getElementById("picture").height]'
-        ) == [
-            WIDTH // 2,
-            HEIGHT // 2,
-        ]
+        size = '[document.getElementById("picture").width, document.getElementById("picture").height]'
+        # The first picture is a smaller one.
+        wait_until(lambda: page.evaluate(size) == [WIDTH // 2, HEIGHT // 2], "a picture of half the size")
         before = publisher.sequence
         numbers: set[int] = set()
         while len(numbers) < 10:
@@ -263,25 +163,3 @@ def test_without_javascript_the_pictures_come_as_mjpeg(stream: str, browser: Bro
             assert box["width"] / box["height"] == pytest.approx(8, rel=0.05)
     finally:
         context.close()
-
-
-# Two messages of one walker, captured 300 ms apart, 30 pixels apart; and an object without a track.
-FORWARD = """async () => {
-    const { Motion } = await import("/page/motion.js");
-    const motion = new Motion();
-    const walker = x => ({ label: "person", x, y: 50, width: 20, height: 40, track: 7 });
-    const lamp = { label: "lamp", x: 300, y: 10, width: 5, height: 5, track: 0 };
-    const first = motion.forward({ age_ms: 400, objects: [walker(100), lamp] }, 0);
-    const second = motion.forward({ age_ms: 100, objects: [walker(130), lamp] }, 60);
-    return [first, second].map(found => found.objects.map(object => [object.x, object.y]));
-}"""
-
-
-def test_boxes_move_on_along_their_tracks(stream: str, page: Page, tmp_path: Path) -> None:
-    with RunningPublisher(stream, FrameFormat(64, 512), 10), StreamerProcess(stream, tmp_path / "log") as streamer:
-        page.goto(streamer.url)
-        first, second = page.evaluate(FORWARD)
-    assert first == [[100, 50], [300, 10]]
-    # Half of 0.1 pixels a millisecond, as speeds are smoothed; 40 ms of age beyond the picture's, 150 ms to the middle.
-    assert second[0] == pytest.approx([130 + 0.05 * 190, 50], abs=0.5)
-    assert second[1] == [300, 10]

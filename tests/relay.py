@@ -1,14 +1,18 @@
-"""A network between a browser and the page that a test can stall and cut."""
+"""A network between a browser and the page that a test can slow down, stall and cut."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import threading
 
 from tests.support import free_ports
 
 CHUNK_BYTES = 1 << 16
+SLOW_CHUNK_BYTES = 1 << 10
+RECEIVE_BUFFER_BYTES = 1 << 13
+"""What a slow line holds: large buffers would hide from the server that it is slow."""
 
 
 class Relay:
@@ -16,6 +20,9 @@ class Relay:
 
     def __init__(self, port: int) -> None:
         self.port = free_ports(1)
+        self.bytes_per_s: float = 0
+        """What the line to the browser takes, over all connections; 0 for as much as comes."""
+        self._free_s = 0.0
         self._target = port
         self._loop = asyncio.new_event_loop()
         self._flows = asyncio.Event()
@@ -23,6 +30,7 @@ class Relay:
         self._accepts = True
         self._writers: set[asyncio.StreamWriter] = set()
         self._thread = threading.Thread(target=self._run)
+        self._listens = threading.Event()
         self._stop = asyncio.Event()
 
     def stall(self) -> None:
@@ -49,34 +57,48 @@ class Relay:
 
     async def _serve(self) -> None:
         async with await asyncio.start_server(self._accept, "127.0.0.1", self.port):
+            self._listens.set()
             await self._stop.wait()
             self._reset()
-            await asyncio.sleep(0.05)
+            passing = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in passing:
+                task.cancel()
+            await asyncio.gather(*passing, return_exceptions=True)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if not self._accepts:
             writer.transport.abort()
             return
         try:
-            there = await asyncio.open_connection("127.0.0.1", self._target)
+            connection = socket.socket()
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+            connection.setblocking(False)
+            await self._loop.sock_connect(connection, ("127.0.0.1", self._target))
+            there = await asyncio.open_connection(sock=connection, limit=RECEIVE_BUFFER_BYTES)
         except OSError:
             writer.transport.abort()
             return
         both = {writer, there[1]}
         self._writers |= both
-        await asyncio.gather(self._pass_on(reader, there[1]), self._pass_on(there[0], writer))
+        await asyncio.gather(self._pass_on(reader, there[1]), self._pass_on(there[0], writer, slowly=True))
         self._writers -= both
 
-    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while data := await reader.read(CHUNK_BYTES):
+    async def _pass_on(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, slowly: bool = False
+    ) -> None:
+        with contextlib.suppress(OSError), contextlib.closing(writer):
+            while data := await reader.read(SLOW_CHUNK_BYTES if self.bytes_per_s and slowly else CHUNK_BYTES):
                 await self._flows.wait()
+                if self.bytes_per_s and slowly:
+                    now_s = self._loop.time()
+                    self._free_s = max(self._free_s, now_s) + len(data) / self.bytes_per_s
+                    await asyncio.sleep(self._free_s - now_s)
                 writer.write(data)
                 await writer.drain()
-        writer.close()
 
     def __enter__(self) -> Relay:
         self._thread.start()
+        self._listens.wait()
         return self
 
     def __exit__(self, *_exception: object) -> None:

@@ -1,0 +1,169 @@
+"""Where the page draws boxes: at the time of the picture, by detector, epoch and track."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from framebus import FrameFormat
+from services.common.detections import Detection
+from tests.services.streamer.browser import HEIGHT, WIDTH, Detecting, marked
+from tests.services.streamer.support import RunningPublisher, StreamerProcess
+from tests.support import needs_browser, wait_until
+
+pytestmark = [pytest.mark.slow, needs_browser]
+
+# Feeds messages to the page's own module and asks where the objects are at a time.
+PLACE = """async ([messages, epoch, captured, maxAge]) => {
+    const { Motion } = await import("./page/motion.js");
+    const motion = new Motion();
+    messages.forEach((message) => motion.add(message));
+    return motion.at(epoch, captured, maxAge);
+}"""
+
+
+@pytest.fixture(scope="module")
+def modules(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    """A page of which the tests use the modules alone."""
+    with StreamerProcess("none", tmp_path_factory.mktemp("modules") / "log") as streamer:
+        page = browser.new_page()
+        page.goto(streamer.url)
+        yield page
+        page.close()
+
+
+def walker(x: float, track: int = 7, label: str = "person") -> dict[str, Any]:
+    return {"label": label, "score": 0.9, "x": x, "y": 50, "width": 20, "height": 40, "track": track}
+
+
+def message(captured_ms: float, *objects: dict[str, Any], instance: str = "one", epoch: str = "a") -> dict[str, Any]:
+    return {
+        "instance": instance,
+        "epoch": epoch,
+        "captured_ms": captured_ms,
+        "full_width": 4896,
+        "full_height": 688,
+        "objects": list(objects),
+    }
+
+
+def places(modules: Page, messages: list[dict[str, Any]], captured_ms: float, max_age_ms: float = 2000) -> list[float]:
+    found = modules.evaluate(PLACE, [messages, "a", captured_ms, max_age_ms])
+    return sorted(found_object["x"] for found_object in found["objects"])
+
+
+# A walker of 0.1 pixels a millisecond, seen every 200 ms.
+WALK = [message(1000 + 200 * step, walker(100 + 20 * step)) for step in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("captured_ms", "x"),
+    [
+        (1000, 100),  # the picture in which it was seen
+        (1300, 130),  # between two that were looked at
+        (1790, 179),
+        (1800, 180),
+        (2100, 210),  # the detector is behind the picture
+        (800, 80),  # the picture is behind the detector
+    ],
+)
+def test_a_box_is_where_its_object_is_in_the_picture(modules: Page, captured_ms: float, x: float) -> None:
+    assert places(modules, WALK, captured_ms) == pytest.approx([x], abs=1)
+
+
+def test_what_is_not_tracked_stays_where_it_was_seen(modules: Page) -> None:
+    lamps = [message(1000 + 200 * step, walker(300, track=0)) for step in range(3)]
+    assert places(modules, lamps, 1950) == [300]
+    assert places(modules, lamps, 1100) == [300]
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        message(1200, walker(1385)),  # a jump of 1,285 pixels in 0.2 s
+        message(1200, walker(130), epoch="b"),  # another life of the publisher
+        message(1200, walker(130, label="car")),  # another kind
+        message(3000, walker(130)),  # a detector that restarted meanwhile begins at the same numbers
+        message(1200, {**walker(130), "width": 200, "height": 400}),  # ten times as large
+    ],
+    ids=["jump", "epoch", "kind", "gap", "size"],
+)
+def test_the_same_number_on_another_object_moves_no_box(modules: Page, second: dict[str, Any]) -> None:
+    found = modules.evaluate(
+        PLACE, [[message(1000, walker(100)), second], second["epoch"], second["captured_ms"] + 300, 2000]
+    )
+    (box,) = found["objects"]
+    assert (box["x"], box["vx"], box["vy"]) == (second["objects"][0]["x"], 0, 0)
+    middle_ms = (1000 + second["captured_ms"]) / 2
+    found = modules.evaluate(PLACE, [[message(1000, walker(100)), second], second["epoch"], middle_ms + 1, 60_000])
+    assert {round(box["x"]) for box in found["objects"]} <= {100, second["objects"][0]["x"]}
+
+
+def test_two_detectors_with_the_same_numbers_are_two_series(modules: Page) -> None:
+    messages = []
+    for step in range(4):
+        messages.append(message(1000 + 200 * step, walker(100 + 20 * step), instance="one"))
+        messages.append(message(1100 + 200 * step, walker(1385 - 20 * step), instance="two"))
+    assert places(modules, messages, 1700) == pytest.approx([170, 1325], abs=2)
+
+
+def test_an_object_that_two_detectors_see_has_one_box(modules: Page) -> None:
+    messages = [
+        message(1000, walker(100, 1), walker(600, 2), instance="one"),
+        message(1010, walker(103, 9), walker(603, 8, label="car"), instance="two"),
+    ]
+    found = modules.evaluate(PLACE, [messages, "a", 1010, 2000])
+    assert sorted((box["instance"], box["label"], box["x"]) for box in found["objects"]) == [
+        ("one", "person", 600),
+        ("two", "car", 603),
+        ("two", "person", 103),
+    ]
+
+
+@pytest.mark.parametrize(("late_ms", "opacity"), [(0, 1), (900, 1), (1500, 0.5), (1999, 0.001)])
+def test_a_box_fades_as_its_time_goes_away_from_the_picture(modules: Page, late_ms: float, opacity: float) -> None:
+    for captured_ms in (5000 + late_ms, 5000 - late_ms):
+        found = modules.evaluate(PLACE, [[message(5000, walker(100))], "a", captured_ms, 2000])
+        assert found["objects"][0]["opacity"] == pytest.approx(opacity, abs=0.01)
+
+
+@pytest.mark.parametrize(("epoch", "captured_ms"), [("a", 7000), ("a", 3000), ("b", 5000)])
+def test_a_box_of_too_different_a_time_or_of_another_epoch_is_gone(
+    modules: Page, epoch: str, captured_ms: float
+) -> None:
+    found = modules.evaluate(PLACE, [[message(5000, walker(100))], epoch, captured_ms, 2000])
+    assert found == {"objects": [], "seenAt": None}
+
+
+def test_a_message_of_an_earlier_frame_begins_anew(modules: Page) -> None:
+    found = places(modules, [*WALK, message(900, walker(500))], 900)
+    assert found == [500]
+
+
+def test_two_real_detectors_and_their_silence(stream: str, page: Page, tmp_path: Path) -> None:
+    car = Detection("car", 0.91, 1000.0, 400.0, 600.0, 200.0, 1)
+    bus = Detection("bus", 0.55, 3000.0, 300.0, 300.0, 300.0, 1)
+    with (
+        RunningPublisher(stream, FrameFormat(HEIGHT, WIDTH), 10) as publisher,
+        StreamerProcess(stream, tmp_path / "log") as streamer,
+    ):
+        page.goto(streamer.url)
+        with Detecting(stream, publisher, car, instance="one"):
+            with Detecting(stream, publisher, bus, instance="two"):
+                expect(page.locator("#found")).to_have_text("1 bus1 car")
+                expect(page.locator("#objects")).to_have_text("2")
+                wait_until(lambda: marked(page, 1000, 500) and marked(page, 3000, 450), "both boxes")
+                # A kind is hidden and shown again by its button.
+                page.get_by_role("button", name="1 bus").click()
+                wait_until(lambda: not marked(page, 3000, 450), "the bus is hidden")
+                assert marked(page, 1000, 500)
+                page.get_by_role("button", name="1 bus").click()
+                wait_until(lambda: marked(page, 3000, 450), "the bus is shown")
+            expect(page.locator("#missing")).to_contain_text("detector two silent for")
+            expect(page.locator("#found")).to_have_text("1 car")
+            expect(page.locator("#objects")).to_have_text("1")
+            assert marked(page, 1000, 500)

@@ -1,0 +1,180 @@
+"""What the page says of the age of its picture, and of what is missing."""
+
+from __future__ import annotations
+
+import re
+import signal
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from framebus import FrameFormat, Publisher
+from services.common.status import StatusServer
+from tests.relay import Relay
+from tests.services.streamer.browser import HEIGHT, READ_NUMBER, WIDTH
+from tests.services.streamer.support import RunningPublisher, StreamerProcess, publish
+from tests.support import needs_browser, wait_until
+
+pytestmark = [pytest.mark.slow, needs_browser]
+
+SMALL = FrameFormat(64, 512)
+AGES = """async ([openedAt, messages]) => {
+    const { Clock } = await import("./page/clock.js");
+    let now = 0;
+    performance.now = () => now;
+    const clock = new Clock();
+    return messages.map(([at, message, captured, opened]) => {
+        now = at;
+        clock.hear(message, opened ?? openedAt);
+        return clock.since(captured);
+    });
+}"""
+
+
+def port_of(streamer: StreamerProcess) -> int:
+    return int(streamer.url.rstrip("/").rpartition(":")[2])
+
+
+def test_a_picture_gets_old_in_front_of_the_viewer(stream: str, page: Page, tmp_path: Path) -> None:
+    with (
+        Publisher(stream, SMALL, slots=8) as publisher,
+        StreamerProcess(stream, tmp_path / "log", delayed_after_s=1, stale_after_s=3) as streamer,
+    ):
+        page.goto(streamer.url)
+        expect(page.locator("#notice")).to_contain_text("has no frame yet")
+        publish(publisher)
+        state, notice = page.locator("#state"), page.locator("#notice")
+        expect(state).to_have_text("live")
+        expect(notice).to_be_hidden()
+        expect(page.locator("#time")).to_have_text(re.compile(r"^\d\d:\d\d:\d\d$"))
+        expect(state).to_have_text(re.compile(r"^delayed [12]\.\d s$"))
+        expect(notice).to_be_hidden()
+        expect(state).to_have_attribute("data-state", "stale")
+        expect(notice).to_have_text(f"no picture for 5 s: stream {stream} has no new frame")
+        expect(page.locator("#stage")).to_have_class(re.compile("stale"))
+        assert page.evaluate(READ_NUMBER) == 1
+        publish(publisher)
+        expect(state).to_have_text("live")
+        expect(notice).to_be_hidden()
+        assert page.evaluate(READ_NUMBER) == 2
+
+
+def test_a_stopped_streamer_does_not_leave_a_live_label(stream: str, page: Page, tmp_path: Path) -> None:
+    with (
+        RunningPublisher(stream, SMALL, 20) as publisher,
+        StreamerProcess(stream, tmp_path / "log") as streamer,
+    ):
+        page.goto(streamer.url)
+        expect(page.locator("#state")).to_have_text("live")
+        streamer.process.send_signal(signal.SIGSTOP)
+        try:
+            expect(page.locator("#state")).to_have_attribute("data-state", "delayed")
+            expect(page.locator("#state")).to_have_attribute("data-state", "stale")
+        finally:
+            streamer.process.send_signal(signal.SIGCONT)
+        seen = publisher.sequence
+        expect(page.locator("#state")).to_have_text("live")
+        wait_until(lambda: page.evaluate(READ_NUMBER) > seen, "newer pictures")
+
+
+@pytest.mark.parametrize("bytes_per_s", [60_000, 15_000])
+def test_a_slow_line_gets_smaller_pictures_and_true_ages(
+    stream: str, page: Page, tmp_path: Path, bytes_per_s: int
+) -> None:
+    with (
+        RunningPublisher(stream, FrameFormat(HEIGHT, WIDTH), 25, noisy=True),
+        StreamerProcess(stream, tmp_path / "log", jpeg_quality=60, stale_after_s=6) as streamer,
+        Relay(port_of(streamer)) as relay,
+    ):
+        page.goto(f"http://127.0.0.1:{relay.port}/")
+        relay.bytes_per_s = bytes_per_s
+        page.reload()
+        expect(page.locator("#level")).to_contain_text("slow line: quarter size", timeout=40_000)
+        numbers: set[int] = set()
+        while len(numbers) < 3:
+            numbers.add(page.evaluate(READ_NUMBER))
+            page.wait_for_timeout(100)
+        expect(page.locator("#picture")).to_have_js_property("width", WIDTH // 4)
+
+
+def test_a_picture_of_another_size_leaves_the_view_where_it_is(stream: str, page: Page, tmp_path: Path) -> None:
+    with (
+        RunningPublisher(stream, FrameFormat(HEIGHT, WIDTH), 25, noisy=True),
+        StreamerProcess(stream, tmp_path / "log", jpeg_quality=60) as streamer,
+        Relay(port_of(streamer)) as relay,
+    ):
+        page.goto(f"http://127.0.0.1:{relay.port}/")
+        picture = page.locator("#picture")
+        expect(picture).to_have_js_property("width", WIDTH // 2)
+        page.keyboard.press("+")
+        page.keyboard.press("ArrowRight")
+        before = picture.bounding_box()
+        relay.bytes_per_s = 200_000
+        expect(picture).to_have_js_property("width", WIDTH // 4, timeout=40_000)
+        after = picture.bounding_box()
+        assert before is not None
+        assert after is not None
+        assert all(abs(before[side] - after[side]) < 1 for side in ("x", "y", "width", "height"))
+
+
+def test_what_falls_silent_is_named(stream: str, page: Page, tmp_path: Path) -> None:
+    def stitcher() -> dict[str, object]:
+        return {
+            "healthy": True,
+            "stages": {"cam0": {"age_s": 0.1}, "cam1": {"age_s": 9.0}},
+            "details": {"cameras": {"cam0": {"state": "connected"}, "cam1": {"state": "lost: no data in time"}}},
+        }
+
+    with RunningPublisher(stream, SMALL, 10), StreamerProcess(stream, tmp_path / "log") as streamer:
+        page.goto(streamer.url)
+        expect(page.locator("#missing")).to_be_hidden()
+        with StatusServer(stream, "stitcher", stitcher):
+            expect(page.locator("#missing")).to_have_text("camera cam1 silent for 9 s (lost: no data in time)")
+        expect(page.locator("#missing")).to_have_text(re.compile(r"^stitcher silent for \d s$"))
+        expect(page.locator("#state")).to_have_text("live")
+
+
+@pytest.mark.parametrize(
+    ("messages", "ages_ms"),
+    [
+        # The request left at 0 and came at 1005, so that the server is at least 1005 ms ahead.
+        ([[200, {"sent_ms": 1100, "received_ms": 1005, "echo": None}, 1100]], [105]),
+        # A picture of 1100 that was under way for 6 s is 6.1 s old by the request, and 6.05 by a quicker echo.
+        (
+            [
+                [10, {"sent_ms": 1060, "received_ms": 1050, "echo": None}, 1060],
+                [6200, {"sent_ms": 1200, "echo": None}, 1100],
+                [6210, {"sent_ms": 1300, "echo": [20, 1025]}, 1100],
+            ],
+            [0, 6150, 6115],
+        ),
+        # The page's clock stood still: what was learnt before does not hold, and a new echo tells.
+        (
+            [
+                [10, {"sent_ms": 1060, "received_ms": 1050, "echo": None}, 1060],
+                [100, {"sent_ms": 9000, "echo": None}, 8900],
+                [120, {"sent_ms": 9020, "echo": [110, 9011]}, 8900],
+            ],
+            [0, None, 121],
+        ),
+        # Another connection, to a server with another clock.
+        (
+            [
+                [10, {"sent_ms": 1060, "received_ms": 1050, "echo": None}, 1060],
+                [100, {"sent_ms": 55, "received_ms": 50, "echo": None}, 45, 90],
+            ],
+            [0, 15],
+        ),
+    ],
+)
+def test_the_clock_never_makes_a_picture_younger(
+    stream: str, browser: Browser, tmp_path: Path, messages: list[object], ages_ms: list[float | None]
+) -> None:
+    page = browser.new_page()
+    with StreamerProcess(stream, tmp_path / "log") as streamer:
+        page.goto(f"{streamer.url}healthz")
+        page.evaluate("history.replaceState(null, '', '/')")
+        found = page.evaluate(AGES.replace('"./page', f'"{streamer.url}page'), [0, messages])
+    page.close()
+    assert found == ages_ms

@@ -1,0 +1,127 @@
+"""The page on several screens, and what axe finds."""
+
+from __future__ import annotations
+
+import importlib.resources
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from framebus import FrameFormat
+from services.common.detections import Detection
+from tests.services.streamer.browser import HEIGHT, WIDTH, Detecting
+from tests.services.streamer.support import RunningPublisher, StreamerProcess
+from tests.support import needs_browser, wait_until
+
+pytestmark = [pytest.mark.slow, needs_browser]
+
+SIZES = [(1600, 900), (1280, 720), (390, 844), (360, 640)]
+AXE = importlib.resources.files("axe_playwright_python").joinpath("axe.min.js")
+RUN_AXE = """() => axe.run().then(({ violations }) => violations.map(
+    ({ id, nodes }) => `${id}: ${nodes.map((node) => node.target.join(" ")).join(", ")}`))"""
+
+
+class Served:
+    """A streamer with pictures and boxes."""
+
+    def __init__(self, url: str, stream: str, publisher: RunningPublisher) -> None:
+        self.url, self.stream, self.publisher = url, stream, publisher
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    stream = f"layout-{os.getpid()}"
+    objects = [Detection("person", 0.8, 300.0 * i, 300.0, 80.0, 160.0, i + 1) for i in range(12)]
+    with (
+        RunningPublisher(stream, FrameFormat(HEIGHT, WIDTH), 10) as publisher,
+        StreamerProcess(stream, tmp_path_factory.mktemp("layout") / "log") as streamer,
+        Detecting(stream, publisher, *objects, Detection("car", 0.9, 4000.0, 300.0, 300.0, 150.0, 99)),
+    ):
+        yield Served(streamer.url, stream, publisher)
+
+
+def open_at(browser: Browser, url: str, width: int, height: int, scheme: str = "dark") -> Page:
+    page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)  # type: ignore[arg-type]
+    page.goto(url)
+    expect(page.locator("#state")).to_have_text("live")
+    return page
+
+
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+@pytest.mark.parametrize(("width", "height"), SIZES)
+def test_axe_finds_nothing_and_nothing_overflows(
+    served: Served, browser: Browser, width: int, height: int, scheme: str
+) -> None:
+    page = open_at(browser, served.url, width, height, scheme)
+    expect(page.locator("#found button")).to_have_count(2)
+    page.evaluate(AXE.read_text())
+    assert page.evaluate(RUN_AXE) == []
+    scrolls = "[document.documentElement.scrollWidth, document.documentElement.scrollHeight]"
+    assert page.evaluate(scrolls) == [width, height]
+    page.close()
+
+
+@pytest.mark.parametrize(("width", "height"), [(390, 844), (360, 640), (700, 1000)])
+def test_a_tall_window_shows_the_full_height_and_a_strip_of_the_whole(
+    served: Served, browser: Browser, width: int, height: int
+) -> None:
+    page = open_at(browser, served.url, width, height)
+    stage, picture, overview = (page.locator(f"#{name}") for name in ("stage", "picture", "overview"))
+
+    def fills() -> bool:
+        box, room = picture.bounding_box(), stage.bounding_box()
+        assert box is not None
+        assert room is not None
+        return abs(box["height"] - room["height"]) < 2
+
+    wait_until(fills, "the picture is as high as the stage")
+    strip = overview.bounding_box()
+    assert strip is not None
+    assert strip["width"] / strip["height"] == pytest.approx(WIDTH / HEIGHT, rel=0.05)
+    # A touch on the strip's left end shows the panorama's left end.
+    page.mouse.click(strip["x"] + 2, strip["y"] + strip["height"] / 2)
+    box = picture.bounding_box()
+    assert box is not None
+    assert box["x"] == pytest.approx(0, abs=1)
+    # Sideways by drag.
+    page.mouse.move(width / 2, height / 2)
+    page.mouse.down()
+    page.mouse.move(width / 2 - 100, height / 2, steps=3)
+    page.mouse.up()
+    moved = picture.bounding_box()
+    assert moved is not None
+    assert moved["x"] == pytest.approx(box["x"] - 100, abs=1)
+    page.get_by_role("button", name="Fit").click()
+    fitted = picture.bounding_box()
+    assert fitted is not None
+    assert fitted["width"] == pytest.approx(width, abs=1)
+    expect(overview).to_be_hidden()
+    page.get_by_role("button", name="Fill").click()
+    wait_until(fills, "it fills the height again")
+    expect(overview).to_be_visible()
+    page.close()
+
+
+def test_full_screen_hides_the_bars_until_the_pointer_moves(served: Served, browser: Browser) -> None:
+    page = open_at(browser, served.url, 1280, 720)
+    page.get_by_role("button", name="Full screen").click()
+    wait_until(lambda: page.evaluate("document.fullscreenElement !== null"), "full screen")
+    expect(page.locator("header")).to_be_hidden()
+    expect(page.locator("footer")).to_be_hidden()
+    page.mouse.move(300, 300)
+    expect(page.locator("header")).to_be_visible()
+    expect(page.locator("footer")).to_be_visible()
+    page.close()
+
+
+def test_the_snapshot_is_the_picture(served: Served, browser: Browser, tmp_path: Path) -> None:
+    page = open_at(browser, served.url, 1280, 720)
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Snapshot").click()
+    saved = tmp_path / "snapshot.jpg"
+    download.value.save_as(saved)
+    assert saved.read_bytes()[:2] == b"\xff\xd8"
+    page.close()
