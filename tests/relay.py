@@ -64,24 +64,27 @@ class Relay:
             for task in passing:
                 task.cancel()
             await asyncio.gather(*passing, return_exceptions=True)
+            # A transport closes its socket in a later turn of the loop.
+            await asyncio.sleep(0.05)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if not self._accepts:
             writer.transport.abort()
             return
+        self._writers.add(writer)
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+        connection.setblocking(False)
         try:
-            connection = socket.socket()
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
-            connection.setblocking(False)
             await self._loop.sock_connect(connection, ("127.0.0.1", self._target))
             there = await asyncio.open_connection(sock=connection, limit=RECEIVE_BUFFER_BYTES)
-        except OSError:
+        except (OSError, asyncio.CancelledError):
+            connection.close()
             writer.transport.abort()
             return
-        both = {writer, there[1]}
-        self._writers |= both
+        self._writers.add(there[1])
         await asyncio.gather(self._pass_on(reader, there[1]), self._pass_on(there[0], writer, slowly=True))
-        self._writers -= both
+        self._writers -= {writer, there[1]}
 
     async def _pass_on(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, slowly: bool = False
