@@ -56,16 +56,17 @@ class Relay:
         self._loop.close()
 
     async def _serve(self) -> None:
-        async with await asyncio.start_server(self._accept, "127.0.0.1", self.port):
-            self._listens.set()
-            await self._stop.wait()
-            self._reset()
-            passing = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in passing:
-                task.cancel()
-            await asyncio.gather(*passing, return_exceptions=True)
-            # A transport closes its socket in a later turn of the loop.
-            await asyncio.sleep(0.05)
+        server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
+        self._listens.set()
+        await self._stop.wait()
+        server.close()
+        self._reset()
+        passing = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in passing:
+            task.cancel()
+        await asyncio.gather(*passing, return_exceptions=True)
+        # A transport closes its socket in a later turn of the loop.
+        await asyncio.sleep(0.05)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if not self._accepts:
