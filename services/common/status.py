@@ -38,6 +38,7 @@ WINDOW_S = 5.0
 """Rates and latencies are those of the last seconds, so that a fault shows at once and is forgotten soon."""
 SOCKET_MODE = 0o660
 MAX_ASKED_AT_ONCE = 16
+ACCEPT_AGAIN_S = 0.1
 
 
 class AlreadyServed(ServiceError, FileExistsError):
@@ -120,6 +121,17 @@ def status_document(
     }
 
 
+class _Server(socketserver.ThreadingUnixStreamServer):
+    """Rests after a failed accept(2), such as one without a descriptor left, which would fail again at once."""
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        try:
+            return super().get_request()
+        except OSError:
+            time.sleep(ACCEPT_AGAIN_S)
+            raise
+
+
 class StatusServer:
     """Serves a service's status on its Unix socket, from a thread of its own, until closed.
 
@@ -150,7 +162,7 @@ class StatusServer:
                 with contextlib.suppress(OSError):
                     self.wfile.write(json.dumps(collect()).encode())
 
-        server = socketserver.ThreadingUnixStreamServer(str(self.path), Handler)
+        server = _Server(str(self.path), Handler)
         server.daemon_threads = True
         self.path.chmod(SOCKET_MODE)
         return server

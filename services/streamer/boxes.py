@@ -6,6 +6,9 @@ import threading
 import time
 from collections.abc import Callable
 
+import structlog
+import zmq
+
 from services.common.detections import Detections, DetectionSubscriber
 from services.common.status import Stage
 
@@ -25,6 +28,8 @@ class DetectionThread:
         self.received = Stage()
         self.rejected = 0
         """Messages that were no detections of the stream."""
+        self.failures = 0
+        """Times that the search for detectors, or the reception, failed for lack of descriptors and was tried again."""
         self._stream = stream
         self._deliver = deliver
         self._stop = stop
@@ -46,18 +51,35 @@ class DetectionThread:
         return self._thread.is_alive()
 
     def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._receive()
+            except (OSError, zmq.ZMQError) as error:
+                self.failures += 1
+                if self.failures == 1:
+                    structlog.get_logger().warning("detections cannot be received", reason=str(error))
+                self._stop.wait(LOOK_AGAIN_S)
+
+    def _receive(self) -> None:
         subscriber = DetectionSubscriber(self._stream)
         try:
             look_at_s = 0.0
             while not self._stop.is_set():
                 if time.monotonic() >= look_at_s:
-                    subscriber.look_for_detectors()
+                    self._look_for_detectors(subscriber)
                     look_at_s = time.monotonic() + LOOK_AGAIN_S
                 for detections in subscriber.receive(SLICE_S):
                     self._take(detections)
                 self.rejected = subscriber.rejected
         finally:
             subscriber.close()
+
+    def _look_for_detectors(self, subscriber: DetectionSubscriber) -> None:
+        """Those that are connected go on when there is no descriptor to look for others."""
+        try:
+            subscriber.look_for_detectors()
+        except (OSError, zmq.ZMQError):
+            self.failures += 1
 
     def _take(self, detections: Detections) -> None:
         age_ns = time.monotonic_ns() - detections.captured_ns

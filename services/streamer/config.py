@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Network, IPv6Network
 from typing import Self
 
 from pydantic import Field, model_validator
@@ -32,6 +33,22 @@ class StreamerSection(Section):
     """Seconds without a sign of a service, camera or detector after which the page names it as silent."""
     boxes_max_age_s: float = Field(2.0, ge=0.1, le=60)
     """Seconds after a frame's capture during which its detections are shown."""
+
+    # Connections: deadlines, caps, proxies.
+    max_connections: int = Field(512, ge=8, le=65536)
+    """TCP connections at a time, viewers included. At the start it is lowered to half the descriptors that the process
+    may open."""
+    max_connections_per_address: int = Field(384, ge=4, le=65536)
+    """The share of one client's address (of one /64 for IPv6), at most three quarters of all connections. Trusted
+    proxies have no share; their clients have."""
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
+    """Addresses or networks of reverse proxies whose ``X-Forwarded-For`` and ``X-Forwarded-Host`` are believed."""
+    head_timeout_s: float = Field(5.0, ge=0.2, le=60)
+    """Seconds in which a client must have sent the whole head of a request."""
+    idle_timeout_s: float = Field(30.0, ge=0.2, le=3600)
+    """Seconds for which a connection without a request is kept open for the next one."""
+    write_timeout_s: float = Field(8.0, ge=0.5, le=60)
+    """Seconds after which a client that reads next to nothing of what is sent to it is disconnected."""
 
     @model_validator(mode="after")
     def _limits_in_order(self) -> Self:

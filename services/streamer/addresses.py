@@ -1,0 +1,70 @@
+"""Whose request it is: the client's address, and the names by which it reached the page, also through proxies."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping, Sequence
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from urllib.parse import urlsplit
+
+Network = IPv4Network | IPv6Network
+IPV6_SITE_BITS = 64
+"""A host may take any address of its /64, so that all of them are one client."""
+
+
+def parse_address(text: str | None) -> IPv4Address | IPv6Address | None:
+    """Read an address, with or without a zone; None if the text is not one. IPv4 in IPv6 is IPv4."""
+    try:
+        address = ipaddress.ip_address((text or "").partition("%")[0])
+    except ValueError:
+        return None
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return mapped or address
+
+
+def is_trusted(address: str | None, proxies: Sequence[Network]) -> bool:
+    """Whether an address is one of the trusted proxies."""
+    parsed = parse_address(address)
+    return parsed is not None and any(parsed in network for network in proxies)
+
+
+def group_of(address: str | None) -> str:
+    """Return the name of the share to which an address counts."""
+    parsed = parse_address(address)
+    if isinstance(parsed, IPv6Address):
+        return str(ipaddress.ip_network((parsed, IPV6_SITE_BITS), strict=False))
+    return str(parsed or address or "unknown")
+
+
+def client_address(peer: str | None, headers: Mapping[str, str], proxies: Sequence[Network]) -> str | None:
+    """Return the address of the client behind trusted proxies.
+
+    Each proxy appends the address that it saw to ``X-Forwarded-For``: read from the end, the first that is not a
+    trusted proxy is the client; what stands before it is the client's own claim.
+    """
+    if not is_trusted(peer, proxies):
+        return peer
+    for entry in reversed(headers.get("X-Forwarded-For", "").split(",")):
+        address = entry.strip()
+        if parse_address(address) is None:
+            address = host_name(address)
+        if parse_address(address) is None:
+            return peer
+        if not is_trusted(address, proxies):
+            return address
+    return peer
+
+
+def forwarded_host(peer: str | None, headers: Mapping[str, str], proxies: Sequence[Network]) -> str | None:
+    """Return the host by which a browser reached the nearest trusted proxy; None if no trusted proxy tells."""
+    if not is_trusted(peer, proxies):
+        return None
+    return headers.get("X-Forwarded-Host", "").rpartition(",")[2].strip() or None
+
+
+def host_name(host: str) -> str:
+    """Return the name in a ``Host`` header without the port; ``malformed.invalid`` if it has none."""
+    try:
+        return (urlsplit(f"//{host}").hostname or "malformed.invalid").rstrip(".")
+    except ValueError:
+        return "malformed.invalid"

@@ -1,0 +1,155 @@
+"""One TCP connection: what it waits for, since when, and how much of what was sent the client has taken."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import socket
+import struct
+import time
+from collections.abc import Callable
+from typing import Final, cast
+
+from services.streamer.addresses import group_of
+from services.streamer.limits import ConnectionLimits
+
+MIN_TAKEN_BYTES: Final = 8192
+"""What a client takes in ``write_timeout_s`` at least: a line of 8 kbit/s, far below any that shows a picture."""
+STALLED_S: Final = 1.0
+"""A response of which nothing was taken for so long may be given up for a newcomer."""
+
+# struct tcp_info of linux/tcp.h: tcpi_unacked (segments), tcpi_bytes_acked, tcpi_notsent_bytes.
+_TCP_INFO_BYTES: Final = 256
+_UNACKED: Final = (struct.Struct("I"), 24)
+_BYTES_ACKED: Final = (struct.Struct("Q"), 120)
+_NOTSENT_BYTES: Final = (struct.Struct("I"), 144)
+
+
+class Phase(enum.IntEnum):
+    """What a connection waits for; the lower, the sooner it makes room for another."""
+
+    HEAD = 0
+    """A request's head, of which nothing or a part has come."""
+    IDLE = 1
+    """The first byte of a further request."""
+    BUSY = 2
+    """The answer: a request is complete and is being served."""
+
+
+class Connection(asyncio.Protocol):
+    """Passes what happens on a connection on to aiohttp's protocol, and notes when.
+
+    Args:
+        http: The protocol that serves the connection once it has a place.
+        admit: Gives the connection a place, or returns why there is none.
+        forget: Takes the place back.
+    """
+
+    def __init__(
+        self, http: asyncio.Protocol, admit: Callable[[Connection], str], forget: Callable[[Connection], None]
+    ) -> None:
+        self.group = ""
+        """The address to whose share it counts."""
+        self.phase = Phase.HEAD
+        self.since_s = time.monotonic()
+        """When the phase began."""
+        self.taken_s = self.since_s
+        """When the client had last taken all that was sent, or :data:`MIN_TAKEN_BYTES` of it."""
+        self.peer: str | None = None
+        self._http = http
+        self._admit = admit
+        self._forget = forget
+        self._transport: asyncio.Transport | None = None
+        self._socket: socket.socket | None = None
+        self._taken_bytes = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Ask for a place; without one, answer 503 and close."""
+        self._transport = cast(asyncio.Transport, transport)
+        self._socket = transport.get_extra_info("socket")
+        peername = transport.get_extra_info("peername")
+        self.peer = peername[0] if peername else None
+        self.group = group_of(self.peer)
+        if refusal := self._admit(self):
+            text = f"{refusal}\n"
+            self._transport.write(
+                "HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\nRetry-After: 5\r\n"
+                f"Connection: close\r\nContent-Length: {len(text)}\r\n\r\n{text}".encode()
+            )
+            self._transport.close()
+            self._transport = None
+            return
+        self._http.connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Pass bytes of the client on; the first byte after a pause starts the deadline for a head."""
+        if self._transport is None:
+            return
+        if self.phase is Phase.IDLE:
+            self.enter(Phase.HEAD)
+        self._http.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        """Pass the end of the client's bytes on."""
+        return None if self._transport is None else self._http.eof_received()
+
+    def pause_writing(self) -> None:
+        """Pass on that the write buffer is full."""
+        if self._transport is not None:
+            self._http.pause_writing()
+
+    def resume_writing(self) -> None:
+        """Pass on that the write buffer has room."""
+        if self._transport is not None:
+            self._http.resume_writing()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Give the place back."""
+        self._forget(self)
+        if self._transport is not None:
+            self._transport = None
+            self._http.connection_lost(error)
+
+    def enter(self, phase: Phase) -> None:
+        """Begin a phase."""
+        self.phase, self.since_s = phase, time.monotonic()
+
+    def abort(self) -> None:
+        """Close at once; what was not sent is discarded."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def overdue(self, limits: ConnectionLimits, now_s: float) -> str:
+        """Return which deadline has passed: ``head``, ``idle``, ``write``, or an empty text."""
+        if self._is_pending(now_s):
+            if now_s - self.taken_s > limits.write_timeout_s:
+                return "write"
+            if self.phase is Phase.IDLE:
+                self.since_s = now_s  # the answer is still on its way
+            return ""
+        if self.phase is Phase.HEAD and now_s - self.since_s > limits.head_timeout_s:
+            return "head"
+        if self.phase is Phase.IDLE and now_s - self.since_s > limits.idle_timeout_s:
+            return "idle"
+        return ""
+
+    def rank(self, now_s: float) -> tuple[Phase, float] | None:
+        """Return the order in which connections make room for others, lowest first; None for one at work."""
+        if self.phase is not Phase.BUSY:
+            return self.phase, self.since_s
+        return (Phase.BUSY, self.taken_s) if now_s - self.taken_s > STALLED_S else None
+
+    def _is_pending(self, now_s: float) -> bool:
+        """Whether something that was sent is not acknowledged; note the time when enough was."""
+        assert self._socket is not None
+        try:
+            info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+        except OSError:  # the socket has just been closed
+            return False
+        unacked, acked, notsent = (
+            field.unpack_from(info, at)[0] for field, at in (_UNACKED, _BYTES_ACKED, _NOTSENT_BYTES)
+        )
+        pending = bool(unacked or notsent or (self._transport is not None and self._transport.get_write_buffer_size()))
+        if not pending or acked - self._taken_bytes >= MIN_TAKEN_BYTES:
+            self.taken_s, self._taken_bytes = now_s, acked
+        return pending

@@ -1,0 +1,51 @@
+"""The deadlines and caps of connections: what is configured, as far as the process may open descriptors."""
+
+from __future__ import annotations
+
+import resource
+from dataclasses import dataclass
+
+import structlog
+
+from services.streamer.addresses import Network
+from services.streamer.config import StreamerSection
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """The deadlines and caps in force."""
+
+    max_connections: int
+    max_per_address: int
+    head_timeout_s: float
+    idle_timeout_s: float
+    write_timeout_s: float
+    trusted_proxies: tuple[Network, ...] = ()
+
+
+def limits_of(section: StreamerSection) -> ConnectionLimits:
+    """The limits that the configuration asks for, as far as this process may open descriptors.
+
+    The soft limit on descriptors is raised towards the hard one where the cap needs it. Half the descriptors are left
+    for files, sockets of other services and connections that are just being accepted or closed.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * section.max_connections
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    cap = section.max_connections if soft == resource.RLIM_INFINITY else min(section.max_connections, soft // 2)
+    if cap < section.max_connections:
+        structlog.get_logger().warning(
+            "fewer connections than configured",
+            max_connections=cap,
+            reason=f"the process may open {soft} descriptors (ulimit -n), half of which are for connections",
+        )
+    return ConnectionLimits(
+        max_connections=cap,
+        max_per_address=max(min(section.max_connections_per_address, cap * 3 // 4), 1),
+        head_timeout_s=section.head_timeout_s,
+        idle_timeout_s=section.idle_timeout_s,
+        write_timeout_s=section.write_timeout_s,
+        trusted_proxies=section.trusted_proxies,
+    )
