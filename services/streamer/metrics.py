@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
 from prometheus_client.registry import Collector
 
 QUANTILES = {"0.5": "latency_p50_ms", "0.99": "latency_p99_ms"}
@@ -49,13 +49,18 @@ class StreamCollector(Collector):
 
 
 class StatusCollector(Collector):
-    """Turns status documents into metrics; what is missing or no number in a document is left out."""
+    """Turns status documents into metrics; what is missing or no number in a document is left out.
+
+    A document with ``silent`` is the last of a service that has gone, with its ages grown: it is neither up nor healthy
+    and passes no frames; counters stay, and what only the service could tell is not a number.
+    """
 
     def __init__(self, statuses: Mapping[str, Mapping[str, Any]]) -> None:
         self._statuses = statuses
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics of every service and stage."""
+        up = GaugeMetricFamily("framebus_service_up", "1 when the service tells its status", labels=["service"])
         healthy = GaugeMetricFamily(
             "framebus_service_healthy", "1 when the service does its work, 0 when not", labels=["service"]
         )
@@ -67,35 +72,75 @@ class StatusCollector(Collector):
         skipped = CounterMetricFamily("framebus_stage_skipped", "Frames that the stage did not see", labels=labels)
         fps = GaugeMetricFamily("framebus_stage_fps", "Frames a second, of the last seconds", labels=labels)
         age = GaugeMetricFamily("framebus_stage_age_seconds", "Seconds since a frame passed the stage", labels=labels)
-        latency = GaugeMetricFamily(
+        latency = SummaryMetricFamily(
             "framebus_stage_latency_seconds",
             "Seconds from a frame's capture to the end of the stage, of the last seconds",
-            labels=[*labels, "quantile"],
+            labels=labels,
         )
         for service, document in self._statuses.items():
-            healthy.add_metric([service], float(document.get("healthy") is True))
+            silent = document.get("silent") is True
+            up.add_metric([service], float(not silent))
+            healthy.add_metric([service], float(not silent and document.get("healthy") is True))
             for name, number in _numbers(document.get("details"), ""):
-                detail.add_metric([service, name], number)
+                detail.add_metric([service, name], math.nan if silent else number)
             for stage, summary in _mapping(document.get("stages")).items():
                 values = dict(_numbers(summary, ""))
+                if silent and "fps" in values:
+                    values["fps"] = 0.0
                 place = [service, str(stage)]
                 for family, key in ((frames, "frames"), (skipped, "skipped"), (fps, "fps"), (age, "age_s")):
                     if key in values:
                         family.add_metric(place, values[key])
                 for quantile, key in QUANTILES.items():
-                    if key in values:
-                        latency.add_metric([*place, quantile], values[key] / 1e3)
-        yield from (healthy, detail, frames, skipped, fps, age, latency)
+                    if key in _mapping(summary):  # without a frame in the last seconds, the quantiles are not numbers
+                        seconds = math.nan if silent else values.get(key, math.nan) / 1e3
+                        where = dict(zip(labels, place, strict=True)) | {"quantile": quantile}
+                        latency.add_sample(latency.name, where, seconds)
+        yield from (up, healthy, detail, frames, skipped, fps, age, latency)
 
 
-def render(statuses: Mapping[str, Mapping[str, Any]], streams: Sequence[Mapping[str, Any]] = ()) -> bytes:
+class ConnectionCollector(Collector):
+    """Turns the counts of the web server's connections into metrics."""
+
+    def __init__(self, counts: Mapping[str, Any]) -> None:
+        self._counts = counts
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the connections that are open, and how many were opened, refused and dropped."""
+        prefix = "framebus_web_connections"
+        yield GaugeMetricFamily(f"{prefix}_open", "Connections that are open", value=self._counts["open"])
+        yield GaugeMetricFamily(f"{prefix}_limit", "Connections that may be open", value=self._counts["max"])
+        yield CounterMetricFamily(f"{prefix}_opened", "Connections that were accepted", value=self._counts["opened"])
+        for name, key, text in (
+            (f"{prefix}_refused", "refused", "Connections that were refused, by the limit that was reached"),
+            (f"{prefix}_dropped", "dropped", "Connections that were closed, by the deadline that had passed"),
+            ("framebus_web_requests_forbidden", "forbidden", "Requests answered 403, by the rule that they broke"),
+        ):
+            family = CounterMetricFamily(name, text, labels=["reason"])
+            for reason, count in self._counts[key].items():
+                family.add_metric([reason], count)
+            yield family
+
+
+def render(
+    statuses: Mapping[str, Mapping[str, Any]],
+    streams: Sequence[Mapping[str, Any]] = (),
+    connections: Mapping[str, Any] | None = None,
+) -> bytes:
     """Prometheus' text for the status documents of :func:`services.common.status.read_statuses`, and for streams.
 
     The streamer's own processor time, memory and descriptors come with them, as ``process_*``.
+
+    Args:
+        statuses: By the service's name; those with ``silent`` are of services that have gone.
+        streams: Descriptions as of ``services.streamer.web.describe``.
+        connections: The web server's ``Connections.summary``, with ``forbidden`` for the counts of the gatekeeper.
     """
     registry = CollectorRegistry(auto_describe=False)
     registry.register(StatusCollector(statuses))
     registry.register(StreamCollector(streams))
+    if connections is not None:
+        registry.register(ConnectionCollector(connections))
     ProcessCollector(registry=registry)
     return generate_latest(registry)
 

@@ -1,14 +1,33 @@
-"""Who may look: the checks that keep a foreign web page from watching through the operator's browser."""
+"""Who may look: the checks that keep a foreign web page from watching through the operator's browser.
+
+The page's own files tell nothing and are given to everyone; so a page that is refused can still say why. All else is
+checked, in this order:
+
+1. Each name by which the request claims to have reached the page must be an address, a name without a dot, this host's
+   name, or one of ``streamer.allowed_hosts``: that in ``Host`` and, from a trusted proxy, in ``X-Forwarded-Host``. A
+   site of the Internet may let its own name point to this address, and its pages would then be of the same origin (DNS
+   rebinding).
+2. ``Origin``, where a browser sends it, must be the host by which the browser reached the page: that of
+   ``X-Forwarded-Host`` or else ``Host``. Where a proxy replaced ``Host``, the browser's word ``Sec-Fetch-Site:
+   same-origin`` is as good, which no page can forge; the name in ``Origin`` must then pass rule 1.
+3. ``Sec-Fetch-Site`` must not say that another site embeds what is asked for. A link from elsewhere is a navigation,
+   and shows nothing to where it came from.
+"""
 
 from __future__ import annotations
 
-import ipaddress
 import socket
-from collections.abc import Collection
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
 from urllib.parse import urlsplit
 
+import structlog
 from aiohttp import web
-from aiohttp.typedefs import Handler, Middleware
+from aiohttp.typedefs import Handler
+
+from services.streamer.addresses import Network, forwarded_host, host_name, parse_address
 
 HEADERS = {
     "Server": "framebus",
@@ -23,6 +42,10 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
 }
 """Sent with every answer."""
+HOST_SETTING: Final = "streamer.allowed_hosts"
+ORIGIN_SETTING: Final = "proxy_set_header Host $http_host;"
+MAX_QUOTED: Final = 100
+"""Letters of a client's header that are quoted in an answer or the log."""
 
 
 async def add_headers(_request: web.Request, response: web.StreamResponse) -> None:
@@ -30,44 +53,110 @@ async def add_headers(_request: web.Request, response: web.StreamResponse) -> No
     response.headers.update(HEADERS)
 
 
-def refuse_strangers(allowed_hosts: Collection[str]) -> Middleware:
-    """A middleware that answers 403 to what only a foreign web page would ask.
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a request is refused, and what to change if it should not be."""
 
-    *Host* must be an address, a name without a dot, this host's name, or one of ``allowed_hosts``: a site of the
-    Internet may let its own name point to this address, and its pages would then be of the same origin (DNS rebinding).
-    *Origin*, where a browser sends it, must be that host. *Sec-Fetch-Site* must not say that another site embeds us.
+    kind: str
+    """``host``, ``origin`` or ``embedded``."""
+    reason: str
+    setting: str
+    """The setting to change; empty if none helps."""
+    origin: str
+    """``Origin`` of the request; empty if it had none."""
+
+
+class Gatekeeper:
+    """Refuses what only a foreign web page would ask, and keeps count.
+
+    Args:
+        allowed_hosts: Names by which the page may be reached, beside addresses and names without a dot.
+        proxies: Reverse proxies whose ``X-Forwarded-Host`` is believed.
     """
-    names = {name.lower().rstrip(".") for name in (*allowed_hosts, socket.gethostname(), socket.getfqdn())}
+
+    def __init__(self, allowed_hosts: Collection[str], proxies: Sequence[Network] = ()) -> None:
+        names = (*allowed_hosts, socket.gethostname(), socket.getfqdn())
+        self._names = {name.lower().rstrip(".") for name in names}
+        self._proxies = proxies
+        self._last: dict[str, tuple[Refusal, float]] = {}
+        self._counts: dict[str, int] = {}
 
     @web.middleware
-    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
-        name = _host_name(request.host)
-        if not _is_address(name) and "." in name and name not in names:
-            raise web.HTTPForbidden(text=f"host {name} is not in streamer.allowed_hosts\n")
-        origin = request.headers.get("Origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != request.host.lower():
-            raise web.HTTPForbidden(text="pages of another origin may not watch\n")
-        # A link from elsewhere to the page itself is a navigation, and shows nothing to where it came from.
-        if (
-            request.headers.get("Sec-Fetch-Site") in {"cross-site", "same-site"}
-            and request.headers.get("Sec-Fetch-Mode") != "navigate"
-        ):
-            raise web.HTTPForbidden(text="pages of another site may not embed this\n")
+    async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Answer 403 with the reason and the setting to change; the log tells it once a kind."""
+        if not _is_public(request.path) and (refusal := self.refusal_of(request)) is not None:
+            if refusal.kind not in self._last:
+                structlog.get_logger().warning(
+                    "request refused", kind=refusal.kind, reason=refusal.reason, setting=refusal.setting
+                )
+            self._last[refusal.kind] = refusal, time.monotonic()
+            self._counts[refusal.kind] = self._counts.get(refusal.kind, 0) + 1
+            raise web.HTTPForbidden(text=f"{refusal.reason}\n", headers={"Cache-Control": "no-store"})
         return await handler(request)
 
-    return check
+    def refusal_of(self, request: web.Request) -> Refusal | None:
+        """Return why a request is refused; None if it is not."""
+        peername = None if request.transport is None else request.transport.get_extra_info("peername")
+        forwarded = forwarded_host(peername[0] if peername else None, request.headers, self._proxies)
+        origin = request.headers.get("Origin", "")
+        for host in filter(None, (request.host, forwarded)):
+            name = host_name(host)
+            if not self._is_own_name(name):
+                reason = (
+                    f"the page was asked for by the name {_quoted(name)}, which is not one of its own: "
+                    f"add it to {HOST_SETTING} if it is"
+                )
+                return Refusal("host", reason, HOST_SETTING, origin)
+        host = (forwarded or request.host).lower()
+        site = request.headers.get("Sec-Fetch-Site")
+        if origin and _netloc(origin) != host:
+            if site == "same-origin" and self._is_own_name(host_name(_netloc(origin))):
+                return None
+            reason = (
+                f"pages of another origin may not watch: the page is of {_quoted(origin)}, the request's Host is "
+                f"{_quoted(host)}. If a reverse proxy changed Host, let it pass on the browser's: in nginx, "
+                f"'{ORIGIN_SETTING}'"
+            )
+            return Refusal("origin", reason, ORIGIN_SETTING, origin)
+        if site in {"cross-site", "same-site"} and request.headers.get("Sec-Fetch-Mode") != "navigate":
+            return Refusal("embedded", "pages of another site may not embed this", "", origin)
+        return None
+
+    def summary(self) -> list[dict[str, Any]]:
+        """The last refusal of each kind, ready for JSON, the newest first."""
+        now_s = time.monotonic()
+        return [
+            {
+                "kind": kind,
+                "reason": refusal.reason,
+                "setting": refusal.setting,
+                "origin": refusal.origin[:MAX_QUOTED],
+                "count": self._counts[kind],
+                "age_s": round(now_s - at_s, 3),
+            }
+            for kind, (refusal, at_s) in sorted(self._last.items(), key=lambda entry: -entry[1][1])
+        ]
+
+    def counts(self) -> dict[str, int]:
+        """Refusals of each kind since the start."""
+        return {"host": 0, "origin": 0, "embedded": 0} | self._counts
+
+    def _is_own_name(self, name: str) -> bool:
+        return bool(name) and (parse_address(name) is not None or "." not in name or name in self._names)
 
 
-def _host_name(host: str) -> str:
+def _netloc(origin: str) -> str:
+    """Return host and port of an origin in lower case; empty if it has none, as the origin ``null``."""
     try:
-        return (urlsplit(f"//{host}").hostname or "").rstrip(".")
+        return urlsplit(origin).netloc.lower()
     except ValueError:
-        return "malformed.invalid"
+        return ""
 
 
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name.partition("%")[0])
-    except ValueError:
-        return False
-    return True
+def _is_public(path: str) -> bool:
+    return path == "/" or path.startswith("/page/")
+
+
+def _quoted(text: str) -> str:
+    """A client's text, cut short, with what cannot be printed written as an escape."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text[:MAX_QUOTED])

@@ -18,12 +18,15 @@ from services.common.service import ServiceError
 from services.common.status import StatusServer, status_document
 from services.streamer.boxes import DetectionThread
 from services.streamer.config import StreamerConfiguration, StreamerSection
+from services.streamer.connections import SERVER_OPTIONS, Connections
 from services.streamer.frames import FrameThread
 from services.streamer.freshness import Freshness, State
 from services.streamer.hub import Hub
+from services.streamer.limits import limits_of
 from services.streamer.messages import Echo, state_message
+from services.streamer.pagefiles import PageFiles
 from services.streamer.presence import Presence
-from services.streamer.web import Site, page_version
+from services.streamer.web import Site
 
 TICK_S = 0.1
 TICKS_A_MEASUREMENT = 10
@@ -44,35 +47,44 @@ def main(configuration: StreamerConfiguration, stop: threading.Event) -> None:
 async def _serve(configuration: StreamerConfiguration, stop: threading.Event) -> None:
     streamer = _Streamer(configuration.stream, configuration.streamer)
     runner = web.AppRunner(
-        streamer.site.application, access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_S
+        streamer.site.application,
+        access_log=None,
+        handle_signals=False,
+        shutdown_timeout=SHUTDOWN_S,
+        **SERVER_OPTIONS,
     )
     await runner.setup()
     try:
-        await _listen(runner, configuration.streamer)
-        with StatusServer(streamer.stream, "streamer", streamer.status):
-            streamer.start()
-            watching = asyncio.create_task(streamer.presence.watch())
-            try:
-                await streamer.tend(stop)
-            finally:
-                watching.cancel()
-                await streamer.end()
+        assert runner.server is not None
+        listening = await _listen(streamer.connections, runner.server, configuration.streamer)
+        try:
+            with StatusServer(streamer.stream, "streamer", streamer.status):
+                streamer.start()
+                watching = asyncio.create_task(streamer.presence.watch())
+                try:
+                    await streamer.tend(stop)
+                finally:
+                    watching.cancel()
+                    await streamer.end()
+        finally:
+            listening.close()
     finally:
         await runner.cleanup()
 
 
-async def _listen(runner: web.AppRunner, section: StreamerSection) -> None:
+async def _listen(connections: Connections, server: web.Server, section: StreamerSection) -> asyncio.Server:
     try:
-        await web.TCPSite(runner, section.host, section.port).start()
+        listening = await connections.listen(server, section.host, section.port)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             reason = "another program listens there: stop it, or set another streamer.port"
         else:
             reason = error.strerror or str(error)
         raise ServiceError(f"cannot listen on {section.host} port {section.port}: {reason}") from None
-    address = runner.addresses[0]
+    address = listening.sockets[0].getsockname()
     host = f"[{address[0]}]" if ":" in address[0] else address[0]
     structlog.get_logger().info("listening", url=f"http://{host}:{address[1]}/")
+    return listening
 
 
 class _Streamer:
@@ -94,8 +106,17 @@ class _Streamer:
             stop=self._ending,
         )
         self._boxes = DetectionThread(stream, deliver=self._on_loop(self._hub.add_detections), stop=self._ending)
-        self.site = Site(stream, section, self._hub, self.presence, self._state_text)
-        self._page_version = page_version()
+        self.connections = Connections(limits_of(section))
+        self.page = PageFiles()
+        self.site = Site(
+            stream,
+            section,
+            self._hub,
+            self.presence,
+            self._state_text,
+            connections=self.connections,
+            page=self.page,
+        )
 
     def start(self) -> None:
         """Start the threads."""
@@ -115,6 +136,7 @@ class _Streamer:
             for name, thread in (("frame", self._frames), ("detection", self._boxes)):
                 if not thread.alive:
                     raise ServiceError(f"the {name} thread has failed")
+            self.connections.sweep()
             self._hub.update_demand()
             self._hub.update_state()
             if (names := [(one.kind, one.name) for one in self.presence.absent()]) != absent:
@@ -122,6 +144,7 @@ class _Streamer:
                 self._hub.tell_state()
             ticks += 1
             if ticks % TICKS_A_MEASUREMENT == 0:
+                self.page.refresh()
                 self._hub.measure(float(self._frames.received.summary()["fps"] or 0.0))
 
     async def end(self) -> None:
@@ -187,7 +210,7 @@ class _Streamer:
             boxes_max_age_s=self._section.boxes_max_age_s,
             detectors=self._hub.detectors,
             absent=absent,
-            page_version=self._page_version,
+            page_version=self.page.version,
             received_ms=received_ms,
             echo=echo,
         )

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
-from pathlib import Path
 from typing import Any
 
 from aiohttp import web
@@ -15,19 +13,15 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from framebus import StreamInfo, streams
 from services.streamer import metrics, security, stills
 from services.streamer.config import StreamerSection
+from services.streamer.connections import Connections
 from services.streamer.hub import Hub, TooManyViewers
+from services.streamer.pagefiles import PageFiles
 from services.streamer.presence import Presence
+from services.streamer.security import Gatekeeper
 from services.streamer.websocket import StateText, WebSocketViewer
 
-PAGE = Path(__file__).with_name("page")
-
-
-def page_version() -> str:
-    """Return a text that is another one when a file of the page is."""
-    digest = hashlib.sha256()
-    for path in sorted(PAGE.iterdir()):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:16]
+GONE_KEPT_S = 3600.0
+"""Seconds for which a stream that is gone is still told of, as not live."""
 
 
 def describe(found: StreamInfo) -> dict[str, Any]:
@@ -46,6 +40,12 @@ def describe(found: StreamInfo) -> dict[str, Any]:
     }
 
 
+def _gone(stream: dict[str, Any], gone_s: float) -> dict[str, Any]:
+    """The description of a stream that was there ``gone_s`` seconds ago."""
+    age_s = None if stream["age_s"] is None else round(stream["age_s"] + gone_s, 3)
+    return stream | {"live": False, "age_s": age_s, "slots_held": 0, "seats_taken": 0, "subscribers": 0}
+
+
 class Site:
     """The web application.
 
@@ -55,19 +55,33 @@ class Site:
         hub: What the viewers see.
         presence: What the services of the stream tell.
         state_text: Makes the state's message for a viewer.
+        connections: All connections, for their counts and caps.
+        page: The page's files.
     """
 
     def __init__(
-        self, stream: str, section: StreamerSection, hub: Hub, presence: Presence, state_text: StateText
+        self,
+        stream: str,
+        section: StreamerSection,
+        hub: Hub,
+        presence: Presence,
+        state_text: StateText,
+        *,
+        connections: Connections,
+        page: PageFiles,
     ) -> None:
         self._stream = stream
         self._section = section
         self._hub = hub
         self._presence = presence
         self._state_text = state_text
+        self._connections = connections
+        self._page = page
+        self._gatekeeper = Gatekeeper((section.host, *section.allowed_hosts), section.trusted_proxies)
+        self._streams: dict[str, tuple[dict[str, Any], float]] = {}
         self._sockets: set[WebSocketViewer] = set()
         self.application = web.Application(
-            middlewares=[security.refuse_strangers((section.host, *section.allowed_hosts)), _answer_full]
+            middlewares=[connections.middleware, self._gatekeeper.middleware, _answer_full]
         )
         self.application.on_response_prepare.append(security.add_headers)
         self.application.on_shutdown.append(self._close_sockets)
@@ -78,14 +92,18 @@ class Site:
                 web.get("/stream.mjpg", self._mjpeg, allow_head=False),
                 web.get("/snapshot.jpg", self._snapshot),
                 web.get("/healthz", self._healthz),
+                web.get("/readyz", self._readyz),
                 web.get("/metrics", self._metrics),
                 web.get("/api/status", self._status),
-                web.static("/page", PAGE),
+                web.get("/page/{name:.+}", self._page_file),
             ]
         )
 
-    async def _index(self, _request: web.Request) -> web.StreamResponse:
-        return web.FileResponse(PAGE / "index.html", headers={"Cache-Control": "no-cache"})
+    async def _index(self, request: web.Request) -> web.StreamResponse:
+        return self._page.answer(request, "index.html")
+
+    async def _page_file(self, request: web.Request) -> web.StreamResponse:
+        return self._page.answer(request, request.match_info["name"])
 
     async def _websocket(self, request: web.Request) -> web.StreamResponse:
         if not web.WebSocketResponse().can_prepare(request):
@@ -104,26 +122,40 @@ class Site:
         return await stills.snapshot(self._hub)
 
     async def _healthz(self, _request: web.Request) -> web.StreamResponse:
-        self._hub.update_state()
-        return self._health()
-
-    def _health(self) -> web.Response:
-        freshness = self._hub.freshness
+        """200 while the picture is live or delayed, 503 with the reason while it is stale or absent."""
+        served, document = self._health()
         return web.json_response(
-            {
-                "healthy": freshness.served,
-                "state": freshness.state,
-                "reason": freshness.reason,
-                "stream": self._stream,
-                "age_s": None if freshness.age_s is None else round(freshness.age_s, 3),
-            },
-            status=200 if freshness.served else 503,
-            headers=stills.UNCACHED,
+            {"healthy": served, **document}, status=200 if served else 503, headers=stills.UNCACHED
         )
+
+    async def _readyz(self, _request: web.Request) -> web.StreamResponse:
+        """The same by the same rule, with the services that are absent: asked before viewers are sent here."""
+        served, document = self._health()
+        absent = [
+            {"kind": one.kind, "name": one.name, "silent_s": round(one.silent_s, 1), "reason": one.reason}
+            for one in self._presence.absent()
+            if (one.kind, one.name) != ("service", "streamer")
+        ]
+        return web.json_response(
+            {"ready": served, **document, "absent": absent}, status=200 if served else 503, headers=stills.UNCACHED
+        )
+
+    def _health(self) -> tuple[bool, dict[str, Any]]:
+        """Whether the picture may be handed out, and what is told of it."""
+        self._hub.update_state()
+        freshness = self._hub.freshness
+        return freshness.served, {
+            "state": freshness.state,
+            "reason": freshness.reason,
+            "stream": self._stream,
+            "age_s": None if freshness.age_s is None else round(freshness.age_s, 3),
+        }
 
     async def _metrics(self, _request: web.Request) -> web.StreamResponse:
         statuses = await self._presence.statuses()
-        body = metrics.render(statuses, [describe(found) for found in await asyncio.to_thread(streams)])
+        body = metrics.render(
+            statuses, await self._read_streams(), self._connections.summary() | {"forbidden": self._gatekeeper.counts()}
+        )
         return web.Response(body=body, headers=stills.UNCACHED | {"Content-Type": CONTENT_TYPE_LATEST})
 
     async def _status(self, _request: web.Request) -> web.StreamResponse:
@@ -136,11 +168,27 @@ class Site:
                     "mjpeg": self._hub.count("mjpeg"),
                     "max": self._section.max_clients,
                 },
+                "connections": self._connections.summary(),
+                "refusals": self._gatekeeper.summary(),
                 "services": await self._presence.statuses(),
-                "streams": [describe(found) for found in await asyncio.to_thread(streams)],
+                "streams": await self._read_streams(),
             },
             headers=stills.UNCACHED,
         )
+
+    async def _read_streams(self) -> list[dict[str, Any]]:
+        """Describe the streams that are there, and those that were within the last hour, which are not live."""
+        found = [describe(stream) for stream in await asyncio.to_thread(streams)]
+        now_s = time.monotonic()
+        self._streams |= {stream["name"]: (stream, now_s) for stream in found}
+        self._streams = {
+            name: entry
+            for name, entry in self._streams.items()
+            if now_s - entry[1] <= GONE_KEPT_S or name == self._stream
+        }
+        return [
+            stream if seen_s == now_s else _gone(stream, now_s - seen_s) for stream, seen_s in self._streams.values()
+        ]
 
     async def _close_sockets(self, _application: web.Application) -> None:
         await asyncio.gather(*(viewer.close() for viewer in tuple(self._sockets)))
