@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import shutil
+import subprocess
 from typing import Any
 
 import pytest
@@ -9,11 +12,35 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from services.common.status import Stage, status_document
 from services.streamer.metrics import render
+from tests.support import lacks
+
+STREAM = {
+    "name": "panorama",
+    "live": True,
+    "sequence": 3,
+    "age_s": 0.1,
+    "slots": 8,
+    "slots_held": 1,
+    "seats": 6,
+    "seats_taken": 2,
+    "ring_bytes": 1 << 20,
+    "subscribers": 1,
+}
+CONNECTIONS = {
+    "open": 2,
+    "max": 512,
+    "opened": 7,
+    "refused": {"address": 1, "full": 0},
+    "dropped": {"head": 3},
+    "forbidden": {"origin": 4},
+}
 
 
-def samples(statuses: dict[str, Any]) -> dict[tuple[str, tuple[str, ...]], float]:
+def samples(
+    statuses: dict[str, Any], connections: dict[str, Any] | None = None
+) -> dict[tuple[str, tuple[str, ...]], float]:
     found = {}
-    for family in text_string_to_metric_families(render(statuses).decode()):
+    for family in text_string_to_metric_families(render(statuses, connections=connections).decode()):
         for sample in family.samples:
             place = tuple(value for _, value in sorted(sample.labels.items()))
             assert (sample.name, place) not in found
@@ -53,11 +80,65 @@ def test_every_stage_of_every_service_has_its_metrics() -> None:
 )
 def test_a_document_that_makes_no_sense_is_left_out(document: dict[str, Any]) -> None:
     found = samples({"odd": document})
-    assert {name for name, place in found if "odd" in place} == {"framebus_service_healthy"}
+    latency = "framebus_stage_latency_seconds"
+    assert {name for name, place in found if "odd" in place} - {latency} == {
+        "framebus_service_healthy",
+        "framebus_service_up",
+    }
     assert found["framebus_service_healthy", ("odd",)] == 0
+    assert found["framebus_service_up", ("odd",)] == 1
 
 
 def test_the_process_itself_is_measured() -> None:
     found = samples({})
     assert found["process_resident_memory_bytes", ()] > 0
     assert found["process_cpu_seconds_total", ()] > 0
+
+
+def working_service() -> dict[str, Any]:
+    receive = Stage()
+    receive.record(0.010)
+    stages = {"receive": receive, "send": Stage()}
+    return status_document("one", stages, stale_after_s=60, optional=("send",), details={"clients": 2})
+
+
+def test_a_service_that_has_gone_stays_and_is_down() -> None:
+    document = working_service()
+    document["stages"]["receive"] |= {"fps": 25.0, "age_s": 7.5}
+    before = samples({"one": document})
+    after = samples({"one": document | {"silent": True, "silent_s": 7.5}})
+    assert before.keys() == after.keys()
+    assert (before["framebus_service_up", ("one",)], after["framebus_service_up", ("one",)]) == (1, 0)
+    assert (before["framebus_service_healthy", ("one",)], after["framebus_service_healthy", ("one",)]) == (1, 0)
+    place = ("one", "receive")
+    assert (before["framebus_stage_fps", place], after["framebus_stage_fps", place]) == (25, 0)
+    assert after["framebus_stage_frames_total", place] == 1
+    assert after["framebus_stage_age_seconds", place] == 7.5
+    assert math.isnan(after["framebus_stage_latency_seconds", ("0.5", *place)])
+    assert math.isnan(after["framebus_service_detail", ("clients", "one")])
+
+
+def test_connections_are_counted_by_reason() -> None:
+    found = samples({}, CONNECTIONS)
+    assert found["framebus_web_connections_open", ()] == 2
+    assert found["framebus_web_connections_limit", ()] == 512
+    assert found["framebus_web_connections_opened_total", ()] == 7
+    assert found["framebus_web_connections_refused_total", ("address",)] == 1
+    assert found["framebus_web_connections_dropped_total", ("head",)] == 3
+    assert found["framebus_web_requests_forbidden_total", ("origin",)] == 4
+
+
+def test_prometheus_own_linter_has_nothing_to_say() -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        lacks("no promtool here: run 'make system-packages'")
+    gone = working_service() | {"silent": True, "silent_s": 7.5}
+    text = render({"one": working_service(), "two": gone}, [STREAM], CONNECTIONS)
+
+    def lint(metrics: bytes) -> tuple[int, bytes]:
+        checked = subprocess.run([promtool, "check", "metrics"], input=metrics, capture_output=True, check=False)
+        return checked.returncode, checked.stdout + checked.stderr
+
+    assert lint(text) == (0, b"")
+    as_a_gauge = text.replace(b"_latency_seconds summary", b"_latency_seconds gauge")
+    assert b"quantile" in lint(as_a_gauge)[1]
