@@ -62,6 +62,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._socket: socket.socket | None = None
         self._taken_bytes = 0
+        self._tail = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Ask for a place; without one, answer 503 and close."""
@@ -85,6 +86,7 @@ class Connection(asyncio.Protocol):
         """Pass bytes of the client on; the first byte after a pause starts the deadline for a head."""
         if self._transport is None:
             return
+        self._tail = (self._tail + data[-4:])[-4:]
         if self.phase is Phase.IDLE:
             self.enter(Phase.HEAD)
         self._http.data_received(data)
@@ -113,6 +115,11 @@ class Connection(asyncio.Protocol):
     def enter(self, phase: Phase) -> None:
         """Begin a phase."""
         self.phase, self.since_s = phase, time.monotonic()
+
+    def end_request(self) -> None:
+        """Begin to wait for the next request, of which a part may have come with the one before."""
+        # No request has a body, so that the bytes received end with a head unless a part of another follows.
+        self.enter(Phase.IDLE if self._tail == b"\r\n\r\n" else Phase.HEAD)
 
     def abort(self) -> None:
         """Close at once; what was not sent is discarded."""

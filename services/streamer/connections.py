@@ -137,7 +137,7 @@ class Connections:
                 return await handler(request)
             finally:
                 self._move(connection, own_group)
-                connection.enter(Phase.IDLE)
+                connection.end_request()
         except OSError as error:
             if not isinstance(error, ResourceExhausted) and error.errno not in _EXHAUSTED:
                 raise
