@@ -71,7 +71,8 @@ class PageFiles:
 
     def _read(self, path: Path) -> _Copy:
         status = path.stat()
-        signature = (status.st_mtime_ns, status.st_size, status.st_ino)
+        # Not the time of modification, which may be set to what it was; this one is the kernel's.
+        signature = (status.st_ctime_ns, status.st_size, status.st_ino)
         known = self._copies.get(path.relative_to(self._folder).as_posix())
         if known is not None and known.signature == signature:
             return known
