@@ -62,6 +62,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._socket: socket.socket | None = None
         self._taken_bytes = 0
+        self._unread = False
         self._tail = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -121,6 +122,10 @@ class Connection(asyncio.Protocol):
         # No request has a body, so that the bytes received end with a head unless a part of another follows.
         self.enter(Phase.IDLE if self._tail == b"\r\n\r\n" else Phase.HEAD)
 
+    def set_unread(self, unread: bool) -> None:
+        """Tell whether the client has to read something, though its kernel has acknowledged it."""
+        self._unread = unread
+
     def abort(self) -> None:
         """Close at once; what was not sent is discarded."""
         if self._transport is not None:
@@ -156,7 +161,12 @@ class Connection(asyncio.Protocol):
         unacked, acked, notsent = (
             field.unpack_from(info, at)[0] for field, at in (_UNACKED, _BYTES_ACKED, _NOTSENT_BYTES)
         )
-        pending = bool(unacked or notsent or (self._transport is not None and self._transport.get_write_buffer_size()))
+        pending = bool(
+            self._unread
+            or unacked
+            or notsent
+            or (self._transport is not None and self._transport.get_write_buffer_size())
+        )
         if not pending or acked - self._taken_bytes >= MIN_TAKEN_BYTES:
             self.taken_s, self._taken_bytes = now_s, acked
         return pending

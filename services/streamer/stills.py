@@ -10,6 +10,8 @@ import time
 
 from aiohttp import web
 
+from services.streamer.backlog import Backlog
+from services.streamer.connection import Connection
 from services.streamer.encode import LEVELS, SMALLEST, message_picture
 from services.streamer.frames import EncodedFrame
 from services.streamer.hub import Hub
@@ -77,6 +79,12 @@ async def stream_mjpeg(hub: Hub, request: web.Request) -> web.StreamResponse:
     viewer = _PictureViewer(hub, "mjpeg", largest)
     hub.join(viewer)
     pace = Pace(largest, largest)
+    protocol = None if request.transport is None else request.transport.get_protocol()
+    backlog = Backlog(
+        None if request.transport is None else request.transport.get_extra_info("socket"),
+        probe=lambda: response.write(b"X-Wait: 1\r\n"),  # a header of the part that comes next
+        tell=protocol.set_unread if isinstance(protocol, Connection) else lambda _unread: None,
+    )
     try:
         _bound_send_buffer(request)
         await response.prepare(request)
@@ -103,7 +111,8 @@ async def stream_mjpeg(hub: Hub, request: web.Request) -> web.StreamResponse:
             await response.write(part)
             await request.writer.drain()
             # The time that the connection took to make room is all that is known of the line.
-            pace.acknowledge(level, started_s, time.monotonic())
+            occupied_s = await backlog.clear(len(part), started_s)
+            pace.acknowledge(level, started_s, started_s + occupied_s)
             viewer.level = pace.level
             hub.update_demand()
             same_life = previous is not None and previous.epoch == frame.epoch

@@ -159,6 +159,18 @@ def test_clients_that_never_read_make_room(
         assert viewer.recv(65536).startswith(b"HTTP/1.1 200 ")
 
 
+def test_small_pictures_that_are_never_read_make_room(stream: str, tmp_path: Path) -> None:
+    """The client's kernel could acknowledge them for minutes."""
+    with (
+        RunningPublisher(stream, FrameFormat(HEIGHT, WIDTH), 25),
+        StreamerProcess(stream, tmp_path / "log", write_timeout_s=1) as streamer,
+        Clients(streamer) as clients,
+    ):
+        clients.connect(MJPEG)
+        wait_until(lambda: dropped(streamer)["write"] == 1, "it is disconnected", interval_s=0.1)
+        assert status(streamer)["viewers"]["mjpeg"] == 0
+
+
 def test_a_client_that_takes_a_byte_now_and_then_makes_room(impatient: StreamerProcess) -> None:
     with Clients(impatient) as clients:
         before = dropped(impatient)

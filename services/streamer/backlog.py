@@ -1,0 +1,130 @@
+"""How much is on its way to a viewer that acknowledges nothing: MJPEG, most of all through a reverse proxy.
+
+A proxy takes pictures in as fast as they come, until its buffers and those of its kernel are full: megabytes, which are
+old when the viewer gets them. What the streamer can see is the receive window of the proxy's kernel.
+
+1. The next picture is sent only once the receiver has read the last one. Its window tells that, as of the newest
+   acknowledgement; to get another one, a few bytes are sent that mean nothing.
+2. A receiver that does not read for :data:`STALLED_S` has full buffers behind it. At the ends of two such stalls they
+   hold the same, so what was sent in between is what the line carries.
+3. From that follows what is still on its way: it is given the time to arrive. From then on pictures are sent at a
+   little less than the line carries, while the connection lasts: that a line gets quicker cannot be seen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+STALLED_S: Final = 1.0
+JUDGED_S: Final = 4.0
+WAITED_SHARE: Final = 0.35
+"""A time of which less was spent waiting does not tell what the line carries."""
+USED_SHARE: Final = 0.85
+ON_ITS_WAY_S: Final = 0.5
+LONGEST_PAUSE_S: Final = 60.0
+LOOK_S: Final = 0.01
+FIRST_PROBE_S: Final = 0.02
+PROBE_S: Final = 0.2
+
+_SND_WND: Final = (struct.Struct("I"), 228)
+"""tcpi_snd_wnd in struct tcp_info of linux/tcp.h: the window that the receiver advertises, in bytes."""
+
+
+class Backlog:
+    """Keeps what is on its way to one viewer short.
+
+    Args:
+        connection: The viewer's socket; None to judge by the time of the writes alone.
+        probe: Sends some bytes that the viewer ignores.
+        tell: Called with whether the viewer has to read before anything else is sent.
+    """
+
+    def __init__(
+        self, connection: socket.socket | None, probe: Callable[[], Awaitable[None]], tell: Callable[[bool], None]
+    ) -> None:
+        self.bytes_per_second: float | None = None
+        """What is sent at most; None as long as the line has not shown what it carries."""
+        self._socket = connection
+        self._probe = probe
+        self._tell = tell
+        self._window_bytes = 0
+        """The receiver's window when it had last read everything."""
+        self._began_s = time.monotonic()
+        self._sent_bytes = 0
+        self._mark: tuple[float, int] | None = None
+        """When a stall ended, and how many bytes had been sent by then."""
+        self._waited_s = 0.0
+        """Time spent waiting since the mark."""
+
+    async def clear(self, sent_bytes: int, started_s: float) -> float:
+        """Wait until the next picture may be sent.
+
+        Args:
+            sent_bytes: Size of the picture that has just been written.
+            started_s: When its writing began, of ``time.monotonic``.
+
+        Returns:
+            Seconds for which the picture occupied the line.
+
+        Raises:
+            ConnectionError: The viewer has gone.
+        """
+        await self._until_read(sent_bytes)
+        self._sent_bytes += sent_bytes
+        now_s = time.monotonic()
+        took_s = now_s - started_s
+        self._waited_s += took_s
+        pause_s = self._judge(now_s) if took_s >= STALLED_S else 0.0
+        if self.bytes_per_second is not None:
+            took_s = max(took_s, sent_bytes / self.bytes_per_second)
+        await asyncio.sleep(max(pause_s, started_s + took_s - now_s, 0.0))
+        if pause_s:
+            self._began_s, self._sent_bytes = time.monotonic(), 0
+        return took_s
+
+    def _judge(self, now_s: float) -> float:
+        """Learn what the line carries at the end of a stall; return for how long to send nothing."""
+        pause_s = 0.0
+        if self._mark is not None:
+            marked_s, marked_bytes = self._mark
+            judged_s = now_s - marked_s
+            if judged_s < JUDGED_S:
+                return 0.0
+            if self._waited_s >= WAITED_SHARE * judged_s:
+                carried = (self._sent_bytes - marked_bytes) / judged_s
+                self.bytes_per_second = carried * USED_SHARE
+                behind_s = self._sent_bytes / carried - (now_s - self._began_s)
+                pause_s = min(max(behind_s - ON_ITS_WAY_S, 0.0), LONGEST_PAUSE_S)
+        self._mark = None if pause_s else (now_s, self._sent_bytes)
+        self._waited_s = 0.0
+        return pause_s
+
+    async def _until_read(self, sent_bytes: int) -> None:
+        """Wait until the receiver has read most of the last picture."""
+        probe_at_s = time.monotonic() + FIRST_PROBE_S
+        while (window := self._window()) is not None:
+            if window >= self._window_bytes - sent_bytes // 2:
+                self._window_bytes = window
+                break
+            self._tell(True)
+            if time.monotonic() > probe_at_s:
+                probe_at_s = time.monotonic() + PROBE_S
+                await self._probe()
+            await asyncio.sleep(LOOK_S)
+        self._tell(False)
+
+    def _window(self) -> int | None:
+        """The receiver's window in bytes; None where the kernel does not tell it, or the connection is closed."""
+        if self._socket is None:
+            return None
+        field, at = _SND_WND
+        try:
+            info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, at + field.size)
+        except OSError:
+            return None
+        return int(field.unpack_from(info, at)[0]) if len(info) == at + field.size else None
