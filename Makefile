@@ -102,12 +102,13 @@ verify: $(BIN)/python ## the slot protocol and its mutants, state by state
 	$(BIN)/python -m verification
 
 # A C compiler for the steps of a hand-over, and what the tests and the benchmark drive for real: an RTSP server, a
-# browser, Redis, RabbitMQ. Debian, as root.
+# browser, reverse proxies, Prometheus' promtool, Redis, RabbitMQ. Debian, as root.
 system-packages: ## what the tests and benchmarks drive for real; on Debian, as root
 	apt-get update --quiet=2
 	DEBIAN_FRONTEND=noninteractive apt-get install --quiet=2 --no-install-recommends \
 	  gcc libc6-dev python3-dev chromium python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good \
-	  gstreamer1.0-plugins-bad python3-gst-1.0 gir1.2-gst-plugins-base-1.0 redis-server rabbitmq-server
+	  gstreamer1.0-plugins-bad python3-gst-1.0 gir1.2-gst-plugins-base-1.0 redis-server rabbitmq-server \
+	  nginx-light caddy prometheus openssl
 
 clean: ## remove all that was installed, built or cached
 	rm -rf $(VENV) .cache build dist *.egg-info services/build services/dist services/*.egg-info framebus/ring/*.so
