@@ -46,6 +46,8 @@ HOST_SETTING: Final = "streamer.allowed_hosts"
 ORIGIN_SETTING: Final = "proxy_set_header Host $http_host;"
 MAX_QUOTED: Final = 100
 """Letters of a client's header that are quoted in an answer or the log."""
+MAX_REMEMBERED: Final = 16
+"""Refusals that the status tells of; origins come from clients."""
 
 
 async def add_headers(_request: web.Request, response: web.StreamResponse) -> None:
@@ -63,7 +65,7 @@ class Refusal:
     setting: str
     """The setting to change; empty if none helps."""
     origin: str
-    """``Origin`` of the request; empty if it had none."""
+    """``Origin`` of the request, cut short; empty if it had none."""
 
 
 class Gatekeeper:
@@ -78,18 +80,21 @@ class Gatekeeper:
         names = (*allowed_hosts, socket.gethostname(), socket.getfqdn())
         self._names = {name.lower().rstrip(".") for name in names}
         self._proxies = proxies
-        self._last: dict[str, tuple[Refusal, float]] = {}
+        self._last: dict[tuple[str, str], tuple[Refusal, float]] = {}  # by kind and origin, the newest last
         self._counts: dict[str, int] = {}
 
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Answer 403 with the reason and the setting to change; the log tells it once a kind."""
         if not _is_public(request.path) and (refusal := self.refusal_of(request)) is not None:
-            if refusal.kind not in self._last:
+            if refusal.kind not in self._counts:
                 structlog.get_logger().warning(
                     "request refused", kind=refusal.kind, reason=refusal.reason, setting=refusal.setting
                 )
-            self._last[refusal.kind] = refusal, time.monotonic()
+            self._last.pop((refusal.kind, refusal.origin), None)
+            self._last[refusal.kind, refusal.origin] = refusal, time.monotonic()
+            if len(self._last) > MAX_REMEMBERED:
+                del self._last[next(iter(self._last))]
             self._counts[refusal.kind] = self._counts.get(refusal.kind, 0) + 1
             raise web.HTTPForbidden(text=f"{refusal.reason}\n", headers={"Cache-Control": "no-store"})
         return await handler(request)
@@ -106,7 +111,7 @@ class Gatekeeper:
                     f"the page was asked for by the name {_quoted(name)}, which is not one of its own: "
                     f"add it to {HOST_SETTING} if it is"
                 )
-                return Refusal("host", reason, HOST_SETTING, origin)
+                return Refusal("host", reason, HOST_SETTING, origin[:MAX_QUOTED])
         host = (forwarded or request.host).lower()
         site = request.headers.get("Sec-Fetch-Site")
         if origin and _netloc(origin) != host:
@@ -117,24 +122,24 @@ class Gatekeeper:
                 f"{_quoted(host)}. If a reverse proxy changed Host, let it pass on the browser's: in nginx, "
                 f"'{ORIGIN_SETTING}'"
             )
-            return Refusal("origin", reason, ORIGIN_SETTING, origin)
+            return Refusal("origin", reason, ORIGIN_SETTING, origin[:MAX_QUOTED])
         if site in {"cross-site", "same-site"} and request.headers.get("Sec-Fetch-Mode") != "navigate":
-            return Refusal("embedded", "pages of another site may not embed this", "", origin)
+            return Refusal("embedded", "pages of another site may not embed this", "", origin[:MAX_QUOTED])
         return None
 
     def summary(self) -> list[dict[str, Any]]:
-        """The last refusal of each kind, ready for JSON, the newest first."""
+        """The last refusals of each kind and origin, ready for JSON, the newest first."""
         now_s = time.monotonic()
         return [
             {
-                "kind": kind,
+                "kind": refusal.kind,
                 "reason": refusal.reason,
                 "setting": refusal.setting,
-                "origin": refusal.origin[:MAX_QUOTED],
-                "count": self._counts[kind],
+                "origin": refusal.origin,
+                "count": self._counts[refusal.kind],
                 "age_s": round(now_s - at_s, 3),
             }
-            for kind, (refusal, at_s) in sorted(self._last.items(), key=lambda entry: -entry[1][1])
+            for refusal, at_s in reversed(self._last.values())
         ]
 
     def counts(self) -> dict[str, int]:

@@ -104,7 +104,9 @@ async def stream_mjpeg(hub: Hub, request: web.Request) -> web.StreamResponse:
             part = _part(
                 frame.pictures[level].jpeg,
                 f"X-Sequence: {frame.sequence}\r\nX-Epoch: {frame.epoch:x}\r\n"
-                f"X-Captured-Ms: {frame.captured_ns / 1e6:.3f}\r\nX-Sent-Ms: {server_ms()}\r\n",
+                f"X-Captured-Ms: {frame.captured_ns / 1e6:.3f}\r\nX-Sent-Ms: {server_ms()}\r\n"
+                f"X-Captured-Wall-Ms: {frame.captured_wall_ns / 1e6:.3f}\r\nX-Level: {level}\r\n"
+                f"X-Full-Size: {frame.full_width_px}x{frame.full_height_px}\r\n",
             )
             hub.count_bytes(len(part))
             started_s = time.monotonic()

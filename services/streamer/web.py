@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from typing import Any
 
@@ -15,6 +16,7 @@ from services.streamer import metrics, security, stills
 from services.streamer.config import StreamerSection
 from services.streamer.connections import Connections
 from services.streamer.hub import Hub, TooManyViewers
+from services.streamer.messages import server_ms
 from services.streamer.pagefiles import PageFiles
 from services.streamer.presence import Presence
 from services.streamer.security import Gatekeeper
@@ -168,6 +170,8 @@ class Site:
                     "mjpeg": self._hub.count("mjpeg"),
                     "max": self._section.max_clients,
                 },
+                # The state's message of the WebSocket, for a page that has none.
+                "page": json.loads(self._state_text(server_ms(), None)),
                 "connections": self._connections.summary(),
                 "refusals": self._gatekeeper.summary(),
                 "services": await self._presence.statuses(),

@@ -31,6 +31,7 @@ let server = null;
 let connected = false;
 let attempted = false;
 let refusal = "";
+let hindrance = ""; // why the server refuses this page's WebSocket
 let version = null;
 let marked = { objects: [], seenAt: null };
 
@@ -115,7 +116,8 @@ async function askWhy() {
       refusal = (await answer.text()).trim();
       return refresh();
     }
-    const { viewers, page } = await answer.json();
+    const { viewers, page, refusals } = await answer.json();
+    hindrance = refusals.find(({ origin }) => origin === location.origin)?.reason ?? "";
     const full = viewers.websocket + viewers.mjpeg >= viewers.max;
     refusal = full ? `all ${viewers.max} places are taken` : "";
     if (!full && connection.refusals >= REFUSALS && !fallback.running) {
@@ -164,7 +166,8 @@ function refresh() {
   mark();
   const phrases = missing(connected ? server : null, clock);
   if (fallback.running) {
-    phrases.unshift("pictures by MJPEG, without boxes: the way to the server does not pass WebSocket upgrades");
+    const why = hindrance || "the way to the server does not pass WebSocket upgrades";
+    phrases.unshift(`pictures by MJPEG, without boxes: ${why}`);
   }
   write("missing", phrases.join(" · "));
   write("fps", meters.fps.toFixed(1));
