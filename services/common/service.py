@@ -37,11 +37,14 @@ from services.common.config import (
 )
 from services.common.health import read_status
 from services.common.logs import set_up_logs
+from services.common.masking import mask_text
 
 C = TypeVar("C", bound=CommonConfiguration)
 
 EXIT_USAGE = 2
 """Exit status of a configuration or environment that a restart does not mend."""
+EXIT_INTERRUPTED = 130
+"""Exit status after Ctrl-C where nothing has started yet, as a shell gives it."""
 SUPERVISED = "FRAMEBUS_SUPERVISED"
 """Environment variable that is set for a service that must not outlive the process that started it."""
 _PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -49,6 +52,10 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 class ServiceError(Exception):
     """The service cannot go on; its message is one sentence for the operator."""
+
+
+class UnusableSetting(ServiceError):
+    """What the configuration names cannot be used, such as a model: a restart does not help."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +72,14 @@ class Service(Generic[C]):
     status_name: Callable[[C], str] | None = None
     """The name under which it serves its status; ``None`` for :attr:`name`."""
     awaited: bool = False
-    """Whether the supervisor starts the next service only when this one serves its status."""
+    """Whether the supervisor starts the next service only when this one serves a status without ``progress``."""
     reads_all: bool = False
     """Whether the sections of all other services are read and checked too."""
+    check: Callable[[C], None] | None = None
+    """Loads what :attr:`run` would load before it works, and nothing from the network. Raises ServiceError,
+    FramebusError or ImportError; a message of several faults has one line a fault."""
+    for_people: bool = False
+    """Whether it logs short lines on a terminal, whatever ``log.format`` says."""
 
     def load(self, path: Path | None, environment: Mapping[str, str] = os.environ) -> C:
         """Read and check what the service reads of the configuration; arguments as of ``config.load``.
@@ -86,7 +98,7 @@ class Service(Generic[C]):
         return _with_all_sections(self.configuration) if self.reads_all else self.configuration
 
     def status(self, configuration: C) -> dict[str, Any] | None:
-        """Ask the running service for its status; return ``None`` if no answer comes within a second."""
+        """Ask the running service for its status; return ``None`` if it does not answer, within a second or so."""
         name = self.name if self.status_name is None else self.status_name(configuration)
         try:
             return read_status(companion_path(configuration.stream.name, f"status.{name}.sock"))
@@ -101,11 +113,13 @@ class Service(Generic[C]):
 
         Returns:
             Exit status: 0 when :attr:`run` returned, 1 when it gave up with an error in one sentence, 2 when the
-            configuration is at fault.
+            configuration or what it names is at fault.
         """
         parser = argparse.ArgumentParser(prog=f"framebus-{self.name}")
         parser.add_argument("--config", type=Path, help="the YAML file of all services; without it the defaults hold")
-        parser.add_argument("--check", action="store_true", help="check the configuration and exit")
+        parser.add_argument(
+            "--check", action="store_true", help="check the configuration, load what it names, and exit"
+        )
         options = parser.parse_args(arguments)
         try:
             configuration = self.load(options.config)
@@ -113,8 +127,9 @@ class Service(Generic[C]):
             sys.stderr.write(f"{error}\n")
             return EXIT_USAGE
         if options.check:
-            return 0
-        set_up_logs(self.name, configuration.log)
+            return self._check(configuration)
+        on_terminal = self.for_people and sys.stderr.isatty()
+        set_up_logs(self.name, configuration.log.model_copy(update={"format": "text"} if on_terminal else {}))
         log = structlog.get_logger()
         stop = threading.Event()
 
@@ -125,6 +140,8 @@ class Service(Generic[C]):
 
         signal.signal(signal.SIGTERM, request_stop)
         signal.signal(signal.SIGINT, request_stop)
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup(1) ignores it
+            signal.signal(signal.SIGHUP, request_stop)
         if SUPERVISED in os.environ:
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         log.info("started")
@@ -132,9 +149,26 @@ class Service(Generic[C]):
             self.run(configuration, stop)
         except (ServiceError, FramebusError) as error:
             log.error("failed", reason=str(error))  # noqa: TRY400  one sentence, no traceback
-            return 1
+            return EXIT_USAGE if isinstance(error, UnusableSetting) else 1
         log.info("stopped")
         return 0
+
+    def _check(self, configuration: C) -> int:
+        """Run :attr:`check`, print its faults, and return the exit status."""
+        try:
+            if self.check is not None:
+                self.check(configuration)
+        except (ServiceError, FramebusError) as error:
+            faults = str(error).splitlines()
+        except ImportError as error:
+            faults = [f"what it needs is not installed: {error}; pip install 'framebus-services[{self.name}]'"]
+        except KeyboardInterrupt:
+            return EXIT_INTERRUPTED
+        else:
+            return 0
+        prefix = "" if self.reads_all else f"{self.name}: "
+        sys.stderr.write("".join(f"{prefix}{mask_text(in_one_line(fault))}\n" for fault in faults))
+        return EXIT_USAGE
 
 
 def find_service(name: str) -> Service[Any]:

@@ -16,4 +16,13 @@ def run(configuration: DetectorConfiguration, stop: threading.Event) -> None:
     main(configuration, stop)
 
 
-SERVICE = Service("detector", DetectorConfiguration, run, status_name=lambda read: read.detector.status_name)
+def check(configuration: DetectorConfiguration) -> None:
+    """Load the model."""
+    from services.detector.service import check as check_service  # noqa: PLC0415  as above
+
+    check_service(configuration)
+
+
+SERVICE = Service(
+    "detector", DetectorConfiguration, run, status_name=lambda read: read.detector.status_name, check=check
+)

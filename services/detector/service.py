@@ -17,7 +17,7 @@ import structlog
 from framebus import Frame, LayoutMismatch, Subscriber
 from services.common.detections import MAX_DETECTIONS, Detection, DetectionPublisher, Detections
 from services.common.follow import follow
-from services.common.service import ServiceError
+from services.common.service import ServiceError, UnusableSetting
 from services.common.status import Stage, StatusServer, status_document
 from services.detector.boxes import Boxes
 from services.detector.config import DetectorConfiguration, DetectorSection
@@ -87,14 +87,15 @@ def main(configuration: DetectorConfiguration, stop: threading.Event) -> None:
     """Detect until told to stop.
 
     Raises:
-        ServiceError: The model cannot be used, or this instance runs already.
+        UnusableSetting: The model cannot be used.
+        ServiceError: This instance runs already.
     """
     section, stream = configuration.detector, configuration.stream.name
     cv2.setNumThreads(1)
     try:
         detector = Detector(section, stop)
     except NetworkError as error:
-        raise ServiceError(str(error)) from None
+        raise UnusableSetting(str(error)) from None
     log.info("model loaded", model=section.model.name, labels=section.labels)
     service = _Service(stream, configuration.stream.publisher_uid, section, detector, stop)
     # Only the thread that detects steps back: the status is answered, and a stop is quick, however busy the machine is.
@@ -106,6 +107,18 @@ def main(configuration: DetectorConfiguration, stop: threading.Event) -> None:
             pool.submit(service.run).result()
     except FileExistsError as error:
         raise ServiceError(str(error)) from None
+
+
+def check(configuration: DetectorConfiguration) -> None:
+    """Load the model.
+
+    Raises:
+        UnusableSetting: It cannot be used.
+    """
+    try:
+        Detector(configuration.detector, threading.Event())
+    except NetworkError as error:
+        raise UnusableSetting(str(error)) from None
 
 
 def _step_back(nice: int | None) -> None:

@@ -16,4 +16,11 @@ def run(configuration: SimulatorConfiguration, stop: threading.Event) -> None:
     main(configuration, stop)
 
 
-SERVICE = Service("simulator", SimulatorConfiguration, run, awaited=True)
+def check(configuration: SimulatorConfiguration) -> None:
+    """See whether the ports are free and the clips can be had."""
+    from services.simulator.service import check as check_service  # noqa: PLC0415  as above
+
+    check_service(configuration)
+
+
+SERVICE = Service("simulator", SimulatorConfiguration, run, awaited=True, check=check)

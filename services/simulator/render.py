@@ -8,6 +8,7 @@ time render, and those that wait find the result.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
 import functools
 import hashlib
@@ -16,7 +17,7 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
@@ -41,6 +42,8 @@ from services.simulator.scene import Drawn, Scene
 FORMAT_VERSION = 1
 """Counted up when the same parameters give other clips or another truth than before."""
 TRUTH = "truth.json"
+PROGRESS = "progress"
+"""First word of a line of progress on standard output."""
 
 log = structlog.get_logger()
 
@@ -49,12 +52,19 @@ class RenderStopped(ServiceError):
     """The service was told to stop before the clips were complete."""
 
 
-def render(section: SimulatorSection, stop: threading.Event | None = None) -> Path:
+Progress = Callable[[int, int], None]
+"""Called with the frames that are rendered and those that are wanted."""
+
+
+def render(
+    section: SimulatorSection, stop: threading.Event | None = None, progress: Progress = lambda _done, _total: None
+) -> Path:
     """Return the folder with the clips, rendering them first if it is missing.
 
     Args:
         section: The scene's and the clips' parameters.
         stop: When set, the render is given up at the next frame.
+        progress: Told after each frame.
 
     Returns:
         Folder with ``cam0.ts`` to ``cam4.ts`` (MPEG-TS, H.264) and ``truth.json``.
@@ -70,7 +80,7 @@ def render(section: SimulatorSection, stop: threading.Event | None = None) -> Pa
         section.cache_dir.mkdir(parents=True, exist_ok=True)
         with _only_one(section.cache_dir / f"{folder.name}.lock", stop):
             if not folder.is_dir():
-                _render_into(section, folder, stop)
+                _render_into(section, folder, stop, progress)
     except OSError as error:
         raise ServiceError(
             f"The clips cannot be rendered into {section.cache_dir}: {error.strerror or error}. "
@@ -110,21 +120,33 @@ def _only_one(path: Path, stop: threading.Event | None) -> Iterator[None]:
         yield
 
 
-def _render_into(section: SimulatorSection, folder: Path, stop: threading.Event | None) -> None:
+def remove_interrupted(section: SimulatorSection) -> None:
+    """Remove what a killed render left, unless another process renders the same clips."""
+    folder = clips_folder(section)
+    with contextlib.suppress(OSError), (section.cache_dir / f"{folder.name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _remove_parts(folder)
+
+
+def _remove_parts(folder: Path) -> None:
     for left_over in folder.parent.glob(f"{folder.name}.part-*"):
         shutil.rmtree(left_over, ignore_errors=True)
+
+
+def _render_into(section: SimulatorSection, folder: Path, stop: threading.Event | None, progress: Progress) -> None:
+    _remove_parts(folder)
     part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.part-", dir=folder.parent))
     try:
         log.info("rendering", folder=str(folder), frames=section.frames)
         part.chmod(0o755)
-        _write(section, part, stop)
+        _write(section, part, stop, progress)
         part.rename(folder)
         log.info("rendered", folder=str(folder))
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _write(section: SimulatorSection, folder: Path, stop: threading.Event | None) -> None:
+def _write(section: SimulatorSection, folder: Path, stop: threading.Event | None, progress: Progress) -> None:
     scene = Scene(section)
     frames_objects: list[list[dict[str, Any]]] = []
     with ExitStack() as stack:
@@ -145,6 +167,7 @@ def _write(section: SimulatorSection, folder: Path, stop: threading.Event | None
                 for clip, thread in zip(clips, threads, strict=True)
             ]
             frames_objects.append(scene.truth(stage.drawn))
+            progress(index + 1, section.frames)
         for stage in stages:
             stage.clear(scene)
     truth = {
@@ -194,10 +217,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--log", type=LogSection.model_validate_json, default=LogSection(), help="the log section, JSON"
     )
+    parser.add_argument("--progress", action="store_true", help="print 'progress DONE TOTAL' after each frame")
     options = parser.parse_args(arguments)
     child.set_up(options.log)
+
+    def progress(done: int, total: int) -> None:
+        if options.progress:
+            sys.stdout.write(f"{PROGRESS} {done} {total}\n")
+            sys.stdout.flush()
+
     try:
-        folder = render(options.section)
+        folder = render(options.section, progress=progress)
     except ServiceError as error:
         sys.stdout.write(f"{error}\n")
         return 1

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 import socket
 import subprocess
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -16,7 +18,8 @@ from services.common.service import ServiceError
 from services.common.status import StatusServer, status_document
 from services.simulator import child
 from services.simulator.config import FRAMES_PER_SECOND, SimulatorConfiguration, SimulatorSection
-from services.simulator.render import clips_folder
+from services.simulator.entry import SERVICE
+from services.simulator.render import PROGRESS, clips_folder, remove_interrupted
 from services.simulator.serve import EXIT_PORT_IN_USE
 
 TERMINATION_S = 1.0
@@ -27,42 +30,82 @@ SIGNAL_S = 0.3
 log = structlog.get_logger()
 
 
+class _State:
+    """What the status tells: how far the render is, and then which picture is shown when."""
+
+    def __init__(self, stream: str) -> None:
+        self.progress: tuple[int, int | None] | None = (0, None)
+        """Frames that are rendered, and those that are wanted where that is known; ``None`` once the clips are
+        there."""
+        self.details: dict[str, float] = {}
+        try:
+            self.server = StatusServer(stream, "simulator", self.document)
+        except FileExistsError as error:
+            raise ServiceError(str(error)) from None
+
+    def document(self) -> dict[str, Any]:
+        """Describe the simulator as JSON; called by the status server's threads."""
+        document = status_document("simulator", {}, stale_after_s=math.inf, details=self.details)
+        if (progress := self.progress) is not None:
+            done, total = progress
+            step = {"what": "rendering the cameras' clips", "done": done, "total": total, "unit": "frames"}
+            document.update(healthy=False, reason=f"{step['what']}: {done} frames of {total or '?'}", progress=step)
+        return document
+
+
 def main(configuration: SimulatorConfiguration, stop: threading.Event) -> None:
     """Serve the five cameras until ``stop`` is set.
 
+    The status is served from the start. While the clips are being rendered it has ``progress``. Then its details tell
+    which picture is shown when: frame ``(t - t0_s) * fps`` modulo ``frames`` at the monotonic time t.
+
     Raises:
-        ServiceError: A port is in use, the cache cannot be written, or a camera's process ended.
+        ServiceError: A port is in use, the cache cannot be written, a camera's process ended, or another simulator of
+            the same stream runs.
     """
     section = configuration.simulator
-    check_ports(section)
-    folder = rendered(section, configuration.log, stop)
-    if folder is None:
-        return
-    with Cameras(section, folder, configuration.log) as cameras, serve_status(configuration, cameras):
-        log.info("serving", urls=cameras.urls)
-        while not stop.wait(0.2):
-            try:
-                cameras.check()
-            except ServiceError:
-                if not stop.wait(SIGNAL_S):
-                    raise
+    state = _State(configuration.stream.name)
+    with state.server:
+        check_ports(section)
+        folder = rendered(section, configuration.log, stop, state)
+        if folder is None:
+            return
+        with Cameras(section, folder, configuration.log) as cameras:
+            state.details = {"t0_s": cameras.t0_s, "fps": FRAMES_PER_SECOND, "frames": section.frames}
+            state.progress = None
+            log.info("serving", urls=cameras.urls)
+            while not stop.wait(0.2):
+                try:
+                    cameras.check()
+                except ServiceError:
+                    if not stop.wait(SIGNAL_S):
+                        raise
 
 
-def serve_status(configuration: SimulatorConfiguration, cameras: Cameras) -> StatusServer:
-    """Tell which picture is shown when: frame ``(t - t0_s) * fps`` modulo ``frames`` at the monotonic time t.
+def check(configuration: SimulatorConfiguration) -> None:
+    """See whether the ports are free, or held by a simulator of the same stream, and the clips there or renderable.
 
     Raises:
-        ServiceError: Another simulator of the same stream runs.
+        ServiceError: They are not; one line a fault.
     """
-    details = {"t0_s": cameras.t0_s, "fps": FRAMES_PER_SECOND, "frames": configuration.simulator.frames}
+    section, faults = configuration.simulator, []
     try:
-        return StatusServer(
-            configuration.stream.name,
-            "simulator",
-            lambda: status_document("simulator", {}, stale_after_s=math.inf, details=details),
-        )
-    except FileExistsError as error:
-        raise ServiceError(str(error)) from None
+        check_ports(section)
+    except ServiceError as error:
+        if SERVICE.status(configuration) is None:
+            faults.append(str(error))
+    try:
+        folder = clips_folder(section)
+    except OSError as error:
+        faults.append(f"The footage {error.filename} cannot be read: {error.strerror}.")
+    else:
+        there = next(path for path in (section.cache_dir, *section.cache_dir.absolute().parents) if path.exists())
+        if not folder.is_dir() and not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+            faults.append(
+                f"The clips cannot be rendered into {section.cache_dir}: {there} is not a folder to write in."
+            )
+    if faults:
+        raise ServiceError("\n".join(faults))
 
 
 def check_ports(section: SimulatorSection) -> None:
@@ -81,7 +124,7 @@ def check_ports(section: SimulatorSection) -> None:
                 raise ServiceError(_port_sentence(section.host, port, error.strerror or str(error))) from error
 
 
-def rendered(section: SimulatorSection, log_section: LogSection, stop: threading.Event) -> Path | None:
+def rendered(section: SimulatorSection, log_section: LogSection, stop: threading.Event, state: _State) -> Path | None:
     """The folder with the clips, rendered if need be by another process, which ``stop`` ends at any point.
 
     Returns:
@@ -93,19 +136,44 @@ def rendered(section: SimulatorSection, log_section: LogSection, stop: threading
     folder = clips_folder(section)
     if folder.is_dir():
         return folder
-    arguments = ["--section", section.model_dump_json()]
+    arguments = ["--section", section.model_dump_json(), "--progress"]
     with child.start("services.simulator.render", arguments, log_section, stdout=subprocess.PIPE) as process:
+        reader = _RenderReader(process, state)
+        reader.start()
         while process.poll() is None:
             if stop.wait(0.1):
                 process.kill()
+                process.wait()
+                remove_interrupted(section)
                 return None
-        assert process.stdout is not None
-        reason = process.stdout.read().strip()
+        reader.join()
     if process.returncode != 0:
         if stop.wait(SIGNAL_S):
             return None
-        raise ServiceError(reason or f"The process that renders the clips ended with status {process.returncode}.")
+        raise ServiceError(
+            reader.reason or f"The process that renders the clips ended with status {process.returncode}."
+        )
     return folder
+
+
+class _RenderReader(threading.Thread):
+    """Reads what the rendering process prints, so that it never waits for a reader."""
+
+    def __init__(self, process: subprocess.Popen[str], state: _State) -> None:
+        super().__init__(name="render", daemon=True)
+        self.reason = ""
+        """The last line that is not of progress."""
+        self._process = process
+        self._state = state
+
+    def run(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            words = line.split()
+            if words[:1] == [PROGRESS] and len(words) == 3:
+                self._state.progress = int(words[1]), int(words[2])
+            else:
+                self.reason = line.strip()
 
 
 class Cameras:

@@ -10,7 +10,7 @@ Source: M. Brown and D. Lowe, "Automatic Panoramic Image Stitching using Invaria
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -35,8 +35,25 @@ WHAT_TO_DO = (
 )
 
 
+Progress = Callable[[int, int], None]
+"""Called with the steps that are done, and their number."""
+
+
+def no_progress(_done: int, _total: int) -> None:
+    """Take the progress for nobody."""
+
+
+def steps_for(pictures: int) -> int:
+    """Number of steps of a calibration: the features of each picture, the matches, the adjustment."""
+    return pictures + 2
+
+
 def calibrate(
-    pictures: Mapping[str, Image], *, hint_focal_px: float | None = None, min_confidence: float = 1.0
+    pictures: Mapping[str, Image],
+    *,
+    hint_focal_px: float | None = None,
+    min_confidence: float = 1.0,
+    progress: Progress = no_progress,
 ) -> Calibration:
     """Place the cameras.
 
@@ -44,6 +61,7 @@ def calibrate(
         pictures: By camera, uint8 BGR of shape ``(height, width, 3)``, taken at about the same time.
         hint_focal_px: Rough focal length of all cameras in pixels; without it, it is found from the homographies.
         min_confidence: Least confidence of a match between two cameras.
+        progress: Told after each step.
 
     Returns:
         The largest group of cameras that match with each other, from left to right; the others are ``unplaced``.
@@ -55,11 +73,12 @@ def calibrate(
     if len(names) < 2:
         raise CalibrationError(f"at least two cameras with a picture are needed, there is {', '.join(names) or 'none'}")
     try:
-        features = _find_features(list(pictures.values()))
+        features = _find_features(list(pictures.values()), progress)
         matcher = cv2.detail.BestOf2NearestMatcher(False, 1 - RATIO)
         matches = matcher.apply2(features)
         matcher.collectGarbage()
         confidence = _judge(features, matches)
+        progress(len(names) + 1, steps_for(len(names)))
         kept = _largest_group(confidence, min_confidence)
         if len(kept) < 2:
             raise CalibrationError(f"no two of the cameras {', '.join(names)} match: {WHAT_TO_DO}")
@@ -88,9 +107,13 @@ def calibrate(
     return Calibration(tuple(poses), tuple(name for i, name in enumerate(names) if i not in kept))
 
 
-def _find_features(pictures: Sequence[Image]) -> list[Any]:
+def _find_features(pictures: Sequence[Image], progress: Progress) -> list[Any]:
     finder = cv2.SIFT.create(nfeatures=FEATURES)
-    return [cv2.detail.computeImageFeatures2(finder, picture) for picture in pictures]
+    features = []
+    for picture in pictures:
+        features.append(cv2.detail.computeImageFeatures2(finder, picture))
+        progress(len(features), steps_for(len(pictures)))
+    return features
 
 
 def _judge(features: Sequence[Any], matches: Sequence[Any]) -> Matrix:

@@ -13,6 +13,7 @@ import structlog
 from av.container import InputContainer
 from av.video.frame import VideoFrame
 
+from services.common.masking import mask_url
 from services.common.status import Stage
 from services.stitcher.clock import CaptureClock
 from services.stitcher.config import CameraSection, ReconnectSection
@@ -111,7 +112,7 @@ class Camera:
     def _decode(self, container: InputContainer) -> None:
         stream = container.streams.video[0]
         stream.thread_type = "NONE"  # threads of FFmpeg would add a frame of delay each
-        paced = "://" not in self._section.url or self._section.url.startswith("file:")
+        paced = _is_file(self._section.url)
         connected = False
         broken = 0
         for packet in container.demux(stream):
@@ -165,6 +166,21 @@ def backoff_s(failures: int, section: ReconnectSection, jitter: float) -> float:
     """Wait before the next try: doubles with each failure up to the bound; ``jitter`` of 0 to 1 halves it at most."""
     doubled_s = min(section.max_s, section.first_s * 2.0 ** min(max(0, failures - 1), 32))
     return doubled_s * (0.5 + 0.5 * jitter)
+
+
+def fault_of_file(url: str) -> str:
+    """Why a camera that is a file cannot be read; empty when it can, and for a camera in the network."""
+    if not _is_file(url):
+        return ""
+    try:
+        with _open(url, (10.0, 5.0)) as container:
+            return "" if container.streams.video else f"{mask_url(url)} has no video"
+    except Exception as error:  # noqa: BLE001  FFmpeg's errors have many bases
+        return f"{mask_url(url)} cannot be read: {getattr(error, 'strerror', None) or type(error).__name__}"
+
+
+def _is_file(url: str) -> bool:
+    return "://" not in url or url.startswith("file:")
 
 
 def _open(url: str, timeouts_s: tuple[float, float]) -> InputContainer:

@@ -16,4 +16,11 @@ def run(configuration: StitcherConfiguration, stop: threading.Event) -> None:
     main(configuration, stop)
 
 
-SERVICE = Service("stitcher", StitcherConfiguration, run)
+def check(configuration: StitcherConfiguration) -> None:
+    """Read the saved calibration and the cameras that are files."""
+    from services.stitcher.service import check as check_service  # noqa: PLC0415  as above
+
+    check_service(configuration)
+
+
+SERVICE = Service("stitcher", StitcherConfiguration, run, check=check)

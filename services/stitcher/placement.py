@@ -16,6 +16,7 @@ import numpy as np
 import structlog
 from av.video.frame import VideoFrame
 
+from services.stitcher.calibrate import steps_for
 from services.stitcher.calibration import Calibration, CalibrationError, load, save
 from services.stitcher.config import CalibrationSection, StitcherSection
 from services.stitcher.convert import Image
@@ -50,6 +51,8 @@ class Placement:
         self._retry_s = self._settings.retry_s
         self._next_try_s = 0.0
         self._first_pictures_s: float | None = None
+        self.progress: tuple[int, int] | None = None
+        """Steps of the calibration under way that are done, and their number; ``None`` while there is none."""
         if self._settings.file is not None:
             self._load()
 
@@ -68,6 +71,7 @@ class Placement:
                 for name, picture in pictures.items()
                 if picture is not None
             }
+            self._count(0, steps_for(len(images)))
             self._worker = threading.Thread(target=self._find, args=(images,), name="calibrate")
             self._worker.start()
         return current
@@ -77,6 +81,11 @@ class Placement:
         self._closing.set()
         if self._worker is not None:
             self._worker.join()
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether there is a calibration to render with."""
+        return self._current is not None
 
     def describe(self) -> dict[str, Any]:
         """The state, for the status."""
@@ -137,7 +146,9 @@ class Placement:
         if self._current is None:
             self._state = "calibrating"
         try:
-            found = calibrate_apart(images, self._hint_focal_px(images), self._settings.min_confidence, self._closing)
+            found = calibrate_apart(
+                images, self._hint_focal_px(images), self._settings.min_confidence, self._closing, self._count
+            )
             if found is None:
                 return
             missing = tuple(name for name in self._names if name not in images)
@@ -153,8 +164,13 @@ class Placement:
                 self._state = f"failed: {error}"
             self._log.error("calibration failed", reason=str(error), next_try_s=self._retry_s / 2)
             return
+        finally:
+            self.progress = None
         if not found.unplaced:
             self._save(found)
+
+    def _count(self, done: int, total: int) -> None:
+        self.progress = done, total
 
     def _use(self, calibration: Calibration, source: str) -> None:
         section = self._section

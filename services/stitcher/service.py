@@ -16,8 +16,8 @@ from av.video.frame import VideoFrame
 from framebus import FrameFormat, NoFreeSlot, Publisher
 from services.common.service import ServiceError
 from services.common.status import Stage, StatusServer, status_document
-from services.stitcher.calibration import CameraPose
-from services.stitcher.camera import NS, Camera
+from services.stitcher.calibration import CalibrationError, CameraPose, load
+from services.stitcher.camera import NS, Camera, fault_of_file
 from services.stitcher.config import StitcherConfiguration
 from services.stitcher.convert import Converter, Planes
 from services.stitcher.pairing import Pair, Pairing, Timed
@@ -181,6 +181,8 @@ def _describe(
     health = status_document("stitcher", publish, stale_after_s=STALE_AFTER_S)
     document = status_document("stitcher", stages, stale_after_s=STALE_AFTER_S)
     document["healthy"], document["reason"] = health["healthy"], health["reason"]
+    if (progress := _progress(cameras, placement)) is not None:
+        document["progress"] = progress
     document["details"] = {
         "calibration": placement.describe(),
         "cameras": {
@@ -195,3 +197,35 @@ def _describe(
         "dropped_no_free_slot": publishing.full,
     }
     return document
+
+
+def _progress(cameras: Sequence[Camera], placement: Placement) -> dict[str, Any] | None:
+    """Which long step of the start is under way; ``None`` once there is a panorama."""
+    if placement.is_placed:
+        return None
+    connected = sum(camera.state == "connected" for camera in cameras)
+    if (calibrating := placement.progress) is not None:
+        done, total = calibrating
+        return {"what": "calibrating the cameras", "done": done, "total": total, "unit": "steps"}
+    return {"what": "connecting the cameras", "done": connected, "total": len(cameras), "unit": "cameras"}
+
+
+def check(configuration: StitcherConfiguration) -> None:
+    """Read the saved calibration and open the cameras that are files; nothing is asked of the network.
+
+    Raises:
+        ServiceError: Something cannot be used; one line a fault.
+    """
+    section, faults = configuration.stitcher, []
+    file = section.calibration.file
+    if file is not None:
+        try:
+            load(file, [camera.name for camera in section.cameras])
+        except FileNotFoundError:
+            if not file.absolute().parent.is_dir():
+                faults.append(f"the calibration cannot be written to {file}: there is no folder {file.parent}")
+        except CalibrationError as error:
+            faults.append(str(error))
+    faults += [f"camera {camera.name}: {reason}" for camera in section.cameras if (reason := fault_of_file(camera.url))]
+    if faults:
+        raise ServiceError("\n".join(faults))

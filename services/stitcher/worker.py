@@ -13,7 +13,7 @@ import threading
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
 
-from services.stitcher.calibrate import Image, calibrate
+from services.stitcher.calibrate import Image, Progress, calibrate, no_progress
 from services.stitcher.calibration import Calibration, CalibrationError
 
 NICE = 10
@@ -21,7 +21,11 @@ POLL_S = 0.05
 
 
 def calibrate_apart(
-    pictures: Mapping[str, Image], hint_focal_px: float | None, min_confidence: float, stop: threading.Event
+    pictures: Mapping[str, Image],
+    hint_focal_px: float | None,
+    min_confidence: float,
+    stop: threading.Event,
+    progress: Progress = no_progress,
 ) -> Calibration | None:
     """Like :func:`services.stitcher.calibrate.calibrate`; ``None`` when ``stop`` was set meanwhile.
 
@@ -35,10 +39,14 @@ def calibrate_apart(
     theirs.close()
     try:
         ours.send((dict(pictures), hint_focal_px, min_confidence))
-        while not ours.poll(POLL_S):
-            if stop.is_set():
-                return None
-        result = ours.recv()
+        result: object = None
+        while result is None or isinstance(result, tuple):
+            while not ours.poll(POLL_S):
+                if stop.is_set():
+                    return None
+            result = ours.recv()
+            if isinstance(result, tuple):
+                progress(*result)
     except (EOFError, OSError):
         process.join()
         raise CalibrationError(f"the calibration's process died with status {process.exitcode}") from None
@@ -57,6 +65,12 @@ def _work(connection: Connection) -> None:
     os.nice(NICE)
     pictures, hint_focal_px, min_confidence = connection.recv()
     try:
-        connection.send(calibrate(pictures, hint_focal_px=hint_focal_px, min_confidence=min_confidence))
+        found = calibrate(
+            pictures,
+            hint_focal_px=hint_focal_px,
+            min_confidence=min_confidence,
+            progress=lambda done, total: connection.send((done, total)),
+        )
+        connection.send(found)
     except CalibrationError as error:
         connection.send(str(error))

@@ -16,4 +16,11 @@ def run(configuration: StreamerConfiguration, stop: threading.Event) -> None:
     main(configuration, stop)
 
 
-SERVICE = Service("streamer", StreamerConfiguration, run)
+def check(configuration: StreamerConfiguration) -> None:
+    """Read the page, and see whether its address can be listened on."""
+    from services.streamer.check import check as check_service  # noqa: PLC0415  as above
+
+    check_service(configuration)
+
+
+SERVICE = Service("streamer", StreamerConfiguration, run, check=check)

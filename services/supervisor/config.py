@@ -19,19 +19,24 @@ def _check_installed(name: str) -> str:
     return name
 
 
+InstalledService = Annotated[str, AfterValidator(_check_installed)]
+
+
 class SupervisorSection(Section):
     """Which services run, and how much they may fail."""
 
-    services: tuple[Annotated[str, AfterValidator(_check_installed)], ...] = Field(
-        ("simulator", "stitcher", "detector", "streamer"), min_length=1
-    )
+    services: tuple[InstalledService, ...] = Field(("simulator", "stitcher", "detector", "streamer"), min_length=1)
     """The services to start, in that order; they end in the reverse."""
-    status_interval_s: float = Field(5.0, gt=0)
-    """Seconds between two status lines."""
+    optional: tuple[InstalledService, ...] = ("detector",)
+    """The services without which the others go on: one that is dead for good is given up, and tried again slowly."""
+    status_interval_s: float = Field(60.0, gt=0)
+    """Seconds between two status lines, where there is no terminal with a table."""
     restarts: int = Field(5, ge=0)
     """How often a service may die within :attr:`restarts_within_s` before the whole is ended."""
     restarts_within_s: float = Field(60.0, gt=0)
     """The time in which they are counted."""
+    hung_after_s: float = Field(10.0, ge=1, le=3600)
+    """Seconds without an answer after which a service that has answered before is killed and started again."""
 
 
 class SupervisorConfiguration(CommonConfiguration):

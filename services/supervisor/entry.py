@@ -2,8 +2,25 @@
 
 from __future__ import annotations
 
+import threading
+
 from services.common.service import Service
 from services.supervisor.config import SupervisorConfiguration
-from services.supervisor.service import supervise
 
-SERVICE = Service("supervisor", SupervisorConfiguration, supervise, reads_all=True)
+
+def run(configuration: SupervisorConfiguration, stop: threading.Event) -> None:
+    """Run the services until ``stop`` is set."""
+    # Not at the top: the configuration is checked without rich.
+    from services.supervisor.service import supervise  # noqa: PLC0415
+
+    supervise(configuration, stop)
+
+
+def check(configuration: SupervisorConfiguration) -> None:
+    """Run the checks of all services."""
+    from services.supervisor.child import check_all  # noqa: PLC0415
+
+    check_all(configuration)
+
+
+SERVICE = Service("supervisor", SupervisorConfiguration, run, reads_all=True, check=check, for_people=True)

@@ -1,91 +1,174 @@
-"""Start all, say when the page shows frames, print how it goes, end all."""
+"""Start all, judge all, show how it goes, end all."""
 
 from __future__ import annotations
 
 import math
-import sys
 import threading
 import time
-import urllib.error
-import urllib.request
+from functools import partial
 from typing import Any
 
 from framebus import remove_leftovers
 from services.common.service import ServiceError, find_service
-from services.common.status import StatusServer, read_statuses, status_document
-from services.supervisor.child import Child
+from services.common.status import StatusServer, status_document
+from services.supervisor.board import make_board
+from services.supervisor.child import GIVEN_UP, ManagedProcess
 from services.supervisor.config import SupervisorConfiguration
+from services.supervisor.events import Events
+from services.supervisor.health import Judge, Pulse, page_state
+from services.supervisor.view import View, choose_view, duration
 
 STOP_WITHIN_S = 3.0
-TEND_EVERY_S = 0.1
+STOP_SOURCES_WITHIN_S = 1.5
+TICK_S = 0.1
+NO_ANSWER_S = 2.0
 
 
 def supervise(configuration: SupervisorConfiguration, stop: threading.Event) -> None:
     """Run the services until ``stop`` is set.
 
     Raises:
-        ServiceError: They run already, or one of them is dead for good.
+        ServiceError: They run already, or one of them that is not optional is dead for good.
     """
     stream, section = configuration.stream.name, configuration.supervisor
-    children = [
-        Child(service, configuration.source, section.restarts, section.restarts_within_s)
+    events = Events()
+    judges = [
+        Judge(
+            ManagedProcess(service, configuration.source, section, events),
+            partial(find_service(service).status, configuration),
+            section.hung_after_s,
+            events,
+        )
         for service in section.services
     ]
     try:
-        status_server = StatusServer(
-            stream, "supervisor", lambda: status_document("supervisor", {}, stale_after_s=math.inf)
-        )
+        status_server = StatusServer(stream, "supervisor", lambda: describe(judges))
     except FileExistsError:
         raise ServiceError(
             f"the services of the stream {stream!r} run already: stop them first, or set another stream.name"
         ) from None
-    with status_server:
-        # What a killed predecessor left would be in the way of nobody, but it takes room in /dev/shm.
+    view = choose_view(configuration.log, section.status_interval_s)
+    try:
+        with status_server:
+            # What a killed predecessor left would be in the way of nobody, but it takes room in /dev/shm.
+            remove_leftovers(stream)
+            started_s = time.monotonic()
+            try:
+                _Supervisor(configuration, judges, events, view).run(stop)
+            finally:
+                _end(judges, view, events)
+        events.say(f"all is ended after {duration(time.monotonic() - started_s)}")
+    finally:
+        for event in events.take():
+            view.say(event)
+        view.close()
         remove_leftovers(stream)
-        try:
-            _tend(configuration, children, stop)
-        finally:
-            _end(children)
-    remove_leftovers(stream)
 
 
-def _tend(configuration: SupervisorConfiguration, children: list[Child], stop: threading.Event) -> None:
-    url = page_url(configuration)
-    shows = "streamer" not in configuration.supervisor.services
-    started_s = time.monotonic()
-    line_at_s = started_s + configuration.supervisor.status_interval_s
-    started: list[Child] = []
-    while not stop.wait(TEND_EVERY_S):
-        if len(started) < len(children) and _may_go_on(configuration, started):
-            started.append(children[len(started)])
-            started[-1].start()
-        for child in started:
-            if (reason := child.tend()) is not None:
-                raise ServiceError(reason)
-        if not shows and _page_shows_frames(url):
-            shows = True
-            sys.stdout.write(f"after {time.monotonic() - started_s:.1f} s the panorama is live at {url}\n")
-            sys.stdout.flush()
-        if time.monotonic() >= line_at_s:
-            line_at_s += configuration.supervisor.status_interval_s
-            sys.stdout.write(status_line(read_statuses(configuration.stream.name)) + "\n")
-            sys.stdout.flush()
+class _Supervisor:
+    """The loop. Owned by the main thread, whose end would end the services (prctl(2), PR_SET_PDEATHSIG)."""
+
+    def __init__(self, configuration: SupervisorConfiguration, judges: list[Judge], events: Events, view: View) -> None:
+        self._configuration = configuration
+        self._waiting = list(judges)
+        self._judges = judges
+        self._started: list[Judge] = []
+        self._events = events
+        self._view = view
+        self._url = page_url(configuration)
+        self._page: Pulse | None = None
+        if "streamer" in configuration.supervisor.services:
+            self._page = Pulse("ask-page", partial(page_state, self._url))
+        self._was_live = False
+        self._started_s = time.monotonic()
+
+    def run(self, stop: threading.Event) -> None:
+        """Start the services one after the other, and judge them until ``stop`` is set.
+
+        Raises:
+            ServiceError: One that is not optional is dead for good.
+        """
+        if self._page is not None:
+            self._page.start()
+        while not stop.wait(TICK_S):
+            if self._waiting and self._may_go_on():
+                judge = self._waiting.pop(0)
+                self._started.append(judge)
+                judge.process.start()
+                judge.start()
+            for judge in self._started:
+                if (reason := judge.process.supervise()) is not None:
+                    raise ServiceError(reason)
+                judge.judge()
+            page = self._look_at_page()
+            for event in self._events.take():
+                self._view.say(event)
+            running_s = time.monotonic() - self._started_s
+            self._view.show(make_board(self._url, page, running_s, self._judges))
+
+    def _may_go_on(self) -> bool:
+        """Whether the next service may start: one that reads cameras would fail while they are still being rendered."""
+        if not self._started:
+            return True
+        last = self._started[-1]
+        if not find_service(last.process.service).awaited or last.process.state == GIVEN_UP:
+            return True
+        return last.document is not None and "progress" not in last.document
+
+    def _look_at_page(self) -> str:
+        """Return the page's own word for how it is, ``starting`` before its first picture."""
+        if self._page is None:
+            return "running"
+        answer, _, silent_s = self._page.look()
+        if silent_s > NO_ANSWER_S and self._was_live:
+            return "the page does not answer"
+        if answer is None:
+            return "starting"
+        shows, word = answer
+        if shows and not self._was_live:
+            self._was_live = True
+            self._events.say(f"after {time.monotonic() - self._started_s:.1f} s the panorama is live at {self._url}")
+        return word if self._was_live else "starting"
 
 
-def _may_go_on(configuration: SupervisorConfiguration, started: list[Child]) -> bool:
-    """Whether the next service may start: one that reads cameras would fail while they are still being rendered."""
-    if not started:
-        return True
-    last = find_service(started[-1].service)
-    return not last.awaited or last.status(configuration) is not None
+def describe(judges: list[Judge]) -> dict[str, Any]:
+    """The supervisor's own status: the state of each service. It is unhealthy while one is given up."""
+    services = {
+        judge.process.service: {
+            "state": judge.process.state,
+            "reason": judge.reason,
+            "restarts": judge.process.restarts,
+            "optional": judge.process.optional,
+        }
+        for judge in judges
+    }
+    document = status_document("supervisor", {}, stale_after_s=math.inf, details={"services": services})
+    missing = [
+        f"{name} is missing: {found['reason']}" for name, found in services.items() if found["state"] == GIVEN_UP
+    ]
+    if missing:
+        document.update(healthy=False, reason="; ".join(missing))
+    return document
 
 
-def _end(children: list[Child]) -> None:
-    for child in reversed(children):
-        child.request_stop()
-    deadline_s = time.monotonic() + STOP_WITHIN_S
-    for child in reversed(children):
-        child.stop(deadline_s)
+def _end(judges: list[Judge], view: View, events: Events) -> None:
+    """Stop the services, those first that read what others make: nobody misses a camera on the way out."""
+    for event in events.take():
+        view.say(event)
+    view.close()
+    for judge in judges:
+        judge.close()
+    sources = [judge for judge in judges if find_service(judge.process.service).awaited]
+    others = [judge for judge in judges if judge not in sources]
+    for group, within_s in ((others, STOP_WITHIN_S), (sources, STOP_SOURCES_WITHIN_S)):
+        for judge in reversed(group):
+            judge.process.request_stop()
+        deadline_s = time.monotonic() + within_s
+        for judge in reversed(group):
+            judge.process.stop(deadline_s)
+    for event in events.take():
+        if not event.raw or not event.is_log or event.level not in ("warning",):
+            view.say(event)
 
 
 def page_url(configuration: SupervisorConfiguration) -> str:
@@ -93,25 +176,3 @@ def page_url(configuration: SupervisorConfiguration) -> str:
     host = configuration.streamer.host
     everywhere = ("0.0.0.0", "::")  # noqa: S104  compared, not bound
     return f"http://{'127.0.0.1' if host in everywhere else host}:{configuration.streamer.port}"
-
-
-def _page_shows_frames(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/healthz", timeout=1.0) as answer:  # noqa: S310  always http
-            return int(answer.status) == 200
-    except (urllib.error.URLError, OSError, ValueError):
-        return False
-
-
-def status_line(statuses: dict[str, dict[str, Any]]) -> str:
-    """Rate and latency of every stage, in one line for a terminal."""
-    parts = []
-    for service, status in statuses.items():
-        stages = []
-        for stage, numbers in status.get("stages", {}).items():
-            p50 = numbers["latency_p50_ms"]
-            latency = "" if p50 is None else f" {p50:.0f} ms"
-            stages.append(f"{stage} {numbers['fps']:.1f} fps{latency}")
-        if stages:
-            parts.append(f"{service}: {', '.join(stages)}")
-    return " | ".join(parts) or "waiting for the cameras"

@@ -287,6 +287,6 @@ def test_a_model_that_cannot_be_used_is_one_sentence(tmp_path: Path, start: Star
     (tmp_path / "README").write_text("no model")
     process = start(model=tmp_path / model)
     _, log = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 1
+    assert process.returncode == 2
     assert told in log
     assert complaints(log) == []

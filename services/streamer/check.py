@@ -1,0 +1,45 @@
+"""What the streamer would load and take at its start, tried without serving anything."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from pathlib import Path
+
+from services.common.service import ServiceError
+from services.streamer.config import StreamerConfiguration
+from services.streamer.entry import SERVICE
+from services.streamer.service import main as _main  # noqa: F401  for what it imports: aiohttp, OpenCV
+
+PAGE = Path(__file__).with_name("page")
+REQUIRED = ("index.html", "main.js")
+
+
+def check(configuration: StreamerConfiguration) -> None:
+    """Read the page's files, and bind the address unless a streamer of the same stream holds it.
+
+    Raises:
+        ServiceError: A file cannot be read, or the address cannot be listened on.
+    """
+    try:
+        for path in {PAGE / name for name in REQUIRED} | {path for path in PAGE.iterdir() if path.is_file()}:
+            path.read_bytes()
+    except OSError as error:
+        raise ServiceError(f"the page's file {error.filename} cannot be read: {error.strerror}") from None
+    section = configuration.streamer
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            section.host, section.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen(1)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            if SERVICE.status(configuration) is not None:
+                return
+            reason = "another program listens there: stop it, or set another streamer.port"
+        else:
+            reason = error.strerror or str(error)
+        raise ServiceError(f"cannot listen on {section.host} port {section.port}: {reason}") from None

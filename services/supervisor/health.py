@@ -1,0 +1,170 @@
+"""Whether the services answer, asked again and again by a thread for each.
+
+A stopped process accepts a connection and does not answer, so an answer may take a second to fail to come: the
+supervisor's loop never waits for one.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from typing import Any
+
+from services.supervisor.child import RUNNING, ManagedProcess
+from services.supervisor.events import Events
+
+ASK_EVERY_S = 1.0
+MAX_ANSWER_BYTES = 1 << 16
+MOST_SILENT_S = 3.0
+"""The most that one missing answer counts: a supervisor that was stopped itself blames no service for that time."""
+UNHEALTHY_ANSWERS = 2
+"""How many answers in a row must say so before a service is named as unhealthy, or as healthy again."""
+
+
+class Pulse:
+    """Asks one thing again and again from a thread of its own."""
+
+    def __init__(self, name: str, ask: Callable[[], Any]) -> None:
+        self._ask = ask
+        self._lock = threading.Lock()
+        self._answer: Any = None
+        self._answers = 0
+        self._silent_s = 0.0
+        self._round = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Ask, from now on."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ask no more. A question under way is not waited for."""
+        self._stop.set()
+
+    def reset(self) -> None:
+        """Forget the answers so far, as another process is asked now."""
+        with self._lock:
+            self._round += 1
+            self._answer, self._answers, self._silent_s = None, 0, 0.0
+
+    def look(self) -> tuple[Any, int, float]:
+        """Return the newest answer or ``None``, the number of answers, and for how many seconds none has come."""
+        with self._lock:
+            return self._answer, self._answers, self._silent_s
+
+    def _run(self) -> None:
+        last_s = time.monotonic()
+        while not self._stop.is_set():
+            asked_in = self._round
+            answer = self._ask()
+            now_s = time.monotonic()
+            with self._lock:
+                if asked_in == self._round:
+                    if answer is None:
+                        self._silent_s += min(now_s - last_s, MOST_SILENT_S)
+                    else:
+                        self._answer, self._silent_s = answer, 0.0
+                        self._answers += 1
+            last_s = now_s
+            self._stop.wait(ASK_EVERY_S)
+
+
+class Judge:
+    """Judges one service by its answers: kills it when it hangs, and names it when it is unhealthy."""
+
+    def __init__(
+        self, process: ManagedProcess, ask: Callable[[], dict[str, Any] | None], hung_after_s: float, events: Events
+    ) -> None:
+        self.process = process
+        self.document: dict[str, Any] | None = None
+        """Its newest status; ``None`` while the present process has served none."""
+        self.silent_s = 0.0
+        """For how long it has not answered, once it has."""
+        self._pulse = Pulse(f"ask-{process.service}", ask)
+        self._hung_after_s = hung_after_s
+        self._events = events
+        self._pid = 0
+        self._answers = 0
+        self._contrary = 0
+        self._was_healthy = False
+        self._named = False
+
+    def start(self) -> None:
+        """Start to ask."""
+        self._pulse.start()
+
+    def close(self) -> None:
+        """Ask no more."""
+        self._pulse.close()
+
+    @property
+    def reason(self) -> str:
+        """Why the service does not do its work, in one sentence; empty when it does, or is only starting."""
+        if self.process.reason:
+            return self.process.reason
+        if self.document is None:
+            return ""
+        if self.silent_s > ASK_EVERY_S * 2:
+            return f"no answer for {self.silent_s:.0f} s"
+        return "" if self.document.get("healthy") else str(self.document.get("reason") or "it is not healthy")
+
+    def judge(self) -> None:
+        """Look at the newest answer; call it after each :meth:`ManagedProcess.supervise`."""
+        if self.process.pid != self._pid:
+            self._pid = self.process.pid
+            self._pulse.reset()
+            self.document, self.silent_s, self._answers = None, 0.0, 0
+            self._was_healthy = False
+            return
+        document, answers, silent_s = self._pulse.look()
+        if self._pid == 0 or document is None:
+            return
+        self.document, self.silent_s = document, silent_s
+        self.process.note_answer()
+        if silent_s >= self._hung_after_s and self.process.state == RUNNING:
+            self.process.kill(f"did not answer for {silent_s:.0f} s and was killed")
+        elif answers != self._answers:
+            self._answers = answers
+            self._name_health(document)
+
+    def _name_health(self, document: dict[str, Any]) -> None:
+        healthy = bool(document.get("healthy"))
+        if not self._was_healthy:  # it has not got to work yet
+            self._was_healthy = healthy
+            return
+        self._contrary = self._contrary + 1 if healthy == self._named else 0
+        if self._contrary >= UNHEALTHY_ANSWERS:
+            self._named, self._contrary = not healthy, 0
+            service, reason = self.process.service, document.get("reason") or "it does not say why"
+            if healthy:
+                self._events.say(f"{service} is healthy again")
+            else:
+                self._events.say(f"{service} is unhealthy: {reason}", "warning")
+
+
+def page_state(url: str) -> tuple[bool, str] | None:
+    """Ask the page whether it shows a picture.
+
+    Returns:
+        Whether it does, and its own word for how: ``live``, ``delayed``, or why not; ``None`` if it does not answer.
+    """
+    try:
+        with urllib.request.urlopen(f"{url}/healthz", timeout=1.0) as answer:  # noqa: S310  always http
+            content, shows = answer.read(MAX_ANSWER_BYTES), True
+    except urllib.error.HTTPError as error:
+        with error:
+            content, shows = error.read(MAX_ANSWER_BYTES), False
+    except (OSError, ValueError, http.client.HTTPException):
+        return None
+    try:
+        document = json.loads(content)
+        word = document["state"] if shows else f"no picture: {document['reason']}"
+    except (ValueError, KeyError, TypeError):
+        word = "live" if shows else "no picture"
+    return shows, str(word)
