@@ -22,20 +22,28 @@ $(BIN)/python:
 	  { echo "Python 3.11 or newer with venv is needed: set PYTHON=..., or apt-get install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
+# rich comes first: it draws how far the rest is. It asks for nothing else of this project.
+INSTALL := $(BIN)/python -m services.supervisor.install
+
+$(VENV)/installed-rich: $(BIN)/python constraints.txt
+	@$(PIP) install --constraint constraints.txt rich
+	@touch $@
+
 # Both distributions, editable: the library, and the services with all that they need.
 SOURCES := pyproject.toml setup.py services/pyproject.toml services/setup.py constraints.txt $(wildcard framebus/ring/_*.[ch])
 
-$(VENV)/installed-all: $(BIN)/python $(SOURCES)
-	$(PIP) install --constraint constraints.txt --editable '.[snapshot]' --editable './services[supervisor]'
+$(VENV)/installed-all: $(SOURCES) | $(VENV)/installed-rich
+	@$(INSTALL) 'framebus and its services' \
+	  --constraint constraints.txt --editable '.[snapshot]' --editable './services[supervisor]'
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed-all
-	$(PIP) install --constraint constraints.txt --editable '.[dev]'
+	@$(INSTALL) 'what the tests need' --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 # The benchmark's peers: other brokers and transports, which no other test needs.
 $(VENV)/installed-bench: $(VENV)/installed-dev
-	$(PIP) install --constraint constraints.txt --editable '.[bench]'
+	@$(INSTALL) 'what the benchmarks compare with' --constraint constraints.txt --editable '.[bench]'
 	@touch $@
 
 install: $(VENV)/installed-all ## the library and the services, editable, with the commands framebus and framebus-SERVICE

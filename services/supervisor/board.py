@@ -108,7 +108,7 @@ def rows_of(judge: Judge) -> list[Row]:
         _camera_row(name, stages.get(name, {}), str(camera.get("state", "")), silent)
         for name, camera in cameras.items()
     ]
-    mood = BUSY if step is not None else BAD if reason else GOOD
+    mood = (BAD if judge.has_worked or silent else BUSY) if reason and step is None else BUSY if reason else GOOD
     for index, (name, numbers) in enumerate((n, s) for n, s in stages.items() if n not in cameras):
         remark = _remark(name, details)
         rows.append(_stage_row(f"{service} {name}", numbers, reason if index == 0 else "", mood, remark))
@@ -181,7 +181,7 @@ def summary(board: Board) -> str:
             continue
         told.add(service)
         if row.mood == BAD:
-            words.append(f"{row.name}: {row.remark}")
+            words.append(f"{service}: {row.remark}")
         elif row.rate:
             words.append(" ".join(filter(None, (row.name, row.rate, row.age))))
-    return ", ".join(words) or "nothing to tell yet"
+    return ", ".join(words if board.page in ("live", "running") else [board.page, *words])

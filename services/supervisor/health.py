@@ -92,7 +92,8 @@ class Judge:
         self._pid = 0
         self._answers = 0
         self._contrary = 0
-        self._was_healthy = False
+        self.has_worked = False
+        """Whether its present process has been healthy; before that, it is only starting."""
         self._named = False
 
     def start(self) -> None:
@@ -120,7 +121,7 @@ class Judge:
             self._pid = self.process.pid
             self._pulse.reset()
             self.document, self.silent_s, self._answers = None, 0.0, 0
-            self._was_healthy = False
+            self.has_worked = False
             return
         document, answers, silent_s = self._pulse.look()
         if self._pid == 0 or document is None:
@@ -135,8 +136,8 @@ class Judge:
 
     def _name_health(self, document: dict[str, Any]) -> None:
         healthy = bool(document.get("healthy"))
-        if not self._was_healthy:  # it has not got to work yet
-            self._was_healthy = healthy
+        if not self.has_worked:
+            self.has_worked = healthy
             return
         self._contrary = self._contrary + 1 if healthy == self._named else 0
         if self._contrary >= UNHEALTHY_ANSWERS:

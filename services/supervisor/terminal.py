@@ -162,8 +162,10 @@ class Screen:
         """Draw all anew: a terminal that has another width has moved what was there."""
         assert self._live is not None
         self._was_suspended = False
-        self._live.stop()
         self._fit()
+        # It prints its picture once more when it stops, and the old one may not fit.
+        self._live.update(Text(""))
+        self._live.stop()
         self.console.clear()
         columns, lines = self._size
         height = len(self.console.render_lines(self._rendered(), pad=False))

@@ -120,7 +120,7 @@ class TableView:
             _write(sys.stderr, event.raw)
             return
         text = event.text if event.raw else f"{time_of_day()} {event.text}"
-        self._screen.event(text, LEVEL_STYLES.get(event.level, ""), whole=not event.raw and event.level == "error")
+        self._screen.event(text, LEVEL_STYLES.get(event.level, ""), whole=not event.raw)
 
     def show(self, board: Board) -> None:
         """Draw the table again, at most so often that it can be read, at once where the terminal's size has changed."""
@@ -214,9 +214,9 @@ def _table(rows: list[Row], columns: int) -> RenderableType:
     """The rows, in columns of fixed width: a remark takes what is left."""
     name_columns = min(max(len("stage"), *(len(row.name) for row in rows)), max(8, columns // 2))
     wide = columns >= NARROW
-    rate_columns, age_columns = 8, 8 if wide else 0
+    rate_columns, age_columns = (8, 8) if wide else (5, 0)
     remark_columns = columns - name_columns - rate_columns - age_columns - (6 if wide else 4)
-    if remark_columns < 4:
+    if remark_columns < 9:
         rate_columns, remark_columns = 0, max(1, columns - name_columns - 2)
     table = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
 
@@ -224,16 +224,22 @@ def _table(rows: list[Row], columns: int) -> RenderableType:
         widths = ((name, name_columns), (rate, rate_columns), (age, age_columns), (remark, remark_columns))
         return [_cut(text, width) for text, width in widths if width]
 
-    for width in (name_columns, rate_columns, age_columns, remark_columns):
-        if width:
-            right = width in (rate_columns, age_columns) and width == 8
-            table.add_column(width=width, no_wrap=True, justify="right" if right else "left")
-    title = (Text(word, "dim") for word in ("stage", "rate", "age", ""))
-    table.add_row(*cells(*title))
+    table.add_column(width=name_columns, no_wrap=True)
+    for width in filter(None, (rate_columns, age_columns)):
+        table.add_column(width=width, no_wrap=True, justify="right")
+    table.add_column(width=remark_columns, no_wrap=True)
+    table.add_row(*cells(*(Text(word, "dim") for word in ("stage", "rate" if wide else "fps", "age", ""))))
     for row in rows:
         style = STYLES[row.mood]
         name_style = style if row.mood in (BAD, RESTING) else "cyan"
-        table.add_row(*cells(Text(row.name, name_style), Text(row.rate), Text(row.age), Text(row.remark, style)))
+        table.add_row(
+            *cells(
+                Text(row.name, name_style),
+                Text(row.rate if wide else row.rate.removesuffix(" fps")),
+                Text(row.age),
+                Text(row.remark, style),
+            )
+        )
     return table
 
 
