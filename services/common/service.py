@@ -79,7 +79,8 @@ class Service(Generic[C]):
     """Loads what :attr:`run` would load before it works, and nothing from the network. Raises ServiceError,
     FramebusError or ImportError; a message of several faults has one line a fault."""
     for_people: bool = False
-    """Whether it logs short lines on a terminal, whatever ``log.format`` says."""
+    """Whether it logs short lines on a terminal, whatever ``log.format`` says, and its own start and end nowhere but in
+    JSON."""
 
     def load(self, path: Path | None, environment: Mapping[str, str] = os.environ) -> C:
         """Read and check what the service reads of the configuration; arguments as of ``config.load``.
@@ -128,8 +129,8 @@ class Service(Generic[C]):
             return EXIT_USAGE
         if options.check:
             return self._check(configuration)
-        on_terminal = self.for_people and sys.stderr.isatty()
-        set_up_logs(self.name, configuration.log.model_copy(update={"format": "text"} if on_terminal else {}))
+        short = self.for_people and (sys.stderr.isatty() or configuration.log.format == "text")
+        set_up_logs(self.name, configuration.log.model_copy(update={"format": "text"} if short else {}))
         log = structlog.get_logger()
         stop = threading.Event()
 
@@ -144,13 +145,15 @@ class Service(Generic[C]):
             signal.signal(signal.SIGHUP, request_stop)
         if SUPERVISED in os.environ:
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        log.info("started")
+        if not short:  # people see that it runs, and are told in words of its own when it has ended
+            log.info("started")
         try:
             self.run(configuration, stop)
         except (ServiceError, FramebusError) as error:
             log.error("failed", reason=str(error))  # noqa: TRY400  one sentence, no traceback
             return EXIT_USAGE if isinstance(error, UnusableSetting) else 1
-        log.info("stopped")
+        if not short:
+            log.info("stopped")
         return 0
 
     def _check(self, configuration: C) -> int:

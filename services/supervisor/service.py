@@ -167,7 +167,8 @@ def _end(judges: list[Judge], view: View, events: Events) -> None:
         for judge in reversed(group):
             judge.process.stop(deadline_s)
     for event in events.take():
-        if not event.raw or not event.is_log or event.level not in ("warning",):
+        # That a service has stopped, or waits for one that has, is no news to people now.
+        if view.raw or not event.raw or not event.is_log or event.level in ("error", "critical"):
             view.say(event)
 
 

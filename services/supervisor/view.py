@@ -29,6 +29,10 @@ NARROW = 60
 class View(Protocol):
     """Shows events and the board."""
 
+    @property
+    def raw(self) -> bool:
+        """Whether the services' lines are handed on as they are."""
+
     def say(self, event: Event) -> None:
         """Show one event."""
 
@@ -55,7 +59,8 @@ class LineView:
     """
 
     def __init__(self, raw: bool, status_interval_s: float) -> None:
-        self._raw = raw and not os.isatty(2)
+        self.raw = raw and not os.isatty(2)
+        """As of :class:`View`."""
         self._interval_s = status_interval_s
         self._next_s = time.monotonic() + status_interval_s
         self._steps: dict[tuple[str, str], Step] = {}
@@ -63,7 +68,7 @@ class LineView:
     def say(self, event: Event) -> None:
         """Write one event: the services' and what is grave to standard error, the rest to standard output."""
         to = sys.stderr if event.raw or event.level in GRAVE else sys.stdout
-        if self._raw:
+        if self.raw:
             line = event.raw or as_json(event)
         elif not event.raw:
             line = f"{time_of_day()} {event.text}"
@@ -105,6 +110,9 @@ def _write(to: TextIO, line: str) -> None:
 
 class TableView:
     """A table in place, below the events."""
+
+    raw = False
+    """As of :class:`View`."""
 
     def __init__(self, screen: Screen) -> None:
         self._screen = screen

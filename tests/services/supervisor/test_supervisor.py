@@ -6,7 +6,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -14,40 +13,110 @@ import pytest
 from services.common.config import ConfigurationError
 from services.common.service import ServiceError
 from services.supervisor import child as child_module
-from services.supervisor.child import Child
+from services.supervisor.child import GIVEN_UP, RUNNING, ManagedProcess
+from services.supervisor.config import SupervisorSection
 from services.supervisor.entry import SERVICE
-from services.supervisor.service import page_url, status_line, supervise
+from services.supervisor.events import Events
+from services.supervisor.service import page_url, supervise
 from tests.support import ROOT, wait_until
 
 pytestmark = pytest.mark.slow
 
 
-def make_child(program: str, restarts: int = 5) -> Child:
-    child = Child("streamer", None, restarts, 60.0)
+def make_child(
+    program: str, events: Events, *, config: Path | None = None, restarts: int = 5, optional: bool = False
+) -> ManagedProcess:
+    names = ("streamer",) if optional else ()
+    section = SupervisorSection(services=("streamer",), optional=names, restarts=restarts)
+    child = ManagedProcess("streamer", config, section, events)
     child._command = [sys.executable, "-c", program]
     return child
 
 
-def tend_until_dead_for_good(child: Child) -> str:
-    return wait_until(child.tend, "it is dead for good", timeout_s=30) or ""
+def supervise_until_dead_for_good(child: ManagedProcess) -> str:
+    return wait_until(child.supervise, "it is dead for good", timeout_s=30) or ""
 
 
-def test_a_death_is_followed_by_a_start(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    mark = tmp_path / "starts"
-    child = make_child(f"open({str(mark)!r}, 'a').write('x'); import os; os.kill(os.getpid(), 9)", restarts=2)
+def said(events: Events) -> str:
+    return "\n".join(event.text for event in events.take())
+
+
+def test_a_death_is_followed_by_a_start(tmp_path: Path) -> None:
+    mark, events = tmp_path / "starts", Events()
+    child = make_child(f"open({str(mark)!r}, 'a').write('x'); import os; os.kill(os.getpid(), 9)", events, restarts=2)
     child.start()
-    reason = tend_until_dead_for_good(child)
+    reason = supervise_until_dead_for_good(child)
     assert reason == "streamer ended by signal SIGKILL, 3 times in 60 s"
     assert mark.read_text() == "xxx"
-    assert "starting it again in 0.5 s" in capfd.readouterr().err
+    assert "streamer ended by signal SIGKILL; starting it again in 0.5 s" in said(events)
 
 
 def test_a_fault_that_no_restart_mends_is_for_good(tmp_path: Path) -> None:
-    config = tmp_path / "bad.yaml"
+    config, events = tmp_path / "bad.yaml", Events()
     config.write_text("streamer: {port: nonsense}\n")
-    child = Child("streamer", config, 5, 60.0)
+    child = ManagedProcess("streamer", config, SupervisorSection(), events)
     child.start()
-    assert tend_until_dead_for_good(child) == "streamer ended with status 2: a restart would not help"
+    assert supervise_until_dead_for_good(child) == "streamer ended with status 2: a restart would not help"
+    assert f"{config}:1: streamer.port" in said(events)
+
+
+def test_an_optional_service_is_given_up_and_tried_again_when_the_file_changes(tmp_path: Path) -> None:
+    config, mark, events = tmp_path / "framebus.yaml", tmp_path / "starts", Events()
+    config.write_text("# first")
+    program = (
+        f"with open({str(mark)!r}, 'a') as mark: mark.write('x')\n"
+        "print('the model does not fit', flush=True)\n"
+        "import pathlib, sys, time\n"
+        f"sys.exit(2) if pathlib.Path({str(config)!r}).read_text() == '# first' else time.sleep(100)"
+    )
+    child = make_child(program, events, config=config, optional=True)
+    child.start()
+
+    def given_up() -> bool:
+        assert child.supervise() is None
+        return child.state == GIVEN_UP
+
+    wait_until(given_up, "it is given up")
+    assert child.reason == "the model does not fit"
+    (line,) = [event.text for event in events.take() if not event.raw]
+    assert line == (
+        "streamer is given up, the others go on; tried again when the configuration's file changes: "
+        "the model does not fit"
+    )
+    for _ in range(20):
+        assert child.supervise() is None
+    assert mark.read_text() == "x"
+    config.write_text("# another")
+
+    def tried_again() -> bool:
+        assert child.supervise() is None
+        return mark.read_text() == "xx"
+
+    wait_until(tried_again, "it is tried again")
+    child.note_answer()
+    assert (child.state, child.reason) == (RUNNING, "")
+    assert "streamer is back" in said(events)
+    child.request_stop()
+    child.stop(time.monotonic() + 10)
+
+
+def test_an_optional_service_that_dies_too_often_is_tried_again_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child_module, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(child_module, "RETRY_S", 0.01)
+    events = Events()
+    child = make_child("raise SystemExit(1)", events, restarts=1, optional=True)
+    child.start()
+
+    def was_tried_again() -> bool:
+        assert child.supervise() is None
+        return child.restarts >= 3
+
+    wait_until(was_tried_again, "it is tried again")
+    child.stop(0.0)
+    assert child.state == GIVEN_UP
+    assert [event.text for event in events.take() if event.level == "error"] == [
+        "streamer is given up, the others go on; tried again every 0.01 s: ended with status 1"
+    ]
 
 
 def is_running(pid: int) -> bool:
@@ -57,9 +126,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def test_what_does_not_end_is_killed_with_all_that_it_started(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_what_does_not_end_is_killed_with_all_that_it_started(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     program = (
         "import os, signal, subprocess, sys, time\n"
@@ -68,27 +135,20 @@ def test_what_does_not_end_is_killed_with_all_that_it_started(
         f"open({str(pids)!r}, 'w').write(f'{{os.getpid()}} {{other.pid}}')\n"
         "time.sleep(100)"
     )
-    child = make_child(program)
+    events = Events()
+    child = make_child(program, events)
     child.start()
     wait_until(lambda: pids.exists() and len(pids.read_text().split()) == 2, "it has started another")
     child.request_stop()
     child.stop(time.monotonic() + 0.2)
-    assert "is killed" in capfd.readouterr().err
+    assert "is killed" in said(events)
     # A killed process is gone when the kernel has come to it.
     wait_until(lambda: not any(map(is_running, map(int, pids.read_text().split()))), "both are gone")
 
 
-def test_the_page_and_the_status_line() -> None:
+def test_the_page_is_told_as_a_browser_of_this_machine_finds_it() -> None:
     configuration = SERVICE.load(None, {"FRAMEBUS_STREAMER__HOST": "0.0.0.0"})
     assert page_url(configuration) == "http://127.0.0.1:8080"
-    stage = {"fps": 25.0, "latency_p50_ms": 38.4}
-    statuses: dict[str, dict[str, Any]] = {
-        "detector": {"stages": {"detect": stage}},
-        "simulator": {"stages": {}},
-        "stitcher": {"stages": {"cam0": {"fps": 24.96, "latency_p50_ms": None}, "publish": stage}},
-    }
-    assert status_line(statuses) == "detector: detect 25.0 fps 38 ms | stitcher: cam0 25.0 fps, publish 25.0 fps 38 ms"
-    assert status_line({}) == "waiting for the cameras"
 
 
 def test_the_committed_configuration_is_good() -> None:
