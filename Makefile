@@ -20,13 +20,14 @@ help:
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer with venv is needed: set PYTHON=..., or apt-get install python3-venv" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@echo 'making $(VENV)'
+	@$(PYTHON) -m venv $(VENV)
 
 # rich comes first: it draws how far the rest is. It asks for nothing else of this project.
 INSTALL := $(BIN)/python -m services.supervisor.install
 
 $(VENV)/installed-rich: $(BIN)/python constraints.txt
-	@$(PIP) install --constraint constraints.txt rich
+	@said=$$($(PIP) install --constraint constraints.txt rich 2>&1) || { echo "$$said" >&2; exit 1; }
 	@touch $@
 
 # Both distributions, editable: the library, and the services with all that they need.

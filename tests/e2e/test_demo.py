@@ -40,7 +40,8 @@ def wait_for(condition: Callable[[], bool], what: str, demo: Demo, patience_s: f
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     stream = f"demo-{os.urandom(4).hex()}"
-    running = Demo(stream, tmp_path_factory.mktemp("demo") / "log")
+    often = {"FRAMEBUS_SUPERVISOR__STATUS_INTERVAL_S": "5"}
+    running = Demo(stream, tmp_path_factory.mktemp("demo") / "log", **often)
     wait_for(lambda: LIVE in running.output(), "the panorama is live", running, 180)
     yield running
     running.kill()
@@ -55,7 +56,10 @@ def page(demo: Demo) -> Iterator[Page]:
 
 def test_the_url_is_printed_and_a_status_line_follows(demo: Demo) -> None:
     assert f"{LIVE}{demo.url}" in demo.output()
-    wait_for(lambda: "publish" in demo.output().partition(LIVE)[2], "a status line", demo, 30)
+    wait_for(lambda: "stitcher publish" in demo.output().partition(LIVE)[2], "a summary", demo, 30)
+    lines = demo.output().splitlines()
+    assert max(map(len, lines)) < 160, lines
+    assert "waiting for the cameras" not in demo.output()
 
 
 def test_the_page_shows_distinct_panoramas(demo: Demo, page: Page) -> None:
@@ -167,11 +171,14 @@ def test_a_killed_service_comes_back(demo: Demo, service: str) -> None:
 def test_ctrl_c_leaves_no_process_and_no_file(demo: Demo) -> None:
     processes = demo.processes()
     assert len(processes) >= 6
+    before = demo.output()
     demo.interrupt()
     assert [process for process in processes if process.is_running() and process.status() != "zombie"] == []
     assert files_of(demo.stream) == []
     assert complaints(demo.output()) == []
-    assert "killed" not in demo.output()
+    end = demo.output()[len(before) :].splitlines()
+    assert len(end) == 1, end
+    assert "all is ended after" in end[0]
 
 
 def test_a_part_that_is_dead_for_good_ends_all(stream: str, tmp_path: Path) -> None:
