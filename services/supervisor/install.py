@@ -19,11 +19,10 @@ import time
 from pathlib import Path
 
 from rich.console import Group, RenderableType
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from services.supervisor.terminal import Screen, can_draw
+from services.supervisor.terminal import Bar, Screen, can_draw
 
 TICK_S = 0.2
 KEPT_LINES = 30
@@ -75,7 +74,7 @@ class Installation:
             line = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
             for column in (len(title), width, len(told)):
                 line.add_column(width=column, no_wrap=True)
-            line.add_row(title, ProgressBar(total or None, done, width=width, pulse=not total), told)
+            line.add_row(title, Bar(done, total or None, width), told)
             parts.append(line)
         else:
             parts += [_cut(title, columns), _cut(told, columns)]

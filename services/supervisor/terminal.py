@@ -17,7 +17,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-from rich.console import Console, ConsoleDimensions, RenderableType
+from rich.console import Console, ConsoleDimensions, ConsoleOptions, RenderableType, RenderResult
 from rich.live import Live
 from rich.text import Text
 
@@ -50,6 +50,18 @@ class _Output(io.TextIOBase):
             while content:
                 content = content[os.write(self._descriptor, content) :]
         return len(text)
+
+
+class Bar:
+    """How much of a step is done, as a bar that can be read without colour too."""
+
+    def __init__(self, done: int, total: int | None, width: int) -> None:
+        self._done = 0 if not total else min(width, width * done // total)
+        self._width = width
+
+    def __rich_console__(self, _console: Console, options: ConsoleOptions) -> RenderResult:
+        full, empty = ("#", "-") if options.ascii_only else ("━", "─")
+        yield Text.assemble((full * self._done, "green"), (empty * (self._width - self._done), "dim"), end="")
 
 
 def can_draw(descriptor: int) -> bool:

@@ -10,7 +10,6 @@ import time
 from typing import Protocol, TextIO
 
 from rich.console import Group, RenderableType
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
@@ -18,7 +17,7 @@ from services.common.config import LogSection
 from services.common.logs import time_of_day
 from services.supervisor.board import BAD, BUSY, GOOD, RESTING, Board, Row, Step, fold_cameras, summary
 from services.supervisor.events import GRAVE, Event, as_json
-from services.supervisor.terminal import Screen, can_draw
+from services.supervisor.terminal import Bar, Screen, can_draw
 
 STYLES = {GOOD: "", BUSY: "yellow", BAD: "bold red", RESTING: "dim"}
 LEVEL_STYLES = {"warning": "yellow", "error": "red", "critical": "red"}
@@ -213,7 +212,7 @@ def _step_line(step: Step, columns: int) -> RenderableType:
     bar_columns = min(bar_columns, 40)
     line.add_column(width=bar_columns)
     line.add_column(no_wrap=True)
-    bar = ProgressBar(step.total, step.done, width=bar_columns, pulse=not step.total, complete_style="green")
+    bar = Bar(step.done, step.total, bar_columns)
     line.add_row(Text(what, STYLES[BUSY]), bar, Text(amount))
     return line
 

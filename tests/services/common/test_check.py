@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from tests.support import ROOT, free_ports
 pytestmark = pytest.mark.slow
 
 
-def check(service: str, **sections: dict[str, Any]) -> tuple[int, list[str]]:
+def check(service: str, **sections: Mapping[str, Any]) -> tuple[int, list[str]]:
     """Exit status and the lines of ``--check``; each section as keyword, the stream's too."""
     environment = {name: text for name, text in os.environ.items() if not name.startswith("FRAMEBUS_")}
     for section, values in sections.items():
