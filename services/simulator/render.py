@@ -52,19 +52,23 @@ class RenderStopped(ServiceError):
     """The service was told to stop before the clips were complete."""
 
 
-Progress = Callable[[int, int], None]
-"""Called with the frames that are rendered and those that are wanted."""
+Progress = Callable[[str, int, int], None]
+"""Called with a key of :data:`STEPS`, how much of that is done, and how much there is."""
+STEPS = {"prepare": ("painting the cameras' scene", "parts"), "render": ("rendering the cameras' clips", "frames")}
+"""What the progress is of, for people, and its unit."""
 
 
 def render(
-    section: SimulatorSection, stop: threading.Event | None = None, progress: Progress = lambda _done, _total: None
+    section: SimulatorSection,
+    stop: threading.Event | None = None,
+    progress: Progress = lambda _step, _done, _total: None,
 ) -> Path:
     """Return the folder with the clips, rendering them first if it is missing.
 
     Args:
         section: The scene's and the clips' parameters.
         stop: When set, the render is given up at the next frame.
-        progress: Told after each frame.
+        progress: Told after each part of the preparation and each frame.
 
     Returns:
         Folder with ``cam0.ts`` to ``cam4.ts`` (MPEG-TS, H.264) and ``truth.json``.
@@ -147,13 +151,18 @@ def _render_into(section: SimulatorSection, folder: Path, stop: threading.Event 
 
 
 def _write(section: SimulatorSection, folder: Path, stop: threading.Event | None, progress: Progress) -> None:
+    parts = 1 + len(section.cameras)
+    progress("prepare", 0, parts)
     scene = Scene(section)
     frames_objects: list[list[dict[str, Any]]] = []
     with ExitStack() as stack:
-        clips = [
-            stack.enter_context(closing(Clip(folder / f"{camera.name}.ts", camera, scene, section.quality)))
-            for camera in scene.cameras
-        ]
+        clips = []
+        for number, camera in enumerate(scene.cameras, 1):
+            _check(stop)
+            progress("prepare", number, parts)
+            clips.append(
+                stack.enter_context(closing(Clip(folder / f"{camera.name}.ts", camera, scene, section.quality)))
+            )
         # A clip's frames come in order, as each has one thread; the clips themselves may be a few frames apart.
         threads = [stack.enter_context(ThreadPoolExecutor(1, f"render-{camera.name}")) for camera in scene.cameras]
         stages = [_Stage(scene.still.copy()) for _ in range(3)]
@@ -167,7 +176,7 @@ def _write(section: SimulatorSection, folder: Path, stop: threading.Event | None
                 for clip, thread in zip(clips, threads, strict=True)
             ]
             frames_objects.append(scene.truth(stage.drawn))
-            progress(index + 1, section.frames)
+            progress("render", index + 1, section.frames)
         for stage in stages:
             stage.clear(scene)
     truth = {
@@ -217,13 +226,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--log", type=LogSection.model_validate_json, default=LogSection(), help="the log section, JSON"
     )
-    parser.add_argument("--progress", action="store_true", help="print 'progress DONE TOTAL' after each frame")
+    parser.add_argument("--progress", action="store_true", help="print 'progress STEP DONE TOTAL' as it goes")
     options = parser.parse_args(arguments)
     child.set_up(options.log)
 
-    def progress(done: int, total: int) -> None:
+    def progress(step: str, done: int, total: int) -> None:
         if options.progress:
-            sys.stdout.write(f"{PROGRESS} {done} {total}\n")
+            sys.stdout.write(f"{PROGRESS} {step} {done} {total}\n")
             sys.stdout.flush()
 
     try:

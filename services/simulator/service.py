@@ -19,7 +19,7 @@ from services.common.status import StatusServer, status_document
 from services.simulator import child
 from services.simulator.config import FRAMES_PER_SECOND, SimulatorConfiguration, SimulatorSection
 from services.simulator.entry import SERVICE
-from services.simulator.render import PROGRESS, clips_folder, remove_interrupted
+from services.simulator.render import PROGRESS, STEPS, clips_folder, remove_interrupted
 from services.simulator.serve import EXIT_PORT_IN_USE
 
 TERMINATION_S = 1.0
@@ -34,9 +34,9 @@ class _State:
     """What the status tells: how far the render is, and then which picture is shown when."""
 
     def __init__(self, stream: str) -> None:
-        self.progress: tuple[int, int | None] | None = (0, None)
-        """Frames that are rendered, and those that are wanted where that is known; ``None`` once the clips are
-        there."""
+        self.progress: tuple[str, int, int] | None = ("render", 0, 0)
+        """Step of the render, how much of it is done, and how much there is, 0 where that is not known; ``None`` once
+        the clips are there."""
         self.details: dict[str, float] = {}
         try:
             self.server = StatusServer(stream, "simulator", self.document)
@@ -47,9 +47,10 @@ class _State:
         """Describe the simulator as JSON; called by the status server's threads."""
         document = status_document("simulator", {}, stale_after_s=math.inf, details=self.details)
         if (progress := self.progress) is not None:
-            done, total = progress
-            step = {"what": "rendering the cameras' clips", "done": done, "total": total, "unit": "frames"}
-            document.update(healthy=False, reason=f"{step['what']}: {done} frames of {total or '?'}", progress=step)
+            step, done, total = progress
+            what, unit = STEPS[step]
+            content = {"what": what, "done": done, "total": total or None, "unit": unit}
+            document.update(healthy=False, reason=f"{what}: {done} of {total or '?'} {unit}", progress=content)
         return document
 
 
@@ -170,8 +171,8 @@ class _RenderReader(threading.Thread):
         assert self._process.stdout is not None
         for line in self._process.stdout:
             words = line.split()
-            if words[:1] == [PROGRESS] and len(words) == 3:
-                self._state.progress = int(words[1]), int(words[2])
+            if words[:1] == [PROGRESS] and len(words) == 4 and words[1] in STEPS:
+                self._state.progress = words[1], int(words[2]), int(words[3])
             else:
                 self.reason = line.strip()
 

@@ -77,7 +77,7 @@ def test_an_address_that_cannot_be_listened_on_is_a_fault_unless_the_streamer_ru
     status, (line,) = check("streamer", streamer={"host": "192.0.2.1"})
     assert (status, line) == (2, "streamer: cannot listen on 192.0.2.1 port 8080: Cannot assign requested address")
     port = free_ports(1)
-    sections = {"streamer": {"port": port}, "stream": {"name": stream}}
+    sections: dict[str, dict[str, Any]] = {"streamer": {"port": port}, "stream": {"name": stream}}
     assert check("streamer", **sections) == (0, [])
     with socket.create_server(("127.0.0.1", port)):
         status, (line,) = check("streamer", **sections)
