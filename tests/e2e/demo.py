@@ -19,22 +19,25 @@ LIVE = "the panorama is live at "
 CAMERAS = 5
 
 
+def demo_environment(stream: str, first_port: int) -> dict[str, str]:
+    """Let the demo run on a stream and ports of its own: the cameras', and the page's after them."""
+    cameras = [{"name": f"cam{i}", "url": f"http://127.0.0.1:{first_port + i}/cam{i}.ts"} for i in range(CAMERAS)]
+    return {
+        "PORT": str(first_port + CAMERAS),
+        "FRAMEBUS_STREAM__NAME": stream,
+        "FRAMEBUS_SIMULATOR__FIRST_PORT": str(first_port),
+        "FRAMEBUS_STITCHER__CAMERAS": json.dumps(cameras),
+    }
+
+
 class Demo:
     """The command, its output and its processes."""
 
     def __init__(self, stream: str, log: Path, **environment: str) -> None:
         first = free_ports(CAMERAS + 1)
-        cameras = [{"name": f"cam{i}", "url": f"http://127.0.0.1:{first + i}/cam{i}.ts"} for i in range(CAMERAS)]
         self.stream = stream
         self.url = f"http://127.0.0.1:{first + CAMERAS}"
-        self.environment = {
-            **os.environ,
-            "PORT": str(first + CAMERAS),
-            "FRAMEBUS_STREAM__NAME": stream,
-            "FRAMEBUS_SIMULATOR__FIRST_PORT": str(first),
-            "FRAMEBUS_STITCHER__CAMERAS": json.dumps(cameras),
-            **environment,
-        }
+        self.environment = {**os.environ, **demo_environment(stream, first), **environment}
         self.log = log
         with log.open("w") as output:
             self.process = subprocess.Popen(

@@ -78,7 +78,7 @@ def test_an_interrupted_render_leaves_nothing(
     stream: str, simulator: subprocess.Popen[str], section: SimulatorSection
 ) -> None:
     folder = clips_folder(section)
-    wait_until(lambda: list(section.cache_dir.glob("*.part-*/cam0.ts")), "a clip is begun")
+    wait_until(lambda: list(section.cache_dir.glob("*.part-*")), "a render is begun")
     simulator.send_signal(signal.SIGINT)
     _, log = simulator.communicate(timeout=20)
     assert simulator.returncode == 0
