@@ -163,7 +163,8 @@ class ManagedProcess:
         try:
             self._process.wait(max(deadline_s - time.monotonic(), 0.0))
         except subprocess.TimeoutExpired:
-            self._events.say(f"{self.service} did not end in time and is killed", "warning")
+            if self._answered:  # one that was still loading had nothing to bring to an end
+                self._events.say(f"{self.service} did not end in time and is killed", "warning")
         self._end_group()
         self._process.wait()
         self._finish()

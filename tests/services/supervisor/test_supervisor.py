@@ -139,6 +139,7 @@ def test_what_does_not_end_is_killed_with_all_that_it_started(tmp_path: Path) ->
     child = make_child(program, events)
     child.start()
     wait_until(lambda: pids.exists() and len(pids.read_text().split()) == 2, "it has started another")
+    child.note_answer()
     child.request_stop()
     child.stop(time.monotonic() + 0.2)
     assert "is killed" in said(events)
