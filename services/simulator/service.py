@@ -34,7 +34,7 @@ class _State:
     """What the status tells: how far the render is, and then which picture is shown when."""
 
     def __init__(self, stream: str) -> None:
-        self.progress: tuple[str, int, int] | None = ("render", 0, 0)
+        self.progress: tuple[str, int, int] | None = ("prepare", 0, 0)
         """Step of the render, how much of it is done, and how much there is, 0 where that is not known; ``None`` once
         the clips are there."""
         self.details: dict[str, float] = {}

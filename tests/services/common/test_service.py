@@ -67,7 +67,7 @@ def test_a_service_that_returns_has_started_and_stopped(start: Start) -> None:
     assert len(errors.splitlines()) == 3
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_stops_it(start: Start, number: signal.Signals) -> None:
     process = start("print('ready', flush=True); stop.wait()")
     assert process.stdout is not None
@@ -116,3 +116,51 @@ def test_check_reads_the_configuration_and_does_nothing(start: Start, tmp_path: 
     file = tmp_path / "framebus.yaml"
     file.write_text("stream: {slots: 8}\n")
     assert finish(start("raise KeyError", "--check", "--config", str(file))) == (0, "", [])
+
+
+CHECKED = PROGRAM.replace(
+    'raise SystemExit(Service("sample", CommonConfiguration, main).main())',
+    "from services.common.service import UnusableSetting\n"
+    "def check(configuration):\n    {check}\n"
+    "raise SystemExit(Service('sample', CommonConfiguration, main, check=check).main())",
+)
+
+
+def run_checked(check: str, body: str = "pass", *arguments: str) -> tuple[int, str]:
+    done = subprocess.run(
+        [sys.executable, "-c", CHECKED.format(body=body, check=check), *arguments],
+        cwd=ROOT,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert done.stdout == ""
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("check", "told"),
+    [
+        ("pass", ""),
+        ("raise ServiceError('no model at http://u:p@host/x\\nno room')", "no model at http://***@host/x\nno room"),
+        ("raise StreamNotFound('no stream')", "no stream"),
+        (
+            "import nowhere",
+            "what it needs is not installed: No module named 'nowhere'; pip install 'framebus-services[sample]'",
+        ),
+    ],
+)
+def test_check_loads_what_a_start_would_and_names_each_fault_in_a_line(check: str, told: str) -> None:
+    status, errors = run_checked(check, "raise KeyError", "--check")
+    assert status == (2 if told else 0)
+    assert errors == "".join(f"sample: {line}\n" for line in told.splitlines())
+
+
+def test_a_setting_that_cannot_be_used_ends_with_another_status() -> None:
+    status, errors = run_checked(
+        "pass", "from services.common.service import UnusableSetting as U; raise U('no model')"
+    )
+    assert status == 2
+    assert json.loads(errors.splitlines()[-1])["reason"] == "no model"
