@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from framebus import Frame, FrameFormat, Publisher, Subscriber, companion_path
-from services.common.status import read_status
+from services.common.status import read_status, read_statuses
 from services.stitcher.calibration import Calibration, load, save
 from services.stitcher.panorama import plan
 from services.stitcher.stitch import GREY
@@ -128,6 +128,15 @@ def test_five_cameras_become_one_stream_and_a_saved_calibration(stream: str, tmp
         StitcherProcess(stream, tmp_path, http_urls(port), calibration={"file": str(file)}) as stitcher,
         Subscriber(stream, name="test", attach_timeout_s=PATIENCE_S) as subscriber,
     ):
+        told: list[str] = []
+
+        def has_panorama() -> bool:
+            progress = read_statuses(stream).get("stitcher", {}).get("progress", {})
+            told.extend([progress["what"]] if progress else [])
+            return bool(told) and not progress
+
+        wait_until(has_panorama, "it is placed", timeout_s=PATIENCE_S)
+        assert "calibrating the cameras" in told
         stitcher.wait_for(subscriber, lambda frame: frame.metadata == {"cameras": NAMES})
         sequences = []
         for _ in range(10):

@@ -15,8 +15,10 @@ pytestmark = pytest.mark.slow
 def test_the_result_comes_from_another_process() -> None:
     world = paint_world()
     pictures = {camera.name: photograph(world, camera) for camera in rig((-18, 18)).cameras}
-    found = calibrate_apart(pictures, None, 1.0, threading.Event())
+    steps: list[tuple[int, int]] = []
+    found = calibrate_apart(pictures, None, 1.0, threading.Event(), lambda *step: steps.append(step))
     assert found is not None
+    assert steps == [(1, 4), (2, 4), (3, 4)]
     assert [camera.name for camera in found.cameras] == ["cam0", "cam1"]
 
 
