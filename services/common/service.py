@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import _thread
 import argparse
-import ctypes
 import os
 import signal
 import sys
@@ -38,6 +37,7 @@ from services.common.config import (
 from services.common.health import read_status
 from services.common.logs import set_up_logs
 from services.common.masking import mask_text
+from services.common.parent import end_with_parent
 
 C = TypeVar("C", bound=CommonConfiguration)
 
@@ -46,8 +46,7 @@ EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 """Exit status after Ctrl-C where nothing has started yet, as a shell gives it."""
 SUPERVISED = "FRAMEBUS_SUPERVISED"
-"""Environment variable that is set for a service that must not outlive the process that started it."""
-_PR_SET_PDEATHSIG = 1  # prctl(2)
+"""Environment variable of a service that must not outlive the process that started it: that one's number."""
 
 
 class ServiceError(Exception):
@@ -144,7 +143,7 @@ class Service(Generic[C]):
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup(1) ignores it
             signal.signal(signal.SIGHUP, request_stop)
         if SUPERVISED in os.environ:
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+            end_with_parent(signal.SIGTERM, int(os.environ[SUPERVISED]))
         if not short:  # people see that it runs, and are told in words of its own when it has ended
             log.info("started")
         try:

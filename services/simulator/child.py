@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -11,6 +10,8 @@ from pathlib import Path
 
 from services.common.config import LogSection
 from services.common.logs import set_up_logs
+from services.common.parent import end_with_parent
+from services.common.service import SUPERVISED
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,7 +30,7 @@ def start(
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     return subprocess.Popen(
         [sys.executable, "-m", module, *arguments, "--log", log_section.model_dump_json()],
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, "PYTHONPATH": path, SUPERVISED: str(os.getpid())},
         stdout=stdout,
         text=True,
     )
@@ -39,9 +40,7 @@ def set_up(log_section: LogSection) -> None:
     """Prepare this process, as one that :func:`start` started.
 
     Signals end it at once, as there is nothing to tidy up, and the kernel ends it when the parent dies.
-
-    Source: prctl(2), PR_SET_PDEATHSIG.
     """
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    end_with_parent(signal.SIGKILL, int(os.environ.get(SUPERVISED, os.getppid())))
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     set_up_logs("simulator", log_section)

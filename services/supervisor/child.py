@@ -77,7 +77,7 @@ class ManagedProcess:
             # JSON, whatever the supervisor makes of it: short lines for people come from that.
             env={
                 **environment_for(self.service, os.environ),
-                SUPERVISED: "1",
+                SUPERVISED: str(os.getpid()),
                 f"{ENVIRONMENT_PREFIX}LOG__FORMAT": "json",
             },
         )

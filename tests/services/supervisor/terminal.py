@@ -18,7 +18,7 @@ import pyte
 from tests.support import ROOT, wait_until
 
 
-class WatchedScreen(pyte.HistoryScreen):  # type: ignore[misc]  # pyte has no types
+class WatchedScreen(pyte.HistoryScreen):  # pyte has no types
     """Counts the lines that wrap by themselves."""
 
     def __init__(self, columns: int, lines: int) -> None:
