@@ -58,14 +58,17 @@ export function missing(server, clock) {
   });
   const several = server.detectors.length > 1;
   for (const { instance, captured_ms: captured, received_ms: received } of server.detectors) {
-    const silentMs = clock.since(received) ?? 0;
-    const behindMs = clock.since(captured) ?? 0;
+    // Counted up to the sending of this message: a slow line is not the detector's silence.
+    const silentMs = server.sent_ms - received;
+    const behindMs = server.sent_ms - captured;
     const name = several ? `detector ${instance}` : "detector";
-    if (services.has(instance) || server.state !== "live") {
+    // A detector that has seen the newest pictures there are waits for more.
+    const waits = server.state !== "live" && server.captured_ms - captured <= server.silent_after_ms;
+    if (services.has(instance) || waits) {
       continue;
     }
     if (silentMs > server.silent_after_ms) {
-      phrases.push(`${name} silent for ${Math.floor(silentMs / 1000)} s`);
+      phrases.push(`${name} silent for ${Math.floor((silentMs + sinceMs) / 1000)} s`);
     } else if (behindMs > BEHIND_MS) {
       phrases.push(`${several ? `detection of ${instance}` : "detection"} ${seconds(behindMs)} behind`);
     }

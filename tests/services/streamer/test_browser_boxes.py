@@ -24,6 +24,11 @@ PLACE = """async ([messages, epoch, captured, maxAge]) => {
     messages.forEach((message) => motion.add(message));
     return motion.at(epoch, captured, maxAge);
 }"""
+# What the page names as missing when the server's clock is at 16 s.
+MISSING = """async (server) => {
+    const { missing } = await import("./page/status.js");
+    return missing(server, { since: (at) => 16000 - at });
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -167,3 +172,31 @@ def test_two_real_detectors_and_their_silence(stream: str, page: Page, tmp_path:
             expect(page.locator("#found")).to_have_text("1 car")
             expect(page.locator("#objects")).to_have_text("1")
             assert marked(page, 1000, 500)
+
+
+@pytest.mark.parametrize(
+    ("state", "picture_ms", "captured_ms", "received_ms", "phrases"),
+    [
+        # The message was under way for 6 s: nothing of that is the detector's.
+        ("live", 9900, 9700, 9800, []),
+        ("live", 9900, 7000, 9800, ["detection 3.0 s behind"]),
+        ("live", 9900, 6900, 7000, ["detector silent for 9 s"]),
+        # Pictures come rarely, and the detector has seen none of the last.
+        ("delayed", 8500, 6000, 6100, ["detector silent for 9 s"]),
+        # No pictures come, and the detector has seen the last.
+        ("stale", 5000, 4900, 5000, []),
+        ("absent", None, 4900, 5000, []),
+    ],
+)
+def test_a_slow_line_is_not_the_detectors_silence(
+    modules: Page, state: str, picture_ms: int | None, captured_ms: int, received_ms: int, phrases: list[str]
+) -> None:
+    server = {
+        "state": state,
+        "sent_ms": 10_000,
+        "captured_ms": picture_ms,
+        "silent_after_ms": 2000,
+        "absent": [],
+        "detectors": [{"instance": "one", "captured_ms": captured_ms, "received_ms": received_ms}],
+    }
+    assert modules.evaluate(MISSING, server) == phrases
