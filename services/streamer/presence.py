@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,11 +46,15 @@ class Presence:
     Args:
         stream: Name of the stream.
         silent_after_s: Seconds without a sign after which a service or camera is absent.
+        own: Name and document of the service that asks, which is told as it is now and never absent.
     """
 
-    def __init__(self, stream: str, silent_after_s: float) -> None:
+    def __init__(
+        self, stream: str, silent_after_s: float, own: tuple[str, Callable[[], dict[str, Any]]] | None = None
+    ) -> None:
         self._stream = stream
         self._silent_after_s = silent_after_s
+        self._own = own
         self._seen: dict[str, _Seen] = {}
         self._asked_s = -ASK_EVERY_S
         self._asking = asyncio.Lock()
@@ -75,7 +79,8 @@ class Presence:
             answers = await asyncio.to_thread(read_statuses, self._stream, ANSWER_WITHIN_S)
             self._asked_s = time.monotonic()
             for name, document in answers.items():
-                if name in self._seen or len(self._seen) < MAX_SERVICES:
+                is_own = self._own is not None and name == self._own[0]
+                if not is_own and (name in self._seen or len(self._seen) < MAX_SERVICES):
                     self._seen[name] = _Seen(document, self._asked_s)
 
     async def statuses(self) -> dict[str, dict[str, Any]]:
@@ -86,7 +91,8 @@ class Presence:
         with contextlib.suppress(OSError):
             await self.refresh()
         now_s = time.monotonic()
-        return {
+        own = {} if self._own is None else {self._own[0]: self._own[1]()}
+        return own | {
             name: seen.document
             if seen.answered_s == self._asked_s
             else _silenced(seen.document, now_s - seen.answered_s)

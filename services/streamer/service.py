@@ -96,7 +96,7 @@ class _Streamer:
         self._ending = threading.Event()
         self._loop = asyncio.get_running_loop()
         self._hub = Hub(section.max_clients, self._judge, section.boxes_max_age_s)
-        self.presence = Presence(stream, section.silent_after_s)
+        self.presence = Presence(stream, section.silent_after_s, own=("streamer", self.status))
         self._frames = FrameThread(
             stream,
             section.jpeg_quality,
@@ -200,7 +200,6 @@ class _Streamer:
         return Freshness(state, f"stream {self.stream} has no new frame" if state is State.STALE else "", age_s)
 
     def _state_text(self, received_ms: float, echo: Echo | None) -> str:
-        absent = [one for one in self.presence.absent() if (one.kind, one.name) != ("service", "streamer")]
         return state_message(
             self._hub.freshness,
             captured_ns=self._frames.captured_ns,
@@ -210,7 +209,7 @@ class _Streamer:
             silent_after_s=self._section.silent_after_s,
             boxes_max_age_s=self._section.boxes_max_age_s,
             detectors=self._hub.detectors,
-            absent=absent,
+            absent=self.presence.absent(),
             page_version=self.page.version,
             received_ms=received_ms,
             echo=echo,

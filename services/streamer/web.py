@@ -136,7 +136,6 @@ class Site:
         absent = [
             {"kind": one.kind, "name": one.name, "silent_s": round(one.silent_s, 1), "reason": one.reason}
             for one in self._presence.absent()
-            if (one.kind, one.name) != ("service", "streamer")
         ]
         return web.json_response(
             {"ready": served, **document, "absent": absent}, status=200 if served else 503, headers=stills.UNCACHED

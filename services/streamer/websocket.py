@@ -28,7 +28,8 @@ from services.streamer.pace import MAX_IN_FLIGHT, Pace
 
 WATCHED_S = 1.0
 """A viewer without an acknowledgement for so long (its tab is hidden) needs no new pictures encoded."""
-HEARTBEAT_S = 10.0
+HEARTBEAT_S = 6.0
+"""A viewer that does not answer a ping within half of this is gone, so that its place is free within ten seconds."""
 CLOSE_S = 0.3
 
 StateText = Callable[[float, Echo | None], str]

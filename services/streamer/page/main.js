@@ -113,7 +113,9 @@ async function askWhy() {
   try {
     const answer = await fetch(new URL("api/status", document.baseURI), { cache: "no-store" });
     if (!answer.ok) {
-      refusal = (await answer.text()).trim();
+      // The server's refusals are one sentence; a proxy's errors are pages.
+      const isOurs = answer.headers.get("Content-Type")?.startsWith("text/plain");
+      refusal = isOurs ? (await answer.text()).trim() : "";
       return refresh();
     }
     const { viewers, page, refusals } = await answer.json();
