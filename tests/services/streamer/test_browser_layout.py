@@ -51,7 +51,9 @@ def open_at(browser: Browser, url: str, width: int, height: int, scheme: str = "
 
 
 @pytest.mark.parametrize("scheme", ["dark", "light"])
-@pytest.mark.parametrize(("width", "height"), SIZES)
+@pytest.mark.parametrize(
+    ("width", "height"), [*SIZES[1:3], *(pytest.param(*size, marks=pytest.mark.long) for size in (SIZES[0], SIZES[3]))]
+)
 def test_axe_finds_nothing_and_nothing_overflows(
     served: Served, browser: Browser, width: int, height: int, scheme: str
 ) -> None:
@@ -64,7 +66,10 @@ def test_axe_finds_nothing_and_nothing_overflows(
     page.close()
 
 
-@pytest.mark.parametrize(("width", "height"), [(390, 844), (360, 640), (700, 1000)])
+@pytest.mark.parametrize(
+    ("width", "height"),
+    [(390, 844), *(pytest.param(*size, marks=pytest.mark.long) for size in ((360, 640), (700, 1000)))],
+)
 def test_a_tall_window_shows_the_full_height_and_a_strip_of_the_whole(
     served: Served, browser: Browser, width: int, height: int
 ) -> None:

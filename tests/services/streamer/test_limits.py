@@ -159,6 +159,7 @@ def test_clients_that_never_read_make_room(
         assert viewer.recv(65536).startswith(b"HTTP/1.1 200 ")
 
 
+@pytest.mark.long
 def test_small_pictures_that_are_never_read_make_room(stream: str, tmp_path: Path) -> None:
     """The client's kernel could acknowledge them for minutes."""
     with (
@@ -171,6 +172,7 @@ def test_small_pictures_that_are_never_read_make_room(stream: str, tmp_path: Pat
         assert status(streamer)["viewers"]["mjpeg"] == 0
 
 
+@pytest.mark.long
 def test_a_client_that_takes_a_byte_now_and_then_makes_room(impatient: StreamerProcess) -> None:
     with Clients(impatient) as clients:
         before = dropped(impatient)
@@ -223,6 +225,7 @@ def get(streamer: StreamerProcess, path: str) -> int:
         return int(answer.status)
 
 
+@pytest.mark.long
 def test_more_half_sent_requests_than_descriptors(stream: str, tmp_path: Path) -> None:
     with RunningPublisher(stream, FrameFormat(HEIGHT, WIDTH), 25), contextlib.ExitStack() as stack:
         with soft_limit(1024):
@@ -248,6 +251,7 @@ def test_more_half_sent_requests_than_descriptors(stream: str, tmp_path: Path) -
         assert streamer.process.poll() is None
 
 
+@pytest.mark.long
 def test_without_descriptors_everything_waits_and_goes_on(stream: str, tmp_path: Path) -> None:
     """They run out by whatever cause, here because the limit falls below what is open."""
 
@@ -310,6 +314,7 @@ def test_the_caps_follow_the_limit_on_descriptors(stream: str, tmp_path: Path) -
         assert (connections["max"], connections["max_per_address"]) == (200, 150)
 
 
+@pytest.mark.long
 def test_at_the_share_and_at_the_cap_the_idle_make_room(stream: str, tmp_path: Path) -> None:
     proxied = {"max_connections": 8, "max_clients": 16, "trusted_proxies": '["127.0.0.1"]'}
     with (

@@ -206,6 +206,7 @@ def test_a_trusted_proxy_tells_host_and_client(stream: str, tmp_path: Path) -> N
 
 
 @needs_browser
+@pytest.mark.long
 @pytest.mark.parametrize("name", SERVERS)
 def test_a_browser_shows_the_page_through_every_proxy(nginx: Nginx, browser: Browser, name: str) -> None:
     page = browser.new_page()
@@ -375,6 +376,7 @@ def check_documented(url: str, streamer: StreamerProcess) -> None:
     assert streamer.process.poll() is None
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("heading", "name"), [("at the root of a host", "root"), ("under a path", "sub-path")])
 def test_the_documented_nginx_works(
     documented: StreamerProcess, certificate: Path, tmp_path: Path, heading: str, name: str
@@ -392,6 +394,7 @@ def test_the_documented_nginx_works(
         check_documented(nginx.url(name, "https"), documented)
 
 
+@pytest.mark.long
 def test_the_documented_caddy_works(documented: StreamerProcess, certificate: Path, tmp_path: Path) -> None:
     program = shutil.which("caddy")
     if program is None:

@@ -443,7 +443,7 @@ def test_a_killed_publisher_that_returns_is_shown_again(
         run(scenario)
 
 
-@pytest.mark.parametrize("anew", [False, True], ids=["goes_on", "attaches_anew"])
+@pytest.mark.parametrize("anew", [pytest.param(False, marks=pytest.mark.long), True], ids=["goes_on", "attaches_anew"])
 def test_a_frame_that_is_handed_out_again_is_as_old_as_it_is(
     stream: str, start_program: Callable[..., Program], tmp_path: Path, anew: bool
 ) -> None:
@@ -543,6 +543,7 @@ def test_a_level_that_is_none_is_refused(shared: tuple[StreamerProcess, Publishe
     assert (status, body) == (400, b"level is one of 0 to 3\n")
 
 
+@pytest.mark.long
 def test_a_slow_viewer_gets_smaller_pictures_and_a_quick_one_the_largest(stream: str, tmp_path: Path) -> None:
     with (
         RunningPublisher(stream, FrameFormat(688, 4896), 10),

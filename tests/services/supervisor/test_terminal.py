@@ -111,7 +111,10 @@ def ended(terminal: Terminal, stream: str) -> None:
     assert files_of(stream) == []
 
 
-@pytest.mark.parametrize(("columns", "lines"), [(80, 24), (200, 50), (40, 24), (60, 10)])
+@pytest.mark.parametrize(
+    ("columns", "lines"),
+    [(80, 24), *(pytest.param(*size, marks=pytest.mark.long) for size in ((200, 50), (40, 24), (60, 10)))],
+)
 def test_a_long_step_is_a_bar_and_then_there_is_one_table(
     start: Start, stream: str, kiln: Path, columns: int, lines: int
 ) -> None:
@@ -135,6 +138,7 @@ def test_a_long_step_is_a_bar_and_then_there_is_one_table(
     ended(terminal, stream)
 
 
+@pytest.mark.long
 def test_a_terminal_of_another_size_is_drawn_anew(start: Start, stream: str, kiln: Path) -> None:
     (kiln / "hot").touch()
     terminal = start(100, 30)
@@ -150,6 +154,7 @@ def test_a_terminal_of_another_size_is_drawn_anew(start: Start, stream: str, kil
     ended(terminal, stream)
 
 
+@pytest.mark.long
 def test_a_terminal_without_unicode_or_colour_gets_neither(start: Start, stream: str, kiln: Path) -> None:
     terminal = start(LC_ALL="C", NO_COLOR="1")
     shown = terminal.wait_for(lambda text: "30 of 120 bricks" in text, "the bar")
@@ -176,6 +181,7 @@ def test_a_terminal_that_cannot_draw_gets_short_lines(start: Start, stream: str,
     assert terminal.text().splitlines()[-1].endswith(" s")
 
 
+@pytest.mark.long
 def test_what_is_typed_is_not_echoed_and_a_suspended_terminal_is_given_back(
     start: Start, stream: str, kiln: Path
 ) -> None:
