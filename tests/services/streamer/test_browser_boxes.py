@@ -136,6 +136,15 @@ def test_a_box_fades_as_its_time_goes_away_from_the_picture(modules: Page, late_
         assert found["objects"][0]["opacity"] == pytest.approx(opacity, abs=0.01)
 
 
+@pytest.mark.parametrize(("late_ms", "opacity"), [(400, 1), (750, 0.5), (1100, None)])
+def test_a_box_that_moves_goes_twice_as_early(modules: Page, late_ms: float, opacity: float | None) -> None:
+    standing = [message(1000 + 200 * step, walker(100 + 20 * step), walker(900, 8)) for step in range(5)]
+    found = modules.evaluate(PLACE, [standing, "a", 1800 + late_ms, 2000])
+    by_track = {box["track"]: box["opacity"] for box in found["objects"]}
+    assert by_track[8] > 0.8
+    assert by_track.get(7) == (None if opacity is None else pytest.approx(opacity, abs=0.01))
+
+
 @pytest.mark.parametrize(("epoch", "captured_ms"), [("a", 7000), ("a", 3000), ("b", 5000)])
 def test_a_box_of_too_different_a_time_or_of_another_epoch_is_gone(
     modules: Page, epoch: str, captured_ms: float
