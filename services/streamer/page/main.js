@@ -12,6 +12,8 @@ import { missing, pictureState } from "./status.js";
 import { View } from "./view.js";
 
 const REFRESH_MS = 200;
+// Boxes move a pixel or two on the screen in this time, and each change of the overlay is composed anew.
+const MARK_MS = 120;
 const ASK_MS = 2000;
 // So many attempts in which the WebSocket never opened, while the server answers otherwise: it does not pass.
 const REFUSALS = 3;
@@ -34,6 +36,7 @@ let refusal = "";
 let hindrance = ""; // why the server refuses this page's WebSocket
 let version = null;
 let marked = { objects: [], seenAt: null };
+let markedAt = 0;
 
 const view = new View(stage, pictureCanvas, () => {
   element("zoom").textContent = `${view.zoom.toFixed(1)}×`;
@@ -46,7 +49,9 @@ const picture = new Picture(pictureCanvas, (head, drawn) => {
   if (drawn) {
     view.setSize(head.full_width, head.full_height);
     meters.count(head, clock.since(head.captured_ms));
-    mark();
+    if (performance.now() - markedAt > MARK_MS) {
+      mark();
+    }
     overview.redraw(false);
   }
   connection.acknowledge(head.sequence);
@@ -144,6 +149,7 @@ function pictureAgeMs() {
 
 // The boxes of the picture that is shown. Bar and overlay tell of the same list.
 function mark() {
+  markedAt = performance.now();
   const isShown = picture.shown !== null && ["live", "delayed"].includes(element("state").dataset.state);
   marked = isShown
     ? motion.at(picture.shown.epoch, picture.shown.captured_ms, server?.boxes_max_age_ms ?? 0)
