@@ -50,7 +50,7 @@ def open_at(browser: Browser, url: str, width: int, height: int, scheme: str = "
     return page
 
 
-@pytest.mark.parametrize("scheme", ["dark", "light"])
+@pytest.mark.parametrize("scheme", ["dark", pytest.param("light", marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     ("width", "height"), [*SIZES[1:3], *(pytest.param(*size, marks=pytest.mark.long) for size in (SIZES[0], SIZES[3]))]
 )
@@ -110,6 +110,7 @@ def test_a_tall_window_shows_the_full_height_and_a_strip_of_the_whole(
     page.close()
 
 
+@pytest.mark.long
 def test_full_screen_hides_the_bars_until_the_pointer_moves(served: Served, browser: Browser) -> None:
     page = open_at(browser, served.url, 1280, 720)
     page.get_by_role("button", name="Full screen").click()

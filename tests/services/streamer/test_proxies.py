@@ -142,6 +142,7 @@ def test_the_page_s_files_come_through_every_proxy(nginx: Nginx, name: str) -> N
     assert json.loads(fetch(f"{url}api/status")[1])["viewers"]["max"] == 16
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SERVERS)
 def test_pictures_flow_through_every_proxy(nginx: Nginx, name: str) -> None:
     async def scenario() -> None:
@@ -277,6 +278,7 @@ def test_a_file_has_a_tag_of_its_content(tmp_path: Path) -> None:
 
 
 @needs_browser
+@pytest.mark.long
 def test_changed_files_are_never_mixed_with_old_ones(browser: Browser, tmp_path: Path) -> None:
     write_page(tmp_path, "old")
     with served(tmp_path) as url, contextlib.closing(browser.new_context()) as context:

@@ -201,6 +201,7 @@ def test_what_is_typed_is_not_echoed_and_a_suspended_terminal_is_given_back(
     ended(terminal, stream)
 
 
+@pytest.mark.long
 def test_a_service_that_is_gone_or_hangs_is_named(start: Start, stream: str, kiln: Path) -> None:
     (kiln / "hot").touch()
     terminal = start(FRAMEBUS_SUPERVISOR__HUNG_AFTER_S="2")
