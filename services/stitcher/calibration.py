@@ -1,17 +1,22 @@
-"""What a calibration is, and its file."""
+"""What a calibration is, and its file.
+
+A camera is a pinhole with radial distortion (Brown 1971, as in OpenCV): a ray ``(x, y, 1)`` in the camera's axes meets
+the picture at ``center + focal * (x, y) * (1 + k1 r^2 + k2 r^4)``, where ``r^2 = x^2 + y^2``.
+"""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+Image = npt.NDArray[np.uint8]
 Matrix = npt.NDArray[np.float64]
 Row = tuple[float, float, float]
 Rows = tuple[Row, Row, Row]
@@ -22,7 +27,7 @@ class CalibrationError(Exception):
 
 
 class CameraPose(BaseModel):
-    """One placed camera: a pinhole without distortion."""
+    """One placed camera."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -31,6 +36,12 @@ class CameraPose(BaseModel):
     """Width of the picture that the rest refers to."""
     height_px: int = Field(gt=0)
     focal_px: float = Field(gt=0, allow_inf_nan=False)
+    """Focal length, in widths of a pixel."""
+    pixel_aspect: float = Field(1.0, gt=0.1, lt=10, allow_inf_nan=False)
+    """Width of a pixel over its height: the sample aspect ratio."""
+    k1: float = Field(0.0, allow_inf_nan=False)
+    """Radial distortion; negative in lenses that bend straight lines outwards (barrel)."""
+    k2: float = Field(0.0, allow_inf_nan=False)
     center_x_px: float = Field(allow_inf_nan=False)
     """Where the optical axis meets the picture."""
     center_y_px: float = Field(allow_inf_nan=False)
@@ -38,6 +49,8 @@ class CameraPose(BaseModel):
     """From the camera's axes (x right, y down, z ahead) to the panorama's (the same; y is plumb)."""
     confidence: float = Field(ge=0)
     """Of its best match with another camera, as OpenCV's stitcher counts it: above 1 is sure."""
+    rms_px: float | None = Field(None, ge=0)
+    """Residual of the matched points in its overlaps, root mean square; ``None`` where it was not measured."""
 
     @field_validator("rotation")
     @classmethod
@@ -49,10 +62,9 @@ class CameraPose(BaseModel):
 
     @property
     def k(self) -> Matrix:
-        """The 3x3 matrix from rays to pixels."""
-        return np.array(
-            [[self.focal_px, 0.0, self.center_x_px], [0.0, self.focal_px, self.center_y_px], [0.0, 0.0, 1.0]]
-        )
+        """The 3x3 matrix from rays to pixels, without the distortion."""
+        focal_y_px = self.focal_px * self.pixel_aspect
+        return np.array([[self.focal_px, 0.0, self.center_x_px], [0.0, focal_y_px, self.center_y_px], [0.0, 0.0, 1.0]])
 
     @property
     def r(self) -> Matrix:
@@ -64,6 +76,73 @@ class CameraPose(BaseModel):
         """Direction of the optical axis, to the right of the panorama's middle."""
         return math.atan2(self.rotation[0][2], self.rotation[2][2])
 
+    def project(self, directions: Matrix) -> Matrix:
+        """Where directions meet the picture, in pixels; NaN where the lens cannot see them.
+
+        Args:
+            directions: float64 of shape ``(..., 3)`` in the panorama's axes, of any length.
+
+        Returns:
+            float64 of shape ``(..., 2)``: x and y. It may lie outside of the picture.
+        """
+        rays = directions @ self.r
+        ahead = rays[..., 2] > 1e-6
+        plane = rays[..., :2] / np.where(ahead, rays[..., 2], np.nan)[..., None]
+        squared = (plane**2).sum(axis=-1)
+        squared = np.where(squared < max_radius(self.k1, self.k2) ** 2, squared, np.nan)
+        bent = plane * (1 + squared * (self.k1 + squared * self.k2))[..., None]
+        scale = np.array([self.focal_px, self.focal_px * self.pixel_aspect])
+        return np.asarray(bent * scale + np.array([self.center_x_px, self.center_y_px]))
+
+    def directions(self, pixels: Matrix) -> Matrix:
+        """The directions in which pixels look: the inverse of :meth:`project`.
+
+        Args:
+            pixels: float64 of shape ``(..., 2)``: x and y.
+
+        Returns:
+            float64 of shape ``(..., 3)``, unit vectors in the panorama's axes; NaN where no ray meets the pixel.
+        """
+        scale = np.array([self.focal_px, self.focal_px * self.pixel_aspect])
+        plane = undistort((pixels - np.array([self.center_x_px, self.center_y_px])) / scale, self.k1, self.k2)
+        rays = np.concatenate([plane, np.ones((*plane.shape[:-1], 1))], axis=-1)
+        return np.asarray(rays / np.linalg.norm(rays, axis=-1, keepdims=True) @ self.r.T)
+
+
+def max_radius(k1: float, k2: float) -> float:
+    """Largest ``r`` up to which ``r (1 + k1 r^2 + k2 r^4)`` increases: beyond it, the polynomial is no lens."""
+    # The derivative's zeros in r^2: 1 + 3 k1 s + 5 k2 s^2.
+    roots = np.roots([5 * k2, 3 * k1, 1.0])
+    positive = [float(root.real) for root in roots if abs(root.imag) < 1e-12 and root.real > 0]
+    return math.sqrt(min(positive)) if positive else math.inf
+
+
+def undistort(plane: Matrix, k1: float, k2: float) -> Matrix:
+    """Take the radial distortion out of positions of shape ``(..., 2)`` on the plane ``z = 1``; NaN where it cannot."""
+    bent = np.linalg.norm(plane, axis=-1)
+    limit = max_radius(k1, k2)
+    radius = np.minimum(bent, limit)
+    for _ in range(20):  # Newton's method; the function increases up to the limit
+        squared = radius**2
+        slope = np.maximum(1 + squared * (3 * k1 + 5 * k2 * squared), 1e-3)
+        radius = np.clip(radius - (radius * (1 + squared * (k1 + k2 * squared)) - bent) / slope, 0.0, limit)
+    squared = radius**2
+    reached = np.abs(radius * (1 + squared * (k1 + k2 * squared)) - bent) < 1e-6 * np.maximum(bent, 1)
+    factor = np.where(bent > 1e-12, radius / np.maximum(bent, 1e-12), 1.0)
+    return np.asarray(plane * np.where(reached, factor, np.nan)[..., None])
+
+
+class PairResidual(BaseModel):
+    """How well two neighbours agree where both see."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    cameras: tuple[str, str]
+    matches: int = Field(ge=0)
+    """Matched points that agree with the placement."""
+    rms_px: float = Field(ge=0, allow_inf_nan=False)
+    """Their root mean square distance, in pixels of the camera whose pixels are coarser."""
+
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
@@ -72,6 +151,38 @@ class Calibration:
     cameras: tuple[CameraPose, ...]
     unplaced: tuple[str, ...] = ()
     """Names of the cameras that could not be placed."""
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    """Why they could not, a sentence each, by name."""
+    pairs: tuple[PairResidual, ...] = ()
+    """The pairs of cameras that see the same, where it was measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class CameraPrior:
+    """What is known of a camera before the calibration."""
+
+    hfov_deg: float | None = None
+    """Horizontal field of view, within a tenth or so."""
+    pixel_aspect: float = 1.0
+    """Width of a pixel over its height."""
+    yaw_deg: float | None = None
+    """Direction to the right of the panorama's middle, within some degrees; given with ``pitch_deg`` and ``roll_deg``,
+    it places a camera that has no usable match."""
+    pitch_deg: float | None = None
+    """Upwards, above the horizon."""
+    roll_deg: float | None = None
+    """Turn about the optical axis, clockwise as seen from behind the camera."""
+    mask: Image | None = None
+    """uint8 of the picture's shape ``(height, width)``; nothing is matched where it is 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class PointPair:
+    """One thing that two cameras see, marked by a person."""
+
+    cameras: tuple[str, str]
+    points_px: tuple[tuple[float, float], tuple[float, float]]
+    """x and y in either picture."""
 
 
 class _Document(BaseModel):

@@ -71,11 +71,10 @@ def source_maps(panorama: Panorama, camera: CameraPose, x0: int, x1: int) -> tup
     """Where columns ``x0`` to before ``x1`` are in the camera's picture: x and y in its pixels, float32 each."""
     yaw = panorama.yaw_min_rad + (np.arange(x0, x1) + 0.5) / panorama.scale_px
     v = panorama.v_min + (np.arange(panorama.height_px) + 0.5) / panorama.scale_px
-    matrix = camera.k @ camera.r.T
-    ahead = matrix @ np.stack([np.sin(yaw), np.zeros_like(yaw), np.cos(yaw)])
-    x, y, z = (ahead[axis][None, :] + np.outer(v, np.full_like(yaw, matrix[axis, 1])) for axis in range(3))
-    z = np.where(z > 1e-6, z, np.nan)
-    return _finite(x / z), _finite(y / z)
+    directions = np.empty((panorama.height_px, x1 - x0, 3))
+    directions[..., 0], directions[..., 1], directions[..., 2] = np.sin(yaw)[None, :], v[:, None], np.cos(yaw)[None, :]
+    pixels = camera.project(directions)
+    return _finite(pixels[..., 0]), _finite(pixels[..., 1])
 
 
 def is_inside(camera: CameraPose, map_x: Map, map_y: Map) -> bool:

@@ -74,9 +74,9 @@ def rig(yaws_deg: Sequence[float] = YAWS_DEG, width_px: int = 640, height_px: in
 def photograph(world: Image, camera: CameraPose) -> Image:
     """What the camera sees."""
     x, y = np.meshgrid(np.arange(camera.width_px, dtype=np.float64), np.arange(camera.height_px, dtype=np.float64))
-    rays = camera.r @ np.linalg.inv(camera.k) @ np.stack([x.ravel(), y.ravel(), np.ones(x.size)])
-    yaw, v = np.arctan2(rays[0], rays[2]), rays[1] / np.hypot(rays[0], rays[2])
-    return _sample(world, yaw.reshape(x.shape), v.reshape(x.shape))
+    rays = camera.directions(np.stack([x, y], axis=-1))
+    yaw, v = np.arctan2(rays[..., 0], rays[..., 2]), rays[..., 1] / np.hypot(rays[..., 0], rays[..., 2])
+    return _sample(world, yaw, v)
 
 
 def planes(picture: Image) -> Planes:
