@@ -26,7 +26,7 @@ MAX_BROKEN_PACKETS = 250
 """A connection with so many broken packets one after the other is given up."""
 
 
-class Camera:
+class CameraReader:
     """Reads a camera in a thread until stopped; whatever it does, it is a state, never an end of the service.
 
     Args:

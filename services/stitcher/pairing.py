@@ -39,7 +39,7 @@ class Timed(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True)
-class Pair(Generic[T]):
+class FrameSet(Generic[T]):
     """The pictures of one panorama."""
 
     captured_ns: int
@@ -49,7 +49,7 @@ class Pair(Generic[T]):
     fresh: tuple[bool, ...]
     """Whether the camera's picture is of this instant; a late camera shows its previous picture."""
     skipped: int
-    """Panoramas that were dropped since the previous pair."""
+    """Panoramas that were dropped since the previous set."""
 
 
 class _Queue(Generic[T]):
@@ -72,7 +72,7 @@ class _Queue(Generic[T]):
         return min(self.frames, key=lambda frame: abs(frame.captured_ns - instant_ns))
 
 
-class Pairing(Generic[T]):
+class FrameSynchronizer(Generic[T]):
     """Puts the cameras' frames together. The caller guards it against other threads and tells it the time.
 
     Args:
@@ -105,7 +105,7 @@ class Pairing(Generic[T]):
             if queue.frames and now_ns - queue.frames[-1].arrival_ns <= self._gone_after_ns
         ]
 
-    def next(self, now_ns: int) -> Pair[T] | None:
+    def next(self, now_ns: int) -> FrameSet[T] | None:
         """The pictures of the next panorama, or ``None`` when none is due at ``now_ns``."""
         live = self.live(now_ns)
         if not live:
@@ -156,7 +156,7 @@ class Pairing(Generic[T]):
                 due_ns = max(due_ns, next(reached, last_ns))
         return min(due_ns, last_ns)
 
-    def _take(self, instant_ns: int, live: list[int], skipped: int) -> Pair[T]:
+    def _take(self, instant_ns: int, live: list[int], skipped: int) -> FrameSet[T]:
         pictures: list[T | None] = [None] * len(self._queues)
         fresh = [False] * len(self._queues)
         captured_ns = instant_ns
@@ -169,4 +169,4 @@ class Pairing(Generic[T]):
             if abs(chosen.captured_ns - instant_ns) <= self._tolerance_ns:
                 fresh[index] = True
                 captured_ns = min(captured_ns, chosen.captured_ns)
-        return Pair(captured_ns, tuple(pictures), tuple(fresh), skipped)
+        return FrameSet(captured_ns, tuple(pictures), tuple(fresh), skipped)

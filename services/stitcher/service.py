@@ -17,10 +17,10 @@ from framebus import FrameFormat, NoFreeSlot, Publisher
 from services.common.service import ServiceError
 from services.common.status import Stage, StatusServer, status_document
 from services.stitcher.calibration import CalibrationError, CameraPose, load
-from services.stitcher.camera import NS, Camera, fault_of_file
+from services.stitcher.camera import NS, CameraReader, fault_of_file
 from services.stitcher.config import StitcherConfiguration
 from services.stitcher.convert import Converter, Planes
-from services.stitcher.pairing import Pair, Pairing, Timed
+from services.stitcher.pairing import FrameSet, FrameSynchronizer, Timed
 from services.stitcher.placement import Placement
 from services.stitcher.stitch import Stitcher
 from services.stitcher.warp import NotInPlace
@@ -34,20 +34,20 @@ STOP_S = 0.5
 class _Inbox:
     """Where the cameras' threads hand their frames to the rendering thread."""
 
-    def __init__(self, pairing: Pairing[VideoFrame]) -> None:
-        self._pairing = pairing
+    def __init__(self, synchronizer: FrameSynchronizer[VideoFrame]) -> None:
+        self._synchronizer = synchronizer
         self._changed = threading.Condition()
 
     def deliver(self, camera: int, frame: Timed[VideoFrame]) -> None:
         with self._changed:
-            self._pairing.add(camera, frame)
+            self._synchronizer.add(camera, frame)
             self._changed.notify()
 
-    def next(self, timeout_s: float) -> Pair[VideoFrame] | None:
+    def next(self, timeout_s: float) -> FrameSet[VideoFrame] | None:
         with self._changed:
-            pair = self._pairing.next(time.monotonic_ns())
+            pair = self._synchronizer.next(time.monotonic_ns())
             if pair is None and self._changed.wait(timeout_s):
-                pair = self._pairing.next(time.monotonic_ns())
+                pair = self._synchronizer.next(time.monotonic_ns())
             return pair
 
 
@@ -65,7 +65,7 @@ class _Publishing:
         self._misshapen: set[str] = set()
         self._log = structlog.get_logger()
 
-    def publish(self, pair: Pair[VideoFrame], stitcher: Stitcher) -> None:
+    def publish(self, pair: FrameSet[VideoFrame], stitcher: Stitcher) -> None:
         """Render one panorama and publish it; without a free slot it is dropped and counted."""
         by_name = dict(zip(self._names, pair.pictures, strict=True))
 
@@ -109,15 +109,15 @@ def main(configuration: StitcherConfiguration, stop: threading.Event) -> None:
     cv2.setNumThreads(1)  # parts of the panorama go to threads of our own, which costs less than OpenCV's
     names = [camera.name for camera in section.cameras]
     stages = {name: Stage() for name in (*names, "publish")}
-    pairing: Pairing[VideoFrame] = Pairing(
+    synchronizer: FrameSynchronizer[VideoFrame] = FrameSynchronizer(
         len(names),
         tolerance_ns=round(section.pairing.tolerance_s * NS),
         max_wait_ns=round(section.pairing.max_wait_s * NS),
         gone_after_ns=round(section.gone_after_s * NS),
     )
-    inbox = _Inbox(pairing)
+    inbox = _Inbox(synchronizer)
     cameras = [
-        Camera(
+        CameraReader(
             camera,
             partial(inbox.deliver, index),
             stages[camera.name],
@@ -161,7 +161,7 @@ def main(configuration: StitcherConfiguration, stop: threading.Event) -> None:
                 _end(cameras)
 
 
-def _end(cameras: Sequence[Camera]) -> None:
+def _end(cameras: Sequence[CameraReader]) -> None:
     for camera in cameras:
         camera.request_stop()
     deadline_s = time.monotonic() + STOP_S
@@ -171,7 +171,7 @@ def _end(cameras: Sequence[Camera]) -> None:
 
 def _describe(
     configuration: StitcherConfiguration,
-    cameras: Sequence[Camera],
+    cameras: Sequence[CameraReader],
     stages: dict[str, Stage],
     placement: Placement,
     publishing: _Publishing,
@@ -199,7 +199,7 @@ def _describe(
     return document
 
 
-def _progress(cameras: Sequence[Camera], placement: Placement) -> dict[str, Any] | None:
+def _progress(cameras: Sequence[CameraReader], placement: Placement) -> dict[str, Any] | None:
     """Which long step of the start is under way; ``None`` once there is a panorama."""
     if placement.is_placed:
         return None

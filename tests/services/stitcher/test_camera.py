@@ -13,7 +13,7 @@ import structlog
 from av.video.frame import VideoFrame
 
 from services.common.status import Stage
-from services.stitcher.camera import Camera, backoff_s
+from services.stitcher.camera import CameraReader, backoff_s
 from services.stitcher.config import CameraSection, ReconnectSection
 from services.stitcher.pairing import Timed
 from tests.services.stitcher.scene import encode
@@ -67,7 +67,7 @@ class Watched:
     def __init__(self, url: str, read_timeout_s: float = 5.0) -> None:
         self.frames: list[Timed[VideoFrame]] = []
         self.stage = Stage()
-        self.camera = Camera(
+        self.camera = CameraReader(
             CameraSection(name="cam", url=url),
             self.frames.append,
             self.stage,

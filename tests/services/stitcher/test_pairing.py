@@ -7,7 +7,7 @@ from itertools import accumulate, pairwise
 
 import pytest
 
-from services.stitcher.pairing import FIRST_PERIOD_NS, Pair, Pairing, Timed
+from services.stitcher.pairing import FIRST_PERIOD_NS, FrameSet, FrameSynchronizer, Timed
 
 MS = 1_000_000
 PERIOD = 40 * MS
@@ -26,12 +26,12 @@ def steady(
 
 def play(
     cameras: list[Frames], *, step_ms: int = 2, wait_ms: int = 120, render_ms: int = 0
-) -> list[tuple[int, Pair[tuple[int, int]]]]:
+) -> list[tuple[int, FrameSet[tuple[int, int]]]]:
     """Deliver the frames as they arrive and ask every ``step_ms``, after a pair ``render_ms`` later.
 
     Returns when each pair came.
     """
-    pairing: Pairing[tuple[int, int]] = Pairing(
+    synchronizer: FrameSynchronizer[tuple[int, int]] = FrameSynchronizer(
         len(cameras), tolerance_ns=PERIOD, max_wait_ns=wait_ms * MS, gone_after_ns=2000 * MS
     )
     arrivals = [(arrival, camera, captured) for camera, frames in enumerate(cameras) for captured, arrival in frames]
@@ -41,15 +41,15 @@ def play(
     while now < end:
         while arrivals and arrivals[0][0] <= now:
             arrival, camera, captured = heapq.heappop(arrivals)
-            pairing.add(camera, Timed(captured, arrival, (camera, captured)))
-        if now >= free and (pair := pairing.next(now)) is not None:
+            synchronizer.add(camera, Timed(captured, arrival, (camera, captured)))
+        if now >= free and (pair := synchronizer.next(now)) is not None:
             pairs.append((now, pair))
             free = now + render_ms * MS
         now += step_ms * MS
     return pairs
 
 
-def instants(pair: Pair[tuple[int, int]]) -> list[int]:
+def instants(pair: FrameSet[tuple[int, int]]) -> list[int]:
     return [picture[1] for picture in pair.pictures if picture is not None]
 
 
@@ -124,28 +124,32 @@ def test_a_lost_frame_shows_its_neighbour() -> None:
 
 
 def test_a_consumer_that_was_away_gets_the_newest_and_a_count() -> None:
-    pairing: Pairing[int] = Pairing(2, tolerance_ns=PERIOD, max_wait_ns=120 * MS, gone_after_ns=2000 * MS)
+    synchronizer: FrameSynchronizer[int] = FrameSynchronizer(
+        2, tolerance_ns=PERIOD, max_wait_ns=120 * MS, gone_after_ns=2000 * MS
+    )
     for i in range(12):
         for camera in range(2):
-            pairing.add(camera, Timed(START + i * PERIOD, START + i * PERIOD, i))
+            synchronizer.add(camera, Timed(START + i * PERIOD, START + i * PERIOD, i))
     now = START + 11 * PERIOD
-    first, at_once, second = pairing.next(now), pairing.next(now + MS), pairing.next(now + PERIOD // 2)
+    first, at_once, second = synchronizer.next(now), synchronizer.next(now + MS), synchronizer.next(now + PERIOD // 2)
     assert first is not None
     assert first.pictures == (11, 11)
     assert first.skipped == 11
     assert at_once is second is None
-    assert pairing.skipped == 11
+    assert synchronizer.skipped == 11
 
 
 def test_frames_that_the_network_held_up_are_given_without_a_burst() -> None:
-    pairing: Pairing[int] = Pairing(2, tolerance_ns=PERIOD, max_wait_ns=120 * MS, gone_after_ns=2000 * MS)
+    synchronizer: FrameSynchronizer[int] = FrameSynchronizer(
+        2, tolerance_ns=PERIOD, max_wait_ns=120 * MS, gone_after_ns=2000 * MS
+    )
     now = START + 11 * PERIOD
     for i in range(12):
         for camera in range(2):
-            pairing.add(camera, Timed(START + i * PERIOD, now, i))
-    pairs = [pairing.next(now + wait) for wait in (0, MS, PERIOD // 2, PERIOD - MS)]
+            synchronizer.add(camera, Timed(START + i * PERIOD, now, i))
+    pairs = [synchronizer.next(now + wait) for wait in (0, MS, PERIOD // 2, PERIOD - MS)]
     assert [pair and pair.pictures for pair in pairs] == [(9, 9), None, (10, 10), (11, 11)]
-    assert pairing.skipped == 9
+    assert synchronizer.skipped == 9
 
 
 @pytest.mark.parametrize("render_ms", [30, 45, 60, 150])
@@ -167,8 +171,10 @@ def test_capture_times_that_fall_back_do_not_stop_the_pairs() -> None:
 
 
 def test_nothing_without_cameras() -> None:
-    pairing: Pairing[int] = Pairing(2, tolerance_ns=PERIOD, max_wait_ns=120 * MS, gone_after_ns=2000 * MS)
-    assert pairing.next(START) is None
-    pairing.add(0, Timed(START, START, 0))
-    assert pairing.next(START + 3000 * MS) is None
-    assert pairing.live(START + FIRST_PERIOD_NS) == [0]
+    synchronizer: FrameSynchronizer[int] = FrameSynchronizer(
+        2, tolerance_ns=PERIOD, max_wait_ns=120 * MS, gone_after_ns=2000 * MS
+    )
+    assert synchronizer.next(START) is None
+    synchronizer.add(0, Timed(START, START, 0))
+    assert synchronizer.next(START + 3000 * MS) is None
+    assert synchronizer.live(START + FIRST_PERIOD_NS) == [0]
