@@ -18,7 +18,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
@@ -80,6 +80,10 @@ class Service(Generic[C]):
     for_people: bool = False
     """Whether it logs short lines on a terminal, whatever ``log.format`` says, and its own start and end nowhere but in
     JSON."""
+    commands: Mapping[str, Callable[[list[str]], int]] = field(default_factory=dict, hash=False)
+    """Commands beside the service itself, as ``framebus-NAME COMMAND ARGUMENTS``. Each gets the arguments that follow
+    its name and returns the exit status. It may raise ServiceError, FramebusError or ImportError, which
+    :meth:`main` prints as one line. The first line of its docstring is its help."""
 
     def load(self, path: Path | None, environment: Mapping[str, str] = os.environ) -> C:
         """Read and check what the service reads of the configuration; arguments as of ``config.load``.
@@ -113,9 +117,16 @@ class Service(Generic[C]):
 
         Returns:
             Exit status: 0 when :attr:`run` returned, 1 when it gave up with an error in one sentence, 2 when the
-            configuration or what it names is at fault.
+            configuration or what it names is at fault. With one of :attr:`commands` first, the status it returns.
         """
-        parser = argparse.ArgumentParser(prog=f"framebus-{self.name}")
+        arguments = sys.argv[1:] if arguments is None else list(arguments)
+        if arguments and arguments[0] in self.commands:
+            return self._run_command(arguments[0], arguments[1:])
+        parser = argparse.ArgumentParser(
+            prog=f"framebus-{self.name}",
+            epilog=self._help_of_commands(),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         parser.add_argument("--config", type=Path, help="the YAML file of all services; without it the defaults hold")
         parser.add_argument(
             "--check", action="store_true", help="check the configuration, load what it names, and exit"
@@ -155,6 +166,30 @@ class Service(Generic[C]):
             log.info("stopped")
         return 0
 
+    def _help_of_commands(self) -> str:
+        """Return a line for each of :attr:`commands`."""
+        lines = [
+            f"  {name}  {(command.__doc__ or '').strip().partition(chr(10))[0]}"
+            for name, command in self.commands.items()
+        ]
+        return "\n".join(["commands, each with a --help of its own:", *lines]) if lines else ""
+
+    def _run_command(self, name: str, arguments: list[str]) -> int:
+        """Run one of :attr:`commands`, print its fault, and return the exit status."""
+        try:
+            return self.commands[name](arguments)
+        except (ServiceError, FramebusError) as error:
+            fault, status = str(error), EXIT_USAGE if isinstance(error, UnusableSetting) else 1
+        except ImportError as error:
+            fault, status = self._missing(error), EXIT_USAGE
+        except KeyboardInterrupt:
+            return EXIT_INTERRUPTED
+        sys.stderr.write(f"framebus-{self.name} {name}: {mask_text(in_one_line(fault))}\n")
+        return status
+
+    def _missing(self, error: ImportError) -> str:
+        return f"what it needs is not installed: {error}; pip install 'framebus-services[{self.name}]'"
+
     def _check(self, configuration: C) -> int:
         """Run :attr:`check`, print its faults, and return the exit status."""
         try:
@@ -163,7 +198,7 @@ class Service(Generic[C]):
         except (ServiceError, FramebusError) as error:
             faults = str(error).splitlines()
         except ImportError as error:
-            faults = [f"what it needs is not installed: {error}; pip install 'framebus-services[{self.name}]'"]
+            faults = [self._missing(error)]
         except KeyboardInterrupt:
             return EXIT_INTERRUPTED
         else:

@@ -164,3 +164,50 @@ def test_a_setting_that_cannot_be_used_ends_with_another_status() -> None:
     )
     assert status == 2
     assert json.loads(errors.splitlines()[-1])["reason"] == "no model"
+
+
+COMMANDS = """
+import sys
+from services.common.config import CommonConfiguration
+from services.common.service import Service, ServiceError
+
+def look(arguments):
+    "Look at cameras."
+    if arguments == ["fail"]:
+        raise ServiceError("nothing at rtsp://user:hunter2@host/x")
+    if arguments == ["lack"]:
+        raise ModuleNotFoundError("No module named 'eyes'")
+    print(arguments)
+    return 7
+
+raise SystemExit(Service("sample", CommonConfiguration, lambda *_: None, commands={"look": look}).main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "output", "errors"),
+    [
+        (["look", "a", "--b"], 7, "['a', '--b']\n", ""),
+        (["look", "fail"], 1, "", "framebus-sample look: nothing at rtsp://***@host/x\n"),
+        (
+            ["look", "lack"],
+            2,
+            "",
+            "framebus-sample look: what it needs is not installed: No module named 'eyes'; "
+            "pip install 'framebus-services[sample]'\n",
+        ),
+    ],
+)
+def test_a_command_runs_instead_of_the_service(arguments: list[str], status: int, output: str, errors: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", COMMANDS, *arguments], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (status, output, errors)
+
+
+def test_help_names_the_commands() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", COMMANDS, "--help"], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.returncode == 0
+    assert "  look  Look at cameras.\n" in done.stdout
