@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from playwright.sync_api import Page
@@ -13,6 +15,9 @@ from tests.services.streamer.support import BITS, RunningPublisher
 
 PATIENCE_MS = 20_000
 HEIGHT, WIDTH = 688, 4896
+AXE = importlib.resources.files("axe_playwright_python").joinpath("axe.min.js")
+RUN_AXE = """() => axe.run().then(({ violations }) => violations.map(
+    ({ id, nodes }) => `${id}: ${nodes.map((node) => node.target.join(" ")).join(", ")}`))"""
 
 READ_NUMBER = f"""() => {{
     const canvas = document.getElementById("picture");
@@ -22,6 +27,19 @@ READ_NUMBER = f"""() => {{
     let number = 0;
     for (let bit = 0; bit < {BITS}; bit++) number += row[4 * Math.floor((bit + 0.5) * step)] > 127 ? 1 << bit : 0;
     return number;
+}}"""
+
+# The picture's number, and where in the frame the leftmost line of the boxes is in some row; null without a line.
+READ_NUMBER_AND_LEFT = f"""([y, width, height]) => {{
+    const picture = document.getElementById("picture").getBoundingClientRect();
+    const overlay = document.getElementById("overlay");
+    const lies = overlay.getBoundingClientRect();
+    const ratio = overlay.width / lies.width;
+    const row = Math.round((picture.top + picture.height * y / height - lies.top) * ratio);
+    const line = overlay.getContext("2d").getImageData(0, row, overlay.width, 1).data;
+    const column = line.findIndex((value, index) => index % 4 === 3 && value > 128);
+    const left = column < 0 ? null : ((column >> 2) / ratio + lies.left - picture.left) / picture.width * width;
+    return [({READ_NUMBER})(), left];
 }}"""
 
 # The colours of the overlay at a point of the frame, and whether a line is near it.
@@ -39,29 +57,44 @@ MARKED = """([x, y, width, height]) => {
 
 
 class Detecting:
-    """Sends the same boxes for the newest frame, again and again, until its ``with`` block ends."""
+    """Sends the boxes of the newest frame, again and again, until its ``with`` block ends.
 
-    def __init__(self, stream: str, publisher: RunningPublisher, *objects: Detection, instance: str = "test") -> None:
-        self._arguments = stream, publisher, objects
-        self._instance = instance
+    Args:
+        stream: Name of the stream.
+        publisher: Of its frames.
+        objects: What is in each frame; with ``find``, nothing.
+        instance: Name of the detector.
+        find: Gives the objects by the frame's sequence.
+    """
+
+    def __init__(
+        self,
+        stream: str,
+        publisher: RunningPublisher,
+        *objects: Detection,
+        instance: str = "test",
+        find: Callable[[int], Detection] | None = None,
+    ) -> None:
+        self._stream, self._publisher, self._instance = stream, publisher, instance
+        self._find = lambda sequence: (find(sequence),) if find else objects
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
     def _run(self) -> None:
-        stream, publisher, objects = self._arguments
-        detector = DetectionPublisher(stream, self._instance)
+        detector = DetectionPublisher(self._stream, self._instance)
         while not self._stop.wait(0.1):
+            epoch, sequence, captured_ns = self._publisher.newest
             detector.publish(
                 Detections(
-                    stream,
+                    self._stream,
                     self._instance,
-                    publisher.epoch,
-                    publisher.sequence,
-                    publisher.captured_ns,
+                    epoch,
+                    sequence,
+                    captured_ns,
                     time.monotonic_ns(),
                     HEIGHT,
                     WIDTH,
-                    objects,
+                    self._find(sequence),
                 )
             )
         detector.close()
@@ -72,6 +105,12 @@ class Detecting:
     def __exit__(self, *_exception: object) -> None:
         self._stop.set()
         self._thread.join()
+
+
+def axe_findings(page: Page) -> Any:
+    """What axe has against the page as it is now, a line a rule."""
+    page.evaluate(AXE.read_text())
+    return page.evaluate(RUN_AXE)
 
 
 def figure(page: Page, name: str) -> float:

@@ -87,9 +87,8 @@ class RunningPublisher:
     """Publishes numbered frames from a thread until its ``with`` block ends; ``noisy`` ones make large files."""
 
     def __init__(self, stream: str, frame_format: FrameFormat, fps: float, *, noisy: bool = False) -> None:
-        self.sequence = 0
-        self.epoch = 0
-        self.captured_ns = 0
+        self.newest = 0, 0, 0
+        """Epoch, sequence and time of capture of the newest frame; of one and the same."""
         half = (frame_format.height // 2, *frame_format.shape[1:])
         self._noise = np.random.default_rng(1).integers(0, 256, half).astype(np.uint8) if noisy else None
         self._stop = threading.Event()
@@ -105,8 +104,12 @@ class RunningPublisher:
                             loan.pixels[-len(self._noise) :] = self._noise
                 except NoFreeSlot:
                     continue
-                self.epoch, self.captured_ns = publisher.statistics.epoch, loan.captured_ns
-                self.sequence = loan.sequence or 0
+                self.newest = publisher.statistics.epoch, loan.sequence or 0, loan.captured_ns
+
+    @property
+    def sequence(self) -> int:
+        """Of the newest frame; 0 before the first."""
+        return self.newest[1]
 
     def __enter__(self) -> RunningPublisher:
         self._thread.start()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, WebSocketRoute, expect
 
 from framebus import FrameFormat, Publisher
 from services.common.detections import Detection
@@ -163,3 +164,34 @@ def test_without_javascript_the_pictures_come_as_mjpeg(stream: str, browser: Bro
             assert box["width"] / box["height"] == pytest.approx(8, rel=0.05)
     finally:
         context.close()
+
+
+def test_the_page_loads_itself_anew_when_the_server_has_other_files(stream: str, page: Page, tmp_path: Path) -> None:
+    versions = ["one", "two", "two"]  # of the first connection, after it was lost, and of the page loaded anew
+
+    def relay(browser_side: WebSocketRoute) -> None:
+        version = versions.pop(0) if versions else "two"
+        server_side = browser_side.connect_to_server()
+
+        def pass_on(message: str | bytes) -> None:
+            if isinstance(message, str) and (content := json.loads(message))["type"] == "state":
+                message = json.dumps({**content, "page_version": version})
+            browser_side.send(message)
+
+        server_side.on_message(pass_on)
+        routes.append(browser_side)
+
+    routes: list[WebSocketRoute] = []
+    loads: list[str] = []
+    page.route_web_socket(re.compile("/ws$"), relay)
+    page.on("load", lambda loaded: loads.append(loaded.url))
+    with RunningPublisher(stream, FrameFormat(64, 512), 10), StreamerProcess(stream, tmp_path / "log") as streamer:
+        page.goto(streamer.url)
+        expect(page.locator("#state")).to_have_text("live")
+        assert len(loads) == 1
+        with page.expect_event("load"):
+            routes[0].close()
+        expect(page.locator("#state")).to_have_text("live")
+        page.wait_for_timeout(1000)  # it does not go on loading
+        assert len(loads) == 2
+        assert len(routes) == 3

@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from framebus import FrameFormat
 from services.common.detections import Detection
-from tests.services.streamer.browser import HEIGHT, WIDTH, Detecting, marked
+from tests.relay import Relay
+from tests.services.streamer.browser import HEIGHT, READ_NUMBER_AND_LEFT, WIDTH, Detecting, axe_findings, marked
 from tests.services.streamer.support import RunningPublisher, StreamerProcess
 from tests.support import needs_browser, wait_until
 
@@ -178,6 +180,7 @@ def test_two_real_detectors_and_their_silence(stream: str, page: Page, tmp_path:
                 page.get_by_role("button", name="1 bus").click()
                 wait_until(lambda: marked(page, 3000, 450), "the bus is shown")
             expect(page.locator("#missing")).to_contain_text("detector two silent for")
+            assert axe_findings(page) == []
             expect(page.locator("#found")).to_have_text("1 car")
             expect(page.locator("#objects")).to_have_text("1")
             assert marked(page, 1000, 500)
@@ -209,3 +212,32 @@ def test_a_slow_line_is_not_the_detectors_silence(
         "detectors": [{"instance": "one", "captured_ms": captured_ms, "received_ms": received_ms}],
     }
     assert modules.evaluate(MISSING, server) == phrases
+
+
+@pytest.mark.long
+def test_on_a_slow_line_a_box_stays_on_its_object(stream: str, page: Page, tmp_path: Path) -> None:
+    step_px = 40.0
+
+    def object_in(sequence: int) -> Detection:
+        return Detection("car", 0.9, 100 + step_px * (sequence % 100), 300.0, 300.0, 150.0, 1 + sequence // 100)
+
+    with (
+        RunningPublisher(stream, FrameFormat(HEIGHT, WIDTH), 10, noisy=True) as publisher,
+        StreamerProcess(stream, tmp_path / "log", jpeg_quality=60, stale_after_s=6) as streamer,
+        Relay(int(streamer.url.rstrip("/").rpartition(":")[2])) as relay,
+        Detecting(stream, publisher, find=object_in),
+    ):
+        relay.bytes_per_s = 250_000
+        page.goto(f"http://127.0.0.1:{relay.port}/")
+        expect(page.locator("#found")).to_have_text("1 car")
+        page.wait_for_timeout(5000)  # the line is learnt
+        late_frames = []
+        for _ in range(60):
+            number, left_px = page.evaluate(READ_NUMBER_AND_LEFT, [375, WIDTH, HEIGHT])
+            if left_px is not None and 10 < number % 100 < 90:
+                late_frames.append((left_px - object_in(number).x_px) / step_px)
+            page.wait_for_timeout(100)
+        assert len(late_frames) > 20
+        # The boxes are placed eight times a second, and a frame lasts 0.1 s.
+        assert float(np.median(np.abs(late_frames))) < 2
+        assert float(np.mean(np.array(late_frames) > 4)) < 0.1

@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Page, expect
 from framebus import FrameFormat, Publisher
 from services.common.status import StatusServer
 from tests.relay import Relay
-from tests.services.streamer.browser import HEIGHT, READ_NUMBER, WIDTH
+from tests.services.streamer.browser import HEIGHT, READ_NUMBER, WIDTH, axe_findings
 from tests.services.streamer.support import RunningPublisher, StreamerProcess, publish
 from tests.support import needs_browser, wait_until
 
@@ -58,10 +58,12 @@ def test_a_picture_gets_old_in_front_of_the_viewer(stream: str, page: Page, tmp_
         expect(page.locator("#time")).to_have_text(re.compile(r"^\d\d:\d\d:\d\d$"))
         expect(state).to_have_text(re.compile(r"^delayed [12]\.\d s$"))
         expect(notice).to_be_hidden()
+        assert axe_findings(page) == []
         expect(state).to_have_attribute("data-state", "stale")
         expect(notice).to_have_text(f"no picture for 5 s: stream {stream} has no new frame")
         expect(page.locator("#stage")).to_have_class(re.compile("stale"))
         assert page.evaluate(READ_NUMBER) == 1
+        assert axe_findings(page) == []
         publish(publisher)
         expect(state).to_have_text("live")
         expect(notice).to_be_hidden()

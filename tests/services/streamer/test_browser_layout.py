@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,16 +11,13 @@ from playwright.sync_api import Browser, Page, expect
 
 from framebus import FrameFormat
 from services.common.detections import Detection
-from tests.services.streamer.browser import HEIGHT, WIDTH, Detecting
+from tests.services.streamer.browser import HEIGHT, WIDTH, Detecting, axe_findings
 from tests.services.streamer.support import RunningPublisher, StreamerProcess
 from tests.support import needs_browser, wait_until
 
 pytestmark = [pytest.mark.slow, needs_browser]
 
 SIZES = [(1600, 900), (1280, 720), (390, 844), (360, 640)]
-AXE = importlib.resources.files("axe_playwright_python").joinpath("axe.min.js")
-RUN_AXE = """() => axe.run().then(({ violations }) => violations.map(
-    ({ id, nodes }) => `${id}: ${nodes.map((node) => node.target.join(" ")).join(", ")}`))"""
 
 
 class Served:
@@ -59,8 +55,7 @@ def test_axe_finds_nothing_and_nothing_overflows(
 ) -> None:
     page = open_at(browser, served.url, width, height, scheme)
     expect(page.locator("#found button")).to_have_count(2)
-    page.evaluate(AXE.read_text())
-    assert page.evaluate(RUN_AXE) == []
+    assert axe_findings(page) == []
     scrolls = "[document.documentElement.scrollWidth, document.documentElement.scrollHeight]"
     assert page.evaluate(scrolls) == [width, height]
     page.close()
