@@ -76,6 +76,16 @@ class CameraPose(BaseModel):
         """Direction of the optical axis, to the right of the panorama's middle."""
         return math.atan2(self.rotation[0][2], self.rotation[2][2])
 
+    @property
+    def pitch_rad(self) -> float:
+        """Direction of the optical axis above the horizon."""
+        return math.asin(max(-1.0, min(1.0, -self.rotation[1][2])))
+
+    @property
+    def roll_rad(self) -> float:
+        """Turn about the optical axis, clockwise as seen from behind the camera."""
+        return math.atan2(self.rotation[1][0], self.rotation[1][1])
+
     def project(self, directions: Matrix) -> Matrix:
         """Where directions meet the picture, in pixels; NaN where the lens cannot see them.
 

@@ -46,3 +46,10 @@ def test_what_is_behind_a_camera_or_beyond_its_lens_is_in_no_picture() -> None:
     assert np.isfinite(shown[0]).all()
     assert np.isnan(shown[1:]).all()
     assert np.isnan(undistort(np.array([5.0, 0.0]), -0.3, 0.0)).all()
+
+
+@pytest.mark.parametrize("angles_deg", [(0, 0, 0), (-72, 12, -5), (150, -30, 90), (10, 3, 179)])
+def test_a_pose_tells_the_angles_that_made_it(angles_deg: tuple[float, float, float]) -> None:
+    camera = pose("cam0", rotation(*angles_deg))
+    found = np.degrees([camera.yaw_rad, camera.pitch_rad, camera.roll_rad])
+    np.testing.assert_allclose(found, angles_deg, atol=1e-6)
