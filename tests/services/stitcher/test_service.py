@@ -19,8 +19,8 @@ import yaml
 from framebus import Frame, FrameFormat, Publisher, Subscriber, companion_path
 from services.common.status import read_status, read_statuses
 from services.stitcher.calibration import Calibration, load, save
+from services.stitcher.mark import GREY
 from services.stitcher.panorama import plan
-from services.stitcher.stitch import GREY
 from tests.services.simulator.clips import SMALL, rendered, rtsp_server
 from tests.services.stitcher.scene import rig
 from tests.support import ROOT, complaints, free_ports, wait_until

@@ -8,13 +8,23 @@ import numpy as np
 import pytest
 
 from framebus import FrameFormat, Publisher, Subscriber
-from services.stitcher import stitch
+from services.stitcher import mark
 from services.stitcher.calibration import Calibration, CalibrationError
 from services.stitcher.convert import Image, Planes
-from services.stitcher.panorama import is_inside, plan, source_maps
+from services.stitcher.panorama import inside, is_inside, plan, source_maps
 from services.stitcher.stitch import Stitcher
 from services.stitcher.warp import NotInPlace
-from tests.services.stitcher.scene import paint_world, photograph, planes, pose, psnr_db, rig, rotation, true_panorama
+from tests.services.stitcher.scene import (
+    Matrix,
+    paint_world,
+    photograph,
+    planes,
+    pose,
+    psnr_db,
+    rig,
+    rotation,
+    true_panorama,
+)
 
 WIDTH, HEIGHT = 1632, 228
 
@@ -101,14 +111,14 @@ def test_it_renders_into_the_slot_and_marks_gone_cameras_in_reused_slots(picture
     np.testing.assert_array_equal(marked[:, : edges[2] - 8], whole[:, : edges[2] - 8])
     np.testing.assert_array_equal(marked[:, edges[3] + 8 :], whole[:, edges[3] + 8 :])
     region = marked[:, edges[2] + 8 : edges[3] - 8]
-    assert {stitch.GREY, stitch.STRIPE, stitch.TEXT} <= set(np.unique(region).tolist()), "hatch and text"
+    assert {mark.GREY, mark.STRIPE, mark.TEXT} <= set(np.unique(region).tolist()), "hatch and text"
     assert (region[..., 0] == region[..., 2]).all(), "grey"
 
 
 def test_all_cameras_gone_is_all_hatch() -> None:
     out = render(rig(), [None] * 5)
-    assert out.min() == stitch.GREY
-    assert out.max() == stitch.TEXT
+    assert out.min() == mark.GREY
+    assert out.max() == mark.TEXT
 
 
 def test_an_out_that_opencv_would_replace_is_refused(pictures: list[Planes], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,3 +142,91 @@ def test_wrong_shapes_are_refused(pictures: list[Planes]) -> None:
         stitcher.render(pictures[:4], out)
     with pytest.raises(ValueError, match="cam1: a picture of 640x360"):
         stitcher.render([pictures[0], planes(np.zeros((358, 640, 3), np.uint8)), *pictures[2:]], out)
+
+
+def test_a_fit_is_the_world_with_black_bars(world: Image, pictures: list[Planes]) -> None:
+    stitcher = Stitcher(rig(), WIDTH, 400, view="fit", parts=3)
+    panorama = stitcher.panorama
+    out = np.full((400, WIDTH, 3), 77, np.uint8)
+    stitcher.render(list(pictures), out)
+    truth = true_panorama(world, WIDTH, 400, panorama.yaw_min_rad, panorama.scale_px, panorama.v_min)
+    seen = np.zeros((400, WIDTH), np.uint8)
+    for start, end, owner in zip(panorama.edges_px, panorama.edges_px[1:], panorama.owners, strict=False):
+        if owner is not None:
+            camera = stitcher.calibration.cameras[owner]
+            seen[:, start:end] = inside(camera, *source_maps(panorama, camera, start, end))
+    within, around = cv2.erode(seen, np.ones((5, 19))) > 0, cv2.dilate(seen, np.ones((5, 19))) > 0
+    assert within.mean() > 0.6
+    assert psnr_db(out[within], truth[within]) > 32
+    assert around.mean() < 0.95
+    assert not out[~around].any(), "bars are black, whatever the slot held"
+    whole = out.copy()
+    stitcher.render([None, *pictures[1:]], out)
+    part = panorama.owners.index(0)
+    end_px = panorama.edges_px[part + 1]
+    marked = out[:, panorama.edges_px[part] : end_px - 8]
+    assert {mark.GREY, mark.STRIPE} <= set(np.unique(marked).tolist())
+    np.testing.assert_array_equal(out[:, end_px + 8 :], whole[:, end_px + 8 :])
+    stitcher.render(list(pictures), out)
+    np.testing.assert_array_equal(out, whole)
+
+
+def test_a_circle_is_the_world_across_its_cut(world: Image) -> None:
+    """The world is painted once around, so each camera sees a part of it, and those at the cut see its two ends."""
+    cameras = tuple(pose(f"cam{i}", rotation(-180 + 45 * i), 640, 360, 60.0) for i in range(8))
+    stitcher = Stitcher(Calibration(cameras), 3200, 280)
+    panorama = stitcher.panorama
+    around = np.concatenate([world, world[:, ::-1]], axis=1)
+
+    def sample(yaw: Matrix, v: Matrix) -> Image:
+        columns = (yaw % (2 * np.pi)) / (2 * np.pi) * around.shape[1] - 0.5
+        rows = v * around.shape[1] / 2 / np.pi + around.shape[0] / 2
+        maps = columns.astype(np.float32), rows.astype(np.float32)
+        return np.asarray(cv2.remap(around, *maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP), np.uint8)
+
+    photographs: list[Planes | None] = []
+    for camera in cameras:
+        x, y = np.meshgrid(np.arange(640.0), np.arange(360.0))
+        rays = camera.directions(np.stack([x, y], axis=-1))
+        view = sample(np.arctan2(rays[..., 0], rays[..., 2]), rays[..., 1] / np.hypot(rays[..., 0], rays[..., 2]))
+        photographs.append(planes(view))
+    out = np.zeros((280, 3200, 3), np.uint8)
+    stitcher.render(photographs, out)
+    yaw = panorama.yaw_min_rad + (np.arange(3200) + 0.5) / panorama.scale_px
+    v = panorama.v_min + (np.arange(280) + 0.5) / panorama.scale_px
+    truth = sample(*np.meshgrid(yaw, v))
+    assert panorama.coverage.sentence() == "360 of 360 degrees"
+    for left in range(0, 3200, 200):
+        assert psnr_db(out[:, left : left + 200], truth[:, left : left + 200]) > 27, f"columns from {left}"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"k1": -0.2},
+        {"k1": -0.3, "k2": 0.05},
+        {"height_px": 180, "center_y_px": 89.5, "pixel_aspect": 0.5},
+        {"width_px": 320, "center_x_px": 159.5, "focal_px": 343.1, "pixel_aspect": 2.0},
+    ],
+)
+@pytest.mark.parametrize("rolls_deg", [(0, 0, 0, 0, 0), (4, -3, 90, 0, 180)])
+def test_lenses_and_pixels_are_taken_out(world: Image, changes: dict[str, float], rolls_deg: tuple[float, ...]) -> None:
+    cameras = tuple(
+        pose(f"cam{i}", rotation(yaw, 2 * (-1) ** i, roll)).model_copy(update=changes)
+        for i, (yaw, roll) in enumerate(zip((-66, -33, 0, 33, 66), rolls_deg, strict=True))
+    )
+    if 90 in rolls_deg:  # it sees less to the sides, so the others come nearer
+        cameras = tuple(
+            pose(f"cam{i}", rotation(yaw, 2 * (-1) ** i, roll)).model_copy(update=changes)
+            for i, (yaw, roll) in enumerate(zip((-62, -30, 0, 30, 62), rolls_deg, strict=True))
+        )
+    calibration = Calibration(cameras)
+    stitcher = Stitcher(calibration, WIDTH, HEIGHT)
+    panorama = stitcher.panorama
+    out = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    stitcher.render([planes(photograph(world, camera)) for camera in cameras], out)
+    truth = true_panorama(world, WIDTH, HEIGHT, panorama.yaw_min_rad, panorama.scale_px, panorama.v_min)
+    assert panorama.coverage.outside == ()
+    assert psnr_db(out, truth) > 32
+    seam_px = panorama.edges_px[2]
+    assert psnr_db(out[:, seam_px - 20 : seam_px + 20], truth[:, seam_px - 20 : seam_px + 20]) > 30

@@ -1,0 +1,89 @@
+"""From the colours of a picture's planes to BGR: one affine map for matrix, range and gain together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+
+LUMA_WEIGHTS: Final = {
+    1: (0.2126, 0.0722),
+    4: (0.30, 0.11),
+    5: (0.299, 0.114),
+    6: (0.299, 0.114),
+    7: (0.212, 0.087),
+    9: (0.2627, 0.0593),
+}
+"""Shares of red and blue in the luma, by ISO/IEC 23091-2 colour matrix: BT.709, FCC, the two names of BT.601, SMPTE
+240M, BT.2020."""
+BT601: Final = 6
+UNSPECIFIED: Final = 2
+
+
+def is_known(matrix: int) -> bool:
+    """Whether :func:`to_bgr` knows the matrix."""
+    return matrix in LUMA_WEIGHTS
+
+
+def to_bgr(matrix: int, is_full_range: bool, gains: Array | None = None) -> Array:
+    """The float64 3x4 matrix from ``(Y, U, V, 1)`` to BGR, 8 bits each.
+
+    Args:
+        matrix: Colour matrix of ISO/IEC 23091-2, a key of ``LUMA_WEIGHTS``.
+        is_full_range: Whether luma runs from 0 to 255, not from 16 to 235.
+        gains: Factors of blue, green and red, shape ``(3,)``.
+    """
+    red, blue = LUMA_WEIGHTS[matrix]
+    green = 1 - red - blue
+    luma, chroma = (1.0, 1.0) if is_full_range else (255 / 219, 255 / 224)
+    black = 0.0 if is_full_range else 16.0
+    linear = np.array(
+        [
+            [luma, 2 * (1 - blue) * chroma, 0.0],
+            [luma, -2 * (1 - blue) * blue / green * chroma, -2 * (1 - red) * red / green * chroma],
+            [luma, 0.0, 2 * (1 - red) * chroma],
+        ]
+    )
+    if gains is not None:
+        linear *= gains[:, None]
+    return np.column_stack([linear, -linear @ np.array([black, 128.0, 128.0])])
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """How planes become BGR with the one conversion that OpenCV has, that of BT.601 in limited range."""
+
+    luma: tuple[float, float] | None
+    """Factor and offset that Y gets before; ``None`` if the conversion does without."""
+    chroma: tuple[float, float] | None
+    """The same for U and V."""
+    whole: Array | None
+    """The 3x4 matrix to use in place of OpenCV's conversion, where factors do not do: another colour matrix, or gains
+    that differ between colours."""
+
+
+PLAIN: Final = Conversion(None, None, None)
+SMALL: Final = 0.004
+"""A factor this near to 1 is 1: less than half a level in a grey of 128."""
+
+
+def conversion(matrix: int, is_full_range: bool, gains: Array) -> Conversion:
+    """The cheapest way from planes to BGR.
+
+    Args:
+        matrix: Colour matrix, a key of ``LUMA_WEIGHTS``.
+        is_full_range: Whether luma runs from 0 to 255.
+        gains: Factors of blue, green and red, shape ``(3,)``.
+    """
+    mean = float(gains.mean())
+    is_grey = np.abs(gains / mean - 1).max() < SMALL
+    if LUMA_WEIGHTS[matrix] != LUMA_WEIGHTS[BT601] or not is_grey:
+        return Conversion(None, None, to_bgr(matrix, is_full_range, gains))
+    if not is_full_range and abs(mean - 1) < SMALL:
+        return PLAIN
+    luma, chroma, black = (219 / 255 * mean, 224 / 255 * mean, 0.0) if is_full_range else (mean, mean, 16.0)
+    return Conversion((luma, 16 - luma * black), (chroma, 128 * (1 - chroma)), None)
