@@ -76,7 +76,7 @@ class Detecting:
         find: Callable[[int], Detection] | None = None,
     ) -> None:
         self._stream, self._publisher, self._instance = stream, publisher, instance
-        self._find = lambda sequence: (find(sequence),) if find else objects
+        self._objects, self._find = objects, find
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
@@ -94,7 +94,7 @@ class Detecting:
                     time.monotonic_ns(),
                     HEIGHT,
                     WIDTH,
-                    self._find(sequence),
+                    (self._find(sequence),) if self._find else self._objects,
                 )
             )
         detector.close()
