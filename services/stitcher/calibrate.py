@@ -1,38 +1,42 @@
-"""Where the cameras look, found from one picture of each.
+"""Where the cameras look and what their lenses do, found from one or more pictures of each.
 
-All cameras are taken to stand at one point, so their pictures differ by a rotation and a focal length. OpenCV's
-stitching pipeline does the work: SIFT features, matches between each two cameras, rotations and focal lengths from the
-homographies, bundle adjustment of the rays, and wave correction, which makes the horizon straight.
+All cameras are taken to stand at one point, so their pictures differ by a rotation and by their lenses. Features that
+look alike give a first guess (:mod:`~services.stitcher.search`), least squares on rays makes it exact
+(:mod:`~services.stitcher.solve`), and each pair is then held against its overlap (:mod:`~services.stitcher.judge`):
+what does not fit is taken out and named, and the rest solved again.
 
 Source: M. Brown and D. Lowe, "Automatic Panoramic Image Stitching using Invariant Features", IJCV 2007.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from services.stitcher.calibration import Calibration, CalibrationError, CameraPose
+from services.stitcher.calibration import Calibration, CalibrationError, CameraPrior, PointPair
+from services.stitcher.features import find_features, match
+from services.stitcher.judge import Verdict, judge
+from services.stitcher.prepare import prepare
+from services.stitcher.result import hfov_deg, to_calibration
+from services.stitcher.search import Lens, Matches, Pair, find_lenses, trial_lens
+from services.stitcher.solve import Solution, Solver, find_links, groups_of
 
 Image = npt.NDArray[np.uint8]
 Matrix = npt.NDArray[np.float64]
 
-FEATURES = 4000
-RATIO = 0.65
-"""How much better a SIFT match must be than the second best (as in OpenCV's sample stitcher)."""
-MAX_FOCAL_SPREAD = 2.0
-"""Focal lengths that differ more than this from their median are a failed adjustment, not a rig of cameras."""
-CONTRADICTION_RAD = math.radians(6)
-"""A match that turns a camera by so much more or less than the surer matches do is wrong."""
 WHAT_TO_DO = (
     "let neighbouring cameras overlap by a sixth of their width, on still and textured things far away,"
-    " or give calibration.hfov_deg or a saved calibration.file"
+    " or give calibration.hfov_deg, pairs of points, or a saved calibration.file"
 )
+MAX_ROUNDS = 12
+HFOV_TOLERANCE = 0.2
+"""A field of view that differs by more from the configured one is not believed."""
 
 
 Progress = Callable[[int, int], None]
@@ -49,179 +53,212 @@ def steps_for(pictures: int) -> int:
 
 
 def calibrate(
-    pictures: Mapping[str, Image],
+    pictures: Mapping[str, Image | Sequence[Image]],
     *,
-    hint_focal_px: float | None = None,
+    priors: Mapping[str, CameraPrior] | None = None,
+    points: Sequence[PointPair] = (),
     min_confidence: float = 1.0,
     progress: Progress = no_progress,
 ) -> Calibration:
     """Place the cameras.
 
     Args:
-        pictures: By camera, uint8 BGR of shape ``(height, width, 3)``, taken at about the same time.
-        hint_focal_px: Rough focal length of all cameras in pixels; without it, it is found from the homographies.
-        min_confidence: Least confidence of a match between two cameras.
+        pictures: By camera, uint8 BGR of shape ``(height, width, 3)``, taken at about the same time; or several of
+            each camera, of which the still parts are used.
+        priors: What is known of cameras, by name.
+        points: Things that two cameras see, marked by a person.
+        min_confidence: Least confidence of a pair that joins two cameras.
         progress: Told after each step.
 
     Returns:
-        The largest group of cameras that match with each other, from left to right; the others are ``unplaced``.
+        The largest group of cameras that fit together, from left to right; the others are ``unplaced``, with reasons.
 
     Raises:
-        CalibrationError: Fewer than two could be placed, or the result is no rig of cameras.
+        CalibrationError: Fewer than two could be placed, or a value is no picture.
     """
     names = list(pictures)
     if len(names) < 2:
         raise CalibrationError(f"at least two cameras with a picture are needed, there is {', '.join(names) or 'none'}")
     try:
-        features = _find_features(list(pictures.values()), progress)
-        matcher = cv2.detail.BestOf2NearestMatcher(False, 1 - RATIO)
-        matches = matcher.apply2(features)
-        matcher.collectGarbage()
-        confidence = _judge(features, matches)
-        progress(len(names) + 1, steps_for(len(names)))
-        kept = _largest_group(confidence, min_confidence)
-        if len(kept) < 2:
-            raise CalibrationError(f"no two of the cameras {', '.join(names)} match: {WHAT_TO_DO}")
-        kept_features = [features[i] for i in kept]
-        kept_matches = _submatches(matches, kept, len(names))
-        found = _adjust(kept_features, kept_matches, hint_focal_px, min_confidence)
-    except (cv2.error, np.linalg.LinAlgError) as error:
-        reason = error.err if isinstance(error, cv2.error) else str(error)
-        raise CalibrationError(f"the cameras {', '.join(names)} cannot be placed ({reason}): {WHAT_TO_DO}") from None
-    poses = []
-    for index, (focal_px, rotation) in zip(kept, found, strict=True):
-        height_px, width_px = pictures[names[index]].shape[:2]
-        poses.append(
-            CameraPose(
-                name=names[index],
-                width_px=width_px,
-                height_px=height_px,
-                focal_px=focal_px,
-                center_x_px=(width_px - 1) / 2,
-                center_y_px=(height_px - 1) / 2,
-                rotation=rotation.tolist(),
-                confidence=float(np.delete(confidence[index], index).max()),
+        return _Task(pictures, priors or {}, points, min_confidence, progress).run()
+    except (cv2.error, np.linalg.LinAlgError, FloatingPointError):
+        raise CalibrationError(f"the cameras {', '.join(names)} cannot be placed: {WHAT_TO_DO}") from None
+
+
+class _Task:
+    """One calibration."""
+
+    def __init__(
+        self,
+        pictures: Mapping[str, Image | Sequence[Image]],
+        priors: Mapping[str, CameraPrior],
+        points: Sequence[PointPair],
+        min_confidence: float,
+        progress: Progress,
+    ) -> None:
+        self._names = list(pictures)
+        self._priors = {name: priors.get(name, CameraPrior()) for name in self._names}
+        self._min_confidence = min_confidence
+        several = {name: [one] if isinstance(one, np.ndarray) else list(one) for name, one in pictures.items()}
+        self._views = prepare(several, self._priors)
+        features = []
+        for view in self._views:
+            features.append(find_features(view))
+            progress(len(features), steps_for(len(self._names)))
+        self._features = [len(one.points) for one in features]
+        self._pairs: dict[Pair, Matches] = {}
+        for i, j in itertools.combinations(range(len(self._names)), 2):
+            found = match(features[i], features[j])
+            self._pairs[i, j] = Matches(features[i].points[found[:, 0]], features[j].points[found[:, 1]])
+        progress(len(self._names) + 1, steps_for(len(self._names)))
+        self._marked = self._read_points(points)
+        self._lenses = self._guess_lenses()
+        self._faults: dict[Pair, str] = {}
+        self._reasons: dict[str, str] = {}
+
+    def _read_points(self, points: Sequence[PointPair]) -> dict[Pair, Matches]:
+        gathered: dict[Pair, list[tuple[Matrix, Matrix]]] = {}
+        for one in points:
+            if not set(one.cameras) <= set(self._names):
+                continue
+            ends = sorted(zip(map(self._names.index, one.cameras), one.points_px, strict=True))
+            (i, a), (j, b) = ends
+            gathered.setdefault((i, j), []).append(
+                (self._views[i].from_source(np.array(a)), self._views[j].from_source(np.array(b)))
             )
+        return {
+            pair: Matches(np.stack([p for p, _ in ends]), np.stack([q for _, q in ends]))
+            for pair, ends in gathered.items()
+        }
+
+    def _guess_lenses(self) -> list[Lens]:
+        widths = [float(view.size[0]) for view in self._views]
+        alike = [(view.source_size, self._priors[view.name].pixel_aspect) for view in self._views]
+        groups = [alike.index(one) for one in alike]
+        known = [self._priors[view.name].hfov_deg for view in self._views]
+        pairs = {
+            pair: Matches(*(np.concatenate([getattr(self._marked[pair], side), getattr(found, side)]) for side in "pq"))
+            if pair in self._marked
+            else found
+            for pair, found in self._pairs.items()
+        }
+        lenses = find_lenses(pairs, widths, groups, known)
+        self._groups = groups
+        return lenses
+
+    def run(self) -> Calibration:
+        """Solve, judge, take out what does not fit, and again."""
+        views, widths = self._views, [float(view.size[0]) for view in self._views]
+        kinds_by = [(group, lens) for group, lens in zip(self._groups, self._lenses, strict=True)]
+        kinds = [kinds_by.index(one) for one in kinds_by]
+        known = {}
+        for camera, lens in enumerate(self._lenses):
+            known_deg = self._priors[self._names[camera]].hfov_deg
+            trial = trial_lens(widths[camera], known_deg, lens.k1) if known_deg is not None else None
+            if trial is not None:
+                known[kinds[camera]] = trial.focal
+        solver = Solver(views, self._pairs, self._marked, lenses=self._lenses, kinds=kinds, known_focal=known)
+        links = find_links(self._pairs, self._lenses, widths)
+        for pair, marks in self._marked.items():
+            if pair not in links and len(marks) >= 2:
+                links |= find_links({pair: marks}, self._lenses, widths, least=1.5)
+        banned: set[int] = set()
+        for _ in range(MAX_ROUNDS):
+            usable = {pair: link for pair, link in links.items() if not set(pair) & banned}
+            group = groups_of(list(usable), len(views))[0]
+            if len(group) < 2:
+                raise CalibrationError(self._nothing())
+            solution = solver.solve(group, usable)
+            inside = {(i, j): (group.index(i), group.index(j)) for i, j in self._pairs if {i, j} <= set(group)}
+            marked = {inside[pair]: len(marks) for pair, marks in self._marked.items() if pair in inside}
+            matches = {places: self._pairs[pair] for pair, places in inside.items()}
+            verdicts = judge(solution, [views[camera] for camera in group], matches, self._min_confidence, marked)
+            bad = self._bad_links(solution, verdicts, usable)
+            if bad:
+                for pair in bad:
+                    links.pop(pair, None)
+                continue
+            worst = self._worst(solution, verdicts)
+            if worst is None:
+                found = to_calibration(
+                    solution, verdicts, self._views, priors=self._priors, lenses=self._lenses, refused=self._reasons
+                )
+                return replace(found, reasons={name: self._reason(name) for name in found.unplaced})
+            banned.add(worst)
+        raise CalibrationError(self._nothing())
+
+    def _bad_links(
+        self, solution: Solution, verdicts: Mapping[Pair, Verdict], links: Mapping[Pair, object]
+    ) -> list[Pair]:
+        """Links of the first guess that the overlaps do not confirm."""
+        place = {camera: number for number, camera in enumerate(solution.cameras)}
+        bad = []
+        for i, j in links:
+            if i not in place or j not in place:
+                continue
+            verdict = verdicts.get((place[i], place[j]))
+            if verdict is None:
+                # The rig says that they do not overlap; other links outweighed this one.
+                self._faults[i, j] = "their matches contradict those of other cameras"
+                bad.append((i, j))
+            elif not verdict.is_link:
+                self._faults[i, j] = verdict.fault
+                bad.append((i, j))
+        return bad
+
+    def _worst(self, solution: Solution, verdicts: Mapping[Pair, Verdict]) -> int | None:
+        """A camera that must go: it shows something else than others where both should see the same."""
+        links = [(pair, v.good) for pair, v in verdicts.items() if v.is_link]
+        against_pairs = [pair for pair, v in verdicts.items() if v.is_contradiction]
+        places = range(len(solution.cameras))
+        support = {number: sum(good for pair, good in links if number in pair) for number in places}
+        against = {number: sum(number in pair for pair in against_pairs) for number in places}
+        if not any(against.values()):
+            return self._against_hint(solution)
+        number = max(support, key=lambda one: (against[one], -support[one]))
+        other = next(pair for pair in against_pairs if number in pair)
+        a, b = (self._names[solution.cameras[one]] for one in other)
+        verdict = verdicts[other]
+        self._reasons[self._names[solution.cameras[number]]] = (
+            f"{a} and {b} should show the same, but only {verdict.good} of {verdict.corners} points agree"
         )
-    poses.sort(key=lambda pose: pose.yaw_rad)
-    return Calibration(tuple(poses), tuple(name for i, name in enumerate(names) if i not in kept))
+        return solution.cameras[number]
 
+    def _against_hint(self, solution: Solution) -> int | None:
+        for number, camera in enumerate(solution.cameras):
+            name = self._names[camera]
+            known = self._priors[name].hfov_deg
+            found = hfov_deg(solution, self._views, number)
+            if known is not None and abs(math.log(found / known)) > HFOV_TOLERANCE:
+                self._reasons[name] = (
+                    f"its pictures say that it sees {found:.0f} degrees from left to right, configured are {known:.0f}"
+                )
+                return camera
+        return None
 
-def _find_features(pictures: Sequence[Image], progress: Progress) -> list[Any]:
-    finder = cv2.SIFT.create(nfeatures=FEATURES)
-    features = []
-    for picture in pictures:
-        features.append(cv2.detail.computeImageFeatures2(finder, picture))
-        progress(len(features), steps_for(len(pictures)))
-    return features
+    def _nothing(self) -> str:
+        names = ", ".join(self._names)
+        details = "; ".join(f"{self._names[i]} and {self._names[j]}: {fault}" for (i, j), fault in self._faults.items())
+        details = "; ".join(part for part in (details, *(f"{n}: {r}" for n, r in self._reasons.items())) if part)
+        return f"no two of the cameras {names} match{f' ({details})' if details else ''}: {WHAT_TO_DO}"
 
-
-def _judge(features: Sequence[Any], matches: Sequence[Any]) -> Matrix:
-    """Confidence of each match, put into it and returned by cameras; 0 on the diagonal.
-
-    A match is judged by how many of all features in the overlap it explains (Brown and Lowe, section 3.2), not of the
-    matched ones as OpenCV does: a facade that repeats itself gives many matches between pictures of different parts.
-    """
-    points = [np.array([point.pt for point in one.getKeypoints()], np.float64).reshape(-1, 2) for one in features]
-    confidence = np.zeros((len(features), len(features)))
-    for match in matches:
-        i, j = match.src_img_idx, match.dst_img_idx
-        if i == j or min(i, j) < 0 or match.H is None:
-            continue
-        there = _count_inside(points[i], features[i].img_size, match.H, features[j].img_size)
-        back = _count_inside(points[j], features[j].img_size, np.linalg.inv(match.H), features[i].img_size)
-        match.confidence = match.num_inliers / (8 + 0.3 * min(there, back))
-        confidence[i, j] = match.confidence
-    return np.asarray(np.maximum(confidence, confidence.T))
-
-
-def _count_inside(points: Matrix, size: tuple[int, int], homography: Matrix, other_size: tuple[int, int]) -> int:
-    """How many points of one picture fall into the other; homographies are relative to the pictures' middles."""
-    centered = np.column_stack([points - np.array(size) / 2, np.ones(len(points))]) @ homography.T
-    ahead = centered[:, 2] > 1e-9
-    moved = np.abs(centered[ahead, :2] / centered[ahead, 2:])
-    return int((moved < np.array(other_size) / 2).all(axis=1).sum())
-
-
-def _largest_group(confidence: Matrix, least: float) -> list[int]:
-    """The largest set of cameras joined by sure matches (leaveBiggestComponent drops the indices, so not that)."""
-    groups: list[set[int]] = []
-    for camera in range(len(confidence)):
-        joined = {camera} | {other for other in range(len(confidence)) if confidence[camera, other] >= least}
-        overlapping = [group for group in groups if group & joined]
-        groups = [group for group in groups if not group & joined] + [joined.union(*overlapping)]
-    return max((sorted(group) for group in groups), key=len)
-
-
-def _submatches(matches: Sequence[Any], kept: Sequence[int], count: int) -> list[Any]:
-    result = []
-    for i, left in enumerate(kept):
-        for j, right in enumerate(kept):
-            match = matches[left * count + right]
-            if left != right:
-                match.src_img_idx, match.dst_img_idx = i, j
-            result.append(match)
-    return result
-
-
-def _adjust(
-    features: Sequence[Any], matches: Sequence[Any], hint_focal_px: float | None, min_confidence: float
-) -> list[tuple[float, Matrix]]:
-    """Focal length and rotation of each camera, the horizon straight and the middle at yaw 0."""
-    good, cameras = cv2.detail.HomographyBasedEstimator().apply(features, matches, [])
-    if not good:
-        raise CalibrationError(f"the matches contradict each other: {WHAT_TO_DO}")
-    focal_px = hint_focal_px or float(np.median([camera.focal for camera in cameras]))
-    for camera, rotation in zip(cameras, _chain(matches, len(cameras), focal_px), strict=True):
-        camera.focal, camera.R = focal_px, rotation.astype(np.float32)
-        camera.ppx, camera.ppy = camera.ppx - 0.5, camera.ppy - 0.5  # pixel centres are whole numbers
-    adjuster = cv2.detail.BundleAdjusterRay()
-    adjuster.setConfThresh(min_confidence)
-    good, cameras = adjuster.apply(features, matches, cameras)
-    focals_px = np.array([camera.focal for camera in cameras])
-    middle_px = float(np.median(focals_px))
-    if not good or not np.isfinite(focals_px).all() or middle_px <= 0:
-        raise CalibrationError(f"the adjustment of the cameras failed: {WHAT_TO_DO}")
-    if (focals_px > MAX_FOCAL_SPREAD * middle_px).any() or (focals_px < middle_px / MAX_FOCAL_SPREAD).any():
-        raise CalibrationError(
-            f"the adjustment gave focal lengths of {', '.join(f'{f:.0f}' for f in focals_px)} px: {WHAT_TO_DO}"
+    def _reason(self, name: str) -> str:
+        camera = self._names.index(name)
+        if name in self._reasons:
+            return f"{self._reasons[name]}: {WHAT_TO_DO}"
+        if self._views[camera].is_blank or self._features[camera] < 20:
+            return (
+                f"its picture shows next to nothing ({self._features[camera]} features): uncover and focus the lens,"
+                " or calibrate in better light or without fog"
+            )
+        faults = {pair: fault for pair, fault in self._faults.items() if camera in pair}
+        if faults:
+            pair, fault = next(iter(faults.items()))
+            other = self._names[pair[0] if pair[1] == camera else pair[1]]
+            return f"with {other}, {fault}: {WHAT_TO_DO}"
+        most = max((pair for pair in self._pairs if camera in pair), key=lambda pair: len(self._pairs[pair]))
+        other = self._names[most[0] if most[1] == camera else most[1]]
+        return (
+            f"its features agree with no other camera's (most, {len(self._pairs[most])}, look like some of {other}):"
+            f" {WHAT_TO_DO}"
         )
-    rotations = cv2.detail.waveCorrect([camera.R for camera in cameras], cv2.detail.WAVE_CORRECT_HORIZ)
-    upright = _center([np.asarray(rotation, np.float64) for rotation in rotations])
-    return list(zip(focals_px.tolist(), upright, strict=True))
-
-
-def _chain(matches: Sequence[Any], count: int, focal_px: float) -> list[Matrix]:
-    """Rotations from the surest homographies outwards; matches that contradict them lose their confidence."""
-    k = np.diag([focal_px, focal_px, 1.0])
-    turns: dict[tuple[int, int], Matrix] = {}
-    for match in matches:
-        if match.src_img_idx != match.dst_img_idx and match.H is not None:
-            u, _, vt = np.linalg.svd(np.linalg.inv(k) @ np.linalg.inv(match.H) @ k)
-            turns[match.src_img_idx, match.dst_img_idx] = u @ np.diag([1.0, 1.0, np.linalg.det(u @ vt)]) @ vt
-    sure = {(m.src_img_idx, m.dst_img_idx): m for m in matches if (m.src_img_idx, m.dst_img_idx) in turns}
-    rotations: dict[int, Matrix] = {0: np.eye(3)}
-    while len(rotations) < count:
-        links = [link for link in sure if link[0] in rotations and link[1] not in rotations]
-        if not links:
-            raise CalibrationError(f"the matches contradict each other: {WHAT_TO_DO}")
-        best = max(links, key=lambda link: float(sure[link].confidence))
-        rotations[best[1]] = rotations[best[0]] @ turns[best]
-    for (i, j), match in sure.items():
-        difference, _ = cv2.Rodrigues(rotations[j].T @ rotations[i] @ turns[i, j])
-        if np.linalg.norm(difference) > CONTRADICTION_RAD:
-            match.confidence = 0.0
-    return [rotations[index] for index in range(count)]
-
-
-def _center(rotations: Sequence[Matrix]) -> list[Matrix]:
-    """Turn all cameras so that most stand upright and their middle is at yaw 0."""
-    if sum(rotation[1, 1] for rotation in rotations) < 0:
-        rotations = [np.diag([-1.0, -1.0, 1.0]) @ rotation for rotation in rotations]
-    axes = np.array([rotation[:, 2] for rotation in rotations])
-    rough = math.atan2(axes[:, 0].sum(), axes[:, 2].sum())
-    yaws = (np.arctan2(axes[:, 0], axes[:, 2]) - rough + math.pi) % (2 * math.pi) - math.pi
-    middle = rough + (yaws.min() + yaws.max()) / 2
-    cosine, sine = math.cos(middle), math.sin(middle)
-    turn = np.array([[cosine, 0.0, -sine], [0.0, 1.0, 0.0], [sine, 0.0, cosine]])
-    return [turn @ rotation for rotation in rotations]

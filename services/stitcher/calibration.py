@@ -6,10 +6,12 @@ the picture at ``center + focal * (x, y) * (1 + k1 r^2 + k2 r^4)``, where ``r^2 
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -121,21 +123,30 @@ class CameraPose(BaseModel):
 
 def max_radius(k1: float, k2: float) -> float:
     """Largest ``r`` up to which ``r (1 + k1 r^2 + k2 r^4)`` increases: beyond it, the polynomial is no lens."""
-    # The derivative's zeros in r^2: 1 + 3 k1 s + 5 k2 s^2.
-    roots = np.roots([5 * k2, 3 * k1, 1.0])
-    positive = [float(root.real) for root in roots if abs(root.imag) < 1e-12 and root.real > 0]
-    return math.sqrt(min(positive)) if positive else math.inf
+    # The derivative's zeros in s = r^2: 1 + 3 k1 s + 5 k2 s^2.
+    if abs(k2) < 1e-12:
+        return math.sqrt(-1 / (3 * k1)) if k1 < 0 else math.inf
+    discriminant = 9 * k1**2 - 20 * k2
+    if discriminant < 0:
+        return math.inf
+    roots = [(-3 * k1 + sign * math.sqrt(discriminant)) / (10 * k2) for sign in (-1, 1)]
+    return math.sqrt(min((root for root in roots if root > 0), default=math.inf))
 
 
 def undistort(plane: Matrix, k1: float, k2: float) -> Matrix:
     """Take the radial distortion out of positions of shape ``(..., 2)`` on the plane ``z = 1``; NaN where it cannot."""
-    bent = np.linalg.norm(plane, axis=-1)
+    if k1 == 0 and k2 == 0:
+        return plane
+    bent = np.sqrt((plane**2).sum(axis=-1))
     limit = max_radius(k1, k2)
     radius = np.minimum(bent, limit)
     for _ in range(20):  # Newton's method; the function increases up to the limit
         squared = radius**2
         slope = np.maximum(1 + squared * (3 * k1 + 5 * k2 * squared), 1e-3)
-        radius = np.clip(radius - (radius * (1 + squared * (k1 + k2 * squared)) - bent) / slope, 0.0, limit)
+        step = (radius * (1 + squared * (k1 + k2 * squared)) - bent) / slope
+        radius = np.minimum(np.maximum(radius - step, 0.0), limit)
+        if not (np.abs(step) > 1e-13).any():
+            break
     squared = radius**2
     reached = np.abs(radius * (1 + squared * (k1 + k2 * squared)) - bent) < 1e-6 * np.maximum(bent, 1)
     factor = np.where(bent > 1e-12, radius / np.maximum(bent, 1e-12), 1.0)
@@ -195,20 +206,47 @@ class PointPair:
     """x and y in either picture."""
 
 
+VERSION = 2
+"""Of the file. Version 1 had no lens, residuals, pairs or date; those fields are optional, so it is read as it is."""
+
+
+class SavedView(BaseModel):
+    """What of the panorama is shown, and how: room for the renderer's choices."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    projection: str = "cylinder"
+    rectangle: tuple[float, float, float, float] | None = None
+    """Left, top, right and lower edge: yaw in rad, and ``v = tan(pitch)`` downwards."""
+    gains: dict[str, tuple[float, float, float]] = Field(default_factory=dict)
+    """By camera, of blue, green and red."""
+
+
 class _Document(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    version: int = Field(1, ge=1, le=1)
+    version: int = Field(VERSION, ge=1, le=VERSION)
+    date: datetime | None = None
+    """When it was saved, UTC."""
     cameras: tuple[CameraPose, ...] = Field(min_length=2)
+    pairs: tuple[PairResidual, ...] = ()
+    view: SavedView | None = None
 
 
-def save(calibration: Calibration, path: Path) -> None:
+def save(calibration: Calibration, path: Path, view: SavedView | None = None) -> None:
     """Write the calibration as JSON, all or nothing.
+
+    Args:
+        calibration: The placed cameras.
+        path: The file.
+        view: What the renderer chose, to be kept with it.
 
     Raises:
         OSError: The file cannot be written.
     """
-    text = _Document(cameras=calibration.cameras).model_dump_json(indent=2)
+    now = datetime.now(UTC).replace(microsecond=0)
+    document = _Document(date=now, cameras=calibration.cameras, pairs=calibration.pairs, view=view)
+    text = document.model_dump_json(indent=2)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         beside.write_text(text + "\n", encoding="utf-8")
@@ -225,7 +263,14 @@ def load(path: Path, names: Sequence[str]) -> Calibration:
         FileNotFoundError: There is none.
     """
     try:
-        document = _Document.model_validate_json(path.read_bytes())
+        content = path.read_bytes()
+        version = _version(content)
+        if version > VERSION:
+            raise CalibrationError(
+                f"{path} is a calibration of version {version}, this program reads up to version {VERSION}:"
+                " update it, or delete the file"
+            )
+        document = _Document.model_validate_json(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"])) or "the file"
@@ -238,4 +283,16 @@ def load(path: Path, names: Sequence[str]) -> Calibration:
     if len(poses) < 2 or len({pose.name for pose in poses}) != len(poses):
         raise CalibrationError(f"{path} places {len(poses)} of the cameras {', '.join(names)}; delete it")
     placed = {pose.name for pose in poses}
-    return Calibration(tuple(poses), tuple(name for name in names if name not in placed))
+    unplaced = tuple(name for name in names if name not in placed)
+    pairs = tuple(pair for pair in document.pairs if set(pair.cameras) <= placed)
+    return Calibration(tuple(poses), unplaced, dict.fromkeys(unplaced, f"{path} does not place it"), pairs)
+
+
+def _version(content: bytes) -> int:
+    """The version that a file claims, 0 where it claims none."""
+    try:
+        document = json.loads(content)
+    except ValueError:
+        return 0
+    version = document.get("version") if isinstance(document, dict) else None
+    return version if isinstance(version, int) else 0

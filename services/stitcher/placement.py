@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import structlog
 from av.video.frame import VideoFrame
 
 from services.stitcher.calibrate import steps_for
-from services.stitcher.calibration import Calibration, CalibrationError, load, save
+from services.stitcher.calibration import Calibration, CalibrationError, CameraPrior, load, save
 from services.stitcher.config import CalibrationSection, StitcherSection
 from services.stitcher.convert import Image
 from services.stitcher.stitch import Stitcher
@@ -147,12 +148,16 @@ class Placement:
             self._state = "calibrating"
         try:
             found = calibrate_apart(
-                images, self._hint_focal_px(images), self._settings.min_confidence, self._closing, self._count
+                images,
+                self._closing,
+                priors=self._priors(images),
+                min_confidence=self._settings.min_confidence,
+                progress=self._count,
             )
             if found is None:
                 return
             missing = tuple(name for name in self._names if name not in images)
-            found = Calibration(found.cameras, found.unplaced + missing)
+            found = replace(found, unplaced=found.unplaced + missing)
             with self._lock:
                 before = self._current
             if before is not None and len(found.cameras) <= len(before.calibration.cameras):
@@ -207,8 +212,13 @@ class Placement:
         except OSError as error:
             self._log.warning("calibration not saved", file=str(self._settings.file), reason=error.strerror)
 
-    def _hint_focal_px(self, images: Mapping[str, Image]) -> float | None:
-        if self._settings.hfov_deg is None:
-            return self._settings.focal_px
-        width_px = int(next(iter(images.values())).shape[1])
-        return width_px / 2 / math.tan(math.radians(self._settings.hfov_deg) / 2)
+    def _priors(self, images: Mapping[str, Image]) -> dict[str, CameraPrior]:
+        """What the configuration says of the lenses."""
+        settings = self._settings
+        priors = {}
+        for name, image in images.items():
+            hfov_deg = settings.hfov_deg
+            if hfov_deg is None and settings.focal_px is not None:
+                hfov_deg = math.degrees(2 * math.atan(image.shape[1] / 2 / settings.focal_px))
+            priors[name] = CameraPrior(hfov_deg=hfov_deg)
+        return priors

@@ -1,7 +1,7 @@
 """Calibration in a process of its own.
 
-It takes seconds inside OpenCV, which nothing interrupts; a process can be ended at once, gives back the half gigabyte
-that SIFT wants, and is nice to the cameras' threads.
+It takes seconds inside OpenCV and NumPy, which nothing interrupts. A process can be ended at once, gives back the
+memory that the calibration took, and leaves the processor to the cameras' threads.
 """
 
 from __future__ import annotations
@@ -10,21 +10,23 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 
 from services.stitcher.calibrate import Image, Progress, calibrate, no_progress
-from services.stitcher.calibration import Calibration, CalibrationError
+from services.stitcher.calibration import Calibration, CalibrationError, CameraPrior, PointPair
 
 NICE = 10
 POLL_S = 0.05
 
 
 def calibrate_apart(
-    pictures: Mapping[str, Image],
-    hint_focal_px: float | None,
-    min_confidence: float,
+    pictures: Mapping[str, Image | Sequence[Image]],
     stop: threading.Event,
+    *,
+    priors: Mapping[str, CameraPrior] | None = None,
+    points: Sequence[PointPair] = (),
+    min_confidence: float = 1.0,
     progress: Progress = no_progress,
 ) -> Calibration | None:
     """Like :func:`services.stitcher.calibrate.calibrate`; ``None`` when ``stop`` was set meanwhile.
@@ -38,7 +40,7 @@ def calibrate_apart(
     process.start()
     theirs.close()
     try:
-        ours.send((dict(pictures), hint_focal_px, min_confidence))
+        ours.send((dict(pictures), dict(priors or {}), tuple(points), min_confidence))
         result: object = None
         while result is None or isinstance(result, tuple):
             while not ours.poll(POLL_S):
@@ -63,11 +65,12 @@ def calibrate_apart(
 def _work(connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the parent's to handle
     os.nice(NICE)
-    pictures, hint_focal_px, min_confidence = connection.recv()
+    pictures, priors, points, min_confidence = connection.recv()
     try:
         found = calibrate(
             pictures,
-            hint_focal_px=hint_focal_px,
+            priors=priors,
+            points=points,
             min_confidence=min_confidence,
             progress=lambda done, total: connection.send((done, total)),
         )

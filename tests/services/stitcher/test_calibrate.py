@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from services.stitcher.calibrate import Image, calibrate
-from services.stitcher.calibration import Calibration, CalibrationError, load, save
-from tests.services.stitcher.scene import YAWS_DEG, paint_world, photograph, pose, rig, rotation
+from services.stitcher.calibration import Calibration, CalibrationError, CameraPrior, load, save
+from tests.services.stitcher.scene import HFOV_DEG, YAWS_DEG, paint_world, photograph, pose, rig, rotation
 
 FOCAL_PX = rig().cameras[0].focal_px
 
@@ -34,10 +34,10 @@ def check(found: Calibration, names: list[str]) -> None:
         assert camera.confidence > 1
 
 
-@pytest.mark.parametrize("hint", [None, 1.1 * FOCAL_PX])
-def test_cameras_in_any_order_are_placed_from_left_to_right(pictures: dict[str, Image], hint: float | None) -> None:
+@pytest.mark.parametrize("hfov_deg", [None, 1.1 * HFOV_DEG])
+def test_cameras_in_any_order_are_placed_from_left_to_right(pictures: dict[str, Image], hfov_deg: float | None) -> None:
     shuffled = {name: pictures[name] for name in ("cam3", "cam0", "cam4", "cam2", "cam1")}
-    found = calibrate(shuffled, hint_focal_px=hint)
+    found = calibrate(shuffled, priors={name: CameraPrior(hfov_deg=hfov_deg) for name in shuffled})
     check(found, ["cam0", "cam1", "cam2", "cam3", "cam4"])
     assert found.unplaced == ()
 
@@ -81,7 +81,7 @@ def test_a_saved_calibration_is_the_same_again(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["calibration.json"]
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"version": 2, "cameras": []}', '{"cameras": [1, 2]}'])
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"version": 1, "cameras": []}', '{"cameras": [1, 2]}'])
 def test_a_broken_file_is_a_sentence(tmp_path: Path, text: str) -> None:
     path = tmp_path / "calibration.json"
     path.write_text(text)
