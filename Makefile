@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help install demo check test test-long coverage lint ruff mypy imports bench bench-full bench-compare bench-publish soak verify system-packages clean
+.PHONY: help install demo check test test-long coverage lint ruff mypy imports bench bench-full bench-compare bench-publish calibration-trials soak verify system-packages clean
 .DEFAULT_GOAL := help
 
 # A module stays on one core, for the fixtures that its tests share; those with slow tests come first.
@@ -15,7 +15,7 @@ PYTEST := $(BIN)/python -m pytest
 PYTEST_ON_TWO := $(PYTEST) --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 help:
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' || \
@@ -97,6 +97,13 @@ bench-full: $(VENV)/installed-bench ## all of them
 
 bench-compare: $(VENV)/installed-bench ## them against the last saved run
 	$(BIN)/python -m bench compare
+
+# STITCHING: Python of an environment with stitching-headless and OpenCV < 5, which are then compared too.
+RUNS ?= 10
+RIGS ?= 1000
+calibration-trials: $(VENV)/installed-dev ## the stitcher's calibration against ground truth; RUNS=10 a cell, RIGS=1000 random ones
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.services.stitcher.calibration_trials --runs $(RUNS) --random $(RIGS) --peers \
+	  $(if $(STITCHING),--stitching $(STITCHING))
 
 bench-publish: $(VENV)/installed-dev ## the last saved run, put into the documents
 	$(BIN)/python -m bench publish
