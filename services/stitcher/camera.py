@@ -6,36 +6,46 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
 import av
 import structlog
 from av.container import InputContainer
+from av.packet import Packet
 from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
 
-from services.common.masking import mask_url
 from services.common.status import Stage
-from services.stitcher.clock import CaptureClock
-from services.stitcher.config import CameraSection, ReconnectSection
+from services.stitcher.cause import Cause, Unreadable, backoff_s, cause_of
+from services.stitcher.clock import CaptureClock, Source
+from services.stitcher.config import CameraSection, Damaged, ReconnectSection
+from services.stitcher.connection import Connector, held_packets, is_file, packets_of, sender_ns
+from services.stitcher.damage import DamageFilter, Verdict
 from services.stitcher.pairing import Timed
+from services.stitcher.sender import SenderClocks
 
 NS = 1_000_000_000
 STEADY_S = 5.0
 """A connection that lasted so long was a good one: the next wait is the shortest again."""
-MAX_BROKEN_PACKETS = 250
-"""A connection with so many broken packets one after the other is given up."""
+HELD_S = 2.0
+"""A camera whose damaged pictures are held back for longer is waiting."""
+PASSWORD_CHECK_S = 1.0
+FILE_FPS = 25.0
+"""Rate of a file that tells none."""
 
 
 class CameraReader:
     """Reads a camera in a thread until stopped; whatever it does, it is a state, never an end of the service.
 
     Args:
-        section: Name and URL.
+        section: The camera.
         deliver: Called from the camera's thread with each frame.
         stage: Counts the frames; the latency is from the capture to the decoded frame.
         open_timeout_s: Longest wait for an answer.
-        read_timeout_s: Longest wait for a packet.
+        read_timeout_s: Longest wait for a packet, unless the camera's own pace is slower.
         reconnect: Bounds of the waits between tries.
+        key_frame_wait_s: Longest wait for a picture that can be decoded while packets come.
+        damaged: What becomes of damaged pictures, unless the camera's section says so.
+        senders: Shared by all cameras; without it, the sender's clock is not used.
     """
 
     def __init__(
@@ -47,24 +57,69 @@ class CameraReader:
         open_timeout_s: float,
         read_timeout_s: float,
         reconnect: ReconnectSection,
+        key_frame_wait_s: float = 30.0,
+        damaged: Damaged = "hold",
+        senders: SenderClocks | None = None,
     ) -> None:
-        self.state = "connecting"
-        """``connecting``, ``connected`` or ``lost: REASON``."""
         self.connections = 0
         """How often the camera was connected."""
         self.broken_packets = 0
-        """Packets that could not be decoded."""
+        """Packets that could not be decoded, those before the first key frame of a connection left out."""
+        self.cause: Cause | None = None
+        """Why the camera is lost; ``None`` while it is not."""
+        self._state = "connecting"
+        self._waiting_since_ns: int | None = None
         self._section = section
         self._deliver = deliver
         self._stage = stage
-        self._timeouts_s = (open_timeout_s, read_timeout_s)
         self._reconnect = reconnect
-        self._clock = CaptureClock()
+        self._key_frame_wait_s = key_frame_wait_s
+        self._connector = Connector(
+            section,
+            open_timeout_s=open_timeout_s,
+            read_timeout_s=read_timeout_s,
+            longest_s=open_timeout_s + key_frame_wait_s,
+        )
+        best: Source = "sender" if section.clock == "auto" else section.clock
+        self._clock = CaptureClock(
+            best,
+            delay_ns=round(section.delay_s * NS),
+            senders=None if senders is None else (senders, section.name),
+        )
+        self._damage = DamageFilter(hold=(section.damaged or damaged) == "hold", longest_s=key_frame_wait_s)
         self._file_start_ns: int | None = None
+        self._file_frames = 0
+        self._newest_frame_ns = 0
         self._stop = threading.Event()
         self._log = structlog.get_logger().bind(camera=section.name, url=section.masked_url)
         # A daemon: a read that hangs in FFmpeg ends by its time-out, and must not delay the end of the service.
         self._thread = threading.Thread(target=self._run, name=section.name, daemon=True)
+
+    @property
+    def state(self) -> str:
+        """``connecting``, ``waiting for a key frame, N s``, ``connected``, ``lost: REASON`` or ``refused: REASON``."""
+        state, since_ns = self._state, self._waiting_since_ns
+        if since_ns is None:
+            held_ns = self._damage.since_ns
+            if state != "connected" or held_ns is None or time.monotonic_ns() - held_ns < HELD_S * NS:
+                return state
+            since_ns = held_ns
+        return f"waiting for a key frame, {(time.monotonic_ns() - since_ns) // NS} s"
+
+    @property
+    def damaged_frames(self) -> int:
+        """Damaged pictures, held back or marked."""
+        return self._damage.frames
+
+    @property
+    def clock(self) -> Source:
+        """Which clock placed the newest frame."""
+        return self._clock.source
+
+    @property
+    def transport(self) -> str:
+        """``tcp`` or ``udp`` of an RTSP camera; empty for others and before the first connection."""
+        return self._connector.transport
 
     def start(self) -> None:
         """Connect, from now on."""
@@ -80,113 +135,121 @@ class CameraReader:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        failures = 0
+        failures, was_refused = 0, False
         while not self._stop.is_set():
             started_s, before = time.monotonic(), self.connections
-            reason = self._read_until_lost()
+            cause, reason = self._read_until_lost()
             if self._stop.is_set():
                 return
+            refused = cause is Cause.REFUSED
             good = self.connections > before and time.monotonic() - started_s > STEADY_S
-            failures = 0 if good else failures + 1
-            wait_s = backoff_s(failures, self._reconnect, random.random())  # noqa: S311  jitter is no secret
-            self.state = f"lost: {reason}"
-            self._log.warning("camera lost", reason=reason, next_try_s=round(wait_s, 2))
-            self._stop.wait(wait_s)
+            failures = 0 if good else 1 if refused != was_refused else failures + 1
+            was_refused = refused
+            wait_s = backoff_s(failures, self._reconnect, random.random(), cause)  # noqa: S311  jitter is no secret
+            self.cause = cause
+            self._state = f"refused: {reason}" if refused else f"lost: {reason}"
+            self._waiting_since_ns = None
+            self._log.warning("camera lost", reason=reason, cause=cause.value, next_try_s=round(wait_s, 2))
+            self._wait(wait_s, refused=refused)
 
-    def _read_until_lost(self) -> str:
+    def _wait(self, wait_s: float, *, refused: bool) -> None:
+        """Wait for the next try, or until the password that was refused is another."""
+        until_s = time.monotonic() + wait_s
+        while (left_s := until_s - time.monotonic()) > 0:
+            if self._stop.wait(min(left_s, PASSWORD_CHECK_S) if refused else left_s):
+                return
+            if refused and self._connector.has_new_password():
+                return
+
+    def _read_until_lost(self) -> tuple[Cause, str]:
         """Read one connection to its end; return why it ended, without the URL."""
         try:
-            with _open(self._section.url, self._timeouts_s) as container:
-                if not container.streams.video:
-                    return "the stream has no video"
+            with self._connector.open() as container:
                 self._clock.reset()
-                self._file_start_ns = None
-                self._decode(container)
-        except av.error.ExitError:
-            return "no data in time"
+                self._damage.reset()
+                self._file_start_ns, self._file_frames = None, 0
+                self._read(container)
         except Exception as error:  # noqa: BLE001  FFmpeg's errors have many bases, and no fault may end this thread
-            # Not str(error): it holds the URL.
-            return getattr(error, "strerror", None) or type(error).__name__
-        return "the stream ended"
+            return cause_of(error)
+        return Cause.ENDED, "the stream ended"
 
-    def _decode(self, container: InputContainer) -> None:
+    def _read(self, container: InputContainer) -> None:
         stream = container.streams.video[0]
         stream.thread_type = "NONE"  # threads of FFmpeg would add a frame of delay each
-        paced = _is_file(self._section.url)
+        paced = is_file(self._section.url)
+        self._clock.held_packets = held_packets(container, stream)
+        self._newest_frame_ns = time.monotonic_ns()
+        self._waiting_since_ns = self._newest_frame_ns
         connected = False
-        broken = 0
-        for packet in container.demux(stream):
-            arrival_ns = time.monotonic_ns()
+        for packet, arrival_ns in packets_of(container, stream, self._connector):
             if self._stop.is_set():
                 return
-            try:
-                frames = packet.decode()
-            except av.error.FFmpegError:
-                self.broken_packets += 1
-                broken += 1
-                if broken > MAX_BROKEN_PACKETS:
-                    raise
-                continue
-            broken = 0
-            for frame in frames:
-                if not isinstance(frame, VideoFrame) or frame.pts is None or frame.time_base is None:
+            self._observe(packet, arrival_ns)
+            for frame in self._decode(packet, arrival_ns, connected=connected):
+                self._newest_frame_ns = arrival_ns
+                verdict = self._damage.judge(
+                    corrupt=frame.is_corrupt or packet.is_corrupt, key_frame=frame.key_frame, now_ns=arrival_ns
+                )
+                if verdict is Verdict.HELD:
                     continue
                 if not connected:
                     connected = True
-                    self.connections += 1
-                    self.state = "connected"
-                    self._log.info(
-                        "camera connected",
-                        codec=stream.codec_context.name,
-                        width_px=frame.width,
-                        height_px=frame.height,
-                    )
-                self._take(frame, arrival_ns, paced)
+                    self._connected(frame, stream)
+                self._take(frame, arrival_ns, self._file_period_ns(stream) if paced else 0, verdict)
 
-    def _take(self, frame: VideoFrame, arrival_ns: int, paced: bool) -> None:
-        assert frame.pts is not None
-        assert frame.time_base is not None
-        pts_ns = frame.pts * frame.time_base.numerator * NS // frame.time_base.denominator
-        captured_ns = self._clock.captured_ns(pts_ns, arrival_ns)
-        if paced:
+    def _observe(self, packet: Packet[VideoStream], arrival_ns: int) -> None:
+        base = packet.time_base
+        if packet.size:  # an empty one ends a file
+            pts_ns, dts_ns = (
+                None if time_ is None or base is None else time_ * base.numerator * NS // base.denominator
+                for time_ in (packet.pts, packet.dts)
+            )
+            self._clock.observe(arrival_ns, pts_ns, dts_ns, sender_ns(packet))
+
+    def _decode(self, packet: Packet[VideoStream], arrival_ns: int, *, connected: bool) -> list[VideoFrame]:
+        try:
+            frames = [frame for frame in packet.decode() if isinstance(frame, VideoFrame)]
+        except av.error.FFmpegError:
+            frames = []
+            if connected:  # before the first key frame nothing can be decoded
+                self.broken_packets += 1
+                self._damage.lose(arrival_ns)
+        if not frames and arrival_ns - self._newest_frame_ns > self._key_frame_wait_s * NS:
+            raise Unreadable(Cause.DECODING, f"no picture could be decoded for {self._key_frame_wait_s:g} s")
+        return frames
+
+    def _connected(self, frame: VideoFrame, stream: VideoStream) -> None:
+        self.connections += 1
+        self.cause = None
+        self._state, self._waiting_since_ns = "connected", None
+        self._log.info(
+            "camera connected",
+            codec=stream.codec_context.name,
+            width_px=frame.width,
+            height_px=frame.height,
+            **({"transport": self.transport} if self.transport else {}),
+        )
+
+    def _take(self, frame: VideoFrame, arrival_ns: int, file_period_ns: int, verdict: Verdict) -> None:
+        pts_ns = None
+        if frame.pts is not None and frame.time_base is not None:
+            pts_ns = frame.pts * frame.time_base.numerator * NS // frame.time_base.denominator
+        if file_period_ns:
+            pts_ns = self._file_frames * file_period_ns if pts_ns is None else pts_ns
             captured_ns = arrival_ns = self._pace_file(pts_ns, arrival_ns)
-        self._deliver(Timed(captured_ns, arrival_ns, frame))
+        else:
+            captured_ns = self._clock.captured_ns(pts_ns, arrival_ns)
+        self._deliver(Timed(captured_ns, arrival_ns, frame, verdict is Verdict.DAMAGED))
         self._stage.record((time.monotonic_ns() - captured_ns) / NS)
 
     def _pace_file(self, pts_ns: int, arrival_ns: int) -> int:
         """Hold a frame of a plain file back until it is due; return when that was."""
+        self._file_frames += 1
         if self._file_start_ns is None:
             self._file_start_ns = arrival_ns - pts_ns
         due_ns = self._file_start_ns + pts_ns
         self._stop.wait(max(0, due_ns - time.monotonic_ns()) / NS)
         return due_ns
 
-
-def backoff_s(failures: int, section: ReconnectSection, jitter: float) -> float:
-    """Wait before the next try: doubles with each failure up to the bound; ``jitter`` of 0 to 1 halves it at most."""
-    doubled_s = min(section.max_s, section.first_s * 2.0 ** min(max(0, failures - 1), 32))
-    return doubled_s * (0.5 + 0.5 * jitter)
-
-
-def fault_of_file(url: str) -> str:
-    """Why a camera that is a file cannot be read; empty when it can, and for a camera in the network."""
-    if not _is_file(url):
-        return ""
-    try:
-        with _open(url, (10.0, 5.0)) as container:
-            return "" if container.streams.video else f"{mask_url(url)} has no video"
-    except Exception as error:  # noqa: BLE001  FFmpeg's errors have many bases
-        return f"{mask_url(url)} cannot be read: {getattr(error, 'strerror', None) or type(error).__name__}"
-
-
-def _is_file(url: str) -> bool:
-    return "://" not in url or url.startswith("file:")
-
-
-def _open(url: str, timeouts_s: tuple[float, float]) -> InputContainer:
-    options: dict[str, Any] = {}
-    if url.startswith(("rtsp://", "rtsps://")):
-        # Over UDP, lost packets tear the picture. What was read while probing is old news on a live connection, and
-        # half a second of probing is enough where the session description names the codec.
-        options = {"rtsp_transport": "tcp", "fflags": "nobuffer", "analyzeduration": "500000"}
-    return av.open(url, options=options, timeout=timeouts_s, metadata_errors="replace")
+    def _file_period_ns(self, stream: VideoStream) -> int:
+        return round(NS / float(stream.average_rate or stream.guessed_rate or FILE_FPS))

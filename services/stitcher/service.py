@@ -17,11 +17,13 @@ from framebus import FrameFormat, NoFreeSlot, Publisher
 from services.common.service import ServiceError
 from services.common.status import Stage, StatusServer, status_document
 from services.stitcher.calibration import CalibrationError, CameraPose, load
-from services.stitcher.camera import NS, CameraReader, fault_of_file
+from services.stitcher.camera import NS, CameraReader
 from services.stitcher.config import StitcherConfiguration
+from services.stitcher.connection import faults_of
 from services.stitcher.convert import Converter, Planes
 from services.stitcher.pairing import FrameSet, FrameSynchronizer, Timed
 from services.stitcher.placement import Placement
+from services.stitcher.sender import SenderClocks
 from services.stitcher.stitch import Stitcher
 from services.stitcher.warp import NotInPlace
 
@@ -112,10 +114,12 @@ def main(configuration: StitcherConfiguration, stop: threading.Event) -> None:
     synchronizer: FrameSynchronizer[VideoFrame] = FrameSynchronizer(
         len(names),
         tolerance_ns=round(section.pairing.tolerance_s * NS),
-        max_wait_ns=round(section.pairing.max_wait_s * NS),
+        # A delay that is configured is waited for; the limit is for what comes on top of it.
+        max_wait_ns=round((section.pairing.max_wait_s + max(camera.delay_s for camera in section.cameras)) * NS),
         gone_after_ns=round(section.gone_after_s * NS),
     )
     inbox = _Inbox(synchronizer)
+    senders = SenderClocks()
     cameras = [
         CameraReader(
             camera,
@@ -124,6 +128,9 @@ def main(configuration: StitcherConfiguration, stop: threading.Event) -> None:
             open_timeout_s=section.open_timeout_s,
             read_timeout_s=section.read_timeout_s,
             reconnect=section.reconnect,
+            key_frame_wait_s=section.key_frame_wait_s,
+            damaged=section.damaged,
+            senders=senders,
         )
         for index, camera in enumerate(section.cameras)
     ]
@@ -189,8 +196,12 @@ def _describe(
             section.name: {
                 "url": section.masked_url,
                 "state": camera.state,
+                "cause": None if camera.cause is None else camera.cause.value,
+                "clock": camera.clock,
+                "transport": camera.transport or None,
                 "connections": camera.connections,
                 "broken_packets": camera.broken_packets,
+                "damaged_frames": camera.damaged_frames,
             }
             for section, camera in zip(configuration.stitcher.cameras, cameras, strict=True)
         },
@@ -211,7 +222,7 @@ def _progress(cameras: Sequence[CameraReader], placement: Placement) -> dict[str
 
 
 def check(configuration: StitcherConfiguration) -> None:
-    """Read the saved calibration and open the cameras that are files; nothing is asked of the network.
+    """Read the saved calibration, the masks and passwords, and the cameras that are files; the network is not asked.
 
     Raises:
         ServiceError: Something cannot be used; one line a fault.
@@ -226,6 +237,6 @@ def check(configuration: StitcherConfiguration) -> None:
                 faults.append(f"the calibration cannot be written to {file}: there is no folder {file.parent}")
         except CalibrationError as error:
             faults.append(str(error))
-    faults += [f"camera {camera.name}: {reason}" for camera in section.cameras if (reason := fault_of_file(camera.url))]
+    faults += [f"camera {camera.name}: {reason}" for camera in section.cameras for reason in faults_of(camera)]
     if faults:
         raise ServiceError("\n".join(faults))

@@ -101,7 +101,11 @@ def test_a_password_is_seen_nowhere(stream: str, refusing: int, tmp_path: Path, 
     content: dict[str, dict[str, Any]] = {
         "stream": {"name": stream, "slots": 4},
         "log": {"level": "debug"},
-        "stitcher": {"width_px": 640, "height_px": 128, "reconnect": {"first_s": 0.1, "max_s": 0.2}},
+        "stitcher": {
+            "width_px": 640,
+            "height_px": 128,
+            "reconnect": {"first_s": 0.1, "max_s": 0.2, "refused_first_s": 0.1, "refused_max_s": 0.2},
+        },
         "streamer": {"port": port},
         "supervisor": {"services": ["stitcher", "streamer"], "status_interval_s": 0.3},
     }

@@ -13,7 +13,8 @@ import structlog
 from av.video.frame import VideoFrame
 
 from services.common.status import Stage
-from services.stitcher.camera import CameraReader, backoff_s
+from services.stitcher.camera import CameraReader
+from services.stitcher.cause import Cause, backoff_s
 from services.stitcher.config import CameraSection, ReconnectSection
 from services.stitcher.pairing import Timed
 from tests.services.stitcher.scene import encode
@@ -21,7 +22,7 @@ from tests.support import PATIENCE_S, wait_until
 
 pytestmark = pytest.mark.slow
 
-SOON = ReconnectSection(first_s=0.05, max_s=0.2)
+SOON = ReconnectSection(first_s=0.05, max_s=0.2, refused_first_s=0.2, refused_max_s=0.4)
 
 
 @pytest.fixture(scope="module")
@@ -159,17 +160,27 @@ def test_a_server_of_something_else_is_a_state(content: bytes) -> None:
         assert watched.frames == []
 
 
-@pytest.mark.parametrize("status", [401, 404, 500])
-def test_a_refusal_is_a_state_and_tried_again(clip: Path, status: int) -> None:
+@pytest.mark.parametrize(
+    ("status", "state", "cause"),
+    [
+        (401, "refused: Server returned 401", Cause.REFUSED),
+        (403, "refused: Server returned 403", Cause.REFUSED),
+        (404, "lost: Server returned 404", Cause.NOT_FOUND),
+        (500, "lost: Server returned 5XX", Cause.OTHER),
+    ],
+)
+def test_an_answer_of_refusal_is_a_state_and_tried_again(clip: Path, status: int, state: str, cause: Cause) -> None:
     with server(b"", status=status) as port, Watched(f"http://user:hunter2@127.0.0.1:{port}/cam") as watched:
-        watched.wait_for_state("lost: Server returned")
+        watched.wait_for_state(state)
+        assert watched.camera.cause is cause
         assert "hunter2" not in watched.camera.state
     with server(b"", status=status) as port:
         watched = Watched(f"http://127.0.0.1:{port}/cam")
         watched.camera.start()
-        watched.wait_for_state("lost")
+        watched.wait_for_state(state)
     with watched_after(watched), server(clip.read_bytes(), port, hang=True):
         watched.wait_for_state("connected")
+        assert watched.camera.cause is None
         watched.camera.request_stop()
 
 
@@ -208,3 +219,9 @@ def test_waits_double_up_to_a_bound_and_jitter() -> None:
     section = ReconnectSection(first_s=0.5, max_s=15)
     assert [backoff_s(failures, section, 1.0) for failures in range(8)] == [0.5, 0.5, 1, 2, 4, 8, 15, 15]
     assert backoff_s(10_000, section, 0.0) == 7.5
+
+
+def test_a_refused_log_in_waits_minutes() -> None:
+    section = ReconnectSection()
+    assert [backoff_s(failures, section, 0.0, Cause.REFUSED) for failures in range(1, 6)] == [120, 240, 480, 900, 900]
+    assert backoff_s(1, section, 1.0, Cause.REFUSED) == 132, "jitter does not shorten it"
