@@ -35,7 +35,7 @@ DARKEST, BRIGHTEST = 5.0, 245.0
 """Levels beyond which a point says nothing of the gain."""
 NOISE = 2.0
 """Levels of noise in the mean of a patch."""
-ITERATIONS = 8
+ITERATIONS = 5
 OUTLIER = 2.0
 """A point that is so many standard deviations off has a fifth of its weight."""
 GAIN_PRIOR = 0.5
@@ -99,6 +99,18 @@ class ExposureMeter:
             for j in range(i + 1, len(cameras))
             if (pair := _pair(i, cameras[i], j, cameras[j])) is not None
         ]
+        # A group is a pair in one colour. Its values depend on six unknowns: two gains, and two coefficients a lens.
+        self._slopes = np.zeros((3 * len(self._pairs), POINTS, 6))
+        self._unknowns = np.zeros((3 * len(self._pairs), 6), np.intp)
+        for index, (left, right) in enumerate(self._pairs):
+            for colour in range(3):
+                group, points = 3 * index + colour, len(left.lens)
+                self._slopes[group, :points, :2] = 1.0, -1.0
+                self._slopes[group, :points, 2:4] = -left.lens
+                self._slopes[group, :points, 4:6] = right.lens
+                gains = [3 * side.camera + colour for side in (left, right)]
+                lens = [3 * self._count + 2 * side.camera + k for side in (left, right) for k in (0, 1)]
+                self._unknowns[group] = gains + lens
 
     def measure(self, pictures: Sequence[Planes | None]) -> Exposure | None:
         """The exposure of one set of pictures.
@@ -110,8 +122,9 @@ class ExposureMeter:
             ``None`` if no two cameras see the same, or all of it is too dark or too bright. A camera that nothing is
             known of has gains of 1.
         """
-        rows, values, weights = [], [], []
-        for left, right in self._pairs:
+        values, precision = np.zeros((2, len(self._pairs), POINTS, 3))
+        measured = np.zeros(self._count, np.bool_)
+        for index, (left, right) in enumerate(self._pairs):
             one, other = pictures[left.camera], pictures[right.camera]
             if one is None or other is None:
                 continue
@@ -119,51 +132,47 @@ class ExposureMeter:
             usable = np.asarray(((np.minimum(a, b) > DARKEST) & (np.maximum(a, b) < BRIGHTEST)).all(axis=1))
             if usable.sum() < LEAST_POINTS:
                 continue
-            a, b, spread_a, spread_b = a[usable], b[usable], spread_a[usable], spread_b[usable]
-            variance = ((NOISE**2 + spread_a**2 / 4)[:, None] / a**2) + ((NOISE**2 + spread_b**2 / 4)[:, None] / b**2)
-            values.append((np.log(a) - np.log(b)).ravel())
-            weights.append(1 / variance.ravel())
-            rows.append(self._rows(left, right, usable))
-        if not rows:
+            a, b = a.clip(1), b.clip(1)
+            variance = (NOISE**2 + spread_a**2 / 4)[:, None] / a**2 + (NOISE**2 + spread_b**2 / 4)[:, None] / b**2
+            values[index, : len(a)] = np.log(a) - np.log(b)
+            precision[index, : len(a)] = usable[:, None] / variance
+            measured[[left.camera, right.camera]] = True
+        if not measured.any():
             return None
-        return self._solve(np.concatenate(rows), np.concatenate(values), np.concatenate(weights))
-
-    def _rows(self, left: _Side, right: _Side, usable: npt.NDArray[np.bool_]) -> Array:
-        """The derivatives of each point's values, which are three, by gains, coefficients and the lens of all."""
-        count = int(usable.sum())
-        rows = np.zeros((count, 3, 5 * self._count + 2))
-        for side, sign in ((left, 1.0), (right, -1.0)):
-            for channel in range(3):
-                rows[:, channel, 3 * side.camera + channel] = sign
-            start = 3 * self._count + 2 * side.camera
-            rows[:, :, start : start + 2] -= sign * side.lens[usable][:, None, :]
-            # A camera's coefficients are those of all and its own difference.
-            rows[:, :, -2:] -= sign * side.lens[usable][:, None, :]
-        return rows.reshape(3 * count, -1)
-
-    def _solve(self, rows: Array, values: Array, precision: Array) -> Exposure:
-        gains = 3 * self._count
-        prior = np.concatenate(
-            [
-                np.full(gains, GAIN_PRIOR**-2),
-                np.full(2 * self._count, SPREAD_PRIOR**-2),
-                np.full(2, LENS_PRIOR**-2),
-            ]
-        )
-        precision = precision * POINT_SHARE
-        weights = precision
-        for _ in range(ITERATIONS):
-            normal = rows.T @ (rows * weights[:, None]) + np.diag(prior)
-            solution = np.linalg.solve(normal, rows.T @ (weights * values))
-            deviations = (values - rows @ solution) * np.sqrt(precision)
-            scale = max(1.4826 * float(np.median(np.abs(deviations))), 1e-6)
-            weights = precision / (1 + (deviations / (OUTLIER * scale)) ** 2) ** 2
-        logs = solution[:gains].reshape(-1, 3)
-        measured = (np.abs(rows[:, :gains]).sum(axis=0) > 0).reshape(-1, 3)[:, 0]
+        shape = len(self._slopes), POINTS
+        values, precision = (array.transpose(0, 2, 1).reshape(shape) for array in (values, precision))
+        solution = self._solve(values, precision * POINT_SHARE)
+        logs = solution[: 3 * self._count].reshape(-1, 3)
         # The mean is kept: the panorama is neither brightened nor tinted.
         logs[measured] -= logs[measured].mean(axis=0)
-        lens = solution[gains:-2].reshape(-1, 2) + solution[-2:]
-        return Exposure(np.exp(-logs.clip(-LIMIT, LIMIT)), lens)
+        return Exposure(np.exp(-logs.clip(-LIMIT, LIMIT)), solution[3 * self._count : -2].reshape(-1, 2))
+
+    def _solve(self, values: Array, precision: Array) -> Array:
+        """Logarithms of the gains, the coefficients of the lenses, and those that the lenses are near to."""
+        gains, size = 3 * self._count, 5 * self._count + 2
+        prior = np.zeros((size, size))
+        prior[range(gains), range(gains)] = GAIN_PRIOR**-2
+        for unknown in range(gains, size - 2):
+            common = size - 2 + (unknown - gains) % 2
+            prior[unknown, unknown] += SPREAD_PRIOR**-2
+            prior[common, common] += SPREAD_PRIOR**-2
+            prior[unknown, common] = prior[common, unknown] = -(SPREAD_PRIOR**-2)
+        prior[[-2, -1], [-2, -1]] += LENS_PRIOR**-2
+        weights = precision
+        solution: Array = np.zeros(size)
+        rows, columns = self._unknowns[:, :, None], self._unknowns[:, None, :]
+        for _ in range(ITERATIONS):
+            weighted = self._slopes * weights[..., None]
+            normal, right = prior.copy(), np.zeros(size)
+            # Not by BLAS, whose threads cost more than they do.
+            np.add.at(normal, (rows, columns), np.einsum("gpk,gpl->gkl", weighted, self._slopes))
+            np.add.at(right, self._unknowns, np.einsum("gpk,gp->gk", weighted, values))
+            solution = np.asarray(np.linalg.solve(normal, right), np.float64)
+            errors = values - np.einsum("gpk,gk->gp", self._slopes, solution[self._unknowns])
+            deviations = errors * np.sqrt(precision)
+            scale = max(1.4826 * float(np.median(np.abs(deviations[precision > 0]))), 1e-6)
+            weights = precision / (1 + (deviations / (OUTLIER * scale)) ** 2) ** 2
+        return solution
 
 
 def _pair(i: int, left: CameraPose, j: int, right: CameraPose) -> tuple[_Side, _Side] | None:
@@ -203,12 +212,10 @@ def radius_squared(camera: CameraPose, x: npt.NDArray[np.floating], y: npt.NDArr
     return np.asarray((dx**2 + dy**2) / corner, np.float64)
 
 
-def lens_factors(
-    camera: CameraPose, lens: Array, x: npt.NDArray[np.floating], y: npt.NDArray[np.floating]
-) -> npt.NDArray[np.float32]:
-    """What pixels are multiplied by, to make up for the vignetting of a lens with these ``a`` and ``b``."""
-    squared = radius_squared(camera, x, y).clip(0, 1)
-    return np.asarray(np.exp(squared * (lens[0] + squared * lens[1])), np.float32)
+def lens_factors(lens: Array, squared: Array) -> Array:
+    """What pixels at ``r^2`` are multiplied by, to make up for the vignetting of a lens with these ``a`` and ``b``."""
+    inner = squared.clip(0, 1)
+    return np.asarray(np.exp(inner * (lens[0] + inner * lens[1])))
 
 
 def _read(picture: Planes, side: _Side) -> tuple[Array, Array]:
@@ -261,8 +268,7 @@ class ExposureControl:
         if not present <= self._seen:
             # The first measurement counts at once, also of a camera that comes later.
             self._seen |= present
-            self._recent.clear()
-            self._recent.append(measured)
+            self._recent.extend([measured] * MEDIAN_OF)
             self.exposure = measured
             return measured
         if present == self._seen:

@@ -234,13 +234,9 @@ def _parts(
     for index in range(1, window.count):
         if cameras[index] == cameras[index - 1]:
             continue
-        # Both neighbours see the seam if one of them sees the other's last column too.
-        if full[places[index - 1], columns[index]]:
-            edges.append(index)
-        elif full[places[index], columns[index - 1]]:
-            edges.append(index - 1)
-        else:
-            edges.append(index - 0.5)
+        # Between two columns, or where both cameras see it if one of them does not see the other's.
+        left, right = full[places[index - 1], columns[index]], full[places[index], columns[index - 1]]
+        edges.append(index - 0.5 + (0.5 * (int(left) - int(right))))
         owners.append(cameras[index])
     edges.append(window.count - 1 + half)
     first_rad = float(sight.yaws[0]) + window.start * STEP_RAD

@@ -14,13 +14,14 @@ import numpy as np
 from services.stitcher.calibration import CameraPose
 from services.stitcher.colour import Conversion, conversion
 from services.stitcher.convert import Image, Planes
-from services.stitcher.exposure import Exposure, lens_factors
+from services.stitcher.exposure import Array, Exposure, lens_factors, radius_squared
 from services.stitcher.mark import hatch, write
 from services.stitcher.panorama import Map, Panorama, inside, is_inside, source_maps
 from services.stitcher.warp import LENS_SCALE, Warp, check_place
 
-LENS_STEP = 0.005
-"""What two lenses may differ by along a seam before it is corrected, as a logarithm: half a level in 128."""
+LENS_STEP = 0.008
+"""What two lenses may differ by along a seam before it is corrected, as a logarithm: a level in 128."""
+LENS_CELL_PX = 16
 
 
 class Renderer(Protocol):
@@ -51,6 +52,8 @@ class _Strip:
     weights: tuple[Map, Map]
     scratch: tuple[Image, Image]
     """What each camera shows there, BGR."""
+    radii: tuple[Array, Array]
+    """``r^2`` in either camera of the pixels of the seam that both see."""
     mark: Image
     """What is shown while both cameras are gone."""
 
@@ -114,7 +117,7 @@ class OpenCvRenderer:
     def set_exposure(self, exposure: Exposure) -> None:
         """Render with these gains from the next frame on; from any thread."""
         if exposure is not self._correction.exposure:
-            self._correction = self._correct(exposure)
+            self._correction = self._correct(exposure, self._correction)
 
     def render(self, pictures: Sequence[Planes | None], out: Image) -> None:
         """Fill ``out``."""
@@ -160,12 +163,16 @@ class OpenCvRenderer:
             if half <= 0 or panorama.view == "fit" or (seen[0].all() and seen[1].all()):
                 break
             half = half // 4 * 2
+        seam = [source_maps(panorama, one, edge, edge + 1) for one in cameras]
+        both = inside(cameras[0], *seam[0]) & inside(cameras[1], *seam[1])
+        radii = [radius_squared(one, maps[0][both], maps[1][both]) for one, maps in zip(cameras, seam, strict=True)]
         fade = ((np.arange(2 * half, dtype=np.float32) + 0.5) / max(2 * half, 1))[None, :].repeat(height_px, axis=0)
         return _Strip(
             (left, right),
             slice(edge - half, edge + half),
             (np.ascontiguousarray((1 - fade) * seen[0]), np.ascontiguousarray(fade * seen[1])),
             (np.zeros((height_px, 2 * half, 3), np.uint8), np.zeros((height_px, 2 * half, 3), np.uint8)),
+            (radii[0], radii[1]),
             hatch(height_px, edge - half, edge + half),
         )
 
@@ -204,26 +211,36 @@ class OpenCvRenderer:
                 _Region(camera, rows, slice(start, end), slice(first, last), warp, tuple(ends), mark[within])
             )
 
-    def _correct(self, exposure: Exposure) -> _Correction:
+    def _correct(self, exposure: Exposure, before: _Correction | None = None) -> _Correction:
         """Vignetting is corrected only if two lenses differ along a seam: it costs a pass over all luma."""
-        if not any(self._differs(strip, exposure) for strip in self._strips):
+        if before is not None and exposure.lens is before.exposure.lens:
+            return _Correction(exposure, before.lens)
+        if not any(_differ(strip, exposure) for strip in self._strips):
             return _Correction(exposure, (None,) * len(self._regions))
-        lens = []
-        for region in self._regions:
-            pose = self._cameras[region.camera]
-            maps = source_maps(self._panorama, pose, region.warped.start, region.warped.stop)
-            factors = lens_factors(pose, exposure.lens[region.camera], maps[0][region.rows], maps[1][region.rows])
-            lens.append(np.rint((factors * LENS_SCALE).clip(0, 255)).astype(np.uint8))
-        return _Correction(exposure, tuple(lens))
+        return _Correction(exposure, tuple(self._lens(region, exposure) for region in self._regions))
 
-    def _differs(self, strip: _Strip, exposure: Exposure) -> bool:
-        edge = (strip.columns.start + strip.columns.stop) // 2
-        logs, seen = [], np.ones((self._panorama.height_px, 2), np.bool_)
-        for camera in strip.cameras:
-            maps = source_maps(self._panorama, self._cameras[camera], edge - 1, edge + 1)
-            seen &= inside(self._cameras[camera], *maps)
-            logs.append(np.log(lens_factors(self._cameras[camera], exposure.lens[camera], *maps)))
-        return bool((np.abs(logs[0] - logs[1])[seen] > LENS_STEP).any())
+    def _lens(self, region: _Region, exposure: Exposure) -> Image:
+        """The factors of a region's pixels: smooth, so few of them are calculated."""
+        pose = self._cameras[region.camera]
+        height, width = region.rows.stop - region.rows.start, region.warped.stop - region.warped.start
+        few = max(width // LENS_CELL_PX, 1), max(height // LENS_CELL_PX, 1)
+        x, y = (
+            cv2.resize(positions.clip(0, size_px - 1), few, interpolation=cv2.INTER_AREA)
+            for positions, size_px in zip(region.warp.middles, (pose.width_px, pose.height_px), strict=True)
+        )
+        factors = lens_factors(
+            exposure.lens[region.camera], radius_squared(pose, np.asarray(x, np.float64), np.asarray(y, np.float64))
+        )
+        whole = cv2.resize(factors, (width, height), interpolation=cv2.INTER_LINEAR)
+        return np.asarray(np.rint((whole * LENS_SCALE).clip(0, 255)), np.uint8)
+
+
+def _differ(strip: _Strip, exposure: Exposure) -> bool:
+    logs = [
+        np.log(lens_factors(exposure.lens[camera], squared))
+        for camera, squared in zip(strip.cameras, strip.radii, strict=True)
+    ]
+    return bool((np.abs(logs[0] - logs[1]) > LENS_STEP).any())
 
 
 def _fill(region: _Region, picture: Planes | None, made: Conversion | None, lens: Image | None, out: Image) -> None:

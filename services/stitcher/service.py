@@ -86,6 +86,7 @@ class _Publishing:
             return self._converters[pose.name].planes(picture, pose.width_px, pose.height_px)
 
         pictures = list(self._pool.map(convert, stitcher.calibration.cameras))
+        stitcher.adapt(pictures, time.monotonic())
         placed = {pose.name for pose in stitcher.calibration.cameras}
         present = [name for name, fresh in zip(self._names, pair.fresh, strict=True) if fresh and name in placed]
         try:

@@ -80,7 +80,8 @@ class Warp:
         height, width = map_x.shape
         self._luma = _fixed(map_x, map_y)
         # A colour sample of the panorama is amid four pixels.
-        self._middles = _quarter(map_x), _quarter(map_y)
+        self.middles = _quarter(map_x), _quarter(map_y)
+        """Where the middles of 2x2 pixels are in the picture."""
         self._chroma_step = (0, 0)
         self._chroma: Fixed = self._luma
         # Replicated, because half a pixel at the edge must not fade to black.
@@ -145,7 +146,7 @@ class Warp:
     def _set_chroma_step(self, step: tuple[int, int]) -> None:
         # Where the picture's samples lie: see Planes.
         down, across = step
-        x, y = self._middles
+        x, y = self.middles
         self._chroma = _fixed(x / np.float32(across), y / np.float32(down) - np.float32((down - 1) / 2 / down))
         self._chroma_step = step
 
