@@ -19,7 +19,7 @@ from services.stitcher.colour import BT601, UNSPECIFIED, is_known
 
 Image = npt.NDArray[np.uint8]
 
-LIMITED_RANGE, FULL_RANGE = 1, 2
+FULL_RANGE = 2
 _CHROMA_STEPS = {"420": (2, 2), "422": (1, 2), "444": (1, 1), "440": (2, 1)}
 PLANAR = {
     f"yuv{full}{name}p{depth}": (step, int(depth[:2] or 8))
@@ -97,9 +97,9 @@ class Converter:
 
 
 def _is_full_range(frame: VideoFrame) -> bool:
-    name, tag = frame.format.name, int(frame.color_range)
-    # A grey picture without a tag has all levels, as FFmpeg takes it.
-    return tag == FULL_RANGE or name.startswith("yuvj") or (name in GREY and tag != LIMITED_RANGE)
+    name = frame.format.name
+    # FFmpeg takes grey pictures to have all levels, whatever their tag says, and makes them so.
+    return int(frame.color_range) == FULL_RANGE or name.startswith("yuvj") or name in GREY
 
 
 def _repack(frame: VideoFrame, matrix: int) -> Planes | None:

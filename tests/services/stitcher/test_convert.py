@@ -28,7 +28,7 @@ def chart(pixel_format: str, matrix: int = BT601, color_range: int = LIMITED) ->
     """The stripes as a perfect encoder would have them."""
     red, blue = SHARES[matrix]
     bits = 10 if "10le" in pixel_format else 8
-    is_full = color_range == FULL or "yuvj" in pixel_format or (pixel_format == "gray" and color_range == UNTAGGED)
+    is_full = color_range == FULL or "yuvj" in pixel_format or pixel_format == "gray"
     step = next(step for name, step in STEPS.items() if name in pixel_format)
     b, g, r = np.moveaxis(stripes().astype(np.float64), -1, 0)
     luma = red * r + (1 - red - blue) * g + blue * b

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 from av.video.frame import VideoFrame
+from av.video.reformatter import ColorRange, Colorspace
 
 from services.simulator.config import HFOV_DEG, YAWS_DEG
 from services.simulator.render import render
@@ -19,7 +20,7 @@ from services.stitcher.convert import Converter, Image
 from services.stitcher.panorama import source_maps
 from services.stitcher.stitch import Stitcher
 from tests.services.simulator.clips import FULL
-from tests.services.stitcher.scene import psnr_db
+from tests.services.stitcher.scene import pose, psnr_db, rotation
 
 pytestmark = pytest.mark.slow
 
@@ -62,6 +63,25 @@ def stitch(stitcher: Stitcher, frames: dict[str, VideoFrame]) -> Image:
     return out
 
 
+def truth_of(stitcher: Stitcher, index: int) -> Image:
+    """The scene as a perfect stitcher would show it there."""
+    shown = stitcher.panorama
+    return ground_truth(
+        FULL,
+        index,
+        WIDTH,
+        HEIGHT,
+        shown.yaw_min_rad,
+        shown.yaw_min_rad + WIDTH / shown.scale_px,
+        shown.v_min,
+        shown.v_min + HEIGHT / shown.scale_px,
+    )
+
+
+def luma(picture: Image) -> Image:
+    return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY), np.uint8)
+
+
 def align(truth: Image, panorama: Image) -> Image:
     """Move the truth by the best small affine map: where yaw 0 is, and the exact scale, are the stitcher's choice."""
     seen, true = (cv2.GaussianBlur(cv2.cvtColor(one, cv2.COLOR_BGR2GRAY), (0, 0), 2) for one in (panorama, truth))
@@ -94,18 +114,7 @@ def test_the_panorama_is_the_scene(
 ) -> None:
     stitcher = Stitcher(calibration, WIDTH, HEIGHT)
     out = stitch(stitcher, frames[index])
-    shown = stitcher.panorama
-    truth = ground_truth(
-        FULL,
-        index,
-        WIDTH,
-        HEIGHT,
-        shown.yaw_min_rad,
-        shown.yaw_min_rad + WIDTH / shown.scale_px,
-        shown.v_min,
-        shown.v_min + HEIGHT / shown.scale_px,
-    )
-    aligned = align(truth, out)
+    aligned = align(truth_of(stitcher, index), out)
     inner = np.s_[EDGE_PX:-EDGE_PX, EDGE_PX:-EDGE_PX]
     assert psnr_db(out[inner], aligned[inner]) >= LEAST_PSNR_DB
     for left in range(0, WIDTH, 306):
@@ -115,14 +124,66 @@ def test_the_panorama_is_the_scene(
     assert darkest.min() > 8, "no region is black"
 
 
-def test_the_panorama_is_the_same_from_every_format(
-    frames: dict[int, dict[str, VideoFrame]], calibration: Calibration
+@pytest.fixture(scope="module")
+def true_calibration() -> Calibration:
+    return Calibration(
+        tuple(pose(f"cam{i}", rotation(yaw), 1920, 1080, HFOV_DEG) for i, yaw in enumerate(YAWS_DEG)),
+    )
+
+
+@pytest.mark.parametrize("index", FRAMES)
+def test_with_true_poses_only_the_codec_and_the_interpolation_are_left(
+    index: int, frames: dict[int, dict[str, VideoFrame]], true_calibration: Calibration
 ) -> None:
-    stitcher = Stitcher(calibration, WIDTH, HEIGHT)
+    stitcher = Stitcher(true_calibration, WIDTH, HEIGHT)
+    out, truth = stitch(stitcher, frames[index]), truth_of(stitcher, index)
+    assert psnr_db(luma(out), luma(truth)) >= 40
+    edges_px = stitcher.panorama.edges_px
+    in_floating_point = np.zeros((HEIGHT, WIDTH, 3), np.float32)
+    for camera, start, end in zip(true_calibration.cameras, edges_px, edges_px[1:], strict=False):
+        maps = source_maps(stitcher.panorama, camera, start, end)
+        picture = to_bgr(frames[index][camera.name]).astype(np.float32)
+        in_floating_point[:, start:end] = cv2.remap(picture, *maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    assert psnr_db(out, truth) > psnr_db(np.rint(in_floating_point).astype(np.uint8), truth) - 0.5
+
+
+@pytest.mark.parametrize(
+    ("pixel_format", "matrix", "color_range"),
+    [
+        ("yuv420p", Colorspace.ITU709, ColorRange.MPEG),
+        ("yuv420p", Colorspace.ITU709, ColorRange.JPEG),
+        ("yuvj420p", Colorspace.ITU601, ColorRange.JPEG),
+        ("yuv422p", Colorspace.ITU709, ColorRange.MPEG),
+        ("yuv444p", Colorspace.ITU601, ColorRange.MPEG),
+        ("yuv420p10le", Colorspace.ITU709, ColorRange.MPEG),
+        ("nv12", Colorspace.ITU601, ColorRange.MPEG),
+        ("bgr24", None, None),
+    ],
+)
+def test_the_panorama_is_the_same_from_every_format(
+    frames: dict[int, dict[str, VideoFrame]],
+    true_calibration: Calibration,
+    pixel_format: str,
+    matrix: Colorspace | None,
+    color_range: ColorRange | None,
+) -> None:
+    stitcher = Stitcher(true_calibration, WIDTH, HEIGHT)
     plain = stitch(stitcher, frames[0])
-    for pixel_format in ("yuvj420p", "yuv444p", "bgr24"):
-        others = {name: frame.reformat(format=pixel_format) for name, frame in frames[0].items()}
-        assert psnr_db(stitch(stitcher, others), plain) > 38, pixel_format
+    others = {
+        name: frame.reformat(format=pixel_format, dst_colorspace=matrix, dst_color_range=color_range)
+        for name, frame in frames[0].items()
+    }
+    for other in others.values():
+        if matrix is not None and color_range is not None:
+            other.colorspace, other.color_range = matrix, color_range
+    assert psnr_db(stitch(stitcher, others), plain) > 38
+
+
+def test_grey_pictures_give_the_luma(frames: dict[int, dict[str, VideoFrame]], true_calibration: Calibration) -> None:
+    stitcher = Stitcher(true_calibration, WIDTH, HEIGHT)
+    out = stitch(stitcher, {name: frame.reformat(format="gray") for name, frame in frames[0].items()})
+    assert psnr_db(luma(out), luma(stitch(stitcher, frames[0]))) > 38
+    assert np.ptp(out.astype(int), axis=2).max() <= 1, "no colour"
 
 
 def test_warping_planes_gives_what_warping_bgr_gives(
