@@ -178,3 +178,49 @@ def test_nothing_without_cameras() -> None:
     synchronizer.add(0, Timed(START, START, 0))
     assert synchronizer.next(START + 3000 * MS) is None
     assert synchronizer.live(START + FIRST_PERIOD_NS) == [0]
+
+
+def test_a_camera_of_a_frame_in_seconds_does_not_delay_the_others() -> None:
+    alone = play([steady(250), steady(250)])
+    slow = play([steady(250), steady(250), steady(4, period_ns=2500 * MS)])
+    ages = [now - pair.captured_ns for now, pair in slow if pair.captured_ns > START + 100 * MS and not pair.fresh[2]]
+    assert max(ages) <= max(now - pair.captured_ns for now, pair in alone) + 2 * MS
+    assert len(slow) >= len(alone) - 1
+    # It stays in the panorama between two of its frames, and is fresh only where its frame is of that instant.
+    assert all(pair.pictures[2] is not None for _, pair in slow if pair.captured_ns > START + 2600 * MS)
+    assert sum(pair.fresh[2] for _, pair in slow) <= 4 * 3
+
+
+def test_skew_is_told() -> None:
+    pairs = play([steady(100), steady(100, phase_ms=13), steady(30)])
+    for _, pair in pairs[20:-20]:
+        assert pair.instant_ns + (pair.skew_ns[0] or 0) == pair.pictures[0][1]  # type: ignore[index]
+        assert sorted(abs(skew) for skew in pair.skew_ns[:2] if skew is not None) == [0, 13 * MS]
+    _, last = pairs[-1]
+    assert (last.pictures[2], last.skew_ns[2]) == (None, None)
+
+
+def test_a_camera_that_is_late_for_good_is_not_called_fresh_nor_waited_for() -> None:
+    pairs = play([steady(200), steady(200, delay=lambda _: 405), steady(200)])
+    later = [(now, pair) for now, pair in pairs if pair.captured_ns > START + 1500 * MS][:-10]
+    assert not any(pair.fresh[1] for _, pair in later)
+    assert all(pair.skew_ns[1] is not None and pair.skew_ns[1] <= -360 * MS for _, pair in later)
+    assert max(now - pair.captured_ns for now, pair in later) <= (5 + 4) * MS, "others do not wait in vain"
+
+
+def test_a_late_camera_is_in_step_where_the_wait_is_long_enough() -> None:
+    pairs = play([steady(200), steady(200, delay=lambda _: 405), steady(200)], wait_ms=520)
+    later = [pair for _, pair in pairs if pair.captured_ns > START + 1500 * MS][:-15]
+    assert len(later) > 100
+    assert all(all(pair.fresh) and set(pair.skew_ns) == {0} for pair in later)
+
+
+def test_damage_is_handed_on() -> None:
+    synchronizer: FrameSynchronizer[int] = FrameSynchronizer(
+        2, tolerance_ns=PERIOD, max_wait_ns=120 * MS, gone_after_ns=2000 * MS
+    )
+    for camera in range(2):
+        synchronizer.add(camera, Timed(START, START, camera, damaged=camera == 1))
+    pair = synchronizer.next(START)
+    assert pair is not None
+    assert pair.damaged == (False, True)
