@@ -59,13 +59,6 @@ def outline(camera: CameraPose, panorama: Panorama, points_a_side: int = POINTS_
     return np.stack([x, (v - panorama.v_min) * panorama.scale_px - 0.5], axis=-1)
 
 
-def angles_deg(camera: CameraPose) -> tuple[float, float, float]:
-    """Yaw to the right, pitch upwards and roll clockwise, as seen from behind the camera, in degrees."""
-    r = camera.r
-    pitch = -math.asin(max(-1.0, min(1.0, float(r[1, 2]))))
-    return math.degrees(camera.yaw_rad), math.degrees(pitch), math.degrees(math.atan2(r[1, 0], r[1, 1]))
-
-
 def _edge(camera: CameraPose, points_a_side: int) -> Iterator[tuple[float, float]]:
     right, bottom = camera.width_px - 1.0, camera.height_px - 1.0
     corners = [(0.0, 0.0), (right, 0.0), (right, bottom), (0.0, bottom), (0.0, 0.0)]

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from services.stitcher.calibration import Calibration, CalibrationError, CameraPose
-from services.stitcher.outline import angles_deg, outline, seams
+from services.stitcher.outline import outline, seams
 from services.stitcher.panorama import Panorama, source_maps
 
 Image = npt.NDArray[np.uint8]
@@ -215,10 +215,10 @@ def _table(cameras: Sequence[CameraPose], colours: Mapping[str, Colour]) -> Imag
     for title, x in COLUMNS:
         _write(panel, (MARGIN_PX + x, LINE_PX), title, FAINT, 0.5)
     for row, camera in enumerate(cameras, start=2):
-        yaw, pitch, roll = angles_deg(camera)
+        angles_deg = np.degrees([camera.yaw_rad, camera.pitch_rad, camera.roll_rad])
         cells = (
             camera.name,
-            *(f"{round(angle, 2) + 0.0:.2f} deg" for angle in (yaw, pitch, roll)),  # and not -0.00
+            *(f"{round(angle, 2) + 0.0:.2f} deg" for angle in angles_deg.tolist()),  # and not -0.00
             f"{_field_of_view_deg(camera):.1f} deg",
             f"{camera.focal_px:.1f} px",
             f"{camera.k1:.3f}",

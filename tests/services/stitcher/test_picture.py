@@ -12,7 +12,7 @@ import pytest
 from services.common.geometry import PanoramaGeometry
 from services.stitcher.calibration import Calibration, PairResidual
 from services.stitcher.convert import Image
-from services.stitcher.outline import angles_deg, describe, outline
+from services.stitcher.outline import describe, outline
 from services.stitcher.panorama import plan
 from services.stitcher.picture import WIDTH_PX, draw
 from tests.services.stitcher.scene import paint_world, photograph, pose, rig, rotation, true_panorama
@@ -151,8 +151,3 @@ class TestOutline:
         assert list(found["outlines_px"]) == [camera.name for camera in RIG.cameras]
         first = np.array(found["outlines_px"]["cam0"])
         np.testing.assert_allclose(first, outline(RIG.cameras[0], PANORAMA), atol=0.51)
-
-
-@pytest.mark.parametrize("angles", [(0.0, 0.0, 0.0), (-72.0, 5.0, -3.0), (120.0, -30.0, 90.0), (10.0, 60.0, 170.0)])
-def test_angles_are_those_that_turned_the_camera(angles: tuple[float, float, float]) -> None:
-    assert angles_deg(pose("cam", rotation(*angles))) == pytest.approx(angles)
