@@ -12,7 +12,7 @@ from services.streamer.entry import SERVICE
 from services.streamer.service import main as _main  # noqa: F401  for what it imports: aiohttp, OpenCV
 
 PAGE = Path(__file__).with_name("page")
-REQUIRED = ("index.html", "main.js")
+REQUIRED = ("index.html", "main.js", "calibration.html")
 
 
 def check(configuration: StreamerConfiguration) -> None:

@@ -150,6 +150,7 @@ def state_message(
     boxes_max_age_s: float,
     detectors: Mapping[str, DetectorSeen],
     absent: Sequence[Absent],
+    notices: Sequence[str],
     page_version: str,
     received_ms: float,
     echo: Echo | None = None,
@@ -176,6 +177,7 @@ def state_message(
                 {"kind": one.kind, "name": one.name, "silent_s": round(one.silent_s, 1), "reason": one.reason}
                 for one in absent
             ],
+            "notices": list(notices),
             "page_version": page_version,
             "received_ms": received_ms,
             **_clock(echo),

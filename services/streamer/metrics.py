@@ -10,6 +10,8 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
 from prometheus_client.registry import Collector
 
+from services.streamer import stitching
+
 QUANTILES = {"0.5": "latency_p50_ms", "0.99": "latency_p99_ms"}
 
 
@@ -24,6 +26,16 @@ STREAM_GAUGES = {
     "subscribers": ("subscribers", "Subscribers that live"),
 }
 """What is told of a stream: the metric's name and help, by the key in its description."""
+
+PAIR_HELP = {
+    "residual_px": "By how much two neighbouring cameras differ in their overlap, root mean square",
+    "drift_px": "What the differences of two neighbouring cameras have in common: one of them was moved",
+    "parallax_px": "What is left of the differences of two neighbouring cameras without the drift",
+}
+COVERAGE_HELP = {
+    "shown": "Width of what the panorama shows, in degrees of yaw",
+    "all": "Width of what the cameras see, in degrees of yaw",
+}
 
 
 class StreamCollector(Collector):
@@ -99,6 +111,57 @@ class StatusCollector(Collector):
         yield from (up, healthy, detail, frames, skipped, fps, age, latency)
 
 
+class StitchingCollector(Collector):
+    """Turns what stitchers tell of their cameras and their calibration into metrics.
+
+    Of a service that has gone, the cameras are down, and what only the service could tell is not a number.
+    """
+
+    def __init__(self, statuses: Mapping[str, Mapping[str, Any]]) -> None:
+        self._statuses = statuses
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics of every camera, of each pair of neighbours, and of what is shown."""
+        of_camera = ["service", "camera"]
+        up = GaugeMetricFamily("framebus_camera_up", "1 when the camera is connected", labels=of_camera)
+        cause = GaugeMetricFamily(
+            "framebus_camera_cause", "1 for the cause why the camera is not connected", labels=[*of_camera, "cause"]
+        )
+        skew = GaugeMetricFamily(
+            "framebus_camera_skew_seconds",
+            "How much later the camera's picture was captured than the panorama that it is in",
+            labels=of_camera,
+        )
+        placed = GaugeMetricFamily(
+            "framebus_camera_placed", "1 when the calibration has a place for the camera, 0 when not", labels=of_camera
+        )
+        fits = {
+            name: GaugeMetricFamily(f"framebus_pair_{name}", f"{text}, in panorama pixels", labels=["service", "pair"])
+            for name, text in PAIR_HELP.items()
+        }
+        coverage = {
+            name: GaugeMetricFamily(f"framebus_panorama_{name}_degrees", text, labels=["service"])
+            for name, text in COVERAGE_HELP.items()
+        }
+        for service, document in self._statuses.items():
+            silent = document.get("silent") is True
+            for camera in stitching.cameras(document):
+                place = [service, camera.name]
+                up.add_metric(place, float(camera.up and not silent))
+                if camera.cause:
+                    cause.add_metric([*place, camera.cause], math.nan if silent else 1.0)
+                if camera.skew_s is not None:
+                    skew.add_metric(place, math.nan if silent else camera.skew_s)
+                if camera.placed is not None:
+                    placed.add_metric(place, math.nan if silent else float(camera.placed))
+            for pair, numbers in stitching.pairs(document):
+                for name, number in numbers.items():
+                    fits[name].add_metric([service, pair], math.nan if silent else number)
+            for name, degrees in stitching.coverage_deg(document).items():
+                coverage[name].add_metric([service], math.nan if silent else degrees)
+        yield from (up, cause, skew, placed, *fits.values(), *coverage.values())
+
+
 class ConnectionCollector(Collector):
     """Turns the counts of the web server's connections into metrics."""
 
@@ -138,6 +201,7 @@ def render(
     """
     registry = CollectorRegistry(auto_describe=False)
     registry.register(StatusCollector(statuses))
+    registry.register(StitchingCollector(statuses))
     registry.register(StreamCollector(streams))
     if connections is not None:
         registry.register(ConnectionCollector(connections))

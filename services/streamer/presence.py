@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from services.common.status import read_statuses
+from services.streamer import stitching
 
 ASK_EVERY_S = 0.5
 ANSWER_WITHIN_S = 1.0
@@ -113,18 +114,28 @@ class Presence:
             found.extend(self._absent_cameras(seen))
         return sorted(found, key=lambda one: (-one.silent_s, one.kind, one.name))
 
+    def notices(self) -> list[str]:
+        """Return what the services that answer say of the panorama and every viewer must see, a sentence each."""
+        now_s = time.monotonic()
+        return [
+            sentence
+            for seen in self._seen.values()
+            if now_s - seen.answered_s <= self._silent_after_s
+            for sentence in stitching.notices(seen.document)
+        ]
+
     def _absent_cameras(self, seen: _Seen) -> list[Absent]:
         stages = _mapping(seen.document.get("stages"))
         found = []
-        for name, camera in _mapping(_mapping(seen.document.get("details")).get("cameras")).items():
-            state = str(_mapping(camera).get("state", ""))
-            age_s = _mapping(stages.get(name)).get("age_s")
+        for camera in stitching.cameras(seen.document):
+            age_s = _mapping(stages.get(camera.name)).get("age_s")
             if not isinstance(age_s, int | float):
                 # Without a picture since the service started: silent for as long as it tries.
-                found.append(Absent("camera", str(name), 0.0, state or "no picture yet"))
+                found.append(Absent("camera", camera.name, 0.0, camera.trouble or "no picture yet"))
             elif age_s > self._silent_after_s:
-                reason = state if state.startswith("lost") else "silent"
-                found.append(Absent("camera", str(name), float(age_s), reason))
+                found.append(Absent("camera", camera.name, float(age_s), camera.trouble or "silent"))
+            elif camera.placed is False:
+                found.append(Absent("camera", camera.name, 0.0, "not placed"))
         return found
 
 

@@ -130,7 +130,7 @@ class _Streamer:
             ServiceError: A thread has ended by itself; its traceback is on standard error.
         """
         ticks = 0
-        absent: list[tuple[str, str]] = []
+        said: tuple[list[tuple[str, str, str]], list[str]] = [], []
         while not stop.is_set():
             await asyncio.sleep(TICK_S)
             for name, thread in (("frame", self._frames), ("detection", self._boxes)):
@@ -139,8 +139,9 @@ class _Streamer:
             self.connections.sweep()
             self._hub.update_demand()
             self._hub.update_state()
-            if (names := [(one.kind, one.name) for one in self.presence.absent()]) != absent:
-                absent = names
+            absent = [(one.kind, one.name, one.reason) for one in self.presence.absent()]
+            if (now_said := (absent, self.presence.notices())) != said:
+                said = now_said
                 self._hub.tell_state()
             ticks += 1
             if ticks % TICKS_A_MEASUREMENT == 0:
@@ -210,6 +211,7 @@ class _Streamer:
             boxes_max_age_s=self._section.boxes_max_age_s,
             detectors=self._hub.detectors,
             absent=self.presence.absent(),
+            notices=self.presence.notices(),
             page_version=self.page.version,
             received_ms=received_ms,
             echo=echo,

@@ -90,6 +90,7 @@ class Site:
         self.application.add_routes(
             [
                 web.get("/", self._index),
+                web.get("/calibration", self._calibration),
                 web.get("/ws", self._websocket, allow_head=False),
                 web.get("/stream.mjpg", self._mjpeg, allow_head=False),
                 web.get("/snapshot.jpg", self._snapshot),
@@ -103,6 +104,9 @@ class Site:
 
     async def _index(self, request: web.Request) -> web.StreamResponse:
         return self._page.answer(request, "index.html")
+
+    async def _calibration(self, request: web.Request) -> web.StreamResponse:
+        return self._page.answer(request, "calibration.html")
 
     async def _page_file(self, request: web.Request) -> web.StreamResponse:
         return self._page.answer(request, request.match_info["name"])

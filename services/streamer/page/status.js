@@ -40,7 +40,8 @@ export function pictureState({ connected, attempted, refusal, server, ageMs }) {
   return ["live", "live", ""];
 }
 
-// One phrase for each service, camera and detector that is silent, not healthy or behind. clock: the server's.
+// One phrase for each service, camera and detector that is silent, not healthy or behind, and what the stitcher wants a
+// viewer to see. clock: the server's.
 export function missing(server, clock) {
   if (server === null) {
     return [];
@@ -73,5 +74,5 @@ export function missing(server, clock) {
       phrases.push(`${several ? `detection of ${instance}` : "detection"} ${seconds(behindMs)} behind`);
     }
   }
-  return phrases;
+  return [...phrases, ...server.notices];
 }

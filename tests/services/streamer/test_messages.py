@@ -106,6 +106,7 @@ def test_the_state_says_how_fresh_the_picture_is_and_what_is_missing(freshness: 
             boxes_max_age_s=2.0,
             detectors={"one": DetectorSeen(1_000_000, 2_000_000)},
             absent=[Absent("camera", "cam3", 7.25, "lost: no data in time")],
+            notices=["cam1 and cam2 no longer fit"],
             page_version="abc",
             received_ms=12.5,
         )
@@ -125,6 +126,7 @@ def test_the_state_says_how_fresh_the_picture_is_and_what_is_missing(freshness: 
         "boxes_max_age_ms": 2000,
         "detectors": [{"instance": "one", "captured_ms": 1.0, "received_ms": 2.0}],
         "absent": [{"kind": "camera", "name": "cam3", "silent_s": 7.2, "reason": "lost: no data in time"}],
+        "notices": ["cam1 and cam2 no longer fit"],
         "page_version": "abc",
         "received_ms": 12.5,
         "echo": None,

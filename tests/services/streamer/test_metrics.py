@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from services.common.status import Stage, status_document
 from services.streamer.metrics import render
+from tests.services.streamer import stitcher
 from tests.support import lacks
 
 STREAM = {
@@ -118,6 +119,45 @@ def test_a_service_that_has_gone_stays_and_is_down() -> None:
     assert math.isnan(after["framebus_service_detail", ("clients", "one")])
 
 
+def test_cameras_and_how_well_they_fit_have_their_metrics() -> None:
+    found = samples({"stitcher": stitcher.document(), "one": working_service()})
+    # Labels in the order of their names: camera, cause, service.
+    assert [found["framebus_camera_up", (f"cam{i}", "stitcher")] for i in range(6)] == [1, 1, 1, 0, 1, 1]
+    causes = {place: value for (name, place), value in found.items() if name == "framebus_camera_cause"}
+    assert causes == {("cam3", "refused", "stitcher"): 1}
+    assert found["framebus_camera_skew_seconds", ("cam2", "stitcher")] == 0.008
+    assert ("framebus_camera_skew_seconds", ("cam5", "stitcher")) not in found
+    assert [found["framebus_camera_placed", (f"cam{i}", "stitcher")] for i in (4, 5)] == [1, 0]
+    assert found["framebus_pair_residual_px", ("cam1-cam2", "stitcher")] == 7.42
+    assert found["framebus_pair_drift_px", ("cam1-cam2", "stitcher")] == 7.4
+    assert found["framebus_pair_parallax_px", ("cam0-cam1", "stitcher")] == 0.29
+    assert ("framebus_pair_residual_px", ("cam3-cam4", "stitcher")) not in found, "there was no texture"
+    assert found["framebus_panorama_shown_degrees", ("stitcher",)] == 157.2
+    assert found["framebus_panorama_all_degrees", ("stitcher",)] == 193.4
+
+
+def test_an_earlier_stitcher_has_the_metrics_that_it_tells() -> None:
+    found = samples({"stitcher": stitcher.of_an_earlier_version()})
+    ours = {(name, place): value for (name, place), value in found.items() if name.startswith("framebus_camera")}
+    assert ours == {
+        ("framebus_camera_up", ("cam0", "stitcher")): 1,
+        ("framebus_camera_up", ("cam1", "stitcher")): 0,
+        ("framebus_camera_placed", ("cam0", "stitcher")): 1,
+        ("framebus_camera_placed", ("cam1", "stitcher")): 0,
+    }
+
+
+def test_the_cameras_of_a_stitcher_that_has_gone_are_down() -> None:
+    before = samples({"stitcher": stitcher.document()})
+    after = samples({"stitcher": stitcher.document() | {"silent": True, "silent_s": 7.5}})
+    assert before.keys() == after.keys()
+    assert after["framebus_camera_up", ("cam0", "stitcher")] == 0
+    for name in ("camera_placed", "camera_skew_seconds"):
+        assert math.isnan(after[f"framebus_{name}", ("cam0", "stitcher")])
+    assert math.isnan(after["framebus_pair_residual_px", ("cam0-cam1", "stitcher")])
+    assert math.isnan(after["framebus_panorama_shown_degrees", ("stitcher",)])
+
+
 def test_connections_are_counted_by_reason() -> None:
     found = samples({}, CONNECTIONS)
     assert found["framebus_web_connections_open", ()] == 2
@@ -133,7 +173,8 @@ def test_prometheus_own_linter_has_nothing_to_say() -> None:
     if promtool is None:
         lacks("no promtool here: run 'make system-packages'")
     gone = working_service() | {"silent": True, "silent_s": 7.5}
-    text = render({"one": working_service(), "two": gone}, [STREAM], CONNECTIONS)
+    statuses = {"one": working_service(), "two": gone, "stitcher": stitcher.document()}
+    text = render(statuses, [STREAM], CONNECTIONS)
 
     def lint(metrics: bytes) -> tuple[int, bytes]:
         checked = subprocess.run([promtool, "check", "metrics"], input=metrics, capture_output=True, check=False)

@@ -14,6 +14,7 @@ import pytest
 from framebus import companion_path
 from services.common.status import Stage, StatusServer, status_document
 from services.streamer.presence import Absent, Presence
+from tests.services.streamer import stitcher
 from tests.support import PATIENCE_S
 
 SILENT_AFTER_S = 0.5
@@ -109,6 +110,8 @@ def test_a_service_that_is_not_healthy_is_named_with_its_reason(stream: str) -> 
         ("lost: no data in time", 9.0, [Absent("camera", "cam0", 9.0, "lost: no data in time")]),
         ("lost: the stream ended", 0.2, []),
         ("connecting", None, [Absent("camera", "cam0", 0.0, "connecting")]),
+        ("refused: 401", 9.0, [Absent("camera", "cam0", 9.0, "refused: 401")]),
+        ("waiting for a key frame", 9.0, [Absent("camera", "cam0", 9.0, "waiting for a key frame")]),
         (3, "x", [Absent("camera", "cam0", 0.0, "3")]),
     ],
 )
@@ -124,6 +127,45 @@ def test_a_camera_without_pictures_is_named(stream: str, state: object, age_s: o
         with StatusServer(stream, "stitcher", lambda: document):
             await presence.refresh()
             assert presence.absent() == absent
+
+    run(scenario)
+
+
+def test_the_cause_is_told_unless_the_state_tells_it(stream: str) -> None:
+    cameras = {
+        "cam0": {"state": "connecting", "cause": "unreachable"},
+        "cam1": {"state": "refused: 401", "cause": "refused"},
+        "cam2": {"cause": "ended"},
+        "cam3": {"state": "connected", "cause": "ended"},
+    }
+    document = {"healthy": True, "details": {"cameras": cameras}}
+
+    async def scenario() -> None:
+        presence = Presence(stream, 2.0)
+        with StatusServer(stream, "stitcher", lambda: document):
+            await presence.refresh()
+            assert {one.name: one.reason for one in presence.absent()} == {
+                "cam0": "connecting (unreachable)",
+                "cam1": "refused: 401",
+                "cam2": "ended",
+                "cam3": "no picture yet",
+            }
+
+    run(scenario)
+
+
+def test_cameras_without_a_place_and_cameras_that_moved_are_told(stream: str) -> None:
+    async def scenario() -> None:
+        presence = Presence(stream, SILENT_AFTER_S)
+        with StatusServer(stream, "stitcher", stitcher.document):
+            await presence.refresh()
+            assert Absent("camera", "cam5", 0.0, "not placed") in presence.absent()
+            assert presence.notices() == [stitcher.WARNING, f"shown: {stitcher.SHOWN}"]
+        await until(presence, lambda absent: [one.reason for one in absent] == ["silent"])
+        assert presence.notices() == [], "of a stitcher that has gone, nothing is known"
+        with StatusServer(stream, "stitcher", stitcher.of_an_earlier_version):
+            await until(presence, lambda absent: absent == [Absent("camera", "cam1", 0.0, "lost: no data in time")])
+            assert presence.notices() == []
 
     run(scenario)
 
