@@ -109,6 +109,8 @@ def test_a_service_that_is_not_healthy_is_named_with_its_reason(stream: str) -> 
         ("connected", 4.0, [Absent("camera", "cam0", 4.0, "silent")]),
         ("lost: no data in time", 9.0, [Absent("camera", "cam0", 9.0, "lost: no data in time")]),
         ("lost: the stream ended", 0.2, []),
+        ("refused: 401", 9.0, [Absent("camera", "cam0", 9.0, "refused: 401")]),
+        ("waiting for a key frame, 9 s", 9.0, [Absent("camera", "cam0", 9.0, "waiting for a key frame, 9 s")]),
         ("connecting", None, [Absent("camera", "cam0", 0.0, "connecting")]),
         ("refused: 401", 9.0, [Absent("camera", "cam0", 9.0, "refused: 401")]),
         ("waiting for a key frame", 9.0, [Absent("camera", "cam0", 9.0, "waiting for a key frame")]),
