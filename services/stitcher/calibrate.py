@@ -197,14 +197,18 @@ class _Task:
             if i not in place or j not in place:
                 continue
             verdict = verdicts.get((place[i], place[j]))
-            if verdict is None:
-                # The rig says that they do not overlap; other links outweighed this one.
-                self._faults[i, j] = "their matches contradict those of other cameras"
+            # Where other links outweighed this one, its overlap was not drawn as this link says: it is not refuted.
+            if not solution.follows(place[i], place[j], self._pairs[i, j]):
+                self._faults.setdefault((i, j), "their matches contradict those of other cameras")
+            elif verdict is None or not verdict.is_link:
+                self._faults[i, j] = "their overlap is too small" if verdict is None else verdict.fault
                 bad.append((i, j))
-            elif not verdict.is_link:
-                self._faults[i, j] = verdict.fault
-                bad.append((i, j))
-        return bad
+        if bad:
+            return bad
+        # What is left must join all cameras.
+        joined = groups_of([pair for pair, verdict in verdicts.items() if verdict.is_link], len(place))
+        group_of = {number: index for index, group in enumerate(joined) for number in group}
+        return [(i, j) for i, j in links if {i, j} <= set(place) and group_of[place[i]] != group_of[place[j]]]
 
     def _worst(self, solution: Solution, verdicts: Mapping[Pair, Verdict]) -> int | None:
         """A camera that must go: it shows something else than others where both should see the same."""

@@ -29,6 +29,8 @@ MOST_STRAY = 0.06
 CONTRADICTED_SHARE = 0.15
 CONTRADICTED_CORNERS = 40
 CONTRADICTED_OVERLAP = 0.03
+MOST_GONE, MOST_GONE_SHARE = 9, 0.025
+"""Points of the overlap that may lie in parts of which nothing is found in the other picture."""
 MOST_RIVAL = 0.55
 MOST_ON_ANOTHER = 7
 ANOTHER_PX = 8.0
@@ -93,6 +95,11 @@ def judge(
             fault = (
                 f"{strays} of {len(tracks.moved_px)} points of their overlap are more than {STRAY_PX:.0f} px apart,"
                 " as of cameras that do not stand at one point, or of things that move"
+            )
+        elif tracks.gone > max(MOST_GONE, MOST_GONE_SHARE * tracks.corners):
+            fault = (
+                f"{tracks.gone} of {tracks.corners} points lie in parts of their overlap that look different in both,"
+                " as of near things seen by cameras that do not stand at one point, or of things that moved"
             )
         elif tracks.rival > MOST_RIVAL:
             fault = f"their overlap repeats itself: another place fits {tracks.rival:.0%} as well"

@@ -21,6 +21,7 @@ LEAST_LINK = 5.5
 """Matches of a pair that must agree, counted as in :func:`count_agreeing`, for its turn to be believed at first."""
 FAR_PX = (150.0, 40.0, 15.0, 8.0)
 """How far matches may be off in each round of the adjustment, in working pixels of a picture 1920 wide."""
+NEAR_PX = 15.0
 LEAST_IN_PAIR = 6
 FOCAL_PRIOR = 0.1
 """Deviation of a configured field of view, as a share."""
@@ -41,6 +42,15 @@ class Solution:
     tracks: dict[Pair, Tracks]
     """By places in the rig."""
     prior: Prior
+    unit: float
+    """Working pixels a pixel of a picture 1920 wide."""
+
+    def follows(self, i: int, j: int, matches: Matches) -> bool:
+        """Whether the rig is as the matches of two of its cameras say: enough of them are near where they should be."""
+        if len(matches) < 2:
+            return True
+        near = distances(self.rig, points_of(i, j, matches.p, matches.q)) < NEAR_PX * self.unit
+        return int(near.sum()) >= LEAST_IN_PAIR
 
 
 def make_prior(rig: Rig, known: Mapping[int, float]) -> Prior:
@@ -190,7 +200,7 @@ class Solver:
             points = join([self._near(rig, points, far * unit), *rest])
             rig = adjust(rig, points, free, scale * unit, prior=prior, iterations=15)
             rig, free, prior = self._richer(rig, points, free, scale * unit, prior)
-        return Solution(tuple(group), rig, free, points, self._follow(group, rig, 2, last=True), prior)
+        return Solution(tuple(group), rig, free, points, self._follow(group, rig, 2, last=True), prior, unit)
 
     def _richer(self, rig: Rig, points: Points, free: Free, scale_px: float, prior: Prior) -> tuple[Rig, Free, Prior]:
         """Solve for more of the lens where that explains more than chance would."""

@@ -61,6 +61,8 @@ class Tracks:
     """The overlap, as a share of the smaller picture."""
     cells: float
     """Share of the overlap's parts with corners in which some were followed."""
+    gone: int
+    """Corners in parts of the overlap, a hundredth of it each, in which none could be followed."""
     elsewhere: int
     """Corners that could not be followed, and are found, unmistakably, further away."""
     rival: float
@@ -101,7 +103,7 @@ def follow(rig: Rig, views: list[View], i: int, j: int, levels: int, *, with_riv
     drawn = [frame.draw(rig, views[camera], camera) for camera in (i, j)]
     both = cv2.erode(np.minimum(drawn[0][1], drawn[1][1]), np.ones((15, 15), np.uint8))
     area = int(np.count_nonzero(both))
-    nothing = Tracks(np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0), 0, max(share, share_j), 0.0, 0, 0.0)
+    nothing = Tracks(np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0), 0, max(share, share_j), 0.0, 0, 0, 0.0)
     if area < 400:
         return nothing
     spacing = max(5.0, math.sqrt(area / CORNERS) * 0.8)
@@ -115,9 +117,9 @@ def follow(rig: Rig, views: list[View], i: int, j: int, levels: int, *, with_riv
     returned = np.linalg.norm((again - corners).reshape(-1, 2), axis=1)
     good = (status.ravel() > 0) & (status_back.ravel() > 0) & (returned < BACK_PX) & (error.ravel() < MAX_ERROR)
     here, target = corners.reshape(-1, 2).astype(np.float64), there.reshape(-1, 2).astype(np.float64)
-    cell = np.floor(here / max(math.sqrt(area / 24), 1.0)).astype(int)
-    cells = {tuple(one) for one in cell.tolist()}
-    followed = {tuple(one) for one in cell[good].tolist()}
+    corners_in, followed_in = (_by_cell(points, here, area, 24) for points in (here, here[good]))
+    fine_in, fine_followed_in = (_by_cell(points, here, area, 96) for points in (here, here[good]))
+    gone = int(fine_in[(fine_followed_in == 0) & (fine_in >= 3)].sum())
     p, q = rig.project(i, frame.directions(here[good])), rig.project(j, frame.directions(target[good]))
     fine = np.isfinite(p).all(axis=1) & np.isfinite(q).all(axis=1)
     moved = np.linalg.norm(target - here, axis=1)[good] / frame.scale * float(rig.camera_focal[[i, j]].min())
@@ -127,7 +129,8 @@ def follow(rig: Rig, views: list[View], i: int, j: int, levels: int, *, with_riv
         moved[fine],
         len(here),
         max(share, share_j),
-        len(followed) / max(len(cells), 1),
+        float((followed_in > 0).sum() / (corners_in > 0).sum()),
+        gone,
         _count_elsewhere(drawn, here[~good]) if with_rival else 0,
         _rival(drawn) if with_rival else 0.0,
     )
@@ -172,6 +175,14 @@ class _Frame:
         picture = cv2.remap(view.even, *maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=(128,))
         mask = cv2.remap(view.mask, *maps, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=(0,))
         return np.asarray(picture, np.uint8), np.asarray(mask, np.uint8)
+
+
+def _by_cell(points: Matrix, corners: Matrix, area: int, count: int) -> Matrix:
+    """How many points are in each of about ``count`` equal squares that the corners' overlap is cut into."""
+    side = max(math.sqrt(area / count), 1.0)
+    shape = np.floor(corners.max(axis=0) / side).astype(int) + 1
+    cells = np.floor(points / side).astype(int)
+    return np.bincount(cells[:, 1] * shape[0] + cells[:, 0], minlength=int(shape.prod())).astype(np.float64)
 
 
 def _count_elsewhere(drawn: list[tuple[Image, Image]], corners: Matrix) -> int:
