@@ -68,7 +68,9 @@ class Conversion:
 
 PLAIN: Final = Conversion(None, None, None)
 SMALL: Final = 0.004
-"""A factor this near to 1 is 1: less than half a level in a grey of 128."""
+"""A gain this near to 1 is 1: half a level in a grey of 128."""
+SMALL_TINT: Final = 0.01
+"""Gains of the colours that are this near to their mean are alike: a level in a grey of 128, and none of its luma."""
 
 
 def conversion(matrix: int, is_full_range: bool, gains: Array) -> Conversion:
@@ -80,7 +82,7 @@ def conversion(matrix: int, is_full_range: bool, gains: Array) -> Conversion:
         gains: Factors of blue, green and red, shape ``(3,)``.
     """
     mean = float(gains.mean())
-    is_grey = np.abs(gains / mean - 1).max() < SMALL
+    is_grey = np.abs(gains / mean - 1).max() < SMALL_TINT
     if LUMA_WEIGHTS[matrix] != LUMA_WEIGHTS[BT601] or not is_grey:
         return Conversion(None, None, to_bgr(matrix, is_full_range, gains))
     if not is_full_range and abs(mean - 1) < SMALL:
