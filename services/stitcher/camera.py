@@ -69,6 +69,7 @@ class CameraReader:
         """Why the camera is lost; ``None`` while it is not."""
         self._state = "connecting"
         self._waiting_since_ns: int | None = None
+        self._stream_aspect = 1.0
         self._section = section
         self._deliver = deliver
         self._stage = stage
@@ -120,6 +121,11 @@ class CameraReader:
     def transport(self) -> str:
         """``tcp`` or ``udp`` of an RTSP camera; empty for others and before the first connection."""
         return self._connector.transport
+
+    @property
+    def pixel_aspect(self) -> float:
+        """Width to height of a pixel: as configured, else as the stream tells, else 1."""
+        return self._section.pixel_aspect or self._stream_aspect
 
     def start(self) -> None:
         """Connect, from now on."""
@@ -220,6 +226,7 @@ class CameraReader:
 
     def _connected(self, frame: VideoFrame, stream: VideoStream) -> None:
         self.connections += 1
+        self._stream_aspect = float(stream.codec_context.sample_aspect_ratio or stream.sample_aspect_ratio or 1)
         self.cause = None
         self._state, self._waiting_since_ns = "connected", None
         self._log.info(

@@ -23,4 +23,11 @@ def check(configuration: StitcherConfiguration) -> None:
     check_service(configuration)
 
 
-SERVICE = Service("stitcher", StitcherConfiguration, run, check=check)
+def probe(arguments: list[str]) -> int:
+    """Tell what cameras send, and what to set for them."""
+    from services.stitcher.probe import main  # noqa: PLC0415  as above
+
+    return main(arguments)
+
+
+SERVICE = Service("stitcher", StitcherConfiguration, run, check=check, commands={"probe": probe})

@@ -200,6 +200,7 @@ def _describe(
                 "cause": None if camera.cause is None else camera.cause.value,
                 "clock": camera.clock,
                 "transport": camera.transport or None,
+                "pixel_aspect": round(camera.pixel_aspect, 6),
                 "connections": camera.connections,
                 "broken_packets": camera.broken_packets,
                 "damaged_frames": camera.damaged_frames,

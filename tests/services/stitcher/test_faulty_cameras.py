@@ -221,6 +221,7 @@ def test_a_log_in_with_odd_characters(h264: Units) -> None:
         read.wait_for_frames(1)
 
 
+@pytest.mark.long
 def test_the_senders_clocks_show_which_camera_is_late(h264: Units) -> None:
     senders = SenderClocks()
     with rtsp_cameras(h264.template, late_ms=[0, 400]) as address, ExitStack() as stack:
