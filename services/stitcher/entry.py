@@ -30,4 +30,13 @@ def probe(arguments: list[str]) -> int:
     return main(arguments)
 
 
-SERVICE = Service("stitcher", StitcherConfiguration, run, check=check, commands={"probe": probe})
+def check_pictures(arguments: list[str]) -> int:
+    """Place still pictures, named after their cameras, and say what a panorama of them shows."""
+    from services.stitcher.check import main  # noqa: PLC0415  as above
+
+    return main(arguments)
+
+
+SERVICE = Service(
+    "stitcher", StitcherConfiguration, run, check=check, commands={"check": check_pictures, "probe": probe}
+)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
@@ -18,14 +19,19 @@ import structlog
 from av.video.frame import VideoFrame
 
 from services.stitcher.calibrate import steps_for
-from services.stitcher.calibration import Calibration, CalibrationError, CameraPrior, load, save
+from services.stitcher.calibration import Calibration, CalibrationError, load, save
 from services.stitcher.config import CalibrationSection, StitcherSection
 from services.stitcher.convert import Image
+from services.stitcher.describe import describe
+from services.stitcher.priors import point_pairs, priors_of
 from services.stitcher.stitch import Stitcher
 from services.stitcher.worker import calibrate_apart
 
 MAX_RETRY_FACTOR = 32
 """Each try costs seconds of work, so the wait doubles, up to this many times ``retry_s``."""
+ANGLES_AND_LENS = ("yaw_deg", "pitch_deg", "roll_deg", "focal_px", "k1", "k2", "rms_px")
+FRAME_SETS = 3
+"""A try uses the pictures of so many tries: what moves differs between them, and each has features of its own."""
 
 
 class Placement:
@@ -52,16 +58,21 @@ class Placement:
         self._retry_s = self._settings.retry_s
         self._next_try_s = 0.0
         self._first_pictures_s: float | None = None
+        self._frame_sets: deque[Mapping[str, Image]] = deque(maxlen=FRAME_SETS)
         self.progress: tuple[int, int] | None = None
         """Steps of the calibration under way that are done, and their number; ``None`` while there is none."""
         if self._settings.file is not None:
             self._load()
 
-    def stitcher(self, pictures: Mapping[str, VideoFrame | None]) -> Stitcher | None:
+    def stitcher(
+        self, pictures: Mapping[str, VideoFrame | None], aspects: Mapping[str, float] | None = None
+    ) -> Stitcher | None:
         """The stitcher to render with, or ``None`` as long as there is no calibration.
 
         Args:
-            pictures: The newest ones, by camera. They are used to calibrate where cameras are still to be placed.
+            pictures: The newest ones, by camera, none of them damaged. They are used to calibrate where cameras are
+                still to be placed.
+            aspects: Width of a pixel over its height, by camera, where the streams say it.
         """
         with self._lock:
             current = self._current
@@ -73,7 +84,7 @@ class Placement:
                 if picture is not None
             }
             self._count(0, steps_for(len(images)))
-            self._worker = threading.Thread(target=self._find, args=(images,), name="calibrate")
+            self._worker = threading.Thread(target=self._find, args=(images, dict(aspects or {})), name="calibrate")
             self._worker.start()
         return current
 
@@ -91,29 +102,35 @@ class Placement:
     def describe(self) -> dict[str, Any]:
         """The state, for the status."""
         with self._lock:
-            current = self._current
-            return {
-                "state": self._state,
-                "source": self._source,
-                "unplaced": [] if current is None else list(current.calibration.unplaced),
-                "cameras": {}
-                if current is None
-                else {
-                    pose.name: {
-                        "yaw_deg": round(math.degrees(pose.yaw_rad), 2),
-                        "focal_px": round(pose.focal_px, 1),
-                        "confidence": round(pose.confidence, 2),
-                    }
-                    for pose in current.calibration.cameras
-                },
-                "panorama": {}
-                if current is None
-                else {
-                    "yaw_min_rad": current.panorama.yaw_min_rad,
-                    "v_min": current.panorama.v_min,
-                    "scale_px": current.panorama.scale_px,
-                },
-            }
+            current, state, source = self._current, self._state, self._source
+        described: dict[str, Any] = {"state": state, "source": source, "unplaced": [], "cameras": {}, "panorama": {}}
+        if current is None:
+            return described
+        found = describe(current.calibration, current.panorama)
+        placed = {camera["name"]: camera for camera in found["cameras"] if camera["placed"]}
+        return described | {
+            "unplaced": list(current.calibration.unplaced),
+            "reasons": dict(current.calibration.reasons),
+            "cameras": {
+                pose.name: {
+                    **{key: placed[pose.name][key] for key in ANGLES_AND_LENS},
+                    "confidence": round(pose.confidence, 2),
+                }
+                for pose in current.calibration.cameras
+            },
+            "pairs": found["pairs"],
+            "coverage": {
+                "shown_deg": found["shown_deg"],
+                "all_deg": found["all_deg"],
+                "outside": found["outside"],
+                "sentence": found["shown"],
+            },
+            "panorama": {
+                "yaw_min_rad": current.panorama.yaw_min_rad,
+                "v_min": current.panorama.v_min,
+                "scale_px": current.panorama.scale_px,
+            },
+        }
 
     def _is_time_to_try(self, pictures: Mapping[str, VideoFrame | None], unplaced: set[str]) -> bool:
         now_s = time.monotonic()
@@ -142,26 +159,38 @@ class Placement:
         except CalibrationError as error:
             self._log.warning("saved calibration not used", reason=str(error))
 
-    def _find(self, images: Mapping[str, Image]) -> None:
+    def _find(self, images: Mapping[str, Image], aspects: Mapping[str, float]) -> None:
         """Calibrate; runs in the worker's thread."""
         if self._current is None:
             self._state = "calibrating"
+        self._frame_sets.append(images)
+        pictures = {
+            name: [
+                earlier[name] for earlier in self._frame_sets if name in earlier and earlier[name].shape == newest.shape
+            ]
+            for name, newest in images.items()
+        }
         try:
             found = calibrate_apart(
-                images,
+                pictures,
                 self._closing,
-                priors=self._priors(images),
+                priors=priors_of(self._section, {name: image.shape[:2] for name, image in images.items()}, aspects),
+                points=point_pairs(self._section),
                 min_confidence=self._settings.min_confidence,
                 progress=self._count,
             )
             if found is None:
                 return
             missing = tuple(name for name in self._names if name not in images)
-            found = replace(found, unplaced=found.unplaced + missing)
+            found = replace(
+                found,
+                unplaced=found.unplaced + missing,
+                reasons={**found.reasons, **dict.fromkeys(missing, "it sends no picture")},
+            )
             with self._lock:
                 before = self._current
             if before is not None and len(found.cameras) <= len(before.calibration.cameras):
-                self._log.warning("cameras still not placed", cameras=list(before.calibration.unplaced))
+                self._log.warning("cameras still not placed", reasons=dict(found.reasons))
                 return
             self._use(found, "pictures")
         except CalibrationError as error:
@@ -184,6 +213,7 @@ class Placement:
             section.width_px,
             section.height_px,
             section.feather_px,
+            view=section.view,
             pool=self._pool,
             parts=section.threads,
         )
@@ -196,11 +226,17 @@ class Placement:
             source=source,
             yaw_deg={pose.name: round(math.degrees(pose.yaw_rad), 2) for pose in calibration.cameras},
             focal_px={pose.name: round(pose.focal_px, 1) for pose in calibration.cameras},
+            k1={pose.name: round(pose.k1, 3) for pose in calibration.cameras},
+            residual_px={"-".join(pair.cameras): round(pair.rms_px, 2) for pair in calibration.pairs},
         )
+        coverage = stitcher.panorama.coverage
+        log = self._log.warning if coverage.outside else self._log.info
+        log("panorama", shows=coverage.sentence(), view=section.view)
         if calibration.unplaced:
             self._log.warning(
                 "cameras not placed, they are left out",
                 cameras=list(calibration.unplaced),
+                reasons=dict(calibration.reasons),
                 remedy="check that they run and overlap their neighbours; it is tried again with later pictures",
             )
 
@@ -211,14 +247,3 @@ class Placement:
             save(calibration, self._settings.file)
         except OSError as error:
             self._log.warning("calibration not saved", file=str(self._settings.file), reason=error.strerror)
-
-    def _priors(self, images: Mapping[str, Image]) -> dict[str, CameraPrior]:
-        """What the configuration says of the lenses."""
-        settings = self._settings
-        priors = {}
-        for name, image in images.items():
-            hfov_deg = settings.hfov_deg
-            if hfov_deg is None and settings.focal_px is not None:
-                hfov_deg = math.degrees(2 * math.atan(image.shape[1] / 2 / settings.focal_px))
-            priors[name] = CameraPrior(hfov_deg=hfov_deg)
-        return priors
