@@ -14,6 +14,8 @@ import structlog
 from av.video.frame import VideoFrame
 
 from framebus import FrameFormat, NoFreeSlot, Publisher
+from services.common.geometry import KEY as GEOMETRY_KEY
+from services.common.geometry import PanoramaGeometry
 from services.common.service import ServiceError
 from services.common.status import Stage, StatusServer, status_document
 from services.stitcher.calibration import CalibrationError, CameraPose, load
@@ -59,6 +61,8 @@ class _Publishing:
     def __init__(self, publisher: Publisher, names: Sequence[str], stage: Stage, pool: Executor) -> None:
         self.full = 0
         """Panoramas that found no free slot."""
+        self.skew_ns: tuple[int | None, ...] = (None,) * len(names)
+        """How much later than the panorama's instant each camera's newest picture was captured."""
         self._publisher = publisher
         self._names = names
         self._converters = {name: Converter() for name in names}
@@ -70,6 +74,7 @@ class _Publishing:
     def publish(self, pair: FrameSet[VideoFrame], stitcher: Stitcher) -> None:
         """Render one panorama and publish it; without a free slot it is dropped and counted."""
         by_name = dict(zip(self._names, pair.pictures, strict=True))
+        self.skew_ns = pair.skew_ns
 
         def convert(pose: CameraPose) -> Planes | None:
             picture = by_name[pose.name]
@@ -88,13 +93,13 @@ class _Publishing:
         pictures = list(self._pool.map(convert, stitcher.calibration.cameras))
         stitcher.adapt(pictures, time.monotonic())
         placed = {pose.name for pose in stitcher.calibration.cameras}
-        present = [name for name, fresh in zip(self._names, pair.fresh, strict=True) if fresh and name in placed]
+        present = [index for index, name in enumerate(self._names) if pair.fresh[index] and name in placed]
         try:
             with self._publisher.loan() as loan:
                 stitcher.render(pictures, loan.pixels)
                 loan.captured_ns = pair.captured_ns
                 loan.captured_wall_ns = time.time_ns() - (time.monotonic_ns() - pair.captured_ns)
-                loan.metadata = {"cameras": present}
+                loan.metadata = self._metadata(pair, present, stitcher)
         except NoFreeSlot:
             self.full += 1
             self._stage.record(skipped=1 + pair.skipped)
@@ -104,6 +109,25 @@ class _Publishing:
         except NotInPlace as error:
             raise ServiceError(str(error)) from None
         self._stage.record((time.monotonic_ns() - pair.captured_ns) / NS, skipped=pair.skipped)
+
+    def _metadata(self, pair: FrameSet[VideoFrame], present: Sequence[int], stitcher: Stitcher) -> dict[str, Any]:
+        """What goes beside the pixels.
+
+        Beside the names of the cameras whose picture is of this instant stand, in their order, the skews; damaged
+        pictures are places in that list. With sixteen cameras and the longest names, it fits into a slot's room.
+        """
+        panorama = stitcher.panorama
+        geometry = PanoramaGeometry(
+            panorama.scale_px, panorama.yaw_min_rad, panorama.v_min, panorama.width_px, panorama.height_px
+        )
+        metadata: dict[str, Any] = {
+            "cameras": [self._names[index] for index in present],
+            "skew_ms": [round((pair.skew_ns[index] or 0) / 1e6) for index in present],
+            GEOMETRY_KEY: geometry.to_metadata(),
+        }
+        if damaged := [place for place, index in enumerate(present) if pair.damaged[index]]:
+            metadata["damaged"] = damaged
+        return metadata
 
 
 def main(configuration: StitcherConfiguration, stop: threading.Event) -> None:
@@ -161,7 +185,11 @@ def main(configuration: StitcherConfiguration, stop: threading.Event) -> None:
                     pair = inbox.next(POLL_S)
                     if pair is None:
                         continue
-                    stitcher = placement.stitcher(dict(zip(names, pair.pictures, strict=True)))
+                    whole = [
+                        None if damaged else picture
+                        for picture, damaged in zip(pair.pictures, pair.damaged, strict=True)
+                    ]
+                    stitcher = placement.stitcher(dict(zip(names, whole, strict=True)))
                     if stitcher is not None:
                         publishing.publish(pair, stitcher)
             finally:
@@ -199,13 +227,16 @@ def _describe(
                 "state": camera.state,
                 "cause": None if camera.cause is None else camera.cause.value,
                 "clock": camera.clock,
+                "skew_ms": None if skew_ns is None else round(skew_ns / 1e6, 1),
                 "transport": camera.transport or None,
                 "pixel_aspect": round(camera.pixel_aspect, 6),
                 "connections": camera.connections,
                 "broken_packets": camera.broken_packets,
                 "damaged_frames": camera.damaged_frames,
             }
-            for section, camera in zip(configuration.stitcher.cameras, cameras, strict=True)
+            for section, camera, skew_ns in zip(
+                configuration.stitcher.cameras, cameras, publishing.skew_ns, strict=True
+            )
         },
         "dropped_no_free_slot": publishing.full,
     }

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from framebus import Frame, FrameFormat, Publisher, Subscriber, companion_path
+from services.common.geometry import read as geometry_of
 from services.common.status import read_status, read_statuses
 from services.stitcher.calibration import Calibration, load, save
 from services.stitcher.mark import GREY
@@ -137,7 +138,13 @@ def test_five_cameras_become_one_stream_and_a_saved_calibration(stream: str, tmp
 
         wait_until(has_panorama, "it is placed", timeout_s=PATIENCE_S)
         assert "calibrating the cameras" in told
-        stitcher.wait_for(subscriber, lambda frame: frame.metadata == {"cameras": NAMES})
+        stitcher.wait_for(subscriber, lambda frame: frame.metadata["cameras"] == NAMES)
+        with subscriber.receive(PATIENCE_S) as frame:
+            geometry = geometry_of(frame.metadata)
+            assert geometry is not None
+            assert (geometry.height_px, geometry.width_px) == frame.shape[:2]
+            assert all(abs(skew_ms) <= 40 for skew_ms in frame.metadata["skew_ms"])
+            assert len(frame.metadata["skew_ms"]) == len(frame.metadata["cameras"])
         sequences = []
         for _ in range(10):
             with subscriber.receive(timeout_s=PATIENCE_S) as frame:
@@ -168,7 +175,7 @@ def test_a_camera_that_dies_is_marked_and_comes_back(stream: str, tmp_path: Path
     ):
         others = [name for name in NAMES if name != "cam2"]
         # Never there: the saved calibration is enough to start without it.
-        stitcher.wait_for(subscriber, lambda frame: frame.metadata == {"cameras": others})
+        stitcher.wait_for(subscriber, lambda frame: frame.metadata["cameras"] == others)
         for _ in range(8):  # more than there are slots
             with subscriber.receive(timeout_s=PATIENCE_S) as frame:
                 assert is_marked(frame, calibration, "cam2")
@@ -181,7 +188,7 @@ def test_a_camera_that_dies_is_marked_and_comes_back(stream: str, tmp_path: Path
                     assert not is_marked(frame, calibration, "cam2")
             stitcher.wait_for(subscriber, lambda frame: is_marked(frame, calibration, "cam2"))
             with subscriber.receive(timeout_s=PATIENCE_S) as frame:
-                assert frame.metadata == {"cameras": others}
+                assert frame.metadata["cameras"] == others
         status = stitcher.status()
         assert status["healthy"], "a lost camera is no ill health of the stitcher"
         assert status["details"]["cameras"]["cam2"]["connections"] == 2
@@ -195,13 +202,13 @@ def test_without_calibration_it_goes_on_without_a_missing_camera_and_adds_it_lat
         StitcherProcess(stream, tmp_path, http_urls(port), calibration=settings) as stitcher,
         Subscriber(stream, name="test", attach_timeout_s=PATIENCE_S) as subscriber,
     ):
-        stitcher.wait_for(subscriber, lambda frame: frame.metadata == {"cameras": NAMES[:4]})
+        stitcher.wait_for(subscriber, lambda frame: frame.metadata["cameras"] == NAMES[:4])
         assert stitcher.status()["details"]["calibration"]["unplaced"] == ["cam4"]
         stitcher.wait_for_event(
             "cameras not placed, they are left out", lambda e: e["cameras"] == ["cam4"] and "overlap" in e["remedy"]
         )
         with http_camera(4, port + 4):
-            stitcher.wait_for(subscriber, lambda frame: frame.metadata == {"cameras": NAMES})
+            stitcher.wait_for(subscriber, lambda frame: frame.metadata["cameras"] == NAMES)
             assert stitcher.status()["details"]["calibration"]["unplaced"] == []
 
 
@@ -244,7 +251,7 @@ def test_five_rtsp_cameras_become_one_panorama(stream: str, tmp_path: Path, rtsp
         StitcherProcess(stream, tmp_path, urls) as stitcher,
         Subscriber(stream, name="test", attach_timeout_s=PATIENCE_S) as subscriber,
     ):
-        stitcher.wait_for(subscriber, lambda frame: frame.metadata == {"cameras": NAMES})
+        stitcher.wait_for(subscriber, lambda frame: frame.metadata["cameras"] == NAMES)
         with subscriber.receive(timeout_s=PATIENCE_S) as first, subscriber.receive(timeout_s=PATIENCE_S) as second:
             assert second.captured_ns > first.captured_ns
             assert (first.pixels != second.pixels).any()
