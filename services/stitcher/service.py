@@ -189,7 +189,8 @@ def main(configuration: StitcherConfiguration, stop: threading.Event) -> None:
                         None if damaged else picture
                         for picture, damaged in zip(pair.pictures, pair.damaged, strict=True)
                     ]
-                    stitcher = placement.stitcher(dict(zip(names, whole, strict=True)))
+                    aspects = {name: camera.pixel_aspect for name, camera in zip(names, cameras, strict=True)}
+                    stitcher = placement.stitcher(dict(zip(names, whole, strict=True)), aspects)
                     if stitcher is not None:
                         publishing.publish(pair, stitcher)
             finally:
