@@ -1,0 +1,231 @@
+"""What a panorama costs: ``python -m bench.stitch``.
+
+Decoding, rendering, a copy of the panorama's size and OpenCV's stitcher, once it is calibrated, take turns in one run,
+so that whatever else the machine does is shared. What counts is the ratio to rendering 4:2:0 of BT.601, limited range,
+without gains. With ``--before PATH``, the stitcher of another source tree takes turns too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import av
+import cv2
+import numpy as np
+
+from services.simulator.config import SimulatorSection
+from services.simulator.render import render as render_clips
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+WORKER: Final = Path(__file__).with_name("stitch_worker.py")
+SIZE_PX: Final = (4896, 688)
+SETS: Final = 6
+"""Sets of frames that are rendered a turn: more than fit into the caches."""
+BT601, BT709, LIMITED, FULL = 6, 1, 1, 2
+SIGNALS: Final = {"BT.601": (BT601, LIMITED), "BT.709": (BT709, LIMITED), "BT.601 full range": (BT601, FULL)}
+GREY_GAINS: Final = np.array([1.0, 0.8, 1.2, 0.9, 1.15])
+TINTS: Final = np.array([(1.0, 1.0, 1.0), (1.08, 1.0, 0.93), (0.95, 1.0, 1.04), (1.0, 0.97, 1.0), (0.94, 1.02, 1.06)])
+GAINS: Final = {
+    "": None,
+    ", gains": (GREY_GAINS[:, None] * np.ones(3)).tolist(),
+    ", gains by colour": (GREY_GAINS[:, None] * TINTS).tolist(),
+}
+BASELINE: Final = "render BT.601"
+
+
+@dataclass(frozen=True)
+class Row:
+    """Medians of one candidate."""
+
+    name: str
+    cpu_ms: float
+    wall_ms: float
+    ratio: float
+    """Of CPU time to the baseline's in the same round."""
+
+
+class Renderer:
+    """A process that renders with the stitcher of one source tree."""
+
+    def __init__(self, tree: Path, task: dict[str, Any]) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(tree)}
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", str(WORKER)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        self._ask(task)
+
+    def render(self, matrix: int, color_range: int, gains: list[list[float]] | None) -> tuple[float, float] | None:
+        """Seconds of CPU and of the clock a panorama; ``None`` if that tree knows no gains."""
+        answer = self._ask({"matrix": matrix, "range": color_range, "gains": gains})
+        return None if answer is None else (answer[0], answer[1])
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate()
+
+    def _ask(self, request: dict[str, Any]) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the renderer ended with status {self._process.wait()}; its error is above")
+        return json.loads(line)
+
+
+Candidate = Callable[[], "tuple[float, float] | None"]
+
+
+def measure(
+    section: SimulatorSection, size_px: tuple[int, int], rounds: int, before: Path | None, *, with_opencv: bool = True
+) -> list[Row]:
+    """Let all candidates take turns.
+
+    Args:
+        section: The cameras, whose clips are rendered if they are not there yet.
+        size_px: Width and height of the panorama.
+        rounds: Turns of each candidate.
+        before: Another source tree whose stitcher takes turns.
+        with_opencv: Whether ``cv2.Stitcher`` does.
+    """
+    folder = render_clips(section)
+    task = {
+        "folder": str(folder),
+        "sets": SETS,
+        "width_px": size_px[0],
+        "height_px": size_px[1],
+        "cameras": [
+            {
+                "name": camera.name,
+                "width_px": camera.width_px,
+                "height_px": camera.height_px,
+                "focal_px": camera.focal_px,
+                "center_x_px": (camera.width_px - 1) / 2,
+                "center_y_px": (camera.height_px - 1) / 2,
+                "rotation": _turned(camera.yaw_rad),
+                "confidence": 2.0,
+            }
+            for camera in section.cameras
+        ],
+    }
+    clips = [folder / f"{camera.name}.ts" for camera in section.cameras]
+    with ExitStack() as stack:
+        candidates: dict[str, Candidate] = {}
+        trees = {"": ROOT} | ({"before: ": before} if before is not None else {})
+        for prefix, tree in trees.items():
+            renderer = Renderer(tree, task)
+            stack.callback(renderer.close)
+            for signal, tags in SIGNALS.items():
+                for suffix, gains in GAINS.items():
+                    candidates[f"{prefix}render {signal}{suffix}"] = _turn(renderer, tags, gains)
+        candidates["decode"] = lambda: _decode(clips)
+        candidates["memcpy"] = _copying(size_px)
+        if with_opencv:
+            candidates["cv2.Stitcher.composePanorama"] = _composing(clips)
+        return _take_turns(candidates, rounds)
+
+
+def _take_turns(candidates: dict[str, Candidate], rounds: int) -> list[Row]:
+    results: dict[str, list[tuple[float, float]]] = {name: [] for name in candidates}
+    for turn in range(rounds + 1):  # the first is for the caches and the allocators
+        for name, candidate in candidates.items():
+            taken = candidate()
+            if turn and taken is not None:
+                results[name].append(taken)
+    baseline = [cpu_s for cpu_s, _ in results[BASELINE]]
+    return [
+        Row(
+            name,
+            1e3 * statistics.median(cpu_s for cpu_s, _ in taken),
+            1e3 * statistics.median(wall_s for _, wall_s in taken),
+            statistics.median(cpu_s / base_s for (cpu_s, _), base_s in zip(taken, baseline, strict=True)),
+        )
+        for name, taken in results.items()
+        if taken
+    ]
+
+
+def _turn(renderer: Renderer, tags: tuple[int, int], gains: list[list[float]] | None) -> Candidate:
+    return lambda: renderer.render(*tags, gains)
+
+
+def _timed(work: Callable[[], object], count: int) -> tuple[float, float]:
+    start_s, start_cpu_s = time.perf_counter(), time.process_time()
+    work()
+    return (time.process_time() - start_cpu_s) / count, (time.perf_counter() - start_s) / count
+
+
+def _decode(clips: Sequence[Path]) -> tuple[float, float]:
+    def decode() -> None:
+        for clip in clips:
+            with av.open(str(clip)) as container:
+                for _ in zip(range(SETS), container.decode(video=0), strict=False):
+                    pass
+
+    return _timed(decode, SETS)
+
+
+def _copying(size_px: tuple[int, int]) -> Candidate:
+    width_px, height_px = size_px
+    sources = [np.ones((height_px, width_px, 3), np.uint8) for _ in range(SETS)]
+    target = np.zeros_like(sources[0])
+
+    def copy() -> None:
+        for source in sources:
+            np.copyto(target, source)
+
+    return lambda: _timed(copy, SETS)
+
+
+def _composing(clips: Sequence[Path]) -> Candidate:
+    pictures = []
+    for clip in clips:
+        with av.open(str(clip)) as container:
+            pictures.append(next(iter(container.decode(video=0))).to_ndarray(format="bgr24"))
+    stitcher = cv2.Stitcher.create(cv2.Stitcher_PANORAMA)
+    if stitcher.estimateTransform(pictures) != cv2.Stitcher_OK:
+        raise RuntimeError("cv2.Stitcher cannot place these cameras")
+    return lambda: _timed(lambda: stitcher.composePanorama(pictures), 1)
+
+
+def _turned(yaw_rad: float) -> list[list[float]]:
+    sine, cosine = float(np.sin(yaw_rad)), float(np.cos(yaw_rad))
+    return [[cosine, 0.0, sine], [0.0, 1.0, 0.0], [-sine, 0.0, cosine]]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as text."""
+    width = max(len(row.name) for row in rows)
+    lines = [f"{'':{width}}  CPU ms  wall ms  ratio"]
+    lines += [f"{row.name:{width}}  {row.cpu_ms:6.2f}  {row.wall_ms:7.2f}  {row.ratio:5.2f}" for row in rows]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m bench.stitch", description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=15, help="turns of each candidate")
+    parser.add_argument("--before", type=Path, help="another source tree, whose stitcher takes turns too")
+    options = parser.parse_args(arguments)
+    print(table(measure(SimulatorSection(duration_s=2), SIZE_PX, options.rounds, options.before)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
