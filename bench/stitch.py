@@ -137,7 +137,7 @@ def measure(
         candidates["decode"] = lambda: _decode(clips)
         candidates["memcpy"] = _copying(size_px)
         if with_opencv:
-            candidates["cv2.Stitcher.composePanorama"] = _composing(clips)
+            candidates["cv2.Stitcher.composePanorama"] = _composing(section)
         return _take_turns(candidates, rounds)
 
 
@@ -193,14 +193,25 @@ def _copying(size_px: tuple[int, int]) -> Candidate:
     return lambda: _timed(copy, SETS)
 
 
-def _composing(clips: Sequence[Path]) -> Candidate:
+def _composing(section: SimulatorSection) -> Candidate:
+    """OpenCV's stitcher with pictures of noise: it does not place those of the simulator's street."""
+    random = np.random.default_rng(1)
+    scale_px, yaw_limit_rad, v_limit = section.cameras[0].focal_px, 2.0, 0.6
+    width, height = round(2 * yaw_limit_rad * scale_px), round(2 * v_limit * scale_px)
+    world = np.full((height, width, 3), 128, np.float32)
+    for cell, strength in ((6, 10), (24, 25), (90, 30)):
+        noise = random.standard_normal((height // cell + 2, width // cell + 2, 3)).astype(np.float32)
+        world += strength * cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
     pictures = []
-    for clip in clips:
-        with av.open(str(clip)) as container:
-            pictures.append(next(iter(container.decode(video=0))).to_ndarray(format="bgr24"))
+    for camera in section.cameras:
+        x, y = np.meshgrid(np.arange(camera.width_px), np.arange(camera.height_px))
+        yaw, v = camera.direction(x.astype(np.float64), y.astype(np.float64))
+        columns, rows = (yaw + yaw_limit_rad) * scale_px, (v + v_limit) * scale_px
+        seen = cv2.remap(world, columns.astype(np.float32), rows.astype(np.float32), cv2.INTER_LINEAR)
+        pictures.append(np.asarray(np.clip(seen, 0, 255), np.uint8))
     stitcher = cv2.Stitcher.create(cv2.Stitcher_PANORAMA)
     if stitcher.estimateTransform(pictures) != cv2.Stitcher_OK:
-        raise RuntimeError("cv2.Stitcher cannot place these cameras")
+        raise RuntimeError("cv2.Stitcher cannot place the cameras")
     return lambda: _timed(lambda: stitcher.composePanorama(pictures), 1)
 
 
