@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
             print(json.dumps(document, indent=2))
         raise ServiceError(str(error)) from None
     if options.picture is not None:
-        _write(options.picture, draw(calibration, panorama, pictures))
+        _write(options.picture, draw(calibration, panorama, pictures, title=panorama.coverage.sentence()))
     document = describe(calibration, panorama)
     print(json.dumps(document, indent=2) if options.json else _in_words(document))
     return 0
