@@ -244,4 +244,4 @@ def _rms(vectors: Array) -> float:
 
 
 def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 2)
+    return None if value is None else round(value, 2) + 0.0  # and not -0.0
