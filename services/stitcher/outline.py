@@ -28,6 +28,7 @@ def describe(calibration: Calibration, panorama: Panorama) -> dict[str, Any]:
     return {
         "width_px": panorama.width_px,
         "height_px": panorama.height_px,
+        "turn_px": round(2 * math.pi * panorama.scale_px),
         "seams_px": seams(panorama),
         "outlines_px": {
             camera.name: np.rint(outline(camera, panorama)).astype(int).tolist() for camera in calibration.cameras
@@ -57,6 +58,19 @@ def outline(camera: CameraPose, panorama: Panorama, points_a_side: int = POINTS_
     v = np.clip(rays[:, 1] / np.maximum(level, 1e-9), -MAX_V, MAX_V)
     x = (yaw - panorama.yaw_min_rad) * panorama.scale_px - 0.5
     return np.stack([x, (v - panorama.v_min) * panorama.scale_px - 0.5], axis=-1)
+
+
+def between(left: Array, right: Array, turn_px: float) -> tuple[float, float, float]:
+    """The middle and the lower end of what two outlines have in common: x of the middle, y of both.
+
+    Of neighbours across the end of a circle, whose outlines are at opposite ends, one is taken by a turn to the other.
+    """
+    low, high = left.min(axis=0), left.max(axis=0)
+    other_low, other_high = right.min(axis=0), right.max(axis=0)
+    apart = float(other_low[0] + other_high[0] - low[0] - high[0]) / 2
+    shift = np.array([-turn_px * round(apart / turn_px), 0.0])
+    low, high = np.maximum(low, other_low + shift), np.minimum(high, other_high + shift)
+    return float(low[0] + high[0]) / 2, float(low[1] + high[1]) / 2, float(high[1])
 
 
 def _edge(camera: CameraPose, points_a_side: int) -> Iterator[tuple[float, float]]:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from services.stitcher.calibration import Calibration, CalibrationError, CameraPose
-from services.stitcher.outline import outline, seams
+from services.stitcher.outline import between, outline, seams
 from services.stitcher.panorama import Panorama, source_maps
 
 Image = npt.NDArray[np.uint8]
@@ -31,6 +31,8 @@ MAX_VIEW_PX: Final = 900
 """Height of the view on the cameras' pictures; a taller one is made narrower."""
 THUMBNAIL_PX: Final = 320
 LINE_PX: Final = 24
+MANY: Final = 6
+"""Cameras beyond which there is no room to tell everything in the picture."""
 FONT: Final = cv2.FONT_HERSHEY_SIMPLEX
 GROUND: Final = (24, 24, 24)
 TEXT: Final = (230, 230, 230)
@@ -40,13 +42,13 @@ FAIR_PX, POOR_PX = 1.5, 3.0
 COLOURS: Final = ((240, 180, 90), (120, 200, 250), (140, 220, 140), (220, 150, 220), (120, 220, 220), (150, 160, 250))
 COLUMNS: Final = (
     ("camera", 0),
-    ("yaw", 220),
-    ("pitch", 330),
-    ("roll", 440),
-    ("field of view", 550),
-    ("focal length", 730),
-    ("k1", 910),
-    ("residual", 1030),
+    ("yaw", 320),
+    ("pitch", 450),
+    ("roll", 570),
+    ("field of view", 700),
+    ("focal length", 870),
+    ("k1", 1040),
+    ("residual", 1160),
 )
 
 
@@ -164,20 +166,19 @@ def _draw_name(canvas: Image, points: Array, name: str, colour: Colour) -> None:
 
 
 def _draw_residuals(canvas: Image, view: Panorama, calibration: Calibration) -> None:
-    """Beside each other, in two rows: narrow overlaps leave no room for a label each."""
+    """In two rows: narrow overlaps leave no room beside each other. With many cameras, at the pictures' lower edges."""
     outlines = {camera.name: outline(camera, view) for camera in calibration.cameras}
-    placed = [pair for pair in calibration.pairs if all(name in outlines for name in pair.cameras)]
-    for index, pair in enumerate(sorted(placed, key=lambda pair: _middle(outlines, pair.cameras)[0])):
-        x, y = _middle(outlines, pair.cameras)
-        lines = [f"{pair.rms_px:.1f} px", f"{pair.matches} matches"]
-        _label(canvas, (x, y + (index % 2 - 0.5) * 64), lines, _judge(pair.rms_px), 0.5)
-
-
-def _middle(outlines: Mapping[str, Array], pair: Pair) -> tuple[float, float]:
-    """Of what both cameras see."""
-    low = np.maximum(*(outlines[name].min(axis=0) for name in pair))
-    high = np.minimum(*(outlines[name].max(axis=0) for name in pair))
-    return float(low[0] + high[0]) / 2, float(low[1] + high[1]) / 2
+    turn_px = 2 * math.pi * view.scale_px
+    found = [
+        (*between(outlines[pair.cameras[0]], outlines[pair.cameras[1]], turn_px), pair)
+        for pair in calibration.pairs
+        if all(name in outlines for name in pair.cameras)
+    ]
+    many = len(outlines) > MANY
+    for index, (x, middle, bottom, pair) in enumerate(sorted(found, key=lambda entry: entry[0])):
+        lines = [f"{pair.rms_px:.1f} px"] if many else [f"{pair.rms_px:.1f} px", f"{pair.matches} matches"]
+        y = bottom + (index % 2) * 20 if many else middle + (index % 2 - 0.5) * 64
+        _label(canvas, (x, y), lines, _judge(pair.rms_px), 0.5)
 
 
 def _draw_matches(
@@ -256,7 +257,7 @@ def _unplaced(name: str, reason: str, picture: Image | None) -> Image:
 def _field_of_view_deg(camera: CameraPose) -> float:
     """From the left edge to the right one, through the picture's middle."""
     middle = (camera.height_px - 1) / 2
-    left, right = camera.directions(np.array([[0.0, middle], [camera.width_px - 1.0, middle]]))
+    left, right = camera.directions(np.array([[-0.5, middle], [camera.width_px - 0.5, middle]]))
     return math.degrees(math.acos(max(-1.0, min(1.0, float(left @ right)))))
 
 

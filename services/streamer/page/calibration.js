@@ -126,7 +126,10 @@ function draw(calibration, pairs) {
     const [one, other] = pair.cameras.map((name) => outlines.get(name) && bounds(outlines.get(name)));
     const px = pair.residual_px ?? pair.rms_px;
     if (one && other && isNumber(px)) {
-      const x = (Math.max(one.left, other.left) + Math.min(one.right, other.right)) / 2;
+      // Of neighbours across the end of a circle, one is taken by a turn to the other.
+      const apart = (other.left + other.right - one.left - one.right) / 2;
+      const shift = drawing.turn_px ? -drawing.turn_px * Math.round(apart / drawing.turn_px) : 0;
+      const x = (Math.max(one.left, other.left + shift) + Math.min(one.right, other.right + shift)) / 2;
       const y = height / 2 + (index % 2 ? 1.2 : -1.2) * size; // in two rows: narrow overlaps leave no room beside
       parts.push(svg("text", { class: judge(px), x, y, "font-size": size }, `${px.toFixed(1)} px`));
     }

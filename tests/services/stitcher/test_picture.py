@@ -12,7 +12,7 @@ import pytest
 from services.common.geometry import PanoramaGeometry
 from services.stitcher.calibration import Calibration, PairResidual
 from services.stitcher.convert import Image
-from services.stitcher.outline import describe, outline
+from services.stitcher.outline import between, describe, outline
 from services.stitcher.panorama import plan
 from services.stitcher.picture import WIDTH_PX, draw
 from tests.services.stitcher.scene import paint_world, photograph, pose, rig, rotation, true_panorama
@@ -144,10 +144,23 @@ class TestOutline:
         assert np.isfinite(points).all()
         assert np.abs(points[:, 1]).max() < 4 * PANORAMA.scale_px
 
+    def test_neighbours_meet_where_both_see(self) -> None:
+        turn_px = 2 * math.pi * PANORAMA.scale_px
+        outlines = [outline(camera, PANORAMA) for camera in RIG.cameras]
+        for index in range(4):
+            x, middle, bottom = between(outlines[index], outlines[index + 1], turn_px)
+            assert x == pytest.approx(PANORAMA.edges_px[index + 1], abs=2)
+            assert 0 < middle < 228 <= bottom + 20
+        # Across the circle's end, beside one of the two.
+        left, right = (outline(pose("behind", rotation(yaw)), PANORAMA) for yaw in (160.0, -160.0))
+        x, _, _ = between(left, right, turn_px)
+        assert x == pytest.approx(816 + math.pi * PANORAMA.scale_px, abs=2)
+
     def test_the_status_holds_it_in_few_bytes(self) -> None:
         found = describe(RIG, PANORAMA)
         assert len(json.dumps(found)) < 3000
         assert found["seams_px"] == list(PANORAMA.edges_px[1:-1])
+        assert found["turn_px"] == round(2 * math.pi * PANORAMA.scale_px)
         assert list(found["outlines_px"]) == [camera.name for camera in RIG.cameras]
         first = np.array(found["outlines_px"]["cam0"])
         np.testing.assert_allclose(first, outline(RIG.cameras[0], PANORAMA), atol=0.51)
