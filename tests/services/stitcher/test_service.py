@@ -161,7 +161,7 @@ def test_five_cameras_become_one_stream_and_a_saved_calibration(stream: str, tmp
         assert status["details"]["calibration"]["state"] == "calibrated"
         assert {camera["state"] for camera in status["details"]["cameras"].values()} == {"connected"}
     assert [camera.name for camera in load(file, NAMES).cameras] == NAMES
-    assert [event["source"] for event in stitcher.events("calibrated")] == ["pictures"]
+    assert [event["source"] for event in stitcher.events("calibrated")] == ["pictures"], stitcher.log.read_text()
 
 
 def test_a_camera_that_dies_is_marked_and_comes_back(stream: str, tmp_path: Path) -> None:
