@@ -11,6 +11,9 @@ import numpy as np
 from services.stitcher.calibration import CameraPose
 from services.stitcher.view import COLUMNS, STEP_RAD, Sight
 
+LEAST_DEG = 0.5
+"""What a camera shows less of is a sliver at the panorama's edge."""
+
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
@@ -21,7 +24,7 @@ class Coverage:
     all_deg: float
     """Width of all that some camera sees."""
     outside: tuple[str, ...]
-    """Cameras that have no column of the panorama."""
+    """Cameras that show less than half a degree."""
     cameras_deg: Mapping[str, float]
     """How many degrees each camera shows."""
     size_for_all_px: tuple[int, int]
@@ -68,7 +71,11 @@ def cover(
     return Coverage(
         shown_deg=min(math.degrees(sum(width_px) / scale_px), math.degrees(all_rad)),
         all_deg=math.degrees(all_rad),
-        outside=tuple(camera.name for camera, width in zip(cameras, width_px, strict=True) if not width),
+        outside=tuple(
+            camera.name
+            for camera, width in zip(cameras, width_px, strict=True)
+            if math.degrees(width / scale_px) < LEAST_DEG
+        ),
         cameras_deg={
             camera.name: math.degrees(width / scale_px) for camera, width in zip(cameras, width_px, strict=True)
         },

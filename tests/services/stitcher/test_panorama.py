@@ -154,6 +154,14 @@ def test_cameras_that_look_up_and_down_leave_a_part_outside() -> None:
     assert plan(calibration, WIDTH, HEIGHT, "fit").coverage.outside == ()
 
 
+def test_a_camera_of_which_a_sliver_is_shown_is_outside() -> None:
+    calibration = rig(count=16, step_deg=20)
+    coverage = plan(calibration, 4896, 688).coverage
+    for name, degrees in coverage.cameras_deg.items():
+        assert (degrees < 0.5) == (name in coverage.outside)
+    assert len(coverage.outside) >= 2
+
+
 def test_a_camera_behind_others_is_named() -> None:
     """It sees a part of what the others do, and less of each column."""
     calibration = Calibration((*rig().cameras, camera("zoom", 20.0, hfov=12.0)))

@@ -201,15 +201,14 @@ def test_a_circle_is_the_world_across_its_cut(world: Image) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "rolls_deg"),
     [
-        {"k1": -0.2},
-        {"k1": -0.3, "k2": 0.05},
-        {"height_px": 180, "center_y_px": 89.5, "pixel_aspect": 0.5},
-        {"width_px": 320, "center_x_px": 159.5, "focal_px": 343.1, "pixel_aspect": 2.0},
+        ({"k1": -0.2}, (0, 0, 0, 0, 0)),
+        ({"k1": -0.3, "k2": 0.05}, (4, -3, 90, 0, 180)),
+        ({"height_px": 180, "center_y_px": 89.5, "pixel_aspect": 0.5}, (0, 0, 0, 0, 0)),
+        ({"width_px": 320, "center_x_px": 159.5, "focal_px": 343.1, "pixel_aspect": 2.0}, (4, -3, 90, 0, 180)),
     ],
 )
-@pytest.mark.parametrize("rolls_deg", [(0, 0, 0, 0, 0), (4, -3, 90, 0, 180)])
 def test_lenses_and_pixels_are_taken_out(world: Image, changes: dict[str, float], rolls_deg: tuple[float, ...]) -> None:
     cameras = tuple(
         pose(f"cam{i}", rotation(yaw, 2 * (-1) ** i, roll)).model_copy(update=changes)
