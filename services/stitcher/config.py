@@ -200,6 +200,15 @@ class CalibrationSection(Section):
         return self
 
 
+class QualitySection(Section):
+    """How it is watched whether the cameras still fit."""
+
+    interval_s: Seconds = 60.0
+    """Seconds between two measurements, in a thread of low priority."""
+    limit_px: float = Field(3.0, gt=0)
+    """A residual of two neighbours above this, in two measurements one after the other, is a warning."""
+
+
 def _default_cameras() -> tuple[CameraSection, ...]:
     return tuple(
         CameraSection(name=f"cam{index}", url=f"http://127.0.0.1:{18081 + index}/cam{index}.ts") for index in range(5)
@@ -238,6 +247,7 @@ class StitcherSection(Section):
     reconnect: ReconnectSection = ReconnectSection()
     pairing: PairingSection = PairingSection()
     calibration: CalibrationSection = CalibrationSection()
+    quality: QualitySection = QualitySection()
 
     @model_validator(mode="after")
     def _check_names(self) -> StitcherSection:

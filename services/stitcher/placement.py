@@ -18,6 +18,7 @@ import numpy as np
 import structlog
 from av.video.frame import VideoFrame
 
+from services.stitcher import outline
 from services.stitcher.calibrate import steps_for
 from services.stitcher.calibration import Calibration, CalibrationError, load, save
 from services.stitcher.config import CalibrationSection, StitcherSection
@@ -130,6 +131,7 @@ class Placement:
                 "v_min": current.panorama.v_min,
                 "scale_px": current.panorama.scale_px,
             },
+            "drawing": outline.describe(current.calibration, current.panorama),
         }
 
     def _is_time_to_try(self, pictures: Mapping[str, VideoFrame | None], unplaced: set[str]) -> bool:

@@ -25,6 +25,7 @@ from services.stitcher.connection import faults_of
 from services.stitcher.convert import Converter, Planes
 from services.stitcher.pairing import FrameSet, FrameSynchronizer, Timed
 from services.stitcher.placement import Placement
+from services.stitcher.quality_thread import QualityThread
 from services.stitcher.sender import SenderClocks
 from services.stitcher.stitch import Stitcher
 from services.stitcher.warp import NotInPlace
@@ -58,11 +59,14 @@ class _Inbox:
 class _Publishing:
     """Renders pairs into slots. Owned by the rendering thread."""
 
-    def __init__(self, publisher: Publisher, names: Sequence[str], stage: Stage, pool: Executor) -> None:
+    def __init__(
+        self, publisher: Publisher, names: Sequence[str], stage: Stage, pool: Executor, quality: QualityThread
+    ) -> None:
         self.full = 0
         """Panoramas that found no free slot."""
         self.skew_ns: tuple[int | None, ...] = (None,) * len(names)
         """How much later than the panorama's instant each camera's newest picture was captured."""
+        self.quality = quality
         self._publisher = publisher
         self._names = names
         self._converters = {name: Converter() for name in names}
@@ -109,6 +113,14 @@ class _Publishing:
         except NotInPlace as error:
             raise ServiceError(str(error)) from None
         self._stage.record((time.monotonic_ns() - pair.captured_ns) / NS, skipped=pair.skipped)
+        if self.quality.wants_pictures:
+            whole = {self._names[index] for index in present if not pair.damaged[index]}
+            planes = zip(stitcher.calibration.cameras, pictures, strict=True)
+            self.quality.offer(
+                stitcher.calibration,
+                stitcher.panorama,
+                {pose.name: picture.y for pose, picture in planes if picture is not None and pose.name in whole},
+            )
 
     def _metadata(self, pair: FrameSet[VideoFrame], present: Sequence[int], stitcher: Stitcher) -> dict[str, Any]:
         """What goes beside the pixels.
@@ -161,6 +173,7 @@ def main(configuration: StitcherConfiguration, stop: threading.Event) -> None:
     ]
     pool = ThreadPoolExecutor(section.threads, "render")
     placement = Placement(section, names, pool)
+    quality = QualityThread(section.quality.limit_px, section.quality.interval_s)
     try:
         publisher = Publisher(
             configuration.stream.name,
@@ -172,7 +185,7 @@ def main(configuration: StitcherConfiguration, stop: threading.Event) -> None:
         raise ServiceError(str(error)) from None
 
     with publisher:
-        publishing = _Publishing(publisher, names, stages["publish"], pool)
+        publishing = _Publishing(publisher, names, stages["publish"], pool, quality)
 
         def collect() -> dict[str, Any]:
             return _describe(configuration, cameras, stages, placement, publishing)
@@ -194,6 +207,7 @@ def main(configuration: StitcherConfiguration, stop: threading.Event) -> None:
                     if stitcher is not None:
                         publishing.publish(pair, stitcher)
             finally:
+                quality.close()
                 placement.close()
                 _end(cameras)
 
@@ -221,7 +235,7 @@ def _describe(
     if (progress := _progress(cameras, placement)) is not None:
         document["progress"] = progress
     document["details"] = {
-        "calibration": placement.describe(),
+        "calibration": placement.describe() | {"quality": publishing.quality.describe()},
         "cameras": {
             section.name: {
                 "url": section.masked_url,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -19,11 +20,12 @@ import yaml
 from framebus import Frame, FrameFormat, Publisher, Subscriber, companion_path
 from services.common.geometry import read as geometry_of
 from services.common.status import read_status, read_statuses
+from services.simulator.config import HFOV_DEG, YAWS_DEG
 from services.stitcher.calibration import Calibration, load, save
 from services.stitcher.mark import GREY
 from services.stitcher.panorama import plan
 from tests.services.simulator.clips import SMALL, rendered, rtsp_server
-from tests.services.stitcher.scene import rig
+from tests.services.stitcher.scene import pose, rig, rotation
 from tests.support import ROOT, complaints, free_ports, wait_until
 
 pytestmark = pytest.mark.slow
@@ -162,6 +164,35 @@ def test_five_cameras_become_one_stream_and_a_saved_calibration(stream: str, tmp
         assert {camera["state"] for camera in status["details"]["cameras"].values()} == {"connected"}
     assert [camera.name for camera in load(file, NAMES).cameras] == NAMES
     assert [event["source"] for event in stitcher.events("calibrated")] == ["pictures"], stitcher.log.read_text()
+
+
+def test_a_camera_that_was_turned_is_named(stream: str, tmp_path: Path) -> None:
+    port, file = free_ports(5), tmp_path / "calibration.json"
+    # As if the third camera had stood 0.6 degrees further to the right when it was calibrated.
+    yaws_deg = [yaw + 0.6 * (name == "cam2") for name, yaw in zip(NAMES, YAWS_DEG, strict=True)]
+    poses = [pose(name, rotation(yaw), 640, 360, HFOV_DEG) for name, yaw in zip(NAMES, yaws_deg, strict=True)]
+    save(Calibration(tuple(poses)), file)
+    with (
+        http_cameras(port),
+        StitcherProcess(
+            stream, tmp_path, http_urls(port), calibration={"file": str(file)}, quality={"interval_s": 0.5}
+        ) as stitcher,
+        Subscriber(stream, name="test", attach_timeout_s=PATIENCE_S) as subscriber,
+    ):
+        stitcher.wait_for(subscriber, lambda frame: frame.metadata["cameras"] == NAMES)
+
+        def told() -> dict[str, Any]:
+            calibration: dict[str, Any] = stitcher.status()["details"]["calibration"]
+            return calibration
+
+        wait_until(lambda: told()["quality"]["warning"], "a warning", timeout_s=PATIENCE_S)
+        calibration = told()
+        assert "cam2 was moved?" in calibration["quality"]["warning"]
+        drifts_px = [pair["drift_px"] for pair in calibration["quality"]["pairs"]]
+        turned_px = math.radians(0.6) * calibration["panorama"]["scale_px"]
+        assert drifts_px == pytest.approx([0, turned_px, turned_px, 0], abs=0.3)
+        assert set(calibration["drawing"]["outlines_px"]) == set(NAMES)
+    assert stitcher.events("cameras do not fit")
 
 
 def test_a_camera_that_dies_is_marked_and_comes_back(stream: str, tmp_path: Path) -> None:
