@@ -26,8 +26,8 @@ from services.stitcher.sender import SenderClocks
 NS = 1_000_000_000
 STEADY_S = 5.0
 """A connection that lasted so long was a good one: the next wait is the shortest again."""
-HELD_S = 2.0
-"""A camera whose damaged pictures are held back for longer is waiting."""
+DAMAGED_S = 2.0
+"""A camera without a whole picture for longer is called damaged."""
 PASSWORD_CHECK_S = 1.0
 FILE_FPS = 25.0
 """Rate of a file that tells none."""
@@ -65,8 +65,7 @@ class CameraReader:
         """How often the camera was connected."""
         self.broken_packets = 0
         """Packets that could not be decoded, those before the first key frame of a connection left out."""
-        self.cause: Cause | None = None
-        """Why the camera is lost; ``None`` while it is not."""
+        self._cause: Cause | None = None
         self._state = "connecting"
         self._waiting_since_ns: int | None = None
         self._stream_aspect = 1.0
@@ -98,14 +97,27 @@ class CameraReader:
 
     @property
     def state(self) -> str:
-        """``connecting``, ``waiting for a key frame, N s``, ``connected``, ``lost: REASON`` or ``refused: REASON``."""
-        state, since_ns = self._state, self._waiting_since_ns
-        if since_ns is None:
-            held_ns = self._damage.since_ns
-            if state != "connected" or held_ns is None or time.monotonic_ns() - held_ns < HELD_S * NS:
-                return state
-            since_ns = held_ns
-        return f"waiting for a key frame, {(time.monotonic_ns() - since_ns) // NS} s"
+        """What the camera does, for people.
+
+        ``connecting``, ``waiting for a key frame, N s``, ``connected``, ``damaged: no whole picture for N s``,
+        ``lost: REASON`` or ``refused: REASON``.
+        """
+        now_ns = time.monotonic_ns()
+        if damaged_ns := self._damaged_ns(now_ns):
+            return f"damaged: no whole picture for {damaged_ns // NS} s"
+        since_ns = self._waiting_since_ns
+        return self._state if since_ns is None else f"waiting for a key frame, {(now_ns - since_ns) // NS} s"
+
+    @property
+    def cause(self) -> Cause | None:
+        """Why the camera is lost or its pictures are of no use; ``None`` while all is well."""
+        return Cause.DAMAGED if self._damaged_ns(time.monotonic_ns()) else self._cause
+
+    def _damaged_ns(self, now_ns: int) -> int:
+        """For how long no picture has been whole; 0 where it is too short to be told."""
+        since_ns = self._damage.since_ns
+        is_open = self._waiting_since_ns is not None or self._state == "connected"
+        return now_ns - since_ns if is_open and since_ns is not None and now_ns - since_ns > DAMAGED_S * NS else 0
 
     @property
     def damaged_frames(self) -> int:
@@ -152,7 +164,7 @@ class CameraReader:
             failures = 0 if good else 1 if refused != was_refused else failures + 1
             was_refused = refused
             wait_s = backoff_s(failures, self._reconnect, random.random(), cause)  # noqa: S311  jitter is no secret
-            self.cause = cause
+            self._cause = cause
             self._state = f"refused: {reason}" if refused else f"lost: {reason}"
             self._waiting_since_ns = None
             self._log.warning("camera lost", reason=reason, cause=cause.value, next_try_s=round(wait_s, 2))
@@ -227,7 +239,7 @@ class CameraReader:
     def _connected(self, frame: VideoFrame, stream: VideoStream) -> None:
         self.connections += 1
         self._stream_aspect = float(stream.codec_context.sample_aspect_ratio or stream.sample_aspect_ratio or 1)
-        self.cause = None
+        self._cause = None
         self._state, self._waiting_since_ns = "connected", None
         self._log.info(
             "camera connected",

@@ -13,7 +13,7 @@ from services.stitcher.config import ReconnectSection
 
 
 class Cause(StrEnum):
-    """What ended a connection, or prevented one."""
+    """What ended a connection, prevented one, or spoils it."""
 
     REFUSED = "refused"
     """The camera wants another user or password (401, 403)."""
@@ -27,6 +27,8 @@ class Cause(StrEnum):
     """FFmpeg cannot read that protocol, transport or codec, or there is no video."""
     DECODING = "decoding"
     """What comes cannot be decoded."""
+    DAMAGED = "damaged"
+    """Pictures come, and none is whole: packets are lost on the way."""
     ENDED = "ended"
     """The camera or the file ended the stream."""
     SETTING = "setting"

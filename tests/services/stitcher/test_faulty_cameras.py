@@ -43,7 +43,9 @@ def mjpeg(tmp_path_factory: pytest.TempPathFactory) -> Units:
 class Read:
     """A camera that is read, and what it gave."""
 
-    def __init__(self, url: str, senders: SenderClocks | None = None, **settings: Any) -> None:
+    def __init__(
+        self, url: str, senders: SenderClocks | None = None, *, key_frame_wait_s: float = 30.0, **settings: Any
+    ) -> None:
         self.frames: list[Timed[VideoFrame]] = []
         self.states: list[str] = []
         section = CameraSection.model_validate({"name": Path(url).stem, "url": url, **settings})
@@ -54,6 +56,7 @@ class Read:
             open_timeout_s=10.0,
             read_timeout_s=5.0,
             reconnect=ReconnectSection(first_s=0.05, max_s=0.2),
+            key_frame_wait_s=key_frame_wait_s,
             senders=senders,
         )
 
@@ -143,6 +146,17 @@ def test_damaged_pictures_are_held_back_or_marked(h264: Units) -> None:
     # Once damaged, a picture stays so until the next key frame.
     whole_again = [frame for before, frame in zip(marked.frames, marked.frames[1:], strict=False) if before.damaged]
     assert all(frame.damaged or frame.picture.key_frame for frame in whole_again)
+
+
+def test_a_camera_of_which_no_picture_is_whole_is_named_and_shown_in_the_end(tmp_path: Path) -> None:
+    """Each picture after the first is damaged, and the next key frame is far."""
+    long = encode_units(tmp_path / "long.ts", count=500, gop=500)
+    with serve(FaultyCamera(long, damaged=1.0)) as url, reading(url, key_frame_wait_s=3.0) as read:
+        read.wait("the state", lambda read: read.reader.state.startswith("damaged: no whole picture for 2 s"))
+        assert read.reader.cause is Cause.DAMAGED
+        held = len(read.frames)
+        read.wait_for_frames(held + 10)
+    assert [frame.damaged for frame in read.frames] == [False] * held + [True] * (len(read.frames) - held)
 
 
 def test_times_that_jump_do_not_end_the_connection(h264: Units) -> None:
