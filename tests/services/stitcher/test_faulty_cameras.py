@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 from av.video.frame import VideoFrame
 
+from framebus import Subscriber
 from services.common.status import Stage
+from services.stitcher.calibration import save
 from services.stitcher.camera import CameraReader
 from services.stitcher.cause import Cause
 from services.stitcher.clock import UNPROVEN_LAG_NS
@@ -23,6 +25,8 @@ from services.stitcher.pairing import Timed
 from services.stitcher.sender import SenderClocks
 from tests.services.simulator.clips import SYSTEM_COMMAND, need_rtsp
 from tests.services.stitcher.faulty import FaultyCamera, Units, deny, encode_units, serve
+from tests.services.stitcher.scene import rig
+from tests.services.stitcher.test_service import StitcherProcess
 from tests.support import PATIENCE_S, ROOT, wait_until
 
 pytestmark = pytest.mark.slow
@@ -248,3 +252,47 @@ def test_the_senders_clocks_show_which_camera_is_late(h264: Units) -> None:
             np.median([(frame.arrival_ns - frame.captured_ns) / MS for frame in read.frames[-5:]]) for read in reads
         ]
     assert lags_ms[1] - lags_ms[0] == pytest.approx(400, abs=60)
+
+
+@pytest.mark.long
+def test_the_stitcher_names_each_camera_and_its_cause_and_keeps_the_rate(
+    stream: str, h264: Units, mjpeg: Units, tmp_path: Path
+) -> None:
+    """Of five cameras two are well; a slow one, one without a clock and one that refuses do not disturb them."""
+    file = tmp_path / "calibration.json"
+    save(rig(), file)
+    cameras = [
+        FaultyCamera(h264),
+        FaultyCamera(mjpeg, fps=10, mode="mjpeg"),
+        FaultyCamera(mjpeg, fps=0.8, mode="mjpeg"),
+        FaultyCamera(h264, damaged=0.3),
+    ]
+    with ExitStack() as stack:
+        urls = [stack.enter_context(serve(camera)) for camera in cameras]
+        address, _seen = stack.enter_context(deny())
+        urls.append(f"rtsp://user:hunter2@{address}/live")
+        stitcher = stack.enter_context(StitcherProcess(stream, tmp_path, urls, calibration={"file": str(file)}))
+        subscriber = stack.enter_context(Subscriber(stream, name="test", attach_timeout_s=PATIENCE_S))
+
+        def told() -> dict[str, Any]:
+            status = stitcher.status()["details"]["cameras"]
+            seen = (status["cam1"]["clock"], status["cam4"]["cause"], status["cam3"]["damaged_frames"] > 10)
+            return status if seen == ("arrival", "refused", True) and status["cam2"]["state"] == "connected" else {}
+
+        status = wait_until(told, "the states", interval_s=0.1, detail=stitcher.log.read_text)
+        assert [status[f"cam{index}"]["state"] for index in range(3)] == ["connected"] * 3
+        assert status["cam4"]["state"].startswith("refused: ")
+        assert status["cam0"]["clock"] == "pts"
+        first = stitcher.status()["stages"]
+        stitcher.wait_for(subscriber, lambda frame: "cam2" in frame.metadata["cameras"])
+        stitcher.wait_for(subscriber, lambda frame: {"cam0", "cam1"} <= set(frame.metadata["cameras"]))
+        wait_until(
+            lambda: stitcher.status()["stages"]["cam0"]["frames"] >= first["cam0"]["frames"] + 100,
+            "a hundred frames more",
+            interval_s=0.1,
+        )
+        last = stitcher.status()["stages"]
+    came = last["cam0"]["frames"] - first["cam0"]["frames"]
+    published = sum(last["publish"][key] - first["publish"][key] for key in ("frames", "skipped"))
+    assert published >= 0.9 * came, "the pace is that of the fastest"
+    assert "hunter2" not in stitcher.log.read_text()
