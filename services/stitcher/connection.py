@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import struct
 import time
+from collections import deque
 from collections.abc import Generator, Iterator
 from typing import TypeAlias, cast
 
@@ -20,7 +21,13 @@ from services.stitcher.credentials import MissingPassword, read_password, with_c
 
 NS = 1_000_000_000
 PERIODS_OF_PATIENCE = 4
-"""A camera is silent when it sent nothing for so many of its own periods."""
+"""A camera is silent when it sent nothing for so many of its own periods, ..."""
+PAUSES_OF_PATIENCE = 1.5
+"""... and for so many of its longest pause: HLS sends some seconds at once."""
+FORGET_PAUSE = 0.999
+"""By this factor with each packet, a pause counts less."""
+FIRST_S = 20.0
+"""A connection so young may still show another pace."""
 PROBING = {
     # Half a second is enough where the stream names its codec, and a slow camera would otherwise be probed for ten.
     "analyzeduration": "500000",
@@ -67,6 +74,7 @@ class Connector:
         # The first packets may come at any pace: a demultiplexer holds up to two frames back.
         self._patience = Patience(max(open_timeout_s, read_timeout_s))
         self._timeouts = 0
+        self._opened_s = 0.0
         self._bounded = True
         self._order = ["tcp", "udp"]
         self._password: str | None = None
@@ -93,7 +101,7 @@ class Connector:
             if cause is Cause.DECODING:
                 self._bounded = not self._bounded
             raise Unreadable(cause, reason) from None
-        self._timeouts = 0
+        self._timeouts, self._opened_s = 0, time.monotonic()
         if not container.streams.video:
             container.close()
             self._bounded = not self._bounded  # video may begin later than probing lasts
@@ -107,9 +115,16 @@ class Connector:
         except MissingPassword:
             return False
 
-    def follow_pace(self, period_ns: int) -> bool:
-        """Adapt the read time-out to the camera's period; return whether it has changed enough to matter."""
-        wanted_s = max(self._read_timeout_s, PERIODS_OF_PATIENCE * period_ns / NS)
+    def follow_pace(self, silence_ns: float) -> bool:
+        """Adapt the read time-out to the silence that is usual for the camera.
+
+        Returns:
+            Whether it has changed enough to matter.
+        """
+        shortest_s = self._read_timeout_s
+        if time.monotonic() - self._opened_s < FIRST_S:
+            shortest_s = max(shortest_s, self._open_timeout_s)  # its pace is not known yet
+        wanted_s = max(shortest_s, silence_ns / NS)
         if 0.8 < wanted_s / self._patience.seconds < 1.25:
             return False
         self._patience.seconds = wanted_s
@@ -151,17 +166,19 @@ def packets_of(
 
     The read time-out follows the camera's own pace.
     """
-    first_ns, count = 0, 0
+    arrivals_ns: deque[int] = deque(maxlen=8)
+    pause_ns = 0.0
     running = cast("VideoPackets", container.demux(stream))
     while (packet := next(running, None)) is not None:
         arrival_ns = time.monotonic_ns()
         yield packet, arrival_ns
-        first_ns, count = first_ns or arrival_ns, count + 1
-        if count > 8:
-            first_ns, count = first_ns + (arrival_ns - first_ns) // count, count - 1
-        if count > 1 and connector.follow_pace((arrival_ns - first_ns) // (count - 1)):
-            running.close()
-            running = cast("VideoPackets", container.demux(stream))
+        if arrivals_ns:
+            period_ns = (arrival_ns - arrivals_ns[0]) / len(arrivals_ns)
+            pause_ns = max(pause_ns * FORGET_PAUSE, arrival_ns - arrivals_ns[-1])
+            if connector.follow_pace(max(PERIODS_OF_PATIENCE * period_ns, PAUSES_OF_PATIENCE * pause_ns)):
+                running.close()  # PyAV reads the time-out at the start of a call
+                running = cast("VideoPackets", container.demux(stream))
+        arrivals_ns.append(arrival_ns)
 
 
 def held_packets(container: InputContainer, stream: VideoStream) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from services.stitcher.cause import Cause, Unreadable, cause_of
 from services.stitcher.config import CameraSection
 from services.stitcher.connection import Connector, faults_of, knows_protocol
 from services.stitcher.damage import DamageFilter, Verdict
+from tests.services.stitcher.faulty import encode_units
 
 
 def section(**settings: Any) -> CameraSection:
@@ -133,3 +135,16 @@ def test_damage_lasts_until_a_whole_key_frame_or_too_long() -> None:
     filtered.lose(33 * 10**9)
     assert filtered.judge(corrupt=False, key_frame=False, now_ns=34 * 10**9) is Verdict.HELD
     assert filtered.judge(corrupt=True, key_frame=True, now_ns=35 * 10**9) is Verdict.HELD
+
+
+def test_the_wait_for_a_packet_follows_the_pace_of_the_camera(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clip = encode_units(tmp_path / "clip.ts", count=10).template
+    connector = Connector(section(url=str(clip)), open_timeout_s=10, read_timeout_s=5, longest_s=40)
+    with connector.open():
+        now_s = time.monotonic()
+        assert not connector.follow_pace(0.04e9), "it may still show another pace"
+        monkeypatch.setattr(time, "monotonic", lambda: now_s + 60)
+        assert connector.follow_pace(0.04e9), "5 s in the place of 10"
+        assert not connector.follow_pace(4e9)
+        assert connector.follow_pace(10e9), "four periods of a camera of 0.4 fps"
+        assert not connector.follow_pace(11e9)
