@@ -18,8 +18,9 @@ from services.common.status import Stage
 from services.stitcher.cause import Cause, Unreadable, backoff_s, cause_of
 from services.stitcher.clock import CaptureClock, Source
 from services.stitcher.config import CameraSection, Damaged, ReconnectSection
-from services.stitcher.connection import Connector, held_packets, is_file, packets_of, sender_ns
+from services.stitcher.connection import Connector, has_start_codes, held_packets, is_file, packets_of, sender_ns
 from services.stitcher.damage import DamageFilter, Verdict
+from services.stitcher.h264 import FrameNumbers
 from services.stitcher.pairing import Timed
 from services.stitcher.sender import SenderClocks
 
@@ -198,11 +199,14 @@ class CameraReader:
         self._clock.held_packets = held_packets(container, stream)
         self._newest_frame_ns = time.monotonic_ns()
         self._waiting_since_ns = self._newest_frame_ns
+        numbers = FrameNumbers() if has_start_codes(container, stream) and not paced else None
         connected = False
         for packet, arrival_ns in packets_of(container, stream, self._connector):
             if self._stop.is_set():
                 return
             self._observe(packet, arrival_ns)
+            if numbers is not None and numbers.misses(bytes(packet)) and connected:
+                self._damage.lose(arrival_ns)
             for frame in self._decode(packet, arrival_ns, connected=connected):
                 self._newest_frame_ns = arrival_ns
                 verdict = self._damage.judge(

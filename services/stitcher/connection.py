@@ -189,6 +189,11 @@ def held_packets(container: InputContainer, stream: VideoStream) -> int:
     return {"mpegts": 2, "rtsp": 1, "sdp": 1, "rtp": 1, "h264": 1, "hevc": 1}.get(container.format.name, 0)
 
 
+def has_start_codes(container: InputContainer, stream: VideoStream) -> bool:
+    """Whether the packets are H.264 with start codes (Annex B), not with lengths as in MP4."""
+    return stream.codec_context.name == "h264" and container.format.name in ("rtsp", "sdp", "rtp", "mpegts", "h264")
+
+
 def sender_ns(packet: Packet[VideoStream]) -> int | None:
     """Return the sender's wall time of a packet, ns since 1970, or ``None`` before the first RTCP sender report."""
     if not packet.has_sidedata("prft"):

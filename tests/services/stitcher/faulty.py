@@ -68,6 +68,8 @@ class FaultyCamera:
     """Unit at which each connection begins."""
     damaged: float = 0.0
     """Share of the units, key frames left out, of which some bytes are wrong."""
+    lost: float = 0.0
+    """Share of the units, key frames left out, that are not sent."""
     pts_jump_s: tuple[int, float] = (1 << 62, 0.0)
     """From this unit on, the times are later by so much."""
     seed: int = 1
@@ -98,7 +100,9 @@ class FaultyCamera:
         index = self.start
         while True:
             time.sleep(max(0.0, began_s + (index - self.start) / self.fps - time.monotonic()))
-            write(index, self.unit(index, chance))
+            is_key = self.units.is_key[index % len(self.units.packets)]
+            if is_key or chance.random() >= self.lost:
+                write(index, self.unit(index, chance))
             index += 1
 
     def _plain_writer(self, connection: socket.socket) -> Callable[[int, bytes], None]:

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from av.video.frame import VideoFrame
@@ -150,6 +151,16 @@ def test_damaged_pictures_are_held_back_or_marked(h264: Units) -> None:
     # Once damaged, a picture stays so until the next key frame.
     whole_again = [frame for before, frame in zip(marked.frames, marked.frames[1:], strict=False) if before.damaged]
     assert all(frame.damaged or frame.picture.key_frame for frame in whole_again)
+
+
+def test_pictures_that_follow_a_lost_one_are_held_back(h264: Units) -> None:
+    """Its decoder flags nothing: all that it gets is whole."""
+    with serve(FaultyCamera(h264, lost=0.1, fps=50)) as url, reading(url) as read:
+        read.wait("damage", lambda read: read.reader.damaged_frames > 60 and len(read.frames) > 30)
+    with av.open(str(h264.template)) as clip:
+        whole = np.stack([frame.to_ndarray(format="gray") for frame in clip.decode(video=0)]).astype(np.int16)
+    for frame in read.frames:
+        assert np.abs(whole - frame.picture.to_ndarray(format="gray")).mean((1, 2)).min() < 0.5
 
 
 def test_a_camera_of_which_no_picture_is_whole_is_named_and_shown_in_the_end(tmp_path: Path) -> None:

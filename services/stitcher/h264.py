@@ -1,0 +1,120 @@
+"""Finds lost pictures in H.264 by their numbers.
+
+A decoder flags a picture of which a part is missing. Where a whole picture is missing, such as one of a still scene
+that fits into one packet, it goes on from an older one and flags nothing, and the damage stays until the next key
+frame.
+
+Reference pictures are numbered: each has the number of the one before it, plus one (frame_num in 7.4.3 of
+ISO/IEC 14496-10).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+START = b"\x00\x00\x01"
+SLICE, IDR_SLICE, SPS = 1, 5, 7
+HIGH_PROFILES = (100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135)
+"""Those whose parameters tell the chroma format and scaling lists."""
+ENOUGH = 64
+"""Bytes that hold what is read of a slice's header or, without scaling lists, of a sequence's parameters."""
+
+
+BELIEVED_AFTER, BELIEVED_BELOW = 50, 0.5
+"""An encoder that seems to lose so large a share of its pictures numbers them in a way of its own."""
+
+
+class FrameNumbers:
+    """Follows the numbers of one stream's pictures. Owned by one thread."""
+
+    def __init__(self) -> None:
+        self._bits = 0
+        """Length of a number; 0 while it is not known, or where gaps are allowed."""
+        self._newest: int | None = None
+        self._pictures = 0
+        self._missed = 0
+
+    def misses(self, packet: bytes) -> bool:
+        """Take the next packet, as Annex B has it; return whether a reference picture before it is missing."""
+        for kind, is_reference, payload in _units(packet):
+            if kind == SPS:
+                self._bits = _number_bits(payload)
+            elif kind in (SLICE, IDR_SLICE):
+                return self._take(kind, payload, is_reference=is_reference)
+        return False
+
+    def _take(self, kind: int, payload: bytes, *, is_reference: bool) -> bool:
+        if not self._bits:
+            return False
+        bits = _Bits(payload)
+        for _ in range(3):  # first_mb_in_slice, slice_type, pic_parameter_set_id
+            bits.unsigned()
+        number, before = bits.take(self._bits), self._newest
+        if is_reference:
+            self._newest = number
+        if kind == IDR_SLICE or before is None:
+            return False
+        misses = number not in (before, (before + 1) % (1 << self._bits))
+        self._pictures, self._missed = self._pictures + 1, self._missed + misses
+        return misses and not (self._pictures >= BELIEVED_AFTER and self._missed > BELIEVED_BELOW * self._pictures)
+
+
+def _units(packet: bytes) -> Iterator[tuple[int, bool, bytes]]:
+    """Yield the kind of each NAL unit, whether others refer to it, and the beginning of what is in it."""
+    start = packet.find(START)
+    while 0 <= start < len(packet) - 4:
+        head = packet[start + 3]
+        yield head & 31, bool(head >> 5 & 3), _unescaped(packet[start + 4 : start + 4 + ENOUGH])
+        start = packet.find(START, start + 4)
+
+
+def _unescaped(payload: bytes) -> bytes:
+    """Drop the bytes that keep start codes out of the payload."""
+    return payload.replace(b"\x00\x00\x03", b"\x00\x00")
+
+
+def _number_bits(payload: bytes) -> int:
+    """Read the length of a picture's number from a sequence's parameters; 0 where it cannot be used."""
+    bits = _Bits(payload)
+    profile = bits.take(8)
+    bits.take(16)  # constraints and level
+    bits.unsigned()  # seq_parameter_set_id
+    if profile in HIGH_PROFILES:
+        if bits.unsigned() == 3:  # chroma_format_idc
+            bits.take(1)  # separate_colour_plane_flag puts colour_plane_id before the number
+            return 0
+        bits.unsigned()  # bit depths
+        bits.unsigned()
+        bits.take(1)
+        if bits.take(1):  # scaling lists: no camera sends them
+            return 0
+    length = bits.unsigned() + 4
+    order = bits.unsigned()  # pic_order_cnt_type
+    if order == 0:
+        bits.unsigned()
+    elif order == 1:
+        return 0
+    bits.unsigned()  # max_num_ref_frames
+    gaps_are_allowed = bits.take(1)
+    return 0 if gaps_are_allowed or length > 16 else length
+
+
+class _Bits:
+    """Reads bits; behind the end there are zeros."""
+
+    def __init__(self, payload: bytes) -> None:
+        self._value = int.from_bytes(payload, "big")
+        self._left = len(payload) * 8
+
+    def take(self, count: int) -> int:
+        """Read an unsigned number of so many bits."""
+        self._left -= count
+        found = self._value >> self._left if self._left >= 0 else 0
+        return found & ((1 << count) - 1)
+
+    def unsigned(self) -> int:
+        """Read an Exp-Golomb code, ue(v)."""
+        zeros = 0
+        while self._left > 0 and zeros < 32 and not self.take(1):
+            zeros += 1
+        return (1 << zeros) - 1 + (self.take(zeros) if zeros else 0)
