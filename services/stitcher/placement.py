@@ -9,7 +9,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Any
@@ -66,19 +66,24 @@ class Placement:
             self._load()
 
     def stitcher(
-        self, pictures: Mapping[str, VideoFrame | None], aspects: Mapping[str, float] | None = None
+        self,
+        pictures: Mapping[str, VideoFrame | None],
+        fresh: Collection[str],
+        aspects: Mapping[str, float] | None = None,
     ) -> Stitcher | None:
         """The stitcher to render with, or ``None`` as long as there is no calibration.
 
         Args:
             pictures: The newest ones, by camera, none of them damaged. They are used to calibrate where cameras are
                 still to be placed.
+            fresh: The cameras whose picture is of one instant. Things that move are in two places in pictures of
+                different instants, so those are used only when there are no others for ``wait_s``.
             aspects: Width of a pixel over its height, by camera, where the streams say it.
         """
         with self._lock:
             current = self._current
             unplaced = set(self._names) if current is None else set(current.calibration.unplaced)
-        if unplaced and self._is_time_to_try(pictures, unplaced):
+        if unplaced and self._is_time_to_try(pictures, fresh, unplaced):
             images = {
                 name: np.asarray(picture.to_ndarray(format="bgr24"), np.uint8)
                 for name, picture in pictures.items()
@@ -134,14 +139,16 @@ class Placement:
             "drawing": outline.describe(current.calibration, current.panorama),
         }
 
-    def _is_time_to_try(self, pictures: Mapping[str, VideoFrame | None], unplaced: set[str]) -> bool:
+    def _is_time_to_try(
+        self, pictures: Mapping[str, VideoFrame | None], fresh: Collection[str], unplaced: set[str]
+    ) -> bool:
         now_s = time.monotonic()
         if self._worker is not None and self._worker.is_alive():
             return False
         there = {name for name, picture in pictures.items() if picture is not None}
         if self._first_pictures_s is None:
             self._first_pictures_s = now_s
-        if there != set(self._names) and (
+        if there & set(fresh) != set(self._names) and (
             now_s - self._first_pictures_s < self._settings.wait_s or len(there) < 2 or not there & unplaced
         ):
             return False

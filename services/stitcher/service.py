@@ -203,7 +203,8 @@ def main(configuration: StitcherConfiguration, stop: threading.Event) -> None:
                         for picture, damaged in zip(pair.pictures, pair.damaged, strict=True)
                     ]
                     aspects = {name: camera.pixel_aspect for name, camera in zip(names, cameras, strict=True)}
-                    stitcher = placement.stitcher(dict(zip(names, whole, strict=True)), aspects)
+                    fresh = [name for name, is_fresh in zip(names, pair.fresh, strict=True) if is_fresh]
+                    stitcher = placement.stitcher(dict(zip(names, whole, strict=True)), fresh, aspects)
                     if stitcher is not None:
                         publishing.publish(pair, stitcher)
             finally:
