@@ -208,7 +208,10 @@ class _Task:
         # What is left must join all cameras.
         joined = groups_of([pair for pair, verdict in verdicts.items() if verdict.is_link], len(place))
         group_of = {number: index for index, group in enumerate(joined) for number in group}
-        return [(i, j) for i, j in links if {i, j} <= set(place) and group_of[place[i]] != group_of[place[j]]]
+        apart = [(i, j) for i, j in links if {i, j} <= set(place) and group_of[place[i]] != group_of[place[j]]]
+        for pair in apart:
+            self._faults.setdefault(pair, "too few of their matches agree with the other cameras")
+        return apart
 
     def _worst(self, solution: Solution, verdicts: Mapping[Pair, Verdict]) -> int | None:
         """A camera that must go: it shows something else than others where both should see the same."""

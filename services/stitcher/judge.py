@@ -24,17 +24,20 @@ LEAST_GOOD = 14
 LEAST_SHARE = 0.6
 """Of the corners in an overlap that must be found where the calibration says."""
 LEAST_CELLS = 0.4
-MOST_STRAY = 0.06
+MOST_STRAY = 0.012
 """Share of the followed points that may be more than :data:`STRAY_PX` away: things that moved."""
 CONTRADICTED_SHARE = 0.15
 CONTRADICTED_CORNERS = 40
 CONTRADICTED_OVERLAP = 0.03
+MOST_MISFIT = 0.08
+"""Share of the followed points that may be more than :data:`GOOD_PX` away."""
 MOST_GONE, MOST_GONE_SHARE = 9, 0.025
 """Points of the overlap that may lie in parts of which nothing is found in the other picture."""
-MOST_RIVAL = 0.55
+STRICT = 0.3
+MOST_RIVAL = 0.5
 MOST_ON_ANOTHER = 7
 ANOTHER_PX = 8.0
-MOST_OPEN_PX = 1.5
+MOST_OPEN_PX = 1.3
 """What the data leaves open of a seam, as twice its deviation."""
 
 
@@ -78,9 +81,14 @@ def judge(
         marked: How many points a person marked, by pair.
     """
     opens = _open_px(solution, views)
+    # Where lenses had to be odd to fit, hardly anything may be left that does not.
+    strict = STRICT if solution.is_odd else 1.0
     verdicts = {}
     for pair, tracks in solution.tracks.items():
         good = tracks.moved_px < GOOD_PX
+        # A coarse picture lacks the fine texture of the other, and some of its parts cannot be found for that.
+        focal = solution.rig.camera_focal[list(pair)]
+        unlike = float(focal.max() / focal.min())
         count, strays = int(good.sum()), int((tracks.moved_px > STRAY_PX).sum()) + tracks.elsewhere
         share = count / max(tracks.corners, 1)
         confidence = count / (8 + 0.3 * tracks.corners)
@@ -91,12 +99,17 @@ def judge(
             fault = f"only {count} points of their overlap agree"
         elif share < LEAST_SHARE or tracks.cells < LEAST_CELLS or confidence < min_confidence:
             fault = f"only {count} of {tracks.corners} points of their overlap agree"
-        elif strays > max(5, MOST_STRAY * len(tracks.moved_px)):
+        elif strays > strict * max(4, MOST_STRAY * len(tracks.moved_px)):
             fault = (
                 f"{strays} of {len(tracks.moved_px)} points of their overlap are more than {STRAY_PX:.0f} px apart,"
                 " as of cameras that do not stand at one point, or of things that move"
             )
-        elif tracks.gone > max(MOST_GONE, MOST_GONE_SHARE * tracks.corners):
+        elif count < (1 - MOST_MISFIT) * len(tracks.moved_px):
+            fault = (
+                f"{len(tracks.moved_px) - count} of {len(tracks.moved_px)} points of their overlap are more than"
+                f" {GOOD_PX:.1f} px apart: the lens is not of the solved kind, or the cameras do not stand at one point"
+            )
+        elif tracks.gone > strict * unlike * max(MOST_GONE, MOST_GONE_SHARE * tracks.corners):
             fault = (
                 f"{tracks.gone} of {tracks.corners} points lie in parts of their overlap that look different in both,"
                 " as of near things seen by cameras that do not stand at one point, or of things that moved"
@@ -176,8 +189,10 @@ def _open_px(solution: Solution, views: list[View]) -> dict[Pair, float]:
             directions, _ = overlap_directions(rig, views, i, j, 24)
         if not len(directions):
             continue
-        seam = points_of(i, j, rig.project(i, directions), rig.project(j, directions))
-        rows = jacobian(rig, _finite(seam), layout).reshape(-1, layout.width)
+        seam = _finite(points_of(i, j, rig.project(i, directions), rig.project(j, directions)))
+        # In pixels of the coarser camera: those of the finer one cannot be seen.
+        coarse = rig.camera_focal[[i, j]].min() / rig.camera_focal[seam.j]
+        rows = (jacobian(rig, seam, layout) * coarse[:, None, None]).reshape(-1, layout.width)
         variances = np.einsum("na,ab,nb->n", rows, matrix, rows)
         opens[pair] = 2 * float(np.sqrt(max(variances.max(initial=0.0), 0.0)))
     return opens

@@ -25,6 +25,7 @@ NEAR_PX = 15.0
 LEAST_IN_PAIR = 6
 FOCAL_PRIOR = 0.1
 """Deviation of a configured field of view, as a share."""
+ODD_FOCAL, ODD_CENTER = 0.025, 0.012
 RICHER_GAIN = 12.0
 """By how much a further parameter must lower the cost, in variances of a point, to be used."""
 
@@ -44,6 +45,8 @@ class Solution:
     prior: Prior
     unit: float
     """Working pixels a pixel of a picture 1920 wide."""
+    is_odd: bool
+    """Whether cameras that should be alike came out with lenses that differ by more than such lenses do."""
 
     def follows(self, i: int, j: int, matches: Matches) -> bool:
         """Whether the rig is as the matches of two of its cameras say: enough of them are near where they should be."""
@@ -200,7 +203,27 @@ class Solver:
             points = join([self._near(rig, points, far * unit), *rest])
             rig = adjust(rig, points, free, scale * unit, prior=prior, iterations=15)
             rig, free, prior = self._richer(rig, points, free, scale * unit, prior)
-        return Solution(tuple(group), rig, free, points, self._follow(group, rig, 2, last=True), prior, unit)
+        return Solution(
+            tuple(group),
+            rig,
+            free,
+            points,
+            self._follow(group, rig, 2, last=True),
+            prior,
+            unit,
+            self._is_odd(group, rig),
+        )
+
+    def _is_odd(self, group: Sequence[int], rig: Rig) -> bool:
+        """Near things seen from two places can be explained by odd lenses, up to a point."""
+        alike: dict[int, list[float]] = {}
+        for number, camera in enumerate(group):
+            alike.setdefault(self._kinds[camera], []).append(float(rig.camera_focal[number]))
+        widths = np.array([self._views[camera].size[0] for camera in group])
+        return bool(
+            max(max(focals) / min(focals) for focals in alike.values()) > 1 + ODD_FOCAL
+            or (np.abs(rig.centers).max(axis=1) > ODD_CENTER * widths).any()
+        )
 
     def _richer(self, rig: Rig, points: Points, free: Free, scale_px: float, prior: Prior) -> tuple[Rig, Free, Prior]:
         """Solve for more of the lens where that explains more than chance would."""

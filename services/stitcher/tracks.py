@@ -44,6 +44,7 @@ PATCH = 9
 RIVAL_PIXELS = 60_000
 RIVAL_AREA = 0.4
 RIVAL_DISTANCE_PX = 14.0
+RIVAL_CHANCE = 8.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +235,7 @@ def _rival(drawn: list[tuple[Image, Image]]) -> float:
     likeness = correlate(pictures[0], pictures[1]) / np.sqrt(np.maximum(energy, 1.0))
     likeness[area < RIVAL_AREA * area[0, 0]] = 0
     here = float(likeness[0, 0])
+    likeness -= RIVAL_CHANCE / np.sqrt(np.maximum(area, 1.0))  # small areas fit by chance
     reach = max(2, round(RIVAL_DISTANCE_PX * shrink))
     likeness[:reach, :reach] = likeness[-reach:, :reach] = likeness[:reach, -reach:] = likeness[-reach:, -reach:] = 0
     return float(likeness.max()) / max(here, 1e-3)
