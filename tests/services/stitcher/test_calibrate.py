@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from services.stitcher.calibrate import Image, calibrate
-from services.stitcher.calibration import Calibration, CalibrationError, CameraPrior, load, save
+from services.stitcher.calibration import Calibration, CalibrationError, CameraPrior, PairResidual, load, save
 from tests.services.stitcher.scene import HFOV_DEG, YAWS_DEG, paint_world, photograph, pose, rig, rotation
 
 FOCAL_PX = rig().cameras[0].focal_px
@@ -107,3 +108,24 @@ def test_a_file_of_other_cameras_is_a_sentence(tmp_path: Path) -> None:
         load(path, ["cam0", "left"])
     with pytest.raises(FileNotFoundError):
         load(tmp_path / "none.json", ["cam0"])
+
+
+def test_a_file_of_version_1_is_brought_forward_and_one_of_the_future_refused(tmp_path: Path) -> None:
+    path = tmp_path / "calibration.json"
+    pairs = (PairResidual(cameras=("cam0", "cam1"), matches=99, rms_px=0.2),)
+    save(replace(rig(), pairs=pairs), path)
+    document = json.loads(path.read_text())
+    assert document["version"] == 2
+    assert document["date"].endswith("Z")
+    assert load(path, ["cam0", "cam1"]).pairs == pairs
+    cameras: list[dict[str, object]] = []
+    for camera in document["cameras"]:
+        kept = ("name", "width_px", "height_px", "focal_px", "center_x_px", "center_y_px", "rotation", "confidence")
+        cameras.append({key: camera[key] for key in kept})
+    path.write_text(json.dumps({"version": 1, "cameras": cameras}))
+    old = load(path, ["cam0", "cam1", "cam2", "cam3", "cam4"])
+    assert old.cameras == rig().cameras
+    assert old.pairs == ()
+    path.write_text(json.dumps({**document, "version": 3, "lens": "new"}))
+    with pytest.raises(CalibrationError, match=r"version 3, this program reads up to version 2: update it"):
+        load(path, ["cam0", "cam1"])
