@@ -205,6 +205,8 @@ def _random_rigs(pool: concurrent.futures.Executor, seeds: range) -> int:
             wrong += 1
         if seam_px > SEAM_PX:
             print(f"rig {seed}: {outcome.placed} of {outcome.of} placed, seam {seam_px:.1f} px", flush=True)
+        if (seed - seeds.start + 1) % 50 == 0:
+            print(f"after {seed - seeds.start + 1} random rigs: {placed} placed, {wrong} wrong", flush=True)
     if seeds:
         print(
             f"{len(seeds)} random rigs: {placed} placed, {partly} in part, {refused} refused;"
