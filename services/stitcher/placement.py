@@ -31,8 +31,8 @@ from services.stitcher.worker import calibrate_apart
 MAX_RETRY_FACTOR = 32
 """Each try costs seconds of work, so the wait doubles, up to this many times ``retry_s``."""
 ANGLES_AND_LENS = ("yaw_deg", "pitch_deg", "roll_deg", "focal_px", "k1", "k2", "rms_px")
-FRAME_SETS = 3
-"""A try uses the pictures of so many tries: what moves differs between them, and each has features of its own."""
+FRAME_SETS, FRAME_SET_INTERVAL_S = 3, 0.5
+"""A try uses the pictures of so many instants: what moves differs between them, and each has features of its own."""
 
 
 class Placement:
@@ -59,6 +59,8 @@ class Placement:
         self._retry_s = self._settings.retry_s
         self._next_try_s = 0.0
         self._first_pictures_s: float | None = None
+        self._next_set_s = 0.0
+        self._sets_wanted = FRAME_SETS
         self._frame_sets: deque[Mapping[str, Image]] = deque(maxlen=FRAME_SETS)
         self.progress: tuple[int, int] | None = None
         """Steps of the calibration under way that are done, and their number; ``None`` while there is none."""
@@ -83,15 +85,19 @@ class Placement:
         with self._lock:
             current = self._current
             unplaced = set(self._names) if current is None else set(current.calibration.unplaced)
-        if unplaced and self._is_time_to_try(pictures, fresh, unplaced):
-            images = {
-                name: np.asarray(picture.to_ndarray(format="bgr24"), np.uint8)
-                for name, picture in pictures.items()
-                if picture is not None
-            }
-            self._count(0, steps_for(len(images)))
-            self._worker = threading.Thread(target=self._find, args=(images, dict(aspects or {})), name="calibrate")
-            self._worker.start()
+        if unplaced and self._is_time_to_look(pictures, fresh, unplaced):
+            self._frame_sets.append(
+                {
+                    name: np.asarray(picture.to_ndarray(format="bgr24"), np.uint8)
+                    for name, picture in pictures.items()
+                    if picture is not None
+                }
+            )
+            self._next_set_s = time.monotonic() + FRAME_SET_INTERVAL_S
+            self._sets_wanted -= 1
+            self._count(0, steps_for(len(self._frame_sets[-1])))
+            if self._sets_wanted == 0:
+                self._begin(dict(aspects or {}))
         return current
 
     def close(self) -> None:
@@ -139,7 +145,7 @@ class Placement:
             "drawing": outline.describe(current.calibration, current.panorama),
         }
 
-    def _is_time_to_try(
+    def _is_time_to_look(
         self, pictures: Mapping[str, VideoFrame | None], fresh: Collection[str], unplaced: set[str]
     ) -> bool:
         now_s = time.monotonic()
@@ -152,11 +158,15 @@ class Placement:
             now_s - self._first_pictures_s < self._settings.wait_s or len(there) < 2 or not there & unplaced
         ):
             return False
-        if now_s < self._next_try_s:
-            return False
-        self._next_try_s = now_s + self._retry_s
+        return now_s >= max(self._next_try_s, self._next_set_s)
+
+    def _begin(self, aspects: Mapping[str, float]) -> None:
+        """Calibrate from the last frame sets, in a thread."""
+        self._sets_wanted = FRAME_SETS
+        self._next_try_s = time.monotonic() + self._retry_s
         self._retry_s = min(2 * self._retry_s, MAX_RETRY_FACTOR * self._settings.retry_s)
-        return True
+        self._worker = threading.Thread(target=self._find, args=(tuple(self._frame_sets), aspects), name="calibrate")
+        self._worker.start()
 
     def _load(self) -> None:
         file = self._settings.file
@@ -168,15 +178,13 @@ class Placement:
         except CalibrationError as error:
             self._log.warning("saved calibration not used", reason=str(error))
 
-    def _find(self, images: Mapping[str, Image], aspects: Mapping[str, float]) -> None:
+    def _find(self, frame_sets: Sequence[Mapping[str, Image]], aspects: Mapping[str, float]) -> None:
         """Calibrate; runs in the worker's thread."""
         if self._current is None:
             self._state = "calibrating"
-        self._frame_sets.append(images)
+        images = frame_sets[-1]
         pictures = {
-            name: [
-                earlier[name] for earlier in self._frame_sets if name in earlier and earlier[name].shape == newest.shape
-            ]
+            name: [one[name] for one in frame_sets if name in one and one[name].shape == newest.shape]
             for name, newest in images.items()
         }
         try:
