@@ -117,8 +117,9 @@ def _in_words(document: Mapping[str, Any]) -> str:
             lines.append(f"{camera['name']:{width}}  not placed: {camera['reason']}")
             continue
         residual = "" if camera["rms_px"] is None else f"{camera['rms_px']:.2f} px"
+        yaw, pitch, roll = (f"{round(camera[key], 1) + 0.0:6.1f}" for key in ("yaw_deg", "pitch_deg", "roll_deg"))
         lines.append(
-            f"{camera['name']:{width}} {camera['yaw_deg']:6.1f} {camera['pitch_deg']:6.1f} {camera['roll_deg']:6.1f}"
+            f"{camera['name']:{width}} {yaw} {pitch} {roll}"
             f" {camera['focal_px']:10.0f} px  {camera['k1']:6.3f}  {residual:>8}"
         )
     lines += [
