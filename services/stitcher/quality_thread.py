@@ -18,6 +18,7 @@ from services.stitcher.panorama import Panorama
 from services.stitcher.quality import QualityMonitor
 
 NICE: Final = 15
+CLOSE_S: Final = 0.2
 
 
 class QualityThread:
@@ -72,11 +73,14 @@ class QualityThread:
         return monitor.describe() | {"age_s": round(time.monotonic() - measured_s, 1)}
 
     def close(self) -> None:
-        """End the thread, after the measurement that is under way."""
+        """End the thread; a measurement that is under way is waited for a moment only.
+
+        Of such low priority, it takes seconds on a busy machine. The thread is a daemon and holds nothing that is lost.
+        """
         with self._changed:
             self._closing = True
             self._changed.notify()
-        self._thread.join()
+        self._thread.join(CLOSE_S)
 
     def _run(self) -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)  # on Linux, of this thread alone

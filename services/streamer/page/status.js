@@ -74,5 +74,5 @@ export function missing(server, clock) {
       phrases.push(`${several ? `detection of ${instance}` : "detection"} ${seconds(behindMs)} behind`);
     }
   }
-  return [...phrases, ...server.notices ?? []];
+  return [...phrases, ...(server.notices ?? [])];
 }
