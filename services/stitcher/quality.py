@@ -8,7 +8,7 @@ it did so in the measurement before, in the same place, by as much and looking t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final, Literal
@@ -74,15 +74,22 @@ class QualityMonitor:
         calibration: The placed cameras, from left to right.
         panorama: Their panorama.
         limit_px: A residual above this, in two measurements one after the other, is worth a warning.
+        is_wanted: Asked before each pair, in the constructor too; when it is false, the rest is left undone.
     """
 
-    def __init__(self, calibration: Calibration, panorama: Panorama, limit_px: float) -> None:
+    def __init__(
+        self,
+        calibration: Calibration,
+        panorama: Panorama,
+        limit_px: float,
+        is_wanted: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._limit_px = limit_px
-        self._pairs = {
-            (left.name, right.name): overlap
-            for left, right in _neighbours(calibration.cameras)
-            if (overlap := Overlap(left, right, panorama.scale_px)).is_seen
-        }
+        self._is_wanted = is_wanted
+        self._pairs: dict[tuple[str, str], Overlap] = {}
+        for left, right in _neighbours(calibration.cameras):
+            if is_wanted() and (overlap := Overlap(left, right, panorama.scale_px)).is_seen:
+                self._pairs[left.name, right.name] = overlap
         self._strays: dict[tuple[str, str], dict[int, Array]] = {}
         self._over: dict[tuple[str, str], int] = dict.fromkeys(self._pairs, 0)
         self._have_agreed: set[tuple[str, str]] = set()
@@ -95,8 +102,13 @@ class QualityMonitor:
         Args:
             planes: Luma of the cameras by name, uint8 of shape ``(height, width)``, of one instant. Cameras that have
                 no picture of it are left out.
+
+        Returns:
+            One for each pair; fewer, and nothing is kept of them, if it was interrupted.
         """
-        result = tuple(self._measure(pair, planes) for pair in self._pairs)
+        result = tuple(self._measure(pair, planes) for pair in self._pairs if self._is_wanted())
+        if len(result) < len(self._pairs):
+            return result
         for quality in result:
             self._count(quality)
         self._result = result, "; ".join(self._warnings())

@@ -17,8 +17,8 @@ from services.stitcher.overlap import Image
 from services.stitcher.panorama import Panorama
 from services.stitcher.quality import QualityMonitor
 
-NICE: Final = 15
-CLOSE_S: Final = 0.2
+NICE: Final = 10
+"""Not lower: a service that ends waits for the pair that is being measured, also while other services are busy."""
 
 
 class QualityThread:
@@ -73,14 +73,11 @@ class QualityThread:
         return monitor.describe() | {"age_s": round(time.monotonic() - measured_s, 1)}
 
     def close(self) -> None:
-        """End the thread; a measurement that is under way is waited for a moment only.
-
-        Of such low priority, it takes seconds on a busy machine. The thread is a daemon and holds nothing that is lost.
-        """
+        """End the thread, after the pair that it measures now."""
         with self._changed:
             self._closing = True
             self._changed.notify()
-        self._thread.join(CLOSE_S)
+        self._thread.join()
 
     def _run(self) -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)  # on Linux, of this thread alone
@@ -107,7 +104,7 @@ class QualityThread:
     def _measure(self, calibration: Calibration, panorama: Panorama, planes: Mapping[str, Image]) -> str:
         monitor = self._monitor
         if monitor is None or calibration is not self._calibration:
-            monitor = QualityMonitor(calibration, panorama, self._limit_px)
+            monitor = QualityMonitor(calibration, panorama, self._limit_px, lambda: not self._closing)
         monitor.measure(planes)
         self._calibration, self._monitor, self._measured_s = calibration, monitor, time.monotonic()
         return str(monitor.describe()["warning"])
