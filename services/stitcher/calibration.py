@@ -100,9 +100,7 @@ class CameraPose(BaseModel):
         rays = directions @ self.r
         ahead = rays[..., 2] > 1e-6
         plane = rays[..., :2] / np.where(ahead, rays[..., 2], np.nan)[..., None]
-        squared = (plane**2).sum(axis=-1)
-        squared = np.where(squared < max_radius(self.k1, self.k2) ** 2, squared, np.nan)
-        bent = plane * (1 + squared * (self.k1 + squared * self.k2))[..., None]
+        bent = distort(plane, self.k1, self.k2)
         scale = np.array([self.focal_px, self.focal_px * self.pixel_aspect])
         return np.asarray(bent * scale + np.array([self.center_x_px, self.center_y_px]))
 
@@ -131,6 +129,13 @@ def max_radius(k1: float, k2: float) -> float:
         return math.inf
     roots = [(-3 * k1 + sign * math.sqrt(discriminant)) / (10 * k2) for sign in (-1, 1)]
     return math.sqrt(min((root for root in roots if root > 0), default=math.inf))
+
+
+def distort(plane: Matrix, k1: float, k2: float) -> Matrix:
+    """Bend positions of shape ``(..., 2)`` on the plane ``z = 1`` as the lens does; NaN beyond what it can see."""
+    squared = (plane**2).sum(axis=-1)
+    squared = np.where(squared < max_radius(k1, k2) ** 2, squared, np.nan)
+    return np.asarray(plane * (1 + squared * (k1 + squared * k2))[..., None])
 
 
 def undistort(plane: Matrix, k1: float, k2: float) -> Matrix:

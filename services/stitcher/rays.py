@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from services.stitcher.calibration import max_radius, undistort
+from services.stitcher.calibration import distort, undistort
 
 Matrix = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
@@ -52,10 +52,7 @@ class Rig:
         rays = directions @ self.rotations[camera]
         ahead = rays[..., 2] > 1e-6
         plane = rays[..., :2] / np.where(ahead, rays[..., 2], np.nan)[..., None]
-        squared = (plane**2).sum(axis=-1)
-        limit = max_radius(float(self.k1[kind]), float(self.k2[kind]))
-        squared = np.where(squared < limit**2, squared, np.nan)
-        bent = plane * (1 + squared * (self.k1[kind] + squared * self.k2[kind]))[..., None]
+        bent = distort(plane, float(self.k1[kind]), float(self.k2[kind]))
         return np.asarray(bent * self.focal[kind] + self.centers[camera])
 
     def only(self, cameras: Indices) -> Rig:
