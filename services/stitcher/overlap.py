@@ -19,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from services.stitcher.calibration import CameraPose
+from services.stitcher.panorama import FAR_PX, inside
+from services.stitcher.view import directions
 
 Image = npt.NDArray[np.uint8]
 Plane = npt.NDArray[np.float32]
@@ -92,13 +94,13 @@ class Overlap:
             return
         maps = [self._map(camera) for camera in self.cameras]
         self._maps = [cv2.convertMaps(x, y, cv2.CV_16SC2) for x, y in maps]
-        inside = [_inside(camera, x, y) for camera, (x, y) in zip(self.cameras, maps, strict=True)]
+        seen = [inside(camera, x, y) for camera, (x, y) in zip(self.cameras, maps, strict=True)]
         brim = np.ones((PATCH_PX, PATCH_PX), np.uint8)
         # A constant border of 0 makes the window's own edge an edge of the pictures.
         self._whole = [
-            cv2.erode(one.astype(np.uint8), brim, borderType=cv2.BORDER_CONSTANT, borderValue=0) > 0 for one in inside
+            cv2.erode(one.astype(np.uint8), brim, borderType=cv2.BORDER_CONSTANT, borderValue=0) > 0 for one in seen
         ]
-        self._both = (inside[0] & inside[1]).astype(np.float32)
+        self._both = (seen[0] & seen[1]).astype(np.float32)
         area = int((self._whole[0] & self._whole[1]).sum())
         self._cell_px = max(LEAST_CELL_PX, math.ceil(math.sqrt(area / MAX_CELLS)))
         self._before: Image | None = None
@@ -140,11 +142,10 @@ class Overlap:
 
     def _map(self, camera: CameraPose) -> tuple[Plane, Plane]:
         rows, columns = self._shape
-        yaw = self.yaw_rad + (np.arange(columns) + 0.5 - columns / 2) / self._scale_px
-        v = self._v_min + (np.arange(rows) + 0.5) / self._scale_px
-        rays = np.empty((rows, columns, 3))
-        rays[..., 0], rays[..., 1], rays[..., 2] = np.sin(yaw)[None, :], v[:, None], np.cos(yaw)[None, :]
-        pixels = np.nan_to_num(camera.project(rays), nan=-3e4).clip(-3e4, 3e4).astype(np.float32)
+        yaw = self.yaw_rad + (np.arange(columns, dtype=np.float64) + 0.5 - columns / 2) / self._scale_px
+        v = self._v_min + (np.arange(rows, dtype=np.float64) + 0.5) / self._scale_px
+        pixels = camera.project(directions(yaw[None, :], v[:, None]))
+        pixels = np.nan_to_num(pixels, nan=FAR_PX).clip(FAR_PX, -FAR_PX).astype(np.float32)
         return np.ascontiguousarray(pixels[..., 0]), np.ascontiguousarray(pixels[..., 1])
 
     def _corners(self, picture: Plane, least_slope: float) -> tuple[npt.NDArray[np.intp], Array]:
@@ -188,8 +189,7 @@ def _bounds(left: CameraPose, right: CameraPose) -> tuple[float, float, float, f
         rays = one.directions(np.stack([x, y], axis=-1)).reshape(-1, 3)
         rays = rays[np.isfinite(rays).all(axis=1)]
         pixels = other.project(rays)
-        inside = ((pixels >= 0) & (pixels <= [other.width_px - 1, other.height_px - 1])).all(axis=1)
-        seen.append(rays[inside])
+        seen.append(rays[inside(other, pixels[:, 0], pixels[:, 1])])
     rays = np.concatenate(seen)
     level = np.hypot(rays[:, 0], rays[:, 2])
     rays, level = rays[np.abs(rays[:, 1]) < MAX_V * level], level[np.abs(rays[:, 1]) < MAX_V * level]
@@ -202,10 +202,6 @@ def _bounds(left: CameraPose, right: CameraPose) -> tuple[float, float, float, f
     v = rays[:, 1] / level
     yaw += float(beside.min() + beside.max()) / 2
     return yaw, float(beside.max() - beside.min()) / 2, float(v.min()), float(v.max())
-
-
-def _inside(camera: CameraPose, x: Plane, y: Plane) -> Mask:
-    return np.asarray((x >= 0) & (x <= camera.width_px - 1) & (y >= 0) & (y <= camera.height_px - 1))
 
 
 def _fit(luma: Image, camera: CameraPose) -> Image:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from services.stitcher.coverage import Coverage, cover
 from services.stitcher.view import COLUMNS, STEP_RAD, Indices, Sight, directions, look, unroll
 
 Map = npt.NDArray[np.float32]
+Positions = npt.NDArray[np.floating[Any]]
 View = Literal["crop", "fit"]
 
 NOT_SEEN = 1e3
@@ -126,7 +127,7 @@ def is_inside(camera: CameraPose, map_x: Map, map_y: Map) -> bool:
     return bool(inside(camera, map_x, map_y).all())
 
 
-def inside(camera: CameraPose, map_x: Map, map_y: Map) -> npt.NDArray[np.bool_]:
+def inside(camera: CameraPose, map_x: Positions, map_y: Positions) -> npt.NDArray[np.bool_]:
     """Which pixels of the map lie in the camera's picture."""
     return np.asarray((map_x >= 0) & (map_x <= camera.width_px - 1) & (map_y >= 0) & (map_y <= camera.height_px - 1))
 
