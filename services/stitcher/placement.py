@@ -24,6 +24,7 @@ from services.stitcher.calibration import Calibration, CalibrationError, load, s
 from services.stitcher.config import CalibrationSection, StitcherSection
 from services.stitcher.convert import Image
 from services.stitcher.describe import describe
+from services.stitcher.panorama import Panorama
 from services.stitcher.priors import point_pairs, priors_of
 from services.stitcher.stitch import Stitcher
 from services.stitcher.worker import calibrate_apart
@@ -54,6 +55,8 @@ class Placement:
         self._current: Stitcher | None = None
         self._state = "waiting for pictures"
         self._source = ""
+        self._found: dict[str, Any] | None = None
+        """What the current calibration found, for the status."""
         self._worker: threading.Thread | None = None
         self._closing = threading.Event()
         self._retry_s = self._settings.retry_s
@@ -114,36 +117,8 @@ class Placement:
     def describe(self) -> dict[str, Any]:
         """The state, for the status."""
         with self._lock:
-            current, state, source = self._current, self._state, self._source
-        described: dict[str, Any] = {"state": state, "source": source, "unplaced": [], "cameras": {}, "panorama": {}}
-        if current is None:
-            return described
-        found = describe(current.calibration, current.panorama)
-        placed = {camera["name"]: camera for camera in found["cameras"] if camera["placed"]}
-        return described | {
-            "unplaced": list(current.calibration.unplaced),
-            "reasons": dict(current.calibration.reasons),
-            "cameras": {
-                pose.name: {
-                    **{key: placed[pose.name][key] for key in ANGLES_AND_LENS},
-                    "confidence": round(pose.confidence, 2),
-                }
-                for pose in current.calibration.cameras
-            },
-            "pairs": found["pairs"],
-            "coverage": {
-                "shown_deg": found["shown_deg"],
-                "all_deg": found["all_deg"],
-                "outside": found["outside"],
-                "sentence": found["shown"],
-            },
-            "panorama": {
-                "yaw_min_rad": current.panorama.yaw_min_rad,
-                "v_min": current.panorama.v_min,
-                "scale_px": current.panorama.scale_px,
-            },
-            "drawing": outline.describe(current.calibration, current.panorama),
-        }
+            described = {"state": self._state, "source": self._source}
+            return described | (self._found or {"unplaced": [], "cameras": {}, "panorama": {}})
 
     def _is_time_to_look(
         self, pictures: Mapping[str, VideoFrame | None], fresh: Collection[str], unplaced: set[str]
@@ -234,8 +209,10 @@ class Placement:
             pool=self._pool,
             parts=section.threads,
         )
+        found = _describe(calibration, stitcher.panorama)
         with self._lock:
             self._current = stitcher
+            self._found = found
             self._source = source
             self._state = "calibrated" if not calibration.unplaced else "calibrated without some cameras"
         self._log.info(
@@ -264,3 +241,32 @@ class Placement:
             save(calibration, self._settings.file)
         except OSError as error:
             self._log.warning("calibration not saved", file=str(self._settings.file), reason=error.strerror)
+
+
+def _describe(calibration: Calibration, panorama: Panorama) -> dict[str, Any]:
+    found = describe(calibration, panorama)
+    placed = {camera["name"]: camera for camera in found["cameras"] if camera["placed"]}
+    return {
+        "unplaced": list(calibration.unplaced),
+        "reasons": dict(calibration.reasons),
+        "cameras": {
+            pose.name: {
+                **{key: placed[pose.name][key] for key in ANGLES_AND_LENS},
+                "confidence": round(pose.confidence, 2),
+            }
+            for pose in calibration.cameras
+        },
+        "pairs": found["pairs"],
+        "coverage": {
+            "shown_deg": found["shown_deg"],
+            "all_deg": found["all_deg"],
+            "outside": found["outside"],
+            "sentence": found["shown"],
+        },
+        "panorama": {
+            "yaw_min_rad": panorama.yaw_min_rad,
+            "v_min": panorama.v_min,
+            "scale_px": panorama.scale_px,
+        },
+        "drawing": outline.describe(calibration, panorama),
+    }

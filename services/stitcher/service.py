@@ -15,7 +15,6 @@ from av.video.frame import VideoFrame
 
 from framebus import FrameFormat, NoFreeSlot, Publisher
 from services.common.geometry import KEY as GEOMETRY_KEY
-from services.common.geometry import PanoramaGeometry
 from services.common.service import ServiceError
 from services.common.status import Stage, StatusServer, status_document
 from services.stitcher.calibration import CalibrationError, CameraPose, load
@@ -128,14 +127,10 @@ class _Publishing:
         Beside the names of the cameras whose picture is of this instant stand, in their order, the skews; damaged
         pictures are places in that list. With sixteen cameras and the longest names, it fits into a slot's room.
         """
-        panorama = stitcher.panorama
-        geometry = PanoramaGeometry(
-            panorama.scale_px, panorama.yaw_min_rad, panorama.v_min, panorama.width_px, panorama.height_px
-        )
         metadata: dict[str, Any] = {
             "cameras": [self._names[index] for index in present],
             "skew_ms": [round((pair.skew_ns[index] or 0) / 1e6) for index in present],
-            GEOMETRY_KEY: geometry.to_metadata(),
+            GEOMETRY_KEY: stitcher.geometry,
         }
         if damaged := [place for place, index in enumerate(present) if pair.damaged[index]]:
             metadata["damaged"] = damaged

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from typing import Any
 
 import numpy as np
 
+from services.common.geometry import PanoramaGeometry
 from services.stitcher.calibration import Calibration
 from services.stitcher.convert import Image, Planes
 from services.stitcher.coverage import Coverage
@@ -48,6 +50,10 @@ class Stitcher:
         self.calibration = calibration
         self.panorama: Panorama = plan(calibration, width_px, height_px, view)
         """The part of the world that is shown."""
+        self.geometry: dict[str, Any] = PanoramaGeometry(
+            self.panorama.scale_px, self.panorama.yaw_min_rad, self.panorama.v_min, width_px, height_px
+        ).to_metadata()
+        """The same for each frame's metadata."""
         self._renderer = OpenCvRenderer(pool, parts) if renderer is None else renderer
         self._renderer.prepare(calibration.cameras, self.panorama, feather_px)
         self._control = ExposureControl(calibration)
