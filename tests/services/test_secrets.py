@@ -132,7 +132,7 @@ def test_a_password_is_seen_nowhere(stream: str, refusing: int, tmp_path: Path, 
                 return (
                     all(lost.count(camera["name"]) >= 2 for camera in cameras)
                     and "stitcher" in read_statuses(stream)
-                    and bool(get(f"http://127.0.0.1:{port}/healthz"))
+                    and "rtsp://***@" in get(f"http://127.0.0.1:{port}/api/status")
                 )
 
             wait_until(all_is_told, "each camera is lost twice", interval_s=0.05, detail=log.read_text)

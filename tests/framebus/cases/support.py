@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
@@ -30,10 +31,22 @@ from framebus import *
 """
 
 
-def descriptors() -> int:
-    """How many descriptors this process has open, once what is garbage is collected."""
+def descriptors() -> frozenset[tuple[str, str]]:
+    """The descriptors that this process has open, once what is garbage is collected: numbers, and what they are of."""
     gc.collect()
-    return len(list(Path("/proc/self/fd").iterdir()))
+    found = set()
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # that of the listing itself
+            found.add((link.name, os.readlink(link)))
+    return frozenset(found)
+
+
+def left_open(before: frozenset[tuple[str, str]]) -> frozenset[tuple[str, str]]:
+    """Those that were opened since and stay open; threads of other tests open some for a moment."""
+    deadline_s = time.monotonic() + 1
+    while (more := descriptors() - before) and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    return more
 
 
 def in_child(function: Callable[[], object]) -> int:
