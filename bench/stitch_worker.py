@@ -17,9 +17,9 @@ import cv2
 import numpy as np
 from av.video.frame import VideoFrame
 
-from services.stitcher.calibration import Calibration, CameraPose
-from services.stitcher.convert import Converter
-from services.stitcher.stitch import Stitcher
+from services.stitcher.calibration.poses import Calibration, CameraPose
+from services.stitcher.rendering.convert import Converter
+from services.stitcher.rendering.stitch import Stitcher
 
 THREADS = 2
 
@@ -46,7 +46,7 @@ class Worker:
     def render(self, matrix: int, color_range: int, gains: list[list[float]] | None) -> tuple[float, float]:
         """Seconds of CPU and of the clock for a panorama, from decoded frames with these tags."""
         if hasattr(self._stitcher, "set_exposure"):
-            from services.stitcher.exposure import Exposure  # which not every tree has
+            from services.stitcher.rendering.exposure import Exposure  # which not every tree has
 
             count = len(self._poses)
             exposure = Exposure.neutral(count)

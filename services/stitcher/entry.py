@@ -25,14 +25,14 @@ def check(configuration: StitcherConfiguration) -> None:
 
 def probe(arguments: list[str]) -> int:
     """Tell what cameras send, and what to set for them."""
-    from services.stitcher.probe import main  # noqa: PLC0415  as above
+    from services.stitcher.capture.probe import main  # noqa: PLC0415  as above
 
     return main(arguments)
 
 
 def check_pictures(arguments: list[str]) -> int:
     """Place still pictures, named after their cameras, and say what a panorama of them shows."""
-    from services.stitcher.check import main  # noqa: PLC0415  as above
+    from services.stitcher.inspection.check import main  # noqa: PLC0415  as above
 
     return main(arguments)
 

@@ -18,16 +18,16 @@ import numpy as np
 import structlog
 from av.video.frame import VideoFrame
 
-from services.stitcher import outline
-from services.stitcher.calibrate import steps_for
-from services.stitcher.calibration import Calibration, CalibrationError, load, save
+from services.stitcher.calibration.calibrate import steps_for
+from services.stitcher.calibration.poses import Calibration, CalibrationError, load, save
+from services.stitcher.calibration.priors import point_pairs, priors_of
+from services.stitcher.calibration.worker import calibrate_apart
 from services.stitcher.config import CalibrationSection, StitcherSection
-from services.stitcher.convert import Image
-from services.stitcher.describe import describe
-from services.stitcher.panorama import Panorama
-from services.stitcher.priors import point_pairs, priors_of
-from services.stitcher.stitch import Stitcher
-from services.stitcher.worker import calibrate_apart
+from services.stitcher.inspection import outline
+from services.stitcher.inspection.describe import describe
+from services.stitcher.rendering.convert import Image
+from services.stitcher.rendering.panorama import Panorama
+from services.stitcher.rendering.stitch import Stitcher
 
 MAX_RETRY_FACTOR = 32
 """Each try costs seconds of work, so the wait doubles, up to this many times ``retry_s``."""

@@ -17,17 +17,17 @@ from framebus import FrameFormat, NoFreeSlot, Publisher
 from services.common.geometry import KEY as GEOMETRY_KEY
 from services.common.service import ServiceError
 from services.common.status import Stage, StatusServer, status_document
-from services.stitcher.calibration import CalibrationError, CameraPose, load
-from services.stitcher.camera import NS, CameraReader
+from services.stitcher.calibration.poses import CalibrationError, CameraPose, load
+from services.stitcher.capture.camera import NS, CameraReader
+from services.stitcher.capture.connection import faults_of
+from services.stitcher.capture.pairing import FrameSet, FrameSynchronizer, Timed
+from services.stitcher.capture.sender import SenderClocks
 from services.stitcher.config import StitcherConfiguration
-from services.stitcher.connection import faults_of
-from services.stitcher.convert import Converter, Planes
-from services.stitcher.pairing import FrameSet, FrameSynchronizer, Timed
+from services.stitcher.inspection.quality_thread import QualityThread
 from services.stitcher.placement import Placement
-from services.stitcher.quality_thread import QualityThread
-from services.stitcher.sender import SenderClocks
-from services.stitcher.stitch import Stitcher
-from services.stitcher.warp import NotInPlace
+from services.stitcher.rendering.convert import Converter, Planes
+from services.stitcher.rendering.stitch import Stitcher
+from services.stitcher.rendering.warp import NotInPlace
 
 STALE_AFTER_S = 5.0
 POLL_S = 0.02

@@ -22,8 +22,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from services.stitcher.calibrate import calibrate
-from services.stitcher.calibration import Calibration, CalibrationError, CameraPrior
+from services.stitcher.calibration.calibrate import calibrate
+from services.stitcher.calibration.poses import Calibration, CalibrationError, CameraPrior
 from tests.services.stitcher import peers, worlds
 from tests.services.stitcher.rigs import Error, Rig, Shot, World, camera, compare, row, with_shot
 

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from services.stitcher.calibration import Calibration, CalibrationError, CameraPose
+from services.stitcher.calibration.poses import Calibration, CalibrationError, CameraPose
 
 Image = npt.NDArray[np.uint8]
 Matrix = npt.NDArray[np.float64]

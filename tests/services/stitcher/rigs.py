@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from services.stitcher.calibration import Calibration, CameraPose, max_radius
+from services.stitcher.calibration.poses import Calibration, CameraPose, max_radius
 from tests.services.stitcher.scene import rotation
 
 Image = npt.NDArray[np.uint8]

@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from services.stitcher.calibration import Calibration, CameraPose
-from services.stitcher.convert import Converter, Planes
+from services.stitcher.calibration.poses import Calibration, CameraPose
+from services.stitcher.rendering.convert import Converter, Planes
 
 Image = npt.NDArray[np.uint8]
 Matrix = npt.NDArray[np.float64]

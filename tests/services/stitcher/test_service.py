@@ -21,9 +21,9 @@ from framebus import Frame, FrameFormat, Publisher, Subscriber, companion_path
 from services.common.geometry import read as geometry_of
 from services.common.status import read_status, read_statuses
 from services.simulator.config import HFOV_DEG, YAWS_DEG
-from services.stitcher.calibration import Calibration, load, save
-from services.stitcher.mark import GREY
-from services.stitcher.panorama import plan
+from services.stitcher.calibration.poses import Calibration, load, save
+from services.stitcher.rendering.mark import GREY
+from services.stitcher.rendering.panorama import plan
 from tests.services.simulator.clips import SMALL, rendered, rtsp_server
 from tests.services.stitcher.scene import pose, rig, rotation
 from tests.support import ROOT, complaints, free_ports, wait_until

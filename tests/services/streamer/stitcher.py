@@ -6,9 +6,9 @@ import math
 from typing import Any
 
 from services.common.status import Stage, status_document
-from services.stitcher.calibration import Calibration, PairResidual
-from services.stitcher.outline import describe
-from services.stitcher.panorama import plan
+from services.stitcher.calibration.poses import Calibration, PairResidual
+from services.stitcher.inspection.outline import describe
+from services.stitcher.rendering.panorama import plan
 from tests.services.stitcher.scene import rig
 
 WIDTH, HEIGHT = 4896, 688

@@ -1,0 +1,1 @@
+"""How the cameras stand and what their lenses are, found from their pictures alone."""

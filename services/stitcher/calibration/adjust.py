@@ -1,0 +1,277 @@
+"""Bundle adjustment: rotations and lenses that bring matched points together, by robust least squares.
+
+Levenberg-Marquardt on the distance, in working pixels, between where a point is and where the other camera's ray says
+that it is; Cauchy's loss by reweighting, with an analytic Jacobian.
+
+Source: B. Triggs et al., "Bundle Adjustment: A Modern Synthesis", 2000.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from services.stitcher.calibration.poses import max_radius, undistort
+from services.stitcher.calibration.rays import Points, Rig, nearest_rotation, rotation_of
+
+Matrix = npt.NDArray[np.float64]
+
+FAR_PX = 200.0
+"""The distance that counts for a point which the other camera cannot see at all."""
+MAX_K1, MAX_K2 = 0.7, 0.7
+ITERATIONS = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Free:
+    """What is solved for, beside the rotations."""
+
+    focal: bool = True
+    k1: bool = True
+    k2: bool = False
+    centers: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Prior:
+    """What is known of the lenses beforehand: deviations around values, by kind; 0 knows nothing."""
+
+    log_focal: Matrix
+    log_focal_deviation: Matrix
+    k1_deviation: float = 0.5
+    k2_deviation: float = 0.2
+    center_deviation_px: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Which columns of the Jacobian are what."""
+
+    cameras: int
+    kinds: int
+    free: Free
+
+    @property
+    def lens(self) -> list[str]:
+        return [name for name in ("focal", "k1", "k2") if getattr(self.free, name)]
+
+    @property
+    def lens_start(self) -> int:
+        return 3 * self.cameras
+
+    @property
+    def center_start(self) -> int:
+        return self.lens_start + len(self.lens) * self.kinds
+
+    @property
+    def width(self) -> int:
+        return self.center_start + (2 * self.cameras if self.free.centers else 0)
+
+
+def no_prior(rig: Rig) -> Prior:
+    """Nothing is known."""
+    return Prior(np.log(rig.focal), np.zeros(len(rig.focal)))
+
+
+def residuals(rig: Rig, points: Points) -> Matrix:
+    """Distances in working pixels as vectors, shape ``(n, 2)``; NaN where the other camera cannot see the point."""
+    return np.asarray(_Linear(rig, points).residual)
+
+
+def distances(rig: Rig, points: Points) -> Matrix:
+    """Their lengths; :data:`FAR_PX` where the other camera cannot see the point."""
+    return np.asarray(np.nan_to_num(np.linalg.norm(residuals(rig, points), axis=1), nan=FAR_PX))
+
+
+def adjust(
+    rig: Rig,
+    points: Points,
+    free: Free,
+    scale_px: float,
+    *,
+    prior: Prior | None = None,
+    iterations: int = ITERATIONS,
+) -> Rig:
+    """Move the cameras until the points agree. The first camera keeps its rotation.
+
+    Args:
+        rig: Where to start.
+        points: What two cameras see each.
+        free: What may change.
+        scale_px: Points that are further off than this count ever less (Cauchy).
+        prior: What is known of the lenses.
+        iterations: At most as many steps.
+    """
+    prior = prior or no_prior(rig)
+    layout = _Layout(len(rig.rotations), len(rig.focal), free)
+    damping, cost = 1e-3, _cost(rig, points, scale_px, prior, free)
+    for _ in range(iterations):
+        hessian, gradient = _normal(rig, points, scale_px, prior, layout)
+        is_better = False
+        while damping < 1e8:
+            damped = hessian + damping * np.diag(np.diag(hessian) + 1e-9)
+            step = np.asarray(np.linalg.solve(damped, -gradient), np.float64)
+            moved = _move(rig, step, layout)
+            new = _cost(moved, points, scale_px, prior, free)
+            if new < cost:
+                is_better = True
+                break
+            damping *= 6
+        if not is_better:
+            break
+        gain, rig, cost = cost - new, moved, new
+        damping = max(damping / 6, 1e-9)
+        if gain < 1e-7 * max(cost, 1e-6):
+            break
+    return rig
+
+
+def covariance(rig: Rig, points: Points, free: Free, scale_px: float, prior: Prior) -> tuple[Matrix, _Layout]:
+    """Covariance of the parameters, for points with a deviation of 1 px, and the layout of its columns."""
+    layout = _Layout(len(rig.rotations), len(rig.focal), free)
+    hessian, _ = _normal(rig, points, scale_px, prior, layout)
+    return np.asarray(np.linalg.inv(hessian + 1e-12 * np.eye(len(hessian))), np.float64), layout
+
+
+def jacobian(rig: Rig, points: Points, layout: _Layout) -> Matrix:
+    """Derivatives of the residuals, shape ``(n, 2, columns)``; 0 where the other camera cannot see the point."""
+    return _Linear(rig, points).jacobian(layout)
+
+
+def _cost(rig: Rig, points: Points, scale_px: float, prior: Prior, free: Free) -> float:
+    squared = (distances(rig, points) / scale_px) ** 2
+    cost = float((points.weight * scale_px**2 * np.log1p(squared)).sum())
+    known = prior.log_focal_deviation > 0
+    off = (np.log(rig.focal) - prior.log_focal) / np.where(known, prior.log_focal_deviation, np.inf)
+    cost += float((off**2).sum())
+    cost += float(((rig.k1 / prior.k1_deviation) ** 2).sum()) if free.k1 else 0.0
+    cost += float(((rig.k2 / prior.k2_deviation) ** 2).sum()) if free.k2 else 0.0
+    cost += float(((rig.centers / prior.center_deviation_px) ** 2).sum()) if free.centers else 0.0
+    return cost
+
+
+def _normal(rig: Rig, points: Points, scale_px: float, prior: Prior, layout: _Layout) -> tuple[Matrix, Matrix]:
+    linear = _Linear(rig, points)
+    residual = np.nan_to_num(linear.residual)
+    weight = points.weight / (1 + (residual**2).sum(axis=1) / scale_px**2)
+    rows = linear.jacobian(layout)
+    weighted = (rows * weight[:, None, None]).reshape(-1, layout.width)
+    flat = rows.reshape(-1, layout.width)
+    hessian, gradient = flat.T @ weighted, weighted.T @ residual.reshape(-1)
+
+    def add(column: int, value: float, deviation: float) -> None:
+        hessian[column, column] += deviation**-2
+        gradient[column] += value * deviation**-2
+
+    for kind in range(layout.kinds):
+        values = {
+            "focal": (float(np.log(rig.focal[kind]) - prior.log_focal[kind]), float(prior.log_focal_deviation[kind])),
+            "k1": (float(rig.k1[kind]), prior.k1_deviation),
+            "k2": (float(rig.k2[kind]), prior.k2_deviation),
+        }
+        for number, name in enumerate(layout.lens):
+            value, deviation = values[name]
+            if deviation > 0:
+                add(layout.lens_start + len(layout.lens) * kind + number, value, deviation)
+    if layout.free.centers:
+        for number, value in enumerate(rig.centers.reshape(-1).tolist()):
+            add(layout.center_start + number, value, prior.center_deviation_px)
+    # The rig as a whole turns freely, so the first camera stays.
+    gradient[:3] = 0
+    hessian[:3, :], hessian[:, :3] = 0, 0
+    hessian[range(3), range(3)] = 1e12
+    return hessian, gradient
+
+
+def _move(rig: Rig, step: Matrix, layout: _Layout) -> Rig:
+    turns = step[: 3 * layout.cameras].reshape(-1, 3)
+    rotations = np.stack([nearest_rotation(r @ rotation_of(t)) for r, t in zip(rig.rotations, turns, strict=True)])
+    lens = step[layout.lens_start : layout.center_start].reshape(layout.kinds, -1)
+    changes = {name: lens[:, number] for number, name in enumerate(layout.lens)}
+    focal = rig.focal * np.exp(np.clip(changes["focal"], -0.3, 0.3)) if "focal" in changes else rig.focal
+    k1 = np.clip(rig.k1 + changes["k1"], -MAX_K1, MAX_K1) if "k1" in changes else rig.k1
+    k2 = np.clip(rig.k2 + changes["k2"], -MAX_K2, MAX_K2) if "k2" in changes else rig.k2
+    centers = rig.centers + step[layout.center_start :].reshape(-1, 2) if layout.free.centers else rig.centers
+    return replace(rig, rotations=rotations, focal=focal, k1=k1, k2=k2, centers=centers)
+
+
+class _Linear:
+    """Residuals and their derivatives at one place. Names follow the module's formulas.
+
+    A point ``b`` of camera i on its distorted plane is ``x (1 + k1 |x|^2 + k2 |x|^4)`` of the plain one ``x``. It is
+    seen by camera j as ``v = Rj' Ri (x, 1)``, on its plane as ``u = v / v_z``, distorted likewise.
+    """
+
+    def __init__(self, rig: Rig, points: Points) -> None:
+        self.points = points
+        self.kind_i, self.kind_j = rig.kinds[points.i], rig.kinds[points.j]
+        self.focal_i, self.focal_j = rig.focal[self.kind_i], rig.focal[self.kind_j]
+        self.k_i = np.stack([rig.k1[self.kind_i], rig.k2[self.kind_i]], axis=1)
+        self.k_j = np.stack([rig.k1[self.kind_j], rig.k2[self.kind_j]], axis=1)
+        self.b = (points.p - rig.centers[points.i]) / self.focal_i[:, None]
+        self.x = np.empty_like(self.b)
+        limit = np.empty(len(points))
+        for kind in range(len(rig.focal)):
+            k1, k2 = float(rig.k1[kind]), float(rig.k2[kind])
+            self.x[self.kind_i == kind] = undistort(self.b[self.kind_i == kind], k1, k2)
+            limit[self.kind_j == kind] = max_radius(k1, k2)
+        self.ray = np.concatenate([self.x, np.ones((len(points), 1))], axis=1)
+        self.turn = np.einsum("nba,nbc->nac", rig.rotations[points.j], rig.rotations[points.i])
+        self.v = np.einsum("nab,nb->na", self.turn, self.ray)
+        depth = np.where(self.v[:, 2] > 1e-3, self.v[:, 2], np.nan)
+        self.u = self.v[:, :2] / depth[:, None]
+        is_seen = (self.u**2).sum(axis=1) < (0.999 * limit) ** 2
+        self.u[~is_seen] = np.nan
+        squared = (self.u**2).sum(axis=1)
+        self.factor_j = 1 + squared * (self.k_j[:, 0] + squared * self.k_j[:, 1])
+        bent = self.u * self.factor_j[:, None]
+        self.bent = bent
+        self.residual = bent * self.focal_j[:, None] + rig.centers[points.j] - points.q
+
+    def jacobian(self, layout: _Layout) -> Matrix:
+        """Derivatives by all columns of the layout."""
+        count = len(self.points)
+        rows = np.zeros((count, 2, layout.width))
+        along_u = self.focal_j[:, None, None] * _bending(self.u, self.k_j)
+        depth = self.v[:, 2][:, None, None]
+        eye = np.broadcast_to(np.eye(2), (count, 2, 2))
+        along_v = np.concatenate([along_u @ (eye / depth), along_u @ (-self.u[:, :, None] / depth)], axis=2)
+        each = np.arange(count)
+        for a in range(3):
+            columns_i, columns_j = 3 * self.points.i + a, 3 * self.points.j + a
+            axis = np.eye(3)[a]
+            rows[each, :, columns_i] += np.einsum("nab,nb->na", along_v @ self.turn, np.cross(axis, self.ray))
+            rows[each, :, columns_j] -= np.einsum("nab,nb->na", along_v, np.cross(axis, self.v))
+        # By the lens of camera i: the bending is undone, so its inverse comes in.
+        along_x = along_v @ self.turn[:, :, :2]
+        along_b = along_x @ np.linalg.inv(np.nan_to_num(_bending(self.x, self.k_i)) + 1e-9 * np.eye(2))
+        radius_i, radius_j = (self.x**2).sum(axis=1)[:, None], (self.u**2).sum(axis=1)[:, None]
+        focal_j = self.focal_j[:, None]
+        by_lens = {
+            "focal": (-self.b, self.bent * focal_j),
+            "k1": (-self.x * radius_i, self.u * radius_j * focal_j),
+            "k2": (-self.x * radius_i**2, self.u * radius_j**2 * focal_j),
+        }
+        for number, name in enumerate(layout.lens):
+            by_i, by_j = by_lens[name]
+            start, stride = layout.lens_start + number, len(layout.lens)
+            rows[each, :, start + stride * self.kind_i] += np.einsum("nab,nb->na", along_b, by_i)
+            rows[each, :, start + stride * self.kind_j] += by_j
+        if layout.free.centers:
+            by_center = -along_b / self.focal_i[:, None, None]
+            for a in range(2):
+                rows[each, :, layout.center_start + 2 * self.points.i + a] += by_center[:, :, a]
+                rows[each, a, layout.center_start + 2 * self.points.j + a] += 1
+        rows[np.isnan(rows).any(axis=(1, 2)) | np.isnan(self.residual).any(axis=1)] = 0
+        return rows
+
+
+def _bending(plane: Matrix, k: Matrix) -> Matrix:
+    """Derivative of the distorted position by the plain one, shape ``(n, 2, 2)``."""
+    squared = (plane**2).sum(axis=1)
+    factor = 1 + squared * (k[:, 0] + squared * k[:, 1])
+    slope = 2 * k[:, 0] + 4 * k[:, 1] * squared
+    outer = plane[:, :, None] * plane[:, None, :]
+    return np.asarray(factor[:, None, None] * np.eye(2) + slope[:, None, None] * outer)

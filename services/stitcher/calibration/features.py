@@ -1,0 +1,85 @@
+"""SIFT features of the prepared pictures, and which of two pictures' features look alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from services.stitcher.calibration.prepare import View
+
+Matrix = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.float32]
+Indices = npt.NDArray[np.intp]
+
+FEATURES = 1800
+DETECTION_PIXELS = 400_000
+"""SIFT looks at a picture of about this size: its time goes with the pixels, and the tracking that follows is exact."""
+RATIO = 0.82
+"""How much nearer the nearest descriptor must be than the second."""
+CELLS = (8, 6)
+SAME_PLACE_PX = 3.0
+"""Matches that move by less than this share nothing but the place in the picture: painted-in text, dirt on a dome."""
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What is known of one picture's features, the strongest of each part of the picture first."""
+
+    points: Matrix
+    """Shape ``(n, 2)``: working pixels from the centre."""
+    descriptors: Floats
+    """Shape ``(n, 128)``, of length 1 (RootSIFT)."""
+
+
+def find_features(view: View) -> Features:
+    """Find the features of one picture outside of its mask."""
+    if view.is_blank:
+        return Features(np.zeros((0, 2)), np.zeros((0, 128), np.float32))
+    width, height = view.size
+    shrink = min(1.0, (DETECTION_PIXELS / (width * height)) ** 0.5)
+    size = (round(width * shrink), round(height * shrink))
+    small = cv2.resize(view.grey, size, interpolation=cv2.INTER_AREA) if shrink < 1 else view.grey
+    mask = cv2.resize(view.mask, size, interpolation=cv2.INTER_NEAREST) if shrink < 1 else view.mask
+    finder = cv2.SIFT.create(nfeatures=4 * FEATURES, contrastThreshold=0.02)
+    keypoints, raw = finder.detectAndCompute(small, mask)
+    if raw is None or not len(keypoints):
+        return Features(np.zeros((0, 2)), np.zeros((0, 128), np.float32))
+    places = np.array([keypoint.pt for keypoint in keypoints], np.float64)
+    order = _spread(places, np.array([keypoint.response for keypoint in keypoints]), size)[:FEATURES]
+    scale = np.array([width / size[0], height / size[1]])
+    points = (places[order] + 0.5) * scale - 0.5 - view.half
+    descriptors = np.asarray(raw, np.float32)[order]
+    descriptors = np.sqrt(descriptors / np.maximum(descriptors.sum(axis=1, keepdims=True), 1e-9))
+    return Features(points, descriptors)
+
+
+def _spread(places: Matrix, responses: Matrix, size: tuple[int, int]) -> Indices:
+    """Order in which the strongest of each cell come first, then the second strongest of each, and so on."""
+    cells = np.minimum((places / np.array(size) * np.array(CELLS)).astype(int), np.array(CELLS) - 1)
+    cell = cells[:, 0] * CELLS[1] + cells[:, 1]
+    by_cell = np.lexsort((-responses, cell))
+    rank = np.empty(len(places), int)
+    starts = np.searchsorted(cell[by_cell], cell[by_cell])
+    rank[by_cell] = np.arange(len(places)) - starts
+    return np.asarray(np.lexsort((-responses, rank)), np.intp)
+
+
+def match(a: Features, b: Features) -> Indices:
+    """Pairs of features that are each other's nearest, shape ``(n, 2)``, the most distinct first."""
+    if min(len(a.points), len(b.points)) < 2:
+        return np.zeros((0, 2), np.intp)
+    likeness = a.descriptors @ b.descriptors.T
+    rows = np.arange(len(a.points))
+    best = likeness.argmax(axis=1)
+    top = likeness[rows, best]
+    is_mutual = likeness.max(axis=0)[best] <= top
+    likeness[rows, best] = -1
+    second = likeness.max(axis=1)
+    ratio = np.sqrt(np.maximum(1 - top, 0) / np.maximum(1 - second, 1e-9))
+    moved = np.linalg.norm(a.points - b.points[best], axis=1) > SAME_PLACE_PX
+    good = np.flatnonzero(is_mutual & (ratio < RATIO) & moved)
+    good = good[np.argsort(ratio[good])]
+    return np.stack([good, best[good]], axis=1)

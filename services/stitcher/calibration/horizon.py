@@ -1,0 +1,78 @@
+"""How a solved rig lies in the world: plumb and centred, or as the configuration says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from services.stitcher.calibration.poses import CameraPrior
+from services.stitcher.calibration.rays import nearest_rotation, rotation_of
+
+Matrix = npt.NDArray[np.float64]
+
+
+def rotation_from(prior: CameraPrior) -> Matrix | None:
+    """The rotation that a prior's angles give, from the camera's axes to the panorama's; ``None`` without a yaw."""
+    if prior.yaw_deg is None:
+        return None
+    yaw, pitch, roll = (math.radians(angle or 0.0) for angle in (prior.yaw_deg, prior.pitch_deg, prior.roll_deg))
+    about_y, about_x, about_z = (
+        rotation_of(vector) for vector in (np.array([0, yaw, 0.0]), np.array([pitch, 0, 0.0]), np.array([0, 0, roll]))
+    )
+    return np.asarray(about_y @ about_x @ about_z)
+
+
+def align(rotations: Mapping[str, Matrix], priors: Mapping[str, CameraPrior]) -> Matrix | None:
+    """The turn of the rig with which its cameras look best as configured; ``None`` where nothing is configured."""
+    wanted = {name: rotation_from(priors[name]) for name in rotations if name in priors}
+    total = np.zeros((3, 3))
+    for name, target in wanted.items():
+        if target is not None:
+            total += target @ rotations[name].T
+    return nearest_rotation(total) if total.any() else None
+
+
+def straighten(rotations: Mapping[str, Matrix]) -> Matrix:
+    """The turn of the rig after which the horizon is level and the middle of all cameras is at yaw 0.
+
+    The plumb line is the direction that the cameras' horizontal axes avoid. A camera's horizontal axis is the right
+    edge of its picture, or the lower one where it is turned by about 90 degrees.
+    """
+    stack = np.stack(list(rotations.values()))
+    plumb = _least(stack[:, :, 2]) if _is_fan(stack[:, :, 2]) else _least(stack[:, :, 0])
+    for _ in range(8):
+        level = [r[:, 0] if abs(r[:, 0] @ plumb) <= abs(r[:, 1] @ plumb) else r[:, 1] for r in stack]
+        plumb = _least(np.stack(level))
+    votes = stack[:, :, 1] @ plumb
+    if abs(votes).max() < 0.5:
+        votes = stack[:, :, 0] @ plumb  # all cameras are turned: say, clockwise
+    if votes.sum() < 0:
+        plumb = -plumb
+    ahead = stack[:, :, 2].sum(axis=0) + 1e-6 * stack[0, :, 2]
+    ahead -= (ahead @ plumb) * plumb
+    if np.linalg.norm(ahead) < 1e-3:
+        ahead = stack[0, :, 2] - (stack[0, :, 2] @ plumb) * plumb
+    ahead /= np.linalg.norm(ahead)
+    upright = np.stack([np.cross(plumb, ahead), plumb, ahead])
+    axes = stack[:, :, 2] @ upright.T
+    yaws = np.sort(np.arctan2(axes[:, 0], axes[:, 2]))
+    # The middle is opposite to the widest gap between two neighbours.
+    gaps = np.diff(np.append(yaws, yaws[0] + 2 * math.pi))
+    widest = int(gaps.argmax())
+    middle = yaws[widest] + gaps[widest] / 2 + math.pi
+    return np.asarray(rotation_of(np.array([0.0, -math.remainder(float(middle), 2 * math.pi), 0.0])) @ upright)
+
+
+def _least(vectors: Matrix) -> Matrix:
+    """The direction that the vectors avoid most."""
+    _, directions = np.linalg.eigh(vectors.T @ vectors)
+    return np.asarray(directions[:, 0])
+
+
+def _is_fan(axes: Matrix) -> bool:
+    """Whether optical axes differ enough to span a plane."""
+    values = np.linalg.eigvalsh(axes.T @ axes)
+    return bool(values[1] > 0.03 * values[2])

@@ -1,0 +1,202 @@
+"""Whether a solved rig is right, pair by pair: what of the overlaps it explains, how well, and what is left open."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from services.stitcher.calibration.adjust import Free, covariance, distances, jacobian
+from services.stitcher.calibration.prepare import View
+from services.stitcher.calibration.rays import Points, points_of
+from services.stitcher.calibration.search import Lens, Matches, Pair, count_agreeing
+from services.stitcher.calibration.solve import Solution, apart
+from services.stitcher.calibration.tracks import overlap_directions
+
+Matrix = npt.NDArray[np.float64]
+
+GOOD_PX = 1.6
+"""A followed point that is further away than this from where the calibration says, in working pixels, disagrees."""
+STRAY_PX = 3.0
+LEAST_GOOD = 14
+LEAST_SHARE = 0.6
+"""Of the corners in an overlap that must be found where the calibration says."""
+LEAST_CELLS = 0.4
+MOST_STRAY = 0.012
+"""Share of the followed points that may be more than :data:`STRAY_PX` away: things that moved."""
+CONTRADICTED_SHARE = 0.15
+CONTRADICTED_CORNERS = 40
+CONTRADICTED_OVERLAP = 0.03
+MOST_MISFIT = 0.08
+"""Share of the followed points that may be more than :data:`GOOD_PX` away."""
+MOST_GONE, MOST_GONE_SHARE = 9, 0.025
+"""Points of the overlap that may lie in parts of which nothing is found in the other picture."""
+STRICT = 0.3
+MOST_RIVAL = 0.5
+MOST_ON_ANOTHER = 7
+ANOTHER_PX = 8.0
+MOST_OPEN_PX = 1.3
+"""What the data leaves open of a seam, as twice its deviation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What was found of one pair of cameras."""
+
+    good: int
+    """Points that are where the calibration says."""
+    corners: int
+    strays: int
+    """Points that were followed to elsewhere."""
+    overlap: float
+    rms_px: float
+    """Of the good ones, in working pixels of the coarser camera."""
+    open_px: float
+    """Twice the deviation of the seam at its worst place."""
+    confidence: float
+    is_link: bool
+    """Whether this pair joins its cameras."""
+    is_contradiction: bool
+    """Whether the two should show the same thing, and do not."""
+    fault: str
+    """Why it does not join them."""
+
+
+def judge(
+    solution: Solution,
+    views: list[View],
+    matches: Mapping[Pair, Matches],
+    min_confidence: float,
+    marked: Mapping[Pair, int],
+) -> dict[Pair, Verdict]:
+    """Judge each pair of the rig that should overlap.
+
+    Args:
+        solution: The solved rig.
+        views: The rig's cameras.
+        matches: What looked alike at first, by pair.
+        min_confidence: Least confidence of a link.
+        marked: How many points a person marked, by pair.
+    """
+    opens = _open_px(solution, views)
+    # Where lenses had to be odd to fit, hardly anything may be left that does not.
+    strict = STRICT if solution.is_odd else 1.0
+    verdicts = {}
+    for pair, tracks in solution.tracks.items():
+        good = tracks.moved_px < GOOD_PX
+        # A coarse picture lacks the fine texture of the other, and some of its parts cannot be found for that.
+        focal = solution.rig.camera_focal[list(pair)]
+        unlike = float(focal.max() / focal.min())
+        count, strays = int(good.sum()), int((tracks.moved_px > STRAY_PX).sum()) + tracks.elsewhere
+        share = count / max(tracks.corners, 1)
+        confidence = count / (8 + 0.3 * tracks.corners)
+        rms = float(np.sqrt(np.mean(tracks.moved_px[good] ** 2))) if count else 0.0
+        open_px = opens.get(pair, np.inf)
+        fault = ""
+        if count < LEAST_GOOD:
+            fault = f"only {count} points of their overlap agree"
+        elif share < LEAST_SHARE or tracks.cells < LEAST_CELLS or confidence < min_confidence:
+            fault = f"only {count} of {tracks.corners} points of their overlap agree"
+        elif strays > strict * max(4, MOST_STRAY * len(tracks.moved_px)):
+            fault = (
+                f"{strays} of {len(tracks.moved_px)} points of their overlap are more than {STRAY_PX:.0f} px apart,"
+                " as of cameras that do not stand at one point, or of things that move"
+            )
+        elif count < (1 - MOST_MISFIT) * len(tracks.moved_px):
+            fault = (
+                f"{len(tracks.moved_px) - count} of {len(tracks.moved_px)} points of their overlap are more than"
+                f" {GOOD_PX:.1f} px apart: the lens is not of the solved kind, or the cameras do not stand at one point"
+            )
+        elif tracks.gone > strict * unlike * max(MOST_GONE, MOST_GONE_SHARE * tracks.corners):
+            fault = (
+                f"{tracks.gone} of {tracks.corners} points lie in parts of their overlap that look different in both,"
+                " as of near things seen by cameras that do not stand at one point, or of things that moved"
+            )
+        elif tracks.rival > MOST_RIVAL:
+            fault = f"their overlap repeats itself: another place fits {tracks.rival:.0%} as well"
+        elif (others := _on_another_turn(solution, views, pair, matches[pair])) > MOST_ON_ANOTHER:
+            fault = (
+                f"{others} of their matches agree on another turn of the two cameras: they show things that repeat,"
+                " or do not stand at one point"
+            )
+        elif open_px > MOST_OPEN_PX:
+            fault = f"what they show leaves open {open_px:.1f} px of their seam"
+        if fault and marked.get(pair, 0) >= 3:
+            fault = ""
+        is_contradiction = bool(
+            share < CONTRADICTED_SHARE
+            and tracks.corners >= CONTRADICTED_CORNERS
+            and tracks.overlap > CONTRADICTED_OVERLAP
+            and marked.get(pair, 0) < 3
+        )
+        verdicts[pair] = Verdict(
+            count, tracks.corners, strays, tracks.overlap, rms, open_px, confidence, not fault, is_contradiction, fault
+        )
+    return verdicts
+
+
+def _on_another_turn(solution: Solution, views: list[View], pair: Pair, matches: Matches) -> int:
+    """How many matches that the solved rig does not explain agree among themselves."""
+    i, j = pair
+    points = Points(
+        np.full(len(matches), i, np.intp),
+        np.full(len(matches), j, np.intp),
+        matches.p,
+        matches.q,
+        np.ones(len(matches)),
+    )
+    unit = max(views[i].size[0], views[j].size[0]) / 1920
+    left = distances(solution.rig, points) > ANOTHER_PX * unit
+    if left.sum() < MOST_ON_ANOTHER:
+        return 0
+    rig = solution.rig
+    lenses = [Lens(float(rig.focal[kind]), float(rig.k1[kind])) for kind in rig.kinds[[i, j]]]
+    sizes = (float(views[i].size[0]), float(views[j].size[0]))
+    return int(count_agreeing(Matches(matches.p[left], matches.q[left]), lenses[0], lenses[1], sizes)[0])
+
+
+def _open_px(solution: Solution, views: list[View]) -> dict[Pair, float]:
+    """Twice the deviation of each seam at its worst place, in working pixels.
+
+    Each camera is given a lens of its own here, whose distortion and centre are known only roughly: what was left out
+    of the solved model may still be there.
+    """
+    rig, prior = apart(solution.rig, solution.prior)
+    rough = solution.free.k2
+    prior = replace(
+        prior,
+        log_focal_deviation=np.full(len(rig.focal), 0.02),
+        k1_deviation=0.03,
+        k2_deviation=0.1 if rough else 0.02,
+        center_deviation_px=0.005 * max(view.size[0] for view in views),
+    )
+    points = solution.points[np.arange(len(solution.points)) % max(len(solution.points) // 1500, 1) == 0]
+    if len(points) < 12:
+        return {}
+    each = distances(rig, points)
+    free = Free(k2=True, centers=True)
+    spread = max(1.48 * float(np.median(each)), 0.15)
+    matrix, layout = covariance(rig, points, free, 3 * spread, prior)
+    # Neighbouring points share their errors, so they count for less than their number.
+    matrix = matrix * (2 * spread) ** 2
+    opens = {}
+    for pair in solution.tracks:
+        i, j = pair
+        directions, _ = overlap_directions(rig, views, i, j, 10)
+        if not len(directions):
+            directions, _ = overlap_directions(rig, views, i, j, 24)
+        if not len(directions):
+            continue
+        seam = _finite(points_of(i, j, rig.project(i, directions), rig.project(j, directions)))
+        # In pixels of the coarser camera: those of the finer one cannot be seen.
+        coarse = rig.camera_focal[[i, j]].min() / rig.camera_focal[seam.j]
+        rows = (jacobian(rig, seam, layout) * coarse[:, None, None]).reshape(-1, layout.width)
+        variances = np.einsum("na,ab,nb->n", rows, matrix, rows)
+        opens[pair] = 2 * float(np.sqrt(max(variances.max(initial=0.0), 0.0)))
+    return opens
+
+
+def _finite(points: Points) -> Points:
+    return points[np.isfinite(np.concatenate([points.p, points.q], axis=1)).all(axis=1)]

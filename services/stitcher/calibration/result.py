@@ -1,0 +1,148 @@
+"""What a solved rig is for others: poses in the pictures' own pixels, and residuals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from services.stitcher.calibration.horizon import align, rotation_from, straighten
+from services.stitcher.calibration.judge import Verdict
+from services.stitcher.calibration.poses import Calibration, CameraPose, CameraPrior, PairResidual, undistort
+from services.stitcher.calibration.prepare import View
+from services.stitcher.calibration.search import Lens, Pair
+from services.stitcher.calibration.solve import Solution
+
+Matrix = npt.NDArray[np.float64]
+
+
+def hfov_deg(solution: Solution, views: Sequence[View], number: int) -> float:
+    """What a camera of the rig sees from its left to its right edge, distortion included."""
+    rig = solution.rig
+    kind = rig.kinds[number]
+    edge = views[solution.cameras[number]].size[0] / 2 / rig.focal[kind]
+    plane = undistort(np.array([edge, 0.0]), float(rig.k1[kind]), float(rig.k2[kind]))[0]
+    return math.degrees(2 * math.atan(float(np.nan_to_num(plane, nan=edge))))
+
+
+def to_calibration(
+    solution: Solution,
+    verdicts: Mapping[Pair, Verdict],
+    views: Sequence[View],
+    *,
+    priors: Mapping[str, CameraPrior],
+    lenses: Sequence[Lens],
+    refused: Mapping[str, str],
+) -> Calibration:
+    """Poses of the solved cameras, and of those that only the configuration places.
+
+    Args:
+        solution: The solved rig.
+        verdicts: On its pairs.
+        views: All cameras.
+        priors: What is configured of each.
+        lenses: A guess of each camera's lens.
+        refused: Cameras that must not be placed, with the reason.
+    """
+    names = [view.name for view in views]
+    rotations = {names[camera]: solution.rig.rotations[n] for n, camera in enumerate(solution.cameras)}
+    turn = align(rotations, priors)
+    if turn is None:
+        turn = straighten(rotations)
+    links = {pair: verdict for pair, verdict in verdicts.items() if verdict.is_link}
+    residuals = {pair: verdict.rms_px * _source_px(solution, views, pair) for pair, verdict in links.items()}
+    poses = []
+    for number, camera in enumerate(solution.cameras):
+        mine = [pair for pair in links if number in pair]
+        total = sum(links[pair].good for pair in mine)
+        squares = sum(links[pair].good * residuals[pair] ** 2 for pair in mine)
+        poses.append(
+            _pose(
+                views[camera],
+                _lens(solution, number),
+                solution.rig.centers[number],
+                turn @ rotations[names[camera]],
+                confidence=max((links[pair].confidence for pair in mine), default=0.0),
+                rms_px=math.sqrt(squares / total) if total else None,
+            )
+        )
+    if any(rotation_from(priors[name]) is not None for name in rotations):
+        poses += _as_configured(solution, views, priors, lenses, {*rotations, *refused})
+    poses.sort(key=lambda pose: pose.yaw_rad)
+    placed = {pose.name for pose in poses}
+    pairs = tuple(
+        PairResidual(
+            cameras=(names[solution.cameras[i]], names[solution.cameras[j]]),
+            matches=links[i, j].good,
+            rms_px=residuals[i, j],
+        )
+        for i, j in links
+    )
+    return Calibration(tuple(poses), tuple(name for name in names if name not in placed), {}, pairs)
+
+
+def _lens(solution: Solution, number: int) -> tuple[float, float, float]:
+    """Focal length in working pixels, k1 and k2."""
+    rig = solution.rig
+    kind = rig.kinds[number]
+    return float(rig.focal[kind]), float(rig.k1[kind]), float(rig.k2[kind])
+
+
+def _source_px(solution: Solution, views: Sequence[View], pair: Pair) -> float:
+    """How many of its own pixels the coarser camera of a pair has in a working pixel of the coarser one."""
+    focal = [_lens(solution, number)[0] for number in pair]
+    own = [f / views[solution.cameras[number]].scale[0] for f, number in zip(focal, pair, strict=True)]
+    return min(own) / min(focal)
+
+
+def _pose(
+    view: View,
+    lens: tuple[float, float, float],
+    center: Matrix,
+    rotation: Matrix,
+    *,
+    confidence: float,
+    rms_px: float | None,
+) -> CameraPose:
+    width_px, height_px = view.source_size
+    return CameraPose(
+        name=view.name,
+        width_px=width_px,
+        height_px=height_px,
+        focal_px=lens[0] / view.scale[0],
+        pixel_aspect=view.scale[0] / view.scale[1],
+        k1=lens[1],
+        k2=lens[2],
+        center_x_px=(width_px - 1) / 2 + float(center[0]) / view.scale[0],
+        center_y_px=(height_px - 1) / 2 + float(center[1]) / view.scale[1],
+        rotation=rotation.tolist(),
+        confidence=confidence,
+        rms_px=rms_px,
+    )
+
+
+def _as_configured(
+    solution: Solution,
+    views: Sequence[View],
+    priors: Mapping[str, CameraPrior],
+    lenses: Sequence[Lens],
+    others: set[str],
+) -> list[CameraPose]:
+    """Cameras that nothing places but their configuration; their lens is that of their like, or as configured."""
+    poses = []
+    for camera, view in enumerate(views):
+        rotation = rotation_from(priors[view.name])
+        if view.name in others or rotation is None:
+            continue
+        known_deg = priors[view.name].hfov_deg
+        alike = [n for n, c in enumerate(solution.cameras) if views[c].source_size == view.source_size]
+        if known_deg is not None:
+            lens = (view.size[0] / 2 / math.tan(math.radians(known_deg) / 2), 0.0, 0.0)
+        elif alike:
+            lens = _lens(solution, alike[0])
+        else:
+            lens = (lenses[camera].focal, lenses[camera].k1, 0.0)
+        poses.append(_pose(view, lens, np.zeros(2), rotation, confidence=0.0, rms_px=None))
+    return poses

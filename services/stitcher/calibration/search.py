@@ -1,0 +1,187 @@
+"""A first guess of the lenses and of the turn between each two cameras, from matches of which many are wrong.
+
+With a trial lens, matches become pairs of rays, and two right matches give the turn. The lens with which most matches
+agree on a turn is near the true one; the adjustment does the rest. Only rays are compared, so distortion of any size,
+differing resolutions and rolled cameras need no case of their own.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from services.stitcher.calibration.rays import lens_rays, nearest_rotation
+
+Matrix = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.intp]
+Pair = tuple[int, int]
+
+HFOVS_DEG = (28.0, 34.0, 41.0, 50.0, 60.0, 71.0, 84.0, 98.0, 112.0)
+K1S = (0.0, -0.1, -0.2, -0.3, 0.1)
+SAMPLES = 160
+MATCHES = 120
+TOLERANCE = 0.007
+"""Of the picture's width: trial lenses are up to half a step wrong."""
+LEAST_MATCHES = 8
+POOR_SHARE = 0.5
+"""A pair of which less agrees with equal lenses is tried with unequal ones."""
+HINT_GAIN = 0.15
+COARSE_SCORE = 1.5
+UNEQUAL_MATCHES = 40
+UNEQUAL_GAIN = 1.25
+"""Unequal lenses must explain so many times more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Matches:
+    """Matches of one pair, the most distinct first."""
+
+    p: Matrix
+    q: Matrix
+
+    def __len__(self) -> int:
+        return len(self.p)
+
+
+@dataclass(frozen=True, slots=True)
+class Lens:
+    """A trial lens: half the picture's width is seen under half of ``hfov_deg``."""
+
+    focal: float
+    k1: float
+
+
+def trial_lens(width: float, hfov_deg: float, k1: float) -> Lens | None:
+    """A lens that sees this angle over the picture's width, or ``None`` where no lens with this k1 does."""
+    half = np.tan(np.radians(hfov_deg) / 2)
+    if k1 < 0 and 1 + 3 * k1 * half**2 < 0.15:
+        return None
+    return Lens(float(width / 2 / (half * (1 + k1 * half**2))), k1)
+
+
+def count_agreeing(matches: Matches, lens_i: Lens, lens_j: Lens, widths: tuple[float, float]) -> tuple[float, Matrix]:
+    """How many matches agree on one turn, the exact ones more than others, and that turn.
+
+    Returns:
+        The count, and the rotation from the first camera's axes to the second's.
+    """
+    count = min(len(matches), MATCHES)
+    rays_i = lens_rays(matches.p[:count], lens_i.focal, lens_i.k1, 0.0)
+    rays_j = lens_rays(matches.q[:count], lens_j.focal, lens_j.k1, 0.0)
+    angle = TOLERANCE * max(widths[0] / lens_i.focal, widths[1] / lens_j.focal)
+    a, b = _sample_pairs(count)
+    spread_i, spread_j = (rays_i[a] * rays_i[b]).sum(axis=1), (rays_j[a] * rays_j[b]).sum(axis=1)
+    apart = np.abs(np.arccos(np.clip(spread_i, -1, 1)) - np.arccos(np.clip(spread_j, -1, 1)))
+    is_possible = (apart < 2 * angle) & (spread_i < np.cos(6 * angle))
+    a, b = a[is_possible], b[is_possible]
+    if not len(a):
+        return 0.0, np.eye(3)
+    turns = _frames(rays_j[a], rays_j[b]) @ _frames(rays_i[a], rays_i[b]).transpose(0, 2, 1)
+    moved = (turns.astype(np.float32) @ np.nan_to_num(rays_i.T).astype(np.float32)).transpose(0, 2, 1)
+    squared = np.nan_to_num(((moved - rays_j.astype(np.float32)) ** 2).sum(axis=2), nan=9.0)
+    scores = np.maximum(1 - squared / np.float32(angle**2), 0).sum(axis=1)
+    best = int(scores.argmax())
+    is_near = squared[best] < (angle / 2) ** 2
+    if is_near.sum() < 2:
+        return float(scores[best]), turns[best]
+    return float(scores[best]), nearest_rotation(rays_j[is_near].T @ rays_i[is_near])
+
+
+def _sample_pairs(count: int) -> tuple[Indices, Indices]:
+    """Which two matches give a turn: the same for each lens, so that lenses compare."""
+    if count * (count - 1) // 2 <= SAMPLES:
+        a, b = np.array(list(itertools.combinations(range(count), 2))).reshape(-1, 2).T
+        return a.astype(np.intp), b.astype(np.intp)
+    random = np.random.default_rng(count)
+    # The distinct matches come first and are drawn more often.
+    a, b = (random.random((2, 2 * SAMPLES)) ** 1.5 * count).astype(np.intp)
+    differ = np.flatnonzero(a != b)[:SAMPLES]
+    return a[differ], b[differ]
+
+
+def _frames(a: Matrix, b: Matrix) -> Matrix:
+    """Right-handed axes of two rays each: along their middle, across, and along their difference."""
+    middle, across = a + b, np.cross(a, b)
+    middle /= np.linalg.norm(middle, axis=1, keepdims=True)
+    across /= np.linalg.norm(across, axis=1, keepdims=True) + 1e-15
+    return np.stack([middle, across, np.cross(middle, across)], axis=2)
+
+
+def find_lenses(
+    pairs: Mapping[Pair, Matches],
+    widths: Sequence[float],
+    groups: Sequence[int],
+    known_hfov_deg: Sequence[float | None],
+) -> list[Lens]:
+    """Choose the lens of each camera.
+
+    Args:
+        pairs: Matches by pair of cameras.
+        widths: Of the cameras' pictures, in working pixels.
+        groups: Cameras of one group have the same lens, if their matches do not say otherwise.
+        known_hfov_deg: What the configuration says, by camera.
+    """
+    cameras = len(widths)
+    useful = {pair: matches for pair, matches in pairs.items() if len(matches) >= LEAST_MATCHES}
+    everything = useful
+    scores: dict[tuple[Pair, float, float, float], float] = {}
+
+    def score(pair: Pair, hfovs: Sequence[float], k1: float) -> float:
+        key = (pair, hfovs[pair[0]], hfovs[pair[1]], k1)
+        if key not in scores:
+            lenses = [trial_lens(widths[c], hfovs[c], k1) for c in pair]
+            if lenses[0] is None or lenses[1] is None:
+                scores[key] = 0.0
+            else:
+                sizes = (widths[pair[0]], widths[pair[1]])
+                scores[key] = count_agreeing(everything[pair], lenses[0], lenses[1], sizes)[0]
+        # A pair that does not overlap has some matches that agree by chance, and must not choose the lens.
+        return max(scores[key] - 5, 0.0)
+
+    def total(hfovs: Sequence[float], k1: float) -> float:
+        # The configuration is believed where the matches say next to the same of it and of another lens.
+        trust = sum(k is None or abs(np.log(h / k)) < 0.1 for h, k in zip(hfovs, known_hfov_deg, strict=True))
+        return float(sum(score(pair, hfovs, k1) for pair in useful)) * float(1 + HINT_GAIN * trust / cameras)
+
+    def choices(camera: int) -> list[float]:
+        known = known_hfov_deg[camera]
+        return list(HFOVS_DEG) if known is None else [*HFOVS_DEG, known]
+
+    # Most pairs do not overlap; those that agree with no lens of a coarse choice are left out.
+    coarse = list(itertools.product(HFOVS_DEG[::2], K1S[:3:2]))
+    firm = {pair for pair in useful if max(score(pair, [hfov] * cameras, k1) for hfov, k1 in coarse) > COARSE_SCORE}
+    useful = {pair: matches for pair, matches in useful.items() if pair in firm or len(matches) > MATCHES}
+
+    # All cameras alike (each as known) first, then each group apart, then each camera apart where that explains more.
+    best: tuple[float, list[float], float] = (-1.0, [60.0] * cameras, 0.0)
+    for hfov_deg, k1 in itertools.product(HFOVS_DEG, K1S):
+        best = max(best, (total([hfov_deg] * cameras, k1), [hfov_deg] * cameras, k1), key=lambda one: one[0])
+        hfovs = [known if known is not None else hfov_deg for known in known_hfov_deg]
+        best = max(best, (total(hfovs, k1), hfovs, k1), key=lambda one: one[0])
+    agreed, hfovs, k1 = best
+    sets = [[c for c in range(cameras) if groups[c] == group] for group in sorted(set(groups))]
+    poor = [
+        pair
+        for pair, matches in everything.items()
+        if score(pair, hfovs, k1) < POOR_SHARE * min(len(matches), MATCHES) and len(matches) > UNEQUAL_MATCHES
+    ]
+    if poor:
+        sets += [[camera] for camera in sorted({camera for pair in poor for camera in pair})]
+        useful = {pair: matches for pair, matches in everything.items() if pair in useful or pair in poor}
+        agreed = total(hfovs, k1)
+    for _ in range(2):
+        for members in sets:
+            for hfov_deg in choices(members[0]):
+                trial = [hfov_deg if c in members else old for c, old in enumerate(hfovs)]
+                now = total(trial, k1)
+                if now > UNEQUAL_GAIN * agreed or (now > agreed and len(members) > 1):
+                    agreed, hfovs = now, trial
+        for other in K1S:
+            now = total(hfovs, other)
+            if now > agreed:
+                agreed, k1 = now, other
+    return [trial_lens(widths[c], hfovs[c], k1) or Lens(widths[c] / 1.15, 0.0) for c in range(cameras)]

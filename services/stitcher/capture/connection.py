@@ -1,0 +1,258 @@
+"""How FFmpeg is asked to open a camera, and what it does with the camera's packets."""
+
+from __future__ import annotations
+
+import errno
+import struct
+import time
+from collections import deque
+from collections.abc import Generator, Iterator
+from typing import TypeAlias, cast
+
+import av
+from av.container import InputContainer
+from av.packet import Packet
+from av.video.stream import VideoStream
+
+from services.common.masking import mask_url
+from services.stitcher.capture.cause import Cause, Unreadable, cause_of
+from services.stitcher.config import CameraSection
+from services.stitcher.credentials import MissingPassword, read_password, with_credentials
+
+NS = 1_000_000_000
+PERIODS_OF_PATIENCE = 4
+"""A camera is silent when it sent nothing for so many of its own periods, ..."""
+PAUSES_OF_PATIENCE = 1.5
+"""... and for so many of its longest pause: HLS sends some seconds at once."""
+FORGET_PAUSE = 0.999
+"""By this factor with each packet, a pause counts less."""
+FIRST_S = 20.0
+"""A connection so young may still show another pace."""
+PROBING = {
+    # Half a second is enough where the stream names its codec, and a slow camera would otherwise be probed for ten.
+    "analyzeduration": "500000",
+    "fpsprobesize": "0",
+    "probesize": "1000000",
+}
+_PARSED = ("h264", "hevc", "mpeg4", "mpeg2video", "mpeg1video")
+"""Codecs whose frames a parser puts together: it knows the end of one by the start of the next."""
+VideoPackets: TypeAlias = "Generator[Packet[VideoStream], None, None]"
+_PRFT = struct.Struct("=qi")
+"""``AVProducerReferenceTime``: microseconds since 1970, flags."""
+
+
+class Patience:
+    """A read time-out that may change between two calls of ``demux``, which is when PyAV reads it."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def __float__(self) -> float:
+        return float(self.seconds)
+
+
+class Connector:
+    """Opens one camera again and again. Owned by one thread.
+
+    Args:
+        section: The camera.
+        open_timeout_s: Longest wait for an answer; it doubles with each time-out, since some servers answer only when
+            the next key frame comes, up to ``longest_s``.
+        read_timeout_s: Longest wait for a packet, unless the camera's own pace is slower.
+        longest_s: Longest wait for an answer after several time-outs.
+    """
+
+    def __init__(
+        self, section: CameraSection, *, open_timeout_s: float, read_timeout_s: float, longest_s: float
+    ) -> None:
+        self.transport = ""
+        """``tcp`` or ``udp`` of an open RTSP camera; empty for others."""
+        self._section = section
+        self._open_timeout_s = open_timeout_s
+        self._read_timeout_s = read_timeout_s
+        self._longest_s = max(longest_s, open_timeout_s)
+        # The first packets may come at any pace: a demultiplexer holds up to two frames back.
+        self._patience = Patience(max(open_timeout_s, read_timeout_s))
+        self._timeouts = 0
+        self._opened_s = 0.0
+        self._bounded = True
+        self._order = ["tcp", "udp"]
+        self._password: str | None = None
+
+    def open(self) -> InputContainer:
+        """Connect.
+
+        Raises:
+            Unreadable: It cannot be read; the reason has no URL in it.
+        """
+        try:
+            self._password = read_password(self._section.password_file, self._section.password_env)
+        except MissingPassword as error:
+            raise Unreadable(Cause.SETTING, str(error)) from None
+        url = with_credentials(self._section.url, self._section.username, self._password)
+        timeout_s = min(self._open_timeout_s * 2.0**self._timeouts, self._longest_s)
+        started_s = time.monotonic()
+        self._patience.seconds = max(self._open_timeout_s, self._read_timeout_s)
+        try:
+            container = self._open(url, timeout_s)
+        except Exception as error:  # noqa: BLE001  FFmpeg's errors have many bases
+            cause, reason = cause_of(error, url, late=time.monotonic() - started_s >= timeout_s)
+            self._timeouts = min(self._timeouts + 1, 16) if cause is Cause.TIMEOUT else 0
+            if cause is Cause.DECODING:
+                self._bounded = not self._bounded
+            raise Unreadable(cause, reason) from None
+        self._timeouts, self._opened_s = 0, time.monotonic()
+        if not container.streams.video:
+            container.close()
+            self._bounded = not self._bounded  # video may begin later than probing lasts
+            raise Unreadable(Cause.UNSUPPORTED, "the stream has no video")
+        return container
+
+    def has_new_password(self) -> bool:
+        """Whether the password's file or variable holds another password than that of the last :meth:`open`."""
+        try:
+            return read_password(self._section.password_file, self._section.password_env) != self._password
+        except MissingPassword:
+            return False
+
+    def follow_pace(self, silence_ns: float) -> bool:
+        """Adapt the read time-out to the silence that is usual for the camera.
+
+        Returns:
+            Whether it has changed enough to matter.
+        """
+        shortest_s = self._read_timeout_s
+        if time.monotonic() - self._opened_s < FIRST_S:
+            shortest_s = max(shortest_s, self._open_timeout_s)  # its pace is not known yet
+        wanted_s = max(shortest_s, silence_ns / NS)
+        if 0.8 < wanted_s / self._patience.seconds < 1.25:
+            return False
+        self._patience.seconds = wanted_s
+        return True
+
+    def _open(self, url: str, timeout_s: float) -> InputContainer:
+        if not is_rtsp(url):
+            return self._open_by(url, timeout_s, "")
+        wanted = self._section.transport
+        if wanted != "auto":
+            self._order = [wanted]
+        try:
+            container = self._open_by(url, timeout_s, self._order[0])
+        except av.error.FFmpegError as error:
+            # 461, or no such transport in the answer to SETUP
+            if len(self._order) < 2 or error.errno != errno.EPROTONOSUPPORT:
+                raise
+            self._order.reverse()  # the next try begins with the other one too
+            container = self._open_by(url, timeout_s, self._order[0])
+        self.transport = self._order[0]
+        return container
+
+    def _open_by(self, url: str, timeout_s: float, transport: str) -> InputContainer:
+        options: dict[str, str] = {}
+        if not is_file(url) and self._bounded:
+            options |= PROBING
+        if transport:
+            options["rtsp_transport"] = transport
+        options |= self._section.ffmpeg_options
+        form = options.pop("format", None)
+        timeouts_s = (timeout_s, cast("float", self._patience))
+        return av.open(url, format=form, options=options, timeout=timeouts_s, metadata_errors="replace")
+
+
+def packets_of(
+    container: InputContainer, stream: VideoStream, connector: Connector
+) -> Iterator[tuple[Packet[VideoStream], int]]:
+    """Yield the packets of a video stream with the instant of each one's arrival, CLOCK_MONOTONIC in ns.
+
+    The read time-out follows the camera's own pace.
+    """
+    arrivals_ns: deque[int] = deque(maxlen=8)
+    pause_ns = 0.0
+    running = cast("VideoPackets", container.demux(stream))
+    while (packet := next(running, None)) is not None:
+        arrival_ns = time.monotonic_ns()
+        yield packet, arrival_ns
+        if arrivals_ns:
+            period_ns = (arrival_ns - arrivals_ns[0]) / len(arrivals_ns)
+            pause_ns = max(pause_ns * FORGET_PAUSE, arrival_ns - arrivals_ns[-1])
+            if connector.follow_pace(max(PERIODS_OF_PATIENCE * period_ns, PAUSES_OF_PATIENCE * pause_ns)):
+                running.close()  # PyAV reads the time-out at the start of a call
+                running = cast("VideoPackets", container.demux(stream))
+        arrivals_ns.append(arrival_ns)
+
+
+def held_packets(container: InputContainer, stream: VideoStream) -> int:
+    """How many packets later FFmpeg hands a packet on than it has read the packet's beginning."""
+    if stream.codec_context.name not in _PARSED:
+        return 0
+    # In MPEG-TS a packet ends where the next one begins, and its frame when the parser sees the next frame.
+    return {"mpegts": 2, "rtsp": 1, "sdp": 1, "rtp": 1, "h264": 1, "hevc": 1}.get(container.format.name, 0)
+
+
+def has_start_codes(container: InputContainer, stream: VideoStream) -> bool:
+    """Whether the packets are H.264 with start codes (Annex B), not with lengths as in MP4."""
+    return stream.codec_context.name == "h264" and container.format.name in ("rtsp", "sdp", "rtp", "mpegts", "h264")
+
+
+def sender_ns(packet: Packet[VideoStream]) -> int | None:
+    """Return the sender's wall time of a packet, ns since 1970, or ``None`` before the first RTCP sender report."""
+    if not packet.has_sidedata("prft"):
+        return None
+    wall_us, _flags = _PRFT.unpack_from(bytes(packet.get_sidedata("prft")))
+    return int(wall_us) * 1000
+
+
+def is_rtsp(url: str) -> bool:
+    """Whether the camera speaks RTSP."""
+    return url.lower().startswith(("rtsp://", "rtsps://"))
+
+
+def is_file(url: str) -> bool:
+    """Whether the camera is a file."""
+    return "://" not in url or url.startswith("file:")
+
+
+def faults_of(section: CameraSection) -> list[str]:
+    """Return why a camera cannot be read, as far as that can be known without asking the network."""
+    faults = []
+    for kind, file in (("mask", section.mask),):
+        if file is not None and not file.is_file():
+            faults.append(f"the {kind} {file} is not a file")
+    try:
+        read_password(section.password_file, section.password_env)
+    except MissingPassword as error:
+        faults.append(str(error))
+    if is_file(section.url):
+        faults += _faults_of_file(section)
+    elif not knows_protocol(section.url):
+        scheme = section.url.partition(":")[0]
+        faults.append(
+            f"FFmpeg {av.ffmpeg_version_info} in PyAV {av.__version__} cannot read {scheme}:// URLs: "
+            "take another URL of the camera, such as rtsp:// or http://, or put a converter before it"
+        )
+    return faults
+
+
+def knows_protocol(url: str) -> bool:
+    """Whether FFmpeg, as it is built here, can read URLs of that scheme; nothing is opened."""
+    if is_rtsp(url):
+        return True
+    try:
+        # FFmpeg looks the protocol up, and then finds that the list does not allow it.
+        av.open(f"{url.partition('://')[0]}://127.0.0.1:9/", options={"protocol_whitelist": "none"}, timeout=1.0)
+    except av.error.ProtocolNotFoundError:
+        return False
+    except (av.error.FFmpegError, OSError, ValueError):
+        return True
+    return True
+
+
+def _faults_of_file(section: CameraSection) -> list[str]:
+    shown = mask_url(section.url)
+    try:
+        with Connector(section, open_timeout_s=10.0, read_timeout_s=5.0, longest_s=10.0).open():
+            return []
+    except Unreadable as error:
+        if error.cause is Cause.UNSUPPORTED:
+            return [f"{shown} has no video" if "no video" in str(error) else f"{shown} cannot be read: {error}"]
+        return [f"{shown} cannot be read: {error}"]

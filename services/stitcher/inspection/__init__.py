@@ -1,0 +1,1 @@
+"""What people and metrics are told of a calibration: figures, sentences, pictures."""

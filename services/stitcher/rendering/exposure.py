@@ -1,0 +1,287 @@
+"""How bright each camera's pictures are, from what two cameras see alike.
+
+A camera multiplies each colour by a gain of its own, and its lens darkens the picture towards the corners by
+``exp(-(a r^2 + b r^4))``, where ``r`` is 1 in the corner. In logarithms both are linear, so least squares on the
+overlaps finds them; points that do not agree, such as a vehicle that one camera sees a frame later, lose their weight.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from services.stitcher.calibration.poses import Calibration, CameraPose
+from services.stitcher.rendering.colour import to_bgr
+from services.stitcher.rendering.convert import Planes
+
+Array = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.intp]
+
+POINTS = 300
+"""Points a pair of cameras."""
+GRID = 100
+"""Points along each side of a picture that are tried."""
+LEAST_POINTS = 30
+"""A pair with fewer usable points is not used."""
+PATCH_RAD = 0.003
+"""Half the side of the patch whose mean is a point's value: more than what the placement is wrong by."""
+PATCH = 5
+"""Samples along a side of a patch."""
+DARKEST, BRIGHTEST = 5.0, 245.0
+"""Levels beyond which a point says nothing of the gain."""
+NOISE = 2.0
+"""Levels of noise in the mean of a patch."""
+ITERATIONS = 5
+OUTLIER = 2.0
+"""A point that is so many standard deviations off has a fifth of its weight."""
+GAIN_PRIOR = 0.5
+"""Standard deviation of the logarithm of a gain, before anything is measured."""
+LENS_PRIOR = 0.3
+"""The same of the coefficients of the vignetting."""
+SPREAD_PRIOR = 0.02
+"""The same of the difference of one camera's coefficients to those of all: lenses of one kind."""
+POINT_SHARE = 0.03
+"""How much a point counts beside the priors: neighbouring points err alike."""
+LIMIT = 0.7
+"""Largest logarithm of a gain."""
+MEDIAN_OF = 5
+"""Measurements whose median is followed: what is gone after two of them is not followed at all."""
+TIME_CONSTANT_S = 8.0
+RATE_PER_S = 0.02
+"""Largest change of a gain's logarithm: two to three levels a second."""
+LENS_STEP = 0.02
+"""Coefficients of a lens that change by less are left: a change costs the renderer new maps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exposure:
+    """What has to be done to the cameras' pictures. Never changed: a new one takes its place."""
+
+    gains: Array
+    """Factors of blue, green and red, shape ``(cameras, 3)``."""
+    lens: Array
+    """``a`` and ``b`` of each camera, shape ``(cameras, 2)``: a pixel is multiplied by ``exp(a r^2 + b r^4)``."""
+
+    @staticmethod
+    def neutral(cameras: int) -> Exposure:
+        """What changes nothing."""
+        return Exposure(np.ones((cameras, 3)), np.zeros((cameras, 2)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """One camera's part of a pair: where its points are."""
+
+    camera: int
+    luma: tuple[Indices, Indices]
+    """Rows and columns, shape ``(points, PATCH ** 2)``."""
+    lens: Array
+    """``r^2`` and ``r^4`` of each point, shape ``(points, 2)``."""
+
+
+class ExposureMeter:
+    """Measures the exposure of a calibration's cameras.
+
+    Args:
+        calibration: The placed cameras.
+    """
+
+    def __init__(self, calibration: Calibration) -> None:
+        cameras = calibration.cameras
+        self._count = len(cameras)
+        self._pairs = [
+            pair
+            for i in range(len(cameras))
+            for j in range(i + 1, len(cameras))
+            if (pair := _pair(i, cameras[i], j, cameras[j])) is not None
+        ]
+        # A group is a pair in one colour. Its values depend on six unknowns: two gains, and two coefficients a lens.
+        self._slopes = np.zeros((3 * len(self._pairs), POINTS, 6))
+        self._unknowns = np.zeros((3 * len(self._pairs), 6), np.intp)
+        for index, (left, right) in enumerate(self._pairs):
+            for colour in range(3):
+                group, points = 3 * index + colour, len(left.lens)
+                self._slopes[group, :points, :2] = 1.0, -1.0
+                self._slopes[group, :points, 2:4] = -left.lens
+                self._slopes[group, :points, 4:6] = right.lens
+                gains = [3 * side.camera + colour for side in (left, right)]
+                lens = [3 * self._count + 2 * side.camera + k for side in (left, right) for k in (0, 1)]
+                self._unknowns[group] = gains + lens
+
+    def measure(self, pictures: Sequence[Planes | None]) -> Exposure | None:
+        """The exposure of one set of pictures.
+
+        Args:
+            pictures: One a camera, of the size in its pose, or ``None`` where the camera is gone.
+
+        Returns:
+            ``None`` if no two cameras see the same, or all of it is too dark or too bright. A camera that nothing is
+            known of has gains of 1.
+        """
+        values, precision = np.zeros((2, len(self._pairs), POINTS, 3))
+        measured = np.zeros(self._count, np.bool_)
+        for index, (left, right) in enumerate(self._pairs):
+            one, other = pictures[left.camera], pictures[right.camera]
+            if one is None or other is None:
+                continue
+            (a, spread_a), (b, spread_b) = _read(one, left), _read(other, right)
+            usable = np.asarray(((np.minimum(a, b) > DARKEST) & (np.maximum(a, b) < BRIGHTEST)).all(axis=1))
+            if usable.sum() < LEAST_POINTS:
+                continue
+            a, b = a.clip(1), b.clip(1)
+            variance = (NOISE**2 + spread_a**2 / 4)[:, None] / a**2 + (NOISE**2 + spread_b**2 / 4)[:, None] / b**2
+            values[index, : len(a)] = np.log(a) - np.log(b)
+            precision[index, : len(a)] = usable[:, None] / variance
+            measured[[left.camera, right.camera]] = True
+        if not measured.any():
+            return None
+        shape = len(self._slopes), POINTS
+        values, precision = (array.transpose(0, 2, 1).reshape(shape) for array in (values, precision))
+        solution = self._solve(values, precision * POINT_SHARE)
+        logs = solution[: 3 * self._count].reshape(-1, 3)
+        # The mean is kept: the panorama is neither brightened nor tinted.
+        logs[measured] -= logs[measured].mean(axis=0)
+        return Exposure(np.exp(-logs.clip(-LIMIT, LIMIT)), solution[3 * self._count : -2].reshape(-1, 2))
+
+    def _solve(self, values: Array, precision: Array) -> Array:
+        """Logarithms of the gains, the coefficients of the lenses, and those that the lenses are near to."""
+        gains, size = 3 * self._count, 5 * self._count + 2
+        prior = np.zeros((size, size))
+        prior[range(gains), range(gains)] = GAIN_PRIOR**-2
+        for unknown in range(gains, size - 2):
+            common = size - 2 + (unknown - gains) % 2
+            prior[unknown, unknown] += SPREAD_PRIOR**-2
+            prior[common, common] += SPREAD_PRIOR**-2
+            prior[unknown, common] = prior[common, unknown] = -(SPREAD_PRIOR**-2)
+        prior[[-2, -1], [-2, -1]] += LENS_PRIOR**-2
+        weights = precision
+        solution: Array = np.zeros(size)
+        rows, columns = self._unknowns[:, :, None], self._unknowns[:, None, :]
+        for _ in range(ITERATIONS):
+            weighted = self._slopes * weights[..., None]
+            normal, right = prior.copy(), np.zeros(size)
+            # Not by BLAS, whose threads cost more than they do.
+            np.add.at(normal, (rows, columns), np.einsum("gpk,gpl->gkl", weighted, self._slopes))
+            np.add.at(right, self._unknowns, np.einsum("gpk,gp->gk", weighted, values))
+            solution = np.asarray(np.linalg.solve(normal, right), np.float64)
+            errors = values - np.einsum("gpk,gk->gp", self._slopes, solution[self._unknowns])
+            deviations = errors * np.sqrt(precision)
+            scale = max(1.4826 * float(np.median(np.abs(deviations[precision > 0]))), 1e-6)
+            weights = precision / (1 + (deviations / (OUTLIER * scale)) ** 2) ** 2
+        return solution
+
+
+def _pair(i: int, left: CameraPose, j: int, right: CameraPose) -> tuple[_Side, _Side] | None:
+    """Points that both cameras see, if they are enough."""
+    x, y = np.meshgrid(*(np.linspace(0, size_px - 1, GRID) for size_px in (left.width_px, left.height_px)))
+    here = np.stack([x.ravel(), y.ravel()], axis=-1)
+    there = right.project(left.directions(here))
+    inner = _is_inner(here, left) & _is_inner(there, right)
+    chosen = np.flatnonzero(inner)
+    if len(chosen) < LEAST_POINTS:
+        return None
+    if len(chosen) > POINTS:
+        # The same ones each time.
+        chosen = np.random.default_rng(0).choice(chosen, POINTS, replace=False)
+    return _side(i, left, here[chosen]), _side(j, right, there[chosen])
+
+
+def _is_inner(pixels: Array, camera: CameraPose) -> npt.NDArray[np.bool_]:
+    size = np.array([camera.width_px, camera.height_px])
+    margin = PATCH_RAD * camera.focal_px + 1
+    return np.asarray(((pixels >= margin) & (pixels <= size - 1 - margin)).all(axis=-1))
+
+
+def _side(index: int, camera: CameraPose, pixels: Array) -> _Side:
+    steps = np.linspace(-1, 1, PATCH) * PATCH_RAD * camera.focal_px
+    dx, dy = (one.ravel() for one in np.meshgrid(steps, steps))
+    columns = np.rint(pixels[:, :1] + dx).astype(np.intp)
+    rows = np.rint(pixels[:, 1:] + dy).astype(np.intp)
+    squared = radius_squared(camera, pixels[:, 0], pixels[:, 1])
+    return _Side(index, (rows, columns), np.stack([squared, squared**2], axis=-1))
+
+
+def radius_squared(camera: CameraPose, x: npt.NDArray[np.floating], y: npt.NDArray[np.floating]) -> Array:
+    """Squared distance to the middle of the picture, 1 in the corner; of pixels that are not square too."""
+    dx, dy = x - (camera.width_px - 1) / 2, (y - (camera.height_px - 1) / 2) / camera.pixel_aspect
+    corner = (camera.width_px / 2) ** 2 + (camera.height_px / 2 / camera.pixel_aspect) ** 2
+    return np.asarray((dx**2 + dy**2) / corner, np.float64)
+
+
+def lens_factors(lens: Array, squared: Array) -> Array:
+    """What pixels at ``r^2`` are multiplied by, to make up for the vignetting of a lens with these ``a`` and ``b``."""
+    inner = squared.clip(0, 1)
+    return np.asarray(np.exp(inner * (lens[0] + inner * lens[1])))
+
+
+def _read(picture: Planes, side: _Side) -> tuple[Array, Array]:
+    """Mean BGR of each point's patch, shape ``(points, 3)``, and the standard deviation of its luma."""
+    rows, columns = side.luma
+    luma = picture.y[rows, columns].astype(np.float64)
+    down, across = picture.chroma_step
+    u, v = (plane[rows // down, columns // across].mean(axis=1) for plane in (picture.u, picture.v))
+    yuv = np.stack([luma.mean(axis=1), u, v, np.ones(len(u))])
+    return (to_bgr(picture.matrix, picture.is_full_range) @ yuv).T, luma.std(axis=1)
+
+
+class ExposureControl:
+    """Follows the exposure over time, slowly. Owned by one thread.
+
+    The median of some measurements is followed with a time constant and a limited rate, so that neither a lorry in an
+    overlap nor a headlight shows, and what a camera's own control changes is made up for within half a minute.
+
+    Args:
+        calibration: The placed cameras.
+        period_s: Seconds between two measurements, each of which costs some milliseconds.
+    """
+
+    def __init__(self, calibration: Calibration, period_s: float = 2.0) -> None:
+        self.exposure = Exposure.neutral(len(calibration.cameras))
+        """What to render with now."""
+        self._meter = ExposureMeter(calibration)
+        self._period_s = period_s
+        self._next_s = -np.inf
+        self._recent: deque[Exposure] = deque(maxlen=MEDIAN_OF)
+        self._seen: set[int] = set()
+
+    def update(self, pictures: Sequence[Planes | None], now_s: float) -> Exposure:
+        """Measure if it is time.
+
+        Args:
+            pictures: One a camera of the calibration, or ``None`` where the camera is gone.
+            now_s: A monotonic clock.
+
+        Returns:
+            :attr:`exposure`; the same object as long as nothing has changed.
+        """
+        if now_s < self._next_s:
+            return self.exposure
+        self._next_s = now_s + self._period_s
+        present = {camera for camera, picture in enumerate(pictures) if picture is not None}
+        measured = self._meter.measure(pictures)
+        if measured is None:
+            return self.exposure
+        if not present <= self._seen:
+            # The first measurement counts at once, also of a camera that comes later.
+            self._seen |= present
+            self._recent.extend([measured] * MEDIAN_OF)
+            self.exposure = measured
+            return measured
+        if present == self._seen:
+            self._recent.append(measured)
+            self.exposure = self._approach()
+        return self.exposure
+
+    def _approach(self) -> Exposure:
+        gains = np.median([np.log(one.gains) for one in self._recent], axis=0)
+        lens = np.median([one.lens for one in self._recent], axis=0)
+        now = np.log(self.exposure.gains)
+        share = 1 - np.exp(-self._period_s / TIME_CONSTANT_S)
+        most = RATE_PER_S * self._period_s
+        now += ((gains - now) * share).clip(-most, most)
+        step = lens - self.exposure.lens
+        return Exposure(np.exp(now), self.exposure.lens if np.abs(step).max() < LENS_STEP else lens)

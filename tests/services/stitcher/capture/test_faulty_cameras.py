@@ -1,0 +1,309 @@
+"""The reader on real servers that behave as real cameras do."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from av.video.frame import VideoFrame
+
+from framebus import Subscriber
+from services.common.status import Stage
+from services.stitcher.calibration.poses import save
+from services.stitcher.capture.camera import CameraReader
+from services.stitcher.capture.cause import Cause
+from services.stitcher.capture.clock import UNPROVEN_LAG_NS
+from services.stitcher.capture.pairing import Timed
+from services.stitcher.capture.sender import SenderClocks
+from services.stitcher.config import CameraSection, ReconnectSection
+from tests.services.simulator.clips import SYSTEM_COMMAND, need_rtsp
+from tests.services.stitcher.faulty import FaultyCamera, Units, deny, encode_units, serve
+from tests.services.stitcher.scene import rig
+from tests.services.stitcher.test_service import StitcherProcess
+from tests.support import PATIENCE_S, ROOT, wait_until
+
+pytestmark = pytest.mark.slow
+
+MS = 1_000_000
+
+
+@pytest.fixture(scope="module")
+def h264(tmp_path_factory: pytest.TempPathFactory) -> Units:
+    return encode_units(tmp_path_factory.mktemp("h264") / "clip.ts")
+
+
+@pytest.fixture(scope="module")
+def mjpeg(tmp_path_factory: pytest.TempPathFactory) -> Units:
+    return encode_units(tmp_path_factory.mktemp("mjpeg") / "clip.mkv", "mjpeg")
+
+
+class Read:
+    """A camera that is read, and what it gave."""
+
+    def __init__(
+        self, url: str, senders: SenderClocks | None = None, *, key_frame_wait_s: float = 30.0, **settings: Any
+    ) -> None:
+        self.frames: list[Timed[VideoFrame]] = []
+        self.states: list[str] = []
+        section = CameraSection.model_validate({"name": Path(url).stem, "url": url, **settings})
+        self.reader = CameraReader(
+            section,
+            self._take,
+            Stage(),
+            open_timeout_s=10.0,
+            read_timeout_s=5.0,
+            reconnect=ReconnectSection(first_s=0.05, max_s=0.2),
+            key_frame_wait_s=key_frame_wait_s,
+            senders=senders,
+        )
+
+    def _take(self, frame: Timed[VideoFrame]) -> None:
+        self.frames.append(frame)
+
+    def wait(self, condition: str, holds: Any) -> None:
+        def look() -> bool:
+            if not self.states or self.states[-1] != self.reader.state:
+                self.states.append(self.reader.state)
+            return bool(holds(self))
+
+        wait_until(look, condition, detail=lambda: (self.states, len(self.frames)))
+
+    def wait_for_frames(self, count: int) -> None:
+        self.wait(f"{count} frames", lambda read: len(read.frames) >= count)
+
+
+@contextmanager
+def reading(url: str, senders: SenderClocks | None = None, **settings: Any) -> Iterator[Read]:
+    read = Read(url, senders, **settings)
+    read.reader.start()
+    try:
+        yield read
+    finally:
+        read.reader.request_stop()
+        assert read.reader.join(PATIENCE_S)
+
+
+def test_mjpeg_over_http_at_another_rate_than_ffmpeg_invents(mjpeg: Units) -> None:
+    with serve(FaultyCamera(mjpeg, fps=10, mode="mjpeg")) as url, reading(url) as read:
+        read.wait("the pts are seen through", lambda read: read.reader.clock == "arrival" and len(read.frames) > 20)
+        read.wait_for_frames(len(read.frames) + 5)
+    lags_ns = [frame.arrival_ns - frame.captured_ns for frame in read.frames]
+    assert max(lags_ns) <= UNPROVEN_LAG_NS + MS, "never more, before it was known either"
+    assert min(lags_ns) >= -len(lags_ns)
+
+
+@pytest.mark.parametrize("source", ["http", "file"])
+def test_raw_h264_has_no_times_and_is_read_by_arrival(h264: Units, tmp_path: Path, source: str) -> None:
+    with ExitStack() as stack:
+        if source == "http":
+            url = stack.enter_context(serve(FaultyCamera(h264, mode="raw")))
+        else:
+            file = tmp_path / "clip.h264"
+            file.write_bytes(b"".join(h264.packets))
+            url = str(file)
+        read = stack.enter_context(reading(url))
+        read.wait_for_frames(40)
+        assert read.states[-1] == "connected"
+        assert read.reader.clock == "arrival"
+    captured = [frame.captured_ns for frame in read.frames]
+    assert captured == sorted(set(captured))
+    assert np.median(np.diff(captured)) / MS == pytest.approx(40, abs=15)
+
+
+def test_a_stream_that_is_joined_far_from_a_key_frame_is_waited_for(tmp_path: Path) -> None:
+    """Some cameras send a key frame every 20 s; more than 250 packets come before it, faster here."""
+    long = encode_units(tmp_path / "long.ts", count=500, gop=500)
+    with serve(FaultyCamera(long, fps=160, start=50)) as url, reading(url) as read:
+        read.wait_for_frames(10)
+    waited = [state for state in read.states if state.startswith("waiting for a key frame, ")]
+    assert waited[0].endswith(" 0 s")
+    assert read.states[-1] == "connected"
+    assert (read.reader.connections, read.reader.broken_packets) == (1, 0)
+
+
+def test_slow_cameras_are_shown_from_their_first_picture(h264: Units, mjpeg: Units) -> None:
+    by_ts, by_mjpeg = FaultyCamera(h264, fps=0.9), FaultyCamera(mjpeg, fps=0.8, mode="mjpeg")
+    with serve(by_ts) as ts, serve(by_mjpeg) as parts, reading(ts) as first, reading(parts) as second:
+        for read in (first, second):
+            read.wait_for_frames(1)
+        for read in (first, second):
+            read.wait_for_frames(4)
+            assert read.reader.connections == 1
+
+
+def test_damaged_pictures_are_held_back_or_marked(h264: Units) -> None:
+    camera = FaultyCamera(h264, damaged=0.1, fps=50)
+    with serve(camera) as url, reading(url, name="hold") as held, reading(url, name="mark", damaged="mark") as marked:
+        marked.wait_for_frames(150)
+        held.wait_for_frames(30)
+    assert not any(frame.damaged or frame.picture.is_corrupt for frame in held.frames)
+    assert held.reader.damaged_frames > 20
+    damaged = [frame.damaged for frame in marked.frames]
+    assert 20 < sum(damaged) < len(damaged)
+    # Once damaged, a picture stays so until the next key frame.
+    whole_again = [frame for before, frame in zip(marked.frames, marked.frames[1:], strict=False) if before.damaged]
+    assert all(frame.damaged or frame.picture.key_frame for frame in whole_again)
+
+
+def test_pictures_that_follow_a_lost_one_are_held_back(h264: Units) -> None:
+    """Its decoder flags nothing: all that it gets is whole."""
+    with serve(FaultyCamera(h264, lost=0.1, fps=50)) as url, reading(url) as read:
+        read.wait("damage", lambda read: read.reader.damaged_frames > 60 and len(read.frames) > 30)
+    with av.open(str(h264.template)) as clip:
+        whole = np.stack([frame.to_ndarray(format="gray") for frame in clip.decode(video=0)]).astype(np.int16)
+    for frame in read.frames:
+        assert np.abs(whole - frame.picture.to_ndarray(format="gray")).mean((1, 2)).min() < 0.5
+
+
+def test_a_camera_of_which_no_picture_is_whole_is_named_and_shown_in_the_end(tmp_path: Path) -> None:
+    """Each picture after the first is damaged, and the next key frame is far."""
+    long = encode_units(tmp_path / "long.ts", count=500, gop=500)
+    with serve(FaultyCamera(long, damaged=1.0)) as url, reading(url, key_frame_wait_s=3.0) as read:
+        read.wait("the state", lambda read: read.reader.state.startswith("damaged: no whole picture for 2 s"))
+        assert read.reader.cause is Cause.DAMAGED
+        held = len(read.frames)
+        read.wait_for_frames(held + 10)
+    assert [frame.damaged for frame in read.frames] == [False] * held + [True] * (len(read.frames) - held)
+
+
+def test_times_that_jump_do_not_end_the_connection(h264: Units) -> None:
+    with serve(FaultyCamera(h264, pts_jump_s=(30, 3600.0))) as url, reading(url) as read:
+        read.wait_for_frames(60)
+        assert read.reader.connections == 1
+    assert all(-100 < frame.arrival_ns - frame.captured_ns < 500 * MS for frame in read.frames)
+
+
+def test_a_wrong_password_is_tried_once() -> None:
+    with deny() as (address, seen), reading(f"rtsp://user:hunter2@{address}/cam") as read:
+        read.wait("the refusal", lambda read: read.reader.state.startswith("refused: "))
+        time.sleep(0.5)  # ten of the waits after other causes
+        assert seen.log_ins == 1
+        assert read.reader.cause is Cause.REFUSED
+        assert "hunter2" not in read.reader.state
+
+
+def test_a_new_password_is_tried_at_once(tmp_path: Path) -> None:
+    secret = tmp_path / "password"
+    secret.write_text("wrong")
+    with (
+        deny() as (address, seen),
+        reading(f"rtsp://{address}/cam", username="user", password_file=secret) as read,
+    ):
+        read.wait("the refusal", lambda read: read.reader.state.startswith("refused: "))
+        assert seen.log_ins == 1
+        secret.write_text("new")
+        wait_until(lambda: seen.log_ins == 2, "another log-in")
+
+
+def test_a_password_that_is_not_there_is_a_state(tmp_path: Path) -> None:
+    with reading("rtsp://127.0.0.1:9/cam", username="user", password_file=tmp_path / "none") as read:
+        read.wait("the state", lambda read: read.reader.cause is Cause.SETTING)
+        assert read.reader.state.endswith("none cannot be read: No such file or directory")
+
+
+def test_a_host_without_an_address_is_told() -> None:
+    with reading("rtsp://camera.invalid/live") as read:
+        read.wait("the state", lambda read: read.reader.cause is Cause.UNREACHABLE)
+        assert read.reader.state == "lost: the name camera.invalid has no address"
+
+
+@contextmanager
+def rtsp_cameras(clip: Path, **wanted: Any) -> Iterator[str]:
+    need_rtsp()
+    command = [*SYSTEM_COMMAND, str(ROOT / "tests/programs/rtsp_cameras.py"), str(clip), json.dumps(wanted)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            yield f"127.0.0.1:{int(server.stdout.readline())}"
+        finally:
+            server.kill()
+
+
+def test_rtsp_by_udp_only(h264: Units) -> None:
+    with rtsp_cameras(h264.template, udp_only=True) as address:
+        url = f"rtsp://{address}/cam0"
+        with (
+            reading(url) as auto,
+            reading(url, transport="udp") as by_udp,
+            reading(url, transport="tcp") as by_tcp,
+        ):
+            for read in (auto, by_udp):
+                read.wait_for_frames(10)
+                assert read.reader.transport == "udp"
+            by_tcp.wait("the state", lambda read: read.reader.cause is Cause.UNSUPPORTED)
+            assert by_tcp.frames == []
+
+
+def test_a_log_in_with_odd_characters(h264: Units) -> None:
+    with (
+        rtsp_cameras(h264.template, user="user", password="p#/?[@w") as address,
+        reading(f"rtsp://user:p%23%2F%3F%5B%40w@{address}/cam0") as read,
+    ):
+        read.wait_for_frames(1)
+
+
+@pytest.mark.long
+def test_the_senders_clocks_show_which_camera_is_late(h264: Units) -> None:
+    senders = SenderClocks()
+    with rtsp_cameras(h264.template, late_ms=[0, 400]) as address, ExitStack() as stack:
+        reads = [stack.enter_context(reading(f"rtsp://{address}/cam{number}", senders)) for number in range(2)]
+        for read in reads:
+            read.wait("the sender's reports", lambda read: read.reader.clock == "sender")
+        for read in reads:
+            read.wait_for_frames(len(read.frames) + 25)
+        lags_ms = [
+            np.median([(frame.arrival_ns - frame.captured_ns) / MS for frame in read.frames[-5:]]) for read in reads
+        ]
+    assert lags_ms[1] - lags_ms[0] == pytest.approx(400, abs=60)
+
+
+@pytest.mark.long
+def test_the_stitcher_names_each_camera_and_its_cause_and_keeps_the_rate(
+    stream: str, h264: Units, mjpeg: Units, tmp_path: Path
+) -> None:
+    """Of five cameras two are well; a slow one, one without a clock and one that refuses do not disturb them."""
+    file = tmp_path / "calibration.json"
+    save(rig(), file)
+    cameras = [
+        FaultyCamera(h264),
+        FaultyCamera(mjpeg, fps=10, mode="mjpeg"),
+        FaultyCamera(mjpeg, fps=0.8, mode="mjpeg"),
+        FaultyCamera(h264, damaged=0.3),
+    ]
+    with ExitStack() as stack:
+        urls = [stack.enter_context(serve(camera)) for camera in cameras]
+        address, _seen = stack.enter_context(deny())
+        urls.append(f"rtsp://user:hunter2@{address}/live")
+        stitcher = stack.enter_context(StitcherProcess(stream, tmp_path, urls, calibration={"file": str(file)}))
+        subscriber = stack.enter_context(Subscriber(stream, name="test", attach_timeout_s=PATIENCE_S))
+
+        def told() -> dict[str, Any]:
+            status = stitcher.status()["details"]["cameras"]
+            seen = (status["cam1"]["clock"], status["cam4"]["cause"], status["cam3"]["damaged_frames"] > 10)
+            return status if seen == ("arrival", "refused", True) and status["cam2"]["state"] == "connected" else {}
+
+        status = wait_until(told, "the states", interval_s=0.1, detail=stitcher.log.read_text)
+        assert [status[f"cam{index}"]["state"] for index in range(3)] == ["connected"] * 3
+        assert status["cam4"]["state"].startswith("refused: ")
+        assert status["cam0"]["clock"] == "pts"
+        first = stitcher.status()["stages"]
+        stitcher.wait_for(subscriber, lambda frame: "cam2" in frame.metadata["cameras"])
+        stitcher.wait_for(subscriber, lambda frame: {"cam0", "cam1"} <= set(frame.metadata["cameras"]))
+        wait_until(
+            lambda: stitcher.status()["stages"]["cam0"]["frames"] >= first["cam0"]["frames"] + 100,
+            "a hundred frames more",
+            interval_s=0.1,
+        )
+        last = stitcher.status()["stages"]
+    came = last["cam0"]["frames"] - first["cam0"]["frames"]
+    published = sum(last["publish"][key] - first["publish"][key] for key in ("frames", "skipped"))
+    assert published >= 0.9 * came, "the pace is that of the fastest"
+    assert "hunter2" not in stitcher.log.read_text()
