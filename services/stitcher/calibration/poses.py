@@ -168,6 +168,8 @@ class PairResidual(BaseModel):
     """Matched points that agree with the placement."""
     rms_px: float = Field(ge=0, allow_inf_nan=False)
     """Their root mean square distance, in pixels of the camera whose pixels are coarser."""
+    points_px: tuple[tuple[float, float, float, float], ...] = ()
+    """Some of them, for pictures that explain the calibration: x and y in the one picture, then in the other."""
 
 
 @dataclass(frozen=True, slots=True)

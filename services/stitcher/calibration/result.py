@@ -9,13 +9,16 @@ import numpy as np
 import numpy.typing as npt
 
 from services.stitcher.calibration.horizon import align, rotation_from, straighten
-from services.stitcher.calibration.judge import Verdict
+from services.stitcher.calibration.judge import GOOD_PX, Verdict
 from services.stitcher.calibration.poses import Calibration, CameraPose, CameraPrior, PairResidual, undistort
 from services.stitcher.calibration.prepare import View
 from services.stitcher.calibration.search import Lens, Pair
 from services.stitcher.calibration.solve import Solution
 
 Matrix = npt.NDArray[np.float64]
+
+MOST_POINTS = 24
+"""Of a pair, that a calibration keeps."""
 
 
 def hfov_deg(solution: Solution, views: Sequence[View], number: int) -> float:
@@ -77,6 +80,7 @@ def to_calibration(
             cameras=(names[solution.cameras[i]], names[solution.cameras[j]]),
             matches=links[i, j].good,
             rms_px=residuals[i, j],
+            points_px=_some_points(solution, views, (i, j)),
         )
         for i, j in links
     )
@@ -88,6 +92,20 @@ def _lens(solution: Solution, number: int) -> tuple[float, float, float]:
     rig = solution.rig
     kind = rig.kinds[number]
     return float(rig.focal[kind]), float(rig.k1[kind]), float(rig.k2[kind])
+
+
+def _some_points(
+    solution: Solution, views: Sequence[View], pair: Pair
+) -> tuple[tuple[float, float, float, float], ...]:
+    """Some of the points that agree, in the pictures' own pixels."""
+    tracks = solution.tracks[pair]
+    good = np.flatnonzero(tracks.moved_px < GOOD_PX)
+    some = good[:: max(math.ceil(len(good) / MOST_POINTS), 1)]
+    ends = []
+    for number, measured in zip(pair, (tracks.p, tracks.q), strict=True):
+        view = views[solution.cameras[number]]
+        ends.append((np.array(view.source_size) - 1) / 2 + measured[some] / np.array(view.scale))
+    return tuple(tuple(row) for row in np.round(np.concatenate(ends, axis=1), 1).tolist())
 
 
 def _source_px(solution: Solution, views: Sequence[View], pair: Pair) -> float:

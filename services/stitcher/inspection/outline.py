@@ -23,7 +23,7 @@ MAX_V: Final = 3.0
 def describe(calibration: Calibration, panorama: Panorama) -> dict[str, Any]:
     """The panorama's size, its seams and the outlines of its cameras, in its pixels, for the status.
 
-    A page draws them over the panorama itself, of which it has a picture anyway. Some 2 kB of JSON for five cameras.
+    A page draws them over the panorama itself, of which it has a picture anyway. Some 5 kB of JSON for five cameras.
     """
     return {
         "width_px": panorama.width_px,
@@ -33,12 +33,41 @@ def describe(calibration: Calibration, panorama: Panorama) -> dict[str, Any]:
         "outlines_px": {
             camera.name: np.rint(outline(camera, panorama)).astype(int).tolist() for camera in calibration.cameras
         },
+        "matches_px": [np.round(ends, 1).tolist() for _, ends in matches(calibration, panorama)],
     }
 
 
 def seams(panorama: Panorama) -> list[int]:
     """The columns at which one camera ends and the next begins."""
     return sorted({edge for edge in panorama.edges_px if 0 < edge < panorama.width_px})
+
+
+def matches(calibration: Calibration, panorama: Panorama) -> Iterator[tuple[tuple[str, str], Array]]:
+    """Where in the panorama each camera of a pair shows the matched points that the calibration keeps.
+
+    Yields:
+        By match, the names of the cameras, and float64 of shape ``(2, 2)``: x and y by the first and by the second.
+    """
+    poses = {camera.name: camera for camera in calibration.cameras}
+    for pair in calibration.pairs:
+        points = np.reshape(pair.points_px, (-1, 2, 2)).astype(np.float64)
+        ones, others = (
+            _positions(poses[name].directions(points[:, end]), panorama) for end, name in enumerate(pair.cameras)
+        )
+        # Across the end of a circle, the two may come out at opposite ends.
+        turn_px = 2 * math.pi * panorama.scale_px
+        others[:, 0] -= turn_px * np.round((others - ones)[:, 0] / turn_px)
+        for one, other in zip(ones, others, strict=True):
+            if np.isfinite([one, other]).all():
+                yield pair.cameras, np.stack([one, other])
+
+
+def _positions(rays: Array, panorama: Panorama) -> Array:
+    """Where directions are in the panorama; of the turns of a circle, that nearest to its middle is taken for each."""
+    yaw = np.arctan2(rays[:, 0], rays[:, 2]) - panorama.yaw_min_rad
+    yaw -= 2 * math.pi * np.round((yaw - panorama.width_px / panorama.scale_px / 2) / (2 * math.pi))
+    v = rays[:, 1] / np.hypot(rays[:, 0], rays[:, 2])
+    return np.stack([yaw, v - panorama.v_min], axis=-1) * panorama.scale_px - 0.5
 
 
 def outline(camera: CameraPose, panorama: Panorama, points_a_side: int = POINTS_A_SIDE) -> Array:

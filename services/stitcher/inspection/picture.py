@@ -17,13 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from services.stitcher.calibration.poses import Calibration, CalibrationError, CameraPose
-from services.stitcher.inspection.outline import between, outline, seams
+from services.stitcher.inspection.outline import between, matches, outline, seams
 from services.stitcher.rendering.panorama import Panorama, source_maps
 
 Image = npt.NDArray[np.uint8]
 Array = npt.NDArray[np.float64]
 Colour = tuple[int, int, int]
-Pair = tuple[str, str]
 
 WIDTH_PX: Final = 1600
 MARGIN_PX: Final = 20
@@ -52,14 +51,7 @@ COLUMNS: Final = (
 )
 
 
-def draw(
-    calibration: Calibration,
-    panorama: Panorama,
-    pictures: Mapping[str, Image],
-    *,
-    title: str = "",
-    matches: Mapping[Pair, Array] | None = None,
-) -> bytes:
+def draw(calibration: Calibration, panorama: Panorama, pictures: Mapping[str, Image], *, title: str = "") -> bytes:
     """Draw a calibration.
 
     Args:
@@ -68,8 +60,6 @@ def draw(
         pictures: By camera, uint8 BGR of shape ``(height, width, 3)``; those of cameras that are not placed too. Of a
             camera without one, the outline is drawn alone.
         title: A sentence for the first line, such as what is shown of what.
-        matches: Matched points by pair of cameras, float of shape ``(matches, 2, 2)``: x and y in the first camera's
-            picture, then in the second's.
 
     Returns:
         A PNG file, 1600 pixels wide.
@@ -80,10 +70,7 @@ def draw(
     cameras = calibration.cameras
     colours = {camera.name: COLOURS[index % len(COLOURS)] for index, camera in enumerate(cameras)}
     view, canvas = _view(calibration, panorama, pictures)
-    poses = {camera.name: camera for camera in cameras}
-    for (left, right), points in (matches or {}).items():
-        if left in poses and right in poses:
-            _draw_matches(canvas, view, (poses[left], poses[right]), points, colours)
+    _draw_matches(canvas, view, calibration, colours)
     for camera in cameras:
         _draw_outline(canvas, view, camera, colours[camera.name])
     _draw_shown(canvas, view, panorama)
@@ -181,24 +168,13 @@ def _draw_residuals(canvas: Image, view: Panorama, calibration: Calibration) -> 
         _label(canvas, (x, y), lines, _judge(pair.rms_px), 0.5)
 
 
-def _draw_matches(
-    canvas: Image, view: Panorama, pair: tuple[CameraPose, CameraPose], points: Array, colours: Mapping[str, Colour]
-) -> None:
+def _draw_matches(canvas: Image, view: Panorama, calibration: Calibration, colours: Mapping[str, Colour]) -> None:
     """A dot in the camera's colour for each end of a match, and a line between the two."""
-    ends = []
-    for index, camera in enumerate(pair):
-        rays = camera.directions(np.asarray(points[:, index], np.float64))
-        yaw = np.arctan2(rays[:, 0], rays[:, 2]) - view.yaw_min_rad
-        yaw -= 2 * math.pi * np.round((yaw - view.width_px / view.scale_px / 2) / (2 * math.pi))
-        v = rays[:, 1] / np.hypot(rays[:, 0], rays[:, 2])
-        ends.append(np.stack([yaw * view.scale_px, (v - view.v_min) * view.scale_px], axis=-1))
-    for one, other in zip(*ends, strict=True):
-        if not (np.isfinite(one).all() and np.isfinite(other).all()):
-            continue
-        a, b = ((round(float(x)), round(float(y))) for x, y in (one, other))
-        cv2.line(canvas, a, b, (255, 255, 255), 1, cv2.LINE_AA)
-        for place, camera in zip((a, b), pair, strict=True):
-            cv2.circle(canvas, place, 2, colours[camera.name], -1, cv2.LINE_AA)
+    for names, ends in matches(calibration, view):
+        one, other = ((round(x), round(y)) for x, y in ends.tolist())
+        cv2.line(canvas, one, other, (255, 255, 255), 1, cv2.LINE_AA)
+        for place, name, radius in zip((one, other), names, (4, 2), strict=True):
+            cv2.circle(canvas, place, radius, colours[name], -1, cv2.LINE_AA)
 
 
 def _header(calibration: Calibration, title: str) -> Image:

@@ -115,6 +115,9 @@ function draw(calibration, pairs) {
   for (const x of drawing.seams_px ?? []) {
     parts.push(svg("line", { class: "seam", x1: x, x2: x, y1: 0, y2: height }));
   }
+  for (const [[x1, y1], [x2, y2]] of drawing.matches_px ?? []) {
+    parts.push(svg("circle", { class: "match", cx: x1, cy: y1, r: size / 5 }), svg("line", { class: "match", x1, y1, x2, y2 }));
+  }
   for (const [index, [name, points]] of [...outlines].entries()) {
     const stroke = COLOURS[index % COLOURS.length];
     const { left, right, top } = bounds(points);

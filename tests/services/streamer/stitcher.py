@@ -14,13 +14,14 @@ from tests.services.stitcher.scene import rig
 WIDTH, HEIGHT = 4896, 688
 WARNING = "cam1 and cam2 no longer fit by 7.4 px: cam2 was moved? calibrate again"
 SHOWN = "157 of 193 degrees, cam4 outside; 6032x1104 would show all"
+MATCHES = tuple((600.0, y, 97.0, y) for y in (80.0, 180.0, 280.0))
 REASON = "it matches none of the others: its best pair is cam4 with 6 inliers of 40"
 
 
 def document(*, warning: str = WARNING) -> dict[str, Any]:
     """That of five placed cameras and one that is not, of which cam3 is refused and cam5 has pictures."""
     pairs = tuple(
-        PairResidual(cameras=(f"cam{i}", f"cam{i + 1}"), matches=40 + i, rms_px=rms_px)
+        PairResidual(cameras=(f"cam{i}", f"cam{i + 1}"), matches=40 + i, rms_px=rms_px, points_px=MATCHES)
         for i, rms_px in enumerate((0.4, 0.7, 2.0, 4.1))
     )
     calibration = Calibration(rig().cameras, ("cam5",), {"cam5": REASON}, pairs)

@@ -58,6 +58,7 @@ def test_the_calibration_has_a_page_of_its_own(url: str, page: Page) -> None:
     expect(pairs.nth(3)).to_have_text(f"cam3 and cam4434.10 pxno texture{NONE}{NONE}0")
     expect(page.locator("#drawing polygon")).to_have_count(5)
     expect(page.locator("#drawing .seam")).to_have_count(4)
+    expect(page.locator("#drawing circle.match")).to_have_count(12)
     # The live residual where there is one, else the calibration's.
     expect(page.locator("#drawing text.good, #drawing text.warn, #drawing text.bad")).to_have_text(
         ["0.3 px", "7.4 px", "2.0 px", "4.1 px"]

@@ -43,6 +43,19 @@ def test_cameras_in_any_order_are_placed_from_left_to_right(pictures: dict[str, 
     assert found.unplaced == ()
 
 
+def test_some_of_the_matched_points_are_kept(pictures: dict[str, Image]) -> None:
+    found = calibrate(pictures)
+    poses = {camera.name: camera for camera in found.cameras}
+    assert [pair.cameras for pair in found.pairs] == [(f"cam{i}", f"cam{i + 1}") for i in range(4)]
+    for pair in found.pairs:
+        points = np.reshape(pair.points_px, (-1, 2, 2))
+        assert 5 < len(points) <= 24
+        one, other = (poses[name].directions(points[:, end]) for end, name in enumerate(pair.cameras))
+        apart_px = np.linalg.norm(one - other, axis=1) * FOCAL_PX
+        assert apart_px.max() < 2
+        assert np.ptp(points[:, 0, 1]) > 100, "from all of the overlap"
+
+
 def test_a_tilted_rig_gets_a_straight_horizon(world: Image) -> None:
     cameras = [pose(f"cam{i}", rotation(yaw, 4.0)) for i, yaw in enumerate(YAWS_DEG[1:4], 1)]
     found = calibrate({camera.name: photograph(world, camera) for camera in cameras})
