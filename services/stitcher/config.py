@@ -230,6 +230,9 @@ class StitcherSection(Section):
     damaged: Damaged = "hold"
     """What becomes of a damaged picture: ``hold`` shows the camera's previous one until the next whole one, ``mark``
     shows it, and its frame says that it is damaged."""
+    exposure: Literal["auto", "as_is"] = "auto"
+    """``auto`` evens out the cameras' brightness, colours and vignetting, so that no seam shows; ``as_is`` leaves
+    their colours as they come."""
     feather_px: int = Field(16, ge=0, le=256, multiple_of=2)
     """Width of the strip at a seam in which one camera fades into the next, in steps of 4; 0 cuts hard."""
     open_timeout_s: Seconds = 10.0

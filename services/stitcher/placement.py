@@ -118,7 +118,9 @@ class Placement:
         """The state, for the status."""
         with self._lock:
             described = {"state": self._state, "source": self._source}
-            return described | (self._found or {"unplaced": [], "cameras": {}, "panorama": {}})
+            if self._current is None or self._found is None:
+                return described | {"unplaced": [], "cameras": {}, "panorama": {}}
+            return described | self._found | {"exposure": _exposure(self._current)}
 
     def _is_time_to_look(
         self, pictures: Mapping[str, VideoFrame | None], fresh: Collection[str], unplaced: set[str]
@@ -208,6 +210,7 @@ class Placement:
             view=section.view,
             pool=self._pool,
             parts=section.threads,
+            evens_exposure=section.exposure == "auto",
         )
         found = _describe(calibration, stitcher.panorama)
         with self._lock:
@@ -241,6 +244,15 @@ class Placement:
             save(calibration, self._settings.file)
         except OSError as error:
             self._log.warning("calibration not saved", file=str(self._settings.file), reason=error.strerror)
+
+
+def _exposure(stitcher: Stitcher) -> dict[str, Any]:
+    """What is done to each camera's colours: the gains of blue, green and red, and the brightness of a corner."""
+    exposure = stitcher.exposure
+    return {
+        pose.name: {"gains": np.round(gains, 3).tolist(), "corner": round(math.exp(lens.sum()), 3)}
+        for pose, gains, lens in zip(stitcher.calibration.cameras, exposure.gains, exposure.lens, strict=True)
+    }
 
 
 def _describe(calibration: Calibration, panorama: Panorama) -> dict[str, Any]:

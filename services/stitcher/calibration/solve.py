@@ -25,7 +25,8 @@ NEAR_PX = 15.0
 LEAST_IN_PAIR = 6
 FOCAL_PRIOR = 0.1
 """Deviation of a configured field of view, as a share."""
-ODD_FOCAL, ODD_CENTER = 0.025, 0.012
+ODD_FOCAL, ODD_CENTER = 0.01, 0.012
+"""Lenses of one kind differ by less: focal lengths as a share, centres as a share of the picture's width."""
 RICHER_GAIN = 12.0
 """By how much a further parameter must lower the cost, in variances of a point, to be used."""
 

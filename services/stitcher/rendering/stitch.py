@@ -28,6 +28,7 @@ class Stitcher:
             to a multiple of 4; 0 cuts hard.
         pool: Renders in its threads; without it the calling thread renders alone.
         parts: In how many parts, one above the other, each camera's region is given to the pool.
+        evens_exposure: Whether :meth:`adapt` follows the cameras' exposure.
         view: ``crop`` shows what fills the panorama, ``fit`` all that the cameras see, with black bars.
         renderer: Renders in the place of OpenCV; it is prepared here.
 
@@ -44,6 +45,7 @@ class Stitcher:
         *,
         pool: Executor | None = None,
         parts: int = 1,
+        evens_exposure: bool = True,
         view: View = "crop",
         renderer: Renderer | None = None,
     ) -> None:
@@ -56,7 +58,7 @@ class Stitcher:
         """The same for each frame's metadata."""
         self._renderer = OpenCvRenderer(pool, parts) if renderer is None else renderer
         self._renderer.prepare(calibration.cameras, self.panorama, feather_px)
-        self._control = ExposureControl(calibration)
+        self._control = ExposureControl(calibration) if evens_exposure else None
 
     @property
     def coverage(self) -> Coverage:
@@ -66,6 +68,8 @@ class Stitcher:
     @property
     def exposure(self) -> Exposure:
         """What :meth:`adapt` found."""
+        if self._control is None:
+            return Exposure.neutral(len(self.calibration.cameras))
         return self._control.exposure
 
     def adapt(self, pictures: Sequence[Planes | None], now_s: float) -> None:
@@ -75,7 +79,8 @@ class Stitcher:
             pictures: As for :meth:`render`.
             now_s: A monotonic clock.
         """
-        self._renderer.set_exposure(self._control.update(pictures, now_s))
+        if self._control is not None:
+            self._renderer.set_exposure(self._control.update(pictures, now_s))
 
     def set_exposure(self, exposure: Exposure) -> None:
         """Render with gains found elsewhere, from the next frame on; from any thread."""

@@ -161,6 +161,9 @@ def test_five_cameras_become_one_stream_and_a_saved_calibration(stream: str, tmp
         assert set(status["stages"]) == {*NAMES, "publish"}
         assert status["stages"]["publish"]["frames"] >= 10
         assert status["details"]["calibration"]["state"] == "calibrated"
+        exposure = status["details"]["calibration"]["exposure"]
+        assert list(exposure) == NAMES
+        assert [len(one["gains"]) for one in exposure.values()] == [3] * 5
         assert {camera["state"] for camera in status["details"]["cameras"].values()} == {"connected"}
     assert [camera.name for camera in load(file, NAMES).cameras] == NAMES
     assert [event["source"] for event in stitcher.events("calibrated")] == ["pictures"], stitcher.log.read_text()

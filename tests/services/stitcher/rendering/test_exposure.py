@@ -100,6 +100,15 @@ def test_no_seam_shows(when: str, is_crooked: bool, vignetting: float, tints: Ar
     np.testing.assert_allclose(np.log(stitcher.exposure.gains).mean(axis=0), 0, atol=1e-6, err_msg="the mean is kept")
 
 
+def test_colours_are_left_as_they_come_where_that_is_wanted() -> None:
+    pictures = shoot(GAINS[:, None] * TINTS, 0.3)
+    stitcher = Stitcher(LEVEL, WIDTH, HEIGHT, evens_exposure=False)
+    before = render(stitcher, pictures)
+    stitcher.adapt(list(pictures), 0.0)
+    assert np.array_equal(render(stitcher, pictures), before)
+    assert (stitcher.exposure.gains == 1).all()
+
+
 def test_vignetting_is_found_where_it_shows() -> None:
     exposure = ExposureMeter(CROOKED).measure(shoot(np.ones((5, 3)), 0.3, is_crooked=True))
     assert exposure is not None
