@@ -37,6 +37,17 @@ def check_pictures(arguments: list[str]) -> int:
     return main(arguments)
 
 
+def delays(arguments: list[str]) -> int:
+    """Measure how late each camera's pictures are, from what moves where two cameras see the same."""
+    from services.stitcher.inspection.delays import main  # noqa: PLC0415  as above
+
+    return main(arguments)
+
+
 SERVICE = Service(
-    "stitcher", StitcherConfiguration, run, check=check, commands={"check": check_pictures, "probe": probe}
+    "stitcher",
+    StitcherConfiguration,
+    run,
+    check=check,
+    commands={"check": check_pictures, "probe": probe, "delays": delays},
 )

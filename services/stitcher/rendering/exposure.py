@@ -73,8 +73,8 @@ class Exposure:
 
 
 @dataclass(frozen=True, slots=True)
-class _Side:
-    """One camera's part of a pair: where its points are."""
+class Patches:
+    """Where one camera of a pair shows the points that both see."""
 
     camera: int
     luma: tuple[Indices, Indices]
@@ -97,7 +97,7 @@ class ExposureMeter:
             pair
             for i in range(len(cameras))
             for j in range(i + 1, len(cameras))
-            if (pair := _pair(i, cameras[i], j, cameras[j])) is not None
+            if (pair := shared_patches(i, cameras[i], j, cameras[j])) is not None
         ]
         # A group is a pair in one colour. Its values depend on six unknowns: two gains, and two coefficients a lens.
         self._slopes = np.zeros((3 * len(self._pairs), POINTS, 6))
@@ -175,8 +175,8 @@ class ExposureMeter:
         return solution
 
 
-def _pair(i: int, left: CameraPose, j: int, right: CameraPose) -> tuple[_Side, _Side] | None:
-    """Points that both cameras see, if they are enough."""
+def shared_patches(i: int, left: CameraPose, j: int, right: CameraPose) -> tuple[Patches, Patches] | None:
+    """Points that both cameras see, in the picture of either, if they are enough; ``i`` and ``j`` are their numbers."""
     x, y = np.meshgrid(*(np.linspace(0, size_px - 1, GRID) for size_px in (left.width_px, left.height_px)))
     here = np.stack([x.ravel(), y.ravel()], axis=-1)
     there = right.project(left.directions(here))
@@ -196,13 +196,13 @@ def _is_inner(pixels: Array, camera: CameraPose) -> npt.NDArray[np.bool_]:
     return np.asarray(((pixels >= margin) & (pixels <= size - 1 - margin)).all(axis=-1))
 
 
-def _side(index: int, camera: CameraPose, pixels: Array) -> _Side:
+def _side(index: int, camera: CameraPose, pixels: Array) -> Patches:
     steps = np.linspace(-1, 1, PATCH) * PATCH_RAD * camera.focal_px
     dx, dy = (one.ravel() for one in np.meshgrid(steps, steps))
     columns = np.rint(pixels[:, :1] + dx).astype(np.intp)
     rows = np.rint(pixels[:, 1:] + dy).astype(np.intp)
     squared = radius_squared(camera, pixels[:, 0], pixels[:, 1])
-    return _Side(index, (rows, columns), np.stack([squared, squared**2], axis=-1))
+    return Patches(index, (rows, columns), np.stack([squared, squared**2], axis=-1))
 
 
 def radius_squared(camera: CameraPose, x: npt.NDArray[np.floating], y: npt.NDArray[np.floating]) -> Array:
@@ -218,7 +218,7 @@ def lens_factors(lens: Array, squared: Array) -> Array:
     return np.asarray(np.exp(inner * (lens[0] + inner * lens[1])))
 
 
-def _read(picture: Planes, side: _Side) -> tuple[Array, Array]:
+def _read(picture: Planes, side: Patches) -> tuple[Array, Array]:
     """Mean BGR of each point's patch, shape ``(points, 3)``, and the standard deviation of its luma."""
     rows, columns = side.luma
     luma = picture.y[rows, columns].astype(np.float64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import random
 import socket
 import socketserver
@@ -16,6 +17,9 @@ from pathlib import Path
 
 import av
 import numpy as np
+import numpy.typing as npt
+
+Image = npt.NDArray[np.uint8]
 
 TICKS = 90_000
 """Of MPEG-TS, a second."""
@@ -32,10 +36,20 @@ class Units:
     """The clip itself, for its stream's parameters."""
 
 
-def encode_units(path: Path, codec: str = "libx264", *, count: int = 50, gop: int = 25, b_frames: int = 0) -> Units:
-    """Encode moving blocks; each picture's mean tells which one it is."""
+def encode_units(
+    path: Path,
+    codec: str = "libx264",
+    *,
+    count: int = 50,
+    gop: int = 25,
+    b_frames: int = 0,
+    picture: Callable[[int], Image] | None = None,
+) -> Units:
+    """Encode pictures, grey ones of one size by their number; without them, moving blocks."""
     height, width = 96, 160
     blocks = np.random.default_rng(1).integers(40, 200, (height // 16, width // 16)).astype(np.uint8)
+    draw = picture or (lambda index: np.roll(blocks.repeat(16, 0).repeat(16, 1), 3 * index, 1))
+    height, width = draw(0).shape
     with av.open(str(path), "w") as container:
         options = {"g": str(gop), "bf": str(b_frames), "preset": "ultrafast", "sc_threshold": "0"}
         stream = container.add_stream(codec, rate=25, options={} if codec == "mjpeg" else options)
@@ -43,8 +57,7 @@ def encode_units(path: Path, codec: str = "libx264", *, count: int = 50, gop: in
         stream.width, stream.height = width, height
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
         for index in range(count):
-            picture = np.roll(blocks.repeat(16, 0).repeat(16, 1), 3 * index, 1)
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="gray").reformat(
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(draw(index)), format="gray").reformat(
                 format=stream.pix_fmt
             )
             frame.pts, frame.time_base = index, Fraction(1, 25)
@@ -73,6 +86,8 @@ class FaultyCamera:
     pts_jump_s: tuple[int, float] = (1 << 62, 0.0)
     """From this unit on, the times are later by so much."""
     seed: int = 1
+    epoch_s: float | None = None
+    """Monotonic time of unit 0, for cameras that show the same instant; without it, each connection begins anew."""
     connections: int = field(default=0, init=False)
 
     def unit(self, index: int, chance: random.Random) -> bytes:
@@ -96,10 +111,11 @@ class FaultyCamera:
         }
         connection.sendall(f"HTTP/1.0 200 OK\r\nContent-Type: {kinds[self.mode]}\r\n\r\n".encode())
         write = self._ts_writer(connection) if self.mode == "ts" else self._plain_writer(connection)
-        began_s, chance = time.monotonic(), random.Random(self.seed)
-        index = self.start
+        now_s, chance = time.monotonic(), random.Random(self.seed)
+        epoch_s = now_s - self.start / self.fps if self.epoch_s is None else self.epoch_s
+        index = math.ceil((now_s - epoch_s) * self.fps)
         while True:
-            time.sleep(max(0.0, began_s + (index - self.start) / self.fps - time.monotonic()))
+            time.sleep(max(0.0, epoch_s + index / self.fps - time.monotonic()))
             is_key = self.units.is_key[index % len(self.units.packets)]
             if is_key or chance.random() >= self.lost:
                 write(index, self.unit(index, chance))

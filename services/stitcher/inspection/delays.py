@@ -1,0 +1,276 @@
+"""``framebus-stitcher delays``: how much later than the others' each camera's pictures are, from what moves.
+
+Where two cameras see the same, a passer-by darkens a point of the world in both. If one of them does it later by its
+own time stamps, that is the difference of their delays: encoders, networks and recorders add some tenths of a second
+that no clock in the stream tells.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from av.video.frame import VideoFrame
+
+from services.common.config import LogSection, load
+from services.common.logs import set_up_logs
+from services.common.service import ServiceError
+from services.common.status import Stage
+from services.stitcher.calibration.poses import Calibration, CalibrationError
+from services.stitcher.calibration.poses import load as load_calibration
+from services.stitcher.capture.camera import NS, CameraReader
+from services.stitcher.capture.pairing import Timed
+from services.stitcher.capture.sender import SenderClocks
+from services.stitcher.config import StitcherConfiguration, StitcherSection
+from services.stitcher.rendering.exposure import Patches, shared_patches
+
+Array = npt.NDArray[np.float64]
+
+STEP_S: Final = 0.01
+SLOPE_S: Final = 0.06
+"""Changes over twice this are compared: longer than a frame, shorter than what passes."""
+LONGEST_S: Final = 2.0
+"""Largest difference of two delays that is looked for."""
+LEAST_S: Final = 2 * LONGEST_S
+"""Shorter records say nothing."""
+LEAST_LIKENESS: Final = 0.2
+"""Of the changes in two cameras, as a correlation, at the lag where they are most alike."""
+MOST_RIVAL: Final = 0.7
+"""What another lag may have of it: things that pass at regular times fit several."""
+RIVAL_S: Final = 0.3
+NOISE: Final = 3.0
+"""Levels of noise and slow change that are no movement."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What the points of an overlap looked like in one camera."""
+
+    times_s: Array
+    """When each picture was captured, by the camera's clock, of shape ``(pictures,)``."""
+    levels: Array
+    """Luma of each point, of shape ``(pictures, points)``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """How much later one camera shows what another showed."""
+
+    seconds: float
+    likeness: float
+    """Correlation of the changes, 0 to 1."""
+
+
+def lag_between(left: Record, right: Record) -> Lag | None:
+    """How much later the right camera shows what the left one shows; ``None`` where too little moved to tell."""
+    begin_s = max(left.times_s[0], right.times_s[0])
+    end_s = min(left.times_s[-1], right.times_s[-1])
+    if end_s - begin_s < LEAST_S:
+        return None
+    instants_s = np.arange(begin_s, end_s, STEP_S)
+    changes = [_changes(record, instants_s) for record in (left, right)]
+    energy = [float((change**2).sum()) for change in changes]
+    if min(energy) == 0:
+        return None
+    count = len(changes[0])
+    spectra = [np.fft.rfft(change, 2 * count, axis=0) for change in changes]
+    together = np.fft.irfft((spectra[0].conj() * spectra[1]).sum(axis=1), 2 * count)
+    most = round(LONGEST_S / STEP_S)
+    lags = np.arange(-most, most + 1)
+    # Far lags have less in common in time.
+    alike = together[lags] / np.sqrt(energy[0] * energy[1]) * count / (count - np.abs(lags))
+    best = int(alike.argmax())
+    rival = alike[np.abs(lags - lags[best]) * STEP_S > RIVAL_S].max()
+    if alike[best] < LEAST_LIKENESS or rival > MOST_RIVAL * alike[best] or best in (0, len(lags) - 1):
+        return None
+    before, at, after = alike[best - 1 : best + 2]
+    between = 0.5 * (before - after) / (before - 2 * at + after)
+    return Lag(float((lags[best] + between) * STEP_S), float(alike[best]))
+
+
+def _changes(record: Record, instants_s: Array) -> Array:
+    """How fast each point changes at each instant, in levels; 0 where it only trembles."""
+    place = np.interp(instants_s, record.times_s, np.arange(len(record.times_s)))
+    first = np.minimum(place.astype(np.intp), len(record.times_s) - 2)
+    share = (place - first)[:, None]
+    levels = record.levels[first] * (1 - share) + record.levels[first + 1] * share
+    steps = round(SLOPE_S / STEP_S)
+    changes = levels[2 * steps :] - levels[: -2 * steps]
+    return np.where(np.abs(changes) < NOISE, 0.0, changes.clip(-60, 60))
+
+
+def delays_of(names: Sequence[str], lags: Mapping[tuple[str, str], Lag]) -> dict[str, float]:
+    """Delays of the cameras that lags join to the most others, in seconds, the least of them 0."""
+    group: set[str] = set()
+    for name in names:
+        joined = {name}
+        while more := {other for pair in lags if joined & set(pair) for other in pair} - joined:
+            joined |= more
+        group = max(group, joined, key=len)
+    members = [name for name in names if name in group]
+    if len(members) < 2:
+        return {}
+    rows = [(pair, lag) for pair, lag in lags.items() if set(pair) <= group]
+    matrix = np.zeros((len(rows) + 1, len(members)))
+    wanted = np.zeros(len(rows) + 1)
+    for row, ((left, right), lag) in enumerate(rows):
+        matrix[row, members.index(right)], matrix[row, members.index(left)] = lag.likeness, -lag.likeness
+        wanted[row] = lag.likeness * lag.seconds
+    matrix[-1] = 1.0
+    solved = np.linalg.lstsq(matrix, wanted, rcond=None)[0]
+    return dict(zip(members, (solved - solved.min()).tolist(), strict=True))
+
+
+class _Recorder:
+    """Keeps what the points of the overlaps look like in each camera's pictures."""
+
+    def __init__(self, calibration: Calibration) -> None:
+        cameras = calibration.cameras
+        self._sizes = {camera.name: (camera.width_px, camera.height_px) for camera in cameras}
+        self._patches: dict[str, dict[tuple[str, str], Patches]] = {camera.name: {} for camera in cameras}
+        self._taken: dict[str, list[tuple[float, dict[tuple[str, str], Array]]]] = {c.name: [] for c in cameras}
+        self.pairs = []
+        for index, left in enumerate(cameras):
+            for number, right in enumerate(cameras[index + 1 :], index + 1):
+                if (shared := shared_patches(index, left, number, right)) is not None:
+                    pair = left.name, right.name
+                    self.pairs.append(pair)
+                    for name, patches in zip(pair, shared, strict=True):
+                        self._patches[name][pair] = patches
+
+    def take(self, name: str, frame: Timed[VideoFrame]) -> None:
+        """Look at a picture; in the camera's own thread."""
+        luma = np.asarray(frame.picture.to_ndarray(format="gray"), np.uint8)
+        if luma.shape[::-1] != self._sizes[name]:
+            luma = np.asarray(cv2.resize(luma, self._sizes[name], interpolation=cv2.INTER_AREA), np.uint8)
+        seen = {pair: luma[patches.luma].mean(axis=1) for pair, patches in self._patches[name].items()}
+        self._taken[name].append((frame.captured_ns / NS, seen))
+
+    def records(self, pair: tuple[str, str]) -> tuple[Record, Record] | None:
+        """What both cameras of a pair showed; ``None`` where one has too few pictures."""
+        found = []
+        for name in pair:
+            taken = sorted(self._taken[name], key=lambda entry: entry[0])
+            if len(taken) < 2:
+                return None
+            found.append(Record(np.array([time_s for time_s, _ in taken]), np.array([seen[pair] for _, seen in taken])))
+        return found[0], found[1]
+
+
+def measure(section: StitcherSection, calibration: Calibration, seconds: float) -> dict[str, Any]:
+    """Read the placed cameras for some seconds and measure their delays.
+
+    Args:
+        section: The cameras, as configured; their ``delay_s`` is left out of account.
+        calibration: Where they look.
+        seconds: How long to watch, once each has a picture.
+
+    Returns:
+        ``cameras`` with ``name`` and ``delay_s``, or ``None`` and a ``reason``; ``pairs`` with ``cameras``, ``lag_s``
+        and ``likeness``.
+    """
+    recorder = _Recorder(calibration)
+    placed, senders = {pose.name for pose in calibration.cameras}, SenderClocks()
+    readers = {
+        camera.name: CameraReader(
+            camera.model_copy(update={"delay_s": 0.0}),
+            partial(recorder.take, camera.name),
+            Stage(),
+            open_timeout_s=section.open_timeout_s,
+            read_timeout_s=section.read_timeout_s,
+            reconnect=section.reconnect,
+            key_frame_wait_s=section.key_frame_wait_s,
+            senders=senders,
+        )
+        for camera in section.cameras
+        if camera.name in placed
+    }
+    for reader in readers.values():
+        reader.start()
+    latest_s = time.monotonic() + section.open_timeout_s + section.key_frame_wait_s
+    while time.monotonic() < latest_s and any(one.state != "connected" for one in readers.values()):
+        time.sleep(0.1)
+    time.sleep(seconds)
+    states = {name: reader.state for name, reader in readers.items()}
+    for reader in readers.values():
+        reader.request_stop()
+    for reader in readers.values():
+        reader.join(1.0)
+    lags = {}
+    for pair in recorder.pairs:
+        if (records := recorder.records(pair)) is not None and (lag := lag_between(*records)) is not None:
+            lags[pair] = lag
+    delays = delays_of(list(readers), lags)
+    return _document(section, states, delays, lags)
+
+
+def _document(
+    section: StitcherSection,
+    states: Mapping[str, str],
+    delays: Mapping[str, float],
+    lags: Mapping[tuple[str, str], Lag],
+) -> dict[str, Any]:
+    cameras: list[dict[str, Any]] = []
+    for camera in section.cameras:
+        if camera.name in delays:
+            cameras.append({"name": camera.name, "delay_s": round(delays[camera.name], 3)})
+            continue
+        state = states.get(camera.name, "not placed")
+        reason = "too little moves where it overlaps the others" if state == "connected" else state
+        cameras.append({"name": camera.name, "delay_s": None, "reason": reason})
+    pairs = [
+        {"cameras": list(pair), "lag_s": round(lag.seconds, 3), "likeness": round(lag.likeness, 2)}
+        for pair, lag in lags.items()
+    ]
+    return {"cameras": cameras, "pairs": pairs}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure how late each camera's pictures are, from what moves where two cameras see the same."""
+    parser = argparse.ArgumentParser(prog="framebus-stitcher delays", description=main.__doc__)
+    parser.add_argument("--config", type=Path, help="the YAML file, for the cameras; without it the defaults hold")
+    parser.add_argument("--calibration", type=Path, help="where the cameras look; stitcher.calibration.file otherwise")
+    parser.add_argument("--seconds", type=float, default=30.0, help="how long to watch what moves (30)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args(arguments)
+    if not LEAST_S < options.seconds <= 3600:
+        parser.error(f"--seconds must be more than {LEAST_S:g} and at most 3600")
+    section = load(StitcherConfiguration, options.config).stitcher
+    file = options.calibration or section.calibration.file
+    if file is None:
+        raise ServiceError("it is not known where the cameras look: set stitcher.calibration.file, or --calibration")
+    try:
+        calibration = load_calibration(file, [camera.name for camera in section.cameras])
+    except FileNotFoundError:
+        raise ServiceError(
+            f"there is no calibration {file}: the stitcher writes it once all cameras are placed"
+        ) from None
+    except CalibrationError as error:
+        raise ServiceError(str(error)) from None
+    set_up_logs("stitcher", LogSection(level="error"))  # what a camera's state is, is told below
+    document = measure(section, calibration, options.seconds)
+    sys.stdout.write((json.dumps(document, indent=2) if options.json else _in_words(document)) + "\n")
+    return int(any(camera["delay_s"] is None for camera in document["cameras"]))
+
+
+def _in_words(document: Mapping[str, Any]) -> str:
+    width = max(6, *(len(camera["name"]) for camera in document["cameras"]))
+    lines = [f"{'camera':{width}}  delay_s"]
+    for camera in document["cameras"]:
+        told = f"not known: {camera['reason']}" if camera["delay_s"] is None else f"{camera['delay_s']:7.3f}"
+        lines.append(f"{camera['name']:{width}}  {told}")
+    lines += [
+        f"{' and '.join(pair['cameras'])}: {pair['lag_s']:+.3f} s, likeness {pair['likeness']:.2f}"
+        for pair in document["pairs"]
+    ]
+    return "\n".join(lines)
