@@ -128,7 +128,7 @@ system-packages: ## what the tests and benchmarks drive for real; on Debian, as 
 	DEBIAN_FRONTEND=noninteractive apt-get install --quiet=2 --no-install-recommends \
 	  gcc libc6-dev python3-dev chromium python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good \
 	  gstreamer1.0-plugins-bad python3-gst-1.0 gir1.2-gst-plugins-base-1.0 redis-server rabbitmq-server \
-	  nginx-light caddy prometheus openssl
+	  nginx-light caddy prometheus openssl iproute2 iptables
 
 clean: ## remove all that was installed, built or cached
 	rm -rf $(VENV) .cache build dist *.egg-info services/build services/dist services/*.egg-info framebus/ring/*.so

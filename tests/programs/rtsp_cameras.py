@@ -50,7 +50,7 @@ def main() -> None:
     path, wanted = Path(sys.argv[1]), json.loads(sys.argv[2])
     Gst.init(None)
     server = GstRtspServer.RTSPServer()
-    server.set_address("127.0.0.1")
+    server.set_address(wanted.get("address", "127.0.0.1"))
     server.set_service("0")
     server.get_thread_pool().set_max_threads(8)
     if user := wanted.get("user"):
