@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -46,14 +47,31 @@ def read_mask(camera: CameraSection) -> Image | None:
     """
     if camera.mask is None:
         return None
+    return read_picture(
+        camera.mask, f"the mask {camera.mask}", "give PNG, black where to ignore", flags=cv2.IMREAD_GRAYSCALE
+    )
+
+
+def read_picture(path: Path, what: str, remedy: str, *, flags: int = cv2.IMREAD_COLOR) -> Image:
+    """A picture of a file: uint8 of shape ``(height, width, 3)``, BGR, or as OpenCV's ``flags`` want it.
+
+    Args:
+        path: The file.
+        what: What it is, for the sentence of an error.
+        remedy: What to do where it is no picture.
+        flags: Of ``cv2.imdecode``.
+
+    Raises:
+        ServiceError: The file cannot be read, or is not a picture.
+    """
     try:
-        content = camera.mask.read_bytes()
+        content = path.read_bytes()
     except OSError as error:
-        raise ServiceError(f"the mask {camera.mask} cannot be read: {error.strerror}") from None
-    mask = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_GRAYSCALE) if content else None
-    if mask is None:
-        raise ServiceError(f"the mask {camera.mask} is not a picture that can be read: give PNG, black where to ignore")
-    return np.asarray(mask, np.uint8)
+        raise ServiceError(f"{what} cannot be read: {error.strerror}") from None
+    picture = cv2.imdecode(np.frombuffer(content, np.uint8), flags) if content else None
+    if picture is None:
+        raise ServiceError(f"{what} is not a picture that can be read: {remedy}")
+    return np.asarray(picture, np.uint8)
 
 
 def _prior(section: StitcherSection, camera: CameraSection | None, shape: Shape, aspect: float) -> CameraPrior:

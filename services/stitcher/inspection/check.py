@@ -12,14 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
-
 from services.common.config import load
 from services.common.service import ServiceError
 from services.stitcher.calibration.calibrate import calibrate
 from services.stitcher.calibration.poses import Calibration, CalibrationError, CameraPrior, Image
-from services.stitcher.calibration.priors import point_pairs, priors_of
+from services.stitcher.calibration.priors import point_pairs, priors_of, read_picture
 from services.stitcher.config import StitcherConfiguration, StitcherSection
 from services.stitcher.inspection.describe import describe
 from services.stitcher.inspection.picture import draw
@@ -79,14 +76,7 @@ def _read(paths: list[Path]) -> dict[str, Image]:
         name = path.stem
         if name in pictures:
             raise ServiceError(f"two pictures are named {name}: each camera gives one, named after it")
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise ServiceError(f"{path} cannot be read: {error.strerror}") from None
-        picture = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
-        if picture is None:
-            raise ServiceError(f"{path} is not a picture that can be read: give PNG or JPEG")
-        pictures[name] = np.asarray(picture, np.uint8)
+        pictures[name] = read_picture(path, str(path), "give PNG or JPEG")
     return pictures
 
 
