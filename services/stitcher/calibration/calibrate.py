@@ -44,7 +44,7 @@ Progress = Callable[[int, int], None]
 
 
 def no_progress(_done: int, _total: int) -> None:
-    """Take the progress for nobody."""
+    """Ignore the progress."""
 
 
 def steps_for(pictures: int) -> int:
@@ -74,7 +74,7 @@ def calibrate(
         The largest group of cameras that fit together, from left to right; the others are ``unplaced``, with reasons.
 
     Raises:
-        CalibrationError: Fewer than two could be placed, or a value is no picture.
+        CalibrationError: Fewer than two could be placed, or a value is not a picture.
     """
     names = list(pictures)
     if len(names) < 2:

@@ -59,7 +59,7 @@ class CameraPose(BaseModel):
     def _check_rotation(cls, rotation: Rows) -> Rows:
         matrix = np.array(rotation)
         if not np.allclose(matrix @ matrix.T, np.eye(3), atol=1e-3) or np.linalg.det(matrix) < 0:
-            raise ValueError("it is no rotation matrix")
+            raise ValueError("it is not a rotation matrix")
         return rotation
 
     @property
@@ -120,7 +120,7 @@ class CameraPose(BaseModel):
 
 
 def max_radius(k1: float, k2: float) -> float:
-    """Largest ``r`` up to which ``r (1 + k1 r^2 + k2 r^4)`` increases: beyond it, the polynomial is no lens."""
+    """Largest ``r`` up to which ``r (1 + k1 r^2 + k2 r^4)`` increases: beyond it, no lens bends rays as the polynomial does."""
     # The derivative's zeros in s = r^2: 1 + 3 k1 s + 5 k2 s^2.
     if abs(k2) < 1e-12:
         return math.sqrt(-1 / (3 * k1)) if k1 < 0 else math.inf
@@ -266,7 +266,7 @@ def load(path: Path, names: Sequence[str]) -> Calibration:
     """Read a calibration that :func:`save` wrote; cameras that are not in ``names`` are left out.
 
     Raises:
-        CalibrationError: It is no such file, or places fewer than two of ``names``.
+        CalibrationError: It is not such a file, or places fewer than two of ``names``.
         FileNotFoundError: There is none.
     """
     try:
@@ -281,7 +281,7 @@ def load(path: Path, names: Sequence[str]) -> Calibration:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"])) or "the file"
-        raise CalibrationError(f"{path} is no saved calibration: {place}: {first['msg']}; delete it") from None
+        raise CalibrationError(f"{path} is not a saved calibration: {place}: {first['msg']}; delete it") from None
     except FileNotFoundError:
         raise
     except OSError as error:

@@ -58,7 +58,7 @@ def read_picture(path: Path, what: str, remedy: str, *, flags: int = cv2.IMREAD_
     Args:
         path: The file.
         what: What it is, for the sentence of an error.
-        remedy: What to do where it is no picture.
+        remedy: What to do if the file is not a picture.
         flags: Of ``cv2.imdecode``.
 
     Raises:

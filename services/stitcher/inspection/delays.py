@@ -49,7 +49,7 @@ MOST_RIVAL: Final = 0.7
 """What another lag may have of it: things that pass at regular times fit several."""
 RIVAL_S: Final = 0.3
 NOISE: Final = 3.0
-"""Levels of noise and slow change that are no movement."""
+"""Smaller changes, in levels, are taken for noise or slow change of the light."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -224,7 +224,7 @@ def test_a_camera_that_dies_is_marked_and_comes_back(stream: str, tmp_path: Path
             with subscriber.receive(timeout_s=PATIENCE_S) as frame:
                 assert frame.metadata["cameras"] == others
         status = stitcher.status()
-        assert status["healthy"], "a lost camera is no ill health of the stitcher"
+        assert status["healthy"], "a stitcher that has lost a camera is healthy"
         assert status["details"]["cameras"]["cam2"]["connections"] == 2
 
 

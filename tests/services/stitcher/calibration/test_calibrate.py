@@ -99,7 +99,7 @@ def test_a_saved_calibration_is_the_same_again(tmp_path: Path) -> None:
 def test_a_broken_file_is_a_sentence(tmp_path: Path, text: str) -> None:
     path = tmp_path / "calibration.json"
     path.write_text(text)
-    with pytest.raises(CalibrationError, match=r"calibration\.json is no saved calibration: .*delete it"):
+    with pytest.raises(CalibrationError, match=r"calibration\.json is not a saved calibration: .*delete it"):
         load(path, ["cam0", "cam1"])
 
 
@@ -110,7 +110,7 @@ def test_impossible_values_are_a_sentence(tmp_path: Path, fault: dict[str, objec
     document = json.loads(path.read_text())
     document["cameras"][1].update(fault)
     path.write_text(json.dumps(document))
-    with pytest.raises(CalibrationError, match=r"is no saved calibration: cameras\.1"):
+    with pytest.raises(CalibrationError, match=r"is not a saved calibration: cameras\.1"):
         load(path, ["cam0", "cam1"])
 
 

@@ -120,7 +120,7 @@ def test_a_circle_is_shown_whole(first_deg: float, view: View, height_px: int) -
     coverage = panorama.coverage
     assert coverage.sentence() == "360 of 360 degrees"
     assert panorama.width_px / panorama.scale_px == pytest.approx(2 * math.pi)
-    assert panorama.owners[0] == panorama.owners[-1], "the cut is no seam"
+    assert panorama.owners[0] == panorama.owners[-1], "there is no seam at the cut"
     assert len(panorama.owners) == 9
     for degrees in coverage.cameras_deg.values():
         assert degrees == pytest.approx(45, abs=1)
