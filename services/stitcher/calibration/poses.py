@@ -120,7 +120,7 @@ class CameraPose(BaseModel):
 
 
 def max_radius(k1: float, k2: float) -> float:
-    """Largest ``r`` up to which ``r (1 + k1 r^2 + k2 r^4)`` increases: beyond it, no lens bends rays as the polynomial does."""
+    """Largest ``r`` up to which ``r (1 + k1 r^2 + k2 r^4)`` increases; beyond it, the polynomial describes no lens."""
     # The derivative's zeros in s = r^2: 1 + 3 k1 s + 5 k2 s^2.
     if abs(k2) < 1e-12:
         return math.sqrt(-1 / (3 * k1)) if k1 < 0 else math.inf

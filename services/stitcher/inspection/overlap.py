@@ -39,7 +39,8 @@ MAX_CELLS: Final = 400
 """Each has one patch at most, so that the patches are spread over the overlap."""
 LEAST_CELL_PX: Final = 14
 LEAST_SLOPE: Final = 1.0
-"""Levels a pixel, root mean square in the direction in which a patch has the least of them: below, it has too little texture."""
+"""Levels a pixel, root mean square in the direction in which a patch has the least of them; a patch below it has too
+little texture."""
 SLOPE_OF_NOISE: Final = 0.3
 """The steepest patch that noise of a deviation of one level makes, measured: 0.24 to 0.28."""
 LEAST_CORRELATION: Final = 0.75

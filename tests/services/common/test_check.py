@@ -62,7 +62,7 @@ def test_a_calibration_and_a_camera_that_cannot_be_read_are_faults(tmp_path: Pat
     status, lines = check("stitcher", stitcher={"cameras": cameras, "calibration": {"file": str(calibration)}})
     assert status == 2
     assert lines == [
-        f"stitcher: {calibration} is no saved calibration: cameras: Input should be a valid array; delete it",
+        f"stitcher: {calibration} is not a saved calibration: cameras: Input should be a valid array; delete it",
         f"stitcher: camera cam0: {cameras[0]['url']} cannot be read: No such file or directory",
         f"stitcher: camera cam1: {cameras[1]['url']} cannot be read: Invalid data found when processing input",
     ]
