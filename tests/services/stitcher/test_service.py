@@ -228,6 +228,7 @@ def test_a_camera_that_dies_is_marked_and_comes_back(stream: str, tmp_path: Path
         assert status["details"]["cameras"]["cam2"]["connections"] == 2
 
 
+@pytest.mark.long
 def test_without_calibration_it_goes_on_without_a_missing_camera_and_adds_it_later(stream: str, tmp_path: Path) -> None:
     port = free_ports(5)
     settings = {"wait_s": 0.5, "retry_s": 0.5}

@@ -44,7 +44,10 @@ def check(found: Calibration, rig: Rig, missing: Sequence[str] = ()) -> None:
     assert len(found.pairs) >= len(found.cameras) - 1
 
 
-@pytest.mark.parametrize(("overlap", "k1"), [(0.28, -0.2), (0.14, -0.3), (0.2, -0.05)])
+@pytest.mark.parametrize(
+    ("overlap", "k1"),
+    [(0.14, -0.3), *(pytest.param(*case, marks=pytest.mark.long) for case in ((0.28, -0.2), (0.2, -0.05)))],
+)
 def test_lenses_that_bend_are_solved_for(overlap: float, k1: float) -> None:
     rig = row(street(), 5, overlap=overlap, k1=k1, tilt_deg=3, gains=GAINS, size=SIZE, noise=1.5, vignetting=0.2)
     found = calibrate(rig.take())
@@ -72,7 +75,7 @@ def test_a_wide_lens_between_narrow_ones() -> None:
     check(calibrate(rig.take()), rig)
 
 
-@pytest.mark.parametrize("roll_deg", [90, 180])
+@pytest.mark.parametrize("roll_deg", [90, pytest.param(180, marks=pytest.mark.long)])
 def test_a_turned_camera_keeps_the_horizon(roll_deg: float) -> None:
     rig = with_shot(row(shapes(), 5, size=SIZE), "cam2", pose=camera("cam2", 0, 0, roll_deg, size=SIZE))
     found = calibrate(rig.take())
@@ -81,6 +84,7 @@ def test_a_turned_camera_keeps_the_horizon(roll_deg: float) -> None:
         np.testing.assert_allclose(pose.r, rig.truth[pose.name].r, atol=0.02)
 
 
+@pytest.mark.long
 def test_eight_cameras_close_the_circle() -> None:
     rig = row(street(), 8, hfov_deg=62, overlap=1 - 45 / 62, size=SIZE)
     found = calibrate(rig.take())

@@ -129,6 +129,7 @@ def test_a_stream_that_is_joined_far_from_a_key_frame_is_waited_for(tmp_path: Pa
     assert (read.reader.connections, read.reader.broken_packets) == (1, 0)
 
 
+@pytest.mark.long
 def test_slow_cameras_are_shown_from_their_first_picture(h264: Units, mjpeg: Units) -> None:
     by_ts, by_mjpeg = FaultyCamera(h264, fps=0.9), FaultyCamera(mjpeg, fps=0.8, mode="mjpeg")
     with serve(by_ts) as ts, serve(by_mjpeg) as parts, reading(ts) as first, reading(parts) as second:
@@ -163,6 +164,7 @@ def test_pictures_that_follow_a_lost_one_are_held_back(h264: Units) -> None:
         assert np.abs(whole - frame.picture.to_ndarray(format="gray")).mean((1, 2)).min() < 0.5
 
 
+@pytest.mark.long
 def test_a_camera_of_which_no_picture_is_whole_is_named_and_shown_in_the_end(tmp_path: Path) -> None:
     """Each picture after the first is damaged, and the next key frame is far."""
     long = encode_units(tmp_path / "long.ts", count=500, gop=500)
