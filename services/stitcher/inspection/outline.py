@@ -48,11 +48,11 @@ def matches(calibration: Calibration, panorama: Panorama) -> Iterator[tuple[tupl
     Yields:
         By match, the names of the cameras, and float64 of shape ``(2, 2)``: x and y by the first and by the second.
     """
-    poses = {camera.name: camera for camera in calibration.cameras}
+    poses, geometry = {camera.name: camera for camera in calibration.cameras}, panorama.geometry
     for pair in calibration.pairs:
         points = np.reshape(pair.points_px, (-1, 2, 2)).astype(np.float64)
         ones, others = (
-            _positions(poses[name].directions(points[:, end]), panorama) for end, name in enumerate(pair.cameras)
+            geometry.pixels(_angles(poses[name].directions(points[:, end]))) for end, name in enumerate(pair.cameras)
         )
         # Across the end of a circle, the two may come out at opposite ends.
         turn_px = 2 * math.pi * panorama.scale_px
@@ -62,12 +62,11 @@ def matches(calibration: Calibration, panorama: Panorama) -> Iterator[tuple[tupl
                 yield pair.cameras, np.stack([one, other])
 
 
-def _positions(rays: Array, panorama: Panorama) -> Array:
-    """Where directions are in the panorama; of the turns of a circle, that nearest to its middle is taken for each."""
-    yaw = np.arctan2(rays[:, 0], rays[:, 2]) - panorama.yaw_min_rad
-    yaw -= 2 * math.pi * np.round((yaw - panorama.width_px / panorama.scale_px / 2) / (2 * math.pi))
-    v = rays[:, 1] / np.hypot(rays[:, 0], rays[:, 2])
-    return np.stack([yaw, v - panorama.v_min], axis=-1) * panorama.scale_px - 0.5
+def _angles(rays: Array) -> Array:
+    """Yaw and pitch of directions, in rad."""
+    return np.stack(
+        [np.arctan2(rays[:, 0], rays[:, 2]), -np.arctan2(rays[:, 1], np.hypot(rays[:, 0], rays[:, 2]))], axis=-1
+    )
 
 
 def outline(camera: CameraPose, panorama: Panorama, points_a_side: int = POINTS_A_SIDE) -> Array:

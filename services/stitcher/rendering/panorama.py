@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from services.common.geometry import PanoramaGeometry
 from services.stitcher.calibration.poses import Calibration, CalibrationError, CameraPose
 from services.stitcher.rendering.coverage import Coverage, cover
 from services.stitcher.rendering.view import COLUMNS, STEP_RAD, Indices, Sight, directions, look, unroll
@@ -53,6 +54,11 @@ class Panorama:
     coverage: Coverage
     """What is shown of what the cameras see."""
     view: View
+
+    @property
+    def geometry(self) -> PanoramaGeometry:
+        """Which directions its pixels show."""
+        return PanoramaGeometry(self.scale_px, self.yaw_min_rad, self.v_min, self.width_px, self.height_px)
 
 
 @dataclass(frozen=True, slots=True)

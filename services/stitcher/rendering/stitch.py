@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from services.common.geometry import PanoramaGeometry
 from services.stitcher.calibration.poses import Calibration
 from services.stitcher.rendering.convert import Image, Planes
 from services.stitcher.rendering.coverage import Coverage
@@ -52,9 +51,7 @@ class Stitcher:
         self.calibration = calibration
         self.panorama: Panorama = plan(calibration, width_px, height_px, view)
         """The part of the world that is shown."""
-        self.geometry: dict[str, Any] = PanoramaGeometry(
-            self.panorama.scale_px, self.panorama.yaw_min_rad, self.panorama.v_min, width_px, height_px
-        ).to_metadata()
+        self.geometry: dict[str, Any] = self.panorama.geometry.to_metadata()
         """The same for each frame's metadata."""
         self._renderer = OpenCvRenderer(pool, parts) if renderer is None else renderer
         self._renderer.prepare(calibration.cameras, self.panorama, feather_px)
