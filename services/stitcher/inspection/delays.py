@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 from av.video.frame import VideoFrame
@@ -28,10 +27,12 @@ from services.common.service import ServiceError
 from services.common.status import Stage
 from services.stitcher.calibration.poses import Calibration, CalibrationError
 from services.stitcher.calibration.poses import load as load_calibration
+from services.stitcher.calibration.solve import groups_of
 from services.stitcher.capture.camera import NS, CameraReader
 from services.stitcher.capture.pairing import Timed
 from services.stitcher.capture.sender import SenderClocks
 from services.stitcher.config import StitcherConfiguration, StitcherSection
+from services.stitcher.inspection.overlap import fit_luma
 from services.stitcher.rendering.exposure import Patches, shared_patches
 
 Array = npt.NDArray[np.float64]
@@ -111,16 +112,11 @@ def _changes(record: Record, instants_s: Array) -> Array:
 
 def delays_of(names: Sequence[str], lags: Mapping[tuple[str, str], Lag]) -> dict[str, float]:
     """Delays of the cameras that lags join to the most others, in seconds, the least of them 0."""
-    group: set[str] = set()
-    for name in names:
-        joined = {name}
-        while more := {other for pair in lags if joined & set(pair) for other in pair} - joined:
-            joined |= more
-        group = max(group, joined, key=len)
-    members = [name for name in names if name in group]
+    places = [(names.index(left), names.index(right)) for left, right in lags]
+    members = [names[place] for place in groups_of(places, len(names))[0]]
     if len(members) < 2:
         return {}
-    rows = [(pair, lag) for pair, lag in lags.items() if set(pair) <= group]
+    rows = [(pair, lag) for pair, lag in lags.items() if set(pair) <= set(members)]
     matrix = np.zeros((len(rows) + 1, len(members)))
     wanted = np.zeros(len(rows) + 1)
     for row, ((left, right), lag) in enumerate(rows):
@@ -136,23 +132,18 @@ class _Recorder:
 
     def __init__(self, calibration: Calibration) -> None:
         cameras = calibration.cameras
-        self._sizes = {camera.name: (camera.width_px, camera.height_px) for camera in cameras}
-        self._patches: dict[str, dict[tuple[str, str], Patches]] = {camera.name: {} for camera in cameras}
-        self._taken: dict[str, list[tuple[float, dict[tuple[str, str], Array]]]] = {c.name: [] for c in cameras}
+        self._cameras = {camera.name: camera for camera in cameras}
+        self._patches: dict[str, dict[tuple[str, str], Patches]] = {name: {} for name in self._cameras}
+        self._taken: dict[str, list[tuple[float, dict[tuple[str, str], Array]]]] = {name: [] for name in self._cameras}
         self.pairs = []
-        for index, left in enumerate(cameras):
-            for number, right in enumerate(cameras[index + 1 :], index + 1):
-                if (shared := shared_patches(index, left, number, right)) is not None:
-                    pair = left.name, right.name
-                    self.pairs.append(pair)
-                    for name, patches in zip(pair, shared, strict=True):
-                        self._patches[name][pair] = patches
+        for shared in shared_patches(cameras):
+            left, right = (cameras[patches.camera].name for patches in shared)
+            self.pairs.append((left, right))
+            self._patches[left][left, right], self._patches[right][left, right] = shared
 
     def take(self, name: str, frame: Timed[VideoFrame]) -> None:
         """Look at a picture; in the camera's own thread."""
-        luma = np.asarray(frame.picture.to_ndarray(format="gray"), np.uint8)
-        if luma.shape[::-1] != self._sizes[name]:
-            luma = np.asarray(cv2.resize(luma, self._sizes[name], interpolation=cv2.INTER_AREA), np.uint8)
+        luma = fit_luma(np.asarray(frame.picture.to_ndarray(format="gray"), np.uint8), self._cameras[name])
         seen = {pair: luma[patches.luma].mean(axis=1) for pair, patches in self._patches[name].items()}
         self._taken[name].append((frame.captured_ns / NS, seen))
 

@@ -116,7 +116,9 @@ class Overlap:
             right: Likewise.
         """
         warped = [
-            cv2.remap(_fit(luma, camera), *maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE).astype(np.float32)
+            cv2.remap(fit_luma(luma, camera), *maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE).astype(
+                np.float32
+            )
             for luma, camera, maps in zip((left, right), self.cameras, self._maps, strict=True)
         ]
         least = max(LEAST_SLOPE, SLOPE_OF_NOISE * max(_noise(one, self._both > 0) for one in warped))
@@ -205,7 +207,8 @@ def _bounds(left: CameraPose, right: CameraPose) -> tuple[float, float, float, f
     return yaw, float(beside.max() - beside.min()) / 2, float(v.min()), float(v.max())
 
 
-def _fit(luma: Image, camera: CameraPose) -> Image:
+def fit_luma(luma: Image, camera: CameraPose) -> Image:
+    """Luma of shape ``(height, width)``, scaled to the size in the pose if it has another."""
     size = camera.width_px, camera.height_px
     if luma.shape[::-1] == size:
         return luma

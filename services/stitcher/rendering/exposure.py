@@ -93,12 +93,7 @@ class ExposureMeter:
     def __init__(self, calibration: Calibration) -> None:
         cameras = calibration.cameras
         self._count = len(cameras)
-        self._pairs = [
-            pair
-            for i in range(len(cameras))
-            for j in range(i + 1, len(cameras))
-            if (pair := shared_patches(i, cameras[i], j, cameras[j])) is not None
-        ]
+        self._pairs = shared_patches(cameras)
         # A group is a pair in one colour. Its values depend on six unknowns: two gains, and two coefficients a lens.
         self._slopes = np.zeros((3 * len(self._pairs), POINTS, 6))
         self._unknowns = np.zeros((3 * len(self._pairs), 6), np.intp)
@@ -175,8 +170,14 @@ class ExposureMeter:
         return solution
 
 
-def shared_patches(i: int, left: CameraPose, j: int, right: CameraPose) -> tuple[Patches, Patches] | None:
-    """Points that both cameras see, in the picture of either, if they are enough; ``i`` and ``j`` are their numbers."""
+def shared_patches(cameras: Sequence[CameraPose]) -> list[tuple[Patches, Patches]]:
+    """Points that two cameras see, in the pictures of both, for each pair that has enough in common."""
+    pairs = [_pair(i, cameras[i], j, cameras[j]) for i in range(len(cameras)) for j in range(i + 1, len(cameras))]
+    return [pair for pair in pairs if pair is not None]
+
+
+def _pair(i: int, left: CameraPose, j: int, right: CameraPose) -> tuple[Patches, Patches] | None:
+    """Points that both cameras see, if they are enough."""
     x, y = np.meshgrid(*(np.linspace(0, size_px - 1, GRID) for size_px in (left.width_px, left.height_px)))
     here = np.stack([x.ravel(), y.ravel()], axis=-1)
     there = right.project(left.directions(here))
