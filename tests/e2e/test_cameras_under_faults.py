@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,13 +15,13 @@ from playwright.sync_api import Page, sync_playwright
 
 from framebus import Subscriber
 from services.simulator.config import SimulatorSection
-from services.simulator.render import render
 from services.stitcher.calibration.poses import save
-from tests.services.simulator.clips import SMALL, SYSTEM_COMMAND, need_rtsp, rendered
+from tests.services.simulator.clips import SMALL, rendered
+from tests.services.stitcher.faulty import rtsp_cameras
+from tests.services.stitcher.process import NAMES, StitcherProcess, http_camera, http_urls, is_marked
 from tests.services.stitcher.scene import rig
-from tests.services.stitcher.test_service import NAMES, StitcherProcess, is_marked
 from tests.services.streamer.support import StreamerProcess
-from tests.support import CHROMIUM, CHROMIUM_ARGUMENTS, PATIENCE_S, ROOT, free_ports, lacks, needs_browser, wait_until
+from tests.support import CHROMIUM, CHROMIUM_ARGUMENTS, PATIENCE_S, free_ports, lacks, needs_browser, wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.timeout(300), needs_browser]
 
@@ -66,20 +64,6 @@ class Watched:
 
         return wait_until(told, f"the page says {phrases}", interval_s=0.1, detail=self.stitcher.log.read_text)
 
-    def check_rate(self, well: str = "cam0", frames: int = 75) -> None:
-        """So many frames of a camera that is well make about as many panoramas."""
-        first = self.stitcher.status()["stages"]
-        wait_until(
-            lambda: self.stitcher.status()["stages"][well]["frames"] >= first[well]["frames"] + frames,
-            f"{frames} frames of {well} more",
-            timeout_s=PATIENCE_S,
-            interval_s=0.1,
-        )
-        last = self.stitcher.status()["stages"]
-        came = last[well]["frames"] - first[well]["frames"]
-        published = sum(last["publish"][key] - first["publish"][key] for key in ("frames", "skipped"))
-        assert published >= 0.9 * came
-
 
 class Site:
     """The simulator's cameras, each in a process of its own."""
@@ -88,23 +72,14 @@ class Site:
         self._first_port = free_ports(5)
         self._stack = stack
         self.cameras: dict[int, subprocess.Popen[bytes]] = {}
-        self.urls = [f"http://127.0.0.1:{self._first_port + number}/cam{number}.ts" for number in range(5)]
+        self.urls = http_urls(self._first_port)
 
     def start(self, number: int, section: SimulatorSection = SMALL) -> None:
-        clip = render(section) / f"cam{number}.ts"
-        port = str(self._first_port + number)
-        command = [sys.executable, "-m", "services.simulator.serve", str(clip), "--host", "127.0.0.1", "--port", port]
-        process = subprocess.Popen([*command, "--t0", "0"], cwd=ROOT, stderr=subprocess.DEVNULL)
-        self._stack.callback(self._end, process)
-        self.cameras[number] = process
+        self.cameras[number] = self._stack.enter_context(http_camera(number, self._first_port + number, section))
 
     def end(self, number: int) -> None:
-        self._end(self.cameras[number])
-
-    @staticmethod
-    def _end(process: subprocess.Popen[bytes]) -> None:
-        process.kill()
-        process.wait()
+        self.cameras[number].kill()
+        self.cameras[number].wait()
 
 
 def test_a_camera_that_is_off_frozen_or_of_another_size_is_named_and_disturbs_no_other(
@@ -118,7 +93,7 @@ def test_a_camera_that_is_off_frozen_or_of_another_size_is_named_and_disturbs_no
 
         watched.wait_for_cameras(["cam0", "cam1", "cam2", "cam4"])
         watched.wait_for_page("camera cam3", "Connection refused")
-        watched.check_rate()
+        watched.stitcher.check_rate()
         site.start(3)
         watched.wait_for_cameras(NAMES)
         wait_until(lambda: "cam3" not in watched.page.locator("#missing").inner_text(), "the page is content")
@@ -131,7 +106,7 @@ def test_a_camera_that_is_off_frozen_or_of_another_size_is_named_and_disturbs_no
             "the cause is told",
             interval_s=0.1,
         )
-        watched.check_rate()
+        watched.stitcher.check_rate()
         site.cameras[1].send_signal(signal.SIGCONT)
         watched.wait_for_cameras(NAMES)
 
@@ -141,7 +116,7 @@ def test_a_camera_that_is_off_frozen_or_of_another_size_is_named_and_disturbs_no
         watched.wait_for_cameras(NAMES)
         with watched.subscriber.receive(PATIENCE_S) as frame:
             assert not is_marked(frame, watched.calibration, "cam2")
-        watched.check_rate()
+        watched.stitcher.check_rate()
         assert watched.stitcher.process.poll() is None
 
 
@@ -171,27 +146,15 @@ class LossyNetwork:
         for packets in (["-p", "udp"], ["-p", "tcp", "-s", "127.0.0.2"]):
             self.run("iptables", "-A", "INPUT", *packets, *chance, "-j", "DROP")
 
-    @contextmanager
-    def rtsp_cameras(self, clip: Path, **wanted: object) -> Iterator[str]:
-        """The address of a server whose cameras all show the clip."""
-        need_rtsp()
-        program = [*SYSTEM_COMMAND, str(ROOT / "tests/programs/rtsp_cameras.py"), str(clip), json.dumps(wanted)]
-        with subprocess.Popen([*self.prefix, *program], stdout=subprocess.PIPE, text=True) as server:
-            try:
-                assert server.stdout is not None
-                yield f"{wanted.get('address', '127.0.0.1')}:{int(server.stdout.readline())}"
-            finally:
-                server.kill()
-
 
 @pytest.mark.root
 def test_packets_that_are_lost_cost_their_camera_alone(stream: str, tmp_path: Path) -> None:
     clip = rendered() / "cam0.ts"
     with ExitStack() as stack:
         network = stack.enter_context(LossyNetwork())
-        well = stack.enter_context(network.rtsp_cameras(clip, late_ms=[0] * 3))
-        by_udp = stack.enter_context(network.rtsp_cameras(clip, address="127.0.0.2", udp_only=True))
-        by_tcp = stack.enter_context(network.rtsp_cameras(clip, address="127.0.0.2"))
+        well = stack.enter_context(rtsp_cameras(clip, prefix=network.prefix, late_ms=[0] * 3))
+        by_udp = stack.enter_context(rtsp_cameras(clip, prefix=network.prefix, address="127.0.0.2", udp_only=True))
+        by_tcp = stack.enter_context(rtsp_cameras(clip, prefix=network.prefix, address="127.0.0.2"))
         urls = [f"rtsp://{well}/cam{number}" for number in range(3)]
         urls += [f"rtsp://{by_udp}/cam0", f"rtsp://{by_tcp}/cam0"]
         watched = Watched(stack, stream, tmp_path, urls, *network.prefix)
@@ -199,7 +162,7 @@ def test_packets_that_are_lost_cost_their_camera_alone(stream: str, tmp_path: Pa
         for share in (0.05, 0.2):
             network.lose(share)
             before = watched.stitcher.status()
-            watched.check_rate(frames=150)
+            watched.stitcher.check_rate(frames=150)
             after = watched.stitcher.status()
             seen, was = (status["details"]["cameras"]["cam3"]["damaged_frames"] for status in (after, before))
             assert seen > was, "damaged pictures are counted"

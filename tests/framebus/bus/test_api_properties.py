@@ -26,7 +26,8 @@ from framebus import (
     streams,
 )
 from framebus.inspect.streams import inspect
-from tests.support import SHM, publish, wait_until
+from tests.framebus.cases.support import left_open, open_descriptors
+from tests.support import SHM, publish
 
 SMALL = FrameFormat(4, 6)
 PIXELS = np.zeros((4, 6, 3), np.uint8)
@@ -54,19 +55,18 @@ anything: st.SearchStrategy[Any] = st.recursive(
 examples = settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
-def state() -> tuple[int, list[str]]:
+State = tuple[frozenset[tuple[str, str]], list[str]]
+
+
+def state() -> State:
     """What must not change: this process's descriptors, and the files of the streams of this module."""
-    return len(os.listdir("/proc/self/fd")), sorted(path.name for path in SHM.glob(f"framebus.{STREAM}*"))
+    return open_descriptors(), sorted(path.name for path in SHM.glob(f"framebus.{STREAM}*"))
 
 
-def check(before: tuple[int, list[str]]) -> None:
-    """Nothing was lost since; garbage of earlier examples may have been collected.
-
-    A publisher's thread accepts and drops connections of earlier examples when it is scheduled, so that a descriptor
-    more may be seen for a moment. A lost one stays.
-    """
+def check(before: State) -> None:
+    """Nothing was lost since."""
     assert state()[1] == before[1]
-    wait_until(lambda: state()[0] <= before[0], f"at most {before[0]} descriptors", detail=state)
+    assert not left_open(before[0])
 
 
 def call(function: Callable[..., Any], *arguments: Any, **named: Any) -> None:

@@ -31,9 +31,8 @@ from framebus import *
 """
 
 
-def descriptors() -> frozenset[tuple[str, str]]:
-    """The descriptors that this process has open, once what is garbage is collected: numbers, and what they are of."""
-    gc.collect()
+def open_descriptors() -> frozenset[tuple[str, str]]:
+    """The descriptors that this process has open: their numbers, and what they are of."""
     found = set()
     for link in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # that of the listing itself
@@ -41,10 +40,17 @@ def descriptors() -> frozenset[tuple[str, str]]:
     return frozenset(found)
 
 
+def descriptors() -> frozenset[tuple[str, str]]:
+    """Those that are open once what is garbage is collected."""
+    gc.collect()
+    return open_descriptors()
+
+
 def left_open(before: frozenset[tuple[str, str]]) -> frozenset[tuple[str, str]]:
     """Those that were opened since and stay open; threads of other tests open some for a moment."""
     deadline_s = time.monotonic() + 1
-    while (more := descriptors() - before) and time.monotonic() < deadline_s:
+    while (more := open_descriptors() - before) and time.monotonic() < deadline_s:
+        gc.collect()
         time.sleep(0.01)
     return more
 

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import random
 import socket
 import socketserver
+import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import numpy.typing as npt
+
+from tests.services.simulator.clips import SYSTEM_COMMAND, need_rtsp
+from tests.support import ROOT
 
 Image = npt.NDArray[np.uint8]
 
@@ -210,6 +216,25 @@ def deny() -> Iterator[tuple[str, Denying]]:
 
     with _listening(Handler) as port:
         yield f"127.0.0.1:{port}", seen
+
+
+@contextmanager
+def rtsp_cameras(clip: Path, *, prefix: Sequence[str] = (), **wanted: Any) -> Iterator[str]:
+    """The address of a server whose cameras all show the clip, as ``HOST:PORT``.
+
+    Args:
+        clip: What they show.
+        prefix: What its command begins with, as of a network namespace.
+        wanted: What tests/programs/rtsp_cameras.py takes.
+    """
+    need_rtsp()
+    program = [*SYSTEM_COMMAND, str(ROOT / "tests/programs/rtsp_cameras.py"), str(clip), json.dumps(wanted)]
+    with subprocess.Popen([*prefix, *program], stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            yield f"{wanted.get('address', '127.0.0.1')}:{int(server.stdout.readline())}"
+        finally:
+            server.kill()
 
 
 @contextmanager

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -24,11 +22,10 @@ from services.stitcher.capture.clock import UNPROVEN_LAG_NS
 from services.stitcher.capture.pairing import Timed
 from services.stitcher.capture.sender import SenderClocks
 from services.stitcher.config import CameraSection, ReconnectSection
-from tests.services.simulator.clips import SYSTEM_COMMAND, need_rtsp
-from tests.services.stitcher.faulty import FaultyCamera, Units, deny, encode_units, serve
+from tests.services.stitcher.faulty import FaultyCamera, Units, deny, encode_units, rtsp_cameras, serve
+from tests.services.stitcher.process import StitcherProcess
 from tests.services.stitcher.scene import rig
-from tests.services.stitcher.test_service import StitcherProcess
-from tests.support import PATIENCE_S, ROOT, wait_until
+from tests.support import PATIENCE_S, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -217,18 +214,6 @@ def test_a_host_without_an_address_is_told() -> None:
         assert read.reader.state == "lost: the name camera.invalid has no address"
 
 
-@contextmanager
-def rtsp_cameras(clip: Path, **wanted: Any) -> Iterator[str]:
-    need_rtsp()
-    command = [*SYSTEM_COMMAND, str(ROOT / "tests/programs/rtsp_cameras.py"), str(clip), json.dumps(wanted)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        try:
-            assert server.stdout is not None
-            yield f"127.0.0.1:{int(server.stdout.readline())}"
-        finally:
-            server.kill()
-
-
 def test_rtsp_by_udp_only(h264: Units) -> None:
     with rtsp_cameras(h264.template, udp_only=True) as address:
         url = f"rtsp://{address}/cam0"
@@ -296,16 +281,7 @@ def test_the_stitcher_names_each_camera_and_its_cause_and_keeps_the_rate(
         assert [status[f"cam{index}"]["state"] for index in range(3)] == ["connected"] * 3
         assert status["cam4"]["state"].startswith("refused: ")
         assert status["cam0"]["clock"] == "pts"
-        first = stitcher.status()["stages"]
         stitcher.wait_for(subscriber, lambda frame: "cam2" in frame.metadata["cameras"])
         stitcher.wait_for(subscriber, lambda frame: {"cam0", "cam1"} <= set(frame.metadata["cameras"]))
-        wait_until(
-            lambda: stitcher.status()["stages"]["cam0"]["frames"] >= first["cam0"]["frames"] + 100,
-            "a hundred frames more",
-            interval_s=0.1,
-        )
-        last = stitcher.status()["stages"]
-    came = last["cam0"]["frames"] - first["cam0"]["frames"]
-    published = sum(last["publish"][key] - first["publish"][key] for key in ("frames", "skipped"))
-    assert published >= 0.9 * came, "the pace is that of the fastest"
+        stitcher.check_rate(frames=100)
     assert "hunter2" not in stitcher.log.read_text()
