@@ -72,21 +72,26 @@ class Record:
     """
 
     def __init__(self, stream: str, record: SubscriberRecord) -> None:
-        content = record.pack()
         self._is_removed = False
         while True:
             self._name = companion_path(stream, f"sub.{random_suffix()}").name
-            self.segment: Segment = shm.create(
-                self._name + UNFINISHED, RECORD_BYTES, RING_MODE, "a subscriber's record"
-            )
-            """The record's file, into which its subscriber's reader writes the counters."""
-            self.segment.buffer[: len(content)] = content
-            self.segment.try_lock(_ALIVE)
             try:
-                self.segment.take_name(self._name)
-            except FileNotFoundError:
-                continue  # until it was locked, it looked like what the dead leave, and was cleared away
-            break
+                if self._create(record.pack()):
+                    break
+            except BaseException:
+                self._remove_names()  # a signal handler may have raised before the segment was anybody's
+                raise
+
+    def _create(self, content: bytes) -> bool:
+        self.segment: Segment = shm.create(self._name + UNFINISHED, RECORD_BYTES, RING_MODE, "a subscriber's record")
+        """The record's file, into which its subscriber's reader writes the counters."""
+        self.segment.buffer[: len(content)] = content
+        self.segment.try_lock(_ALIVE)
+        try:
+            self.segment.take_name(self._name)
+        except FileNotFoundError:
+            return False  # until it was locked, it looked like what the dead leave, and was cleared away
+        return True
 
     def remove(self) -> None:
         """Remove the file; in a forked child, where it is the parent's, do nothing."""
@@ -94,13 +99,16 @@ class Record:
         if segment is None or segment.fd < 0:
             return
         if not self._is_removed:
-            # Under both of its names: a signal handler may have raised before it had the second.
-            for name in (self._name, self._name + UNFINISHED):
-                (SHM_DIRECTORY / name).unlink(missing_ok=True)
+            self._remove_names()
             self._is_removed = True
         segment.close()
 
     __del__ = remove
+
+    def _remove_names(self) -> None:
+        # Both: a signal handler may have raised before it had the second.
+        for name in (self._name, self._name + UNFINISHED):
+            (SHM_DIRECTORY / name).unlink(missing_ok=True)
 
 
 def remove_dead_records(stream: str) -> int:

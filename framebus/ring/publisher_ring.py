@@ -37,7 +37,7 @@ from framebus.shm import locks
 from framebus.shm import segment as shm
 from framebus.shm.identity import denied
 from framebus.shm.mapping import Window
-from framebus.shm.paths import companion_path, companion_paths, random_suffix
+from framebus.shm.paths import SHM_DIRECTORY, companion_path, companion_paths, random_suffix
 from framebus.shm.segment import RING_MODE, Segment
 
 
@@ -109,8 +109,10 @@ class PublisherRing:
 
     def _create(self, stream: str, first_sequence: int) -> None:
         name = ring_name(stream)
-        segment = shm.create(f"{name}.{random_suffix()}", self.geometry.total_bytes, RING_MODE)
+        unfinished = f"{name}.{random_suffix()}"
+        segment: Segment | None = None
         try:
+            segment = shm.create(unfinished, self.geometry.total_bytes, RING_MODE)
             header = RingHeader(self.geometry, first_sequence, self.epoch, time.time_ns())
             content = header.pack()
             segment.buffer[: len(content)] = content
@@ -120,7 +122,10 @@ class PublisherRing:
             segment.take_name(name)
             self._use(segment, first_sequence)
         except BaseException:
-            segment.unlink()
+            # A signal handler may have raised before the segment was anybody's.
+            (SHM_DIRECTORY / unfinished).unlink(missing_ok=True)
+            if segment is not None:
+                segment.unlink()
             raise
 
     def _use(self, segment: Segment, next_sequence: int) -> None:

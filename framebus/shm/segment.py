@@ -39,9 +39,13 @@ class Segment(LockHolder):
 
     __slots__ = ("address", "buffer", "identity", "name", "size", "words", "words32")
 
-    def __init__(self, name: str, fd: int, map_fd: int, *, writable: bool) -> None:
+    def __init__(self, name: str) -> None:
         self.name: str = name
-        status = os.fstat(fd)
+        super().__init__(-1)  # a descriptor is stored when the segment is there to close it, whatever fails next
+
+    def map(self, map_fd: int, *, writable: bool) -> None:
+        """Map the file that is open as ``fd`` and, by an open of its own, as ``map_fd``."""
+        status = os.fstat(self.fd)
         self.identity: tuple[int, int] = status.st_dev, status.st_ino
         self.size: int = status.st_size
         mapping = Mapping(map_fd, self.size, writable=writable)
@@ -49,7 +53,6 @@ class Segment(LockHolder):
         self.buffer: memoryview[int] = mapping.view()
         self.words: memoryview[int] = self.buffer[: self.size & -8].cast("Q")
         self.words32: memoryview[int] = self.buffer[: self.size & -8].cast("I")
-        super().__init__(fd)  # last, when nothing more can fail: until here the caller closes what it opened
 
     @property
     def path(self) -> Path:
@@ -114,7 +117,7 @@ def create(name: str, size: int, mode: int, what: str = "this ring") -> Segment:
     """Create a file of ``size`` bytes, zeroed, with every page allocated and mapped, or nothing at all.
 
     Args:
-        name: The file's name in /dev/shm.
+        name: The file's name in /dev/shm, which no other process gives to a file.
         size: Its size in bytes.
         mode: Its permissions, whatever the umask.
         what: What the file is, for the error's sentence.
@@ -125,25 +128,32 @@ def create(name: str, size: int, mode: int, what: str = "this ring") -> Segment:
     """
     require_space(size, what)
     try:
-        memory = posix_ipc.SharedMemory(f"/{name}", posix_ipc.O_CREX, mode=mode)
+        return _create(name, size, mode)
     except posix_ipc.ExistentialError:
         raise FileExistsError(f"{SHM_DIRECTORY / name} exists") from None
-    except OSError as error:
-        raise no_room(error, size, what) or exhausted(error) or error from None
-    map_fd = -1
-    try:
-        os.fchmod(memory.fd, mode)
-        # ftruncate would succeed on a full tmpfs, and the first touch of a page be a SIGBUS.
-        os.posix_fallocate(memory.fd, 0, size)
-        map_fd = _open(name, writable=True)
-        return Segment(name, memory.fd, map_fd, writable=True)
     except BaseException as error:
-        os.unlink(SHM_DIRECTORY / name)
-        if memory.fd >= 0:
-            os.close(memory.fd)
+        # Though nothing was created: a signal handler may have raised before that was known.
+        (SHM_DIRECTORY / name).unlink(missing_ok=True)
         if isinstance(error, OSError) and not isinstance(error, ResourceExhausted):
             raise no_room(error, size, what) or exhausted(error) or error from None
         raise
+
+
+def _create(name: str, size: int, mode: int) -> Segment:
+    segment = Segment(name)
+    map_fd = -1
+    try:
+        segment.fd = posix_ipc.SharedMemory(f"/{name}", posix_ipc.O_CREX, mode=mode).fd
+        os.fchmod(segment.fd, mode)
+        # ftruncate would succeed on a full tmpfs, and the first touch of a page be a SIGBUS.
+        os.posix_fallocate(segment.fd, 0, size)
+        map_fd = _open(name, writable=True)
+        segment.map(map_fd, writable=True)
+    except BaseException:
+        segment.close()
+        raise
+    else:
+        return segment
     finally:
         if map_fd >= 0:
             os.close(map_fd)
@@ -167,11 +177,12 @@ def attach(name: str, *, writable: bool = False, min_bytes: int = 1, owner: int 
         LayoutMismatch: It is no regular file, shorter than ``min_bytes``, or has holes.
     """
     for _ in range(16):
-        fd = map_fd = -1
+        segment, mapped = Segment(name), False
+        map_fd = -1
         try:
-            fd = _open(name, writable)
+            segment.fd = _open(name, writable)
             map_fd = _open(name, writable)
-            status, map_status = os.fstat(fd), os.fstat(map_fd)
+            status, map_status = os.fstat(segment.fd), os.fstat(map_fd)
             if status.st_ino != map_status.st_ino:
                 continue
             if owner is not None and map_status.st_uid != owner:
@@ -186,16 +197,17 @@ def attach(name: str, *, writable: bool = False, min_bytes: int = 1, owner: int 
             # A page that was never allocated could fail to be, later, with a SIGBUS.
             if status.st_blocks * 512 < status.st_size:
                 raise LayoutMismatch(f"{SHM_DIRECTORY / name} has holes: it is no ring")
-            segment = Segment(name, fd, map_fd, writable=writable)
+            segment.map(map_fd, writable=writable)
         except OSError as error:
             raise exhausted(error) or error from None
         else:
-            fd = -1
+            mapped = True
             return segment
         finally:
-            for descriptor in (fd, map_fd):
-                if descriptor >= 0:
-                    os.close(descriptor)
+            if not mapped:
+                segment.close()
+            if map_fd >= 0:
+                os.close(map_fd)
     raise StreamNotFound(f"{SHM_DIRECTORY / name} is replaced again and again")
 
 

@@ -259,6 +259,27 @@ def test_a_close_that_is_interrupted_is_finished_when_it_is_collected(stream: st
             assert not [file for file in files_of(stream) if ".sub." in file or what == "publisher"], points.done
 
 
+@INTERRUPTED
+@pytest.mark.usefixtures("each_steps")
+@pytest.mark.parametrize("what", ["publisher", "subscriber"])
+def test_an_opening_that_is_interrupted_leaves_no_file_that_lives(stream: str, what: str) -> None:
+    with Publisher(stream, SMALL) if what == "subscriber" else _nothing():
+        before = files_of(stream)
+        for points in each_point(interrupt):
+            try:
+                with points:
+                    opened = Subscriber(stream) if what == "subscriber" else Publisher(stream, SMALL)
+            except Interrupted:
+                pass
+            else:
+                opened.close()
+                del opened
+            gc.collect()
+            left = [file for file in files_of(stream) if file not in before and not file.endswith(".lock")]
+            assert left == [], points.done
+    Publisher(stream, SMALL).close()
+
+
 class _nothing:  # noqa: N801  a context manager
     def __enter__(self) -> None: ...
 
