@@ -31,7 +31,8 @@ $(VENV)/installed-rich: $(BIN)/python constraints.txt
 	@touch $@
 
 # Both distributions, editable: the library, and the services with all that they need.
-SOURCES := pyproject.toml setup.py services/pyproject.toml services/setup.py constraints.txt $(wildcard framebus/ring/_*.[ch])
+SOURCES := pyproject.toml setup.py services/pyproject.toml services/setup.py constraints.txt \
+  $(wildcard framebus/ring/_*.[ch] services/stitcher/rendering/_*.[ch])
 
 $(VENV)/installed-all: $(SOURCES) | $(VENV)/installed-rich
 	@$(INSTALL) 'framebus and its services' \
@@ -121,8 +122,8 @@ soak: $(VENV)/installed-dev ## ten thousand kills; MINUTES=10: after a race and 
 verify: $(BIN)/python ## the slot protocol and its mutants, state by state
 	$(BIN)/python -m verification
 
-# A C compiler for the steps of a hand-over, and what the tests and the benchmark drive for real: an RTSP server, a
-# browser, reverse proxies, Prometheus' promtool, Redis, RabbitMQ. Debian, as root.
+# A C compiler for the steps of a hand-over and for the stitcher's renderer, and what the tests and the benchmark drive for
+# real: an RTSP server, a browser, reverse proxies, Prometheus' promtool, Redis, RabbitMQ. Debian, as root.
 system-packages: ## what the tests and benchmarks drive for real; on Debian, as root
 	apt-get update --quiet=2
 	DEBIAN_FRONTEND=noninteractive apt-get install --quiet=2 --no-install-recommends \
@@ -131,4 +132,5 @@ system-packages: ## what the tests and benchmarks drive for real; on Debian, as 
 	  nginx-light caddy prometheus openssl iproute2 iptables
 
 clean: ## remove all that was installed, built or cached
-	rm -rf $(VENV) .cache build dist *.egg-info services/build services/dist services/*.egg-info framebus/ring/*.so
+	rm -rf $(VENV) .cache build dist *.egg-info services/build services/dist services/*.egg-info framebus/ring/*.so \
+	  services/stitcher/rendering/*.so

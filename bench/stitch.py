@@ -1,8 +1,8 @@
 """What a panorama costs: ``python -m bench.stitch``.
 
 Decoding, rendering, a copy of the panorama's size and OpenCV's stitcher, once it is calibrated, take turns in one run,
-so that whatever else the machine does is shared. What counts is the ratio to rendering 4:2:0 of BT.601, limited range,
-without gains. With ``--before PATH``, the stitcher of another source tree takes turns too.
+so that whatever else the machine does is shared. What counts is the ratio to what OpenCV takes to render 4:2:0 of
+BT.601, limited range, without gains. With ``--before PATH``, the stitcher of another source tree takes turns too.
 """
 
 from __future__ import annotations
@@ -33,15 +33,24 @@ SIZE_PX: Final = (4896, 688)
 SETS: Final = 6
 """Sets of frames that are rendered a turn: more than fit into the caches."""
 BT601, BT709, LIMITED, FULL = 6, 1, 1, 2
-SIGNALS: Final = {"BT.601": (BT601, LIMITED), "BT.709": (BT709, LIMITED), "BT.601 full range": (BT601, FULL)}
+SIGNALS: Final = {
+    "BT.601": ("yuv420p", BT601, LIMITED),
+    "BT.709": ("yuv420p", BT709, LIMITED),
+    "BT.601 full range": ("yuv420p", BT601, FULL),
+    "BT.709 4:2:2": ("yuv422p", BT709, LIMITED),
+}
 GREY_GAINS: Final = np.array([1.0, 0.8, 1.2, 0.9, 1.15])
 TINTS: Final = np.array([(1.0, 1.0, 1.0), (1.08, 1.0, 0.93), (0.95, 1.0, 1.04), (1.0, 0.97, 1.0), (0.94, 1.02, 1.06)])
-GAINS: Final = {
+LENSES: Final = [[0.1 * camera, 0.05 * camera] for camera in range(5)]
+"""Vignetting that differs enough between neighbours to be corrected."""
+Exposure = dict[str, list[list[float]]]
+EXPOSURES: Final[dict[str, Exposure | None]] = {
     "": None,
-    ", gains": (GREY_GAINS[:, None] * np.ones(3)).tolist(),
-    ", gains by colour": (GREY_GAINS[:, None] * TINTS).tolist(),
+    ", gains": {"gains": (GREY_GAINS[:, None] * np.ones(3)).tolist()},
+    ", gains by colour": {"gains": (GREY_GAINS[:, None] * TINTS).tolist()},
+    ", gains by colour, vignetting": {"gains": (GREY_GAINS[:, None] * TINTS).tolist(), "lens": LENSES},
 }
-BASELINE: Final = "render BT.601"
+BASELINE: Final = "OpenCV: render BT.601"
 
 
 @dataclass(frozen=True)
@@ -69,9 +78,11 @@ class Renderer:
         )
         self._ask(task)
 
-    def render(self, matrix: int, color_range: int, gains: list[list[float]] | None) -> tuple[float, float] | None:
+    def render(self, signal: tuple[str, int, int], exposure: Exposure | None) -> tuple[float, float] | None:
         """Seconds of CPU and of the clock a panorama; ``None`` if that tree knows no gains."""
-        answer = self._ask({"matrix": matrix, "range": color_range, "gains": gains})
+        pixel_format, matrix, color_range = signal
+        request = {"format": pixel_format, "matrix": matrix, "range": color_range, "exposure": exposure}
+        answer = self._ask(request)
         return None if answer is None else (answer[0], answer[1])
 
     def close(self) -> None:
@@ -127,13 +138,15 @@ def measure(
     clips = [folder / f"{camera.name}.ts" for camera in section.cameras]
     with ExitStack() as stack:
         candidates: dict[str, Candidate] = {}
-        trees = {"": ROOT} | ({"before: ": before} if before is not None else {})
-        for prefix, tree in trees.items():
-            renderer = Renderer(tree, task)
+        ways: list[tuple[str, Path, dict[str, str]]] = [("", ROOT, {}), ("OpenCV: ", ROOT, {"renderer": "opencv"})]
+        if before is not None:
+            ways.append(("before: ", before, {}))
+        for prefix, tree, choice in ways:
+            renderer = Renderer(tree, task | choice)
             stack.callback(renderer.close)
-            for signal, tags in SIGNALS.items():
-                for suffix, gains in GAINS.items():
-                    candidates[f"{prefix}render {signal}{suffix}"] = _turn(renderer, tags, gains)
+            for name, signal in SIGNALS.items():
+                for suffix, exposure in EXPOSURES.items():
+                    candidates[f"{prefix}render {name}{suffix}"] = _turn(renderer, signal, exposure)
         candidates["decode"] = lambda: _decode(clips)
         candidates["memcpy"] = _copying(size_px)
         if with_opencv:
@@ -161,8 +174,8 @@ def _take_turns(candidates: dict[str, Candidate], rounds: int) -> list[Row]:
     ]
 
 
-def _turn(renderer: Renderer, tags: tuple[int, int], gains: list[list[float]] | None) -> Candidate:
-    return lambda: renderer.render(*tags, gains)
+def _turn(renderer: Renderer, signal: tuple[str, int, int], exposure: Exposure | None) -> Candidate:
+    return lambda: renderer.render(signal, exposure)
 
 
 def _timed(work: Callable[[], object], count: int) -> tuple[float, float]:

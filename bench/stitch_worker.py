@@ -33,36 +33,45 @@ class Worker:
         self._pool = ThreadPoolExecutor(THREADS)
         self._size_px = task["width_px"], task["height_px"]
         self._poses = poses
-        self._stitcher = Stitcher(Calibration(poses), *self._size_px, pool=self._pool, parts=THREADS)
+        choice = {"renderer": task["renderer"]} if "renderer" in task else {}  # which not every tree has
+        self._stitcher = Stitcher(Calibration(poses), *self._size_px, pool=self._pool, parts=THREADS, **choice)
         self._converters = [Converter() for _ in poses]
         self._out = np.zeros((task["height_px"], task["width_px"], 3), np.uint8)
         clips = [decode(Path(task["folder"]) / f"{pose.name}.ts", task["sets"]) for pose in poses]
-        self._sets = list(zip(*clips, strict=True))
+        self._sets = {"yuv420p": list(zip(*clips, strict=True))}
 
-    def can(self, gains: list[list[float]] | None) -> bool:
+    def can(self, request: dict[str, Any]) -> bool:
         """Whether this tree's stitcher has what is asked for."""
-        return gains is None or hasattr(self._stitcher, "set_exposure")
+        return request["exposure"] is None or hasattr(self._stitcher, "set_exposure")
 
-    def render(self, matrix: int, color_range: int, gains: list[list[float]] | None) -> tuple[float, float]:
-        """Seconds of CPU and of the clock for a panorama, from decoded frames with these tags."""
+    def render(self, request: dict[str, Any]) -> tuple[float, float]:
+        """Seconds of CPU and of the clock for a panorama, from decoded frames of that format with these tags."""
+        sets = self._frames(request["format"])
         if hasattr(self._stitcher, "set_exposure"):
             from services.stitcher.rendering.exposure import Exposure  # which not every tree has
 
             count = len(self._poses)
-            exposure = Exposure.neutral(count)
-            if gains is not None:
-                exposure = Exposure(np.array(gains), np.zeros((count, 2)))
+            exposure, wanted = Exposure.neutral(count), request["exposure"]
+            if wanted is not None:
+                exposure = Exposure(np.array(wanted["gains"]), np.array(wanted.get("lens", exposure.lens)))
             self._stitcher.set_exposure(exposure)
-        for frames in self._sets:
+        for frames in sets:
             for frame in frames:
-                frame.colorspace, frame.color_range = matrix, color_range
+                frame.colorspace, frame.color_range = request["matrix"], request["range"]
         start_s, start_cpu_s = time.perf_counter(), time.process_time()
-        for frames in self._sets:
+        for frames in sets:
             jobs = list(zip(self._converters, frames, self._poses, strict=True))
             pictures = list(self._pool.map(lambda job: job[0].planes(job[1], job[2].width_px, job[2].height_px), jobs))
             self._stitcher.render(pictures, self._out)
-        count = len(self._sets)
-        return (time.process_time() - start_cpu_s) / count, (time.perf_counter() - start_s) / count
+        return (time.process_time() - start_cpu_s) / len(sets), (time.perf_counter() - start_s) / len(sets)
+
+    def _frames(self, pixel_format: str) -> list[tuple[VideoFrame, ...]]:
+        if pixel_format not in self._sets:
+            decoded = self._sets["yuv420p"]
+            self._sets[pixel_format] = [
+                tuple(one.reformat(format=pixel_format) for one in frames) for frames in decoded
+            ]
+        return self._sets[pixel_format]
 
 
 def decode(path: Path, count: int) -> list[VideoFrame]:
@@ -78,8 +87,8 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         answer = None
-        if worker.can(request["gains"]):
-            answer = worker.render(request["matrix"], request["range"], request["gains"])
+        if worker.can(request):
+            answer = worker.render(request)
         print(json.dumps(answer), flush=True)
 
 

@@ -233,6 +233,9 @@ class StitcherSection(Section):
     exposure: Literal["auto", "as_is"] = "auto"
     """``auto`` evens out the cameras' brightness, colours and vignetting, so that no seam shows; ``as_is`` leaves
     their colours as they come."""
+    renderer: Literal["auto", "opencv"] = "auto"
+    """What fills the panoramas. ``auto`` takes the compiled renderer where it was built and the processor has AVX2,
+    else OpenCV."""
     feather_px: int = Field(16, ge=0, le=256, multiple_of=2)
     """Width of the strip at a seam in which one camera fades into the next, in steps of 4; 0 cuts hard."""
     open_timeout_s: Seconds = 10.0

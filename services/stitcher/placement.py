@@ -25,6 +25,7 @@ from services.stitcher.calibration.worker import calibrate_apart
 from services.stitcher.config import CalibrationSection, StitcherSection
 from services.stitcher.inspection import outline
 from services.stitcher.inspection.describe import describe
+from services.stitcher.rendering.choice import Kind
 from services.stitcher.rendering.convert import Image
 from services.stitcher.rendering.panorama import Panorama
 from services.stitcher.rendering.stitch import Stitcher
@@ -43,11 +44,16 @@ class Placement:
         section: The stitcher's configuration.
         names: The cameras, as configured.
         pool: What the stitcher renders with.
+        renderer: What fills the panoramas.
     """
 
-    def __init__(self, section: StitcherSection, names: Sequence[str], pool: Executor) -> None:
+    def __init__(
+        self, section: StitcherSection, names: Sequence[str], pool: Executor, renderer: Kind = "opencv"
+    ) -> None:
         self._section = section
         self._pool = pool
+        self.renderer: Kind = renderer
+        """What fills the panoramas."""
         self._settings: CalibrationSection = section.calibration
         self._names = tuple(names)
         self._log = structlog.get_logger()
@@ -211,6 +217,7 @@ class Placement:
             pool=self._pool,
             parts=section.threads,
             evens_exposure=section.exposure == "auto",
+            renderer=self.renderer,
         )
         found = _describe(calibration, stitcher.panorama)
         with self._lock:

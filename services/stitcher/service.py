@@ -25,6 +25,7 @@ from services.stitcher.capture.sender import SenderClocks
 from services.stitcher.config import StitcherConfiguration
 from services.stitcher.inspection.quality_thread import QualityThread
 from services.stitcher.placement import Placement
+from services.stitcher.rendering.choice import choose
 from services.stitcher.rendering.convert import Converter, Planes
 from services.stitcher.rendering.stitch import Stitcher
 from services.stitcher.rendering.warp import NotInPlace
@@ -167,7 +168,10 @@ def main(configuration: StitcherConfiguration, stop: threading.Event) -> None:
         for index, camera in enumerate(section.cameras)
     ]
     pool = ThreadPoolExecutor(section.threads, "render")
-    placement = Placement(section, names, pool)
+    renderer = choose(section.renderer)
+    if renderer.reason is not None:
+        structlog.get_logger().warning("rendering with OpenCV, which takes twice as long", reason=renderer.reason)
+    placement = Placement(section, names, pool, renderer.kind)
     quality = QualityThread(section.quality.limit_px, section.quality.interval_s)
     try:
         publisher = Publisher(
@@ -250,6 +254,7 @@ def _describe(
             )
         },
         "dropped_no_free_slot": publishing.full,
+        "renderer": placement.renderer,
     }
     return document
 

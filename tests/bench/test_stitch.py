@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.stitch import BASELINE, GAINS, SIGNALS, measure, table
+from bench.stitch import BASELINE, EXPOSURES, SIGNALS, measure, table
 from tests.services.simulator.clips import SMALL
 from tests.support import ROOT
 
@@ -13,9 +13,10 @@ pytestmark = pytest.mark.slow
 
 def test_all_candidates_take_turns() -> None:
     rows = measure(SMALL, (1632, 228), rounds=2, before=ROOT, with_opencv=False)
-    renders = [f"render {signal}{suffix}" for signal in SIGNALS for suffix in GAINS]
+    renders = [f"render {signal}{suffix}" for signal in SIGNALS for suffix in EXPOSURES]
     names = [row.name for row in rows]
-    assert names == [*renders, *(f"before: {name}" for name in renders), "decode", "memcpy"]
+    prefixed = [f"{prefix}{name}" for prefix in ("", "OpenCV: ", "before: ") for name in renders]
+    assert names == [*prefixed, "decode", "memcpy"]
     for row in rows:
         assert row.cpu_ms > 0
         assert row.wall_ms > 0

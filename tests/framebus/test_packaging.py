@@ -44,6 +44,7 @@ LEFTOVERS: Final = (
     "framebus/ring/_ring_c.abi3.so",
     "services/build/lib/services/__init__.py",
     "services/framebus_services.egg-info/PKG-INFO",
+    "services/stitcher/rendering/_warp_c.abi3.so",
     "tests/__pycache__/support.cpython-311.pyc",
 )
 """Files that builds and tests leave in a checkout, and that the sdist must not contain."""
@@ -141,10 +142,21 @@ def pure_wheel(unpacked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="module")
 def services_wheel(unpacked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of the services, built from an sdist of its own."""
+    """The wheel of the services, built with a compiler from an sdist of its own."""
     output = tmp_path_factory.mktemp("services")
     build(unpacked / "services", output)
     (found,) = output.glob("*.whl")
+    if found.name.endswith("none-any.whl"):
+        lacks("the wheel was built without the compiled renderer: install a C compiler and Python's headers")
+    return found
+
+
+@pytest.fixture(scope="module")
+def pure_services_wheel(unpacked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of the services built without a compiler."""
+    output = tmp_path_factory.mktemp("pure_services")
+    build(unpacked / "services", output, "--wheel", CC="/bin/false")
+    (found,) = output.iterdir()
     return found
 
 
@@ -243,7 +255,8 @@ def test_the_library_has_no_extra_for_what_it_does_not_hold(wheel: Path) -> None
 
 
 def test_the_wheel_of_the_services_has_them_with_their_data(services_wheel: Path) -> None:
-    assert services_wheel.name == f"framebus_services-{framebus.__version__}-py3-none-any.whl"
+    platform = sysconfig.get_platform().replace("-", "_")
+    assert services_wheel.name == f"framebus_services-{framebus.__version__}-cp311-abi3-{platform}.whl"
     names = names_in(services_wheel)
     dist_info = f"framebus_services-{framebus.__version__}.dist-info"
     assert {name.partition("/")[0] for name in names} == {"services", dist_info}
@@ -253,12 +266,19 @@ def test_the_wheel_of_the_services_has_them_with_their_data(services_wheel: Path
         file
         for file in source_files()
         if file.startswith("services/")
-        and not file.endswith("/Dockerfile")
+        and not file.endswith(("/Dockerfile", ".c", ".h"))
         and file not in {f"services/{name}" for name in of_the_build}
     }
-    assert {name for name in names if name.startswith("services/")} == wanted
+    compiled = "services/stitcher/rendering/_warp_c.abi3.so"
+    assert {name for name in names if name.startswith("services/")} == {*wanted, compiled}
     assert {"services/streamer/page/index.html", "services/simulator/footage/pedestrians.mp4"} <= wanted
     assert any(name.endswith(".onnx") for name in wanted)
+
+
+def test_without_a_compiler_the_services_are_pure_python(pure_services_wheel: Path) -> None:
+    assert pure_services_wheel.name == f"framebus_services-{framebus.__version__}-py3-none-any.whl"
+    assert tags_in(pure_services_wheel) == ["py3-none-any"]
+    assert not [name for name in names_in(pure_services_wheel) if name.endswith(".so")]
 
 
 def test_each_service_has_an_entry_point_a_command_and_an_extra(services_wheel: Path) -> None:

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from services.stitcher.calibration.poses import Calibration
+from services.stitcher.rendering.choice import Kind, choose, make_renderer
 from services.stitcher.rendering.convert import Image, Planes
 from services.stitcher.rendering.coverage import Coverage
 from services.stitcher.rendering.exposure import Exposure, ExposureControl
 from services.stitcher.rendering.panorama import Panorama, View, plan
-from services.stitcher.rendering.renderer import OpenCvRenderer, Renderer
+from services.stitcher.rendering.renderer import Renderer
 
 
 class Stitcher:
@@ -29,10 +30,11 @@ class Stitcher:
         parts: In how many parts, one above the other, each camera's region is given to the pool.
         evens_exposure: Whether :meth:`adapt` follows the cameras' exposure.
         view: ``crop`` shows what fills the panorama, ``fit`` all that the cameras see, with black bars.
-        renderer: Renders in the place of OpenCV; it is prepared here.
+        renderer: What fills the panoramas; without it, what :func:`choose` takes by itself.
 
     Raises:
         CalibrationError: The cameras leave gaps between them, or nothing can be shown in this shape.
+        ImportError: The renderer was not built.
     """
 
     def __init__(
@@ -46,14 +48,14 @@ class Stitcher:
         parts: int = 1,
         evens_exposure: bool = True,
         view: View = "crop",
-        renderer: Renderer | None = None,
+        renderer: Kind | None = None,
     ) -> None:
         self.calibration = calibration
         self.panorama: Panorama = plan(calibration, width_px, height_px, view)
         """The part of the world that is shown."""
         self.geometry: dict[str, Any] = self.panorama.geometry.to_metadata()
         """The same for each frame's metadata."""
-        self._renderer = OpenCvRenderer(pool, parts) if renderer is None else renderer
+        self._renderer: Renderer = make_renderer(renderer or choose("auto").kind, pool, parts)
         self._renderer.prepare(calibration.cameras, self.panorama, feather_px)
         self._control = ExposureControl(calibration) if evens_exposure else None
 

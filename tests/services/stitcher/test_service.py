@@ -18,6 +18,7 @@ from services.common.geometry import read as geometry_of
 from services.common.status import read_statuses
 from services.simulator.config import HFOV_DEG, YAWS_DEG
 from services.stitcher.calibration.poses import Calibration, load, save
+from services.stitcher.rendering.choice import choose
 from tests.services.simulator.clips import SMALL, rtsp_server
 from tests.services.stitcher.process import (
     HEIGHT,
@@ -73,6 +74,7 @@ def test_five_cameras_become_one_stream_and_a_saved_calibration(stream: str, tmp
         assert set(status["stages"]) == {*NAMES, "publish"}
         assert status["stages"]["publish"]["frames"] >= 10
         assert status["details"]["calibration"]["state"] == "calibrated"
+        assert status["details"]["renderer"] == choose("auto").kind
         exposure = status["details"]["calibration"]["exposure"]
         assert list(exposure) == NAMES
         assert [len(one["gains"]) for one in exposure.values()] == [3] * 5

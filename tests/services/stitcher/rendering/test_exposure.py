@@ -76,6 +76,7 @@ def render(stitcher: Stitcher, pictures: Sequence[Planes]) -> Array:
     return np.asarray(cv2.cvtColor(out, cv2.COLOR_BGR2GRAY), np.float64)
 
 
+@pytest.mark.usefixtures("renderer")
 @pytest.mark.parametrize(
     ("when", "is_crooked", "vignetting", "tints"),
     [

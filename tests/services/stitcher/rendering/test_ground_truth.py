@@ -16,10 +16,12 @@ from services.simulator.render import render
 from services.simulator.scene import ground_truth
 from services.stitcher.calibration.calibrate import calibrate
 from services.stitcher.calibration.poses import Calibration
+from services.stitcher.rendering import colour
 from services.stitcher.rendering.convert import Converter, Image
 from services.stitcher.rendering.panorama import source_maps
 from services.stitcher.rendering.stitch import Stitcher
 from tests.services.simulator.clips import FULL
+from tests.services.stitcher.rendering.conftest import needs_compiled
 from tests.services.stitcher.scene import pose, psnr_db, rotation
 
 pytestmark = pytest.mark.slow
@@ -131,6 +133,7 @@ def true_calibration() -> Calibration:
     )
 
 
+@pytest.mark.usefixtures("renderer")
 @pytest.mark.parametrize("index", FRAMES)
 def test_with_true_poses_only_the_codec_and_the_interpolation_are_left(
     index: int, frames: dict[int, dict[str, VideoFrame]], true_calibration: Calibration
@@ -145,6 +148,28 @@ def test_with_true_poses_only_the_codec_and_the_interpolation_are_left(
         picture = to_bgr(frames[index][camera.name]).astype(np.float32)
         in_floating_point[:, start:end] = cv2.remap(picture, *maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     assert psnr_db(out, truth) > psnr_db(np.rint(in_floating_point).astype(np.uint8), truth) - 0.5
+
+
+def test_the_compiled_renderer_is_nearly_as_good_as_floating_point(
+    frames: dict[int, dict[str, VideoFrame]], true_calibration: Calibration
+) -> None:
+    """From the same planes, with the colours interpolated for each pixel."""
+    needs_compiled()
+    stitcher = Stitcher(true_calibration, WIDTH, HEIGHT, renderer="compiled")
+    truth, edges_px = truth_of(stitcher, 0), stitcher.panorama.edges_px
+    ideal = np.zeros((HEIGHT, WIDTH, 3))
+    for camera, start, end in zip(true_calibration.cameras, edges_px, edges_px[1:], strict=False):
+        x, y = source_maps(stitcher.panorama, camera, start, end)
+        picture = Converter().planes(frames[0][camera.name], camera.width_px, camera.height_px)
+        half_x, half_y = x / np.float32(2), y / np.float32(2) - np.float32(0.25)
+        planes = [
+            cv2.remap(plane.astype(np.float32), *maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+            for plane, maps in ((picture.y, (x, y)), (picture.u, (half_x, half_y)), (picture.v, (half_x, half_y)))
+        ]
+        whole = np.stack([*planes, np.ones_like(planes[0])], axis=-1)
+        ideal[:, start:end] = whole @ colour.to_bgr(picture.matrix, picture.is_full_range).T
+    in_floating_point = np.rint(ideal.clip(0, 255)).astype(np.uint8)
+    assert psnr_db(stitch(stitcher, frames[0]), truth) > psnr_db(in_floating_point, truth) - 0.5
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,7 @@ def render(calibration: Calibration, pictures: list[Planes | None], feather_px: 
     return out
 
 
+@pytest.mark.usefixtures("renderer")
 def test_threads_render_the_same(pictures: list[Planes]) -> None:
     with ThreadPoolExecutor(3) as pool:
         stitcher = Stitcher(rig(), WIDTH, HEIGHT, pool=pool, parts=3)
@@ -59,6 +60,7 @@ def test_threads_render_the_same(pictures: list[Planes]) -> None:
             np.testing.assert_array_equal(out, render(rig(), present))
 
 
+@pytest.mark.usefixtures("renderer")
 @pytest.mark.parametrize("feather_px", [0, 2, 6, 16, 256])
 def test_the_panorama_is_the_world(world: Image, pictures: list[Planes], feather_px: int) -> None:
     panorama = Stitcher(rig(), WIDTH, HEIGHT).panorama
@@ -90,6 +92,7 @@ def test_cameras_that_do_not_touch_are_a_fault_with_their_names() -> None:
         Stitcher(rig((-60, 0, 36)), WIDTH, HEIGHT)
 
 
+@pytest.mark.usefixtures("renderer")
 def test_it_renders_into_the_slot_and_marks_gone_cameras_in_reused_slots(pictures: list[Planes]) -> None:
     stitcher = Stitcher(rig(), WIDTH, HEIGHT)
     whole = render(rig(), list(pictures))
@@ -115,6 +118,7 @@ def test_it_renders_into_the_slot_and_marks_gone_cameras_in_reused_slots(picture
     assert (region[..., 0] == region[..., 2]).all(), "grey"
 
 
+@pytest.mark.usefixtures("renderer")
 def test_all_cameras_gone_is_all_hatch() -> None:
     out = render(rig(), [None] * 5)
     assert out.min() == mark.GREY
@@ -122,7 +126,7 @@ def test_all_cameras_gone_is_all_hatch() -> None:
 
 
 def test_an_out_that_opencv_would_replace_is_refused(pictures: list[Planes], monkeypatch: pytest.MonkeyPatch) -> None:
-    stitcher = Stitcher(rig(), WIDTH, HEIGHT)
+    stitcher = Stitcher(rig(), WIDTH, HEIGHT, renderer="opencv")
     genuine = cv2.cvtColorTwoPlane
 
     def convert_elsewhere(*arguments: object, dst: Image, **options: object) -> Image:
@@ -144,6 +148,7 @@ def test_wrong_shapes_are_refused(pictures: list[Planes]) -> None:
         stitcher.render([pictures[0], planes(np.zeros((358, 640, 3), np.uint8)), *pictures[2:]], out)
 
 
+@pytest.mark.usefixtures("renderer")
 def test_a_fit_is_the_world_with_black_bars(world: Image, pictures: list[Planes]) -> None:
     stitcher = Stitcher(rig(), WIDTH, 400, view="fit", parts=3)
     panorama = stitcher.panorama
@@ -171,6 +176,7 @@ def test_a_fit_is_the_world_with_black_bars(world: Image, pictures: list[Planes]
     np.testing.assert_array_equal(out, whole)
 
 
+@pytest.mark.usefixtures("renderer")
 def test_a_circle_is_the_world_across_its_cut(world: Image) -> None:
     """The world is painted once around, so each camera sees a part of it, and those at the cut see its two ends."""
     cameras = tuple(pose(f"cam{i}", rotation(-180 + 45 * i), 640, 360, 60.0) for i in range(8))
@@ -200,6 +206,7 @@ def test_a_circle_is_the_world_across_its_cut(world: Image) -> None:
         assert psnr_db(out[:, left : left + 200], truth[:, left : left + 200]) > 27, f"columns from {left}"
 
 
+@pytest.mark.usefixtures("renderer")
 @pytest.mark.parametrize(
     ("changes", "rolls_deg"),
     [
