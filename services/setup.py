@@ -13,7 +13,7 @@ RENDERING = "stitcher/rendering"
 COMPILE = sys.implementation.name == "cpython" and not sysconfig.get_config_var("Py_GIL_DISABLED")
 
 
-class BuildWarp(build_ext):
+class BuildWarp(build_ext):  # type: ignore[misc]  # setuptools has no types
     """Compiles the warp."""
 
     def build_extension(self, ext: Extension) -> None:
@@ -23,7 +23,7 @@ class BuildWarp(build_ext):
         super().build_extension(ext)
 
 
-class TaggedWheel(bdist_wheel):
+class TaggedWheel(bdist_wheel):  # type: ignore[misc]
     """Tags the wheel by its content: a wheel without the compiled module is pure Python."""
 
     def run(self) -> None:

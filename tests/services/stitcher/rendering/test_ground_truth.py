@@ -161,10 +161,10 @@ def test_the_compiled_renderer_is_nearly_as_good_as_floating_point(
     for camera, start, end in zip(true_calibration.cameras, edges_px, edges_px[1:], strict=False):
         x, y = source_maps(stitcher.panorama, camera, start, end)
         picture = Converter().planes(frames[0][camera.name], camera.width_px, camera.height_px)
-        half_x, half_y = x / np.float32(2), y / np.float32(2) - np.float32(0.25)
+        half_x, half_y = (x / 2).astype(np.float32), (y / 2 - 0.25).astype(np.float32)
         planes = [
-            cv2.remap(plane.astype(np.float32), *maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-            for plane, maps in ((picture.y, (x, y)), (picture.u, (half_x, half_y)), (picture.v, (half_x, half_y)))
+            cv2.remap(plane.astype(np.float32), at_x, at_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+            for plane, at_x, at_y in ((picture.y, x, y), (picture.u, half_x, half_y), (picture.v, half_x, half_y))
         ]
         whole = np.stack([*planes, np.ones_like(planes[0])], axis=-1)
         ideal[:, start:end] = whole @ colour.to_bgr(picture.matrix, picture.is_full_range).T
