@@ -1,17 +1,12 @@
-"""The model that comes with the detector, and the labels that it knows.
+"""COCO's classes, which most models know.
 
 A configuration is checked against them, so this imports neither OpenCV nor ONNX Runtime.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-
-DEFAULT_MODEL = Path(__file__).parent / "model" / "coco_ssdlite_mnv2_w8.onnx"
-"""The ONNX file in the package."""
-
 # fmt: off
-_COCO: tuple[str | None, ...] = (
+COCO_BY_ID: tuple[str | None, ...] = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
     "fire hydrant", None, "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow",
     "elephant", "bear", "zebra", "giraffe", None, "backpack", "umbrella", None, None, "handbag", "tie", "suitcase",
@@ -23,5 +18,6 @@ _COCO: tuple[str | None, ...] = (
     "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
 )
 # fmt: on
-COCO_COLUMNS = {label: column for column, label in enumerate(_COCO) if label is not None}
-"""Column of the scores for each of COCO's 80 labels; ten of its 90 numbers were never used."""
+"""COCO's 90 ids, from 1; ten of them were never used."""
+COCO_80 = tuple(name for name in COCO_BY_ID if name is not None)
+"""The 80 classes without gaps, as most exporters number them."""

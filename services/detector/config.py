@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from services.common.config import CommonConfiguration, Section
-from services.detector.coco import COCO_COLUMNS, DEFAULT_MODEL
+from services.detector.coco import COCO_80
+
+DEFAULT_LABELS = ("person", "bicycle", "car", "motorcycle", "bus", "truck", "cat", "dog")
+"""What is looked for where nothing says it, as far as the model knows it."""
 
 
 class DetectorSection(Section):
@@ -16,15 +19,27 @@ class DetectorSection(Section):
 
     instance: str = Field("detector", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,15}$")
     """Name of this detector; two on one stream need different ones."""
-    model: Path = DEFAULT_MODEL
-    """The network, an ONNX file; the one that comes with the detector where none is named."""
-    labels: tuple[str, ...] = ("person", "bicycle", "car", "motorcycle", "bus", "truck", "cat", "dog")
-    """What to look for, by COCO's names."""
-    score_threshold: float = Field(0.35, gt=0, lt=1)
-    """Boxes of which the network is less sure are left out."""
+    model: Path | None = None
+    """The model: an ONNX file, or a bundle, which is a directory with ``bundle.yaml``. None: ``models/default`` of the
+    checkout or the image."""
+    site: Path | None = None
+    """A bundle for the site, with the labels and thresholds that hold there."""
+    classes: Path | None = None
+    """A file with the names of the model's classes, one a line in its order; None: what the bundle or the file says, or
+    COCO's."""
+    format: str | None = None
+    """How the model's outputs are read, where they fit several formats; docs/models.md names them."""
+    providers: tuple[str, ...] = ()
+    """ONNX Runtime's execution providers, the best first, such as CUDAExecutionProvider; those that are not installed
+    are skipped, and the CPU is the last."""
+    labels: tuple[str, ...] | None = None
+    """What to look for, by the model's names. None: what the site or the bundle says, or people, vehicles, cats and
+    dogs."""
+    score_threshold: float | None = Field(None, gt=0, lt=1)
+    """Boxes of which the network is less sure are left out. None: what the site or the bundle says, or 0.35."""
     tile_px: int = Field(688, ge=100, le=4096)
-    """Side of the tiles that the frame is cut into. The network sees each as 300 x 300 pixels: smaller tiles find
-    smaller objects, and cost more, by the square."""
+    """Side of the tiles that the frame is cut into. The network sees each at the size of its input: smaller tiles
+    find smaller objects, and cost more, by the square."""
     overlap_px: int = Field(220, ge=0)
     """What neighbouring tiles have in common, at least: the size of the objects looked for, so that each is whole in
     one."""
@@ -46,10 +61,13 @@ class DetectorSection(Section):
 
     @field_validator("labels")
     @classmethod
-    def _known_labels(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
-        unknown = [label for label in labels if label not in COCO_COLUMNS]
+    def _known_labels(cls, labels: tuple[str, ...] | None, info: ValidationInfo) -> tuple[str, ...] | None:
+        if labels is None:
+            return None
+        # The default model knows COCO's classes; which another one knows is found when it is loaded.
+        unknown = [label for label in labels if label not in COCO_80] if info.data.get("model", cls) is None else []
         if unknown:
-            raise ValueError(f"not in COCO: {', '.join(unknown)}; there are {', '.join(COCO_COLUMNS)}")
+            raise ValueError(f"not in COCO: {', '.join(unknown)}; there are {', '.join(COCO_80)}")
         if not labels or len(set(labels)) != len(labels):
             raise ValueError("one label at least, and none twice, is needed")
         return labels

@@ -23,6 +23,18 @@ def check(configuration: DetectorConfiguration) -> None:
     check_service(configuration)
 
 
+def check_model(arguments: list[str]) -> int:
+    """Load a model or a bundle, say what it is, and find its objects in a picture."""
+    from services.detector.check import main  # noqa: PLC0415  as above
+
+    return main(arguments)
+
+
 SERVICE = Service(
-    "detector", DetectorConfiguration, run, status_name=lambda read: read.detector.status_name, check=check
+    "detector",
+    DetectorConfiguration,
+    run,
+    status_name=lambda read: read.detector.status_name,
+    check=check,
+    commands={"check": check_model},
 )

@@ -22,7 +22,7 @@ from services.common.status import Stage, StatusServer, status_document
 from services.detector.boxes import Boxes
 from services.detector.config import DetectorConfiguration, DetectorSection
 from services.detector.merge import merge
-from services.detector.network import Network, NetworkError
+from services.detector.models.model import Model, ModelError, load_model
 from services.detector.tiles import Pixels, Tile, plan_tiles
 from services.detector.track import Tracker
 
@@ -46,9 +46,9 @@ class Detector:
         """Load the model.
 
         Raises:
-            NetworkError: It cannot be used.
+            ModelError: It cannot be used.
         """
-        self._network = Network(section.model, section.labels, section.score_threshold)
+        self.model = load_model(section)
         self.tiles: tuple[Tile, ...] = ()
         self.tile_ms: deque[float] = deque(maxlen=500)
         """Milliseconds that the latest tiles took, resizing included."""
@@ -77,7 +77,7 @@ class Detector:
             if self._stop.is_set():
                 raise Stopped
             started_s = time.perf_counter()
-            found.append(self._network.detect(tile.view(pixels)))
+            found += self.model.detect([tile.view(pixels)])
             self.tile_ms.append((time.perf_counter() - started_s) * 1e3)
         boxes = merge(self.tiles, found, self._section.iou_threshold, self._section.inside_threshold)
         return boxes.take(slice(MAX_DETECTIONS))
@@ -94,9 +94,9 @@ def main(configuration: DetectorConfiguration, stop: threading.Event) -> None:
     cv2.setNumThreads(1)
     try:
         detector = Detector(section, stop)
-    except NetworkError as error:
+    except ModelError as error:
         raise UnusableSetting(str(error)) from None
-    log.info("model loaded", model=section.model.name, labels=section.labels)
+    log.info("model loaded", **_described(detector.model))
     service = _Service(stream, configuration.stream.publisher_uid, section, detector, stop)
     # Only the thread that detects steps back: the status is answered, and a stop is quick, however busy the machine is.
     try:
@@ -117,7 +117,7 @@ def check(configuration: DetectorConfiguration) -> None:
     """
     try:
         Detector(configuration.detector, threading.Event())
-    except NetworkError as error:
+    except ModelError as error:
         raise UnusableSetting(str(error)) from None
 
 
@@ -209,7 +209,7 @@ class _Service:
             detected_ns=detected_ns,
             frame_height_px=pixels.shape[0],
             frame_width_px=pixels.shape[1],
-            objects=_objects(boxes, tracks, self._section.labels),
+            objects=_objects(boxes, tracks, self._detector.model.labels),
         )
 
     def _new_tracker(self) -> Tracker | None:
@@ -231,13 +231,26 @@ class _Service:
             {"detect": self._stage},
             stale_after_s=self._section.stale_after_s,
             details={
-                "model": self._section.model.name,
+                **_described(self._detector.model),
+                "rejected_boxes": self._detector.model.rejected_boxes,
                 "tile_ms": round(tile_ms[len(tile_ms) // 2], 2) if tile_ms else None,
                 "tiles": len(self._detector.tiles),
                 "objects": self._objects,
                 "refused": self._refused,
             },
         )
+
+
+def _described(model: Model) -> dict[str, Any]:
+    """What the log and the status say of the model."""
+    return {
+        "model": model.name,
+        "model_version": model.version,
+        "format": model.format,
+        "provider": model.provider,
+        "input_px": model.input_px,
+        "labels": model.labels,
+    }
 
 
 def _objects(boxes: Boxes, tracks: list[int], labels: tuple[str, ...]) -> tuple[Detection, ...]:

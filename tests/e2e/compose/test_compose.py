@@ -45,8 +45,10 @@ def test_the_files_are_clean(file: str, environment: dict[str, str]) -> None:
     content = json.loads(project.compose("config", "--format", "json"))
     assert ("simulator" in content["services"]) == (file == "compose.yaml" and not environment)
     if file == "compose.yaml":
-        (mount,) = content["services"]["detector"]["volumes"]
-        assert Path(mount["source"]).name == ("framebus.yaml" if environment else "simulated.yaml")
+        configuration, model = content["services"]["detector"]["volumes"]
+        assert Path(configuration["source"]).name == ("framebus.yaml" if environment else "simulated.yaml")
+        assert Path(model["source"]) == ROOT / "models" / "default"
+        assert model["read_only"]
 
 
 def test_built_images_show_a_first_picture_soon(pipeline: Project) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from services.common.status import StatusServer
-from services.detector.coco import DEFAULT_MODEL
+from services.detector.models.bundle import DEFAULT_BUNDLE
 from tests.support import ROOT, free_ports
 
 pytestmark = pytest.mark.slow
@@ -42,7 +42,7 @@ def check(service: str, **sections: Mapping[str, Any]) -> tuple[int, list[str]]:
 
 def test_a_model_that_cannot_be_used_is_a_fault(tmp_path: Path) -> None:
     broken = tmp_path / "broken.onnx"
-    broken.write_bytes(DEFAULT_MODEL.read_bytes()[:1000])
+    broken.write_bytes((DEFAULT_BUNDLE / "nanodet_g_480_int8.onnx").read_bytes()[:1000])
     for model, told in ((tmp_path / "nowhere.onnx", "cannot be read: No such file"), (broken, "is not a usable ONNX")):
         status, (line,) = check("detector", detector={"model": str(model)})
         assert status == 2

@@ -154,7 +154,10 @@ def test_people_of_a_frame_are_told_with_its_names(
     assert document["healthy"]
     assert document["stages"]["detect"]["frames"] >= 2
     assert document["stages"]["detect"]["latency_p50_ms"] > 0
-    assert document["details"]["model"] == "coco_ssdlite_mnv2_w8.onnx"
+    assert document["details"]["model"] == "nanodet-g-480"
+    assert document["details"]["format"] == "nanodet-decoded"
+    assert document["details"]["provider"] == "CPUExecutionProvider"
+    assert document["details"]["rejected_boxes"] == 0
     assert document["details"]["tiles"] == 2
     assert document["details"]["objects"] >= 5
     assert document["details"]["tile_ms"] > 0

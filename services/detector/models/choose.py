@@ -1,0 +1,91 @@
+"""Which of a network's boxes are wanted, by class and score, and which of them cannot be boxes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from services.detector.boxes import Flags, Floats, Integers
+
+SLACK = 1e-3
+"""How far above 1 a score may be: rounding of float16 and int8."""
+FARTHEST = 2.0
+"""A box that reaches farther beyond its tile than this many of its sides is out of range."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Rows of a network's output, each with its most certain wanted class."""
+
+    rows: Integers
+    scores: Floats
+    labels: Integers
+    """Index of the wanted labels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Boxes of one tile, not checked yet."""
+
+    corners: Floats
+    """Left, top, right and bottom in pixels of the network's input: ``(n, 4)``."""
+    scores: Floats
+    labels: Integers
+
+
+class Chooser:
+    """Chooses rows by class and score. A score that is not a number is chosen too, so that it is counted."""
+
+    def __init__(self, classes: tuple[int, ...], thresholds: tuple[float, ...]) -> None:
+        """Prepare the choice.
+
+        Args:
+            classes: Number of each wanted class in the network's output.
+            thresholds: Least score of each, 0 to 1.
+        """
+        self._columns = np.array(classes, np.intp)
+        self._thresholds = np.array(thresholds, np.float32)
+        self._label_of = np.full(max(classes) + 1, -1, np.intp)
+        self._label_of[self._columns] = np.arange(len(classes))
+
+    def dense(self, scores: npt.NDArray[np.floating], factor: npt.NDArray[np.floating] | None = None) -> Chosen:
+        """Choose from a score for each row and class, ``(rows, classes)``, times an optional factor for each row."""
+        wanted = np.asarray(scores[:, self._columns], np.float32)
+        labels = wanted.argmax(axis=1)
+        best = np.take_along_axis(wanted, labels[:, None], axis=1)[:, 0]
+        if factor is not None:
+            best = best * np.asarray(factor, np.float32)
+        rows = np.flatnonzero(~(best < self._thresholds[labels]))
+        return Chosen(rows, best[rows], labels[rows])
+
+    def listed(self, scores: npt.NDArray[np.floating], classes: npt.NDArray[np.generic]) -> Chosen:
+        """Choose from rows that have one score and one class each: two arrays ``(rows,)``."""
+        values = np.asarray(scores, np.float32)
+        numbers = np.asarray(classes, np.float64)
+        finite = np.isfinite(numbers)
+        values = np.where(finite, values, np.float32(np.nan))
+        numbers = np.where(finite, np.rint(numbers), self._columns[0])
+        known = (numbers >= 0) & (numbers < len(self._label_of))
+        labels = np.where(known, self._label_of[np.where(known, numbers, 0).astype(np.intp)], -1)
+        rows = np.flatnonzero((labels >= 0) & ~(values < self._thresholds[labels]))
+        return Chosen(rows, values[rows], labels[rows])
+
+
+def usable(corners: Floats, scores: Floats, height_px: int, width_px: int) -> Flags:
+    """Return which boxes can be boxes of a tile: finite, not inverted, in range, with a score of at most 1.
+
+    Args:
+        corners: In pixels of the tile, ``(n, 4)``; not clipped yet.
+        scores: Of each.
+        height_px: Height of the tile.
+        width_px: Width of the tile.
+    """
+    sides = np.array([width_px, height_px, width_px, height_px], np.float32)
+    with np.errstate(invalid="ignore", over="ignore"):
+        in_range = ((corners > -FARTHEST * sides) & (corners < (1 + FARTHEST) * sides)).all(axis=1)
+        clipped = np.clip(corners, 0, sides)
+        has_area = (clipped[:, 2:] > clipped[:, :2]).all(axis=1)
+        good: Flags = np.isfinite(corners).all(axis=1) & in_range & has_area & (scores <= 1 + SLACK)
+    return good

@@ -1,0 +1,106 @@
+"""Names of a model's classes: of its bundle, a file, its metadata, or COCO's by number."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import yaml
+
+from services.detector.coco import COCO_80, COCO_BY_ID
+from services.detector.models.errors import ModelError
+
+METADATA_KEYS = ("names", "class_names", "classes", "labels")
+"""Where exporters put the names; Ultralytics: ``names``."""
+MAX_CLASSES = 10_000
+MAX_NAME = 64
+"""Characters of a class's name that are kept."""
+Names = tuple[str | None, ...]
+"""The name of each class by its number; None for a number that is never used."""
+
+
+def names_of_file(path: Path) -> Names:
+    """Read names from a file: one a line, or YAML or JSON with a list, a mapping by number, or either under ``names``.
+
+    Raises:
+        ModelError: The file cannot be read or has no names.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ModelError(f"the class names {path} cannot be read: {reason}") from None
+    names: Names | None = None
+    if path.suffix in {".yaml", ".yml", ".json"}:
+        try:
+            content = yaml.safe_load(text)
+        except yaml.YAMLError:
+            content = None
+        names = _names_of(content.get("names", content) if isinstance(content, dict) else content)
+    else:
+        names = _names_of([line.strip() for line in text.splitlines() if line.strip()])
+    if not names:
+        raise ModelError(f"the class names {path} are not a list: write one name a line, in the model's order")
+    return names
+
+
+def names_of_metadata(metadata: Mapping[str, str]) -> Names | None:
+    """Return the names that an ONNX file's metadata holds, or None."""
+    for key in METADATA_KEYS:
+        text = metadata.get(key, "").strip()
+        if not text:
+            continue
+        for parse in (json.loads, ast.literal_eval):
+            try:
+                names = _names_of(parse(text))
+            except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+                continue
+            if names:
+                return names
+        if "," in text and not text.startswith(("{", "[")):
+            return _names_of([part.strip() for part in text.split(",")])
+    return None
+
+
+def coco_names(count: int | None) -> Names | None:
+    """Return COCO's names where the number of classes says how they are numbered; None for any other number.
+
+    80 are its classes without gaps, 90 its ids from 1, 91 its ids from 0. Lists of detections do not tell a number
+    (``count`` is None): theirs are taken to be without gaps, as RT-DETR and YOLOv10 number them.
+    """
+    if count is None or count == len(COCO_80):
+        return COCO_80
+    if count == len(COCO_BY_ID):
+        return COCO_BY_ID
+    if count == len(COCO_BY_ID) + 1:
+        return (None, *COCO_BY_ID)
+    return None
+
+
+def numbered_names(count: int) -> Names:
+    """Return names for classes of which only the number is known."""
+    return tuple(f"class{index}" for index in range(count))
+
+
+def _names_of(content: object) -> Names | None:
+    if isinstance(content, Mapping):
+        try:
+            numbered = {int(key): value for key, value in content.items()}
+        except (TypeError, ValueError):
+            return None
+        if not numbered or min(numbered) < 0 or max(numbered) >= MAX_CLASSES:
+            return None
+        values: Sequence[object] = [numbered.get(number) for number in range(max(numbered) + 1)]
+    elif isinstance(content, (list, tuple)) and len(content) <= MAX_CLASSES:
+        values = content
+    else:
+        return None
+    names = tuple(None if value is None else _clean(str(value)) for value in values)
+    return names if any(names) else None
+
+
+def _clean(name: str) -> str | None:
+    """Drop what cannot be printed: a name reaches logs and the page."""
+    return "".join(letter for letter in name.strip() if letter.isprintable())[:MAX_NAME] or None

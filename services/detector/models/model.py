@@ -1,0 +1,223 @@
+"""The model: tiles in, boxes out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import structlog
+
+from services.detector.boxes import Boxes
+from services.detector.config import DetectorSection
+from services.detector.models.bundle import DEFAULT_BUNDLE, Manifest, read_bundle
+from services.detector.models.choose import Candidates, Chooser, usable
+from services.detector.models.classes import Names
+from services.detector.models.errors import ModelError
+from services.detector.models.formats import find_format
+from services.detector.models.formats.base import Array, Format, Graph
+from services.detector.models.inputs import read_inputs
+from services.detector.models.onnx_file import inspect_file
+from services.detector.models.prepare import Placement
+from services.detector.models.session import open_session, plain
+from services.detector.models.wanted import assumed_names, given_names, thresholds_of, wanted_labels
+from services.detector.tiles import Pixels
+
+__all__ = ["Model", "ModelError", "load_model"]
+
+LARGEST_BATCH = 8
+"""Most tiles a run takes where the network takes any number: more only need more memory."""
+MOST_BOXES = 1000
+"""Most boxes of one tile; the most certain are kept."""
+GREY = 114
+
+log = structlog.get_logger()
+
+
+class Model:
+    """A network, loaded. Owned by one thread."""
+
+    name: str
+    """Of the bundle, or the file's name."""
+    version: str
+    """Of the bundle; empty for a file."""
+    format: str
+    """How its outputs are read."""
+    provider: str
+    """ONNX Runtime's execution provider that runs it."""
+    labels: tuple[str, ...]
+    """The classes that are looked for."""
+    classes: tuple[str, ...]
+    """All classes that it knows."""
+    named_by: str
+    """Where the names of the classes come from."""
+    thresholds: tuple[float, ...]
+    """Least score of each label."""
+    input_px: tuple[int, int]
+    """Height and width that a tile is resized to."""
+    batch: int
+    """Most tiles that a run takes; 1 where the file fixes it."""
+    rejected_boxes: int
+    """Boxes that were dropped because they cannot be boxes: not finite, inverted, out of range, or a score above 1."""
+
+    def __init__(self, path: Path, manifest: Manifest | None, section: DetectorSection) -> None:
+        """Load a file.
+
+        Args:
+            path: The ONNX file.
+            manifest: That of the bundle that it belongs to, if any.
+            section: The configuration.
+
+        Raises:
+            ModelError: It cannot be used.
+        """
+        self.name = path.name if manifest is None else manifest.name
+        self.version = "" if manifest is None else manifest.version
+        self.rejected_boxes = 0
+        self._told: set[str] = set()
+        file = inspect_file(path)
+        self._session = open_session(path, file, section.providers)
+        self.provider = self._session.get_providers()[0]
+        metadata = {**file.metadata, **self._session.get_modelmeta().custom_metadata_map}
+        image, self._others = read_inputs(path, self._session, manifest, metadata)
+        self._image = image
+        self._outputs = [output.name for output in self._session.get_outputs()]
+        names, self.named_by = given_names(manifest, section, metadata)
+        self._format = self._recognise(path, manifest, section, names, metadata)
+        self.format = self._format.name
+        self.input_px = (image.height_px, image.width_px)
+        self.batch = LARGEST_BATCH if image.batch is None else image.batch
+        self._tensor = self._format.preparation.tensor(self.batch)
+        if names is None:
+            names, self.named_by = assumed_names(self._format.classes)
+        self.classes = tuple(name for name in names if name is not None)
+        site = None if section.site is None else read_bundle(section.site, "site")
+        self.labels = wanted_labels(path, names, section, site, manifest)
+        self.thresholds = thresholds_of(self.labels, section, site, manifest)
+        numbers = tuple(names.index(label) for label in self.labels)
+        if self._format.classes is not None and max(numbers) >= self._format.classes:
+            raise ModelError(
+                f"the model {path} has {self._format.classes} classes, but {len(names)} names are given "
+                f"({self.named_by}): name each class, in the model's order"
+            )
+        self._chooser = Chooser(numbers, self.thresholds)
+
+    def detect(self, tiles: Sequence[Pixels]) -> list[Boxes]:
+        """Find objects in tiles.
+
+        Args:
+            tiles: uint8 BGR of shape ``(height, width, 3)`` each, of any size and row stride; read only.
+
+        Returns:
+            For each tile every box above its label's threshold, not yet freed of duplicates, in pixels of the tile and
+            within it, the most certain 1000 at most.
+        """
+        found: list[Boxes] = []
+        for start in range(0, len(tiles), self.batch):
+            found += self._detect(tiles[start : start + self.batch])
+        return found
+
+    def _detect(self, tiles: Sequence[Pixels]) -> list[Boxes]:
+        """Find objects in as many tiles as a run takes."""
+        placements = [self._format.prepare(tile, out) for tile, out in zip(tiles, self._tensor, strict=False)]
+        count = self._image.batch or len(tiles)
+        outputs = self._run(self._tensor[:count])
+        return [
+            self._boxes(self._format.decode([output[index] for output in outputs], self._chooser), placement, tile)
+            for index, (placement, tile) in enumerate(zip(placements, tiles, strict=True))
+        ]
+
+    def _run(self, tensor: Array) -> list[Array]:
+        feeds = {self._image.name: tensor}
+        for name, dtype in self._others.items():
+            feeds[name] = np.array([[self._image.width_px, self._image.height_px]] * len(tensor), dtype)
+        outputs: list[Array] = self._session.run(self._outputs, feeds)
+        return outputs
+
+    def _boxes(self, candidates: Candidates, placement: Placement, tile: Pixels) -> Boxes:
+        """Drop what cannot be a box, and clip the others to the tile."""
+        height_px, width_px = tile.shape[:2]
+        with np.errstate(invalid="ignore", over="ignore"):
+            corners = placement.in_tile(candidates.corners)
+        good = usable(corners, candidates.scores, height_px, width_px)
+        scores, labels = candidates.scores, candidates.labels
+        if not good.all():
+            self._reject(corners[~good], scores[~good])
+            corners, scores, labels = corners[good], scores[good], labels[good]
+        if len(scores) > MOST_BOXES:
+            best = np.argpartition(-scores, MOST_BOXES)[:MOST_BOXES]
+            corners, scores, labels = corners[best], scores[best], labels[best]
+        corners = np.clip(corners, 0, np.array([width_px, height_px, width_px, height_px], np.float32))
+        return Boxes(corners.astype(np.float32, copy=False), np.minimum(scores, np.float32(1)), labels)
+
+    def _reject(self, corners: Array, scores: Array) -> None:
+        """Count bad boxes, and say so once."""
+        self.rejected_boxes += len(scores)
+        logits = bool((scores > 1).any())
+        if "rejected" in self._told:
+            return
+        self._told.add("rejected")
+        log.warning(
+            "boxes rejected",
+            reason="a score is above 1: export the model with its sigmoid"
+            if logits
+            else "a box is not finite, inverted or out of range",
+            count=len(scores),
+            score=f"{scores[0]:g}",
+            box=" ".join(f"{value:g}" for value in corners[0]),
+        )
+
+    def _recognise(
+        self,
+        path: Path,
+        manifest: Manifest | None,
+        section: DetectorSection,
+        names: Names | None,
+        metadata: Mapping[str, str],
+    ) -> Format:
+        """Run the network once on a grey picture, and find out what it gives."""
+        image = self._image
+        grey = GREY if image.dtype == "uint8" else GREY / 255
+        try:
+            outputs = self._run(np.full(image.shape, grey, image.dtype))
+        except Exception as error:  # noqa: BLE001  onnxruntime's own errors share no base but Exception
+            raise ModelError(f"the model {path} fails when it runs: {plain(error)}") from None
+        graph = Graph(
+            image.height_px,
+            image.width_px,
+            image.channels_first,
+            image.dtype,
+            tuple(self._others),
+            dict(zip(self._outputs, outputs, strict=True)),
+            metadata,
+            names,
+        )
+        try:
+            found = find_format(graph, section.format or (None if manifest is None else manifest.format))
+        except ModelError as error:
+            raise ModelError(f"the model {path} {error}") from None
+        if manifest is not None:
+            changed = manifest.input.model_dump(exclude_none=True, exclude={"height_px", "width_px"})
+            found.preparation = dataclasses.replace(found.preparation, **changed)
+        return found
+
+
+def load_model(section: DetectorSection) -> Model:
+    """Load the model that the configuration names: an ONNX file, a bundle, or the default bundle.
+
+    Raises:
+        ModelError: It cannot be used; one sentence.
+    """
+    path = section.model
+    if path is None:
+        if not DEFAULT_BUNDLE.exists():
+            raise ModelError(
+                f"no model is configured, and there is no {DEFAULT_BUNDLE}: set detector.model to an ONNX file or a "
+                "bundle, such as models/default of a checkout"
+            )
+        path = DEFAULT_BUNDLE
+    if not path.is_dir():
+        return Model(path, None, section)
+    manifest = read_bundle(path, "detector")
+    return Model(path / manifest.network, manifest, section)

@@ -1,0 +1,112 @@
+"""The provider that is really used, and int8 on a processor that saturates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import structlog
+
+from services.detector.config import DetectorSection
+from services.detector.models.bundle import DEFAULT_BUNDLE
+from services.detector.models.model import load_model
+from services.detector.models.onnx_file import OnnxFile, inspect_file
+from services.detector.models.session import has_exact_int8, open_session
+
+NETWORK = DEFAULT_BUNDLE / "nanodet_g_480_int8.onnx"
+FLAGS = "processor\t: 0\nflags\t\t: fpu sse4_1 avx2 {}\nbugs\t\t: none\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "machine", "exact"),
+    [
+        ("avx512f avx512_vnni", "x86_64", True),
+        ("avx_vnni", "x86_64", True),
+        ("avx512f avx512bw", "x86_64", False),
+        ("", "x86_64", False),
+        ("", "aarch64", True),
+    ],
+)
+def test_vnni_is_read_of_the_flags(tmp_path: Path, flags: str, machine: str, exact: bool) -> None:
+    (tmp_path / "cpuinfo").write_text(FLAGS.format(flags))
+    assert has_exact_int8(tmp_path / "cpuinfo", machine) == exact
+
+
+def test_a_processor_that_does_not_tell_is_taken_to_saturate(tmp_path: Path) -> None:
+    assert not has_exact_int8(tmp_path / "nowhere", "x86_64")
+
+
+@pytest.mark.parametrize(
+    ("largest", "flags", "asked"),
+    [(127, "avx2", True), (64, "avx2", False), (None, "avx2", False), (127, "avx_vnni", False)],
+)
+def test_int8_is_made_exact_only_where_it_saturates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, largest: int | None, flags: str, asked: bool
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr("services.detector.models.session.has_exact_int8.__defaults__", (Path(), "x86_64"))
+    (tmp_path / "cpuinfo").write_text(FLAGS.format(flags))
+    with structlog.testing.capture_logs() as logs:
+        session = open_session(NETWORK, OnnxFile(largest_int8=largest), (), tmp_path / "cpuinfo")
+    assert [log["event"] for log in logs] == (["int8 made exact"] if asked else [])
+    options = session.get_session_options()
+    read = options.get_session_config_entry
+    assert read("session.intra_op.allow_spinning") == "0"
+    if asked:
+        assert read("session.x64quantprecision") == "1"
+    else:
+        with pytest.raises(RuntimeError):
+            read("session.x64quantprecision")
+
+
+def test_exact_int8_gives_the_same_boxes(
+    tmp_path: Path, place: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+) -> None:
+    """Not on a processor that saturates, but the option must not change what one with VNNI finds."""
+    if not has_exact_int8():
+        pytest.skip("this processor has no VNNI: both runs would be made exact")
+    (tmp_path / "cpuinfo").write_text(FLAGS.format("avx2"))
+    file = inspect_file(NETWORK)
+    image = np.ascontiguousarray(place[100:580, 500:980])[None]
+    outputs = [
+        open_session(NETWORK, file, (), cpuinfo).run(["boxes", "scores"], {"image": image})
+        for cpuinfo in (Path("/proc/cpuinfo"), tmp_path / "cpuinfo")
+    ]
+    for plain, exact in zip(*outputs, strict=True):
+        np.testing.assert_allclose(plain, exact, atol=1e-5)
+
+
+def test_a_provider_that_is_not_installed_falls_back_to_the_cpu() -> None:
+    with structlog.testing.capture_logs() as logs:
+        model = load_model(DetectorSection(providers=("NoSuchExecutionProvider",)))
+    assert model.provider == "CPUExecutionProvider"
+    assert (logs[0]["event"], logs[0]["provider"]) == ("provider not installed", "NoSuchExecutionProvider")
+    assert logs[0]["instead"] == "CPUExecutionProvider"
+
+
+def test_the_providers_are_asked_for_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+    real = onnxruntime.InferenceSession
+
+    def session(path: str, options: object, providers: list[str]) -> object:
+        asked.append(providers)
+        return real(path, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    installed = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: installed)
+    with structlog.testing.capture_logs() as logs:
+        model = load_model(DetectorSection(providers=("CUDAExecutionProvider", "CPUExecutionProvider")))
+    assert asked == [["CUDAExecutionProvider", "CPUExecutionProvider"]]
+    # It was there, and could not be used after all: the one that is used is told.
+    assert model.provider == "CPUExecutionProvider"
+    assert logs == [
+        {
+            "event": "provider not usable",
+            "log_level": "warning",
+            "provider": "CUDAExecutionProvider",
+            "instead": "CPUExecutionProvider",
+        }
+    ]
