@@ -19,6 +19,8 @@ from services.detector.models.errors import ModelError
 MANIFEST = "bundle.yaml"
 DEFAULT_BUNDLE = Path(services.__file__).resolve().parent.parent / "models" / "default"
 """``models/default`` beside the package: of a checkout, and where the images have it mounted."""
+NETWORKS = (".onnx", ".ort")
+"""How the names of networks end."""
 Threshold = float
 
 
@@ -49,7 +51,7 @@ class Manifest(_Part):
     files: dict[str, str] = Field(default_factory=dict)
     """SHA-256 of each file of the bundle, by name."""
     model: str | None = None
-    """Which of the files is the network; the only ``.onnx`` where none is named."""
+    """Which of the files is the network; the only ``.onnx`` or ``.ort`` where none is named."""
     format: str | None = None
     """Name of the format, if the network's outputs do not tell it."""
     input: InputSection = InputSection()
@@ -88,20 +90,20 @@ class Manifest(_Part):
 
     @model_validator(mode="after")
     def _has_a_network(self) -> Self:
-        networks = [name for name in self.files if name.endswith(".onnx")]
+        networks = [name for name in self.files if name.endswith(NETWORKS)]
         if self.dimension == "site":
             if self.model is not None or networks:
                 raise ValueError("a bundle for a site has no network")
         elif self.model is not None and self.model not in self.files:
             raise ValueError(f"the model {self.model} is not among the files")
         elif self.model is None and len(networks) != 1:
-            raise ValueError(f"of {len(networks)} .onnx files none is named as the model")
+            raise ValueError(f"of {len(networks)} .onnx and .ort files none is named as the model")
         return self
 
     @property
     def network(self) -> str:
         """Name of the file with the network, of a bundle for the detector."""
-        return self.model or next(name for name in self.files if name.endswith(".onnx"))
+        return self.model or next(name for name in self.files if name.endswith(NETWORKS))
 
 
 def read_bundle(directory: Path, dimension: Literal["detector", "site"]) -> Manifest:

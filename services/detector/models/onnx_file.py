@@ -54,6 +54,8 @@ class OnnxFile:
     """Domain and name of each operator of the graph."""
     external: frozenset[str] = frozenset()
     """Files beside it that hold weights."""
+    runtime_format: bool = False
+    """Whether it is of ONNX Runtime's own format (``.ort``), of which nothing else is read."""
     largest_int8: int | None = None
     """Largest magnitude of the int8 weights of a graph with quantised activations; None without such weights."""
 
@@ -88,7 +90,7 @@ def _inspect(path: Path, view: memoryview) -> OnnxFile:
     if kind:
         raise ModelError(f"the model {path} is not a usable ONNX file: it is {kind}")
     if bytes(view[4:8]) == b"ORTM":
-        return OnnxFile()
+        return OnnxFile(runtime_format=True)
     try:
         found = _parse(view)
     except _Truncated:
@@ -172,7 +174,9 @@ def _parse(view: memoryview) -> OnnxFile:
             _parse_graph(value, operators, external, int8)
     quantised = any(operator in QUANTISED for _, operator in operators)
     largest = max(int8) if quantised and int8 else None
-    return OnnxFile(ir_version, producer, opsets, metadata, frozenset(operators), frozenset(external), largest)
+    return OnnxFile(
+        ir_version, producer, opsets, metadata, frozenset(operators), frozenset(external), largest_int8=largest
+    )
 
 
 def _parse_graph(graph: memoryview, operators: set[tuple[str, str]], external: set[str], int8: list[int]) -> None:

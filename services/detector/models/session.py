@@ -26,7 +26,8 @@ def open_session(path: Path, file: OnnxFile, providers: tuple[str, ...], cpuinfo
     """Load a network.
 
     Args:
-        path: The file; weights in files beside it are found by its place, and memory-mapped by ONNX Runtime.
+        path: The file; weights in files beside it are found by its place. One of ONNX Runtime's own format is
+            memory-mapped.
         file: What it says about itself.
         providers: Names of ONNX Runtime's execution providers, the best first; those that are not installed are skipped
             with a warning, and the CPU is always the last.
@@ -51,6 +52,11 @@ def open_session(path: Path, file: OnnxFile, providers: tuple[str, ...], cpuinfo
     # A thread that waits must sleep: the cores are shared with the stitcher.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    if file.runtime_format:
+        # The weights stay in the page cache, which all processes share, instead of in each one's memory.
+        options.add_session_config_entry("session.load_model_format", "ORT")
+        options.add_session_config_entry("session.use_memory_mapped_ort_model", "1")
+        options.add_session_config_entry("session.use_ort_model_bytes_for_initializers", "1")
     if file.may_saturate and not has_exact_int8(cpuinfo):
         # ONNX Runtime then shifts int8 weights to uint8, whose kernels sum in 32 bits: slower, but exact.
         options.add_session_config_entry("session.x64quantprecision", "1")

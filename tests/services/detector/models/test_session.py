@@ -78,6 +78,22 @@ def test_exact_int8_gives_the_same_boxes(
         np.testing.assert_allclose(plain, exact, atol=1e-5)
 
 
+def test_a_file_of_the_runtimes_own_format_is_mapped(
+    tmp_path: Path, place: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+) -> None:
+    path = tmp_path / "nanodet.ort"
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.optimized_model_filepath = str(path)
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    onnxruntime.InferenceSession(str(NETWORK), options, providers=["CPUExecutionProvider"])
+    model = load_model(DetectorSection(model=path, score_threshold=0.4))
+    assert str(path) in Path("/proc/self/maps").read_text()
+    (found,), (wanted,) = model.detect([place[:, :688]]), load_model(DetectorSection()).detect([place[:, :688]])
+    np.testing.assert_allclose(found.corners, wanted.corners, atol=0.1)
+    assert len(found) > 0
+
+
 def test_a_provider_that_is_not_installed_falls_back_to_the_cpu() -> None:
     with structlog.testing.capture_logs() as logs:
         model = load_model(DetectorSection(providers=("NoSuchExecutionProvider",)))
