@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help install demo check test test-long coverage lint ruff mypy imports bench bench-full bench-compare bench-publish bench-stitch calibration-trials soak verify system-packages clean
+.PHONY: help install demo check test test-long coverage lint ruff mypy imports bench bench-full bench-compare bench-publish bench-stitch bench-detect calibration-trials soak verify system-packages clean
 .DEFAULT_GOAL := help
 
 # A module stays on one core, for the fixtures that its tests share; those with slow tests come first.
@@ -112,6 +112,10 @@ bench-publish: $(VENV)/installed-dev ## the last saved run, put into the documen
 # BEFORE=PATH: beside the stitcher of another source tree, such as a git worktree.
 bench-stitch: $(VENV)/installed-dev ## what a panorama costs, beside decoding, memcpy and cv2.Stitcher
 	$(BIN)/python -m bench.stitch $(if $(BEFORE),--before $(BEFORE))
+
+# MODELS='PATH …': beside the default and, where ../shared/models has them, SSDLite and YOLOX-nano.
+bench-detect: $(VENV)/installed-dev ## what detectors find, by the height of people, and what a tile costs
+	$(BIN)/python -m bench.detect $(MODELS)
 
 # Race for MINUTES and torture for as long, then kill processes at every step of their work, KILLS times; a report as JSON.
 MINUTES ?= 0

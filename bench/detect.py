@@ -1,0 +1,172 @@
+"""What detectors find and cost, beside each other: ``python -m bench.detect [MODEL|BUNDLE …]``.
+
+On a film of pedestrians at three scales, in tiles of the service's size: recall, and boxes that match nobody. The
+people are those on whom two models agree at full size in small tiles, so that no single model is its own judge. On the
+simulator's panorama, whose truth is known, the same. CPU time is measured in turns, on one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import cv2
+import numpy as np
+
+from services.detector.boxes import Floats, intersection_over_union
+from services.detector.config import DetectorSection
+from services.detector.merge import merge
+from services.detector.models.model import Model, ModelError, load_model
+from services.detector.tiles import Pixels, plan_tiles
+from services.simulator.config import SimulatorSection
+from services.simulator.scene import ground_truth, scene
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+WEIGHTS: Final = ROOT.parent / "shared" / "models"
+FILMS: Final = (ROOT.parent / "shared/footage/pedestrians.mp4", ROOT / "services/simulator/footage/pedestrians.mp4")
+PEERS: Final = ("coco_ssdlite_mnv2_w8.onnx", "yolox_nano_416_coco.onnx")
+PICTURES: Final = 30
+PERSON_PX: Final = 80
+"""Usual height of a person in the film."""
+SCALES: Final = (1.0, 0.5, 1 / 3)
+TILE_PX, OVERLAP_PX = 688, 220
+SMALL_TILE_PX, SMALL_OVERLAP_PX = 384, 160
+MATCH: Final = 0.5
+TURNS: Final = 50
+WIDTH_PX, HEIGHT_PX = 4896, 688
+YAW_RAD: Final = math.radians(97)
+GREY: Final = 110
+
+
+def find(model: Model, pixels: Pixels, tile_px: int, overlap_px: int) -> Floats:
+    """Corners of the people in a picture."""
+    section = DetectorSection()
+    tiles = plan_tiles(pixels.shape[0], pixels.shape[1], tile_px, overlap_px)
+    boxes = merge(
+        tiles,
+        [model.detect([tile.view(pixels)])[0] for tile in tiles],
+        section.iou_threshold,
+        section.inside_threshold,
+    )
+    return boxes.take(boxes.labels == model.labels.index("person")).corners
+
+
+def agreed(found: Sequence[Floats]) -> Floats:
+    """Corners that at least two models gave, once each."""
+    kept: list[Floats] = []
+    for index, boxes in enumerate(found):
+        for box in boxes:
+            others = (other for place, other in enumerate(found) if place != index)
+            seconded = any((intersection_over_union(box[None], other) > MATCH).any() for other in others)
+            known = kept and (intersection_over_union(box[None], np.stack(kept)) > MATCH).any()
+            if seconded and not known:
+                kept.append(box)
+    return np.stack(kept) if kept else np.zeros((0, 4), np.float32)
+
+
+def scaled(pixels: Pixels, scale: float) -> Pixels:
+    """A picture made smaller, in the upper left corner of a tile of grey where it is smaller than one."""
+    small = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else pixels
+    height, width = max(TILE_PX, small.shape[0]), max(TILE_PX, small.shape[1])
+    canvas = np.full((height, width, 3), GREY, np.uint8)
+    canvas[: small.shape[0], : small.shape[1]] = small
+    return canvas
+
+
+def film() -> list[Pixels]:
+    """Pictures of the film, evenly spread."""
+    path = next(path for path in FILMS if path.exists())
+    capture = cv2.VideoCapture(str(path))
+    pictures = []
+    while True:
+        complete, picture = capture.read()
+        if not complete:
+            break
+        pictures.append(np.asarray(picture, np.uint8))
+    capture.release()
+    places = np.linspace(0, len(pictures) - 1, PICTURES + 2)[1:-1].round().astype(int)
+    return [pictures[place] for place in places]
+
+
+def panoramas() -> list[tuple[Pixels, Floats]]:
+    """Panoramas of the simulator with the people who are mostly visible."""
+    section = SimulatorSection()
+    stage = scene(section)
+    v_half = YAW_RAD * HEIGHT_PX / WIDTH_PX
+    per_rad = WIDTH_PX / (2 * YAW_RAD)
+    made = []
+    for index in (0, section.frames // 3, section.frames * 2 // 3):
+        pixels = ground_truth(section, index, WIDTH_PX, HEIGHT_PX, -YAW_RAD, YAW_RAD, -v_half, v_half)
+        people = [
+            [one["yaw_min_rad"] + YAW_RAD, one["v_min"] + v_half, one["yaw_max_rad"] + YAW_RAD, one["v_max"] + v_half]
+            for one in stage.truth(stage.compose(index, stage.still.copy()))
+            if one["label"] == "person" and one["visible"] >= MATCH
+        ]
+        made.append((pixels, (np.array(people) * per_rad).astype(np.float32)))
+    return made
+
+
+def judge(model: Model, pictures: Sequence[tuple[Pixels, Floats]], scale: float) -> tuple[float, float]:
+    """Recall, and boxes a picture that match nobody."""
+    hits = people = false = 0
+    for pixels, truth in pictures:
+        found = find(model, scaled(pixels, scale), TILE_PX, OVERLAP_PX)
+        overlap = intersection_over_union(truth * np.float32(scale), found) > MATCH
+        hits += int(overlap.any(axis=1).sum())
+        people += len(truth)
+        false += int((~overlap.any(axis=0)).sum())
+    return hits / max(people, 1), false / len(pictures)
+
+
+def cpu_ms(models: Mapping[str, Model], tile: Pixels) -> dict[str, float]:
+    """Median CPU time of a tile, the models in turns."""
+    taken: dict[str, list[float]] = {name: [] for name in models}
+    for _ in range(TURNS):
+        for name, model in models.items():
+            started_s = time.process_time()
+            model.detect([tile])
+            taken[name].append((time.process_time() - started_s) * 1e3)
+    return {name: statistics.median(values) for name, values in taken.items()}
+
+
+def main() -> None:
+    """Compare the default model, its peers where their weights are, and what is named."""
+    parser = argparse.ArgumentParser(prog="python -m bench.detect", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("models", nargs="*", type=Path, metavar="MODEL|BUNDLE")
+    options = parser.parse_args()
+    cv2.setNumThreads(1)
+    paths = [None, *(WEIGHTS / name for name in PEERS if (WEIGHTS / name).exists()), *options.models]
+    try:
+        loaded = [load_model(DetectorSection(model=path)) for path in paths]
+    except ModelError as error:
+        parser.exit(1, f"{error}\n")
+    models = {model.name: model for model in loaded}
+    if len(models) < 2:
+        parser.exit(1, "one model alone would be its own judge: name another\n")
+    pictures = film()
+    truth = [
+        (picture, agreed([find(model, picture, SMALL_TILE_PX, SMALL_OVERLAP_PX) for model in models.values()]))
+        for picture in pictures
+    ]
+    views = panoramas()
+    times = cpu_ms(models, scaled(pictures[0], 1.0)[:TILE_PX, :TILE_PX])
+    print(f"{sum(len(people) for _, people in truth)} people in {len(pictures)} pictures of the film; in the panoramas")
+    print(f"{sum(len(people) for _, people in views)}. Recall / boxes a picture that match nobody.\n")
+    heights = [f"{round(PERSON_PX * scale)} px" for scale in SCALES]
+    columns = [f"film {height}" for height in heights]
+    columns += [f"panorama 1/{round(1 / scale)}" for scale in SCALES]
+    print(f"| model | {' | '.join(columns)} | CPU-ms a tile |")
+    print(f"| --- |{' --- |' * (len(columns) + 1)}")
+    for name, model in models.items():
+        cells = [judge(model, on, scale) for on in (truth, views) for scale in SCALES]
+        row = " | ".join(f"{recall:.2f} / {false:.2f}" for recall, false in cells)
+        print(f"| {name} | {row} | {times[name]:.1f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
