@@ -33,7 +33,7 @@ class Boxes:
 
 
 def no_boxes() -> Boxes:
-    """Not one box."""
+    """Return no boxes."""
     return Boxes(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.intp))
 
 
@@ -52,6 +52,15 @@ def areas(corners: Floats) -> Floats:
     sides = np.maximum(corners[..., 2:] - corners[..., :2], 0)
     product: Floats = sides[..., 0] * sides[..., 1]
     return product
+
+
+def overlap_of_pairs(first: Floats, second: Floats) -> Floats:
+    """Intersection over union of each box of ``first`` with the one of ``second`` at the same place: shape ``(n,)``."""
+    starts = np.maximum(first[:, :2], second[:, :2])
+    ends = np.minimum(first[:, 2:], second[:, 2:])
+    common = areas(np.concatenate([starts, ends], axis=1))
+    ratio: Floats = common / np.maximum(areas(first) + areas(second) - common, np.float32(1e-6))
+    return ratio
 
 
 def intersections(first: Floats, second: Floats) -> Floats:
@@ -82,11 +91,3 @@ def distance_intersection_over_union(first: Floats, second: Floats) -> Floats:
     distance = np.sum(np.square(centres / 2), axis=2) / np.maximum(np.sum(np.square(around), axis=2), np.float32(1e-6))
     likeness: Floats = intersection_over_union(first, second) - distance
     return likeness
-
-
-def intersection_over_smaller(first: Floats, second: Floats) -> Floats:
-    """How far the smaller box of each pair lies inside the other, 0 to 1: shape ``(len(first), len(second))``."""
-    common = intersections(first, second)
-    smaller = np.minimum(areas(first)[:, None], areas(second)[None, :])
-    ratio: Floats = np.divide(common, np.maximum(smaller, np.float32(1e-6)))
-    return ratio

@@ -44,9 +44,11 @@ class DetectorSection(Section):
     """What neighbouring tiles have in common, at least: the size of the objects looked for, so that each is whole in
     one."""
     iou_threshold: float = Field(0.5, gt=0, lt=1)
-    """Boxes of one label that overlap by more (intersection over union) are one object."""
+    """Boxes of one label, or of rivals, that overlap by more (intersection over union) are one object."""
     inside_threshold: float = Field(0.6, gt=0, lt=1)
     """A box that a tile's edge cuts is a piece of another box when more than this of it lies inside that one."""
+    rivals: tuple[tuple[str, ...], ...] = (("car", "truck", "bus"),)
+    """Groups of labels that pass for each other: an object has one label of a group."""
     track_memory_s: float = Field(2.0, ge=0, le=60, allow_inf_nan=False)
     """How long an object may be unseen and still keep its number; 0 turns tracking off."""
     track_threshold: float = Field(-0.4, gt=-1, lt=1)
@@ -71,6 +73,14 @@ class DetectorSection(Section):
         if not labels or len(set(labels)) != len(labels):
             raise ValueError("one label at least, and none twice, is needed")
         return labels
+
+    @field_validator("rivals")
+    @classmethod
+    def _distinct_rivals(cls, rivals: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:
+        names = [label for group in rivals for label in group]
+        if len(set(names)) != len(names):
+            raise ValueError("a label is in one group of rivals, and only once")
+        return rivals
 
     @model_validator(mode="after")
     def _overlap_fits(self) -> Self:

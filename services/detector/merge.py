@@ -1,61 +1,136 @@
 """One box an object, from the boxes of overlapping tiles.
 
-A tile shows its neighbour's objects too, and cuts those on its edge in pieces. So, for each label on its own:
+A tile shows its neighbour's objects too, and cuts those on its edge into pieces. A box that ends at an inner edge of
+its tile is a *piece*, any other one is *whole*. An object has at most one box in each tile, and what two tiles show of
+it is the same where they overlap. So:
 
-1. Of boxes that end well inside their tile, *whole* ones, non-maximum suppression keeps the most certain.
-2. A box that ends at an inner edge of its tile, a *cut* one, goes where it lies mostly inside a whole one: another
-   tile sees all of that object.
-3. Cut boxes that meet across the facing edges of two tiles, or lie mostly in one another, become one box around both:
-   the object is larger than the overlap.
+1. In each tile, non-maximum suppression keeps the most certain of the boxes of one label, or of labels that are rivals.
+2. Boxes of different tiles are linked, the most alike first: two whole ones of one label by their overlap; a piece with
+   any other box by their overlap within the area that both tiles show, whatever the labels, because the end of a van
+   may pass for a car. No two boxes of one tile are linked.
+3. Linked boxes become one: the most certain whole one, or the box around the pieces. Its label is the one that most of
+   the object's area was taken for.
+4. A piece that was not linked is dropped where it lies mostly inside a larger box that goes on beyond the tile's edge.
+
+All pairs that touch are found by sorting, so the time grows with the boxes and with those that touch, not with the
+square of the boxes of a frame.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
-from services.detector.boxes import (
-    Boxes,
-    Flags,
-    Floats,
-    Integers,
-    concatenate,
-    intersection_over_smaller,
-)
+from services.detector.boxes import Boxes, Flags, Floats, Integers, areas, concatenate, overlap_of_pairs
 from services.detector.tiles import Tile
 
 EDGE_FRACTION = 0.03
-"""A box is cut when it ends within this part of the tile's side of an inner edge: the network does not aim better."""
+"""A box is a piece when it ends within this part of the tile's side of an inner edge: the model aims no better."""
 FACING_OVERLAP = 0.6
-"""How much of the shorter piece's side lies beside the longer one's, for two pieces to be one object."""
+"""How alike the extents along a tile's edge are, as intersection over union, where a box continues a piece."""
+SAME_LABEL_BONUS = 0.25
+"""Boxes of one label are linked before others that overlap by so much more."""
+MAX_BOXES_PER_TILE = 300
+"""The most certain ones of a tile; a sharp model finds fewer, and a broken one must not take the time of a frame."""
+MAX_BOXES = 1500
+"""The most certain ones of a frame."""
+
+CHECKED_AFTER = 1024
+"""Pairs between two looks at whether to stop."""
 
 
-def merge(tiles: Sequence[Tile], found: Sequence[Boxes], iou_threshold: float, inside_threshold: float) -> Boxes:
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """When boxes are of one object."""
+
+    iou_threshold: float
+    """Boxes whose intersection over union is above this are one object."""
+    inside_threshold: float
+    """A piece of which more than this lies in another box is a piece of that one's object."""
+    groups: Integers
+    """For each label, the number of its group: labels of one group are rivals, of which an object has one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """One box an object."""
+
+    boxes: Boxes
+    """In pixels of the frame, the most certain first."""
+    open_edges: Flags
+    """Which of the left, upper, right and lower edge of each is a tile's and not the object's: ``(n, 4)``."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """The boxes of all tiles."""
+
+    boxes: Boxes
+    """In pixels of the frame."""
+    tile_of: Integers
+    """Index of each box's tile."""
+    frames: Floats
+    """Corners of each box's tile."""
+    cut: Flags
+    """Which edges of each box are its tile's: ``(n, 4)``."""
+
+
+@dataclass(slots=True)
+class _Cluster:
+    members: list[int]
+    tiles: int
+    """A bit for each tile that has a member."""
+
+    @property
+    def alone(self) -> bool:
+        return len(self.members) == 1
+
+
+def group_labels(labels: Sequence[str], rivals: Sequence[Sequence[str]]) -> Integers:
+    """Number the groups of labels, for :attr:`Rules.groups`.
+
+    Args:
+        labels: The labels in the model's order.
+        rivals: Groups of labels that pass for each other; a label in none is a group of its own.
+    """
+    group_of = {label: len(labels) + number for number, group in enumerate(rivals) for label in group}
+    return np.array([group_of.get(label, index) for index, label in enumerate(labels)], np.intp)
+
+
+def merge(
+    tiles: Sequence[Tile], found: Sequence[Boxes], rules: Rules, check: Callable[[], None] = lambda: None
+) -> Merged:
     """Merge the boxes of all tiles of a frame.
 
     Args:
-        tiles: The tiles.
+        tiles: The tiles, in any order.
         found: The boxes of each, in pixels of the tile.
-        iou_threshold: Boxes of one label whose intersection over union is above this are one object.
-        inside_threshold: A cut box of which more than this lies in another box is a piece of that one's object.
-
-    Returns:
-        The boxes in pixels of the frame, most certain first.
+        rules: When boxes are of one object.
+        check: Called between the steps; what it raises ends the merge.
     """
-    together = concatenate(_in_frame(tile, boxes) for tile, boxes in zip(tiles, found, strict=True))
-    cut_edges = np.concatenate(
-        [np.zeros((0, 4), np.bool_), *(_cut_edges(tile, boxes) for tile, boxes in zip(tiles, found, strict=True))]
+    per_tile = [_suppress(boxes, rules) for boxes in found]
+    check()
+    together = concatenate(_in_frame(tile, boxes) for tile, boxes in zip(tiles, per_tile, strict=True))
+    tile_of = np.repeat(np.arange(len(tiles)), [len(boxes) for boxes in per_tile])
+    cut = np.concatenate(
+        [np.zeros((0, 4), np.bool_), *(_cut_edges(tile, boxes) for tile, boxes in zip(tiles, per_tile, strict=True))]
     )
-    cut = cut_edges.any(axis=1)
-    whole = together.take(_suppress(together, np.flatnonzero(~cut), iou_threshold))
-    pieces_of = _suppress(together, np.flatnonzero(cut), iou_threshold)
-    pieces = together.take(pieces_of)
-    alone = ~_inside(pieces, whole, inside_threshold)
-    joined = _join(pieces.take(alone), cut_edges[pieces_of][alone], inside_threshold)
-    everything = concatenate([whole, joined])
-    return everything.take(np.argsort(-everything.scores, kind="stable"))
+    if len(together) > MAX_BOXES:
+        best = np.argsort(-together.scores, kind="stable")[:MAX_BOXES]
+        together, tile_of, cut = together.take(best), tile_of[best], cut[best]
+    if not len(together):
+        return Merged(together, cut)
+    frames = np.array([tile.corners for tile in tiles], np.float32)[tile_of]
+    clusters = _link(_Found(together, tile_of, frames, cut), rules, check)
+    check()
+    merged = _combine(together, cut, clusters)
+    merged = _drop_pieces(merged, rules)
+    kept = _suppressed(merged.boxes, rules)
+    kept = kept[np.argsort(-merged.boxes.scores[kept], kind="stable")]
+    return Merged(merged.boxes.take(kept), merged.open_edges[kept])
 
 
 def _in_frame(tile: Tile, boxes: Boxes) -> Boxes:
@@ -74,74 +149,146 @@ def _cut_edges(tile: Tile, boxes: Boxes) -> Flags:
     return cut
 
 
-def _suppress(boxes: Boxes, which: Integers, iou_threshold: float) -> Integers:
-    """Those of ``which`` that remain after non-maximum suppression for each label."""
-    if not which.size:
-        return which
-    corners = boxes.corners[which]
-    rectangles = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+def _suppress(boxes: Boxes, rules: Rules) -> Boxes:
+    if len(boxes) > MAX_BOXES_PER_TILE:
+        boxes = boxes.take(np.argsort(-boxes.scores, kind="stable")[:MAX_BOXES_PER_TILE])
+    return boxes.take(_suppressed(boxes, rules))
+
+
+def _suppressed(boxes: Boxes, rules: Rules) -> Integers:
+    """Indices of the boxes that remain after non-maximum suppression in each group of labels."""
+    if not len(boxes):
+        return np.zeros(0, np.intp)
+    rectangles = np.concatenate([boxes.corners[:, :2], boxes.corners[:, 2:] - boxes.corners[:, :2]], axis=1)
     kept = cv2.dnn.NMSBoxesBatched(
-        rectangles.tolist(), boxes.scores[which].tolist(), boxes.labels[which].tolist(), 0.0, iou_threshold
+        rectangles.tolist(), boxes.scores.tolist(), rules.groups[boxes.labels].tolist(), 0.0, rules.iou_threshold
     )
-    return which[np.asarray(kept, np.intp)]
+    return np.asarray(kept, np.intp).reshape(-1)
 
 
-def _inside(pieces: Boxes, whole: Boxes, inside_threshold: float) -> Flags:
-    same = pieces.labels[:, None] == whole.labels[None, :]
-    covered = intersection_over_smaller(pieces.corners, whole.corners) > inside_threshold
-    inside: Flags = (same & covered).any(axis=1)
-    return inside
+def _touching(corners: Floats) -> tuple[Integers, Integers]:
+    """Indices of all pairs of boxes that touch, by a sweep from left to right."""
+    order = np.argsort(corners[:, 0], kind="stable")
+    positions = np.arange(len(order))
+    ends = np.searchsorted(corners[order, 0], corners[order, 2], side="right")
+    counts = np.maximum(ends - positions - 1, 0)
+    first = np.repeat(positions, counts)
+    second = first + 1 + np.arange(len(first)) - np.repeat(np.cumsum(counts) - counts, counts)
+    one, other = order[first], order[second]
+    beside = np.minimum(corners[one, 3], corners[other, 3]) >= np.maximum(corners[one, 1], corners[other, 1])
+    return one[beside], other[beside]
 
 
-def _join(pieces: Boxes, cut_edges: Flags, inside_threshold: float) -> Boxes:
-    """Put pieces of one object together, the most certain first, until no two belong together."""
-    corners = list(pieces.corners)
-    scores = list(pieces.scores)
-    labels = list(pieces.labels)
-    edges = list(cut_edges)
-    index = 0
-    while index < len(corners):
-        for other in range(index + 1, len(corners)):
-            if labels[index] == labels[other] and _belong_together(
-                corners[index], edges[index], corners[other], edges[other], inside_threshold
-            ):
-                corners[index], edges[index] = _union(corners[index], edges[index], corners[other], edges[other])
-                scores[index] = max(scores[index], scores[other])
-                for values in (corners, scores, labels, edges):
-                    del values[other]
-                index = -1
-                break
-        index += 1
-    if not corners:
-        return pieces
-    return Boxes(np.stack(corners), np.array(scores, np.float32), np.array(labels, np.intp))
+def _link(found: _Found, rules: Rules, check: Callable[[], None]) -> list[_Cluster]:
+    """Boxes of one object, at most one of each tile."""
+    corners, frames, cut, tile_of = found.boxes.corners, found.frames, found.cut, found.tile_of
+    margins = EDGE_FRACTION * (frames[:, 2:] - frames[:, :2])
+    outward = np.concatenate([-margins, margins], axis=1)
+    first, second = _touching(np.where(cut, frames + outward, corners).astype(np.float32))
+    apart = tile_of[first] != tile_of[second]
+    first, second = first[apart], second[apart]
+    check()
+    whole = np.asarray(~cut.any(axis=1))
+    groups = rules.groups[found.boxes.labels]
+    same = groups[first] == groups[second]
+    both_whole = whole[first] & whole[second]
+    likeness = np.where(
+        both_whole,
+        overlap_of_pairs(corners[first], corners[second]),
+        _likeness_in_common(corners, frames, cut, first, second),
+    )
+    linked = np.flatnonzero((likeness > rules.iou_threshold) & (same | ~both_whole))
+    best_first = linked[np.argsort(-(likeness[linked] + SAME_LABEL_BONUS * same[linked]), kind="stable")]
+    clusters = [_Cluster([index], 1 << int(tile)) for index, tile in enumerate(tile_of)]
+    for count, pair in enumerate(best_first.tolist()):
+        if count % CHECKED_AFTER == 0:
+            check()
+        one, other = clusters[first[pair]], clusters[second[pair]]
+        if one is not other and not one.tiles & other.tiles:
+            one.members += other.members
+            one.tiles |= other.tiles
+            for member in other.members:
+                clusters[member] = one
+    return list({id(cluster): cluster for cluster in clusters}.values())
 
 
-def _belong_together(
-    first: Floats, first_edges: Flags, second: Floats, second_edges: Flags, inside_threshold: float
-) -> bool:
-    common = np.minimum(first[2:], second[2:]) - np.maximum(first[:2], second[:2])
-    if (common <= 0).any():
-        return False
-    if intersection_over_smaller(first[None], second[None])[0, 0] > inside_threshold:
-        return True
-    beside = common / np.maximum(np.minimum(first[2:] - first[:2], second[2:] - second[:2]), np.float32(1e-6))
-    return any(
-        ((first_edges[axis + 2] and second_edges[axis]) or (first_edges[axis] and second_edges[axis + 2]))
-        and beside[1 - axis] > FACING_OVERLAP
-        for axis in (0, 1)
+def _likeness_in_common(corners: Floats, frames: Floats, cut: Flags, first: Integers, second: Integers) -> Floats:
+    """Intersection over union of pairs of boxes within the area that both boxes' tiles show."""
+    starts = np.maximum(frames[first, :2], frames[second, :2])
+    ends = np.minimum(frames[first, 2:], frames[second, 2:])
+    # Tiles that share next to nothing: an object on their edge goes on beyond it, so compare there.
+    sides = np.minimum(frames[first, 2:] - frames[first, :2], frames[second, 2:] - frames[second, :2])
+    grown = np.maximum(EDGE_FRACTION * sides - (ends - starts), 0) / 2
+    outward = np.concatenate([-grown, grown], axis=1)
+    lower, upper = np.tile(starts - grown, 2), np.tile(ends + grown, 2)
+
+    def seen(which: Integers) -> Floats:
+        extended = np.where(cut[which] & (outward != 0), frames[which] + outward, corners[which])
+        clipped: Floats = np.clip(extended, lower, np.maximum(lower, upper))
+        return clipped
+
+    return overlap_of_pairs(seen(first), seen(second))
+
+
+def _combine(boxes: Boxes, cut: Flags, clusters: Sequence[_Cluster]) -> Merged:
+    alone = np.array([cluster.members[0] for cluster in clusters if cluster.alone], np.intp)
+    several = [_one_box(boxes, cut, np.array(cluster.members)) for cluster in clusters if not cluster.alone]
+    return Merged(
+        concatenate([boxes.take(alone), *(box for box, _ in several)]),
+        np.concatenate([cut[alone], *(open_edges for _, open_edges in several)]),
     )
 
 
-def _union(first: Floats, first_edges: Flags, second: Floats, second_edges: Flags) -> tuple[Floats, Flags]:
-    """The box around two, with the cut edges that are still on its rim."""
-    corners = np.concatenate([np.minimum(first[:2], second[:2]), np.maximum(first[2:], second[2:])])
-    tolerance = np.float32(1.0)
-    rim = np.array(
-        [
-            (first_edges[edge] and abs(first[edge] - corners[edge]) < tolerance)
-            or (second_edges[edge] and abs(second[edge] - corners[edge]) < tolerance)
-            for edge in range(4)
-        ]
-    )
-    return corners, rim
+def _one_box(boxes: Boxes, cut: Flags, members: Integers) -> tuple[Boxes, Flags]:
+    """The box of linked ones, and its open edges."""
+    members = members[np.argsort(-boxes.scores[members], kind="stable")]
+    open_edges = cut[members]
+    whole = np.flatnonzero(~open_edges.any(axis=1))
+    parts = boxes.corners[members]
+    if whole.size:
+        corners, rim = parts[whole[0]], np.zeros(4, np.bool_)
+    else:
+        corners = np.concatenate([parts[:, :2].min(axis=0), parts[:, 2:].max(axis=0)])
+        rim = (open_edges & (np.abs(parts - corners) < 1)).any(axis=0)
+    label = _label(boxes, members)
+    score = boxes.scores[members[boxes.labels[members] == label]].max()
+    return Boxes(corners[None], np.array([score], np.float32), np.array([label], np.intp)), rim[None]
+
+
+def _label(boxes: Boxes, members: Integers) -> int:
+    """The label with the most certainty by area; the most certain box's where two are equal."""
+    weights = boxes.scores[members] * areas(boxes.corners[members])
+    totals: dict[int, float] = {}
+    for label, weight in zip(boxes.labels[members].tolist(), weights.tolist(), strict=True):
+        totals[label] = totals.get(label, 0.0) + weight
+    return max(totals, key=totals.__getitem__)
+
+
+def _drop_pieces(merged: Merged, rules: Rules) -> Merged:
+    """Drop what is still a piece and lies mostly inside a larger box of the same object."""
+    corners = merged.boxes.corners
+    first, second = _touching(corners)
+    sizes = areas(corners)
+    smaller_first = sizes[first] <= sizes[second]
+    piece, other = np.where(smaller_first, first, second), np.where(smaller_first, second, first)
+    candidates = merged.open_edges[piece].any(axis=1)
+    piece, other = piece[candidates], other[candidates]
+    starts = np.maximum(corners[piece, :2], corners[other, :2])
+    ends = np.minimum(corners[piece, 2:], corners[other, 2:])
+    inside = areas(np.concatenate([starts, ends], axis=1)) > rules.inside_threshold * sizes[piece]
+    groups = rules.groups[merged.boxes.labels]
+    belongs = (groups[piece] == groups[other]) | _continues(corners[piece], merged.open_edges[piece], corners[other])
+    kept = np.ones(len(merged.boxes), np.bool_)
+    kept[piece[inside & belongs]] = False
+    return Merged(merged.boxes.take(kept), merged.open_edges[kept])
+
+
+def _continues(pieces: Floats, open_edges: Flags, others: Floats) -> Flags:
+    """Where another box goes on beyond an open edge of a piece, and is as high there, or as wide."""
+    common = np.minimum(pieces[:, 2:], others[:, 2:]) - np.maximum(pieces[:, :2], others[:, :2])
+    around = np.maximum(pieces[:, 2:], others[:, 2:]) - np.minimum(pieces[:, :2], others[:, :2])
+    alike = np.maximum(common, 0) > FACING_OVERLAP * around
+    along = np.stack([alike[:, 1], alike[:, 0], alike[:, 1], alike[:, 0]], axis=1)
+    beyond = np.concatenate([others[:, :2] < pieces[:, :2], others[:, 2:] > pieces[:, 2:]], axis=1)
+    continues: Flags = (open_edges & beyond & along).any(axis=1)
+    return continues

@@ -21,7 +21,7 @@ from services.common.service import ServiceError, UnusableSetting
 from services.common.status import Stage, StatusServer, status_document
 from services.detector.boxes import Boxes
 from services.detector.config import DetectorConfiguration, DetectorSection
-from services.detector.merge import merge
+from services.detector.merge import Rules, group_labels, merge
 from services.detector.models.model import Model, ModelError, load_model
 from services.detector.tiles import Pixels, Tile, plan_tiles
 from services.detector.track import Tracker
@@ -55,6 +55,9 @@ class Detector:
         self._section = section
         self._stop = stop
         self._frame_shape = (0, 0)
+        self._rules = Rules(
+            section.iou_threshold, section.inside_threshold, group_labels(self.model.labels, section.rivals)
+        )
 
     def detect(self, pixels: Pixels) -> Boxes:
         """Find the objects of a frame.
@@ -74,13 +77,15 @@ class Detector:
             self.tiles = plan_tiles(height_px, width_px, self._section.tile_px, self._section.overlap_px)
         found = []
         for tile in self.tiles:
-            if self._stop.is_set():
-                raise Stopped
+            self._check()
             started_s = time.perf_counter()
             found += self.model.detect([tile.view(pixels)])
             self.tile_ms.append((time.perf_counter() - started_s) * 1e3)
-        boxes = merge(self.tiles, found, self._section.iou_threshold, self._section.inside_threshold)
-        return boxes.take(slice(MAX_DETECTIONS))
+        return merge(self.tiles, found, self._rules, self._check).boxes.take(slice(MAX_DETECTIONS))
+
+    def _check(self) -> None:
+        if self._stop.is_set():
+            raise Stopped
 
 
 def main(configuration: DetectorConfiguration, stop: threading.Event) -> None:

@@ -29,6 +29,11 @@ class Tile:
     inner_edges: tuple[bool, bool, bool, bool]
     """Which of the left, upper, right and lower edge cut the frame, rather than end with it."""
 
+    @property
+    def corners(self) -> tuple[int, int, int, int]:
+        """Left, upper, right and lower edge, in pixels of the frame."""
+        return self.x_px, self.y_px, self.x_px + self.width_px, self.y_px + self.height_px
+
     def view(self, pixels: Pixels) -> Pixels:
         """The tile's pixels of a frame of shape ``(height, width, channels)``: a view, no copy."""
         return pixels[self.y_px : self.y_px + self.height_px, self.x_px : self.x_px + self.width_px]

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from services.detector import merge as merging
 from services.detector.boxes import (
     Boxes,
+    concatenate,
     distance_intersection_over_union,
-    intersection_over_smaller,
     intersection_over_union,
     no_boxes,
 )
-from services.detector.merge import merge
+from services.detector.merge import Rules, group_labels
 from services.detector.tiles import Tile, plan_tiles
 
+LABELS = ("person", "bicycle", "car", "bus", "truck")
 Row = tuple[float, float, float, float, float, int]
 
 
@@ -26,6 +30,16 @@ def boxes(*rows: Row) -> Boxes:
         np.array([row[4] for row in rows], np.float32),
         np.array([row[5] for row in rows], np.intp),
     )
+
+
+def merge(
+    tiles: Sequence[Tile],
+    found: Sequence[Boxes],
+    iou_threshold: float,
+    inside_threshold: float,
+    rivals: Sequence[Sequence[str]] = (),
+) -> Boxes:
+    return merging.merge(tiles, found, Rules(iou_threshold, inside_threshold, group_labels(LABELS, rivals))).boxes
 
 
 def seen(tile: Tile, frame_row: Row) -> Boxes:
@@ -124,8 +138,110 @@ def test_overlap_measures() -> None:
     first = boxes((0, 0, 10, 10, 1, 0), (20, 20, 30, 30, 1, 0)).corners
     second = boxes((5, 0, 15, 10, 1, 0), (0, 0, 5, 10, 1, 0), (7, 7, 7, 7, 1, 0)).corners
     assert intersection_over_union(first, second) == pytest.approx(np.array([[1 / 3, 0.5, 0], [0, 0, 0]]))
-    assert intersection_over_smaller(first, second) == pytest.approx(np.array([[0.5, 1, 0], [0, 0, 0]]))
     apart = distance_intersection_over_union(first, second)
     assert apart[0, 0] == pytest.approx(1 / 3 - 25 / (15**2 + 10**2))
     assert apart[1, 0] == pytest.approx(-(15**2 + 20**2) / (25**2 + 30**2))
     assert distance_intersection_over_union(first, first).diagonal() == pytest.approx([1, 1])
+
+
+SCENE: tuple[Row, ...] = (
+    # A van as wide as 1.4 tiles, a car, a bus beyond a van, people in pairs and one who is cut by the top of the frame.
+    (150, 150, 1100, 560, 0.8, 4),
+    (1500, 300, 1900, 520, 0.7, 2),
+    (2200, 80, 2800, 500, 0.75, 3),
+    (2950, 300, 3020, 480, 0.9, 0),
+    (3060, 310, 3130, 500, 0.6, 0),
+    (3300, 0, 3370, 160, 0.6, 0),
+    (3600, 380, 3690, 640, 0.85, 0),
+    (3610, 500, 3800, 660, 0.55, 1),
+)
+VEHICLES = (2, 3, 4)
+
+
+def flipped(part: Boxes, whole: bool, rng: np.random.Generator) -> Boxes:
+    """A piece may pass for another vehicle, or be as certain as it likes."""
+    if whole or not len(part) or int(part.labels[0]) not in VEHICLES:
+        return part
+    return Boxes(part.corners, rng.uniform(0.4, 0.95, 1).astype(np.float32), rng.choice(VEHICLES, 1))
+
+
+@pytest.mark.parametrize(("tile_px", "overlap_px"), [(688, 220), (688, 40), (400, 150)])
+def test_each_object_is_one_box_of_one_class_wherever_the_tiles_are(tile_px: int, overlap_px: int) -> None:
+    """A panorama that is rolled under the tiles, with an ideal model that labels pieces as it likes."""
+    rng = np.random.default_rng(7)
+    width_px = 4200
+    tiles = plan_tiles(688, width_px, tile_px, overlap_px)
+    for offset in range(0, 400, 16):
+        rows = [(left + offset, upper, right + offset, lower, *rest) for left, upper, right, lower, *rest in SCENE]
+        found = []
+        for tile in tiles:
+            parts = []
+            for row in rows:
+                part = seen(tile, row)  # type: ignore[arg-type]
+                whole = len(part) > 0 and (row[2] - row[0]) * (row[3] - row[1]) <= float(
+                    np.prod(part.corners[0, 2:] - part.corners[0, :2])
+                )
+                parts.append(flipped(part, whole, rng))
+            found.append(concatenate(parts))
+        merged = merge(tiles, found, 0.5, 0.6, [("car", "bus", "truck")])
+        left_to_right = merged.corners[np.argsort(merged.corners[:, 0])].tolist()
+        assert left_to_right == sorted([list(row[:4]) for row in rows]), offset
+        people = merged.labels[np.isin(merged.labels, (0, 1))]
+        assert sorted(people.tolist()) == [0, 0, 0, 0, 1]
+
+
+def test_an_end_with_a_strangers_label_belongs_to_the_van() -> None:
+    tiles = plan_tiles(600, 1000, 600, 200)
+    found = [boxes((250, 100, 599, 300, 0.9, 4)), boxes((1, 102, 100, 299, 0.5, 1))]
+    merged = merge(tiles, found, 0.5, 0.6)
+    assert len(merged) == 1
+    assert merged.labels.tolist() == [4]
+
+
+def test_two_rivals_in_one_place_are_one() -> None:
+    tiles = plan_tiles(600, 600, 600, 200)
+    found = [boxes((100, 100, 400, 300, 0.6, 2), (105, 100, 400, 300, 0.7, 4))]
+    assert merge(tiles, found, 0.5, 0.6).labels.tolist() == [2, 4][::-1]
+    assert merge(tiles, found, 0.5, 0.6, [("car", "truck")]).labels.tolist() == [4]
+
+
+def test_a_person_before_a_van_on_a_tiles_edge_stays() -> None:
+    tiles = plan_tiles(600, 1000, 600, 200)
+    rows: list[Row] = [(250, 100, 800, 400, 0.8, 4), (560, 180, 640, 420, 0.7, 0)]
+    found = [concatenate(seen(tile, row) for row in rows) for tile in tiles]
+    assert merge(tiles, found, 0.5, 0.6).labels.tolist() == [4, 0]
+
+
+def test_tiles_that_only_meet_join_what_is_on_their_edge() -> None:
+    tiles = plan_tiles(600, 1200, 600, 0)
+    row = (500.0, 100.0, 800.0, 300.0, 0.7, 2)
+    assert merge(tiles, [seen(tile, row) for tile in tiles], 0.5, 0.6).corners.tolist() == [list(row[:4])]
+
+
+def test_no_more_than_the_most_certain_boxes_are_compared() -> None:
+    """Boxes of a broken model, all of which touch all others: they are as many as a frame may have."""
+    rng = np.random.default_rng(3)
+    tiles = plan_tiles(688, 4896, 688, 220)
+    starts = rng.uniform(0, 300, (len(tiles), 2000, 2))
+    corners = np.concatenate([starts, starts + rng.uniform(20, 688, starts.shape)], axis=2).clip(0, 688)
+    found = [
+        Boxes(part.astype(np.float32), rng.uniform(0.3, 1, 2000).astype(np.float32), np.zeros(2000, np.intp))
+        for part in corners
+    ]
+    calls = []
+    rules = Rules(0.5, 0.6, group_labels(LABELS, ()))
+    merged = merging.merge(tiles, found, rules, lambda: calls.append(1)).boxes
+    assert 0 < len(merged) <= merging.MAX_BOXES
+    assert len(calls) >= 3
+
+
+def test_it_stops_when_told() -> None:
+    class Told(Exception):
+        pass
+
+    def stop() -> None:
+        raise Told
+
+    tiles = plan_tiles(600, 1000, 600, 200)
+    with pytest.raises(Told):
+        merging.merge(tiles, [no_boxes()] * len(tiles), Rules(0.5, 0.6, group_labels(LABELS, ())), stop)

@@ -1,0 +1,45 @@
+"""A real picture that is rolled under the tiles: the real model's boxes become one box an object at every offset."""
+
+from __future__ import annotations
+
+import threading
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from services.detector.config import DetectorSection
+from services.detector.service import Detector
+from tests.services.detector.conftest import FILM
+
+ENLARGED = 5.5
+"""The van is then wider than the tiles' overlap."""
+VEHICLES = ("car", "truck", "bus")
+
+
+@pytest.fixture(scope="module")
+def road() -> npt.NDArray[np.uint8]:
+    """A van and a person on a lawn, in a panorama of 688 x 2000 pixels."""
+    film = cv2.VideoCapture(str(FILM))
+    for _ in range(121):
+        complete, frame = film.read()
+    film.release()
+    assert complete
+
+    def enlarged(part: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        return np.asarray(cv2.resize(part, None, fx=ENLARGED, fy=ENLARGED, interpolation=cv2.INTER_CUBIC), np.uint8)
+
+    picture = np.asarray(cv2.resize(frame[420:506, 180:320], (2000, 688), interpolation=cv2.INTER_CUBIC), np.uint8)
+    picture[80:630, 300:850] = enlarged(np.asarray(frame[20:120, 625:725], np.uint8))
+    picture[20:652, 1250:1690] = enlarged(np.asarray(frame[195:310, 480:560], np.uint8))
+    return picture
+
+
+def test_a_van_and_a_person_are_one_box_each(road: npt.NDArray[np.uint8]) -> None:
+    section = DetectorSection(labels=("person", *VEHICLES))
+    detector = Detector(section, threading.Event())
+    for offset in range(0, 456, 38):
+        boxes = detector.detect(np.ascontiguousarray(np.roll(road, offset, axis=1)))
+        labels = sorted(section.labels[label] in VEHICLES for label in boxes.labels)
+        assert labels == [False, True], (offset, boxes)
