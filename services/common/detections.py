@@ -1,147 +1,103 @@
-"""Detections on the wire: one msgpack message a frame, on a ZeroMQ socket of each detector.
+"""Detections on the wire: one msgpack message a frame, on ZeroMQ sockets of each detector.
 
-A detector binds ``framebus.STREAM.detections.INSTANCE.sock`` in /dev/shm; who wants detections finds the sockets in the
-directory, so neither side needs a network or the other's address.
+A detector binds ``framebus.STREAM.detections2.INSTANCE.sock`` in /dev/shm; a program that wants detections finds the
+sockets in the directory, so neither side needs a network or the other's address. docs/detections.md has the messages.
+
+A program of before version 2 looks for ``detections.INSTANCE.sock``, and gets version 1 there.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
+import os
+import socket
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass
-from typing import Any
+from pathlib import Path
 
-import msgpack
+import structlog
 import zmq
 
 from framebus import companion_path, companion_paths
+from services.common.detection_wire import (
+    MAX_DETECTIONS,
+    MAX_MESSAGE_BYTES,
+    VERSION,
+    Detection,
+    Detections,
+    MalformedDetections,
+    TileAge,
+    is_good,
+    pack,
+    pack_old,
+    unpack,
+)
 
-VERSION = 1
-MAX_DETECTIONS = 1000
-MAX_MESSAGE_BYTES = 1 << 18
+__all__ = [
+    "MAX_DETECTIONS",
+    "MAX_MESSAGE_BYTES",
+    "VERSION",
+    "Detection",
+    "DetectionPublisher",
+    "DetectionSubscriber",
+    "Detections",
+    "MalformedDetections",
+    "TileAge",
+    "pack",
+    "pack_old",
+    "unpack",
+]
+
 SOCKET_MODE = 0o660
-
-
-class MalformedDetections(ValueError):
-    """A message that is no detections message of this version."""
-
-
-@dataclass(frozen=True, slots=True)
-class Detection:
-    """One object found in a frame."""
-
-    label: str
-    """What it is, by COCO's name."""
-    score: float
-    """How sure the model is, 0 to 1."""
-    x_px: float
-    """Left edge, in pixels of the full frame."""
-    y_px: float
-    """Upper edge."""
-    width_px: float
-    """Width of the box."""
-    height_px: float
-    """Height of the box."""
-    track: int = 0
-    """The same number for the same object from frame to frame; 0 where it is not tracked."""
-
-
-@dataclass(frozen=True, slots=True)
-class Detections:
-    """All objects found in one frame."""
-
-    stream: str
-    """Stream of the frame."""
-    instance: str
-    """Which detector found them."""
-    epoch: int
-    """Epoch of the frame's publisher."""
-    sequence: int
-    """Sequence of the frame."""
-    captured_ns: int
-    """When the frame was captured, CLOCK_MONOTONIC."""
-    detected_ns: int
-    """When they were found, CLOCK_MONOTONIC."""
-    frame_height_px: int
-    """Height of the frame that the boxes refer to."""
-    frame_width_px: int
-    """Width of that frame."""
-    objects: tuple[Detection, ...]
-    """The objects, most certain first."""
-
-
-_PLAIN = ("stream", "instance", "epoch", "sequence", "captured_ns", "detected_ns", "frame_height_px", "frame_width_px")
-_PLAIN_TYPES = (str, str, int, int, int, int, int, int)
-_OBJECT_TYPES = (str, float, float, float, float, float, int)
-
-
-def pack(detections: Detections) -> bytes:
-    """The message of ``detections``: an array of the version, the plain fields, and an array for each object."""
-    plain = [getattr(detections, name) for name in _PLAIN]
-    content: bytes = msgpack.packb([VERSION, *plain, [astuple(found) for found in detections.objects]])
-    return content
-
-
-def unpack(message: bytes) -> Detections:
-    """Read a message, believing nothing of it.
-
-    Raises:
-        MalformedDetections: It is not msgpack, of another version, too large, or a field has a wrong type or range.
-    """
-    if len(message) > MAX_MESSAGE_BYTES:
-        raise MalformedDetections(f"a message of {len(message)} bytes; at most {MAX_MESSAGE_BYTES} are read")
-    try:
-        content: Any = msgpack.unpackb(message, max_map_len=0, max_ext_len=0)
-    except (ValueError, msgpack.UnpackException) as error:
-        raise MalformedDetections(f"not msgpack: {error}") from None
-    if not isinstance(content, list) or len(content) != len(_PLAIN) + 2 or content[0] != VERSION:
-        raise MalformedDetections(f"not a detections message of version {VERSION}")
-    *plain, objects = content[1:]
-    _check(plain, _PLAIN_TYPES)
-    if min(plain[2:]) < 0:
-        raise MalformedDetections("a negative number")
-    if not isinstance(objects, list) or len(objects) > MAX_DETECTIONS:
-        raise MalformedDetections(f"no list of at most {MAX_DETECTIONS} objects")
-    for found in objects:
-        if not isinstance(found, list):
-            raise MalformedDetections("an object that is no list")
-        _check(found, _OBJECT_TYPES)
-        if not all(math.isfinite(number) for number in found[1:6]):
-            raise MalformedDetections("an object with a number that is not finite")
-        _, score, _, _, width_px, height_px, track = found
-        if not 0 <= score <= 1 or min(width_px, height_px, track) < 0:
-            raise MalformedDetections("an object with a number out of its range")
-    return Detections(**dict(zip(_PLAIN, plain, strict=True)), objects=tuple(Detection(*found) for found in objects))
-
-
-def _check(values: list[Any], types: tuple[type, ...]) -> None:
-    if len(values) != len(types) or any(type(value) is not wanted for value, wanted in zip(values, types, strict=True)):
-        raise MalformedDetections("a field is missing or of a wrong type")
+KIND, OLD_KIND = "detections2", "detections"
+"""Beginning of the names of the sockets for version 2 and 1."""
 
 
 class DetectionPublisher:
     """Sends a detector's detections to all who listen. Owned by one thread."""
 
     def __init__(self, stream: str, instance: str) -> None:
-        self.path = companion_path(stream, f"detections.{instance}.sock")
-        self.path.unlink(missing_ok=True)
+        self.dropped = 0
+        """Boxes that made no sense, such as one with NaN, and were left out of their messages."""
         self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.PUB)
-        self._socket.set(zmq.LINGER, 0)
-        self._socket.set(zmq.SNDHWM, 32)
-        self._socket.bind(f"ipc://{self.path}")
-        self.path.chmod(SOCKET_MODE)
+        # In this order: a subscriber that sees the old socket must find the new one.
+        self._socket, self.path = self._bind(zmq.PUB, stream, f"{KIND}.{instance}.sock")
+        # XPUB tells whether there is a subscriber, so that version 1 costs nothing where no program reads it.
+        self._old_socket, self._old_path = self._bind(zmq.XPUB, stream, f"{OLD_KIND}.{instance}.sock")
+        self._old_subscribers = False
+
+    def _bind(self, kind: int, stream: str, suffix: str) -> tuple[zmq.Socket[bytes], Path]:
+        path = companion_path(stream, suffix)
+        path.unlink(missing_ok=True)
+        bound = self._context.socket(kind)
+        bound.set(zmq.LINGER, 0)
+        bound.set(zmq.SNDHWM, 32)
+        bound.bind(f"ipc://{path}")
+        path.chmod(SOCKET_MODE)
+        return bound, path
 
     def publish(self, detections: Detections) -> None:
-        """Send without waiting; a listener that is too slow misses messages."""
+        """Send without waiting; a listener that is too slow misses messages. Bad boxes are left out."""
+        bad = sum(not is_good(found) for found in detections.objects)
+        if bad and not self.dropped:
+            structlog.get_logger().warning(
+                "boxes dropped", reason="a box with a number that is not finite or out of its range", boxes=bad
+            )
+        self.dropped += bad
         self._socket.send(pack(detections), zmq.NOBLOCK)
+        with contextlib.suppress(zmq.Again):
+            while True:
+                # The first subscription comes as 1, the end of the last as 0.
+                self._old_subscribers = self._old_socket.recv(zmq.NOBLOCK)[:1] == b"\1"
+        if self._old_subscribers:
+            self._old_socket.send(pack_old(detections), zmq.NOBLOCK)
 
     def close(self) -> None:
-        """Remove the socket."""
-        self._socket.close()
-        self._context.term()
+        """Remove the sockets."""
+        self._old_path.unlink(missing_ok=True)
         self.path.unlink(missing_ok=True)
+        self._socket.close()
+        self._old_socket.close()
+        self._context.term()
 
 
 class DetectionSubscriber:
@@ -150,6 +106,8 @@ class DetectionSubscriber:
     def __init__(self, stream: str) -> None:
         self.rejected = 0
         """Messages that were no detections of this stream."""
+        self.dropped = 0
+        """Boxes that made no sense, in messages that were received."""
         self._stream = stream
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.SUB)
@@ -160,14 +118,28 @@ class DetectionSubscriber:
         self._connected: set[str] = set()
 
     def look_for_detectors(self) -> None:
-        """Connect to the detectors that have come, and let go of those that are gone."""
-        endpoints = {f"ipc://{path}" for path in companion_paths(self._stream, "detections.*.sock")}
+        """Connect to the detectors that have come, and disconnect from those that are gone."""
+        endpoints = {f"ipc://{path}" for path in self._paths()}
         for endpoint in endpoints - self._connected:
             self._socket.connect(endpoint)
         for endpoint in self._connected - endpoints:
             with contextlib.suppress(zmq.ZMQError):
                 self._socket.disconnect(endpoint)
         self._connected = endpoints
+
+    def _paths(self) -> list[Path]:
+        """One socket of each detector: that of version 2, where it has one."""
+        old_paths = companion_paths(self._stream, f"{OLD_KIND}.*.sock")
+        paths = companion_paths(self._stream, f"{KIND}.*.sock")
+        for old_path in old_paths:
+            instance = old_path.stem.rpartition(".")[2]
+            path = companion_path(self._stream, f"{KIND}.{instance}.sock")
+            if path not in paths:
+                paths.append(old_path)
+            elif not _is_served(path):
+                # Left by a killed detector, which one of before version 2 has replaced.
+                paths[paths.index(path)] = old_path
+        return paths
 
     def receive(self, timeout_s: float) -> Iterator[Detections]:
         """Wait at most ``timeout_s`` for a message, then yield all that have come."""
@@ -184,6 +156,7 @@ class DetectionSubscriber:
                 self.rejected += 1
                 continue
             if detections.stream == self._stream:
+                self.dropped += detections.dropped
                 yield detections
             else:
                 self.rejected += 1
@@ -192,3 +165,16 @@ class DetectionSubscriber:
         """Disconnect from all."""
         self._socket.close()
         self._context.term()
+
+
+def _is_served(path: Path) -> bool:
+    """Whether a process accepts connections on a Unix socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(os.fspath(path))
+        except BlockingIOError:
+            return True  # its queue is full
+        except OSError:
+            return False
+        return True

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
+import socket
 from pathlib import Path
 from typing import Self
 
@@ -13,12 +16,23 @@ from services.detector.coco import COCO_80
 DEFAULT_LABELS = ("person", "bicycle", "car", "motorcycle", "bus", "truck", "cat", "dog")
 """What is looked for where nothing says it, as far as the model knows it."""
 
+LONGEST_INSTANCE = 16
+
+
+def host_instance() -> str:
+    """Return the host's name as an instance's: a long one is shortened, and still differs from its neighbours'."""
+    host = socket.gethostname()
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", host).lstrip("_-") or "detector"
+    if len(name) <= LONGEST_INSTANCE:
+        return name
+    return f"{name[: LONGEST_INSTANCE - 7]}-{hashlib.sha256(host.encode()).hexdigest()[:6]}"
+
 
 class DetectorSection(Section):
     """What to look for, how finely, and how much of the machine it may take."""
 
-    instance: str = Field("detector", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,15}$")
-    """Name of this detector; two on one stream need different ones."""
+    instance: str = Field(default_factory=host_instance, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,15}$")
+    """Name of this detector, by default the host's; two on one stream need different ones."""
     model: Path | None = None
     """The model: an ONNX file, or a bundle, which is a directory with ``bundle.yaml``. None: ``models/default`` of the
     checkout or the image."""
@@ -90,7 +104,9 @@ class DetectorSection(Section):
 
     @property
     def status_name(self) -> str:
-        """Name under which the status is served."""
+        """Name under which the status is served, on this host alone: the host's name is no part of it."""
+        if "instance" not in self.model_fields_set:
+            return "detector"
         return self.instance if self.instance.startswith("detector") else f"detector-{self.instance}"
 
 

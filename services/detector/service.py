@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import threading
 import time
 from collections import deque
@@ -15,11 +16,13 @@ import cv2
 import structlog
 
 from framebus import Frame, LayoutMismatch, Subscriber
+from services.common import geometry
 from services.common.detections import MAX_DETECTIONS, Detection, DetectionPublisher, Detections
 from services.common.follow import follow
+from services.common.geometry import PanoramaGeometry
 from services.common.service import ServiceError, UnusableSetting
 from services.common.status import Stage, StatusServer, status_document
-from services.detector.boxes import Boxes
+from services.detector.boxes import Boxes, Floats
 from services.detector.config import DetectorConfiguration, DetectorSection
 from services.detector.merge import Rules, group_labels, merge
 from services.detector.models.model import Model, ModelError, load_model
@@ -151,6 +154,7 @@ class _Service:
         self._refused = 0
         self._refused_format: object = None
         self._tracker = self._new_tracker()
+        self._tracker_epoch = secrets.randbits(63)
         self._epoch: int | None = None
 
     def run(self) -> None:
@@ -200,6 +204,7 @@ class _Service:
         if frame.epoch != self._epoch:
             self._epoch = frame.epoch
             self._tracker = self._new_tracker()
+            self._tracker_epoch = secrets.randbits(63)
         boxes = self._detector.detect(pixels)
         tracks = self._tracker.update(boxes, frame.captured_ns) if self._tracker else [0] * len(boxes)
         detected_ns = time.monotonic_ns()
@@ -214,7 +219,9 @@ class _Service:
             detected_ns=detected_ns,
             frame_height_px=pixels.shape[0],
             frame_width_px=pixels.shape[1],
-            objects=_objects(boxes, tracks, self._detector.model.labels),
+            objects=_objects(boxes, tracks, self._detector.model.labels, _geometry(frame)),
+            model=f"{self._detector.model.name} {self._detector.model.version}".strip(),
+            tracker=self._tracker_epoch,
         )
 
     def _new_tracker(self) -> Tracker | None:
@@ -258,7 +265,26 @@ def _described(model: Model) -> dict[str, Any]:
     }
 
 
-def _objects(boxes: Boxes, tracks: list[int], labels: tuple[str, ...]) -> tuple[Detection, ...]:
+def _geometry(frame: Frame) -> PanoramaGeometry | None:
+    """The frame's geometry; a frame of another publisher has none, or one of another kind."""
+    try:
+        return geometry.read(frame.metadata)
+    except geometry.GeometryError:
+        return None
+
+
+def _angles(corners: Floats, panorama: PanoramaGeometry | None) -> list[tuple[float, float, float, float] | None]:
+    """Yaw and pitch of the left upper and of the right lower corner of each box, in rad."""
+    if panorama is None:
+        return [None] * len(corners)
+    # A box's 0 is the frame's edge, the geometry's is the middle of the first pixel.
+    angles = panorama.angles(corners.reshape(-1, 2, 2) - 0.5).reshape(-1, 4)
+    return [(left, upper, right, lower) for left, upper, right, lower in angles.tolist()]
+
+
+def _objects(
+    boxes: Boxes, tracks: list[int], labels: tuple[str, ...], panorama: PanoramaGeometry | None
+) -> tuple[Detection, ...]:
     return tuple(
         Detection(
             label=labels[label],
@@ -268,8 +294,9 @@ def _objects(boxes: Boxes, tracks: list[int], labels: tuple[str, ...]) -> tuple[
             width_px=float(right - left),
             height_px=float(lower - upper),
             track=track,
+            angles=angles,
         )
-        for (left, upper, right, lower), score, label, track in zip(
-            boxes.corners, boxes.scores, boxes.labels, tracks, strict=True
+        for (left, upper, right, lower), score, label, track, angles in zip(
+            boxes.corners, boxes.scores, boxes.labels, tracks, _angles(boxes.corners, panorama), strict=True
         )
     )

@@ -28,6 +28,8 @@ class DetectionThread:
         self.received = Stage()
         self.rejected = 0
         """Messages that were no detections of the stream."""
+        self.dropped = 0
+        """Boxes that made no sense, and were left out of their messages by the detectors or here."""
         self.failures = 0
         """Times that the search for detectors, or the reception, failed for lack of descriptors and was tried again."""
         self._stream = stream
@@ -70,7 +72,7 @@ class DetectionThread:
                     look_at_s = time.monotonic() + LOOK_AGAIN_S
                 for detections in subscriber.receive(SLICE_S):
                     self._take(detections)
-                self.rejected = subscriber.rejected
+                self.rejected, self.dropped = subscriber.rejected, subscriber.dropped
         finally:
             subscriber.close()
 

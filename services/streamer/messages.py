@@ -118,6 +118,7 @@ def detections_message(detections: Detections, echo: Echo | None = None) -> str:
             "epoch": f"{detections.epoch:x}",
             "sequence": detections.sequence,
             "instance": detections.instance,
+            "tracker": f"{detections.tracker:x}",
             "age_ms": _age_ms(detections.captured_ns),
             "captured_ms": _ms(detections.captured_ns),
             **_clock(echo),

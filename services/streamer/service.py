@@ -173,6 +173,7 @@ class _Streamer:
                 "bytes_per_second": round(self._hub.bytes_per_second),
                 "jpeg_quality": self._section.jpeg_quality,
                 "detections_rejected": self._boxes.rejected,
+                "boxes_dropped": self._boxes.dropped,
                 "detections_failures": self._boxes.failures,
             },
         )

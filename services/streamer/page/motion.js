@@ -2,8 +2,8 @@
 // later than detections.
 //
 // All times are of the server's clock, in milliseconds; all places in pixels of the full frame. What belongs together is
-// known by the detector, the publisher's epoch and the track's number: each detector numbers its own, and begins anew
-// when it restarts.
+// known by the detector, its tracker's epoch, the publisher's epoch and the track's number: each tracker numbers its own,
+// from 1, and a detector has another one when it restarts.
 
 const KEPT = 12;
 const SMOOTHING = 0.5;
@@ -22,18 +22,18 @@ export class Motion {
   #detectors = new Map();
 
   // Take a detections message.
-  add({ instance, epoch, captured_ms: captured, full_width: fullWidth, objects }) {
+  add({ instance, epoch, tracker, captured_ms: captured, full_width: fullWidth, objects }) {
     let seen = this.#detectors.get(instance) ?? [];
     const last = seen.at(-1);
     if (last !== undefined) {
-      if (last.epoch !== epoch || captured - last.captured > LONGEST_GAP_MS || captured < last.captured) {
+      if (last.epoch !== epoch || last.tracker !== tracker || captured - last.captured > LONGEST_GAP_MS || captured < last.captured) {
         seen = [];
       } else if (captured === last.captured) {
         return;
       }
     }
     const before = seen.at(-1);
-    const entry = { epoch, captured, fullWidth, objects: [], tracks: new Map() };
+    const entry = { epoch, tracker, captured, fullWidth, objects: [], tracks: new Map() };
     for (const object of objects) {
       const followed = { ...object, instance, vx: 0, vy: 0 };
       if (object.track) {

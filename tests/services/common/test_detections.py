@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import socket
 import stat
 import time
-from dataclasses import astuple, replace
+from dataclasses import replace
 from typing import Any
 
 import msgpack
@@ -13,6 +14,7 @@ import pytest
 import zmq
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from framebus import companion_path
 from services.common.detections import (
@@ -24,22 +26,32 @@ from services.common.detections import (
     Detections,
     DetectionSubscriber,
     MalformedDetections,
+    TileAge,
     pack,
+    pack_old,
     unpack,
 )
+from tests.support import ROOT
 
 numbers = st.integers(0, 2**64 - 1)
-lengths = st.floats(0, 1e6)
+sides = st.integers(0, 2**20)
+# Eighths are exact, so that a corner and a size give the other corner and the size again.
+lengths = st.integers(0, 2**23).map(lambda eighths: eighths / 8)
+places = st.integers(-(2**23), 2**23).map(lambda eighths: eighths / 8)
+angles = st.floats(-7, 7)
 objects = st.builds(
     Detection,
     label=st.text(max_size=20),
     score=st.floats(0, 1),
-    x_px=st.floats(-1e6, 1e6),
-    y_px=st.floats(-1e6, 1e6),
+    x_px=places,
+    y_px=places,
     width_px=lengths,
     height_px=lengths,
     track=numbers,
+    angles=st.none() | st.tuples(angles, angles, angles, angles),
+    age_ms=st.floats(0, 1e6),
 )
+tiles = st.builds(TileAge, st.tuples(sides, sides, sides, sides), st.none() | st.floats(0, 1e6))
 frames = st.builds(
     Detections,
     stream=st.text(max_size=20),
@@ -51,15 +63,22 @@ frames = st.builds(
     frame_height_px=numbers,
     frame_width_px=numbers,
     objects=st.lists(objects, max_size=5).map(tuple),
+    model=st.text(max_size=20),
+    tracker=numbers,
+    tiles=st.lists(tiles, max_size=3).map(tuple),
+    dropped=st.integers(0, 1000),
 )
 plain = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text() | st.binary()
+readable = st.recursive(plain, st.lists)
 anything = st.recursive(
     plain,
     lambda inner: st.lists(inner) | st.dictionaries(plain, inner) | st.builds(msgpack.ExtType, st.just(5), st.binary()),
 )
 
-PERSON = Detection("person", 0.75, 10.0, 20.0, 30.0, 40.0, 7)
-FRAME = Detections("panorama", "detector", 2**63, 12, 1000, 2000, 688, 4896, (PERSON,))
+PERSON = Detection("person", 0.75, 10.0, 20.0, 30.0, 40.0, 7, (0.1, 0.02, 0.2, -0.03), 250.0)
+TILES = (TileAge((0, 0, 688, 688), 0.0), TileAge((468, 0, 1156, 688), None))
+FRAME = Detections("panorama", "detector", 2**63, 12, 1000, 2000, 688, 4896, (PERSON,), "coco 1", 2**60, TILES)
+CONTENT = msgpack.unpackb(pack(FRAME))
 
 
 @settings(deadline=None)
@@ -89,19 +108,48 @@ def test_other_messages_are_malformed(content: Any) -> None:
 
 
 @settings(deadline=None)
+@given(detections=frames)
+def test_an_old_streamer_gets_the_same_boxes(detections: Detections) -> None:
+    read = unpack(pack_old(detections))
+    assert msgpack.unpackb(pack_old(detections))[0] == 1
+    plain = [replace(one, angles=None, age_ms=0.0) for one in detections.objects]
+    assert read == replace(detections, objects=tuple(plain), model="", tracker=0, tiles=(), dropped=0)
+
+
+@settings(deadline=None)
+@given(name=st.sampled_from(sorted(CONTENT)), value=anything)
+def test_a_wrong_field_is_malformed_or_a_fair_value(name: str, value: Any) -> None:
+    accept_or_refuse(CONTENT | {name: value})
+
+
+@settings(deadline=None)
 @given(position=st.integers(0, 9), value=anything)
-def test_a_wrong_field_is_malformed_or_a_fair_value(position: int, value: Any) -> None:
-    content = msgpack.unpackb(pack(FRAME))
+def test_a_wrong_field_of_version_1_is_malformed_or_a_fair_value(position: int, value: Any) -> None:
+    content = msgpack.unpackb(pack_old(FRAME))
     content[position] = value
     accept_or_refuse(content)
 
 
 @settings(deadline=None)
-@given(position=st.integers(0, 6), value=anything)
-def test_a_wrong_field_of_an_object_is_malformed_or_a_fair_value(position: int, value: Any) -> None:
-    content = msgpack.unpackb(pack(FRAME))
+@given(name=st.sampled_from(sorted(CONTENT["objects"][0])), value=readable)
+def test_a_wrong_field_of_an_object_costs_that_object_at_most(name: str, value: Any) -> None:
+    wrong = CONTENT["objects"][0] | {name: value}
+    found = accept_or_refuse(CONTENT | {"objects": [wrong, CONTENT["objects"][0]]})
+    assert found is not None
+    assert found.objects[-1] == PERSON
+    assert len(found.objects) + found.dropped == 2
+
+
+@settings(deadline=None)
+@given(position=st.integers(0, 6), value=readable)
+def test_a_wrong_field_of_an_object_of_version_1_costs_that_object_at_most(position: int, value: Any) -> None:
+    content = msgpack.unpackb(pack_old(FRAME))
+    good = list(content[-1][0])
     content[-1][0][position] = value
-    accept_or_refuse(content)
+    content[-1].append(good)
+    found = accept_or_refuse(content)
+    assert found is not None
+    assert len(found.objects) + found.dropped == 2
 
 
 @settings(deadline=None)
@@ -114,31 +162,63 @@ def test_a_damaged_message_is_malformed_or_fair(cut: int, flip: int) -> None:
     accept_or_refuse(bytes(message))
 
 
-def accept_or_refuse(content: Any) -> None:
+def accept_or_refuse(content: Any) -> Detections | None:
     """Whatever is accepted is of the promised types and ranges, so that no client needs to look again."""
     try:
         found = unpack(content if isinstance(content, bytes) else msgpack.packb(content))
     except MalformedDetections:
-        return
-    for field in ("epoch", "sequence", "captured_ns", "detected_ns", "frame_height_px", "frame_width_px"):
+        return None
+    for field in ("epoch", "sequence", "captured_ns", "detected_ns", "frame_height_px", "frame_width_px", "tracker"):
         assert type(getattr(found, field)) is int
         assert getattr(found, field) >= 0
-    assert type(found.stream) is type(found.instance) is str
+    assert type(found.stream) is type(found.instance) is type(found.model) is str
     for one in found.objects:
         assert type(one.label) is str
-        assert all(type(number) is float and math.isfinite(number) for number in astuple(one)[1:6])
+        numbers = (one.score, one.x_px, one.y_px, one.width_px, one.height_px, one.age_ms, *(one.angles or ()))
+        assert all(type(number) in (float, int) and math.isfinite(number) for number in numbers)
         assert 0 <= one.score <= 1
-        assert min(one.width_px, one.height_px, one.track) >= 0
+        assert min(one.width_px, one.height_px, one.track, one.age_ms) >= 0
+    for tile in found.tiles:
+        assert all(type(value) is int for value in tile.xyxy)
+    return found
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("score", 1.5), ("score", -0.1), ("score", math.nan), ("x_px", math.inf), ("width_px", -1.0), ("track", -1)],
-)
-def test_numbers_out_of_range_are_malformed(field: str, value: float) -> None:
+BAD = [
+    ("score", 1.5),
+    ("score", -0.1),
+    ("score", math.nan),
+    ("x_px", math.inf),
+    ("width_px", -1.0),
+    ("track", -1),
+    ("angles", (0.0, math.nan, 0.0, 0.0)),
+    ("age_ms", -1.0),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), BAD)
+def test_a_bad_box_costs_no_other(field: str, value: Any) -> None:
+    """In the detector, and in a message of one that did not look."""
     wrong: Any = {field: value}
-    with pytest.raises(MalformedDetections):
-        unpack(pack(replace(FRAME, objects=(replace(PERSON, **wrong),))))
+    found = unpack(pack(replace(FRAME, objects=(PERSON, replace(PERSON, **wrong), PERSON))))
+    assert (found.objects, found.dropped) == ((PERSON, PERSON), 1)
+
+
+@pytest.mark.parametrize("xyxy", [[10.0, 20.0, math.nan, 60.0], [40.0, 20.0, 10.0, 60.0], [1.0], "box", None])
+def test_a_bad_box_of_another_detector_costs_no_other(xyxy: object) -> None:
+    good = CONTENT["objects"][0]
+    found = unpack(msgpack.packb(CONTENT | {"objects": [good | {"xyxy": xyxy}, good]}))
+    assert (found.objects, found.dropped) == ((PERSON,), 1)
+
+
+def test_what_a_later_version_adds_is_ignored() -> None:
+    added = CONTENT | {"masks": [1], "objects": [CONTENT["objects"][0] | {"speed": 3.5}]}
+    assert unpack(msgpack.packb(added)) == FRAME
+
+
+def test_the_page_on_the_format_names_every_field() -> None:
+    text = (ROOT / "docs" / "detections.md").read_text()
+    for name in (*CONTENT, *CONTENT["objects"][0], *CONTENT["tiles"][0]):
+        assert f"| `{name}` |" in text, name
 
 
 def test_too_many_objects_are_malformed() -> None:
@@ -198,6 +278,79 @@ def test_a_socket_left_by_a_crash_is_replaced(stream: str) -> None:
     finally:
         publisher.close()
         subscriber.close()
+
+
+def test_an_old_streamer_hears_a_new_detector_and_nothing_is_packed_for_none(stream: str) -> None:
+    """One of before version 2, which knows one name of sockets and one version."""
+    context = zmq.Context()
+    old = context.socket(zmq.SUB)
+    old.subscribe(b"")
+    publisher = DetectionPublisher(stream, "detector")
+    try:
+        old.connect(f"ipc://{companion_path(stream, 'detections.detector.sock')}")
+        deadline_s = time.monotonic() + 20
+        while not old.poll(50) and time.monotonic() < deadline_s:
+            publisher.publish(replace(FRAME, stream=stream))
+        version, *_, objects = msgpack.unpackb(old.recv(zmq.NOBLOCK))
+        assert (version, objects) == (1, [["person", 0.75, 10.0, 20.0, 30.0, 40.0, 7]])
+    finally:
+        publisher.close()
+        old.close(linger=0)
+        context.term()
+
+
+@pytest.mark.parametrize("left_over", [False, True])
+def test_a_new_streamer_hears_an_old_detector(stream: str, left_over: bool) -> None:
+    """Even where it has replaced a new one that was killed, whose socket is still there."""
+    new_path = companion_path(stream, "detections2.detector.sock")
+    if left_over:
+        with socket.socket(socket.AF_UNIX) as killed:
+            killed.bind(str(new_path))
+    context = zmq.Context()
+    old = context.socket(zmq.PUB)
+    path = companion_path(stream, "detections.detector.sock")
+    old.bind(f"ipc://{path}")
+    subscriber = DetectionSubscriber(stream)
+    received: list[Detections] = []
+    try:
+        deadline_s = time.monotonic() + 20
+        while not received and time.monotonic() < deadline_s:
+            subscriber.look_for_detectors()
+            old.send(pack_old(replace(FRAME, stream=stream)))
+            received += subscriber.receive(0.05)
+        assert [one.track for one in received[0].objects] == [7]
+    finally:
+        subscriber.close()
+        old.close(linger=0)
+        context.term()
+        path.unlink(missing_ok=True)
+        new_path.unlink(missing_ok=True)
+
+
+def test_a_detector_is_heard_once(stream: str) -> None:
+    publisher, subscriber = DetectionPublisher(stream, "detector"), DetectionSubscriber(stream)
+    try:
+        sent = replace(FRAME, stream=stream)
+        first_from(publisher, subscriber, sent)
+        publisher.publish(replace(sent, sequence=99))
+        received = [found.sequence for _ in range(5) for found in subscriber.receive(0.05)]
+        assert received.count(99) == 1
+    finally:
+        publisher.close()
+        subscriber.close()
+
+
+def test_bad_boxes_are_counted_and_told_once(stream: str) -> None:
+    publisher = DetectionPublisher(stream, "detector")
+    bad = replace(PERSON, x_px=math.nan)
+    try:
+        with capture_logs() as logs:
+            for _ in range(3):
+                publisher.publish(replace(FRAME, stream=stream, objects=(bad, PERSON)))
+        assert publisher.dropped == 3
+        assert [entry["event"] for entry in logs] == ["boxes dropped"]
+    finally:
+        publisher.close()
 
 
 def test_only_owner_and_group_may_connect(stream: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from framebus import companion_path
 from services.common.config import ConfigurationError, load
-from services.detector.config import DetectorConfiguration, DetectorSection
+from services.detector.config import DetectorConfiguration, DetectorSection, host_instance
 
 LONGEST_SOCKET_PATH = 107
 """unix(7): 108 bytes, one of them a zero."""
@@ -16,13 +16,36 @@ LONGEST_SOCKET_PATH = 107
 
 def test_defaults_are_fair() -> None:
     section = load(DetectorConfiguration, None, {}).detector
+<<<<<<< HEAD
     assert section.model is None
     assert section.status_name == "detector"
+=======
+    assert section.model.is_file()
+    assert section.instance == host_instance()
+    assert load(DetectorConfiguration, None, {"FRAMEBUS_DETECTOR__INSTANCE": "day"}).detector.instance == "day"
+
+
+@pytest.mark.parametrize(
+    ("host", "instance"),
+    [
+        ("site-3", "site-3"),
+        ("site.example", "site-example"),
+        ("-", "detector"),
+        ("camera-server-of-hall-1", "camera-se-563f3a"),
+        ("camera-server-of-hall-2", "camera-se-f08113"),
+    ],
+)
+def test_the_host_gives_the_instance_its_name(host: str, instance: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: host)
+    assert DetectorSection().instance == instance
+    assert DetectorSection().status_name == "detector"
+    assert DetectorSection(instance=instance).status_name.startswith("detector")
+>>>>>>> d2581ab (detections: version 2 of the message; a bad box costs no other)
 
 
 def test_the_longest_names_fit_a_socket() -> None:
     section = DetectorSection(instance="x" * 16)
-    for suffix in (f"detections.{section.instance}.sock", f"status.{section.status_name}.sock"):
+    for suffix in (f"detections2.{section.instance}.sock", f"status.{section.status_name}.sock"):
         assert len(str(companion_path("s" * 48, suffix))) <= LONGEST_SOCKET_PATH
 
 

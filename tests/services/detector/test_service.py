@@ -62,7 +62,7 @@ def start(stream: str, tmp_path: Path) -> Iterator[Callable[..., subprocess.Pope
     started = []
 
     def launch(**values: object) -> subprocess.Popen[str]:
-        settings = {"max_rate_fps": "null", "stale_after_s": 60} | values
+        settings = {"instance": "detector", "max_rate_fps": "null", "stale_after_s": 60} | values
         environment = {
             **os.environ,
             "FRAMEBUS_STREAM__NAME": stream,

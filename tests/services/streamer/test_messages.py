@@ -77,6 +77,7 @@ def test_detections_are_told_in_pixels_of_the_full_frame() -> None:
         "epoch": "fffffffffffffffd",
         "sequence": 9,
         "instance": "one",
+        "tracker": "0",
         "captured_ms": round(now_ns / 1e6, 3),
         "echo": None,
         "full_width": 4896,
