@@ -20,9 +20,9 @@ import numpy as np
 
 from services.detector.boxes import Floats, intersection_over_union
 from services.detector.config import DetectorSection
-from services.detector.merge import merge
+from services.detector.detector import find_all
 from services.detector.models.model import Model, ModelError, load_model
-from services.detector.tiles import Pixels, plan_tiles
+from services.detector.tiles import Pixels
 from services.simulator.config import SimulatorSection
 from services.simulator.scene import ground_truth, scene
 
@@ -45,14 +45,7 @@ GREY: Final = 110
 
 def find(model: Model, pixels: Pixels, tile_px: int, overlap_px: int) -> Floats:
     """Corners of the people in a picture."""
-    section = DetectorSection()
-    tiles = plan_tiles(pixels.shape[0], pixels.shape[1], tile_px, overlap_px)
-    boxes = merge(
-        tiles,
-        [model.detect([tile.view(pixels)])[0] for tile in tiles],
-        section.iou_threshold,
-        section.inside_threshold,
-    )
+    boxes = find_all(DetectorSection(tile_px=tile_px, overlap_px=overlap_px), model, pixels)
     return boxes.take(boxes.labels == model.labels.index("person")).corners
 
 

@@ -78,16 +78,21 @@ def intersection_over_union(first: Floats, second: Floats) -> Floats:
     return ratio
 
 
-def distance_intersection_over_union(first: Floats, second: Floats) -> Floats:
-    """How alike boxes are, 1 (the same) down to -1 (far apart): shape ``(len(first), len(second))``.
+def distance_of_pairs(first: Floats, second: Floats) -> Floats:
+    """How alike pairs of boxes are, 1 (the same) down to -1 (far apart): ``(..., 4)`` corners give shape ``(...)``.
 
     Intersection over union, less the squared distance of the centres over the squared diagonal of the box around both,
     so that boxes that do not touch are told apart too.
 
     Source: Zheng et al., "Distance-IoU Loss: Faster and Better Learning for Bounding Box Regression", AAAI 2020.
     """
-    centres = first[:, None, :2] + first[:, None, 2:] - second[None, :, :2] - second[None, :, 2:]
-    around = np.maximum(first[:, None, 2:], second[None, :, 2:]) - np.minimum(first[:, None, :2], second[None, :, :2])
-    distance = np.sum(np.square(centres / 2), axis=2) / np.maximum(np.sum(np.square(around), axis=2), np.float32(1e-6))
-    likeness: Floats = intersection_over_union(first, second) - distance
+    starts = np.maximum(first[..., :2], second[..., :2])
+    ends = np.minimum(first[..., 2:], second[..., 2:])
+    common = areas(np.concatenate([starts, ends], axis=-1))
+    union = areas(first) + areas(second) - common
+    centres = (first[..., :2] + first[..., 2:] - second[..., :2] - second[..., 2:]) / 2
+    around = np.maximum(first[..., 2:], second[..., 2:]) - np.minimum(first[..., :2], second[..., :2])
+    least = np.float32(1e-6)
+    distance = np.sum(np.square(centres), axis=-1) / np.maximum(np.sum(np.square(around), axis=-1), least)
+    likeness: Floats = common / np.maximum(union, least) - distance
     return likeness

@@ -13,9 +13,9 @@ import numpy as np
 from services.common.config import load
 from services.common.service import ServiceError
 from services.detector.config import DetectorConfiguration
-from services.detector.merge import merge
+from services.detector.detector import find_all
 from services.detector.models.model import Model, ModelError, load_model
-from services.detector.tiles import Pixels, plan_tiles
+from services.detector.tiles import Pixels
 
 
 def main(arguments: list[str]) -> int:
@@ -37,9 +37,7 @@ def main(arguments: list[str]) -> int:
     if pixels is None:
         print(json.dumps(_describe(model), indent=2) if options.json else _in_words(model))
         return 0
-    tiles = plan_tiles(pixels.shape[0], pixels.shape[1], section.tile_px, section.overlap_px)
-    found = model.detect([tile.view(pixels) for tile in tiles])
-    boxes = merge(tiles, found, section.iou_threshold, section.inside_threshold)
+    boxes = find_all(section, model, pixels)
     objects = [
         {"label": model.labels[label], "score": round(float(score), 3), "xyxy": [round(float(x), 1) for x in corners]}
         for corners, score, label in zip(boxes.corners, boxes.scores, boxes.labels, strict=True)

@@ -8,7 +8,7 @@ import socket
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import AliasChoices, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from services.common.config import CommonConfiguration, Section
 from services.detector.coco import COCO_80
@@ -30,6 +30,8 @@ def host_instance() -> str:
 
 class DetectorSection(Section):
     """What to look for, how finely, and how much of the machine it may take."""
+
+    model_config = ConfigDict(populate_by_name=True)
 
     instance: str = Field(default_factory=host_instance, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,15}$")
     """Name of this detector, by default the host's; two on one stream need different ones."""
@@ -54,9 +56,9 @@ class DetectorSection(Section):
     tile_px: int = Field(688, ge=100, le=4096)
     """Side of the tiles that the frame is cut into. The network sees each at the size of its input: smaller tiles
     find smaller objects, and cost more, by the square."""
-    overlap_px: int = Field(220, ge=0)
+    overlap_px: int | None = Field(None, ge=0)
     """What neighbouring tiles have in common, at least: the size of the objects looked for, so that each is whole in
-    one."""
+    one. null: a third of a tile, 220 of 688."""
     iou_threshold: float = Field(0.5, gt=0, lt=1)
     """Boxes of one label, or of rivals, that overlap by more (intersection over union) are one object."""
     inside_threshold: float = Field(0.6, gt=0, lt=1)
@@ -67,8 +69,13 @@ class DetectorSection(Section):
     """How long an object may be unseen and still keep its number; 0 turns tracking off."""
     track_threshold: float = Field(-0.4, gt=-1, lt=1)
     """A box is a tracked object's when its distance-IoU with where that one is expected is at least this."""
-    max_rate_fps: float | None = Field(5.0, gt=0, le=1000)
-    """Most frames a second that are looked at; null: as many as the processor allows."""
+    target_fps: float | None = Field(5.0, gt=0, le=1000, validation_alias=AliasChoices("target_fps", "max_rate_fps"))
+    """Frames a second for which objects are told, at most; a frame looks at as many tiles as its time allows. null: as
+    many frames as the processor allows. ``max_rate_fps`` is its name of before."""
+    cpu_share: float | None = Field(0.2, gt=0, le=1)
+    """Share of a core that detecting may take: it decides at how many tiles a frame looks. null: all of them."""
+    revisit_s: float = Field(2.0, gt=0, le=60, allow_inf_nan=False)
+    """Every tile is looked at at least so often, even where the CPU share would not pay for it."""
     nice: int | None = Field(10, ge=0, le=19)
     """How far detecting steps back behind other work on the same cores, 0 to 19, or null for not at all. It counts
     among the processes of one container; between containers their CPU shares decide."""
@@ -98,7 +105,7 @@ class DetectorSection(Section):
 
     @model_validator(mode="after")
     def _overlap_fits(self) -> Self:
-        if self.overlap_px > self.tile_px * 0.75:
+        if self.overlap_px is not None and self.overlap_px > self.tile_px * 0.75:
             raise ValueError(f"overlap_px {self.overlap_px} is more than three quarters of tile_px {self.tile_px}")
         return self
 

@@ -39,20 +39,43 @@ class Tile:
         return pixels[self.y_px : self.y_px + self.height_px, self.x_px : self.x_px + self.width_px]
 
 
-def plan_tiles(frame_height_px: int, frame_width_px: int, tile_px: int, overlap_px: int) -> tuple[Tile, ...]:
+OVERLAP_SHARE = 0.32
+"""Of a tile's shorter side, where no overlap is configured."""
+
+
+def tile_size(tile_px: int, overlap_px: int | None, input_px: tuple[int, int]) -> tuple[tuple[int, int], int]:
+    """Derive the tiles' size from the configuration and the model's input.
+
+    Args:
+        tile_px: Height of a tile.
+        overlap_px: What neighbours have in common, at least; ``None`` for a share of the tile.
+        input_px: Height and width of the model's input, whose proportions the tiles have.
+
+    Returns:
+        Height and width, and the overlap, in pixels of the frame.
+    """
+    size = (tile_px, max(1, round(tile_px * input_px[1] / input_px[0])))
+    return size, round(OVERLAP_SHARE * min(size)) if overlap_px is None else min(overlap_px, min(size) * 3 // 4)
+
+
+def plan_tiles(
+    frame_height_px: int, frame_width_px: int, tile_px: int | tuple[int, int], overlap_px: int
+) -> tuple[Tile, ...]:
     """Lay the fewest tiles over a frame that cover it with the wanted overlap, evenly spaced.
 
     Args:
         frame_height_px: Height of the frame.
         frame_width_px: Width of the frame.
-        tile_px: Side of a tile; where the frame is smaller than that, the tile is as small.
+        tile_px: Height and width of a tile, or the side of a square one; where the frame is smaller than that, the tile
+            is as small.
         overlap_px: What neighbours have in common, at least; less than ``tile_px``.
 
     Returns:
         The tiles, row by row.
     """
-    rows = _spread(frame_height_px, tile_px, overlap_px)
-    columns = _spread(frame_width_px, tile_px, overlap_px)
+    tile_height_px, tile_width_px = (tile_px, tile_px) if isinstance(tile_px, int) else tile_px
+    rows = _spread(frame_height_px, tile_height_px, overlap_px)
+    columns = _spread(frame_width_px, tile_width_px, overlap_px)
     return tuple(
         Tile(
             left,

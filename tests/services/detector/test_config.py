@@ -16,11 +16,8 @@ LONGEST_SOCKET_PATH = 107
 
 def test_defaults_are_fair() -> None:
     section = load(DetectorConfiguration, None, {}).detector
-<<<<<<< HEAD
     assert section.model is None
     assert section.status_name == "detector"
-=======
-    assert section.model.is_file()
     assert section.instance == host_instance()
     assert load(DetectorConfiguration, None, {"FRAMEBUS_DETECTOR__INSTANCE": "day"}).detector.instance == "day"
 
@@ -40,7 +37,6 @@ def test_the_host_gives_the_instance_its_name(host: str, instance: str, monkeypa
     assert DetectorSection().instance == instance
     assert DetectorSection().status_name == "detector"
     assert DetectorSection(instance=instance).status_name.startswith("detector")
->>>>>>> d2581ab (detections: version 2 of the message; a bad box costs no other)
 
 
 def test_the_longest_names_fit_a_socket() -> None:
@@ -81,5 +77,5 @@ def test_a_value_out_of_range_is_told(values: dict[str, str], told: str) -> None
 def test_null_lifts_the_limits() -> None:
     environment = {"FRAMEBUS_DETECTOR__MAX_RATE_FPS": "null", "FRAMEBUS_DETECTOR__NICE": "null"}
     section = load(DetectorConfiguration, None, environment).detector
-    assert section.max_rate_fps is None
+    assert section.target_fps is None
     assert section.nice is None

@@ -13,7 +13,7 @@ from services.detector import merge as merging
 from services.detector.boxes import (
     Boxes,
     concatenate,
-    distance_intersection_over_union,
+    distance_of_pairs,
     intersection_over_union,
     no_boxes,
 )
@@ -138,10 +138,10 @@ def test_overlap_measures() -> None:
     first = boxes((0, 0, 10, 10, 1, 0), (20, 20, 30, 30, 1, 0)).corners
     second = boxes((5, 0, 15, 10, 1, 0), (0, 0, 5, 10, 1, 0), (7, 7, 7, 7, 1, 0)).corners
     assert intersection_over_union(first, second) == pytest.approx(np.array([[1 / 3, 0.5, 0], [0, 0, 0]]))
-    apart = distance_intersection_over_union(first, second)
+    apart = distance_of_pairs(first[:, None], second[None])
     assert apart[0, 0] == pytest.approx(1 / 3 - 25 / (15**2 + 10**2))
     assert apart[1, 0] == pytest.approx(-(15**2 + 20**2) / (25**2 + 30**2))
-    assert distance_intersection_over_union(first, first).diagonal() == pytest.approx([1, 1])
+    assert distance_of_pairs(first, first) == pytest.approx([1, 1])
 
 
 SCENE: tuple[Row, ...] = (

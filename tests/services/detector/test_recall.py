@@ -10,7 +10,8 @@ import pytest
 
 from services.detector.boxes import Flags, intersection_over_union
 from services.detector.config import DetectorSection
-from services.detector.service import Detector
+from services.detector.detector import Detector
+from services.detector.models.model import load_model
 from services.simulator.config import SimulatorSection
 from services.simulator.scene import ground_truth, scene
 
@@ -30,7 +31,8 @@ MATCH = 0.5
 @pytest.mark.timeout(240)
 def test_most_people_of_the_scene_are_found_and_few_that_are_not_there() -> None:
     section = SimulatorSection()
-    detector = Detector(DetectorSection(), threading.Event())
+    section_of_detector = DetectorSection(cpu_share=None, target_fps=None)
+    detector = Detector(section_of_detector, load_model(section_of_detector), threading.Event())
     stage = scene(section)
     hits = people = right = boxes = 0
     for index in (0, section.frames // 3, section.frames * 2 // 3):
@@ -48,7 +50,7 @@ def test_most_people_of_the_scene_are_found_and_few_that_are_not_there() -> None
             ],
             np.float32,
         )
-        found = detector.detect(pixels)
+        found = detector.detect(pixels, index, epoch=index).known.boxes
         found = found.take(found.labels == 0)
         overlap = intersection_over_union(corners, found.corners) > MATCH
         visible: Flags = np.array([one["visible"] >= EASILY_VISIBLE for one in truth])

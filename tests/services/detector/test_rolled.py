@@ -10,12 +10,14 @@ import numpy.typing as npt
 import pytest
 
 from services.detector.config import DetectorSection
-from services.detector.service import Detector
+from services.detector.detector import Detector
+from services.detector.models.model import load_model
 from tests.services.detector.conftest import FILM
 
 ENLARGED = 5.5
 """The van is then wider than the tiles' overlap."""
 VEHICLES = ("car", "truck", "bus")
+LABELS = ("person", *VEHICLES)
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +39,10 @@ def road() -> npt.NDArray[np.uint8]:
 
 
 def test_a_van_and_a_person_are_one_box_each(road: npt.NDArray[np.uint8]) -> None:
-    section = DetectorSection(labels=("person", *VEHICLES))
-    detector = Detector(section, threading.Event())
+    section = DetectorSection(labels=LABELS, cpu_share=None, target_fps=None)
+    detector = Detector(section, load_model(section), threading.Event())
     for offset in range(0, 456, 38):
-        boxes = detector.detect(np.ascontiguousarray(np.roll(road, offset, axis=1)))
-        labels = sorted(section.labels[label] in VEHICLES for label in boxes.labels)
+        seen = detector.detect(np.ascontiguousarray(np.roll(road, offset, axis=1)), offset * 10**9, epoch=offset)
+        boxes = seen.known.boxes
+        labels = sorted(LABELS[label] in VEHICLES for label in boxes.labels)
         assert labels == [False, True], (offset, boxes)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import msgpack
 import numpy as np
+import pytest
 
 from services.detector.boxes import Boxes
-from services.detector.track import Tracker
+from services.detector.merge import Merged
+from services.detector.track import Known
+from services.detector.track import Tracker as Following
 
 SECOND = 1_000_000_000
 
@@ -14,6 +20,21 @@ def people(*lefts: float, label: int = 0) -> Boxes:
     """People of 60 x 150 pixels at these left edges."""
     corners = np.array([[left, 100, left + 60, 250] for left in lefts], np.float32).reshape(-1, 4)
     return Boxes(corners, np.full(len(lefts), 0.9, np.float32), np.full(len(lefts), label, np.intp))
+
+
+def merged(boxes: Boxes, open_edges: Sequence[Sequence[bool]] | None = None) -> Merged:
+    return Merged(boxes, np.array(open_edges or [[False] * 4] * len(boxes), np.bool_).reshape(-1, 4))
+
+
+class Tracker:
+    """Follows in frames that are looked at as a whole; in the order of the boxes that it is given."""
+
+    def __init__(self, threshold: float, memory_s: float) -> None:
+        self._tracker = Following(threshold, memory_s, np.arange(5), unseen_s=memory_s)
+
+    def update(self, boxes: Boxes, captured_ns: int) -> list[int]:
+        known = self._tracker.update(merged(boxes), captured_ns)
+        return known.tracks
 
 
 def test_numbers_start_at_one_and_stay_in_any_order() -> None:
@@ -92,3 +113,85 @@ def test_two_frames_of_one_moment_do_no_harm() -> None:
     tracker = Tracker(-0.4, 2.0)
     assert tracker.update(people(0), SECOND) == tracker.update(people(4), SECOND) == [1]
     assert tracker.update(people(8), 2 * SECOND) == [1]
+
+
+LEFT, RIGHT = (np.array([[start, 0, start + 600, 700]], np.float32) for start in (0, 400))
+
+
+def following(memory_s: float = 2.0) -> Following:
+    return Following(-0.4, memory_s, np.array([0, 1, 2, 2, 2]))
+
+
+def boxes_of(known: Known) -> list[list[int]]:
+    return [[round(float(edge)) for edge in corners] for corners in known.boxes.corners]
+
+
+def test_who_was_not_looked_at_is_known_and_moves_on() -> None:
+    tracker = following()
+    for step in range(10):
+        tracker.update(merged(people(700 + step * 10)), step * SECOND // 5)
+    known = tracker.update(merged(people(50)), 10 * SECOND // 5 + SECOND // 5 * 4, LEFT)
+    assert sorted(known.tracks) == [1, 2]
+    moved = known.boxes.corners[known.tracks.index(1), 0]
+    assert 800 <= moved <= 850, "50 px a second for 0.8 s beyond 790"
+    assert known.ages_ns[known.tracks.index(1)] == SECOND
+    assert known.ages_ns[known.tracks.index(2)] == 0
+
+
+def test_who_was_looked_for_in_vain_is_not_told_and_comes_back_with_the_number() -> None:
+    tracker = following()
+    tracker.update(merged(people(100)), 0)
+    assert tracker.update(merged(people()), SECOND // 5, LEFT).tracks == []
+    assert tracker.update(merged(people()), 2 * SECOND // 5, RIGHT).tracks == [], "it is still missing"
+    assert tracker.update(merged(people(102)), 3 * SECOND // 5, LEFT).tracks == [1]
+
+
+def test_who_is_never_looked_for_is_forgotten() -> None:
+    tracker = following()
+    tracker.update(merged(people(1500)), 0)
+    assert tracker.update(merged(people()), 4 * SECOND, LEFT).tracks == [1]
+    assert tracker.update(merged(people()), 4 * SECOND + 1, LEFT).tracks == []
+
+
+def test_a_piece_is_completed_by_its_track() -> None:
+    """A car over the edge of two tiles, of which one is looked at."""
+    tracker = following()
+    car = Boxes(np.array([[300, 100, 800, 300]], np.float32), np.ones(1, np.float32), np.array([2]))
+    piece = Boxes(np.array([[302, 100, 600, 300]], np.float32), np.ones(1, np.float32), np.array([3]))
+    tracker.update(merged(car), 0)
+    known = tracker.update(merged(piece, [[False, False, True, False]]), SECOND // 5, LEFT)
+    assert known.tracks == [1]
+    assert boxes_of(known) == [[302, 100, 800, 300]]
+    assert known.boxes.labels.tolist() == [2], "one sighting as a rival does not rename it"
+
+
+def test_two_pieces_seen_one_after_the_other_are_one() -> None:
+    tracker = following()
+    first = Boxes(np.array([[300, 100, 600, 300]], np.float32), np.ones(1, np.float32), np.array([2]))
+    second = Boxes(np.array([[400, 100, 800, 300]], np.float32), np.ones(1, np.float32), np.array([2]))
+    tracker.update(merged(first, [[False, False, True, False]]), 0, LEFT)
+    known = tracker.update(merged(second, [[True, False, False, False]]), SECOND // 5, RIGHT)
+    assert known.tracks == [1]
+    assert boxes_of(known) == [[300, 100, 800, 300]]
+
+
+def test_a_successor_goes_on_with_the_numbers() -> None:
+    tracker, successor = following(), following()
+    tracker.update(merged(people(0, 500)), 0)
+    successor.resume(msgpack.unpackb(msgpack.packb(tracker.to_state())))
+    assert successor.epoch == tracker.epoch
+    assert successor.update(merged(people(505, 900, 4)), SECOND).tracks == [2, 3, 1]
+
+
+@pytest.mark.parametrize("state", [{}, {"epoch": 1, "last_number": 2, "tracks": [{"number": 1}]}, {"tracks": 3}])
+def test_a_strange_state_is_refused_whole(state: dict[str, object]) -> None:
+    tracker = following()
+    epoch = tracker.epoch
+    with pytest.raises((ValueError, TypeError, KeyError)):
+        tracker.resume(state)
+    assert tracker.epoch == epoch
+    assert tracker.update(merged(people(0)), 0).tracks == [1]
+
+
+def test_a_new_tracker_has_another_epoch() -> None:
+    assert following().epoch != following().epoch

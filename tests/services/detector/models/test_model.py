@@ -13,7 +13,7 @@ import structlog
 
 from services.detector.boxes import Boxes, intersection_over_union
 from services.detector.config import DetectorSection
-from services.detector.merge import merge
+from services.detector.detector import find_all
 from services.detector.models.model import Model, ModelError, load_model
 from services.detector.tiles import plan_tiles
 from tests.services.detector.models.graphs import (
@@ -285,8 +285,7 @@ def test_real_weights_find_people_where_they_are(file: str | None, place: Pictur
     assert (model.format, model.name, model.input_px, model.batch) == (kind, name, size, 1)
     assert model.provider == "CPUExecutionProvider"
     assert model.labels == ("person", "bicycle", "car", "motorcycle", "bus", "truck", "cat", "dog")
-    tiles = plan_tiles(place.shape[0], place.shape[1], 688, 220)
-    found = merge(tiles, [model.detect([tile.view(place)])[0] for tile in tiles], 0.5, 0.6)
+    found = find_all(DetectorSection(), model, place)
     seen = found.take(found.labels == 0)
     overlap = intersection_over_union(PEOPLE, seen.corners)
     assert (overlap.max(axis=1) > 0.5).sum() >= least

@@ -1,0 +1,227 @@
+"""What is known of each frame: the tiles that the budget allows, the model, one box an object, and the tracks."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import structlog
+
+from services.common.detections import MAX_DETECTIONS
+from services.detector.activity import Activity
+from services.detector.boxes import Boxes
+from services.detector.config import DetectorSection
+from services.detector.merge import Rules, group_labels, merge
+from services.detector.schedule import Budget, Schedule
+from services.detector.tiles import Pixels, Tile, plan_tiles, tile_size
+from services.detector.track import Known, Tracker
+
+TRACK_WEIGHT = 2.0
+"""Changed samples that a tracked object counts for in each frame: one that stands still may be going to move."""
+PIECE_WEIGHT = 50.0
+"""The same for an object of which a tile's edge has cut a part: the tile beyond it shows the rest."""
+PERSON_PX = 26
+"""Height of a person in the network's input that most are found from."""
+
+log = structlog.get_logger()
+
+
+class Model(Protocol):
+    """Finds objects in pictures. Owned by one thread."""
+
+    name: str
+    version: str
+    labels: tuple[str, ...]
+    """What it looks for; boxes have an index of these."""
+    input_px: tuple[int, int]
+    """Height and width in pixels to which it scales each picture."""
+    batch: int
+    """Most pictures that it takes at once."""
+    rejected_boxes: int
+    """Boxes that made no sense, such as one with NaN, and were left out."""
+
+    def detect(self, tiles: Sequence[Pixels]) -> list[Boxes]:
+        """Find objects in at most :attr:`batch` pictures.
+
+        Args:
+            tiles: uint8 BGR of shape ``(height, width, 3)``, with any row stride; read only.
+
+        Returns:
+            The boxes of each, in pixels of the picture.
+        """
+
+
+class Stopped(Exception):
+    """The service was told to stop while it looked at a frame."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clocks:
+    """What a frame is measured by, in seconds."""
+
+    wall_s: Callable[[], float] = time.monotonic
+    cpu_s: Callable[[], float] = time.thread_time
+    """CPU time of the calling thread, in which the model runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What is known of a frame."""
+
+    known: Known
+    """Its objects, at most ``MAX_DETECTIONS``."""
+    tiles: tuple[Tile, ...]
+    ages_ns: list[int | None]
+    """For each tile, how long before the frame it was last looked at; ``None``: never yet."""
+    looked: int
+    """Tiles that were looked at in this frame."""
+
+
+class Detector:
+    """Finds objects in frames of any size. Owned by one thread."""
+
+    def __init__(
+        self, section: DetectorSection, model: Model, stop: threading.Event, clocks: Clocks | None = None
+    ) -> None:
+        self.model = model
+        self.tiles: tuple[Tile, ...] = ()
+        self.tile_ms: deque[float] = deque(maxlen=500)
+        """Milliseconds that the latest tiles took, resizing included."""
+        self.late = 0
+        """Frames in which a tile had not been looked at for longer than ``revisit_s``."""
+        self.longest_age_s = 0.0
+        """How long the tile that waits longest had not been looked at, after the newest frame."""
+        self._section = section
+        self._stop = stop
+        self._clocks = clocks or Clocks()
+        self._is_late = False
+        self._frame: tuple[int, int, int] | None = None
+        self._rules = Rules(section.iou_threshold, section.inside_threshold, group_labels(model.labels, section.rivals))
+        self._budget = Budget(
+            section.cpu_share, 1 / section.target_fps if section.target_fps else None, section.revisit_s
+        )
+        self.tracker = self._new_tracker()
+
+    def detect(self, pixels: Pixels, captured_ns: int = 0, epoch: int = 0) -> Seen:
+        """Look at a part of a frame, and tell all that is known to be in it.
+
+        Args:
+            pixels: uint8 BGR of shape ``(height, width, 3)``; read only, tile by tile, never copied as a whole.
+            captured_ns: When it was captured.
+            epoch: Of its publisher. In another one, and in frames of another size, nothing is known of the ones before.
+
+        Raises:
+            Stopped: The service was told to stop.
+        """
+        height_px, width_px = pixels.shape[:2]
+        if (height_px, width_px, epoch) != self._frame:
+            self._begin(height_px, width_px, epoch)
+        begun_s = self._clocks.cpu_s()
+        self._activity.update(pixels)
+        chosen = self._schedule.choose(captured_ns, self._clocks.wall_s(), self._interest(captured_ns))
+        found = self._look(pixels, chosen, captured_ns)
+        merged = merge([self.tiles[index] for index in chosen], found, self._rules, self._check)
+        looked = None
+        if len(chosen) < len(self.tiles):
+            looked = np.array([self.tiles[index].corners for index in chosen], np.float32).reshape(-1, 4)
+        known = self.tracker.update(merged, captured_ns, looked)
+        self._activity.looked_at(chosen)
+        self._schedule.spend(self._clocks.cpu_s() - begun_s)
+        return Seen(_in_frame(known, width_px, height_px), self.tiles, self._schedule.ages_ns(), len(chosen))
+
+    def _begin(self, height_px: int, width_px: int, epoch: int) -> None:
+        if self._frame is not None:
+            self.tracker = self._new_tracker()
+        self._frame = (height_px, width_px, epoch)
+        tile_px, overlap_px = tile_size(self._section.tile_px, self._section.overlap_px, self.model.input_px)
+        self.tiles = plan_tiles(height_px, width_px, tile_px, overlap_px)
+        self._activity = Activity(self.tiles)
+        self._schedule = Schedule(len(self.tiles), self._budget)
+        tile = self.tiles[0]
+        log.info(
+            "tiles planned",
+            frame=f"{width_px}x{height_px}",
+            tiles=len(self.tiles),
+            tile=f"{tile.width_px}x{tile.height_px}",
+            overlap_px=overlap_px,
+            people_from_px=round(PERSON_PX * tile.height_px / self.model.input_px[0]),
+        )
+
+    def _new_tracker(self) -> Tracker:
+        section = self._section
+        return Tracker(
+            section.track_threshold, section.track_memory_s, self._rules.groups, unseen_s=2 * section.revisit_s
+        )
+
+    def _interest(self, captured_ns: int) -> npt.NDArray[np.float64]:
+        """How much there is to see in each tile."""
+        interest = self._activity.changes.astype(np.float64)
+        expected, open_edges = self.tracker.expected(captured_ns)
+        if len(expected):
+            weights = np.where(open_edges.any(axis=1), PIECE_WEIGHT, TRACK_WEIGHT)
+            corners = np.array([tile.corners for tile in self.tiles])
+            inside = (np.maximum(expected[:, None, :2], corners[None, :, :2])
+                      < np.minimum(expected[:, None, 2:], corners[None, :, 2:])).all(axis=2)  # fmt: skip
+            interest += weights @ inside
+        return interest
+
+    def _look(self, pixels: Pixels, chosen: list[int], captured_ns: int) -> list[Boxes]:
+        """The boxes of the chosen tiles, in pixels of each."""
+        found: list[Boxes] = []
+        batch = max(1, self.model.batch)
+        began_s, began_cpu_s = self._clocks.wall_s(), self._clocks.cpu_s()
+        for start in range(0, len(chosen), batch):
+            self._check()
+            indices = chosen[start : start + batch]
+            started_s = self._clocks.wall_s()
+            found += self.model.detect([self.tiles[index].view(pixels) for index in indices])
+            self.tile_ms.extend([(self._clocks.wall_s() - started_s) / len(indices) * 1e3] * len(indices))
+        self._keep_promise_in_view()
+        self._schedule.looked_at(
+            chosen,
+            captured_ns,
+            cpu_s=self._clocks.cpu_s() - began_cpu_s,
+            wall_s=self._clocks.wall_s() - began_s,
+        )
+        return found
+
+    def _keep_promise_in_view(self) -> None:
+        """Count and log a tile that was not looked at in time; the tiles of this frame have waited until now."""
+        self.longest_age_s = self._schedule.longest_age_s
+        late = self.longest_age_s > self._section.revisit_s
+        self.late += late
+        if late and not self._is_late:
+            log.warning(
+                "tiles not looked at in time",
+                longest_age_s=round(self.longest_age_s, 2),
+                revisit_s=self._section.revisit_s,
+                reason="the processor is too busy, or frames come too rarely: take larger or fewer tiles, a lighter "
+                "model, or a longer revisit_s",
+            )
+        elif self._is_late and not late:
+            log.info("tiles are looked at in time again", longest_age_s=round(self.longest_age_s, 2))
+        self._is_late = late
+
+    def _check(self) -> None:
+        if self._stop.is_set():
+            raise Stopped
+
+
+def find_all(section: DetectorSection, model: Model, pixels: Pixels) -> Boxes:
+    """The objects of one picture, of which every tile is looked at, whatever it costs."""
+    unlimited = section.model_copy(update={"cpu_share": None, "target_fps": None})
+    return Detector(unlimited, model, threading.Event()).detect(pixels).known.boxes
+
+
+def _in_frame(known: Known, width_px: int, height_px: int) -> Known:
+    """The first ones, without what lies beyond the frame: an object may have left it since it was seen."""
+    corners = np.clip(known.boxes.corners, 0, np.array([width_px, height_px] * 2, np.float32))
+    inside = np.flatnonzero((corners[:, 2:] > corners[:, :2]).all(axis=1))[:MAX_DETECTIONS]
+    boxes = Boxes(corners[inside], known.boxes.scores[inside], known.boxes.labels[inside])
+    return Known(boxes, [known.tracks[index] for index in inside], [known.ages_ns[index] for index in inside])

@@ -1,0 +1,64 @@
+"""What is known of a frame, as the message that is published."""
+
+from __future__ import annotations
+
+from framebus import Frame
+from services.common import geometry
+from services.common.detections import Detection, TileAge
+from services.common.geometry import PanoramaGeometry
+from services.detector.boxes import Floats
+from services.detector.detector import Seen
+
+
+def objects_of(
+    seen: Seen, labels: tuple[str, ...], panorama: PanoramaGeometry | None, *, tracked: bool
+) -> tuple[Detection, ...]:
+    """The objects of a frame, with their angles where the frame has a geometry, and their tracks where wanted."""
+    boxes = seen.known.boxes
+    return tuple(
+        Detection(
+            label=labels[label],
+            score=float(score),
+            x_px=float(left),
+            y_px=float(upper),
+            width_px=float(right - left),
+            height_px=float(lower - upper),
+            track=track if tracked else 0,
+            angles=angles,
+            age_ms=age_ns / 1e6,
+        )
+        for (left, upper, right, lower), score, label, track, age_ns, angles in zip(
+            boxes.corners,
+            boxes.scores,
+            boxes.labels,
+            seen.known.tracks,
+            seen.known.ages_ns,
+            angles_of(boxes.corners, panorama),
+            strict=True,
+        )
+    )
+
+
+def tile_ages(seen: Seen) -> tuple[TileAge, ...]:
+    """The age of each tile."""
+    return tuple(
+        TileAge(tile.corners, None if age_ns is None else age_ns / 1e6)
+        for tile, age_ns in zip(seen.tiles, seen.ages_ns, strict=True)
+    )
+
+
+def geometry_of(frame: Frame) -> PanoramaGeometry | None:
+    """The frame's geometry; a frame of another publisher has none, or one of another kind."""
+    try:
+        return geometry.read(frame.metadata)
+    except geometry.GeometryError:
+        return None
+
+
+def angles_of(corners: Floats, panorama: PanoramaGeometry | None) -> list[tuple[float, float, float, float] | None]:
+    """Yaw and pitch of the left upper and of the right lower corner of each box, in rad."""
+    if panorama is None:
+        return [None] * len(corners)
+    # A box's 0 is the frame's edge, the geometry's is the middle of the first pixel.
+    angles = panorama.angles(corners.reshape(-1, 2, 2) - 0.5).reshape(-1, 4)
+    return [(left, upper, right, lower) for left, upper, right, lower in angles.tolist()]

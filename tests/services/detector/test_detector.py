@@ -1,0 +1,172 @@
+"""What is known of each frame on a small budget, with a model that sees what is planted, and clocks that are told."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from structlog.testing import capture_logs
+
+from services.detector.boxes import Boxes, Floats
+from services.detector.config import DetectorSection
+from services.detector.detector import Clocks, Detector, Seen, Stopped
+from services.detector.tiles import Pixels
+
+WIDTH, HEIGHT = 4896, 688
+FRAME_NS = 200_000_000
+TILE_S = 0.02
+"""All ten tiles of all five frames a second take a whole core."""
+
+
+class World:
+    """People and cars who move at even speeds; a frame's pixels tell where a tile is."""
+
+    def __init__(self, *movers: tuple[float, float, float, float, float, int]) -> None:
+        """Take left and upper edge, width, height, speed in pixels a second and label of each."""
+        self._movers = movers
+        columns = np.arange(WIDTH, dtype=np.uint32)
+        self._still = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+        self._still[0, :, 0], self._still[0, :, 2] = columns % 256, columns // 256
+
+    def boxes(self, at_s: float) -> Floats:
+        moved = [[x + speed * at_s, y, x + width + speed * at_s, y + height] for x, y, width, height, speed, _ in
+                 self._movers]  # fmt: skip
+        return np.array(moved, np.float32)
+
+    @property
+    def labels(self) -> npt.NDArray[np.intp]:
+        return np.array([mover[5] for mover in self._movers], np.intp)
+
+    def pixels(self, at_s: float) -> Pixels:
+        drawn = self._still.copy()
+        for left, upper, right, lower in self.boxes(at_s).astype(int):
+            drawn[max(1, upper) : lower, max(0, left) : max(0, right), 1] = 200
+        return drawn
+
+
+class Planted:
+    """A model that sees the world as it is, cut by each tile, at so many seconds a tile."""
+
+    name, version = "planted", "1"
+    labels: tuple[str, ...] = ("person", "car", "truck")
+    input_px, batch, rejected_boxes = (300, 300), 4, 0
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.at_s = 0.0
+        self.time_s = 0.0
+        self.calls: list[int] = []
+
+    def detect(self, tiles: Sequence[Pixels]) -> list[Boxes]:
+        self.calls.append(len(tiles))
+        self.time_s += TILE_S * len(tiles)
+        return [self._seen(tile) for tile in tiles]
+
+    def _seen(self, tile: Pixels) -> Boxes:
+        left = int(tile[0, 0, 0]) + 256 * int(tile[0, 0, 2])
+        corners = self.world.boxes(self.at_s) - np.array([left, 0, left, 0], np.float32)
+        corners[:, 0::2] = corners[:, 0::2].clip(0, tile.shape[1])
+        kept = corners[:, 2] - corners[:, 0] >= 8
+        return Boxes(corners[kept], np.full(int(kept.sum()), 0.9, np.float32), self.world.labels[kept])
+
+
+class Trial:
+    """Frames of a world, looked at by a detector whose clocks are the model's."""
+
+    def __init__(self, world: World, **values: object) -> None:
+        self.model = Planted(world)
+        self.now_s = 0.0
+        section = DetectorSection.model_validate({"labels": ("person", "car", "truck"), **values})
+        self.stop = threading.Event()
+        clocks = Clocks(lambda: self.now_s + self.model.time_s, lambda: self.model.time_s)
+        self.detector = Detector(section, self.model, self.stop, clocks)
+
+    def frame(self, index: int) -> Seen:
+        self.now_s = index * FRAME_NS / 1e9 - self.model.time_s
+        self.model.at_s = index * FRAME_NS / 1e9
+        return self.detector.detect(self.model.world.pixels(self.model.at_s), index * FRAME_NS + 1)
+
+
+PEOPLE = World(*((300.0 + 420 * place, 250.0, 60.0, 160.0, 15.0 * (-1) ** place, 0) for place in range(11)))
+
+
+def test_at_a_tenth_of_the_cpu_every_person_is_known_in_every_frame() -> None:
+    trial = Trial(PEOPLE, cpu_share=0.1, revisit_s=2.0)
+    numbers: set[int] = set()
+    for index in range(50):
+        before_s = trial.model.time_s
+        seen = trial.frame(index)
+        if index < 10:
+            continue
+        assert trial.detector.longest_age_s <= 2.0
+        assert all(age is not None for age in seen.ages_ns)
+        truth = PEOPLE.boxes(index * FRAME_NS / 1e9)
+        found = seen.known.boxes.corners[np.argsort(seen.known.boxes.corners[:, 0])]
+        assert len(found) == len(truth), index
+        assert np.abs(found - truth).max() < 45, "what one at 15 px a second is away after 2 s"
+        assert max(seen.known.ages_ns) <= 2_000_000_000
+        assert trial.model.time_s - before_s <= 0.2
+        numbers |= set(seen.known.tracks)
+    assert len(numbers) == len(truth)
+    assert trial.model.time_s / (50 * 0.2) < 0.14
+    assert trial.detector.late == 0
+
+
+def test_a_van_over_the_edges_of_tiles_stays_one() -> None:
+    """It is larger than the tiles' overlap, and seldom are all of its tiles looked at in one frame."""
+    world = World((500.0, 100.0, 900.0, 400.0, 40.0, 2), (3900.0, 300.0, 500.0, 250.0, -60.0, 1))
+    trial = Trial(world, cpu_share=0.15)
+    numbers = set()
+    for index in range(60):
+        seen = trial.frame(index)
+        if index >= 10:
+            assert len(seen.known.boxes) == 2, (index, seen.known)
+            numbers |= set(seen.known.tracks)
+            found = seen.known.boxes.corners[np.argsort(seen.known.boxes.corners[:, 0])]
+            assert np.abs(found - world.boxes(index * FRAME_NS / 1e9)).max() < 130, index
+    assert len(numbers) == 2
+
+
+def test_a_broken_promise_is_told_once_and_so_is_its_return() -> None:
+    trial = Trial(PEOPLE, cpu_share=0.5)
+    with capture_logs() as logs:
+        for index in (0, 1, 2, 3, 30, 31, 32, 33, 34, 60, 61, 62, 63):
+            trial.frame(index)
+    events = [entry["event"] for entry in logs if "in time" in entry["event"]]
+    assert events == ["tiles not looked at in time", "tiles are looked at in time again"] * 2
+    assert trial.detector.late == 2
+
+
+def test_a_whole_budget_looks_at_the_whole_frame_in_batches() -> None:
+    trial = Trial(PEOPLE, cpu_share=None, target_fps=None)
+    seen = trial.frame(0)
+    assert (seen.looked, trial.model.calls) == (10, [4, 4, 2])
+    assert len(seen.known.boxes) == 11
+
+
+def test_tiles_are_told_with_the_height_of_people_that_are_found() -> None:
+    trial = Trial(PEOPLE)
+    with capture_logs() as logs:
+        trial.frame(0)
+    (told,) = [entry for entry in logs if entry["event"] == "tiles planned"]
+    assert (told["tiles"], told["tile"], told["overlap_px"], told["people_from_px"]) == (10, "688x688", 220, 60)
+
+
+def test_a_stop_is_seen_between_batches() -> None:
+    trial = Trial(PEOPLE, cpu_share=None, target_fps=None)
+    trial.frame(0)
+    trial.stop.set()
+    with pytest.raises(Stopped):
+        trial.frame(1)
+    assert len(trial.model.calls) == 3
+
+
+def test_another_epoch_begins_anew() -> None:
+    trial = Trial(PEOPLE)
+    trial.frame(0)
+    first = trial.detector.tracker.epoch
+    trial.detector.detect(PEOPLE.pixels(0), 10, epoch=2)
+    assert trial.detector.tracker.epoch != first
