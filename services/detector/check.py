@@ -10,7 +10,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from services.common.config import load
+from services.common.config import LogSection, load
+from services.common.logs import set_up_logs
 from services.common.service import ServiceError
 from services.detector.config import DetectorConfiguration
 from services.detector.detector import find_all
@@ -25,6 +26,7 @@ def main(arguments: list[str]) -> int:
         ServiceError: The model or the picture cannot be used.
     """
     options = _parse(arguments)
+    set_up_logs("detector", LogSection(level="warning"))  # to standard error, apart from what is printed
     given = {"model": options.model, "classes": options.classes, "format": options.format}
     section = load(DetectorConfiguration, options.config).detector.model_copy(
         update={key: value for key, value in given.items() if value is not None}

@@ -14,7 +14,7 @@ from services.detector.detector import Detector
 from services.detector.models.model import load_model
 from tests.services.detector.conftest import FILM
 
-ENLARGED = 5.5
+ENLARGED = 4.5
 """The van is then wider than the tiles' overlap."""
 VEHICLES = ("car", "truck", "bus")
 LABELS = ("person", *VEHICLES)
@@ -33,8 +33,8 @@ def road() -> npt.NDArray[np.uint8]:
         return np.asarray(cv2.resize(part, None, fx=ENLARGED, fy=ENLARGED, interpolation=cv2.INTER_CUBIC), np.uint8)
 
     picture = np.asarray(cv2.resize(frame[420:506, 180:320], (2000, 688), interpolation=cv2.INTER_CUBIC), np.uint8)
-    picture[80:630, 300:850] = enlarged(np.asarray(frame[20:120, 625:725], np.uint8))
-    picture[20:652, 1250:1690] = enlarged(np.asarray(frame[195:310, 480:560], np.uint8))
+    picture[119:569, 300:750] = enlarged(np.asarray(frame[20:120, 625:725], np.uint8))
+    picture[85:603, 1250:1610] = enlarged(np.asarray(frame[195:310, 480:560], np.uint8))
     return picture
 
 
