@@ -36,7 +36,6 @@ def set_up_logs(service: str, section: LogSection) -> None:
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[section.level.upper()]),
         logger_factory=structlog.PrintLoggerFactory(_StandardError()),  # type: ignore[arg-type]  # a file in parts
-        cache_logger_on_first_use=True,
     )
 
 

@@ -23,6 +23,8 @@ class Told:
     """A model that finds given people in every tile."""
 
     labels = ("person", "car")
+    input_px = (480, 480)
+    batch = 1
 
     def __init__(self, boxes: Floats) -> None:
         self._boxes = boxes
