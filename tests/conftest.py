@@ -11,6 +11,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from framebus import companion_paths
 from framebus.ring import _ring_py, backend
 from tests.support import ASKED, BACKENDS, IN_CI, PROGRAMS, SHM, Program, files_of, lacks
 
@@ -51,6 +52,8 @@ def stream() -> Iterator[str]:
     """A stream name that no other test has; the test must leave no file of it."""
     name = f"test-{secrets.token_hex(6)}"
     yield name
+    for state in companion_paths(name, "state.*"):
+        state.unlink()  # kept on purpose, for a service's successor
     left = files_of(name)
     for file in left:
         (SHM / file).unlink()

@@ -37,7 +37,7 @@ class Leftover:
     obstacle: str = ""
     """Why this user cannot remove it; empty when it can be, or has been."""
     judgement: Judgement = "left"
-    """``left`` by a process that died, ``kept`` by a publisher that closed, or ``unknown`` to this user."""
+    """``left`` by a process that died, ``kept`` by a publisher or a service on purpose, or ``unknown`` to this user."""
     owner: int = -1
     """Number of the user who owns the file."""
 
@@ -170,6 +170,11 @@ def _leftovers_of(stream: str, *, excluded: bool, permitted: bool) -> list[_Cand
         found.append(_Candidate(ring_path, "its publisher closed and kept it for the next one", "kept"))
     elif ring == "dead":
         found.append(_Candidate(ring_path, "its publisher is gone and no subscriber holds it"))
+    # A service that outlives its own death keeps what it knew of the stream.
+    found += [
+        _Candidate(path, "what a service kept, of a stream that has ended", "kept")
+        for path in companion_paths(stream, "state.*")
+    ]
     if lock_path.exists():
         found.append(_Candidate(lock_path, "no publisher holds it", closed))
     return found

@@ -16,7 +16,7 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
@@ -41,10 +41,13 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+STREAM_NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,47}$"
+
+
 class StreamSection(Section):
     """The stream that the services share."""
 
-    name: str = Field("panorama", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,47}$")
+    name: str = Field("panorama", pattern=STREAM_NAME)
     """Name of the stream, also in the names of its files in /dev/shm."""
     slots: int = Field(16, ge=3, le=255)
     """Slots of the ring: two, and as many as all subscribers lease together."""

@@ -110,18 +110,21 @@ _ADDED: Final = {"model": str, "tracker": int, "dropped": int}
 _NUMBERS: Final = (float, int)
 
 
-def pack(detections: Detections) -> bytes:
-    """Return the message of version 2; what :func:`is_good` refuses is left out, and counted in ``dropped``."""
+def to_map(detections: Detections) -> dict[str, Any]:
+    """The content of version 2; what :func:`is_good` refuses is left out, and counted in ``dropped``."""
     good = [_object(found) for found in detections.objects if is_good(found)]
-    content: bytes = msgpack.packb(
-        {
-            "version": VERSION,
-            **{name: getattr(detections, name) for name in (*_PLAIN, *_ADDED)},
-            "dropped": detections.dropped + len(detections.objects) - len(good),
-            "tiles": [{"xyxy": tile.xyxy, "age_ms": tile.age_ms} for tile in detections.tiles],
-            "objects": good,
-        }
-    )
+    return {
+        "version": VERSION,
+        **{name: getattr(detections, name) for name in (*_PLAIN, *_ADDED)},
+        "dropped": detections.dropped + len(detections.objects) - len(good),
+        "tiles": [{"xyxy": tile.xyxy, "age_ms": tile.age_ms} for tile in detections.tiles],
+        "objects": good,
+    }
+
+
+def pack(detections: Detections) -> bytes:
+    """Return the message of version 2."""
+    content: bytes = msgpack.packb(to_map(detections))
     return content
 
 

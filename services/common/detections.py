@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from services.common.detection_wire import (
     is_good,
     pack,
     pack_old,
+    to_map,
     unpack,
 )
 
@@ -44,10 +46,13 @@ __all__ = [
     "TileAge",
     "pack",
     "pack_old",
+    "to_map",
     "unpack",
 ]
 
 SOCKET_MODE = 0o660
+LINGER_S = 5.0
+RETRY_S = 0.005
 KIND, OLD_KIND = "detections2", "detections"
 """Beginning of the names of the sockets for version 2 and 1."""
 
@@ -55,7 +60,16 @@ KIND, OLD_KIND = "detections2", "detections"
 class DetectionPublisher:
     """Sends a detector's detections to all who listen. Owned by one thread."""
 
-    def __init__(self, stream: str, instance: str) -> None:
+    def __init__(self, stream: str, instance: str, *, stop: threading.Event | None = None) -> None:
+        """Open the detector's sockets.
+
+        Args:
+            stream: Name of the stream that the frames are of.
+            instance: Name of the detector.
+            stop: Given where no message may be lost: the publisher then waits for slow listeners, until it is set, and
+                at its close for at most ``LINGER_S``. Else they miss messages.
+        """
+        self._stop = stop
         self.dropped = 0
         """Boxes that made no sense, such as one with NaN, and were left out of their messages."""
         self._context = zmq.Context()
@@ -69,27 +83,38 @@ class DetectionPublisher:
         path = companion_path(stream, suffix)
         path.unlink(missing_ok=True)
         bound = self._context.socket(kind)
-        bound.set(zmq.LINGER, 0)
+        bound.set(zmq.LINGER, 0 if self._stop is None else round(LINGER_S * 1e3))
         bound.set(zmq.SNDHWM, 32)
+        bound.set(zmq.XPUB_NODROP, self._stop is not None)
         bound.bind(f"ipc://{path}")
         path.chmod(SOCKET_MODE)
         return bound, path
 
     def publish(self, detections: Detections) -> None:
-        """Send without waiting; a listener that is too slow misses messages. Bad boxes are left out."""
+        """Send to all who listen. Bad boxes are left out."""
         bad = sum(not is_good(found) for found in detections.objects)
         if bad and not self.dropped:
             structlog.get_logger().warning(
                 "boxes dropped", reason="a box with a number that is not finite or out of its range", boxes=bad
             )
         self.dropped += bad
-        self._socket.send(pack(detections), zmq.NOBLOCK)
+        self._send(self._socket, pack(detections))
         with contextlib.suppress(zmq.Again):
             while True:
                 # The first subscription comes as 1, the end of the last as 0.
                 self._old_subscribers = self._old_socket.recv(zmq.NOBLOCK)[:1] == b"\1"
         if self._old_subscribers:
-            self._old_socket.send(pack_old(detections), zmq.NOBLOCK)
+            self._send(self._old_socket, pack_old(detections))
+
+    def _send(self, bound: zmq.Socket[bytes], message: bytes) -> None:
+        while True:
+            try:
+                bound.send(message, zmq.NOBLOCK)
+            except zmq.Again:  # never where messages may be lost
+                if self._stop is None or self._stop.wait(RETRY_S):
+                    return
+            else:
+                return
 
     def close(self) -> None:
         """Remove the sockets."""
@@ -136,7 +161,7 @@ class DetectionSubscriber:
             path = companion_path(self._stream, f"{KIND}.{instance}.sock")
             if path not in paths:
                 paths.append(old_path)
-            elif not _is_served(path):
+            elif not _is_served(path) and _is_served(old_path):
                 # Left by a killed detector, which one of before version 2 has replaced.
                 paths[paths.index(path)] = old_path
         return paths

@@ -6,17 +6,18 @@ import hashlib
 import re
 import socket
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import AliasChoices, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from services.common.config import CommonConfiguration, Section
+from services.common.config import STREAM_NAME, CommonConfiguration, Section
 from services.detector.coco import COCO_80
 
 DEFAULT_LABELS = ("person", "bicycle", "car", "motorcycle", "bus", "truck", "cat", "dog")
 """What is looked for where nothing says it, as far as the model knows it."""
 
 LONGEST_INSTANCE = 16
+_RING = re.compile(STREAM_NAME.replace("^", "^ring://"))
 
 
 def host_instance() -> str:
@@ -35,6 +36,12 @@ class DetectorSection(Section):
 
     instance: str = Field(default_factory=host_instance, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,15}$")
     """Name of this detector, by default the host's; two on one stream need different ones."""
+    source: str | None = None
+    """Where the frames are: ``ring://STREAM``, by default of the stream that all services share; or a recording,
+    ``file:///FOLDER`` or ``file:///VIDEO``, of which every frame is looked at, whole, before the detector ends."""
+    mode: Literal["newest", "every"] | None = None
+    """``newest`` skips the frames that came while one was looked at; ``every`` takes all that the ring still has. null:
+    newest of a ring, and every of a recording."""
     model: Path | None = None
     """The model: an ONNX file, or a bundle, which is a directory with ``bundle.yaml``. None: ``models/default`` of the
     checkout or the image."""
@@ -82,6 +89,13 @@ class DetectorSection(Section):
     stale_after_s: float = Field(5.0, gt=0, allow_inf_nan=False)
     """Without a frame for so long the detector reports itself unhealthy."""
 
+    @field_validator("source")
+    @classmethod
+    def _known_source(cls, source: str | None) -> str | None:
+        if source is not None and not source.startswith("file:") and not _RING.match(source):
+            raise ValueError(f"{source!r} is no source: write ring://STREAM, file:///FOLDER or file:///VIDEO")
+        return source
+
     @field_validator("labels")
     @classmethod
     def _known_labels(cls, labels: tuple[str, ...] | None, info: ValidationInfo) -> tuple[str, ...] | None:
@@ -109,6 +123,17 @@ class DetectorSection(Section):
             raise ValueError(f"overlap_px {self.overlap_px} is more than three quarters of tile_px {self.tile_px}")
         return self
 
+    @model_validator(mode="after")
+    def _mode_fits(self) -> Self:
+        if self.mode == "newest" and self.recording is not None:
+            raise ValueError("a recording has no newest frame: leave mode out, or set every")
+        return self
+
+    @property
+    def recording(self) -> str | None:
+        """URL of the recording, if the source is one."""
+        return self.source if self.source is not None and self.source.startswith("file:") else None
+
     @property
     def status_name(self) -> str:
         """Name under which the status is served, on this host alone: the host's name is no part of it."""
@@ -121,3 +146,9 @@ class DetectorConfiguration(CommonConfiguration):
     """The sections that the detector reads."""
 
     detector: DetectorSection = DetectorSection()
+
+    @property
+    def ring(self) -> str:
+        """Name of the stream whose frames are looked at, or beside which a recording's detections are told."""
+        source = self.detector.source or ""
+        return source.removeprefix("ring://") if source.startswith("ring://") else self.stream.name

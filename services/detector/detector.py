@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -102,6 +102,7 @@ class Detector:
         self._clocks = clocks or Clocks()
         self._is_late = False
         self._frame: tuple[int, int, int] | None = None
+        self._predecessor: Mapping[str, Any] | None = None
         self._rules = Rules(section.iou_threshold, section.inside_threshold, group_labels(model.labels, section.rivals))
         self._budget = Budget(
             section.cpu_share, 1 / section.target_fps if section.target_fps else None, section.revisit_s
@@ -135,10 +136,23 @@ class Detector:
         self._schedule.spend(self._clocks.cpu_s() - begun_s)
         return Seen(_in_frame(known, width_px, height_px), self.tiles, self._schedule.ages_ns(), len(chosen))
 
+    def to_state(self) -> dict[str, Any]:
+        """What a successor needs to go on with the same tracks; plain values."""
+        return {"labels": self.model.labels, "frame": self._frame, "tracker": self.tracker.to_state()}
+
+    def succeed(self, state: Mapping[str, Any]) -> None:
+        """Go on with the tracks of a predecessor, if the first frame is of the same epoch and size as its last.
+
+        Args:
+            state: What its :meth:`to_state` returned.
+        """
+        self._predecessor = state
+
     def _begin(self, height_px: int, width_px: int, epoch: int) -> None:
         if self._frame is not None:
             self.tracker = self._new_tracker()
         self._frame = (height_px, width_px, epoch)
+        self._resume()
         tile_px, overlap_px = tile_size(self._section.tile_px, self._section.overlap_px, self.model.input_px)
         self.tiles = plan_tiles(height_px, width_px, tile_px, overlap_px)
         self._activity = Activity(self.tiles)
@@ -152,6 +166,17 @@ class Detector:
             overlap_px=overlap_px,
             people_from_px=round(PERSON_PX * tile.height_px / self.model.input_px[0]),
         )
+
+    def _resume(self) -> None:
+        state, self._predecessor = self._predecessor, None
+        if state is None:
+            return
+        try:
+            # A track's label is an index of the labels.
+            if (tuple(state["labels"]), tuple(state["frame"])) == (self.model.labels, self._frame):
+                self.tracker.resume(state["tracker"])
+        except (LookupError, TypeError, ValueError) as error:
+            log.warning("tracks not taken over", reason=f"what the last detector kept makes no sense: {error!r}")
 
     def _new_tracker(self) -> Tracker:
         section = self._section

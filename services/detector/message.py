@@ -6,6 +6,7 @@ from framebus import Frame
 from services.common import geometry
 from services.common.detections import Detection, TileAge
 from services.common.geometry import PanoramaGeometry
+from services.common.recording import RecordedFrame
 from services.detector.boxes import Floats
 from services.detector.detector import Seen
 
@@ -47,7 +48,7 @@ def tile_ages(seen: Seen) -> tuple[TileAge, ...]:
     )
 
 
-def geometry_of(frame: Frame) -> PanoramaGeometry | None:
+def geometry_of(frame: Frame | RecordedFrame) -> PanoramaGeometry | None:
     """The frame's geometry; a frame of another publisher has none, or one of another kind."""
     try:
         return geometry.read(frame.metadata)

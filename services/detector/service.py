@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import threading
 import time
@@ -15,12 +17,14 @@ import cv2
 import structlog
 
 from framebus import Frame, LayoutMismatch, Subscriber
-from services.common.detections import DetectionPublisher, Detections
+from services.common.detections import DetectionPublisher, Detections, to_map
 from services.common.follow import follow
+from services.common.recording import RecordedFrame, Recording, RecordingError
 from services.common.service import ServiceError, UnusableSetting
 from services.common.status import Stage, StatusServer, status_document
 from services.detector.config import DetectorConfiguration, DetectorSection
 from services.detector.detector import Detector, Stopped
+from services.detector.memory import Memory
 from services.detector.message import geometry_of, objects_of, tile_ages
 from services.detector.models.model import Model, ModelError, load_model
 
@@ -34,40 +38,43 @@ log = structlog.get_logger()
 
 
 def main(configuration: DetectorConfiguration, stop: threading.Event) -> None:
-    """Detect until told to stop.
+    """Detect until told to stop, or until the recording ends.
 
     Raises:
-        UnusableSetting: The model cannot be used.
-        ServiceError: This instance runs already.
+        UnusableSetting: The model or the recording cannot be used.
+        ServiceError: This instance runs already, or a frame of the recording cannot be read.
     """
-    section, stream = configuration.detector, configuration.stream.name
+    section = configuration.detector
     cv2.setNumThreads(1)
-    try:
-        model = load_model(section)
-    except ModelError as error:
-        raise UnusableSetting(str(error)) from None
+    model, recording = _open(section)
     log.info("model loaded", **_described(model))
-    service = _Service(stream, configuration.stream.publisher_uid, section, model, stop)
+    if recording is not None:
+        section = section.model_copy(update={"cpu_share": None, "target_fps": None})  # each frame is looked at whole
+    service = _Service(configuration, section, model, stop, recording)
     # Only the thread that detects steps back: the status is answered, and a stop is quick, however busy the machine is.
     try:
         with (
-            StatusServer(stream, section.status_name, service.status),
+            StatusServer(configuration.stream.name, section.status_name, service.status),
             ThreadPoolExecutor(1, "detect", initializer=_step_back, initargs=(section.nice,)) as pool,
         ):
             pool.submit(service.run).result()
-    except FileExistsError as error:
+    except (FileExistsError, RecordingError) as error:
         raise ServiceError(str(error)) from None
 
 
 def check(configuration: DetectorConfiguration) -> None:
-    """Load the model.
+    """Load the model, and look for the recording where one is to be read.
 
     Raises:
-        UnusableSetting: It cannot be used.
+        UnusableSetting: One of them cannot be used.
     """
+    _open(configuration.detector)
+
+
+def _open(section: DetectorSection) -> tuple[Model, Recording | None]:
     try:
-        load_model(configuration.detector)
-    except ModelError as error:
+        return load_model(section), None if section.recording is None else Recording(section.recording)
+    except (ModelError, RecordingError) as error:
         raise UnusableSetting(str(error)) from None
 
 
@@ -80,17 +87,19 @@ def _step_back(nice: int | None) -> None:
 class _Service:
     def __init__(
         self,
-        stream: str,
-        publisher_uid: int | None,
+        configuration: DetectorConfiguration,
         section: DetectorSection,
         model: Model,
         stop: threading.Event,
+        recording: Recording | None,
     ) -> None:
-        self._stream = stream
-        self._publisher_uid = publisher_uid
+        self._stream = configuration.ring
+        self._publisher_uid = configuration.stream.publisher_uid
+        self._recording = recording
         self._section = section
         self._model = model
         self._detector = Detector(section, model, stop)
+        self._memory = Memory(self._stream, section.instance)
         self._stop = stop
         self._stage = Stage()
         self._objects = 0
@@ -100,7 +109,38 @@ class _Service:
         self._publisher: DetectionPublisher | None = None
 
     def run(self) -> None:
-        publisher = self._publisher = DetectionPublisher(self._stream, self._section.instance)
+        every = self._recording is not None or self._section.mode == "every"
+        publisher = self._publisher = DetectionPublisher(
+            self._stream, self._section.instance, stop=self._stop if every else None
+        )
+        try:
+            if self._recording is not None:
+                self._read(self._recording, publisher)
+            else:
+                self._follow(publisher)
+        except Stopped:
+            pass
+        finally:
+            publisher.close()
+
+    def _read(self, recording: Recording, publisher: DetectionPublisher) -> None:
+        """Look at each frame of a recording; its detections are printed too, a line of JSON a frame."""
+        for frame in recording.frames():
+            if (detections := self._detect(frame)) is not None:
+                publisher.publish(detections)
+                try:
+                    print(json.dumps(to_map(detections)), flush=True)
+                except BrokenPipeError:
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter flushes once more at its end
+                    return
+            if self._stop.is_set():
+                return
+        log.info("recording ended", frames=self._stage.summary()["frames"])
+
+    def _follow(self, publisher: DetectionPublisher) -> None:
+        """Look at the frames of a ring until told to stop."""
+        if (state := self._memory.load()) is not None:
+            self._detector.succeed(state)
         events = follow(
             self._stream,
             self._subscribe,
@@ -109,20 +149,16 @@ class _Service:
             retry_s=SLICE_S,
             tolerate=(LayoutMismatch,),  # a stitcher of another version, until one of this version replaces it
         )
-        try:
-            with closing(events):
-                for event in events:
-                    if isinstance(event, Frame):
-                        self._take(event, publisher)
-        except Stopped:
-            pass
-        finally:
-            publisher.close()
+        with closing(events):
+            for event in events:
+                if isinstance(event, Frame):
+                    self._take(event, publisher)
 
     def _subscribe(self) -> Subscriber:
         return Subscriber(
             self._stream,
             name=self._section.instance,
+            mode=self._section.mode or "newest",
             attach_timeout_s=0,
             gone_after_s=GONE_AFTER_S,
             publisher_uid=self._publisher_uid,
@@ -134,18 +170,23 @@ class _Service:
         with frame:
             detections = self._detect(frame)
         if detections is not None:
+            if self._section.track_memory_s:
+                # First, so that no successor gives the number of a track that was told of to another object.
+                self._memory.save(self._detector.to_state())
             publisher.publish(detections)
         if self._section.target_fps:
             self._stop.wait(max(0.0, started_s + 1 / self._section.target_fps - time.monotonic()))
 
-    def _detect(self, frame: Frame) -> Detections | None:
+    def _detect(self, frame: Frame | RecordedFrame) -> Detections | None:
         pixels = frame.pixels
         if pixels.dtype != "uint8" or pixels.shape[2:] != (3,) or frame.pixel_format != PIXEL_FORMAT:
             self._refuse(shape=pixels.shape, dtype=str(pixels.dtype), pixel_format=frame.pixel_format)
             return None
         seen = self._detector.detect(pixels, frame.captured_ns, frame.epoch)
         detected_ns = time.monotonic_ns()
-        self._stage.record((detected_ns - frame.captured_ns) * 1e-9, frame.skipped)
+        # A recording's capture was by another clock, or long ago.
+        latency_s = (detected_ns - frame.captured_ns) * 1e-9 if isinstance(frame, Frame) else math.nan
+        self._stage.record(latency_s, frame.skipped)
         self._objects = len(seen.known.boxes)
         self._looked.append(seen.looked)
         model = self._model

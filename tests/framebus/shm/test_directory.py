@@ -95,6 +95,16 @@ def test_a_kept_ring_is_left_over(stream: str) -> None:
     remove_leftovers(stream)
 
 
+def test_what_a_service_kept_is_left_over_when_the_stream_has_ended(stream: str) -> None:
+    publisher = Publisher(stream, SMALL)
+    (SHM / f"framebus.{stream}.state.detector").write_bytes(b"tracks")
+    assert names_left(stream) == []
+    publisher.close()
+    (leftover,) = find_leftovers(stream, remove=True)
+    assert (leftover.path.name, leftover.judgement) == (f"framebus.{stream}.state.detector", "kept")
+    assert files_of(stream) == []
+
+
 @pytest.mark.root
 def test_what_another_user_owns_is_reported_not_removed(stream: str) -> None:
     Publisher(stream, SMALL, keep_ring=True).close()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import socket
 import stat
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -31,7 +33,7 @@ from services.common.detections import (
     pack_old,
     unpack,
 )
-from tests.support import ROOT
+from tests.support import PATIENCE_S, ROOT, wait_until
 
 numbers = st.integers(0, 2**64 - 1)
 sides = st.integers(0, 2**20)
@@ -325,6 +327,66 @@ def test_a_new_streamer_hears_an_old_detector(stream: str, left_over: bool) -> N
         context.term()
         path.unlink(missing_ok=True)
         new_path.unlink(missing_ok=True)
+
+
+def test_who_is_slow_misses_nothing_of_what_may_not_be_lost(stream: str) -> None:
+    """Though there is more than the sockets hold."""
+    stop = threading.Event()
+    publisher, subscriber = DetectionPublisher(stream, "detector", stop=stop), DetectionSubscriber(stream)
+    sent = replace(FRAME, stream=stream, objects=(PERSON,) * 200)
+    gone: list[int] = []
+
+    def publish() -> None:
+        for sequence in range(1000, 1300):
+            publisher.publish(replace(sent, sequence=sequence))
+            gone.append(sequence)
+
+    def stalls() -> bool:
+        before = len(gone)
+        time.sleep(0.3)
+        return len(gone) == before > 0
+
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            first_from(publisher, subscriber, sent)
+            publishing = pool.submit(publish)
+            wait_until(stalls, "the sockets are full")
+            assert len(gone) < 300
+            received: list[int] = []
+            while not received or received[-1] < 1299:
+                received += [found.sequence for found in subscriber.receive(PATIENCE_S) if found.sequence >= 1000]
+            publishing.result(PATIENCE_S)
+            assert received == gone == list(range(1000, 1300))
+            gone.clear()
+            publishing = pool.submit(publish)
+            wait_until(stalls, "the sockets are full again")
+            stop.set()
+            publishing.result(PATIENCE_S)
+        finally:
+            stop.set()
+            subscriber.close()
+            publisher.close()
+
+
+def test_a_killed_detectors_old_socket_is_not_taken_for_an_old_detector(stream: str) -> None:
+    paths = [companion_path(stream, f"{kind}.detector.sock") for kind in ("detections", "detections2")]
+    for path in paths:
+        with socket.socket(socket.AF_UNIX) as left:
+            left.bind(str(path))
+    publisher, subscriber = None, DetectionSubscriber(stream)
+    try:
+        subscriber.look_for_detectors()
+        publisher = DetectionPublisher(stream, "detector")
+        received: list[Detections] = []
+        deadline_s = time.monotonic() + PATIENCE_S
+        while not received and time.monotonic() < deadline_s:
+            publisher.publish(replace(FRAME, stream=stream, tracker=7))
+            received += subscriber.receive(0.05)
+        assert received[0].tracker == 7
+    finally:
+        subscriber.close()
+        if publisher is not None:
+            publisher.close()
 
 
 def test_a_detector_is_heard_once(stream: str) -> None:

@@ -66,6 +66,11 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
         ({"score_threshold": "1.5"}, "less than 1"),
         ({"max_rate_fps": "0"}, "greater than 0"),
         ({"track_memory_s": ".nan"}, "finite"),
+        ({"source": "panorama"}, "'panorama' is no source: write ring://STREAM, file:///FOLDER or file:///VIDEO"),
+        ({"source": "ring://a/b"}, "is no source"),
+        ({"source": "http://host/clip.mp4"}, "is no source"),
+        ({"source": "file:///clip.mp4", "mode": "newest"}, "a recording has no newest frame: leave mode out"),
+        ({"mode": "some"}, "'newest' or 'every'"),
     ],
 )
 def test_a_value_out_of_range_is_told(values: dict[str, str], told: str) -> None:
@@ -79,3 +84,17 @@ def test_null_lifts_the_limits() -> None:
     section = load(DetectorConfiguration, None, environment).detector
     assert section.target_fps is None
     assert section.nice is None
+
+
+@pytest.mark.parametrize(
+    ("source", "ring", "recording"),
+    [
+        ("", "panorama", None),
+        ("ring://roof-2", "roof-2", None),
+        ("file:///recordings/monday", "panorama", "file:///recordings/monday"),
+    ],
+)
+def test_the_source_is_a_ring_or_a_recording(source: str, ring: str, recording: str | None) -> None:
+    environment = {"FRAMEBUS_DETECTOR__SOURCE": source} if source else {}
+    configuration = load(DetectorConfiguration, None, environment)
+    assert (configuration.ring, configuration.detector.recording) == (ring, recording)

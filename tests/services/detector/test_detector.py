@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
+import msgpack
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -170,3 +171,27 @@ def test_another_epoch_begins_anew() -> None:
     first = trial.detector.tracker.epoch
     trial.detector.detect(PEOPLE.pixels(0), 10, epoch=2)
     assert trial.detector.tracker.epoch != first
+
+
+def test_a_successor_goes_on_with_the_tracks() -> None:
+    first = Trial(PEOPLE, cpu_share=None)
+    before = first.frame(0)
+    second = Trial(PEOPLE, cpu_share=None)
+    second.detector.succeed(msgpack.unpackb(msgpack.packb(first.detector.to_state())))
+    after = second.frame(5)
+    assert second.detector.tracker.epoch == first.detector.tracker.epoch
+    assert by_place(after) == by_place(before)
+
+
+def by_place(seen: Seen) -> list[int]:
+    """Numbers of the tracks from left to right."""
+    return [seen.known.tracks[index] for index in np.argsort(seen.known.boxes.corners[:, 0])]
+
+
+@pytest.mark.parametrize("change", [{"labels": ["car"]}, {"frame": [688, 4896, 1]}, {"frame": None}, {"tracker": {}}])
+def test_what_another_frame_or_model_left_is_not_taken_over(change: dict[str, object]) -> None:
+    first, second = Trial(PEOPLE), Trial(PEOPLE)
+    first.frame(0)
+    second.detector.succeed(first.detector.to_state() | change)
+    second.frame(1)
+    assert second.detector.tracker.epoch != first.detector.tracker.epoch

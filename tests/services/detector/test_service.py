@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -111,7 +113,7 @@ def heard(
 
 def knows_every_tile(detections: Detections) -> bool:
     """Whether its time allowed the detector to look at each tile by now."""
-    return all(tile.age_ms is not None for tile in detections.tiles)
+    return bool(detections.tiles) and all(tile.age_ms is not None for tile in detections.tiles)
 
 
 def ready(stream: str, process: subprocess.Popen[str], instance: str = "detector") -> None:
@@ -272,6 +274,26 @@ def test_one_that_was_killed_is_replaced(
         remove_leftovers(stream)  # the killed one's record as a subscriber
 
 
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_objects_keep_their_numbers_when_the_detector_restarts(
+    stream: str, start: Start, listener: DetectionSubscriber, place: npt.NDArray[np.uint8], end: signal.Signals
+) -> None:
+    with Camera(stream, place):
+        first = start(track_memory_s=60)
+        before = heard(listener, first, knows_every_tile)
+        first.send_signal(end)
+        first.wait()
+        second = start(track_memory_s=60)
+        after = heard(
+            listener, second, lambda found: found.detected_ns > before.detected_ns and knows_every_tile(found)
+        )
+        stop(second)
+        remove_leftovers(stream)  # the killed one's record as a subscriber
+    assert after.tracker == before.tracker
+    assert len(before.objects) >= 5
+    assert {one.track for one in after.objects} == {one.track for one in before.objects}
+
+
 def test_two_instances_serve_one_stream_but_not_one_twice(
     stream: str, start: Start, listener: DetectionSubscriber, place: npt.NDArray[np.uint8]
 ) -> None:
@@ -298,3 +320,62 @@ def test_a_model_that_cannot_be_used_is_one_sentence(tmp_path: Path, start: Star
     assert process.returncode == 2
     assert told in log
     assert complaints(log) == []
+
+
+def run_on(recording: Path, stream: str, **values: str) -> subprocess.CompletedProcess[str]:
+    environment = {
+        **os.environ,
+        "FRAMEBUS_STREAM__NAME": stream,
+        "FRAMEBUS_DETECTOR__SOURCE": recording.as_uri(),
+        **values,
+    }
+    arguments = [sys.executable, "-m", "services.detector"]
+    return subprocess.run(
+        arguments, check=False, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE_S
+    )
+
+
+def test_every_frame_of_a_recording_is_looked_at_whole(
+    stream: str, tmp_path: Path, place: npt.NDArray[np.uint8]
+) -> None:
+    for number in range(5):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), place)
+    (tmp_path / "frames.jsonl").write_text(
+        "".join(f'{{"sequence": {number * 3}, "epoch": 4, "captured_ns": {number * 10**8}}}\n' for number in range(5))
+    )
+    ended = run_on(tmp_path, stream, FRAMEBUS_DETECTOR__INSTANCE="night")
+    assert (ended.returncode, complaints(ended.stderr)) == (0, [])
+    told = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert [(one["sequence"], one["epoch"], one["captured_ns"]) for one in told] == [
+        (number * 3, 4, number * 10**8) for number in range(5)
+    ]
+    assert {(one["version"], one["stream"], one["instance"]) for one in told} == {(2, stream, "night")}
+    assert {tile["age_ms"] for one in told for tile in one["tiles"]} == {0.0}
+    people = [sum(found["class"] == "person" for found in one["objects"]) for one in told]
+    assert min(people) >= 5
+    assert len({tuple(sorted(found["track"] for found in one["objects"])) for one in told}) == 1
+    assert own_files(stream) == []
+
+
+def test_a_recording_that_cannot_be_read_is_one_sentence(stream: str, tmp_path: Path) -> None:
+    ended = run_on(tmp_path / "nowhere", stream, FRAMEBUS_LOG__FORMAT="text")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.splitlines()[-1].endswith("does not exist: name a folder with pictures, or a video")
+    (tmp_path / "1.png").write_bytes(b"no picture")
+    ended = run_on(tmp_path, stream, FRAMEBUS_LOG__FORMAT="text")
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "1.png is not a picture that can be read" in ended.stderr.splitlines()[-1]
+    assert "Traceback" not in ended.stderr
+    assert own_files(stream) == []
+
+
+def test_a_reader_of_its_lines_may_end_first(stream: str, tmp_path: Path) -> None:
+    for number in range(20):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), np.zeros((64, 64, 3), np.uint8))
+    command = f"{sys.executable} -m services.detector | head -n 1"
+    environment = {**os.environ, "FRAMEBUS_STREAM__NAME": stream, "FRAMEBUS_DETECTOR__SOURCE": tmp_path.as_uri()}
+    ended = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], cwd=ROOT, env=environment, capture_output=True, text=True,
+        timeout=PATIENCE_S, check=False,
+    )  # fmt: skip
+    assert (ended.returncode, len(ended.stdout.splitlines()), complaints(ended.stderr)) == (0, 1, [])
