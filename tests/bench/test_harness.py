@@ -172,6 +172,7 @@ def test_a_short_session_of_framebus_and_of_the_floor() -> None:
         assert all(memory.rss_bytes > memory.private_bytes > 0 for memory in outcome.idle)
 
 
+@pytest.mark.long
 def test_each_fault_is_seen_as_what_it_is_and_harms_no_other_peer() -> None:
     outcomes = run({peer.name: peer for peer in FAULTY}, 200)
 

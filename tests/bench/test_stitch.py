@@ -11,6 +11,7 @@ from tests.support import ROOT
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.long
 def test_all_candidates_take_turns() -> None:
     rows = measure(SMALL, (1632, 228), rounds=2, before=ROOT, with_opencv=False)
     renders = [f"render {signal}{suffix}" for signal in SIGNALS for suffix in EXPOSURES]

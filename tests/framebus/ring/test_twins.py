@@ -94,6 +94,7 @@ def test_the_twins_are_made_of_the_same_arguments(compiled: ModuleType, owner: s
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_stub_describes_the_compiled_module(compiled: ModuleType, tmp_path: Path) -> None:
     allowed, settings = tmp_path / "allowed", tmp_path / "mypy.ini"
     allowed.write_text(ONLY_BELOW_3_12)  # the buffer protocol has no name before 3.12

@@ -66,6 +66,7 @@ def test_the_services_of_this_distribution_are_declared() -> None:
     assert tuple(declared_services()) == SERVICES
 
 
+@pytest.mark.long
 def test_its_section_is_accepted_and_checked_with_the_rest(bakery: Site, tmp_path: Path) -> None:
     config = tmp_path / "framebus.yaml"
     config.write_text("stream: {slots: 8}\nbaker:\n  loaves: 5\n")

@@ -47,6 +47,7 @@ def status(stream: str) -> dict[str, Any]:
     return read_statuses(stream).get("simulator", {})
 
 
+@pytest.mark.long
 def test_the_status_tells_how_far_the_render_is(
     stream: str, simulator: subprocess.Popen[str], section: SimulatorSection
 ) -> None:

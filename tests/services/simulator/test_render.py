@@ -148,6 +148,7 @@ def _render_and_die(section: SimulatorSection) -> None:
     render(section)
 
 
+@pytest.mark.long
 def test_what_a_killed_render_left_is_not_taken_for_complete(tmp_path: Path) -> None:
     section = TINY.model_copy(update={"cache_dir": tmp_path})
     process = multiprocessing.get_context("spawn").Process(target=_render_and_die, args=(section,))

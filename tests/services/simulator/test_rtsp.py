@@ -39,6 +39,7 @@ def read(url: str, count: int) -> list[Any]:
         return found
 
 
+@pytest.mark.long
 def test_timestamps_grow_over_the_end_of_the_loop(base: str) -> None:
     found = read(f"{base}/cam1", SMALL.frames + 30)
     assert found[0].is_keyframe

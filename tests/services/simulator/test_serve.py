@@ -69,6 +69,7 @@ def pictures(url: str, count: int) -> dict[int, np.ndarray]:
         return found
 
 
+@pytest.mark.long
 def test_timestamps_grow_over_the_end_of_the_loop(cameras: Cameras) -> None:
     found = packets(cameras.urls[0], SMALL.frames + 20)
     assert found[0][1], "the first packet can be decoded"

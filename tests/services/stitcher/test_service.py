@@ -194,6 +194,7 @@ def rtsp_base() -> Iterator[str]:
         yield address
 
 
+@pytest.mark.long
 def test_five_rtsp_cameras_become_one_panorama(stream: str, tmp_path: Path, rtsp_base: str) -> None:
     urls = [f"{rtsp_base}/cam{i}" for i in range(5)]
     with (

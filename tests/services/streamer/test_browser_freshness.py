@@ -181,6 +181,7 @@ def test_what_falls_silent_is_named(stream: str, page: Page, tmp_path: Path) -> 
         ),
     ],
 )
+@pytest.mark.long
 def test_the_clock_never_makes_a_picture_younger(
     clock_url: str, browser: Browser, messages: list[object], ages_ms: list[float | None]
 ) -> None:

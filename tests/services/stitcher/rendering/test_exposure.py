@@ -82,9 +82,9 @@ def render(stitcher: Stitcher, pictures: Sequence[Planes]) -> Array:
     [
         ("day", False, 0.0, np.ones((5, 3))),
         ("day", False, 0.3, TINTS),
-        ("day", True, 0.3, np.ones((5, 3))),
-        ("night", False, 0.0, np.ones((5, 3))),
-        ("night", False, 0.3, np.ones((5, 3))),
+        pytest.param("day", True, 0.3, np.ones((5, 3)), marks=pytest.mark.long),
+        pytest.param("night", False, 0.0, np.ones((5, 3)), marks=pytest.mark.long),
+        pytest.param("night", False, 0.3, np.ones((5, 3)), marks=pytest.mark.long),
         ("night", True, 0.3, TINTS),
     ],
 )

@@ -185,6 +185,7 @@ def test_the_compiled_renderer_is_nearly_as_good_as_floating_point(
         ("bgr24", None, None),
     ],
 )
+@pytest.mark.long
 def test_the_panorama_is_the_same_from_every_format(
     frames: dict[int, dict[str, VideoFrame]],
     true_calibration: Calibration,
