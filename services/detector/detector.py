@@ -125,6 +125,7 @@ class Detector:
             self._begin(height_px, width_px, epoch)
         begun_s = self._clocks.cpu_s()
         self._activity.update(pixels)
+        self.tracker.follow(pixels, captured_ns)
         chosen = self._schedule.choose(captured_ns, self._clocks.wall_s(), self._interest(captured_ns))
         found = self._look(pixels, chosen, captured_ns)
         merged = merge([self.tiles[index] for index in chosen], found, self._rules, self._check)
@@ -132,6 +133,7 @@ class Detector:
         if len(chosen) < len(self.tiles):
             looked = np.array([self.tiles[index].corners for index in chosen], np.float32).reshape(-1, 4)
         known = self.tracker.update(merged, captured_ns, looked)
+        self.tracker.remember(pixels, captured_ns)
         self._activity.looked_at(chosen)
         self._schedule.spend(self._clocks.cpu_s() - begun_s)
         return Seen(_in_frame(known, width_px, height_px), self.tiles, self._schedule.ages_ns(), len(chosen))

@@ -4,9 +4,10 @@ Each tracked object is expected to move on as it did; the boxes of a new frame g
 same label or a rival's. Nearness is measured by distance-IoU: where frames are few, a box no longer overlaps the one
 before it.
 
-Not every part of a frame is looked at. An object that is expected where this frame was looked at, and was not found, is
-missing; one expected elsewhere is known, moved on, with its age. An object on the edge of what was looked at shows a
-piece: the edge that the tile cut is taken from where the object is expected to end.
+Not every part of a frame is looked at by the model. An object that is expected where it looked, and was not found, is
+missing; one expected elsewhere is followed by what it looks like, and known, with its age, as long as it is found so.
+An object on the edge of what was looked at shows a piece: the edge that the tile cut is taken from where the object is
+expected to end.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from services.detector.boxes import (
     no_boxes,
 )
 from services.detector.merge import Merged
+from services.detector.sight import Sight, look_at
+from services.detector.tiles import Pixels
 
 SMOOTHING_S = 0.4
 """Movements of so long ago count for a third in the velocity: a box trembles even where nothing moves."""
@@ -35,6 +38,12 @@ VOTES_KEPT = 0.8
 """Weight of the earlier sightings in an object's label: a few in a row rename it."""
 PIECE_INSIDE = 0.6
 """Share of a piece that lies in the box of an object that it belongs to."""
+PLACED_S = 0.3
+"""How long the place of an object that moves is believed without a look at it."""
+STILL = 0.25
+"""Of its width: what is expected to have moved by less is believed for longer."""
+FOLLOWED = 100
+"""Most objects that are followed by what they look like; a hundred take 10 ms of CPU a frame."""
 LOOKED_SHARE = 0.5
 """Share of an expected box that must be looked at for the object to be missing when it is not found."""
 
@@ -52,35 +61,56 @@ class _Track:
     """Certainty for each label that it was taken for."""
     open_edges: Flags
     """Which of its edges are a tile's."""
+    at_ns: int
+    """When it was at ``corners``: when it was seen by the model, or found again by what it looks like."""
     missing: bool = False
     """Looked for and not found since it was seen."""
     seen: int = 1
+    sight: Sight | None = None
 
     @property
     def label(self) -> int:
         return max(self.votes, key=self.votes.__getitem__)
 
     def expected(self, now_ns: int) -> Floats:
-        shift = self.velocity * np.float32((now_ns - self.seen_ns) * 1e-9)
+        shift = self.velocity * np.float32((now_ns - self.at_ns) * 1e-9)
         moved: Floats = self.corners + np.concatenate([shift, shift])
         return moved
 
-    def follow(self, corners: Floats, open_edges: Flags, score: float, label: int, now_ns: int) -> None:
-        elapsed_s = (now_ns - self.seen_ns) * 1e-9
-        if elapsed_s > 0:
-            # An edge that a tile cut says nothing of the movement, then or now.
-            measured = (~open_edges & ~self.open_edges).reshape(2, 2)
-            error = np.where(measured, (corners - self.expected(now_ns)).reshape(2, 2), 0).sum(axis=0)
-            error /= np.maximum(measured.sum(axis=0), 1)
-            weight = 1 - np.exp(-elapsed_s / SMOOTHING_S)
-            self.velocity = (self.velocity + weight * error / elapsed_s).astype(np.float32)
+    def see(self, corners: Floats, open_edges: Flags, score: float, label: int, now_ns: int) -> None:
+        """The model has found it."""
+        # An edge that a tile cut says nothing of the movement, then or now.
+        self._move(corners, ~open_edges & ~self.open_edges, now_ns)
         self.seen += 1
-        self.corners, self.score = corners, score
+        self.score = score
         self.open_edges = open_edges & self.open_edges
         self.seen_ns = now_ns
         self.missing = False
         self.votes = {known: votes * VOTES_KEPT for known, votes in self.votes.items()}
         self.votes[label] = self.votes.get(label, 0.0) + (1 - VOTES_KEPT) * score
+
+    def is_placed(self, now_ns: int) -> bool:
+        """Whether it is truly where it is expected."""
+        elapsed_s = (now_ns - self.at_ns) * 1e-9
+        moved_px = float(np.hypot(*self.velocity)) * elapsed_s
+        return elapsed_s <= PLACED_S or moved_px <= STILL * float(self.corners[2] - self.corners[0])
+
+    def follow(self, pixels: Pixels, now_ns: int) -> None:
+        """Look for it where it is expected."""
+        found = None if self.sight is None else self.sight.find(pixels, self.expected(now_ns))
+        if found is not None:
+            self._move(found, np.ones(4, np.bool_), now_ns)
+            self.sight = look_at(pixels, found)
+
+    def _move(self, corners: Floats, measured: Flags, now_ns: int) -> None:
+        elapsed_s = (now_ns - self.at_ns) * 1e-9
+        if elapsed_s > 0:
+            sides = measured.reshape(2, 2)
+            error = np.where(sides, (corners - self.expected(now_ns)).reshape(2, 2), 0).sum(axis=0)
+            error /= np.maximum(sides.sum(axis=0), 1)
+            weight = 1 - np.exp(-elapsed_s / SMOOTHING_S)
+            self.velocity = (self.velocity + weight * error / elapsed_s).astype(np.float32)
+        self.corners, self.at_ns = corners, now_ns
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +157,7 @@ class Tracker:
         labels = boxes.labels.copy()
         before = list(self._tracks)
         for index, track, completed in self._pairs(found, captured_ns):
-            track.follow(
+            track.see(
                 completed, found.open_edges[index], float(boxes.scores[index]), int(boxes.labels[index]), captured_ns
             )
             numbers[index], corners[index], labels[index] = track.number, completed, track.label
@@ -152,6 +182,18 @@ class Tracker:
             [0] * len(numbers) + [captured_ns - track.seen_ns for track in known],
         )
 
+    def follow(self, pixels: Pixels, captured_ns: int) -> None:
+        """Move what is tracked to where it is in a frame, before the model looks at a part of it."""
+        self._forget(captured_ns)
+        for track in sorted(self._tracks, key=lambda track: -track.score)[:FOLLOWED]:
+            track.follow(pixels, captured_ns)
+
+    def remember(self, pixels: Pixels, captured_ns: int) -> None:
+        """Take the sight of what was found in a frame, after the update with it."""
+        for track in self._tracks:
+            if track.seen_ns == captured_ns:
+                track.sight = look_at(pixels, track.corners)
+
     def expected(self, captured_ns: int) -> tuple[Floats, Flags]:
         """Where all tracked objects are expected, ``(n, 4)``, and which of their edges are not known."""
         if not self._tracks:
@@ -172,6 +214,7 @@ class Tracker:
                     "corners": track.corners.tolist(),
                     "velocity": track.velocity.tolist(),
                     "seen_ns": track.seen_ns,
+                    "at_ns": track.at_ns,
                     "score": track.score,
                     "votes": [[label, votes] for label, votes in track.votes.items()],
                     "seen": track.seen,
@@ -193,6 +236,7 @@ class Tracker:
                 corners=np.array(one["corners"], np.float32).reshape(4),
                 velocity=np.array(one["velocity"], np.float32).reshape(2),
                 seen_ns=int(one["seen_ns"]),
+                at_ns=int(one["at_ns"]),
                 score=float(one["score"]),
                 votes={int(label): float(votes) for label, votes in one["votes"]},
                 open_edges=np.zeros(4, np.bool_),
@@ -226,6 +270,7 @@ class Tracker:
                 corners=boxes.corners[index],
                 velocity=np.zeros(2, np.float32),
                 seen_ns=captured_ns,
+                at_ns=captured_ns,
                 score=score,
                 votes={label: score},
                 open_edges=found.open_edges[index],
@@ -241,7 +286,7 @@ class Tracker:
         self._tracks = [track for track in self._tracks if remembered(track)]
 
     def _unlooked(self, unseen: list[_Track], captured_ns: int, looked: Floats | None) -> list[_Track]:
-        """Mark as missing what was looked for, and return what was not."""
+        """Mark as missing what was looked for, and return what was not and is known to be where it is expected."""
         if not unseen:
             return []
         if looked is None:
@@ -253,7 +298,7 @@ class Tracker:
             shares = common / np.maximum(areas(expected), np.float32(1e-6))
         for track, share in zip(unseen, shares, strict=True):
             track.missing = track.missing or bool(share >= LOOKED_SHARE)
-        return [track for track in unseen if not track.missing]
+        return [track for track in unseen if not track.missing and track.is_placed(captured_ns)]
 
     def _pairs(self, found: Merged, captured_ns: int) -> list[tuple[int, _Track, Floats]]:
         """Boxes, the objects they belong to, and the boxes with what their tiles cut off: the nearest first."""

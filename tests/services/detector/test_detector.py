@@ -43,8 +43,11 @@ class World:
 
     def pixels(self, at_s: float) -> Pixels:
         drawn = self._still.copy()
-        for left, upper, right, lower in self.boxes(at_s).astype(int):
-            drawn[max(1, upper) : lower, max(0, left) : max(0, right), 1] = 200
+        for number, (left, upper, right, lower) in enumerate(self.boxes(at_s).astype(int)):
+            coat = np.random.default_rng(number).integers(100, 256, (40, 80), np.uint8).repeat(12, 0).repeat(12, 1)
+            hidden_px = max(0, -left)
+            seen = coat[: lower - max(1, upper), hidden_px : hidden_px + max(0, right) - max(0, left)]
+            drawn[max(1, upper) : lower, max(0, left) : max(0, right), 1] = seen[:, : WIDTH - max(0, left)]
         return drawn
 
 
