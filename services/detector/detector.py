@@ -26,6 +26,8 @@ TRACK_WEIGHT = 2.0
 """Changed samples that a tracked object counts for in each frame: one that stands still may be going to move."""
 PIECE_WEIGHT = 50.0
 """The same for an object of which a tile's edge has cut a part: the tile beyond it shows the rest."""
+IN_TIME_S = 30.0
+"""The promise holds again after so long without a late tile, so that no log is filled where it breaks now and then."""
 PERSON_PX = 26
 """Height of a person in the network's input that most are found from."""
 
@@ -100,7 +102,7 @@ class Detector:
         self._section = section
         self._stop = stop
         self._clocks = clocks or Clocks()
-        self._is_late = False
+        self._late_at_s: float | None = None
         self._frame: tuple[int, int, int] | None = None
         self._predecessor: Mapping[str, Any] | None = None
         self._rules = Rules(section.iou_threshold, section.inside_threshold, group_labels(model.labels, section.rivals))
@@ -221,19 +223,21 @@ class Detector:
     def _keep_promise_in_view(self) -> None:
         """Count and log a tile that was not looked at in time; the tiles of this frame have waited until now."""
         self.longest_age_s = self._schedule.longest_age_s
-        late = self.longest_age_s > self._section.revisit_s
-        self.late += late
-        if late and not self._is_late:
-            log.warning(
-                "tiles not looked at in time",
-                longest_age_s=round(self.longest_age_s, 2),
-                revisit_s=self._section.revisit_s,
-                reason="the processor is too busy, or frames come too rarely: take larger or fewer tiles, a lighter "
-                "model, or a longer revisit_s",
-            )
-        elif self._is_late and not late:
+        now_s = self._clocks.wall_s()
+        if self.longest_age_s > self._section.revisit_s:
+            self.late += 1
+            if self._late_at_s is None:
+                log.warning(
+                    "tiles not looked at in time",
+                    longest_age_s=round(self.longest_age_s, 2),
+                    revisit_s=self._section.revisit_s,
+                    reason="the processor is too busy, or frames come too rarely: take larger or fewer tiles, a "
+                    "lighter model, or a longer revisit_s",
+                )
+            self._late_at_s = now_s
+        elif self._late_at_s is not None and now_s - self._late_at_s > IN_TIME_S:
+            self._late_at_s = None
             log.info("tiles are looked at in time again", longest_age_s=round(self.longest_age_s, 2))
-        self._is_late = late
 
     def _check(self) -> None:
         if self._stop.is_set():
