@@ -1,0 +1,267 @@
+"""How true boxes and their numbers stay: ``python -m bench.track``.
+
+One round of the simulator's panorama at five frames a second, with the model that comes with the detector. Each tile is
+looked at once, for all that are compared; a look costs what it does here at the median. The detector's own tracker runs
+on the whole frame and on shares of a core, other trackers on the whole frame, where they are installed: they need
+pyxtrackers and edgefirst-tracker.
+
+A box and a truth belong together from an intersection over union of half. IDF1 pairs each person with the number that
+was given to them most often, the commonest pairs first.
+
+Source: E. Ristani et al., "Performance Measures and a Data Set for Multi-Target, Multi-Camera Tracking", 2016.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import statistics
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import cv2
+import numpy as np
+
+from bench.detect import HEIGHT_PX, WIDTH_PX, YAW_RAD
+from services.common.config import LogSection
+from services.common.logs import set_up_logs
+from services.detector.boxes import Boxes, Floats, intersection_over_union
+from services.detector.config import DetectorSection
+from services.detector.detector import Clocks, Detector
+from services.detector.merge import Rules, group_labels, merge
+from services.detector.models.model import load_model
+from services.detector.tiles import Pixels, plan_tiles, tile_size
+from services.simulator.config import SimulatorSection
+from services.simulator.scene import ground_truth, scene
+
+FPS: Final = 5
+MATCH: Final = 0.5
+ASTRAY: Final = 0.1
+"""A box that overlaps nobody by more is nowhere near anybody."""
+VISIBLE: Final = 0.3
+SETTLED: Final = 15
+"""The first frames are not judged: at a small share not every tile has been looked at."""
+SHARES: Final = (None, 0.5, 0.2, 0.1)
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts of what was told against who was there."""
+
+    told: int = 0
+    right: int = 0
+    astray: int = 0
+    there: int = 0
+    switches: int = 0
+    numbers: set[int] = field(default_factory=set)
+    _together: Counter[tuple[Any, int]] = field(default_factory=Counter)
+    _last: dict[Any, int] = field(default_factory=dict)
+
+    def add(self, people: Sequence[Any], truth: Floats, boxes: Floats, numbers: Sequence[int]) -> None:
+        """Count a frame.
+
+        Args:
+            people: Who is there.
+            truth: Their corners, ``(n, 4)``.
+            boxes: Corners that were told, ``(m, 4)``.
+            numbers: The numbers of those.
+        """
+        overlap = intersection_over_union(truth, boxes)
+        best = overlap.max(axis=0, initial=0)
+        self.told += len(boxes)
+        self.there += len(truth)
+        self.astray += int((best < ASTRAY).sum())
+        self.numbers |= set(numbers)
+        taken_people: set[int] = set()
+        taken_boxes: set[int] = set()
+        for flat in np.argsort(-overlap, axis=None):
+            person, box = divmod(int(flat), len(boxes))
+            if overlap[person, box] < MATCH:
+                break
+            if person in taken_people or box in taken_boxes:
+                continue
+            taken_people.add(person)
+            taken_boxes.add(box)
+            self.right += 1
+            name, number = people[person], numbers[box]
+            self.switches += self._last.get(name, number) != number
+            self._last[name] = number
+            self._together[name, number] += 1
+
+    @property
+    def idf1(self) -> float:
+        """Share of boxes and of people's appearances that have the one number of their person."""
+        paired = 0
+        names: set[Any] = set()
+        numbers: set[int] = set()
+        for (name, number), count in self._together.most_common():
+            if name not in names and number not in numbers:
+                names.add(name)
+                numbers.add(number)
+                paired += count
+        return 2 * paired / max(1, self.told + self.there)
+
+    def row(self) -> str:
+        """The counts as cells of a table."""
+        return (
+            f"{self.right / max(1, self.told):.2f} | {self.right / max(1, self.there):.2f} | "
+            f"{self.astray / max(1, self.told):.2f} | {self.idf1:.2f} | {self.switches} | {len(self.numbers)}"
+        )
+
+
+@dataclass(slots=True)
+class Looked:
+    """A model that has looked already: it gives the boxes of a tile, and takes the time that they took."""
+
+    name: str
+    version: str
+    labels: tuple[str, ...]
+    input_px: tuple[int, int]
+    tile_s: float
+    batch: int = 1
+    rejected_boxes: int = 0
+    frame: Pixels | None = None
+    boxes: dict[int, Boxes] = field(default_factory=dict)
+    """By the left edge of the tile."""
+    spent_s: float = 0.0
+
+    def detect(self, tiles: Sequence[Pixels]) -> list[Boxes]:
+        """The boxes of tiles of :attr:`frame`."""
+        assert self.frame is not None
+        begin = self.frame.__array_interface__["data"][0]
+        self.spent_s += self.tile_s * len(tiles)
+        return [self.boxes[(tile.__array_interface__["data"][0] - begin) // 3] for tile in tiles]
+
+
+class Own:
+    """The detector with its tracker, on a share of a core."""
+
+    def __init__(self, share: float | None, model: Looked) -> None:
+        self.name = "all tiles" if share is None else f"{share:g} of a core"
+        self._model = model
+        self._frame_s = 0.0
+        self._spent_before_s = 0.0
+        section = DetectorSection(cpu_share=share, target_fps=None if share is None else FPS)
+        self._detector = Detector(section, model, threading.Event(), Clocks(self._wall_s, self._cpu_s))
+
+    def _cpu_s(self) -> float:
+        return self._model.spent_s
+
+    def _wall_s(self) -> float:
+        return self._frame_s + self._model.spent_s - self._spent_before_s
+
+    def update(self, index: int, pixels: Pixels) -> tuple[Floats, list[int]]:
+        """The people of a frame and their numbers."""
+        self._frame_s, self._spent_before_s = index / FPS, self._model.spent_s
+        known = self._detector.detect(pixels, round(self._frame_s * 1e9) + 1).known
+        people = np.flatnonzero(known.boxes.labels == self._model.labels.index("person"))
+        return known.boxes.corners[people], [known.tracks[index] for index in people]
+
+
+Peer = Callable[[Floats, Floats], tuple[Floats, list[int]]]
+"""Corners and scores of the people of a frame; those that are told, and their numbers."""
+
+
+def peers() -> Iterator[tuple[str, Peer]]:
+    """The other trackers that are installed, with the best of the settings that were tried."""
+    try:
+        library = importlib.import_module("pyxtrackers")
+    except ImportError:
+        print("pyxtrackers is left out: run 'pip install pyxtrackers' to compare with it")
+    else:
+        made = {
+            "pyxtrackers OC-SORT": library.OCSort(0.35, max_age=10, min_hits=1, iou_threshold=0.1),
+            "pyxtrackers ByteTrack": library.BYTETracker(
+                frame_rate=30, track_thresh=0.35, match_thresh=0.95, track_buffer=10
+            ),
+            "pyxtrackers SORT": library.Sort(max_age=10, min_hits=1, iou_threshold=0.1),
+        }
+        for name, tracker in made.items():
+            yield name, _of_rows(tracker)
+    try:
+        edgefirst = importlib.import_module("edgefirst.tracker")
+    except ImportError:
+        print("edgefirst-tracker is left out: run 'pip install edgefirst-tracker' to compare with it")
+    else:
+        yield "edgefirst ByteTrack", _of_edgefirst(edgefirst.ByteTrack(high_conf=0.35, iou=0.1, lifespan_ns=10**9))
+
+
+def _of_rows(tracker: Any) -> Peer:
+    def update(corners: Floats, scores: Floats) -> tuple[Floats, list[int]]:
+        rows = np.asarray(tracker.update(np.concatenate([corners, scores[:, None]], axis=1).astype(np.float64)))
+        rows = rows.reshape(-1, rows.shape[-1] if rows.size else 5)
+        return rows[:, :4].astype(np.float32), rows[:, 4].astype(int).tolist()
+
+    return update
+
+
+def _of_edgefirst(tracker: Any) -> Peer:
+    numbers: dict[Any, int] = {}
+    frames = iter(range(10**9))
+
+    def update(corners: Floats, scores: Floats) -> tuple[Floats, list[int]]:
+        size = np.array([WIDTH_PX, HEIGHT_PX] * 2, np.float32)
+        at_ns = next(frames) * 10**9 // FPS + 1
+        found = tracker.update(corners / size, scores, np.zeros(len(corners), np.uint64), at_ns)
+        kept = [index for index, one in enumerate(found) if one is not None]
+        return corners[kept], [numbers.setdefault(found[index].uuid, len(numbers) + 1) for index in kept]
+
+    return update
+
+
+def main() -> None:
+    """Compare budgets and trackers."""
+    parser = argparse.ArgumentParser(prog="python -m bench.track", description=(__doc__ or "").splitlines()[0])
+    parser.parse_args()
+    cv2.setNumThreads(1)
+    set_up_logs("bench", LogSection(level="error"))
+    section, simulator = DetectorSection(), SimulatorSection()
+    model, stage = load_model(section), scene(simulator)
+    tile_px, overlap_px = tile_size(section.tile_px, section.overlap_px, model.input_px)
+    tiles = plan_tiles(HEIGHT_PX, WIDTH_PX, tile_px, overlap_px)
+    rules = Rules(section.iou_threshold, section.inside_threshold, group_labels(model.labels, section.rivals))
+    person = model.labels.index("person")
+    v_half, per_rad = YAW_RAD * HEIGHT_PX / WIDTH_PX, WIDTH_PX / (2 * YAW_RAD)
+    looked = Looked(model.name, model.version, model.labels, model.input_px, 0.0)
+    rivals = dict(peers())
+    own: list[Own] = []
+    tallies: dict[str, Tally] = {}
+    for place, index in enumerate(range(0, simulator.frames, 25 // FPS)):
+        pixels = ground_truth(simulator, index, WIDTH_PX, HEIGHT_PX, -YAW_RAD, YAW_RAD, -v_half, v_half)
+        there = [
+            one
+            for one in stage.truth(stage.compose(index, stage.still.copy()))
+            if one["label"] == "person" and one["visible"] > VISIBLE
+        ]
+        edges = [(one["yaw_min_rad"], one["v_min"], one["yaw_max_rad"], one["v_max"]) for one in there]
+        truth = ((np.array(edges).reshape(-1, 4) + [YAW_RAD, v_half] * 2) * per_rad).astype(np.float32)
+        times_s = []
+        for tile in tiles:
+            started_s = time.thread_time()
+            (looked.boxes[tile.corners[0]],) = model.detect([tile.view(pixels)])
+            times_s.append(time.thread_time() - started_s)
+        looked.frame = pixels
+        if not own:
+            looked.tile_s = statistics.median(times_s)
+            own = [Own(share, looked) for share in SHARES]
+            tallies = {name: Tally() for name in (*(one.name for one in own), *rivals)}
+        told = {one.name: one.update(place, pixels) for one in own}
+        whole = merge(tiles, [looked.boxes[tile.corners[0]] for tile in tiles], rules, lambda: None).boxes
+        people = whole.take(whole.labels == person)
+        told |= {name: update(people.corners, people.scores) for name, update in rivals.items()}
+        if place >= SETTLED:
+            for name, (boxes, numbers) in told.items():
+                tallies[name].add([one["id"] for one in there], truth, boxes, numbers)
+    print(f"A look at a tile takes {looked.tile_s * 1e3:.1f} ms of CPU; {len(tiles)} tiles, {FPS} frames a second.\n")
+    print("| tracker | right | found | astray | IDF1 | switches | numbers |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for name, tally in tallies.items():
+        print(f"| {f'own, {name}' if name not in rivals else name} | {tally.row()} |")
+
+
+if __name__ == "__main__":
+    main()
