@@ -12,7 +12,7 @@ import pytest
 from services.detector.config import DetectorSection
 from services.detector.detector import Detector
 from services.detector.models.model import load_model
-from tests.services.detector.conftest import FILM
+from tests.services.detector.pictures import FILM
 
 ENLARGED = 4.5
 """The van is then wider than the tiles' overlap."""
