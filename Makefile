@@ -114,9 +114,11 @@ bench-stitch: $(VENV)/installed-dev ## what a panorama costs, beside decoding, m
 	$(BIN)/python -m bench.stitch $(if $(BEFORE),--before $(BEFORE))
 
 # MODELS='PATH …': beside the default and, where ../shared/models has them, SSDLite and YOLOX-nano.
+# SAHI: Python of an environment that has it, which is then compared too.
 bench-detect: $(VENV)/installed-dev ## what detectors find, by the height of people, what a tile costs, and how true tracks are
 	$(BIN)/python -m bench.detect $(MODELS)
 	$(BIN)/python -m bench.track
+	$(BIN)/python -m bench.slices $(if $(SAHI),--sahi $(SAHI))
 
 # Race for MINUTES and torture for as long, then kill processes at every step of their work, KILLS times; a report as JSON.
 MINUTES ?= 0

@@ -1,0 +1,100 @@
+"""Finds people by SAHI's slices, with the detector's own model: run by the Python of an environment that has SAHI.
+
+``PYTHONPATH=CHECKOUT PYTHON -m bench.sahi_worker PICTURE.npy … TILE_PX OVERLAP_PX`` prints a line of JSON for each
+picture: the people's boxes, and the seconds of CPU and of the clock. The first picture is looked at once before.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+import cv2
+import numpy as np
+from sahi.models.base import DetectionModel
+from sahi.predict import get_sliced_prediction
+from sahi.prediction import ObjectPrediction
+
+from services.detector.config import DetectorSection
+from services.detector.models.model import load_model
+
+
+class Ours(DetectionModel):  # type: ignore[misc]  # the package has no types here
+    """The detector's default model, as SAHI wants one."""
+
+    def load_model(self) -> None:
+        """Load it."""
+        self.model = load_model(DetectorSection())
+
+    @property
+    def category_names(self) -> list[str]:
+        """What it looks for."""
+        return list(self.model.labels)
+
+    @property
+    def has_mask(self) -> bool:
+        """It knows boxes alone."""
+        return False
+
+    @property
+    def num_categories(self) -> int:
+        """How many kinds it looks for."""
+        return len(self.model.labels)
+
+    def perform_inference(self, image: np.ndarray[Any, Any]) -> None:
+        """Look at a slice."""
+        (self._original_predictions,) = self.model.detect([image])
+
+    def _create_object_prediction_list_from_original_predictions(
+        self, shift_amount_list: Any = ((0, 0),), full_shape_list: Any = None
+    ) -> None:
+        boxes = self._original_predictions
+        height, width = full_shape_list[0]
+        self._object_prediction_list_per_image = [
+            [
+                ObjectPrediction(
+                    bbox=corners.tolist(),
+                    category_id=int(label),
+                    category_name=self.model.labels[label],
+                    score=float(score),
+                    shift_amount=list(shift_amount_list[0]),
+                    full_shape=[height, width],
+                )
+                for corners, score, label in zip(boxes.corners, boxes.scores, boxes.labels, strict=True)
+            ]
+        ]
+
+
+def main() -> None:
+    """Look at each picture."""
+    *paths, tile_px, overlap_px = sys.argv[1:]
+    cv2.setNumThreads(1)
+    model = Ours(confidence_threshold=min(load_model(DetectorSection()).thresholds))
+    ratio = int(overlap_px) / int(tile_px)
+
+    def look(pixels: np.ndarray[Any, Any]) -> Any:
+        return get_sliced_prediction(
+            pixels,
+            model,
+            slice_height=int(tile_px),
+            slice_width=int(tile_px),
+            overlap_height_ratio=ratio,
+            overlap_width_ratio=ratio,
+            perform_standard_pred=False,
+            verbose=0,
+        )
+
+    look(np.load(paths[0]))
+    for path in paths:
+        pixels = np.load(path)
+        begun = time.process_time(), time.perf_counter()
+        found = look(pixels).object_prediction_list
+        taken = [now - before for now, before in zip((time.process_time(), time.perf_counter()), begun, strict=True)]
+        boxes = [one.bbox.to_xyxy() for one in found if one.category.name == "person"]
+        print(json.dumps({"boxes": boxes, "cpu_s": taken[0], "wall_s": taken[1]}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
