@@ -28,6 +28,8 @@ INNER_WIDTH, INNER_TOP, INNER_HEIGHT = 0.8, 0.05, 0.6
 REACH = 1.0, 0.25
 """How far from the expected place the patch is looked for, in widths and heights of the box."""
 LEAST_REACH_PX = 10.0, 6.0
+USUAL_S, MOST_FURTHER = 0.2, 2.0
+"""The reach is that of so many seconds; after longer it is larger, up to so many times."""
 MOST_REACH_PX = 100.0
 LEAST_SIDE = 4
 """Samples of a patch in each direction."""
@@ -47,17 +49,19 @@ class Sight:
     offset: tuple[float, float]
     """From the box's left upper corner to the patch's first sample, in pixels."""
 
-    def find(self, pixels: Pixels, expected: Floats) -> Floats | None:
+    def find(self, pixels: Pixels, expected: Floats, elapsed_s: float = USUAL_S) -> Floats | None:
         """Where the box is in another frame, ``None`` if the object is not seen there.
 
         Args:
             pixels: The frame, uint8 BGR of shape ``(height, width, 3)``.
             expected: Where the box should be: left, upper, right and lower edge.
+            elapsed_s: Since it was where the expectation comes from.
         """
         left, upper, right, lower = expected.tolist()
         step = self.step_px
+        further = min(MOST_FURTHER, max(1.0, elapsed_s / USUAL_S))
         reach = [
-            math.ceil(min(MOST_REACH_PX, max(least, part * side)) / step) * step
+            math.ceil(min(MOST_REACH_PX, max(least, part * side) * further) / step) * step
             for least, part, side in zip(LEAST_REACH_PX, REACH, (right - left, lower - upper), strict=True)
         ]
         x, y = round(left + self.offset[0]) - reach[0], round(upper + self.offset[1]) - reach[1]

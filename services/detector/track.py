@@ -38,7 +38,7 @@ VOTES_KEPT = 0.8
 """Weight of the earlier sightings in an object's label: a few in a row rename it."""
 PIECE_INSIDE = 0.6
 """Share of a piece that lies in the box of an object that it belongs to."""
-PLACED_S = 0.3
+PLACED_S = 0.5
 """How long the place of an object that moves is believed without a look at it."""
 STILL = 0.25
 """Of its width: what is expected to have moved by less is believed for longer."""
@@ -97,7 +97,9 @@ class _Track:
 
     def follow(self, pixels: Pixels, now_ns: int) -> None:
         """Look for it where it is expected."""
-        found = None if self.sight is None else self.sight.find(pixels, self.expected(now_ns))
+        if self.sight is None:
+            return
+        found = self.sight.find(pixels, self.expected(now_ns), (now_ns - self.at_ns) * 1e-9)
         if found is not None:
             self._move(found, np.ones(4, np.bool_), now_ns)
             self.sight = look_at(pixels, found)
