@@ -1,0 +1,231 @@
+"""What somebody sees who runs ``make demo`` and opens the page: ``python -m tests.e2e.first_sight [--minutes 10]``.
+
+It runs the demo and a browser on the cores that there are, and prints panoramas a second at the page, the age of
+detections, and how true the boxes are: of the people's boxes that were right in their own frame, those that still are
+on the same person when they are painted, over the picture that is shown then. Seconds in which other programs took the
+processor are told apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+from playwright.sync_api import Page, Route, WebSocket
+
+from framebus import remove_leftovers
+from services.common.status import read_statuses
+from services.simulator.config import SimulatorSection
+from services.simulator.render import render
+from tests.e2e.demo import LIVE, Demo
+from tests.e2e.page import open_page, wait_until_live
+from tests.support import ROOT, wait_until
+
+RIGHT_IOU: Final = 0.5
+"""A box is right in its own frame from here on."""
+KEPT_IOU: Final = 0.4
+"""It still is when it is painted, from here on."""
+FOREIGN_CORES: Final = 0.1
+"""Other programs disturb a second in which they take more."""
+SETTLE_S: Final = 15
+# Beside what the page does: notes what it paints over which picture.
+SHOW: Final = "  boxes.show("
+NOTED: Final = """  const captured = picture.shown?.captured_ms ?? null;
+  (window.painted ??= []).push({ captured, objects: marked.objects });
+  boxes.show("""
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(slots=True)
+class Seconds:
+    """Panoramas shown in each second, and the cores that other programs took in it."""
+
+    shown: list[float] = field(default_factory=list)
+    foreign: list[float] = field(default_factory=list)
+
+    def told(self, *, quiet: bool) -> str:
+        """Median and tenth percentile of the seconds with or without foreign load."""
+        chosen = [n for n, cores in zip(self.shown, self.foreign, strict=True) if (cores <= FOREIGN_CORES) == quiet]
+        if not chosen:
+            return "none"
+        low = sorted(chosen)[len(chosen) // 10]
+        return f"{len(chosen)} s, median {statistics.median(chosen):.1f}, a tenth of them at most {low:.1f}"
+
+
+class Truth:
+    """Where the simulator's people are in the panorama."""
+
+    def __init__(self, stream: str) -> None:
+        content = (render(SimulatorSection(cache_dir=ROOT / ".cache/simulator")) / "truth.json").read_text()
+        self._frames: list[list[dict[str, Any]]] = json.loads(content)["frames_objects"]
+        statuses = read_statuses(stream)
+        self._timeline = statuses["simulator"]["details"]
+        self._panorama = statuses["stitcher"]["details"]["calibration"]["panorama"]
+
+    def people(self, captured_ms: float) -> dict[Any, Box]:
+        """The box of each person at a time, in pixels."""
+        frame = round((captured_ms / 1e3 - self._timeline["t0_s"]) * self._timeline["fps"]) % self._timeline["frames"]
+        scale, left, top = (self._panorama[name] for name in ("scale_px", "yaw_min_rad", "v_min"))
+        return {
+            one["id"]: (
+                (one["yaw_min_rad"] - left) * scale,
+                (one["v_min"] - top) * scale,
+                (one["yaw_max_rad"] - left) * scale,
+                (one["v_max"] - top) * scale,
+            )
+            for one in self._frames[frame]
+            if one["label"] == "person"
+        }
+
+
+def overlap(one: Box, other: Box) -> float:
+    """Intersection over union."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
+    return width * height / (sum(areas) - width * height)
+
+
+def box_of(found: dict[str, Any]) -> Box:
+    """The corners of an object as the page has it."""
+    return found["x"], found["y"], found["x"] + found["width"], found["y"] + found["height"]
+
+
+@dataclass(slots=True)
+class Boxes:
+    """How many boxes were right in their own frame, and still were when they were painted."""
+
+    told: int = 0
+    right: int = 0
+    painted: int = 0
+    kept: int = 0
+    _on: dict[tuple[str, int], Any] = field(default_factory=dict)
+    """Whom each track was on in its newest message, where it was right."""
+
+    def tell(self, message: dict[str, Any], truth: Truth) -> None:
+        """Count a message of the detector."""
+        people = truth.people(message["captured_ms"])
+        for found in message["objects"]:
+            if found["label"] != "person":
+                continue
+            self.told += 1
+            best = max(people, key=lambda name: overlap(people[name], box_of(found)), default=None)
+            key = message["instance"], found["track"]
+            self._on.pop(key, None)
+            if best is not None and overlap(people[best], box_of(found)) >= RIGHT_IOU:
+                self.right += 1
+                self._on[key] = best
+
+    def paint(self, painted: dict[str, Any], truth: Truth) -> None:
+        """Count what was painted over a picture."""
+        people = truth.people(painted["captured"])
+        for found in painted["objects"]:
+            person = self._on.get((found["instance"], found["track"]))
+            if found["label"] == "person" and person in people:
+                self.painted += 1
+                self.kept += overlap(people[person], box_of(found)) >= KEPT_IOU
+
+
+def note_painting(page: Page) -> list[dict[str, Any]]:
+    """Load the page again so that it notes what it paints; the detector's messages, as they come."""
+    messages: list[dict[str, Any]] = []
+
+    def serve(route: Route) -> None:
+        answer = route.fetch()
+        assert SHOW in answer.text(), "the page shows boxes in another way"
+        route.fulfill(response=answer, body=answer.text().replace(SHOW, NOTED))
+
+    def listen(websocket: WebSocket) -> None:
+        def receive(payload: str | bytes) -> None:
+            content = json.loads(payload) if isinstance(payload, str) else {}
+            if content.get("type") == "detections":
+                messages.append(content)
+
+        websocket.on("framereceived", receive)
+
+    page.route("**/page/main.js*", serve)
+    page.on("websocket", listen)
+    page.reload()
+    wait_until_live(page)
+    return messages
+
+
+def busy_s(processes: Sequence[psutil.Process]) -> tuple[float, float]:
+    """Seconds of CPU of the whole machine, and of these processes."""
+    times = psutil.cpu_times()
+    own = 0.0
+    for process in processes:
+        try:
+            own += sum(process.cpu_times()[:2])
+        except psutil.Error:
+            continue
+    return sum(times) - times.idle - times.iowait, own
+
+
+def watch(demo: Demo, page: Page, duration_s: float) -> tuple[Seconds, Boxes, list[float]]:
+    """Look at the page for so long."""
+    messages, truth = note_painting(page), Truth(demo.stream)
+    seconds, boxes, ages_ms = Seconds(), Boxes(), []
+    page.wait_for_timeout(SETTLE_S * 1e3)
+    page.evaluate("window.painted = []")
+    messages.clear()
+    end_s = time.monotonic() + duration_s
+    while time.monotonic() < end_s:
+        processes = [*demo.processes(), psutil.Process(), *psutil.Process().children(recursive=True)]
+        begun_s, before = time.monotonic(), busy_s(processes)
+        page.wait_for_timeout(1000)
+        painted = [one for one in page.evaluate("window.painted.splice(0)") if one["captured"] is not None]
+        elapsed_s, after = time.monotonic() - begun_s, busy_s(processes)
+        seconds.shown.append(len({one["captured"] for one in painted}) / elapsed_s)
+        everything, own = (now - then for now, then in zip(after, before, strict=True))
+        seconds.foreign.append(max(0.0, everything - own) / elapsed_s)
+        # Each picture as it was painted last, after the messages that had come by then.
+        for message in messages:
+            boxes.tell(message, truth)
+        messages.clear()
+        for one in {one["captured"]: one for one in painted}.values():
+            boxes.paint(one, truth)
+        ages_ms.append(demo.status()["services"]["streamer"]["stages"]["detections"]["latency_p50_ms"] or float("nan"))
+    return seconds, boxes, ages_ms
+
+
+def main() -> None:
+    """Run the demo, look at the page, and tell what is seen."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.e2e.first_sight", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("--minutes", type=float, default=10.0)
+    options = parser.parse_args()
+    stream = f"sight-{os.urandom(4).hex()}"
+    with tempfile.TemporaryDirectory() as folder:
+        demo = Demo(stream, Path(folder) / "log")
+        try:
+            wait_until(lambda: LIVE in demo.output(), "the panorama is live", timeout_s=300, detail=demo.output)
+            with open_page(demo.url) as page:
+                seconds, boxes, ages_ms = watch(demo, page, options.minutes * 60)
+        finally:
+            demo.kill()
+            remove_leftovers(stream)
+    print(f"panoramas a second at the page, undisturbed: {seconds.told(quiet=True)}")
+    print(f"the same while other programs took {FOREIGN_CORES:g} of a core or more: {seconds.told(quiet=False)}")
+    print(f"age of detections at the streamer, median of the medians: {statistics.median(ages_ms):.0f} ms")
+    print(
+        f"boxes on people: {boxes.told} told, {boxes.right / max(1, boxes.told):.0%} right in their own frame (IoU 0.5)"
+    )
+    print(f"of those, painted {boxes.painted} times, {boxes.kept / max(1, boxes.painted):.0%} still right (IoU 0.4)")
+
+
+if __name__ == "__main__":
+    main()
