@@ -223,7 +223,9 @@ def _decode_video(path: Path) -> Iterator[tuple[npt.NDArray[np.uint8], int]]:
             for number, frame in enumerate(container.decode(video=0), 1):
                 at_ns = (number - 1) * INTERVAL_NS if frame.time is None else round(frame.time * 1e9)
                 begun_ns = at_ns if begun_ns is None else begun_ns
-                yield np.asarray(frame.to_ndarray(format="bgr24"), np.uint8), max(0, at_ns - begun_ns)
+                pixels = np.asarray(frame.to_ndarray(format="bgr24"), np.uint8)
+                # A telephone that was held upright: the angle is counter-clockwise, as FFmpeg's display matrix has it.
+                yield np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90))), max(0, at_ns - begun_ns)
     except (av.FFmpegError, OSError) as error:
         after = f" after {number} frames" if number else ""
         raise RecordingError(f"{path} cannot be decoded{after}: {error.strerror or error}") from None

@@ -66,6 +66,35 @@ def test_a_video_comes_with_its_times(tmp_path: Path, name: str) -> None:
     assert [frame.captured_ns for frame in recording.frames()] == [100_000_000 * number for number in range(5)]
 
 
+@pytest.mark.parametrize(("degrees", "bright"), [(0, (0, 0)), (-90, (0, 47)), (90, (63, 0)), (180, (47, 63))])
+def test_a_video_is_turned_as_it_was_held(tmp_path: Path, degrees: int, bright: tuple[int, int]) -> None:
+    picture = np.zeros((48, 64, 3), np.uint8)
+    picture[:16, :16] = 255
+    with av.open(str(tmp_path / "clip.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.bit_rate = 64, 48, 4_000_000
+        stream.set_display_rotation(degrees)
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="bgr24")))
+        container.mux(stream.encode(None))
+    (frame,) = Recording(f"file://{tmp_path}/clip.mp4").frames()
+    assert frame.pixels.shape == ((64, 48, 3) if degrees % 180 else (48, 64, 3))
+    assert frame.pixels[bright].min() > 200
+    assert (frame.pixels > 128).mean() == pytest.approx(1 / 12, abs=0.02)
+
+
+@pytest.mark.parametrize("pixel_format", ["gray", "yuv420p10le", "yuv444p"])
+def test_any_kind_of_pixel_becomes_bgr(tmp_path: Path, pixel_format: str) -> None:
+    with av.open(str(tmp_path / "clip.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 66, 50, pixel_format
+        frame = av.VideoFrame.from_ndarray(np.full((50, 66, 3), 128, np.uint8), format="bgr24")
+        container.mux(stream.encode(frame.reformat(format=pixel_format)))
+        container.mux(stream.encode(None))
+    (found,) = Recording(f"file://{tmp_path}/clip.mkv").frames()
+    assert (found.pixels.shape, str(found.pixels.dtype)) == ((50, 66, 3), "uint8")
+    assert np.abs(found.pixels.astype(int) - 128).max() <= 3
+
+
 def test_a_folder_with_one_video_is_that_video(tmp_path: Path) -> None:
     write_video(tmp_path / "clip.mp4", 3)
     tell(tmp_path / "frames.jsonl", *({"sequence": number} for number in (7, 8, 11)))
