@@ -144,7 +144,12 @@ def test_times_are_of_one_clock_in_all_containers(pipeline: Project) -> None:
 
 
 # Distributions that one image alone has, beside what all have.
-OWN = {"av": {"stitcher"}, "onnxruntime": {"detector"}, "aiohttp": {"streamer"}, "prometheus-client": {"streamer"}}
+OWN = {
+    "av": {"stitcher", "detector"},
+    "onnxruntime": {"detector"},
+    "aiohttp": {"streamer"},
+    "prometheus-client": {"streamer"},
+}
 LIST = "import importlib.metadata as m; print(*sorted(d.name.lower().replace('_', '-') for d in m.distributions()))"
 
 
