@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import psutil
-from playwright.sync_api import Page, Route, WebSocket
+from playwright.sync_api import Page, Route
 
 from framebus import remove_leftovers
 from services.common.status import read_statuses
@@ -37,11 +37,14 @@ KEPT_IOU: Final = 0.4
 FOREIGN_CORES: Final = 0.1
 """Other programs disturb a second in which they take more."""
 SETTLE_S: Final = 15
-# Beside what the page does: notes what it paints over which picture.
-SHOW: Final = "  boxes.show("
-NOTED: Final = """  const captured = picture.shown?.captured_ms ?? null;
-  (window.painted ??= []).push({ captured, objects: marked.objects });
-  boxes.show("""
+# Beside what the page does: notes what it is told, and each picture with the boxes over it. Listening to the WebSocket
+# from outside would hand every picture to this process too.
+NOTED: Final = {
+    "motion.add(message)": "((window.told ??= []).push(message), motion.add(message))",
+    "    overview.redraw(false);": """    const { objects } = marked;
+    (window.painted ??= []).push({ captured: head.captured_ms, objects });
+    overview.redraw(false);""",
+}
 
 Box = tuple[float, float, float, float]
 
@@ -138,28 +141,20 @@ class Boxes:
                 self.kept += overlap(people[person], box_of(found)) >= KEPT_IOU
 
 
-def note_painting(page: Page) -> list[dict[str, Any]]:
-    """Load the page again so that it notes what it paints; the detector's messages, as they come."""
-    messages: list[dict[str, Any]] = []
+def note_boxes(page: Page) -> None:
+    """Load the page again so that it notes what it is told and paints."""
 
     def serve(route: Route) -> None:
         answer = route.fetch()
-        assert SHOW in answer.text(), "the page shows boxes in another way"
-        route.fulfill(response=answer, body=answer.text().replace(SHOW, NOTED))
-
-    def listen(websocket: WebSocket) -> None:
-        def receive(payload: str | bytes) -> None:
-            content = json.loads(payload) if isinstance(payload, str) else {}
-            if content.get("type") == "detections":
-                messages.append(content)
-
-        websocket.on("framereceived", receive)
+        script = answer.text()
+        for line, noted in NOTED.items():
+            assert script.count(line) == 1, f"the page has no single {line!r} any more"
+            script = script.replace(line, noted)
+        route.fulfill(response=answer, body=script)
 
     page.route("**/page/main.js*", serve)
-    page.on("websocket", listen)
     page.reload()
     wait_until_live(page)
-    return messages
 
 
 def busy_s(processes: Sequence[psutil.Process]) -> tuple[float, float]:
@@ -176,26 +171,24 @@ def busy_s(processes: Sequence[psutil.Process]) -> tuple[float, float]:
 
 def watch(demo: Demo, page: Page, duration_s: float) -> tuple[Seconds, Boxes, list[float]]:
     """Look at the page for so long."""
-    messages, truth = note_painting(page), Truth(demo.stream)
-    seconds, boxes, ages_ms = Seconds(), Boxes(), []
+    note_boxes(page)
+    truth, seconds, boxes = Truth(demo.stream), Seconds(), Boxes()
+    ages_ms: list[float] = []
     page.wait_for_timeout(SETTLE_S * 1e3)
-    page.evaluate("window.painted = []")
-    messages.clear()
+    page.evaluate("() => { window.painted = []; window.told = []; }")
     end_s = time.monotonic() + duration_s
     while time.monotonic() < end_s:
         processes = [*demo.processes(), psutil.Process(), *psutil.Process().children(recursive=True)]
         begun_s, before = time.monotonic(), busy_s(processes)
         page.wait_for_timeout(1000)
-        painted = [one for one in page.evaluate("window.painted.splice(0)") if one["captured"] is not None]
+        told, painted = page.evaluate("[window.told.splice(0), window.painted.splice(0)]")
         elapsed_s, after = time.monotonic() - begun_s, busy_s(processes)
         seconds.shown.append(len({one["captured"] for one in painted}) / elapsed_s)
         everything, own = (now - then for now, then in zip(after, before, strict=True))
         seconds.foreign.append(max(0.0, everything - own) / elapsed_s)
-        # Each picture as it was painted last, after the messages that had come by then.
-        for message in messages:
+        for message in told:
             boxes.tell(message, truth)
-        messages.clear()
-        for one in {one["captured"]: one for one in painted}.values():
+        for one in painted:
             boxes.paint(one, truth)
         ages_ms.append(demo.status()["services"]["streamer"]["stages"]["detections"]["latency_p50_ms"] or float("nan"))
     return seconds, boxes, ages_ms
