@@ -86,6 +86,9 @@ class Demo:
     def kill(self) -> None:
         """End it the hard way, for a test that failed."""
         if self.process.poll() is None:
-            for process in self.processes():
-                process.kill()
+            processes = self.processes()
+            for process in processes:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
             self.process.wait()
+            psutil.wait_procs(processes, timeout=10)  # what they hold in /dev/shm can be removed then
