@@ -23,11 +23,12 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
 from services.common import geometry
+from services.common.pictures import read_picture
+from services.common.service import ServiceError
 
 PICTURES: Final = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 VIDEOS: Final = frozenset({".avi", ".h264", ".h265", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4", ".mpg", ".ts", ".webm"})
@@ -35,6 +36,7 @@ SIDECAR: Final = "frames.jsonl"
 INTERVAL_NS: Final = 40_000_000
 """Between frames whose time nothing tells."""
 _LONGEST_LINE: Final = 1 << 16
+_NUMBER: Final = re.compile(r"(\d+)")
 
 
 class RecordingError(Exception):
@@ -170,11 +172,9 @@ def _files(folder: Path, endings: frozenset[str]) -> list[Path]:
         found = [path for path in folder.iterdir() if path.suffix.lower() in endings and not path.name.startswith(".")]
     except OSError as error:
         raise RecordingError(f"{folder} cannot be read: {error.strerror}") from None
-    return sorted(found, key=lambda path: [(int(part) if part.isdigit() else 0, part) for part in _parts(path.name)])
-
-
-def _parts(name: str) -> list[str]:
-    return re.split(r"(\d+)", name)
+    return sorted(
+        found, key=lambda path: [(int(part) if part.isdigit() else 0, part) for part in _NUMBER.split(path.name)]
+    )
 
 
 def _told_frame(place: str, line: bytes) -> dict[str, Any]:
@@ -200,13 +200,9 @@ def _told_frame(place: str, line: bytes) -> dict[str, Any]:
 
 def _read_picture(path: Path) -> npt.NDArray[np.uint8]:
     try:
-        content = np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise RecordingError(f"{path} cannot be read: {error.strerror}") from None
-    picture = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
-    if picture is None:
-        raise RecordingError(f"{path} is not a picture that can be read: remove it, or make it anew")
-    return np.asarray(picture, np.uint8)
+        return read_picture(path, str(path), "remove it, or make it anew")
+    except ServiceError as error:
+        raise RecordingError(str(error)) from None
 
 
 def _decode_video(path: Path) -> Iterator[tuple[npt.NDArray[np.uint8], int]]:

@@ -7,16 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
-
 from services.common.config import LogSection, load
 from services.common.logs import set_up_logs
+from services.common.pictures import read_picture
 from services.common.service import ServiceError
 from services.detector.config import DetectorConfiguration
 from services.detector.detector import find_all
 from services.detector.models.model import Model, ModelError, load_model
-from services.detector.tiles import Pixels
 
 
 def main(arguments: list[str]) -> int:
@@ -31,7 +28,9 @@ def main(arguments: list[str]) -> int:
     section = load(DetectorConfiguration, options.config).detector.model_copy(
         update={key: value for key, value in given.items() if value is not None}
     )
-    pixels = None if options.picture is None else _read(options.picture)
+    pixels = (
+        None if options.picture is None else read_picture(options.picture, str(options.picture), "give PNG or JPEG")
+    )
     try:
         model = load_model(section)
     except ModelError as error:
@@ -59,17 +58,6 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--format", help="how its outputs are read, where they fit several formats")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser.parse_args(arguments)
-
-
-def _read(path: Path) -> Pixels:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ServiceError(f"{path} cannot be read: {error.strerror}") from None
-    picture = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
-    if picture is None:
-        raise ServiceError(f"{path} is not a picture that can be read: give PNG or JPEG")
-    return np.asarray(picture, np.uint8)
 
 
 def _describe(model: Model) -> dict[str, Any]:

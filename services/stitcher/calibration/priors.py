@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 
 import cv2
 import numpy as np
 
-from services.common.service import ServiceError
+from services.common.pictures import read_picture
 from services.stitcher.calibration.poses import CameraPrior, Image, PointPair
 from services.stitcher.config import CameraSection, StitcherSection
 
@@ -50,28 +49,6 @@ def read_mask(camera: CameraSection) -> Image | None:
     return read_picture(
         camera.mask, f"the mask {camera.mask}", "give PNG, black where to ignore", flags=cv2.IMREAD_GRAYSCALE
     )
-
-
-def read_picture(path: Path, what: str, remedy: str, *, flags: int = cv2.IMREAD_COLOR) -> Image:
-    """A picture of a file: uint8 of shape ``(height, width, 3)``, BGR, or as OpenCV's ``flags`` want it.
-
-    Args:
-        path: The file.
-        what: What it is, for the sentence of an error.
-        remedy: What to do if the file is not a picture.
-        flags: Of ``cv2.imdecode``.
-
-    Raises:
-        ServiceError: The file cannot be read, or is not a picture.
-    """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ServiceError(f"{what} cannot be read: {error.strerror}") from None
-    picture = cv2.imdecode(np.frombuffer(content, np.uint8), flags) if content else None
-    if picture is None:
-        raise ServiceError(f"{what} is not a picture that can be read: {remedy}")
-    return np.asarray(picture, np.uint8)
 
 
 def _prior(section: StitcherSection, camera: CameraSection | None, shape: Shape, aspect: float) -> CameraPrior:

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from services.common.config import load
+from services.common.pictures import read_picture
 from services.common.service import ServiceError
 from services.stitcher.calibration.calibrate import calibrate
 from services.stitcher.calibration.poses import Calibration, CalibrationError, CameraPrior, Image
-from services.stitcher.calibration.priors import point_pairs, priors_of, read_picture
+from services.stitcher.calibration.priors import point_pairs, priors_of
 from services.stitcher.config import StitcherConfiguration, StitcherSection
 from services.stitcher.inspection.describe import describe
 from services.stitcher.inspection.picture import draw
