@@ -129,6 +129,10 @@ class DetectorSection(Section):
             raise ValueError("a recording has no newest frame: leave mode out, or set every")
         return self
 
+    def without_budget(self) -> Self:
+        """The same, but each frame is looked at whole, whatever it costs."""
+        return self.model_copy(update={"cpu_share": None, "target_fps": None})
+
     @property
     def recording(self) -> str | None:
         """URL of the recording, if the source is one."""

@@ -246,8 +246,7 @@ class Detector:
 
 def find_all(section: DetectorSection, model: Model, pixels: Pixels) -> Boxes:
     """The objects of one picture, of which every tile is looked at, whatever it costs."""
-    unlimited = section.model_copy(update={"cpu_share": None, "target_fps": None})
-    return Detector(unlimited, model, threading.Event()).detect(pixels).known.boxes
+    return Detector(section.without_budget(), model, threading.Event()).detect(pixels).known.boxes
 
 
 def _in_frame(known: Known, width_px: int, height_px: int) -> Known:

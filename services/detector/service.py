@@ -49,7 +49,7 @@ def main(configuration: DetectorConfiguration, stop: threading.Event) -> None:
     model, recording = _open(section)
     log.info("model loaded", **_described(model))
     if recording is not None:
-        section = section.model_copy(update={"cpu_share": None, "target_fps": None})  # each frame is looked at whole
+        section = section.without_budget()
     service = _Service(configuration, section, model, stop, recording)
     # Only the thread that detects steps back: the status is answered, and a stop is quick, however busy the machine is.
     try:
