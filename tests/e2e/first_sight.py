@@ -9,7 +9,6 @@ processor are told apart.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
@@ -23,12 +22,10 @@ import psutil
 from playwright.sync_api import Page, Route
 
 from framebus import remove_leftovers
-from services.common.status import read_statuses
-from services.simulator.config import SimulatorSection
-from services.simulator.render import render
 from tests.e2e.demo import LIVE, Demo
 from tests.e2e.page import open_page, wait_until_live
-from tests.support import ROOT, wait_until
+from tests.e2e.truth import Truth, box_of, overlap
+from tests.support import wait_until
 
 RIGHT_IOU: Final = 0.5
 """A box is right in its own frame from here on."""
@@ -46,8 +43,6 @@ NOTED: Final = {
     overview.redraw(false);""",
 }
 
-Box = tuple[float, float, float, float]
-
 
 @dataclass(slots=True)
 class Seconds:
@@ -63,47 +58,6 @@ class Seconds:
             return "none"
         low = sorted(chosen)[len(chosen) // 10]
         return f"{len(chosen)} s, median {statistics.median(chosen):.1f}, a tenth of them at most {low:.1f}"
-
-
-class Truth:
-    """Where the simulator's people are in the panorama."""
-
-    def __init__(self, stream: str) -> None:
-        content = (render(SimulatorSection(cache_dir=ROOT / ".cache/simulator")) / "truth.json").read_text()
-        self._frames: list[list[dict[str, Any]]] = json.loads(content)["frames_objects"]
-        statuses = read_statuses(stream)
-        self._timeline = statuses["simulator"]["details"]
-        self._panorama = statuses["stitcher"]["details"]["calibration"]["panorama"]
-
-    def people(self, captured_ms: float) -> dict[Any, Box]:
-        """The box of each person at a time, in pixels."""
-        frame = round((captured_ms / 1e3 - self._timeline["t0_s"]) * self._timeline["fps"]) % self._timeline["frames"]
-        scale, left, top = (self._panorama[name] for name in ("scale_px", "yaw_min_rad", "v_min"))
-        return {
-            one["id"]: (
-                (one["yaw_min_rad"] - left) * scale,
-                (one["v_min"] - top) * scale,
-                (one["yaw_max_rad"] - left) * scale,
-                (one["v_max"] - top) * scale,
-            )
-            for one in self._frames[frame]
-            if one["label"] == "person"
-        }
-
-
-def overlap(one: Box, other: Box) -> float:
-    """Intersection over union."""
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
-    return width * height / (sum(areas) - width * height)
-
-
-def box_of(found: dict[str, Any]) -> Box:
-    """The corners of an object as the page has it."""
-    return found["x"], found["y"], found["x"] + found["width"], found["y"] + found["height"]
 
 
 @dataclass(slots=True)

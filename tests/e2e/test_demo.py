@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,9 @@ from playwright.sync_api import Page
 
 from framebus import remove_leftovers
 from services.common.detections import DetectionSubscriber
-from services.common.status import read_statuses
-from services.simulator.config import SimulatorSection
-from services.simulator.render import render
 from tests.e2e.demo import LIVE, Demo
 from tests.e2e.page import LEAST_SHOWN, collect_detections, open_page, part_shown
+from tests.e2e.truth import Box, Truth, box_of, overlap
 from tests.support import ROOT, complaints, files_of, needs_browser, wait_until
 
 LEAST_IOU = 0.35
@@ -83,21 +80,8 @@ def test_the_status_tells_every_stage(demo: Demo) -> None:
         assert numbers["skipped"] >= 0
 
 
-def overlap(one: tuple[float, ...], other: tuple[float, ...]) -> float:
-    """Intersection over union of two boxes (left, top, right, bottom)."""
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    if min(width, height) <= 0:
-        return 0.0
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
-    return width * height / (sum(areas) - width * height)
-
-
 def test_boxes_are_on_the_true_people(demo: Demo, page: Page) -> None:
-    truth = json.loads((render(SimulatorSection(cache_dir=ROOT / ".cache/simulator")) / "truth.json").read_text())
-    statuses = read_statuses(demo.stream)
-    timeline = statuses["simulator"]["details"]
-    panorama = statuses["stitcher"]["details"]["calibration"]["panorama"]
+    truth = Truth(demo.stream)
     at_page = collect_detections(page)
     recalls: list[float] = []
     detections = DetectionSubscriber(demo.stream)
@@ -110,28 +94,16 @@ def test_boxes_are_on_the_true_people(demo: Demo, page: Page) -> None:
                 captured_ns[found.sequence] = found.captured_ns
         page.wait_for_timeout(200)
         for sequence in sorted(at_page.keys() & captured_ns.keys()):
-            elapsed_s = captured_ns.pop(sequence) / 1e9 - timeline["t0_s"]
-            people = truth["frames_objects"][round(elapsed_s * timeline["fps"]) % timeline["frames"]]
-            recalls.append(recall(people, at_page[sequence], panorama))
+            people = truth.people(captured_ns.pop(sequence) / 1e6)
+            recalls.append(recall(list(people.values()), at_page[sequence]))
     detections.close()
     assert len(recalls) >= 12, (len(recalls), demo.status())
     assert np.median(recalls) >= 0.5, recalls
 
 
-def recall(truth: list[dict[str, Any]], boxes: list[dict[str, Any]], panorama: dict[str, float]) -> float:
+def recall(people: Sequence[Box], objects: list[dict[str, Any]]) -> float:
     """Share of the true people that have a box labelled person on them."""
-    found = [(b["x"], b["y"], b["x"] + b["width"], b["y"] + b["height"]) for b in boxes if b["label"] == "person"]
-    scale, left, top = panorama["scale_px"], panorama["yaw_min_rad"], panorama["v_min"]
-    people = [
-        (
-            (person["yaw_min_rad"] - left) * scale,
-            (person["v_min"] - top) * scale,
-            (person["yaw_max_rad"] - left) * scale,
-            (person["v_max"] - top) * scale,
-        )
-        for person in truth
-        if person["label"] == "person"
-    ]
+    found = [box_of(one) for one in objects if one["label"] == "person"]
     return sum(any(overlap(person, box) >= LEAST_IOU for box in found) for person in people) / len(people)
 
 

@@ -12,7 +12,7 @@ import pytest
 from services.detector.config import DetectorSection
 from services.detector.detector import Detector
 from services.detector.models.model import load_model
-from tests.services.detector.pictures import FILM
+from tests.services.detector.pictures import film_frame
 
 ENLARGED = 4.5
 """The van is then wider than the tiles' overlap."""
@@ -23,11 +23,7 @@ LABELS = ("person", *VEHICLES)
 @pytest.fixture(scope="module")
 def road() -> npt.NDArray[np.uint8]:
     """A van and a person on a lawn, in a panorama of 688 x 2000 pixels."""
-    film = cv2.VideoCapture(str(FILM))
-    for _ in range(121):
-        complete, frame = film.read()
-    film.release()
-    assert complete
+    frame = film_frame()
 
     def enlarged(part: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         return np.asarray(cv2.resize(part, None, fx=ENLARGED, fy=ENLARGED, interpolation=cv2.INTER_CUBIC), np.uint8)
