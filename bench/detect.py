@@ -1,6 +1,6 @@
 """What detectors find and cost, beside each other: ``python -m bench.detect [MODEL|BUNDLE …]``.
 
-On a film of pedestrians at three scales, in tiles of the service's size: recall, and boxes that match nobody. The
+On a film of pedestrians at three scales, in tiles of the service's size: recall, and boxes that match no person. The
 people are those on whom two models agree at full size in small tiles, so that no single model is its own judge. On the
 simulator's panorama, whose truth is known, the same. CPU time is measured in turns, on one thread.
 """
@@ -24,7 +24,7 @@ from services.detector.detector import find_all
 from services.detector.models.model import Model, ModelError, load_model
 from services.detector.tiles import Pixels
 from services.simulator.config import SimulatorSection
-from services.simulator.scene import ground_truth, scene
+from services.simulator.scene import Scene, ground_truth, scene
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 WEIGHTS: Final = ROOT.parent / "shared" / "models"
@@ -86,26 +86,41 @@ def film() -> list[Pixels]:
     return [pictures[place] for place in places]
 
 
+def panorama(section: SimulatorSection, stage: Scene, index: int, visible: float) -> tuple[Pixels, list[int], Floats]:
+    """A panorama of the simulator.
+
+    Args:
+        section: The simulator's settings.
+        stage: Its scene.
+        index: Number of the frame.
+        visible: People of whom at least this part is visible are told.
+
+    Returns:
+        The pixels, the people's numbers, and their corners, ``(n, 4)``.
+    """
+    v_half = YAW_RAD * HEIGHT_PX / WIDTH_PX
+    pixels = ground_truth(section, index, WIDTH_PX, HEIGHT_PX, -YAW_RAD, YAW_RAD, -v_half, v_half)
+    people = [
+        one
+        for one in stage.truth(stage.compose(index, stage.still.copy()))
+        if one["label"] == "person" and one["visible"] >= visible
+    ]
+    edges = [(one["yaw_min_rad"], one["v_min"], one["yaw_max_rad"], one["v_max"]) for one in people]
+    corners = (np.array(edges).reshape(-1, 4) + [YAW_RAD, v_half] * 2) * WIDTH_PX / (2 * YAW_RAD)
+    return pixels, [one["id"] for one in people], corners.astype(np.float32)
+
+
 def panoramas() -> list[tuple[Pixels, Floats]]:
     """Panoramas of the simulator with the people who are mostly visible."""
     section = SimulatorSection()
     stage = scene(section)
-    v_half = YAW_RAD * HEIGHT_PX / WIDTH_PX
-    per_rad = WIDTH_PX / (2 * YAW_RAD)
-    made = []
-    for index in (0, section.frames // 3, section.frames * 2 // 3):
-        pixels = ground_truth(section, index, WIDTH_PX, HEIGHT_PX, -YAW_RAD, YAW_RAD, -v_half, v_half)
-        people = [
-            [one["yaw_min_rad"] + YAW_RAD, one["v_min"] + v_half, one["yaw_max_rad"] + YAW_RAD, one["v_max"] + v_half]
-            for one in stage.truth(stage.compose(index, stage.still.copy()))
-            if one["label"] == "person" and one["visible"] >= MATCH
-        ]
-        made.append((pixels, (np.array(people) * per_rad).astype(np.float32)))
-    return made
+    indices = (0, section.frames // 3, section.frames * 2 // 3)
+    views = [panorama(section, stage, index, MATCH) for index in indices]
+    return [(pixels, corners) for pixels, _, corners in views]
 
 
 def judge(model: Model, pictures: Sequence[tuple[Pixels, Floats]], scale: float) -> tuple[float, float]:
-    """Recall, and boxes a picture that match nobody."""
+    """Recall, and boxes a picture that match no person."""
     hits = people = false = 0
     for pixels, truth in pictures:
         found = find(model, scaled(pixels, scale), TILE_PX, OVERLAP_PX)
@@ -149,7 +164,7 @@ def main() -> None:
     views = panoramas()
     times = cpu_ms(models, scaled(pictures[0], 1.0)[:TILE_PX, :TILE_PX])
     print(f"{sum(len(people) for _, people in truth)} people in {len(pictures)} pictures of the film; in the panoramas")
-    print(f"{sum(len(people) for _, people in views)}. Recall / boxes a picture that match nobody.\n")
+    print(f"{sum(len(people) for _, people in views)}. Recall / boxes a picture that match no person.\n")
     heights = [f"{round(PERSON_PX * scale)} px" for scale in SCALES]
     columns = [f"film {height}" for height in heights]
     columns += [f"panorama 1/{round(1 / scale)}" for scale in SCALES]

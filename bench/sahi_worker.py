@@ -24,9 +24,9 @@ from services.detector.models.model import load_model
 class Ours(DetectionModel):  # type: ignore[misc]  # the package has no types here
     """The detector's default model, as SAHI wants one."""
 
-    def load_model(self) -> None:
-        """Load it."""
-        self.model = load_model(DetectorSection())
+    def set_model(self, model: Any, **_: Any) -> None:
+        """Take the model, which is loaded."""
+        self.model = model
 
     @property
     def category_names(self) -> list[str]:
@@ -71,7 +71,8 @@ def main() -> None:
     """Look at each picture."""
     *paths, tile_px, overlap_px = sys.argv[1:]
     cv2.setNumThreads(1)
-    model = Ours(confidence_threshold=min(load_model(DetectorSection()).thresholds))
+    own = load_model(DetectorSection())
+    model = Ours(model=own, confidence_threshold=min(own.thresholds))
     ratio = int(overlap_px) / int(tile_px)
 
     def look(pixels: np.ndarray[Any, Any]) -> Any:

@@ -26,7 +26,7 @@ from typing import Any, Final
 import cv2
 import numpy as np
 
-from bench.detect import HEIGHT_PX, WIDTH_PX, YAW_RAD
+from bench.detect import HEIGHT_PX, WIDTH_PX, panorama
 from services.common.config import LogSection
 from services.common.logs import set_up_logs
 from services.detector.boxes import Boxes, Floats, intersection_over_union
@@ -36,12 +36,12 @@ from services.detector.merge import Rules, group_labels, merge
 from services.detector.models.model import load_model
 from services.detector.tiles import Pixels, plan_tiles, tile_size
 from services.simulator.config import SimulatorSection
-from services.simulator.scene import ground_truth, scene
+from services.simulator.scene import scene
 
 FPS: Final = 5
 MATCH: Final = 0.5
 ASTRAY: Final = 0.1
-"""A box that overlaps nobody by more is nowhere near anybody."""
+"""A box that overlaps no person by more is astray."""
 VISIBLE: Final = 0.3
 SETTLED: Final = 15
 """The first frames are not judged: at a small share not every tile has been looked at."""
@@ -65,7 +65,7 @@ class Tally:
         """Count a frame.
 
         Args:
-            people: Who is there.
+            people: Names of the people in the frame.
             truth: Their corners, ``(n, 4)``.
             boxes: Corners that were told, ``(m, 4)``.
             numbers: The numbers of those.
@@ -225,20 +225,12 @@ def main() -> None:
     tiles = plan_tiles(HEIGHT_PX, WIDTH_PX, tile_px, overlap_px)
     rules = Rules(section.iou_threshold, section.inside_threshold, group_labels(model.labels, section.rivals))
     person = model.labels.index("person")
-    v_half, per_rad = YAW_RAD * HEIGHT_PX / WIDTH_PX, WIDTH_PX / (2 * YAW_RAD)
     looked = Looked(model.name, model.version, model.labels, model.input_px, 0.0)
     rivals = dict(peers())
     own: list[Own] = []
     tallies: dict[str, Tally] = {}
     for place, index in enumerate(range(0, simulator.frames, 25 // FPS)):
-        pixels = ground_truth(simulator, index, WIDTH_PX, HEIGHT_PX, -YAW_RAD, YAW_RAD, -v_half, v_half)
-        there = [
-            one
-            for one in stage.truth(stage.compose(index, stage.still.copy()))
-            if one["label"] == "person" and one["visible"] > VISIBLE
-        ]
-        edges = [(one["yaw_min_rad"], one["v_min"], one["yaw_max_rad"], one["v_max"]) for one in there]
-        truth = ((np.array(edges).reshape(-1, 4) + [YAW_RAD, v_half] * 2) * per_rad).astype(np.float32)
+        pixels, people, truth = panorama(simulator, stage, index, VISIBLE)
         times_s = []
         for tile in tiles:
             started_s = time.thread_time()
@@ -251,11 +243,11 @@ def main() -> None:
             tallies = {name: Tally() for name in (*(one.name for one in own), *rivals)}
         told = {one.name: one.update(place, pixels) for one in own}
         whole = merge(tiles, [looked.boxes[tile.corners[0]] for tile in tiles], rules, lambda: None).boxes
-        people = whole.take(whole.labels == person)
-        told |= {name: update(people.corners, people.scores) for name, update in rivals.items()}
+        persons = whole.take(whole.labels == person)
+        told |= {name: update(persons.corners, persons.scores) for name, update in rivals.items()}
         if place >= SETTLED:
             for name, (boxes, numbers) in told.items():
-                tallies[name].add([one["id"] for one in there], truth, boxes, numbers)
+                tallies[name].add(people, truth, boxes, numbers)
     print(f"A look at a tile takes {looked.tile_s * 1e3:.1f} ms of CPU; {len(tiles)} tiles, {FPS} frames a second.\n")
     print("| tracker | right | found | astray | IDF1 | switches | numbers |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
