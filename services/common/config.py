@@ -26,8 +26,8 @@ from services.common.masking import mask_text
 ENVIRONMENT_PREFIX = "FRAMEBUS_"
 ENTRY_POINT_GROUP = "framebus.services"
 """Group of the entry points by which the services are found, in all distributions that are installed."""
-SHARED_SECTIONS = ("stream", "log")
-"""The sections that every service reads; each service adds one, of its own name."""
+SHARED_SECTIONS = ("stream", "log", "broker", "storage")
+"""The sections that services share, as far as they need them; each service adds one, of its own name."""
 _SERVICE_NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 
 
@@ -78,6 +78,8 @@ class CommonConfiguration(BaseModel):
     """The file it was read from; no section of it."""
 
 
+_RESERVED = (*SHARED_SECTIONS, "source")
+
 C = TypeVar("C", bound=CommonConfiguration)
 
 
@@ -91,10 +93,10 @@ def declared_services() -> Mapping[str, EntryPoint]:
     declared: dict[str, EntryPoint] = {}
     faults = []
     for entry in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda entry: (entry.name, entry.value)):
-        if not _SERVICE_NAME.fullmatch(entry.name) or entry.name in CommonConfiguration.model_fields:
+        if not _SERVICE_NAME.fullmatch(entry.name) or entry.name in _RESERVED:
             faults.append(
                 f"{origin_of(entry)} cannot be used: a service's name is lower-case letters, digits and single "
-                f"underscores, and none of {', '.join(CommonConfiguration.model_fields)}"
+                f"underscores, and none of {', '.join(_RESERVED)}"
             )
         elif entry.name in declared:
             faults.append(

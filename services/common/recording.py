@@ -45,7 +45,7 @@ class RecordingError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RecordedFrame:
-    """A frame of a recording, as :class:`framebus.Frame` is one of a ring."""
+    """A frame of a recording, or one that came by reference, as :class:`framebus.Frame` is one of a ring."""
 
     pixels: npt.NDArray[np.uint8]
     """BGR, ``(height, width, 3)``."""

@@ -10,13 +10,17 @@ from typing import Literal, Self
 
 from pydantic import AliasChoices, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from services.common.config import STREAM_NAME, CommonConfiguration, Section
+from services.common.config import STREAM_NAME, Section
+from services.common.masking import mask_url
+from services.common.remote_config import RemoteConfiguration, check_broker_url
 from services.detector.coco import COCO_80
 
 DEFAULT_LABELS = ("person", "bicycle", "car", "motorcycle", "bus", "truck", "cat", "dog")
 """What is looked for where nothing says it, as far as the model knows it."""
 
 LONGEST_INSTANCE = 16
+QUEUE = "amqp://"
+"""The source that is the queue of the broker that the section ``broker`` names."""
 _RING = re.compile(STREAM_NAME.replace("^", "^ring://"))
 
 
@@ -38,7 +42,12 @@ class DetectorSection(Section):
     """Name of this detector, by default the host's; two on one stream need different ones."""
     source: str | None = None
     """Where the frames are: ``ring://STREAM``, by default of the stream that all services share; or a recording,
-    ``file:///FOLDER`` or ``file:///VIDEO``, of which every frame is looked at, whole, before the detector ends."""
+    ``file:///FOLDER`` or ``file:///VIDEO``, of which every frame is looked at, whole, before the detector ends; or a
+    queue of a broker, ``amqp://HOST[:PORT][/VHOST]``, ``amqps://...``, or ``amqp://`` alone for ``broker.url``."""
+    group: str = Field("detector", pattern=STREAM_NAME)
+    """Of a queue: the group of detectors that share its frames, one of ``relay.groups``."""
+    prefetch: int = Field(2, ge=1, le=64)
+    """Of a queue: frames that are fetched at a time; 2 fetches one while another is looked at."""
     mode: Literal["newest", "every"] | None = None
     """``newest`` skips the frames that came while one was looked at; ``every`` takes all that the ring still has. null:
     newest of a ring, and every of a recording."""
@@ -92,9 +101,13 @@ class DetectorSection(Section):
     @field_validator("source")
     @classmethod
     def _known_source(cls, source: str | None) -> str | None:
-        if source is not None and not source.startswith("file:") and not _RING.match(source):
-            raise ValueError(f"{source!r} is no source: write ring://STREAM, file:///FOLDER or file:///VIDEO")
-        return source
+        if source is None or source.startswith("file:") or _RING.match(source) or source == QUEUE:
+            return source
+        if source.startswith(("amqp:", "amqps:")):
+            return check_broker_url(source)
+        raise ValueError(
+            f"{mask_url(source)!r} is no source: write ring://STREAM, file:///FOLDER, file:///VIDEO or amqp://HOST"
+        )
 
     @field_validator("labels")
     @classmethod
@@ -127,11 +140,27 @@ class DetectorSection(Section):
     def _mode_fits(self) -> Self:
         if self.mode == "newest" and self.recording is not None:
             raise ValueError("a recording has no newest frame: leave mode out, or set every")
+        if self.mode is not None and self.from_queue:
+            raise ValueError("which frames of a queue are looked at is relay.policy: leave mode out")
         return self
 
     def without_budget(self) -> Self:
         """The same, but each frame is looked at whole, whatever it costs."""
         return self.model_copy(update={"cpu_share": None, "target_fps": None})
+
+    def stateless(self) -> Self:
+        """The same, but each frame is looked at whole, and nothing is kept for the next one."""
+        return self.without_budget().model_copy(update={"track_memory_s": 0.0})
+
+    @property
+    def from_queue(self) -> bool:
+        """Whether the source is a queue of a broker."""
+        return self.source is not None and self.source.startswith(("amqp:", "amqps:"))
+
+    @property
+    def broker_url(self) -> str | None:
+        """URL of the queue's broker; None for ``broker.url``."""
+        return self.source if self.from_queue and self.source != QUEUE else None
 
     @property
     def recording(self) -> str | None:
@@ -146,7 +175,7 @@ class DetectorSection(Section):
         return self.instance if self.instance.startswith("detector") else f"detector-{self.instance}"
 
 
-class DetectorConfiguration(CommonConfiguration):
+class DetectorConfiguration(RemoteConfiguration):
     """The sections that the detector reads."""
 
     detector: DetectorSection = DetectorSection()

@@ -140,6 +140,10 @@ class Detector:
         self._schedule.spend(self._clocks.cpu_s() - begun_s)
         return Seen(_in_frame(known, width_px, height_px), self.tiles, self._schedule.ages_ns(), len(chosen))
 
+    def forget(self) -> None:
+        """Know nothing of the frames before the next one."""
+        self.tracker = self._new_tracker()
+
     def to_state(self) -> dict[str, Any]:
         """What a successor needs to go on with the same tracks; plain values."""
         return {"labels": self.model.labels, "frame": self._frame, "tracker": self.tracker.to_state()}

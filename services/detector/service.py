@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import math
 import os
@@ -9,9 +11,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import structlog
@@ -20,6 +22,7 @@ from framebus import Frame, LayoutMismatch, Subscriber
 from services.common.detections import DetectionPublisher, Detections, to_map
 from services.common.follow import follow
 from services.common.recording import RecordedFrame, Recording, RecordingError
+from services.common.reference import BadReference
 from services.common.service import ServiceError, UnusableSetting
 from services.common.status import Stage, StatusServer, status_document
 from services.detector.config import DetectorConfiguration, DetectorSection
@@ -28,11 +31,16 @@ from services.detector.memory import Memory
 from services.detector.message import geometry_of, objects_of, tile_ages
 from services.detector.models.model import Model, ModelError, load_model
 
+if TYPE_CHECKING:
+    from services.common.storage import Storage
+    from services.detector.worker import Worker
+
 SLICE_S = 0.25
 """Longest wait without a look at whether the service shall stop."""
 GONE_AFTER_S = 2.0
 """Without a publisher for so long the detector lets go of the ring, which frees its memory, and waits for another."""
 PIXEL_FORMAT = "bgr"
+SEEN = "uint8 frames of three channels, bgr, are needed"
 
 log = structlog.get_logger()
 
@@ -50,6 +58,8 @@ def main(configuration: DetectorConfiguration, stop: threading.Event) -> None:
     log.info("model loaded", **_described(model))
     if recording is not None:
         section = section.without_budget()
+    elif section.from_queue:
+        section = section.stateless()
     service = _Service(configuration, section, model, stop, recording)
     # Only the thread that detects steps back: the status is answered, and a stop is quick, however busy the machine is.
     try:
@@ -57,18 +67,29 @@ def main(configuration: DetectorConfiguration, stop: threading.Event) -> None:
             StatusServer(configuration.stream.name, section.status_name, service.status),
             ThreadPoolExecutor(1, "detect", initializer=_step_back, initargs=(section.nice,)) as pool,
         ):
-            pool.submit(service.run).result()
+            if section.from_queue:
+                service.work(configuration, pool)
+            else:
+                pool.submit(service.run).result()
     except (FileExistsError, RecordingError) as error:
         raise ServiceError(str(error)) from None
 
 
 def check(configuration: DetectorConfiguration) -> None:
-    """Load the model, and look for the recording where one is to be read.
+    """Load the model, and look for the recording, or at the storage, where one is to be read.
 
     Raises:
         UnusableSetting: One of them cannot be used.
     """
     _open(configuration.detector)
+    if configuration.detector.from_queue:
+        _open_storage(configuration)
+
+
+def _open_storage(configuration: DetectorConfiguration) -> Storage:
+    from services.common.storage import Storage  # noqa: PLC0415  a ring needs no client for a storage
+
+    return Storage(configuration.storage)
 
 
 def _open(section: DetectorSection) -> tuple[Model, Recording | None]:
@@ -107,6 +128,8 @@ class _Service:
         self._refused_format: object = None
         self._looked: deque[int] = deque(maxlen=100)
         self._publisher: DetectionPublisher | None = None
+        self._worker: Worker | None = None
+        self._model_name = f"{model.name} {model.version}".strip()
 
     def run(self) -> None:
         every = self._recording is not None or self._section.mode == "every"
@@ -122,6 +145,30 @@ class _Service:
             pass
         finally:
             publisher.close()
+
+    def work(self, configuration: DetectorConfiguration, pool: Executor) -> None:
+        """Look at the frames of a queue until told to stop."""
+        from services.detector.worker import Worker  # noqa: PLC0415  a ring needs no client for a broker
+
+        worker = self._worker = Worker(
+            configuration, _open_storage(configuration), self._look, pool, model=self._model_name, stop=self._stop
+        )
+        with contextlib.suppress(Stopped):
+            asyncio.run(worker.run())
+
+    def _look(self, frame: RecordedFrame) -> Detections:
+        """Look at a frame of a queue, whatever the ones before it were.
+
+        Raises:
+            BadReference: The network cannot see such frames.
+        """
+        self._detector.forget()
+        detections = self._detect(frame)
+        if detections is None:
+            raise BadReference(
+                f"{SEEN}, and this one is {frame.pixels.dtype} {frame.pixel_format} {frame.pixels.shape}"
+            )
+        return detections
 
     def _read(self, recording: Recording, publisher: DetectionPublisher) -> None:
         """Look at each frame of a recording; its detections are printed too, a line of JSON a frame."""
@@ -200,7 +247,7 @@ class _Service:
             frame_height_px=pixels.shape[0],
             frame_width_px=pixels.shape[1],
             objects=objects_of(seen, model.labels, geometry_of(frame), tracked=self._section.track_memory_s > 0),
-            model=f"{model.name} {model.version}".strip(),
+            model=self._model_name,
             tracker=self._detector.tracker.epoch,
             tiles=tile_ages(seen),
         )
@@ -210,16 +257,18 @@ class _Service:
         self._refused += 1
         if found != self._refused_format:
             self._refused_format = found
-            log.warning("frame refused", reason="uint8 frames of three channels, bgr, are needed", **found)
+            log.warning("frame refused", reason=SEEN, **found)
 
     def status(self) -> Mapping[str, Any]:
         detector = self._detector
+        worker = self._worker
         tile_ms = sorted(detector.tile_ms.copy())
         looked = self._looked.copy()
-        return status_document(
+        document = status_document(
             self._section.status_name,
-            {"detect": self._stage},
+            {"detect": self._stage} if worker is None else {"detect": self._stage, **worker.stages},
             stale_after_s=self._section.stale_after_s,
+            optional=() if worker is None else ("detect", *worker.stages),
             details={
                 **_described(self._model),
                 "rejected_boxes": self._model.rejected_boxes,
@@ -232,8 +281,12 @@ class _Service:
                 "boxes_dropped": self._publisher.dropped if self._publisher else 0,
                 "objects": self._objects,
                 "refused": self._refused,
+                **({} if worker is None else worker.details()),
             },
         )
+        if worker is not None and worker.reason:  # an empty queue is no fault, and one that cannot be read is
+            document.update(healthy=False, reason=worker.reason)
+        return document
 
 
 def _described(model: Model) -> dict[str, Any]:

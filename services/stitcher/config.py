@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from services.common.config import CommonConfiguration, Section
+from services.common.credentials import check_credentials
 from services.common.masking import mask_url
-from services.stitcher.credentials import check_credentials
 
 Seconds = Annotated[float, Field(gt=0, le=3600)]
 Damaged = Literal["hold", "mark"]

@@ -14,10 +14,10 @@ from av.container import InputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
 
+from services.common.credentials import MissingPassword, read_password, with_credentials
 from services.common.masking import mask_url
 from services.stitcher.capture.cause import Cause, Unreadable, cause_of
 from services.stitcher.config import CameraSection
-from services.stitcher.credentials import MissingPassword, read_password, with_credentials
 
 NS = 1_000_000_000
 PERIODS_OF_PATIENCE = 4

@@ -1,4 +1,4 @@
-"""User and password of a camera: how they stand in a URL, and where else they may come from."""
+"""User and password of a camera or server: how they stand in a URL, and where else they may come from."""
 
 from __future__ import annotations
 

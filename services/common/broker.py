@@ -1,0 +1,311 @@
+"""The message broker: what a stream has there, how to connect, and how to publish without losing a message.
+
+A stream NAME has, each name beginning with ``framebus.NAME.``:
+
+| name | what |
+| --- | --- |
+| ``frames`` | fanout exchange for references to frames; bound to a queue ``frames.GROUP`` for each group of detectors |
+| ``results`` | fanout exchange for references to results; all that read results bind queues of their own |
+| ``dropped`` | fanout exchange to which the broker hands frames that were too many or too old |
+| ``dead`` | fanout exchange for messages that could not be worked on, and the queue that keeps them |
+| ``settled`` | queue in which a relay reads what has become of each frame |
+
+The client is aio-pika; docs/decisions/0005-the-relay-on-rabbitmq-and-obstore.md says why.
+
+Source: RabbitMQ's guides "Quorum Queues", "Consumer Acknowledgements and Publisher Confirms", "Dead Letter Exchanges".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import ssl
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import unquote, urlsplit
+
+import aio_pika
+import structlog
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange, AbstractIncomingMessage
+from aio_pika.exceptions import (
+    AMQPError,
+    AuthenticationError,
+    ChannelNotFoundEntity,
+    ChannelPreconditionFailed,
+    DeliveryError,
+    ProbableAuthenticationError,
+)
+from pamqp.commands import Basic
+
+from services.common.credentials import MissingPassword
+from services.common.masking import mask_url
+from services.common.reference import trace_id
+from services.common.remote_config import BrokerSection
+from services.common.service import UnusableSetting
+
+CONNECT_TIMEOUT_S: Final = 10.0
+CONFIRM_TIMEOUT_S: Final = 30.0
+HEARTBEAT_S: Final = 20
+"""A broker that is gone without a word is noticed within two of these."""
+RETRY_S: Final = (0.2, 5.0)
+"""First and longest wait before another try to connect."""
+STOP_SLICE_S: Final = 0.1
+FRAME, RESULT = "framebus.frame", "framebus.result"
+"""Types of messages."""
+REASON: Final = "x-framebus-reason"
+"""Header of a dead letter: why it could not be worked on."""
+GROUP: Final = "x-framebus-group"
+"""Header of a dead letter: the group of the detector that says so."""
+WORKER: Final = "x-framebus-worker"
+"""Header of a dead letter: the detector that says so."""
+BROKER_ERRORS: Final = (AMQPError, ConnectionError, OSError, TimeoutError, asyncio.InvalidStateError)
+"""What aio-pika raises when a connection is lost or refused, or a channel is closed."""
+
+
+class BrokerRefused(Exception):
+    """The broker did not take a message, such as for a queue that is full; it may later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """The names of a stream's exchanges and queues."""
+
+    stream: str
+
+    @property
+    def frames(self) -> str:
+        """Exchange for references to frames."""
+        return f"framebus.{self.stream}.frames"
+
+    @property
+    def results(self) -> str:
+        """Exchange for references to results."""
+        return f"framebus.{self.stream}.results"
+
+    @property
+    def dropped(self) -> str:
+        """Exchange for frames that the broker dropped."""
+        return f"framebus.{self.stream}.dropped"
+
+    @property
+    def dead(self) -> str:
+        """Exchange and queue for what could not be worked on."""
+        return f"framebus.{self.stream}.dead"
+
+    @property
+    def settled(self) -> str:
+        """The relay's queue of results, dropped frames and dead letters."""
+        return f"framebus.{self.stream}.settled"
+
+    def group(self, group: str) -> str:
+        """Queue of a group of detectors."""
+        return f"{self.frames}.{group}"
+
+
+async def connect(section: BrokerSection, url: str | None = None) -> AbstractConnection:
+    """Open a connection.
+
+    Args:
+        section: How to log in.
+        url: Address to take instead of the section's.
+
+    Raises:
+        UnusableSetting: No broker is named, or a file that the section names cannot be read.
+        OSError, AMQPError: It cannot be reached, or refuses the log-in.
+    """
+    address = url or section.url
+    if address is None:
+        raise UnusableSetting("no broker is named: set broker.url to amqp://HOST, or amqps://HOST with TLS")
+    parts = urlsplit(address)
+    try:
+        password = section.password()
+        context = _tls(section) if parts.scheme == "amqps" else None
+    except MissingPassword as error:
+        raise UnusableSetting(f"broker: {error}") from None
+    except OSError as error:  # ssl.SSLError is one
+        raise UnusableSetting(f"broker: its certificates cannot be used: {error}") from None
+    return await aio_pika.connect(
+        host=parts.hostname or "",
+        port=parts.port or (5671 if context else 5672),
+        login=unquote(parts.username or section.username or "guest"),
+        password=unquote(parts.password or "") or password or "guest",
+        virtualhost=unquote(parts.path.removeprefix("/")) or "/",
+        ssl=context is not None,
+        ssl_context=context,
+        timeout=CONNECT_TIMEOUT_S,
+        heartbeat=HEARTBEAT_S,
+    )
+
+
+def _tls(section: BrokerSection) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=section.ca_file)
+    if section.certificate_file is not None:
+        context.load_cert_chain(section.certificate_file, section.key_file)
+    return context
+
+
+async def keep_connected(
+    section: BrokerSection,
+    work: Callable[[AbstractConnection], Awaitable[None]],
+    stop: threading.Event,
+    *,
+    url: str | None = None,
+    state: Callable[[str], None] = lambda _reason: None,
+) -> None:
+    """Connect, work, and connect again whenever the connection is lost, until ``stop`` is set.
+
+    Args:
+        section: How to log in.
+        work: Works with a connection until it is cancelled: when the connection is lost, or ``stop`` is set. What is
+            not confirmed by then is not sent, and what is not acknowledged is delivered again.
+        stop: Ends it.
+        url: Address to take instead of the section's.
+        state: Is told why there is no connection, and an empty text when there is one.
+
+    Raises:
+        UnusableSetting: The configuration cannot be used.
+    """
+    log = structlog.get_logger()
+    shown = mask_url(url or section.url or "")
+    reason, wait_s = "", RETRY_S[0]
+    while not stop.is_set():
+        try:
+            connection = await connect(section, url)
+            try:
+                log.info("broker connected", broker=shown)
+                state("")
+                reason, wait_s = "", RETRY_S[0]
+                await _work_until_lost(connection, work, stop)
+            finally:
+                # A connection that is half lost may answer to its close never.
+                await asyncio.wait([asyncio.ensure_future(connection.close())], timeout=1.0)
+        except BROKER_ERRORS as error:
+            found = why(error)
+            state(f"no connection to the broker {shown}: {found}")
+            if found != reason:
+                reason = found
+                log.warning("broker not connected", broker=shown, reason=found)
+        if await stopped(stop, wait_s):
+            return
+        wait_s = min(2 * wait_s, RETRY_S[1])
+
+
+async def _work_until_lost(
+    connection: AbstractConnection, work: Callable[[AbstractConnection], Awaitable[None]], stop: threading.Event
+) -> None:
+    lost = asyncio.Event()
+    cause: list[BaseException | None] = []
+
+    def closed(_connection: object, error: BaseException | None) -> None:
+        cause.append(error)
+        lost.set()
+
+    connection.close_callbacks.add(closed)
+    working = asyncio.ensure_future(work(connection))
+    waiting = [asyncio.ensure_future(lost.wait()), asyncio.ensure_future(stopped(stop, None))]
+    try:
+        await asyncio.wait([working, *waiting], return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+        elif lost.is_set():
+            raise ConnectionError(why(cause[0]) if cause and cause[0] else "the connection was lost")
+    finally:
+        connection.close_callbacks.discard(closed)
+        for task in (working, *waiting):
+            task.cancel()
+        await asyncio.gather(working, *waiting, return_exceptions=True)
+
+
+async def together(*work: Coroutine[Any, Any, None]) -> None:
+    """Run several until one of them ends, then cancel the others; raise what that one raised."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def stopped(stop: threading.Event, timeout_s: float | None) -> bool:
+    """Wait until ``stop`` is set, at most ``timeout_s`` seconds; return whether it is."""
+    loop = asyncio.get_running_loop()
+    deadline_s = None if timeout_s is None else loop.time() + timeout_s
+    while not stop.is_set():
+        left_s = STOP_SLICE_S if deadline_s is None else min(STOP_SLICE_S, deadline_s - loop.time())
+        if left_s <= 0:
+            return False
+        await asyncio.sleep(left_s)
+    return True
+
+
+def why(error: BaseException | None) -> str:
+    """What an error of aio-pika means, in a sentence."""
+    if isinstance(error, (AuthenticationError, ProbableAuthenticationError)):
+        return "it refuses the log-in: see broker.username and broker.password_file, and the user's right to the host"
+    if isinstance(error, ssl.SSLError) or isinstance(error.__cause__ if error else None, ssl.SSLError):
+        return f"TLS fails: {error}: see broker.ca_file"
+    if isinstance(error, TimeoutError):
+        return "it does not answer"
+    if isinstance(error, ChannelPreconditionFailed):
+        return f"a queue or exchange is there with other settings: let it run empty, then delete it: {error}"
+    if isinstance(error, ChannelNotFoundEntity):
+        return f"a queue or exchange is not there yet: the relay declares them: {error}"
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def message(body: bytes, kind: str, key: str, *, headers: Mapping[str, Any] | None = None, **properties: Any) -> Any:
+    """A message that outlives the broker's restart, with the trace of its frame.
+
+    Args:
+        body: A reference.
+        kind: :data:`FRAME` or :data:`RESULT`.
+        key: The frame's name, of which the trace id is made.
+        headers: Further headers.
+        **properties: Further properties of ``aio_pika.Message``.
+
+    Source: W3C Trace Context, "traceparent".
+    """
+    trace = {"traceparent": f"00-{trace_id(key)}-{secrets.token_hex(8)}-01"}
+    return aio_pika.Message(
+        body,
+        type=kind,
+        message_id=key,
+        content_type="application/json",
+        delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+        headers={**trace, **(headers or {})},
+        **properties,
+    )
+
+
+async def publish(exchange: AbstractExchange, sent: Any, routing_key: str = "", *, mandatory: bool = False) -> None:
+    """Publish a message, and wait until the broker has confirmed that it keeps it.
+
+    Raises:
+        BrokerRefused: A queue is full, or, if ``mandatory``, there is none.
+        AMQPError, OSError: The connection was lost; whether the broker has the message is not known.
+    """
+    try:
+        confirmed = await exchange.publish(sent, routing_key, mandatory=mandatory, timeout=CONFIRM_TIMEOUT_S)
+    except DeliveryError as error:
+        raise BrokerRefused(f"a queue of {exchange.name} is full, or does not exist: {why(error)}") from None
+    if not isinstance(confirmed, Basic.Ack):
+        raise BrokerRefused(f"{exchange.name} has no queue: start the relay, which declares them")
+
+
+async def open_channel(connection: AbstractConnection, *, prefetch: int = 0) -> AbstractChannel:
+    """Open a channel with publisher confirms, and at most ``prefetch`` messages delivered that are not acknowledged."""
+    channel = await connection.channel(publisher_confirms=True)
+    if prefetch:
+        await channel.set_qos(prefetch_count=prefetch)
+    return channel
+
+
+def deliveries_before(delivered: AbstractIncomingMessage) -> int:
+    """How often a message from a quorum queue was delivered before, without an acknowledgement."""
+    count = delivered.headers.get("x-delivery-count", 0)
+    return count if isinstance(count, int) else 0

@@ -1,0 +1,122 @@
+"""Frames as bytes in the storage, and back: JPEG, PNG, or the raw pixels, plain or compressed.
+
+| format | loses | of uint8 BGR or grey alone |
+| --- | --- | --- |
+| jpeg | a little | yes |
+| png | nothing | yes |
+| raw, lz4, zstd | nothing | no: any shape and type |
+
+Source: ITU-T T.81 (JPEG), RFC 2083 (PNG), RFC 8878 (Zstandard), "LZ4 Frame Format Description".
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import cv2
+import lz4.frame
+import numpy as np
+import numpy.typing as npt
+import zstandard
+
+from services.common.reference import FrameReference, pixels_bytes
+
+Pixels = npt.NDArray[Any]
+_ZSTD_LEVEL: Final = 1
+
+
+class CannotEncode(ValueError):
+    """The frame cannot be written in this format; the message says why."""
+
+
+class CannotDecode(ValueError):
+    """The object is not what its reference says; the message says why."""
+
+
+def check_encodable(shape: tuple[int, ...], dtype: np.dtype[Any], pixel_format: str, encoding: str) -> None:
+    """Refuse frames that a format cannot hold.
+
+    Raises:
+        CannotEncode: They are not uint8 of one grey or three BGR channels.
+    """
+    if encoding not in ("jpeg", "png"):
+        return
+    channels = {"bgr": (3,), "gray": ()}.get(pixel_format)
+    if dtype != np.uint8 or shape[2:] != channels:
+        raise CannotEncode(
+            f"{encoding} holds uint8 frames in bgr or gray, not {dtype} {pixel_format} of shape {shape}: "
+            "set relay.encoding to raw, lz4 or zstd"
+        )
+
+
+def encode(pixels: Pixels, encoding: str, quality: int = 90) -> memoryview:
+    """Write a frame's pixels.
+
+    Args:
+        pixels: C-contiguous.
+        encoding: One of :data:`services.common.reference.FORMATS`. Of ``raw`` the bytes are those of ``pixels``, not a
+            copy.
+        quality: Of JPEG, 1 to 100.
+
+    Raises:
+        CannotEncode: OpenCV refuses the frame, such as one that is too wide for JPEG.
+    """
+    data = pixels.reshape(-1).view(np.uint8).data
+    if encoding == "raw":
+        return data
+    if encoding == "lz4":
+        return memoryview(lz4.frame.compress(data))
+    if encoding == "zstd":
+        return memoryview(zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(data))
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality] if encoding == "jpeg" else [cv2.IMWRITE_PNG_COMPRESSION, 1]
+    try:
+        written, encoded = cv2.imencode(".jpg" if encoding == "jpeg" else ".png", pixels, options)
+    except cv2.error as error:
+        raise CannotEncode(f"OpenCV cannot write {encoding} of shape {pixels.shape}: {error.err}") from None
+    if not written:
+        raise CannotEncode(f"OpenCV cannot write {encoding} of shape {pixels.shape}")
+    return encoded.data
+
+
+def decode(data: bytes | memoryview, reference: FrameReference) -> Pixels:
+    """Read a frame's pixels.
+
+    Raises:
+        CannotDecode: The object is damaged, or not of the shape and type that its reference says.
+        BadReference: The frame is larger than any that is decoded.
+    """
+    size = pixels_bytes(reference)
+    if reference.format in ("jpeg", "png"):
+        pixels = _decode_picture(data, reference)
+    else:
+        plain = np.frombuffer(_decompress(data, reference.format, size), np.uint8)
+        if plain.size != size:
+            raise CannotDecode(f"the object holds {plain.size} bytes of pixels, and its reference tells of {size}")
+        pixels = plain.view(np.dtype(reference.dtype)).reshape(reference.shape)
+    if pixels.shape != reference.shape:
+        raise CannotDecode(f"the object is of shape {pixels.shape}, and its reference says {reference.shape}")
+    return pixels
+
+
+def _decode_picture(data: bytes | memoryview, reference: FrameReference) -> Pixels:
+    # The picture's own header says its size, so a small file may ask for any memory: OpenCV refuses above 2^30 pixels.
+    flags = cv2.IMREAD_COLOR if len(reference.shape) == 3 else cv2.IMREAD_GRAYSCALE
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error as error:
+        raise CannotDecode(f"the object is not a whole {reference.format}: {error.err}") from None
+    if pixels is None:
+        raise CannotDecode(f"the object is not a whole {reference.format}")
+    return pixels
+
+
+def _decompress(data: bytes | memoryview, encoding: str, size: int) -> bytes | memoryview:
+    try:
+        if encoding == "lz4":
+            return bytes(lz4.frame.LZ4FrameDecompressor().decompress(data, max_length=size + 1))
+        if encoding == "zstd":
+            with zstandard.ZstdDecompressor().stream_reader(data) as reader:
+                return bytes(reader.read(size + 1))
+    except (RuntimeError, EOFError, zstandard.ZstdError) as error:
+        raise CannotDecode(f"the object is not a whole {encoding}: {error}") from None
+    return data

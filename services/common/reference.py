@@ -1,0 +1,252 @@
+"""References: messages that say where an object lies in the storage, and what it is. docs/relay.md has their schema.
+
+A reference to a frame goes from a relay to detectors, one to a result from a detector to all that read results. Each is
+a JSON object, and all that comes from a broker is untrusted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Self
+
+from services.common import geometry
+from services.common.config import STREAM_NAME
+
+VERSION: Final = 1
+MAX_REFERENCE_BYTES: Final = 1 << 14
+MAX_OBJECT_BYTES: Final = 1 << 28
+FRAMES, RESULTS = "frames", "results"
+"""The two kinds of objects: first part of their addresses."""
+FORMATS: Final = ("jpeg", "png", "raw", "lz4", "zstd")
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+_PART: Final = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]{0,199}")
+_STREAM: Final = re.compile(STREAM_NAME)
+_DTYPE: Final = re.compile(r"[|<>=]?[biufc][0-9]{1,2}")
+_NUMBERS: Final = ("size_bytes", "epoch", "sequence", "captured_ns", "captured_wall_ns")
+_BIGGEST: Final = (1 << 64) - 1
+_UNSAFE: Final = re.compile(r"[^A-Za-z0-9._+-]+")
+
+
+class BadReference(ValueError):
+    """A message that is not a reference that can be followed; the message is one sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """What an object has, wherever it lies."""
+
+    address: str
+    """Its key within the configured storage, such as ``frames/panorama/7/42-0f3a.jpeg``: never a URL."""
+    size_bytes: int
+    sha256: str
+    """Of its bytes, in hexadecimal digits."""
+
+
+@dataclass(frozen=True, slots=True)
+class FrameReference(Address):
+    """Where a frame lies, and all that its slot's header says of it."""
+
+    stream: str
+    epoch: int
+    sequence: int
+    captured_ns: int
+    """CLOCK_MONOTONIC of the host of the cameras, which means nothing on another one."""
+    captured_wall_ns: int
+    """Nanoseconds since 1970."""
+    format: str
+    """One of :data:`FORMATS`."""
+    shape: tuple[int, ...]
+    dtype: str
+    pixel_format: str
+    geometry: Mapping[str, Any] | None = None
+    """The panorama's, as :meth:`services.common.geometry.PanoramaGeometry.to_metadata` returns it."""
+    deadline_wall_ns: int | None = None
+    """No result is wanted later than this; None: one is wanted, however late."""
+    attempts: int = 0
+    """Deliveries after which the broker gives it up; 0: not known."""
+
+    @property
+    def key(self) -> str:
+        """The frame's name in messages and logs."""
+        return f"{self.stream}/{self.epoch}/{self.sequence}"
+
+    def to_json(self) -> bytes:
+        """The message."""
+        return _to_json(self, FRAMES)
+
+    @classmethod
+    def from_json(cls, body: bytes) -> Self:
+        """Parse and validate an untrusted message.
+
+        Raises:
+            BadReference: It is not a reference to a frame, of another version, or points outside of the storage.
+        """
+        content = _parse(body, FRAMES)
+        shape = content.get("shape")
+        if not isinstance(shape, list) or not 1 <= len(shape) <= 8 or not all(_is_number(side, 1) for side in shape):
+            raise BadReference("shape is not a list of 1 to 8 whole numbers above 0")
+        if content.get("format") not in FORMATS:
+            raise BadReference(f"format is not one of {', '.join(FORMATS)}")
+        dtype, pixel_format = content.get("dtype"), content.get("pixel_format")
+        if not isinstance(dtype, str) or not _DTYPE.fullmatch(dtype):
+            raise BadReference("dtype is not the name of a type of numbers, such as |u1")
+        if not isinstance(pixel_format, str) or len(pixel_format) > 32:
+            raise BadReference("pixel_format is not a text of at most 32 characters")
+        deadline_wall_ns = content.get("deadline_wall_ns")
+        if deadline_wall_ns is not None and not _is_number(deadline_wall_ns):
+            raise BadReference("deadline_wall_ns is not a whole number")
+        if (told := content.get("geometry")) is not None:
+            try:
+                geometry.PanoramaGeometry.from_metadata(told)
+            except geometry.GeometryError as error:
+                raise BadReference(str(error)) from None
+        return cls(
+            **_common(content, FRAMES),
+            format=content["format"],
+            shape=tuple(shape),
+            dtype=dtype,
+            pixel_format=pixel_format,
+            geometry=told,
+            deadline_wall_ns=deadline_wall_ns,
+            attempts=_number(content, "attempts"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ResultReference(Address):
+    """Where a detector's result for a frame lies."""
+
+    stream: str
+    epoch: int
+    sequence: int
+    captured_ns: int
+    captured_wall_ns: int
+    model: str
+    """Name and version of the model."""
+    group: str
+    """Name of the detectors that share the work: those of one group do the same."""
+    instance: str
+    """The detector that found it."""
+    frame_address: str
+    """Where the frame lay."""
+
+    @property
+    def key(self) -> tuple[str, int, int, str]:
+        """What a result is one of: two with the same key are one."""
+        return self.stream, self.epoch, self.sequence, self.model
+
+    def to_json(self) -> bytes:
+        """The message."""
+        return _to_json(self, RESULTS)
+
+    @classmethod
+    def from_json(cls, body: bytes) -> Self:
+        """Parse and validate an untrusted message.
+
+        Raises:
+            BadReference: It is not a reference to a result, of another version, or points outside of the storage.
+        """
+        content = _parse(body, RESULTS)
+        texts: dict[str, Any] = {}
+        for name in ("model", "group", "instance"):
+            value = content.get(name)
+            if not isinstance(value, str) or len(value) > 256:
+                raise BadReference(f"{name} is not a text of at most 256 characters")
+            texts[name] = value
+        frame_address = check_address(content.get("frame_address"), FRAMES)
+        return cls(**_common(content, RESULTS), **texts, frame_address=frame_address)
+
+
+def frame_address(stream: str, epoch: int, sequence: int, encoding: str, sha256: str) -> str:
+    """Where a frame is put. The content is part of the address: no object is ever replaced by a different one."""
+    return f"{FRAMES}/{stream}/{epoch}/{sequence}-{sha256[:16]}.{encoding}"
+
+
+def result_prefix(stream: str, epoch: int, sequence: int, model: str) -> str:
+    """Beginning of the addresses of a frame's results by a model."""
+    return f"{RESULTS}/{stream}/{epoch}/{sequence}/{_UNSAFE.sub('_', model) or 'model'}/"
+
+
+def trace_id(key: str) -> str:
+    """The W3C trace id of a frame's way: the same wherever it is computed, after a restart too."""
+    return hashlib.sha256(key.encode()).hexdigest()[:32]
+
+
+def check_address(address: object, kind: str) -> str:
+    """Return an untrusted address.
+
+    Raises:
+        BadReference: It is not the address of an object of this kind within the storage.
+    """
+    if isinstance(address, str) and len(address) <= 1024:
+        first, *parts = address.split("/")
+        if first == kind and parts and all(_PART.fullmatch(part) for part in parts):
+            return address
+    raise BadReference(f"the address is not one of an object in {kind}/ of the storage, so nothing is fetched from it")
+
+
+def _to_json(reference: FrameReference | ResultReference, kind: str) -> bytes:
+    return json.dumps({"version": VERSION, "kind": kind} | asdict(reference), separators=(",", ":")).encode()
+
+
+def _parse(body: bytes, kind: str) -> dict[str, Any]:
+    if len(body) > MAX_REFERENCE_BYTES:
+        raise BadReference(f"a message of {len(body)} bytes, and a reference has at most {MAX_REFERENCE_BYTES}")
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError):
+        raise BadReference("the message is not JSON") from None
+    if not isinstance(content, dict) or "version" not in content or "kind" not in content:
+        raise BadReference("the message is not a reference: it has no version and kind")
+    if content["version"] != VERSION:
+        raise BadReference(
+            f"the reference is of version {content['version']!r:.20}, and only {VERSION} is understood: "
+            "update this service"
+        )
+    if content["kind"] != kind:
+        raise BadReference(f"the reference is of kind {content['kind']!r:.20}, and {kind} are wanted here")
+    return content
+
+
+def _common(content: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    stream, sha256 = content.get("stream"), content.get("sha256")
+    if not isinstance(stream, str) or not _STREAM.fullmatch(stream):
+        raise BadReference("stream is not the name of a stream")
+    if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
+        raise BadReference("sha256 is not 64 hexadecimal digits")
+    if _number(content, "size_bytes") > MAX_OBJECT_BYTES:
+        raise BadReference(f"an object of {content['size_bytes']} bytes; at most {MAX_OBJECT_BYTES} are fetched")
+    return {
+        "address": check_address(content.get("address"), kind),
+        "sha256": sha256,
+        "stream": stream,
+        **{name: _number(content, name) for name in _NUMBERS},
+    }
+
+
+def _number(content: Mapping[str, Any], name: str) -> int:
+    value: Any = content.get(name)
+    if not _is_number(value):
+        raise BadReference(f"{name} is not a whole number of 64 bits")
+    return int(value)
+
+
+def _is_number(value: Any, least: int = 0) -> bool:
+    return type(value) is int and least <= value <= _BIGGEST
+
+
+def pixels_bytes(reference: FrameReference) -> int:
+    """Size of the frame's pixels once decoded.
+
+    Raises:
+        BadReference: More than is ever decoded.
+    """
+    size = math.prod(reference.shape) * int(re.sub(r"\D", "", reference.dtype))
+    if size > MAX_OBJECT_BYTES:
+        raise BadReference(f"a frame of {size} bytes; at most {MAX_OBJECT_BYTES} are decoded")
+    return size

@@ -1,0 +1,134 @@
+"""What lies beyond the host, as sections of the configuration: the message broker, and the storage that hosts share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator, model_validator
+
+from services.common.config import CommonConfiguration, Section
+from services.common.credentials import check_credentials, read_password
+
+_VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
+
+
+def check_broker_url(url: str) -> str:
+    """Return the URL.
+
+    Raises:
+        ValueError: It does not name a broker.
+    """
+    check_credentials(url)
+    parts = urlsplit(url)
+    try:
+        _ = parts.port
+    except ValueError:
+        raise ValueError("the broker's URL has a malformed port") from None
+    if parts.scheme not in ("amqp", "amqps") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError("write amqp://HOST[:PORT][/VHOST], or amqps:// with TLS")
+    if "/" in parts.path.removeprefix("/"):
+        raise ValueError("write a '/' in the name of the virtual host as %2F")
+    return url
+
+
+def _only_one(file: Path | None, variable: str | None, file_name: str, variable_name: str) -> None:
+    if file is not None and variable is not None:
+        raise ValueError(f"give {file_name} or {variable_name}, not both")
+
+
+class BrokerSection(Section):
+    """The RabbitMQ server that carries references to frames and results."""
+
+    url: str | None = Field(None, repr=False)
+    """``amqp://HOST[:PORT][/VHOST]``, or ``amqps://`` with TLS. A ``/`` in the name of the virtual host is written as
+    %2F; without one it is ``/``. None: no broker."""
+    username: str | None = Field(None, min_length=1, repr=False)
+    """User of the log-in, where the URL names none; without either, RabbitMQ's ``guest``."""
+    password_file: Path | None = None
+    """File whose first line is the password. It is read at each connection."""
+    password_env: str | None = Field(None, pattern=_VARIABLE)
+    """Environment variable that holds the password."""
+    ca_file: Path | None = None
+    """Certificates, as PEM, that vouch for the server; None: those of the system."""
+    certificate_file: Path | None = None
+    """Certificate, as PEM, by which this service shows who it is, where the server asks for one."""
+    key_file: Path | None = None
+    """Its private key, as PEM."""
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, url: str | None) -> str | None:
+        return None if url is None else check_broker_url(url)
+
+    @model_validator(mode="after")
+    def _check_log_in(self) -> Self:
+        _only_one(self.password_file, self.password_env, "password_file", "password_env")
+        if (self.certificate_file is None) != (self.key_file is None):
+            raise ValueError("certificate_file and key_file go together: give both, or neither")
+        return self
+
+    def password(self) -> str | None:
+        """Read the password; None where neither a file nor a variable is named.
+
+        Raises:
+            MissingPassword: It cannot be read.
+        """
+        return read_password(self.password_file, self.password_env)
+
+
+class StorageSection(Section):
+    """The storage for frames and results: a folder on a volume that all hosts mount, or a bucket of an S3 server."""
+
+    url: str | None = None
+    """``file:///FOLDER`` or ``s3://BUCKET[/PREFIX]``. None: no storage."""
+    endpoint: str | None = Field(None, pattern=r"^https?://[^/@\s]+/?$")
+    """Address of the S3 server, such as ``http://minio:9000``; None: Amazon's of the region."""
+    region: str = Field("us-east-1", min_length=1)
+    """Region of the bucket; a server of one's own mostly takes any."""
+    access_key_id: str | None = Field(None, min_length=1, repr=False)
+    """Name of the key. None: what the environment has for AWS, or the machine's role."""
+    secret_key_file: Path | None = None
+    """File whose first line is the secret of the key."""
+    secret_key_env: str | None = Field(None, pattern=_VARIABLE)
+    """Environment variable that holds the secret of the key."""
+    ca_file: Path | None = None
+    """Certificates, as PEM, that vouch for the server; None: those of the system."""
+    timeout_s: float = Field(10.0, gt=0, le=300)
+    """Longest time that one request may take before it is tried again."""
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        parts = urlsplit(url)
+        if parts.scheme == "file" and parts.netloc in ("", "localhost") and parts.path.strip("/"):
+            return url
+        if parts.scheme == "s3" and parts.netloc and "@" not in parts.netloc and not parts.query:
+            return url
+        raise ValueError("write file:///FOLDER or s3://BUCKET[/PREFIX]; keys go into access_key_id and secret_key_file")
+
+    @model_validator(mode="after")
+    def _check_keys(self) -> Self:
+        _only_one(self.secret_key_file, self.secret_key_env, "secret_key_file", "secret_key_env")
+        secret = self.secret_key_file is not None or self.secret_key_env is not None
+        if secret != (self.access_key_id is not None):
+            raise ValueError("access_key_id and its secret go together: give both, or neither")
+        return self
+
+    def secret_key(self) -> str | None:
+        """Read the secret of the key; None where neither a file nor a variable is named.
+
+        Raises:
+            MissingPassword: It cannot be read.
+        """
+        return read_password(self.secret_key_file, self.secret_key_env)
+
+
+class RemoteConfiguration(CommonConfiguration):
+    """What the services read that work across hosts."""
+
+    broker: BrokerSection = BrokerSection()
+    storage: StorageSection = StorageSection()

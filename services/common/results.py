@@ -1,0 +1,105 @@
+"""Results that detectors on other hosts put into the storage, read by way of the broker, each once."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import structlog
+from aio_pika.abc import AbstractConnection, AbstractIncomingMessage, AbstractQueue
+
+from services.common.broker import Names, open_channel
+from services.common.detections import MAX_MESSAGE_BYTES, Detections, MalformedDetections, unpack
+from services.common.reference import BadReference, ResultReference
+from services.common.storage import ObjectDamaged, ObjectMissing, Storage, StorageUnavailable
+
+REMEMBERED: Final = 100_000
+"""Results whose repetition is noticed: those of more than an hour at 25 a second."""
+PREFETCH: Final = 32
+TRANSIENT_LENGTH: Final = 64
+"""Results that wait for a reader that wants only new ones."""
+RETRY_S: Final = 0.5
+
+Deliver = Callable[[ResultReference, Detections], Awaitable[None] | None]
+
+log = structlog.get_logger()
+
+
+class ResultReader:
+    """Reads the results of a stream. Owned by one event loop.
+
+    Args:
+        stream: The stream's name.
+        storage: Where the results are.
+        deliver: Takes each result once: a second one of the same frame and model is dropped. A message is acknowledged
+            when it returns.
+        queue: Name of a durable queue that keeps what comes while no reader is there. None: a queue of this reader
+            alone, which keeps little and ends with it.
+    """
+
+    def __init__(self, stream: str, storage: Storage, deliver: Deliver, *, queue: str | None = None) -> None:
+        self.repeated = 0
+        """Results that had been delivered before."""
+        self.rejected = 0
+        """Messages that were not references to results of this stream, and results that were damaged."""
+        self.missing = 0
+        """Results that had expired."""
+        self._names = Names(stream)
+        self._storage = storage
+        self._deliver = deliver
+        self._queue_name = queue
+        self._seen: OrderedDict[tuple[str, int, int, str], None] = OrderedDict()
+
+    async def read(self, connection: AbstractConnection) -> None:
+        """Deliver what comes, until cancelled: the ``work`` of :func:`services.common.broker.keep_connected`."""
+        channel = await open_channel(connection, prefetch=PREFETCH)
+        exchange = await channel.declare_exchange(self._names.results, "fanout", durable=True)
+        if self._queue_name is None:
+            queue: AbstractQueue = await channel.declare_queue(
+                exclusive=True, arguments={"x-max-length": TRANSIENT_LENGTH, "x-overflow": "drop-head"}
+            )
+        else:
+            queue = await channel.declare_queue(self._queue_name, durable=True, arguments={"x-queue-type": "quorum"})
+        await queue.bind(exchange)
+        async with queue.iterator() as deliveries:
+            async for delivered in deliveries:
+                await self._take(delivered)
+
+    async def _take(self, delivered: AbstractIncomingMessage) -> None:
+        try:
+            reference = ResultReference.from_json(delivered.body)
+            if reference.key in self._seen:
+                self.repeated += 1
+            else:
+                await self._fetch(reference)
+                self._seen[reference.key] = None
+                if len(self._seen) > REMEMBERED:
+                    self._seen.popitem(last=False)
+        except ObjectMissing:
+            self.missing += 1
+        except (BadReference, MalformedDetections, ObjectDamaged) as error:
+            if not self.rejected:
+                log.warning("result rejected", reason=str(error))
+            self.rejected += 1
+        await delivered.ack()
+
+    async def _fetch(self, reference: ResultReference) -> None:
+        reason = ""
+        while True:
+            try:
+                data = await self._storage.fetch(reference)
+                break
+            except StorageUnavailable as error:
+                if not reason:
+                    reason = str(error)
+                    log.warning("results not read", reason=reason)
+                await asyncio.sleep(RETRY_S)
+        detections = unpack(bytes(data[: MAX_MESSAGE_BYTES + 1]))
+        if (self._names.stream, detections.epoch, detections.sequence) != reference.key[:3]:
+            raise MalformedDetections("the result is of another frame than its reference says")
+        pending = self._deliver(reference, detections)
+        if inspect.isawaitable(pending):
+            await pending

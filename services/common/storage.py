@@ -1,0 +1,257 @@
+"""Objects in the storage that all hosts share: a folder on a volume, or a bucket of an S3 server.
+
+The client is obstore; docs/decisions/0005-the-relay-on-rabbitmq-and-obstore.md says why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import re
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, cast
+from urllib.parse import unquote, urlsplit
+
+import obstore
+from obstore.exceptions import BaseError, GenericError, NotFoundError, PermissionDeniedError, UnauthenticatedError
+from obstore.store import LocalStore, S3Store
+
+from services.common.credentials import MissingPassword
+from services.common.reference import Address
+from services.common.remote_config import StorageSection
+from services.common.service import UnusableSetting
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig
+
+CONNECT_TIMEOUT_S: Final = 3
+_STAGED: Final = re.compile(r"#\d+$")
+"""End of the names under which a folder's objects are written, before they get their own."""
+_LISTED_AT_ONCE: Final = 500
+
+
+class StorageError(Exception):
+    """The storage does not do what it is asked for; the message says what, and why."""
+
+
+class StorageUnavailable(StorageError):
+    """It cannot be reached, is full, or fails: another try may succeed."""
+
+
+class ObjectMissing(StorageError):
+    """There is no such object."""
+
+
+class ObjectDamaged(StorageError):
+    """An object is not what its reference says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """An object that is there."""
+
+    address: str
+    size_bytes: int
+    modified_s: float
+    """When it was written, in seconds since 1970, by the clock of the storage."""
+
+
+class Storage:
+    """The storage of the configuration. All methods are for an event loop, and safe to cancel.
+
+    Raises:
+        UnusableSetting: The section names no storage, or one that cannot be used.
+    """
+
+    def __init__(self, section: StorageSection) -> None:
+        if section.url is None:
+            raise UnusableSetting("no storage is named: set storage.url to file:///FOLDER or s3://BUCKET")
+        self.url = section.url
+        self._timeout_s = section.timeout_s
+        self._folder: Path | None = None
+        try:
+            self._store: LocalStore | S3Store = self._open(section)
+        except MissingPassword as error:
+            raise UnusableSetting(f"storage: {error}") from None
+        except (BaseError, OSError, ValueError) as error:
+            raise UnusableSetting(f"storage.url {section.url}: {_reason(error)}") from None
+
+    def _open(self, section: StorageSection) -> LocalStore | S3Store:
+        parts = urlsplit(self.url)
+        if parts.scheme == "file":
+            self._folder = Path(unquote(parts.path))
+            return LocalStore(prefix=self._folder, mkdir=True)
+        client: ClientConfig = {
+            "timeout": timedelta(seconds=section.timeout_s),
+            "connect_timeout": timedelta(seconds=min(CONNECT_TIMEOUT_S, section.timeout_s)),
+            "allow_http": (section.endpoint or "").startswith("http:"),
+        }
+        if section.ca_file is not None:
+            client["root_certificate"] = section.ca_file.read_bytes()
+        keys: dict[str, Any] = {}
+        if section.endpoint is not None:
+            keys["endpoint"] = section.endpoint.rstrip("/")
+        if (secret := section.secret_key()) is not None:
+            keys |= {"access_key_id": section.access_key_id, "secret_access_key": secret}
+        # The services try again by themselves, and say so: a library that waits in silence would hide it.
+        return S3Store(
+            parts.netloc,
+            prefix=parts.path.strip("/") or None,
+            region=section.region,
+            client_options=client,
+            retry_config={"max_retries": 1, "retry_timeout": timedelta(seconds=section.timeout_s)},
+            **keys,
+        )
+
+    async def put(self, address: str, data: bytes | memoryview, *, durable: bool = False) -> None:
+        """Write an object whole, or not at all. The data is not copied on its way.
+
+        Args:
+            address: Its key.
+            data: Its bytes, which must not change until this returns.
+            durable: Whether an object in a folder must outlive a loss of power. An S3 server promises it anyway.
+
+        Raises:
+            StorageUnavailable: It could not be written.
+        """
+        await self._try(obstore.put_async(self._store, address, data, use_multipart=False), f"{address} is not written")
+        if durable and self._folder is not None:
+            await asyncio.to_thread(_sync, self._folder / address)
+
+    async def get(self, address: str, *, max_bytes: int) -> memoryview:
+        """Read an object.
+
+        Raises:
+            ObjectMissing: There is none.
+            ObjectDamaged: It has more than ``max_bytes``.
+            StorageUnavailable: It could not be read.
+        """
+        what = f"{address} is not read"
+        found = await self._try(obstore.get_async(self._store, address), what)
+        if found.meta["size"] > max_bytes:
+            raise ObjectDamaged(f"{address} has {found.meta['size']} bytes, and its reference tells of {max_bytes}")
+        # obstore's Bytes has Python's buffer protocol, which the type of memoryview knows from Python 3.12 on.
+        return memoryview(cast("bytes", await self._try(found.bytes_async(), what)))
+
+    async def fetch(self, reference: Address) -> memoryview:
+        """Read the object of a reference, and verify it.
+
+        Raises:
+            ObjectMissing, StorageUnavailable: As :meth:`get`.
+            ObjectDamaged: Its size or SHA-256 is another one.
+        """
+        data = await self.get(reference.address, max_bytes=reference.size_bytes)
+        found = await asyncio.to_thread(lambda: hashlib.sha256(data).hexdigest())
+        if len(data) != reference.size_bytes or found != reference.sha256:
+            raise ObjectDamaged(
+                f"{reference.address} has {len(data)} bytes of SHA-256 {found[:12]}…, and its reference tells of "
+                f"{reference.size_bytes} bytes of {reference.sha256[:12]}…"
+            )
+        return data
+
+    async def delete(self, addresses: Sequence[str]) -> None:
+        """Remove objects; one that is gone already does not matter.
+
+        Raises:
+            StorageUnavailable: They could not be removed.
+        """
+        for address in addresses:
+            try:
+                await self._try(obstore.delete_async(self._store, address), f"{address} is not removed")
+            except ObjectMissing:
+                continue
+            if self._folder is not None:
+                await asyncio.to_thread(_remove_empty_folders, self._folder, self._folder / address)
+
+    async def list(self, prefix: str) -> AsyncIterator[Listed]:
+        """Yield every object whose address begins with a prefix, which ends with ``/``.
+
+        Raises:
+            StorageUnavailable: They could not be listed.
+        """
+        batches = obstore.list(self._store, prefix=prefix, chunk_size=_LISTED_AT_ONCE)
+        while True:
+            try:
+                batch = await self._try(batches.__anext__(), f"{prefix} is not listed")
+            except StopAsyncIteration:
+                return
+            for found in batch:
+                yield Listed(found["path"], found["size"], found["last_modified"].timestamp())
+
+    async def remove_staged(self, prefix: str, older_than_s: float) -> int:
+        """Remove what a writer left in a folder when it died in the middle of an object.
+
+        Args:
+            prefix: Folder of addresses in which to look.
+            older_than_s: Younger files may be of a writer that lives.
+
+        Returns:
+            How many there were. An S3 server leaves none: an object is written by one request.
+        """
+        if self._folder is None:
+            return 0
+        return await asyncio.to_thread(_remove_staged, self._folder / prefix, time.time() - older_than_s)
+
+    async def _try(self, request: Any, what: str) -> Any:
+        try:
+            async with asyncio.timeout(2 * self._timeout_s):
+                return await request
+        except (NotFoundError, FileNotFoundError) as error:
+            if "NoSuchBucket" in str(error):
+                raise StorageUnavailable(f"{what}: there is no bucket {self.url}: create it") from None
+            raise ObjectMissing(f"{what}: there is no such object in {self.url}") from None
+        except TimeoutError:
+            raise StorageUnavailable(f"{what}: {self.url} does not answer") from None
+        except (UnauthenticatedError, PermissionDeniedError, PermissionError) as error:
+            raise StorageUnavailable(f"{what}: {self.url} refuses it: {_reason(error)}") from None
+        except (BaseError, OSError) as error:
+            raise StorageUnavailable(f"{what}: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    """What an error of obstore says, without the source of the library that follows its first lines."""
+    text = str(error).partition("\n\nDebug source")[0]
+    return " ".join(text.split())[:300] if isinstance(error, (GenericError, BaseError)) or text else repr(error)
+
+
+def _sync(path: Path) -> None:
+    """Have the kernel write an object and its name to the disk."""
+    for place, flags in ((path, os.O_RDONLY), (path.parent, os.O_RDONLY | os.O_DIRECTORY)):
+        try:
+            descriptor = os.open(place, flags)
+        except FileNotFoundError:
+            return  # a consumer was faster, and has removed it
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _remove_empty_folders(root: Path, path: Path) -> None:
+    """Remove the folders above an object that held nothing else, up to those of its kind and stream."""
+    for folder in path.parents:
+        if len(folder.relative_to(root).parts) <= 2:
+            return
+        try:
+            folder.rmdir()
+        except OSError:  # it holds others, or is gone
+            return
+
+
+def _remove_staged(folder: Path, before_s: float) -> int:
+    removed = 0
+    for place, _folders, names in os.walk(folder):
+        for name in filter(_STAGED.search, names):
+            path = Path(place, name)
+            try:
+                if path.stat().st_mtime < before_s:
+                    path.unlink()
+                    removed += 1
+            except FileNotFoundError:
+                continue
+    return removed

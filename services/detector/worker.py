@@ -1,0 +1,293 @@
+"""The detector on a queue: a frame by reference, looked at whole; its result into the storage; an acknowledgement.
+
+A worker keeps nothing between two frames, so any number of them share a queue. It acknowledges a frame only when the
+broker has confirmed the result's reference: the frame of a worker that dies is delivered to another one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import Any, Final
+
+import numpy.typing as npt
+import structlog
+from aio_pika.abc import AbstractConnection, AbstractExchange, AbstractIncomingMessage
+
+from services.common import geometry
+from services.common.broker import (
+    BROKER_ERRORS,
+    FRAME,
+    RESULT,
+    BrokerRefused,
+    Names,
+    deliveries_before,
+    keep_connected,
+    message,
+    open_channel,
+    publish,
+)
+from services.common.dead_letter import bury
+from services.common.detections import MAX_MESSAGE_BYTES, Detections, pack
+from services.common.frame_codec import CannotDecode, decode
+from services.common.recording import RecordedFrame
+from services.common.reference import (
+    RESULTS,
+    BadReference,
+    FrameReference,
+    ResultReference,
+    check_address,
+    result_prefix,
+    trace_id,
+)
+from services.common.status import Stage
+from services.common.storage import ObjectDamaged, ObjectMissing, Storage, StorageUnavailable
+from services.detector.config import DetectorConfiguration
+
+RETRY_S: Final = (0.2, 5.0)
+
+Look = Callable[[RecordedFrame], Detections]
+
+log = structlog.get_logger()
+
+
+class TooLate(Exception):
+    """No result of this frame is wanted any more."""
+
+
+class Worker:
+    """Works on the frames of a queue. Owned by one event loop.
+
+    Args:
+        configuration: The detector's.
+        storage: Where frames and results are.
+        look: Finds the objects of a frame; called by the executor.
+        executor: Runs ``look``, one frame at a time.
+        model: Name and version of the model.
+        stop: Ends it.
+    """
+
+    def __init__(
+        self,
+        configuration: DetectorConfiguration,
+        storage: Storage,
+        look: Look,
+        executor: Executor,
+        *,
+        model: str,
+        stop: threading.Event,
+    ) -> None:
+        self.fetched, self.published = Stage(), Stage()
+        self.reason = "not connected to the broker yet"
+        """Why no frame can be worked on; empty while one can."""
+        self.late = self.dead = self.repeated = 0
+        """Frames given up as too old; as dead letters; and those that had been worked on before."""
+        self._section = configuration.detector
+        self._broker = configuration.broker
+        self._names = Names(configuration.ring)
+        self._storage = storage
+        self._look = look
+        self._executor = executor
+        self._model = model
+        self._stop = stop
+
+    @property
+    def stages(self) -> dict[str, Stage]:
+        """What the status tells of."""
+        return {"fetch": self.fetched, "publish": self.published}
+
+    def details(self) -> dict[str, int]:
+        """Counts for the status."""
+        return {"too_late": self.late, "dead_letters": self.dead, "repeated": self.repeated}
+
+    async def run(self) -> None:
+        """Work until ``stop`` is set, through losses of the connection."""
+        await keep_connected(self._broker, self._work, self._stop, url=self._section.broker_url, state=self._set_reason)
+
+    def _set_reason(self, reason: str) -> None:
+        self.reason = reason
+
+    async def _work(self, connection: AbstractConnection) -> None:
+        publishing = await open_channel(connection)
+        results = await publishing.get_exchange(self._names.results)
+        dead = await publishing.get_exchange(self._names.dead)
+        channel = await open_channel(connection, prefetch=self._section.prefetch)
+        queue = await channel.get_queue(self._names.group(self._section.group))
+        failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        tasks: set[asyncio.Task[None]] = set()
+
+        async def take(delivered: AbstractIncomingMessage) -> None:
+            task = asyncio.ensure_future(self._take(delivered, results, dead))
+            tasks.add(task)
+            task.add_done_callback(ended)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            tasks.discard(task)
+            if not task.cancelled() and (error := task.exception()) is not None and not failed.done():
+                failed.set_exception(error)
+
+        await queue.consume(take)
+        try:
+            await failed
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _take(
+        self, delivered: AbstractIncomingMessage, results: AbstractExchange, dead: AbstractExchange
+    ) -> None:
+        """Work on a message, and settle it in one of four ways: a result, a repetition, too late, or a dead letter."""
+        section = self._section
+        try:
+            reference = _reference(delivered, self._names.stream)
+            with structlog.contextvars.bound_contextvars(frame=reference.key, trace_id=trace_id(reference.key)):
+                result = await self._result(reference, delivered)
+                await self._send(result, results, reference)
+            await delivered.ack()
+            self.published.record(time.time() - reference.captured_wall_ns * 1e-9)
+        except TooLate:
+            self.late += 1
+            await delivered.reject(requeue=False)
+        except (BadReference, CannotDecode, ObjectDamaged, ObjectMissing) as error:
+            await self._bury(delivered, dead, str(error))
+        except (asyncio.CancelledError, *BROKER_ERRORS):
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            log.exception("frame failed", message=delivered.message_id)
+            if deliveries_before(delivered) + 1 < _attempts(delivered):
+                await delivered.reject(requeue=True)
+            else:
+                await self._bury(delivered, dead, f"the detector {section.instance} fails: {reason}")
+
+    async def _bury(self, delivered: AbstractIncomingMessage, dead: AbstractExchange, reason: str) -> None:
+        self.dead += 1
+        log.warning("dead letter", reason=reason, message=delivered.message_id)
+        await bury(dead, delivered, reason, group=self._section.group, worker=self._section.instance)
+
+    async def _result(self, reference: FrameReference, delivered: AbstractIncomingMessage) -> ResultReference:
+        """The result of a frame, which is in the storage when this returns."""
+        if delivered.redelivered and (found := await self._found_before(reference)) is not None:
+            return found
+        _check_deadline(reference)
+        try:
+            data = await self._patiently(reference, self._storage.fetch)
+        except ObjectMissing:
+            # The relay removes the object of a frame whose result it has seen. A second reference to the frame, of a
+            # relay that was killed before it knew that the first one had arrived, then comes too late.
+            if (found := await self._found_before(reference)) is not None:
+                return found
+            raise
+        self.fetched.record(time.time() - reference.captured_wall_ns * 1e-9)
+        loop = asyncio.get_running_loop()
+        pixels = await loop.run_in_executor(None, decode, data, reference)
+        _check_deadline(reference)
+        detections = await loop.run_in_executor(self._executor, self._look, _frame(pixels, reference))
+        _check_deadline(reference)
+        body = pack(detections)
+        sha256 = hashlib.sha256(body).hexdigest()
+        prefix = result_prefix(reference.stream, reference.epoch, reference.sequence, self._model)
+        result = self._result_reference(reference, f"{prefix}{sha256[:16]}", len(body), sha256)
+        await self._patiently(reference, lambda _: self._storage.put(result.address, body, durable=True))
+        return result
+
+    async def _found_before(self, reference: FrameReference) -> ResultReference | None:
+        """The result that a worker, which died before it could tell of it, has put into the storage."""
+        prefix = result_prefix(reference.stream, reference.epoch, reference.sequence, self._model)
+
+        async def find(_reference: FrameReference) -> tuple[str, memoryview] | None:
+            async for found in self._storage.list(prefix):
+                return found.address, await self._storage.get(found.address, max_bytes=MAX_MESSAGE_BYTES)
+            return None
+
+        found = await self._patiently(reference, find)
+        if found is None:
+            return None
+        self.repeated += 1
+        address, body = found
+        return self._result_reference(
+            reference, check_address(address, RESULTS), len(body), hashlib.sha256(body).hexdigest()
+        )
+
+    def _result_reference(
+        self, reference: FrameReference, address: str, size_bytes: int, sha256: str
+    ) -> ResultReference:
+        return ResultReference(
+            address=address,
+            size_bytes=size_bytes,
+            sha256=sha256,
+            stream=reference.stream,
+            epoch=reference.epoch,
+            sequence=reference.sequence,
+            captured_ns=reference.captured_ns,
+            captured_wall_ns=reference.captured_wall_ns,
+            model=self._model,
+            group=self._section.group,
+            instance=self._section.instance,
+            frame_address=reference.address,
+        )
+
+    async def _send(self, result: ResultReference, results: AbstractExchange, reference: FrameReference) -> None:
+        wait_s = RETRY_S[0]
+        while True:
+            _check_deadline(reference)
+            try:
+                return await publish(results, message(result.to_json(), RESULT, reference.key))
+            except BrokerRefused as error:  # a reader's queue is full
+                self.reason = str(error)
+                await asyncio.sleep(wait_s)
+                wait_s = min(2 * wait_s, RETRY_S[1])
+
+    async def _patiently(self, reference: FrameReference, request: Any) -> Any:
+        """Ask the storage again while it is unavailable: a frame is not given up because the storage is away."""
+        wait_s = RETRY_S[0]
+        while True:
+            try:
+                answer = await request(reference)
+            except StorageUnavailable as error:
+                if not self.reason:
+                    log.warning("storage unavailable", reason=str(error))
+                self.reason = str(error)
+                _check_deadline(reference)
+                await asyncio.sleep(wait_s)
+                wait_s = min(2 * wait_s, RETRY_S[1])
+            else:
+                self.reason = ""
+                return answer
+
+
+def _reference(delivered: AbstractIncomingMessage, stream: str) -> FrameReference:
+    if delivered.type not in (None, FRAME):
+        raise BadReference(f"the message is of type {delivered.type!r:.40}, and {FRAME} is wanted")
+    reference = FrameReference.from_json(delivered.body)
+    if reference.stream != stream:
+        raise BadReference(f"the frame is of stream {reference.stream}, and {stream} is wanted")
+    return reference
+
+
+def _frame(pixels: npt.NDArray[Any], reference: FrameReference) -> RecordedFrame:
+    return RecordedFrame(
+        pixels,
+        reference.sequence,
+        reference.epoch,
+        reference.captured_ns,
+        None if reference.geometry is None else {geometry.KEY: reference.geometry},
+        reference.pixel_format,
+    )
+
+
+def _check_deadline(reference: FrameReference) -> None:
+    if reference.deadline_wall_ns is not None and time.time_ns() > reference.deadline_wall_ns:
+        raise TooLate
+
+
+def _attempts(delivered: AbstractIncomingMessage) -> int:
+    try:
+        return FrameReference.from_json(delivered.body).attempts
+    except BadReference:
+        return 0

@@ -1,0 +1,42 @@
+"""The relay as a service: what its entry point names."""
+
+from __future__ import annotations
+
+import threading
+
+from services.common.service import Service
+from services.relay.config import RelayConfiguration
+
+
+def run(configuration: RelayConfiguration, stop: threading.Event) -> None:
+    """Relay until ``stop`` is set."""
+    # Not at the top: the configuration is checked without a client for the broker and the storage.
+    from services.relay.service import main  # noqa: PLC0415
+
+    main(configuration, stop)
+
+
+def check(configuration: RelayConfiguration) -> None:
+    """Look whether the broker, the storage and the spool are named and may be used."""
+    from services.relay.service import check as check_service  # noqa: PLC0415  as above
+
+    check_service(configuration)
+
+
+def dead_letters(arguments: list[str]) -> int:
+    """Look at the frames that no detector could work on; replay, drop or run them."""
+    from services.relay.dead_letters import main  # noqa: PLC0415  as above
+
+    return main(arguments)
+
+
+def results(arguments: list[str]) -> int:
+    """Print the results of all detectors as they come, each once, as JSON."""
+    from services.relay.print_results import main  # noqa: PLC0415  as above
+
+    return main(arguments)
+
+
+SERVICE = Service(
+    "relay", RelayConfiguration, run, check=check, commands={"dead-letters": dead_letters, "results": results}
+)

@@ -1,0 +1,64 @@
+"""``framebus-relay results``: what all detectors have found, a line of JSON each, each result once."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from services.common.broker import Names, keep_connected
+from services.common.config import ConfigurationError
+from services.common.detections import Detections, to_map
+from services.common.reference import ResultReference
+from services.common.results import ResultReader
+from services.common.service import EXIT_USAGE
+from services.common.storage import Storage
+from services.relay.config import RelayConfiguration
+
+
+def main(arguments: list[str]) -> int:
+    """Print results until interrupted, or until as many as were asked for."""
+    parser = argparse.ArgumentParser(prog="framebus-relay results", description=__doc__)
+    parser.add_argument("--config", type=Path, help="the YAML file of all services; without it the defaults hold")
+    parser.add_argument(
+        "--queue",
+        metavar="NAME",
+        help="keep results in a queue of this name for as long as this command does not run; several that name the "
+        "same queue share it",
+    )
+    parser.add_argument("--count", type=int, help="end after so many results")
+    options = parser.parse_args(arguments)
+    # Not at the top: the entry point imports little.
+    from services.common.config import load  # noqa: PLC0415
+
+    try:
+        configuration = load(RelayConfiguration, options.config)
+    except ConfigurationError as error:
+        sys.stderr.write(f"{error}\n")
+        return EXIT_USAGE
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=stop.set).start())
+    left = options.count
+
+    def deliver(_reference: ResultReference, detections: Detections) -> None:
+        nonlocal left
+        try:
+            print(json.dumps(to_map(detections)), flush=True)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter flushes once more at its end
+            stop.set()
+        if left is not None:
+            left -= 1
+            if left <= 0:
+                stop.set()
+
+    stream = configuration.stream.name
+    queue = f"{Names(stream).results}.{options.queue}" if options.queue else None
+    reader = ResultReader(stream, Storage(configuration.storage), deliver, queue=queue)
+    asyncio.run(keep_connected(configuration.broker, reader.read, stop))
+    return 0

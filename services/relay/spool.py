@@ -1,0 +1,133 @@
+"""The spool: frames that were accepted and are not in the storage yet, in a folder, or in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from services.common.reference import FrameReference
+from services.common.service import ServiceError
+from services.relay.ledger import Entry, Ledger
+
+LEDGER: Final = "ledger.sqlite3"
+FRAMES: Final = "frames"
+NO_PLACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+class SpoolFull(Exception):
+    """There is no place for a frame; the message is a word for the count."""
+
+
+class Spool:
+    """Accepted frames and what has become of them. Any thread may use it, but frames are accepted in one.
+
+    A frame is accepted when its data and its line in the ledger are on the disk: both are written before
+    :meth:`accept` returns. Without a folder both are in memory, and end with the process.
+
+    Args:
+        folder: The spool's folder, which is made if it is missing.
+        max_bytes: Size that frames may take.
+        groups: Groups of detectors.
+
+    Raises:
+        ServiceError: The folder cannot be used, or another relay uses it.
+    """
+
+    def __init__(self, folder: Path | None, max_bytes: int, groups: Sequence[str]) -> None:
+        self._max_bytes = max_bytes
+        self._memory: dict[tuple[int, int], bytes | memoryview] = {}
+        self._frames: Path | None = None
+        if folder is not None:
+            self._frames = folder / FRAMES
+            try:
+                self._frames.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ServiceError(f"relay.spool {folder} cannot be made: {error.strerror}") from None
+        self.ledger = Ledger(None if folder is None else folder / LEDGER, groups)
+        if self._frames is not None:
+            self._remove_leftovers(self._frames)
+
+    def accept(self, reference: FrameReference, data: bytes | memoryview) -> None:
+        """Keep a frame's data, and accept it.
+
+        Raises:
+            SpoolFull: There is no place for it.
+        """
+        if self.ledger.spooled_bytes + len(data) > self._max_bytes:
+            raise SpoolFull("spool full")
+        if self._frames is None:
+            self._memory[reference.epoch, reference.sequence] = data
+            self.ledger.accept(reference)
+            return
+        path = self._path(self._frames, reference)
+        try:
+            _write(path, data)
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            if error.errno in NO_PLACE:
+                raise SpoolFull("disk full") from None
+            raise ServiceError(f"relay.spool: {path} cannot be written: {error.strerror}") from None
+        self.ledger.accept(reference)
+
+    def read(self, entry: Entry) -> bytes | memoryview:
+        """The data of an accepted frame.
+
+        Raises:
+            ServiceError: It is gone, or cannot be read.
+        """
+        if self._frames is None:
+            return self._memory[entry.reference.epoch, entry.reference.sequence]
+        path = self._path(self._frames, entry.reference)
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise ServiceError(f"relay.spool: {path} cannot be read: {error.strerror}") from None
+
+    def published(self, entry: Entry) -> None:
+        """The storage has the data, and the broker the reference."""
+        self.ledger.published(entry)
+        self._remove(entry)
+
+    def drop(self, entry: Entry, reason: str) -> None:
+        """Give up a frame that is not published."""
+        self.ledger.drop(entry, reason)
+        self._remove(entry)
+
+    def close(self) -> None:
+        """Close the ledger."""
+        self.ledger.close()
+
+    def _remove(self, entry: Entry) -> None:
+        if self._frames is None:
+            self._memory.pop((entry.reference.epoch, entry.reference.sequence), None)
+        else:
+            self._path(self._frames, entry.reference).unlink(missing_ok=True)
+
+    @staticmethod
+    def _path(frames: Path, reference: FrameReference) -> Path:
+        return frames / f"{reference.epoch}-{reference.sequence}"
+
+    def _remove_leftovers(self, frames: Path) -> None:
+        """Remove the data of frames that a killed relay had not accepted yet, or had published already."""
+        kept = {self._path(frames, entry.reference).name for entry in self.ledger.pending(0, -1)}
+        for path in frames.iterdir():
+            if path.name not in kept:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+
+
+def _write(path: Path, data: bytes | memoryview) -> None:
+    """Write a file and its name to the disk, so that they outlive a loss of power."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

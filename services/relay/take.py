@@ -1,0 +1,188 @@
+"""The relay's first stage: each frame of the ring, encoded and accepted, or counted as missed."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import structlog
+
+from framebus import Frame, LayoutMismatch, Subscriber
+from services.common import geometry
+from services.common.follow import follow
+from services.common.frame_codec import CannotEncode, check_encodable, encode
+from services.common.reference import FrameReference, frame_address
+from services.common.status import Stage
+from services.relay.config import RelayConfiguration
+from services.relay.spool import Spool, SpoolFull
+
+SLICE_S: Final = 0.25
+GONE_AFTER_S: Final = 2.0
+HISTORY: Final = 255
+"""Frames that the ring still has are taken first: a relay that was restarted misses fewer."""
+HOLD_S: Final = 0.1
+"""Longest time for which a slot is held."""
+
+log = structlog.get_logger()
+
+
+class Taker:
+    """Takes frames until stopped, in the thread that calls :meth:`run`.
+
+    Args:
+        configuration: The relay's.
+        spool: Where frames are accepted.
+        put: Writes an object from a slot's own memory within a time, and returns whether it did.
+        accepted: Is told of each frame that was accepted.
+        stop: Ends it.
+    """
+
+    def __init__(
+        self,
+        configuration: RelayConfiguration,
+        spool: Spool,
+        *,
+        put: Callable[[str, memoryview, float], bool],
+        accepted: Callable[[], None],
+        stop: threading.Event,
+    ) -> None:
+        self.stage = Stage()
+        self.longest_hold_s = 0.0
+        """Longest time for which a slot was held."""
+        self._stream = configuration.stream.name
+        self._publisher_uid = configuration.stream.publisher_uid
+        self._section = configuration.relay
+        self._spool = spool
+        self._put = put
+        self._accepted = accepted
+        self._stop = stop
+        self._encoded_s = 0.0
+        self._due_ns = 0
+        self._refused: str | None = None
+        self._buffer: npt.NDArray[Any] = np.empty(0, np.uint8)
+
+    def run(self) -> None:
+        """Take frames."""
+        events = follow(
+            self._stream, self._subscribe, self._stop, slice_s=SLICE_S, retry_s=SLICE_S, tolerate=(LayoutMismatch,)
+        )
+        with closing(events):
+            for event in events:
+                if isinstance(event, Frame):
+                    self._take(event)
+
+    def _subscribe(self) -> Subscriber:
+        return Subscriber(
+            self._stream,
+            name="relay",
+            mode="every",
+            history=HISTORY,
+            attach_timeout_s=0,
+            gone_after_s=GONE_AFTER_S,
+            publisher_uid=self._publisher_uid,
+        )
+
+    def _take(self, frame: Frame) -> None:
+        leased_s = time.monotonic()
+        ledger, epoch, sequence = self._spool.ledger, frame.epoch, frame.sequence
+        try:
+            if not ledger.is_new(epoch, sequence):
+                return
+            if frame.captured_ns < self._due_ns:
+                ledger.miss(epoch, sequence, "thinned")
+                return
+            if self._section.target_fps:
+                # From when it was due, not from when it came, so that the rate is met on the average.
+                period_ns = round(1e9 / self._section.target_fps)
+                self._due_ns = max(self._due_ns + period_ns, frame.captured_ns - period_ns)
+            check_encodable(frame.shape, frame.dtype, frame.pixel_format, self._section.encoding)
+            reference, data = self._encode(frame, leased_s)
+            self._spool.accept(reference, data)
+        except CannotEncode as error:
+            self._refuse(str(error))
+            ledger.miss(epoch, sequence, "not encodable")
+        except SpoolFull as error:
+            self._refuse(f"{error}: the broker or the storage is slower than frames come, or away")
+            ledger.miss(epoch, sequence, str(error))
+        else:
+            self._refused = None
+            self.stage.record((time.monotonic_ns() - frame.captured_ns) * 1e-9, frame.skipped)
+            self._accepted()
+        finally:
+            frame.release()
+
+    def _encode(self, frame: Frame, leased_s: float) -> tuple[FrameReference, bytes | memoryview]:
+        """Encode the frame, and give up its slot within :data:`HOLD_S`."""
+        section = self._section
+        panorama = _geometry(frame)
+        if section.encoding == "raw" and section.policy == "live":
+            data = encode(frame.pixels, "raw")
+            reference = self._reference(frame, panorama, data)
+            put = self._put(reference.address, data, HOLD_S - (time.monotonic() - leased_s))
+            kept = b"" if put else data.tobytes()
+            self._release(frame, leased_s)
+            return reference, kept
+        # A write to a disk, or an encoding that takes long, would hold the slot for too long.
+        copied = section.encoding == "raw" or self._encoded_s > HOLD_S / 2
+        pixels = self._copy(frame.pixels) if copied else frame.pixels
+        if copied:
+            self._release(frame, leased_s)
+        begun_s = time.monotonic()
+        data = encode(pixels, section.encoding, section.jpeg_quality)
+        self._encoded_s = max(time.monotonic() - begun_s, self._encoded_s * 0.9)
+        del pixels
+        if not copied:
+            self._release(frame, leased_s)
+        return self._reference(frame, panorama, data), data
+
+    def _copy(self, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        if (self._buffer.shape, self._buffer.dtype) != (pixels.shape, pixels.dtype):
+            self._buffer = np.empty_like(pixels)
+        self._buffer[...] = pixels
+        return self._buffer
+
+    def _release(self, frame: Frame, leased_s: float) -> None:
+        frame.release()
+        self.longest_hold_s = max(self.longest_hold_s, time.monotonic() - leased_s)
+
+    def _reference(self, frame: Frame, panorama: dict[str, Any] | None, data: memoryview) -> FrameReference:
+        section = self._section
+        sha256 = hashlib.sha256(data).hexdigest()
+        live = section.policy == "live"
+        return FrameReference(
+            address=frame_address(self._stream, frame.epoch, frame.sequence, section.encoding, sha256),
+            size_bytes=len(data),
+            sha256=sha256,
+            stream=self._stream,
+            epoch=frame.epoch,
+            sequence=frame.sequence,
+            captured_ns=frame.captured_ns,
+            captured_wall_ns=frame.captured_wall_ns,
+            format=section.encoding,
+            shape=frame.shape,
+            dtype=frame.dtype.str,
+            pixel_format=frame.pixel_format,
+            geometry=panorama,
+            deadline_wall_ns=frame.captured_wall_ns + round(section.max_age_s * 1e9) if live else None,
+            attempts=section.attempts,
+        )
+
+    def _refuse(self, reason: str) -> None:
+        """Say once for each kind why frames are not taken."""
+        if reason != self._refused:
+            self._refused = reason
+            log.warning("frame not taken", reason=reason)
+
+
+def _geometry(frame: Frame) -> dict[str, Any] | None:
+    try:
+        found = geometry.read(frame.metadata)
+    except geometry.GeometryError:
+        return None
+    return None if found is None else found.to_metadata()

@@ -1,0 +1,68 @@
+"""What the relay declares at the broker: exchanges, and queues that keep their promises.
+
+Source: RabbitMQ's guides "Quorum Queues", "Queue Length Limit" and "Dead Letter Exchanges".
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from aio_pika.abc import AbstractChannel, AbstractExchange, AbstractQueue
+
+from services.common.broker import Names
+from services.relay.config import RelaySection
+
+SETTLED_LENGTH: Final = 1_000_000
+"""Messages that wait for a relay that is away; without a bound, a relay that never returns would fill the disk."""
+
+
+async def declare(
+    channel: AbstractChannel, names: Names, section: RelaySection
+) -> tuple[AbstractExchange, AbstractQueue]:
+    """Declare all that a stream has.
+
+    Returns:
+        The exchange for frames, and the queue of what has become of them.
+
+    Raises:
+        ChannelPreconditionFailed: One of them is there with other settings.
+    """
+    frames, results, dropped, dead = [
+        await channel.declare_exchange(name, "fanout", durable=True)
+        for name in (names.frames, names.results, names.dropped, names.dead)
+    ]
+    settled = await channel.declare_queue(
+        names.settled,
+        durable=True,
+        arguments={"x-queue-type": "quorum", "x-max-length": SETTLED_LENGTH, "x-overflow": "drop-head"},
+    )
+    for exchange in (results, dropped, dead):
+        await settled.bind(exchange)
+    # Not a quorum queue: a look at the letters gives them back, which counts as a delivery there, and RabbitMQ 4 drops
+    # a message after 20 of them.
+    letters = await channel.declare_queue(names.dead, durable=True)
+    await letters.bind(dead)
+    for group in section.groups:
+        queue = await channel.declare_queue(names.group(group), durable=True, arguments=queue_arguments(names, section))
+        await queue.bind(frames)
+    return frames, settled
+
+
+def queue_arguments(names: Names, section: RelaySection) -> dict[str, Any]:
+    """The settings of a group's queue."""
+    common = {"x-queue-type": "quorum", "x-delivery-limit": section.attempts}
+    if section.policy == "live":
+        return {
+            **common,
+            "x-max-length": section.live_length,
+            "x-overflow": "drop-head",
+            "x-dead-letter-exchange": names.dropped,
+        }
+    # The default strategy may lose a dead letter when a node dies between the two queues.
+    return {
+        **common,
+        "x-max-length": section.queue_length,
+        "x-overflow": "reject-publish",
+        "x-dead-letter-exchange": names.dead,
+        "x-dead-letter-strategy": "at-least-once",
+    }

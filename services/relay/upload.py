@@ -1,0 +1,174 @@
+"""The relay's second stage: accepted frames into the storage, then their references to the broker, in their order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from typing import Final
+
+import structlog
+from aio_pika.abc import AbstractExchange
+
+from services.common.broker import FRAME, BrokerRefused, message, publish
+from services.common.reference import trace_id
+from services.common.status import Stage
+from services.common.storage import Storage, StorageUnavailable
+from services.relay.config import RelaySection
+from services.relay.ledger import Entry
+from services.relay.spool import Spool
+
+TRIM_S: Final = 0.02
+TOO_OLD, TOO_MANY = "too old in the relay", "too many in the relay"
+"""Why frames of a live policy are dropped here."""
+RETRY_S: Final = (0.1, 2.0)
+"""First and longest wait before another try."""
+
+log = structlog.get_logger()
+
+
+class TooOld(Exception):
+    """A frame of a live policy came too late to be of use."""
+
+
+class Uploader:
+    """Puts and publishes what the spool holds. Owned by one event loop, but for :meth:`put_now`."""
+
+    def __init__(self, spool: Spool, storage: Storage, section: RelaySection) -> None:
+        self.stage = Stage()
+        self.reason = ""
+        """Why frames wait; empty while none has to."""
+        self._spool = spool
+        self._storage = storage
+        self._section = section
+        self._loop = asyncio.get_running_loop()
+        self._wake = asyncio.Event()
+        self._stored: set[str] = set()
+        self._in_flight: set[int] = set()
+
+    def accepted(self) -> None:
+        """Look into the spool; from any thread."""
+        self._loop.call_soon_threadsafe(self._wake.set)
+
+    def put_now(self, address: str, data: memoryview, timeout_s: float) -> bool:
+        """Write an object from the caller's memory, from another thread than the loop's; return whether it is written.
+
+        The memory may be in use for a moment after this has returned: its slot stays leased until it is not.
+        """
+        request = asyncio.run_coroutine_threadsafe(self._storage.put(address, data), self._loop)
+        try:
+            request.result(max(0.0, timeout_s))
+        except (TimeoutError, StorageUnavailable, asyncio.CancelledError):
+            request.cancel()
+            return False
+        self._loop.call_soon_threadsafe(self._stored.add, address)
+        return True
+
+    async def run(self, exchange: AbstractExchange) -> None:
+        """Put and publish until the connection is lost, or cancelled; what is not confirmed by then stays in the spool."""
+        window: deque[tuple[Entry, asyncio.Task[None]]] = deque()
+        newest = 0
+        try:
+            while True:
+                self._wake.clear()
+                for entry in self._spool.ledger.pending(newest, self._section.puts - len(window)):
+                    newest = entry.id
+                    self._in_flight.add(entry.id)
+                    window.append((entry, asyncio.create_task(self._store(entry))))
+                if not window:
+                    self.reason = ""
+                    await self._wake.wait()
+                    continue
+                entry, storing = window.popleft()
+                try:
+                    await storing
+                    await self._publish(exchange, entry)
+                except TooOld:
+                    await self._drop(entry, TOO_OLD)
+                else:
+                    await asyncio.to_thread(self._spool.published, entry)
+                    self.stage.record(time.time() - entry.reference.captured_wall_ns * 1e-9)
+                self._stored.discard(entry.reference.address)
+                self._in_flight.discard(entry.id)
+        finally:
+            for _entry, storing in window:
+                storing.cancel()
+            await asyncio.gather(*(storing for _entry, storing in window), return_exceptions=True)
+            self._in_flight.clear()
+
+    async def trim(self) -> None:
+        """Drop the frames of a live policy that are too many or too old, with or without a broker, until cancelled."""
+        while True:
+            waiting = [entry for entry in self._spool.ledger.pending(0, -1) if entry.id not in self._in_flight]
+            excess = len(waiting) - self._section.live_length
+            for number, entry in enumerate(waiting):
+                if is_late(entry):
+                    await self._drop(entry, TOO_OLD)
+                elif number < excess:
+                    await self._drop(entry, TOO_MANY)
+            await asyncio.sleep(TRIM_S)
+
+    async def _drop(self, entry: Entry, reason: str) -> None:
+        self._spool.drop(entry, reason)
+        if entry.reference.address in self._stored:
+            self._stored.discard(entry.reference.address)
+            with contextlib.suppress(StorageUnavailable):  # the sweep finds it
+                await self._storage.delete([entry.reference.address])
+
+    async def _store(self, entry: Entry) -> None:
+        """Write a frame's object, however often it must be tried.
+
+        Raises:
+            TooOld: Its time was over before it was written.
+        """
+        wait_s = RETRY_S[0]
+        address = entry.reference.address
+        while address not in self._stored:
+            _check_age(entry)
+            try:
+                data = await asyncio.to_thread(self._spool.read, entry)
+                await self._storage.put(address, data, durable=self._section.policy == "work")
+            except StorageUnavailable as error:
+                self._wait_for("frame not stored", str(error), entry)
+                await asyncio.sleep(wait_s)
+                wait_s = min(2 * wait_s, RETRY_S[1])
+            else:
+                self._stored.add(address)
+
+    async def _publish(self, exchange: AbstractExchange, entry: Entry) -> None:
+        wait_s = RETRY_S[0]
+        reference = entry.reference
+        while True:
+            _check_age(entry)
+            expiration_s = None
+            if reference.deadline_wall_ns is not None:
+                expiration_s = max(0.001, reference.deadline_wall_ns * 1e-9 - time.time())
+            sent = message(reference.to_json(), FRAME, reference.key, expiration=expiration_s)
+            try:
+                await publish(exchange, sent, mandatory=True)
+            except BrokerRefused as error:
+                self._wait_for("frame not published", str(error), entry)
+                await asyncio.sleep(wait_s)
+                wait_s = min(2 * wait_s, RETRY_S[1])
+            else:
+                if self.reason:
+                    log.info("frames are published again", trace_id=trace_id(reference.key))
+                self.reason = ""
+                return
+
+    def _wait_for(self, event: str, reason: str, entry: Entry) -> None:
+        if not self.reason:
+            log.warning(event, reason=reason, frame=entry.reference.key, trace_id=trace_id(entry.reference.key))
+        self.reason = reason
+
+
+def is_late(entry: Entry) -> bool:
+    """Whether a frame is too old to be of use."""
+    deadline_wall_ns = entry.reference.deadline_wall_ns
+    return deadline_wall_ns is not None and time.time_ns() > deadline_wall_ns
+
+
+def _check_age(entry: Entry) -> None:
+    if is_late(entry):
+        raise TooOld
