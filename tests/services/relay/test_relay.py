@@ -1,0 +1,45 @@
+"""The relay with a real broker and storage: each frame's way to a detector and back, and its end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.rabbitmq import RabbitMq
+from tests.services.relay.parts import (
+    configuration,
+    objects_in,
+    open_publisher,
+    publish_frames,
+    reading_results,
+    running_detector,
+    running_relay,
+)
+from tests.support import wait_until
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("policy", ["live", "work"])
+def test_each_frame_gives_one_result(rabbitmq: RabbitMq, stream: str, tmp_path: Path, policy: str) -> None:
+    objects = tmp_path / "objects"
+    configured = configuration(
+        stream, rabbitmq.url, objects, policy=policy, spool=tmp_path / "spool", live_length=100, max_age_s=30
+    )
+    with (
+        open_publisher(stream) as publisher,
+        running_relay(configured) as status,
+        reading_results(configured) as results,
+        running_detector(configured, instance="one"),
+        running_detector(configured, instance="two"),
+    ):
+        publish_frames(publisher, 40, 0.02)
+        wait_until(lambda: len(results) == 40, "40 results", detail=status)
+        wait_until(lambda: status()["details"]["unsettled"] == 0, "all are settled", detail=status)
+        told = status()["details"]
+    assert sorted(reference.sequence for reference, _ in results) == list(range(1, 41))
+    assert {detections.objects[0].x_px for _, detections in results} == set(map(float, range(1, 41)))
+    assert told["counts"] == {"accepted": 40, "published": 40, "analysed": 40}
+    assert objects_in(objects, "frames") == []
+    assert len(objects_in(objects, "results")) == 40
