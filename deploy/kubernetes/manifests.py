@@ -137,7 +137,7 @@ def pods(manifests: Sequence[Manifest]) -> Iterator[Pod]:
 
 
 def bytes_of(quantity: object) -> int:
-    """Return the bytes that a quantity of Kubernetes means, where ``160Mi`` are MiB and ``160m`` a sixth of one byte.
+    """Return the bytes that a quantity of Kubernetes means, where ``160Mi`` are MiB and ``160m`` are 0.16 bytes.
 
     Raises:
         ValueError: It is not a quantity.

@@ -161,6 +161,16 @@ def test_the_images_are_of_this_version() -> None:
         }
 
 
+def test_the_document_names_what_is_there() -> None:
+    text = (ROOT / "docs/kubernetes.md").read_text()
+    folders = [
+        path.parent for kind in ("overlays", "components") for path in FOLDER.glob(f"{kind}/*/kustomization.yaml")
+    ]
+    assert [folder.name for folder in folders if f"`{folder.name}`" not in text] == []
+    assert set(re.findall(r"FRAMEBUS_TAG=([\w.]+)", text)) == {__version__}
+    assert f"schemas of Kubernetes {'.'.join(NEWEST.split('.')[:2])}" in text
+
+
 def test_the_simulated_cameras_are_those_of_the_compose_file() -> None:
     data = one(rendered("simulator"), "ConfigMap", "framebus-configuration")["data"]
     assert yaml.safe_load(data["framebus.yaml"]) == yaml.safe_load((ROOT / "config/simulated.yaml").read_text())
