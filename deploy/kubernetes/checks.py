@@ -28,7 +28,7 @@ UNPRIVILEGED: Final[Mapping[str, object]] = {
     "capabilities": {"drop": ["ALL"]},
 }
 PROBES: Final = ("startupProbe", "livenessProbe")
-_SECRET_NAME: Final = re.compile(r"password|passwd|secret|token|access_key", re.IGNORECASE)
+_SECRET_NAME: Final = re.compile(r"password|passwd|secret|token", re.IGNORECASE)
 _LOGIN_IN_URL: Final = re.compile(r"://[^/\s\"']*:[^/\s\"']*@")
 
 

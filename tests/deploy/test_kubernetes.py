@@ -247,7 +247,7 @@ def test_the_example_makes_the_secrets_that_are_mounted(tmp_path: Path) -> None:
     ignored = (example / ".gitignore").read_text().splitlines()
     assert not tracked or "*" in ignored, "the values of secrets are never committed"
     (tmp_path / "kustomization.yaml").write_text((example / "kustomization.yaml").read_text())
-    for name in ("password", "ca.crt", "access_key_id", "secret_access_key"):
+    for name in ("password", "ca.crt", "secret_key"):
         (tmp_path / name).write_text("a value")
     made = of_kind(kubectl().render(tmp_path), "Secret")
     assert {one["metadata"]["name"]: frozenset(one["data"]) for one in made} == example_secrets()
