@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help install demo check test test-long coverage lint ruff mypy imports bench bench-full bench-compare bench-publish bench-stitch bench-detect first-sight calibration-trials soak verify system-packages clean
+.PHONY: help install demo check test test-long coverage lint ruff mypy imports bench bench-full bench-compare bench-publish bench-stitch bench-detect first-sight calibration-trials soak kubernetes verify system-packages clean
 .DEFAULT_GOAL := help
 
 # A module stays on one core, for the fixtures that its tests share; those with slow tests come first.
@@ -128,6 +128,10 @@ MINUTES ?= 0
 KILLS ?= 10000
 soak: $(VENV)/installed-dev ## ten thousand kills; MINUTES=10: after a race and a torture of ten minutes each
 	$(BIN)/python -m tests.race.soak --minutes $(MINUTES) --kills $(KILLS)
+
+# Needs kubectl 1.27 or newer, and no cluster. OVERLAY=PATH: another folder with a kustomization.
+kubernetes: $(VENV)/installed-dev ## the overlays of deploy/kubernetes, rendered, validated and checked offline
+	$(BIN)/python -m deploy.kubernetes.validate $(OVERLAY)
 
 verify: $(BIN)/python ## the slot protocol and its mutants, state by state
 	$(BIN)/python -m verification

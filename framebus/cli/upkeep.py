@@ -4,39 +4,29 @@ from __future__ import annotations
 
 import argparse
 import os
-import stat
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Final, Literal
+from dataclasses import asdict
+from typing import Final
 
 from framebus.bus import FrameFormat
+from framebus.cli.findings import MIB, Finding
 from framebus.cli.output import columns, wrap, write, write_json
+from framebus.cli.room import judge_directory
 from framebus.cli.show import PATIENCE_S
 from framebus.errors import FramebusError, UnsupportedEnvironment
 from framebus.inspect.leftovers import Leftover, find_leftovers
 from framebus.inspect.streams import StreamInfo, UnreadableStream, survey
 from framebus.ring import backend
-from framebus.ring.layout import PAGE_BYTES, Geometry
-from framebus.shm.directory import check_directory, directory_fault
+from framebus.ring.layout import Geometry
+from framebus.shm.directory import check_directory
 from framebus.shm.identity import as_user, describe_user, is_unmapped
 from framebus.shm.locks import is_any_locked
-from framebus.shm.paths import SHM_DIRECTORY, companion_path
+from framebus.shm.paths import companion_path
 from framebus.shm.segment import open_for_reading
 
-MIB: Final = 1 << 20
 STEP_MIB: Final = 32
 OVERHEAD_BYTES: Final = 4 * MIB
 """Sockets, records, and what other programs keep in /dev/shm."""
-DOCKER_DEFAULT_BYTES: Final = 64 * MIB
 STALE_AFTER_S: Final = 5.0
-MEMORY_FILE_SYSTEMS: Final = ("tmpfs", "ramfs", "rootfs")
-SHARE_IT: Final = (
-    "to see another container's streams, join its /dev/shm: in compose with 'ipc: service:holder'; "
-    "in a pod, mount one emptyDir with 'medium: Memory' on /dev/shm of each container"
-)
-
-Level = Literal["ok", "note", "unknown", "warning", "problem"]
 
 
 def run_size(options: argparse.Namespace) -> int:
@@ -54,22 +44,10 @@ def run_size(options: argparse.Namespace) -> int:
     return 0
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """Something that the doctor saw."""
-
-    level: Level
-    """``note`` needs nothing done, ``unknown`` cannot be judged by this user, ``problem`` needs something done."""
-    what: str
-    """What was seen."""
-    remedy: str = ""
-    """What to do."""
-
-
 def run_doctor(options: argparse.Namespace) -> int:
     """Print what is wrong and what to do; exit status 1 when there is a problem."""
     found = survey(patience_s=PATIENCE_S)
-    findings = [*_check_directory(has_streams=bool(found)), _judge_backend(), *map(_judge_stream, found)]
+    findings = [*judge_directory(has_streams=bool(found)), _judge_backend(), *map(_judge_stream, found)]
     unreadable = {companion_path(stream.name, "ring") for stream in found if isinstance(stream, UnreadableStream)}
     findings += [
         _judge_leftover(leftover)
@@ -90,36 +68,6 @@ def run_doctor(options: argparse.Namespace) -> int:
     return int(any(finding.level == "problem" for finding in findings))
 
 
-def _check_directory(*, has_streams: bool) -> Iterator[Finding]:
-    fault = directory_fault(writable=False)
-    if fault is not None:
-        yield Finding("problem", *fault[1])
-        return
-    status, space = SHM_DIRECTORY.stat(), os.statvfs(SHM_DIRECTORY)
-    total = space.f_blocks * space.f_frsize
-    kind = _file_system()
-    yield _judge_room(status, space, kind)
-    if kind and kind not in MEMORY_FILE_SYSTEMS:
-        what = f"/dev/shm is on {kind}, not on a tmpfs: frames would go to a disk"
-        yield Finding("warning", what, "mount a tmpfs on /dev/shm")
-    if space.f_files > 0 and space.f_favail == 0:
-        what = "/dev/shm has no room for one more file"
-        yield Finding("problem", what, "remove some files, or mount it with a larger nr_inodes")
-    if stat.S_IMODE(status.st_mode) != 0o1777:
-        what = f"/dev/shm has mode {stat.S_IMODE(status.st_mode):04o}"
-        yield Finding("warning", what, "chmod 1777 /dev/shm: sticky, for all")
-    fault = directory_fault(writable=True)
-    if fault is not None:
-        yield Finding("problem", *fault[1])
-    if not has_streams:
-        if total <= DOCKER_DEFAULT_BYTES or _is_container():
-            size = ", of docker's default size" if total == DOCKER_DEFAULT_BYTES else ""
-            what = f"no streams; this container seems to have a /dev/shm of its own{size}"
-            yield Finding("note", what, SHARE_IT)
-        else:
-            yield Finding("note", "no streams")
-
-
 def _judge_backend() -> Finding:
     """Judge how this installation takes the steps of a hand-over."""
     used = f"backend: {backend.name()}"
@@ -134,39 +82,6 @@ def _judge_backend() -> Finding:
     if backend.name() == "python":
         return Finding("note", f"{used}, because {backend.BACKEND}={backend.asked} asks for it")
     return Finding("ok", used)
-
-
-def _judge_room(status: os.stat_result, space: os.statvfs_result, kind: str) -> Finding:
-    free, total = space.f_bavail * space.f_frsize, space.f_blocks * space.f_frsize
-    device = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
-    # Two containers that show the same device share their streams.
-    room = f"/dev/shm ({kind or 'file system'}, device {device}) has {free // MIB} MiB free of {total // MIB} MiB"
-    if total and free < PAGE_BYTES:
-        return Finding("problem", room, "run 'framebus gc', or set a larger shm_size: subscribers find no room either")
-    if total and total <= DOCKER_DEFAULT_BYTES:
-        return Finding("warning", room, "too small for big frames: see 'framebus size', set shm_size")
-    return Finding("ok", room)
-
-
-def _file_system() -> str:
-    """Type of the file system that /dev/shm is on; empty if that cannot be known."""
-    place = SHM_DIRECTORY.resolve()
-    kind, longest = "", -1
-    try:
-        mounts = Path("/proc/self/mounts").read_text(errors="replace").splitlines()
-    except OSError:
-        return ""
-    for line in mounts:
-        _, point, found, *_ = line.split(" ")
-        if place.is_relative_to(point) and len(point) >= longest:  # the last one mounted on a place hides the others
-            kind, longest = found, len(point)
-    return kind
-
-
-def _is_container() -> bool:
-    return (
-        Path("/.dockerenv").exists() or Path("/run/.containerenv").exists() or "KUBERNETES_SERVICE_HOST" in os.environ
-    )
 
 
 def _judge_stream(stream: StreamInfo | UnreadableStream) -> Finding:

@@ -10,6 +10,7 @@ import os
 from typing import Final
 
 from framebus.errors import NotEnoughSharedMemory
+from framebus.shm.host import is_pod
 from framebus.shm.paths import SHM_DIRECTORY
 
 MIB: Final = 1 << 20
@@ -35,7 +36,8 @@ def no_room(error: OSError, size: int, what: str) -> NotEnoughSharedMemory | Non
         what: What they were wanted for.
     """
     if error.errno == errno.ENOMEM:
-        reason = f"the memory limit leaves no {-(-size // MIB)} MiB for {what}: raise mem_limit"
+        remedy = "raise limits.memory of this container" if is_pod() else "raise mem_limit"
+        reason = f"the memory limit leaves no {-(-size // MIB)} MiB for {what}: {remedy}"
         return NotEnoughSharedMemory(errno.ENOMEM, reason)
     return _not_enough(os.statvfs(SHM_DIRECTORY), size, what) if error.errno == errno.ENOSPC else None
 
@@ -45,8 +47,11 @@ def _not_enough(space: os.statvfs_result, size: int, what: str) -> NotEnoughShar
     if _lacks_files(space):
         reason = f"/dev/shm has no room for one more file, {what}: remove some, or mount it with a larger nr_inodes"
     else:
-        shm_size = -(-(total - free + size) // (32 * MIB)) * 32
-        reason = f"/dev/shm has {free // MIB} MiB free, {what} needs {-(-size // MIB)} MiB: set shm_size: {shm_size}m"
+        wanted_mib = -(-(total - free + size) // (32 * MIB)) * 32
+        remedy = f"set shm_size: {wanted_mib}m"
+        if is_pod():
+            remedy = f"mount on it an emptyDir with medium: Memory and sizeLimit: {wanted_mib}Mi"
+        reason = f"/dev/shm has {free // MIB} MiB free, {what} needs {-(-size // MIB)} MiB: {remedy}"
     return NotEnoughSharedMemory(errno.ENOSPC, reason)
 
 

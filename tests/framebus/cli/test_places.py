@@ -13,7 +13,7 @@ import cv2 as cv2  # noqa: PLC0414  imported once, before the children are forke
 import pytest
 
 from framebus import FrameFormat, PermissionDenied, Publisher, Subscriber, companion_path
-from framebus.cli import show, upkeep
+from framebus.cli import room, show, upkeep
 from framebus.inspect.streams import inspect
 from framebus.shm.locks import take_exclusion
 from tests.framebus.mounts import MS_RDONLY, MS_REMOUNT, alone, answer, checked, command, in_other_time, libc, mount
@@ -350,6 +350,47 @@ def test_the_doctor_judges_the_room(
     assert any(
         finding["level"] == level and what in finding["what"] and remedy in finding["remedy"] for finding in findings
     ), findings
+
+
+def enter_pod(limit_mib: int | None = None) -> None:
+    os.environ["KUBERNETES_SERVICE_HOST"] = "10.0.0.1"
+    setattr(room, "memory_limit_bytes", lambda: None if limit_mib is None else limit_mib << 20)  # noqa: B010
+
+
+def enter_small_pod() -> None:
+    enter_pod(limit_mib=64)
+
+
+def fill_pod() -> None:
+    enter_pod()
+    fill_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "prepare", "status", "level", "what", "remedy"),
+    [
+        ("size=100m,mode=1777", enter_pod, 0, "ok", "100 MiB free of 100 MiB", ""),
+        ("size=64m,mode=1777", enter_pod, 0, "warning", "64 MiB free of 64 MiB", "'medium: Memory' and a 'sizeLimit'"),
+        ("size=2m,mode=1777", fill_pod, 1, "problem", "0 MiB free of 2 MiB", "set a larger sizeLimit"),
+        ("mode=1777", enter_pod, 0, "warning", "is evicted, and no publisher gets an error before", "'sizeLimit'"),
+        ("size=100m,mode=1777", enter_small_pod, 0, "warning", "may take 64 MiB of memory", "above the sizeLimit"),
+        ("size=100m,mode=2777", enter_pod, 0, "warning", "mode 2777", "by 'subPath'"),
+    ],
+)
+def test_the_doctor_judges_the_room_of_a_pod(
+    options: str, prepare: Callable[[], None], status: int, level: str, what: str, remedy: str
+) -> None:
+    found_status, findings = alone(look_at_room, prepare, options=options)
+    assert found_status == status, findings
+    assert any(
+        finding["level"] == level and what in finding["what"] and remedy in finding["remedy"] for finding in findings
+    ), findings
+    assert not any("shm_size" in finding["remedy"] for finding in findings), findings
+
+
+def test_a_pod_with_a_sized_volume_and_memory_for_it_is_well() -> None:
+    _, findings = alone(look_at_room, enter_pod)
+    assert {finding["level"] for finding in findings} <= {"ok", "note"}, findings
 
 
 def look_at_disk() -> None:

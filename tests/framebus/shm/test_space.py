@@ -147,6 +147,16 @@ def test_a_ring_that_is_too_large_is_one_sentence_and_no_file(
     assert message.endswith(" needs 15 MiB: set shm_size: 32m")
 
 
+def open_too_large_in_pod(stream: str) -> str:
+    os.environ["KUBERNETES_SERVICE_HOST"] = "10.0.0.1"
+    return refused(lambda: Publisher(stream, LARGE, slots=SLOTS))
+
+
+def test_in_a_pod_the_volume_to_mount_is_named(stream: str, alone: Callable[..., Any]) -> None:
+    message = alone(open_too_large_in_pod, stream)
+    assert message.endswith(" needs 15 MiB: mount on it an emptyDir with medium: Memory and sizeLimit: 32Mi")
+
+
 def go_on_when_full(stream: str, fill: Fill, looks: bool) -> tuple[str, str]:
     with Publisher(stream, SMALL, slots=SLOTS) as publisher, Subscriber(stream, mode="every") as subscriber:
         publish(publisher)
@@ -268,6 +278,9 @@ def test_a_kernel_that_refuses_for_the_limit_names_the_limit(stream: str, monkey
     ):
         Publisher(stream, SMALL, slots=SLOTS)
     assert files_of(stream) == []
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    with pytest.raises(NotEnoughSharedMemory, match=r": raise limits\.memory of this container$"):
+        Publisher(stream, SMALL, slots=SLOTS)
 
 
 def create_beyond_limit(stream: str, group: Path) -> None:

@@ -18,8 +18,8 @@ from services.common.status import Stage, StatusServer, status_document
 from tests.support import ROOT
 
 
-def check(name: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "services.common.health", name]
+def check(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "services.common.health", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
@@ -35,6 +35,17 @@ def test_a_service_without_frames_is_not(stream: str) -> None:
     with StatusServer(stream, stream, lambda: status_document(stream, {"work": Stage()}, stale_after_s=math.inf)):
         done = check(stream)
     assert (done.returncode, done.stdout, done.stderr) == (1, f"{stream}: work: no frame yet\n", "")
+
+
+def test_a_service_without_frames_is_alive(stream: str) -> None:
+    with StatusServer(stream, stream, lambda: status_document(stream, {"work": Stage()}, stale_after_s=math.inf)):
+        done = check("--alive", stream)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_service_that_is_not_there_is_not_alive(stream: str) -> None:
+    done = check("--alive", stream)
+    assert (done.returncode, done.stdout) == (1, f"no {stream} serves its status in /dev/shm\n")
 
 
 def test_a_service_whose_newest_frame_is_old_is_not(stream: str) -> None:
@@ -65,7 +76,8 @@ def test_a_service_that_hangs_is_not_waited_for(stream: str) -> None:
         hung.bind(str(path))
         hung.listen()
         try:
-            assert health.fault_of_service(stream, timeout_s=0.05) == f"{path}: timed out"
+            for alive in (False, True):
+                assert health.fault_of_service(stream, timeout_s=0.05, alive=alive) == f"{path}: timed out"
         finally:
             path.unlink()
 

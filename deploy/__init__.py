@@ -1,0 +1,1 @@
+"""How the pipeline is deployed, beside the compose files at the top."""

@@ -1,0 +1,1 @@
+"""The pipeline on Kubernetes: kustomize's files, and what validates them offline."""
