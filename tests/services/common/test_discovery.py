@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 PATIENCE_S = 30.0
 """A loaded machine is slow; nothing here waits so long unless it fails."""
-SERVICES = ("detector", "simulator", "stitcher", "streamer", "supervisor")
+SERVICES = ("detector", "relay", "simulator", "stitcher", "streamer", "supervisor")
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from services.common.config import ConfigurationError, load
 from services.stitcher.config import CameraSection, StitcherConfiguration
-from services.stitcher.credentials import MissingPassword, read_password, with_credentials
+from services.common.credentials import MissingPassword, read_password, with_credentials
 
 
 def faults(tmp_path: Path, text: str) -> str:
