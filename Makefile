@@ -133,6 +133,11 @@ soak: $(VENV)/installed-dev ## ten thousand kills; MINUTES=10: after a race and 
 kubernetes: $(VENV)/installed-dev ## the overlays of deploy/kubernetes, rendered, validated and checked offline
 	$(BIN)/python -m deploy.kubernetes.validate $(OVERLAY)
 
+# Three network namespaces as hosts, of which everything dies in turn; as root.
+FRAMES ?= 10000
+relay-soak: $(VENV)/installed-dev ## frames to detectors on other hosts while relay, detectors, broker and storage are killed; FRAMES=10000
+	$(BIN)/python -m tests.services.relay.soak --frames $(FRAMES)
+
 verify: $(BIN)/python ## the slot protocol and its mutants, state by state
 	$(BIN)/python -m verification
 

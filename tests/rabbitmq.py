@@ -94,8 +94,8 @@ class RabbitMq:
 
     def _answers(self) -> bool:
         # From within its own host, as other hosts may be cut off from it.
-        probe = [*self._prefix, "bash", "-c", f"exec 3<>/dev/tcp/{self.host}/{self.port}; printf 'AMQP\\0\\0\\x09\\x01' >&3;"
-                 " timeout 1 head -c 1 <&3 | grep -q ."]  # fmt: skip
+        greet = f"exec 3<>/dev/tcp/{self.host}/{self.port}; printf 'AMQP\\0\\0\\x09\\x01' >&3"
+        probe = [*self._prefix, "bash", "-c", f"{greet}; timeout 1 head -c 1 <&3 | grep -q ."]
         return subprocess.run(probe, check=False, stderr=subprocess.DEVNULL).returncode == 0
 
     def kill(self) -> None:

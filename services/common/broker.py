@@ -18,6 +18,7 @@ Source: RabbitMQ's guides "Quorum Queues", "Consumer Acknowledgements and Publis
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import ssl
 import threading
@@ -62,6 +63,11 @@ WORKER: Final = "x-framebus-worker"
 """Header of a dead letter: the detector that says so."""
 BROKER_ERRORS: Final = (AMQPError, ConnectionError, OSError, TimeoutError, asyncio.InvalidStateError)
 """What aio-pika raises when a connection is lost or refused, or a channel is closed."""
+
+
+# They log, with tracebacks, what they raise too.
+for _library in ("aio_pika", "aiormq"):
+    logging.getLogger(_library).setLevel(logging.CRITICAL)
 
 
 class BrokerRefused(Exception):

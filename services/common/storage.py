@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from obstore.store import ClientConfig
 
 CONNECT_TIMEOUT_S: Final = 3
+REFUSALS: Final = 3
+"""Errors that a server answers with, before another address is tried."""
 _STAGED: Final = re.compile(r"#\d+$")
 """End of the names under which a folder's objects are written, before they get their own."""
 _LISTED_AT_ONCE: Final = 500
@@ -41,6 +43,11 @@ class StorageError(Exception):
 
 class StorageUnavailable(StorageError):
     """It cannot be reached, is full, or fails: another try may succeed."""
+
+    def __init__(self, reason: str, *, answered: bool = False) -> None:
+        super().__init__(reason)
+        self.answered = answered
+        """Whether a server answered, with an error of its own."""
 
 
 class ObjectMissing(StorageError):
@@ -210,7 +217,16 @@ class Storage:
         except (UnauthenticatedError, PermissionDeniedError, PermissionError) as error:
             raise StorageUnavailable(f"{what}: {self.url} refuses it: {_reason(error)}") from None
         except (BaseError, OSError) as error:
-            raise StorageUnavailable(f"{what}: {_reason(error)}") from None
+            reason = _reason(error)
+            raise StorageUnavailable(f"{what}: {reason}", answered="status code: 5" in reason) from None
+
+
+def another_address(address: str, refusals: int) -> str:
+    """Where to put an object after a server that answers has failed at its address.
+
+    A server that was killed in the middle of a write may fail at that address until it is repaired, and at no other.
+    """
+    return address if refusals < REFUSALS else f"{address}.{refusals}"
 
 
 def _reason(error: Exception) -> str:

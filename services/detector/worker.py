@@ -45,7 +45,13 @@ from services.common.reference import (
     trace_id,
 )
 from services.common.status import Stage
-from services.common.storage import ObjectDamaged, ObjectMissing, Storage, StorageUnavailable
+from services.common.storage import (
+    ObjectDamaged,
+    ObjectMissing,
+    Storage,
+    StorageUnavailable,
+    another_address,
+)
 from services.detector.config import DetectorConfiguration
 
 RETRY_S: Final = (0.2, 5.0)
@@ -192,9 +198,20 @@ class Worker:
         body = pack(detections)
         sha256 = hashlib.sha256(body).hexdigest()
         prefix = result_prefix(reference.stream, reference.epoch, reference.sequence, self._model)
-        result = self._result_reference(reference, f"{prefix}{sha256[:16]}", len(body), sha256)
-        await self._patiently(reference, lambda _: self._storage.put(result.address, body, durable=True))
-        return result
+        address = f"{prefix}{sha256[:16]}"
+        refusals = 0
+
+        async def put(_reference: FrameReference) -> str:
+            nonlocal refusals
+            chosen = another_address(address, refusals)
+            try:
+                await self._storage.put(chosen, body, durable=True)
+            except StorageUnavailable as error:
+                refusals += error.answered
+                raise
+            return chosen
+
+        return self._result_reference(reference, await self._patiently(reference, put), len(body), sha256)
 
     async def _found_before(self, reference: FrameReference) -> ResultReference | None:
         """The result that a worker, which died before it could tell of it, has put into the storage."""

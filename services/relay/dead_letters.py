@@ -1,9 +1,10 @@
-"""``framebus-relay dead-letters``: look at what no detector could work on, try it again, or reproduce its failure here."""
+"""``framebus-relay dead-letters``: look at what no detector could work on, replay it, or reproduce its failure here."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import sys
 import tempfile
@@ -67,11 +68,10 @@ def main(arguments: list[str]) -> int:
 async def _run(configuration: RelayConfiguration, options: argparse.Namespace) -> int:
     wanted = getattr(options, "id", None)
     reference: FrameReference | None = None
-    async with _letters(configuration) as (channel, letters):
-        if wanted is not None:
-            letters = [letter for letter in letters if id_of(letter) == wanted]
-            if not letters:
-                raise ServiceError(f"there is no dead letter {wanted}: 'dead-letters list' shows all")
+    async with _letters(configuration) as (channel, all_letters):
+        letters = [letter for letter in all_letters if wanted in (None, id_of(letter))]
+        if wanted is not None and not letters:
+            raise ServiceError(f"there is no dead letter {wanted}: 'dead-letters list' shows all")
         if options.command == "list":
             _print_list(letters, as_json=options.json)
         elif options.command == "show":
@@ -128,10 +128,8 @@ async def _replay(configuration: RelayConfiguration, channel: AbstractChannel, l
 
 async def _drop(configuration: RelayConfiguration, channel: AbstractChannel, letter: Letter) -> None:
     del channel
-    try:
+    with contextlib.suppress(BadReference):  # it has no frame
         await Storage(configuration.storage).delete([FrameReference.from_json(letter.body).address])
-    except BadReference:
-        pass  # it has no frame
     await letter.ack()
 
 

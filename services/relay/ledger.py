@@ -12,7 +12,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -127,6 +127,15 @@ class Ledger:
                 "SELECT id, reference FROM frames WHERE published = 0 AND id > ? ORDER BY id LIMIT ?", (after, limit)
             ).fetchall()
         return [Entry(number, FrameReference.from_json(reference)) for number, reference in rows]
+
+    def move(self, entry: Entry, address: str) -> Entry:
+        """Give a frame that is not published another address; return its new entry."""
+        reference = replace(entry.reference, address=address)
+        with self._lock:
+            self._database.execute(
+                "UPDATE frames SET address = ?, reference = ? WHERE id = ?", (address, reference.to_json(), entry.id)
+            )
+        return Entry(entry.id, reference)
 
     def published(self, entry: Entry) -> None:
         """The broker has confirmed the reference; the frame's data may leave the spool."""

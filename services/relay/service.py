@@ -25,6 +25,8 @@ from services.relay.topology import declare
 from services.relay.upload import Uploader
 
 SETTLED_PREFETCH: Final = 64
+MISSED_TOLD: Final = 100
+"""Ranges of missed frames in the status."""
 MEMORY_BYTES: Final = 1 << 30
 """Most that frames of a live policy may take in memory; ``live_length`` bounds them long before."""
 
@@ -139,7 +141,7 @@ class _Relay:
                 "spooled_bytes": ledger.spooled_bytes,
                 "unsettled": unsettled,
                 "counts": ledger.counts(),
-                "missed": [list(one) for one in ledger.missed()[-10:]],
+                "missed": [list(one) for one in ledger.missed()[-MISSED_TOLD:]],
                 "longest_hold_ms": round(self._taker.longest_hold_s * 1e3, 1),
                 "expired_objects": self._sweeper.removed,
                 "foreign_messages": self._settler.foreign,

@@ -14,7 +14,7 @@ from aio_pika.abc import AbstractExchange
 from services.common.broker import FRAME, BrokerRefused, message, publish
 from services.common.reference import trace_id
 from services.common.status import Stage
-from services.common.storage import Storage, StorageUnavailable
+from services.common.storage import Storage, StorageUnavailable, another_address
 from services.relay.config import RelaySection
 from services.relay.ledger import Entry
 from services.relay.spool import Spool
@@ -66,8 +66,8 @@ class Uploader:
         return True
 
     async def run(self, exchange: AbstractExchange) -> None:
-        """Put and publish until the connection is lost, or cancelled; what is not confirmed by then stays in the spool."""
-        window: deque[tuple[Entry, asyncio.Task[None]]] = deque()
+        """Put and publish until cancelled; what the broker has not confirmed by then stays in the spool."""
+        window: deque[tuple[Entry, asyncio.Task[Entry]]] = deque()
         newest = 0
         try:
             while True:
@@ -82,7 +82,7 @@ class Uploader:
                     continue
                 entry, storing = window.popleft()
                 try:
-                    await storing
+                    entry = await storing
                     await self._publish(exchange, entry)
                 except TooOld:
                     await self._drop(entry, TOO_OLD)
@@ -116,25 +116,29 @@ class Uploader:
             with contextlib.suppress(StorageUnavailable):  # the sweep finds it
                 await self._storage.delete([entry.reference.address])
 
-    async def _store(self, entry: Entry) -> None:
-        """Write a frame's object, however often it must be tried.
+    async def _store(self, entry: Entry) -> Entry:
+        """Write a frame's object, however often it must be tried; return the entry with its address.
 
         Raises:
             TooOld: Its time was over before it was written.
         """
         wait_s = RETRY_S[0]
-        address = entry.reference.address
-        while address not in self._stored:
+        wanted, refusals = entry.reference.address, 0
+        while entry.reference.address not in self._stored:
             _check_age(entry)
             try:
                 data = await asyncio.to_thread(self._spool.read, entry)
-                await self._storage.put(address, data, durable=self._section.policy == "work")
+                await self._storage.put(entry.reference.address, data, durable=self._section.policy == "work")
             except StorageUnavailable as error:
                 self._wait_for("frame not stored", str(error), entry)
+                refusals += error.answered
+                if (address := another_address(wanted, refusals)) != entry.reference.address:
+                    entry = await asyncio.to_thread(self._spool.ledger.move, entry, address)
                 await asyncio.sleep(wait_s)
                 wait_s = min(2 * wait_s, RETRY_S[1])
             else:
-                self._stored.add(address)
+                self._stored.add(entry.reference.address)
+        return entry
 
     async def _publish(self, exchange: AbstractExchange, entry: Entry) -> None:
         wait_s = RETRY_S[0]
