@@ -68,7 +68,8 @@ class Subscriber(lifecycle.Endpoint):
                 figures.
             max_leases: Frames that may be held at once, views on their pixels included.
             history: How many of the frames that the ring still holds to receive first, in order, before those that
-                follow; each counts as a lease while it is held.
+                follow; each counts as a lease while it is held. With ``every``, none since the subscription is left
+                out, even if the ring was empty.
             attach_timeout_s: Seconds to wait for a publisher, so that the two sides may start in any order; 0 looks
                 once, ``None`` waits for ever. In an event loop use :meth:`attach`.
             gone_after_s: Seconds that a publisher may be gone before :meth:`receive` raises; ``None``: for ever.

@@ -954,7 +954,8 @@ static PyObject *reader_new(PyTypeObject *type, PyObject *arguments, PyObject *n
     self->last = -1;
     long long newest = history ? (long long)(load64(self->ring + TAIL) >> 8) : 0;
     self->history_after = newest > history ? newest - history : 0;
-    self->history_end = newest ? newest : -1;
+    // A reader that takes every frame goes on in order after them, and begins with the first one of an empty ring.
+    self->history_end = self->every && history ? LLONG_MAX : newest ? newest : -1;
     return (PyObject *)self;
 }
 

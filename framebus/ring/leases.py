@@ -61,6 +61,9 @@ class Lease:
             self.reader.segment.unlock(_unlock[self.slot])  # R6
 
 
+LAST_SEQUENCE = (1 << 63) - 1
+
+
 class Reader:
     """Leases the slots of one ring. One thread uses it; leases may end in any."""
 
@@ -98,7 +101,8 @@ class Reader:
         self._record: Segment | None = None
         newest = segment.words[TAIL_WORD] >> 8 if history else 0
         self._history_after = max(newest - history, 0)
-        self._history_end = newest or -1
+        # A reader that takes every frame goes on in order after them, and begins with the first one of an empty ring.
+        self._history_end = LAST_SEQUENCE if every and history else newest or -1
 
     def report_to(self, record: Segment) -> None:
         """Write the counters into a subscriber's record from now on, with every lease.

@@ -47,7 +47,7 @@ from services.common.remote_config import BrokerSection
 from services.common.service import UnusableSetting
 
 CONNECT_TIMEOUT_S: Final = 10.0
-CONFIRM_TIMEOUT_S: Final = 30.0
+CONFIRM_TIMEOUT_S: Final = 15.0
 HEARTBEAT_S: Final = 20
 """A broker that is gone without a word is noticed within two of these."""
 RETRY_S: Final = (0.2, 5.0)

@@ -46,6 +46,23 @@ class Entry:
     reference: FrameReference
 
 
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """What has become of a published frame in a group of detectors."""
+
+    reference: FrameReference | ResultReference
+    """Of the frame, or of its result."""
+    group: str
+    outcome: str
+    """What is counted: :data:`ANALYSED`, :data:`DEAD`, or ``dropped: REASON``."""
+
+    @property
+    def address(self) -> str:
+        """Where the frame's object is."""
+        reference = self.reference
+        return reference.frame_address if isinstance(reference, ResultReference) else reference.address
+
+
 class Ledger:
     """The frames of one stream. Any thread may use it.
 
@@ -154,36 +171,36 @@ class Ledger:
             _count(counts, f"dropped: {reason}", len(self._groups))
             counts[SPOOLED] -= entry.reference.size_bytes
 
-    def settle(self, reference: FrameReference | ResultReference, group: str, outcome: str) -> bool:
-        """Note what has become of a published frame in a group of detectors: once, however often it is told.
-
-        Args:
-            reference: Of the frame, or of its result.
-            group: The group.
-            outcome: What is counted: :data:`ANALYSED`, :data:`DEAD`, or ``dropped: REASON``.
+    def settle(self, fates: Sequence[Fate]) -> list[bool]:
+        """Note what has become of published frames in groups of detectors: once, however often it is told.
 
         Returns:
-            Whether the frame's object is not needed any more: all groups have settled, or the frame is not known here.
+            For each, whether the frame's object is not needed any more: all groups have settled, or the frame is not
+            known here. That of a dead letter is needed, to reproduce the failure.
         """
         with self._lock, self._transaction() as counts:
-            row = self._database.execute(
-                "SELECT id, address, published, size_bytes FROM frames WHERE stream = ? AND epoch = ? AND sequence = ?",
-                (reference.stream, str(reference.epoch), reference.sequence),
-            ).fetchone()
-            if row is None:
-                return outcome != DEAD
-            number, address, published, size_bytes = row
-            if self._database.execute("DELETE FROM waiting WHERE (id, consumers) = (?, ?)", (number, group)).rowcount:
-                _count(counts, outcome)
-                if outcome == DEAD:
-                    self._database.execute("INSERT OR IGNORE INTO dead VALUES (?)", (address,))
-            if self._one("SELECT count(*) FROM waiting WHERE id = ?", number):
-                return False
-            self._forget(number)
-            if not published:  # the detector was faster than the broker's confirmation, or that was lost
-                _count(counts, PUBLISHED)
-                counts[SPOOLED] -= size_bytes
-            return not self._is_dead(address)
+            return [self._settle(counts, fate) for fate in fates]
+
+    def _settle(self, counts: dict[str, int], fate: Fate) -> bool:
+        reference = fate.reference
+        row = self._database.execute(
+            "SELECT id, address, published, size_bytes FROM frames WHERE stream = ? AND epoch = ? AND sequence = ?",
+            (reference.stream, str(reference.epoch), reference.sequence),
+        ).fetchone()
+        if row is None:
+            return fate.outcome != DEAD
+        number, address, published, size_bytes = row
+        if self._database.execute("DELETE FROM waiting WHERE (id, consumers) = (?, ?)", (number, fate.group)).rowcount:
+            _count(counts, fate.outcome)
+            if fate.outcome == DEAD:
+                self._database.execute("INSERT OR IGNORE INTO dead VALUES (?)", (address,))
+        if self._one("SELECT count(*) FROM waiting WHERE id = ?", number):
+            return False
+        self._forget(number)
+        if not published:  # the detector was faster than the broker's confirmation, or that was lost
+            _count(counts, PUBLISHED)
+            counts[SPOOLED] -= size_bytes
+        return not self._is_dead(address)
 
     def is_dead(self, address: str) -> bool:
         """Whether an object is of a dead letter."""

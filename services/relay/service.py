@@ -115,13 +115,14 @@ class _Relay:
     async def _work(self, connection: AbstractConnection) -> None:
         """Publish and settle, on channels of their own: a full queue does not keep results waiting."""
         channel = await open_channel(connection, prefetch=SETTLED_PREFETCH)
-        _, settled = await declare(channel, self._names, self._section)
+        _, settled = await declare(connection, channel, self._names, self._section)
         publishing = await open_channel(connection)
         frames = await publishing.get_exchange(self._names.frames, ensure=False)
+        self._broker_reason = ""
         await together(self._uploader.run(frames), self._settler.run(settled))
 
     def _set_broker_reason(self, reason: str) -> None:
-        self._broker_reason = reason
+        self._broker_reason = reason or "the broker's queues are not declared yet"
 
     def status(self) -> dict[str, Any]:
         """The status document; called by the status server's thread."""
@@ -140,6 +141,7 @@ class _Relay:
                 "spooled": spooled,
                 "spooled_bytes": ledger.spooled_bytes,
                 "unsettled": unsettled,
+                "waits_for": self._broker_reason or self._uploader.reason,
                 "counts": ledger.counts(),
                 "missed": [list(one) for one in ledger.missed()[-MISSED_TOLD:]],
                 "longest_hold_ms": round(self._taker.longest_hold_s * 1e3, 1),

@@ -14,9 +14,11 @@ from services.common.dead_letter import death_of
 from services.common.reference import BadReference, FrameReference, ResultReference
 from services.common.status import Stage
 from services.common.storage import Storage, StorageUnavailable
-from services.relay.ledger import ANALYSED, DEAD, Ledger
+from services.relay.ledger import ANALYSED, DEAD, Fate, Ledger
 
 RETRY_S: Final = (0.2, 5.0)
+AT_ONCE: Final = 32
+"""Messages that are settled together."""
 
 log = structlog.get_logger()
 
@@ -34,39 +36,43 @@ class Settler:
 
     async def run(self, queue: AbstractQueue) -> None:
         """Settle what comes, until cancelled or the connection is lost."""
-        async with queue.iterator() as deliveries:
-            async for delivered in deliveries:
-                await self._take(delivered)
+        arrived: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
+        await queue.consume(arrived.put)
+        while True:
+            # All that have come are noted at once: each note is a write to the disk.
+            messages = [await arrived.get()]
+            while not arrived.empty() and len(messages) < AT_ONCE:
+                messages.append(arrived.get_nowait())
+            fates = [fate for fate in map(self._fate_of, messages) if fate is not None]
+            removable = await asyncio.to_thread(self._ledger.settle, fates)
+            await asyncio.gather(
+                *(self._remove(fate.address) for fate, unused in zip(fates, removable, strict=True) if unused)
+            )
+            for fate in fates:
+                self.stage.record(time.time() - fate.reference.captured_wall_ns * 1e-9)
+            for delivered in messages:
+                await delivered.ack()
 
-    async def _take(self, delivered: AbstractIncomingMessage) -> None:
+    def _fate_of(self, delivered: AbstractIncomingMessage) -> Fate | None:
         try:
-            address, removable, captured_wall_ns = await asyncio.to_thread(self._settle, delivered)
+            if delivered.type == RESULT:
+                result = ResultReference.from_json(delivered.body)
+                self._check_stream(result.stream)
+                return Fate(result, result.group, ANALYSED)
+            if delivered.type == FRAME:
+                frame = FrameReference.from_json(delivered.body)
+                self._check_stream(frame.stream)
+                return Fate(frame, *self._group_and_outcome(delivered))
         except BadReference:
-            self.foreign += 1  # of a dead letter that is not a reference at all: nothing of it is here
-        else:
-            if removable:
-                await self._remove(address)
-            self.stage.record(time.time() - captured_wall_ns * 1e-9)
-        await delivered.ack()
-
-    def _settle(self, delivered: AbstractIncomingMessage) -> tuple[str, bool, int]:
-        if delivered.type == RESULT:
-            result = ResultReference.from_json(delivered.body)
-            self._check_stream(result.stream)
-            removable = self._ledger.settle(result, result.group, ANALYSED)
-            return result.frame_address, removable, result.captured_wall_ns
-        if delivered.type != FRAME:
-            raise BadReference("the message is neither of a frame nor of a result")
-        frame = FrameReference.from_json(delivered.body)
-        self._check_stream(frame.stream)
-        group, outcome = self._fate(delivered)
-        return frame.address, self._ledger.settle(frame, group, outcome), frame.captured_wall_ns
+            pass  # a dead letter that is not a reference: nothing of it is here
+        self.foreign += 1
+        return None
 
     def _check_stream(self, stream: str) -> None:
         if stream != self._names.stream:
             raise BadReference(f"the message is of stream {stream}")
 
-    def _fate(self, delivered: AbstractIncomingMessage) -> tuple[str, str]:
+    def _group_and_outcome(self, delivered: AbstractIncomingMessage) -> tuple[str, str]:
         """The group of detectors that a frame was for, and what has become of it."""
         death = death_of(delivered)
         if REASON in delivered.headers:

@@ -5,21 +5,26 @@ Source: RabbitMQ's guides "Quorum Queues", "Queue Length Limit" and "Dead Letter
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Final
 
-from aio_pika.abc import AbstractChannel, AbstractExchange, AbstractQueue
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange, AbstractQueue
+from aio_pika.exceptions import ChannelNotFoundEntity
 
-from services.common.broker import Names
+from services.common.broker import Names, open_channel
 from services.relay.config import RelaySection
 
+NEW_QUEUE_S: Final = 2.0
+"""RabbitMQ writes the name of a new quorum queue to the disk within a second. If it is killed before, the queue takes
+nothing ever again, and what it had confirmed is lost (seen with 3.10.8)."""
 SETTLED_LENGTH: Final = 1_000_000
 """Messages that wait for a relay that is away; without a bound, a relay that never returns would fill the disk."""
 
 
 async def declare(
-    channel: AbstractChannel, names: Names, section: RelaySection
+    connection: AbstractConnection, channel: AbstractChannel, names: Names, section: RelaySection
 ) -> tuple[AbstractExchange, AbstractQueue]:
-    """Declare all that a stream has.
+    """Declare all that a stream has, on a channel of the connection.
 
     Returns:
         The exchange for frames, and the queue of what has become of them.
@@ -27,6 +32,7 @@ async def declare(
     Raises:
         ChannelPreconditionFailed: One of them is there with other settings.
     """
+    new = not await _exists(connection, names.group(section.groups[-1]))
     frames, results, dropped, dead = [
         await channel.declare_exchange(name, "fanout", durable=True)
         for name in (names.frames, names.results, names.dropped, names.dead)
@@ -45,7 +51,19 @@ async def declare(
     for group in section.groups:
         queue = await channel.declare_queue(names.group(group), durable=True, arguments=queue_arguments(names, section))
         await queue.bind(frames)
+    if new:
+        await asyncio.sleep(NEW_QUEUE_S)
     return frames, settled
+
+
+async def _exists(connection: AbstractConnection, queue: str) -> bool:
+    channel = await open_channel(connection)  # of its own, since the question closes it where the answer is no
+    try:
+        await channel.declare_queue(queue, passive=True)
+    except ChannelNotFoundEntity:
+        return False
+    await channel.close()
+    return True
 
 
 def queue_arguments(names: Names, section: RelaySection) -> dict[str, Any]:

@@ -65,6 +65,17 @@ def test_only_what_the_ring_still_holds_can_be_had(stream: str, mode: Mode) -> N
             assert (late.statistics.received, late.statistics.skipped) == (5, 0)
 
 
+@pytest.mark.parametrize("before", [0, 1, 2])
+def test_every_frame_since_the_subscription_follows_the_history(stream: str, before: int) -> None:
+    with Publisher(stream, SMALL, slots=8) as publisher:
+        for value in range(1, before + 1):
+            publish(publisher, value)
+        with Subscriber(stream, mode="every", history=8) as subscriber:
+            for value in range(before + 1, before + 4):
+                publish(publisher, value)
+            assert received(subscriber) == [(value, 0, value) for value in range(1, before + 4)]
+
+
 def test_frames_of_the_history_count_as_leases(stream: str) -> None:
     with Publisher(stream, SMALL, slots=8) as publisher:
         for value in range(1, 6):

@@ -8,8 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from services.common.config import ConfigurationError, load
-from services.stitcher.config import CameraSection, StitcherConfiguration
 from services.common.credentials import MissingPassword, read_password, with_credentials
+from services.stitcher.config import CameraSection, StitcherConfiguration
 
 
 def faults(tmp_path: Path, text: str) -> str:
