@@ -18,6 +18,7 @@ Source: RabbitMQ's guides "Quorum Queues", "Consumer Acknowledgements and Publis
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import ssl
@@ -47,6 +48,7 @@ from services.common.remote_config import BrokerSection
 from services.common.service import UnusableSetting
 
 CONNECT_TIMEOUT_S: Final = 10.0
+CLOSE_TIMEOUT_S: Final = 1.0
 CONFIRM_TIMEOUT_S: Final = 15.0
 HEARTBEAT_S: Final = 20
 """A broker that is gone without a word is noticed within two of these."""
@@ -110,6 +112,13 @@ class Names:
         return f"{self.frames}.{group}"
 
 
+class _Connection(aio_pika.Connection):
+    """A connection that its user closes: the base's finalizer starts a task, also where no event loop runs."""
+
+    def __del__(self) -> None:
+        pass
+
+
 async def connect(section: BrokerSection, url: str | None = None) -> AbstractConnection:
     """Open a connection.
 
@@ -142,6 +151,7 @@ async def connect(section: BrokerSection, url: str | None = None) -> AbstractCon
         ssl_context=context,
         timeout=CONNECT_TIMEOUT_S,
         heartbeat=HEARTBEAT_S,
+        connection_class=_Connection,
     )
 
 
@@ -185,8 +195,10 @@ async def keep_connected(
                 reason, wait_s = "", RETRY_S[0]
                 await _work_until_lost(connection, work, stop)
             finally:
-                # A connection that is half lost may answer to its close never.
-                await asyncio.wait([asyncio.ensure_future(connection.close())], timeout=1.0)
+                # A connection that is half lost may never answer to its close.
+                with contextlib.suppress(Exception):
+                    async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                        await connection.close()
         except BROKER_ERRORS as error:
             found = why(error)
             state(f"no connection to the broker {shown}: {found}")

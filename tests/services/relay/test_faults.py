@@ -175,6 +175,7 @@ def test_a_frame_on_which_the_model_fails_is_tried_again_and_then_given_up(
     assert [address.split("/")[3].split("-")[0] for address in objects_in(tmp_path / "objects", "frames")] == ["3"]
 
 
+@pytest.mark.long
 def test_a_frame_that_kills_its_detectors_is_given_up_by_the_broker(
     rabbitmq: RabbitMq, stream: str, tmp_path: Path, start_program: Callable[..., Program]
 ) -> None:
@@ -221,6 +222,7 @@ def test_a_detector_that_dies_leaves_its_frames_to_the_others(
     assert {detections.instance for _, detections in results} == {"heir"}
 
 
+@pytest.mark.long
 def test_a_broker_that_comes_late_and_is_killed_loses_no_frame(stream: str, tmp_path: Path) -> None:
     broker = RabbitMq(tmp_path / "rabbitmq")
     configured = configuration(
