@@ -90,9 +90,10 @@ export class Boxes {
   // The whole label where it covers no other, else a shorter one, else none: zooming in makes room.
   #label(object, box, clip, taken) {
     const context = this.#context;
-    const texts = [object.label];
+    const more = object.sub_class ? ` · ${object.sub_class}` : "";
+    const texts = more ? [object.label + more, object.label] : [object.label];
     if (Math.max(box.width, box.height) > DETAILED_PX) {
-      const name = object.track ? `${object.label} ${object.track}` : object.label;
+      const name = (object.track ? `${object.label} ${object.track}` : object.label) + more;
       texts.unshift(`${name} · ${Math.round(object.score * 100)}%`, name);
     }
     context.globalAlpha = object.opacity;

@@ -26,6 +26,19 @@ PLACE = """async ([messages, epoch, captured, maxAge]) => {
     messages.forEach((message) => motion.add(message));
     return motion.at(epoch, captured, maxAge);
 }"""
+# Draws one object on a canvas of its own, and asks for the texts that are written.
+TEXTS = """async ([object, scale]) => {
+    const { Boxes } = await import("./page/boxes.js");
+    const canvas = document.createElement("canvas");
+    const view = { scale, x: 0, y: 20, width: 900, height: 500, stageWidth: 900, stageHeight: 600 };
+    const texts = [];
+    const context = canvas.getContext("2d");
+    const write = context.fillText.bind(context);
+    context.fillText = (text, ...place) => { texts.push(text); write(text, ...place); };
+    new Boxes(canvas, view).show([{ opacity: 1, ...object }]);
+    await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+    return texts;
+}"""
 # What the page names as missing when the server's clock is at 16 s.
 MISSING = """async (server) => {
     const { missing } = await import("./page/status.js");
@@ -158,6 +171,22 @@ def test_a_box_of_too_different_a_time_or_of_another_epoch_is_gone(
 def test_a_message_of_an_earlier_frame_begins_anew(modules: Page) -> None:
     found = places(modules, [*WALK, message(900, walker(500))], 900)
     assert found == [500]
+
+
+@pytest.mark.parametrize(
+    ("sub_class", "scale", "text"),
+    [
+        (None, 1, "person"),
+        ("helmet", 1, "person · helmet"),
+        (None, 8, "person 7 · 90%"),
+        ("helmet", 8, "person 7 · helmet · 90%"),
+    ],
+)
+def test_what_the_second_stage_says_follows_the_label(
+    modules: Page, sub_class: str | None, scale: float, text: str
+) -> None:
+    more = {} if sub_class is None else {"sub_class": sub_class, "sub_score": 0.8}
+    assert modules.evaluate(TEXTS, [walker(50) | more, scale]) == [text]
 
 
 def test_two_real_detectors_and_their_silence(stream: str, page: Page, tmp_path: Path) -> None:
