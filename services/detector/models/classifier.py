@@ -93,8 +93,7 @@ class Classifier:
         self._tensor = self._preparation.tensor(self.batch)
         self.outputs = "logits"
         probed = self._probe()
-        given = None if manifest is None else manifest.outputs
-        self.outputs = given or ("probabilities" if _sum_to_1(probed) else "logits")
+        self.outputs = (None if manifest is None else manifest.outputs) or self._recognise(probed)
         self._name_classes(manifest, metadata, probed.shape[1])
 
     def classify(self, crops: Sequence[Pixels]) -> Floats:
@@ -149,6 +148,20 @@ class Classifier:
             except ModelError:
                 self.batch = 1  # declared for any number of pictures, and exported for one
         return np.concatenate([self._run([picture]) for picture in pictures])
+
+    def _recognise(self, probed: Floats) -> Outputs:
+        """Whether the values for some pictures are probabilities: between 0 and 1, with a sum of 1 for each picture."""
+        finite = probed[np.isfinite(probed).all(axis=1)]
+        if not len(finite) or not ((finite >= -SLACK) & (finite <= 1 + SLACK)).all():
+            return "logits"
+        if (np.abs(finite.sum(axis=1) - 1) <= SUM_TOLERANCE).all():
+            return "probabilities"
+        log.warning(
+            "outputs taken for logits",
+            classifier=self.name,
+            reason="all lie between 0 and 1: say 'outputs: probabilities' in the bundle if they are each class's score",
+        )
+        return "logits"
 
     def _prepare_for(self, manifest: Manifest | None, metadata: Mapping[str, str]) -> Preparation:
         """What the input wants: as ImageNet's trainers or Ultralytics have it, changed by what the bundle says."""
@@ -249,10 +262,3 @@ def softmax(values: Array) -> Floats:
         powers = np.exp(values - values.max(axis=1, keepdims=True))
         result: Floats = powers / powers.sum(axis=1, keepdims=True)
     return result
-
-
-def _sum_to_1(rows: Array) -> bool:
-    """Whether the rows with numbers are probabilities."""
-    finite = rows[np.isfinite(rows).all(axis=1)]
-    in_range = bool(len(finite)) and bool(((finite >= -SLACK) & (finite <= 1 + SLACK)).all())
-    return in_range and bool((np.abs(finite.sum(axis=1) - 1) <= SUM_TOLERANCE).all())

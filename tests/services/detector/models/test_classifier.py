@@ -92,6 +92,15 @@ def test_the_bundle_may_say_what_the_outputs_are(tmp_path: Path) -> None:
     ]
 
 
+def test_scores_that_are_not_told_to_be_probabilities_are_warned_of(tmp_path: Path) -> None:
+    path = colours(tmp_path / "c.onnx", "logits")
+    with capture_logs() as logs:
+        classifier = load_classifier(bundle(tmp_path / "b", path, input={"scale": 1 / 2550}))
+        load_classifier(bundle(tmp_path / "o", path, input={"scale": 1 / 2550}, outputs="probabilities"))
+    assert classifier.outputs == "logits"
+    assert [entry["event"] for entry in logs] == ["outputs taken for logits"]
+
+
 def test_what_is_not_a_number_is_left_out_counted_and_told_once(tmp_path: Path) -> None:
     classifier = load_classifier(bundle(tmp_path / "b", colours(tmp_path / "c.onnx")))
     with capture_logs() as logs:
