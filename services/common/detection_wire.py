@@ -51,6 +51,10 @@ class Detection:
     :class:`~services.common.geometry.PanoramaGeometry` has them; ``None`` for a frame without a geometry."""
     age_ms: float = 0.0
     """Milliseconds from its last sighting to the capture of the frame: 0 where it was found in this frame."""
+    sub_class: str | None = None
+    """What a second stage says of it, such as ``helmet``; ``None`` where there is none or it is not certain."""
+    sub_score: float | None = None
+    """How sure the second stage is of that, 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +97,8 @@ class Detections:
     tiles: tuple[TileAge, ...] = ()
     """Every tile of the frame."""
     dropped: int = 0
-    """Boxes of this frame that made no sense and were left out, by the detector or when the message was read."""
+    """Boxes, and what a second stage says of one, that made no sense and were left out, by the detector or when the
+    message was read."""
 
 
 _PLAIN: Final = {
@@ -112,13 +117,12 @@ _NUMBERS: Final = (float, int)
 
 def to_map(detections: Detections) -> dict[str, Any]:
     """The content of version 2; what :func:`is_good` refuses is left out, and counted in ``dropped``."""
-    good = [_object(found) for found in detections.objects if is_good(found)]
     return {
         "version": VERSION,
         **{name: getattr(detections, name) for name in (*_PLAIN, *_ADDED)},
-        "dropped": detections.dropped + len(detections.objects) - len(good),
+        "dropped": detections.dropped + count_bad(detections),
         "tiles": [{"xyxy": tile.xyxy, "age_ms": tile.age_ms} for tile in detections.tiles],
-        "objects": good,
+        "objects": [_object(found) for found in detections.objects if is_good(found)],
     }
 
 
@@ -146,6 +150,11 @@ def is_good(found: Detection) -> bool:
     except BadBox:
         return False
     return True
+
+
+def count_bad(detections: Detections) -> int:
+    """How many objects are left out, or lose what a second stage says of them."""
+    return sum(not is_good(found) or not _is_sub_good(found) for found in detections.objects)
 
 
 def unpack(message: bytes) -> Detections:
@@ -179,6 +188,8 @@ def _object(found: Detection) -> dict[str, Any]:
     }
     if found.angles is not None:
         content["angles"] = found.angles
+    if found.sub_class is not None and _is_sub_good(found):
+        content |= {"sub_class": found.sub_class, "sub_score": found.sub_score}
     return content
 
 
@@ -204,12 +215,18 @@ def _unpack_objects(read: Detections, objects: object, reader: Callable[[Any], D
     if not isinstance(objects, list) or len(objects) > MAX_DETECTIONS:
         raise MalformedDetections(f"objects are not a list of at most {MAX_DETECTIONS} objects")
     good = []
+    bad = 0
     for content in objects:
         try:
-            good.append(_check_object(reader(content)))
+            found = _check_object(reader(content))
         except BadBox:
+            bad += 1
             continue
-    return replace(read, objects=tuple(good), dropped=read.dropped + len(objects) - len(good))
+        if not _is_sub_good(found):
+            bad += 1
+            found = replace(found, sub_class=None, sub_score=None)
+        good.append(found)
+    return replace(read, objects=tuple(good), dropped=read.dropped + bad)
 
 
 def _read_object(content: Any) -> Detection:
@@ -221,6 +238,7 @@ def _read_object(content: Any) -> Detection:
     label, score, track, age_ms = (content.get(key) for key in ("class", "score", "track", "age_ms"))
     size = (right - left, lower - upper)
     fields: list[Any] = [label, score, left, upper, *size, track, None if angles is None else _four(angles), age_ms]
+    fields += [content.get("sub_class"), content.get("sub_score")]
     return Detection(*fields)
 
 
@@ -257,6 +275,14 @@ def _check_object(found: Detection) -> Detection:
     if not 0 <= found.score <= 1 or found.width_px < 0 or found.height_px < 0 or not _is_at_least_0(found.age_ms):
         raise BadBox("a number that is out of its range")
     return found
+
+
+def _is_sub_good(found: Detection) -> bool:
+    """Whether what a second stage says is a name and a number from 0 to 1, or nothing; they may be of any type."""
+    if found.sub_class is None and found.sub_score is None:
+        return True
+    score: object = found.sub_score
+    return isinstance(found.sub_class, str) and isinstance(score, float | int) and _is_at_least_0(score) and score <= 1
 
 
 def _is_at_least_0(value: object) -> bool:

@@ -27,7 +27,7 @@ from services.common.detection_wire import (
     Detections,
     MalformedDetections,
     TileAge,
-    is_good,
+    count_bad,
     pack,
     pack_old,
     to_map,
@@ -91,11 +91,13 @@ class DetectionPublisher:
         return bound, path
 
     def publish(self, detections: Detections) -> None:
-        """Send to all who listen. Bad boxes are left out."""
-        bad = sum(not is_good(found) for found in detections.objects)
+        """Send to all who listen. Bad boxes, and bad second classes, are left out."""
+        bad = count_bad(detections)
         if bad and not self.dropped:
             structlog.get_logger().warning(
-                "boxes dropped", reason="a box with a number that is not finite or out of its range", boxes=bad
+                "boxes dropped",
+                reason="a box or its second class has a number that is not finite or out of its range",
+                boxes=bad,
             )
         self.dropped += bad
         self._send(self._socket, pack(detections))

@@ -1,4 +1,7 @@
-"""``framebus-detector check MODEL|BUNDLE [PICTURE]``: loads a model, and says what it is and what a picture shows."""
+"""``framebus-detector check MODEL|BUNDLE [PICTURE]``: loads a model, and says what it is and what a picture shows.
+
+A classifier, which is a model for the second stage, takes the whole picture for one object.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,11 @@ from services.common.config import LogSection, load
 from services.common.logs import set_up_logs
 from services.common.pictures import read_picture
 from services.common.service import ServiceError
-from services.detector.config import DetectorConfiguration
-from services.detector.detector import find_all
+from services.detector.config import DetectorConfiguration, DetectorSection
+from services.detector.detector import see_all
+from services.detector.models.classifier import Classifier, is_classifier, load_classifier
 from services.detector.models.model import Model, ModelError, load_model
+from services.detector.tiles import Pixels
 
 
 def main(arguments: list[str]) -> int:
@@ -32,19 +37,75 @@ def main(arguments: list[str]) -> int:
         None if options.picture is None else read_picture(options.picture, str(options.picture), "give PNG or JPEG")
     )
     try:
+        if is_classifier(options.model):
+            print(_check_classifier(load_classifier(options.model, section.providers), pixels, as_json=options.json))
+            return 0
         model = load_model(section)
+        classifier = None
+        if section.classifier is not None:
+            classifier = load_classifier(section.classifier, section.providers, model.classes)
     except ModelError as error:
         raise ServiceError(str(error)) from None
     if pixels is None:
         print(json.dumps(_describe(model), indent=2) if options.json else _in_words(model))
         return 0
-    boxes = find_all(section, model, pixels)
-    objects = [
-        {"label": model.labels[label], "score": round(float(score), 3), "xyxy": [round(float(x), 1) for x in corners]}
-        for corners, score, label in zip(boxes.corners, boxes.scores, boxes.labels, strict=True)
-    ]
-    print(json.dumps({**_describe(model), "rejected_boxes": model.rejected_boxes, "objects": objects}, indent=2))
+    print(json.dumps({**_describe(model), **_found(section, model, classifier, pixels)}, indent=2))
     return 0
+
+
+def _found(section: DetectorSection, model: Model, classifier: Classifier | None, pixels: Pixels) -> dict[str, Any]:
+    """The objects of a picture, and how many boxes made no sense."""
+    seen = see_all(section, model, pixels, classifier)
+    boxes = seen.known.boxes
+    objects = []
+    for corners, score, label, said in zip(boxes.corners, boxes.scores, boxes.labels, seen.said, strict=True):
+        sub = {} if said is None else {"sub_class": said[0], "sub_score": round(said[1], 3)}
+        one = {"label": model.labels[label], "score": round(float(score), 3), **sub}
+        objects.append({**one, "xyxy": [round(float(x), 1) for x in corners]})
+    return {"rejected_boxes": model.rejected_boxes, "objects": objects}
+
+
+def _check_classifier(classifier: Classifier, pixels: Pixels | None, *, as_json: bool) -> str:
+    """Say what a classifier is and, as JSON, what it says of a picture."""
+    if pixels is None and not as_json:
+        return _classifier_in_words(classifier)
+    described = {
+        "name": classifier.name,
+        "version": classifier.version,
+        "dimension": "classifier",
+        "provider": classifier.provider,
+        "input_px": list(classifier.input_px),
+        "batch": classifier.batch,
+        "outputs": classifier.outputs,
+        "applies_to": classifier.applies_to,
+        "named_by": classifier.named_by,
+        "classes": dict(zip(classifier.classes, classifier.thresholds, strict=True)),
+        "told": list(classifier.told),
+    }
+    if pixels is not None:
+        row = classifier.classify([pixels])[0].tolist()
+        probabilities = {name: round(value, 3) for name, value in zip(classifier.classes, row, strict=True)}
+        described |= {"rejected_crops": classifier.rejected_crops}
+        described |= {"probabilities": None if classifier.rejected_crops else probabilities}
+    return json.dumps(described, indent=2)
+
+
+def _classifier_in_words(classifier: Classifier) -> str:
+    height_px, width_px = classifier.input_px
+    batch = classifier.batch
+    thresholds = dict(zip(classifier.classes, classifier.thresholds, strict=True))
+    told = ", ".join(f"{name} {thresholds[name]:g}" for name in classifier.told)
+    applies_to = "all objects" if classifier.applies_to is None else ", ".join(classifier.applies_to)
+    rows = {
+        "classifier": f"{classifier.name} {classifier.version}".rstrip(),
+        "applies to": applies_to,
+        "input": f"{width_px} x {height_px} pixels, {'up to ' if batch > 1 else ''}{batch} a run",
+        "outputs": classifier.outputs,
+        "classes": f"{len(classifier.classes)}, named by {classifier.named_by}: {', '.join(classifier.classes)}",
+        "told": f"{told} (with the least probability of each)",
+        "provider": classifier.provider,
+    }
+    return "\n".join(f"{name:10} {text}" for name, text in rows.items())
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:

@@ -56,6 +56,9 @@ class DetectorSection(Section):
     checkout or the image."""
     site: Path | None = None
     """A bundle for the site, with the labels and thresholds that hold there."""
+    classifier: Path | None = None
+    """A second stage, which says more about the objects found: a bundle of the dimension ``classifier``, or an ONNX
+    file. None: there is no second stage."""
     classes: Path | None = None
     """A file with the names of the model's classes, one a line in its order; None: what the bundle or the file says, or
     COCO's."""
@@ -161,6 +164,11 @@ class DetectorSection(Section):
     def broker_url(self) -> str | None:
         """URL of the queue's broker; None for ``broker.url``."""
         return self.source if self.from_queue and self.source != QUEUE else None
+
+    @property
+    def is_without_budget(self) -> bool:
+        """Whether every object of every frame is to be looked at, whatever it costs."""
+        return self.mode == "every" or (self.cpu_share is None and self.target_fps is None)
 
     @property
     def recording(self) -> str | None:

@@ -19,6 +19,7 @@ from services.detector.boxes import Boxes
 from services.detector.config import DetectorSection
 from services.detector.merge import Rules, group_labels, merge
 from services.detector.schedule import Budget, Schedule
+from services.detector.second_stage import Network, SecondStage
 from services.detector.tiles import Pixels, Tile, plan_tiles, tile_size
 from services.detector.track import Known, Tracker
 
@@ -83,13 +84,20 @@ class Seen:
     """For each tile, how long before the frame it was last looked at; ``None``: never yet."""
     looked: int
     """Tiles that were looked at in this frame."""
+    said: list[tuple[str, float] | None]
+    """For each object, what the second stage says of it, and how surely."""
 
 
 class Detector:
     """Finds objects in frames of any size. Owned by one thread."""
 
     def __init__(
-        self, section: DetectorSection, model: Model, stop: threading.Event, clocks: Clocks | None = None
+        self,
+        section: DetectorSection,
+        model: Model,
+        stop: threading.Event,
+        clocks: Clocks | None = None,
+        classifier: Network | None = None,
     ) -> None:
         self.model = model
         self.tiles: tuple[Tile, ...] = ()
@@ -102,6 +110,17 @@ class Detector:
         self._section = section
         self._stop = stop
         self._clocks = clocks or Clocks()
+        self.second_stage: SecondStage | None = None
+        """What looks at the objects found, if a classifier is given."""
+        if classifier is not None:
+            self.second_stage = SecondStage(
+                classifier,
+                model.labels,
+                section.cpu_share,
+                every=section.is_without_budget,
+                wall_s=self._clocks.wall_s,
+                cpu_s=self._clocks.cpu_s,
+            )
         self._late_at_s: float | None = None
         self._frame: tuple[int, int, int] | None = None
         self._predecessor: Mapping[str, Any] | None = None
@@ -137,12 +156,16 @@ class Detector:
         known = self.tracker.update(merged, captured_ns, looked)
         self.tracker.remember(pixels, captured_ns)
         self._activity.looked_at(chosen)
+        known = _in_frame(known, width_px, height_px)
+        said = self._refine(pixels, known, captured_ns)
         self._schedule.spend(self._clocks.cpu_s() - begun_s)
-        return Seen(_in_frame(known, width_px, height_px), self.tiles, self._schedule.ages_ns(), len(chosen))
+        return Seen(known, self.tiles, self._schedule.ages_ns(), len(chosen), said)
 
     def forget(self) -> None:
         """Know nothing of the frames before the next one."""
         self.tracker = self._new_tracker()
+        if self.second_stage is not None:
+            self.second_stage.forget()
 
     def to_state(self) -> dict[str, Any]:
         """What a successor needs to go on with the same tracks; plain values."""
@@ -158,7 +181,7 @@ class Detector:
 
     def _begin(self, height_px: int, width_px: int, epoch: int) -> None:
         if self._frame is not None:
-            self.tracker = self._new_tracker()
+            self.forget()
         self._frame = (height_px, width_px, epoch)
         self._resume()
         tile_px, overlap_px = tile_size(self._section.tile_px, self._section.overlap_px, self.model.input_px)
@@ -174,6 +197,13 @@ class Detector:
             overlap_px=overlap_px,
             people_from_px=round(PERSON_PX * tile.height_px / self.model.input_px[0]),
         )
+
+    def _refine(self, pixels: Pixels, known: Known, captured_ns: int) -> list[tuple[str, float] | None]:
+        """Ask the second stage, if there is one."""
+        if self.second_stage is None:
+            return [None] * len(known.boxes)
+        self._check()
+        return self.second_stage.refine(pixels, known, captured_ns, in_debt=self._schedule.is_in_debt)
 
     def _resume(self) -> None:
         state, self._predecessor = self._predecessor, None
@@ -250,7 +280,12 @@ class Detector:
 
 def find_all(section: DetectorSection, model: Model, pixels: Pixels) -> Boxes:
     """The objects of one picture, of which every tile is looked at, whatever it costs."""
-    return Detector(section.without_budget(), model, threading.Event()).detect(pixels).known.boxes
+    return see_all(section, model, pixels).known.boxes
+
+
+def see_all(section: DetectorSection, model: Model, pixels: Pixels, classifier: Network | None = None) -> Seen:
+    """The same, with what the second stage says of each object."""
+    return Detector(section.without_budget(), model, threading.Event(), classifier=classifier).detect(pixels)
 
 
 def _in_frame(known: Known, width_px: int, height_px: int) -> Known:

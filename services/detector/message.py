@@ -27,14 +27,17 @@ def objects_of(
             track=track if tracked else 0,
             angles=angles,
             age_ms=age_ns / 1e6,
+            sub_class=None if said is None else said[0],
+            sub_score=None if said is None else said[1],
         )
-        for (left, upper, right, lower), score, label, track, age_ns, angles in zip(
+        for (left, upper, right, lower), score, label, track, age_ns, angles, said in zip(
             boxes.corners,
             boxes.scores,
             boxes.labels,
             seen.known.tracks,
             seen.known.ages_ns,
             angles_of(boxes.corners, panorama),
+            seen.said,
             strict=True,
         )
     )

@@ -101,6 +101,11 @@ class Schedule:
         """Count what a frame took in all against the budget."""
         self._bucket_s = max(self._bucket_s - cpu_s, -(self._budget.cpu_share or 0.0) * DEBT_S)
 
+    @property
+    def is_in_debt(self) -> bool:
+        """Whether more is owed than the budget of a second: the promise alone takes more than the share."""
+        return self._budget.cpu_share is not None and self._bucket_s < -self._budget.cpu_share * BUCKET_S
+
     def ages_ns(self) -> list[int | None]:
         """How old the newest sight of each tile was at the newest frame; ``None``: never seen."""
         return [None if seen_ns is None else self._newest_ns - seen_ns for seen_ns in self._seen_ns]

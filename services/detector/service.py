@@ -29,6 +29,7 @@ from services.detector.config import DetectorConfiguration, DetectorSection
 from services.detector.detector import Detector, Stopped
 from services.detector.memory import Memory
 from services.detector.message import geometry_of, objects_of, tile_ages
+from services.detector.models.classifier import Classifier, load_classifier
 from services.detector.models.model import Model, ModelError, load_model
 
 if TYPE_CHECKING:
@@ -56,11 +57,12 @@ def main(configuration: DetectorConfiguration, stop: threading.Event) -> None:
     cv2.setNumThreads(1)
     model, recording = _open(section)
     log.info("model loaded", **_described(model))
+    second = _load_second_stage(section, model)
     if recording is not None:
         section = section.without_budget()
     elif section.from_queue:
         section = section.stateless()
-    service = _Service(configuration, section, model, stop, recording)
+    service = _Service(configuration, section, model, stop, second=second, recording=recording)
     # Only the thread that detects steps back: the status is answered, and a stop is quick, however busy the machine is.
     try:
         with (
@@ -76,13 +78,17 @@ def main(configuration: DetectorConfiguration, stop: threading.Event) -> None:
 
 
 def check(configuration: DetectorConfiguration) -> None:
-    """Load the model, and look for the recording, or at the storage, where one is to be read.
+    """Load the model and the classifier, and look for the recording, or at the storage, where one is to be read.
 
     Raises:
         UnusableSetting: One of them cannot be used.
     """
-    _open(configuration.detector)
-    if configuration.detector.from_queue:
+    section = configuration.detector
+    model, _ = _open(section)
+    second = _load_second_stage(section, model)
+    if isinstance(second, str):
+        raise UnusableSetting(second)
+    if section.from_queue:
         _open_storage(configuration)
 
 
@@ -99,6 +105,30 @@ def _open(section: DetectorSection) -> tuple[Model, Recording | None]:
         raise UnusableSetting(str(error)) from None
 
 
+def _load_second_stage(section: DetectorSection, model: Model) -> Classifier | str | None:
+    """The classifier, or why it cannot be used: the picture and its boxes go on without it. None: there is none."""
+    if section.classifier is None:
+        return None
+    try:
+        classifier = load_classifier(section.classifier, section.providers, model.classes)
+    except ModelError as error:
+        log.warning("no second stage", reason=str(error))
+        return str(error)
+    applies_to = model.labels if classifier.applies_to is None else classifier.applies_to
+    log.info(
+        "classifier loaded",
+        classifier=classifier.name,
+        version=classifier.version,
+        classes=classifier.classes,
+        applies_to=applies_to,
+        outputs=classifier.outputs,
+        input_px=classifier.input_px,
+    )
+    if not set(applies_to) & set(model.labels):
+        log.warning("second stage idle", reason="the detector looks for no label that the classifier applies to")
+    return classifier
+
+
 def _step_back(nice: int | None) -> None:
     """Let other threads and processes go before the calling thread; Linux keeps a nice value for each thread."""
     thread = threading.get_native_id()
@@ -112,6 +142,8 @@ class _Service:
         section: DetectorSection,
         model: Model,
         stop: threading.Event,
+        *,
+        second: Classifier | str | None,
         recording: Recording | None,
     ) -> None:
         self._stream = configuration.ring
@@ -119,7 +151,9 @@ class _Service:
         self._recording = recording
         self._section = section
         self._model = model
-        self._detector = Detector(section, model, stop)
+        self._classifier = None if isinstance(second, str) else second
+        self._no_classifier = second if isinstance(second, str) else None
+        self._detector = Detector(section, model, stop, classifier=self._classifier)
         self._memory = Memory(self._stream, section.instance)
         self._stop = stop
         self._stage = Stage()
@@ -282,11 +316,26 @@ class _Service:
                 "objects": self._objects,
                 "refused": self._refused,
                 **({} if worker is None else worker.details()),
+                **self._second_stage_details(),
             },
         )
         if worker is not None and worker.reason:  # an empty queue is no fault, and one that cannot be read is
             document.update(healthy=False, reason=worker.reason)
         return document
+
+    def _second_stage_details(self) -> dict[str, Any]:
+        """What the status says of the second stage; nothing where none is configured."""
+        stage, classifier = self._detector.second_stage, self._classifier
+        if stage is None or classifier is None:
+            return {} if self._no_classifier is None else {"classifier": None, "classifier_fault": self._no_classifier}
+        crop_ms = sorted(stage.crop_ms.copy())
+        return {
+            "classifier": f"{classifier.name} {classifier.version}".strip(),
+            "classifier_fault": stage.fault,
+            "crops": stage.crops,
+            "crop_ms": round(crop_ms[len(crop_ms) // 2], 2) if crop_ms else None,
+            "rejected_crops": classifier.rejected_crops,
+        }
 
 
 def _described(model: Model) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from services.common.detections import Detections
+from services.common.detections import Detection, Detections
 from services.streamer.encode import LEVELS
 from services.streamer.frames import EncodedFrame
 from services.streamer.freshness import Freshness, Limits
@@ -133,6 +133,7 @@ def detections_message(detections: Detections, echo: Echo | None = None) -> str:
                     "width": round(found.width_px, 1),
                     "height": round(found.height_px, 1),
                     "track": found.track,
+                    **_second_stage(found),
                 }
                 for found in detections.objects
             ],
@@ -212,6 +213,13 @@ def server_ms() -> float:
 
 def _clock(echo: Echo | None) -> dict[str, Any]:
     return {"sent_ms": server_ms(), "echo": None if echo is None else list(echo)}
+
+
+def _second_stage(found: Detection) -> dict[str, Any]:
+    """What the second stage says of an object, if anything."""
+    if found.sub_class is None or found.sub_score is None:
+        return {}
+    return {"sub_class": found.sub_class, "sub_score": round(found.sub_score, 3)}
 
 
 def _number(value: object) -> float | None:

@@ -1,7 +1,8 @@
 """A bundle: a read-only directory with a model, or a site's choices, and ``bundle.yaml``, which says what they are.
 
-A deployment picks one bundle for each dimension: ``detector`` (the network) and ``site`` (what is looked for there).
-The files of a bundle are checked against their SHA-256 before they are loaded.
+A deployment picks one bundle for each dimension: ``detector`` (the network), ``site`` (what is looked for there) and
+``classifier`` (the second stage, which says more about the objects found). The files of a bundle are checked against
+their SHA-256 before they are loaded.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ DEFAULT_BUNDLE = Path(services.__file__).resolve().parent.parent / "models" / "d
 NETWORKS = (".onnx", ".ort")
 """How the names of networks end."""
 Threshold = float
+Dimension = Literal["detector", "site", "classifier"]
+Outputs = Literal["probabilities", "logits"]
 
 
 class _Part(BaseModel):
@@ -46,7 +49,7 @@ class Manifest(_Part):
 
     name: str = Field(min_length=1, max_length=64)
     version: str = Field(min_length=1, max_length=32)
-    dimension: Literal["detector", "site"]
+    dimension: Dimension
     """What it is picked for."""
     files: dict[str, str] = Field(default_factory=dict)
     """SHA-256 of each file of the bundle, by name."""
@@ -58,10 +61,14 @@ class Manifest(_Part):
     classes: Literal["coco"] | tuple[str, ...] | None = None
     """Names of the classes in the network's order, or COCO's."""
     labels: tuple[str, ...] | None = None
-    """Which of them are looked for."""
+    """Which of them are looked for; of a classifier's, which of them are told."""
     score_threshold: Threshold | None = Field(None, gt=0, lt=1)
     score_thresholds: dict[str, Threshold] = Field(default_factory=dict)
     """Of single classes."""
+    applies_to: tuple[str, ...] | None = Field(None, min_length=1)
+    """Labels of the detector whose objects a classifier looks at; None for all that are looked for."""
+    outputs: Outputs | None = None
+    """What a classifier gives; None: told by whether its values for a picture sum to 1."""
     licence: str = ""
 
     @field_validator("version", mode="before")
@@ -91,6 +98,10 @@ class Manifest(_Part):
     @model_validator(mode="after")
     def _has_a_network(self) -> Self:
         networks = [name for name in self.files if name.endswith(NETWORKS)]
+        if self.dimension != "classifier" and (self.applies_to is not None or self.outputs is not None):
+            raise ValueError("applies_to and outputs are of a bundle for the dimension 'classifier'")
+        if self.dimension == "classifier" and (self.format is not None or self.classes == "coco"):
+            raise ValueError("a bundle for a classifier has no format, and names its own classes")
         if self.dimension == "site":
             if self.model is not None or networks:
                 raise ValueError("a bundle for a site has no network")
@@ -102,16 +113,16 @@ class Manifest(_Part):
 
     @property
     def network(self) -> str:
-        """Name of the file with the network, of a bundle for the detector."""
+        """Name of the file with the network, of a bundle that has one."""
         return self.model or next(name for name in self.files if name.endswith(NETWORKS))
 
 
-def read_bundle(directory: Path, dimension: Literal["detector", "site"]) -> Manifest:
+def read_bundle(directory: Path, dimension: Dimension | None) -> Manifest:
     """Read a bundle's manifest, and check its files.
 
     Args:
         directory: The bundle.
-        dimension: What it is picked for.
+        dimension: What it is picked for; None for any.
 
     Raises:
         ModelError: The manifest is missing, has faults or is for another dimension, or a file is missing or altered.
@@ -132,7 +143,7 @@ def read_bundle(directory: Path, dimension: Literal["detector", "site"]) -> Mani
             for fault in error.errors(include_url=False)
         )
         raise ModelError(f"the bundle {directory} cannot be used: {MANIFEST}: {_flat(faults)}") from None
-    if manifest.dimension != dimension:
+    if dimension is not None and manifest.dimension != dimension:
         raise ModelError(
             f"the bundle {directory} cannot be used: it is for the dimension {manifest.dimension!r}, and one for "
             f"{dimension!r} is needed"

@@ -38,7 +38,11 @@ class ImageInput:
 
 
 def read_inputs(
-    path: Path, session: Any, manifest: Manifest | None, metadata: Mapping[str, str]
+    path: Path,
+    session: Any,
+    manifest: Manifest | None,
+    metadata: Mapping[str, str],
+    usual_px: int = DEFAULT_INPUT_PX,
 ) -> tuple[ImageInput, dict[str, str]]:
     """Return the image that a network takes, and the type of each other input.
 
@@ -47,6 +51,7 @@ def read_inputs(
         session: The ``onnxruntime.InferenceSession``.
         manifest: That of the bundle, which may say the size of an input of any size.
         metadata: The file's, where Ultralytics' exporter says the size.
+        usual_px: Side of an input of any size where nothing else tells it.
 
     Raises:
         ModelError: The inputs are not an image and, at most, RT-DETR's sizes.
@@ -65,7 +70,7 @@ def read_inputs(
         raise ModelError(f"the model {path} takes {told}; an image of {', '.join(TYPES)} is needed")
     first = shape[1] == 3
     wanted = (None, None) if manifest is None else (manifest.input.height_px, manifest.input.width_px)
-    sides = _sides(path, shape[2:4] if first else shape[1:3], wanted, metadata)
+    sides = _sides(path, shape[2:4] if first else shape[1:3], wanted, metadata, usual_px)
     # Some exports take any number of pictures and give the boxes of one.
     single = any(output.shape and output.shape[0] == 1 for output in session.get_outputs())
     batch = shape[0] if isinstance(shape[0], int) else 1 if single else None
@@ -74,9 +79,13 @@ def read_inputs(
 
 
 def _sides(
-    path: Path, declared: Sequence[object], wanted: tuple[int | None, int | None], metadata: Mapping[str, str]
+    path: Path,
+    declared: Sequence[object],
+    wanted: tuple[int | None, int | None],
+    metadata: Mapping[str, str],
+    usual_px: int,
 ) -> tuple[int, int]:
-    """Height and width of the input: the file's own or, where it takes any, the bundle's, the exporter's or 640."""
+    """Height and width of the input: the file's own or, where it takes any, the bundle's, the exporter's or usual."""
     told = metadata.get("imgsz", "").strip("[]() ").split(",")
     sides = []
     for axis, side in enumerate(declared):
@@ -84,6 +93,6 @@ def _sides(
         if isinstance(side, int) and asked not in (None, side):
             raise ModelError(f"the model {path} takes {list(declared)} pixels, and its bundle says {list(wanted)}")
         exported = told[axis if len(told) > axis else 0].strip()
-        usual = min(int(exported), LARGEST_INPUT_PX) if exported.isdecimal() else DEFAULT_INPUT_PX
+        usual = min(int(exported), LARGEST_INPUT_PX) if exported.isdecimal() else usual_px
         sides.append(side if isinstance(side, int) else asked or usual)
     return sides[0], sides[1]

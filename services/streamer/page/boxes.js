@@ -28,6 +28,8 @@ export class Boxes {
   #context;
   #view;
   #objects = [];
+  // What tells the drawing of the objects apart from another one.
+  #drawn = "[]";
   #requested = false;
 
   constructor(canvas, view) {
@@ -36,11 +38,14 @@ export class Boxes {
     this.#view = view;
   }
 
-  // Show objects, in pixels of the frame.
+  // Show objects, in pixels of the frame. They are drawn at once, so that they are composed together with a picture that
+  // was drawn in the same animation frame, and only where one looks different: each change of the overlay costs time.
   show(objects) {
-    if (objects.length || this.#objects.length) {
-      this.#objects = objects;
-      this.redraw();
+    this.#objects = objects;
+    const drawn = this.#look(objects);
+    if (drawn !== this.#drawn) {
+      this.#drawn = drawn;
+      this.#draw();
     }
   }
 
@@ -49,6 +54,18 @@ export class Boxes {
       this.#requested = true;
       requestAnimationFrame(() => this.#draw());
     }
+  }
+
+  // The objects as they look on the screen, to half a pixel and a twentieth of the opacity. A change of the view draws anew
+  // by itself.
+  #look(objects) {
+    const halves = (length) => Math.round(2 * length * this.#view.scale);
+    return JSON.stringify(
+      objects.map(({ label, sub_class: more, track, score, opacity, x, y, width, height }) => [
+        ...[label, more, track, Math.round(score * 100), Math.round(opacity * 20)],
+        ...[x, y, width, height].map(halves),
+      ]),
+    );
   }
 
   #draw() {
@@ -90,9 +107,10 @@ export class Boxes {
   // The whole label where it covers no other, else a shorter one, else none: zooming in makes room.
   #label(object, box, clip, taken) {
     const context = this.#context;
-    const texts = [object.label];
+    const more = object.sub_class ? ` · ${object.sub_class}` : "";
+    const texts = more ? [object.label + more, object.label] : [object.label];
     if (Math.max(box.width, box.height) > DETAILED_PX) {
-      const name = object.track ? `${object.label} ${object.track}` : object.label;
+      const name = (object.track ? `${object.label} ${object.track}` : object.label) + more;
       texts.unshift(`${name} · ${Math.round(object.score * 100)}%`, name);
     }
     context.globalAlpha = object.opacity;

@@ -12,8 +12,8 @@ import { missing, pictureState } from "./status.js";
 import { View } from "./view.js";
 
 const REFRESH_MS = 200;
-// Boxes move a pixel or two on the screen in this time, and each change of the overlay is composed anew.
-const MARK_MS = 120;
+// The bar's figures change at most so often; the boxes do with each picture.
+const LIST_MS = 120;
 const ASK_MS = 2000;
 // So many attempts in which the WebSocket never opened, while the server answers otherwise: it does not pass.
 const REFUSALS = 3;
@@ -36,7 +36,7 @@ let refusal = "";
 let hindrance = ""; // why the server refuses this page's WebSocket
 let version = null;
 let marked = { objects: [], seenAt: null };
-let markedAt = 0;
+let listedAt = 0;
 
 const view = new View(stage, pictureCanvas, () => {
   element("zoom").textContent = `${view.zoom.toFixed(1)}×`;
@@ -49,8 +49,9 @@ const picture = new Picture(pictureCanvas, (head, drawn) => {
   if (drawn) {
     view.setSize(head.full_width, head.full_height);
     meters.count(head, clock.since(head.captured_ms));
-    if (performance.now() - markedAt > MARK_MS) {
-      mark();
+    mark();
+    if (performance.now() - listedAt > LIST_MS) {
+      list();
     }
     overview.redraw(false);
   }
@@ -147,15 +148,19 @@ function pictureAgeMs() {
   return picture.shown === null ? null : clock.since(picture.shown.captured_ms) ?? NaN;
 }
 
-// The boxes of the picture that is shown. Bar and overlay tell of the same list.
+// The boxes of the picture that is shown.
 function mark() {
-  markedAt = performance.now();
   const isShown = picture.shown !== null && ["live", "delayed"].includes(element("state").dataset.state);
   marked = isShown
     ? motion.at(picture.shown.epoch, picture.shown.captured_ms, server?.boxes_max_age_ms ?? 0)
     : { objects: [], seenAt: null };
-  listFound();
   boxes.show(marked.objects.filter(({ label }) => !hiddenKinds.has(label)));
+}
+
+// Tell in the bar of the boxes that are drawn.
+function list() {
+  listedAt = performance.now();
+  listFound();
   const ageMs = marked.seenAt === null ? null : clock.since(marked.seenAt);
   write("objects", marked.seenAt === null ? "–" : marked.objects.length);
   write("age", ageMs === null ? "–" : `${Math.round(ageMs)} ms`);
@@ -172,6 +177,7 @@ function refresh() {
   write("notice", notice);
   element("notice").hidden = notice === "";
   mark();
+  list();
   const phrases = missing(connected ? server : null, clock);
   if (fallback.running) {
     const why = hindrance || "the way to the server does not pass WebSocket upgrades";
@@ -244,6 +250,7 @@ function toggleKind(label) {
     hiddenKinds.add(label);
   }
   mark();
+  list();
 }
 
 function toggleBoxes() {

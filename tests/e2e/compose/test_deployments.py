@@ -1,4 +1,4 @@
-"""Models are data: one image, and each detector with each site, by what is mounted."""
+"""Models are data: one image, and each detector with each site and classifier, by what is mounted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from tests.e2e.engine import TAG, docker
-from tests.services.detector.models.graphs import GOOD_BOX, IMAGE, OTHER_BOX, Output, planted, ssd
+from tests.services.detector.models.graphs import GOOD_BOX, IMAGE, OTHER_BOX, Input, Output, planted, ssd
 from tests.services.detector.pictures import campus_path
 from tests.support import ROOT
 
@@ -38,6 +38,17 @@ FOUND = {
     ("default", "strict"): {},
 }
 """What the picture shows to each deployment, at least, by class."""
+CLASSIFIERS: dict[str, dict[str, Any]] = {
+    "helmets": {"applies_to": ["person"], "classes": ["helmet", "bare"]},
+    "trucks": {"applies_to": ["car", "person"], "classes": ["van", "taxi"], "score_threshold": 0.7},
+    "altered": {"classes": ["helmet", "bare"]},
+}
+SAID = {
+    "helmets": {"person": "helmet", "car": None},
+    "trucks": {"person": "van", "car": "van"},
+    "altered": {"person": None, "car": None},
+}
+"""What each classifier says of a person and of a car."""
 
 
 def bundle(folder: Path, dimension: str, **content: object) -> Path:
@@ -51,7 +62,7 @@ def bundle(folder: Path, dimension: str, **content: object) -> Path:
 
 @pytest.fixture(scope="module")
 def mounts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A picture, two detectors and three sites, that every user may read."""
+    """A picture, two detectors, three sites and three classifiers, that every user may read."""
     folder = tmp_path_factory.mktemp("mounts")
     for name in ("pictures", "yolo", "ssd"):
         (folder / name).mkdir()
@@ -64,6 +75,13 @@ def mounts(tmp_path_factory: pytest.TempPathFactory) -> Path:
         bundle(folder / name, "detector", classes="coco")
     for name, content in SITES.items():
         bundle(folder / name, "site", **content)
+    for name, content in CLASSIFIERS.items():
+        (folder / name).mkdir()
+        path = folder / name / f"{name}.onnx"
+        planted(path, [Input("images", [1, 3, 64, 32])], [Output("out", [1, 2], {(0, 0): 0.875, (0, 1): 0.125})])
+        bundle(folder / name, "classifier", **content)
+    with (folder / "altered" / "altered.onnx").open("ab") as file:
+        file.write(bytes(8))
     for path in (folder.parent.parent, folder.parent, folder, *folder.iterdir()):
         path.chmod(0o755)
     return folder
@@ -100,6 +118,19 @@ def test_each_detector_goes_with_each_site(mounts: Path, detector: str, site: st
     if detector != "default":
         assert counts == wanted
     assert all(counts.get(name, 0) >= count for name, count in wanted.items())
+
+
+@pytest.mark.usefixtures("pipeline")
+@pytest.mark.parametrize("detector", ["yolo", "ssd"])
+@pytest.mark.parametrize("classifier", list(CLASSIFIERS))
+def test_each_detector_goes_with_each_classifier(mounts: Path, detector: str, classifier: str) -> None:
+    """One that was altered is left out, and the boxes are told."""
+    found = told(
+        *("--volume", f"{mounts}/pictures:/pictures:ro"),
+        *("--volume", f"{mounts / detector}:/app/models/default:ro"),
+        *("--volume", f"{mounts / classifier}:/classifier:ro", "--env", "FRAMEBUS_DETECTOR__CLASSIFIER=/classifier"),
+    )
+    assert {one["class"]: one.get("sub_class") for one in found["objects"]} == SAID[classifier]  # type: ignore[attr-defined]
 
 
 @pytest.mark.usefixtures("pipeline")

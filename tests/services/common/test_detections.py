@@ -41,8 +41,10 @@ sides = st.integers(0, 2**20)
 lengths = st.integers(0, 2**23).map(lambda eighths: eighths / 8)
 places = st.integers(-(2**23), 2**23).map(lambda eighths: eighths / 8)
 angles = st.floats(-7, 7)
+sub_classes = st.just((None, None)) | st.tuples(st.text(max_size=20), st.floats(0, 1))
 objects = st.builds(
-    Detection,
+    lambda sub, **fields: Detection(**fields, sub_class=sub[0], sub_score=sub[1]),
+    sub=sub_classes,
     label=st.text(max_size=20),
     score=st.floats(0, 1),
     x_px=places,
@@ -77,7 +79,7 @@ anything = st.recursive(
     lambda inner: st.lists(inner) | st.dictionaries(plain, inner) | st.builds(msgpack.ExtType, st.just(5), st.binary()),
 )
 
-PERSON = Detection("person", 0.75, 10.0, 20.0, 30.0, 40.0, 7, (0.1, 0.02, 0.2, -0.03), 250.0)
+PERSON = Detection("person", 0.75, 10.0, 20.0, 30.0, 40.0, 7, (0.1, 0.02, 0.2, -0.03), 250.0, "helmet", 0.875)
 TILES = (TileAge((0, 0, 688, 688), 0.0), TileAge((468, 0, 1156, 688), None))
 FRAME = Detections("panorama", "detector", 2**63, 12, 1000, 2000, 688, 4896, (PERSON,), "coco 1", 2**60, TILES)
 CONTENT = msgpack.unpackb(pack(FRAME))
@@ -114,7 +116,7 @@ def test_other_messages_are_malformed(content: Any) -> None:
 def test_an_old_streamer_gets_the_same_boxes(detections: Detections) -> None:
     read = unpack(pack_old(detections))
     assert msgpack.unpackb(pack_old(detections))[0] == 1
-    plain = [replace(one, angles=None, age_ms=0.0) for one in detections.objects]
+    plain = [replace(one, angles=None, age_ms=0.0, sub_class=None, sub_score=None) for one in detections.objects]
     assert read == replace(detections, objects=tuple(plain), model="", tracker=0, tiles=(), dropped=0)
 
 
@@ -139,7 +141,12 @@ def test_a_wrong_field_of_an_object_costs_that_object_at_most(name: str, value: 
     found = accept_or_refuse(CONTENT | {"objects": [wrong, CONTENT["objects"][0]]})
     assert found is not None
     assert found.objects[-1] == PERSON
-    assert len(found.objects) + found.dropped == 2
+    if name.startswith("sub_"):
+        assert found.objects[0] == replace(PERSON, **{name: value}) or (
+            found.objects[0] == replace(PERSON, sub_class=None, sub_score=None) and found.dropped == 1
+        )
+    else:
+        assert len(found.objects) + found.dropped == 2
 
 
 @settings(deadline=None)
@@ -180,6 +187,12 @@ def accept_or_refuse(content: Any) -> Detections | None:
         assert all(type(number) in (float, int) and math.isfinite(number) for number in numbers)
         assert 0 <= one.score <= 1
         assert min(one.width_px, one.height_px, one.track, one.age_ms) >= 0
+        if one.sub_class is None:
+            assert one.sub_score is None
+        else:
+            assert type(one.sub_class) is str
+            assert type(one.sub_score) in (float, int)
+            assert 0 <= (one.sub_score or 0) <= 1
     for tile in found.tiles:
         assert all(type(value) is int for value in tile.xyxy)
     return found
@@ -210,6 +223,27 @@ def test_a_bad_box_of_another_detector_costs_no_other(xyxy: object) -> None:
     good = CONTENT["objects"][0]
     found = unpack(msgpack.packb(CONTENT | {"objects": [good | {"xyxy": xyxy}, good]}))
     assert (found.objects, found.dropped) == ((PERSON,), 1)
+
+
+BAD_SUB = [("helmet", math.nan), ("helmet", 1.5), ("helmet", None), (None, 0.5), (3, 0.5), ("helmet", True)]
+
+
+@pytest.mark.parametrize(("sub_class", "sub_score"), BAD_SUB)
+def test_a_bad_second_class_costs_no_box(sub_class: Any, sub_score: Any) -> None:
+    """In the detector, and in a message of one that did not look."""
+    without = replace(PERSON, sub_class=None, sub_score=None)
+    wrong = replace(PERSON, sub_class=sub_class, sub_score=sub_score)
+    found = unpack(pack(replace(FRAME, objects=(wrong, PERSON))))
+    assert (found.objects, found.dropped) == ((without, PERSON), 1)
+    content = CONTENT["objects"][0] | {"sub_class": sub_class, "sub_score": sub_score}
+    found = unpack(msgpack.packb(CONTENT | {"objects": [content]}))
+    assert (found.objects, found.dropped) == ((without,), 1)
+
+
+def test_an_object_without_a_second_class_is_told_as_before() -> None:
+    plain = replace(PERSON, sub_class=None, sub_score=None)
+    (content,) = msgpack.unpackb(pack(replace(FRAME, objects=(plain,))))["objects"]
+    assert set(content) == {"xyxy", "class", "score", "track", "age_ms", "angles"}
 
 
 def test_what_a_later_version_adds_is_ignored() -> None:

@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 from services.detector.boxes import Boxes, Floats
 from services.detector.config import DetectorSection
 from services.detector.detector import Clocks, Detector, Seen, Stopped
+from services.detector.second_stage import Network
 from services.detector.tiles import Pixels
 
 WIDTH, HEIGHT = 4896, 688
@@ -80,13 +81,13 @@ class Planted:
 class Trial:
     """Frames of a world, looked at by a detector whose clocks are the model's."""
 
-    def __init__(self, world: World, **values: object) -> None:
+    def __init__(self, world: World, classifier: Network | None = None, **values: object) -> None:
         self.model = Planted(world)
         self.now_s = 0.0
         section = DetectorSection.model_validate({"labels": ("person", "car", "truck"), **values})
         self.stop = threading.Event()
         clocks = Clocks(lambda: self.now_s + self.model.time_s, lambda: self.model.time_s)
-        self.detector = Detector(section, self.model, self.stop, clocks)
+        self.detector = Detector(section, self.model, self.stop, clocks, classifier)
 
     def frame(self, index: int) -> Seen:
         self.now_s = index * FRAME_NS / 1e9 - self.model.time_s

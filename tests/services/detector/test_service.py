@@ -21,6 +21,8 @@ import pytest
 from framebus import FrameFormat, NoFreeSlot, Publisher, Subscriber, companion_path, companion_paths, remove_leftovers
 from services.common.detections import Detections, DetectionSubscriber
 from services.common.status import read_status
+from tests.services.detector.models.graphs import colours
+from tests.services.detector.models.test_classifier import bundle
 from tests.support import PATIENCE_S, ROOT, complaints, wait_until
 
 pytestmark = pytest.mark.slow
@@ -322,6 +324,64 @@ def test_a_model_that_cannot_be_used_is_one_sentence(tmp_path: Path, start: Star
     assert complaints(log) == []
 
 
+def test_a_classifier_says_more_of_each_person(
+    stream: str, tmp_path: Path, start: Start, listener: DetectionSubscriber, place: npt.NDArray[np.uint8]
+) -> None:
+    path = bundle(tmp_path / "b", colours(tmp_path / "c.onnx"), applies_to=["person"], score_threshold=0.1)
+    with Camera(stream, place):
+        process = start(classifier=path)
+        found = heard(
+            listener,
+            process,
+            lambda found: len(found.objects) > 4 and all(one.sub_class for one in found.objects[:5]),
+        )
+        details = read_status(companion_path(stream, "status.detector.sock"), PATIENCE_S)["details"]
+        log = stop(process)
+    assert {one.sub_class for one in found.objects[:5]} <= {"red", "green", "blue"}
+    assert all(0.1 <= (one.sub_score or 0) <= 1 for one in found.objects[:5])
+    assert (details["classifier"], details["classifier_fault"], details["rejected_crops"]) == ("colours 1.5", None, 0)
+    assert details["crops"] >= 5
+    assert "classifier loaded" in log
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"files": {"c.onnx": "0" * 64}}, "is not the file that bundle.yaml describes"),
+        ({"applies_to": ["helmet"]}, "applies to helmet, which the detector's model does not know"),
+        ({"classes": ["red"]}, "has 3 classes, but 1 names are given"),
+        (None, "cannot be read"),
+    ],
+)
+def test_without_a_usable_classifier_detection_goes_on(  # the fixtures, and two parameters
+    stream: str,
+    tmp_path: Path,
+    start: Start,
+    listener: DetectionSubscriber,
+    place: npt.NDArray[np.uint8],
+    values: dict[str, object] | None,
+    told: str,
+) -> None:
+    path = tmp_path / "nowhere"
+    if values is not None:
+        path = bundle(tmp_path / "b", colours(tmp_path / "c.onnx"), **values)
+    with Camera(stream, place):
+        process = start(classifier=path)
+        found = heard(listener, process, lambda found: len(found.objects) > 4)
+        details = read_status(companion_path(stream, "status.detector.sock"), PATIENCE_S)["details"]
+        log = stop(process)
+    assert {one.sub_class for one in found.objects} == {None}
+    assert told in details["classifier_fault"]
+    assert details["classifier"] is None
+    assert log.count(told) == 1
+    checked = subprocess.run(
+        [sys.executable, "-m", "services.detector", "--check"], check=False, cwd=ROOT, capture_output=True, text=True,
+        env=os.environ | {"FRAMEBUS_DETECTOR__CLASSIFIER": str(path)}, timeout=PATIENCE_S,
+    )  # fmt: skip
+    assert checked.returncode == 2
+    assert told in checked.stdout + checked.stderr
+
+
 def run_on(recording: Path, stream: str, **values: str) -> subprocess.CompletedProcess[str]:
     environment = {
         **os.environ,
@@ -355,6 +415,22 @@ def test_every_frame_of_a_recording_is_looked_at_whole(
     assert min(people) >= 5
     assert len({tuple(sorted(found["track"] for found in one["objects"])) for one in told}) == 1
     assert own_files(stream) == []
+
+
+def test_each_person_of_a_recording_is_classified_in_each_frame(
+    stream: str, tmp_path: Path, place: npt.NDArray[np.uint8]
+) -> None:
+    recording = tmp_path / "recording"
+    recording.mkdir()
+    for number in range(2):
+        cv2.imwrite(str(recording / f"{number}.png"), place)
+    path = bundle(tmp_path / "b", colours(tmp_path / "c.onnx"), applies_to=["person"], score_threshold=0.1)
+    ended = run_on(recording, stream, FRAMEBUS_DETECTOR__CLASSIFIER=str(path))
+    assert (ended.returncode, complaints(ended.stderr)) == (0, [])
+    people = [one for line in ended.stdout.splitlines() for one in json.loads(line)["objects"]
+              if one["class"] == "person"]  # fmt: skip
+    assert len(people) >= 10
+    assert {one["sub_class"] for one in people} <= {"red", "green", "blue"}
 
 
 def test_a_recording_that_cannot_be_read_is_one_sentence(stream: str, tmp_path: Path) -> None:

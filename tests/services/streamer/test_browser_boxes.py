@@ -26,6 +26,34 @@ PLACE = """async ([messages, epoch, captured, maxAge]) => {
     messages.forEach((message) => motion.add(message));
     return motion.at(epoch, captured, maxAge);
 }"""
+# Shows objects one after the other, and counts how often they are drawn at once.
+DRAWN = """([shown, scale]) => import("./page/boxes.js").then(({ Boxes }) => {
+    const canvas = document.createElement("canvas");
+    const view = { scale, x: 0, y: 20, width: 900, height: 500, stageWidth: 900, stageHeight: 600 };
+    let drawn = 0;
+    const context = canvas.getContext("2d");
+    const strokeRect = context.strokeRect.bind(context);
+    context.strokeRect = (...place) => { drawn++; strokeRect(...place); };
+    const boxes = new Boxes(canvas, view);
+    return shown.map((object) => {
+        const before = drawn;
+        boxes.show(object ? [{ opacity: 1, ...object }] : []);
+        return canvas.hidden ? "hidden" : drawn - before;
+    });
+})"""
+# Draws one object on a canvas of its own, and asks for the texts that are written.
+TEXTS = """async ([object, scale]) => {
+    const { Boxes } = await import("./page/boxes.js");
+    const canvas = document.createElement("canvas");
+    const view = { scale, x: 0, y: 20, width: 900, height: 500, stageWidth: 900, stageHeight: 600 };
+    const texts = [];
+    const context = canvas.getContext("2d");
+    const write = context.fillText.bind(context);
+    context.fillText = (text, ...place) => { texts.push(text); write(text, ...place); };
+    new Boxes(canvas, view).show([{ opacity: 1, ...object }]);
+    await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+    return texts;
+}"""
 # What the page names as missing when the server's clock is at 16 s.
 MISSING = """async (server) => {
     const { missing } = await import("./page/status.js");
@@ -160,6 +188,29 @@ def test_a_message_of_an_earlier_frame_begins_anew(modules: Page) -> None:
     assert found == [500]
 
 
+@pytest.mark.parametrize(
+    ("sub_class", "scale", "text"),
+    [
+        (None, 1, "person"),
+        ("helmet", 1, "person · helmet"),
+        (None, 8, "person 7 · 90%"),
+        ("helmet", 8, "person 7 · helmet · 90%"),
+    ],
+)
+def test_what_the_second_stage_says_follows_the_label(
+    modules: Page, sub_class: str | None, scale: float, text: str
+) -> None:
+    more = {} if sub_class is None else {"sub_class": sub_class, "sub_score": 0.8}
+    assert modules.evaluate(TEXTS, [walker(50) | more, scale]) == [text]
+
+
+def test_boxes_are_drawn_with_the_picture_and_only_where_they_look_different(modules: Page) -> None:
+    shown = [walker(50), walker(50), walker(50.1), walker(52), walker(52) | {"label": "car"}, None, None]
+    assert modules.evaluate(DRAWN, [shown, 1]) == [1, 0, 0, 1, 1, "hidden", "hidden"]
+    # Zoomed in, a tenth of a pixel of the frame is to be seen.
+    assert modules.evaluate(DRAWN, [shown[:3], 8]) == [1, 0, 1]
+
+
 def test_two_real_detectors_and_their_silence(stream: str, page: Page, tmp_path: Path) -> None:
     car = Detection("car", 0.91, 1000.0, 400.0, 600.0, 200.0, 1)
     bus = Detection("bus", 0.55, 3000.0, 300.0, 300.0, 300.0, 1)
@@ -238,6 +289,6 @@ def test_on_a_slow_line_a_box_stays_on_its_object(stream: str, page: Page, tmp_p
                 late_frames.append((left_px - object_in(number).x_px) / step_px)
             page.wait_for_timeout(100)
         assert len(late_frames) > 20
-        # The boxes are placed eight times a second, and a frame lasts 0.1 s.
+        # The boxes are placed with each picture, by detections that may be some frames older; a frame lasts 0.1 s.
         assert float(np.median(np.abs(late_frames))) < 2
         assert float(np.mean(np.array(late_frames) > 4)) < 0.1

@@ -86,6 +86,14 @@ def test_detections_are_told_in_pixels_of_the_full_frame() -> None:
     }
 
 
+def test_what_the_second_stage_says_is_told_where_it_says_something() -> None:
+    plain = Detection("person", 0.9, 10.0, 20.0, 30.0, 40.0, 5)
+    found = Detection("person", 0.9, 10.0, 20.0, 30.0, 40.0, 6, sub_class="helmet", sub_score=0.87654)
+    message = json.loads(detections_message(Detections("s", "one", EPOCH, 9, 1, 1, 688, 4896, (plain, found))))
+    assert "sub_class" not in message["objects"][0]
+    assert (message["objects"][1]["sub_class"], message["objects"][1]["sub_score"]) == ("helmet", 0.877)
+
+
 @pytest.mark.parametrize(
     ("freshness", "live"),
     [

@@ -127,3 +127,46 @@ def ssd(path: Path, boxes: Plant, scores: Plant, image: Input = SSD_IMAGE, **cha
     """Boxes and scores as SSDLite gives them."""
     outputs = [Output("boxes", [1, 1917, 4], boxes), Output("scores", [1, 1917, 90], scores)]
     return planted(path, [image], outputs, **changes)
+
+
+def colours(path: Path, kind: str = "shares", image: Input | None = None, **changes: Any) -> Path:
+    """A classifier that tells red, green and blue by the mean of each channel.
+
+    Args:
+        path: The file to write.
+        kind: What it gives: ``shares`` are probabilities, and NaN for a black picture; ``logits`` are ten
+            times the means; ``one`` is a single class; ``joined`` is one row for all pictures; ``maps`` has a third
+            axis; ``number`` is the class's number; ``two`` has two outputs.
+        image: Its input; by default RGB, float32, of any number of pictures.
+        changes: Metadata of the file.
+    """
+    helper, proto, numpy_helper = onnx(), onnx("onnx_pb").TensorProto, onnx("numpy_helper")
+    image = image or Input("images", ["N", 3, 32, 32])
+    kinds = {"float32": proto.FLOAT, "float16": proto.FLOAT16, "uint8": proto.UINT8}
+    made = proto.FLOAT if image.dtype == "uint8" else kinds[image.dtype]
+    value = numpy_helper.from_array(np.array(10, "float16" if made == proto.FLOAT16 else "float32"), "ten")
+    axis = numpy_helper.from_array(np.array([1], np.int64), "axis")
+    nodes = [
+        helper.make_node("Cast", [image.name], ["floats"], to=made),
+        helper.make_node("ReduceMean", ["floats"], ["means"], axes=[2, 3] if image.shape[1] == 3 else [1, 2],
+                         keepdims=0),
+        helper.make_node("ReduceSum", ["means", "axis"], ["sums"], keepdims=1),
+    ]  # fmt: skip
+    last = {
+        "shares": helper.make_node("Div", ["means", "sums"], ["out"]),
+        "logits": helper.make_node("Mul", ["means", "ten"], ["out"]),
+        "one": helper.make_node("Identity", ["sums"], ["out"]),
+        "joined": helper.make_node("ReduceMean", ["means"], ["out"], axes=[0], keepdims=1),
+        "maps": helper.make_node("Unsqueeze", ["means", "axis"], ["out"]),
+        "number": helper.make_node("ArgMax", ["means"], ["out"], axis=1, keepdims=1),
+        "two": helper.make_node("TopK", ["means", "axis"], ["out", "more"], axis=1),
+    }[kind]
+    outputs = [(name, proto.INT64 if kind == "number" or name == "more" else made) for name in last.output]
+    graph = helper.make_graph(
+        [*nodes, last],
+        "colours",
+        [helper.make_tensor_value_info(image.name, kinds[image.dtype], image.shape)],
+        [helper.make_tensor_value_info(name, type_, None) for name, type_ in outputs],
+        [value, axis],
+    )
+    return save(path, graph, changes.get("metadata"))

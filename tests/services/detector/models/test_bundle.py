@@ -83,7 +83,10 @@ def test_a_file_that_is_altered_or_missing_is_named(bundle: Path) -> None:
         ({"model": "other.onnx"}, "the model other.onnx is not among the files"),
         ({"score_threshold": 1.5}, "score_threshold: Input should be less than 1"),
         ({"score_thresholds": {"dog": 7}}, "each threshold must lie between 0 and 1"),
-        ({"dimension": "classifier"}, "dimension: Input should be 'detector' or 'site'"),
+        ({"dimension": "camera"}, "dimension: Input should be 'detector', 'site' or 'classifier'"),
+        ({"dimension": "classifier"}, "a bundle for a classifier has no format, and names its own classes"),
+        ({"applies_to": ["person"]}, "applies_to and outputs are of a bundle for the dimension 'classifier'"),
+        ({"outputs": "logits"}, "applies_to and outputs are of a bundle for the dimension 'classifier'"),
         ({"dimension": "site"}, "a bundle for a site has no network"),
     ],
 )

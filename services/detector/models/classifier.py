@@ -1,0 +1,264 @@
+"""The classifier of the second stage: crops of objects in, the probability of each class out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import structlog
+
+from services.detector.boxes import Floats
+from services.detector.models.bundle import Manifest, Outputs, read_bundle
+from services.detector.models.choose import SLACK
+from services.detector.models.classes import names_of_metadata, numbered_names
+from services.detector.models.errors import ModelError
+from services.detector.models.formats.base import IMAGENET_MEAN, IMAGENET_STD, Array
+from services.detector.models.inputs import read_inputs
+from services.detector.models.onnx_file import inspect_file
+from services.detector.models.prepare import Preparation
+from services.detector.models.session import open_session, plain
+from services.detector.tiles import Pixels
+
+DEFAULT_INPUT_PX = 224
+"""Side of the input of a classifier that takes any size and does not tell which it was trained with."""
+DEFAULT_THRESHOLD = 0.5
+LARGEST_BATCH = 8
+SUM_TOLERANCE = 0.02
+"""How far the sum of a picture's probabilities may be from 1: rounding of float16 and int8."""
+
+log = structlog.get_logger()
+
+
+class Classifier:
+    """A classifying network, loaded. Owned by one thread."""
+
+    name: str
+    """Of the bundle, or the file's name."""
+    version: str
+    """Of the bundle; empty for a file."""
+    classes: tuple[str, ...]
+    """What it tells apart, in the network's order."""
+    named_by: str
+    """Where the names of the classes come from."""
+    told: tuple[str, ...]
+    """The classes that are told; an object of another one gets no second class."""
+    thresholds: tuple[float, ...]
+    """Least probability of each class."""
+    applies_to: tuple[str, ...] | None
+    """Labels of the detector whose objects it looks at; None for all."""
+    outputs: Outputs
+    """What the network gives; logits become probabilities by softmax."""
+    provider: str
+    """ONNX Runtime's execution provider that runs it."""
+    input_px: tuple[int, int]
+    """Height and width that a crop is resized to."""
+    batch: int
+    """Most crops that a run takes."""
+    rejected_crops: int
+    """Crops that were left out because the network gave no probabilities for them, such as NaN."""
+
+    def __init__(self, path: Path, manifest: Manifest | None, providers: tuple[str, ...]) -> None:
+        """Load a file.
+
+        Args:
+            path: The ONNX file.
+            manifest: That of the bundle that it belongs to, if any.
+            providers: ONNX Runtime's execution providers, the best first.
+
+        Raises:
+            ModelError: It cannot be used.
+        """
+        self.name = path.name if manifest is None else manifest.name
+        self.version = "" if manifest is None else manifest.version
+        self.applies_to = None if manifest is None else manifest.applies_to
+        self.rejected_crops = 0
+        file = inspect_file(path)
+        self._path = path
+        self._session = open_session(path, file, providers)
+        self.provider = self._session.get_providers()[0]
+        metadata = {**file.metadata, **self._session.get_modelmeta().custom_metadata_map}
+        self._image, others = read_inputs(path, self._session, manifest, metadata, DEFAULT_INPUT_PX)
+        outputs = self._session.get_outputs()
+        if others or len(outputs) != 1:
+            raise ModelError(
+                f"the classifier {path} has {len(others)} inputs beside the image, and {len(outputs)} outputs; one "
+                "image and one output (N, classes) are needed"
+            )
+        self.input_px = (self._image.height_px, self._image.width_px)
+        self.batch = LARGEST_BATCH if self._image.batch is None else self._image.batch
+        self._preparation = self._prepare_for(manifest, metadata)
+        self._tensor = self._preparation.tensor(self.batch)
+        self.outputs = "logits"
+        probed = self._probe()
+        self.outputs = (None if manifest is None else manifest.outputs) or self._recognise(probed)
+        self._name_classes(manifest, metadata, probed.shape[1])
+
+    def classify(self, crops: Sequence[Pixels]) -> Floats:
+        """Tell what crops show.
+
+        Args:
+            crops: uint8 BGR of shape ``(height, width, 3)`` each, of any size and row stride; read only.
+
+        Returns:
+            The probability of each class for each crop, ``(n, classes)``; a row of NaN where the network gave none,
+            which is counted.
+
+        Raises:
+            ModelError: The network fails when it runs.
+        """
+        parts = [self._run(crops[start : start + self.batch]) for start in range(0, len(crops), self.batch)]
+        rows = np.concatenate([*parts, np.zeros((0, len(self.classes)), np.float32)])
+        if self.outputs == "logits":
+            rows = softmax(rows)
+        with np.errstate(invalid="ignore"):
+            good = ((rows >= -SLACK) & (rows <= 1 + SLACK)).all(axis=1)  # NaN compares false
+        if not good.all():
+            self._reject(rows[~good])
+            rows[~good] = np.nan
+        clipped: Floats = np.clip(rows, 0, 1)
+        return clipped
+
+    def _run(self, crops: Sequence[Pixels]) -> Floats:
+        """The network's values for as many crops as a run takes."""
+        for crop, out in zip(crops, self._tensor, strict=False):
+            self._preparation.fill(crop, out)
+        tensor = self._tensor[: self._image.batch or len(crops)]
+        try:
+            (values,) = self._session.run(None, {self._image.name: tensor})
+        except Exception as error:  # noqa: BLE001  onnxruntime's own errors share no base but Exception
+            raise ModelError(f"the classifier {self._path} fails when it runs: {plain(error)}") from None
+        values = np.asarray(values)
+        if values.ndim != 2 or len(values) != len(tensor) or values.shape[1] < 2 or values.dtype.kind != "f":
+            raise ModelError(
+                f"the classifier {self._path} gives {values.dtype} {values.shape} for {len(tensor)} pictures; floats "
+                f"of shape ({len(tensor)}, classes), of at least two classes, are needed"
+            )
+        return values[: len(crops)].astype(np.float32)
+
+    def _probe(self) -> Floats:
+        """Run the network on pictures without and with content, and find out what it gives."""
+        noise = np.random.default_rng(1).integers(0, 256, (*self.input_px, 3), np.uint8)
+        pictures = [np.full_like(noise, 114), noise, np.zeros_like(noise)]
+        if self._image.batch is None:
+            try:
+                return self._run(pictures)
+            except ModelError:
+                self.batch = 1  # declared for any number of pictures, and exported for one
+        return np.concatenate([self._run([picture]) for picture in pictures])
+
+    def _recognise(self, probed: Floats) -> Outputs:
+        """Whether the values for some pictures are probabilities: between 0 and 1, with a sum of 1 for each picture."""
+        finite = probed[np.isfinite(probed).all(axis=1)]
+        if not len(finite) or not ((finite >= -SLACK) & (finite <= 1 + SLACK)).all():
+            return "logits"
+        if (np.abs(finite.sum(axis=1) - 1) <= SUM_TOLERANCE).all():
+            return "probabilities"
+        log.warning(
+            "outputs taken for logits",
+            classifier=self.name,
+            reason="all lie between 0 and 1: say 'outputs: probabilities' in the bundle if they are each class's score",
+        )
+        return "logits"
+
+    def _prepare_for(self, manifest: Manifest | None, metadata: Mapping[str, str]) -> Preparation:
+        """What the input wants: as ImageNet's trainers or Ultralytics have it, changed by what the bundle says."""
+        image = self._image
+        wanted: dict[str, Any] = {"fit": "centre"}
+        if image.dtype != "uint8":
+            wanted["scale"] = 1 / 255
+            if metadata.get("task") != "classify":  # which Ultralytics' exporter writes
+                wanted |= {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+        if manifest is not None:
+            told = manifest.input.model_dump(exclude_none=True, exclude={"height_px", "width_px"})
+            if {"scale", "mean", "std"} & told.keys():
+                wanted = {"fit": "centre"}  # the bundle tells all of the normalisation, or none
+            wanted |= told
+        preparation = Preparation(image.height_px, image.width_px, image.channels_first, image.dtype)
+        return dataclasses.replace(preparation, **wanted)
+
+    def _name_classes(self, manifest: Manifest | None, metadata: Mapping[str, str], count: int) -> None:
+        named = None if manifest is None else manifest.classes
+        if named is not None:
+            names, self.named_by = tuple(named), "the bundle"
+        else:
+            read = names_of_metadata(metadata)
+            names = tuple(name or f"class{index}" for index, name in enumerate(read or numbered_names(count)))
+            self.named_by = "nothing: name them in a bundle" if read is None else "the file"
+        if len(names) != count:
+            raise ModelError(
+                f"the classifier {self._path} has {count} classes, but {len(names)} names are given "
+                f"({self.named_by}): name each class, in the network's order"
+            )
+        self.classes = names
+        labels = None if manifest is None else manifest.labels
+        single = {} if manifest is None else manifest.score_thresholds
+        unknown = [name for name in (*(labels or ()), *single) if name not in names]
+        if unknown:
+            raise ModelError(
+                f"the classifier {self._path} does not know {', '.join(unknown)}; it knows {', '.join(names)}"
+            )
+        general = (None if manifest is None else manifest.score_threshold) or DEFAULT_THRESHOLD
+        self.told = labels or names
+        self.thresholds = tuple(single.get(name, general) for name in names)
+
+    def _reject(self, rows: Array) -> None:
+        """Count crops without probabilities, and say so once."""
+        if not self.rejected_crops:
+            log.warning(
+                "crops rejected",
+                classifier=self.name,
+                reason="the classifier gives a number that is not finite"
+                if not np.isfinite(rows).all()
+                else "a probability is below 0 or above 1: say 'outputs: logits' in the bundle",
+                count=len(rows),
+            )
+        self.rejected_crops += len(rows)
+
+
+def load_classifier(path: Path, providers: tuple[str, ...] = (), known: Sequence[str] | None = None) -> Classifier:
+    """Load a classifier: an ONNX file, or a bundle.
+
+    Args:
+        path: The file, or the bundle's directory.
+        providers: ONNX Runtime's execution providers, the best first.
+        known: All classes that the detector's model knows; None where there is no detector.
+
+    Raises:
+        ModelError: It cannot be used, or applies to a label that the detector does not know; one sentence.
+    """
+    if path.is_dir():
+        manifest = read_bundle(path, "classifier")
+        classifier = Classifier(path / manifest.network, manifest, providers)
+    else:
+        classifier = Classifier(path, None, providers)
+    if known is not None:
+        unknown = [label for label in classifier.applies_to or () if label not in known]
+        if unknown:
+            raise ModelError(
+                f"the classifier {path} applies to {', '.join(unknown)}, which the detector's model does not know; it "
+                f"knows {', '.join(known)}"
+            )
+    return classifier
+
+
+def is_classifier(path: Path) -> bool:
+    """Return whether a bundle, or a file by its only output of two axes, is a classifier.
+
+    Raises:
+        ModelError: It cannot be read.
+    """
+    if path.is_dir():
+        return read_bundle(path, None).dimension == "classifier"
+    shapes = [output.shape for output in open_session(path, inspect_file(path), ()).get_outputs()]
+    return len(shapes) == 1 and len(shapes[0]) == 2
+
+
+def softmax(values: Array) -> Floats:
+    """Probabilities of logits, ``(n, classes)``, without overflow."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        powers = np.exp(values - values.max(axis=1, keepdims=True))
+        result: Floats = powers / powers.sum(axis=1, keepdims=True)
+    return result

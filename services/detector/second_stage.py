@@ -1,0 +1,229 @@
+"""The second stage: a classifier says more about the objects found, such as whether a person wears a helmet.
+
+It looks at crops of the boxes that the model has found in this frame, objects that it has not seen yet first, and then
+those that it has not looked at for longest. What it says of an object is the mean of its probabilities over the
+object's track, so a track needs a few looks and not one in each frame.
+
+Its CPU time is a part of the detector's budget. Up to ``SHARE`` of ``cpu_share`` is its own, so that tiles do not use
+up all of it, and what it takes counts for the tiles too. When the budget is deep in debt it pauses.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import structlog
+
+from services.detector.boxes import Floats
+from services.detector.models.errors import ModelError
+from services.detector.tiles import Pixels
+from services.detector.track import Known
+
+MOST_CROPS = 4
+"""Most crops a frame."""
+SHARE = 0.25
+"""Of the detector's CPU share."""
+SAVED_S = 1.0
+"""The budget of so long can be saved."""
+SMOOTHING = 0.2
+"""Weight of the newest frame in what a crop takes."""
+FIRST_LOOKS = 3
+"""An object is settled after so many looks, ..."""
+SOON_S = 0.5
+"""... which are so far apart; ..."""
+AGAIN_S = 5.0
+"""... then it is looked at again after so long."""
+NEWEST_WEIGHT = 0.2
+"""Least weight of the newest look in the mean: a few in a row change an object's class."""
+LEAST_PX = 24
+"""A box whose longer side is shorter shows too little."""
+KEPT_NS = 150_000_000_000
+"""What was said of a track is forgotten when the track was not known for so long: no tracker remembers longer."""
+
+log = structlog.get_logger()
+
+
+class Network(Protocol):
+    """Tells what crops show."""
+
+    name: str
+    classes: tuple[str, ...]
+    told: tuple[str, ...]
+    thresholds: tuple[float, ...]
+    applies_to: tuple[str, ...] | None
+    batch: int
+
+    def classify(self, crops: list[Pixels]) -> Floats:
+        """Return the probability of each class for each crop; a row of NaN where there is none."""
+
+
+@dataclass(slots=True)
+class _Opinion:
+    """What is thought of a track."""
+
+    known_ns: int
+    looked_ns: int
+    looks: int = 0
+    weighed: int = 0
+    """Looks that gave probabilities."""
+    mean: Floats | None = None
+
+    def add(self, row: Floats, captured_ns: int) -> None:
+        self.looks += 1
+        self.looked_ns = captured_ns
+        if not np.isfinite(row).all():
+            return
+        self.weighed += 1
+        weight = np.float32(max(1 / self.weighed, NEWEST_WEIGHT))
+        self.mean = row if self.mean is None else self.mean + weight * (row - self.mean)
+
+
+class SecondStage:
+    """Classifies the objects of frames. Owned by one thread."""
+
+    def __init__(
+        self,
+        network: Network,
+        labels: tuple[str, ...],
+        cpu_share: float | None,
+        *,
+        every: bool,
+        wall_s: Callable[[], float],
+        cpu_s: Callable[[], float],
+    ) -> None:
+        """Start without having seen any object.
+
+        Args:
+            network: The classifier.
+            labels: What the detector looks for; boxes have an index of these.
+            cpu_share: The detector's share of a core; None for no limit.
+            every: Whether each object is looked at in each frame, whatever it costs.
+            wall_s: The clock by which the budget grows.
+            cpu_s: CPU time of the calling thread.
+        """
+        self.crops = 0
+        """Crops that were looked at."""
+        self.crop_ms: deque[float] = deque(maxlen=500)
+        """Milliseconds that the latest crops took, resizing included."""
+        self.fault: str | None = None
+        """Why the stage has ended; None while it runs."""
+        self._network = network
+        applies = labels if network.applies_to is None else network.applies_to
+        self._applies = np.array([label in applies for label in labels], np.bool_)
+        self._told = frozenset(network.told)
+        self._share = None if cpu_share is None else SHARE * cpu_share
+        self._every = every
+        self._wall_s, self._cpu_s = wall_s, cpu_s
+        self._opinions: dict[int, _Opinion] = {}
+        self._saved_s = 0.0
+        self._filled_at_s: float | None = None
+        self._crop_cpu_s = 0.0
+
+    def forget(self) -> None:
+        """Forget all objects: the numbers of tracks begin anew."""
+        self._opinions.clear()
+
+    def refine(
+        self, pixels: Pixels, known: Known, captured_ns: int, *, in_debt: bool = False
+    ) -> list[tuple[str, float] | None]:
+        """Look at some objects of a frame.
+
+        Args:
+            pixels: uint8 BGR of shape ``(height, width, 3)``; read only, crop by crop.
+            known: The objects, with boxes within the frame.
+            captured_ns: When the frame was captured.
+            in_debt: Whether the detector has spent far more than its budget.
+
+        Returns:
+            For each object, the class that the classifier gives it and its mean probability, if it is certain enough.
+        """
+        self._fill()
+        applies = np.flatnonzero(self._applies[known.boxes.labels]).tolist()
+        for index in applies:
+            opinion = self._opinions.setdefault(known.tracks[index], _Opinion(captured_ns, captured_ns))
+            opinion.known_ns = captured_ns
+        if self.fault is None and not (in_debt and not self._every):
+            self._look(pixels, known, self._choose(known, applies, captured_ns), captured_ns)
+        said: list[tuple[str, float] | None] = [None] * len(known.boxes)
+        for index in applies:
+            said[index] = self._say(self._opinions[known.tracks[index]])
+        self._opinions = {
+            track: one for track, one in self._opinions.items() if 0 <= captured_ns - one.known_ns <= KEPT_NS
+        }
+        return said
+
+    def _choose(self, known: Known, applies: list[int], captured_ns: int) -> list[int]:
+        """The objects to look at, the most urgent first."""
+        corners = known.boxes.corners
+        large = (corners[:, 2:] - corners[:, :2]).max(axis=1, initial=0) >= LEAST_PX
+        # A box that was only moved on along its track may lie beside its object.
+        fit = [index for index in applies if large[index] and known.ages_ns[index] == 0]
+        if self._every:
+            return fit
+        waits: list[tuple[float, int]] = []
+        for index in fit:
+            opinion = self._opinions[known.tracks[index]]
+            waited_s = (captured_ns - opinion.looked_ns) * 1e-9
+            if not opinion.looks:
+                waits.append((-np.inf, index))
+            elif waited_s >= (SOON_S if opinion.looks < FIRST_LOOKS else AGAIN_S):
+                waits.append((-waited_s, index))
+        return [index for _, index in sorted(waits)][: self._affordable()]
+
+    def _look(self, pixels: Pixels, known: Known, chosen: list[int], captured_ns: int) -> None:
+        if not chosen:
+            return
+        crops = [_crop(pixels, known.boxes.corners[index]) for index in chosen]
+        began_s, began_cpu_s = self._wall_s(), self._cpu_s()
+        try:
+            rows = self._network.classify(crops)
+        except ModelError as error:
+            self.fault = str(error)
+            log.warning("no second stage any more", reason=self.fault)
+            return
+        cpu_s = self._cpu_s() - began_cpu_s
+        self.crop_ms.extend([(self._wall_s() - began_s) / len(crops) * 1e3] * len(crops))
+        self.crops += len(crops)
+        self._crop_cpu_s += (SMOOTHING if self._crop_cpu_s else 1.0) * (cpu_s / len(crops) - self._crop_cpu_s)
+        self._saved_s -= cpu_s
+        for index, row in zip(chosen, rows, strict=True):
+            self._opinions[known.tracks[index]].add(row, captured_ns)
+
+    def _say(self, opinion: _Opinion) -> tuple[str, float] | None:
+        if opinion.mean is None:
+            return None
+        best = int(opinion.mean.argmax())
+        name, probability = self._network.classes[best], float(opinion.mean[best])
+        if name not in self._told or probability < self._network.thresholds[best]:
+            return None
+        return name, probability
+
+    def _fill(self) -> None:
+        now_s = self._wall_s()
+        if self._share is not None:
+            passed_s = SAVED_S if self._filled_at_s is None else now_s - self._filled_at_s
+            # A crop that costs more than can be saved otherwise is saved for.
+            most_s = max(self._share * SAVED_S, self._crop_cpu_s)
+            self._saved_s = min(self._saved_s + self._share * passed_s, most_s)
+        self._filled_at_s = now_s
+
+    def _affordable(self) -> int:
+        """How many crops the budget pays for; the first one tells what a crop takes."""
+        if self._share is None:
+            return MOST_CROPS
+        if not self._crop_cpu_s:
+            return 1
+        return max(0, min(MOST_CROPS, int(self._saved_s / self._crop_cpu_s + 1e-6)))
+
+
+def _crop(pixels: Pixels, corners: Floats) -> npt.NDArray[np.uint8]:
+    """What a box shows: a view on the frame of a pixel at least in each direction."""
+    height_px, width_px = pixels.shape[:2]
+    left, upper = (min(int(start), size - 1) for start, size in zip(corners[:2], (width_px, height_px), strict=True))
+    right, lower = (max(start + 1, round(float(end))) for start, end in zip((left, upper), corners[2:], strict=True))
+    return pixels[upper:lower, left:right]
