@@ -76,6 +76,10 @@ class BrokerRefused(Exception):
     """The broker did not take a message, such as for a queue that is full; it may later."""
 
 
+class NoQueue(BrokerRefused):
+    """An exchange has no queue that a message could go to."""
+
+
 @dataclass(frozen=True, slots=True)
 class Names:
     """The names of a stream's exchanges and queues."""
@@ -304,15 +308,16 @@ async def publish(exchange: AbstractExchange, sent: Any, routing_key: str = "", 
     """Publish a message, and wait until the broker has confirmed that it keeps it.
 
     Raises:
-        BrokerRefused: A queue is full, or, if ``mandatory``, there is none.
+        BrokerRefused: A queue is full.
+        NoQueue: There is none, and the message is ``mandatory``.
         AMQPError, OSError: The connection was lost; whether the broker has the message is not known.
     """
     try:
         confirmed = await exchange.publish(sent, routing_key, mandatory=mandatory, timeout=CONFIRM_TIMEOUT_S)
     except DeliveryError as error:
-        raise BrokerRefused(f"a queue of {exchange.name} is full, or does not exist: {why(error)}") from None
+        raise BrokerRefused(f"a queue of {exchange.name or routing_key} is full") from error
     if not isinstance(confirmed, Basic.Ack):
-        raise BrokerRefused(f"{exchange.name} has no queue: start the relay, which declares them")
+        raise NoQueue(f"{exchange.name or routing_key} has no queue: the relay declares them when it connects")
 
 
 async def open_channel(connection: AbstractConnection, *, prefetch: int = 0) -> AbstractChannel:

@@ -11,7 +11,7 @@ from typing import Final
 import structlog
 from aio_pika.abc import AbstractExchange
 
-from services.common.broker import FRAME, BrokerRefused, message, publish
+from services.common.broker import FRAME, BrokerRefused, NoQueue, message, publish
 from services.common.reference import trace_id
 from services.common.status import Stage
 from services.common.storage import Storage, StorageUnavailable, another_address
@@ -151,6 +151,9 @@ class Uploader:
             sent = message(reference.to_json(), FRAME, reference.key, expiration=expiration_s)
             try:
                 await publish(exchange, sent, mandatory=True)
+            except NoQueue as error:
+                # It was deleted: a new connection declares it.
+                raise ConnectionError(str(error)) from None
             except BrokerRefused as error:
                 self._wait_for("frame not published", str(error), entry)
                 await asyncio.sleep(wait_s)

@@ -304,6 +304,26 @@ def test_a_full_spool_and_a_full_queue_are_counted_to_the_frame(
     assert counts["accepted"] + missed == 200
 
 
+def test_a_queue_that_is_deleted_is_declared_anew(rabbitmq: RabbitMq, stream: str, tmp_path: Path) -> None:
+    configured = configuration(stream, rabbitmq.url, tmp_path / "objects", policy="work", spool=tmp_path / "spool")
+
+    async def delete() -> None:
+        async with await connect(configured.broker) as connection:
+            channel = await connection.channel()
+            await channel.queue_delete(Names(stream).group("detector"))
+
+    with (
+        open_publisher(stream) as publisher,
+        running_relay(configured) as status,
+        reading_results(configured) as results,
+    ):
+        wait_until(lambda: not status()["details"]["waits_for"], "the relay is connected", detail=status)
+        asyncio.run(delete())
+        publish_frames(publisher, 3, 0.02)
+        with running_detector(configured):
+            wait_until(lambda: len(results) == 3, "all results", detail=status)
+
+
 def test_a_relay_that_is_killed_goes_on_where_it_was(rabbitmq: RabbitMq, stream: str, tmp_path: Path) -> None:
     configured = configuration(stream, rabbitmq.url, tmp_path / "objects", policy="work", spool=tmp_path / "spool")
     path = tmp_path / "configuration.json"
