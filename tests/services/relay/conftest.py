@@ -1,4 +1,4 @@
-"""What the relay's tests share: a RabbitMQ server for all of them, and services that run in this process."""
+"""What the relay's tests share: a RabbitMQ server for all of them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,18 @@ from collections.abc import Iterator
 
 import pytest
 
+from services.relay import topology
 from tests.rabbitmq import RabbitMq
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMq]:
     """A server."""
     with RabbitMq(tmp_path_factory.mktemp("rabbitmq")) as server:
         yield server
+
+
+@pytest.fixture(autouse=True)
+def no_wait_for_new_queues(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare the tests the wait that protects new queues from a kill of the broker within a second."""
+    monkeypatch.setattr(topology, "NEW_QUEUE_S", 0.0)
