@@ -39,6 +39,7 @@ from aio_pika.exceptions import (
     DeliveryError,
     ProbableAuthenticationError,
 )
+from aiormq.exceptions import ChannelAccessRefused
 from pamqp.commands import Basic
 
 from services.common.credentials import MissingPassword
@@ -265,18 +266,41 @@ async def stopped(stop: threading.Event, timeout_s: float | None) -> bool:
     return True
 
 
+_MEANINGS: Final[tuple[tuple[type[BaseException], str], ...]] = (
+    (
+        AuthenticationError,
+        "it refuses the log-in: see broker.username and broker.password_file, and the user's right to the host",
+    ),
+    (
+        ProbableAuthenticationError,
+        "it refuses the log-in: see broker.username and broker.password_file, and the user's right to the host",
+    ),
+    (ssl.SSLError, "TLS fails, see broker.ca_file: {error}"),
+    (TimeoutError, "it does not answer"),
+    (
+        ChannelAccessRefused,
+        "another relay has this stream there, or the user has no right to it: give each site a stream.name or a "
+        "virtual host of its own: {error}",
+    ),
+    (
+        ChannelPreconditionFailed,
+        "a queue or exchange is there with other settings: let it run empty, then delete it: {error}",
+    ),
+    (ChannelNotFoundEntity, "a queue or exchange is not there yet: the relay declares them: {error}"),
+)
+
+
 def why(error: BaseException | None) -> str:
     """What an error of aio-pika means, in a sentence."""
-    if isinstance(error, (AuthenticationError, ProbableAuthenticationError)):
-        return "it refuses the log-in: see broker.username and broker.password_file, and the user's right to the host"
-    if isinstance(error, ssl.SSLError) or isinstance(error.__cause__ if error else None, ssl.SSLError):
-        return f"TLS fails: {error}: see broker.ca_file"
-    if isinstance(error, TimeoutError):
-        return "it does not answer"
-    if isinstance(error, ChannelPreconditionFailed):
-        return f"a queue or exchange is there with other settings: let it run empty, then delete it: {error}"
-    if isinstance(error, ChannelNotFoundEntity):
-        return f"a queue or exchange is not there yet: the relay declares them: {error}"
+    cause = None if error is None else error.__cause__
+    for kind, meaning in _MEANINGS:
+        for one in (error, cause):
+            if isinstance(one, kind):
+                return meaning.format(error=_in_short(one))
+    return _in_short(error)
+
+
+def _in_short(error: BaseException | None) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 

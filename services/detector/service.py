@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import math
 import os
@@ -153,7 +152,9 @@ class _Service:
         self._model = model
         self._classifier = None if isinstance(second, str) else second
         self._no_classifier = second if isinstance(second, str) else None
-        self._detector = Detector(section, model, stop, classifier=self._classifier)
+        # A frame of a queue is finished where that takes no longer than the worker waits.
+        self._detector_stop = threading.Event() if section.from_queue else stop
+        self._detector = Detector(section, model, self._detector_stop, classifier=self._classifier)
         self._memory = Memory(self._stream, section.instance)
         self._stop = stop
         self._stage = Stage()
@@ -187,8 +188,10 @@ class _Service:
         worker = self._worker = Worker(
             configuration, _open_storage(configuration), self._look, pool, model=self._model_name, stop=self._stop
         )
-        with contextlib.suppress(Stopped):
+        try:
             asyncio.run(worker.run())
+        finally:
+            self._detector_stop.set()
 
     def _look(self, frame: RecordedFrame) -> Detections:
         """Look at a frame of a queue, whatever the ones before it were.

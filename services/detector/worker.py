@@ -7,6 +7,7 @@ broker has confirmed the result's reference: the frame of a worker that dies is 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import threading
 import time
@@ -55,6 +56,9 @@ from services.common.storage import (
 from services.detector.config import DetectorConfiguration
 
 RETRY_S: Final = (0.2, 5.0)
+DRAIN_S: Final = 1.5
+"""How long the frames that are being worked on may take when the detector is told to stop; others take those that do
+not end by then. Containers are killed after two seconds."""
 
 Look = Callable[[RecordedFrame], Detections]
 
@@ -136,10 +140,15 @@ class Worker:
             if not task.cancelled() and (error := task.exception()) is not None and not failed.done():
                 failed.set_exception(error)
 
-        await queue.consume(take)
+        tag = await queue.consume(take)
         try:
             await failed
         finally:
+            if self._stop.is_set():
+                with contextlib.suppress(*BROKER_ERRORS):
+                    await queue.cancel(tag)
+                if tasks:
+                    await asyncio.wait(tasks, timeout=DRAIN_S)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)

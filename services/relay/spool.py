@@ -22,6 +22,10 @@ class SpoolFull(Exception):
     """There is no place for a frame; the message is a word for the count."""
 
 
+class Lost(Exception):
+    """The data of an accepted frame is not in the spool any more."""
+
+
 class Spool:
     """Accepted frames and what has become of them. Any thread may use it, but frames are accepted in one.
 
@@ -77,7 +81,7 @@ class Spool:
         """The data of an accepted frame.
 
         Raises:
-            ServiceError: It is gone, or cannot be read.
+            Lost: It is gone: somebody removed it, or the disk has failed.
         """
         if self._frames is None:
             return self._memory[entry.reference.epoch, entry.reference.sequence]
@@ -85,7 +89,7 @@ class Spool:
         try:
             return path.read_bytes()
         except OSError as error:
-            raise ServiceError(f"relay.spool: {path} cannot be read: {error.strerror}") from None
+            raise Lost(f"relay.spool: {path} cannot be read: {error.strerror}") from None
 
     def published(self, entry: Entry) -> None:
         """The storage has the data, and the broker the reference."""

@@ -17,7 +17,7 @@ from services.common.status import Stage
 from services.common.storage import Storage, StorageUnavailable, another_address
 from services.relay.config import RelaySection
 from services.relay.ledger import Entry
-from services.relay.spool import Spool
+from services.relay.spool import Lost, Spool
 
 TRIM_S: Final = 0.02
 TOO_OLD, TOO_MANY = "too old in the relay", "too many in the relay"
@@ -86,6 +86,9 @@ class Uploader:
                     await self._publish(exchange, entry)
                 except TooOld:
                     await self._drop(entry, TOO_OLD)
+                except Lost as error:
+                    log.error("frame lost", reason=str(error), frame=entry.reference.key)  # noqa: TRY400
+                    await self._drop(entry, "lost from the spool")
                 else:
                     await asyncio.to_thread(self._spool.published, entry)
                     self.stage.record(time.time() - entry.reference.captured_wall_ns * 1e-9)
@@ -121,6 +124,7 @@ class Uploader:
 
         Raises:
             TooOld: Its time was over before it was written.
+            Lost: The spool does not have it any more.
         """
         wait_s = RETRY_S[0]
         wanted, refusals = entry.reference.address, 0

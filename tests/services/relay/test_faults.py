@@ -8,8 +8,10 @@ import hashlib
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,15 @@ import numpy as np
 import pytest
 
 from framebus import FrameFormat, Publisher
-from services.common.broker import FRAME, Names, connect
+from services.common.broker import BROKER_ERRORS, FRAME, Names, connect, why
 from services.common.dead_letter import reason_of
 from services.common.detections import Detections
 from services.common.frame_codec import encode
 from services.common.recording import RecordedFrame
 from services.common.reference import FrameReference, frame_address
+from services.common.service import ServiceError
 from services.relay.config import RelayConfiguration
+from services.relay.service import main
 from tests.rabbitmq import RabbitMq
 from tests.s3 import SECRET_KEY, S3Server
 from tests.services.relay.parts import (
@@ -302,6 +306,67 @@ def test_a_full_spool_and_a_full_queue_are_counted_to_the_frame(
         counts = status()["details"]["counts"]
     missed = sum(number for name, number in counts.items() if name.startswith("missed"))
     assert counts["accepted"] + missed == 200
+
+
+def test_a_detector_that_is_told_to_stop_finishes_its_frame(rabbitmq: RabbitMq, stream: str, tmp_path: Path) -> None:
+    configured = configuration(stream, rabbitmq.url, tmp_path / "objects", policy="work", spool=tmp_path / "spool")
+    begun = threading.Event()
+
+    def look(frame: RecordedFrame) -> Detections:
+        begun.set()
+        time.sleep(0.5)
+        return planted(frame, stream, "one")
+
+    with (
+        open_publisher(stream) as publisher,
+        running_relay(configured) as status,
+        reading_results(configured) as results,
+    ):
+        with running_detector(configured, look=look, prefetch=1):
+            publish_frames(publisher, 5, 0.02)
+            assert begun.wait(20)
+        wait_until(lambda: results, "its result", detail=status)
+        with running_detector(configured, instance="heir"):
+            wait_until(lambda: len(results) == 5, "the other results", detail=status)
+    assert [detections.instance for _, detections in results].count("one") == 1
+
+
+def test_a_frame_that_is_removed_from_the_spool_is_counted(rabbitmq: RabbitMq, stream: str, tmp_path: Path) -> None:
+    server = S3Server(tmp_path / "s3")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("S3_SECRET", SECRET_KEY)
+        configured = configuration(stream, rabbitmq.url, server.section, policy="work", spool=tmp_path / "spool")
+        with open_publisher(stream) as publisher, running_relay(configured) as status:
+            publish_frames(publisher, 8, 0.02)
+            wait_until(lambda: status()["details"]["spooled"] == 8, "the spool keeps what cannot be stored")
+            (removed,) = (tmp_path / "spool" / "frames").glob("*-8")
+            removed.unlink()
+            with server:
+                wait_until(lambda: status()["details"]["counts"].get("published") == 7, "the others", detail=status)
+                wait_until(lambda: not status()["details"]["spooled"], "the spool is empty", detail=status)
+            assert status()["details"]["counts"]["dropped: lost from the spool"] == 1
+
+
+def test_a_second_relay_of_a_stream_is_told_so(rabbitmq: RabbitMq, stream: str, tmp_path: Path) -> None:
+    first = configuration(stream, rabbitmq.url, tmp_path / "objects", policy="work", spool=tmp_path / "one")
+    second = configuration(stream, rabbitmq.url, tmp_path / "objects", policy="work", spool=tmp_path / "two")
+    with running_relay(first) as status, ThreadPoolExecutor(1) as pool:
+        wait_until(lambda: not status()["details"]["waits_for"], "the relay is connected", detail=status)
+        stop = threading.Event()
+        ends = pool.submit(main, second, stop)
+        # On one host by its status socket; on another, which sees another /dev/shm, by the broker.
+        with pytest.raises(ServiceError, match="runs already"):
+            ends.result()
+
+        async def consume() -> None:
+            async with await connect(second.broker) as connection:
+                channel = await connection.channel()
+                queue = await channel.get_queue(Names(stream).settled)
+                await queue.consume(asyncio.Queue[Any]().put, exclusive=True)
+
+        with pytest.raises(BROKER_ERRORS) as refused:
+            asyncio.run(consume())
+        assert "another relay" in why(refused.value)
 
 
 def test_a_queue_that_is_deleted_is_declared_anew(rabbitmq: RabbitMq, stream: str, tmp_path: Path) -> None:
