@@ -8,6 +8,7 @@ A stream NAME has, each name beginning with ``framebus.NAME.``:
 | ``results`` | fanout exchange for references to results; all that read results bind queues of their own |
 | ``dropped`` | fanout exchange to which the broker hands frames that were too many or too old |
 | ``dead`` | fanout exchange for messages that could not be worked on, and the queue that keeps them |
+| ``relay`` | queue that a relay has as long as it is connected, so that there is one of a stream |
 | ``settled`` | queue in which a relay reads what has become of each frame |
 
 The client is aio-pika; docs/decisions/0005-the-relay-on-rabbitmq-and-obstore.md says why.
@@ -39,7 +40,7 @@ from aio_pika.exceptions import (
     DeliveryError,
     ProbableAuthenticationError,
 )
-from aiormq.exceptions import ChannelAccessRefused
+from aiormq.exceptions import ChannelLockedResource
 from pamqp.commands import Basic
 
 from services.common.credentials import MissingPassword
@@ -111,6 +112,11 @@ class Names:
     def settled(self) -> str:
         """The relay's queue of results, dropped frames and dead letters."""
         return f"framebus.{self.stream}.settled"
+
+    @property
+    def relay(self) -> str:
+        """Queue that only the connection of one relay can have."""
+        return f"framebus.{self.stream}.relay"
 
     def group(self, group: str) -> str:
         """Queue of a group of detectors."""
@@ -278,9 +284,8 @@ _MEANINGS: Final[tuple[tuple[type[BaseException], str], ...]] = (
     (ssl.SSLError, "TLS fails, see broker.ca_file: {error}"),
     (TimeoutError, "it does not answer"),
     (
-        ChannelAccessRefused,
-        "another relay has this stream there, or the user has no right to it: give each site a stream.name or a "
-        "virtual host of its own: {error}",
+        ChannelLockedResource,
+        "another relay is connected for this stream: give each site a stream.name or a virtual host of its own",
     ),
     (
         ChannelPreconditionFailed,

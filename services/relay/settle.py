@@ -37,8 +37,7 @@ class Settler:
     async def run(self, queue: AbstractQueue) -> None:
         """Settle what comes, until cancelled or the connection is lost."""
         arrived: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
-        # A second relay of the same stream would take these messages for its own, and remove the frames.
-        await queue.consume(arrived.put, exclusive=True)
+        await queue.consume(arrived.put)
         while True:
             # All that have come are noted at once: each note is a write to the disk.
             messages = [await arrived.get()]

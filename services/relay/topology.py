@@ -30,8 +30,12 @@ async def declare(
         The exchange for frames, and the queue of what has become of them.
 
     Raises:
+        ChannelLockedResource: Another relay is connected for this stream.
         ChannelPreconditionFailed: One of them is there with other settings.
     """
+    # A second relay of the same stream would take the first one's results for its own, and remove its frames. Only one
+    # connection can have an exclusive queue, which ends with it.
+    await channel.declare_queue(names.relay, exclusive=True)
     new = not await _exists(connection, names.group(section.groups[-1]))
     frames, results, dropped, dead = [
         await channel.declare_exchange(name, "fanout", durable=True)

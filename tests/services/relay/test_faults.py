@@ -29,6 +29,7 @@ from services.common.reference import FrameReference, frame_address
 from services.common.service import ServiceError
 from services.relay.config import RelayConfiguration
 from services.relay.service import main
+from services.relay.topology import declare
 from tests.rabbitmq import RabbitMq
 from tests.s3 import SECRET_KEY, S3Server
 from tests.services.relay.parts import (
@@ -358,14 +359,12 @@ def test_a_second_relay_of_a_stream_is_told_so(rabbitmq: RabbitMq, stream: str, 
         with pytest.raises(ServiceError, match="runs already"):
             ends.result()
 
-        async def consume() -> None:
+        async def declare_all() -> None:
             async with await connect(second.broker) as connection:
-                channel = await connection.channel()
-                queue = await channel.get_queue(Names(stream).settled)
-                await queue.consume(asyncio.Queue[Any]().put, exclusive=True)
+                await declare(connection, await connection.channel(), Names(stream), second.relay)
 
         with pytest.raises(BROKER_ERRORS) as refused:
-            asyncio.run(consume())
+            asyncio.run(declare_all())
         assert "another relay" in why(refused.value)
 
 
