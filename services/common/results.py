@@ -47,6 +47,8 @@ class ResultReader:
         """Messages that were not references to results of this stream, and results that were damaged."""
         self.missing = 0
         """Results that had expired."""
+        self.reason = ""
+        """Why results cannot be read from the storage; empty while they can."""
         self._names = Names(stream)
         self._storage = storage
         self._deliver = deliver
@@ -55,6 +57,7 @@ class ResultReader:
 
     async def read(self, connection: AbstractConnection) -> None:
         """Deliver what comes, until cancelled: the ``work`` of :func:`services.common.broker.keep_connected`."""
+        self.reason = ""
         channel = await open_channel(connection, prefetch=PREFETCH)
         exchange = await channel.declare_exchange(self._names.results, "fanout", durable=True)
         if self._queue_name is None:
@@ -87,16 +90,19 @@ class ResultReader:
         await delivered.ack()
 
     async def _fetch(self, reference: ResultReference) -> None:
-        reason = ""
         while True:
             try:
                 data = await self._storage.fetch(reference)
                 break
+            except (ObjectMissing, ObjectDamaged):
+                self.reason = ""
+                raise
             except StorageUnavailable as error:
-                if not reason:
-                    reason = str(error)
-                    log.warning("results not read", reason=reason)
+                if not self.reason:
+                    log.warning("results not read", reason=str(error))
+                self.reason = str(error)
                 await asyncio.sleep(RETRY_S)
+        self.reason = ""
         detections = unpack(bytes(data[: MAX_MESSAGE_BYTES + 1]))
         if (self._names.stream, detections.epoch, detections.sequence) != reference.key[:3]:
             raise MalformedDetections("the result is of another frame than its reference says")

@@ -30,11 +30,18 @@ def check_model(arguments: list[str]) -> int:
     return main(arguments)
 
 
+def run_reference(arguments: list[str]) -> int:
+    """Look at one frame of the storage as a detector on a queue does, and print what it finds as JSON."""
+    from services.detector.run_reference import main  # noqa: PLC0415  as above
+
+    return main(arguments)
+
+
 SERVICE = Service(
     "detector",
     DetectorConfiguration,
     run,
     status_name=lambda read: read.detector.status_name,
     check=check,
-    commands={"check": check_model},
+    commands={"check": check_model, "run": run_reference},
 )

@@ -52,16 +52,8 @@ def main(configuration: DetectorConfiguration, stop: threading.Event) -> None:
         UnusableSetting: The model or the recording cannot be used.
         ServiceError: This instance runs already, or a frame of the recording cannot be read.
     """
-    section = configuration.detector
-    cv2.setNumThreads(1)
-    model, recording = _open(section)
-    log.info("model loaded", **_described(model))
-    second = _load_second_stage(section, model)
-    if recording is not None:
-        section = section.without_budget()
-    elif section.from_queue:
-        section = section.stateless()
-    service = _Service(configuration, section, model, stop, second=second, recording=recording)
+    service = load_service(configuration, stop)
+    section = service.section
     # Only the thread that detects steps back: the status is answered, and a stop is quick, however busy the machine is.
     try:
         with (
@@ -74,6 +66,24 @@ def main(configuration: DetectorConfiguration, stop: threading.Event) -> None:
                 pool.submit(service.run).result()
     except (FileExistsError, RecordingError) as error:
         raise ServiceError(str(error)) from None
+
+
+def load_service(configuration: DetectorConfiguration, stop: threading.Event) -> DetectorService:
+    """Load what the detector works with.
+
+    Raises:
+        UnusableSetting: The model, the classifier or the recording cannot be used.
+    """
+    section = configuration.detector
+    cv2.setNumThreads(1)
+    model, recording = _open(section)
+    log.info("model loaded", **_described(model))
+    second = _load_second_stage(section, model)
+    if recording is not None:
+        section = section.without_budget()
+    elif section.from_queue:
+        section = section.stateless()
+    return DetectorService(configuration, section, model, stop, second=second, recording=recording)
 
 
 def check(configuration: DetectorConfiguration) -> None:
@@ -134,7 +144,9 @@ def _step_back(nice: int | None) -> None:
     os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + (nice or 0)))
 
 
-class _Service:
+class DetectorService:
+    """The detector's loop, for each source of frames."""
+
     def __init__(
         self,
         configuration: DetectorConfiguration,
@@ -148,7 +160,7 @@ class _Service:
         self._stream = configuration.ring
         self._publisher_uid = configuration.stream.publisher_uid
         self._recording = recording
-        self._section = section
+        self.section = section
         self._model = model
         self._classifier = None if isinstance(second, str) else second
         self._no_classifier = second if isinstance(second, str) else None
@@ -167,9 +179,10 @@ class _Service:
         self._model_name = f"{model.name} {model.version}".strip()
 
     def run(self) -> None:
-        every = self._recording is not None or self._section.mode == "every"
+        """Look at the frames of a recording or a ring until it ends, or until told to stop."""
+        every = self._recording is not None or self.section.mode == "every"
         publisher = self._publisher = DetectionPublisher(
-            self._stream, self._section.instance, stop=self._stop if every else None
+            self._stream, self.section.instance, stop=self._stop if every else None
         )
         try:
             if self._recording is not None:
@@ -186,14 +199,14 @@ class _Service:
         from services.detector.worker import Worker  # noqa: PLC0415  a ring needs no client for a broker
 
         worker = self._worker = Worker(
-            configuration, _open_storage(configuration), self._look, pool, model=self._model_name, stop=self._stop
+            configuration, _open_storage(configuration), self.look, pool, model=self._model_name, stop=self._stop
         )
         try:
             asyncio.run(worker.run())
         finally:
             self._detector_stop.set()
 
-    def _look(self, frame: RecordedFrame) -> Detections:
+    def look(self, frame: RecordedFrame) -> Detections:
         """Look at a frame of a queue, whatever the ones before it were.
 
         Raises:
@@ -241,8 +254,8 @@ class _Service:
     def _subscribe(self) -> Subscriber:
         return Subscriber(
             self._stream,
-            name=self._section.instance,
-            mode=self._section.mode or "newest",
+            name=self.section.instance,
+            mode=self.section.mode or "newest",
             attach_timeout_s=0,
             gone_after_s=GONE_AFTER_S,
             publisher_uid=self._publisher_uid,
@@ -254,12 +267,12 @@ class _Service:
         with frame:
             detections = self._detect(frame)
         if detections is not None:
-            if self._section.track_memory_s:
+            if self.section.track_memory_s:
                 # First, so that no successor gives the number of a track that was told of to another object.
                 self._memory.save(self._detector.to_state())
             publisher.publish(detections)
-        if self._section.target_fps:
-            self._stop.wait(max(0.0, started_s + 1 / self._section.target_fps - time.monotonic()))
+        if self.section.target_fps:
+            self._stop.wait(max(0.0, started_s + 1 / self.section.target_fps - time.monotonic()))
 
     def _detect(self, frame: Frame | RecordedFrame) -> Detections | None:
         pixels = frame.pixels
@@ -276,14 +289,14 @@ class _Service:
         model = self._model
         return Detections(
             stream=self._stream,
-            instance=self._section.instance,
+            instance=self.section.instance,
             epoch=frame.epoch,
             sequence=frame.sequence,
             captured_ns=frame.captured_ns,
             detected_ns=detected_ns,
             frame_height_px=pixels.shape[0],
             frame_width_px=pixels.shape[1],
-            objects=objects_of(seen, model.labels, geometry_of(frame), tracked=self._section.track_memory_s > 0),
+            objects=objects_of(seen, model.labels, geometry_of(frame), tracked=self.section.track_memory_s > 0),
             model=self._model_name,
             tracker=self._detector.tracker.epoch,
             tiles=tile_ages(seen),
@@ -297,14 +310,15 @@ class _Service:
             log.warning("frame refused", reason=SEEN, **found)
 
     def status(self) -> Mapping[str, Any]:
+        """The status document; called by the status server's thread."""
         detector = self._detector
         worker = self._worker
         tile_ms = sorted(detector.tile_ms.copy())
         looked = self._looked.copy()
         document = status_document(
-            self._section.status_name,
+            self.section.status_name,
             {"detect": self._stage} if worker is None else {"detect": self._stage, **worker.stages},
-            stale_after_s=self._section.stale_after_s,
+            stale_after_s=self.section.stale_after_s,
             optional=() if worker is None else ("detect", *worker.stages),
             details={
                 **_described(self._model),
@@ -313,7 +327,7 @@ class _Service:
                 "tiles": len(detector.tiles),
                 "tiles_a_frame": round(sum(looked) / len(looked), 2) if looked else None,
                 "longest_tile_age_s": round(detector.longest_age_s, 3),
-                "revisit_s": self._section.revisit_s,
+                "revisit_s": self.section.revisit_s,
                 "late_frames": detector.late,
                 "boxes_dropped": self._publisher.dropped if self._publisher else 0,
                 "objects": self._objects,

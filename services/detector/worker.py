@@ -202,7 +202,7 @@ class Worker:
         loop = asyncio.get_running_loop()
         pixels = await loop.run_in_executor(None, decode, data, reference)
         _check_deadline(reference)
-        detections = await loop.run_in_executor(self._executor, self._look, _frame(pixels, reference))
+        detections = await loop.run_in_executor(self._executor, self._look, frame_of(pixels, reference))
         _check_deadline(reference)
         body = pack(detections)
         sha256 = hashlib.sha256(body).hexdigest()
@@ -296,7 +296,8 @@ def _reference(delivered: AbstractIncomingMessage, stream: str) -> FrameReferenc
     return reference
 
 
-def _frame(pixels: npt.NDArray[Any], reference: FrameReference) -> RecordedFrame:
+def frame_of(pixels: npt.NDArray[Any], reference: FrameReference) -> RecordedFrame:
+    """A frame that came by reference."""
     return RecordedFrame(
         pixels,
         reference.sequence,

@@ -12,8 +12,9 @@ import threading
 from pathlib import Path
 
 from services.common.broker import Names, keep_connected
-from services.common.config import ConfigurationError
+from services.common.config import ConfigurationError, LogSection
 from services.common.detections import Detections, to_map
+from services.common.logs import set_up_logs
 from services.common.reference import ResultReference
 from services.common.results import ResultReader
 from services.common.service import EXIT_USAGE
@@ -41,6 +42,7 @@ def main(arguments: list[str]) -> int:
     except ConfigurationError as error:
         sys.stderr.write(f"{error}\n")
         return EXIT_USAGE
+    set_up_logs("relay", LogSection(level="warning"))  # to standard error, apart from what is printed
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=stop.set).start())
     left = options.count

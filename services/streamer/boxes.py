@@ -11,10 +11,10 @@ import zmq
 
 from services.common.detections import Detections, DetectionSubscriber
 from services.common.status import Stage
+from services.streamer.order import DetectionOrder, Place
 
 SLICE_S = 0.1
 LOOK_AGAIN_S = 1.0
-MAX_INSTANCES = 256
 
 
 class DetectionThread:
@@ -22,9 +22,17 @@ class DetectionThread:
 
     What is of an older frame, or of one to come, is dropped and counted as skipped. However late they are, detections
     are handed over: they tell that the detector is there.
+
+    Args:
+        stream: Name of the stream.
+        order: Tells what is newer; shared by all that deliver detections.
+        deliver: Takes the detections; called by this thread.
+        stop: Ends it.
     """
 
-    def __init__(self, stream: str, *, deliver: Callable[[Detections], None], stop: threading.Event) -> None:
+    def __init__(
+        self, stream: str, order: DetectionOrder, *, deliver: Callable[[Detections], None], stop: threading.Event
+    ) -> None:
         self.received = Stage()
         self.rejected = 0
         """Messages that were no detections of the stream."""
@@ -33,9 +41,9 @@ class DetectionThread:
         self.failures = 0
         """Times that the search for detectors, or the reception, failed for lack of descriptors and was tried again."""
         self._stream = stream
+        self._order = order
         self._deliver = deliver
         self._stop = stop
-        self._newest_captured_ns: dict[str, int] = {}
         self._late = 0
         self._thread = threading.Thread(target=self._run, name="detections")
 
@@ -84,14 +92,9 @@ class DetectionThread:
             self.failures += 1
 
     def _take(self, detections: Detections) -> None:
-        age_ns = time.monotonic_ns() - detections.captured_ns
-        if detections.captured_ns <= self._newest_captured_ns.get(detections.instance, 0) or age_ns < 0:
+        if self._order.place(detections) is not Place.NEWEST:
             self._late += 1
             return
-        # The names come from the messages, so their number is bounded; the one that was heard first makes room.
-        if len(self._newest_captured_ns) >= MAX_INSTANCES and detections.instance not in self._newest_captured_ns:
-            del self._newest_captured_ns[next(iter(self._newest_captured_ns))]
-        self._newest_captured_ns[detections.instance] = detections.captured_ns
-        self.received.record(age_ns / 1e9, self._late)
+        self.received.record((time.monotonic_ns() - detections.captured_ns) / 1e9, self._late)
         self._late = 0
         self._deliver(detections)

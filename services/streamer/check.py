@@ -16,9 +16,12 @@ REQUIRED = ("index.html", "main.js", "calibration.html")
 
 
 def check(configuration: StreamerConfiguration) -> None:
-    """Read the page's files, and bind the address unless a streamer of the same stream holds it.
+    """Read the page's files, look at broker and storage if they are used, and bind the address.
+
+    An address that a streamer of the same stream holds is no fault.
 
     Raises:
+        UnusableSetting: The broker or the storage is not named, or cannot be used.
         ServiceError: A file cannot be read, or the address cannot be listened on.
     """
     try:
@@ -27,6 +30,10 @@ def check(configuration: StreamerConfiguration) -> None:
     except OSError as error:
         raise ServiceError(f"the page's file {error.filename} cannot be read: {error.strerror}") from None
     section = configuration.streamer
+    if section.from_broker:
+        from services.streamer.remote import check as check_remote  # noqa: PLC0415  a ring needs no client for a broker
+
+        check_remote(configuration)
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             section.host, section.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

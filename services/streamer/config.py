@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from ipaddress import IPv4Network, IPv6Network
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from services.common.config import CommonConfiguration, Section
+from services.common.config import Section
+from services.common.remote_config import RemoteConfiguration
 from services.streamer.freshness import Limits
 
 
@@ -31,6 +32,9 @@ class StreamerSection(Section):
     """Age of the picture from which it is stale: dimmed on the page, not served as a snapshot, and unhealthy."""
     silent_after_s: float = Field(2.0, ge=0.5, le=3600)
     """Seconds without a sign of a service, camera or detector after which the page names it as silent."""
+    detections: Literal["ring", "broker", "both"] = "ring"
+    """Whose detections are shown: those of the detectors on this host (``ring``), those of detectors on other hosts
+    (``broker``, by way of the sections ``broker`` and ``storage``), or both."""
     boxes_max_age_s: float = Field(2.0, ge=0.1, le=60)
     """Seconds after a frame's capture during which its detections are shown."""
 
@@ -59,12 +63,22 @@ class StreamerSection(Section):
         return self
 
     @property
+    def from_ring(self) -> bool:
+        """Whether detections of detectors on this host are shown."""
+        return self.detections != "broker"
+
+    @property
+    def from_broker(self) -> bool:
+        """Whether results of detectors on other hosts are shown."""
+        return self.detections != "ring"
+
+    @property
     def limits(self) -> Limits:
         """The ages at which a picture is delayed and stale."""
         return Limits(min(self.delayed_after_s, self.stale_after_s), self.stale_after_s)
 
 
-class StreamerConfiguration(CommonConfiguration):
+class StreamerConfiguration(RemoteConfiguration):
     """All that the streamer reads."""
 
     streamer: StreamerSection = StreamerSection()

@@ -8,14 +8,13 @@ import errno
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 from aiohttp import web
 
-from services.common.config import StreamSection
 from services.common.service import ServiceError
-from services.common.status import StatusServer, status_document
+from services.common.status import Stage, StatusServer, status_document
 from services.streamer.boxes import DetectionThread
 from services.streamer.config import StreamerConfiguration, StreamerSection
 from services.streamer.connections import SERVER_OPTIONS, Connections
@@ -24,9 +23,13 @@ from services.streamer.freshness import Freshness, State
 from services.streamer.hub import Hub
 from services.streamer.limits import limits_of
 from services.streamer.messages import Echo, state_message
+from services.streamer.order import DetectionOrder
 from services.streamer.pagefiles import PageFiles
 from services.streamer.presence import Presence
 from services.streamer.web import Site
+
+if TYPE_CHECKING:
+    from services.streamer.remote import ResultThread
 
 TICK_S = 0.1
 TICKS_A_MEASUREMENT = 10
@@ -39,13 +42,14 @@ def main(configuration: StreamerConfiguration, stop: threading.Event) -> None:
     """Serve until ``stop`` is set.
 
     Raises:
+        UnusableSetting: Results of a broker are wanted, and no broker or storage is named.
         ServiceError: The address cannot be listened on, or a part has failed.
     """
     asyncio.run(_serve(configuration, stop))
 
 
 async def _serve(configuration: StreamerConfiguration, stop: threading.Event) -> None:
-    streamer = _Streamer(configuration.stream, configuration.streamer)
+    streamer = _Streamer(configuration)
     runner = web.AppRunner(
         streamer.site.application,
         access_log=None,
@@ -90,9 +94,9 @@ async def _listen(connections: Connections, server: web.Server, section: Streame
 class _Streamer:
     """The parts and what they tell each other."""
 
-    def __init__(self, stream_section: StreamSection, section: StreamerSection) -> None:
-        self.stream = stream = stream_section.name
-        self._section = section
+    def __init__(self, configuration: StreamerConfiguration) -> None:
+        self.stream = stream = configuration.stream.name
+        self._section = section = configuration.streamer
         self._ending = threading.Event()
         self._loop = asyncio.get_running_loop()
         self._hub = Hub(section.max_clients, self._judge, section.boxes_max_age_s)
@@ -100,12 +104,21 @@ class _Streamer:
         self._frames = FrameThread(
             stream,
             section.jpeg_quality,
-            publisher_uid=stream_section.publisher_uid,
+            publisher_uid=configuration.stream.publisher_uid,
             demand=lambda: self._hub.demand,
             deliver=self._on_loop(self._hub.set_frame),
             stop=self._ending,
         )
-        self._boxes = DetectionThread(stream, deliver=self._on_loop(self._hub.add_detections), stop=self._ending)
+        order, deliver = DetectionOrder(), self._on_loop(self._hub.add_detections)
+        self._boxes: DetectionThread | None = None
+        if section.from_ring:
+            self._boxes = DetectionThread(stream, order, deliver=deliver, stop=self._ending)
+        self._results: ResultThread | None = None
+        if section.from_broker:
+            from services.streamer import remote  # noqa: PLC0415  a ring needs no client for a broker
+
+            remote.check_named(configuration)
+            self._results = remote.ResultThread(configuration, order, deliver=deliver, stop=self._ending)
         self.connections = Connections(limits_of(section))
         self.page = PageFiles()
         self.site = Site(
@@ -120,8 +133,16 @@ class _Streamer:
 
     def start(self) -> None:
         """Start the threads."""
-        self._frames.start()
-        self._boxes.start()
+        for thread in self._threads.values():
+            thread.start()
+
+    @property
+    def _threads(self) -> dict[str, FrameThread | DetectionThread | ResultThread]:
+        threads = {"frame": self._frames, "detection": self._boxes, "result": self._results}
+        return {name: thread for name, thread in threads.items() if thread is not None}
+
+    def _notices(self) -> list[str]:
+        return [*self.presence.notices(), *([] if self._results is None else self._results.notices())]
 
     async def tend(self, stop: threading.Event) -> None:
         """Keep the state and the rates true until ``stop`` is set.
@@ -133,14 +154,14 @@ class _Streamer:
         said: tuple[list[tuple[str, str, str]], list[str]] = [], []
         while not stop.is_set():
             await asyncio.sleep(TICK_S)
-            for name, thread in (("frame", self._frames), ("detection", self._boxes)):
+            for name, thread in self._threads.items():
                 if not thread.alive:
                     raise ServiceError(f"the {name} thread has failed")
             self.connections.sweep()
             self._hub.update_demand()
             self._hub.update_state()
             absent = [(one.kind, one.name, one.reason) for one in self.presence.absent()]
-            if (now_said := (absent, self.presence.notices())) != said:
+            if (now_said := (absent, self._notices())) != said:
                 said = now_said
                 self._hub.tell_state()
             ticks += 1
@@ -151,30 +172,39 @@ class _Streamer:
     async def end(self) -> None:
         """Stop the threads and wait for them."""
         self._ending.set()
-        await asyncio.to_thread(self._frames.join)
-        await asyncio.to_thread(self._boxes.join)
+        for thread in self._threads.values():
+            await asyncio.to_thread(thread.join)
 
     def status(self) -> dict[str, Any]:
         """The status document; called by the status server's thread."""
+        stages: dict[str, Stage] = {
+            "receive": self._frames.received,
+            "encode": self._frames.encoded,
+            "send": self._hub.sent,
+        }
+        told: dict[str, Any] = {}
+        if self._boxes is not None:
+            stages["detections"] = self._boxes.received
+            told |= {
+                "detections_rejected": self._boxes.rejected,
+                "boxes_dropped": self._boxes.dropped,
+                "detections_failures": self._boxes.failures,
+            }
+        if self._results is not None:
+            stages["results"] = self._results.received
+            told["results"] = self._results.details()
         document = status_document(
             "streamer",
-            {
-                "receive": self._frames.received,
-                "encode": self._frames.encoded,
-                "send": self._hub.sent,
-                "detections": self._boxes.received,
-            },
+            stages,
             stale_after_s=self._section.stale_after_s,
-            optional=("encode", "send", "detections"),
+            optional=("encode", "send", "detections", "results"),
             details={
                 "clients": self._hub.clients,
                 "websocket_clients": self._hub.count("websocket"),
                 "mjpeg_clients": self._hub.count("mjpeg"),
                 "bytes_per_second": round(self._hub.bytes_per_second),
                 "jpeg_quality": self._section.jpeg_quality,
-                "detections_rejected": self._boxes.rejected,
-                "boxes_dropped": self._boxes.dropped,
-                "detections_failures": self._boxes.failures,
+                **told,
             },
         )
         freshness = self._judge()
@@ -212,7 +242,7 @@ class _Streamer:
             boxes_max_age_s=self._section.boxes_max_age_s,
             detectors=self._hub.detectors,
             absent=self.presence.absent(),
-            notices=self.presence.notices(),
+            notices=self._notices(),
             page_version=self.page.version,
             received_ms=received_ms,
             echo=echo,

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -40,11 +41,24 @@ def read_number(jpeg: bytes) -> int:
 
 
 class StreamerProcess:
-    """``python -m services.streamer`` on a free port."""
+    """``python -m services.streamer`` on a free port.
 
-    def __init__(self, stream: str, log: Path, **settings: object) -> None:
+    Args:
+        stream: Name of the stream.
+        log: Where its standard error goes.
+        sections: Settings of other sections.
+        **settings: Those of the streamer's.
+    """
+
+    def __init__(
+        self, stream: str, log: Path, *, sections: Mapping[str, Mapping[str, object]] | None = None, **settings: object
+    ) -> None:
         self.log = log
-        overrides = {f"FRAMEBUS_STREAMER__{name.upper()}": str(value) for name, value in settings.items()}
+        overrides = {
+            f"FRAMEBUS_{section.upper()}__{name.upper()}": str(value)
+            for section, values in {**(sections or {}), "streamer": settings}.items()
+            for name, value in values.items()
+        }
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "services.streamer"],
@@ -80,7 +94,7 @@ class StreamerProcess:
         status = self.stop() if self.process.poll() is None else None
         if kind is None and status is not None:
             assert status == 0, self.log.read_text()
-            assert complaints(self.log.read_text()) == []
+            assert complaints(self.log.read_text()) == [], self.log.read_text()
 
 
 class RunningPublisher:

@@ -1,0 +1,212 @@
+"""The results of detectors on other hosts: a thread with an event loop of its own reads them by way of the broker.
+
+The detectors of a group share the frames of one queue, so their results come in any order. They are shown as one
+detector, which is named as the group is.
+
+A broker or storage that is away is tried again without an end, and touches nothing else of the streamer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Final
+
+import structlog
+
+from services.common.broker import keep_connected, stopped
+from services.common.config import STREAM_NAME
+from services.common.credentials import MissingPassword
+from services.common.detections import Detections
+from services.common.reference import ResultReference
+from services.common.results import ResultReader
+from services.common.service import UnusableSetting
+from services.common.status import Stage
+from services.common.storage import Storage
+from services.streamer.config import StreamerConfiguration
+from services.streamer.order import DetectionOrder, Place
+
+AGAIN_S: Final = 5.0
+"""Pause after a fault that no library tries again by itself."""
+CLOSE_WITHIN_S: Final = 2.0
+MAX_AGE_S: Final = 86_400.0
+"""A frame that is said to be older is not of this boot of the host."""
+CLOCKS_AGREE_S: Final = 60.0
+"""By how much a frame's age may differ by the two clocks, of which one may be set while the host runs."""
+NOTICE: Final = "results of detectors on other hosts do not come"
+_GROUP: Final = re.compile(STREAM_NAME)
+
+log = structlog.get_logger()
+
+
+class ResultThread:
+    """Hands over the results of each group that are of newer frames than those before, until stopped.
+
+    Args:
+        configuration: The streamer's.
+        order: Tells what is newer; shared by all that deliver detections.
+        deliver: Takes the detections; called by this thread.
+        stop: Ends it.
+    """
+
+    def __init__(
+        self,
+        configuration: StreamerConfiguration,
+        order: DetectionOrder,
+        *,
+        deliver: Callable[[Detections], None],
+        stop: threading.Event,
+    ) -> None:
+        self.received = Stage()
+        self.late = 0
+        """Results of an older frame than one before."""
+        self.repeated = 0
+        """Results of the same frame as the one before."""
+        self.foreign = 0
+        """Results of frames that are not of this boot of the host, and of groups without a proper name."""
+        self._configuration = configuration
+        self._order = order
+        self._deliver = deliver
+        self._stop = stop
+        self._reader: ResultReader | None = None
+        self._connected = False
+        self._reason = ""
+        self._skipped = 0
+        self._thread = threading.Thread(target=self._run, name="results")
+
+    def start(self) -> None:
+        """Begin to read."""
+        self._thread.start()
+
+    def join(self) -> None:
+        """Wait until the thread has ended, which is at most a few seconds after the stop event is set."""
+        self._thread.join()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs; when it does not without a stop, it has failed."""
+        return self._thread.is_alive()
+
+    @property
+    def reason(self) -> str:
+        """Why results cannot be read; empty while they can, and before the first try has ended."""
+        reader = self._reader
+        return self._reason or ("" if reader is None else reader.reason)
+
+    def notices(self) -> list[str]:
+        """What viewers must see, a sentence each. The reason, which names hosts, is in the status alone."""
+        if self._reason:
+            return [f"{NOTICE}: there is no connection to the broker"]
+        return [f"{NOTICE}: the storage cannot be read"] if self.reason else []
+
+    def details(self) -> dict[str, Any]:
+        """What the status tells."""
+        reader = self._reader
+        return {
+            "connected": self._connected,
+            "reason": self.reason,
+            "late": self.late,
+            "repeated": self.repeated + (0 if reader is None else reader.repeated),
+            "foreign": self.foreign,
+            "rejected": 0 if reader is None else reader.rejected,
+            "missing": 0 if reader is None else reader.missing,
+        }
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                asyncio.run(self._read())
+            except UnusableSetting as error:  # such as a password's file that is not there yet
+                self._say(str(error))
+            except Exception as error:  # noqa: BLE001  the pictures go on, whatever a library raises
+                self._say(f"{type(error).__name__}: {error}", unexpected=True)
+            self._stop.wait(AGAIN_S)
+
+    def _say(self, reason: str, *, unexpected: bool = False) -> None:
+        if reason != self._reason:
+            log.warning("results not read", reason=reason, exc_info=unexpected)
+        self._set_reason(reason)
+
+    async def _read(self) -> None:
+        """Read until stopped: also while a connection is made, which may take long."""
+        if self._reader is None:
+            storage = Storage(self._configuration.storage)
+            self._reader = ResultReader(self._configuration.stream.name, storage, self.take)
+        reading = asyncio.ensure_future(
+            keep_connected(self._configuration.broker, self._reader.read, self._stop, state=self._set_reason)
+        )
+        stopping = asyncio.ensure_future(stopped(self._stop, None))
+        try:
+            await asyncio.wait([reading, stopping], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([reading], timeout=CLOSE_WITHIN_S)
+            if reading.done():
+                reading.result()
+        finally:
+            for task in (reading, stopping):
+                task.cancel()
+            await asyncio.gather(reading, stopping, return_exceptions=True)
+
+    def _set_reason(self, reason: str) -> None:
+        self._reason = reason
+        self._connected = not reason
+
+    def take(self, reference: ResultReference, detections: Detections) -> None:
+        """Hand over a result if it is the newest of its group; else count it."""
+        if not _GROUP.fullmatch(reference.group) or not _is_of_this_boot(reference, detections):
+            self.foreign += 1
+            return
+        # Each detector of the group has a tracker of its own, which means nothing where no object has a track.
+        tracker = detections.tracker if any(found.track for found in detections.objects) else 0
+        told = replace(detections, instance=reference.group, tracker=tracker)
+        place = self._order.place(told)
+        if place is Place.NEWEST:
+            self.received.record((time.monotonic_ns() - told.captured_ns) / 1e9, self._skipped)
+            self._skipped = 0
+            self._deliver(told)
+            return
+        self._skipped += 1
+        self.late += place is Place.LATE
+        self.repeated += place is Place.REPEATED
+        self.foreign += place is Place.FUTURE
+
+
+def _is_of_this_boot(reference: ResultReference, detections: Detections) -> bool:
+    """Whether ``captured_ns`` is of this host's CLOCK_MONOTONIC: by it and by the wall clock, the frame is as old."""
+    age_s = (time.monotonic_ns() - detections.captured_ns) * 1e-9
+    wall_age_s = (time.time_ns() - reference.captured_wall_ns) * 1e-9
+    return 0 <= age_s <= MAX_AGE_S and abs(age_s - wall_age_s) <= CLOCKS_AGREE_S
+
+
+def check_named(configuration: StreamerConfiguration) -> None:
+    """Look whether a broker and a storage are named.
+
+    Raises:
+        UnusableSetting: One is not.
+    """
+    for name, url, example in (
+        ("broker", configuration.broker.url, "amqp://HOST"),
+        ("storage", configuration.storage.url, "file:///FOLDER or s3://BUCKET"),
+    ):
+        if url is None:
+            raise UnusableSetting(
+                f"streamer.detections is {configuration.streamer.detections}, and no {name} is named: "
+                f"set {name}.url to {example}"
+            )
+
+
+def check(configuration: StreamerConfiguration) -> None:
+    """Look whether the broker and the storage are named and may be used; nothing is connected.
+
+    Raises:
+        UnusableSetting: One is not, or may not.
+    """
+    check_named(configuration)
+    try:
+        configuration.broker.password()
+    except MissingPassword as error:
+        raise UnusableSetting(f"broker: {error}") from None
+    Storage(configuration.storage)
