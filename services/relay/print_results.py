@@ -12,8 +12,9 @@ import threading
 from pathlib import Path
 
 from services.common.broker import Names, keep_connected
-from services.common.config import ConfigurationError
+from services.common.config import ConfigurationError, LogSection
 from services.common.detections import Detections, to_map
+from services.common.logs import set_up_logs
 from services.common.reference import ResultReference
 from services.common.results import ResultReader
 from services.common.service import EXIT_USAGE
@@ -33,6 +34,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--count", type=int, help="end after so many results")
     options = parser.parse_args(arguments)
+    set_up_logs("relay", LogSection(level="warning"))  # to standard error, apart from what is printed
     # Not at the top: the entry point imports little.
     from services.common.config import load  # noqa: PLC0415
 
