@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import os
 import re
+import stat
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -92,7 +93,9 @@ class Storage:
         parts = urlsplit(self.url)
         if parts.scheme == "file":
             self._folder = Path(unquote(parts.path))
-            return LocalStore(prefix=self._folder, mkdir=True)
+            store = LocalStore(prefix=self._folder, mkdir=True)
+            _share_with_group(self._folder)
+            return store
         client: ClientConfig = {
             "timeout": timedelta(seconds=section.timeout_s),
             "connect_timeout": timedelta(seconds=min(CONNECT_TIMEOUT_S, section.timeout_s)),
@@ -233,6 +236,18 @@ def _reason(error: Exception) -> str:
     """What an error of obstore says, without the source of the library that follows its first lines."""
     text = str(error).partition("\n\nDebug source")[0]
     return " ".join(text.split())[:300] if isinstance(error, (GenericError, BaseError)) or text else repr(error)
+
+
+def _share_with_group(folder: Path) -> None:
+    """Let the folder's group change what this process creates from now on, if the folder has the setgid bit.
+
+    Services of several users remove each other's objects, so each must be able to write the folders that another one has
+    created. obstore creates folders and files as the process's umask allows. The setgid bit says that a folder is meant
+    for its group; other folders stay as private as the umask has it.
+    """
+    if folder.stat().st_mode & stat.S_ISGID:
+        umask = os.umask(0o077)
+        os.umask(umask & ~stat.S_IRWXG)
 
 
 def _sync(path: Path) -> None:

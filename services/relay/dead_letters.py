@@ -6,8 +6,8 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import sys
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -139,10 +139,13 @@ def _reproduce(reference: FrameReference, config: Path | None) -> int:
         run = find_service("detector").commands["run"]
     except (ConfigurationError, KeyError) as error:
         raise ServiceError(f"the detector's code is not installed here: {error}") from None
-    with tempfile.NamedTemporaryFile(suffix=".json") as file:
-        file.write(reference.to_json())
-        file.flush()
-        return run([*(["--config", str(config)] if config else []), file.name])
+    # In memory: a container may have no place to write a file.
+    descriptor = os.memfd_create("reference.json")
+    try:
+        os.write(descriptor, reference.to_json())
+        return run([*(["--config", str(config)] if config else []), f"/proc/self/fd/{descriptor}"])
+    finally:
+        os.close(descriptor)
 
 
 def _described(letter: Letter) -> dict[str, Any]:
