@@ -67,17 +67,31 @@ class ResultReader:
         else:
             queue = await channel.declare_queue(self._queue_name, durable=True, arguments={"x-queue-type": "quorum"})
         await queue.bind(exchange)
-        async with queue.iterator() as deliveries:
-            async for delivered in deliveries:
-                await self._take(delivered)
+        arrived: asyncio.Queue[tuple[AbstractIncomingMessage, asyncio.Task[Detections | None]]] = asyncio.Queue()
 
-    async def _take(self, delivered: AbstractIncomingMessage) -> None:
+        async def fetch(delivered: AbstractIncomingMessage) -> None:
+            arrived.put_nowait((delivered, asyncio.create_task(self._read(delivered))))
+
+        # Fetched at the same time, and delivered one after the other as they came.
+        await queue.consume(fetch)
         try:
+            while True:
+                delivered, reading = await arrived.get()
+                await self._take(delivered, reading)
+        finally:
+            while not arrived.empty():
+                arrived.get_nowait()[1].cancel()
+
+    async def _take(self, delivered: AbstractIncomingMessage, reading: asyncio.Task[Detections | None]) -> None:
+        try:
+            detections = await reading
             reference = ResultReference.from_json(delivered.body)
-            if reference.key in self._seen:
+            if detections is None or reference.key in self._seen:
                 self.repeated += 1
             else:
-                await self._fetch(reference)
+                pending = self._deliver(reference, detections)
+                if inspect.isawaitable(pending):
+                    await pending
                 self._seen[reference.key] = None
                 if len(self._seen) > REMEMBERED:
                     self._seen.popitem(last=False)
@@ -89,7 +103,12 @@ class ResultReader:
             self.rejected += 1
         await delivered.ack()
 
-    async def _fetch(self, reference: ResultReference) -> None:
+    async def _read(self, delivered: AbstractIncomingMessage) -> Detections | None:
+        """The result that a message tells of; None for one that was delivered before."""
+        reference = ResultReference.from_json(delivered.body)
+        return None if reference.key in self._seen else await self._fetch(reference)
+
+    async def _fetch(self, reference: ResultReference) -> Detections:
         while True:
             try:
                 data = await self._storage.fetch(reference)
@@ -106,6 +125,4 @@ class ResultReader:
         detections = unpack(bytes(data[: MAX_MESSAGE_BYTES + 1]))
         if (self._names.stream, detections.epoch, detections.sequence) != reference.key[:3]:
             raise MalformedDetections("the result is of another frame than its reference says")
-        pending = self._deliver(reference, detections)
-        if inspect.isawaitable(pending):
-            await pending
+        return detections

@@ -34,7 +34,6 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--count", type=int, help="end after so many results")
     options = parser.parse_args(arguments)
-    set_up_logs("relay", LogSection(level="warning"))  # to standard error, apart from what is printed
     # Not at the top: the entry point imports little.
     from services.common.config import load  # noqa: PLC0415
 
