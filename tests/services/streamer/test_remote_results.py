@@ -164,6 +164,7 @@ def test_the_page_gets_boxes_of_this_host_and_of_a_group_of_others(
     }
 
 
+@pytest.mark.long
 def test_results_come_when_the_broker_does_and_again_after_it_was_killed(stream: str, tmp_path: Path) -> None:
     with RabbitMq(tmp_path / "rabbitmq") as rabbitmq:
         rabbitmq.kill()
