@@ -47,8 +47,10 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=stop.set).start())
     left = options.count
 
-    def deliver(_reference: ResultReference, detections: Detections) -> None:
+    async def deliver(_reference: ResultReference, detections: Detections) -> None:
         nonlocal left
+        if stop.is_set():
+            await asyncio.Event().wait()  # until cancelled: what is not acknowledged stays in the queue
         try:
             print(json.dumps(to_map(detections)), flush=True)
         except BrokenPipeError:

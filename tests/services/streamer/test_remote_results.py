@@ -111,10 +111,10 @@ def results_of(stream: str) -> dict[str, Any]:
     return dict(read_statuses(stream).get("streamer", {}).get("details", {}).get("results", {}))
 
 
-def healthy(stream: str) -> dict[str, Any] | None:
-    """The streamer's status while it is healthy."""
+def healthy(stream: str) -> dict[str, Any]:
+    """The streamer's status while it is healthy; else nothing."""
     told = read_statuses(stream).get("streamer", {})
-    return told if told.get("healthy") else None
+    return told if told.get("healthy") else {}
 
 
 def test_the_page_gets_boxes_of_this_host_and_of_a_group_of_others(

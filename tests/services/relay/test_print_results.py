@@ -1,0 +1,118 @@
+"""``framebus-relay results`` with a real broker: each result once, kept for a reader that is away, and a quiet end."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from services.relay.config import RelayConfiguration
+from tests.rabbitmq import RabbitMq
+from tests.services.relay.parts import configuration, open_publisher, publish_frames, running_detector, running_relay
+from tests.support import PATIENCE_S, ROOT, wait_until
+
+pytestmark = pytest.mark.slow
+
+
+class Results:
+    """A process of ``framebus-relay results``."""
+
+    def __init__(self, configured: RelayConfiguration, folder: Path, *arguments: str) -> None:
+        folder = folder / secrets.token_hex(4)
+        folder.mkdir()
+        config = folder / "framebus.yaml"
+        sections = configured.model_dump(mode="json", include={"stream", "broker", "storage", "relay"})
+        config.write_text(yaml.safe_dump(sections))
+        self._output, self._complaints = folder / "output", folder / "complaints"
+        with self._output.open("wb") as output, self._complaints.open("wb") as complaints:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "services.relay", "results", "--config", str(config), *arguments],
+                cwd=ROOT,
+                env={name: text for name, text in os.environ.items() if not name.startswith("FRAMEBUS_")}
+                | {"PYTHONPATH": str(ROOT)},
+                stdout=output,
+                stderr=complaints,
+            )
+
+    @property
+    def printed(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self._output.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+    @property
+    def sequences(self) -> list[int]:
+        return sorted(one["sequence"] for one in self.printed)
+
+    @property
+    def complaints(self) -> str:
+        return self._complaints.read_text()
+
+    def __enter__(self) -> Results:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+
+def work_policy(rabbitmq: RabbitMq, stream: str, folder: Path) -> RelayConfiguration:
+    return configuration(stream, rabbitmq.url, folder / "objects", policy="work", spool=folder / "spool")
+
+
+def test_a_queue_keeps_results_for_a_reader_that_is_away(rabbitmq: RabbitMq, stream: str, tmp_path: Path) -> None:
+    configured = work_policy(rabbitmq, stream, tmp_path)
+    queued = ("--queue", "archive", "--count")
+    with open_publisher(stream) as publisher, running_relay(configured) as status, running_detector(configured):
+
+        def analysed(count: int) -> bool:
+            return bool(status()["details"]["counts"].get("analysed") == count)
+
+        # The first reader declares the queue. It may come after the first frames, which are then none of its.
+        with Results(configured, tmp_path, *queued, "1") as first:
+            published = 0
+            while first.process.poll() is None:
+                published = publish_frames(publisher, 1, 0.2)
+            assert (first.process.wait(), len(first.printed)) == (0, 1), first.complaints
+        wait_until(lambda: analysed(published), "all are analysed", detail=status)
+        last = publish_frames(publisher, 5, 0.05)
+        wait_until(lambda: analysed(last), "those too", detail=status)
+        oldest = first.sequences[0] + 1
+        with Results(configured, tmp_path, *queued, "2") as second:
+            assert second.process.wait(PATIENCE_S) == 0, second.complaints
+            assert second.sequences == [oldest, oldest + 1]
+        with Results(configured, tmp_path, *queued, str(last - oldest - 1)) as rest:
+            assert rest.process.wait(PATIENCE_S) == 0, rest.complaints
+            assert rest.sequences == list(range(oldest + 2, last + 1))
+        # None is left: the next one is of a new frame.
+        with Results(configured, tmp_path, *queued, "1") as third:
+            newest = publish_frames(publisher, 1)
+            assert third.process.wait(PATIENCE_S) == 0, third.complaints
+            assert third.sequences == [newest]
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_without_a_word(
+    rabbitmq: RabbitMq, stream: str, tmp_path: Path, ending: signal.Signals
+) -> None:
+    configured = work_policy(rabbitmq, stream, tmp_path)
+    with (
+        open_publisher(stream) as publisher,
+        running_relay(configured),
+        running_detector(configured),
+        Results(configured, tmp_path) as results,
+    ):
+        while not results.printed:
+            publish_frames(publisher, 1, 0.2)
+        results.process.send_signal(ending)
+        status = results.process.wait(PATIENCE_S)
+        assert status == (130 if ending is signal.SIGINT else 0), results.complaints
+        assert "Traceback" not in results.complaints
+        assert len(results.sequences) == len(set(results.sequences))
