@@ -93,7 +93,7 @@ def test_without_it_its_section_is_a_fault(site: Site, tmp_path: Path) -> None:
     config = tmp_path / "framebus.yaml"
     config.write_text("baker: {loaves: 5}\nsupervisor:\n  services: [streamer, baker, supervisor]\n")
     unknown, *listed = site.faults(*CHECK, "--config", str(config))
-    assert unknown == f"{config}:1: no such section; there are stream, log, {', '.join(SERVICES)}"
+    assert unknown == f"{config}:1: no such section; there are stream, log, broker, storage, {', '.join(SERVICES)}"
     reason = "Value error, no such service is installed; there are detector, simulator, stitcher, streamer"
     assert listed == [f"{config}:3: supervisor.services.{place}: {reason}" for place in (1, 2)]
 
@@ -257,7 +257,7 @@ def test_a_name_that_no_section_can_have_is_told_in_one_sentence(site_here: Site
         find_service("streamer")
     assert str(caught.value) == (
         f"the service {name!r} of bakery 1.0 (baker:SERVICE) cannot be used: a service's name is lower-case letters, "
-        "digits and single underscores, and none of stream, log, source"
+        "digits and single underscores, and none of stream, log, broker, storage, source"
     )
 
 

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -50,9 +49,8 @@ class StreamerProcess:
         **settings: Those of the streamer's.
     """
 
-    def __init__(
-        self, stream: str, log: Path, *, sections: Mapping[str, Mapping[str, object]] | None = None, **settings: object
-    ) -> None:
+    # Any: else a caller's **settings could not be of other types.
+    def __init__(self, stream: str, log: Path, *, sections: Any = None, **settings: object) -> None:
         self.log = log
         overrides = {
             f"FRAMEBUS_{section.upper()}__{name.upper()}": str(value)
