@@ -241,9 +241,9 @@ def _reason(error: Exception) -> str:
 def _share_with_group(folder: Path) -> None:
     """Let the folder's group change what this process creates from now on, if the folder has the setgid bit.
 
-    Services of several users remove each other's objects, so each must be able to write the folders that another one has
-    created. obstore creates folders and files as the process's umask allows. The setgid bit says that a folder is meant
-    for its group; other folders stay as private as the umask has it.
+    Services of several users remove each other's objects, so each must be able to write the folders that another one
+    has created. obstore creates folders and files as the process's umask allows. The setgid bit says that a folder is
+    meant for its group; other folders stay as private as the umask has it.
     """
     if folder.stat().st_mode & stat.S_ISGID:
         umask = os.umask(0o077)
