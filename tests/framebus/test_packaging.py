@@ -48,7 +48,7 @@ LEFTOVERS: Final = (
     "tests/__pycache__/support.cpython-311.pyc",
 )
 """Files that builds and tests leave in a checkout, and that the sdist must not contain."""
-SERVICES: Final = ("detector", "simulator", "stitcher", "streamer", "supervisor")
+SERVICES: Final = ("detector", "relay", "simulator", "stitcher", "streamer", "supervisor")
 """What framebus-services has an entry point, a console script and an extra for."""
 STREAM: Final = "camera"
 """The stream of the README's programs."""
@@ -289,7 +289,7 @@ def test_each_service_has_an_entry_point_a_command_and_an_extra(services_wheel: 
         f"framebus-{name}": f"services.{name}.entry:SERVICE.main" for name in SERVICES
     }
     metadata = metadata_of(services_wheel)
-    assert sorted(metadata.get_all("Provides-Extra", [])) == list(SERVICES)
+    assert sorted(metadata.get_all("Provides-Extra", [])) == sorted((*SERVICES, "remote"))
     requirements = [Requirement(text) for text in metadata.get_all("Requires-Dist", [])]
     (library,) = (one for one in requirements if one.name == "framebus")
     assert library.specifier.contains(framebus.__version__)
