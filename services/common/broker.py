@@ -155,7 +155,7 @@ async def connect(section: BrokerSection, url: str | None = None) -> AbstractCon
     return await aio_pika.connect(
         host=parts.hostname or "",
         port=parts.port or (5671 if context else 5672),
-        login=unquote(parts.username or section.username or "guest"),
+        login=unquote(parts.username or "") or section.username or "guest",
         password=unquote(parts.password or "") or password or "guest",
         virtualhost=unquote(parts.path.removeprefix("/")) or "/",
         ssl=context is not None,
