@@ -199,7 +199,9 @@ async def keep_connected(
     reason, wait_s = "", RETRY_S[0]
     while not stop.is_set():
         try:
-            connection = await connect(section, url)
+            connection = await _connect_unless_stopped(section, url, stop)
+            if connection is None:
+                return
             try:
                 log.info("broker connected", broker=shown)
                 state("")
@@ -219,6 +221,21 @@ async def keep_connected(
         if await stopped(stop, wait_s):
             return
         wait_s = min(2 * wait_s, RETRY_S[1])
+
+
+async def _connect_unless_stopped(
+    section: BrokerSection, url: str | None, stop: threading.Event
+) -> AbstractConnection | None:
+    """Connect; None if ``stop`` is set before that: a broker that does not answer must not keep a service running."""
+    connecting = asyncio.ensure_future(connect(section, url))
+    stopping = asyncio.ensure_future(stopped(stop, None))
+    try:
+        await asyncio.wait([connecting, stopping], return_when=asyncio.FIRST_COMPLETED)
+        return connecting.result() if connecting.done() else None
+    finally:
+        for task in (connecting, stopping):
+            task.cancel()
+        await asyncio.gather(connecting, stopping, return_exceptions=True)
 
 
 async def _work_until_lost(
