@@ -83,31 +83,31 @@ class Ledger:
             self._database = sqlite3.connect(
                 ":memory:" if path is None else path, timeout=1.0, isolation_level=None, check_same_thread=False
             )
-            # A second relay on the same spool is refused: it would publish the same frames.
-            self._database.execute("PRAGMA locking_mode = EXCLUSIVE")
-            self._database.execute("PRAGMA journal_mode = WAL")
-            # A transaction is on the disk when it returns.
-            self._database.execute("PRAGMA synchronous = FULL")
-            (version,) = self._database.execute("PRAGMA user_version").fetchone()
-            if version not in (0, VERSION):
-                raise ServiceError(f"{path} is of version {version}, and only {VERSION} is understood: move it away")
-            self._counts: dict[str, int] = {}
-            self._new_epoch: str | None = None
-            with self._transaction():
-                for statement in _SCHEMA.split(";\n"):
-                    self._database.execute(statement)
-                self._database.execute(f"PRAGMA user_version = {VERSION}")
-            self._epochs = {epoch for (epoch,) in self._database.execute("SELECT epoch FROM epochs")}
-            self._counts = dict(self._database.execute("SELECT name, value FROM counts"))
-        except BaseException as error:
-            if hasattr(self, "_database"):
+            try:
+                self._set_up(path)
+            except BaseException:
                 self._database.close()
-            if not isinstance(error, sqlite3.DatabaseError):
                 raise
-            if not isinstance(error, sqlite3.OperationalError):
-                raise ServiceError(f"{path} is damaged, or not a ledger: {error}: move it away") from None
+        except sqlite3.OperationalError as error:
             reason = "another relay uses it: give each a folder of its own" if "locked" in str(error) else str(error)
             raise ServiceError(f"{path}: the ledger cannot be used: {reason}") from None
+        except sqlite3.DatabaseError as error:
+            raise ServiceError(f"{path} is damaged, or not a ledger: {error}: move it away") from None
+
+    def _set_up(self, path: Path | None) -> None:
+        # A second relay on the same spool is refused: it would publish the same frames.
+        self._database.execute("PRAGMA locking_mode = EXCLUSIVE")
+        self._database.execute("PRAGMA journal_mode = WAL")
+        # A transaction is on the disk when it returns.
+        self._database.execute("PRAGMA synchronous = FULL")
+        (version,) = self._database.execute("PRAGMA user_version").fetchone()
+        if version not in (0, VERSION):
+            raise ServiceError(f"{path} is of version {version}, and only {VERSION} is understood: move it away")
+        self._counts: dict[str, int] = {}
+        self._new_epoch: str | None = None
+        self._database.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
+        self._epochs = {epoch for (epoch,) in self._database.execute("SELECT epoch FROM epochs")}
+        self._counts = dict(self._database.execute("SELECT name, value FROM counts"))
 
     def close(self) -> None:
         """Close the file."""

@@ -305,7 +305,8 @@ import pathlib
 from services.relay.ledger import Ledger
 from tests.services.relay.frames import frame
 ledger = Ledger(pathlib.Path({str(path)!r}), ("detector",))
-sequence = max([0, *[entry.reference.sequence for entry in ledger.pending(0, -1)], *[last for _, _, last, _ in ledger.missed()]])
+accepted = [entry.reference.sequence for entry in ledger.pending(0, -1)]
+sequence = max([0, *accepted, *(last for _, _, last, _ in ledger.missed())])
 print("ready", flush=True)
 while True:
     sequence += 1
