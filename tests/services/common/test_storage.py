@@ -176,7 +176,7 @@ def test_a_folder_is_made_where_it_is_missing(tmp_path: Path) -> None:
 
 
 def test_no_storage_is_told_with_what_to_set() -> None:
-    with pytest.raises(UnusableSetting, match="set storage.url to file:///FOLDER or s3://BUCKET"):
+    with pytest.raises(UnusableSetting, match=r"set storage\.url to file:///FOLDER or s3://BUCKET"):
         Storage(StorageSection())
 
 
