@@ -23,14 +23,14 @@ def picture_size(data: memoryview, encoding: str) -> tuple[int, int] | None:
 
 def _png_size(data: memoryview) -> tuple[int, int] | None:
     start = len(_PNG_START)
-    if data[:start] != _PNG_START or len(data) < start + 8:
+    if bytes(data[:start]) != _PNG_START or len(data) < start + 8:
         return None
     width_px, height_px = (int.from_bytes(data[at : at + 4], "big") for at in (start, start + 4))
     return height_px, width_px
 
 
 def _jpeg_size(data: memoryview) -> tuple[int, int] | None:
-    if data[:2] != _JPEG_START:
+    if bytes(data[:2]) != _JPEG_START:
         return None
     at = 2
     while at + 9 <= len(data) and data[at] == 0xFF:

@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +204,7 @@ def huge_jpeg() -> bytes:
     return bytes(data)
 
 
-BOMBS = {
+BOMBS: dict[str, Callable[[], bytes]] = {
     "png": lambda: huge_png(20_000),
     "jpeg": huge_jpeg,
     "lz4": lambda: bytes(lz4.frame.compress(bytes(200 << 20))),

@@ -84,7 +84,7 @@ async def listed(storage: Storage, prefix: str) -> dict[str, int]:
 
 
 def address_of(data: bytes, **changed: Any) -> Address:
-    fields = {"address": FRAME, "size_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    fields: dict[str, Any] = {"address": FRAME, "size_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     return Address(**(fields | changed))
 
 

@@ -14,7 +14,7 @@ DATA = b"pixels"
 def frame(sequence: int, epoch: int = 7, data: bytes = DATA, **changed: Any) -> FrameReference:
     """A frame of the stream."""
     sha256 = hashlib.sha256(data).hexdigest()
-    fields = {
+    fields: dict[str, Any] = {
         "address": frame_address(STREAM, epoch, sequence, "raw", sha256),
         "size_bytes": len(data),
         "sha256": sha256,
@@ -33,7 +33,7 @@ def frame(sequence: int, epoch: int = 7, data: bytes = DATA, **changed: Any) -> 
 
 def result(of: FrameReference, group: str = "detector", **changed: Any) -> ResultReference:
     """A detector's result for a frame."""
-    fields = {
+    fields: dict[str, Any] = {
         "address": f"results/{of.stream}/{of.epoch}/{of.sequence}/m/0",
         "size_bytes": 5,
         "sha256": "0" * 64,

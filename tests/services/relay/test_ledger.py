@@ -8,7 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -36,9 +36,9 @@ def total(ledger: Ledger, word: str) -> int:
     return sum(number for name, number in ledger.counts().items() if name.startswith(word))
 
 
-def published(ledger: Ledger, sequence: int, **changed: int) -> Entry:
+def published(ledger: Ledger, sequence: int, epoch: int = 7) -> Entry:
     """Accept and publish a frame."""
-    reference = frame(sequence, **changed)
+    reference = frame(sequence, epoch)
     ledger.accept(reference)
     entry = next(entry for entry in ledger.pending(0, -1) if entry.reference == reference)
     ledger.published(entry)
@@ -141,7 +141,7 @@ def test_a_copy_of_the_files_at_any_point_goes_on_from_there(tmp_path: Path) -> 
     path = tmp_path / "one" / "ledger"
     path.parent.mkdir()
     with opened(path) as ledger:
-        steps = [
+        steps: list[Callable[[], object]] = [
             lambda: ledger.accept(frame(1)),
             lambda: ledger.miss(7, 2, "thinned"),
             lambda: ledger.published(ledger.pending(0, 1)[0]),

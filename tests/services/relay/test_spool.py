@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -123,15 +124,23 @@ def test_a_folder_that_is_removed_under_way_is_told(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
+def accept_until_full(spool: Spool, first: int, data: bytes) -> int:
+    """Accept frames until the disk is full; how many there were."""
+    for sequence in range(first, first + 10_000):
+        try:
+            spool.accept(frame(sequence, data=data), data)
+        except SpoolFull as refused:
+            reason = str(refused)
+            break
+    assert reason == "disk full"
+    return sequence - first
+
+
 @pytest.mark.root
 def test_a_full_disk_refuses_frames_and_keeps_those_that_it_has(tmp_path: Path) -> None:
     data = os.urandom(300_000)
     with small_disk(tmp_path / "disk", 1 << 20) as disk, opened(disk / "spool") as spool:
-        accepted = 0
-        with pytest.raises(SpoolFull, match="disk full"):
-            while True:
-                spool.accept(frame(accepted + 1, data=data), data)
-                accepted += 1
+        accepted = accept_until_full(spool, 1, data)
         assert accepted >= 2
         assert len(files(disk / "spool")) == accepted
         for entry in spool.ledger.pending(0, -1):
@@ -145,17 +154,13 @@ def test_a_full_disk_refuses_frames_and_keeps_those_that_it_has(tmp_path: Path) 
 def test_a_disk_without_room_for_the_ledger_refuses_frames_too(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 1 << 20) as disk, opened(disk / "spool") as spool:
         spool.accept(frame(1), b"pixels")
-        with (disk / "other").open("wb", buffering=0) as other, pytest.raises(OSError, match="No space"):
+        with contextlib.suppress(OSError), (disk / "other").open("wb", buffering=0) as other:
             while True:
                 other.write(bytes(4096))
         # The database's log has some room of its own: it lasts for a few frames.
-        accepted = 1
-        with pytest.raises(SpoolFull, match="disk full"):
-            for sequence in range(2, 1000):
-                spool.accept(frame(sequence, data=b""), b"")
-                accepted += 1
+        accepted = 1 + accept_until_full(spool, 2, b"")
         assert len(files(disk / "spool")) == accepted
         (disk / "other").unlink()
-        spool.accept(frame(1000), b"pixels")
+        spool.accept(frame(100_000), b"pixels")
         counts = spool.ledger.counts()
-        assert counts["accepted"] + counts["missed: overwritten"] == 1000
+        assert counts["accepted"] + counts["missed: overwritten"] == 100_000

@@ -14,6 +14,7 @@ import pytest
 import structlog.testing
 
 from framebus import FrameFormat, Publisher
+from services.common import frame_codec
 from services.common.frame_codec import decode
 from services.relay import take
 from services.relay.config import RelayConfiguration
@@ -205,12 +206,11 @@ def test_an_encoding_that_is_slow_holds_one_slot_at_most(
     stream: str, tmp_path: Path, encoding: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     goes_on, began = threading.Semaphore(0), threading.Semaphore(0)
-    encode = take.encode
 
     def slow(*arguments: Any) -> memoryview:
         began.release()
         goes_on.acquire(timeout=20)
-        return encode(*arguments)
+        return frame_codec.encode(*arguments)
 
     with (
         open_publisher(stream, slots=4) as publisher,
