@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import secrets
 import ssl
 import threading
@@ -67,7 +68,7 @@ WORKER: Final = "x-framebus-worker"
 """Header of a dead letter: the detector that says so."""
 BROKER_ERRORS: Final = (AMQPError, ConnectionError, OSError, TimeoutError, asyncio.InvalidStateError)
 """What aio-pika raises when a connection is lost or refused, or a channel is closed."""
-
+_CUT: Final = re.compile(r"connection reset|unexpectedly closed")
 
 # They log, with tracebacks, what they raise too.
 for _library in ("aio_pika", "aiormq"):
@@ -152,18 +153,29 @@ async def connect(section: BrokerSection, url: str | None = None) -> AbstractCon
         raise UnusableSetting(f"broker: {error}") from None
     except OSError as error:  # ssl.SSLError is one
         raise UnusableSetting(f"broker: its certificates cannot be used: {error}") from None
-    return await aio_pika.connect(
-        host=parts.hostname or "",
-        port=parts.port or (5671 if context else 5672),
-        login=unquote(parts.username or section.username or "guest"),
-        password=unquote(parts.password or "") or password or "guest",
-        virtualhost=unquote(parts.path.removeprefix("/")) or "/",
-        ssl=context is not None,
-        ssl_context=context,
-        timeout=CONNECT_TIMEOUT_S,
-        heartbeat=HEARTBEAT_S,
-        connection_class=_Connection,
-    )
+    virtual_host = unquote(parts.path.removeprefix("/")) or "/"
+    try:
+        return await aio_pika.connect(
+            host=parts.hostname or "",
+            port=parts.port or (5671 if context else 5672),
+            login=unquote(parts.username or "") or section.username or "guest",
+            password=unquote(parts.password or "") or password or "guest",
+            virtualhost=virtual_host,
+            ssl=context is not None,
+            ssl_context=context,
+            timeout=CONNECT_TIMEOUT_S,
+            heartbeat=HEARTBEAT_S,
+            connection_class=_Connection,
+        )
+    except AMQPError as error:
+        # The library tells neither of these two as what it is.
+        if "OpenOk" in str(error):
+            reason = f"it refuses the virtual host {virtual_host}: create it, and give the user a right to it"
+        elif context is not None and _CUT.search(str(error)):
+            reason = "it ends the connection after TLS's greeting: it may want another broker.certificate_file"
+        else:
+            raise
+        raise ConnectionError(reason) from None
 
 
 def _tls(section: BrokerSection) -> ssl.SSLContext:
@@ -199,7 +211,9 @@ async def keep_connected(
     reason, wait_s = "", RETRY_S[0]
     while not stop.is_set():
         try:
-            connection = await connect(section, url)
+            connection = await _connect_unless_stopped(section, url, stop)
+            if connection is None:
+                return
             try:
                 log.info("broker connected", broker=shown)
                 state("")
@@ -219,6 +233,21 @@ async def keep_connected(
         if await stopped(stop, wait_s):
             return
         wait_s = min(2 * wait_s, RETRY_S[1])
+
+
+async def _connect_unless_stopped(
+    section: BrokerSection, url: str | None, stop: threading.Event
+) -> AbstractConnection | None:
+    """Connect; None if ``stop`` is set before that: a broker that does not answer must not keep a service running."""
+    connecting = asyncio.ensure_future(connect(section, url))
+    stopping = asyncio.ensure_future(stopped(stop, None))
+    try:
+        await asyncio.wait([connecting, stopping], return_when=asyncio.FIRST_COMPLETED)
+        return connecting.result() if connecting.done() else None
+    finally:
+        for task in (connecting, stopping):
+            task.cancel()
+        await asyncio.gather(connecting, stopping, return_exceptions=True)
 
 
 async def _work_until_lost(
@@ -281,7 +310,7 @@ _MEANINGS: Final[tuple[tuple[type[BaseException], str], ...]] = (
         ProbableAuthenticationError,
         "it refuses the log-in: see broker.username and broker.password_file, and the user's right to the host",
     ),
-    (ssl.SSLError, "TLS fails, see broker.ca_file: {error}"),
+    (ssl.SSLError, "TLS fails, see broker.ca_file and broker.certificate_file: {error}"),
     (TimeoutError, "it does not answer"),
     (
         ChannelLockedResource,

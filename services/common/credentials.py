@@ -24,7 +24,7 @@ def check_credentials(url: str) -> None:
     FFmpeg and Python cut such a URL in different places, so that a part of the password may become the host.
 
     Raises:
-        ValueError: The URL needs percent-encoding.
+        ValueError: The URL needs percent-encoding, or cannot be taken apart.
     """
     found = _AUTHORITY.match(url)
     if found is None:
@@ -40,6 +40,10 @@ def check_credentials(url: str) -> None:
         bare = rest.startswith("#") or (bool(colon) and not (port.isdigit() and looks_like_host))
     if bare:
         raise ValueError(f"user and password of the URL must be percent-encoded: {ENCODED}")
+    try:
+        urlsplit(url)
+    except ValueError:  # its message may show the password
+        raise ValueError("the URL's host, user or password is malformed") from None
 
 
 def read_password(file: Path | None, variable: str | None, environment: Mapping[str, str] = os.environ) -> str | None:

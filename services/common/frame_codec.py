@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import zstandard
 
+from services.common.picture_header import picture_size
 from services.common.reference import FrameReference, pixels_bytes
 
 Pixels = npt.NDArray[Any]
@@ -93,13 +94,22 @@ def decode(data: bytes | memoryview, reference: FrameReference) -> Pixels:
         if plain.size != size:
             raise CannotDecode(f"the object holds {plain.size} bytes of pixels, and its reference tells of {size}")
         pixels = plain.view(np.dtype(reference.dtype)).reshape(reference.shape)
-    if pixels.shape != reference.shape:
-        raise CannotDecode(f"the object is of shape {pixels.shape}, and its reference says {reference.shape}")
+    if pixels.shape != reference.shape or pixels.dtype != np.dtype(reference.dtype):
+        raise CannotDecode(
+            f"the object holds {pixels.dtype} of shape {pixels.shape}, and its reference tells of "
+            f"{np.dtype(reference.dtype)} of shape {reference.shape}"
+        )
     return pixels
 
 
 def _decode_picture(data: bytes | memoryview, reference: FrameReference) -> Pixels:
-    # The picture's own header says its size, so a small file may ask for any memory: OpenCV refuses above 2^30 pixels.
+    # The picture's own header says its size, so a small file might ask for gigabytes. OpenCV also goes by the content
+    # alone, and would read formats that no relay writes.
+    found = picture_size(memoryview(data), reference.format)
+    if found is None:
+        raise CannotDecode(f"the object is not a whole {reference.format}")
+    if found != reference.shape[:2]:
+        raise CannotDecode(f"the object is a picture of {found} pixels, and its reference tells of {reference.shape}")
     flags = cv2.IMREAD_COLOR if len(reference.shape) == 3 else cv2.IMREAD_GRAYSCALE
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)

@@ -12,6 +12,7 @@ as a zone or a track, is therefore kept as angles. A frame of a panorama has its
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -55,17 +56,17 @@ class PanoramaGeometry:
 
     def __post_init__(self) -> None:
         if self.projection != CYLINDRICAL:
-            raise GeometryError(f"projection is {self.projection!r}, and only {CYLINDRICAL!r} is understood")
+            raise GeometryError(f"projection is {self.projection!r:.40}, and only {CYLINDRICAL!r} is understood")
         for name in ("scale_px", "yaw_min_rad", "v_min"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise GeometryError(f"{name} is {value!r}, and not a finite number")
+            if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+                raise GeometryError(f"{name} is {value!r:.40}, and not a finite number")
         if self.scale_px <= 0:
             raise GeometryError(f"scale_px is {self.scale_px!r}, and not above 0")
         for name in ("width_px", "height_px"):
             value = getattr(self, name)
             if type(value) is not int or not 0 < value <= MAX_SIDE_PX:
-                raise GeometryError(f"{name} is {value!r}, and not a whole number from 1 to {MAX_SIDE_PX}")
+                raise GeometryError(f"{name} is {value!r:.40}, and not a whole number from 1 to {MAX_SIDE_PX}")
 
     @classmethod
     def from_metadata(cls, content: object) -> PanoramaGeometry:

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Self
 
+import numpy as np
+
 from services.common import geometry
 from services.common.config import STREAM_NAME
 
@@ -26,7 +28,7 @@ FORMATS: Final = ("jpeg", "png", "raw", "lz4", "zstd")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _PART: Final = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]{0,199}")
 _STREAM: Final = re.compile(STREAM_NAME)
-_DTYPE: Final = re.compile(r"[|<>=]?[biufc][0-9]{1,2}")
+_DTYPE: Final = re.compile(r"[|<>=]?[biufc][1-9][0-9]?")
 _NUMBERS: Final = ("size_bytes", "epoch", "sequence", "captured_ns", "captured_wall_ns")
 _BIGGEST: Final = (1 << 64) - 1
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._+-]+")
@@ -93,7 +95,7 @@ class FrameReference(Address):
         if content.get("format") not in FORMATS:
             raise BadReference(f"format is not one of {', '.join(FORMATS)}")
         dtype, pixel_format = content.get("dtype"), content.get("pixel_format")
-        if not isinstance(dtype, str) or not _DTYPE.fullmatch(dtype):
+        if not isinstance(dtype, str) or not _is_dtype(dtype):
             raise BadReference("dtype is not the name of a type of numbers, such as |u1")
         if not isinstance(pixel_format, str) or len(pixel_format) > 32:
             raise BadReference("pixel_format is not a text of at most 32 characters")
@@ -169,7 +171,10 @@ def frame_address(stream: str, epoch: int, sequence: int, encoding: str, sha256:
 
 def result_prefix(stream: str, epoch: int, sequence: int, model: str) -> str:
     """Beginning of the addresses of a frame's results by a model."""
-    return f"{RESULTS}/{stream}/{epoch}/{sequence}/{_UNSAFE.sub('_', model) or 'model'}/"
+    part = _UNSAFE.sub("_", model)
+    if not _PART.fullmatch(part):  # too long, or with a dot first
+        part = f"model-{hashlib.sha256(model.encode(errors='surrogatepass')).hexdigest()[:16]}"
+    return f"{RESULTS}/{stream}/{epoch}/{sequence}/{part}/"
 
 
 def trace_id(key: str) -> str:
@@ -203,7 +208,7 @@ def _parse(body: bytes, kind: str) -> dict[str, Any]:
         raise BadReference("the message is not JSON") from None
     if not isinstance(content, dict) or "version" not in content or "kind" not in content:
         raise BadReference("the message is not a reference: it has no version and kind")
-    if content["version"] != VERSION:
+    if type(content["version"]) is not int or content["version"] != VERSION:
         raise BadReference(
             f"the reference is of version {content['version']!r:.20}, and only {VERSION} is understood: "
             "update this service"
@@ -240,13 +245,23 @@ def _is_number(value: Any, least: int = 0) -> bool:
     return type(value) is int and least <= value <= _BIGGEST
 
 
+def _is_dtype(name: str) -> bool:
+    if not _DTYPE.fullmatch(name):
+        return False
+    try:
+        np.dtype(name)
+    except TypeError:  # such as u3
+        return False
+    return True
+
+
 def pixels_bytes(reference: FrameReference) -> int:
     """Size of the frame's pixels once decoded.
 
     Raises:
         BadReference: More than is ever decoded.
     """
-    size = math.prod(reference.shape) * int(re.sub(r"\D", "", reference.dtype))
+    size = math.prod(reference.shape) * np.dtype(reference.dtype).itemsize
     if size > MAX_OBJECT_BYTES:
         raise BadReference(f"a frame of {size} bytes; at most {MAX_OBJECT_BYTES} are decoded")
     return size

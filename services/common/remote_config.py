@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit
@@ -26,7 +27,8 @@ def check_broker_url(url: str) -> str:
         _ = parts.port
     except ValueError:
         raise ValueError("the broker's URL has a malformed port") from None
-    if parts.scheme not in ("amqp", "amqps") or not parts.hostname or parts.query or parts.fragment:
+    bare = parts.query or parts.fragment or re.search(r"\s", url)
+    if parts.scheme not in ("amqp", "amqps") or not parts.hostname or bare:
         raise ValueError("write amqp://HOST[:PORT][/VHOST], or amqps:// with TLS")
     if "/" in parts.path.removeprefix("/"):
         raise ValueError("write a '/' in the name of the virtual host as %2F")
@@ -67,6 +69,11 @@ class BrokerSection(Section):
         _only_one(self.password_file, self.password_env, "password_file", "password_env")
         if (self.certificate_file is None) != (self.key_file is None):
             raise ValueError("certificate_file and key_file go together: give both, or neither")
+        parts = urlsplit(self.url or "")
+        if parts.password is not None and (self.password_file is not None or self.password_env is not None):
+            raise ValueError("the password is given twice: in the URL and beside it")
+        if parts.username is not None and self.username is not None:
+            raise ValueError("the user is named twice: in the URL and as username")
         return self
 
     def password(self) -> str | None:
@@ -103,11 +110,13 @@ class StorageSection(Section):
     def _check_url(cls, url: str | None) -> str | None:
         if url is None:
             return None
+        check_credentials(url)
         parts = urlsplit(url)
-        if parts.scheme == "file" and parts.netloc in ("", "localhost") and parts.path.strip("/"):
-            return url
-        if parts.scheme == "s3" and parts.netloc and "@" not in parts.netloc and not parts.query:
-            return url
+        if not parts.query and not parts.fragment:
+            if parts.scheme == "file" and parts.netloc in ("", "localhost") and parts.path.strip("/"):
+                return url
+            if parts.scheme == "s3" and parts.netloc and "@" not in parts.netloc:
+                return url
         raise ValueError("write file:///FOLDER or s3://BUCKET[/PREFIX]; keys go into access_key_id and secret_key_file")
 
     @model_validator(mode="after")

@@ -36,6 +36,9 @@ REFUSALS: Final = 3
 _STAGED: Final = re.compile(r"#\d+$")
 """End of the names under which a folder's objects are written, before they get their own."""
 _LISTED_AT_ONCE: Final = 500
+_XML: Final = re.compile(r"<\?xml.*?<Code>(\w+)</Code>.*", re.DOTALL)
+"""An S3 server's own description of an error, and the word in it that says what is wrong."""
+_REFUSED: Final = (UnauthenticatedError, PermissionDeniedError, PermissionError)
 
 
 class StorageError(Exception):
@@ -129,9 +132,13 @@ class Storage:
         Raises:
             StorageUnavailable: It could not be written.
         """
-        await self._try(obstore.put_async(self._store, address, data, use_multipart=False), f"{address} is not written")
-        if durable and self._folder is not None:
-            await asyncio.to_thread(_sync, self._folder / address)
+        what = f"{address} is not written"
+        try:
+            await self._try(obstore.put_async(self._store, address, data, use_multipart=False), what)
+            if durable and self._folder is not None:
+                await self._try(asyncio.to_thread(_sync, self._folder / address), what)
+        except ObjectMissing:  # of a folder that was removed in between
+            raise StorageUnavailable(f"{what}: its folder is gone") from None
 
     async def get(self, address: str, *, max_bytes: int) -> memoryview:
         """Read an object.
@@ -211,16 +218,17 @@ class Storage:
         try:
             async with asyncio.timeout(2 * self._timeout_s):
                 return await request
-        except (NotFoundError, FileNotFoundError) as error:
-            if "NoSuchBucket" in str(error):
-                raise StorageUnavailable(f"{what}: there is no bucket {self.url}: create it") from None
-            raise ObjectMissing(f"{what}: there is no such object in {self.url}") from None
         except TimeoutError:
             raise StorageUnavailable(f"{what}: {self.url} does not answer") from None
-        except (UnauthenticatedError, PermissionDeniedError, PermissionError) as error:
-            raise StorageUnavailable(f"{what}: {self.url} refuses it: {_reason(error)}") from None
         except (BaseError, OSError) as error:
             reason = _reason(error)
+            if "NoSuchBucket" in reason:
+                raise StorageUnavailable(f"{what}: there is no bucket {self.url}: create it") from None
+            if isinstance(error, (NotFoundError, FileNotFoundError)):
+                raise ObjectMissing(f"{what}: there is no such object in {self.url}") from None
+            # Of a list, obstore's error is a general one.
+            if isinstance(error, _REFUSED) or "status code: 403" in reason or "status code: 401" in reason:
+                raise StorageUnavailable(f"{what}: {self.url} refuses it: {reason}") from None
             raise StorageUnavailable(f"{what}: {reason}", answered="status code: 5" in reason) from None
 
 
@@ -234,7 +242,7 @@ def another_address(address: str, refusals: int) -> str:
 
 def _reason(error: Exception) -> str:
     """What an error of obstore says, without the source of the library that follows its first lines."""
-    text = str(error).partition("\n\nDebug source")[0]
+    text = _XML.sub(r"\1", str(error).partition("\n\nDebug source")[0])
     return " ".join(text.split())[:300] if isinstance(error, (GenericError, BaseError)) or text else repr(error)
 
 

@@ -43,14 +43,14 @@ class RelaySection(Section):
     """Of ``policy: work``: times that a frame is delivered to detectors before it becomes a dead letter."""
     puts: int = Field(4, ge=1, le=64)
     """Frames that are written to the storage at a time."""
-    expire_frames_s: float = Field(86_400.0, ge=10)
+    expire_frames_s: float = Field(86_400.0, ge=10, allow_inf_nan=False)
     """Seconds after which a frame is removed from the storage, whatever has become of it. It must be longer than a
     frame may wait in the queue."""
-    expire_dead_letters_s: float = Field(7 * 86_400.0, ge=10)
+    expire_dead_letters_s: float = Field(7 * 86_400.0, ge=10, allow_inf_nan=False)
     """The same for the frames of dead letters, which are wanted to reproduce what failed."""
-    expire_results_s: float = Field(86_400.0, ge=10)
+    expire_results_s: float = Field(86_400.0, ge=10, allow_inf_nan=False)
     """The same for results."""
-    sweep_s: float = Field(60.0, gt=0)
+    sweep_s: float = Field(60.0, gt=0, allow_inf_nan=False)
     """Seconds between two searches for what has expired."""
     stale_after_s: float = Field(10.0, gt=0, allow_inf_nan=False)
     """Without a frame taken, or a frame published that waits, for so long the relay reports itself unhealthy."""

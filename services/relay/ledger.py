@@ -34,8 +34,14 @@ CREATE TABLE IF NOT EXISTS counts (name TEXT PRIMARY KEY, value INTEGER);
 VERSION: Final = 1
 KEPT_RANGES: Final = 10_000
 """Ranges of missed frames that are kept by name; all are counted."""
+_SQLITE_MAX: Final = (1 << 63) - 1
+"""Biggest whole number in SQLite."""
 LAST, SPOOLED = "last sequence", "spooled bytes"
 ACCEPTED, PUBLISHED, ANALYSED, DEAD = "accepted", "published", "analysed", "dead letters"
+
+
+class LedgerFull(ServiceError):
+    """The disk is full, and nothing was changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,27 +83,31 @@ class Ledger:
             self._database = sqlite3.connect(
                 ":memory:" if path is None else path, timeout=1.0, isolation_level=None, check_same_thread=False
             )
-            # A second relay on the same spool is refused: it would publish the same frames.
-            self._database.execute("PRAGMA locking_mode = EXCLUSIVE")
-            self._database.execute("PRAGMA journal_mode = WAL")
-            # A transaction is on the disk when it returns.
-            self._database.execute("PRAGMA synchronous = FULL")
-            (version,) = self._database.execute("PRAGMA user_version").fetchone()
-            if version not in (0, VERSION):
-                raise ServiceError(f"{path} is of version {version}, and only {VERSION} is understood: move it away")
-            self._counts: dict[str, int] = {}
-            self._new_epoch: str | None = None
-            with self._transaction():
-                for statement in _SCHEMA.split(";\n"):
-                    self._database.execute(statement)
-                self._database.execute(f"PRAGMA user_version = {VERSION}")
-            self._epochs = {epoch for (epoch,) in self._database.execute("SELECT epoch FROM epochs")}
-            self._counts = dict(self._database.execute("SELECT name, value FROM counts"))
+            try:
+                self._set_up(path)
+            except BaseException:
+                self._database.close()
+                raise
         except sqlite3.OperationalError as error:
             reason = "another relay uses it: give each a folder of its own" if "locked" in str(error) else str(error)
             raise ServiceError(f"{path}: the ledger cannot be used: {reason}") from None
         except sqlite3.DatabaseError as error:
             raise ServiceError(f"{path} is damaged, or not a ledger: {error}: move it away") from None
+
+    def _set_up(self, path: Path | None) -> None:
+        # A second relay on the same spool is refused: it would publish the same frames.
+        self._database.execute("PRAGMA locking_mode = EXCLUSIVE")
+        self._database.execute("PRAGMA journal_mode = WAL")
+        # A transaction is on the disk when it returns.
+        self._database.execute("PRAGMA synchronous = FULL")
+        (version,) = self._database.execute("PRAGMA user_version").fetchone()
+        if version not in (0, VERSION):
+            raise ServiceError(f"{path} is of version {version}, and only {VERSION} is understood: move it away")
+        self._counts: dict[str, int] = {}
+        self._new_epoch: str | None = None
+        self._database.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
+        self._epochs = {epoch for (epoch,) in self._database.execute("SELECT epoch FROM epochs")}
+        self._counts = dict(self._database.execute("SELECT name, value FROM counts"))
 
     def close(self) -> None:
         """Close the file."""
@@ -167,8 +177,10 @@ class Ledger:
     def drop(self, entry: Entry, reason: str) -> None:
         """Give up a frame that is not published."""
         with self._lock, self._transaction() as counts:
+            if not self._one("SELECT count(*) FROM frames WHERE id = ? AND published = 0", entry.id):
+                return  # detectors were faster, and all of them have settled
+            _count(counts, f"dropped: {reason}", self._one("SELECT count(*) FROM waiting WHERE id = ?", entry.id))
             self._forget(entry.id)
-            _count(counts, f"dropped: {reason}", len(self._groups))
             counts[SPOOLED] -= entry.reference.size_bytes
 
     def settle(self, fates: Sequence[Fate]) -> list[bool]:
@@ -183,6 +195,8 @@ class Ledger:
 
     def _settle(self, counts: dict[str, int], fate: Fate) -> bool:
         reference = fate.reference
+        if reference.sequence > _SQLITE_MAX:
+            return False  # of no ring: a message that another program made
         row = self._database.execute(
             "SELECT id, address, published, size_bytes FROM frames WHERE stream = ? AND epoch = ? AND sequence = ?",
             (reference.stream, str(reference.epoch), reference.sequence),
@@ -289,16 +303,21 @@ class Ledger:
         before = self._counts
         counts = dict(before)
         self._new_epoch = None
-        self._database.execute("BEGIN IMMEDIATE")
         try:
+            self._database.execute("BEGIN IMMEDIATE")
             yield counts
             self._database.executemany(
                 "INSERT OR REPLACE INTO counts VALUES (?, ?)",
                 [item for item in counts.items() if before.get(item[0]) != item[1]],
             )
             self._database.execute("COMMIT")
-        except BaseException:
-            self._database.execute("ROLLBACK")
+        except BaseException as error:
+            if self._database.in_transaction:  # of some errors, such as a full disk, SQLite rolls back by itself
+                self._database.execute("ROLLBACK")
+            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+                raise LedgerFull("the relay's ledger cannot be written: the disk is full") from None
+            if isinstance(error, sqlite3.Error):
+                raise ServiceError(f"the relay's ledger cannot be written: {error}") from None
             raise
         self._counts = counts
         if self._new_epoch is not None:

@@ -11,7 +11,7 @@ from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
 
 from services.common.broker import FRAME, GROUP, REASON, RESULT, Names
 from services.common.dead_letter import death_of
-from services.common.reference import BadReference, FrameReference, ResultReference
+from services.common.reference import FRAMES, BadReference, FrameReference, ResultReference
 from services.common.status import Stage
 from services.common.storage import Storage, StorageUnavailable
 from services.relay.ledger import ANALYSED, DEAD, Fate, Ledger
@@ -58,10 +58,12 @@ class Settler:
             if delivered.type == RESULT:
                 result = ResultReference.from_json(delivered.body)
                 self._check_stream(result.stream)
+                self._check_own(result.frame_address)
                 return Fate(result, result.group, ANALYSED)
             if delivered.type == FRAME:
                 frame = FrameReference.from_json(delivered.body)
                 self._check_stream(frame.stream)
+                self._check_own(frame.address)
                 return Fate(frame, *self._group_and_outcome(delivered))
         except BadReference:
             pass  # a dead letter that is not a reference: nothing of it is here
@@ -71,6 +73,11 @@ class Settler:
     def _check_stream(self, stream: str) -> None:
         if stream != self._names.stream:
             raise BadReference(f"the message is of stream {stream}")
+
+    def _check_own(self, address: str) -> None:
+        """Refuse a message by which the relay would remove an object of another stream."""
+        if not address.startswith(f"{FRAMES}/{self._names.stream}/"):
+            raise BadReference(f"{address} is no frame of stream {self._names.stream}")
 
     def _group_and_outcome(self, delivered: AbstractIncomingMessage) -> tuple[str, str]:
         """The group of detectors that a frame was for, and what has become of it."""

@@ -11,7 +11,7 @@ from typing import Final
 
 from services.common.reference import FrameReference
 from services.common.service import ServiceError
-from services.relay.ledger import Entry, Ledger
+from services.relay.ledger import Entry, Ledger, LedgerFull
 
 LEDGER: Final = "ledger.sqlite3"
 FRAMES: Final = "frames"
@@ -75,7 +75,11 @@ class Spool:
             if error.errno in NO_PLACE:
                 raise SpoolFull("disk full") from None
             raise ServiceError(f"relay.spool: {path} cannot be written: {error.strerror}") from None
-        self.ledger.accept(reference)
+        try:
+            self.ledger.accept(reference)
+        except LedgerFull:
+            path.unlink(missing_ok=True)
+            raise SpoolFull("disk full") from None
 
     def read(self, entry: Entry) -> bytes | memoryview:
         """The data of an accepted frame.
@@ -84,7 +88,10 @@ class Spool:
             Lost: It is gone: somebody removed it, or the disk has failed.
         """
         if self._frames is None:
-            return self._memory[entry.reference.epoch, entry.reference.sequence]
+            try:
+                return self._memory[entry.reference.epoch, entry.reference.sequence]
+            except KeyError:
+                raise Lost(f"the frame {entry.reference.key} is not in memory any more") from None
         path = self._path(self._frames, entry.reference)
         try:
             return path.read_bytes()

@@ -20,6 +20,7 @@ from services.common.frame_codec import CannotEncode, check_encodable, encode
 from services.common.reference import FrameReference, frame_address
 from services.common.status import Stage
 from services.relay.config import RelayConfiguration
+from services.relay.ledger import LedgerFull
 from services.relay.spool import Spool, SpoolFull
 
 SLICE_S: Final = 0.25
@@ -90,32 +91,46 @@ class Taker:
 
     def _take(self, frame: Frame) -> None:
         leased_s = time.monotonic()
-        ledger, epoch, sequence = self._spool.ledger, frame.epoch, frame.sequence
         try:
-            if not ledger.is_new(epoch, sequence):
+            if not self._spool.ledger.is_new(frame.epoch, frame.sequence):
                 return
-            if frame.captured_ns < self._due_ns:
-                ledger.miss(epoch, sequence, "thinned")
+            if not self._is_due(frame.captured_ns):
+                self._miss(frame, "thinned")
                 return
-            if self._section.target_fps:
-                # From when it was due, not from when it came, so that the rate is met on the average.
-                period_ns = round(1e9 / self._section.target_fps)
-                self._due_ns = max(self._due_ns + period_ns, frame.captured_ns - period_ns)
             check_encodable(frame.shape, frame.dtype, frame.pixel_format, self._section.encoding)
             reference, data = self._encode(frame, leased_s)
             self._spool.accept(reference, data)
         except CannotEncode as error:
             self._refuse(str(error))
-            ledger.miss(epoch, sequence, "not encodable")
+            self._miss(frame, "not encodable")
         except SpoolFull as error:
             self._refuse(f"{error}: the broker or the storage is slower than frames come, or away")
-            ledger.miss(epoch, sequence, str(error))
+            self._miss(frame, str(error))
         else:
             self._refused = None
             self.stage.record((time.monotonic_ns() - frame.captured_ns) * 1e-9, frame.skipped)
             self._accepted()
         finally:
             frame.release()
+
+    def _miss(self, frame: Frame, reason: str) -> None:
+        try:
+            self._spool.ledger.miss(frame.epoch, frame.sequence, reason)
+        except LedgerFull:
+            # The next frame that finds a place shows the gap, and counts it as overwritten.
+            self._refuse("disk full: the frames that are missed are counted when there is a place for it")
+
+    def _is_due(self, captured_ns: int) -> bool:
+        """Whether a frame is to be taken at ``target_fps``, and if so, when the next one is."""
+        if not self._section.target_fps:
+            return True
+        period_ns = round(1e9 / self._section.target_fps)
+        # One that is earlier by more than a period is of a clock that was set back, such as after a restart.
+        if self._due_ns - period_ns <= captured_ns < self._due_ns:
+            return False
+        # From when it was due, not from when it came, so that the rate is met on the average.
+        self._due_ns = min(max(self._due_ns + period_ns, captured_ns - period_ns), captured_ns + period_ns)
+        return True
 
     def _encode(self, frame: Frame, leased_s: float) -> tuple[FrameReference, bytes | memoryview]:
         """Encode the frame, and give up its slot within :data:`HOLD_S`."""

@@ -66,11 +66,23 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
         ({"score_threshold": "1.5"}, "less than 1"),
         ({"max_rate_fps": "0"}, "greater than 0"),
         ({"track_memory_s": ".nan"}, "finite"),
-        ({"source": "panorama"}, "'panorama' is no source: write ring://STREAM, file:///FOLDER or file:///VIDEO"),
+        (
+            {"source": "panorama"},
+            "'panorama' is no source: write ring://STREAM, file:///FOLDER, file:///VIDEO or amqp://",
+        ),
         ({"source": "ring://a/b"}, "is no source"),
         ({"source": "http://host/clip.mp4"}, "is no source"),
         ({"source": "file:///clip.mp4", "mode": "newest"}, "a recording has no newest frame: leave mode out"),
         ({"mode": "some"}, "'newest' or 'every'"),
+        ({"source": "amqp:rabbit"}, "write amqp://HOST"),
+        ({"source": "amqps://"}, "write amqp://HOST"),
+        ({"source": "amqp://rabbit/a/b"}, "%2F"),
+        ({"source": "amqp://rabbit:x"}, "malformed port"),
+        ({"source": "amqp://rabbit?x=1"}, "write amqp://HOST"),
+        ({"source": "amqp://", "mode": "newest"}, r"which frames of a queue are looked at is relay\.policy"),
+        ({"source": "amqp://rabbit", "mode": "every"}, "leave mode out"),
+        ({"group": "a/b"}, "pattern"),
+        ({"prefetch": "0"}, "greater than or equal to 1"),
     ],
 )
 def test_a_value_out_of_range_is_told(values: dict[str, str], told: str) -> None:
@@ -98,3 +110,38 @@ def test_the_source_is_a_ring_or_a_recording(source: str, ring: str, recording: 
     environment = {"FRAMEBUS_DETECTOR__SOURCE": source} if source else {}
     configuration = load(DetectorConfiguration, None, environment)
     assert (configuration.ring, configuration.detector.recording) == (ring, recording)
+
+
+@pytest.mark.parametrize(
+    ("source", "url"),
+    [
+        ("amqp://", None),
+        ("amqp://rabbit", "amqp://rabbit"),
+        ("amqps://user:secret@rabbit:5671/site%2Fone", "amqps://user:secret@rabbit:5671/site%2Fone"),
+    ],
+)
+def test_the_source_is_a_queue_of_the_brokers_or_of_another_one(source: str, url: str | None) -> None:
+    environment = {"FRAMEBUS_DETECTOR__SOURCE": source, "FRAMEBUS_BROKER__URL": "amqp://site"}
+    configuration = load(DetectorConfiguration, None, environment)
+    section = configuration.detector
+    assert section.from_queue
+    assert section.broker_url == url
+    assert section.recording is None
+    assert configuration.ring == "panorama"
+    assert configuration.broker.url == "amqp://site"
+
+
+@pytest.mark.parametrize("source", ["", "ring://roof", "file:///recordings/monday"])
+def test_other_sources_need_no_broker(source: str) -> None:
+    section = load(DetectorConfiguration, None, {"FRAMEBUS_DETECTOR__SOURCE": source} if source else {}).detector
+    assert not section.from_queue
+    assert section.broker_url is None
+
+
+@pytest.mark.parametrize(
+    "source", ["amqp://user:s3cr-t@@rabbit", "amqp://user:s3cr-t@rabbit/a/b", "http://u:s3cr-t@h/"]
+)
+def test_a_source_that_is_refused_does_not_show_its_password(source: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load(DetectorConfiguration, None, {"FRAMEBUS_DETECTOR__SOURCE": source})
+    assert "s3cr-t" not in str(caught.value)

@@ -1,0 +1,382 @@
+"""Connections to the broker: kept through losses, ended at once, and every refusal told in a sentence."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import subprocess
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import aio_pika
+import pytest
+from aio_pika.abc import AbstractConnection
+from aio_pika.exceptions import AMQPError, AuthenticationError, ChannelNotFoundEntity, ChannelPreconditionFailed
+from aiormq.exceptions import ChannelLockedResource
+
+from services.common import broker
+from services.common.broker import BROKER_ERRORS, FRAME, connect, deliveries_before, keep_connected, message, why
+from services.common.remote_config import BrokerSection
+from services.common.service import UnusableSetting
+from tests.rabbitmq import RabbitMq
+from tests.support import lacks
+
+SECRET = "s3cr-t"
+
+
+def refusal(section: BrokerSection) -> str:
+    """The sentence that tells why there is no connection."""
+
+    async def work() -> None:
+        await (await connect(section)).close()
+
+    with pytest.raises(BROKER_ERRORS) as caught:
+        asyncio.run(work())
+    sentence = why(caught.value)
+    assert "\n" not in sentence
+    assert 5 < len(sentence) < 400
+    assert SECRET not in sentence
+    return sentence
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (AuthenticationError(403, "ACCESS_REFUSED"), "it refuses the log-in: see broker.username"),
+        (TimeoutError(), "it does not answer"),
+        (ChannelLockedResource("RESOURCE_LOCKED"), "another relay is connected for this stream"),
+        (ChannelPreconditionFailed("inequivalent arg"), "with other settings: let it run empty, then delete it: ineq"),
+        (ChannelNotFoundEntity("NOT_FOUND"), "is not there yet: the relay declares them"),
+        (ConnectionRefusedError(111, "Connect call failed"), "Connect call failed"),
+        (OSError("a\nb\n\tc"), "a b c"),
+        (AMQPError(), "AMQPError"),
+        (RuntimeError("x" * 5000), "xxx"),
+    ],
+)
+def test_each_error_is_told_in_a_sentence(error: BaseException, told: str) -> None:
+    sentence = why(error)
+    assert told in sentence
+    assert "\n" not in sentence
+    assert len(sentence) < 400
+
+
+def test_the_cause_of_an_error_is_told() -> None:
+    error = ConnectionError("lost")
+    error.__cause__ = AuthenticationError(403, "ACCESS_REFUSED")
+    assert "it refuses the log-in" in why(error)
+
+
+def test_no_broker_is_told_with_what_to_set() -> None:
+    with pytest.raises(UnusableSetting, match=r"set broker\.url to amqp://HOST"):
+        asyncio.run(connect(BrokerSection()))
+
+
+@pytest.mark.parametrize(
+    ("section", "told"),
+    [
+        ({"url": "amqp://h", "password_file": "/nowhere/password"}, "/nowhere/password cannot be read"),
+        ({"url": "amqps://h", "ca_file": "/nowhere/ca.pem"}, "certificates cannot be used"),
+        ({"url": "amqps://h", "ca_file": "/etc/hostname"}, "certificates cannot be used"),
+        (
+            {"url": "amqps://h", "certificate_file": "/nowhere/c", "key_file": "/nowhere/k"},
+            "certificates cannot be used",
+        ),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_told(section: dict[str, Any], told: str) -> None:
+    with pytest.raises(UnusableSetting, match=told) as caught:
+        asyncio.run(connect(BrokerSection.model_validate(section)))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "url", "wanted"),
+    [
+        ({"url": "amqp://rabbit"}, None, ("rabbit", 5672, "guest", "guest", "/")),
+        ({"url": "amqps://rabbit/"}, None, ("rabbit", 5671, "guest", "guest", "/")),
+        ({"url": "amqp://u%40x:p%2Fw@rabbit:9/a%2Fb"}, None, ("rabbit", 9, "u@x", "p/w", "a/b")),
+        (
+            {"url": "amqp://rabbit", "username": "50%25", "password_env": "P"},
+            None,
+            ("rabbit", 5672, "50%25", "p%41", "/"),
+        ),
+        ({"url": "amqp://u@rabbit", "password_env": "P"}, None, ("rabbit", 5672, "u", "p%41", "/")),
+        ({"url": "amqp://rabbit/%2F"}, "amqp://other/site", ("other", 5672, "guest", "guest", "site")),
+    ],
+)
+def test_the_log_in_is_that_of_the_configuration(
+    monkeypatch: pytest.MonkeyPatch, section: dict[str, Any], url: str | None, wanted: tuple[object, ...]
+) -> None:
+    seen: dict[str, Any] = {}
+
+    async def pretend(**arguments: Any) -> None:
+        seen.update(arguments)
+
+    monkeypatch.setenv("P", "p%41")
+    monkeypatch.setattr(aio_pika, "connect", pretend)
+    asyncio.run(connect(BrokerSection.model_validate(section), url))
+    assert tuple(seen[name] for name in ("host", "port", "login", "password", "virtualhost")) == wanted
+
+
+def test_a_message_outlives_the_broker_and_carries_its_trace() -> None:
+    one, other = (message(b"body", FRAME, "roof/7/1", headers={"a": 1}, expiration=2.0) for _ in range(2))
+    assert one.delivery_mode == aio_pika.DeliveryMode.PERSISTENT
+    assert (one.type, one.message_id, one.headers["a"]) == (FRAME, "roof/7/1", 1)
+    version, trace, span, flags = one.headers["traceparent"].split("-")
+    assert (version, len(trace), len(span), flags) == ("00", 32, 16, "01")
+    assert other.headers["traceparent"].split("-")[1] == trace
+    assert other.headers["traceparent"].split("-")[2] != span
+
+
+@pytest.mark.parametrize(("headers", "count"), [({}, 0), ({"x-delivery-count": 3}, 3), ({"x-delivery-count": "x"}, 0)])
+def test_earlier_deliveries_are_counted(headers: dict[str, Any], count: int) -> None:
+    assert deliveries_before(SimpleNamespace(headers=headers)) == count  # type: ignore[arg-type]
+
+
+# Without a broker
+
+
+class FakeConnection:
+    """A connection that a test can lose."""
+
+    def __init__(self) -> None:
+        self.close_callbacks: set[Any] = set()
+        self.closed = False
+
+    async def close(self) -> None:
+        self.closed = True
+
+    def lose(self) -> None:
+        for callback in list(self.close_callbacks):
+            callback(self, ConnectionError("cut"))
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Try again at once."""
+    monkeypatch.setattr(broker, "RETRY_S", (0.001, 0.002))
+    monkeypatch.setattr(broker, "STOP_SLICE_S", 0.001)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_connection_is_tried_until_there_is_one_and_again_when_it_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = threading.Event()
+    states: list[str] = []
+    connections: list[FakeConnection] = []
+    answers: list[BaseException | None] = [ConnectionRefusedError("one"), TimeoutError(), None, OSError("two"), None]
+    section = BrokerSection(url=f"amqp://user:{SECRET}@rabbit")
+
+    async def pretend(_section: BrokerSection, _url: str | None = None) -> FakeConnection:
+        if (error := answers.pop(0)) is not None:
+            raise error
+        connections.append(FakeConnection())
+        return connections[-1]
+
+    async def work(connection: Any) -> None:
+        if answers:
+            connection.lose()
+        else:
+            stop.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(broker, "connect", pretend)
+    asyncio.run(keep_connected(section, work, stop, state=states.append))
+    prefix = "no connection to the broker amqp://***@rabbit: "
+    assert states == [f"{prefix}one", f"{prefix}it does not answer", "", f"{prefix}cut", f"{prefix}two", ""]
+    assert all(connection.closed and not connection.close_callbacks for connection in connections)
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_the_work_raises_is_told_or_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    connection = FakeConnection()
+
+    async def pretend(_section: BrokerSection, _url: str | None = None) -> FakeConnection:
+        return connection
+
+    async def work(_connection: Any) -> None:
+        raise ValueError("a fault of ours")
+
+    monkeypatch.setattr(broker, "connect", pretend)
+    with pytest.raises(ValueError, match="a fault of ours"):
+        asyncio.run(keep_connected(BrokerSection(url="amqp://h"), work, threading.Event()))
+    assert connection.closed
+
+
+@asynccontextmanager
+async def listening(answer: bytes | None) -> AsyncIterator[str]:
+    """A server that says something to the first words, and closes; None: it never says anything."""
+    writers = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        if answer is None:
+            return
+        await reader.read(8)
+        writer.write(answer)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield f"amqp://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        for writer in writers:
+            writer.close()
+        server.close()
+        await server.wait_closed()
+
+
+@pytest.mark.usefixtures("quick")
+def test_stop_ends_it_while_the_broker_does_not_answer() -> None:
+    async def work(_connection: AbstractConnection) -> None:
+        raise AssertionError
+
+    async def run() -> None:
+        stop = threading.Event()
+        async with listening(None) as url:
+            keeping = asyncio.ensure_future(keep_connected(BrokerSection(url=url), work, stop))
+            await asyncio.sleep(0.02)
+            stop.set()
+            # Far less than the broker has to answer.
+            await asyncio.wait_for(keeping, broker.CONNECT_TIMEOUT_S / 2)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"AMQP\0\0\x08\0", bytes(64), b"\x01" * 64]
+)
+def test_a_server_that_is_no_broker_is_told(answer: bytes) -> None:
+    async def work() -> str:
+        async with listening(answer) as url:
+            try:
+                await connect(BrokerSection(url=url))
+            except BROKER_ERRORS as error:
+                return why(error)
+        raise AssertionError
+
+    sentence = asyncio.run(work())
+    assert sentence
+    assert "\n" not in sentence
+
+
+def test_the_library_does_not_log_by_itself() -> None:
+    for name in ("aio_pika", "aiormq"):
+        assert not logging.getLogger(name).isEnabledFor(logging.ERROR)
+
+
+# With a broker
+
+
+def openssl(*arguments: str, folder: Path) -> None:
+    if shutil.which("openssl") is None:
+        lacks("no openssl here: run 'make system-packages'")
+    subprocess.run(["openssl", *arguments], check=True, capture_output=True, cwd=folder)
+
+
+def make_authority(folder: Path, name: str) -> None:
+    """Make an authority's certificate and key."""
+    openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+            "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.pem", folder=folder)  # fmt: skip
+
+
+def make_certificate(folder: Path, name: str, authority: str) -> None:
+    """Make a certificate for the loopback, and its key."""
+    (folder / "names").write_text("subjectAltName = DNS:localhost,IP:127.0.0.1\n")
+    openssl("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", f"/CN={name}",
+            "-keyout", f"{name}.key", "-out", f"{name}.csr", folder=folder)  # fmt: skip
+    openssl("x509", "-req", "-in", f"{name}.csr", "-CA", f"{authority}.pem", "-CAkey", f"{authority}.key",
+            "-CAcreateserial", "-days", "2", "-extfile", "names", "-out", f"{name}.pem", folder=folder)  # fmt: skip
+    (folder / f"{name}.key").chmod(0o644)
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Certificates of a server and a client that one authority vouches for, and of a stranger to it."""
+    folder = tmp_path_factory.mktemp("tls")
+    for authority in ("ours", "others"):
+        make_authority(folder, authority)
+    make_certificate(folder, "server", "ours")
+    make_certificate(folder, "client", "ours")
+    make_certificate(folder, "stranger", "others")
+    return folder
+
+
+@contextmanager
+def running(folder: Path, tls: Path) -> Iterator[RabbitMq]:
+    settings = (
+        f"listeners.ssl.1 = 127.0.0.1:{{tls_port}}\nssl_options.cacertfile = {tls}/ours.pem\n"
+        f"ssl_options.certfile = {tls}/server.pem\nssl_options.keyfile = {tls}/server.key\n"
+        "ssl_options.verify = verify_peer\nssl_options.fail_if_no_peer_cert = true\n"
+    )
+    with RabbitMq(folder, settings=settings) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, tls: Path) -> Iterator[RabbitMq]:
+    """A broker that takes TLS with clients' certificates too."""
+    with running(tmp_path_factory.mktemp("rabbitmq"), tls) as started:
+        yield started
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("section", [{"username": "guest"}, {"username": "unknown"}, {}])
+def test_a_wrong_password_is_told(server: RabbitMq, monkeypatch: pytest.MonkeyPatch, section: dict[str, Any]) -> None:
+    monkeypatch.setenv("WRONG", SECRET)
+    told = refusal(BrokerSection(url=server.url, password_env="WRONG", **section))
+    assert "it refuses the log-in: see broker.username and broker.password_file" in told
+
+
+@pytest.mark.slow
+def test_a_virtual_host_that_does_not_exist_is_told(server: RabbitMq) -> None:
+    told = refusal(BrokerSection(url=f"{server.url}/no%2Fsuch"))
+    assert told == "it refuses the virtual host no/such: create it, and give the user a right to it"
+
+
+def over_tls(server: RabbitMq, tls: Path, ca: str | None, client: str | None, host: str = "127.0.0.1") -> BrokerSection:
+    return BrokerSection(
+        url=f"amqps://{host}:{server.tls_port}",
+        ca_file=None if ca is None else tls / f"{ca}.pem",
+        certificate_file=None if client is None else tls / f"{client}.pem",
+        key_file=None if client is None else tls / f"{client}.key",
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_both_show_who_they_are_by_certificates(server: RabbitMq, tls: Path, host: str) -> None:
+    async def work() -> bool:
+        async with await connect(over_tls(server, tls, "ours", "client", host)) as connection:
+            channel = await connection.channel()
+            queue = await channel.declare_queue(exclusive=True)
+            await channel.default_exchange.publish(aio_pika.Message(b"x"), queue.name)
+            return (await queue.get()) is not None
+
+    assert asyncio.run(work())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ca", ["others", None])
+def test_a_server_that_an_unknown_authority_vouches_for_is_refused(server: RabbitMq, tls: Path, ca: str | None) -> None:
+    told = refusal(over_tls(server, tls, ca, "client"))
+    assert "TLS fails, see broker.ca_file" in told
+    assert "certificate verify failed" in told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("client", [None, "stranger"])
+def test_a_client_that_the_server_does_not_know_is_told(server: RabbitMq, tls: Path, client: str | None) -> None:
+    told = refusal(over_tls(server, tls, "ours", client))
+    assert "TLS" in told
+    assert "broker.certificate_file" in told
+
+
+@pytest.mark.slow
+def test_tls_to_a_port_without_it_is_told(server: RabbitMq, tls: Path) -> None:
+    plain = BrokerSection(url=f"amqps://127.0.0.1:{server.port}", ca_file=tls / "ours.pem")
+    assert "TLS" in refusal(plain)

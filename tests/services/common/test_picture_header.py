@@ -1,0 +1,54 @@
+"""The size of a picture by its header: that of OpenCV's own pictures, and None of anything else."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from services.common.picture_header import picture_size
+
+
+def written(suffix: str, *options: int, height_px: int = 3, width_px: int = 700, channels: int = 3) -> bytes:
+    pixels = np.full((height_px, width_px, channels), 200, np.uint8)
+    return cv2.imencode(suffix, pixels, list(options))[1].tobytes()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("encoding", "options"),
+    [
+        ("png", ()),
+        ("jpeg", ()),
+        ("jpeg", (cv2.IMWRITE_JPEG_PROGRESSIVE, 1)),
+        ("jpeg", (cv2.IMWRITE_JPEG_RST_INTERVAL, 1)),
+    ],
+)
+def test_height_and_width_are_those_of_the_picture(encoding: str, options: tuple[int, ...], channels: int) -> None:
+    data = written("." + encoding.replace("jpeg", "jpg"), *options, channels=channels)
+    assert picture_size(memoryview(data), encoding) == (3, 700)
+
+
+def test_what_stands_before_the_frame_header_of_a_jpeg_is_passed_over() -> None:
+    data = written(".jpg")
+    comment = b"\xff\xfe\x00\x06abcd"
+    assert picture_size(memoryview(data[:2] + comment + b"\xff\xff\xff" + data[3:]), "jpeg") == (3, 700)
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".bmp", ".tiff"])
+def test_other_pictures_have_no_size(suffix: str) -> None:
+    data = memoryview(written(suffix))
+    assert picture_size(data, "png") is None
+    assert picture_size(data, "jpeg") is None
+
+
+@given(st.sampled_from(["png", "jpeg"]), st.binary(max_size=64), st.integers(0, 64))
+@example("jpeg", b"\xff\xd8" + b"\xff" * 40, 0)
+@example("jpeg", b"\xff\xd8\xff\xe0\x00\x00" * 8, 0)
+def test_no_data_breaks_it(encoding: str, data: bytes, kept: int) -> None:
+    whole = written("." + encoding.replace("jpeg", "jpg"))
+    for content in (data, whole[:kept] + data):
+        size = picture_size(memoryview(content), encoding)
+        assert size is None or all(0 <= side < 1 << 32 for side in size)
