@@ -202,7 +202,8 @@ async def _bare(
     durable = section.policy == "work"
     names = Names(f"{configuration.stream.name}-{secrets.token_hex(3)}")
     stages_s: dict[str, float] = dict.fromkeys(("encode", "put", "publish", "sha256"), 0.0)
-    latencies_ms, addresses = [], []
+    latencies_ms: list[float] = []
+    addresses: list[str] = []
     connection = await connect(configuration.broker)
     async with connection:
         channel = await open_channel(connection)
