@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help install demo check test test-long coverage lint ruff mypy imports bench bench-full bench-compare bench-publish bench-stitch bench-detect first-sight calibration-trials soak kubernetes verify system-packages clean
+.PHONY: help install demo check test test-long coverage lint ruff mypy imports bench bench-full bench-compare bench-publish bench-stitch bench-detect bench-relay first-sight calibration-trials soak kubernetes verify system-packages clean
 .DEFAULT_GOAL := help
 
 # A module stays on one core, for the fixtures that its tests share; those with slow tests come first.
@@ -119,6 +119,9 @@ bench-detect: $(VENV)/installed-dev ## what detectors find, by the height of peo
 	$(BIN)/python -m bench.detect $(MODELS)
 	$(BIN)/python -m bench.track
 	$(BIN)/python -m bench.slices $(if $(SAHI),--sahi $(SAHI))
+
+bench-relay: $(VENV)/installed-bench ## what the relay costs beside its floor, frames in RabbitMQ and in Redis, and the ring
+	$(BIN)/python -m bench.relay $(if $(QUICK),--quick)
 
 first-sight: $(VENV)/installed-dev ## what somebody sees of 'make demo' in a browser, in figures; MINUTES=1 for a shorter look
 	$(BIN)/python -m tests.e2e.first_sight $(if $(filter-out 0,$(MINUTES)),--minutes $(MINUTES))

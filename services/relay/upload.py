@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from typing import Final
+from collections.abc import Callable
+from typing import Final, TypeVar
 
 import structlog
 from aio_pika.abc import AbstractExchange
@@ -18,6 +19,8 @@ from services.common.storage import Storage, StorageUnavailable, another_address
 from services.relay.config import RelaySection
 from services.relay.ledger import Entry
 from services.relay.spool import Lost, Spool
+
+T = TypeVar("T")
 
 TRIM_S: Final = 0.02
 TOO_OLD, TOO_MANY = "too old in the relay", "too many in the relay"
@@ -90,7 +93,7 @@ class Uploader:
                     log.error("frame lost", reason=str(error), frame=entry.reference.key)  # noqa: TRY400
                     await self._drop(entry, "lost from the spool")
                 else:
-                    await asyncio.to_thread(self._spool.published, entry)
+                    await self._aside(self._spool.published, entry)
                     self.stage.record(time.time() - entry.reference.captured_wall_ns * 1e-9)
                 self._stored.discard(entry.reference.address)
                 self._in_flight.discard(entry.id)
@@ -131,7 +134,7 @@ class Uploader:
         while entry.reference.address not in self._stored:
             _check_age(entry)
             try:
-                data = await asyncio.to_thread(self._spool.read, entry)
+                data = await self._aside(self._spool.read, entry)
                 await self._storage.put(entry.reference.address, data, durable=self._section.policy == "work")
             except StorageUnavailable as error:
                 self._wait_for("frame not stored", str(error), entry)
@@ -167,6 +170,12 @@ class Uploader:
                     log.info("frames are published again", trace_id=trace_id(reference.key))
                 self.reason = ""
                 return
+
+    async def _aside(self, function: Callable[[Entry], T], entry: Entry) -> T:
+        """Call a function of the spool: in a thread where it waits for a disk, and here where all is in memory."""
+        if self._section.policy == "live":
+            return function(entry)
+        return await asyncio.to_thread(function, entry)
 
     def _wait_for(self, event: str, reason: str, entry: Entry) -> None:
         if not self.reason:

@@ -1,0 +1,251 @@
+"""The parts of the relay's benchmark: a relay, planted detectors and the bare loop, each in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import secrets
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import psutil
+
+from bench.peers.places import server, wait_until
+from services.common.broker import FRAME, Names, connect, message, open_channel, publish
+from services.common.config import LogSection
+from services.common.detections import Detection, Detections
+from services.common.frame_codec import encode
+from services.common.logs import set_up_logs
+from services.common.recording import RecordedFrame
+from services.common.status import read_statuses
+from services.common.storage import Storage
+from services.detector.config import DetectorConfiguration
+from services.detector.worker import Worker
+from services.relay.config import RelayConfiguration
+from services.relay.topology import queue_arguments
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+MODEL: Final = "planted 1"
+ANSWER_TIMEOUT_S: Final = 120.0
+START_TIMEOUT_S: Final = 60.0
+
+
+def cpu_s(pid: int) -> float:
+    """CPU time of a process and of all threads that it has had.
+
+    Source: Linux, ``clock_getcpuclockid(3)``; the number is made as glibc makes it.
+    """
+    return time.clock_gettime((~pid << 3) | 2)
+
+
+def configured(stream: str, broker: str, folder: Path, policy: str, encoding: str) -> dict[str, Any]:
+    """The configuration that the relay, the detectors and the bare loop share."""
+    return {
+        "stream": {"name": stream},
+        "broker": {"url": broker},
+        "storage": {"url": f"file://{folder / 'objects'}"},
+        "relay": {"policy": policy, "encoding": encoding, "spool": str(folder / stream), "max_age_s": 60.0},
+    }
+
+
+def relay_configuration(document: dict[str, Any]) -> RelayConfiguration:
+    """The same, parsed."""
+    return RelayConfiguration.model_validate(document)
+
+
+@contextmanager
+def running_relay(document: dict[str, Any], folder: Path) -> Iterator[int]:
+    """A relay in a process of its own, from the time at which its queues are declared; yields the process's ID."""
+    stream = document["stream"]["name"]
+    path = folder / f"{stream}.json"
+    # JSON is YAML.
+    path.write_text(json.dumps({**document, "log": {"level": "warning"}}))
+    arguments = [sys.executable, "-m", "services.relay", "--config", str(path)]
+    environment = {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
+    with server(arguments, folder / f"{stream}.log", environment) as pid:
+
+        def is_ready() -> bool:
+            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+                raise TimeoutError("the relay has ended")
+            status = read_statuses(stream).get("relay")
+            return status is not None and not status["details"]["waits_for"]
+
+        wait_until(is_ready, "the relay", START_TIMEOUT_S)
+        yield pid
+
+
+class Child:
+    """A process of the benchmark that answers commands."""
+
+    def __init__(self, target: Callable[..., None], *arguments: Any) -> None:
+        context = get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=target, args=(theirs, *arguments), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def ask(self, command: Any) -> Any:
+        """Send a command, and wait for its answer.
+
+        Raises:
+            TimeoutError: There was none.
+            RuntimeError: The command failed, or the process died.
+        """
+        self._connection.send(command)
+        if not self._connection.poll(ANSWER_TIMEOUT_S):
+            raise TimeoutError("a process of the benchmark does not answer")
+        try:
+            answer = self._connection.recv()
+        except EOFError:
+            raise RuntimeError("a process of the benchmark died") from None
+        if isinstance(answer, str):
+            raise RuntimeError(answer)  # noqa: TRY004  it is the text of an error
+        return answer
+
+    def close(self) -> None:
+        """End the process."""
+        self._connection.close()
+        self._process.join(5)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+
+def detect(connection: Connection[Any, Any], instance: str) -> None:
+    """A planted detector: a command is the configuration of a stream, or None to leave it."""
+    set_up_logs("bench", LogSection(level="error"))
+    end: Callable[[], None] | None = None
+    while True:
+        try:
+            document = connection.recv()
+        except EOFError:
+            document, ended = None, True
+        else:
+            ended = False
+        if end is not None:
+            end()
+        end = None if document is None else _start_detector(document, instance)
+        if ended:
+            return
+        connection.send(True)
+
+
+def _start_detector(document: dict[str, Any], instance: str) -> Callable[[], None]:
+    section = {"instance": instance, "source": "amqp://", "prefetch": 4}
+    common = {name: document[name] for name in ("stream", "broker", "storage")}
+    detector = DetectorConfiguration.model_validate({**common, "detector": section})
+    stop, pool, stream = threading.Event(), ThreadPoolExecutor(1), document["stream"]["name"]
+    worker = Worker(
+        detector,
+        Storage(detector.storage),
+        lambda frame: _planted(frame, stream, instance),
+        pool,
+        model=MODEL,
+        stop=stop,
+    )
+    thread = threading.Thread(target=lambda: asyncio.run(worker.run()), daemon=True)
+    thread.start()
+    wait_until(lambda: not worker.reason, "a detector")
+
+    def end() -> None:
+        stop.set()
+        thread.join()
+        pool.shutdown()
+
+    return end
+
+
+def _planted(frame: RecordedFrame, stream: str, instance: str) -> Detections:
+    return Detections(
+        stream=stream,
+        instance=instance,
+        epoch=frame.epoch,
+        sequence=frame.sequence,
+        captured_ns=frame.captured_ns,
+        detected_ns=time.monotonic_ns(),
+        frame_height_px=frame.pixels.shape[0],
+        frame_width_px=frame.pixels.shape[1],
+        objects=(Detection("person", 0.9, float(frame.sequence), 1.0, 5.0, 10.0),),
+        model=MODEL,
+    )
+
+
+def bare(connection: Connection[Any, Any]) -> None:
+    """The bare loop: a command is a configuration, the file of a frame's pixels, and a number of frames."""
+    while True:
+        try:
+            document, path, frames = connection.recv()
+        except EOFError:
+            return
+        try:
+            answer: Any = asyncio.run(_bare(relay_configuration(document), np.load(path), frames))
+        except Exception as error:  # noqa: BLE001  told by the parent
+            answer = f"the bare loop: {type(error).__name__}: {error}"
+        connection.send(answer)
+
+
+async def _bare(
+    configuration: RelayConfiguration, pixels: np.ndarray[Any, np.dtype[np.uint8]], frames: int
+) -> dict[str, Any]:
+    section, storage = configuration.relay, Storage(configuration.storage)
+    durable = section.policy == "work"
+    names = Names(f"{configuration.stream.name}-{secrets.token_hex(3)}")
+    stages_s: dict[str, float] = dict.fromkeys(("encode", "put", "publish", "sha256"), 0.0)
+    latencies_ms: list[float] = []
+    addresses: list[str] = []
+    connection = await connect(configuration.broker)
+    async with connection:
+        channel = await open_channel(connection)
+        exchange = await channel.declare_exchange(names.frames, "fanout", auto_delete=True)
+        await channel.declare_exchange(names.dropped, "fanout", auto_delete=True)
+        queue = await channel.declare_queue(
+            names.group("detector"), durable=True, arguments=queue_arguments(names, section)
+        )
+        watched = await channel.declare_queue(exclusive=True, arguments={"x-max-length": 8})
+        await queue.bind(exchange)
+        await watched.bind(exchange)
+        await asyncio.sleep(0.5)
+        cpu_begun_s = begun_s = 0.0
+        for number in range(-2, frames):
+            if number == 0:  # the first two are not measured
+                cpu_begun_s, begun_s = time.process_time(), time.perf_counter()
+                stages_s = dict.fromkeys(stages_s, 0.0)
+                latencies_ms.clear()
+            at_s = [time.perf_counter()]
+            pixels[0, 0, 0] = number % 256
+            data = encode(pixels, section.encoding, section.jpeg_quality)
+            at_s.append(time.perf_counter())
+            addresses.append(f"frames/{names.stream}/1/{number + 3}")
+            await storage.put(addresses[-1], data, durable=durable)
+            at_s.append(time.perf_counter())
+            await publish(exchange, message(addresses[-1].encode().ljust(500), FRAME, addresses[-1]), mandatory=True)
+            at_s.append(time.perf_counter())
+            for stage, before_s, after_s in zip(stages_s, at_s, at_s[1:], strict=False):
+                stages_s[stage] += after_s - before_s
+            latencies_ms.append((at_s[-1] - at_s[0]) * 1e3)
+        seconds, taken_s = time.perf_counter() - begun_s, time.process_time() - cpu_begun_s
+        begun_s = time.perf_counter()
+        for _ in range(frames):
+            hashlib.sha256(data).hexdigest()
+        stages_s["sha256"] = time.perf_counter() - begun_s
+        await queue.delete(if_unused=False, if_empty=False)
+    await storage.delete(addresses)
+    return {
+        "sent": frames,
+        "fps": frames / seconds,
+        "cpu_ms": taken_s / frames * 1e3,
+        "reference_ms": float(np.median(latencies_ms)),
+        "object_bytes": len(data),
+        "stages_ms": {stage: spent_s / frames * 1e3 for stage, spent_s in stages_s.items()},
+    }

@@ -1,0 +1,199 @@
+"""What takes the turns of the relay's benchmark: relays that run, each with a ring and a consumer of its references."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import statistics
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
+
+from bench.peers import Pixels
+from bench.relay_parts import configured, cpu_s, relay_configuration, running_relay
+from framebus import FrameFormat, Publisher
+from services.common.broker import Names, open_channel
+from services.common.reference import FrameReference
+from services.common.results import ResultReader
+from services.common.status import read_statuses
+from services.common.storage import ObjectDamaged, ObjectMissing, Storage
+
+SIZES_PX: Final = {"10 MB": (688, 4896), "1 MB": (216, 1536), "0.1 MB": (68, 480)}
+"""Height and width of the panorama, as the simulator's cameras make it, and of smaller ones."""
+POLICIES: Final = ("live", "work")
+TRANSPORTS: Final = ("rabbitmq", "redis-stream", "framebus-futex")
+SLOTS: Final = 16
+ARRIVAL_TIMEOUT_S: Final = 60.0
+
+
+@dataclass(frozen=True)
+class Form:
+    """How much is measured."""
+
+    sizes: Sequence[str] = tuple(SIZES_PX)
+    encodings: Sequence[str] = ("jpeg", "lz4", "zstd", "raw")
+    detectors: Sequence[int] = (0, 1, 2)
+    rounds: int = 3
+    frames: Mapping[str, int] = field(default_factory=lambda: {"10 MB": 10, "1 MB": 30, "0.1 MB": 50})
+    paced: int = 6
+    """Frames of a round that come one at a time."""
+    window: int = 4
+    """Frames that are on their way at a time."""
+    transports: Sequence[str] = TRANSPORTS
+
+
+class Arrivals:
+    """When references and results came, by sequence. Owned by one event loop."""
+
+    def __init__(self) -> None:
+        self.references: dict[int, FrameReference] = {}
+        self.reference_ns: dict[int, int] = {}
+        self.result_ns: dict[int, int] = {}
+        self._changed = asyncio.Event()
+
+    def refer(self, delivered: AbstractIncomingMessage) -> None:
+        """A reference has come."""
+        at_ns = time.monotonic_ns()
+        reference = FrameReference.from_json(delivered.body)
+        self.references[reference.sequence] = reference
+        self.reference_ns[reference.sequence] = at_ns
+        self._changed.set()
+
+    def result(self, reference: Any, _detections: Any) -> None:
+        """A result has come."""
+        self.result_ns[reference.sequence] = time.monotonic_ns()
+        self._changed.set()
+
+    async def wait(self, seen: Mapping[int, int], sequences: Sequence[int], most_missing: int) -> None:
+        """Wait until no more than so many of the sequences are missing.
+
+        Raises:
+            TimeoutError: They did not come.
+        """
+        async with asyncio.timeout(ARRIVAL_TIMEOUT_S):
+            while sum(one not in seen for one in sequences) > most_missing:
+                self._changed.clear()
+                await self._changed.wait()
+
+
+class Candidate:
+    """A relay that runs, with a ring of its own and a consumer of its references."""
+
+    def __init__(self, document: dict[str, Any], pid: int, publisher: Publisher, pixels: Pixels) -> None:
+        self.document = document
+        self.arrivals = Arrivals()
+        self._pid, self._publisher, self._pixels = pid, publisher, pixels
+        self._channel: AbstractChannel | None = None
+        self._storage = Storage(relay_configuration(document).storage)
+        self._names = Names(document["stream"]["name"])
+
+    async def open(self, connection: AbstractConnection) -> asyncio.Task[None]:
+        """Consume references and results; returns the task that reads results."""
+        self._channel = await open_channel(connection)
+        queue = await self._channel.declare_queue(exclusive=True)
+        await queue.bind(self._names.frames)
+
+        async def take(delivered: AbstractIncomingMessage) -> None:
+            self.arrivals.refer(delivered)
+
+        await queue.consume(take, no_ack=True)
+        reader = ResultReader(self._names.stream, self._storage, self.arrivals.result)
+        return asyncio.create_task(reader.read(connection))
+
+    def publish(self) -> tuple[int, int]:
+        """Publish a frame; its sequence, and when it was captured."""
+        with self._publisher.loan() as loan:
+            loan.pixels[:] = self._pixels
+            loan.pixels[0, 0, 0] = len(self.arrivals.references) % 256
+            captured_ns = time.monotonic_ns()
+        assert loan.sequence is not None
+        return loan.sequence, captured_ns
+
+    async def turn(self, form: Form, frames: int, detectors: int) -> dict[str, Any]:
+        """A round: frames in a row, then frames one at a time."""
+        arrivals = self.arrivals
+        seen = arrivals.result_ns if detectors else arrivals.reference_ns
+        sent: list[int] = []
+        for _ in range(2):  # they are not measured
+            sent.append(self.publish()[0])
+            await arrivals.wait(seen, sent, 0)
+        begun_s, cpu_begun_s, before = time.perf_counter(), cpu_s(self._pid), len(sent)
+        for _ in range(frames):
+            sent.append(self.publish()[0])
+            await arrivals.wait(seen, sent, form.window - 1)
+        await arrivals.wait(seen, sent, 0)
+        seconds, taken_s = time.perf_counter() - begun_s, cpu_s(self._pid) - cpu_begun_s
+        captured_ns: dict[int, int] = {}
+        for _ in range(form.paced):
+            await asyncio.sleep(0.02)
+            sequence, captured_ns[sequence] = self.publish()
+            sent.append(sequence)
+            await arrivals.wait(seen, sent, 0)
+        round_ = {
+            "sent": len(sent),
+            "references": sum(one in arrivals.references for one in sent),
+            "results": sum(one in arrivals.result_ns for one in sent),
+            "fps": (len(sent) - form.paced - before) / seconds,
+            "cpu_ms": taken_s / frames * 1e3,
+            "reference_ms": _median_ms(arrivals.reference_ns, captured_ns),
+            "object_bytes": arrivals.references[sent[-1]].size_bytes,
+        }
+        if detectors:
+            return {**round_, "result_ms": _median_ms(arrivals.result_ns, captured_ns)}
+        return {**round_, **await self._verify(sent)}
+
+    async def _verify(self, sent: Sequence[int]) -> dict[str, int]:
+        """Fetch and verify the objects that no detector has taken; then remove them, and their references."""
+        counts = {"verified": 0, "damaged": 0, "removed": 0}
+        for sequence in sent:
+            reference = self.arrivals.references[sequence]
+            try:
+                await self._storage.fetch(reference)
+                counts["verified"] += 1
+            except ObjectMissing:
+                counts["removed"] += 1
+            except ObjectDamaged:
+                counts["damaged"] += 1
+        assert self._channel is not None
+        queue = await self._channel.get_queue(self._names.group("detector"))
+        await queue.purge()
+        await self._storage.delete([self.arrivals.references[sequence].address for sequence in sent])
+        return counts
+
+    def counts(self) -> dict[str, int]:
+        """What the relay has counted."""
+        counts: dict[str, int] = read_statuses(self._names.stream)["relay"]["details"]["counts"]
+        return counts
+
+
+def _median_ms(at_ns: Mapping[int, int], captured_ns: Mapping[int, int]) -> float:
+    return statistics.median((at_ns[one] - begun_ns) / 1e6 for one, begun_ns in captured_ns.items())
+
+
+@asynccontextmanager
+async def relays(
+    broker: str, folder: Path, pixels: Pixels, encoding: str, connection: AbstractConnection
+) -> AsyncIterator[dict[str, Candidate]]:
+    """A relay of each policy."""
+    async with AsyncExitStack() as stack:
+        candidates = {}
+        for policy in POLICIES:
+            stream = f"bench-{secrets.token_hex(4)}"
+            height, width = pixels.shape[:2]
+            publisher = stack.enter_context(Publisher(stream, FrameFormat(height, width), slots=SLOTS))
+            document = configured(stream, broker, folder, policy, encoding)
+            pid = await asyncio.to_thread(stack.enter_context, running_relay(document, folder))
+            candidates[policy] = Candidate(document, pid, publisher, pixels)
+            reading = await candidates[policy].open(connection)
+            stack.push_async_callback(_cancel, reading)
+        yield candidates
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

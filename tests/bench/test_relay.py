@@ -1,0 +1,73 @@
+"""The benchmark of the relay, in a form that is as short as can be: all frames arrive, and the table has them."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+
+import pytest
+from rich.console import Console
+
+from bench.peers.rabbitmq_server import PEERS as RABBITMQ
+from bench.relay import measure, overhead, rows
+from bench.relay_turns import Form
+from tests.support import lacks
+
+FRAMES, PACED, WARM_UP = 6, 2, 2
+SHORT = Form(
+    sizes=("0.1 MB",),
+    encodings=("lz4",),
+    detectors=(0, 1),
+    rounds=1,
+    frames={"0.1 MB": FRAMES},
+    paced=PACED,
+    transports=("framebus-futex",),
+)
+
+
+def cell(name: str, policy: str, fps: float, cpu_ms: float, detectors: int = 0) -> dict[str, object]:
+    """A cell with one round."""
+    rounds = [{"fps": fps, "cpu_ms": cpu_ms, "reference_ms": 5.0}]
+    common = {"size": "1 MB", "encoding": "raw", "rounds": rounds}
+    return {**common, "name": name, "policy": policy, "detectors": detectors}
+
+
+def test_the_overhead_is_over_the_bare_loop_of_the_same_policy() -> None:
+    cells = [cell("bare", "work", 50, 4), cell("relay", "work", 40, 5), cell("bare", "live", 100, 1)]
+    assert overhead(cells[1], cells, "cpu_ms") == pytest.approx(0.25)
+    assert overhead(cells[1], cells, "fps") == pytest.approx(0.25)
+    assert math.isnan(overhead(cells[0], cells, "cpu_ms"))
+    assert rows(cells)[1] == ("1 MB", "raw", "relay work", "0", "40", "5.00", "5.0", "", "+25%", "+25%")
+    assert rows([cell("relay", "live", 1, 1)])[0][-2:] == ("", "")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_every_frame_arrives_as_it_was() -> None:
+    if (missing := RABBITMQ[0].missing()) is not None:
+        lacks(missing)
+    cells = asyncio.run(measure(SHORT, Console(quiet=True)))
+    names = [(one["name"], one["policy"], one["detectors"]) for one in cells]
+    one_policy = [("bare", 0), ("relay", 0), ("relay", 1)]
+    expected = [(name, policy, count) for policy in ("live", "work") for name, count in one_policy]
+    assert names == [*expected, ("framebus-futex", "", 0)]
+    sent = WARM_UP + FRAMES + PACED
+    for one in cells:
+        (round_,) = one["rounds"]
+        assert round_["fps"] > 0
+        assert round_["cpu_ms"] > 0
+        if one["name"] != "relay":
+            assert round_["sent"] == FRAMES
+            continue
+        assert round_["sent"] == round_["references"] == sent
+        assert round_["reference_ms"] > 0
+        if one["detectors"]:
+            assert round_["results"] == sent
+            assert round_["result_ms"] > round_["reference_ms"]
+        else:
+            assert round_["damaged"] == 0
+            # The broker drops the oldest of a live queue, and the relay removes their objects.
+            assert round_["verified"] + round_["removed"] == sent
+            assert one["policy"] == "live" or round_["verified"] == sent
+        assert one["counts"]["accepted"] == one["counts"]["published"] == 2 * sent
+        assert not [name for name in one["counts"] if name.startswith("missed")]
