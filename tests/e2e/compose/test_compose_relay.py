@@ -128,6 +128,8 @@ def shells(checkout: Path, gateway: str, storage: s3.S3Server, broker_image: Non
         "FRAMEBUS_PORT": str(port),
         "FRAMEBUS_BROKER_PORT": str(port + 1),
         "FRAMEBUS_HOLDER": f"test-{secrets.token_hex(4)}-holder",
+        # Boxes are wanted at the page, however late a busy machine has them.
+        "FRAMEBUS_STREAMER__BOXES_MAX_AGE_S": "60",
     }
     placeholders = {
         "DNS:framebus.example": f"IP:{gateway}",
@@ -174,10 +176,10 @@ def test_the_overlay_starts_healthy(shell: Shell) -> None:
 
 
 def test_the_queue_and_the_results_are_seen(shell: Shell) -> None:
-    queues, found, metrics = shell.walk("Look at the queue")
-    assert re.search(r"framebus\.panorama\.frames\.detector\s+\d+\s+1\b", queues)
-    assert len(results(found)) == 3
-    assert 'detail="unsettled",service="relay"' in metrics
+    (printed,) = shell.walk("Look at the queue")
+    assert re.search(r"framebus\.panorama\.frames\.detector\s+\d+\s+1\b", printed)
+    assert len(results(printed)) == 3
+    assert 'detail="unsettled",service="relay"' in printed
 
 
 def test_what_the_services_write_is_shared_by_their_group_alone(shell: Shell) -> None:
@@ -194,8 +196,8 @@ def test_three_detectors_share_the_queue(shell: Shell) -> None:
 
 
 def test_a_killed_one_comes_back_and_results_go_on(shell: Shell) -> None:
-    _, *_ = printed = shell.walk("Kill one")
-    assert len(results(printed[0])) == 5
+    (printed,) = shell.walk("Kill one")
+    assert len(results(printed)) == 5
     wait_until(lambda: states(shell)["detector"] == ["healthy"] * 3, "three detectors are healthy", timeout_s=60)
 
 
