@@ -72,7 +72,9 @@ class Shell:
 
     def down(self) -> None:
         """Remove all that belongs to the project."""
-        self.run("docker compose --profile '*' down -v -t 2 --remove-orphans", check=False)
+        # A block that has failed exports nothing, not even the names of the files.
+        files = "-f compose.yaml -f compose.relay.yaml"
+        self.run(f"docker compose {files} --profile '*' down -v -t 2 --remove-orphans", check=False)
 
 
 @pytest.fixture(scope="module")
