@@ -41,7 +41,7 @@ def test_the_overhead_is_over_the_bare_loop_of_the_same_policy() -> None:
     assert rows([cell("relay", "live", 1, 1)])[0][-2:] == ("", "")
 
 
-@pytest.mark.slow
+@pytest.mark.long  # it needs the benchmark's peers
 @pytest.mark.timeout(240)
 def test_every_frame_arrives_as_it_was() -> None:
     if (missing := RABBITMQ[0].missing()) is not None:

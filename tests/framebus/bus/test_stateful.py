@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import secrets
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -109,7 +110,7 @@ class Reader:
         newest = ring.frames[ring.newest][0] if self.history and ring.newest >= 0 else 0
         resumes = self.mode == "every" and self.last >= 0
         self.history_after = 0 if resumes else max(newest - self.history, 0)
-        self.history_end = newest or -1
+        self.history_end = sys.maxsize if self.mode == "every" and self.history else newest or -1
 
     def leases(self) -> int:
         return sum(view.ring is self.ring for view in self.frames)

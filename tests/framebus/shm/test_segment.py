@@ -57,9 +57,9 @@ def test_who_reads_what_was_prefaulted_meets_no_page_fault(name: str) -> None:
     reader = shm.attach(name)
     reader.prefault(part, part)
     before, prefaulted, after = np.frombuffer(reader.buffer, np.uint8).reshape(3, part)
-    assert faults_of_reading(prefaulted) < 8
-    assert faults_of_reading(before) > 8
-    assert faults_of_reading(after) > 8
+    assert faults_of_reading(prefaulted) < 32  # the kernel may have taken some pages back
+    assert faults_of_reading(before) > 32
+    assert faults_of_reading(after) > 32
     owner.unlink()
 
 

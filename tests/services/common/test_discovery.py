@@ -94,7 +94,7 @@ def test_without_it_its_section_is_a_fault(site: Site, tmp_path: Path) -> None:
     config.write_text("baker: {loaves: 5}\nsupervisor:\n  services: [streamer, baker, supervisor]\n")
     unknown, *listed = site.faults(*CHECK, "--config", str(config))
     assert unknown == f"{config}:1: no such section; there are stream, log, broker, storage, {', '.join(SERVICES)}"
-    reason = "Value error, no such service is installed; there are detector, simulator, stitcher, streamer"
+    reason = "Value error, no such service is installed; there are detector, relay, simulator, stitcher, streamer"
     assert listed == [f"{config}:3: supervisor.services.{place}: {reason}" for place in (1, 2)]
 
 
