@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +63,11 @@ def main(configuration: DetectorConfiguration, stop: threading.Event) -> None:
             if section.from_queue:
                 service.work(configuration, pool)
             else:
-                pool.submit(service.run).result()
+                running = pool.submit(service.run)
+                # In slices: a signal that comes just before a wait without end begins is handled only after it.
+                while not wait([running], SLICE_S).done:
+                    pass
+                running.result()
     except (FileExistsError, RecordingError) as error:
         raise ServiceError(str(error)) from None
 
