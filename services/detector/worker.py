@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -59,6 +60,9 @@ RETRY_S: Final = (0.2, 5.0)
 DRAIN_S: Final = 1.5
 """How long the frames that are being worked on may take when the detector is told to stop; others take those that do
 not end by then. Containers are killed after two seconds."""
+
+_RESULT_NAME: Final = re.compile(r"([0-9a-f]{16})(\.\d+)?")
+"""Last part of a result's address: the beginning of its SHA-256, and a number where the first addresses failed."""
 
 Look = Callable[[RecordedFrame], Detections]
 
@@ -228,7 +232,14 @@ class Worker:
 
         async def find(_reference: FrameReference) -> tuple[str, memoryview] | None:
             async for found in self._storage.list(prefix):
-                return found.address, await self._storage.get(found.address, max_bytes=MAX_MESSAGE_BYTES)
+                # Some servers list what another worker is writing, or what one that died was.
+                name = _RESULT_NAME.fullmatch(found.address.removeprefix(prefix))
+                if name is None:
+                    continue
+                with contextlib.suppress(ObjectMissing, ObjectDamaged):
+                    body = await self._storage.get(found.address, max_bytes=MAX_MESSAGE_BYTES)
+                    if hashlib.sha256(body).hexdigest().startswith(name[1]):
+                        return found.address, body
             return None
 
         found = await self._patiently(reference, find)

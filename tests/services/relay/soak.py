@@ -193,7 +193,7 @@ def run(
             )
             details = status()["details"]
             wait_until(
-                lambda: len(results) >= details["counts"]["accepted"],
+                lambda: len(results) >= details["counts"]["accepted"] - details["counts"].get("dead letters", 0),
                 "the last results",
                 timeout_s=SETTLE_TIMEOUT_S,
             )

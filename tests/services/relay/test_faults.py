@@ -309,6 +309,30 @@ def test_a_full_spool_and_a_full_queue_are_counted_to_the_frame(
     assert counts["accepted"] + missed == 200
 
 
+def test_a_frame_that_comes_twice_gives_its_first_result_again(rabbitmq: RabbitMq, stream: str, tmp_path: Path) -> None:
+    objects = tmp_path / "objects"
+    configured = configuration(stream, rabbitmq.url, objects, policy="work", spool=tmp_path / "spool")
+    with (
+        running_relay(configured) as status,
+        reading_results(configured) as results,
+        running_detector(configured) as worker,
+    ):
+        wait_until(lambda: not status()["details"]["waits_for"] and not worker.reason, "all are connected")
+        reference = frame_in(objects, stream)
+        send(configured, reference.to_json())
+        wait_until(lambda: len(results) == 1, "its result")
+        wait_until(lambda: not objects_in(objects, "frames"), "its object is removed after use")
+        # What a writer that died, or another one, may leave beside it.
+        (result,) = (objects / "results").rglob("planted_1/*")
+        (result.parent / ".tmp.2195996a15d34fcd").touch()
+        (result.parent / "0123456789abcdef").write_bytes(b"torn")
+        send(configured, reference.to_json())
+        wait_until(lambda: worker.repeated == 1, "the second reference is settled")
+        wait_until(lambda: status()["stages"]["settle"]["frames"] == 2, "and told of")
+        assert letters_of(configured) == []
+    assert len(results) == 1
+
+
 def test_a_detector_that_is_told_to_stop_finishes_its_frame(rabbitmq: RabbitMq, stream: str, tmp_path: Path) -> None:
     configured = configuration(stream, rabbitmq.url, tmp_path / "objects", policy="work", spool=tmp_path / "spool")
     begun = threading.Event()
