@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from tests.support import lacks
 
-NETWORK = 213
-"""Second number of the hosts' addresses: 10.213.HOST.x."""
+NETWORK = 100 + os.getpid() % 100
+"""Second number of the hosts' addresses, 10.NETWORK.HOST.x: another one in each run, for a killed one may leave its own."""
 
 
 @dataclass(frozen=True, slots=True)
