@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from tests.support import lacks
 
 NETWORK = 100 + os.getpid() % 100
-"""Second number of the hosts' addresses, 10.NETWORK.HOST.x: another one in each run, for a killed one may leave its own."""
+"""Second number of the hosts' addresses, 10.NETWORK.HOST.x, of each run its own: a killed one may leave some."""
 
 
 @dataclass(frozen=True, slots=True)
