@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 
 from services.common.broker import Names, keep_connected
-from services.common.config import ConfigurationError, LogSection
+from services.common.config import ConfigurationError, LogSection, load
 from services.common.detections import Detections, to_map
 from services.common.logs import set_up_logs
 from services.common.reference import ResultReference
@@ -34,9 +34,6 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--count", type=int, help="end after so many results")
     options = parser.parse_args(arguments)
-    # Not at the top: the entry point imports little.
-    from services.common.config import load  # noqa: PLC0415
-
     try:
         configuration = load(RelayConfiguration, options.config)
     except ConfigurationError as error:

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import structlog
 
-from services.common.broker import keep_connected, stopped
+from services.common.broker import keep_connected
 from services.common.config import STREAM_NAME
 from services.common.credentials import MissingPassword
 from services.common.detections import Detections
@@ -32,7 +32,6 @@ from services.streamer.order import DetectionOrder, Place
 
 AGAIN_S: Final = 5.0
 """Pause after a fault that no library tries again by itself."""
-CLOSE_WITHIN_S: Final = 2.0
 MAX_AGE_S: Final = 86_400.0
 """A frame that is said to be older is not of this boot of the host."""
 CLOCKS_AGREE_S: Final = 60.0
@@ -132,23 +131,10 @@ class ResultThread:
         self._set_reason(reason)
 
     async def _read(self) -> None:
-        """Read until stopped: also while a connection is made, which may take long."""
         if self._reader is None:
             storage = Storage(self._configuration.storage)
             self._reader = ResultReader(self._configuration.stream.name, storage, self.take)
-        reading = asyncio.ensure_future(
-            keep_connected(self._configuration.broker, self._reader.read, self._stop, state=self._set_reason)
-        )
-        stopping = asyncio.ensure_future(stopped(self._stop, None))
-        try:
-            await asyncio.wait([reading, stopping], return_when=asyncio.FIRST_COMPLETED)
-            await asyncio.wait([reading], timeout=CLOSE_WITHIN_S)
-            if reading.done():
-                reading.result()
-        finally:
-            for task in (reading, stopping):
-                task.cancel()
-            await asyncio.gather(reading, stopping, return_exceptions=True)
+        await keep_connected(self._configuration.broker, self._reader.read, self._stop, state=self._set_reason)
 
     def _set_reason(self, reason: str) -> None:
         self._reason = reason
