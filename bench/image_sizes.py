@@ -1,0 +1,117 @@
+"""What images take on disk and to pull: ``python -m bench.image_sizes IMAGE...``.
+
+For each image: the bytes of its layers, unpacked and compressed as registries keep them (gzip, level 6), and of them
+those that a host has to pull which has the base and the images named before. The time to pull follows from these bytes
+and the given rate; the registry's latency and the unpacking come on top.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+BASE = "python:3.11-slim-bookworm"
+CHUNK_BYTES = 1 << 20
+
+
+class Layer(NamedTuple):
+    """A layer of an image."""
+
+    digest: str
+    """``sha256:…`` of its unpacked tar, by which engines tell layers apart."""
+    unpacked_bytes: int
+    compressed_bytes: int
+
+
+def compressed_bytes(content: IO[bytes]) -> int:
+    """Return the length of a stream's gzip form."""
+    squeeze = zlib.compressobj(level=6, wbits=31)
+    total = sum(len(squeeze.compress(chunk)) for chunk in iter(lambda: content.read(CHUNK_BYTES), b""))
+    return total + len(squeeze.flush())
+
+
+def layers_of(image: str, known: dict[str, Layer]) -> list[Layer]:
+    """Return an image's layers, from the bottom; those in ``known`` are not compressed again, new ones are added to it.
+
+    Raises:
+        subprocess.CalledProcessError: The engine has no such image, or none answers.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        saved = Path(folder) / "image.tar"
+        subprocess.run(["docker", "save", "--output", str(saved), image], check=True, capture_output=True, text=True)
+        with tarfile.open(saved) as archive:
+
+            def read(name: str) -> IO[bytes]:
+                member = archive.extractfile(name)
+                assert member is not None, name
+                return member
+
+            (manifest,) = json.load(read("manifest.json"))
+            digests = json.load(read(manifest["Config"]))["rootfs"]["diff_ids"]
+            for digest, name in zip(digests, manifest["Layers"], strict=True):
+                if digest not in known:
+                    size_bytes = archive.getmember(_target(archive, name)).size
+                    known[digest] = Layer(digest, size_bytes, compressed_bytes(read(_target(archive, name))))
+    return [known[digest] for digest in digests]
+
+
+def _target(archive: tarfile.TarFile, name: str) -> str:
+    """Follow a layer that an older engine saves as a link to the same layer of before."""
+    member = archive.getmember(name)
+    return str(Path(name).parent.joinpath(member.linkname).as_posix()).replace("/../", "/") if member.issym() else name
+
+
+def report(images: Iterable[str], base: str, rate_mbit_s: float) -> Table:
+    """Measure the images in order and return a table, a row each."""
+    known: dict[str, Layer] = {}
+    present = {layer.digest for layer in layers_of(base, known)}
+    heads = ("image", "MB", "own MB", "own, compressed MB", "new on a host with those above, MB", "pull s")
+    table = Table(*heads, title=f"own: without {base}; pull at {rate_mbit_s:g} Mbit/s")
+    for image in images:
+        layers = layers_of(image, known)
+        own = [layer for layer in layers if layer not in layers_of(base, known)]
+        new_bytes = sum(layer.compressed_bytes for layer in layers if layer.digest not in present)
+        present |= {layer.digest for layer in layers}
+        megabytes = (
+            sum(layer.unpacked_bytes for layer in layers),
+            sum(layer.unpacked_bytes for layer in own),
+            sum(layer.compressed_bytes for layer in own),
+            new_bytes,
+        )
+        table.add_row(image, *(f"{value / 1e6:.1f}" for value in megabytes), f"{new_bytes * 8 / rate_mbit_s / 1e6:.1f}")
+    return table
+
+
+def main() -> int:
+    """Print the table."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.image_sizes", description=(__doc__ or "").partition("\n\n")[2]
+    )
+    parser.add_argument("image", nargs="+", help="an image that the engine has")
+    parser.add_argument("--base", default=BASE, help=f"the image whose layers count as the base's; default {BASE}")
+    parser.add_argument("--rate", type=float, default=100.0, metavar="MBIT_S", help="of the registry; default 100")
+    arguments = parser.parse_args()
+    try:
+        Console().print(report(arguments.image, arguments.base, arguments.rate))
+    except FileNotFoundError:
+        print("docker is not installed: install an engine and its client", file=sys.stderr)
+        return 1
+    except subprocess.CalledProcessError as error:
+        print(error.stderr.strip(), file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
