@@ -154,6 +154,16 @@ class Own:
     def _wall_s(self) -> float:
         return self._frame_s + self._model.spent_s - self._spent_before_s
 
+    @property
+    def longest_age_s(self) -> float:
+        """How long the tile that waits longest had not been looked at."""
+        return self._detector.longest_age_s
+
+    @property
+    def late(self) -> int:
+        """Frames in which a tile had waited longer than is promised."""
+        return self._detector.late
+
     def update(self, index: int, pixels: Pixels) -> tuple[Floats, list[int]]:
         """The people of a frame and their numbers."""
         self._frame_s, self._spent_before_s = index / FPS, self._model.spent_s

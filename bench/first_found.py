@@ -1,0 +1,142 @@
+"""How soon people are found who walk into view, by the CPU that the detector may take: ``python -m bench.first_found``.
+
+Rounds of the simulator's panorama at five frames a second, each with other people, with the model that comes with the
+detector. A look costs what it does here at the median; the clocks are simulated, so that other load changes nothing but
+that median. *Needed* is what looking at every tile of every frame takes.
+
+An appearance begins when a person becomes visible after a second or more out of sight, and counts if the person then
+stays visible for a second. It is found in time if a box has an intersection over union of at least a half with the
+person within that second. Not every person that is visible is found by the model: the row of the full share is what
+the budgets are measured against.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import cv2
+
+from bench.detect import HEIGHT_PX, WIDTH_PX, panorama
+from bench.track import FPS, MATCH, VISIBLE, Looked, Own
+from services.common.config import LogSection
+from services.common.logs import set_up_logs
+from services.detector.boxes import Floats, intersection_over_union
+from services.detector.config import DetectorSection
+from services.detector.models.model import load_model
+from services.detector.tiles import plan_tiles, tile_size
+from services.simulator.config import SimulatorSection
+from services.simulator.scene import scene
+
+WITHIN_S: Final = 1.0
+SETTLED_S: Final = 3.0
+"""The beginning of a round is not judged: all its people appear at once."""
+ROUND_S: Final = 1000.0
+"""Between the beginnings of rounds."""
+PARTS: Final = (1.0, 0.5, 0.2, 0.1)
+"""Of the CPU that is needed."""
+
+
+@dataclass(slots=True)
+class Appearances:
+    """Counts the appearances of people, and those that were found in time."""
+
+    judged: int = 0
+    found: int = 0
+    _seen_s: dict[Any, float] = field(default_factory=dict)
+    """When each person was visible last."""
+    _open: dict[Any, tuple[float, bool]] = field(default_factory=dict)
+    """Appearances that are not judged yet: when they began, and whether the person was found since."""
+
+    def add(self, at_s: float, people: Sequence[Any], truth: Floats, boxes: Floats) -> None:
+        """Take in a frame.
+
+        Args:
+            at_s: Its time.
+            people: Names of the people who are visible.
+            truth: Their corners, ``(n, 4)``.
+            boxes: Corners that were told, ``(m, 4)``.
+        """
+        overlap = intersection_over_union(truth, boxes)
+        hit = {name for name, row in zip(people, overlap, strict=True) if (row >= MATCH).any()}
+        for name in list(self._open):
+            if name not in people:
+                del self._open[name]  # it was too short
+        for name in people:
+            if at_s - self._seen_s.get(name, -WITHIN_S) >= WITHIN_S:
+                self._open[name] = (at_s, False)
+            self._seen_s[name] = at_s
+            if name in self._open:
+                began_s, found = self._open[name]
+                found |= name in hit
+                self._open[name] = (began_s, found)
+                if at_s - began_s >= WITHIN_S - 1e-6:
+                    self.judged += 1
+                    self.found += found
+                    del self._open[name]
+
+    def skip(self, at_s: float, people: Sequence[Any]) -> None:
+        """Take in a frame in which no appearance begins, such as of a round's beginning."""
+        self._seen_s.update(dict.fromkeys(people, at_s))
+
+    @property
+    def share(self) -> float:
+        """Part of the appearances that was found in time."""
+        return self.found / max(1, self.judged)
+
+
+def main() -> None:
+    """Compare budgets."""
+    parser = argparse.ArgumentParser(prog="python -m bench.first_found", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=4, help="rounds of 14 s with other people; default 4")
+    options = parser.parse_args()
+    cv2.setNumThreads(1)
+    set_up_logs("bench", LogSection(level="error"))
+    section = DetectorSection()
+    model = load_model(section)
+    tile_px, overlap_px = tile_size(section.tile_px, section.overlap_px, model.input_px)
+    tiles = plan_tiles(HEIGHT_PX, WIDTH_PX, tile_px, overlap_px)
+    counts = {part: Appearances() for part in PARTS}
+    longest_s = dict.fromkeys(PARTS, 0.0)
+    late = dict.fromkeys(PARTS, 0)
+    tile_s = 0.0
+    for seed in range(options.rounds):
+        simulator = SimulatorSection(seed=SimulatorSection().seed + seed)
+        stage = scene(simulator)
+        looked = Looked(model.name, model.version, model.labels, model.input_px, tile_s)
+        own: dict[float, Own] = {}
+        for place, index in enumerate(range(0, simulator.frames, 25 // FPS)):
+            pixels, people, truth = panorama(simulator, stage, index, VISIBLE)
+            times_s = []
+            for tile in tiles:
+                started_s = time.thread_time()
+                (looked.boxes[tile.corners[0]],) = model.detect([tile.view(pixels)])
+                times_s.append(time.thread_time() - started_s)
+            looked.frame = pixels
+            tile_s = looked.tile_s = tile_s or statistics.median(times_s)
+            own = own or {part: Own(None if part == 1 else part * tile_s * len(tiles) * FPS, looked) for part in PARTS}
+            # The names of people of different rounds differ.
+            names = [(seed, name) for name in people]
+            for part, one in own.items():
+                boxes, _ = one.update(place, pixels)
+                if place / FPS < SETTLED_S:
+                    counts[part].skip(place / FPS + seed * ROUND_S, names)
+                else:
+                    counts[part].add(place / FPS + seed * ROUND_S, names, truth, boxes)
+                    longest_s[part] = max(longest_s[part], one.longest_age_s)
+        for part, one in own.items():
+            late[part] += one.late
+    print(f"A look at a tile takes {tile_s * 1e3:.1f} ms of CPU; {len(tiles)} tiles, {FPS} frames a second.\n")
+    print("| CPU, of what is needed | appearances | found within 1 s | longest without a look, s | late frames |")
+    print("| --- | --- | --- | --- | --- |")
+    for part, one_count in counts.items():
+        cells = (one_count.judged, f"{one_count.share:.0%}", f"{longest_s[part]:.2f}", late[part])
+        print(f"| {part:.0%} | {' | '.join(map(str, cells))} |")
+
+
+if __name__ == "__main__":
+    main()
