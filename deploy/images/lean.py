@@ -17,7 +17,10 @@ from wheel.wheelfile import WheelFile  # type: ignore[import-untyped]
 UNUSED = {
     # Of every wheel: for compilers and type checkers.
     "*": ["*.pyi", "*.pxd", "*.pyx", "*.h", "*.hpp", "*.c", "*.a", "py.typed"],
-    "numpy": ["*/tests/*", "numpy/f2py/*", "numpy/distutils/*", "numpy/_pyinstaller/*", "*/testing/*"],
+    "numpy": [
+        *("*/tests/*", "*/testing/*", "numpy/_core/_simd*", "numpy/_core/*_tests.*"),
+        *("numpy/f2py/*", "numpy/distutils/*", "numpy/_pyinstaller/*"),
+    ],
     # The module for Python has the library within it. The rest are programs that convert and quantize models.
     "onnxruntime": ["*/capi/libonnxruntime.so*", "*/transformers/*", "*/quantization/*", "*/tools/*", "*/datasets/*"],
     # The trained cascades, which the pipeline's models replace.
