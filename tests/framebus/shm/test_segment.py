@@ -80,7 +80,7 @@ def test_attach_does_not_create_or_resize(name: str) -> None:
 @pytest.mark.parametrize("content", [b"", b"short"])
 def test_attach_refuses_a_file_that_is_too_short(name: str, content: bytes) -> None:
     (SHM / name).write_bytes(content)
-    with pytest.raises(LayoutMismatch, match="no ring"):
+    with pytest.raises(LayoutMismatch, match="not a ring"):
         shm.attach(name, min_bytes=4096)
     (SHM / name).unlink()
 
