@@ -372,7 +372,7 @@ def fill_pod() -> None:
         ("size=100m,mode=1777", enter_pod, 0, "ok", "100 MiB free of 100 MiB", ""),
         ("size=64m,mode=1777", enter_pod, 0, "warning", "64 MiB free of 64 MiB", "'medium: Memory' and a 'sizeLimit'"),
         ("size=2m,mode=1777", fill_pod, 1, "problem", "0 MiB free of 2 MiB", "set a larger sizeLimit"),
-        ("mode=1777", enter_pod, 0, "warning", "is evicted, and no publisher gets an error before", "'sizeLimit'"),
+        ("mode=1777", enter_pod, 0, "warning", "evicts a pod that fills it too far, before a publisher gets an error", "'sizeLimit'"),
         ("size=100m,mode=1777", enter_small_pod, 0, "warning", "may take 64 MiB of memory", "above the sizeLimit"),
         ("size=100m,mode=2777", enter_pod, 0, "warning", "mode 2777", "by 'subPath'"),
     ],
@@ -423,8 +423,8 @@ def look_from_other_time(offset_s: int) -> None:
             assert "unknown" in text
             assert "is 0." not in text
             assert " s old" not in text
-        assert "clock is of another time namespace" in found["inspect"][1]
-        assert "clock is of another time namespace" in found["doctor"][1]
+        assert "runs in another time namespace" in found["inspect"][1]
+        assert "runs in another time namespace" in found["doctor"][1]
         _, text, _ = command("inspect", "panorama")
         assert " s old" in text
 
