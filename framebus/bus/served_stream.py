@@ -19,7 +19,7 @@ from framebus.ring.claims import Claim, Writer
 from framebus.ring.layout import Geometry
 from framebus.ring.message import Message
 from framebus.ring.publisher_ring import PublisherRing
-from framebus.shm.locks import EXCLUSION_PATIENCE_S, take_exclusion
+from framebus.shm.locks import LOCK_TIMEOUT_S, PublisherLock
 from framebus.shm.paths import companion_path
 
 REPLACE_AFTER_S: Final = 1.0
@@ -93,10 +93,10 @@ class ServedStream:
         self._replace_not_before_s = 0.0
         self._is_replacing = self._is_closed = False
         self._lock_path = companion_path(stream, "lock")
-        exclusion = take_exclusion(self._lock_path.name, EXCLUSION_PATIENCE_S)
-        if exclusion is None:
+        lock = PublisherLock.acquire(self._lock_path.name, LOCK_TIMEOUT_S)
+        if lock is None:
             raise StreamExists(f"another publisher serves the stream {stream!r}")
-        self._exclusion = exclusion
+        self._lock = lock
         try:
             self.ring: PublisherRing = PublisherRing(stream, geometry)
             """The ring file that is in use."""
@@ -109,7 +109,7 @@ class ServedStream:
                 ring.close(unlink=not ring.adopted)
             with contextlib.suppress(OSError):  # a signal handler may have raised after the bind
                 companion_path(stream, "sock").unlink(missing_ok=True)
-            self._release_exclusion(unlink=True)
+            self._release_lock(unlink=True)
             raise
 
     def prepare(self, frame_format: FrameFormat) -> PreparedFormat:
@@ -172,15 +172,15 @@ class ServedStream:
 
     def _close_rest(self) -> None:
         self.server.close()
-        self._release_exclusion(unlink=not self._keep_ring)
+        self._release_lock(unlink=not self._keep_ring)
 
-    def _release_exclusion(self, *, unlink: bool) -> None:
+    def _release_lock(self, *, unlink: bool) -> None:
         # Unlink it before releasing the lock. A process that locks the unlinked file notices that its path no longer
         # names the file, and retries.
         if unlink:
             with contextlib.suppress(OSError):
                 self._lock_path.unlink(missing_ok=True)
-        self._exclusion.close()
+        self._lock.close()
 
     def _use_ring(self) -> None:
         """Prepare the stream's own format, with an array on each slot of the ring."""

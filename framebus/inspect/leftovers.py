@@ -52,7 +52,7 @@ class _Candidate:
     path: Path
     reason: str
     judgement: Judgement = "left"
-    needs_exclusion: bool = True
+    needs_lock: bool = True
     """Whether to remove it only while the publisher's lock prevents a publisher from opening the stream."""
 
 
@@ -68,23 +68,23 @@ def find_leftovers(stream: str | None = None, *, remove: bool = False) -> list[L
     """
     found = []
     for name in [check_name(stream)] if stream is not None else stream_names():
-        with _excluded(name) as (excluded, permitted):
-            for candidate in _leftovers_of(name, excluded=excluded, permitted=permitted):
+        with _publisher_locked(name) as (locked, permitted):
+            for candidate in _leftovers_of(name, locked=locked, permitted=permitted):
                 try:
                     owner = candidate.path.lstat().st_uid
                 except OSError:
                     continue  # another process has removed it meanwhile
-                obstacle = _obstacle(candidate, owner, excluded=excluded)
+                obstacle = _obstacle(candidate, owner, locked=locked)
                 if remove and not obstacle:
                     obstacle = _remove(candidate.path, owner)
                 found.append(Leftover(candidate.path, candidate.reason, obstacle, candidate.judgement, owner))
     return found
 
 
-def _obstacle(candidate: _Candidate, owner: int, *, excluded: bool) -> str:
+def _obstacle(candidate: _Candidate, owner: int, *, locked: bool) -> str:
     """Return why this user may not remove the file, as far as that is known before trying."""
     mine = owner == os.geteuid()
-    if candidate.judgement == "unknown" or (candidate.needs_exclusion and not excluded):
+    if candidate.judgement == "unknown" or (candidate.needs_lock and not locked):
         return _read_only() or "its lock cannot be taken" if mine else _owned_by(owner)
     # /dev/shm is sticky, so only root and the owner of a file may remove it.
     return "" if mine or os.geteuid() == 0 else _owned_by(owner)
@@ -113,30 +113,30 @@ def _read_only() -> str:
 
 
 @contextlib.contextmanager
-def _excluded(stream: str) -> Iterator[tuple[bool, bool]]:
+def _publisher_locked(stream: str) -> Iterator[tuple[bool, bool]]:
     """Prevent publishers from opening the stream, because a publisher may adopt a leftover at any moment.
 
     Yields:
         Whether no publisher can open the stream, and whether this user may open the lock's file. If only the second is
         true, a publisher lives.
     """
-    exclusion, excluded, permitted = None, False, True
+    lock, locked, permitted = None, False, True
     # If no publisher lives, the holder is another inspecting process, or a publisher that is opening the stream: wait.
-    patience_s = 0.0 if _look_at_ring(companion_path(stream, "ring")) == "live" else locks.EXCLUSION_PATIENCE_S
+    timeout_s = 0.0 if _ring_use(companion_path(stream, "ring")) == "live" else locks.LOCK_TIMEOUT_S
     try:
-        exclusion = locks.take_exclusion(companion_path(stream, "lock").name, patience_s, create=False)
-        excluded = exclusion is not None
+        lock = locks.PublisherLock.acquire(companion_path(stream, "lock").name, timeout_s, create=False)
+        locked = lock is not None
     except StreamNotFound:
-        excluded = True
+        locked = True
     except PermissionDenied:
         permitted = False
     except OSError:
         permitted = False  # not a regular file
     try:
-        yield excluded, permitted
+        yield locked, permitted
     finally:
-        if exclusion is not None:
-            exclusion.close()
+        if lock is not None:
+            lock.close()
 
 
 def remove_leftovers(stream: str | None = None) -> list[Path]:
@@ -144,22 +144,22 @@ def remove_leftovers(stream: str | None = None) -> list[Path]:
     return [leftover.path for leftover in find_leftovers(stream, remove=True) if not leftover.obstacle]
 
 
-def _leftovers_of(stream: str, *, excluded: bool, permitted: bool) -> list[_Candidate]:
+def _leftovers_of(stream: str, *, locked: bool, permitted: bool) -> list[_Candidate]:
     own_socket, lock_path, ring_path = (companion_path(stream, suffix) for suffix in ("sock", "lock", "ring"))
-    ring = _look_at_ring(ring_path)
+    ring = _ring_use(ring_path)
     found = [
-        _Candidate(path, "its subscriber is gone", needs_exclusion=False)
+        _Candidate(path, "its subscriber is gone", needs_lock=False)
         for path, _, alive in read_records(stream)
         if not alive
     ]
     closed: Judgement = "kept" if ring == "closed" else "left"
     # If this user may not take the lock, the state of the ring shows that no publisher lives. One may start at any
     # moment, so nothing may be removed.
-    idle = excluded or (not permitted and ring in ("closed", "dead", "held"))
+    idle = locked or (not permitted and ring in ("closed", "dead", "held"))
     found += [
-        _Candidate(path, "no process listens on it", closed, needs_exclusion=path == own_socket)
+        _Candidate(path, "no process listens on it", closed, needs_lock=path == own_socket)
         for path in companion_paths(stream, "*sock")
-        if (idle or path != own_socket) and _is_deaf(path)
+        if (idle or path != own_socket) and _has_no_listener(path)
     ]
     if not idle:
         if not permitted and ring == "denied":
@@ -196,7 +196,7 @@ def _readers(path: Path) -> str:
 RingUse = Literal["missing", "denied", "live", "held", "closed", "dead"]
 
 
-def _look_at_ring(ring_path: Path) -> RingUse:
+def _ring_use(ring_path: Path) -> RingUse:
     """Return how the ring is used, as its locks and state show. ``held`` means by subscribers only."""
     try:
         holder = shm.open_for_reading(ring_path.name)
@@ -227,7 +227,7 @@ def _was_closed(fd: int) -> bool:
     return bool(struct.unpack_from("<I", head, STATE)[0] == CLOSED)
 
 
-def _is_deaf(path: Path) -> bool:
+def _has_no_listener(path: Path) -> bool:
     """Return whether the file is a Unix socket on which no process listens."""
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):

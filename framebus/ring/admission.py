@@ -44,7 +44,7 @@ def take_seats(segment: Segment, geometry: Geometry, count: int) -> None:
         SubscriberLimitReached: Fewer seats are free.
     """
     # Go on without it after the time-out: a process that holds it forever must not prevent subscriptions.
-    held = locks.hold_briefly(segment, ADMISSION_TIMEOUT_S)
+    held = locks.acquire_flock(segment, ADMISSION_TIMEOUT_S)
     taken: list[int] = []
     try:
         for seat in range(geometry.seats):
@@ -63,7 +63,7 @@ def take_seats(segment: Segment, geometry: Geometry, count: int) -> None:
             )
     finally:
         if held:
-            locks.let_go(segment)
+            locks.release_flock(segment)
 
 
 def seats_taken(fd: int, geometry: Geometry) -> int:

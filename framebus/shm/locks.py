@@ -17,6 +17,7 @@ import os
 import struct
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 from framebus.errors import StreamNotFound
@@ -27,8 +28,9 @@ from framebus.shm.paths import SHM_DIRECTORY
 from framebus.shm.space import no_room
 
 LOCK_MODE: Final = 0o600
-EXCLUSION_PATIENCE_S: Final = 0.2
+LOCK_TIMEOUT_S: Final = 0.2
 """How long to wait for the lock of a stream without a publisher: ``framebus gc`` and ``doctor`` hold it briefly."""
+RETRY_AFTER_S: Final = 0.001
 _FLOCK: Final = struct.Struct("hhqqi4x")
 
 
@@ -81,60 +83,72 @@ def is_any_locked(fd: int) -> bool:
     return is_locked(fd, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
 
 
-def take_exclusion(name: str, patience_s: float = 0.0, *, create: bool = True) -> LockHolder | None:
-    """Write-lock a file of mode 0600, which only this user can open.
+class PublisherLock(LockHolder):
+    """The lock of a stream's publisher, held until it is closed. Only the owner of its file, of mode 0600, may open it."""
 
-    Args:
-        name: The file's name in /dev/shm.
-        patience_s: Seconds to retry while another process holds the lock.
-        create: Whether to create the file if it is missing.
+    __slots__ = ()
 
-    Returns:
-        The holder, which keeps the lock until it is closed; ``None`` if another process holds the lock.
+    @classmethod
+    def acquire(cls, name: str, timeout_s: float = 0.0, *, create: bool = True) -> PublisherLock | None:
+        """Write-lock the file.
 
-    Raises:
-        PermissionDenied: The file belongs to another user.
-        StreamNotFound: The file is missing, and ``create`` is false.
-        NotEnoughSharedMemory: /dev/shm has no room for one more file.
-    """
-    path = SHM_DIRECTORY / name
-    deadline_s = time.monotonic() + patience_s
+        Args:
+            name: The file's name in /dev/shm.
+            timeout_s: Seconds to retry while another process holds the lock.
+            create: Whether to create the file if it is missing.
+
+        Returns:
+            The lock; ``None`` if another process holds it.
+
+        Raises:
+            PermissionDenied: The file belongs to another user.
+            StreamNotFound: The file is missing, and ``create`` is false.
+            NotEnoughSharedMemory: /dev/shm has no room for one more file.
+        """
+        path = SHM_DIRECTORY / name
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            fd = _open_lock_file(path, create=create)
+            try:
+                if os.fstat(fd).st_uid != os.geteuid():
+                    raise denied(path, None)
+                fcntl.fcntl(fd, fcntl.F_OFD_SETLK, write_lock(0))
+                # The last holder may have unlinked the file between the open and the lock. A lock on an unlinked file
+                # excludes no other process, so it counts only if the path still names this file.
+                if path.exists() and os.stat(path).st_ino == os.fstat(fd).st_ino:
+                    lock, fd = cls(fd), -1
+                    return lock
+            except (BlockingIOError, FileNotFoundError):
+                if path.exists() and time.monotonic() >= deadline_s:
+                    return None
+                time.sleep(RETRY_AFTER_S)
+            finally:
+                if fd >= 0:
+                    os.close(fd)
+
+
+def _open_lock_file(path: Path, *, create: bool) -> int:
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
     while True:
         try:
             # Open an existing file without O_CREAT, which fs.protected_regular rejects for a file of another user
             # (proc(5)).
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            return os.open(path, flags)
         except FileNotFoundError:
             if not create:
                 raise StreamNotFound(errno.ENOENT, f"{path} does not exist") from None
-            try:
-                fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_CREAT | os.O_EXCL, LOCK_MODE)
-            except FileExistsError:  # another process was faster
-                continue
-            except OSError as error:
-                raise no_room(error, 0, "the lock") or exhausted(error) or error from None
         except OSError as error:
             raise exhausted(error) or denied(path, error) from None
         try:
-            if os.fstat(fd).st_uid != os.geteuid():
-                raise denied(path, None)
-            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, write_lock(0))
-            # The last holder may have unlinked the file between the open and the lock. A lock on an unlinked file
-            # excludes no other process, so it counts only if the path still names this file.
-            if path.exists() and os.stat(path).st_ino == os.fstat(fd).st_ino:
-                holder, fd = LockHolder(fd), -1
-                return holder
-        except (BlockingIOError, FileNotFoundError):
-            if path.exists() and time.monotonic() >= deadline_s:
-                return None
-            time.sleep(0.001)
-        finally:
-            if fd >= 0:
-                os.close(fd)
+            return os.open(path, flags | os.O_CREAT | os.O_EXCL, LOCK_MODE)
+        except FileExistsError:  # another process has created it meanwhile: open it
+            continue
+        except OSError as error:
+            raise no_room(error, 0, "the lock") or exhausted(error) or error from None
 
 
-def hold_briefly(holder: LockHolder, timeout_s: float) -> bool:
-    """Acquire the file's flock(2) within ``timeout_s``. Release it with :func:`let_go`.
+def acquire_flock(holder: LockHolder, timeout_s: float) -> bool:
+    """Acquire the file's flock(2) within ``timeout_s``. Release it with :func:`release_flock`.
 
     It serialises cooperating processes that change several locks together. The caller should go on without it if this
     returns False, because a hostile process may hold it forever.
@@ -146,11 +160,11 @@ def hold_briefly(holder: LockHolder, timeout_s: float) -> bool:
         except BlockingIOError:
             if time.monotonic() >= deadline_s:
                 return False
-            time.sleep(0.001)
+            time.sleep(RETRY_AFTER_S)
         else:
             return True
 
 
-def let_go(holder: LockHolder) -> None:
-    """Release what :func:`hold_briefly` acquired."""
+def release_flock(holder: LockHolder) -> None:
+    """Release what :func:`acquire_flock` acquired."""
     fcntl.flock(holder.fd, fcntl.LOCK_UN)
