@@ -105,7 +105,7 @@ class Attachment:
             self._waiter.drain()
             # Prefault one slot at a time while there is no frame, so that a frame that arrives waits for one slot at
             # most.
-            if ring.event() == self._event and not ring.prefault_next():
+            if ring.event() == self._event and not ring.prefault_one():
                 self._watch_publisher()
                 return None
 
@@ -124,7 +124,7 @@ class Attachment:
     def deliver(self, lease: Lease) -> Frame:
         """Create a frame from a lease, and ensure that the pages of its slot are mapped."""
         ring = self._ring
-        if ring.cold and lease.slot in ring.cold:
+        if ring.unmapped_slots and lease.slot in ring.unmapped_slots:
             ring.prefault(lease.slot)
         self._waiter.delivered = lease.header
         return Frame(lease)

@@ -136,10 +136,10 @@ def spin(reader: Reader, until_ns: int) -> Lease | None:
         reader: The subscriber's reader of the ring.
         until_ns: When to give up, CLOCK_MONOTONIC.
     """
-    if (lease := reader.rehearse()) is not None:
+    if (lease := reader.warm_up()) is not None:
         Frame(lease).pixels  # noqa: B018  accessing the property creates the array
         del lease
-    return reader.look(until_ns)
+    return reader.spin(until_ns)
 
 
 def waiter_for(wake: str, stream: str) -> Waiter:

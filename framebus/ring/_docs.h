@@ -156,8 +156,8 @@
     "\n" \
     "Raises:\n" \
     "    OSError: The kernel refused a lock, and not because another process holds it."
-#define READER_LOOK_DOC \
-    "look($self, /, until_ns)\n" \
+#define READER_SPIN_DOC \
+    "spin($self, /, until_ns)\n" \
     "--\n" \
     "\n" \
     "Spin until there is a new frame or CLOCK_MONOTONIC reaches ``until_ns``, then :meth:`take` it."
@@ -166,8 +166,8 @@
     "--\n" \
     "\n" \
     "Sleep while the event word equals ``event``, for at most ``timeout_ns``, then :meth:`take` a new frame."
-#define READER_REHEARSE_DOC \
-    "rehearse($self, /)\n" \
+#define READER_WARM_UP_DOC \
+    "warm_up($self, /)\n" \
     "--\n" \
     "\n" \
     "Warm the caches: run the lease path against a lock byte that no slot uses.\n" \

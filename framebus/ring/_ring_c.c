@@ -815,9 +815,9 @@ static PyObject *reader_take(Reader *self, PyObject *nothing)
     Py_RETURN_NONE;
 }
 
-static PyObject *reader_look(Reader *self, ARGUMENTS)
+static PyObject *reader_spin(Reader *self, ARGUMENTS)
 {
-    static const Parameters parameters = {"look", 1, 1, {"until_ns"}};
+    static const Parameters parameters = {"spin", 1, 1, {"until_ns"}};
     PyObject *until;
     if (sort_arguments(&parameters, arguments, count, keywords, &until) < 0)
         return NULL;
@@ -854,7 +854,7 @@ static PyObject *reader_sleep(Reader *self, ARGUMENTS)
     return reader_take(self, NULL);
 }
 
-static PyObject *reader_rehearse(Reader *self, PyObject *nothing)
+static PyObject *reader_warm_up(Reader *self, PyObject *nothing)
 {
     int fd = segment_fd(self->state, self->segment);
     unsigned slot = load64(self->ring + TAIL) & 0xFF;
@@ -1054,9 +1054,9 @@ static PyType_Spec claim_spec = {
 
 static PyMethodDef reader_methods[] = {
     {"take", (PyCFunction)reader_take, METH_NOARGS, PyDoc_STR(READER_TAKE_DOC)},
-    METHOD("look", reader_look, READER_LOOK_DOC),
+    METHOD("spin", reader_spin, READER_SPIN_DOC),
     METHOD("sleep", reader_sleep, READER_SLEEP_DOC),
-    {"rehearse", (PyCFunction)reader_rehearse, METH_NOARGS, PyDoc_STR(READER_REHEARSE_DOC)},
+    {"warm_up", (PyCFunction)reader_warm_up, METH_NOARGS, PyDoc_STR(READER_WARM_UP_DOC)},
     METHOD("report_to", reader_report_to, READER_REPORT_TO_DOC),
     {"held", (PyCFunction)reader_held, METH_NOARGS, PyDoc_STR(READER_HELD_DOC)},
     METHOD("resume_from", reader_resume_from, READER_RESUME_FROM_DOC),

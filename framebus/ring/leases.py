@@ -157,7 +157,7 @@ class Reader:
                 return lease
         return None
 
-    def look(self, until_ns: int) -> Lease | None:
+    def spin(self, until_ns: int) -> Lease | None:
         """Spin until there is a new frame or CLOCK_MONOTONIC reaches ``until_ns``, then :meth:`take` it."""
         words, unseen = self.segment.words, max(self.last + 1, 1) << 8
         while words[TAIL_WORD] < unseen and time.monotonic_ns() < until_ns:
@@ -169,7 +169,7 @@ class Reader:
         sleep_while(self.segment.address + EVENT, event, timeout_ns)
         return self.take()
 
-    def rehearse(self) -> Lease | None:
+    def warm_up(self) -> Lease | None:
         """Warm the caches: run the lease path against a lock byte that no slot uses.
 
         Returns:

@@ -51,7 +51,7 @@ class SubscriberRing:
             self.segment, geometry.slots, geometry.slot_bytes, geometry.first_slot, every, history
         )
         """Holds the leases and the counters."""
-        self.cold: set[int] = set(range(geometry.slots))
+        self.unmapped_slots: set[int] = set(range(geometry.slots))
         """Slots whose pages this process has not mapped yet."""
 
     def is_live(self) -> bool:
@@ -72,20 +72,20 @@ class SubscriberRing:
 
     def prefault(self, slot: int) -> None:
         """Map the pages of a slot now, so that reading its pixels does not fault: some 0.8 ms for 10 MB."""
-        self.cold.remove(slot)
+        self.unmapped_slots.remove(slot)
         self.segment.prefault(self.geometry.pixels(slot), self.geometry.slot_bytes)
 
-    def prefault_next(self) -> bool:
+    def prefault_one(self) -> bool:
         """Prefault the unmapped slot that the publisher is likely to write next.
 
         Returns:
             Whether there was an unmapped slot.
         """
-        if not self.cold:
+        if not self.unmapped_slots:
             return False
         # The publisher claims the oldest slot, usually the one after the newest in a circle.
         newest = self.segment.words[TAIL_WORD] & 0xFF
-        self.prefault(min(self.cold, key=lambda slot: (slot - newest - 1) % self.geometry.slots))
+        self.prefault(min(self.unmapped_slots, key=lambda slot: (slot - newest - 1) % self.geometry.slots))
         return True
 
 

@@ -84,7 +84,7 @@ def is_any_locked(fd: int) -> bool:
 
 
 class PublisherLock(LockHolder):
-    """The lock of a stream's publisher, held until it is closed. Only the owner of its file, of mode 0600, may open it."""
+    """The lock of a stream's publisher, held until it is closed. The mode of its file is 0600."""
 
     __slots__ = ()
 
