@@ -6,8 +6,8 @@ import time
 from abc import ABC, abstractmethod
 from typing import Final
 
+from framebus.bus.arrivals import ArrivalPredictor
 from framebus.bus.frames import Frame
-from framebus.bus.pace import Pace
 from framebus.errors import InvalidArgument
 from framebus.notify.listener import Listener
 from framebus.ring.frame_header import FrameHeader
@@ -104,7 +104,7 @@ class PredictiveWaiter(Waiter):
     """Sleeps like :class:`FutexWaiter`, but spins from shortly before the predicted arrival of the next frame."""
 
     def __init__(self) -> None:
-        self._pace = Pace()
+        self._predictor = ArrivalPredictor()
 
     def wait(self, reader: Reader, event: int, timeout_s: float) -> Lease | None:
         """Sleep until shortly before the predicted arrival, or spin if it is near."""
@@ -112,8 +112,8 @@ class PredictiveWaiter(Waiter):
         end_ns = now_ns + int(timeout_s * 1e9)
         # Record the last frame here instead of at its delivery, to avoid delaying it.
         if self.delivered is not None:
-            self._pace.learn(self.delivered.sequence, self.delivered.published_ns)
-        begin_ns, until_ns = self._pace.window()
+            self._predictor.observe(self.delivered.sequence, self.delivered.published_ns)
+        begin_ns, until_ns = self._predictor.window()
         if begin_ns <= now_ns < until_ns:
             return spin(reader, min(until_ns, now_ns + SPIN_NS, end_ns))
         if now_ns < begin_ns < end_ns:

@@ -14,7 +14,7 @@ MAX_SPREAD: Final = 0.25
 are 0.2."""
 
 
-class Pace:
+class ArrivalPredictor:
     """Predicts the arrival of the next frame from recent intervals.
 
     It predicts only a steady rate: if the intervals differ too much, there is no window. Outliers, such as a single
@@ -26,7 +26,7 @@ class Pace:
         self._published_ns = 0
         self._periods_ns: deque[float] = deque(maxlen=PERIODS)
 
-    def learn(self, sequence: int, published_ns: int) -> None:
+    def observe(self, sequence: int, published_ns: int) -> None:
         """Record the sequence of a frame and when it was published, CLOCK_MONOTONIC."""
         frames = sequence - self._sequence
         if self._sequence and frames > 0:
