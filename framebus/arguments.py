@@ -1,6 +1,7 @@
-"""Checks of the arguments of the public API, made where they enter.
+"""Validation of the arguments of the public API.
 
-A wrong argument is an :class:`~framebus.errors.InvalidArgument` that names it, never a failure deeper inside.
+Arguments are checked where they enter, to ensure that a wrong one raises an :class:`~framebus.errors.InvalidArgument`
+which names it, instead of failing deeper inside.
 """
 
 from __future__ import annotations
@@ -14,16 +15,18 @@ from framebus.errors import InvalidArgument, UnsupportedEnvironment
 
 
 def whole_number(value: Any, what: str, least: int, most: int | None = None) -> int:
-    """Return ``value`` as an int, by ``operator.index``, so that numpy's integers are taken and floats are not.
+    """Return ``value`` as an int.
+
+    The conversion is that of ``operator.index()``: it accepts numpy's integers and rejects floats.
 
     Args:
-        value: What the caller gave.
+        value: The value that the caller passed.
         what: The argument's name, for the message.
-        least: The least value allowed.
+        least: The smallest value allowed.
         most: The largest value allowed; ``None`` for no limit.
 
     Raises:
-        InvalidArgument: It is not a whole number, or out of range.
+        InvalidArgument: ``value`` is not a whole number, or out of range.
     """
     try:
         number = operator.index(value)
@@ -36,10 +39,10 @@ def whole_number(value: Any, what: str, least: int, most: int | None = None) -> 
 
 
 def seconds(value: Any, what: str) -> float | None:
-    """Return ``value`` as seconds, or ``None`` as itself, which stands for ever.
+    """Return ``value`` as a number of seconds. ``None``, which means no time-out, is returned unchanged.
 
     Raises:
-        InvalidArgument: It is not a number, not finite, or below 0.
+        InvalidArgument: ``value`` is not a number, not finite, or negative.
     """
     if value is None:
         return None
@@ -56,7 +59,7 @@ def truth(value: Any, what: str) -> bool:
     """Return ``value`` as a bool.
 
     Raises:
-        InvalidArgument: It is neither true nor false, as an array of several values.
+        InvalidArgument: ``value`` has no truth value, for example because it is an array of several elements.
     """
     try:
         return bool(value)
@@ -65,10 +68,10 @@ def truth(value: Any, what: str) -> bool:
 
 
 def shown(value: Any) -> str:
-    """Return what a message shows of a value: the beginning of its repr, or its type where it has none."""
+    """Return the beginning of the value's repr for an error message, or its type if the repr cannot be made."""
     try:
         return f"{value!r:.80}"
-    except ValueError:  # Python does not write an integer of more than some thousand digits
+    except ValueError:  # Python refuses to convert an integer of more than some thousand digits
         return f"{type(value).__name__} of a size that cannot be shown"
 
 
@@ -76,7 +79,7 @@ def one_of(value: Any, what: str, allowed: tuple[str, ...]) -> str:
     """Return ``value`` if it is one of the allowed words.
 
     Raises:
-        InvalidArgument: It is none of them.
+        InvalidArgument: ``value`` is not one of them.
     """
     if not isinstance(value, str) or value not in allowed:
         words = ", ".join(map(repr, allowed[:-1]))
@@ -85,15 +88,17 @@ def one_of(value: Any, what: str, allowed: tuple[str, ...]) -> str:
 
 
 def check_environment() -> None:
-    """Check that no library has exchanged the standard library's threads, sockets and polls.
+    """Check that no library has patched the threads, sockets and polls of the standard library.
 
     Raises:
-        UnsupportedEnvironment: gevent or eventlet has: a wait in shared memory would stop every green thread.
+        UnsupportedEnvironment: gevent or eventlet has patched them. framebus waits in the kernel, which would block
+            every green thread.
     """
     for module_name in ("gevent.monkey", "eventlet.patcher"):
         module = sys.modules.get(module_name)
         if module is None:
             continue
+        # gevent and eventlet record what they have patched here; merely importing them patches nothing.
         saved = getattr(module, "saved", None) or getattr(module, "already_patched", None)
         if saved:
             library = module_name.partition(".")[0]

@@ -1,6 +1,7 @@
-"""The errors that framebus raises: one tree, and each is also the builtin that fits.
+"""The errors that framebus raises.
 
-The message is one sentence for the person who must act on it.
+All of them derive from :class:`FramebusError`, and each also derives from the builtin exception that it refines, so a
+program can catch either. The message is one sentence that says what is wrong, and what to do about it.
 """
 
 from __future__ import annotations
@@ -10,40 +11,40 @@ class FramebusError(Exception):
     """Base of all errors of framebus."""
 
     def __str__(self) -> str:
-        """The sentence alone, without the errno that an OSError puts before it."""
+        """Return the sentence alone, without the errno that an OSError puts before it."""
         return str(self.args[-1]) if self.args else ""
 
 
 class InvalidArgument(FramebusError, ValueError):
-    """An argument that the call cannot take: the message says which, what was found, and what is wanted."""
+    """An argument is of the wrong type or out of range. The message names it, its value, and what is accepted."""
 
 
 class InvalidName(InvalidArgument):
-    """A stream's or subscriber's name that cannot be part of a file name in /dev/shm."""
+    """The name of a stream or subscriber cannot be part of a file name in /dev/shm."""
 
 
 class InvalidMetadata(InvalidArgument):
-    """Metadata that msgpack cannot pack, that a subscriber could not read, or that is larger than its room."""
+    """The metadata cannot be packed by msgpack, cannot be read by a subscriber, or is too large for a slot's header."""
 
 
 class FormatMismatch(InvalidArgument):
-    """An array whose shape or element type is not that of the frame to publish."""
+    """The shape or element type of an array differs from that of the frame to publish."""
 
 
 class FrameTooLarge(InvalidArgument):
-    """A frame that does not fit a slot of the ring."""
+    """The frame does not fit in a slot of the ring."""
 
 
 class StreamNotFound(FramebusError, FileNotFoundError):
-    """No publisher serves a stream of this name here."""
+    """No publisher serves a stream of this name in this /dev/shm."""
 
 
 class StreamExists(FramebusError, FileExistsError):
-    """Another publisher that lives serves this stream."""
+    """Another live publisher serves this stream."""
 
 
 class StreamGone(FramebusError, ConnectionError):
-    """The publisher closed or died, and none came back in time."""
+    """The publisher closed or died, and no other one opened the stream in time."""
 
 
 class LayoutMismatch(FramebusError, ValueError):
@@ -55,35 +56,35 @@ class NoFreeSlot(FramebusError, RuntimeError):
 
 
 class SubscriberLimitReached(FramebusError, RuntimeError):
-    """The ring's slots are promised to other subscribers already."""
+    """The ring has fewer free leases than the subscriber asks for, because other subscribers have reserved them."""
 
 
 class LoanOutstanding(FramebusError, RuntimeError):
-    """The publisher was asked for a further loan while ``max_loans`` are neither published nor abandoned."""
+    """The publisher was asked for another loan while ``max_loans`` loans are neither published nor abandoned."""
 
 
 class TooManyLeases(FramebusError, RuntimeError):
-    """The subscriber still holds as many frames as it may hold at once."""
+    """The subscriber still holds ``max_leases`` frames, so it cannot lease another one."""
 
 
 class ReceiveTimeout(FramebusError, TimeoutError):
-    """No new frame came in time."""
+    """No new frame arrived before the time-out."""
 
 
 class FrameReleased(FramebusError, ValueError):
-    """The pixels of a frame that was released, or of a loan that was published or abandoned."""
+    """The pixels were accessed after the frame was released, or after the loan was published or abandoned."""
 
 
 class Closed(FramebusError, ValueError):
-    """A publisher or subscriber used after its close, or in a forked child of the process that opened it."""
+    """A publisher or subscriber was used after it was closed, or in a forked child of the process that opened it."""
 
 
 class WrongThread(FramebusError, RuntimeError):
-    """A publisher or subscriber used by a second thread; only ``close()`` may be called from any."""
+    """A publisher or subscriber was used by a second thread. Only ``close()`` may be called from any thread."""
 
 
 class AlreadyInUse(FramebusError, RuntimeError):
-    """A second task, or a signal handler, uses a publisher or subscriber that is in the middle of a call."""
+    """A second task, or a signal handler, used a publisher or subscriber during another call."""
 
 
 class NotEnoughSharedMemory(FramebusError, OSError):
@@ -91,12 +92,12 @@ class NotEnoughSharedMemory(FramebusError, OSError):
 
 
 class ResourceExhausted(FramebusError, OSError):
-    """The process or the host has no descriptor, or no memory to map, left: EMFILE, ENFILE or ENOMEM."""
+    """The process or the host has run out of descriptors or of memory to map: EMFILE, ENFILE or ENOMEM."""
 
 
 class PermissionDenied(FramebusError, PermissionError):
-    """A file of the stream belongs to another user, or is closed to this one."""
+    """A file of the stream belongs to another user, or this user may not open it."""
 
 
 class UnsupportedEnvironment(FramebusError, RuntimeError):
-    """The interpreter was changed in a way that framebus cannot work with, such as by gevent's patches."""
+    """The interpreter was modified in a way that framebus does not support, for example by gevent's patches."""

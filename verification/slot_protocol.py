@@ -137,14 +137,14 @@ class SlotProtocol:
             for lease in subscriber.leases
         )
 
-    # The publisher: framebus/ring/publisher_ring.py, under the exclusion of framebus/bus/publisher.py.
+    # The publisher: framebus/ring/publisher_ring.py, under the publisher's lock of framebus/bus/served_stream.py.
 
     def _publisher(self, state: State) -> Steps:
         publisher = state.publisher
         at = publisher.at
         if at == "none":
-            if not state.exclusion:
-                yield "takes the exclusion", state._replace(exclusion=1, publisher=Publisher("open"))
+            if not state.publisher_lock:
+                yield "acquires the publisher's lock", state._replace(publisher_lock=1, publisher=Publisher("open"))
             return
         if (self.publisher_deaths is None or state.deaths < self.publisher_deaths) and not self._is_dying(state):
             yield "dies", self._publisher_dead(state)
@@ -345,7 +345,7 @@ class SlotProtocol:
 
     @staticmethod
     def _is_dying(state: State) -> bool:
-        return state.exclusion == 2 or any(
+        return state.publisher_lock == 2 or any(
             ring.live == 2 or any(slot.writer == 2 for slot in ring.slots) for ring in state.rings
         )
 
@@ -358,16 +358,16 @@ class SlotProtocol:
                 )
                 for ring in state.rings
             ),
-            exclusion=2,
+            publisher_lock=2,
             publisher=Publisher(),
             deaths=state.deaths + (self.publisher_deaths is not None),
         )
 
     def _kernel(self, state: State) -> Steps:
         held = any(ring.live == 2 for ring in state.rings)
-        # Were the exclusion free before LIVE, the next publisher would move on to a new file.
-        if state.exclusion == 2 and (self.new_files or not held):
-            yield "frees the dead publisher's exclusion", state._replace(exclusion=0)
+        # If the publisher's lock were released before LIVE, the next publisher would create a new file.
+        if state.publisher_lock == 2 and (self.new_files or not held):
+            yield "releases the dead publisher's lock", state._replace(publisher_lock=0)
         for number, ring in enumerate(state.rings):
             if ring.live == 2 or any(slot.writer == 2 for slot in ring.slots):
                 freed = tuple(

@@ -58,7 +58,7 @@ class Loan(NamedTuple):
 
 
 class Publisher(NamedTuple):
-    """The process that holds the exclusion, or ``none``."""
+    """The process that holds the publisher's lock, or ``none``."""
 
     at: str = "none"
     ring: int = NOBODY
@@ -120,7 +120,7 @@ class State(NamedTuple):
     subscribers: tuple[Subscriber, ...]
     path: int = NOBODY
     """The file that has the stream's name."""
-    exclusion: int = 0
+    publisher_lock: int = 0
     """As a slot's ``writer``."""
     highest: int = 0
     """The highest sequence that anybody could see, ever."""

@@ -1,4 +1,4 @@
-"""What a program uses: :class:`Publisher`, :class:`Subscriber`, and the frames that pass between them."""
+"""The public API: :class:`Publisher`, :class:`Subscriber`, and the frames that they exchange."""
 
 from framebus.bus.formats import FrameFormat
 from framebus.bus.frames import Frame

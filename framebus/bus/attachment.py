@@ -1,4 +1,4 @@
-"""A subscriber's attachment to a stream: ring, seats, record and waiter, and the move to the ring that follows."""
+"""A subscriber's attachment to a stream: its ring, seats, record and waiter, and the move to the next ring."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from framebus.ring.record import SubscriberRecord
 from framebus.ring.subscriber_ring import StaleRing, SubscriberRing
 
 TICK_S: Final = 0.05
-"""Longest sleep: nothing wakes a subscriber when the publisher is killed."""
+"""Longest sleep, because a publisher that is killed does not wake its subscribers."""
 MAX_ATTACH_RETRIES: Final = 16
 
 
 class Attachment:
-    """What a subscriber holds of a stream. The subscriber's thread uses it; :meth:`retire` may be called from any."""
+    """A subscriber's resources of a stream. The subscriber's thread uses it; :meth:`retire` is thread-safe."""
 
-    # Until it has them, for an attachment that failed.
+    # Defaults for leave(), which the constructor calls if it fails before it has set these.
     _record: Record | None = None
     _last_statistics: SubscriberStatistics | None = None
     _has_left = False
@@ -47,15 +47,15 @@ class Attachment:
         attach_timeout_s: float | None,
         gone_after_s: float | None,
     ) -> None:
-        """Attach to the ring of a publisher that lives.
+        """Attach to the ring of a live publisher.
 
         Args:
             stream: Name of the stream.
-            record: What others read of the subscriber: its mode and the leases that it may hold count here too.
-            history: How many of the frames that the ring holds already to take first.
-            publisher_uid: The user whose frames are wanted; ``None`` accepts any.
-            attach_timeout_s: Seconds to wait for a publisher; ``None`` waits for ever.
-            gone_after_s: Seconds that a publisher may be gone before :meth:`find` raises.
+            record: The subscriber's record, which also determines its mode and how many leases it may hold.
+            history: How many of the frames that the ring already holds to take first.
+            publisher_uid: The user whose frames are accepted; ``None`` accepts those of any user.
+            attach_timeout_s: Seconds to wait for a publisher; ``None`` waits forever.
+            gone_after_s: Seconds that the publisher may be gone before :meth:`find` raises; ``None`` never raises.
 
         Raises:
             FramebusError: As the constructor of :class:`~framebus.Subscriber` documents.
@@ -70,7 +70,7 @@ class Attachment:
         self._obstacle: FramebusError | None = None
         self._check_at_s = 0.0
         self._event = 0
-        """The ring's event word, as it was before the last look for a frame."""
+        """The ring's event word, read before the last attempt to find a frame."""
         self._reattached = 0
         try:
             self._ring = self._wait_for_ring(attach_timeout_s)
@@ -84,43 +84,47 @@ class Attachment:
             raise
 
     def find(self) -> Lease | None:
-        """Lease the next frame; where there is none, do all that is to be done before a wait.
+        """Lease the next frame, or return ``None`` when the caller should wait.
 
-        This is the body of the receive loop, synchronous or not: they differ in how they wait alone.
+        This is the body of both receive loops, synchronous and asynchronous, which differ only in how they wait. Before
+        it returns ``None``, it does the work that may delay a frame: prefaulting, and checking whether the publisher
+        lives.
 
         Raises:
             StreamGone: The publisher is gone for longer than ``gone_after_s``.
-            PermissionDenied, LayoutMismatch, SubscriberLimitReached, ResourceExhausted: The same, and a ring that the
-                subscriber cannot attach to is in its place.
+            PermissionDenied, LayoutMismatch, SubscriberLimitReached, ResourceExhausted: The publisher is gone, and the
+                subscriber cannot attach to the ring that replaced its ring.
         """
         while True:
             ring = self._ring
-            # Read first: a frame that is published after this read changes the word, and a wait on it returns at once.
+            # Read the event before searching. A frame that is published later changes the word, so a wait on the value
+            # read here returns immediately.
             self._event = ring.event()
             if (lease := self._reader.take()) is not None:
                 return lease
             self._waiter.drain()
-            # Slots that were never read are prefaulted here one by one, so that no frame waits for all of them.
-            if ring.event() == self._event and not ring.prefault_next():
+            # Prefault one slot at a time while there is no frame, so that a frame that arrives waits for one slot at
+            # most.
+            if ring.event() == self._event and not ring.prefault_one():
                 self._watch_publisher()
                 return None
 
     def wait(self, timeout_s: float) -> Lease | None:
-        """Wait for an event of the ring, in the subscriber's way, at most ``timeout_s``; what came may be leased."""
+        """Wait for an event of the ring, for at most ``timeout_s``. Some ways to wait also lease the frame."""
         return self._waiter.wait(self._reader, self._event, timeout_s)
 
     def fileno(self) -> int:
-        """Descriptor that is readable while notifications have come.
+        """Return a descriptor that is readable while there are notifications.
 
         Raises:
-            InvalidArgument: The subscriber's way to wait has none.
+            InvalidArgument: The subscriber's way to wait has no descriptor.
         """
         return self._waiter.fileno()
 
     def deliver(self, lease: Lease) -> Frame:
-        """Make a frame of a lease, whose pages are mapped."""
+        """Create a frame from a lease, and ensure that the pages of its slot are mapped."""
         ring = self._ring
-        if ring.cold and lease.slot in ring.cold:
+        if ring.unmapped_slots and lease.slot in ring.unmapped_slots:
             ring.prefault(lease.slot)
         self._waiter.delivered = lease.header
         return Frame(lease)
@@ -129,12 +133,12 @@ class Attachment:
         """Ensure that one more frame may be leased.
 
         Raises:
-            TooManyLeases: As many as were asked for are still held; the message has their sequences.
+            TooManyLeases: ``max_leases`` frames are still held; the message lists their sequences.
         """
         reader = self._reader
         if reader.leases < self._max_leases:
             return
-        lifecycle.collect_garbage()  # frames in reference cycles, as an exception's traceback makes them, are not held
+        lifecycle.collect_garbage()  # frees the frames in reference cycles, as a traceback creates them
         if reader.leases < self._max_leases:
             return
         held = ", ".join(map(str, reader.held()))
@@ -147,7 +151,7 @@ class Attachment:
 
     @property
     def statistics(self) -> SubscriberStatistics:
-        """The counters; after :meth:`leave`, the last ones."""
+        """The counters. After :meth:`leave`, their last values."""
         reader: Reader | None = self.__dict__.get("_reader")
         if reader is None:
             assert self._last_statistics is not None
@@ -163,29 +167,30 @@ class Attachment:
         )
 
     def retire(self) -> None:
-        """Remove the subscriber's record, so that others no longer see it."""
+        """Remove the subscriber's record, so that other processes no longer list it."""
         if self._record is not None:
             self._record.remove()
 
     def leave(self) -> None:
-        """Release all; the ring stays mapped until the last frame goes.
+        """Release everything. The ring stays mapped until the last frame goes.
 
-        Each step may be repeated: a signal handler may raise between any two, and two threads may close at once.
+        Each step may be repeated, because a signal handler may raise between any two, and two threads may close at the
+        same time.
         """
         if self._has_left:
             return
         waiter: Waiter | None = self.__dict__.get("_waiter")
-        if waiter is not None:  # else the subscriber never opened
+        if waiter is not None:  # the constructor completed
             self._last_statistics = self.statistics
             waiter.close()
         self.retire()
-        # Removed here rather than with this object, which a traceback may keep for long.
+        # Drop the references now instead of with this object, which a traceback may keep alive for long.
         self.__dict__.pop("_reader", None)
         self.__dict__.pop("_ring", None)
         self._has_left = True
 
     def _watch_publisher(self) -> None:
-        """Move to the ring that took the place of this one, and notice when the publisher is gone."""
+        """Move to the ring that replaced this one, and detect when the publisher is gone."""
         now_s = time.monotonic()
         ring = self._ring
         if now_s < self._check_at_s and ring.is_open():
@@ -207,7 +212,7 @@ class Attachment:
 
     def _reattach(self) -> bool:
         if self._ring.is_current():
-            return False  # the file may be adopted by the next publisher, and this subscriber has its seats
+            return False  # the next publisher may adopt this file, in which this subscriber holds its seats
         try:
             ring = self._attach()
         except StreamNotFound:

@@ -1,4 +1,4 @@
-"""What the pixels of a frame are, and how its array is laid out."""
+"""The format of a frame: the type and meaning of its pixels, and the layout of its array."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _LABELS: Final = {None: "gray", 1: "gray", 3: "bgr", 4: "bgra"}
 
 @dataclass(frozen=True, slots=True)
 class FrameFormat:
-    """What the pixels of a frame are.
+    """The format of a frame.
 
-    The shape of the array follows from it: ``(height, width, channels)``; ``(height, width)`` with ``channels=None``;
+    It determines the shape of the array: ``(height, width, channels)``; ``(height, width)`` with ``channels=None``;
     ``(channels, height, width)`` with ``planar=True``; and for the pixel formats ``nv12`` and ``i420``, of 8 bits in
-    4:2:0, ``(height * 3 // 2, width)``, as OpenCV has them.
+    4:2:0, ``(height * 3 // 2, width)``, as in OpenCV.
     """
 
     height: int
@@ -37,15 +37,15 @@ class FrameFormat:
     channels: int | None = 3
     """Values of a pixel; ``None`` for an array without an axis for them."""
     dtype: str = "uint8"
-    """numpy's name of the type of a value. A dtype or a type of numpy's is taken too."""
+    """numpy's name of the type of a value. A numpy dtype or scalar type is accepted too."""
     pixel_format: str = ""
-    """What the channels mean, up to 16 ASCII letters. framebus lays out ``nv12`` and ``i420``, and passes on all
-    others. Unless given, it is ``gray``, ``bgr`` or ``bgra`` by the number of channels."""
+    """What the channels mean, up to 16 ASCII letters. ``nv12`` and ``i420`` change the layout; framebus passes on all
+    other values. The default is ``gray``, ``bgr`` or ``bgra``, depending on the number of channels."""
     planar: bool = False
     """Whether each channel is a plane of its own."""
 
     def __post_init__(self) -> None:
-        set_field = object.__setattr__  # a frozen dataclass is normalised here alone
+        set_field = object.__setattr__  # bypasses frozen=True, to normalise the arguments
         for name in ("height", "width"):
             set_field(self, name, whole_number(getattr(self, name), f"a frame's {name}", 1, MAX_SIDE))
         if self.channels is not None:
@@ -72,17 +72,17 @@ class FrameFormat:
 
     @classmethod
     def of(cls, array: Any, pixel_format: str = "", *, planar: bool = False) -> FrameFormat:
-        """Format of an array, so that a publisher can be opened for arrays like it.
+        """Return the format of an array, to open a publisher for arrays like it.
 
         Args:
-            array: Anything that numpy makes an array of without a copy: ``(height, width)``, ``(height, width,
+            array: Any object that numpy can wrap as an array without a copy: ``(height, width)``, ``(height, width,
                 channels)``, with ``planar`` ``(channels, height, width)``, with ``nv12`` or ``i420`` ``(height * 3 //
                 2, width)``.
-            pixel_format: What the channels mean; unless given, by their number.
+            pixel_format: What the channels mean; the default depends on their number.
             planar: Whether each channel is a plane of its own.
 
         Raises:
-            InvalidArgument: Frames cannot have this shape, or values of this type.
+            InvalidArgument: A frame cannot have this shape or values of this type.
         """
         try:
             pixels = np.asarray(array)
@@ -103,7 +103,7 @@ class FrameFormat:
 
     @classmethod
     def from_header(cls, header: FrameHeader) -> FrameFormat:
-        """Format of a frame that was received."""
+        """Return the format of a received frame."""
         plane = header.arrangement == Arrangement.PLANE
         return cls(
             header.height,
@@ -116,7 +116,7 @@ class FrameFormat:
 
     @property
     def arrangement(self) -> Arrangement:
-        """How the values lie in the slot."""
+        """How the values are laid out in the slot."""
         if self.channels is None:
             return Arrangement.PLANE
         if self.planar:
@@ -125,7 +125,7 @@ class FrameFormat:
 
     @property
     def description(self) -> Description:
-        """What a slot's header says of such a frame."""
+        """The fields of the slot header of such a frame."""
         channels = self.channels or 1
         return Description(self.height, self.width, channels, self.typestr, self.pixel_format, self.arrangement)
 
@@ -146,23 +146,23 @@ class FrameFormat:
 
 
 def luma(pixels: Pixels, frame_format: FrameFormat) -> Pixels:
-    """View on the luma of a frame in 4:2:0, of shape ``(height, width)``.
+    """Return a view on the luma of a frame in 4:2:0, of shape ``(height, width)``.
 
     Raises:
-        InvalidArgument: The frame is in another format.
+        InvalidArgument: The frame is not in ``nv12`` or ``i420``.
     """
     _require_subsampled(frame_format)
     return pixels[: frame_format.height]
 
 
 def chroma(pixels: Pixels, frame_format: FrameFormat) -> Pixels:
-    """View on the chroma of a frame in 4:2:0.
+    """Return a view on the chroma of a frame in 4:2:0.
 
-    Returns:
-        For ``nv12`` of shape ``(height // 2, width // 2, 2)``, for ``i420`` ``(2, height // 2, width // 2)``; U first.
+    Its shape is ``(height // 2, width // 2, 2)`` for ``nv12`` and ``(2, height // 2, width // 2)`` for ``i420``; U is
+    first.
 
     Raises:
-        InvalidArgument: The frame is in another format.
+        InvalidArgument: The frame is not in ``nv12`` or ``i420``.
     """
     _require_subsampled(frame_format)
     height, width = frame_format.height // 2, frame_format.width // 2

@@ -17,18 +17,18 @@ from framebus.ring.subscriber_ring import read_metadata
 
 
 class Frame:
-    """A frame that the subscriber holds: the publisher cannot reuse its slot while it, or any view on it, lives.
+    """A frame that the subscriber holds. The publisher cannot reuse its slot while the frame, or any view on it, lives.
 
-    numpy takes it as an array (``numpy.asarray(frame)``), and so does whatever reads DLPack or, from Python 3.12 on,
-    buffers, all without a copy; what they make of it holds the slot too.
+    A frame can be used as an array without a copy: by numpy (``numpy.asarray(frame)``), by consumers of DLPack and,
+    from Python 3.12 on, of the buffer protocol. Objects that share its memory hold the slot too.
     """
 
-    __slots__ = {  # with what help() shows of them
+    __slots__ = {  # with the descriptions that help() shows
         "_lease": "",
         "_metadata": "",
         "_pixels": "",
-        "header": "All that the slot's header says of the frame.",
-        "skipped": "Frames missed since the one received before.",
+        "header": "The slot's header, which describes the frame.",
+        "skipped": "Frames missed since the previous one.",
     }
 
     def __init__(self, lease: Lease) -> None:
@@ -36,9 +36,9 @@ class Frame:
         self._pixels: Pixels | None = None
         self._metadata: Mapping[str, Any] | None = None
         self.header: FrameHeader = lease.header
-        """All that the slot's header says of the frame."""
+        """The slot's header, which describes the frame."""
         self.skipped: int = lease.skipped
-        """Frames missed since the one received before."""
+        """Frames missed since the previous one."""
 
     @property
     def pixels(self) -> Pixels:
@@ -48,7 +48,7 @@ class Frame:
             FrameReleased: The frame was released, or belongs to the parent process.
         """
         lease = self._lease
-        if lease is None or lease.is_inherited:  # hot path: no call unless it is needed
+        if lease is None or lease.is_inherited:  # hot path: avoids a call
             lease = self._held()
         if self._pixels is None:
             self._pixels = np.asarray(lease)
@@ -60,7 +60,7 @@ class Frame:
 
         Raises:
             FrameReleased: The frame was released, or belongs to the parent process.
-            InvalidArgument: The frame is in another format.
+            InvalidArgument: The frame is not in ``nv12`` or ``i420``.
         """
         return luma(self.pixels, self.format)
 
@@ -70,17 +70,17 @@ class Frame:
 
         Raises:
             FrameReleased: The frame was released, or belongs to the parent process.
-            InvalidArgument: The frame is in another format.
+            InvalidArgument: The frame is not in ``nv12`` or ``i420``.
         """
         return chroma(self.pixels, self.format)
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """What the publisher put beside the pixels.
+        """The map that the publisher attached to the frame.
 
         Raises:
             FrameReleased: The frame was released before its metadata was read, or belongs to the parent process.
-            LayoutMismatch: It is not a msgpack map.
+            LayoutMismatch: The metadata is not a msgpack map.
         """
         if self._metadata is None:
             self._metadata = _unpack_metadata(read_metadata(self._held()))
@@ -88,32 +88,32 @@ class Frame:
 
     @property
     def sequence(self) -> int:
-        """Number of the frame, from 1, one more for each published."""
+        """Number of the frame: the first is 1, and each published frame increments it."""
         return self.header.sequence
 
     @property
     def epoch(self) -> int:
-        """Which life of the publisher it comes from."""
+        """Random number that identifies the publisher instance that published the frame."""
         return self.header.epoch
 
     @property
     def captured_ns(self) -> int:
-        """When it was captured, CLOCK_MONOTONIC."""
+        """When the frame was captured, CLOCK_MONOTONIC."""
         return self.header.captured_ns
 
     @property
     def captured_wall_ns(self) -> int:
-        """When it was captured, nanoseconds since 1970."""
+        """When the frame was captured, nanoseconds since 1970."""
         return self.header.captured_wall_ns
 
     @property
     def published_ns(self) -> int:
-        """When it was published, CLOCK_MONOTONIC."""
+        """When the frame was published, CLOCK_MONOTONIC."""
         return self.header.published_ns
 
     @property
     def pixel_format(self) -> str:
-        """What the channels mean, in the publisher's words."""
+        """What the channels mean, as the publisher labels them."""
         return self.header.pixel_format
 
     @property
@@ -128,11 +128,11 @@ class Frame:
 
     @property
     def format(self) -> FrameFormat:
-        """What the pixels are; a publisher that is opened with it takes frames like this one."""
+        """Format of the frame. A publisher that is opened with it accepts frames like this one."""
         return FrameFormat.from_header(self.header)
 
     def release(self) -> None:
-        """Give up the frame's own hold; the slot is free once no other view on its pixels lives."""
+        """Release the frame. Its slot becomes free when the last view on its pixels goes."""
         self._pixels = None
         self._lease = None
 
@@ -163,10 +163,10 @@ class Frame:
         dl_device: tuple[int, int] | None = None,
         copy: bool | None = None,
     ) -> Any:
-        """The pixels as a DLPack capsule that says that they are read-only.
+        """Export the pixels as a DLPack capsule that is marked as read-only.
 
         Raises:
-            BufferError: The consumer's DLPack is older than 1.0, and cannot be told so: let it copy, by
+            BufferError: The consumer's DLPack is older than 1.0 and does not support read-only memory: pass it
                 ``frame.pixels.copy()``.
         """
         pixels = self.pixels.copy() if copy else self.pixels

@@ -1,4 +1,4 @@
-"""The owner and the end of publishers and subscribers: threads, blocks, garbage, the interpreter's exit, forks."""
+"""Ownership and shutdown of publishers and subscribers: threads, ``with`` blocks, garbage, exit, and forks."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ from framebus.errors import Closed, WrongThread
 from framebus.shm import forks
 
 OLDEST: Final = 2
-"""The generation that is collected last, and with it all others."""
+"""The oldest generation of the garbage collector. Its collection includes all others."""
 PATIENCE_S: Final = 5.0
 RETRY_AFTER_S: Final = 0.001
 
 
 class Endpoint:
-    """What publishers and subscribers have in common: the thread that owns them, and how they end.
+    """Base class of publishers and subscribers: the thread that owns them, and their end.
 
-    An endpoint belongs to the thread that first uses it, and to the process that opened it. It ends by :meth:`close`,
-    with its ``with`` block, or when it is garbage.
+    An endpoint belongs to the process that opened it and to the thread that first uses it. It is closed by
+    :meth:`close`, at the end of its ``with`` block, when it is garbage-collected, or when the interpreter exits.
     """
 
     kind: ClassVar[str]
-    """What it is, in messages."""
+    """Name of the kind of endpoint, for messages."""
     advice: ClassVar[str]
-    """How to use it from several threads, in the message of WrongThread."""
+    """How to use it from several threads, for the message of :class:`~framebus.WrongThread`."""
 
-    # Until it is open, for the close of one whose opening failed.
+    # Defaults for close(), which also runs if the constructor fails before it has set these.
     _closed = True
     _forked = False
     _thread: int | None = None
 
     @abstractmethod
     def close(self) -> None:
-        """End it, from any thread; harmless when it was ended before."""
+        """Close the endpoint. May be called from any thread, and again."""
 
     def after_fork_in_child(self) -> None:
-        """Leave it to the parent."""
+        """Leave the endpoint to the parent."""
         self._forked = True
         self._thread = None
 
@@ -56,7 +56,7 @@ class Endpoint:
         """Claim the endpoint for this thread if it has no owner yet.
 
         Raises:
-            Closed: It was closed, or belongs to the parent process.
+            Closed: The endpoint was closed, or belongs to the parent process.
             WrongThread: Another thread owns it.
         """
         self._check_open()
@@ -83,7 +83,7 @@ class Endpoint:
     def __exit__(
         self, kind: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
     ) -> None:
-        # Never in the place of the exception that is on its way.
+        # If the block raised, an error of close() must not replace that exception.
         with contextlib.suppress(*(() if kind is None else (OSError,))):
             self.close()
 
@@ -109,13 +109,14 @@ def register(opened: Endpoint) -> None:
 
 
 def collect_garbage() -> None:
-    """Collect all garbage, also where another thread is collecting some: ``gc.collect()`` does nothing meanwhile."""
+    """Collect all garbage, even if another thread is collecting: ``gc.collect()`` does nothing during that time."""
     thread, collected = get_ident(), False
 
     def note(phase: str, info: dict[str, int]) -> None:
         nonlocal collected
         collected |= phase == "stop" and info["generation"] == OLDEST and get_ident() == thread
 
+    # The callback tells whether a full collection ran in this thread, which gc.collect() itself does not.
     gc.callbacks.append(note)
     try:
         deadline_s = time.monotonic() + PATIENCE_S

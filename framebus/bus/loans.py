@@ -1,4 +1,4 @@
-"""A slot that a program writes a frame into."""
+"""Loans: slots into which a program writes a frame."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from framebus.ring.layout import MAX_METADATA_BYTES
 
 
 class Lender(Protocol):
-    """The publisher that has given a loan, and takes it back."""
+    """The publisher of a loan."""
 
     def _publish(self, loan: Loan, claim: Claim, prepared: PreparedFormat) -> int: ...
 
@@ -26,20 +26,21 @@ class Lender(Protocol):
 
 
 class Loan:
-    """A free slot of the ring, to be written and published.
+    """A free slot of the ring, to write a frame into and publish it.
 
-    :meth:`publish` hands it to the subscribers. A loan that is abandoned, or that nothing references any more, gives
-    its slot back, and no subscriber sees what was written.
+    :meth:`publish` makes the frame visible to subscribers. If the loan is abandoned, or no longer referenced, its slot
+    is given back, and subscribers never see what was written.
 
-    In a ``with`` block, the end of the block publishes what was rendered, and an exception abandons it. ``break``,
-    ``continue`` and ``return`` end the block as its last line does: where it may be left early, call :meth:`publish`
-    yourself, without ``with``. A block that never asks for ``pixels`` and sets nothing publishes nothing.
+    At the end of a ``with`` block, the loan is published; if the block raises, it is abandoned. ``break``, ``continue``
+    and ``return`` also end the block and publish. If a block may end early, use :meth:`publish` without ``with``. A
+    block that neither accesses ``pixels`` nor sets an attribute publishes nothing.
 
-    Keep no view on ``pixels`` beyond the publication: it would write into a frame that others read.
+    Do not keep views on ``pixels`` after the publication: writing through them would modify a frame that subscribers
+    read.
     """
 
-    __slots__ = {  # with what help() shows of them
-        "_array": "",  # before _claim: slots are cleared by their names, and a view would hold the claim's slot
+    __slots__ = {  # with the descriptions that help() shows
+        "_array": "",  # sorts before _claim: slots are cleared in this order, and the view holds the claim
         "_claim": "",
         "_lender": "",
         "_prepared": "",
@@ -65,7 +66,7 @@ class Loan:
 
     @property
     def format(self) -> FrameFormat:
-        """What the pixels are."""
+        """Format of the frame."""
         return self._prepared.frame_format
 
     @property
@@ -94,7 +95,7 @@ class Loan:
 
         Raises:
             FrameReleased: The loan was published or abandoned.
-            InvalidArgument: The format is another one.
+            InvalidArgument: The format is not ``nv12`` or ``i420``.
         """
         return luma(self.pixels, self.format)
 
@@ -104,20 +105,22 @@ class Loan:
 
         Raises:
             FrameReleased: The loan was published or abandoned.
-            InvalidArgument: The format is another one.
+            InvalidArgument: The format is not ``nv12`` or ``i420``.
         """
         return chroma(self.pixels, self.format)
 
     def publish(self) -> int:
-        """Hand the frame to the subscribers and return its sequence.
+        """Publish the frame and return its sequence.
+
+        After ``Closed``, ``InvalidMetadata``, ``TypeError`` and ``OverflowError``, the slot is given back.
 
         Raises:
-            FrameReleased: It was published or abandoned before.
-            Closed: The publisher was closed; as with the next three, the slot is given back.
-            InvalidMetadata: The metadata is larger than its room, or a subscriber could not read it.
+            FrameReleased: The loan was published or abandoned before.
+            Closed: The publisher was closed.
+            InvalidMetadata: The metadata is too large, or a subscriber could not read it.
             TypeError: A time of capture is not an integer.
-            OverflowError: It does not fit a signed 64-bit number.
-            WrongThread: Another thread owns the publisher; the loan stays its owner's.
+            OverflowError: A time of capture does not fit in a signed 64-bit number.
+            WrongThread: Another thread owns the publisher and keeps the loan.
         """
         claim = self._claim
         if not claim.is_open:
@@ -125,17 +128,17 @@ class Loan:
         try:
             self.sequence = sequence = self._lender._publish(self, claim, self._prepared)
         except BaseException:
-            if not claim.is_open:  # else another thread wanted to publish it, and it stays its owner's
+            if not claim.is_open:  # after WrongThread it is still open, and its owner keeps it
                 self._freeze()
             raise
         self._freeze()
         return sequence
 
     def abandon(self) -> None:
-        """Give the slot back unpublished; harmless when that was done before.
+        """Give the slot back without publishing it. May be called again.
 
         Raises:
-            WrongThread: Another thread owns the publisher; the loan stays its owner's.
+            WrongThread: Another thread owns the publisher and keeps the loan.
         """
         if self._claim.is_open:
             self._lender._abandon(self._claim)
@@ -148,7 +151,7 @@ class Loan:
         self, kind: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
     ) -> None:
         if kind is not None:
-            with contextlib.suppress(FramebusError):  # never in the place of the exception that is on its way
+            with contextlib.suppress(FramebusError):  # an error here must not replace the exception of the block
                 self.abandon()
         elif self._claim.is_open:
             self.abandon() if self._is_as_it_came() else self.publish()
@@ -157,7 +160,7 @@ class Loan:
         pixels = self._array
         if pixels is not None:
             self._array = None
-            pixels.setflags(False)  # type: ignore[call-arg]  # by its name it takes 2,000 instructions more
+            pixels.setflags(False)  # type: ignore[call-arg]  # as a keyword argument it takes 2,000 more instructions
 
     def _is_as_it_came(self) -> bool:
         claim = self._claim
@@ -182,11 +185,11 @@ def pack_metadata(metadata: Mapping[str, Any] | None) -> bytes:
     """Pack a frame's metadata.
 
     Returns:
-        A msgpack map, or nothing if the metadata is empty.
+        A msgpack map; no bytes if the metadata is empty.
 
     Raises:
-        InvalidMetadata: It is not a map of strings to values that msgpack packs and reads again, or takes more than
-            832 bytes.
+        InvalidMetadata: The metadata is not a map of strings to values that msgpack can pack and unpack, or takes more
+            than 832 bytes.
     """
     if metadata is None or (type(metadata) is dict and not metadata):
         return b""
@@ -195,10 +198,10 @@ def pack_metadata(metadata: Mapping[str, Any] | None) -> bytes:
     try:
         content: bytes = msgpack.packb(dict(metadata))
         if len(content) <= MAX_METADATA_BYTES:
-            msgpack.unpackb(content)  # as the subscriber will: it takes no other keys than strings, at any depth
+            msgpack.unpackb(content)  # as a subscriber does: at any depth, it accepts only strings as keys
     except (TypeError, ValueError, OverflowError, msgpack.UnpackException) as error:
         raise InvalidMetadata(
-            f"the metadata cannot be sent: {error}; take strings as keys, and numbers, strings, bytes, lists and maps "
+            f"the metadata cannot be sent: {error}; use strings as keys, and numbers, strings, bytes, lists and maps "
             "of these as values"
         ) from None
     if len(content) > MAX_METADATA_BYTES:

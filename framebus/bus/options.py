@@ -1,4 +1,4 @@
-"""What a subscriber may be asked for."""
+"""Types of a subscriber's options."""
 
 from __future__ import annotations
 

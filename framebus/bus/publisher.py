@@ -1,4 +1,4 @@
-"""The side that renders frames into the ring."""
+"""The publisher, which writes frames into the ring."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ from framebus.ring.layout import MAX_LOANS, MAX_SLOTS, MIN_SLOTS, Geometry
 from framebus.shm.paths import check_name
 
 FREE_SLOT_TICK_S: Final = 0.001
-"""How often :meth:`Publisher.loan` retries while it waits for a slot: a subscriber that releases one wakes nothing."""
+"""How often :meth:`Publisher.loan` retries for a slot, because a subscriber that releases one wakes no process."""
 NO_WAIT: Final = 0.0
 _INT64: Final = (-(1 << 63), (1 << 63) - 1)
 
 
 class Publisher(lifecycle.Endpoint):
-    """Publishes frames on a stream, without ever waiting for a subscriber.
+    """Publishes frames on a stream, without waiting for subscribers.
 
-    It belongs to the thread that first publishes or asks for a loan; :meth:`close` may be called from any. After a fork
-    it belongs to the parent. One that was not closed is closed when it is collected, or when the interpreter exits.
+    A publisher belongs to the thread that first publishes or requests a loan. :meth:`close` may be called from any
+    thread. After a fork, it belongs to the parent. It is closed automatically when it is garbage-collected, or when the
+    interpreter exits.
     """
 
     kind = "publisher"
     advice = (
-        "open and use it in one thread, and from asyncio call it directly, since a loan does not wait; "
-        "asyncio.to_thread and thread pools take any thread"
+        "open and use it in one thread; in asyncio call it directly, because a loan does not wait, while "
+        "asyncio.to_thread and thread pools use any thread"
     )
 
     def __init__(
@@ -47,23 +48,23 @@ class Publisher(lifecycle.Endpoint):
         max_loans: int = 1,
         keep_ring: bool = False,
     ) -> None:
-        """Open the stream: adopt the ring that a crash left, or create one with all its memory.
+        """Open the stream: adopt the ring that an earlier publisher left, or create one and allocate its memory.
 
         Args:
             stream: Name of the stream: letters, digits, ``-`` and ``_``.
-            frame_format: The largest frame, and the format of a loan that names none.
-            slots: Slots of the ring, 3 to 255: one for the newest frame, ``max_loans``, and as many as all subscribers
-                may lease together.
-            max_loans: Loans that may be out at the same time; each takes a slot from the subscribers.
-            keep_ring: Leave the ring in /dev/shm at close, for the next publisher to adopt.
+            frame_format: The largest frame, and the default format of loans.
+            slots: Slots of the ring, 3 to 255: one for the newest frame, ``max_loans`` for loans, and the others for
+                the leases of all subscribers.
+            max_loans: Loans that may be open at a time. Each reduces the slots for subscribers by one.
+            keep_ring: Whether to leave the ring in /dev/shm at close, for the next publisher to adopt.
 
         Raises:
             InvalidArgument: An argument is of the wrong type or out of range.
-            InvalidName: ``stream`` cannot be a file's name.
+            InvalidName: ``stream`` is not a valid name.
             StreamExists: Another publisher serves the stream.
-            NotEnoughSharedMemory: /dev/shm has no room for the ring.
+            NotEnoughSharedMemory: The ring does not fit in /dev/shm.
             PermissionDenied: A file of the stream belongs to another user.
-            ResourceExhausted: The process has no descriptor, or no memory to map, left.
+            ResourceExhausted: The process has run out of descriptors or of memory to map.
             UnsupportedEnvironment: gevent or eventlet has patched the standard library.
         """
         check_environment()
@@ -72,13 +73,13 @@ class Publisher(lifecycle.Endpoint):
         if not isinstance(frame_format, FrameFormat):
             raise InvalidArgument(f"frame_format is a FrameFormat, as FrameFormat.of(array), not {shown(frame_format)}")
         self.format = frame_format
-        """The largest frame, and the format of a loan that names none."""
+        """The largest frame, and the default format of loans."""
         geometry = Geometry.for_frames(
             whole_number(slots, "slots", MIN_SLOTS, MAX_SLOTS),
             frame_format.frame_bytes,
             whole_number(max_loans, "max_loans", 1, MAX_LOANS),
         )
-        # Of the instance: the interpreter finds the class's own values by a slower way, at every frame.
+        # Set on the instance, because looking up a class attribute would be slower, at every frame.
         self._thread = None
         self._forked = False
         self._abandoned = self._dropped = 0
@@ -113,10 +114,10 @@ class Publisher(lifecycle.Endpoint):
         metadata: Mapping[str, Any] | None = None,
         timeout_s: float | None = NO_WAIT,
     ) -> int:
-        """Copy an array into a free slot and publish it. To render without this copy, use :meth:`loan`.
+        """Copy an array into a free slot and publish it. To avoid the copy, render into a :meth:`loan`.
 
         Args:
-            array: Pixels of the shape and type of :attr:`format`; anything that numpy makes such an array of.
+            array: Pixels of the shape and type of :attr:`format`, as any object that numpy can convert.
             captured_ns: When the frame was captured, CLOCK_MONOTONIC; ``None`` for now.
             captured_wall_ns: When the frame was captured, nanoseconds since 1970; ``None`` for now.
             metadata: A small map that travels with the frame, at most 832 bytes as msgpack.
@@ -127,8 +128,8 @@ class Publisher(lifecycle.Endpoint):
 
         Raises:
             FormatMismatch: The array has another shape or type.
-            InvalidMetadata: The metadata is larger than its room, or a subscriber could not read it.
-            InvalidArgument: A time is not a whole number of 64 bits, or ``timeout_s`` is not a time.
+            InvalidMetadata: The metadata is too large, or a subscriber could not read it.
+            InvalidArgument: A time of capture is not a 64-bit integer, or ``timeout_s`` is not a number of seconds.
             NoFreeSlot, LoanOutstanding, WrongThread, Closed: As for :meth:`loan`.
         """
         self._check_owner()
@@ -148,23 +149,25 @@ class Publisher(lifecycle.Endpoint):
             raise
 
     def loan(self, frame_format: FrameFormat | None = None, *, timeout_s: float | None = NO_WAIT) -> Loan:
-        """Take the oldest free slot to write the next frame into.
+        """Borrow the oldest free slot, to write the next frame into it.
+
+        If ``timeout_s`` is 0, raise :class:`~framebus.NoFreeSlot` when every slot is held. This happens only if a
+        process holds more slots than admission grants it. If ``timeout_s`` is positive or ``None``, retry every
+        millisecond, which takes some 2 % of a core, and delays the frames that are captured meanwhile.
 
         Args:
-            frame_format: Format of this frame; it must fit the slot. ``None`` takes the stream's.
-            timeout_s: Seconds to wait for a slot while none is free; ``None`` waits for ever. Honest subscribers leave
-                one free, so only a process that pins slots makes it wait; it then looks every millisecond, at some 2 %
-                of a core, and the frames that are captured meanwhile are late.
+            frame_format: Format of this frame, which must fit in a slot; ``None`` for the stream's format.
+            timeout_s: Seconds to wait for a free slot; ``None`` waits forever.
 
         Returns:
-            Loan whose ``pixels`` is a writable, C-contiguous array of the format's shape on the slot itself. Its
-            content is that of an older frame.
+            A loan, whose ``pixels`` is a writable, C-contiguous array of the format's shape on the slot itself. It
+            still contains an older frame.
 
         Raises:
-            NoFreeSlot: Every slot is held; the frame is to be dropped, and is counted as such.
-            FrameTooLarge: The format needs more than a slot.
+            NoFreeSlot: Every slot is held. The caller should drop the frame, which the statistics count.
+            FrameTooLarge: A frame of the format does not fit in a slot.
             LoanOutstanding: ``max_loans`` loans are neither published nor abandoned, and still referenced.
-            InvalidArgument: ``frame_format`` is not a format, or ``timeout_s`` is not a time.
+            InvalidArgument: ``frame_format`` is not a format, or ``timeout_s`` is not a number of seconds.
             WrongThread: Another thread owns the publisher.
             Closed: The publisher was closed.
         """
@@ -180,7 +183,7 @@ class Publisher(lifecycle.Endpoint):
         if claim is None:
             claim = self._claim_with_patience(prepared.description, timeout_s)
             if prepared.arrays is not None:
-                prepared = served.prepared  # the claim may be in a new ring
+                prepared = served.prepared  # the claim may be in a new ring, with other arrays
         served.full_since_s = None
         now_ns = claim.now_ns
         server = served.server
@@ -189,9 +192,10 @@ class Publisher(lifecycle.Endpoint):
         return Loan(prepared, claim, now_ns, self)
 
     def close(self) -> None:
-        """Tell the subscribers, and leave nothing in /dev/shm (but the ring if it is kept). From any thread.
+        """Close the stream, and remove its files from /dev/shm, except the ring if it is kept.
 
-        Loans that are out can no longer be published. In another thread's call the publisher ends when that call does.
+        May be called from any thread. If another thread is in the middle of a call, the stream closes when that call
+        ends. Open loans can no longer be published.
         """
         served: ServedStream | None = self.__dict__.get("_served")
         if served is None or self._forked:
@@ -200,10 +204,10 @@ class Publisher(lifecycle.Endpoint):
         served.close()
 
     def _claim_with_patience(self, description: bytes, timeout_s: float | None) -> Claim:
-        """Find out why there is no slot, and wait for one if that can help.
+        """Claim a slot after the first attempt found none: check why, and retry until the time-out.
 
         Raises:
-            LoanOutstanding: The loans are out.
+            LoanOutstanding: ``max_loans`` loans are open.
             NoFreeSlot: No slot became free in time.
             Closed: The publisher was closed.
         """
@@ -230,7 +234,7 @@ class Publisher(lifecycle.Endpoint):
         limit = served.ring.geometry.max_loans
         if served.writer.loans < limit:
             return
-        lifecycle.collect_garbage()  # loans in reference cycles, as an exception's traceback makes them, are lost too
+        lifecycle.collect_garbage()  # frees the loans in reference cycles, as a traceback creates them
         if served.writer.loans >= limit:
             raise LoanOutstanding(
                 f"{limit} of {limit} loans are neither published nor abandoned, and variables or views hold them: "
@@ -266,7 +270,7 @@ class Publisher(lifecycle.Endpoint):
             self._abandoned += 1
 
     def _check_owner_of(self, claim: Claim) -> None:
-        """Like :meth:`_check_owner`; a closed publisher releases the claim."""
+        """Check as :meth:`_check_owner` does; if the publisher is closed, abandon the claim."""
         try:
             self._check_owner()
         except Closed:

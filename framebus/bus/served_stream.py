@@ -1,4 +1,4 @@
-"""A stream as its publisher serves it: the publishers' lock, the ring, the notifications, and the next ring."""
+"""A publisher's resources of a stream: its lock, the ring, the notifications, and the move to a new ring."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from framebus.ring.claims import Claim, Writer
 from framebus.ring.layout import Geometry
 from framebus.ring.message import Message
 from framebus.ring.publisher_ring import PublisherRing
-from framebus.shm.locks import EXCLUSION_PATIENCE_S, take_exclusion
+from framebus.shm.locks import LOCK_TIMEOUT_S, PublisherLock
 from framebus.shm.paths import companion_path
 
 REPLACE_AFTER_S: Final = 1.0
-"""How long no slot may be free before the ring is replaced."""
+"""How long all slots must be held before the ring is replaced."""
 REPLACE_EVERY_S: Final = 10.0
-"""Least time between two replacements."""
+"""Minimum time between two replacements."""
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedFormat:
-    """What is the same for all frames of a format, worked out once."""
+    """What is the same for all frames of a format, computed once."""
 
     frame_format: FrameFormat
     """The format."""
@@ -39,23 +39,25 @@ class PreparedFormat:
     dtype: np.dtype[Any]
     """Type of their values."""
     description: bytes
-    """What a slot's header says of it."""
+    """The slot header's bytes that describe it."""
     message: Message
-    """Its notifications."""
+    """The notification of its frames."""
     arrays: list[Pixels] | None
     """An array on each slot, for the stream's own format; ``None`` for other formats."""
 
     def check(self, array: Any) -> np.ndarray[Any, Any]:
-        """Take what a program wants to publish as an array.
+        """Return what a program wants to publish as an array.
 
         Raises:
-            FormatMismatch: It is not an array of this shape and type, and numpy makes none of it.
+            FormatMismatch: ``array`` is not an array of this shape and type, and numpy cannot convert it to one.
         """
         wanted = f"an array of shape {self.shape} and type {self.dtype}"
         try:
             pixels = np.asarray(array)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise FormatMismatch(f"{wanted} is wanted, and {type(array).__name__} makes none: {error}") from None
+            raise FormatMismatch(
+                f"{wanted} is wanted, and {type(array).__name__} cannot be converted to one: {error}"
+            ) from None
         if pixels.shape != self.shape or pixels.dtype != self.dtype:
             raise FormatMismatch(
                 f"{wanted} is wanted, not {pixels.shape} and {pixels.dtype}: convert it, or open the publisher with "
@@ -65,65 +67,65 @@ class PreparedFormat:
 
 
 class ServedStream:
-    """What a publisher holds of a stream. The publisher's thread uses it; :meth:`close` may be called from any."""
+    """A publisher's resources of a stream. The publisher's thread uses it; :meth:`close` is thread-safe."""
 
     def __init__(self, stream: str, frame_format: FrameFormat, geometry: Geometry, *, keep_ring: bool) -> None:
-        """Open the stream: adopt the ring that a crash left, or create one with all its memory.
+        """Open the stream: adopt the ring that an earlier publisher left, or create one and allocate its memory.
 
         Args:
             stream: Name of the stream.
-            frame_format: Its own format.
-            geometry: What its ring is to hold.
+            frame_format: The stream's own format.
+            geometry: Geometry of the ring.
             keep_ring: Whether to leave the ring in /dev/shm at close.
 
         Raises:
             FramebusError: As the constructor of :class:`~framebus.Publisher` documents.
         """
         self.full_since_s: float | None = None
-        """When a claim found no free slot for the first time since the last that found one, time.monotonic()."""
+        """When claims began to find all slots held, time.monotonic(); ``None`` while there is a free slot."""
         self.replaced: int = 0
         """Times the ring was replaced."""
         self.lost: int = 0
-        """Loans of the rings before this one that were given back because nothing referenced them."""
+        """Loans of earlier rings that were given back because nothing referenced them any more."""
         self._stream = stream
         self._format = frame_format
         self._keep_ring = keep_ring
         self._replace_not_before_s = 0.0
         self._is_replacing = self._is_closed = False
         self._lock_path = companion_path(stream, "lock")
-        exclusion = take_exclusion(self._lock_path.name, EXCLUSION_PATIENCE_S)
-        if exclusion is None:
+        lock = PublisherLock.acquire(self._lock_path.name, LOCK_TIMEOUT_S)
+        if lock is None:
             raise StreamExists(f"another publisher serves the stream {stream!r}")
-        self._exclusion = exclusion
+        self._lock = lock
         try:
             self.ring: PublisherRing = PublisherRing(stream, geometry)
             """The ring file that is in use."""
             self._use_ring()
             self.server: NotificationServer = NotificationServer(socket_path(stream), topic(stream))
-            """What tells subscribers of frames."""
+            """Notifies subscribers of frames."""
         except BaseException:
             ring: PublisherRing | None = self.__dict__.pop("ring", None)
             if ring is not None:
                 ring.close(unlink=not ring.adopted)
-            with contextlib.suppress(OSError):  # a signal handler may have raised just after it was bound
+            with contextlib.suppress(OSError):  # a signal handler may have raised after the bind
                 companion_path(stream, "sock").unlink(missing_ok=True)
-            self._release_exclusion(unlink=True)
+            self._release_lock(unlink=True)
             raise
 
     def prepare(self, frame_format: FrameFormat) -> PreparedFormat:
-        """Work out what is the same for all frames of a format.
+        """Compute what is the same for all frames of a format.
 
         Raises:
-            InvalidArgument: It is not a format.
-            FrameTooLarge: Its frames need more than a slot.
+            InvalidArgument: ``frame_format`` is not a format.
+            FrameTooLarge: Its frames do not fit in a slot.
         """
         if not isinstance(frame_format, FrameFormat):
             raise InvalidArgument(f"frame_format is a FrameFormat or None, not {shown(frame_format)}")
         slot_bytes = self.ring.geometry.slot_bytes
         if frame_format.frame_bytes > slot_bytes:
             raise FrameTooLarge(
-                f"a frame of {frame_format.frame_bytes} bytes does not fit a slot of {slot_bytes}: open the publisher "
-                "with the largest format"
+                f"a frame of {frame_format.frame_bytes} bytes does not fit in a slot of {slot_bytes}: open the "
+                "publisher with the largest format"
             )
         description = frame_format.description
         message = notification_message(self._stream, self.ring.epoch, description)
@@ -131,10 +133,11 @@ class ServedStream:
         return PreparedFormat(frame_format, shape, dtype, description.pack(), message, None)
 
     def claim_in_new_ring(self, description: bytes) -> Claim | None:
-        """When no slot has been free for long, go on in a new ring, and claim a slot there.
+        """If all slots have been held for ``REPLACE_AFTER_S``, move to a new ring, and claim a slot there.
 
-        Seats keep honest subscribers from holding every slot, so a process that holds them all is not honest, or is
-        stopped. Loans that are out belong to the old ring, and would never be seen: while there are any, it stays.
+        Seats prevent cooperating subscribers from holding every slot, so the processes that hold them do not keep to
+        the protocol, or are stopped. The ring is not replaced while there are open loans: they belong to the old ring,
+        where subscribers would never see their frames.
         """
         now_s = monotonic()
         if self.full_since_s is None:
@@ -148,10 +151,10 @@ class ServedStream:
         try:
             self.ring.replace(self._stream)
         except FramebusError:
-            return None  # no room, or a neighbour was at the new file too: the next try is REPLACE_EVERY_S later
+            return None  # no space, or another process interfered with the new file: retry after REPLACE_EVERY_S
         finally:
             self._is_replacing = False
-            if self._is_closed:
+            if self._is_closed:  # by another thread, which left this to the end of the replacement
                 self.close()
         self._use_ring()
         self.lost += old.lost
@@ -159,9 +162,9 @@ class ServedStream:
         return self.writer.claim(description)
 
     def close(self) -> None:
-        """Tell the subscribers, and leave nothing in /dev/shm (but the ring if it is kept).
+        """Close the stream, and remove its files from /dev/shm, except the ring if it is kept.
 
-        While another thread is in a call of the writer, or replaces the ring, the stream ends when that has ended.
+        While another thread calls the writer or replaces the ring, the stream closes at the end of that call.
         """
         self._is_closed = True
         if not self._is_replacing:
@@ -169,20 +172,21 @@ class ServedStream:
 
     def _close_rest(self) -> None:
         self.server.close()
-        self._release_exclusion(unlink=not self._keep_ring)
+        self._release_lock(unlink=not self._keep_ring)
 
-    def _release_exclusion(self, *, unlink: bool) -> None:
-        # Unlinked while it is locked: a process that locks it later sees that the path names another file, and retries.
+    def _release_lock(self, *, unlink: bool) -> None:
+        # Unlink it before releasing the lock. A process that locks the unlinked file notices that its path no longer
+        # names the file, and retries.
         if unlink:
             with contextlib.suppress(OSError):
                 self._lock_path.unlink(missing_ok=True)
-        self._exclusion.close()
+        self._lock.close()
 
     def _use_ring(self) -> None:
         """Prepare the stream's own format, with an array on each slot of the ring."""
         prepared, ring = self.prepare(self._format), self.ring
         self.writer: Writer = ring.writer
-        """What claims and publishes the ring's slots."""
+        """Claims and publishes the ring's slots."""
         arrays = ring.slot_arrays(prepared.shape, self._format.typestr)
         self.writer.watch(arrays)
         self.prepared: PreparedFormat = replace(prepared, arrays=arrays)

@@ -1,4 +1,4 @@
-"""What a publisher and a subscriber count."""
+"""Counters of publishers and subscribers."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class PublisherStatistics:
-    """What a publisher has done since it opened."""
+    """Counters of a publisher since it opened."""
 
     published: int
     """Frames published."""
     abandoned: int
-    """Loans given back unpublished, the lost ones included."""
+    """Loans given back without publication, including the lost ones."""
     lost: int
     """Loans that were given back because nothing referenced them any more."""
     dropped: int
@@ -22,26 +22,26 @@ class PublisherStatistics:
     adopted: bool
     """Whether the publisher took over the ring of an earlier one."""
     epoch: int
-    """The random number that marks this life of the publisher."""
+    """The random number that identifies this publisher instance."""
     sequence: int
-    """Sequence of the newest frame published; 0 before the first of a new ring."""
+    """Sequence of the newest frame; 0 before the first frame of a new ring."""
 
 
 @dataclass(frozen=True, slots=True)
 class SubscriberStatistics:
-    """What a subscriber has seen since it subscribed."""
+    """Counters of a subscriber since it subscribed."""
 
     received: int
     """Frames received."""
     skipped: int
     """Frames missed between those received."""
     overruns: int
-    """Slots that the publisher reused before they were leased; the subscriber retried at once."""
+    """Times the publisher reused a slot before it was leased; the subscriber retried immediately."""
     rejected: int
-    """Slot headers that were invalid, and were skipped."""
+    """Frames skipped because the slot's header was invalid."""
     notifications_rejected: int
     """Messages on the notification socket that were not of this stream."""
     reattached: int
-    """Times another ring file took the place of the first."""
+    """Times the subscriber moved to a new ring file."""
     leases: int
     """Frames held now."""

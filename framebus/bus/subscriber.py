@@ -1,4 +1,4 @@
-"""The side that reads frames from the ring."""
+"""The subscriber, which reads frames from the ring."""
 
 from __future__ import annotations
 
@@ -25,19 +25,21 @@ MAX_UID: Final = (1 << 32) - 2
 
 
 class Subscriber(lifecycle.Endpoint):
-    """Receives the frames of a stream, without a copy.
+    """Receives the frames of a stream, without copying them.
 
-    It belongs to the thread that first receives with it, and one call at a time; frames may be released in any thread,
-    and :meth:`close` may be called from any. After a fork it belongs to the parent. Iterate over it, or ``async for``,
-    or call :meth:`receive`. One that was not closed is closed when it is collected, or when the interpreter exits.
+    Iterate over the subscriber with ``for`` or ``async for``, or call :meth:`receive`.
+
+    A subscriber belongs to the thread that first receives, which makes one call at a time. Frames may be released, and
+    :meth:`close` may be called, from any thread. After a fork, the subscriber belongs to the parent. It is closed
+    automatically when it is garbage-collected, or when the interpreter exits.
     """
 
     kind = "subscriber"
     advice = (
-        "open one in each thread, and in asyncio await receive_async() in place of asyncio.to_thread(), which takes "
+        "open one in each thread, and in asyncio await receive_async() instead of asyncio.to_thread(), which uses "
         "any thread of its pool"
     )
-    # Until it is open, for the close of one whose opening failed.
+    # Defaults for close(), which also runs if the constructor fails before it has set these.
     _receiving = False
     _current: Frame | None = None
 
@@ -54,46 +56,52 @@ class Subscriber(lifecycle.Endpoint):
         gone_after_s: float | None = 10.0,
         publisher_uid: int | None = None,
     ) -> None:
-        """Attach to the stream of a publisher that lives.
+        """Attach to the stream of a live publisher.
+
+        ``wake`` selects how to wait for a frame. docs/benchmarks.md has figures.
+
+        * ``zmq`` waits on a socket. It is the only way with a descriptor for poll(2) and asyncio.
+        * ``futex`` waits in the kernel on a word of the ring, and wakes up sooner.
+        * ``predict`` predicts the arrival of the next frame, and spins from shortly before. It is faster again. CPU
+        * cost
+          grows with jitter: a few hundred microseconds a frame at a steady rate, up to a quarter of a core. If the
+          arrival is unpredictable, it waits like ``futex``.
+        * ``busy`` always spins, which takes a whole core.
 
         Args:
             stream: Name of the stream.
-            name: What ``framebus top`` shows for this subscriber.
-            mode: ``newest`` skips what was missed; ``every`` takes all in order while the ring still has them.
-            wake: How to wait for a frame. ``zmq`` waits on a socket, which has a descriptor for poll and asyncio.
-                ``futex`` waits in the kernel, on a word of the ring, and wakes sooner. ``predict`` learns the stream's
-                pace and looks for a frame from shortly before it is due: faster again, for a few hundred microseconds
-                of CPU a frame where the pace is steady, up to a quarter of a core where it is not; where there is no
-                pace, it is ``futex``. ``busy`` looks all the time, and takes a whole core. docs/benchmarks.md has
-                figures.
-            max_leases: Frames that may be held at once, views on their pixels included.
-            history: How many of the frames that the ring still holds to receive first, in order, before those that
-                follow; each counts as a lease while it is held. With ``every``, none since the subscription is left
-                out, even if the ring was empty.
-            attach_timeout_s: Seconds to wait for a publisher, so that the two sides may start in any order; 0 looks
-                once, ``None`` waits for ever. In an event loop use :meth:`attach`.
-            gone_after_s: Seconds that a publisher may be gone before :meth:`receive` raises; ``None``: for ever.
-            publisher_uid: The user, by number, whose frames are wanted. Whoever serves a ring can also cut it short
-                under its readers, which ends them with SIGBUS; a ring of another user is not even mapped. ``None``
-                takes anybody's.
+            name: Name of this subscriber in ``framebus top``.
+            mode: ``newest`` skips frames that the subscriber has missed; ``every`` receives all frames in order while
+                the ring still holds them.
+            wake: How to wait for a frame: ``zmq``, ``futex``, ``predict`` or ``busy``.
+            max_leases: Frames that may be held at a time, including those held by views on their pixels.
+            history: How many of the frames that the ring still holds to receive first, in order. Each counts as a lease
+                while it is held. With ``every``, frames published since the subscription are not skipped, even if the
+                ring was empty.
+            attach_timeout_s: Seconds to wait for a publisher, which allows the two sides to start in any order; 0 tries
+                once, ``None`` waits forever. In an event loop, use :meth:`attach`.
+            gone_after_s: Seconds that the publisher may be gone before :meth:`receive` raises; ``None`` never raises.
+            publisher_uid: Number of the user whose frames are accepted; ``None`` accepts those of any user. The owner
+                of a ring can truncate it, which ends its readers with SIGBUS, so a ring of another user is not even
+                mapped.
 
         Raises:
             InvalidArgument: An argument is of the wrong type or out of range.
-            InvalidName: ``stream`` or ``name`` holds other than letters, digits, ``-`` and ``_``.
-            StreamNotFound: No publisher within ``attach_timeout_s``.
-            SubscriberLimitReached: The ring has too few slots left for ``max_leases``.
-            LayoutMismatch: The ring is of another version of the layout, or damaged.
-            PermissionDenied: The ring is closed to this user, and the message names the group to run with; or it does
-                not belong to ``publisher_uid``.
-            NotEnoughSharedMemory: /dev/shm has no room for the subscriber's record, of one page.
-            ResourceExhausted: The process has no descriptor, or no memory to map, left.
+            InvalidName: ``stream`` or ``name`` contains other characters than letters, digits, ``-`` and ``_``.
+            StreamNotFound: No publisher opened the stream within ``attach_timeout_s``.
+            SubscriberLimitReached: The ring has fewer free leases than ``max_leases``.
+            LayoutMismatch: The ring has an unsupported layout version, or is corrupted.
+            PermissionDenied: This user may not open the ring, and the message names the group to run with; or the ring
+                does not belong to ``publisher_uid``.
+            NotEnoughSharedMemory: The subscriber's record, of one page, does not fit in /dev/shm.
+            ResourceExhausted: The process has run out of descriptors or of memory to map.
             UnsupportedEnvironment: gevent or eventlet has patched the standard library.
         """
         check_environment()
         self.stream: str = check_name(stream)
         """The stream's name."""
         self.name: str = check_name(name, "subscriber")
-        """What ``framebus top`` shows for this subscriber."""
+        """Name of this subscriber in ``framebus top``."""
         one_of(mode, "mode", get_args(Mode))
         one_of(wake, "wake", get_args(Wake))
         attach_timeout_s = seconds(attach_timeout_s, "attach_timeout_s")
@@ -102,7 +110,7 @@ class Subscriber(lifecycle.Endpoint):
         if publisher_uid is not None:
             publisher_uid = whole_number(publisher_uid, "publisher_uid", 0, MAX_UID)
         gone_after_s = seconds(gone_after_s, "gone_after_s")
-        # Of the instance: the interpreter finds the class's own values by a slower way, at every frame.
+        # Set on the instance, because looking up a class attribute would be slower, at every frame.
         self._forked = self._receiving = False
         self._thread = None
         self._attachment = Attachment(
@@ -120,13 +128,13 @@ class Subscriber(lifecycle.Endpoint):
     async def attach(
         cls, stream: str, *, attach_timeout_s: float | None = 10.0, **options: Unpack[SubscriberOptions]
     ) -> Subscriber:
-        """Like ``Subscriber(...)``, for an event loop: other tasks run while this one waits for a publisher.
+        """Attach like ``Subscriber(...)``, without blocking the event loop.
 
         ``async with await Subscriber.attach("panorama") as subscriber`` closes it at the end of the block.
 
         Args:
             stream: Name of the stream.
-            attach_timeout_s: Seconds to wait for a publisher; ``None`` waits for ever.
+            attach_timeout_s: Seconds to wait for a publisher; ``None`` waits forever.
             **options: The other keyword arguments of :class:`Subscriber`.
         """
         timeout_s = seconds(attach_timeout_s, "attach_timeout_s")
@@ -141,33 +149,36 @@ class Subscriber(lifecycle.Endpoint):
 
     @property
     def statistics(self) -> SubscriberStatistics:
-        """Counters since the subscriber attached; after its close, the last ones."""
+        """Counters since the subscriber attached. After :meth:`close`, their last values."""
         return self._attachment.statistics
 
     def receive(self, timeout_s: float | None = None) -> Frame:
-        """Lease the newest unseen frame (mode ``every``: the next), without copying it.
+        """Receive the newest unseen frame or, in the mode ``every``, the next one, without copying it.
 
-        The publisher cannot reuse the slot while the frame, or any view on its pixels, lives.
+        If ``timeout_s`` is ``None``, block until a frame arrives. If ``timeout_s`` is 0, return a frame that is already
+        there, else raise :class:`~framebus.ReceiveTimeout`.
+
+        The publisher cannot reuse the frame's slot while the frame, or any view on its pixels, lives.
 
         Args:
-            timeout_s: Seconds to wait; ``None`` waits for ever, ``0`` polls.
+            timeout_s: Seconds to wait for a frame.
 
         Returns:
-            Frame whose ``pixels`` is read-only, C-contiguous, of the shape that its format says. ``captured_ns`` is
-            CLOCK_MONOTONIC; ``skipped`` counts frames missed since the previous one.
+            A frame, whose ``pixels`` is a read-only, C-contiguous array of the format's shape. ``captured_ns`` is
+            CLOCK_MONOTONIC. ``skipped`` counts the frames missed since the previous one.
 
         Raises:
-            ReceiveTimeout: No new frame within ``timeout_s``.
-            TooManyLeases: ``max_leases`` earlier frames are still viewed; the message names them.
-            StreamGone: The publisher closed or died, and none came back within ``gone_after_s``.
-            PermissionDenied, LayoutMismatch, SubscriberLimitReached: The same, and a ring that this subscriber cannot
-                attach to is in its place.
-            InvalidArgument: ``timeout_s`` is not a time.
+            ReceiveTimeout: No new frame arrived within ``timeout_s``.
+            TooManyLeases: ``max_leases`` earlier frames are still held; the message lists them.
+            StreamGone: The publisher closed or died, and no other one opened the stream within ``gone_after_s``.
+            PermissionDenied, LayoutMismatch, SubscriberLimitReached: The publisher is gone, and this subscriber cannot
+                attach to the ring that replaced its ring.
+            InvalidArgument: ``timeout_s`` is not a number of seconds.
             WrongThread: Another thread owns the subscriber.
-            AlreadyInUse: Another task, or what a signal handler interrupted, is receiving.
-            Closed: The subscriber was closed, before or meanwhile.
+            AlreadyInUse: Another task is receiving, or a signal handler interrupted a receive.
+            Closed: The subscriber was closed, before or during the call.
 
-        Source: fcntl(2), "Open file description locks"; offsets in docs/spec.md.
+        Sources: fcntl(2), "Open file description locks"; docs/spec.md.
         """
         deadline_s = None if timeout_s is None else time.monotonic() + (seconds(timeout_s, "timeout_s") or 0.0)
         if get_ident() != self._thread or self._receiving:
@@ -191,12 +202,12 @@ class Subscriber(lifecycle.Endpoint):
                 self._leave()
 
     async def receive_async(self, timeout_s: float | None = None) -> Frame:
-        """Like :meth:`receive`, for an event loop: other tasks run while this one waits. A cancel loses no frame.
+        """Receive a frame like :meth:`receive`, without blocking the event loop.
 
-        One task receives at a time.
+        Only one task may receive at a time. Cancelling it loses no frame.
 
         Raises:
-            InvalidArgument: The subscriber was not opened with ``wake="zmq"``: an event loop can wait for nothing else.
+            InvalidArgument: The subscriber was not opened with ``wake="zmq"``, which an event loop requires.
         """
         loop = asyncio.get_running_loop()
         deadline_s = None if timeout_s is None else time.monotonic() + (seconds(timeout_s, "timeout_s") or 0.0)
@@ -206,20 +217,20 @@ class Subscriber(lifecycle.Endpoint):
         descriptor = -1
         try:
             self._check_open()
-            descriptor = self.fileno()  # which stays open from here on
+            descriptor = self.fileno()  # stays open until close(), so the reader is removed below with the same number
             loop.add_reader(descriptor, ready.set)
             attachment = self._attachment
             attachment.check_leases()
             while (lease := attachment.find()) is None:
                 slice_s = self._slice(deadline_s)
                 ready.clear()
-                with contextlib.suppress(TimeoutError):  # the slice is over
+                with contextlib.suppress(TimeoutError):  # wake up at the end of the slice, to check the publisher
                     async with asyncio.timeout(slice_s):
                         await ready.wait()
                 self._check_open()
             return attachment.deliver(lease)
         finally:
-            lease = None  # the traceback of a slice's TimeoutError may keep these variables
+            lease = None  # the traceback of a TimeoutError may keep this variable alive, and with it the slot
             if descriptor >= 0:
                 loop.remove_reader(descriptor)
             self._receiving = False
@@ -227,11 +238,11 @@ class Subscriber(lifecycle.Endpoint):
                 self._leave()
 
     def fileno(self) -> int:
-        """Descriptor for poll(2) and event loops, of a subscriber opened with ``wake="zmq"``.
+        """Return a descriptor for poll(2) and event loops. It requires ``wake="zmq"``.
 
-        It is readable while notifications have come; call ``receive(timeout_s=0)`` until it raises
-        :class:`ReceiveTimeout`, which takes them. Look at least every 50 ms without it too, for nothing makes it
-        readable when a publisher opens.
+        It is readable while there are notifications. To consume them, call ``receive(timeout_s=0)`` until it raises
+        :class:`ReceiveTimeout`. Also call it at least every 50 ms, because the descriptor does not become readable when
+        a publisher opens the stream.
 
         Raises:
             InvalidArgument: The subscriber was opened with another ``wake``.
@@ -243,25 +254,27 @@ class Subscriber(lifecycle.Endpoint):
         try:
             return self._attachment.fileno()
         except (ValueError, OSError):
-            self._check_open()  # another thread has closed it meanwhile
+            self._check_open()  # raises Closed if another thread has closed the subscriber meanwhile
             raise
 
     def close(self) -> None:
-        """Leave the stream; from any thread, and in the middle of a receive, which then raises :class:`Closed`.
+        """Leave the stream.
 
-        Frames and views still held stay readable, and hold their slots until they go.
+        May be called from any thread. A receive in another thread then raises :class:`Closed`. Frames and views that
+        are still held stay readable, and hold their slots until they go.
         """
         self._begin_close()
         attachment: Attachment | None = self.__dict__.get("_attachment")
         if attachment is not None:
-            # At once: a daemon thread that receives goes no further when the interpreter exits.
+            # Remove the record now, because a daemon thread in the middle of a receive never runs again after the
+            # interpreter has exited.
             attachment.retire()
             if not self._receiving:
                 self._leave()
 
     def _leave(self) -> None:
-        """Release all that the subscriber holds; while no thread is in the middle of a receive."""
-        self._current = None  # not released: a loop in another thread may be reading it
+        """Release everything that the subscriber holds. No thread may be in the middle of a receive."""
+        self._current = None  # dropped, but not released: a loop in another thread may be reading it
         self._attachment.leave()
 
     def _slice(self, deadline_s: float | None) -> float:

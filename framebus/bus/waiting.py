@@ -6,29 +6,29 @@ import time
 from abc import ABC, abstractmethod
 from typing import Final
 
+from framebus.bus.arrivals import ArrivalPredictor
 from framebus.bus.frames import Frame
-from framebus.bus.pace import Pace
 from framebus.errors import InvalidArgument
 from framebus.notify.listener import Listener
 from framebus.ring.frame_header import FrameHeader
 from framebus.ring.leases import Lease, Reader
 
 SPIN_NS: Final = 500_000
-"""How long to spin after a warm-up: its effect on the caches wears off."""
+"""How long to spin after a warm-up, whose effect on the caches wears off."""
 
 
 class Waiter(ABC):
-    """Waits for the next frame of a subscriber.
+    """A way to wait for the next frame of a subscriber.
 
-    The subscriber's thread uses it; another thread closes it only while that one is not in a receive.
+    The subscriber's thread uses it. Another thread may close it only while the subscriber is not receiving.
     """
 
     delivered: FrameHeader | None = None
-    """Header of the frame that the subscriber received last."""
+    """Header of the last frame that the subscriber received."""
 
     @property
     def rejected(self) -> int:
-        """Notifications that were not of the stream."""
+        """Messages that were not notifications of the stream."""
         return 0
 
     @abstractmethod
@@ -38,25 +38,25 @@ class Waiter(ABC):
         Args:
             reader: The subscriber's reader of the ring.
             event: The ring's event word, read before the subscriber last found no frame.
-            timeout_s: Seconds to wait at most; it may return early.
+            timeout_s: Seconds to wait at most. The method may return early.
 
         Returns:
-            The next frame's lease, where the wait has found it; after ``None``, the subscriber looks itself.
+            The next frame's lease, if the wait has found one. After ``None``, the caller must search for a frame.
         """
 
-    def drain(self) -> None:  # noqa: B027  most ways have nothing to take
-        """Take the notifications that have come, so that :meth:`wait` sleeps until the next."""
+    def drain(self) -> None:  # noqa: B027  most ways have no notifications
+        """Consume the notifications that have arrived, so that :meth:`wait` sleeps until the next one."""
 
     def fileno(self) -> int:
-        """Descriptor that is readable while notifications have come.
+        """Return a descriptor that is readable while there are notifications.
 
         Raises:
-            InvalidArgument: This way to wait has none.
+            InvalidArgument: This way to wait has no descriptor.
         """
         raise InvalidArgument("only a subscriber with wake='zmq' has a descriptor: open it with wake='zmq'")
 
     def close(self) -> None:  # noqa: B027  most ways hold nothing
-        """Release what it holds; harmless when that was done before."""
+        """Release what it holds. May be called again."""
 
 
 class SocketWaiter(Waiter):
@@ -72,7 +72,7 @@ class SocketWaiter(Waiter):
 
     @property
     def rejected(self) -> int:
-        """Notifications that were not of the stream."""
+        """Messages that were not notifications of the stream."""
         return self._listener.rejected
 
     def wait(self, reader: Reader, event: int, timeout_s: float) -> None:  # noqa: ARG002
@@ -80,11 +80,11 @@ class SocketWaiter(Waiter):
         self._listener.wait(timeout_s)
 
     def drain(self) -> None:
-        """Take the notifications that have come."""
+        """Consume the notifications that have arrived."""
         self._listener.drain()
 
     def fileno(self) -> int:
-        """Descriptor that is readable while notifications have come."""
+        """Return a descriptor that is readable while there are notifications."""
         return self._listener.fileno()
 
     def close(self) -> None:
@@ -96,24 +96,24 @@ class FutexWaiter(Waiter):
     """Sleeps in futex(2) on the ring's event word."""
 
     def wait(self, reader: Reader, event: int, timeout_s: float) -> Lease | None:
-        """Sleep until the event word changes, and lease what is there."""
+        """Sleep until the event word changes, then try to lease a frame."""
         return reader.sleep(event, int(timeout_s * 1e9))
 
 
 class PredictiveWaiter(Waiter):
-    """Sleeps like :class:`FutexWaiter`, but spins from shortly before the next frame is due."""
+    """Sleeps like :class:`FutexWaiter`, but spins from shortly before the predicted arrival of the next frame."""
 
     def __init__(self) -> None:
-        self._pace = Pace()
+        self._predictor = ArrivalPredictor()
 
     def wait(self, reader: Reader, event: int, timeout_s: float) -> Lease | None:
-        """Sleep until the next frame is nearly due, or spin if it is."""
+        """Sleep until shortly before the predicted arrival, or spin if it is near."""
         now_ns = time.monotonic_ns()
         end_ns = now_ns + int(timeout_s * 1e9)
-        # Learnt here rather than at the delivery, where the frame would wait for it.
+        # Record the last frame here instead of at its delivery, to avoid delaying it.
         if self.delivered is not None:
-            self._pace.learn(self.delivered.sequence, self.delivered.published_ns)
-        begin_ns, until_ns = self._pace.window()
+            self._predictor.observe(self.delivered.sequence, self.delivered.published_ns)
+        begin_ns, until_ns = self._predictor.window()
         if begin_ns <= now_ns < until_ns:
             return spin(reader, min(until_ns, now_ns + SPIN_NS, end_ns))
         if now_ns < begin_ns < end_ns:
@@ -122,7 +122,7 @@ class PredictiveWaiter(Waiter):
 
 
 class BusyWaiter(Waiter):
-    """Spins all the time, and takes a whole core."""
+    """Always spins, which takes a whole core."""
 
     def wait(self, reader: Reader, event: int, timeout_s: float) -> Lease | None:  # noqa: ARG002
         """Spin."""
@@ -130,20 +130,20 @@ class BusyWaiter(Waiter):
 
 
 def spin(reader: Reader, until_ns: int) -> Lease | None:
-    """Warm the caches with all that a delivery takes, then look for a frame without sleeping.
+    """Warm the caches by running the delivery path, then spin until there is a frame.
 
     Args:
         reader: The subscriber's reader of the ring.
         until_ns: When to give up, CLOCK_MONOTONIC.
     """
-    if (lease := reader.rehearse()) is not None:
-        Frame(lease).pixels  # noqa: B018  the property maps them
+    if (lease := reader.warm_up()) is not None:
+        Frame(lease).pixels  # noqa: B018  accessing the property creates the array
         del lease
-    return reader.look(until_ns)
+    return reader.spin(until_ns)
 
 
 def waiter_for(wake: str, stream: str) -> Waiter:
-    """Make the waiter for one of the ways of :data:`~framebus.bus.options.Wake`.
+    """Create the waiter for one of the values of :data:`~framebus.bus.options.Wake`.
 
     Raises:
         ResourceExhausted: The process has no descriptor left for its socket.

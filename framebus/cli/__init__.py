@@ -1,8 +1,8 @@
-"""The command ``framebus``: look at streams, and remove what dead processes left.
+"""The command ``framebus``: inspects streams, and removes what dead processes left behind.
 
-Exit status: 0 when all is well, 1 when something needs doing or cannot be done, 2 for a fault in the arguments, and 128
-and a signal's number when that signal ended it. docs/cli.md describes the commands, and docs/cli.schema.json what they
-print with ``--json``.
+The exit status is 0 on success, 1 if there is a problem or a failure, 2 if the arguments are invalid, and 128 plus the
+number of the signal that ended the command. docs/cli.md documents the commands, and docs/cli.schema.json their output
+with ``--json``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _ENDING_SIGNALS: Final = (signal.SIGTERM, signal.SIGHUP)
 
 
 class _Ended(BaseException):
-    """A signal asks the process to end: files are closed and records removed on the way."""
+    """A signal asked the process to end. An exception allows it to close files and remove records first."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -37,7 +37,7 @@ class _Ended(BaseException):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command with ``arguments``, or those of the process; return its exit status."""
+    """Run the command with ``arguments``, by default those of the process, and return its exit status."""
     output.open_standard_descriptors()
     try:
         with _ended_by_signals():
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         output.complain(f"standard output cannot be written: {error}")
         status = FAILED
     except BrokenPipeError:
-        output.give_up(sys.stdout)  # the reader of a pipe has seen enough, which is not a fault
+        output.give_up(sys.stdout)  # the reader of a pipe has closed it, which is not an error
         status = DONE
     except FramebusError as error:
         output.complain(str(error))
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _finish(status: int) -> int:
-    """Write what was printed so far, if it can be written."""
+    """Flush the output, if that is possible, and return ``status``."""
     try:
         output.flush()
     except (output.OutputError, BrokenPipeError):
@@ -78,7 +78,7 @@ def _finish(status: int) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     parser = _parser()
-    # argparse writes by itself, and each version of Python handles a closed output in another way.
+    # Capture what argparse prints, because its handling of a closed output differs between versions of Python.
     printed, complaints = io.StringIO(), io.StringIO()
     try:
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(complaints):
@@ -102,7 +102,7 @@ def _fitted(text: str) -> list[str]:
 
 @contextlib.contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the command as an exception, so that ``snapshot`` leaves no record behind."""
+    """Convert SIGTERM and SIGHUP to an exception, to ensure that ``snapshot`` removes its record."""
 
     def end(number: int, _frame: object) -> NoReturn:
         raise _Ended(number)
@@ -110,7 +110,7 @@ def _ended_by_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    # A signal that is ignored, as under nohup(1), stays ignored.
+    # Do not handle a signal that is ignored, for example under nohup(1).
     before = {number: signal.getsignal(number) for number in _ENDING_SIGNALS}
     handled = [number for number, handler in before.items() if handler is signal.SIG_DFL]
     for number in handled:

@@ -1,4 +1,4 @@
-"""What the doctor says of a thing that it looked at."""
+"""A result of ``framebus doctor``."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Level = Literal["ok", "note", "unknown", "warning", "problem"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that the doctor saw."""
+    """A result of a check of ``framebus doctor``."""
 
     level: Level
-    """``note`` needs nothing done, ``unknown`` cannot be judged by this user, ``problem`` needs something done."""
+    """``note`` requires no action, ``unknown`` cannot be judged by this user, ``problem`` requires action."""
     what: str
-    """What was seen."""
+    """What was found."""
     remedy: str = ""
     """What to do."""

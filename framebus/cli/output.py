@@ -1,4 +1,4 @@
-"""What the commands print: text that fits the terminal, JSON, and faults of the output itself."""
+"""Output of the commands: text that fits the terminal, JSON, and errors of the output itself."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import IO, Final
 
 MIN_COLUMNS: Final = 40
-"""Text is not wrapped to less."""
+"""Text is never wrapped to fewer columns."""
 _ERROR_PREFIX: Final = "framebus: "
 
 
@@ -20,7 +20,7 @@ class OutputError(Exception):
 
 
 def columns() -> int | None:
-    """Width of standard output: that of ``COLUMNS`` or of the terminal; ``None`` where there is neither."""
+    """Return the width of standard output, from ``COLUMNS`` or the terminal; ``None`` if there is neither."""
     try:
         width = int(os.environ.get("COLUMNS", ""))
     except ValueError:
@@ -40,7 +40,7 @@ def _terminal_columns(stream: IO[str] | None) -> int | None:
 
 @contextlib.contextmanager
 def _faults_named() -> Iterator[None]:
-    """Tell a fault of standard output from one of the files that a command reads."""
+    """Convert errors of standard output, to distinguish them from those of other files."""
     try:
         yield
     except BrokenPipeError:
@@ -50,13 +50,13 @@ def _faults_named() -> Iterator[None]:
 
 
 def write(text: str) -> None:
-    """Write to standard output, with whatever it cannot encode or show as backslash escapes.
+    """Write to standard output. Characters that it cannot encode or show are escaped with backslashes.
 
     Raises:
         OutputError: Standard output is closed or cannot be written.
         BrokenPipeError: Its reader is gone.
     """
-    if sys.stdout is None:  # the process was started with it closed
+    if sys.stdout is None:  # the process was started with a closed standard output
         raise OutputError("it is closed")
     with _faults_named():
         sys.stdout.write(_showable(text, sys.stdout))
@@ -66,17 +66,17 @@ def control(sequence: str) -> None:
     """Write an escape sequence for the terminal.
 
     Raises:
-        OutputError: As :func:`write`.
+        OutputError: As for :func:`write`.
     """
     with _faults_named():
         sys.stdout.write(sequence)
 
 
 def flush() -> None:
-    """Hand everything written to the system.
+    """Flush standard output.
 
     Raises:
-        OutputError: As :func:`write`.
+        OutputError: As for :func:`write`.
         BrokenPipeError: The reader of standard output is gone.
     """
     if sys.stdout is not None:
@@ -90,15 +90,15 @@ def write_json(content: object) -> None:
 
 
 def complain(sentence: str) -> None:
-    """Write a sentence to standard error."""
-    # In a log, one line for each sentence, whatever COLUMNS says.
+    """Write an error message to standard error."""
+    # Wrap only for a terminal, so that each message is one line in a log, regardless of COLUMNS.
     lines = wrap(_ERROR_PREFIX + " ".join(sentence.split()), _terminal_columns(sys.stderr))
     text = "".join(f"{line}\n" for line in lines)
     write_error(text)
 
 
 def write_error(text: str) -> None:
-    """Write to standard error, or nowhere if that is closed or full: there is no other place to complain."""
+    """Write to standard error. Errors are ignored, because they could not be reported anywhere."""
     if sys.stderr is None:
         return
     try:
@@ -109,7 +109,7 @@ def write_error(text: str) -> None:
 
 
 def give_up(stream: IO[str] | None) -> None:
-    """Let nothing more be written to a stream, so that the interpreter does not try again when it ends."""
+    """Redirect a stream to /dev/null, to prevent the interpreter from flushing it again at exit."""
     try:
         assert stream is not None
         null = os.open(os.devnull, os.O_WRONLY)
@@ -120,9 +120,9 @@ def give_up(stream: IO[str] | None) -> None:
 
 
 def open_standard_descriptors() -> None:
-    """Open /dev/null in the place of closed standard descriptors.
+    """Open /dev/null for closed standard descriptors.
 
-    A file that is opened later would get such a number otherwise, and a message of a library would go into it.
+    Otherwise, a file that is opened later would get such a number, and messages of libraries would be written to it.
     """
     for number in range(3):
         try:
@@ -132,20 +132,20 @@ def open_standard_descriptors() -> None:
 
 
 def wrap(text: str, width: int | None, indent: str = "") -> list[str]:
-    """Break text into lines of at most ``width``, all but the first with ``indent``."""
+    """Wrap text to lines of at most ``width``, and indent all lines but the first."""
     if width is None:
         return [text]
     return textwrap.wrap(text, width, subsequent_indent=indent, break_on_hyphens=False) or [""]
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int | None, *, title: int = 2) -> str:
-    """Format a table; where it is too wide, a paragraph for each row, with the cells named.
+    """Format a table. If it is too wide, format each row as a paragraph with named cells instead.
 
     Args:
         header: Names of the columns.
         rows: Cells of each row.
-        width: Columns that there are; ``None`` for any number.
-        title: How many of a row's cells begin its paragraph, and need no name.
+        width: Maximum width in columns; ``None`` for no limit.
+        title: How many of a row's cells begin its paragraph without their names.
     """
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     if width is None or sum(widths) + 2 * (len(widths) - 1) <= width:
@@ -174,7 +174,7 @@ def _paragraph(header: Sequence[str], row: Sequence[str], width: int, title: int
 
 
 def wrap_line(line: str, width: int) -> list[str]:
-    """Break a line that is too long, with its own indent and two more."""
+    """Wrap a line that is too long, with two more columns of indent."""
     if len(line) <= width:
         return [line]
     indent = line[: len(line) - len(line.lstrip())]
@@ -184,7 +184,7 @@ def wrap_line(line: str, width: int) -> list[str]:
 
 
 def _showable(text: str, stream: IO[str]) -> str:
-    """The text without control characters, which a file's name may hold, and without what cannot be encoded."""
+    """Escape control characters, which a file name may contain, and characters that cannot be encoded."""
     shown = "".join(
         letter if letter == "\n" or letter.isprintable() else letter.encode("unicode_escape", "surrogatepass").decode()
         for letter in text

@@ -1,4 +1,4 @@
-"""What the doctor says of /dev/shm itself: its file system, its room, its mode, and what limits it in a pod."""
+"""Checks of ``framebus doctor`` on /dev/shm itself: its file system, size and mode, and the limits of a pod."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from framebus.shm.host import is_container, is_pod, machine_memory_bytes, memory
 from framebus.shm.paths import SHM_DIRECTORY
 
 DOCKER_DEFAULT_BYTES: Final = 64 * MIB
-"""Of a pod's containers too, where no volume is mounted on /dev/shm."""
+"""Docker's default size of /dev/shm. In a pod, it applies to containers without a volume on /dev/shm."""
 UNSIZED: Final = 0.49
-"""Share of the memory from which a tmpfs counts as one without a size: half of it is the kernel's default, rounded."""
+"""Share of the memory from which a tmpfs counts as unsized: the kernel's default is one half, rounded."""
 MEMORY_FILE_SYSTEMS: Final = ("tmpfs", "ramfs", "rootfs")
 SHARE_IT: Final = (
     "to see another container's streams, join its /dev/shm: in compose with 'ipc: service:holder'; "
@@ -25,16 +25,16 @@ SHARE_IT: Final = (
 )
 SIZED_VOLUME: Final = "mount an emptyDir with 'medium: Memory' and a 'sizeLimit' with room to spare on /dev/shm"
 STICKY_FOLDER: Final = (
-    "to keep the containers' users from removing each other's files, let an init container make a folder of mode 1777 "
-    "in the emptyDir, and mount that on /dev/shm by 'subPath'"
+    "to prevent the containers' users from removing each other's files, let an init container create a folder of mode "
+    "1777 in the emptyDir, and mount that on /dev/shm by 'subPath'"
 )
 
 
 def judge_directory(*, has_streams: bool) -> Iterator[Finding]:
-    """Judge /dev/shm itself.
+    """Check /dev/shm itself.
 
     Args:
-        has_streams: Whether there are any; without them, it may be another container's /dev/shm that is wanted.
+        has_streams: Whether it contains streams. If not, the user may expect to see the /dev/shm of another container.
     """
     fault = directory_fault(writable=False)
     if fault is not None:
@@ -70,7 +70,7 @@ def judge_directory(*, has_streams: bool) -> Iterator[Finding]:
 def _judge_room(status: os.stat_result, space: os.statvfs_result, kind: str) -> Finding:
     free, total = space.f_bavail * space.f_frsize, space.f_blocks * space.f_frsize
     device = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
-    # Two containers that show the same device share their streams.
+    # Show the device, because two containers with the same device share their streams.
     room = f"/dev/shm ({kind or 'file system'}, device {device}) has {free // MIB} MiB free of {total // MIB} MiB"
     if total and free < PAGE_BYTES:
         larger = "sizeLimit" if is_pod() else "shm_size"
@@ -82,20 +82,20 @@ def _judge_room(status: os.stat_result, space: os.statvfs_result, kind: str) -> 
 
 
 def _judge_limits(total: int) -> Iterator[Finding]:
-    """Judge what else ends a pod whose /dev/shm fills: eviction past a sizeLimit, and the container's memory limit."""
+    """Check what else ends a pod when /dev/shm fills up: eviction beyond a sizeLimit, and the memory limit."""
     limit = memory_limit_bytes()
     if total >= UNSIZED * machine_memory_bytes():
         what = f"/dev/shm may grow to {total // MIB} MiB, half of this node's memory or more"
-        consequence = "a pod that fills it too far is evicted, and no publisher gets an error before"
+        consequence = "Kubernetes evicts a pod that fills it too far, before a publisher gets an error"
         yield Finding("warning", f"{what}: {consequence}", f"see 'framebus size', {SIZED_VOLUME}")
     elif limit is not None and total > limit:
-        what = f"/dev/shm may grow to {total // MIB} MiB, and this container may take {limit // MIB} MiB of memory"
-        consequence = "pages count to the container that touches them first, so a publisher here may be killed"
+        what = f"/dev/shm may grow to {total // MIB} MiB, and this container may use {limit // MIB} MiB of memory"
+        consequence = "pages are charged to the container that touches them first, so a publisher here may be killed"
         yield Finding("warning", f"{what}: {consequence}", "set limits.memory of publishers above the sizeLimit")
 
 
 def _file_system() -> str:
-    """Type of the file system that /dev/shm is on; empty if that cannot be known."""
+    """Return the type of the file system of /dev/shm; empty if unknown."""
     place = SHM_DIRECTORY.resolve()
     kind, longest = "", -1
     try:
@@ -104,6 +104,6 @@ def _file_system() -> str:
         return ""
     for line in mounts:
         _, point, found, *_ = line.split(" ")
-        if place.is_relative_to(point) and len(point) >= longest:  # the last one mounted on a place hides the others
+        if place.is_relative_to(point) and len(point) >= longest:  # the last mount on a directory hides the others
             kind, longest = found, len(point)
     return kind

@@ -1,4 +1,4 @@
-"""``list``, ``inspect`` and ``top``: what the streams do now."""
+"""``list``, ``inspect`` and ``top``: the current state of the streams."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from framebus.shm.directory import check_directory
 
 MIB: Final = 1 << 20
 PATIENCE_S: Final = 0.3
-"""How long to wait for a frame that shows whether a publisher has the same clock."""
+"""How long to wait for a frame that shows whether the publisher has the same clock."""
 MAX_LATENCY_NS: Final = 60_000_000_000
-"""A longer latency is the difference of two clocks, as is none at all."""
+"""A latency that is longer, or not positive, is the difference between two clocks."""
 
 
 def run_list(options: argparse.Namespace) -> int:
@@ -56,7 +56,7 @@ def run_list(options: argparse.Namespace) -> int:
 
 
 def run_inspect(options: argparse.Namespace) -> int:
-    """Print everything about one stream."""
+    """Print all details of one stream."""
     check_directory()
     stream = inspect(options.name, patience_s=PATIENCE_S)
     if options.json:
@@ -94,7 +94,7 @@ def run_inspect(options: argparse.Namespace) -> int:
 
 
 def run_top(options: argparse.Namespace) -> int:
-    """Print the live table again and again, or once."""
+    """Print the live table repeatedly, or once."""
     check_directory()
     before = _sample()
     while True:
@@ -118,7 +118,7 @@ def run_top(options: argparse.Namespace) -> int:
 
 
 def to_json(stream: StreamInfo | UnreadableStream) -> dict[str, Any]:
-    """A stream's description with named fields only, as docs/cli.schema.json has it."""
+    """Convert a stream to a JSON object, as specified in docs/cli.schema.json."""
     if isinstance(stream, UnreadableStream):
         return {**dataclasses.asdict(stream), "readable": False, "live": None}
     fields = {field.name: getattr(stream, field.name) for field in dataclasses.fields(stream)}
@@ -208,7 +208,7 @@ def _unreadable_row(stream: UnreadableStream) -> dict[str, Any]:
 
 
 def _latency_ms(record: SubscriberRecord) -> float | None:
-    """Latency of the last frame; ``None`` without one, or where subscriber and publisher have different clocks."""
+    """Return the latency of the last frame; ``None`` without a frame, or if the clocks differ."""
     if not record.received or not 0 < record.latency_ns <= MAX_LATENCY_NS:
         return None
     return round(record.latency_ns / 1e6, 3)

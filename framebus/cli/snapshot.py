@@ -1,4 +1,4 @@
-"""``snapshot``: the newest frame as a picture file. The only command that takes a lease."""
+"""``snapshot``: write the newest frame to a picture file. This is the only command that takes a lease."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ PICTURE_TYPES: Mapping[str, tuple[str, ...]] = {
     ".tif": ("uint8", "uint16", "float32"),
     ".png": ("uint8", "uint16"),
 }
-"""Element types that a picture's format has, by the file's ending; others have uint8 alone."""
+"""Element types that a picture format supports, by the file's suffix. Other formats support only uint8."""
 _TO_BGR: Final = {"rgb": (2, 1, 0), "rgba": (2, 1, 0, 3)}
 
 
 def run_snapshot(options: argparse.Namespace) -> int:
     """Write the newest frame to ``options.file``."""
     try:
-        import cv2  # noqa: PLC0415  the library itself does without it
+        import cv2  # noqa: PLC0415  optional dependency of this command
     except ImportError:
         raise FramebusError("snapshot needs OpenCV: pip install 'framebus[snapshot]'") from None
     check_directory(writable=True)
@@ -35,7 +35,7 @@ def run_snapshot(options: argparse.Namespace) -> int:
             pixels = pixels[..., _TO_BGR[frame.pixel_format]]
         _check_picture(pixels.shape[2], str(pixels.dtype), options.file.suffix.lower())
         try:
-            # Not imwrite(), which writes to standard error, and does not tell why a file cannot be written.
+            # imwrite() would print to standard error, and does not return why a file cannot be written.
             encoded, picture = cv2.imencode(options.file.suffix, pixels)
         except cv2.error as error:
             reason = f"{error.err or error}".strip().splitlines()[0]
@@ -55,10 +55,10 @@ def run_snapshot(options: argparse.Namespace) -> int:
 
 
 def _check_picture(channels: int, dtype: str, suffix: str) -> None:
-    """Check that the file can hold the frame: OpenCV would convert its values, or print to standard error."""
+    """Check that the format supports the frame. OpenCV would convert its values, or print to standard error."""
     types = PICTURE_TYPES.get(suffix[:4], ("uint8",))
     if channels not in PICTURE_CHANNELS or dtype not in types:
         raise FramebusError(
             f"a frame of {channels} channels of {dtype} is not written as {suffix or 'this'}: "
-            f"1, 3 or 4 channels of {' or '.join(types)} can be, and a Subscriber reads every frame"
+            f"use a frame of 1, 3 or 4 channels of {' or '.join(types)}, or read it with a Subscriber"
         )

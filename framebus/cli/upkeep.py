@@ -1,4 +1,4 @@
-"""``size``, ``doctor`` and ``gc``: room in /dev/shm, faults, and leftovers of dead processes."""
+"""``size``, ``doctor`` and ``gc``: the size of /dev/shm, problems, and leftovers of dead processes."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from framebus.shm.segment import open_for_reading
 
 STEP_MIB: Final = 32
 OVERHEAD_BYTES: Final = 4 * MIB
-"""Sockets, records, and what other programs keep in /dev/shm."""
+"""Space for sockets, records, and files of other programs in /dev/shm."""
 STALE_AFTER_S: Final = 5.0
 
 
 def run_size(options: argparse.Namespace) -> int:
-    """Print the ring's size and the shm_size to set."""
+    """Print the size of the ring and the shm_size to configure."""
     frame_format = FrameFormat(
         options.height, options.width, options.channels, options.dtype, pixel_format=options.pixel_format
     )
@@ -45,7 +45,7 @@ def run_size(options: argparse.Namespace) -> int:
 
 
 def run_doctor(options: argparse.Namespace) -> int:
-    """Print what is wrong and what to do; exit status 1 when there is a problem."""
+    """Print what is wrong and what to do; return 1 if there is a problem."""
     found = survey(patience_s=PATIENCE_S)
     findings = [*judge_directory(has_streams=bool(found)), _judge_backend(), *map(_judge_stream, found)]
     unreadable = {companion_path(stream.name, "ring") for stream in found if isinstance(stream, UnreadableStream)}
@@ -69,7 +69,7 @@ def run_doctor(options: argparse.Namespace) -> int:
 
 
 def _judge_backend() -> Finding:
-    """Judge how this installation takes the steps of a hand-over."""
+    """Check which implementation of the hand-over steps is in use."""
     used = f"backend: {backend.name()}"
     try:
         backend.check()
@@ -78,7 +78,7 @@ def _judge_backend() -> Finding:
         return Finding("problem", what or remedy, remedy if what else f"unset {backend.BACKEND}")
     if backend.missing:
         what = f"{used}, because the compiled part of framebus was not built ({backend.missing})"
-        return Finding("warning", f"{what}: a hand-over takes about half as long again", backend.REMEDY)
+        return Finding("warning", f"{what}: a hand-over takes about 1.5 times as long", backend.REMEDY)
     if backend.name() == "python":
         return Finding("note", f"{used}, because {backend.BACKEND}={backend.asked} asks for it")
     return Finding("ok", used)
@@ -108,7 +108,7 @@ def _judge_unreadable(stream: UnreadableStream) -> Finding:
     fault, _, advice = stream.detail.partition(": ")
     what = f"stream {stream.name}: {stream.detail}"
     if _is_in_use(stream.name):
-        # A process of another version uses it, or one that does not write what it should.
+        # The process that uses it has another version, or does not keep to the protocol.
         remedy = advice if advice.startswith("run ") else "run the same version of framebus in all containers"
         return Finding("problem", f"stream {stream.name}: {fault}" if remedy == advice else what, remedy)
     if os.geteuid() not in (0, stream.owner):
@@ -117,7 +117,7 @@ def _judge_unreadable(stream: UnreadableStream) -> Finding:
 
 
 def _is_in_use(name: str) -> bool:
-    """Whether any process locks the ring, of whatever version it is."""
+    """Return whether a process holds a lock of the ring, whatever its layout version."""
     try:
         holder = open_for_reading(companion_path(name, "ring").name)
     except FramebusError:
@@ -136,12 +136,12 @@ def _judge_leftover(leftover: Leftover) -> Finding:
     what = f"{leftover.path} is left over: {leftover.reason}"
     if leftover.is_mine or not leftover.obstacle:
         return Finding("problem", what, "run 'framebus gc'")
-    # Root can do something about it, though not by itself: the file's lock is its owner's.
+    # Root can act on it as the owner, but not as itself, because only the owner may take the file's lock.
     return Finding("problem" if os.geteuid() == 0 else "warning", what, leftover.obstacle)
 
 
 def run_gc(options: argparse.Namespace) -> int:
-    """Remove leftovers; exit status 1 when some of this user's could not be removed."""
+    """Remove leftovers; return 1 if some of this user's could not be removed."""
     check_directory()
     found = find_leftovers(options.stream, remove=not options.dry_run)
     failed = [left for left in found if left.obstacle and left.is_mine and left.judgement != "unknown"]

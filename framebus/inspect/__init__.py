@@ -1,1 +1,1 @@
-"""What lies in /dev/shm: streams, their subscribers, and leftovers of dead processes. Nothing here takes a lease."""
+"""Inspection of /dev/shm: streams, their subscribers, and leftovers of dead processes. It never takes a lease."""

@@ -1,4 +1,4 @@
-"""Leftovers of processes that died: found, and removed where nothing uses them."""
+"""Finds files that processes left behind when they died, and removes those that no process uses."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ Judgement = Literal["left", "kept", "unknown"]
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """A file that no live process holds, or of which this user cannot tell."""
+    """A file that no live process holds, or that this user cannot judge."""
 
     path: Path
     """The file."""
     reason: str
-    """Why it is a leftover, or why this user cannot tell."""
+    """Why it is a leftover, or why this user cannot judge it."""
     obstacle: str = ""
-    """Why this user cannot remove it; empty when it can be, or has been."""
+    """Why this user cannot remove it; empty if it can be removed, or was."""
     judgement: Judgement = "left"
     """``left`` by a process that died, ``kept`` by a publisher or a service on purpose, or ``unknown`` to this user."""
     owner: int = -1
-    """Number of the user who owns the file."""
+    """Number of the user that owns the file."""
 
     @property
     def is_mine(self) -> bool:
-        """Whether it belongs to this user, as far as the numbers of this user namespace tell."""
+        """Whether the file belongs to this user. An unmapped owner counts as another user."""
         return self.owner == os.geteuid() and not is_unmapped(self.owner)
 
 
@@ -52,47 +52,51 @@ class _Candidate:
     path: Path
     reason: str
     judgement: Judgement = "left"
-    needs_exclusion: bool = True
-    """Whether it may only be removed while no publisher can open the stream."""
+    needs_lock: bool = True
+    """Whether to remove it only while the publisher's lock prevents a publisher from opening the stream."""
 
 
 def find_leftovers(stream: str | None = None, *, remove: bool = False) -> list[Leftover]:
-    """Find what dead processes left in /dev/shm; with ``remove``, remove it where this user may.
+    """Find files in /dev/shm that dead processes left behind.
 
-    A ring that a subscriber still holds, or whose publisher lives, is never touched. What belongs to another user is
-    found too, as far as this user may look.
+    A ring whose publisher lives, or that a subscriber still holds, is never removed. Files of other users are found
+    too, as far as this user may read them.
+
+    Args:
+        stream: Name of the stream; ``None`` for all streams.
+        remove: Whether to remove the files that this user may remove.
     """
     found = []
     for name in [check_name(stream)] if stream is not None else stream_names():
-        with _excluded(name) as (excluded, permitted):
-            for candidate in _leftovers_of(name, excluded=excluded, permitted=permitted):
+        with _publisher_locked(name) as (locked, permitted):
+            for candidate in _leftovers_of(name, locked=locked, permitted=permitted):
                 try:
                     owner = candidate.path.lstat().st_uid
                 except OSError:
-                    continue  # it has just been removed
-                obstacle = _obstacle(candidate, owner, excluded=excluded)
+                    continue  # another process has removed it meanwhile
+                obstacle = _obstacle(candidate, owner, locked=locked)
                 if remove and not obstacle:
                     obstacle = _remove(candidate.path, owner)
                 found.append(Leftover(candidate.path, candidate.reason, obstacle, candidate.judgement, owner))
     return found
 
 
-def _obstacle(candidate: _Candidate, owner: int, *, excluded: bool) -> str:
-    """Why this user may not remove the file, as far as can be told before it is tried."""
+def _obstacle(candidate: _Candidate, owner: int, *, locked: bool) -> str:
+    """Return why this user may not remove the file, as far as that is known before trying."""
     mine = owner == os.geteuid()
-    if candidate.judgement == "unknown" or (candidate.needs_exclusion and not excluded):
+    if candidate.judgement == "unknown" or (candidate.needs_lock and not locked):
         return _read_only() or "its lock cannot be taken" if mine else _owned_by(owner)
-    # /dev/shm is sticky: only a file's owner and root may remove it.
+    # /dev/shm is sticky, so only root and the owner of a file may remove it.
     return "" if mine or os.geteuid() == 0 else _owned_by(owner)
 
 
 def _remove(path: Path, owner: int) -> str:
-    """Remove the file; return why it could not be."""
+    """Remove the file; return why that failed, or an empty string."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
         if path.is_dir():
-            return "it is a directory: look at what it holds, and remove it by hand"
+            return "it is a directory: check its content, and remove it manually"
         if error.errno in (errno.EPERM, errno.EACCES) and owner != os.geteuid():
             return _owned_by(owner)
         return _read_only() or os.strerror(error.errno or errno.EIO)
@@ -109,51 +113,53 @@ def _read_only() -> str:
 
 
 @contextlib.contextmanager
-def _excluded(stream: str) -> Iterator[tuple[bool, bool]]:
-    """Keep publishers from opening the stream meanwhile, because they may adopt a leftover at any moment.
+def _publisher_locked(stream: str) -> Iterator[tuple[bool, bool]]:
+    """Prevent publishers from opening the stream, because a publisher may adopt a leftover at any moment.
 
     Yields:
-        Whether no publisher can open it, and whether this user could ask: if so, a publisher lives.
+        Whether no publisher can open the stream, and whether this user may open the lock's file. If only the second is
+        true, a publisher lives.
     """
-    exclusion, excluded, permitted = None, False, True
-    # Without a live publisher, what holds the lock is another that looks, or a publisher that opens.
-    patience_s = 0.0 if _look_at_ring(companion_path(stream, "ring")) == "live" else locks.EXCLUSION_PATIENCE_S
+    lock, locked, permitted = None, False, True
+    # If no publisher lives, the holder is another inspecting process, or a publisher that is opening the stream: wait.
+    timeout_s = 0.0 if _ring_use(companion_path(stream, "ring")) == "live" else locks.LOCK_TIMEOUT_S
     try:
-        exclusion = locks.take_exclusion(companion_path(stream, "lock").name, patience_s, create=False)
-        excluded = exclusion is not None
+        lock = locks.PublisherLock.acquire(companion_path(stream, "lock").name, timeout_s, create=False)
+        locked = lock is not None
     except StreamNotFound:
-        excluded = True
+        locked = True
     except PermissionDenied:
         permitted = False
     except OSError:
         permitted = False  # not a regular file
     try:
-        yield excluded, permitted
+        yield locked, permitted
     finally:
-        if exclusion is not None:
-            exclusion.close()
+        if lock is not None:
+            lock.close()
 
 
 def remove_leftovers(stream: str | None = None) -> list[Path]:
-    """Remove what no live process holds, of one stream or of all; return what was removed."""
+    """Remove the files that no live process holds, of one stream or of all, and return their paths."""
     return [leftover.path for leftover in find_leftovers(stream, remove=True) if not leftover.obstacle]
 
 
-def _leftovers_of(stream: str, *, excluded: bool, permitted: bool) -> list[_Candidate]:
+def _leftovers_of(stream: str, *, locked: bool, permitted: bool) -> list[_Candidate]:
     own_socket, lock_path, ring_path = (companion_path(stream, suffix) for suffix in ("sock", "lock", "ring"))
-    ring = _look_at_ring(ring_path)
+    ring = _ring_use(ring_path)
     found = [
-        _Candidate(path, "its subscriber is gone", needs_exclusion=False)
+        _Candidate(path, "its subscriber is gone", needs_lock=False)
         for path, _, alive in read_records(stream)
         if not alive
     ]
     closed: Judgement = "kept" if ring == "closed" else "left"
-    # Without the lock, the ring tells that no publisher lives. It may start at any moment, so nothing may be removed.
-    idle = excluded or (not permitted and ring in ("closed", "dead", "held"))
+    # If this user may not take the lock, the state of the ring shows that no publisher lives. One may start at any
+    # moment, so nothing may be removed.
+    idle = locked or (not permitted and ring in ("closed", "dead", "held"))
     found += [
-        _Candidate(path, "no process listens on it", closed, needs_exclusion=path == own_socket)
+        _Candidate(path, "no process listens on it", closed, needs_lock=path == own_socket)
         for path in companion_paths(stream, "*sock")
-        if (idle or path != own_socket) and _is_deaf(path)
+        if (idle or path != own_socket) and _has_no_listener(path)
     ]
     if not idle:
         if not permitted and ring == "denied":
@@ -170,9 +176,9 @@ def _leftovers_of(stream: str, *, excluded: bool, permitted: bool) -> list[_Cand
         found.append(_Candidate(ring_path, "its publisher closed and kept it for the next one", "kept"))
     elif ring == "dead":
         found.append(_Candidate(ring_path, "its publisher is gone and no subscriber holds it"))
-    # A service that outlives its own death keeps what it knew of the stream.
+    # A service may save its state here, to resume after a restart.
     found += [
-        _Candidate(path, "what a service kept, of a stream that has ended", "kept")
+        _Candidate(path, "a service saved its state here, and the stream has ended", "kept")
         for path in companion_paths(stream, "state.*")
     ]
     if lock_path.exists():
@@ -190,8 +196,8 @@ def _readers(path: Path) -> str:
 RingUse = Literal["missing", "denied", "live", "held", "closed", "dead"]
 
 
-def _look_at_ring(ring_path: Path) -> RingUse:
-    """Tell from the ring's locks and state who uses it: ``held`` is by subscribers alone."""
+def _ring_use(ring_path: Path) -> RingUse:
+    """Return how the ring is used, as its locks and state show. ``held`` means by subscribers only."""
     try:
         holder = shm.open_for_reading(ring_path.name)
     except StreamNotFound:
@@ -203,7 +209,7 @@ def _look_at_ring(ring_path: Path) -> RingUse:
     try:
         if locks.is_locked(holder.fd, LIVE_PROBE):
             return "live"
-        # Any byte: a lease, a seat, or the lock of another version of the layout.
+        # Check all bytes: a lease, a seat, or a lock of another layout version.
         if locks.is_any_locked(holder.fd):
             return "held"
         return "closed" if _was_closed(holder.fd) else "dead"
@@ -212,7 +218,7 @@ def _look_at_ring(ring_path: Path) -> RingUse:
 
 
 def _was_closed(fd: int) -> bool:
-    """Whether the file is a ring whose publisher closed it."""
+    """Return whether the file is a ring whose publisher closed it."""
     head = os.pread(fd, PAGE_BYTES, 0)
     try:
         RingHeader.unpack(head, os.fstat(fd).st_size)
@@ -221,8 +227,8 @@ def _was_closed(fd: int) -> bool:
     return bool(struct.unpack_from("<I", head, STATE)[0] == CLOSED)
 
 
-def _is_deaf(path: Path) -> bool:
-    """Whether no process listens on a Unix socket."""
+def _has_no_listener(path: Path) -> bool:
+    """Return whether the file is a Unix socket on which no process listens."""
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
             return False

@@ -1,4 +1,4 @@
-"""Streams and their subscribers, seen without taking a lease or a seat."""
+"""Inspects streams and their subscribers, without taking a lease or a seat."""
 
 from __future__ import annotations
 
@@ -27,32 +27,32 @@ State = Literal["open", "closed", "superseded", "unknown"]
 _STATES: Final[dict[int, State]] = {OPEN: "open", CLOSED: "closed", SUPERSEDED: "superseded"}
 CLOCK_TOLERANCE_NS: Final = 2_000_000_000
 """How far the age by CLOCK_MONOTONIC and the age by the time of day may differ."""
-_OTHER_CLOCK: Final = "its publisher's clock is of another time namespace"
+_OTHER_CLOCK: Final = "its publisher runs in another time namespace"
 _DOUBTFUL_CLOCK: Final = f"{_OTHER_CLOCK}, or the time of day was set"
 
 
 @dataclass(frozen=True, slots=True)
 class SubscriberInfo:
-    """A subscriber, by its own record."""
+    """A subscriber, as its record describes it."""
 
     record: SubscriberRecord
-    """What it wrote last."""
+    """Its record, as last written."""
     alive: bool
     """Whether its process lives, as the kernel's locks show."""
 
 
 @dataclass(frozen=True, slots=True)
 class StreamInfo:
-    """A stream, seen without touching it."""
+    """State of a stream."""
 
     name: str
     """The stream's name."""
     live: bool
     """Whether its publisher lives, as the kernel's locks show."""
     state: State
-    """What the publisher last said."""
+    """State that the publisher wrote last."""
     epoch: int
-    """Random number that marks this life of the publisher."""
+    """Random number that identifies the publisher instance."""
     sequence: int
     """Sequence of the newest frame; 0 before the first."""
     slots: int
@@ -62,35 +62,35 @@ class StreamInfo:
     ring_bytes: int
     """Size of the file."""
     slots_held: int
-    """Slots that a loan or a lease holds now."""
+    """Slots that loans or leases hold now."""
     seats_taken: int
-    """Leases that subscribers may hold together."""
+    """Leases that subscribers have reserved."""
     seats: int
-    """Leases that the ring has for subscribers."""
+    """Leases that all subscribers may reserve together."""
     frame: FrameHeader | None
-    """What the newest frame's header says; ``None`` before the first, or when it changed while it was read."""
+    """Header of the newest frame; ``None`` before the first, or if it changed while it was read."""
     age_s: float | None
-    """Seconds since the newest frame was published; ``None`` without a frame, or when that cannot be known."""
+    """Seconds since the newest frame was published; ``None`` if there is no frame, or if the age is unknown."""
     subscribers: tuple[SubscriberInfo, ...]
-    """All subscribers with a record, the dead too."""
+    """All subscribers with a record, including dead ones."""
     age_unknown: str = ""
-    """Why the age of the newest frame cannot be known; empty if it is known, or if there is no frame."""
+    """Why the age of the newest frame is unknown; empty if it is known, or if there is no frame."""
 
 
 @dataclass(frozen=True, slots=True)
 class UnreadableStream:
-    """A stream whose ring this user may not read, or that is not a ring of this version."""
+    """A stream whose ring could not be read: this user may not open it, or it is not a ring of this version."""
 
     name: str
     """The stream's name."""
     denied: bool
-    """Whether this user may not read it; False for a ring that is damaged or of another version."""
+    """Whether this user may not open it; False for a ring that is corrupted or has another version."""
     reason: str
     """Why it was not read, in a few words."""
     detail: str
-    """Why it was not read, in a sentence with what to do."""
+    """Why it was not read, in a sentence that says what to do."""
     owner: int
-    """Number of the user who owns the file."""
+    """Number of the user that owns the file."""
     group: int
     """Number of the file's group."""
     mode: int
@@ -98,17 +98,17 @@ class UnreadableStream:
 
 
 def inspect(stream: str, *, patience_s: float = 0.0) -> StreamInfo:
-    """Look at one stream.
+    """Inspect one stream.
 
     Args:
         stream: Name of the stream.
-        patience_s: How long to wait for a further frame if the clocks disagree on the age of the newest one. A frame
-            that comes during that time shows whether its publisher has the same clock.
+        patience_s: Seconds to wait for a further frame if the clocks disagree on the age of the newest one. A frame
+            that arrives during this time shows whether its publisher has the same clock.
 
     Raises:
-        StreamNotFound: It has no ring.
+        StreamNotFound: The stream has no ring.
         LayoutMismatch: The file is not a ring of this version.
-        PermissionDenied: It is closed to this user.
+        PermissionDenied: This user may not open the ring.
     """
     try:
         holder = shm.open_for_reading(ring_name(stream))
@@ -129,7 +129,7 @@ def inspect(stream: str, *, patience_s: float = 0.0) -> StreamInfo:
             if age_unknown == _DOUBTFUL_CLOCK and live and patience_s > 0:
                 later = _next_frame(fd, header, tail, patience_s)
                 if later is not None:
-                    # It was published after `looked_ns`, in any clock that both processes share.
+                    # It was published after `looked_ns`, if both processes have the same clock.
                     age_s, age_unknown = _age_since(later, looked_ns)
         return StreamInfo(
             name=stream,
@@ -153,15 +153,15 @@ def inspect(stream: str, *, patience_s: float = 0.0) -> StreamInfo:
 
 
 def streams() -> list[StreamInfo]:
-    """All streams of this /dev/shm whose rings this user may read, by name."""
+    """Return all streams in this /dev/shm whose rings this user may read, sorted by name."""
     return [stream for stream in survey() if isinstance(stream, StreamInfo)]
 
 
 def survey(*, patience_s: float = 0.0) -> list[StreamInfo | UnreadableStream]:
-    """All streams of this /dev/shm that have a ring, by name, those too that this user may not read.
+    """Return all streams in this /dev/shm that have a ring, sorted by name, including unreadable ones.
 
     Args:
-        patience_s: As :func:`inspect` takes it.
+        patience_s: As for :func:`inspect`.
     """
     found: list[StreamInfo | UnreadableStream] = []
     for name in stream_names():
@@ -170,7 +170,7 @@ def survey(*, patience_s: float = 0.0) -> list[StreamInfo | UnreadableStream]:
         except StreamNotFound:
             continue
         except (LayoutMismatch, PermissionDenied) as error:
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError):  # the publisher has removed it meanwhile
                 found.append(_unreadable(name, error))
     return found
 
@@ -184,10 +184,10 @@ def _unreadable(name: str, error: FramebusError) -> UnreadableStream:
 
 
 def _age_of(frame: FrameHeader) -> tuple[float | None, str]:
-    """The frame's age in seconds, and why it is unknown.
+    """Return the frame's age in seconds, and why it is unknown.
 
-    CLOCK_MONOTONIC differs between time namespaces, and the ring does not tell of which one its publisher is. The time
-    of day is the same everywhere, so both clocks have to show the same age.
+    CLOCK_MONOTONIC differs between time namespaces, and the ring does not contain the publisher's namespace. The time
+    of day is the same everywhere, so the age is trusted only if both clocks agree on it.
     """
     now_ns, now_wall_ns = time.monotonic_ns(), time.time_ns()
     age_ns = now_ns - frame.published_ns
@@ -200,16 +200,16 @@ def _age_of(frame: FrameHeader) -> tuple[float | None, str]:
 
 
 def _age_since(frame: FrameHeader, since_ns: int) -> tuple[float | None, str]:
-    """As :func:`_age_of`, of a frame that was published after ``since_ns`` of this process's clock."""
+    """Return the age like :func:`_age_of`, for a frame published after ``since_ns`` of this process's clock."""
     now_ns = time.monotonic_ns()
-    # The frame may have been stamped shortly before ``since_ns``, and have become visible after it.
+    # The tolerance allows for a frame that got its time before ``since_ns``, and became visible after it.
     if since_ns - CLOCK_TOLERANCE_NS <= frame.published_ns <= now_ns:
         return (now_ns - frame.published_ns) / 1e9, ""
     return None, _OTHER_CLOCK
 
 
 def _next_frame(fd: int, header: RingHeader, tail: int, patience_s: float) -> FrameHeader | None:
-    """The header of a frame that is published within ``patience_s``."""
+    """Return the header of a frame that is published within ``patience_s``, or ``None``."""
     deadline_s = time.monotonic() + patience_s
     while time.monotonic() < deadline_s:
         time.sleep(0.005)
@@ -220,7 +220,7 @@ def _next_frame(fd: int, header: RingHeader, tail: int, patience_s: float) -> Fr
 
 
 def _read_frame(fd: int, header: RingHeader, tail: int) -> FrameHeader | None:
-    """Read the newest frame's header without its lock; ``None`` if its sequence changes meanwhile."""
+    """Read the newest frame's header without locking it; return ``None`` if its sequence changes meanwhile."""
     sequence, slot = tail >> 8, tail & 0xFF
     if not sequence or slot >= header.geometry.slots:
         return None

@@ -1,1 +1,1 @@
-"""The notifications of new frames: their bytes, ZeroMQ's wire protocol, and the sockets of both sides."""
+"""Notifications of new frames: their format, ZeroMQ's wire protocol, and the sockets of both sides."""

@@ -1,4 +1,4 @@
-"""A subscriber's side of the notifications: a connection to the publisher's Unix socket, read by its own thread.
+"""A subscriber's side of the notifications: a connection to the publisher's socket, which its own thread reads.
 
 Source: unix(7).
 """
@@ -20,19 +20,19 @@ from framebus.shm.limits import exhausted
 MAX_MESSAGE_BYTES: Final = 4096
 READ_BYTES: Final = 16 << 10
 MAX_READS: Final = 16
-"""As much is read of a flood at a time."""
+"""Reads of ``READ_BYTES`` in one :meth:`Listener.drain`, to limit how long a flood of messages can occupy it."""
 CONNECT_EVERY_S: Final = 0.02
 """How often a subscriber without a connection tries to connect."""
 
 
 class Listener:
-    """A subscriber's connection to the notifications. Without a publisher it has none, and tries again.
+    """A subscriber's connection to the notifications. Without a publisher, it retries to connect.
 
-    One thread uses it; it takes one descriptor, and one more from the first :meth:`fileno` on.
+    One thread uses it. It uses one descriptor, and a second one after the first call of :meth:`fileno`.
     """
 
     def __init__(self, stream: str) -> None:
-        """Connect.
+        """Connect to the stream's publisher, if there is one.
 
         Raises:
             ResourceExhausted: The process has no descriptor left.
@@ -53,7 +53,10 @@ class Listener:
             raise exhausted(error) or error from None
 
     def fileno(self) -> int:
-        """Descriptor that is readable while there is something to :meth:`drain`; the same one for all connections."""
+        """Return a descriptor that is readable while there are messages to :meth:`drain`.
+
+        It is the same for all connections, to allow event loops to register it once.
+        """
         if self._epoll is None:
             try:
                 self._epoll = select.epoll(1)
@@ -64,11 +67,11 @@ class Listener:
         return self._epoll.fileno()
 
     def drain(self) -> None:
-        """Take what has come; connect if there is no connection."""
+        """Read the messages that have arrived, or connect if there is no connection."""
         if self._socket is None:
             self._connect_again()
             return
-        for _ in range(MAX_READS):  # a flood is left where it is
+        for _ in range(MAX_READS):  # leave the rest of a flood in the socket's buffer
             try:
                 received = self._socket.recv(READ_BYTES)
                 self._take(received)
@@ -81,14 +84,14 @@ class Listener:
             except (OSError, EOFError):
                 self._disconnect()
                 return
-            if len(received) < READ_BYTES:
+            if len(received) < READ_BYTES:  # the buffer is empty, so avoid a further system call
                 return
 
     def wait(self, timeout_s: float) -> None:
-        """Sleep until something comes, at most ``timeout_s``; drain before it."""
+        """Sleep until a message arrives, for at most ``timeout_s``. Call :meth:`drain` first."""
         if self._socket is None:
             timeout_s = min(timeout_s, CONNECT_EVERY_S)
-        self._poll(int(timeout_s * 1000) or 1)
+        self._poll(int(timeout_s * 1000) or 1)  # at least 1 ms: poll(0) would make the caller spin
 
     def close(self) -> None:
         """Close the connection."""
@@ -113,7 +116,7 @@ class Listener:
         if self._socket is None:
             return
         name, rest = read_command(body)
-        if name == b"READY":  # libzmq hangs up on a peer that subscribes before the handshake is over
+        if name == b"READY":  # libzmq disconnects a peer that subscribes before the end of the handshake
             self._socket.send(SUBSCRIBE_TO_ALL, socket.MSG_NOSIGNAL)
         elif name == b"PING":
             self._socket.send(pong(rest), socket.MSG_NOSIGNAL)
@@ -123,20 +126,20 @@ class Listener:
         if now_s < self._connect_at_s:
             return
         self._connect_at_s = now_s + CONNECT_EVERY_S
-        with contextlib.suppress(OSError):  # out of descriptors: frames are found by looking, meanwhile
+        with contextlib.suppress(OSError):  # out of descriptors: until then the subscriber finds frames by polling
             self._connect()
 
     def _connect(self) -> None:
-        """Connect if a publisher listens.
+        """Connect if a publisher is listening.
 
         Raises:
-            OSError: No socket could be made.
+            OSError: The socket could not be created.
         """
         connected = LocalSocket()
         try:
             connected.connect(self._path)
             connected.send(hello(b"SUB"), socket.MSG_NOSIGNAL)
-        except OSError:  # nobody listens, or too many wait to be accepted
+        except OSError:  # no publisher is listening, or its backlog is full
             connected.close()
             return
         poller = select.poll()

@@ -1,12 +1,12 @@
 """The publisher's side of the notifications: a Unix socket that speaks ZMTP.
 
-libzmq gives each message to a thread of its own to send: to wake that thread takes more of the publisher's time than
-all else that a frame does, and the subscribers wait for one thread more. A notification fits one send(2), may be lost,
-and is the same for all, so here the publisher's thread sends it itself. A peer may have libzmq, or whatever speaks
-ZMTP 3, at its end.
+libzmq passes each message to an I/O thread. Waking that thread would take more of the publisher's time than all other
+work for a frame, and delay the subscribers by a further context switch. A notification fits in one send(2), may be
+lost, and is the same for all subscribers, so the publisher's thread sends it directly. Peers may use libzmq or any
+other implementation of ZMTP 3.
 
-Nothing here waits. A peer that connects is accepted, and what it sends is read, when the publisher polls; a
-notification for which a subscriber's buffer has no room is dropped.
+No method blocks. Peers are accepted, and their messages are read, when the publisher polls. A notification is dropped
+for a subscriber whose buffer is full.
 
 Sources: unix(7); epoll(7).
 """
@@ -47,33 +47,33 @@ SEND_BUFFER_BYTES: Final = 16 << 10
 """A few dozen notifications: limits the memory that a subscriber that never reads can take."""
 MAX_READS: Final = 16
 READ_BYTES: Final = 256
-"""As much is read of as many connections at a look, and as many are accepted: a flood is left where it is."""
+"""A poll reads this from at most ``MAX_READS`` connections, and accepts as many, to limit how long it takes."""
 CONNECTING_NS: Final = 1_000_000_000
-"""How long a peer that has connected may take to subscribe, and be asked with every frame."""
+"""How long a new connection that has not subscribed is polled with every frame."""
 MAX_ODD_SUBSCRIPTIONS: Final = 100
-"""Disconnect a peer after this many subscriptions to other topics."""
+"""Disconnect a peer after this many subscriptions to unknown topics."""
 POLL_EVERY_NS: Final = 500_000_000
-"""How often to poll while no peer is connecting: a new subscriber may miss the notifications of that time."""
+"""How often to poll while no peer is connecting. A new subscriber may miss the notifications until the next poll."""
 POLL_CLOSELY_NS: Final = 1_000_000_000
-"""For how long to poll with every frame at first: the subscribers of the publisher before come back."""
+"""How long to poll with every frame at first, because the subscribers of an earlier publisher reconnect."""
 
 
 class Connection:
-    """A peer that has connected."""
+    """The connection of a peer."""
 
     def __init__(self, connected: LocalSocket, topic: bytes) -> None:
-        """Greet.
+        """Send the greeting.
 
         Args:
-            connected: Its socket.
-            topic: What all messages begin with: a subscription to something else is none.
+            connected: The socket.
+            topic: The bytes with which all messages begin. Subscriptions to anything else do not count.
         """
         self.socket = connected
-        """Its socket."""
+        """The socket."""
         self.subscriptions: int = 0
-        """How many of its subscriptions ask for the messages."""
+        """How many subscriptions match the messages."""
         self.accepted_ns: int = time.monotonic_ns()
-        """When it was accepted, CLOCK_MONOTONIC."""
+        """When the connection was accepted, CLOCK_MONOTONIC."""
         self._topic = topic
         self._decoder = Decoder(MAX_FRAME_BYTES)
         self._is_subscriber = False
@@ -82,12 +82,12 @@ class Connection:
         send_all((connected,), hello(b"XPUB"))
 
     def read(self) -> None:
-        """Take what has come.
+        """Handle the messages that have arrived.
 
         Raises:
-            ProtocolError: It is not what a subscriber sends.
+            ProtocolError: The peer violates the protocol, or is not a subscriber.
             OSError: The connection is broken.
-            EOFError: It is closed.
+            EOFError: The peer closed the connection.
         """
         try:
             received = self.socket.recv(READ_BYTES)
@@ -104,7 +104,7 @@ class Connection:
             if name == b"READY":
                 self._is_subscriber = any(kind in rest for kind in SUBSCRIBERS)
                 if not self._is_subscriber:
-                    raise ProtocolError("no SUB socket")
+                    raise ProtocolError("not a SUB socket")
             elif name == b"PING":
                 send_all((self.socket,), pong(rest))
             elif name == b"SUBSCRIBE":
@@ -112,8 +112,8 @@ class Connection:
             elif name == b"CANCEL":
                 self._subscribe(CANCEL, rest)
             elif name == b"ERROR":
-                raise ProtocolError("it refuses")
-        elif not flags & MORE:
+                raise ProtocolError("the peer sent ERROR")
+        elif not flags & MORE:  # ZMTP 3.0 sends subscriptions as messages, whose first byte tells the kind
             self._subscribe(body[:1], body[1:])
 
     def _subscribe(self, what: bytes, prefix: bytes) -> None:
@@ -126,21 +126,21 @@ class Connection:
         else:
             self._odd += 1
             if self._odd > MAX_ODD_SUBSCRIPTIONS:
-                raise ProtocolError("subscriptions to what is not here")
+                raise ProtocolError("too many subscriptions to unknown topics")
 
 
 class NotificationServer:
-    """The publisher's Unix socket, bound until it is closed. The caller holds the stream's exclusion.
+    """The publisher's Unix socket, bound until it is closed. The caller must hold the publisher's lock of the stream.
 
-    One thread uses it; another may close it meanwhile.
+    One thread uses it; another thread may close it meanwhile.
     """
 
     def __init__(self, path: Path, topic: bytes) -> None:
-        """Bind it.
+        """Bind the socket.
 
         Args:
-            path: The socket's file, which takes the place of what its name was before.
-            topic: What all messages begin with.
+            path: The socket's file, which replaces any file of this name.
+            topic: The bytes with which all messages begin.
 
         Raises:
             PermissionDenied: ``path`` belongs to another user.
@@ -152,7 +152,7 @@ class NotificationServer:
         self._topic = topic
         self._connections: dict[int, Connection] = {}
         self.listening: list[LocalSocket] = []
-        """The sockets of the peers that subscribe."""
+        """The sockets of the peers that have subscribed."""
         self.poll_at_ns: int = 0
         """When :meth:`poll` is due, CLOCK_MONOTONIC."""
         self._poll_closely_until_ns = time.monotonic_ns() + POLL_CLOSELY_NS
@@ -178,7 +178,7 @@ class NotificationServer:
             raise denied(self._path, error) from None
         try:
             self._socket.bind(str(self._path))
-            self._path.chmod(SOCKET_MODE)  # nobody can connect before the next line
+            self._path.chmod(SOCKET_MODE)  # before listen(), so that no peer can connect with other permissions
             self._socket.listen(BACKLOG)
         except OSError as error:
             fault = OSError(error.errno, f"{self._path} cannot be bound: {error.strerror}")
@@ -186,10 +186,10 @@ class NotificationServer:
         self._epoll.register(self._socket, select.EPOLLIN)
 
     def poll(self, now_ns: int) -> None:
-        """Accept what has connected and read what it sends; never waits.
+        """Accept new peers and read their messages, without blocking.
 
         Args:
-            now_ns: The time, CLOCK_MONOTONIC.
+            now_ns: The current time, CLOCK_MONOTONIC.
         """
         self._is_used = True
         try:
@@ -197,19 +197,19 @@ class NotificationServer:
                 self._poll()
         finally:
             self._is_used = False
-            if self._is_closed:
+            if self._is_closed:  # by another thread, which left this to the end of the poll
                 self._close_descriptors()
         is_settled = now_ns >= self._poll_closely_until_ns and self._is_settled(now_ns)
         self.poll_at_ns = now_ns + POLL_EVERY_NS if is_settled else now_ns
 
     def _is_settled(self, now_ns: int) -> bool:
-        """Whether no peer is in the middle of connecting; one that takes longer than a second is not waited for."""
+        """Return whether no peer is connecting. A connection without a subscription counts for one second."""
         since_ns = now_ns - CONNECTING_NS
-        # A copy: another thread may close meanwhile.
+        # Copy the connections, because another thread may close the server meanwhile.
         return all(one.subscriptions or one.accepted_ns < since_ns for one in list(self._connections.values()))
 
     def close(self) -> None:
-        """Remove the path, and close the socket: at once, or when the call that another thread is in has ended."""
+        """Remove the path, and close the socket immediately, or when the call of another thread has ended."""
         if self._is_bound:
             with contextlib.suppress(PermissionError):
                 self._path.unlink(missing_ok=True)
@@ -219,7 +219,7 @@ class NotificationServer:
             self._close_descriptors()
 
     def after_fork_in_child(self) -> None:
-        """Leave socket and connections to the parent: nothing is shut down, only the duplicates are closed."""
+        """Leave the sockets to the parent: close the child's duplicates, without shutting connections down."""
         self._is_closed, self._is_bound = True, False
         for connection in self._connections.values():
             connection.socket.close()
@@ -245,10 +245,11 @@ class NotificationServer:
         for _ in range(MAX_READS):
             try:
                 connected, _address = self._socket.accept()
-            except OSError:  # no peer is left, or no descriptor is
+            except OSError:  # no further peer is waiting, or the process has no descriptor left
                 return
             if len(self._connections) >= MAX_CONNECTIONS:
-                # The oldest that listens to nothing makes room: a flood of such cannot lock anybody out.
+                # Disconnect the oldest peer without a subscription, to prevent idle connections from excluding
+                # subscribers.
                 idle = next((number for number, one in self._connections.items() if not one.subscriptions), None)
                 if idle is None:
                     connected.close()
@@ -259,7 +260,8 @@ class NotificationServer:
 
     def _end(self, descriptor: int) -> None:
         ended = self._connections.pop(descriptor).socket
-        # A child that was forked while it was accepted may have both: it would keep the connection open.
+        # A forked child may hold duplicates of the epoll and of the socket, which would keep the connection open. So
+        # unregister and shut it down explicitly.
         self._epoll.unregister(descriptor)
         with contextlib.suppress(OSError):
             ended.shutdown(socket.SHUT_RDWR)

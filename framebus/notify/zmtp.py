@@ -1,4 +1,4 @@
-"""ZeroMQ's wire protocol as bytes, as far as notifications need it: no I/O here.
+"""The subset of ZeroMQ's wire protocol that notifications require. This module does no I/O.
 
 Sources: RFC 23, ZMTP 3.0; RFC 37, ZMTP 3.1 (SUBSCRIBE, CANCEL, PING and PONG); RFC 29, PUB and SUB.
 """
@@ -10,6 +10,7 @@ from typing import Final
 
 FRAME_HEADER_BYTES: Final = 2
 MAX_FRAME_BYTES: Final = 255
+"""Longest body of a frame whose length takes one byte."""
 MORE, LONG, COMMAND = 1, 2, 4
 """Flags of a frame."""
 GREETING_BYTES: Final = 64
@@ -18,28 +19,28 @@ SUBSCRIBE, CANCEL = b"\1", b"\0"
 
 
 class ProtocolError(Exception):
-    """What came is not what a subscriber sends."""
+    """The peer violates the protocol."""
 
 
 def frame_header(length: int, flags: int = 0) -> bytes:
-    """What precedes a frame's body of at most 255 bytes."""
+    """Return the header of a frame with a body of at most 255 bytes."""
     return bytes((flags, length))
 
 
 def command(name: bytes, body: bytes) -> bytes:
-    """A command's frame."""
+    """Return the frame of a command."""
     content = bytes((len(name),)) + name + body
     return frame_header(len(content), COMMAND) + content
 
 
 def read_command(body: bytes) -> tuple[bytes, bytes]:
-    """Name of a command, and what follows it."""
+    """Split the body of a command into its name and its data."""
     length = body[0] if body else 0
     return body[1 : 1 + length], body[1 + length :]
 
 
 def pong(ping: bytes) -> bytes:
-    """The answer to what follows PING: two bytes of time to live, and a context, which goes back (RFC 37)."""
+    """Return the PONG for the data of a PING: a time to live of two bytes, and a context to return (RFC 37)."""
     return command(b"PONG", ping[2:18])
 
 
@@ -48,7 +49,7 @@ def _property(name: bytes, value: bytes) -> bytes:
 
 
 def hello(socket_type: bytes) -> bytes:
-    """What a peer sends first: its greeting, and what kind of socket it is."""
+    """Return what a peer sends first: the greeting, and the READY command with its socket type."""
     return GREETING + command(b"READY", _property(b"Socket-Type", socket_type))
 
 
@@ -57,20 +58,20 @@ SUBSCRIBERS: Final = tuple(_property(b"Socket-Type", kind) for kind in (b"SUB", 
 
 
 class Decoder:
-    """Takes the bytes of a connection, in whatever pieces they come, and gives out the frames in them."""
+    """Splits the bytes of a connection, which may arrive in arbitrary pieces, into frames."""
 
     def __init__(self, max_frame_bytes: int) -> None:
-        """Expect the greeting.
+        """Create a decoder that expects the greeting.
 
         Args:
-            max_frame_bytes: The longest body of a frame that is allowed.
+            max_frame_bytes: Longest body of a frame that is accepted.
         """
         self._max_frame_bytes = max_frame_bytes
         self._received = bytearray()
         self._greeted = False
 
     def feed(self, received: bytes) -> Iterator[tuple[int, bytes]]:
-        """Flags and body of each frame that is whole now.
+        """Yield the flags and body of each frame that is complete now.
 
         Raises:
             ProtocolError: The bytes are not ZMTP 3, or a frame is too long.
@@ -85,11 +86,11 @@ class Decoder:
     def _take_greeting(self) -> bool:
         content = self._received
         if content[0] != 0xFF or (len(content) > 10 and (not content[9] & 1 or content[10] < 3)):
-            raise ProtocolError("no greeting of ZMTP 3")
+            raise ProtocolError("not a greeting of ZMTP 3")
         if len(content) < GREETING_BYTES:
             return False
         if content[12:32].rstrip(b"\0") != b"NULL":
-            raise ProtocolError("another mechanism than NULL")
+            raise ProtocolError("the security mechanism is not NULL")
         del content[:GREETING_BYTES]
         return True
 

@@ -5,108 +5,110 @@
     "Writer(segment, slots, slot_bytes, first_slot, epoch, next_sequence, max_loans)\n" \
     "--\n" \
     "\n" \
-    "Claims and publishes the slots of one ring. One thread uses it; another may close it meanwhile."
+    "Claims and publishes the slots of one ring. One thread uses it; another thread may close it meanwhile."
 #define WRITER_SEGMENT_DOC \
     "The ring."
 #define WRITER_NEXT_SEQUENCE_DOC \
-    "Sequence that the next frame will have."
+    "Sequence of the next frame."
 #define WRITER_LOST_DOC \
-    "Claims that ended because nothing referenced them any more."
+    "Claims that were given back because nothing referenced them any more."
 #define WRITER_LOANS_DOC \
-    "Claims that are neither published nor abandoned, and still referenced."
+    "Number of claims that are neither published nor abandoned, and still referenced."
 #define WRITER_WATCH_DOC \
     "watch($self, /, arrays)\n" \
     "--\n" \
     "\n" \
-    "Count a claim as referenced while its slot's array is.\n" \
+    "Count a claim as referenced while there are views on its slot's array.\n" \
     "\n" \
     "Args:\n" \
-    "    arrays: A list with an array on each slot, on which all views on the slot's pixels are based, and which only\n" \
-    "        this list references besides them. It saves an array for each frame.\n" \
+    "    arrays: A list with one array for each slot. Only this list and the views on the slot's pixels may reference\n" \
+    "        an array. Sharing them avoids creating an array for each frame.\n" \
     "\n" \
     "Raises:\n" \
-    "    TypeError: It is not a list."
+    "    TypeError: ``arrays`` is not a list."
 #define WRITER_CLAIM_DOC \
     "claim($self, /, description)\n" \
     "--\n" \
     "\n" \
-    "Write-lock the oldest slot that is free and not the newest, and write what is known of its header (P1 to P3).\n" \
+    "Write-lock the oldest free slot, except the newest frame's, and write a part of its header (P1 to P3).\n" \
     "\n" \
-    "A subscriber may move its lease from a slot that could not be locked to one that is yet to be tried, so that\n" \
-    "each is held when its turn comes, though one was free all the time. Leases move to newer frames only: the second\n" \
-    "pass, from new to old, meets each of them once at most, and finds a slot whenever admission leaves one.\n" \
+    "One pass over the slots is not enough. Between two attempts, a subscriber may move its lease from a slot that\n" \
+    "was held to one that has not been tried yet, so the pass can find each slot held although one was always free.\n" \
+    "Leases only move to newer frames. The second pass, from new to old, therefore meets each lease at most once, and\n" \
+    "finds a slot whenever admission leaves one.\n" \
     "\n" \
     "Args:\n" \
-    "    description: The header's bytes from height on, of :meth:`framebus.ring.frame_header.Description.pack`.\n" \
+    "    description: The header's bytes from height on, from :meth:`framebus.ring.frame_header.Description.pack`.\n" \
     "\n" \
     "Returns:\n" \
     "    The slot's claim; ``None`` if no slot is free, ``max_loans`` are claimed, or the writer was closed.\n" \
     "\n" \
     "Raises:\n" \
-    "    OSError: The kernel refused a lock for another reason than that another process holds it.\n" \
+    "    OSError: The kernel refused a lock, and not because another process holds it.\n" \
     "    TypeError: The description is not bytes.\n" \
     "    ValueError: The description is longer than the rest of a slot's header."
 #define WRITER_PUBLISH_DOC \
     "publish($self, /, claim, captured_ns, captured_wall_ns, sockets=(), message=None)\n" \
     "--\n" \
     "\n" \
-    "Finish a claimed slot's header, let subscribers in, and wake and notify them (P4 to P8).\n" \
+    "Finish a claimed slot's header, unlock the slot, and wake and notify the subscribers (P4 to P8).\n" \
     "\n" \
     "Args:\n" \
-    "    claim: What :meth:`claim` returned; its pixels are written.\n" \
+    "    claim: A claim of this writer, whose pixels are written.\n" \
     "    captured_ns: Time of capture, CLOCK_MONOTONIC.\n" \
-    "    captured_wall_ns: Time of capture since 1970.\n" \
-    "    sockets: Those to which the message goes, as :func:`framebus.ring.message.send_all` sends it.\n" \
-    "    message: What goes there, once it is rendered. It is needed if there are sockets.\n" \
+    "    captured_wall_ns: Time of capture, nanoseconds since 1970.\n" \
+    "    sockets: The sockets to send the message to, as :func:`framebus.ring.message.send_all` does.\n" \
+    "    message: The message to render and send. It is required if there are sockets.\n" \
     "\n" \
     "Returns:\n" \
     "    Time of publication, CLOCK_MONOTONIC in ns.\n" \
     "\n" \
     "Raises:\n" \
-    "    OSError: The segment is the parent's, or the writer was closed. As with the others, nothing was written.\n" \
+    "    OSError: The segment belongs to the parent process, or the writer was closed. After this and the other\n" \
+    "        errors, nothing was written.\n" \
     "    OverflowError: A time does not fit a signed 64-bit number.\n" \
     "    TypeError: A time is not an integer, or the message is not one.\n" \
-    "    ValueError: The claim is another writer's, or was published or abandoned; or the message is too long, or an\n" \
-    "        offset is outside it."
+    "    ValueError: The claim belongs to another writer, or was published or abandoned; or the message is too long,\n" \
+    "        or an offset is outside it."
 #define WRITER_CLOSE_DOC \
     "close($self, /, finish)\n" \
     "--\n" \
     "\n" \
-    "Claim and publish nothing more, and call ``finish`` when no other thread is in the middle of either.\n" \
+    "Stop claiming and publishing, and call ``finish`` when no thread is in the middle of either.\n" \
     "\n" \
-    "That is at once, or when that thread's call ends. It may be called again if ``finish`` raised.\n" \
+    "That is immediately, or when the other thread's call ends. The method may be called again if ``finish`` raised.\n" \
     "\n" \
     "Args:\n" \
-    "    finish: What is called then."
+    "    finish: The function to call."
 #define CLAIM_DOC \
-    "A slot that the publisher has write-locked. It is given back when its last reference goes unpublished.\n" \
+    "A slot that the publisher has write-locked. Unless published, it is given back when its last reference goes.\n" \
     "\n" \
-    "An array made of it keeps it as the array's base, so a view on the pixels is a reference too."
+    "An array that is made from the claim has it as its base, so views on the pixels hold the claim too."
 #define CLAIM_WRITER_DOC \
-    "The writer that it belongs to."
+    "The writer to which the claim belongs."
 #define CLAIM_SLOT_DOC \
     "The slot's number."
 #define CLAIM_IS_OPEN_DOC \
-    "Whether it is neither published nor abandoned."
+    "Whether the claim is neither published nor abandoned."
 #define CLAIM_NOW_NS_DOC \
-    "When it was made, CLOCK_MONOTONIC."
+    "When the slot was claimed, CLOCK_MONOTONIC."
 #define CLAIM_NOW_WALL_NS_DOC \
-    "When it was made, nanoseconds since 1970."
+    "When the slot was claimed, nanoseconds since 1970."
 #define CLAIM_MEMORY_DOC \
-    "The slot's bytes, for numpy to make an array of."
+    "The slot's bytes, as an object that numpy can wrap as an array."
 #define CLAIM_ABANDON_DOC \
     "abandon($self, /)\n" \
     "--\n" \
     "\n" \
-    "Give the slot back unpublished; harmless if that was done before.\n" \
+    "Give the slot back without publishing it. May be called again.\n" \
     "\n" \
     "Raises:\n" \
-    "    OSError: The kernel refused to unlock it; the claim stays open."
+    "    OSError: The kernel refused to unlock the slot; the claim stays open."
 #define READER_DOC \
     "Reader(segment, slots, slot_bytes, first_slot, every, history)\n" \
     "--\n" \
     "\n" \
-    "Leases the slots of one ring. One thread uses it; leases may end in any."
+    "Leases the slots of one ring. One thread uses it; leases may end in any thread."
 #define READER_SEGMENT_DOC \
     "The ring."
 #define READER_LAST_DOC \
@@ -116,14 +118,14 @@
 #define READER_SKIPPED_DOC \
     "Frames missed between them."
 #define READER_OVERRUNS_DOC \
-    "Slots reused before they were leased."
+    "Times a slot was reused before it could be leased."
 #define READER_REJECTED_DOC \
-    "Slot headers that made no sense."
+    "Invalid slot headers."
 #define READER_REPORT_TO_DOC \
     "report_to($self, /, record)\n" \
     "--\n" \
     "\n" \
-    "Write the counters into a subscriber's record from now on, with every lease.\n" \
+    "Write the counters into a subscriber's record from now on, at every lease.\n" \
     "\n" \
     "Args:\n" \
     "    record: The record's file."
@@ -131,41 +133,41 @@
     "resume_from($self, /, earlier, first_sequence)\n" \
     "--\n" \
     "\n" \
-    "Continue after the last frame that the reader of another ring of the same stream has seen.\n" \
+    "Continue after the last frame that a reader of the stream's previous ring has seen.\n" \
     "\n" \
     "Args:\n" \
-    "    earlier: That reader, whose counters are taken over.\n" \
-    "    first_sequence: The sequence with which this ring begins.\n" \
+    "    earlier: That reader, whose counters this one continues.\n" \
+    "    first_sequence: The first sequence of this ring.\n" \
     "\n" \
     "Raises:\n" \
     "    TypeError: ``earlier`` is not a reader."
 #define READER_LEASES_DOC \
-    "Leases held now."
+    "Number of leases held now."
 #define READER_HELD_DOC \
     "held($self, /)\n" \
     "--\n" \
     "\n" \
-    "Sequences of the frames that are leased, in order."
+    "Return the sequences of the frames that are leased, in order."
 #define READER_TAKE_DOC \
     "take($self, /)\n" \
     "--\n" \
     "\n" \
-    "Lease the newest frame, or the oldest that follows the last one (R1 to R4); ``None`` if there is no new one.\n" \
+    "Lease the newest frame or, in order, the next one (R1 to R4); return ``None`` if there is no new frame.\n" \
     "\n" \
     "Raises:\n" \
-    "    OSError: The kernel refused a lock for another reason than that another process holds it."
-#define READER_LOOK_DOC \
-    "look($self, /, until_ns)\n" \
+    "    OSError: The kernel refused a lock, and not because another process holds it."
+#define READER_SPIN_DOC \
+    "spin($self, /, until_ns)\n" \
     "--\n" \
     "\n" \
-    "Spin until there is a new frame or CLOCK_MONOTONIC says ``until_ns``, then :meth:`take` it."
+    "Spin until there is a new frame or CLOCK_MONOTONIC reaches ``until_ns``, then :meth:`take` it."
 #define READER_SLEEP_DOC \
     "sleep($self, /, event, timeout_ns)\n" \
     "--\n" \
     "\n" \
-    "Sleep while the event word is ``event``, at most ``timeout_ns``, then :meth:`take` a new frame."
-#define READER_REHEARSE_DOC \
-    "rehearse($self, /)\n" \
+    "Sleep while the event word equals ``event``, for at most ``timeout_ns``, then :meth:`take` a new frame."
+#define READER_WARM_UP_DOC \
+    "warm_up($self, /)\n" \
     "--\n" \
     "\n" \
     "Warm the caches: run the lease path against a lock byte that no slot uses.\n" \
@@ -174,20 +176,20 @@
     "    A lease with the newest frame's header and without pixels; ``None`` if that header is invalid.\n" \
     "\n" \
     "Raises:\n" \
-    "    OSError: As with :meth:`take`."
+    "    OSError: As for :meth:`take`."
 #define LEASE_DOC \
     "A read-locked slot. The lease ends when its last reference goes.\n" \
     "\n" \
-    "An array made of it keeps it as the array's base, so a view on the pixels is a reference too."
+    "An array that is made from the lease has it as its base, so views on the pixels hold the lease too."
 #define LEASE_READER_DOC \
-    "The reader that it belongs to."
+    "The reader to which the lease belongs."
 #define LEASE_SLOT_DOC \
     "The slot's number."
 #define LEASE_SEQUENCE_DOC \
     "Sequence of the frame in it."
 #define LEASE_SKIPPED_DOC \
-    "Frames missed since the one that was leased before."
+    "Frames missed since the previous lease."
 #define LEASE_IS_INHERITED_DOC \
-    "Whether the lease is the parent's, in a forked child: its slot may be written again at any time."
+    "Whether the lease was inherited through a fork: the publisher may write its slot again at any time."
 #define LEASE_HEADER_DOC \
-    "What the slot says of its frame, once it was read."
+    "The slot's header, once it was read."

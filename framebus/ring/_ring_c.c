@@ -1,16 +1,15 @@
-/* The steps of a hand-over that decide its time, compiled.
+/* The time-critical steps of a hand-over, compiled.
  *
- * framebus/ring/_ring_py.py does the same in plain Python. framebus/ring/__init__.py numbers the steps, P1 to P8 and R1 to
- * R6, and says why they come in this order; docs/spec.md describes the bytes. _layout.h and _docs.h are generated
- * from those modules. Nothing here waits with the interpreter's lock held.
+ * framebus/ring/_ring_py.py does the same in plain Python. framebus/ring/__init__.py numbers the steps, P1 to P8 and
+ * R1 to R6, and explains their order; docs/spec.md specifies the bytes. _layout.h and _docs.h are generated from
+ * those modules. Every call that may block releases the GIL.
  *
- * The module keeps its objects in a state of its own, so that each interpreter of a process may import it. Its types do
- * not take part in garbage collection, because no object of theirs can be in a cycle unless a caller makes one on purpose:
- * they reference segments, arrays and headers, and none of these references them.
+ * The module keeps its objects in a per-module state, to allow each interpreter of a process to import it. Its types
+ * do not support garbage collection, because their objects cannot be part of a reference cycle unless a caller
+ * constructs one: they reference segments, arrays and headers, which never reference them.
  *
- * Sources: fcntl(2), F_OFD_SETLK; futex(2); send(2); PEP 384 (stable ABI), PEP 489 (multi-phase initialisation), PEP 573
- * (module state), PEP 3118 (buffers).
- */
+ * Sources: fcntl(2), F_OFD_SETLK; futex(2); send(2); PEP 384 (stable ABI), PEP 489 (multi-phase initialisation), PEP
+ * 573 (module state), PEP 3118 (buffers). */
 
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030B0000
@@ -36,7 +35,7 @@
 
 enum { MAX_AXES = 3 };
 
-/* What the module references. An object reaches it through its type, which keeps the module. */
+/* The module's references. An object reaches them through its type, which keeps the module alive. */
 typedef struct {
     PyTypeObject *writer_type, *claim_type, *reader_type, *lease_type, *header_type;
     PyObject *check_description, *layout_mismatch;
@@ -57,14 +56,15 @@ static int64_t read_clock(clockid_t clock)
 
 static int64_t now_ns(void) { return read_clock(CLOCK_MONOTONIC); }
 
-/* Take or free the lock of a slot; -1 with errno. */
+/* Acquire or release the lock of a slot. Return -1 with errno on failure. */
 static int set_lock(int fd, short type, unsigned slot)
 {
     struct flock lock = {.l_type = type, .l_whence = SEEK_SET, .l_start = LOCK_SLOTS + slot, .l_len = 1};
     return fcntl(fd, F_OFD_SETLK, &lock);
 }
 
-/* Take the lock of a slot. 1 if it is taken, 0 if another process holds one that conflicts, -1 with an exception. */
+/* Acquire the lock of a slot. Return 1 if acquired, 0 if another process holds a conflicting lock, -1 with an
+ * exception. */
 static int try_lock(int fd, short type, unsigned slot)
 {
     if (set_lock(fd, type, slot) == 0)
@@ -75,7 +75,8 @@ static int try_lock(int fd, short type, unsigned slot)
     return -1;
 }
 
-/* Free the lock of a slot, but leave the parent's locks alone in a forked child. 0, or -1 with an exception. */
+/* Release the lock of a slot. Do nothing in a forked child, where fd is -1, to avoid releasing the parent's lock.
+ * Return 0, or -1 with an exception. */
 static int unlock(int fd, unsigned slot)
 {
     if (fd < 0 || set_lock(fd, F_UNLCK, slot) == 0)
@@ -84,7 +85,7 @@ static int unlock(int fd, unsigned slot)
     return -1;
 }
 
-/* The segment's descriptor, -1 in a forked child; below -1 with an exception set. */
+/* Return the segment's descriptor, -1 in a forked child, or below -1 with an exception. */
 static int segment_fd(const State *state, PyObject *segment)
 {
     PyObject *value = PyObject_GetAttr(segment, state->fd_name);
@@ -95,7 +96,7 @@ static int segment_fd(const State *state, PyObject *segment)
     return fd == -1 && PyErr_Occurred() ? -2 : (int)fd;
 }
 
-/* Where the segment is mapped; NULL with an exception. */
+/* Return the address of the segment's mapping, or NULL with an exception. */
 static uint8_t *segment_address(const State *state, PyObject *segment)
 {
     PyObject *value = PyObject_GetAttr(segment, state->address_name);
@@ -106,15 +107,15 @@ static uint8_t *segment_address(const State *state, PyObject *segment)
     return address;
 }
 
-/* What a Writer and a Reader begin with. */
+/* The common initial members of Writer and Reader. */
 typedef struct {
     PyObject_HEAD
-    const State *state; /* of the module, which lives as long as the object's type */
+    const State *state; /* belongs to the module, which lives as long as the object's type */
     PyObject *segment;
     uint8_t *ring;
 } OnRing;
 
-/* A zeroed object that keeps the segment. */
+/* Return a zeroed object that references the segment, or NULL with an exception. */
 static void *new_on_ring(PyTypeObject *type, PyObject *segment)
 {
     const State *state = PyType_GetModuleState(type);
@@ -128,7 +129,7 @@ static void *new_on_ring(PyTypeObject *type, PyObject *segment)
     return self;
 }
 
-/* Set a field; what it referenced before is released last, because its end may run any code. */
+/* Set a field. Release the previous object last, because its destructor may run arbitrary code. */
 static void set_reference(PyObject **field, PyObject *value)
 {
     PyObject *before = *field;
@@ -136,14 +137,14 @@ static void set_reference(PyObject **field, PyObject *value)
     Py_XDECREF(before);
 }
 
-/* The arguments of a method: names in order, of which the first `required` ones must be given. */
+/* The parameters of a method: their names in order, of which the first `required` ones are mandatory. */
 typedef struct {
     const char *method;
     int required, count;
     const char *names[5];
 } Parameters;
 
-/* Find the argument that a keyword names; -1 with an exception. */
+/* Return the number of the parameter that a keyword names, or -1 with an exception. */
 static int named_argument(const Parameters *parameters, PyObject *keyword)
 {
     for (int number = 0; number < parameters->count; number++)
@@ -153,8 +154,8 @@ static int named_argument(const Parameters *parameters, PyObject *keyword)
     return -1;
 }
 
-/* Sort arguments by position and by keyword into `found`, NULL for those left out, as a function in Python does. 0, or -1
- * with a TypeError. */
+/* Assign positional and keyword arguments to parameters, as a Python function does. An omitted argument is NULL in
+ * `found`. Return 0, or -1 with a TypeError. */
 static int sort_arguments(const Parameters *parameters, PyObject *const *arguments, Py_ssize_t count, PyObject *keywords,
                           PyObject **found)
 {
@@ -185,7 +186,7 @@ static int sort_arguments(const Parameters *parameters, PyObject *const *argumen
     return 0;
 }
 
-/* What a method gets that takes arguments by keyword too. */
+/* The parameters of a C function that implements a METH_FASTCALL | METH_KEYWORDS method. */
 #define ARGUMENTS PyObject *const *arguments, Py_ssize_t count, PyObject *keywords
 
 /* ---- the publisher ------------------------------------------------------------------------------------------- */
@@ -200,8 +201,8 @@ typedef struct {
     int newest; /* -1 before the first frame */
     char closed;
     uint8_t order[MAX_SLOTS]; /* from the oldest to the newest */
-    uint8_t loaned[MAX_SLOTS]; /* 1 a claim is out, 2 it was lost, and views on the slot's array are out */
-    PyObject *arrays;          /* a list: the array on each slot; NULL before it is given */
+    uint8_t loaned[MAX_SLOTS]; /* 1: a claim is open; 2: it was lost, but views on the slot's array remain */
+    PyObject *arrays;          /* a list with one array for each slot; NULL before watch() */
 } Writer;
 
 typedef struct {
@@ -218,16 +219,16 @@ static void move_to_end(Writer *self, uint8_t slot)
     *end = slot;
 }
 
-/* Claim the slot. 1 if it is claimed, 0 if another process holds it, -1 with an exception. */
+/* Claim the slot. Return 1 if it is claimed, 0 if another process holds it, -1 with an exception. */
 static int claim_slot(Writer *self, int fd, unsigned slot, const char *description, size_t length)
 {
     int locked = fd < 0 ? 0 : try_lock(fd, F_WRLCK, slot); /* P1 */
     if (locked <= 0)
         return locked;
     uint8_t *header = slot_header(self->ring, slot);
-    store64(header, 0); /* P2: if this process dies before P5, no subscriber takes the slot for a frame */
-    __atomic_thread_fence(__ATOMIC_RELEASE); /* nothing that is written from here on comes before it */
-    ((uint64_t *)header)[EPOCH_WORD] = self->epoch; /* P3: what is known of the header; the caller writes the pixels */
+    store64(header, 0); /* P2: prevents subscribers from accepting the slot if this process dies before P5 */
+    __atomic_thread_fence(__ATOMIC_RELEASE); /* prevents later stores, as of the pixels, from being visible before P2 */
+    ((uint64_t *)header)[EPOCH_WORD] = self->epoch; /* P3: a part of the header; the caller writes the pixels */
     memcpy(header + SLOT_DESCRIPTION, description, length);
     return 1;
 }
@@ -248,13 +249,13 @@ static PyObject *new_claim(Writer *self, int fd, unsigned slot)
     self->loaned[slot] = 1;
     self->loans++;
     if (claim->number == NULL || claim->now_ns == NULL || claim->now_wall_ns == NULL) {
-        Py_DECREF((PyObject *)claim); /* which gives the slot back */
+        Py_DECREF((PyObject *)claim); /* gives the slot back */
         return NULL;
     }
     return (PyObject *)claim;
 }
 
-/* Whether views on the slot's array are out, which the list alone references besides them. */
+/* Return whether there are views on the slot's array. Only the list and the views reference the array. */
 static int is_viewed(const Writer *self, unsigned slot)
 {
     PyObject *array = self->arrays ? PyList_GetItem(self->arrays, slot) : NULL;
@@ -263,7 +264,7 @@ static int is_viewed(const Writer *self, unsigned slot)
     return array && Py_REFCNT(array) > 1;
 }
 
-/* Give back the slots whose views have gone since their claims were lost. 0, or -1 with an exception. */
+/* Give back the slots of lost claims whose last view has gone since. Return 0, or -1 with an exception. */
 static int sweep(Writer *self, int fd)
 {
     for (unsigned slot = 0; slot < self->slots; slot++)
@@ -299,9 +300,10 @@ static PyObject *writer_claim(Writer *self, ARGUMENTS)
     if (self->loans >= self->max_loans)
         Py_RETURN_NONE;
     for (unsigned turn = 0; turn < 2 * self->slots; turn++) {
-        /* From old to new, then back: a subscriber may move its lease, but to a newer frame only. */
+        /* Two passes, from old to new and back, because a subscriber may move its lease meanwhile, but only to a
+         * newer frame. See Writer.claim() in claims.py. */
         unsigned slot = self->order[turn < self->slots ? turn : 2 * self->slots - 1 - turn];
-        /* P1 passes over the loans: the locks of one publisher do not exclude each other. */
+        /* P1 skips the newest frame and the loans, because the locks of one publisher do not exclude each other. */
         if ((int)slot == self->newest || self->loaned[slot])
             continue;
         int claimed = claim_slot(self, fd, slot, description, (size_t)length);
@@ -311,7 +313,7 @@ static PyObject *writer_claim(Writer *self, ARGUMENTS)
     Py_RETURN_NONE;
 }
 
-/* The claim's slot is published or given back; it counts no more. */
+/* Mark the claim as published or given back, and stop counting it. */
 static void forget_claim(Claim *claim)
 {
     set_reference(&claim->is_open, Py_NewRef(Py_False));
@@ -319,7 +321,7 @@ static void forget_claim(Claim *claim)
     claim->writer->loans--;
 }
 
-/* Unlock the slot of an open claim. 0, or -1 with an exception, and the claim is still open. */
+/* Unlock the slot of an open claim. Return 0, or -1 with an exception; then the claim stays open. */
 static int give_back(Claim *claim)
 {
     int fd = segment_fd(claim->writer->state, claim->writer->segment);
@@ -348,7 +350,7 @@ static void claim_dealloc(Claim *self)
             self->writer->lost++;
         } else {
             PyErr_WriteUnraisable(type);
-            self->writer->loaned[self->slot] = 2; /* the next claim tries again */
+            self->writer->loaned[self->slot] = 2; /* the next claim retries, see sweep() */
         }
         PyErr_Restore(kind, value, trace);
     }
@@ -403,7 +405,7 @@ static PyObject *writer_close(Writer *self, ARGUMENTS)
     if (sort_arguments(&parameters, arguments, count, keywords, &finish) < 0)
         return NULL;
     self->closed = 1;
-    /* Nothing in here gives up the interpreter's lock, so no other thread can be in the middle of a claim or publication. */
+    /* claim() and publish() never release the GIL, so no other thread is in the middle of one now. */
     return PyObject_CallNoArgs(finish);
 }
 
@@ -413,7 +415,7 @@ static void put_big_endian(char *at, uint64_t value)
         at[byte] = (char)(value >> (56 - 8 * byte));
 }
 
-/* A message.Message, copied, so that code which runs meanwhile cannot change it. at[0] is unused. */
+/* A copy of a message.Message, so that Python code which runs meanwhile cannot modify it. at[0] is unused. */
 typedef struct {
     char content[MAX_MESSAGE_BYTES];
     Py_ssize_t length, at[MESSAGE_ITEMS];
@@ -450,7 +452,7 @@ static void send_all(PyObject *sockets, Py_ssize_t count, const Message *told)
         int fd = socket ? PyObject_AsFileDescriptor(socket) : -1;
         Py_XDECREF(socket);
         if (fd < 0) {
-            PyErr_Clear(); /* the frame is published, and the others must be notified */
+            PyErr_Clear(); /* the frame is already published, and the other sockets must still be notified */
             continue;
         }
         ssize_t sent = send(fd, told->content, (size_t)told->length, MSG_NOSIGNAL | MSG_DONTWAIT);
@@ -477,7 +479,7 @@ static PyObject *writer_publish(Writer *self, ARGUMENTS)
     int fd = segment_fd(self->state, self->segment);
     if (fd < -1)
         return NULL;
-    /* From here to P8 no code of Python's runs, so that what is checked stays so. */
+    /* No Python code runs from here to P8, so the results of these checks stay valid. */
     Claim *claim = (Claim *)found[0];
     if (Py_TYPE(found[0]) != self->state->claim_type || claim->writer != self || claim->is_open != Py_True) {
         PyErr_SetString(PyExc_ValueError, "the claim is not an open one of this writer");
@@ -490,7 +492,7 @@ static PyObject *writer_publish(Writer *self, ARGUMENTS)
     unsigned slot = claim->slot;
     uint64_t *words = (uint64_t *)slot_header(self->ring, slot), sequence = self->next_sequence;
     int64_t published_ns = now_ns();
-    words[SEQUENCE_WORD] = sequence; /* P4: numbered now, so that frames are in the order of publication */
+    words[SEQUENCE_WORD] = sequence; /* P4: number it now, so that sequences follow the order of publication */
     words[CAPTURED_NS_WORD] = captured_ns;
     words[CAPTURED_WALL_NS_WORD] = captured_wall_ns;
     words[PUBLISHED_NS_WORD] = (uint64_t)published_ns;
@@ -498,15 +500,16 @@ static PyObject *writer_publish(Writer *self, ARGUMENTS)
     if (unlock(fd, slot) < 0) /* P6 */
         return NULL;
     forget_claim(claim);
-    store64(self->ring + TAIL, sequence << 8 | slot); /* P7: only now, so that the slot it names is not locked */
+    store64(self->ring + TAIL, sequence << 8 | slot); /* P7: after P6, so that the slot is not locked */
     uint32_t *event = (uint32_t *)(self->ring + EVENT);
     __atomic_store_n(event, *event + 1, __ATOMIC_RELEASE); /* P8 */
     syscall(SYS_futex, event, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
     self->next_sequence++;
     self->newest = (int)slot;
-    /* With every publication, not with the next claim: several frames may be published between two claims. */
+    /* Reorder at every publication rather than at the next claim, because several frames may be published in
+     * between. */
     move_to_end(self, (uint8_t)slot);
-    if (sockets) { /* last: a socket's fileno() may be code in Python, which finds the frame published */
+    if (sockets) { /* last, because a socket's fileno() may run Python code, which must find the frame published */
         put_big_endian(told.content + told.at[SEQUENCE_AT_ITEM], sequence);
         told.content[told.at[SLOT_AT_ITEM]] = (char)slot;
         put_big_endian(told.content + told.at[CAPTURED_AT_ITEM], captured_ns);
@@ -535,7 +538,7 @@ static PyObject *writer_new(PyTypeObject *type, PyObject *arguments, PyObject *n
     self->next_sequence = next_sequence;
     self->max_loans = max_loans;
     self->slots = slots < MAX_SLOTS ? slots : MAX_SLOTS;
-    for (unsigned slot = 0; slot < self->slots; slot++) { /* an insertion sort by sequence */
+    for (unsigned slot = 0; slot < self->slots; slot++) { /* insertion sort by sequence */
         uint64_t sequence = load64(slot_header(self->ring, slot));
         unsigned at = slot;
         for (; at > 0 && load64(slot_header(self->ring, self->order[at - 1])) > sequence; at--)
@@ -569,11 +572,11 @@ typedef struct {
     long long last, history_after, history_end;
     unsigned long long received, skipped, overruns, rejected;
     unsigned leases;
-    PyObject *record; /* the segment that is reported to; NULL before that */
+    PyObject *record; /* the segment of the subscriber's record; NULL before report_to() */
     uint8_t *record_address;
     uint64_t report[RECORD_COUNTERS];
     uint8_t held[MAX_SLOTS + 1];
-    PyObject *described; /* what description means; NULL before the first */
+    PyObject *described; /* the parsed description, cached; NULL before the first frame */
     char description[DESCRIPTION_BYTES];
 } Reader;
 
@@ -598,7 +601,7 @@ static PyObject *new_lease(Reader *reader, int fd, unsigned slot, uint64_t seque
     lease->header = NULL;
     lease->slot = slot;
     lease->sequence = sequence;
-    lease->skipped = PyLong_FromLong(0); /* one that exists already */
+    lease->skipped = PyLong_FromLong(0); /* a cached object, so this cannot fail */
     if (slot != NO_SLOT) {
         reader->held[slot] = 1;
         reader->leases++;
@@ -615,7 +618,7 @@ static void lease_dealloc(Lease *self)
     if (fd < -1 || unlock(fd, self->slot) < 0) /* R6 */
         PyErr_WriteUnraisable(type);
     PyErr_Restore(kind, value, trace);
-    if (self->slot != NO_SLOT) { /* only now: a new lease on the slot can never be undone by this unlock */
+    if (self->slot != NO_SLOT) { /* after the unlock, to prevent it from releasing a new lease on the slot */
         reader->held[self->slot] = 0;
         reader->leases--;
     }
@@ -675,7 +678,7 @@ static int lease_buffer(Lease *self, Py_buffer *view, int flags)
     return 0;
 }
 
-/* A lease on the slot if it holds the frame of that sequence; None if not, NULL with an exception. */
+/* Return a lease on the slot if it holds the frame of that sequence, else None; NULL with an exception. */
 static PyObject *lease_slot(Reader *self, unsigned slot, uint64_t sequence)
 {
     if (self->held[slot])
@@ -695,7 +698,7 @@ static PyObject *lease_slot(Reader *self, unsigned slot, uint64_t sequence)
     Py_RETURN_NONE;
 }
 
-/* R1. Another process writes the tail, so the slot's number is checked before it is used. */
+/* R1. The tail is untrusted, because another process writes it: validate the slot's number before using it. */
 static int choose_newest(const Reader *self, unsigned *slot, uint64_t *sequence)
 {
     uint64_t tail = load64(self->ring + TAIL);
@@ -704,7 +707,7 @@ static int choose_newest(const Reader *self, unsigned *slot, uint64_t *sequence)
     return *sequence && (int64_t)*sequence > self->last && *slot < self->slots;
 }
 
-/* R1 in order: the lowest sequence after the last one. Each is a hint until R3, as the tail is. */
+/* R1 in order: the lowest sequence after the last one. Like the tail, it is a hint until R3. */
 static int choose_following(const Reader *self, unsigned *slot, uint64_t *sequence)
 {
     long long after = self->last > self->history_after ? self->last : self->history_after;
@@ -719,14 +722,15 @@ static int choose_following(const Reader *self, unsigned *slot, uint64_t *sequen
     return *sequence != UINT64_MAX;
 }
 
-/* R4: the slot's header as a FrameHeader, and its numbers. Its description is nearly always that of the frame before. */
+/* R4: return the slot's header as a FrameHeader, and store its numbers. The parsed description is cached, because it
+ * is nearly always that of the previous frame. */
 static PyObject *read_header(Reader *self, unsigned slot, int64_t numbers[HEADER_NUMBERS])
 {
     static const char is_signed[HEADER_NUMBERS] = SIGNED_NUMBERS;
     const uint8_t *at = slot_header(self->ring, slot);
     char description[DESCRIPTION_BYTES];
     memcpy(numbers, (const uint64_t *)at + EPOCH_WORD, HEADER_NUMBERS * sizeof *numbers);
-    /* Copied before it is checked: the memory is shared, and its writer may be hostile. */
+    /* Copy it before validating it, because the memory is shared and a hostile publisher may change it meanwhile. */
     memcpy(description, at + SLOT_DESCRIPTION, sizeof description);
     if (self->described == NULL || memcmp(description, self->description, sizeof description)) {
         PyObject *described = PyObject_CallFunction(
@@ -763,12 +767,13 @@ static void write_report(const Reader *self)
         memcpy(self->record_address + RECORD_RECEIVED, self->report, sizeof self->report);
 }
 
-/* Reads the header of a frame that is leased. 1 if it makes sense, 0 if not, -1 with an exception. */
+/* Read the header of a leased frame. Return 1 if it is valid, 0 if not, -1 with an exception. */
 static int accept_frame(Reader *self, Lease *lease)
 {
     long long last = self->last, sequence = (long long)lease->sequence;
     int64_t numbers[HEADER_NUMBERS], now = now_ns();
-    self->last = sequence; /* seen, even if its header is invalid: a subscriber that went back to it would never get past it */
+    /* Count the frame as seen even if its header is invalid. A subscriber that retried it would never get past it. */
+    self->last = sequence;
     lease->header = read_header(self, lease->slot, numbers);
     if (lease->header == NULL && !PyErr_ExceptionMatches(self->state->layout_mismatch))
         return -1;
@@ -810,9 +815,9 @@ static PyObject *reader_take(Reader *self, PyObject *nothing)
     Py_RETURN_NONE;
 }
 
-static PyObject *reader_look(Reader *self, ARGUMENTS)
+static PyObject *reader_spin(Reader *self, ARGUMENTS)
 {
-    static const Parameters parameters = {"look", 1, 1, {"until_ns"}};
+    static const Parameters parameters = {"spin", 1, 1, {"until_ns"}};
     PyObject *until;
     if (sort_arguments(&parameters, arguments, count, keywords, &until) < 0)
         return NULL;
@@ -849,7 +854,7 @@ static PyObject *reader_sleep(Reader *self, ARGUMENTS)
     return reader_take(self, NULL);
 }
 
-static PyObject *reader_rehearse(Reader *self, PyObject *nothing)
+static PyObject *reader_warm_up(Reader *self, PyObject *nothing)
 {
     int fd = segment_fd(self->state, self->segment);
     unsigned slot = load64(self->ring + TAIL) & 0xFF;
@@ -869,7 +874,8 @@ static PyObject *reader_rehearse(Reader *self, PyObject *nothing)
     if (lease == NULL || (lease->header = read_header(self, slot, numbers)) != NULL)
         return (PyObject *)lease;
     PyObject *result = NULL;
-    if (PyErr_ExceptionMatches(self->state->layout_mismatch)) { /* it may be in the middle of being written */
+    /* The header was read without the slot's lock, so the publisher may have been writing it. */
+    if (PyErr_ExceptionMatches(self->state->layout_mismatch)) {
         PyErr_Clear();
         result = Py_NewRef(Py_None);
     }
@@ -954,7 +960,7 @@ static PyObject *reader_new(PyTypeObject *type, PyObject *arguments, PyObject *n
     self->last = -1;
     long long newest = history ? (long long)(load64(self->ring + TAIL) >> 8) : 0;
     self->history_after = newest > history ? newest - history : 0;
-    // A reader that takes every frame goes on in order after them, and begins with the first one of an empty ring.
+    // With `every`, continue in order after the history, also if the ring is still empty.
     self->history_end = self->every && history ? LLONG_MAX : newest ? newest : -1;
     return (PyObject *)self;
 }
@@ -1005,7 +1011,7 @@ static PyType_Slot writer_slots[] = {
     {0, NULL},
 };
 
-/* No type may be subclassed, so that an object's own type knows the module. */
+/* The types cannot be subclassed, to ensure that PyType_GetModuleState() on an object's own type finds the module. */
 static PyType_Spec writer_spec = {"framebus.ring._ring_c.Writer", sizeof(Writer), 0, Py_TPFLAGS_DEFAULT, writer_slots};
 
 static PyMethodDef claim_methods[] = {
@@ -1048,9 +1054,9 @@ static PyType_Spec claim_spec = {
 
 static PyMethodDef reader_methods[] = {
     {"take", (PyCFunction)reader_take, METH_NOARGS, PyDoc_STR(READER_TAKE_DOC)},
-    METHOD("look", reader_look, READER_LOOK_DOC),
+    METHOD("spin", reader_spin, READER_SPIN_DOC),
     METHOD("sleep", reader_sleep, READER_SLEEP_DOC),
-    {"rehearse", (PyCFunction)reader_rehearse, METH_NOARGS, PyDoc_STR(READER_REHEARSE_DOC)},
+    {"warm_up", (PyCFunction)reader_warm_up, METH_NOARGS, PyDoc_STR(READER_WARM_UP_DOC)},
     METHOD("report_to", reader_report_to, READER_REPORT_TO_DOC),
     {"held", (PyCFunction)reader_held, METH_NOARGS, PyDoc_STR(READER_HELD_DOC)},
     METHOD("resume_from", reader_resume_from, READER_RESUME_FROM_DOC),
@@ -1111,7 +1117,7 @@ static PyType_Slot lease_slots[] = {
 static PyType_Spec lease_spec = {
     "framebus.ring._ring_c.Lease", sizeof(Lease), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, lease_slots};
 
-/* An attribute of another module; NULL with an exception. */
+/* Return an attribute of another module, or NULL with an exception. */
 static PyObject *imported(const char *module_name, const char *name)
 {
     PyObject *module = PyImport_ImportModule(module_name);
@@ -1120,7 +1126,7 @@ static PyObject *imported(const char *module_name, const char *name)
     return value;
 }
 
-/* Make a type of the module and add it; NULL with an exception. */
+/* Create a type and add it to the module. Return NULL with an exception on failure. */
 static PyTypeObject *new_type(PyObject *module, PyType_Spec *spec)
 {
     PyTypeObject *type = (PyTypeObject *)PyType_FromModuleAndSpec(module, spec, NULL);
@@ -1129,7 +1135,7 @@ static PyTypeObject *new_type(PyObject *module, PyType_Spec *spec)
     return type;
 }
 
-/* The numbers that were compiled in, by name. A test compares them with those of the modules in Python. */
+/* Export the numbers that were compiled in, by name. A test compares them with those of the Python modules. */
 static int add_layout(PyObject *module)
 {
     static const struct {
@@ -1152,7 +1158,7 @@ static int add_layout(PyObject *module)
     return failed ? -1 : 0;
 }
 
-/* If it fails, CPython ends the module, and with it what the state references until then. */
+/* If this fails, CPython frees the module, and with it the references that the state holds by then. */
 static int module_exec(PyObject *module)
 {
     State *state = PyModule_GetState(module);
@@ -1183,7 +1189,8 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg)
     return 0;
 }
 
-/* Never while there is an object of a type of the module's: it keeps its type, which keeps the module. */
+/* CPython never calls this while an object of the module's types exists: it keeps its type alive, which keeps the
+ * module. */
 static int module_clear(PyObject *module)
 {
     State *state = PyModule_GetState(module);
@@ -1209,7 +1216,7 @@ static PyModuleDef_Slot module_slots[] = {
 static struct PyModuleDef definition = {
     .m_base = PyModuleDef_HEAD_INIT,
     .m_name = "framebus.ring._ring_c",
-    .m_doc = PyDoc_STR("The steps of a hand-over that decide its time, compiled: what :mod:`framebus.ring._ring_py` does."),
+    .m_doc = PyDoc_STR("The time-critical steps of a hand-over, compiled; :mod:`framebus.ring._ring_py` is its twin."),
     .m_size = sizeof(State),
     .m_slots = module_slots,
     .m_traverse = module_traverse,

@@ -1,8 +1,7 @@
-"""The steps of a hand-over that decide its time, in plain Python: what runs where ``_ring_c.c`` was not built.
+"""The time-critical steps of a hand-over in plain Python, which run if ``_ring_c.c`` was not built.
 
-The compiled module does the same in about two thirds of the time, because code that has not run since the frame before
-waits for memory with nearly every line. :mod:`framebus.ring` says what the steps are for, and in which order they
-must come.
+The compiled module takes about two thirds of the time: the caches no longer hold the code that ran with the frame
+before, so nearly every line of Python waits for memory. :mod:`framebus.ring` explains the steps and their order.
 """
 
 from framebus.ring.claims import Claim, Writer

@@ -1,9 +1,14 @@
-"""Admission: seats bound what all subscribers lease together, and each subscriber's record tells who it is.
+"""Admission: seats limit how many frames all subscribers may lease together, and records describe the subscribers.
 
-A ring of N slots whose publisher takes L loans has N - 1 - L seats: one slot holds the newest frame, and L are written.
-A subscriber read-locks a seat for every frame that it may hold, so the publisher always finds a slot and never waits
-for an honest subscriber. Read locks do not exclude each other, so a seat is taken when a write lock on it would
-conflict, and the file's flock(2) orders those that look and take.
+A ring of N slots whose publisher takes L loans has N - 1 - L seats: one slot holds the newest frame, and the publisher
+writes L others. A subscriber read-locks one seat for every frame that it may hold. This ensures that the publisher
+always finds a free slot, and never waits for a cooperating subscriber.
+
+Read locks do not exclude each other, so a seat is taken if a write lock on it would conflict. The file's flock(2)
+prevents two subscribers from finding the same seat free and both locking it.
+
+A record (:class:`~framebus.ring.record.SubscriberRecord`) is a file in which a subscriber describes itself: its name,
+its options and its counters. The subscriber locks the file while it lives.
 """
 
 from __future__ import annotations
@@ -25,19 +30,21 @@ from framebus.shm.segment import RING_MODE, Segment
 
 ADMISSION_TIMEOUT_S: Final = 0.5
 UNFINISHED: Final = ".new"
-"""End of a record's name until it is locked."""
+"""Suffix of a record's file until it is locked."""
 MAX_LOOKED_AT: Final = 256
+"""Records that one subscriber checks for dead owners, to limit how long it takes to subscribe."""
 _ALIVE: Final = locks.write_lock(0)
 _PROBE: Final = locks.read_lock(0)
 
 
 def take_seats(segment: Segment, geometry: Geometry, count: int) -> None:
-    """Take ``count`` seats of a ring; they are free again when the segment's descriptor closes.
+    """Take ``count`` seats of a ring. The kernel releases them when the segment's descriptor closes.
 
     Raises:
-        SubscriberLimitReached: Fewer are free.
+        SubscriberLimitReached: Fewer seats are free.
     """
-    held = locks.hold_briefly(segment, ADMISSION_TIMEOUT_S)
+    # Go on without it after the time-out: a process that holds it forever must not prevent subscriptions.
+    held = locks.acquire_flock(segment, ADMISSION_TIMEOUT_S)
     taken: list[int] = []
     try:
         for seat in range(geometry.seats):
@@ -56,19 +63,19 @@ def take_seats(segment: Segment, geometry: Geometry, count: int) -> None:
             )
     finally:
         if held:
-            locks.let_go(segment)
+            locks.release_flock(segment)
 
 
 def seats_taken(fd: int, geometry: Geometry) -> int:
-    """Seats that are held now, of the ring that is open as ``fd``."""
+    """Return how many seats are held now of the ring that is open as ``fd``."""
     return sum(locks.is_locked(fd, locks.write_lock(LOCK_SEATS + seat)) for seat in range(geometry.seats))
 
 
 class Record:
-    """A subscriber's own record, locked while it lives; others read it, nobody else writes it.
+    """The file of a subscriber's record, locked while the subscriber lives. Other processes only read it.
 
-    It gets its name when it is locked, and the name's random end is no other's: so a record that is not locked belongs
-    to nobody any more.
+    The file gets its final name after it is locked, and the random suffix is never reused. A file with a final name and
+    no lock therefore belonged to a subscriber that died.
     """
 
     def __init__(self, stream: str, record: SubscriberRecord) -> None:
@@ -79,7 +86,7 @@ class Record:
                 if self._create(record.pack()):
                     break
             except BaseException:
-                self._remove_names()  # a signal handler may have raised before the segment was anybody's
+                self._remove_names()  # a signal handler may have raised before the segment was stored
                 raise
 
     def _create(self, content: bytes) -> bool:
@@ -90,11 +97,11 @@ class Record:
         try:
             self.segment.take_name(self._name)
         except FileNotFoundError:
-            return False  # until it was locked, it looked like what the dead leave, and was cleared away
+            return False  # before it was locked it looked like a leftover, and another process removed it
         return True
 
     def remove(self) -> None:
-        """Remove the file; in a forked child, where it is the parent's, do nothing."""
+        """Remove the file. Does nothing in a forked child, where the file belongs to the parent."""
         segment: Segment | None = self.__dict__.get("segment")
         if segment is None or segment.fd < 0:
             return
@@ -106,16 +113,16 @@ class Record:
     __del__ = remove
 
     def _remove_names(self) -> None:
-        # Both: a signal handler may have raised before it had the second.
+        # Both names: a signal handler may have raised before or after the rename.
         for name in (self._name, self._name + UNFINISHED):
             (SHM_DIRECTORY / name).unlink(missing_ok=True)
 
 
 def remove_dead_records(stream: str) -> int:
-    """Remove what this user's killed subscribers of the stream left behind; the number of files.
+    """Remove the records that killed subscribers of this user left behind; return how many.
 
-    Some of a great many are left to the next time, or to ``framebus gc``, and so is what was never finished: it may be
-    about to be locked.
+    At most ``MAX_LOOKED_AT`` records are checked; the next subscriber or ``framebus gc`` removes the others. Unfinished
+    records are skipped, because their subscriber may be about to lock them.
     """
     removed = 0
     paths = companion_paths(stream, "sub.*")[:MAX_LOOKED_AT]
@@ -128,9 +135,9 @@ def remove_dead_records(stream: str) -> int:
 
 
 def read_records(stream: str) -> list[tuple[Path, SubscriberRecord | None, bool]]:
-    """Every readable record of the stream, ``None`` for one that makes no sense, and whether its subscriber lives.
+    """Return the path of each readable record, its content (``None`` if invalid), and whether its subscriber lives.
 
-    Records are copied, never mapped: their owners can cut them short.
+    Records are read with pread(2) instead of mapped, because their owners can truncate them.
     """
     records = []
     for path, fd in _opened(companion_paths(stream, "sub.*")):
@@ -141,7 +148,7 @@ def read_records(stream: str) -> list[tuple[Path, SubscriberRecord | None, bool]
 
 
 def _opened(paths: Iterable[Path]) -> Iterator[tuple[Path, int]]:
-    """Each file that this user can open, and a descriptor for reading it, until the next."""
+    """Yield each file that this user can open, with a descriptor that is closed at the next iteration."""
     for path in paths:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -161,5 +168,5 @@ def _read_record(fd: int) -> SubscriberRecord | None:
 
 
 def new_record(name: str, mode: str, wake: str, max_leases: int) -> SubscriberRecord:
-    """The record of a subscriber that begins now."""
+    """Return the record of a subscriber that subscribes now."""
     return SubscriberRecord(name, mode, wake, max_leases, time.time_ns())

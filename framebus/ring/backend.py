@@ -1,4 +1,4 @@
-"""Chooses the steps of a hand-over: compiled, or the same in Python where those were not built."""
+"""Selects the implementation of the hand-over steps: the compiled one, or the same in Python if it was not built."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from framebus.errors import UnsupportedEnvironment
 from framebus.ring import _ring_py
 
 BACKEND: Final = "FRAMEBUS_BACKEND"
-"""Environment variable that chooses: ``c``, ``python``, or ``auto`` for the first of the two that is there."""
+"""Environment variable that selects it: ``c``, ``python``, or ``auto`` for the first of the two that is available."""
 REMEDY: Final = "install a C compiler, Python's headers and framebus again"
-"""What to do if the compiled steps were not built."""
+"""What to do if the compiled module was not built."""
 CHOICES: Final = {"auto": ("_ring_c", "_ring_py"), "c": ("_ring_c",), "python": ("_ring_py",)}
 
 
 def name() -> str:
-    """Which steps are in use: ``c`` or ``python``."""
+    """Return which implementation is in use: ``c`` or ``python``."""
     return "python" if steps is _ring_py else "c"
 
 
 def check() -> None:
-    """Refuse to work with other steps than those asked for.
+    """Check that the implementation that FRAMEBUS_BACKEND names is in use.
 
     Raises:
-        UnsupportedEnvironment: FRAMEBUS_BACKEND names none, or the compiled ones, which were not built.
+        UnsupportedEnvironment: The variable has an unknown value, or names the compiled module, which was not built.
     """
     if _fault:
         raise UnsupportedEnvironment(_fault)
 
 
 def _load(wanted: str) -> tuple[ModuleType, str, str]:
-    """Return the module to use, why ``wanted`` cannot be had, and why the compiled steps were looked for in vain."""
+    """Return the module to use, why ``wanted`` is not available, and why the compiled module could not be imported."""
     if wanted not in CHOICES:
         return _ring_py, f"{BACKEND} is one of {', '.join(CHOICES)}, not {wanted!r}", ""
     missing = ""
@@ -50,11 +50,11 @@ def _load(wanted: str) -> tuple[ModuleType, str, str]:
 
 
 asked: Final = os.environ.get(BACKEND) or "auto"
-"""What this process asked for."""
+"""The implementation that this process asked for."""
 _module, _fault, _missing = _load(asked)
 missing: Final = _missing
-"""Why the compiled steps cannot be loaded; empty if they can, or were not looked for."""
+"""Why the compiled module could not be imported; empty if it was, or if that was not tried."""
 steps = _ring_py
-"""The module in use, with ``Writer``, ``Reader``, ``Claim`` and ``Lease``; the two have the same types."""
+"""The module in use. Both define ``Writer``, ``Reader``, ``Claim`` and ``Lease`` with the same interface."""
 if not TYPE_CHECKING:
     steps = _module

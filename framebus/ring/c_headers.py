@@ -1,7 +1,7 @@
-"""Writes what ``_ring_c.c`` includes: the numbers of the layout, and the docstrings that it shares with its twin.
+"""Generates the headers of ``_ring_c.c``: the numbers of the layout, and the docstrings that it shares with Python.
 
 ``python -m framebus.ring.c_headers`` writes ``_layout.h`` and ``_docs.h`` beside this file. Both are kept in git, so
-that a build needs a compiler alone; a test compares them with what would be written.
+that a build requires only a compiler. A test compares them with what this module generates.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from framebus.ring.words import NO_SLOT, WORDS
 COMMAND: Final = "python -m framebus.ring.c_headers"
 WIDTH: Final = 120
 FORMATS: Final = {1: "b", 2: "h", 4: "i", 8: "q"}
-"""The struct module's codes of signed integers, by their bytes; those of unsigned ones are the capitals."""
+"""The struct module's codes of signed integers, by their size. The capitals are those of unsigned integers."""
 FLOAT_FORMATS: Final = {2: "e", 4: "f", 8: "d"}
 
 
 def numbers() -> dict[str, int]:
-    """The numbers that ``_ring_c.c`` knows, by their names in C."""
+    """Return the numbers that ``_ring_c.c`` requires, by their names in C."""
     names = ("TAIL", "EVENT", "SLOT_TABLE", "SLOT_HEADER_BYTES", "MAX_SLOTS", "LOCK_SLOTS")
     fields, count = FrameHeader._fields, len(NUMBERS)
     return {
@@ -52,7 +52,7 @@ def numbers() -> dict[str, int]:
 
 
 def layout_header() -> str:
-    """The text of ``_layout.h``."""
+    """Return the text of ``_layout.h``."""
     known = numbers()
     elements = [f'{{"{dtype}", "{_format(dtype)}", {size}}}' for dtype, size in DTYPES.items()]
     is_signed = [int(code.islower()) for code in NUMBERS]
@@ -74,7 +74,7 @@ def layout_header() -> str:
 
 
 def docs_header() -> str:
-    """The text of ``_docs.h``."""
+    """Return the text of ``_docs.h``."""
     lines = []
     for owner in (Writer, Claim, Reader, Lease):
         for name, doc in docs(owner).items():
@@ -85,9 +85,9 @@ def docs_header() -> str:
 
 
 def docs(owner: type) -> dict[str, str]:
-    """Docstrings of a class, of its public methods, properties and attributes by name, and its own under ``""``.
+    """Return the docstrings of a class's public methods, properties and attributes by name; its own under ``""``.
 
-    Those of the methods and of a class that may be called begin with the signature, as CPython reads it.
+    Those of methods, and of a class that can be instantiated, begin with the signature in the form that CPython parses.
     """
     (tree,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
     assert isinstance(tree, ast.ClassDef)

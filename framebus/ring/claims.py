@@ -1,4 +1,4 @@
-"""The publisher's steps of a hand-over in plain Python: claim a slot, publish it, give it back."""
+"""The publisher's steps of a hand-over in plain Python: claim a slot, publish it, or give it back."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ __all__ = ["Claim", "Writer"]
 
 
 class Writer:
-    """Claims and publishes the slots of one ring. One thread uses it; another may close it meanwhile."""
+    """Claims and publishes the slots of one ring. One thread uses it; another thread may close it meanwhile."""
 
     def __init__(
         self,
@@ -52,23 +52,23 @@ class Writer:
         next_sequence: int,
         max_loans: int,
     ) -> None:
-        """Claim nothing yet.
+        """Create a writer without claims.
 
         Args:
-            segment: The ring. Its ``tail`` tells of its newest frame.
+            segment: The ring. Its ``tail`` refers to its newest frame.
             slots: Number of its slots.
             slot_bytes: Room for pixels in each.
             first_slot: Offset of the first slot's pixels.
             epoch: The publisher's epoch.
             next_sequence: The sequence of the next frame.
-            max_loans: Slots that may be claimed at the same time.
+            max_loans: Slots that may be claimed at a time.
         """
         self.segment: Segment = segment
         """The ring."""
         self.next_sequence: int = next_sequence
-        """Sequence that the next frame will have."""
+        """Sequence of the next frame."""
         self.lost: int = 0
-        """Claims that ended because nothing referenced them any more."""
+        """Claims that were given back because nothing referenced them any more."""
         self._slot_bytes = slot_bytes
         self._first_slot = first_slot
         self._epoch = epoch
@@ -83,38 +83,39 @@ class Writer:
 
     @property
     def loans(self) -> int:
-        """Claims that are neither published nor abandoned, and still referenced."""
+        """Number of claims that are neither published nor abandoned, and still referenced."""
         return self._open.referenced()
 
     def watch(self, arrays: list[Any]) -> None:
-        """Count a claim as referenced while its slot's array is.
+        """Count a claim as referenced while there are views on its slot's array.
 
         Args:
-            arrays: A list with an array on each slot, on which all views on the slot's pixels are based, and which only
-                this list references besides them. It saves an array for each frame.
+            arrays: A list with one array for each slot. Only this list and the views on the slot's pixels may reference
+                an array. Sharing them avoids creating an array for each frame.
 
         Raises:
-            TypeError: It is not a list.
+            TypeError: ``arrays`` is not a list.
         """
         if not isinstance(arrays, list):
             raise TypeError("a list of arrays is wanted")
         self._open.arrays = arrays
 
     def claim(self, description: bytes) -> Claim | None:
-        """Write-lock the oldest slot that is free and not the newest, and write what is known of its header (P1 to P3).
+        """Write-lock the oldest free slot, except the newest frame's, and write a part of its header (P1 to P3).
 
-        A subscriber may move its lease from a slot that could not be locked to one that is yet to be tried, so that
-        each is held when its turn comes, though one was free all the time. Leases move to newer frames only: the second
-        pass, from new to old, meets each of them once at most, and finds a slot whenever admission leaves one.
+        One pass over the slots is not enough. Between two attempts, a subscriber may move its lease from a slot that
+        was held to one that has not been tried yet, so the pass can find each slot held although one was always free.
+        Leases only move to newer frames. The second pass, from new to old, therefore meets each lease at most once, and
+        finds a slot whenever admission leaves one.
 
         Args:
-            description: The header's bytes from height on, of :meth:`framebus.ring.frame_header.Description.pack`.
+            description: The header's bytes from height on, from :meth:`framebus.ring.frame_header.Description.pack`.
 
         Returns:
             The slot's claim; ``None`` if no slot is free, ``max_loans`` are claimed, or the writer was closed.
 
         Raises:
-            OSError: The kernel refused a lock for another reason than that another process holds it.
+            OSError: The kernel refused a lock, and not because another process holds it.
             TypeError: The description is not bytes.
             ValueError: The description is longer than the rest of a slot's header.
         """
@@ -126,7 +127,7 @@ class Writer:
         try:
             return None if self._is_closed else self._claim_oldest(description)
         finally:
-            self._is_used = False  # before any call: a signal handler may raise at its beginning
+            self._is_used = False  # before any call, because a signal handler may raise when a call begins
             self._end()
 
     def publish(
@@ -137,24 +138,25 @@ class Writer:
         sockets: Sequence[socket.socket] = (),
         message: Message | None = None,
     ) -> int:
-        """Finish a claimed slot's header, let subscribers in, and wake and notify them (P4 to P8).
+        """Finish a claimed slot's header, unlock the slot, and wake and notify the subscribers (P4 to P8).
 
         Args:
-            claim: What :meth:`claim` returned; its pixels are written.
+            claim: A claim of this writer, whose pixels are written.
             captured_ns: Time of capture, CLOCK_MONOTONIC.
-            captured_wall_ns: Time of capture since 1970.
-            sockets: Those to which the message goes, as :func:`framebus.ring.message.send_all` sends it.
-            message: What goes there, once it is rendered. It is needed if there are sockets.
+            captured_wall_ns: Time of capture, nanoseconds since 1970.
+            sockets: The sockets to send the message to, as :func:`framebus.ring.message.send_all` does.
+            message: The message to render and send. It is required if there are sockets.
 
         Returns:
             Time of publication, CLOCK_MONOTONIC in ns.
 
         Raises:
-            OSError: The segment is the parent's, or the writer was closed. As with the others, nothing was written.
+            OSError: The segment belongs to the parent process, or the writer was closed. After this and the other
+                errors, nothing was written.
             OverflowError: A time does not fit a signed 64-bit number.
             TypeError: A time is not an integer, or the message is not one.
-            ValueError: The claim is another writer's, or was published or abandoned; or the message is too long, or an
-                offset is outside it.
+            ValueError: The claim belongs to another writer, or was published or abandoned; or the message is too long,
+                or an offset is outside it.
         """
         told = check_message(message) if len(sockets) else None
         if not isinstance(claim, Claim) or claim.writer is not self or not claim.is_open:
@@ -167,7 +169,8 @@ class Writer:
                 raise OSError(errno.EBADF, "the ring is closed")
             words, seq = segment.words, SEQ_WORDS[slot]
             published_ns = time.monotonic_ns()
-            words[seq + SEQUENCE_WORD] = sequence  # P4: numbered now, so that frames are in the order of publication
+            # P4: number the frame now, so that sequences follow the order of publication.
+            words[seq + SEQUENCE_WORD] = sequence
             words[seq + CAPTURED_WORD] = captured
             words[seq + CAPTURED_WALL_WORD] = captured_wall
             words[seq + PUBLISHED_WORD] = published_ns
@@ -175,8 +178,8 @@ class Writer:
                 words[seq] = sequence  # P5: a subscriber may lock the slot as soon as it is unlocked
                 self._let_in(claim, sequence)
             except BaseException:
-                # A signal handler may raise between any two steps. Each of them may be taken twice. Once P5 is done, a
-                # subscriber that searches the slots may see the sequence, so P6 to P8 must follow.
+                # A signal handler may raise between any two steps. Each step may be repeated. After P5, a subscriber
+                # that searches the slots may find the sequence, so P6 to P8 must follow.
                 if words[seq] == sequence:
                     self._let_in(claim, sequence)
                 raise
@@ -193,12 +196,12 @@ class Writer:
             self._forget(claim)
 
     def close(self, finish: Callable[[], None]) -> None:
-        """Claim and publish nothing more, and call ``finish`` when no other thread is in the middle of either.
+        """Stop claiming and publishing, and call ``finish`` when no thread is in the middle of either.
 
-        That is at once, or when that thread's call ends. It may be called again if ``finish`` raised.
+        That is immediately, or when the other thread's call ends. The method may be called again if ``finish`` raised.
 
         Args:
-            finish: What is called then.
+            finish: The function to call.
         """
         self._at_end = finish
         self._is_closed = True
@@ -218,14 +221,15 @@ class Writer:
 
     def _let_in(self, claim: Claim, sequence: int) -> None:
         segment, slot = self.segment, claim.slot
-        # Forgotten before P6: no sweep may unlock the slot again when it is claimed anew.
+        # Forget the claim before P6, to prevent a sweep from unlocking the slot after it was claimed again.
         self._forget(claim)
         self.next_sequence = sequence + 1
         self._newest = slot
         segment.unlock(UNLOCK[slot])  # P6
-        segment.words[TAIL_WORD] = sequence << 8 | slot  # P7: only now, so that the slot it names is not locked
+        segment.words[TAIL_WORD] = sequence << 8 | slot  # P7: after P6, so that the slot is not locked
         raise_event(segment)  # P8
-        # With every publication, not with the next claim: several frames may be published between two claims.
+        # Reorder at every publication rather than at the next claim, because several frames may be published in
+        # between.
         self._order = [*(other for other in self._order if other != slot), slot]
 
     def _forget(self, claim: Claim) -> None:
@@ -244,7 +248,7 @@ class Writer:
         claims = self._open.slots
         if len(claims) >= self._max_loans:
             return None
-        # P1 passes over the newest frame and the loans: the locks of one publisher do not exclude each other.
+        # P1 skips the newest frame and the loans, because the locks of one publisher do not exclude each other.
         taken = {self._newest, *claims.values()}
         claim = Claim(self)
         claims[claim._reference] = NO_SLOT
@@ -254,7 +258,8 @@ class Writer:
                     claim.now_ns, claim.now_wall_ns = time.monotonic_ns(), time.time_ns()
                     return claim
         except OSError:
-            # The error's traceback references the claim. If a signal handler raised it, the lock may be held.
+            # The error's traceback keeps the claim alive, so its __del__() would not give the slot back now. The lock
+            # is held if a signal handler raised the error.
             with contextlib.suppress(OSError):
                 self.segment.unlock(UNLOCK[claim.slot])
             self._forget(claim)
@@ -265,13 +270,13 @@ class Writer:
 
     def _lock(self, claim: Claim, slot: int, description: bytes) -> bool:
         segment = self.segment
-        # Registered before it is locked: whatever interrupts this, the claim's end unlocks the slot.
+        # Register the slot before locking it, to ensure that the end of the claim unlocks it, whatever interrupts this.
         self._open.slots[claim._reference] = claim.slot = slot
         if segment.fd < 0 or not segment.try_lock(LOCK_WRITE[slot]):  # P1
             return False
         words, seq = segment.words, SEQ_WORDS[slot]
-        words[seq] = 0  # P2: if this process dies before P5, no subscriber takes the slot for a frame
-        words[seq + EPOCH_WORD] = self._epoch  # P3: what is known of the header; the caller writes the pixels
+        words[seq] = 0  # P2: prevents subscribers from accepting the slot if this process dies before P5
+        words[seq + EPOCH_WORD] = self._epoch  # P3: a part of the header; the caller writes the pixels
         start = seq * 8 + SLOT_DESCRIPTION
         segment.buffer[start : start + len(description)] = description
         return True

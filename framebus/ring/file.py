@@ -1,4 +1,4 @@
-"""The ring's file, as its publisher and its subscribers know it: its name, its header, the lock of a live publisher."""
+"""What both sides share about the ring's file: its name, its header, and the lock of a live publisher."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from framebus.shm.paths import companion_path
 from framebus.shm.segment import Segment
 
 LIVE_WRITE: Final = locks.write_lock(LOCK_LIVE)
-"""Held by the publisher as long as it lives."""
+"""The publisher holds this lock as long as it lives."""
 LIVE_PROBE: Final = locks.read_lock(LOCK_LIVE)
-"""Conflicts with it."""
+"""Conflicts with :data:`LIVE_WRITE`."""
 STATE_WORD: Final = STATE // 4
 """Index of the state among the file's 32-bit words."""
 
 
 def ring_name(stream: str) -> str:
-    """Name of a stream's ring in /dev/shm."""
+    """Return the name of a stream's ring in /dev/shm."""
     return companion_path(stream, "ring").name
 
 
@@ -26,6 +26,6 @@ def read_header(segment: Segment) -> RingHeader:
     """Parse and validate the ring's header.
 
     Raises:
-        LayoutMismatch: The file is not a ring, has another layout version, or is damaged.
+        LayoutMismatch: The file is not a ring, has an unsupported layout version, or is corrupted.
     """
     return RingHeader.unpack(segment.buffer[:PAGE_BYTES], segment.size)

@@ -1,4 +1,4 @@
-"""What a slot says of its frame: the header's bytes from the epoch on. docs/spec.md has the table."""
+"""The header of a slot, which describes its frame. docs/spec.md specifies its bytes."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ DTYPES: Final = {
     "|b1": 1, "|u1": 1, "|i1": 1, "<u2": 2, "<i2": 2, "<u4": 4, "<i4": 4, "<u8": 8, "<i8": 8,
     "<f2": 2, "<f4": 4, "<f8": 8,
 }  # fmt: skip
-"""numpy's typestr of the element types that a frame may have, and their bytes."""
+"""Element types that a frame may have, as numpy's typestr, and their size in bytes."""
 DESCRIPTION: Final = struct.Struct("<IIII8s16sI")
-"""A slot header's fields from height to arrangement, which are mostly those of the frame before."""
+"""A slot header's fields from height to arrangement, which rarely change from one frame to the next."""
 NUMBERS: Final = "QQqqq"
-"""A slot header's fields from epoch to published_ns, each a word, as the struct module codes them."""
+"""A slot header's fields from epoch to published_ns, each one word, as codes of the struct module."""
 SLOT: Final = struct.Struct(f"<{NUMBERS}{DESCRIPTION.size}s")
 SLOT_DESCRIPTION: Final = SLOT_FIELDS + SLOT.size - DESCRIPTION.size
 METADATA_BYTES: Final = SLOT_DESCRIPTION + struct.calcsize("<III")
 
 
 class Arrangement(IntEnum):
-    """How the values of a frame lie in its slot, and so the shape of its array."""
+    """How the values of a frame are laid out in its slot, which determines the shape of its array."""
 
     INTERLEAVED = 0
     """``(height, width, channels)``"""
@@ -38,7 +38,7 @@ class Arrangement(IntEnum):
     PLANAR = 2
     """``(channels, height, width)``"""
     NV12 = 3
-    """``(height * 3 // 2, width)``: Y, then U and V by turns at half the width and height. OpenCV's form of 4:2:0."""
+    """``(height * 3 // 2, width)``: Y, then U and V interleaved at half the width and height, as in OpenCV."""
     I420 = 4
     """``(height * 3 // 2, width)``: Y, then U, then V, each at half the width and height."""
 
@@ -48,7 +48,7 @@ class Arrangement(IntEnum):
         return self >= Arrangement.NV12
 
     def shape(self, height: int, width: int, channels: int) -> tuple[int, ...]:
-        """Shape of the array of a frame."""
+        """Return the shape of the array of a frame."""
         if self is Arrangement.INTERLEAVED:
             return height, width, channels
         if self is Arrangement.PLANAR:
@@ -57,10 +57,10 @@ class Arrangement(IntEnum):
 
 
 class FrameHeader(NamedTuple):
-    """What a slot says of its frame."""
+    """The header of a slot, which describes its frame."""
 
     epoch: int
-    """Which life of the publisher it comes from."""
+    """Random number that identifies the publisher instance that published the frame."""
     sequence: int
     """Number of the frame, from 1."""
     captured_ns: int
@@ -80,9 +80,9 @@ class FrameHeader(NamedTuple):
     dtype: str
     """numpy's typestr of a value, such as ``|u1``."""
     pixel_format: str
-    """What the values mean, in the publisher's words."""
+    """What the values mean, as the publisher labels them."""
     arrangement: int
-    """How the values lie in the slot, one of :class:`Arrangement`."""
+    """How the values are laid out in the slot, one of :class:`Arrangement`."""
     shape: tuple[int, ...]
     """Shape of the frame's array."""
 
@@ -91,14 +91,14 @@ class FrameHeader(NamedTuple):
         """Parse and validate the untrusted slot header at ``offset``.
 
         Raises:
-            LayoutMismatch: The frame does not fit a slot of ``slot_bytes``, or has no known type or arrangement.
+            LayoutMismatch: The frame does not fit in ``slot_bytes``, or its type or arrangement is unknown.
         """
         fields = SLOT.unpack_from(buffer, offset + SLOT_FIELDS)
         return tuple.__new__(cls, fields[:-1] + check_description(fields[-1], slot_bytes))
 
 
 class Description(NamedTuple):
-    """What is known of a frame before its pixels are."""
+    """The fields of a slot header that are known before the pixels are written."""
 
     height: int
     width: int
@@ -108,33 +108,35 @@ class Description(NamedTuple):
     arrangement: Arrangement = Arrangement.INTERLEAVED
 
     def pack(self) -> bytes:
-        """A slot header's bytes from height to arrangement, with no metadata."""
+        """Return a slot header's bytes from height to arrangement, for a frame without metadata."""
         dtype, pixel_format = self.dtype.encode(), self.pixel_format.encode()
         return DESCRIPTION.pack(self.height, self.width, self.channels, 0, dtype, pixel_format, self.arrangement)
 
 
-@lru_cache(maxsize=16)  # it is nearly always that of the frame before
+@lru_cache(maxsize=16)  # the description is nearly always that of the previous frame
 def check_description(
     description: bytes, slot_bytes: int
 ) -> tuple[int, int, int, int, str, str, Arrangement, tuple[int, ...]]:
-    """A slot header's fields from height to arrangement, of their bytes, and the shape that follows from them.
+    """Parse and validate a slot header's bytes from height to arrangement; return the fields and the frame's shape.
 
     Raises:
-        LayoutMismatch: As :meth:`FrameHeader.unpack_from`.
+        LayoutMismatch: As for :meth:`FrameHeader.unpack_from`.
     """
     height, width, channels, metadata_bytes, packed_dtype, pixel_format, code = DESCRIPTION.unpack(description)
     dtype = text(packed_dtype)
     element_bytes = DTYPES.get(dtype)
     if element_bytes is None:
-        raise LayoutMismatch(f"a slot tells of elements of type {dtype!r}: it is damaged")
+        raise LayoutMismatch(f"a slot's header declares elements of type {dtype!r}: it is corrupted")
     try:
         arrangement = Arrangement(code)
     except ValueError:
-        raise LayoutMismatch(f"a slot tells of an arrangement {code} of its values: it is damaged") from None
+        raise LayoutMismatch(f"a slot's header declares the arrangement {code}: it is corrupted") from None
     shape = arrangement.shape(height, width, channels)
     frame_bytes = prod(shape) * element_bytes
     if not 0 < frame_bytes <= slot_bytes or metadata_bytes > MAX_METADATA_BYTES:
-        raise LayoutMismatch(f"a slot of {slot_bytes} bytes tells of a frame of {frame_bytes}: it is damaged")
+        raise LayoutMismatch(
+            f"the header of a slot of {slot_bytes} bytes declares a frame of {frame_bytes} bytes: it is corrupted"
+        )
     if arrangement.is_subsampled and (height % 2 or width % 2 or element_bytes > 1):
-        raise LayoutMismatch(f"a slot tells of a frame of {width}x{height} in 4:2:0: it is damaged")
+        raise LayoutMismatch(f"a slot's header declares a frame of {width}x{height} in 4:2:0: it is corrupted")
     return height, width, channels, metadata_bytes, dtype, text(pixel_format), arrangement, shape

@@ -1,13 +1,14 @@
-"""The bytes of a ring, version 2. Pure: nothing here touches a file.
+"""The byte layout of a ring, version 2. This module does no I/O.
 
-docs/spec.md has the tables: what each field means, and which locks and steps protect it. In short, little-endian::
+docs/spec.md specifies what each field means, and which locks and steps protect it. In short, little-endian::
 
     0                           header, one page: HEADER; the words tail, event and state, each on its cache line
     4096 + 1024 i               header of slot i: seq[i]; the frame's fields, see frame_header.py; its metadata
     first page after these      pixels of slot 0, of slot_bytes bytes, a whole number of pages; then of slot 1, ...
 
 ``tail``, ``seq[i]``, ``event`` and ``state`` are single aligned words, and may be read at any time. All other fields of
-a slot are read under its lock only. The lock bytes are far beyond the end of the file.
+a slot may only be read while its lock is held. The lock bytes are far beyond the end of the file, so that no I/O on the
+file conflicts with them.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ MIN_SLOTS: Final = 3
 MAX_LOANS: Final = 253
 MAX_SLOTS: Final = 255
 MAX_SEQUENCE: Final = 1 << 48
-"""More than a publisher reaches in the life of a machine; the tail has room for 2^56."""
+"""More than a publisher reaches in the lifetime of a machine. The tail has room for 2^56."""
 MAX_RING_BYTES: Final = 1 << 39
-"""Half of where the lock bytes begin."""
+"""Half of the offset at which the lock bytes begin."""
 
 TAIL: Final = 64
 EVENT: Final = 128
@@ -52,27 +53,27 @@ LOCK_SEATS: Final = LOCK_LIVE + 4096
 
 HEADER: Final = struct.Struct("<8sIIQQQQI")
 VERSIONED: Final = struct.Struct("<8sI")
-"""Magic and version, which every version begins with."""
+"""Magic and version, with which every version of the header begins."""
 
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """How a ring is cut into slots, and who may hold how many of them."""
+    """How a ring is divided into slots, and how many of them the publisher and the subscribers may hold."""
 
     slots: int
     """Number of slots."""
     slot_bytes: int
     """Room for pixels in each, a whole number of pages."""
     max_loans: int = 1
-    """Slots that the publisher may write at the same time."""
+    """Slots that the publisher may write at a time."""
 
     @classmethod
     def for_frames(cls, slots: int, frame_bytes: int, max_loans: int = 1) -> Geometry:
-        """Geometry of a ring whose largest frame has ``frame_bytes`` bytes of pixels.
+        """Return the geometry of a ring whose largest frame has ``frame_bytes`` bytes of pixels.
 
         Raises:
-            InvalidArgument: ``slots`` is not from 3 to 255, ``max_loans`` leaves no slot to subscribers, or the frame
-                is empty or far too large.
+            InvalidArgument: ``slots`` is not from 3 to 255, ``max_loans`` leaves no slot for subscribers, or the frame
+                is empty or too large.
         """
         if not MIN_SLOTS <= slots <= MAX_SLOTS:
             raise InvalidArgument(f"a ring has {MIN_SLOTS} to {MAX_SLOTS} slots, not {slots}")
@@ -83,12 +84,14 @@ class Geometry:
             )
         geometry = cls(slots, _pages(frame_bytes), max_loans)
         if frame_bytes < 1 or geometry.total_bytes > MAX_RING_BYTES:
-            raise InvalidArgument(f"{slots} frames of {frame_bytes} bytes make no ring: take fewer or smaller ones")
+            raise InvalidArgument(
+                f"{slots} frames of {frame_bytes} bytes do not fit in a ring: use fewer or smaller ones"
+            )
         return geometry
 
     @property
     def seats(self) -> int:
-        """Leases that all subscribers may hold together: all slots but the newest frame's and those of the loans."""
+        """Leases that all subscribers may hold together: all slots except the newest frame's and those of the loans."""
         return self.slots - 1 - self.max_loans
 
     @property
@@ -102,17 +105,17 @@ class Geometry:
         return self.first_slot + self.slots * self.slot_bytes
 
     def slot_header(self, slot: int) -> int:
-        """Offset of a slot's header; its first word is ``seq[slot]``."""
+        """Return the offset of a slot's header, whose first word is ``seq[slot]``."""
         return SLOT_TABLE + slot * SLOT_HEADER_BYTES
 
     def pixels(self, slot: int) -> int:
-        """Offset of a slot's pixels."""
+        """Return the offset of a slot's pixels."""
         return self.first_slot + slot * self.slot_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class RingHeader:
-    """The header's fields, words aside."""
+    """The fields of the ring's header, except the words that change."""
 
     geometry: Geometry
     first_sequence: int
@@ -120,7 +123,7 @@ class RingHeader:
     created_wall_ns: int
 
     def pack(self) -> bytes:
-        """The header's bytes, from offset 0."""
+        """Return the header's bytes, from offset 0."""
         geometry = self.geometry
         return HEADER.pack(
             MAGIC,
@@ -135,16 +138,17 @@ class RingHeader:
 
     @classmethod
     def unpack(cls, content: bytes | memoryview, file_bytes: int) -> RingHeader:
-        """Read a header, believing nothing of it.
+        """Parse and validate an untrusted header.
 
         Raises:
-            LayoutMismatch: It is not a ring's, of another version, or does not fit a file of ``file_bytes`` bytes.
+            LayoutMismatch: The file is not a ring, has an unsupported layout version, or is corrupted, because the
+                header does not match a file of ``file_bytes`` bytes.
         """
         if len(content) < HEADER.size:
-            raise LayoutMismatch(f"the ring file has {len(content)} bytes and no whole header: it is no ring")
+            raise LayoutMismatch(f"the ring file has {len(content)} bytes, less than a header: it is not a ring")
         magic, version, slots, slot_bytes, *rest, max_loans = HEADER.unpack_from(content)
         if magic != MAGIC:
-            raise LayoutMismatch("the ring file does not begin with FRAMEBUS: it is no ring")
+            raise LayoutMismatch("the ring file does not begin with FRAMEBUS: it is not a ring")
         if version != VERSION:
             raise LayoutMismatch(
                 f"the ring has layout version {version}, this framebus reads version {VERSION}: "
@@ -157,10 +161,10 @@ class RingHeader:
             or slot_bytes % PAGE_BYTES
             or not 1 <= max_loans <= slots - 2
         ):
-            raise LayoutMismatch(f"the ring's header tells of {slots} slots of {slot_bytes} bytes: it is damaged")
+            raise LayoutMismatch(f"the ring's header declares {slots} slots of {slot_bytes} bytes: it is corrupted")
         if geometry.total_bytes != file_bytes:
             raise LayoutMismatch(
-                f"the ring's header tells of {geometry.total_bytes} bytes, the file has {file_bytes}: it is damaged"
+                f"the ring's header declares {geometry.total_bytes} bytes, the file has {file_bytes}: it is corrupted"
             )
         return cls(geometry, *rest)
 
@@ -170,5 +174,5 @@ def _pages(size: int) -> int:
 
 
 def text(field: bytes) -> str:
-    """The printable characters of a field that is padded with NUL."""
+    """Return the printable characters of a field that is padded with NUL."""
     return "".join(letter for letter in field.rstrip(b"\0").decode("utf-8", "replace") if letter.isprintable())

@@ -1,6 +1,6 @@
-"""The message that goes with each publication: ready but for a few numbers, whose places it names.
+"""The message that accompanies each publication: prepared bytes, and the offsets of the numbers to fill in.
 
-What the bytes mean is known to :mod:`framebus.notify.notification` alone.
+Only :mod:`framebus.notify.notification` knows what the bytes mean.
 
 Source: send(2).
 """
@@ -19,12 +19,12 @@ SEND_FLAGS: Final = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
 
 
 class Message(NamedTuple):
-    """The messages of all frames of one format, and the offsets of what differs from frame to frame."""
+    """The messages of all frames of one format: their common bytes, and the offsets of what differs."""
 
     content: bytes
-    """A whole message of at most 257 bytes, with anything where a number will stand."""
+    """A complete message of at most 257 bytes. The bytes of the numbers are arbitrary."""
     sequence_at: int
-    """Offset of the sequence: 8 bytes, big-endian, as those of the times."""
+    """Offset of the sequence: 8 bytes, big-endian, like the times."""
     slot_at: int
     """Offset of the slot: one byte."""
     captured_at: int
@@ -33,7 +33,7 @@ class Message(NamedTuple):
     """Offset of the time of publication."""
 
     def render(self, sequence: int, slot: int, captured_ns: int, published_ns: int) -> bytes:
-        """The message of one frame.
+        """Return the message of one frame.
 
         Args:
             sequence: The frame's sequence.
@@ -50,10 +50,10 @@ class Message(NamedTuple):
 
 
 def check_message(message: object) -> Message:
-    """Return the message if :meth:`Message.render` can fill it in.
+    """Return ``message`` if :meth:`Message.render` can render it.
 
     Raises:
-        TypeError: It is not a message.
+        TypeError: ``message`` is not a :class:`Message`.
         ValueError: It is longer than ``MAX_MESSAGE_BYTES``, or an offset is outside it.
     """
     if not isinstance(message, tuple) or len(message) != len(Message._fields) or not isinstance(message[0], bytes):
@@ -68,10 +68,10 @@ def check_message(message: object) -> Message:
 
 
 def send_all(sockets: Sequence[socket.socket], content: bytes) -> None:
-    """Send the same to each socket, without waiting, and whole or not at all.
+    """Send the message to each socket, without waiting.
 
-    A socket that is full is left out. One that takes a part is shut down, because its reader could make no sense of
-    what follows: Linux's Unix sockets never do so with a few kB.
+    The message is dropped for a socket whose buffer is full. A socket that accepts only a part of it is shut down,
+    because its reader could not find the boundary of the next message. Linux never splits a few kB on a Unix socket.
     """
     for each in sockets:
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""The publisher's side of a ring file: create it, adopt it, replace it, close it."""
+"""The publisher's side of a ring file: create, adopt, replace and close it."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ from framebus.shm.segment import RING_MODE, Segment
 
 
 class PublisherRing:
-    """The publisher's side of one ring file. The caller holds the stream's exclusion."""
+    """The publisher's side of one ring file. The caller must hold the publisher's lock of the stream."""
 
     def __init__(self, stream: str, geometry: Geometry) -> None:
-        """Adopt the ring that an earlier publisher left, or put a new one in its place.
+        """Adopt the ring that an earlier publisher left, or replace it with a new one.
 
         Raises:
-            PermissionDenied: A file of that name belongs to another user.
+            PermissionDenied: A file of the ring's name belongs to another user.
             NotEnoughSharedMemory: /dev/shm has no room for the ring.
         """
         backend.check()
@@ -58,7 +58,7 @@ class PublisherRing:
         self._ending = RLock()
         self._has_ended = False
         for leftover in companion_paths(stream, "ring.*"):
-            with contextlib.suppress(PermissionError):  # another user's, which is in nobody's way
+            with contextlib.suppress(PermissionError):  # a file of another user, which prevents nothing
                 leftover.unlink(missing_ok=True)
         old = self._open_old(stream)
         first_sequence = 1
@@ -72,14 +72,14 @@ class PublisherRing:
                     geometry, header.first_sequence, self.epoch, header.created_wall_ns
                 ).pack()
                 segment.words32[STATE_WORD] = OPEN
-                raise_event(segment)  # its publisher may have died before it told of the newest frame
+                raise_event(segment)  # the earlier publisher may have died before P8
                 return
         try:
             self._create(stream, first_sequence)
         except NotEnoughSharedMemory:
             if old is None:
                 raise
-            # The old ring may take the room; what its readers have mapped stays until they let go.
+            # The old ring may occupy the space. Its memory is released when the last subscriber unmaps it.
             _supersede(segment)
             segment.unlink()
             del old, header, segment
@@ -89,7 +89,7 @@ class PublisherRing:
                 _supersede(old[1])
 
     def _open_old(self, stream: str) -> tuple[RingHeader | None, Segment] | None:
-        """The ring that an earlier publisher left; without its header when its layout is of another version."""
+        """Return the ring that an earlier publisher left; without its header if its layout has another version."""
         path = companion_path(stream, "ring")
         try:
             owner = path.lstat().st_uid
@@ -104,7 +104,7 @@ class PublisherRing:
         try:
             return read_header(segment), segment
         except LayoutMismatch:
-            # In every version the words are where they are in this one: its readers can be told to move on.
+            # Every version has the words at the same offsets, so its subscribers can be told that it is superseded.
             return (None, segment) if _is_another_version(segment) else None
 
     def _create(self, stream: str, first_sequence: int) -> None:
@@ -122,7 +122,7 @@ class PublisherRing:
             segment.take_name(name)
             self._use(segment, first_sequence)
         except BaseException:
-            # A signal handler may have raised before the segment was anybody's.
+            # A signal handler may have raised before the segment was stored.
             (SHM_DIRECTORY / unfinished).unlink(missing_ok=True)
             if segment is not None:
                 segment.unlink()
@@ -132,8 +132,9 @@ class PublisherRing:
         words = segment.words
         newest = max(range(self.geometry.slots), key=lambda slot: words[SEQ_WORDS[slot]])
         if words[SEQ_WORDS[newest]] > words[TAIL_WORD] >> 8:
-            # Its publisher died between P5 and P7. Left so, the slot could be claimed as an old one, and the
-            # sequence, which may have been seen, would be given again after one more death.
+            # The earlier publisher died between P5 and P7, so finish P7 in its place. Otherwise this publisher could
+            # claim the slot as an old one and, after a further crash, reuse the sequence, which subscribers may have
+            # seen.
             words[TAIL_WORD] = words[SEQ_WORDS[newest]] << 8 | newest
         self.segment: Segment = segment
         geometry = self.geometry
@@ -146,13 +147,13 @@ class PublisherRing:
             next_sequence,
             geometry.max_loans,
         )
-        """What claims and publishes the slots, and knows the next sequence."""
+        """Claims and publishes the slots, and numbers the frames."""
 
     def replace(self, stream: str) -> None:
-        """Go on in a new ring file, because the slots of this one are held by somebody who does not let go.
+        """Continue in a new ring file, because other processes hold the slots of this one and do not release them.
 
         Raises:
-            NotEnoughSharedMemory: There is no room for a second ring.
+            NotEnoughSharedMemory: A second ring does not fit in /dev/shm.
         """
         old = self.segment
         self._create(stream, self.writer.next_sequence)
@@ -160,10 +161,10 @@ class PublisherRing:
         old.unlock(locks.unlock(LOCK_LIVE))
 
     def slot_arrays(self, shape: tuple[int, ...], typestr: str) -> list[npt.NDArray[Any]]:
-        """An array on each slot's pixels, for :meth:`framebus.ring._ring_py.Writer.watch`.
+        """Return an array on each slot's pixels, for :meth:`framebus.ring._ring_py.Writer.watch`.
 
         Args:
-            shape: Shape of each.
+            shape: Shape of each array.
             typestr: numpy's name of the type of their values.
         """
         segment = self.segment
@@ -171,10 +172,10 @@ class PublisherRing:
         return [np.asarray(Window(segment, start, shape, typestr)) for start in starts]
 
     def write_metadata(self, slot: int, metadata: bytes) -> None:
-        """Put metadata into a claimed slot.
+        """Write metadata into a claimed slot's header.
 
         Args:
-            slot: What the writer's ``claim`` returned.
+            slot: Number of the claimed slot.
             metadata: A msgpack map that fits the slot's header.
         """
         start = SEQ_WORDS[slot] * 8
@@ -182,18 +183,18 @@ class PublisherRing:
         self.segment.words32[(start + METADATA_BYTES) // 4] = len(metadata)
 
     def close(self, *, unlink: bool, then: Callable[[], None] = lambda: None) -> None:
-        """Tell subscribers that the publisher is gone, and remove the file's name if ``unlink``; from any thread.
+        """Tell subscribers that the publisher has closed. May be called from any thread.
 
-        The slots of loans that are still out stay locked until these go.
+        The slots of loans that are still referenced stay locked until these go.
 
         Args:
-            unlink: Whether to remove the file's name.
-            then: Called when the ring is closed: at once, or when the call that another thread is in has ended.
+            unlink: Whether to remove the file.
+            then: Called when the ring is closed: immediately, or when the call of another thread has ended.
         """
 
         def finish() -> None:
-            # One thread at a time, and nothing once it is done: what has the names then is the next publisher's. Until
-            # then each step may be taken again, for a signal handler may raise between any two.
+            # Run once, and in one thread at a time: afterwards, the files of these names may belong to the next
+            # publisher. Until then each step may be repeated, because a signal handler may raise between any two.
             with self._ending:
                 if self._has_ended:
                     return
@@ -214,13 +215,13 @@ class PublisherRing:
 
 
 def _is_another_version(segment: Segment) -> bool:
-    """Whether the file is a ring whose layout is of another version, rather than damaged."""
+    """Return whether the file is a ring of another layout version, rather than corrupted."""
     magic, version = VERSIONED.unpack_from(segment.buffer)
     return bool(magic == MAGIC and version != VERSION and segment.words[TAIL_WORD] >> 8 < MAX_SEQUENCE)
 
 
 def _highest_sequence(segment: Segment, header: RingHeader | None) -> int:
-    """The highest sequence given; a file that holds no frame yet goes on from the one before it."""
+    """Return the highest sequence in use. In a ring without frames, it is the last one of the ring before."""
     words = segment.words
     if header is None:
         return words[TAIL_WORD] >> 8

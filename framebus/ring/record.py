@@ -1,4 +1,4 @@
-"""A subscriber's record: what it tells of itself in a file of its own. docs/spec.md has the table."""
+"""The record of a subscriber: a file in which it describes itself. docs/spec.md specifies its bytes."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ RECORD_WORDS: Final = struct.Struct(f"<{RECORD_COUNTERS}Q")
 
 @dataclass(frozen=True, slots=True)
 class SubscriberRecord:
-    """What a subscriber tells of itself."""
+    """How a subscriber describes itself to other processes: its name, its options and its counters."""
 
     name: str
-    """The name it gave itself."""
+    """Its name."""
     mode: str
     """``newest`` or ``every``."""
     wake: str
-    """How it is woken."""
+    """How it waits for a frame, one of the values of ``wake``."""
     max_leases: int
-    """Frames that it may hold at once."""
+    """Frames that it may hold at a time."""
     since_wall_ns: int
     """When it subscribed, nanoseconds since 1970."""
     received: int = 0
@@ -45,7 +45,7 @@ class SubscriberRecord:
     """CLOCK_MONOTONIC of its reception."""
 
     def pack(self) -> bytes:
-        """The record's first bytes; the counters behind them are written apart."""
+        """Return the record's first bytes. The counters, which follow them, are written separately."""
         return RECORD.pack(
             RECORD_MAGIC,
             VERSION,
@@ -58,13 +58,13 @@ class SubscriberRecord:
 
     @classmethod
     def unpack(cls, content: bytes) -> SubscriberRecord:
-        """Read a record, believing nothing of it.
+        """Parse and validate an untrusted record.
 
         Raises:
-            LayoutMismatch: It is not a subscriber's record of this version.
+            LayoutMismatch: The bytes are not a subscriber's record of this version.
         """
         if len(content) < RECORD_RECEIVED + RECORD_WORDS.size:
-            raise LayoutMismatch("a subscriber's record is cut short")
+            raise LayoutMismatch("a subscriber's record is truncated")
         magic, version, max_leases, since_wall_ns, name, mode, wake = RECORD.unpack_from(content)
         if magic != RECORD_MAGIC or version != VERSION:
             raise LayoutMismatch(f"a subscriber's record is not of version {VERSION}")

@@ -1,4 +1,4 @@
-"""A subscriber's side of a ring file: attach to it, see whether its publisher lives, map its slots."""
+"""A subscriber's side of a ring file: attach to it, check whether its publisher lives, prefault its slots."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from framebus.shm.segment import Segment
 
 
 class StaleRing(LayoutMismatch):
-    """The file is not a ring of this version, and no publisher holds it: the next one replaces it."""
+    """The file is not a ring of this version, and no publisher holds it, so the next publisher will replace it."""
 
 
 class SubscriberRing:
-    """A subscriber's side of one ring file. Its leases keep the file mapped when the subscriber has moved on."""
+    """A subscriber's side of one ring file. Leases keep the file mapped after the subscriber moves to another ring."""
 
     def __init__(self, stream: str, owner: int | None = None, *, every: bool = False, history: int = 0) -> None:
-        """Attach to the ring of a publisher that lives.
+        """Attach to the ring of a live publisher.
 
         Args:
             stream: Name of the stream.
-            owner: The user, by number, whose ring alone is wanted; ``None`` accepts any user's.
-            every: Whether to take all frames in order, or the newest.
-            history: How many of the frames that the ring holds already to take first, in order.
+            owner: Number of the user that must own the ring; ``None`` accepts any owner.
+            every: Whether to take all frames in order instead of the newest.
+            history: How many of the frames that the ring already holds to take first, in order.
 
         Raises:
-            StreamNotFound: There is none, or its publisher is gone.
-            LayoutMismatch: A publisher holds the file, and it is not a ring of this version.
-            StaleRing: The same, and no publisher holds it.
-            PermissionDenied: It is closed to this user, or belongs to another than ``owner``.
+            StreamNotFound: The stream has no ring, or its publisher is gone.
+            LayoutMismatch: A publisher holds the file, but it is not a ring of this version.
+            StaleRing: The file is not a ring of this version, and no publisher holds it.
+            PermissionDenied: This user may not open the ring, or it belongs to another user than ``owner``.
         """
         backend.check()
         try:
@@ -50,45 +50,46 @@ class SubscriberRing:
         self.reader: Reader = backend.steps.Reader(
             self.segment, geometry.slots, geometry.slot_bytes, geometry.first_slot, every, history
         )
-        """What holds the leases, and counts."""
-        self.cold: set[int] = set(range(geometry.slots))
-        """Slots whose pages are not mapped yet."""
+        """Holds the leases and the counters."""
+        self.unmapped_slots: set[int] = set(range(geometry.slots))
+        """Slots whose pages this process has not mapped yet."""
 
     def is_live(self) -> bool:
-        """Whether a publisher holds the ring, by the kernel's word."""
+        """Return whether a publisher holds the ring's lock."""
         return self.segment.is_locked(LIVE_PROBE)
 
     def is_open(self) -> bool:
-        """Whether the publisher has neither closed nor left this file: a hint that costs no system call."""
+        """Return whether the publisher neither closed nor replaced this file: a hint, which requires no system call."""
         return self.segment.words32[STATE_WORD] == OPEN
 
     def is_current(self) -> bool:
-        """Whether the stream's ring is still this file."""
+        """Return whether this file is still the stream's ring."""
         return self.segment.is_current()
 
     def event(self) -> int:
-        """The futex word; read it before looking for a frame, wait while it stays the same."""
+        """Return the event word. Read it before searching for a frame, and wait while it is unchanged."""
         return self.segment.words32[EVENT_WORD]
 
     def prefault(self, slot: int) -> None:
-        """Map the pages of a cold slot: some 0.8 ms for 10 MB, which would else be spent where its pixels are read."""
-        self.cold.remove(slot)
+        """Map the pages of a slot now, so that reading its pixels does not fault: some 0.8 ms for 10 MB."""
+        self.unmapped_slots.remove(slot)
         self.segment.prefault(self.geometry.pixels(slot), self.geometry.slot_bytes)
 
-    def prefault_next(self) -> bool:
-        """Map the pages of the cold slot that is likely to be written next.
+    def prefault_one(self) -> bool:
+        """Prefault the unmapped slot that the publisher is likely to write next.
 
         Returns:
-            Whether there was one.
+            Whether there was an unmapped slot.
         """
-        if not self.cold:
+        if not self.unmapped_slots:
             return False
+        # The publisher claims the oldest slot, usually the one after the newest in a circle.
         newest = self.segment.words[TAIL_WORD] & 0xFF
-        self.prefault(min(self.cold, key=lambda slot: (slot - newest - 1) % self.geometry.slots))
+        self.prefault(min(self.unmapped_slots, key=lambda slot: (slot - newest - 1) % self.geometry.slots))
         return True
 
 
 def read_metadata(lease: Lease) -> memoryview:
-    """The bytes of a leased frame's metadata."""
+    """Return the bytes of a leased frame's metadata."""
     start = SEQ_WORDS[lease.slot] * 8 + METADATA
     return lease.reader.segment.buffer[start : start + lease.header.metadata_bytes]

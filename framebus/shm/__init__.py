@@ -1,1 +1,1 @@
-"""What Linux gives for sharing memory between processes: files in /dev/shm, their maps and locks, the futex."""
+"""Shared memory on Linux: files in /dev/shm, their mappings and locks, and the futex."""

@@ -1,4 +1,4 @@
-"""/dev/shm itself: whether it can be used, and the names of the streams in it."""
+"""/dev/shm itself: checks that it is usable, and lists the streams in it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from framebus.shm.paths import PREFIX, SHM_DIRECTORY, check_name, file_names
 
 
 def check_directory(*, writable: bool = False) -> None:
-    """Check that this process can look into /dev/shm.
+    """Check that this process can list /dev/shm.
 
     Args:
         writable: Whether it must also be able to create files there.
 
     Raises:
-        PermissionDenied: It is closed to this user, or read-only.
-        FramebusError: It is missing, or not a directory.
+        PermissionDenied: The permissions of /dev/shm deny access to this user, or it is mounted read-only.
+        FramebusError: /dev/shm is missing, or not a directory.
     """
     fault = directory_fault(writable=writable)
     if fault is not None:
@@ -29,7 +29,7 @@ def check_directory(*, writable: bool = False) -> None:
 
 
 def directory_fault(*, writable: bool) -> tuple[int, tuple[str, str]] | None:
-    """What keeps this process from using /dev/shm: an errno, and the fault and its remedy; ``None`` if nothing does."""
+    """Return an errno, a fault and its remedy if something prevents this process from using /dev/shm, else ``None``."""
     try:
         status = SHM_DIRECTORY.stat()
         read_only = bool(os.statvfs(SHM_DIRECTORY).f_flag & os.ST_RDONLY)
@@ -49,7 +49,7 @@ def directory_fault(*, writable: bool) -> tuple[int, tuple[str, str]] | None:
 
 
 def stream_names() -> list[str]:
-    """Names of all streams that have any file in /dev/shm, sorted."""
+    """Return the names of all streams that have a file in /dev/shm, sorted."""
     names = set()
     for file in file_names():
         name, dot, _ = file.removeprefix(PREFIX).partition(".")
@@ -57,6 +57,6 @@ def stream_names() -> list[str]:
             continue
         try:
             names.add(check_name(name))
-        except FramebusError:
+        except FramebusError:  # a file of another program, whose name only begins like ours
             continue
     return sorted(names)

@@ -1,7 +1,7 @@
-"""What a forked child must give up at once, before any other code of its own runs.
+"""Releases what a forked child inherits, before any other code of the child runs.
 
-A child shares its parent's open file descriptions: an unlock, a shutdown or a removed file in the child would be the
-parent's. So whatever holds a descriptor registers here, and gives it up in the child.
+A child shares the open file descriptions of its parent, so an unlock or a shutdown in the child would affect the
+parent. To prevent this, every object that holds a descriptor registers here, and closes its duplicate in the child.
 
 Source: fork(2); fcntl(2), "Open file description locks".
 """
@@ -14,10 +14,10 @@ from typing import Protocol
 
 
 class Inherited(Protocol):
-    """Something that must not act in a forked child."""
+    """An object that must not be used in a forked child."""
 
     def after_fork_in_child(self) -> None:
-        """Give up what belongs to the parent."""
+        """Close the child's duplicates of what belongs to the parent."""
 
 
 _inherited: weakref.WeakSet[Inherited] = weakref.WeakSet()

@@ -1,8 +1,8 @@
 """Waiting on a word of shared memory.
 
-The kernel compares the word and sleeps in one step, so no event between the look and the sleep is lost. The mapping may
-be read-only, and the two sides may be in different containers: the futex is not PRIVATE, so the kernel finds it by the
-file's page, not by the address.
+The kernel compares the word and starts the sleep atomically, so an event between the comparison and the sleep is not
+lost. The mapping may be read-only, and the two sides may be in different containers: without FUTEX_PRIVATE_FLAG, the
+kernel identifies the futex by the page of the file instead of the address.
 
 Source: futex(2), FUTEX_WAIT and FUTEX_WAKE.
 """
@@ -19,8 +19,8 @@ _FUTEX_WAIT: Final = 0
 _FUTEX_WAKE: Final = 1
 _ALL: Final = 0x7FFFFFFF
 
-# CDLL gives up the interpreter's lock while it calls, so other threads run while one waits; PyDLL keeps it, which is
-# quicker and does no harm to a call that never sleeps.
+# CDLL releases the GIL during a call, to allow other threads to run while one waits. PyDLL keeps it, which is faster,
+# and harmless for a call that never sleeps.
 _wait: Final = ctypes.CDLL(None).syscall
 _wake: Final = ctypes.PyDLL(None).syscall
 for _call in (_wait, _wake):
@@ -41,11 +41,14 @@ class _Timespec(ctypes.Structure):
 
 
 def wake_all(address: int) -> None:
-    """Wake all who sleep on the 32-bit word at ``address`` of this process."""
+    """Wake all processes that sleep on the 32-bit word at ``address`` of this process."""
     _wake(_FUTEX, address, _FUTEX_WAKE, _ALL, None, None, 0)
 
 
 def sleep_while(address: int, expected: int, timeout_ns: int) -> None:
-    """Sleep while the 32-bit word at ``address`` is ``expected``, at most ``timeout_ns``; it may return early."""
+    """Sleep while the 32-bit word at ``address`` equals ``expected``, for at most ``timeout_ns``.
+
+    It may return early, for example after a signal, so the caller must check its condition again.
+    """
     timeout = _Timespec(*divmod(timeout_ns, 1_000_000_000))
     _wait(_FUTEX, address, _FUTEX_WAIT, expected, ctypes.addressof(timeout), None, 0)

@@ -1,4 +1,4 @@
-"""Where this process runs: in a container, in a pod of Kubernetes; and how much memory it may take.
+"""The environment of this process: container or Kubernetes pod, and how much memory it may use.
 
 Sources: cgroups(7); the kernel's admin-guide/cgroup-v2.rst; Kubernetes, "Accessing the Kubernetes API from a Pod".
 """
@@ -18,25 +18,25 @@ _MEMORY_LIMITS: Final = (
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),  # version 1
 )
 _UNLIMITED_BYTES: Final = 1 << 60
-"""Version 1 writes no limit as a number that no machine has."""
+"""Version 1 of control groups expresses "unlimited" as a number that is larger than any machine's memory."""
 
 
 def is_pod() -> bool:
-    """Whether this process runs in a pod of Kubernetes."""
+    """Return whether this process runs in a pod of Kubernetes."""
     return _ADDRESS in os.environ or _ACCOUNT.is_dir()
 
 
 def is_container() -> bool:
-    """Whether this process runs in a container, as far as that can be known."""
+    """Return whether this process runs in a container. A container without any known mark is not recognised."""
     return is_pod() or any(mark.exists() for mark in _CONTAINER_MARKS)
 
 
 def memory_limit_bytes() -> int | None:
-    """Memory that this container may take; ``None`` without a limit, or where it cannot be known."""
+    """Return how much memory this container may use; ``None`` if it is unlimited or unknown."""
     for path in _MEMORY_LIMITS:
         try:
             limit_bytes = int(path.read_text())
-        except (OSError, ValueError):  # another version of control groups; "max"
+        except (OSError, ValueError):  # not this version of control groups, or "max"
             continue
         if limit_bytes < _UNLIMITED_BYTES:
             return limit_bytes
@@ -44,5 +44,5 @@ def memory_limit_bytes() -> int | None:
 
 
 def machine_memory_bytes() -> int:
-    """Memory of the machine."""
+    """Return the physical memory of the machine."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,7 +1,7 @@
-"""Users and groups by number, as this process's user namespace shows them.
+"""Descriptions of users and groups, as the user namespace of this process shows them.
 
-A number that has no counterpart in this user namespace is shown as the overflow number, 65534 unless the kernel is
-configured otherwise, which /etc/passwd calls "nobody". Such a file belongs to an unknown user, not to "nobody".
+A user or group that is not mapped into this user namespace appears as the overflow number, by default 65534, which
+/etc/passwd calls "nobody". A file with this owner belongs to an unknown user, not to "nobody".
 
 Source: user_namespaces(7), "Unmapped user and group IDs".
 """
@@ -27,7 +27,7 @@ Kind = Literal["uid", "gid"]
 
 
 def describe_user(number: int) -> str:
-    """A user's number and name, or that it stands for a user of another user namespace."""
+    """Return the number and name of a user, or say that the user is not mapped into this user namespace."""
     try:
         name = pwd.getpwuid(number).pw_name
     except (KeyError, OverflowError):
@@ -36,7 +36,7 @@ def describe_user(number: int) -> str:
 
 
 def describe_group(number: int) -> str:
-    """A group's number, and its name if it has one; or that it stands for a group of another user namespace."""
+    """Return the number of a group, and its name if any, or say that it is not mapped into this user namespace."""
     try:
         name = grp.getgrgid(number).gr_name
     except (KeyError, OverflowError):
@@ -46,31 +46,32 @@ def describe_group(number: int) -> str:
 
 
 def is_unmapped(number: int, kind: Kind = "uid") -> bool:
-    """Whether the number stands for users or groups that this user namespace has no number for."""
+    """Return whether the number is the overflow number, which stands for all users or groups that are not mapped."""
     if number != _overflow_number(kind):
         return False
+    # A namespace that maps the whole range, as the initial one does, has a real user of this number.
     return not _covers_all(kind)
 
 
 def as_user(number: int) -> str:
-    """How to run a command as the owner of a file, to end a sentence with."""
+    """Return how to run a command as the owner of a file, as the end of a sentence."""
     if is_unmapped(number):
         return "outside this user namespace, as the owner"
     return f"as user {number}"
 
 
 def own_groups() -> set[int]:
-    """All groups of this process."""
+    """Return all groups of this process."""
     return {os.getegid(), *os.getgroups()}
 
 
 def group_would_help(status: os.stat_result) -> bool:
-    """Whether this process could read the file if it had the file's group, which it does not have."""
+    """Return whether this process lacks access to the file only because it is not in the file's group."""
     return bool(status.st_mode & 0o040) and status.st_gid not in own_groups() and status.st_uid != os.geteuid()
 
 
 def describe_readers(status: os.stat_result) -> str:
-    """The users who may read a file: its owner and, if its mode allows, its group."""
+    """Return which users may read a file: its owner and, if its mode allows, its group."""
     owner = describe_user(status.st_uid)
     return f"{owner} and {describe_group(status.st_gid)}" if status.st_mode & 0o040 else f"{owner} alone"
 
@@ -78,6 +79,7 @@ def describe_readers(status: os.stat_result) -> str:
 def _qualify(number: int, name: str, kind: Kind) -> str:
     if not is_unmapped(number, kind):
         return name
+    # A mapped user may have the overflow number too. Then the file may belong to that user, or to an unmapped one.
     is_mapped_too = any(inside <= number < inside + count for inside, count in _ranges(kind))
     return f"{name}, or {_UNMAPPED}" if is_mapped_too and name else _UNMAPPED
 
@@ -90,7 +92,7 @@ def _overflow_number(kind: Kind) -> int:
 
 
 def _ranges(kind: Kind) -> list[tuple[int, int]]:
-    """The first number and the length of each range that this user namespace maps."""
+    """Return the first number and the length of each range that this user namespace maps."""
     try:
         lines = Path(f"/proc/self/{kind}_map").read_text().splitlines()
         return [(int(inside), int(count)) for inside, _, count in map(str.split, lines)]
@@ -103,7 +105,7 @@ def _covers_all(kind: Kind) -> bool:
 
 
 def denied(path: Path, error: OSError | None) -> PermissionDenied:
-    """The error for a file that another user has, with what to do."""
+    """Return the error for a file of another user, which says what to do."""
     try:
         status = path.lstat()
     except OSError:
@@ -113,7 +115,7 @@ def denied(path: Path, error: OSError | None) -> PermissionDenied:
     if error is not None and group_would_help(status):
         remedy = f"run this process with group {status.st_gid}, or have user {status.st_uid} remove the file"
     else:
-        # Either only the owner may open the file, or only the owner may serve the stream: no group helps.
+        # Only the owner may open the file or serve the stream, so joining its group would not help.
         remedy = (
             "that user serves this stream, or has left the file: take another name, "
             f"or run this process or 'framebus gc' {as_user(status.st_uid)}"

@@ -1,4 +1,4 @@
-"""What the process or the host has run out of, and what to raise.
+"""Errors for exhausted descriptors and memory.
 
 Source: open(2), EMFILE and ENFILE; mmap(2), ENOMEM.
 """
@@ -12,11 +12,7 @@ from framebus.errors import ResourceExhausted
 
 
 def exhausted(error: OSError) -> ResourceExhausted | None:
-    """What the error means if the process or the host has run out of something; ``None`` when it means something else.
-
-    Args:
-        error: What the kernel answered.
-    """
+    """Convert the kernel's error if descriptors or memory have run out, else return ``None``."""
     if error.errno == errno.EMFILE:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         return ResourceExhausted(

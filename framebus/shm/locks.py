@@ -1,9 +1,10 @@
-"""Locks on open file descriptions: commands for fcntl(2), what holds them, and the lock of a stream's publisher.
+"""Locks on open file descriptions: the commands for fcntl(2), their holders, and the lock of a stream's publisher.
 
-They belong to the open file description, not to the process, so the kernel frees them when its last descriptor closes,
-by SIGKILL too, and they work across PID and IPC namespaces. A forked child shares the parent's description, and an
-unlock in the child would free the parent's lock: in the child every holder's descriptor becomes -1 before any other
-code runs.
+Such a lock belongs to the open file description instead of the process. The kernel releases it when the last descriptor
+closes, also after SIGKILL, and it works across PID and IPC namespaces.
+
+A forked child shares the description of its parent, so an unlock in the child would release the parent's lock. To
+prevent this, the descriptor of every holder is closed and set to -1 in the child, before any other code runs.
 
 Source: fcntl(2), "Open file description locks".
 """
@@ -16,6 +17,7 @@ import os
 import struct
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 from framebus.errors import StreamNotFound
@@ -26,28 +28,29 @@ from framebus.shm.paths import SHM_DIRECTORY
 from framebus.shm.space import no_room
 
 LOCK_MODE: Final = 0o600
-EXCLUSION_PATIENCE_S: Final = 0.2
-"""How long to wait for a stream's exclusion. With no publisher, ``framebus gc`` and ``doctor`` take it briefly."""
+LOCK_TIMEOUT_S: Final = 0.2
+"""How long to wait for the lock of a stream without a publisher: ``framebus gc`` and ``doctor`` hold it briefly."""
+RETRY_AFTER_S: Final = 0.001
 _FLOCK: Final = struct.Struct("hhqqi4x")
 
 
 def write_lock(offset: int) -> bytes:
-    """Command that write-locks the byte at ``offset``, for :meth:`Segment.try_lock`."""
+    """Return the command that write-locks the byte at ``offset``, for :meth:`Segment.try_lock`."""
     return _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, offset, 1, 0)
 
 
 def read_lock(offset: int) -> bytes:
-    """Command that read-locks the byte at ``offset``, for :meth:`Segment.try_lock`."""
+    """Return the command that read-locks the byte at ``offset``, for :meth:`Segment.try_lock`."""
     return _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, offset, 1, 0)
 
 
 def unlock(offset: int) -> bytes:
-    """Command that frees the byte at ``offset``, for :meth:`Segment.unlock`."""
+    """Return the command that unlocks the byte at ``offset``, for :meth:`Segment.unlock`."""
     return _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, offset, 1, 0)
 
 
 class LockHolder:
-    """A descriptor that holds locks: closed with its last reference, and given up at once in a forked child."""
+    """A descriptor that holds locks. It is closed when its last reference goes, and immediately in a forked child."""
 
     __slots__ = ("__weakref__", "fd")
 
@@ -56,8 +59,8 @@ class LockHolder:
         forks.register(self)
 
     def close(self, _close: Callable[[int], None] = os.close) -> None:
-        """Close the descriptor; its locks are free."""
-        fd = getattr(self, "fd", -1)
+        """Close the descriptor, which releases its locks."""
+        fd = getattr(self, "fd", -1)  # missing if a signal handler interrupted the constructor
         if fd >= 0:
             self.fd = -1
             _close(fd)
@@ -70,71 +73,85 @@ class LockHolder:
 
 
 def is_locked(fd: int, command: bytes) -> bool:
-    """Whether another description holds a lock on the same file that conflicts with ``command``."""
+    """Return whether another description holds a lock on the same file that conflicts with ``command``."""
     answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, command)
     return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
 
 
 def is_any_locked(fd: int) -> bool:
-    """Whether another description holds a lock on any byte of the file."""
+    """Return whether another description holds a lock on any byte of the file."""
     return is_locked(fd, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
 
 
-def take_exclusion(name: str, patience_s: float = 0.0, *, create: bool = True) -> LockHolder | None:
-    """Write-lock a file of mode 0600 that only this user can open, creating it if need be.
+class PublisherLock(LockHolder):
+    """The lock of a stream's publisher, held until it is closed. The mode of its file is 0600."""
 
-    Args:
-        name: The file's name in /dev/shm.
-        patience_s: Seconds to try again while another process holds it.
-        create: Whether to create it where it is missing.
+    __slots__ = ()
 
-    Returns:
-        What holds the lock until it is closed; ``None`` when another process holds it.
+    @classmethod
+    def acquire(cls, name: str, timeout_s: float = 0.0, *, create: bool = True) -> PublisherLock | None:
+        """Write-lock the file.
 
-    Raises:
-        PermissionDenied: The file belongs to another user.
-        StreamNotFound: It is missing and not to be created.
-        NotEnoughSharedMemory: /dev/shm has no room for one more file.
-    """
-    path = SHM_DIRECTORY / name
-    deadline_s = time.monotonic() + patience_s
+        Args:
+            name: The file's name in /dev/shm.
+            timeout_s: Seconds to retry while another process holds the lock.
+            create: Whether to create the file if it is missing.
+
+        Returns:
+            The lock; ``None`` if another process holds it.
+
+        Raises:
+            PermissionDenied: The file belongs to another user.
+            StreamNotFound: The file is missing, and ``create`` is false.
+            NotEnoughSharedMemory: /dev/shm has no room for one more file.
+        """
+        path = SHM_DIRECTORY / name
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            fd = _open_lock_file(path, create=create)
+            try:
+                if os.fstat(fd).st_uid != os.geteuid():
+                    raise denied(path, None)
+                fcntl.fcntl(fd, fcntl.F_OFD_SETLK, write_lock(0))
+                # The last holder may have unlinked the file between the open and the lock. A lock on an unlinked file
+                # excludes no other process, so it counts only if the path still names this file.
+                if path.exists() and os.stat(path).st_ino == os.fstat(fd).st_ino:
+                    lock, fd = cls(fd), -1
+                    return lock
+            except (BlockingIOError, FileNotFoundError):
+                if path.exists() and time.monotonic() >= deadline_s:
+                    return None
+                time.sleep(RETRY_AFTER_S)
+            finally:
+                if fd >= 0:
+                    os.close(fd)
+
+
+def _open_lock_file(path: Path, *, create: bool) -> int:
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
     while True:
         try:
-            # Without O_CREAT where it exists: fs.protected_regular refuses that for another user's file (proc(5)).
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            # Open an existing file without O_CREAT, which fs.protected_regular rejects for a file of another user
+            # (proc(5)).
+            return os.open(path, flags)
         except FileNotFoundError:
             if not create:
                 raise StreamNotFound(errno.ENOENT, f"{path} does not exist") from None
-            try:
-                fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_CREAT | os.O_EXCL, LOCK_MODE)
-            except FileExistsError:
-                continue
-            except OSError as error:
-                raise no_room(error, 0, "the lock") or exhausted(error) or error from None
         except OSError as error:
             raise exhausted(error) or denied(path, error) from None
         try:
-            if os.fstat(fd).st_uid != os.geteuid():
-                raise denied(path, None)
-            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, write_lock(0))
-            # Who locks a file that its last holder has just unlinked holds nothing.
-            if path.exists() and os.stat(path).st_ino == os.fstat(fd).st_ino:
-                holder, fd = LockHolder(fd), -1
-                return holder
-        except (BlockingIOError, FileNotFoundError):
-            if path.exists() and time.monotonic() >= deadline_s:
-                return None
-            time.sleep(0.001)
-        finally:
-            if fd >= 0:
-                os.close(fd)
+            return os.open(path, flags | os.O_CREAT | os.O_EXCL, LOCK_MODE)
+        except FileExistsError:  # another process has created it meanwhile: open it
+            continue
+        except OSError as error:
+            raise no_room(error, 0, "the lock") or exhausted(error) or error from None
 
 
-def hold_briefly(holder: LockHolder, timeout_s: float) -> bool:
-    """Take the file's flock(2) within ``timeout_s``; freed by :func:`let_go`.
+def acquire_flock(holder: LockHolder, timeout_s: float) -> bool:
+    """Acquire the file's flock(2) within ``timeout_s``. Release it with :func:`release_flock`.
 
-    It orders honest processes that change several locks together. A false answer is not a reason to stop: another
-    process may hold it for ever on purpose.
+    It serialises cooperating processes that change several locks together. The caller should go on without it if this
+    returns False, because a hostile process may hold it forever.
     """
     deadline_s = time.monotonic() + timeout_s
     while True:
@@ -143,11 +160,11 @@ def hold_briefly(holder: LockHolder, timeout_s: float) -> bool:
         except BlockingIOError:
             if time.monotonic() >= deadline_s:
                 return False
-            time.sleep(0.001)
+            time.sleep(RETRY_AFTER_S)
         else:
             return True
 
 
-def let_go(holder: LockHolder) -> None:
-    """Free what :func:`hold_briefly` took."""
+def release_flock(holder: LockHolder) -> None:
+    """Release what :func:`acquire_flock` acquired."""
     fcntl.flock(holder.fd, fcntl.LOCK_UN)

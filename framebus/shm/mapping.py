@@ -1,6 +1,6 @@
-"""Files mapped into memory, without a descriptor for each.
+"""Files mapped into memory, without keeping a descriptor for each.
 
-``mmap.mmap`` keeps a duplicate of the descriptor that it maps until Python 3.13; mmap(2) itself needs none.
+Before Python 3.13, ``mmap.mmap`` keeps a duplicate of the descriptor that it maps. mmap(2) itself requires none.
 
 Source: mmap(2), MAP_POPULATE.
 """
@@ -25,16 +25,16 @@ _FAILED: Final = ctypes.c_void_p(-1).value
 
 
 class Window:
-    """A part of a mapping that numpy makes an array of, on which all views on that part are based."""
+    """A part of a mapping that numpy can wrap as an array. All views of that array have it as their base."""
 
     __slots__ = ("__array_interface__", "_owner")
 
     def __init__(self, owner: object, address: int, shape: tuple[int, ...], typestr: str) -> None:
-        """Show a part of a mapping that is mapped for writing.
+        """Describe a part of a writable mapping.
 
         Args:
-            owner: What keeps the file mapped.
-            address: Where the part begins in this process.
+            owner: The object that keeps the file mapped.
+            address: Address of the part in this process.
             shape: Shape of the array.
             typestr: numpy's name of the type of its values.
         """
@@ -48,22 +48,23 @@ class Window:
 
 
 class Mapping:
-    """A whole file, mapped and shared. It is unmapped when the last array or view on it goes."""
+    """A whole file, mapped and shared. It is unmapped when its last array or view goes."""
 
     __slots__ = ("_size", "_writable", "address")
 
     def __init__(self, fd: int, size: int, *, writable: bool) -> None:
-        """Map the file; for writing with all its pages at once, for reading with none.
+        """Map the file. A writable mapping is prefaulted as a whole; a read-only one is not.
 
         Raises:
             OSError: The kernel cannot map it.
         """
         self.address: int = 0
-        """Where the file begins in this process."""
+        """Address of the file in this process."""
         self._size = size
         self._writable = writable
         flags, protection = mmap.MAP_SHARED, mmap.PROT_READ
         if writable:
+            # A writer touches every page, so take all page faults here instead of at its first frames.
             flags, protection = flags | mmap.MAP_POPULATE, protection | mmap.PROT_WRITE
         address = _mmap(None, size, protection, flags, fd, 0)
         if address == _FAILED:
@@ -76,10 +77,10 @@ class Mapping:
         return {"version": 3, "shape": (self._size,), "typestr": "|u1", "data": (self.address, not self._writable)}
 
     def view(self) -> memoryview:
-        """The file's bytes; the view, and whatever is made of it, keeps the file mapped."""
+        """Return the bytes of the file. The view, and every object made from it, keeps the file mapped."""
         return np.asarray(self).data
 
-    # The name is bound early: the last view may go while the interpreter's modules are already torn down.
+    # Bind _munmap early, because the last view may go when the interpreter has already cleared its modules.
     def __del__(self, _munmap: Any = _munmap) -> None:
         address, self.address = self.address, 0
         if address:

@@ -22,32 +22,34 @@ def check_name(name: str, what: str = "stream") -> str:
     """Return ``name`` if it can be part of a file name in /dev/shm.
 
     Raises:
-        InvalidName: It is empty, longer than 48 characters, or holds others than letters, digits, ``-`` and ``_``.
+        InvalidName: ``name`` is empty, is longer than 48 characters, or contains other characters than letters, digits,
+            ``-`` and ``_``.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         found = repr(name) if isinstance(name, str) else type(name).__name__
         raise InvalidName(
-            f"{found} is no name for a {what}: take 1 to 48 letters, digits, '-' or '_', a letter or digit first"
+            f"{found} is not a valid name of a {what}: use 1 to 48 letters, digits, '-' or '_', beginning with a "
+            "letter or digit"
         )
     return name
 
 
 def companion_path(stream: str, suffix: str) -> Path:
-    """Path of a file that belongs to a stream: ``/dev/shm/framebus.STREAM.SUFFIX``.
+    """Return the path of a file that belongs to a stream: ``/dev/shm/framebus.STREAM.SUFFIX``.
 
     Raises:
-        InvalidName: ``stream`` is no name for a stream.
-        InvalidArgument: ``suffix`` cannot end a file's name.
+        InvalidName: ``stream`` is not a valid name of a stream.
+        InvalidArgument: ``suffix`` cannot be the end of a file name.
     """
     return SHM_DIRECTORY / f"{PREFIX}{check_name(stream)}.{_check_suffix(suffix, 'suffix')}"
 
 
 def companion_paths(stream: str, pattern: str) -> list[Path]:
-    """The files of a stream whose suffix matches the shell pattern, sorted.
+    """Return the files of a stream whose suffix matches the shell pattern, sorted.
 
     Raises:
-        InvalidName: ``stream`` is no name for a stream.
-        InvalidArgument: ``pattern`` cannot match the end of a file's name.
+        InvalidName: ``stream`` is not a valid name of a stream.
+        InvalidArgument: ``pattern`` cannot match the end of a file name.
         ResourceExhausted: The process has no descriptor left.
     """
     prefix = f"{PREFIX}{check_name(stream)}."
@@ -60,7 +62,7 @@ def companion_paths(stream: str, pattern: str) -> list[Path]:
 
 
 def file_names() -> list[str]:
-    """Names of all files in /dev/shm.
+    """Return the names of all files in /dev/shm; none if it is missing, or this user may not list it.
 
     Raises:
         ResourceExhausted: The process has no descriptor left.
@@ -75,10 +77,10 @@ def file_names() -> list[str]:
 
 def _check_suffix(suffix: str, what: str) -> str:
     if not isinstance(suffix, str) or not suffix or "/" in suffix or not suffix.isprintable():
-        raise InvalidArgument(f"the {what} of a stream's file is a part of its name, not {shown(suffix)}")
+        raise InvalidArgument(f"the {what} of a stream's file must be a part of a file name, not {shown(suffix)}")
     return suffix
 
 
 def random_suffix() -> str:
-    """Sixteen hexadecimal digits that no other process takes."""
+    """Return sixteen random hexadecimal digits, so that no other process uses the same name."""
     return secrets.token_hex(8)

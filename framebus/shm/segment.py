@@ -1,10 +1,12 @@
-"""Files in /dev/shm that are mapped: create, attach, prefault, lock. The only user of posix_ipc.
+"""Mapped files in /dev/shm: create, attach, prefault, lock. This is the only module that uses posix_ipc.
 
-A segment holds its locks through ``fd``, a descriptor that nothing else shares. The map comes from an open of its own,
-because a map keeps the description that it was made from, and a lock would outlive the descriptor's close.
+A segment holds its locks through ``fd``, whose open file description nothing else shares. The file is opened a second
+time to map it, because a mapping keeps a reference to the description that it was made from. If both used the same one,
+closing ``fd`` would not release the locks.
 
-A segment closes its descriptor when its last reference goes: a lease keeps the segment, so a late release never touches
-a descriptor number that has been given to another file, and no map vanishes under a view.
+A segment closes its descriptor when its last reference goes. A lease keeps a reference to its segment, which ensures
+that a late release never unlocks a descriptor number that the process has reused, and that no mapping vanishes below a
+view.
 
 Sources: fcntl(2), "Open file description locks"; shm_open(3); posix_fallocate(3); open(2), EMFILE and ENFILE.
 """
@@ -35,16 +37,17 @@ RING_MODE: Final = 0o640
 
 
 class Segment(LockHolder):
-    """A file in /dev/shm, mapped, with a descriptor of its own for locks."""
+    """A mapped file in /dev/shm, with a descriptor of its own for locks."""
 
     __slots__ = ("address", "buffer", "identity", "name", "size", "words", "words32")
 
     def __init__(self, name: str) -> None:
         self.name: str = name
-        super().__init__(-1)  # a descriptor is stored when the segment is there to close it, whatever fails next
+        # The descriptor is stored as soon as it is open, so that this object closes it, whatever fails next.
+        super().__init__(-1)
 
     def map(self, map_fd: int, *, writable: bool) -> None:
-        """Map the file that is open as ``fd`` and, by an open of its own, as ``map_fd``."""
+        """Map the file, which is open as ``fd`` for its locks and separately as ``map_fd`` for the mapping."""
         status = os.fstat(self.fd)
         self.identity: tuple[int, int] = status.st_dev, status.st_ino
         self.size: int = status.st_size
@@ -56,41 +59,42 @@ class Segment(LockHolder):
 
     @property
     def path(self) -> Path:
-        """Where the file was created or opened."""
+        """Path of the file when it was created or opened, or last renamed."""
         return SHM_DIRECTORY / self.name
 
     def prefault(self, start: int, size: int) -> None:
-        """Map the pages of a part of the file into this process, so that nobody waits for that who reads them later.
+        """Prefault the pages of a part of the file, so that later reads do not fault.
 
         Args:
             start: Offset of the part, in bytes.
             size: Its size in bytes.
         """
-        # As fast as MADV_POPULATE_READ, which is not everywhere: a fault maps the pages around it too.
+        # Read one byte of each page. This is as fast as MADV_POPULATE_READ, which requires Linux 5.14, because the
+        # kernel maps the neighbouring pages with each fault.
         np.add.reduce(np.frombuffer(self.buffer, np.uint8, size, start)[:: mmap.PAGESIZE])
 
     def try_lock(self, command: bytes, _setlk: int = fcntl.F_OFD_SETLK) -> bool:
-        """Take a lock if nobody holds one that conflicts; never waits."""
+        """Acquire a lock without waiting; return False if another process holds a conflicting one."""
         try:
             fcntl.fcntl(self.fd, _setlk, command)
         except (BlockingIOError, PermissionError):
             return False
         return True
 
-    # The names are bound early: the last lease may go while the interpreter's modules are already torn down.
+    # Bind the names early, because the last lease may go when the interpreter has already cleared its modules.
     def unlock(
         self, command: bytes, _fcntl: Callable[[int, int, bytes], object] = fcntl.fcntl, _setlk: int = fcntl.F_OFD_SETLK
     ) -> None:
-        """Free a lock; in a forked child, which must leave the parent's locks alone, do nothing."""
+        """Release a lock. Does nothing in a forked child, to avoid releasing the parent's lock."""
         if self.fd >= 0:
             _fcntl(self.fd, _setlk, command)
 
     def is_locked(self, command: bytes) -> bool:
-        """Whether another descriptor holds a lock that conflicts with ``command``; nothing is taken."""
+        """Return whether another descriptor holds a lock that conflicts with ``command``, without acquiring it."""
         return is_locked(self.fd, command)
 
     def is_current(self) -> bool:
-        """Whether the path still names this file."""
+        """Return whether the path still names this file."""
         try:
             status = os.stat(self.path)
         except FileNotFoundError:
@@ -98,33 +102,34 @@ class Segment(LockHolder):
         return (status.st_dev, status.st_ino) == self.identity
 
     def take_name(self, name: str) -> None:
-        """Give the file another name in one step, in the place of what has that name now."""
+        """Rename the file atomically, replacing the file that has this name now."""
         before, self.name = self.name, name
         try:
             os.rename(SHM_DIRECTORY / before, SHM_DIRECTORY / name)
         except BaseException:
+            # A signal handler may have raised after the rename succeeded.
             if not self.is_current():
                 self.name = before
             raise
 
     def unlink(self) -> None:
-        """Remove the file's name if it still names this file; those who have it mapped keep it."""
+        """Remove the path if it still names this file. Processes that have the file mapped keep it."""
         if self.is_current():
             self.path.unlink(missing_ok=True)
 
 
 def create(name: str, size: int, mode: int, what: str = "this ring") -> Segment:
-    """Create a file of ``size`` bytes, zeroed, with every page allocated and mapped, or nothing at all.
+    """Create a zeroed file of ``size`` bytes, with every page allocated and mapped. If this fails, no file is left.
 
     Args:
-        name: The file's name in /dev/shm, which no other process gives to a file.
+        name: The file's name in /dev/shm, which no other process uses.
         size: Its size in bytes.
-        mode: Its permissions, whatever the umask.
-        what: What the file is, for the error's sentence.
+        mode: Its permissions, regardless of the umask.
+        what: What the file is, for the error message.
 
     Raises:
-        NotEnoughSharedMemory: /dev/shm, or the memory limit of the control group, has less room.
-        FileExistsError: The name is taken.
+        NotEnoughSharedMemory: The file does not fit in /dev/shm or in the memory limit of the control group.
+        FileExistsError: A file of this name exists.
     """
     require_space(size, what)
     try:
@@ -132,7 +137,8 @@ def create(name: str, size: int, mode: int, what: str = "this ring") -> Segment:
     except posix_ipc.ExistentialError:
         raise FileExistsError(f"{SHM_DIRECTORY / name} exists") from None
     except BaseException as error:
-        # Though nothing was created: a signal handler may have raised before that was known.
+        # Unlink in any case: a signal handler may have raised after the file was created, and before its segment was
+        # stored.
         (SHM_DIRECTORY / name).unlink(missing_ok=True)
         if isinstance(error, OSError) and not isinstance(error, ResourceExhausted):
             raise no_room(error, size, what) or exhausted(error) or error from None
@@ -145,7 +151,8 @@ def _create(name: str, size: int, mode: int) -> Segment:
     try:
         segment.fd = posix_ipc.SharedMemory(f"/{name}", posix_ipc.O_CREX, mode=mode).fd
         os.fchmod(segment.fd, mode)
-        # ftruncate would succeed on a full tmpfs, and the first touch of a page be a SIGBUS.
+        # Allocate every page now. ftruncate() would succeed on a full tmpfs, and the first access to a page that cannot
+        # be allocated would raise SIGBUS.
         os.posix_fallocate(segment.fd, 0, size)
         map_fd = _open(name, writable=True)
         segment.map(map_fd, writable=True)
@@ -160,21 +167,21 @@ def _create(name: str, size: int, mode: int) -> Segment:
 
 
 def attach(name: str, *, writable: bool = False, min_bytes: int = 1, owner: int | None = None) -> Segment:
-    """Map an existing file; it is never created, resized or written here.
+    """Map an existing file, without creating, resizing or writing it.
 
     Args:
         name: The file's name in /dev/shm.
-        writable: Whether to map it for writing too, with all pages at once. To read, :meth:`Segment.prefault` maps
-            them, or their first use does.
-        min_bytes: Its least size.
-        owner: The user, by number, who must own it: whoever else does could cut it short under its readers, which ends
-            them with SIGBUS. ``None`` takes anybody's.
+        writable: Whether to map it for writing too, which maps all pages at once. The pages of a read-only mapping are
+            mapped by :meth:`Segment.prefault`, or when they are first read.
+        min_bytes: Its minimum size.
+        owner: Number of the user that must own the file, because its owner can truncate it, which ends readers with
+            SIGBUS. ``None`` accepts any owner.
 
     Raises:
-        StreamNotFound: There is no such file.
-        PermissionDenied: It is closed to this user, and the message names the group that may read it; or another user
-            than ``owner`` owns it.
-        LayoutMismatch: It is no regular file, shorter than ``min_bytes``, or has holes.
+        StreamNotFound: The file does not exist.
+        PermissionDenied: This user may not open the file, and the message names the group that may read it; or the file
+            belongs to another user than ``owner``.
+        LayoutMismatch: The file is not a regular file, is shorter than ``min_bytes``, or has holes.
     """
     for _ in range(16):
         segment, mapped = Segment(name), False
@@ -183,20 +190,20 @@ def attach(name: str, *, writable: bool = False, min_bytes: int = 1, owner: int 
             segment.fd = _open(name, writable)
             map_fd = _open(name, writable)
             status, map_status = os.fstat(segment.fd), os.fstat(map_fd)
-            if status.st_ino != map_status.st_ino:
+            if status.st_ino != map_status.st_ino:  # a publisher replaced the file between the two opens
                 continue
             if owner is not None and map_status.st_uid != owner:
                 found = map_status.st_uid
                 raise PermissionDenied(
                     errno.EACCES,
                     f"{SHM_DIRECTORY / name} belongs to {describe_user(found)}, and frames of {describe_user(owner)} "
-                    f"alone are wanted: stop whoever publishes as user {found}, or name that user if you trust it",
+                    f"alone are wanted: stop the publisher of user {found}, or name that user if you trust it",
                 )
             if status.st_size < min_bytes:
-                raise LayoutMismatch(f"{SHM_DIRECTORY / name} has {status.st_size} bytes: it is no ring")
-            # A page that was never allocated could fail to be, later, with a SIGBUS.
+                raise LayoutMismatch(f"{SHM_DIRECTORY / name} has {status.st_size} bytes: it is not a ring")
+            # Reading a page that was never allocated raises SIGBUS if the allocation fails then.
             if status.st_blocks * 512 < status.st_size:
-                raise LayoutMismatch(f"{SHM_DIRECTORY / name} has holes: it is no ring")
+                raise LayoutMismatch(f"{SHM_DIRECTORY / name} has holes: it is not a ring")
             segment.map(map_fd, writable=writable)
         except OSError as error:
             raise exhausted(error) or error from None
@@ -212,11 +219,11 @@ def attach(name: str, *, writable: bool = False, min_bytes: int = 1, owner: int 
 
 
 def open_for_reading(name: str) -> LockHolder:
-    """Open an existing file without mapping it, to read its bytes with pread(2) and to ask for its locks.
+    """Open an existing file without mapping it, to read it with pread(2) and to query its locks.
 
     Raises:
-        StreamNotFound: There is no such file.
-        PermissionDenied: It is closed to this user.
+        StreamNotFound: The file does not exist.
+        PermissionDenied: This user may not open it.
     """
     return LockHolder(_open(name, writable=False))
 
@@ -225,7 +232,8 @@ def _open(name: str, writable: bool) -> int:
     path = SHM_DIRECTORY / name
     access = os.O_RDWR if writable else os.O_RDONLY
     try:
-        # O_NONBLOCK: the open of a FIFO that somebody put in the place of the ring would wait for a writer.
+        # O_NONBLOCK prevents a hang if another process has put a FIFO in place of the ring: its open would wait for a
+        # writer. O_NOFOLLOW prevents this process from opening another file through a symbolic link.
         fd = os.open(path, access | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         raise StreamNotFound(errno.ENOENT, f"{path} does not exist") from None

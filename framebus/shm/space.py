@@ -1,4 +1,4 @@
-"""Room in /dev/shm: whether there is enough, and what to set where there is not.
+"""Free space in /dev/shm: checks that it suffices, and tells what to configure if it does not.
 
 Sources: statvfs(3); posix_fallocate(3); tmpfs(5).
 """
@@ -17,10 +17,10 @@ MIB: Final = 1 << 20
 
 
 def require_space(size: int, what: str) -> None:
-    """Check that /dev/shm has room for ``size`` bytes in one more file.
+    """Check that a further file of ``size`` bytes fits in /dev/shm.
 
     Raises:
-        NotEnoughSharedMemory: It has not; the message says what to set.
+        NotEnoughSharedMemory: It does not fit; the message says what to configure.
     """
     space = os.statvfs(SHM_DIRECTORY)
     if size > space.f_bavail * space.f_frsize or _lacks_files(space):
@@ -28,12 +28,12 @@ def require_space(size: int, what: str) -> None:
 
 
 def no_room(error: OSError, size: int, what: str) -> NotEnoughSharedMemory | None:
-    """What the error means if it says that there is no room; ``None`` when it says something else.
+    """Convert the kernel's error if memory or file space is exhausted, else return ``None``.
 
     Args:
-        error: What the kernel answered.
-        size: Bytes that were wanted.
-        what: What they were wanted for.
+        error: The kernel's error.
+        size: Bytes that were requested.
+        what: What they were requested for.
     """
     if error.errno == errno.ENOMEM:
         remedy = "raise limits.memory of this container" if is_pod() else "raise mem_limit"
@@ -56,4 +56,4 @@ def _not_enough(space: os.statvfs_result, size: int, what: str) -> NotEnoughShar
 
 
 def _lacks_files(space: os.statvfs_result) -> bool:
-    return space.f_files > 0 and space.f_favail == 0  # no files at all are counted where they have no limit: tmpfs(5)
+    return space.f_files > 0 and space.f_favail == 0  # tmpfs reports 0 inodes if they are unlimited: tmpfs(5)

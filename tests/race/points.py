@@ -111,7 +111,7 @@ def before_store(segment: shm.Segment, count: int) -> None:
 Points = dict[str, Callable[[], None]]
 
 OPENING: Final[Points] = {
-    "exclusion taken": lambda: after(served_stream, "take_exclusion"),
+    "lock acquired": lambda: after(locks.PublisherLock, "acquire"),
     "ring opened, nothing written": lambda: before(PublisherRing, "_use"),
     "ring opened": lambda: after(PublisherRing, "_use"),
     "file created": lambda: after(shm, "create"),
@@ -157,8 +157,8 @@ CLOSING: Final[Points] = {
 SUBSCRIBING: Final[Points] = {
     "attached": lambda: after(SubscriberRing, "is_live"),
     "first seat taken": lambda: after(shm.Segment, "try_lock"),
-    "seats taken": lambda: before(locks, "let_go"),
-    "seats taken, flock let go": lambda: after(locks, "let_go"),
+    "seats taken": lambda: before(locks, "release_flock"),
+    "seats taken, flock released": lambda: after(locks, "release_flock"),
     "record created": lambda: after(shm, "create"),
     "record written, not locked": lambda: before(shm.Segment, "try_lock", of_a_record),
     "record locked": lambda: after(attachment, "Record"),

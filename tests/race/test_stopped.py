@@ -175,7 +175,7 @@ def test_a_stopped_publisher_blocks_and_tears_nothing(stream: str, start: Start,
     except StreamNotFound:
         assert point in OPENING or point in CLOSING
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(served_stream, "EXCLUSION_PATIENCE_S", 0.0)
+        patch.setattr(served_stream, "LOCK_TIMEOUT_S", 0.0)
         with pytest.raises(StreamExists):
             Publisher(stream, FORMAT)
     assert sweep(stream) == [], "nothing of a process that is stopped is left over"

@@ -197,7 +197,7 @@ class Bus(RuleBasedStateMachine):
         assert statistics.epoch not in self.epochs
         self.epochs.add(statistics.epoch)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(served_stream, "EXCLUSION_PATIENCE_S", 0.0)
+            patch.setattr(served_stream, "LOCK_TIMEOUT_S", 0.0)
             with pytest.raises(StreamExists):
                 Publisher(self.stream, FrameFormat(2, 64, 2))
 
@@ -293,7 +293,7 @@ class Bus(RuleBasedStateMachine):
             self.path.loaned.remove(slot)
         self.loans.clear()
         self.publisher._served.ring.segment.close()
-        self.publisher._served._exclusion.close()
+        self.publisher._served._lock.close()
         self.publisher._served.server.close()
         self.publisher = None
 

@@ -65,7 +65,7 @@ def test_a_ring_of_another_user_is_refused_and_both_are_named(stream: str, peopl
         people(SUBSCRIBER, take, stream, PUBLISHER).result()
     assert str(caught.value) == (
         f"/dev/shm/framebus.{stream}.ring belongs to user {FALSE} (unknown), and frames of user {PUBLISHER} (unknown) "
-        f"alone are wanted: stop whoever publishes as user {FALSE}, or name that user if you trust it"
+        f"alone are wanted: stop the publisher of user {FALSE}, or name that user if you trust it"
     )
     stop.set()
     publisher.result()

@@ -100,7 +100,7 @@ def test_a_reader_meets_no_page_fault_on_the_first_lap(stream: str, wake: Wake, 
             if waits:
                 with pytest.raises(ReceiveTimeout):
                     subscriber.receive(0)
-                assert not subscriber._attachment._ring.cold
+                assert not subscriber._attachment._ring.unmapped_slots
             publisher.loan().publish()
             with subscriber.receive(5) as frame:
                 read += faults_of_reading(frame.pixels.reshape(-1))

@@ -181,16 +181,16 @@ def run(*arguments: str, environment: dict[str, str] | None = None) -> subproces
     ("arguments", "sentence"),
     [
         (("inspect", "no-such-stream"), "no publisher serves the stream 'no-such-stream' here"),
-        (("inspect", "../x"), "is no name for a stream"),
-        (("inspect", "a\nb"), "is no name for a stream"),
-        (("inspect", "\u00fc"), "is no name for a stream"),
-        (("inspect", "\udcff"), "is no name for a stream"),
-        (("snapshot", "a/b", "out.png"), "is no name for a stream"),
-        (("gc", "--stream", "a b"), "is no name for a stream"),
+        (("inspect", "../x"), "is not a valid name of a stream"),
+        (("inspect", "a\nb"), "is not a valid name of a stream"),
+        (("inspect", "\u00fc"), "is not a valid name of a stream"),
+        (("inspect", "\udcff"), "is not a valid name of a stream"),
+        (("snapshot", "a/b", "out.png"), "is not a valid name of a stream"),
+        (("gc", "--stream", "a b"), "is not a valid name of a stream"),
         (("size", "--height", "-1", "--width", "4"), "height is a whole number"),
         (("size", "--height", "9" * 30, "--width", "4"), "height is a whole number"),
         (("size", "--height", "4", "--width", "4", "--channels", "0"), "channels is a whole number"),
-        (("size", "--height", "4294967295", "--width", "4294967295"), "make no ring"),
+        (("size", "--height", "4294967295", "--width", "4294967295"), "do not fit in a ring"),
         (("size", "--height", "4", "--width", "4", "--slots", "9" * 30), "slots"),
         (("size", "--height", "4", "--width", "4", "--dtype", "float65"), "the values of a frame are"),
         (("size", "--height", "4", "--width", "4", "--dtype", "i4,("), "the values of a frame are"),
@@ -367,7 +367,7 @@ def test_a_snapshot_that_is_ended_leaves_no_record(stream: str, tmp_path: Path) 
 def test_every_encoding_will_do() -> None:
     answer = run("inspect", "\u00fc", environment={"LANG": "C", "PYTHONIOENCODING": "ascii"})
     assert answer.returncode == 1
-    assert "'\\xfc' is no name for a stream" in answer.stderr
+    assert "'\\xfc' is not a valid name of a stream" in answer.stderr
 
 
 def test_a_file_name_cannot_speak_to_the_terminal(stream: str, capsys: pytest.CaptureFixture[str]) -> None:

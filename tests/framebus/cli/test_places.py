@@ -15,7 +15,7 @@ import pytest
 from framebus import FrameFormat, PermissionDenied, Publisher, Subscriber, companion_path
 from framebus.cli import room, show, upkeep
 from framebus.inspect.streams import inspect
-from framebus.shm.locks import take_exclusion
+from framebus.shm.locks import PublisherLock
 from tests.framebus.mounts import MS_RDONLY, MS_REMOUNT, alone, answer, checked, command, in_other_time, libc, mount
 from tests.people import GROUP, Person
 from tests.support import lacks, publish, wait_until
@@ -138,7 +138,7 @@ def look_at_lock(user: int, group: int) -> None:
     companion_path("panorama", "lock").touch(0o600)
     os.chown(companion_path("panorama", "lock"), OWNER, GROUP)
     with pytest.raises(PermissionDenied) as caught:
-        Person(user, take_exclusion, "framebus.panorama.lock", group=group).result()
+        Person(user, PublisherLock.acquire, "framebus.panorama.lock", group=group).result()
     assert "run this process with group" not in str(caught.value)
     assert f"as user {OWNER}" in str(caught.value)
     status, findings = ask("doctor", user=user, group=group)
@@ -372,8 +372,15 @@ def fill_pod() -> None:
         ("size=100m,mode=1777", enter_pod, 0, "ok", "100 MiB free of 100 MiB", ""),
         ("size=64m,mode=1777", enter_pod, 0, "warning", "64 MiB free of 64 MiB", "'medium: Memory' and a 'sizeLimit'"),
         ("size=2m,mode=1777", fill_pod, 1, "problem", "0 MiB free of 2 MiB", "set a larger sizeLimit"),
-        ("mode=1777", enter_pod, 0, "warning", "is evicted, and no publisher gets an error before", "'sizeLimit'"),
-        ("size=100m,mode=1777", enter_small_pod, 0, "warning", "may take 64 MiB of memory", "above the sizeLimit"),
+        (
+            "mode=1777",
+            enter_pod,
+            0,
+            "warning",
+            "Kubernetes evicts a pod that fills it too far",
+            "'sizeLimit'",
+        ),
+        ("size=100m,mode=1777", enter_small_pod, 0, "warning", "may use 64 MiB of memory", "above the sizeLimit"),
         ("size=100m,mode=2777", enter_pod, 0, "warning", "mode 2777", "by 'subPath'"),
     ],
 )
@@ -423,8 +430,8 @@ def look_from_other_time(offset_s: int) -> None:
             assert "unknown" in text
             assert "is 0." not in text
             assert " s old" not in text
-        assert "clock is of another time namespace" in found["inspect"][1]
-        assert "clock is of another time namespace" in found["doctor"][1]
+        assert "runs in another time namespace" in found["inspect"][1]
+        assert "runs in another time namespace" in found["doctor"][1]
         _, text, _ = command("inspect", "panorama")
         assert " s old" in text
 

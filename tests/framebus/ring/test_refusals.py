@@ -70,7 +70,7 @@ claim = publisher.writer.claim(DESCRIPTION)
 publisher.writer.publish(claim, 1, 2)
 reader = SubscriberRing(sys.argv[1]).reader
 set_errno(b"LOCK_ERRNO", sys.argv[2].encode(), 1)
-for ask in (lambda: publisher.writer.claim(DESCRIPTION), reader.take, reader.rehearse):
+for ask in (lambda: publisher.writer.claim(DESCRIPTION), reader.take, reader.warm_up):
     try:
         print(backend.name(), ask())
     except OSError as error:
@@ -120,7 +120,7 @@ def test_a_lease_that_may_not_be_locked_for_reading_is_an_error(stream: str, pub
     publisher.writer.publish(claimed(publisher), 1, 2)
     reader = SubscriberRing(stream).reader
     fd = os.open(publisher.segment.path, os.O_WRONLY)
-    for ask in (reader.take, lambda: reader.look(0), lambda: reader.sleep(0, 1), reader.rehearse):
+    for ask in (reader.take, lambda: reader.spin(0), lambda: reader.sleep(0, 1), reader.warm_up):
         with descriptor(reader.segment, fd), pytest.raises(OSError) as raised:  # noqa: PT011  its errno is asked
             ask()
         assert raised.value.errno == errno.EBADF

@@ -81,10 +81,10 @@ def test_the_slots_that_are_written_next_are_mapped_first(stream: str, publisher
     subscriber.prefault(lease.slot)
     slots = publisher.geometry.slots
     for following in range(1, slots):
-        assert subscriber.prefault_next()
+        assert subscriber.prefault_one()
         mapped = {(lease.slot + step) % slots for step in range(following + 1)}
-        assert subscriber.cold == set(range(slots)) - mapped
-    assert not subscriber.prefault_next()
+        assert subscriber.unmapped_slots == set(range(slots)) - mapped
+    assert not subscriber.prefault_one()
 
 
 def test_a_claimed_slot_is_unreadable_until_it_is_published(stream: str, publisher: PublisherRing) -> None:

@@ -49,10 +49,10 @@ def test_a_lease_is_a_read_only_array_of_any_element_type(stream: str, publisher
 
 
 @pytest.mark.usefixtures("each_steps")
-def test_a_rehearsal_holds_no_slot(stream: str, publisher: PublisherRing) -> None:
+def test_a_warm_up_holds_no_slot(stream: str, publisher: PublisherRing) -> None:
     publish(publisher, "|u1")
     subscriber = SubscriberRing(stream)
-    lease = subscriber.reader.rehearse()
+    lease = subscriber.reader.warm_up()
     assert lease is not None
     assert np.asarray(lease).shape == SHAPE
     assert subscriber.reader.leases == 0

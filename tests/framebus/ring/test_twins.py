@@ -144,7 +144,7 @@ def test_all_arguments_may_be_named(stream: str, publisher: PublisherRing) -> No
     earlier = backend.steps.Reader(segment, history=0, every=False, **sizes)
     reader = backend.steps.Reader(segment, **sizes, every=False, history=0)
     reader.resume_from(first_sequence=7, earlier=earlier)
-    lease = reader.look(until_ns=0)
+    lease = reader.spin(until_ns=0)
     assert lease is not None
     assert (lease.sequence, lease.header.epoch, lease.header.captured_ns, lease.header.captured_wall_ns) == (
         7,
@@ -175,7 +175,7 @@ WRONG: dict[str, Callable[[Any, Any], Any]] = {
     "arrays that are no list": lambda writer, reader: writer.watch(arrays=()),
     "an argument to take": lambda writer, reader: reader.take(1),
     "a name to take": lambda writer, reader: reader.take(until_ns=1),
-    "no end to look": lambda writer, reader: reader.look(),
+    "no end to spin": lambda writer, reader: reader.spin(),
     "half a sleep": lambda writer, reader: reader.sleep(event=1),
     "no record": lambda writer, reader: reader.report_to(segment=1),
     "no reader": lambda writer, reader: reader.resume_from(None, 1),

@@ -130,16 +130,16 @@ def test_files_of_others_are_no_streams() -> None:
 def test_no_publisher_opens_what_is_about_to_be_removed(stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
     Publisher(stream, SMALL, keep_ring=True).close()
     lock = companion_path(stream, "lock")
-    unlink, excluded = Path.unlink, []
+    unlink, acquired = Path.unlink, []
 
     def look_and_unlink(path: Path, missing_ok: bool = False) -> None:
-        excluded.append(locks.take_exclusion(lock.name))
+        acquired.append(locks.PublisherLock.acquire(lock.name))
         unlink(path, missing_ok)
 
     monkeypatch.setattr(Path, "unlink", look_and_unlink)
     assert len(remove_leftovers(stream)) == 2
     monkeypatch.undo()
-    assert excluded == [None, None]
+    assert acquired == [None, None]
     assert files_of(stream) == []
     Publisher(stream, SMALL).close()
 
@@ -147,7 +147,7 @@ def test_no_publisher_opens_what_is_about_to_be_removed(stream: str, monkeypatch
 @pytest.mark.parametrize("remove", [False, True])
 def test_two_that_look_for_leftovers_at_once_both_find_them(stream: str, remove: bool) -> None:
     Publisher(stream, SMALL, keep_ring=True).close()
-    held = locks.take_exclusion(companion_path(stream, "lock").name)
+    held = locks.PublisherLock.acquire(companion_path(stream, "lock").name)
     assert held is not None
     other = threading.Timer(0.02, held.close)
     other.start()
@@ -160,6 +160,6 @@ def test_two_that_look_for_leftovers_at_once_both_find_them(stream: str, remove:
 
 def test_who_looks_creates_no_lock(stream: str) -> None:
     with pytest.raises(StreamNotFound, match="does not exist"):
-        locks.take_exclusion(companion_path(stream, "lock").name, create=False)
+        locks.PublisherLock.acquire(companion_path(stream, "lock").name, create=False)
     assert find_leftovers(stream, remove=True) == []
     assert files_of(stream) == []

@@ -80,7 +80,7 @@ def test_attach_does_not_create_or_resize(name: str) -> None:
 @pytest.mark.parametrize("content", [b"", b"short"])
 def test_attach_refuses_a_file_that_is_too_short(name: str, content: bytes) -> None:
     (SHM / name).write_bytes(content)
-    with pytest.raises(LayoutMismatch, match="no ring"):
+    with pytest.raises(LayoutMismatch, match="not a ring"):
         shm.attach(name, min_bytes=4096)
     (SHM / name).unlink()
 
@@ -149,19 +149,19 @@ def test_a_forked_child_neither_holds_nor_frees_its_parents_locks(name: str) -> 
     segment.unlink()
 
 
-def test_exclusion_is_one_at_a_time_and_survives_an_unlink_race(stream: str) -> None:
+def test_the_publisher_lock_has_one_holder_and_survives_an_unlink_race(stream: str) -> None:
     name = f"framebus.{stream}.lock"
-    first = locks.take_exclusion(name)
+    first = locks.PublisherLock.acquire(name)
     assert first is not None
     assert (SHM / name).stat().st_mode & 0o777 == 0o600
-    assert locks.take_exclusion(name) is None
+    assert locks.PublisherLock.acquire(name) is None
     (SHM / name).unlink()
-    second = locks.take_exclusion(name)
+    second = locks.PublisherLock.acquire(name)
     assert second is not None
     first.close()
-    assert locks.take_exclusion(name) is None
+    assert locks.PublisherLock.acquire(name) is None
     second.close()
-    third = locks.take_exclusion(name)
+    third = locks.PublisherLock.acquire(name)
     assert third is not None
     third.close()
     (SHM / name).unlink()
@@ -173,7 +173,7 @@ def test_a_file_of_another_user_is_an_error_that_names_the_user(stream: str) -> 
     path.touch()
     os.chown(path, 12345, 12346)
     with pytest.raises(PermissionDenied, match=r"belongs to user 12345 .* group 12346"):
-        locks.take_exclusion(path.name)
+        locks.PublisherLock.acquire(path.name)
     path.unlink()
 
 

@@ -1,4 +1,4 @@
-"""Knowing when the next frame is due, to be there before it comes."""
+"""Predicts when the next frame will arrive, to let a subscriber wake up before it."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ from collections import deque
 from typing import Final
 
 WAKE_UP_NS: Final = 300_000
-"""A window begins and ends so much further from the expected times: waking up and a rehearsal take a part of that."""
+"""Margin before and after the predicted times, for waking up and warming the caches."""
 PERIODS: Final = 16
 MIN_PERIODS: Final = 4
 MAX_SPREAD: Final = 0.25
-"""Part of the period beyond which looking costs more than it is worth: periods that are off by 10 % spread over 0.2."""
+"""Largest spread of the intervals, as a share of the median, at which spinning is worth its CPU time: 10 % either way
+are 0.2."""
 
 
-class Pace:
-    """Foretells when the next frame is due, from the times between those before it.
+class ArrivalPredictor:
+    """Predicts the arrival of the next frame from recent intervals.
 
-    Only a steady pace can be foretold: where the periods differ too much, there is no window. One pause, or one frame
-    that comes late, is not taken for the pace.
+    It predicts only a steady rate: if the intervals differ too much, there is no window. Outliers, such as a single
+    pause or late frame, are ignored.
     """
 
     def __init__(self) -> None:
@@ -25,15 +26,15 @@ class Pace:
         self._published_ns = 0
         self._periods_ns: deque[float] = deque(maxlen=PERIODS)
 
-    def learn(self, sequence: int, published_ns: int) -> None:
-        """Take in the sequence of a frame and its time, CLOCK_MONOTONIC."""
+    def observe(self, sequence: int, published_ns: int) -> None:
+        """Record the sequence of a frame and when it was published, CLOCK_MONOTONIC."""
         frames = sequence - self._sequence
         if self._sequence and frames > 0:
             self._periods_ns.append((published_ns - self._published_ns) / frames)
         self._sequence, self._published_ns = sequence, published_ns
 
     def window(self) -> tuple[int, int]:
-        """From when to when the next frame is likely, CLOCK_MONOTONIC in ns; (0, 0) if nobody can say."""
+        """Return when the next frame is expected, from and to, CLOCK_MONOTONIC in ns; (0, 0) if it is unpredictable."""
         periods_ns = sorted(self._periods_ns)
         if len(periods_ns) < MIN_PERIODS:
             return 0, 0
