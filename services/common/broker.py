@@ -1,15 +1,15 @@
-"""The message broker: what a stream has there, how to connect, and how to publish without losing a message.
+"""The message broker: the exchanges and queues of a stream, connections, and publishing without message loss.
 
-A stream NAME has, each name beginning with ``framebus.NAME.``:
+A stream NAME has these exchanges and queues. Each name begins with ``framebus.NAME.``.
 
 | name | what |
 | --- | --- |
 | ``frames`` | fanout exchange for references to frames; bound to a queue ``frames.GROUP`` for each group of detectors |
-| ``results`` | fanout exchange for references to results; all that read results bind queues of their own |
-| ``dropped`` | fanout exchange to which the broker hands frames that were too many or too old |
-| ``dead`` | fanout exchange for messages that could not be worked on, and the queue that keeps them |
-| ``relay`` | queue that a relay has as long as it is connected, so that there is one of a stream |
-| ``settled`` | queue in which a relay reads what has become of each frame |
+| ``results`` | fanout exchange for references to results; each reader of results binds a queue of its own |
+| ``dropped`` | fanout exchange to which the broker dead-letters frames that overflowed a queue or expired |
+| ``dead`` | fanout exchange for messages that could not be processed, and the queue that keeps them |
+| ``relay`` | exclusive queue of a connected relay; ensures that a stream has a single relay |
+| ``settled`` | queue from which a relay reads the outcome of each frame |
 
 The client is aio-pika; docs/decisions/0005-the-relay-on-rabbitmq-and-obstore.md says why.
 
@@ -54,33 +54,33 @@ CONNECT_TIMEOUT_S: Final = 10.0
 CLOSE_TIMEOUT_S: Final = 1.0
 CONFIRM_TIMEOUT_S: Final = 15.0
 HEARTBEAT_S: Final = 20
-"""A broker that is gone without a word is noticed within two of these."""
+"""Heartbeat interval. A broker that disappears without closing the connection is detected within two intervals."""
 RETRY_S: Final = (0.2, 5.0)
-"""First and longest wait before another try to connect."""
+"""Shortest and longest wait before a retry to connect."""
 STOP_SLICE_S: Final = 0.1
 FRAME, RESULT = "framebus.frame", "framebus.result"
-"""Types of messages."""
+"""Message types."""
 REASON: Final = "x-framebus-reason"
-"""Header of a dead letter: why it could not be worked on."""
+"""Header of a dead letter: why the message could not be processed."""
 GROUP: Final = "x-framebus-group"
-"""Header of a dead letter: the group of the detector that says so."""
+"""Header of a dead letter: the group of the detector that rejected the message."""
 WORKER: Final = "x-framebus-worker"
-"""Header of a dead letter: the detector that says so."""
+"""Header of a dead letter: the detector that rejected the message."""
 BROKER_ERRORS: Final = (AMQPError, ConnectionError, OSError, TimeoutError, asyncio.InvalidStateError)
-"""What aio-pika raises when a connection is lost or refused, or a channel is closed."""
+"""Exceptions of aio-pika for a connection that is lost or refused, or a channel that is closed."""
 _CUT: Final = re.compile(r"connection reset|unexpectedly closed")
 
-# They log, with tracebacks, what they raise too.
+# Both libraries log, with tracebacks, the errors that they also raise. Log them once, by the code that handles them.
 for _library in ("aio_pika", "aiormq"):
     logging.getLogger(_library).setLevel(logging.CRITICAL)
 
 
 class BrokerRefused(Exception):
-    """The broker did not take a message, such as for a queue that is full; it may later."""
+    """The broker rejected a message, for example because a queue is full. A retry may succeed."""
 
 
 class NoQueue(BrokerRefused):
-    """An exchange has no queue that a message could go to."""
+    """The exchange has no queue to route the message to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ class Names:
 
     @property
     def dead(self) -> str:
-        """Exchange and queue for what could not be worked on."""
+        """Exchange and queue for messages that could not be processed."""
         return f"framebus.{self.stream}.dead"
 
     @property
@@ -116,7 +116,7 @@ class Names:
 
     @property
     def relay(self) -> str:
-        """Queue that only the connection of one relay can have."""
+        """Exclusive queue, which ensures that a stream has a single relay."""
         return f"framebus.{self.stream}.relay"
 
     def group(self, group: str) -> str:
@@ -125,9 +125,10 @@ class Names:
 
 
 class _Connection(aio_pika.Connection):
-    """A connection that its user closes: the base's finalizer starts a task, also where no event loop runs."""
+    """A connection that its owner closes explicitly."""
 
     def __del__(self) -> None:
+        # The base class starts a task here, which fails when no event loop runs.
         pass
 
 
@@ -135,12 +136,12 @@ async def connect(section: BrokerSection, url: str | None = None) -> AbstractCon
     """Open a connection.
 
     Args:
-        section: How to log in.
-        url: Address to take instead of the section's.
+        section: Address and credentials.
+        url: Address that overrides the section's.
 
     Raises:
-        UnusableSetting: No broker is named, or a file that the section names cannot be read.
-        OSError, AMQPError: It cannot be reached, or refuses the log-in.
+        UnusableSetting: The section names no broker, or names a file that cannot be read.
+        OSError, AMQPError: The broker cannot be reached, or refuses the log-in.
     """
     address = url or section.url
     if address is None:
@@ -168,7 +169,7 @@ async def connect(section: BrokerSection, url: str | None = None) -> AbstractCon
             connection_class=_Connection,
         )
     except AMQPError as error:
-        # The library tells neither of these two as what it is.
+        # aio-pika has no exception of its own for these two faults, so recognise them by their messages.
         if "OpenOk" in str(error):
             reason = f"it refuses the virtual host {virtual_host}: create it, and give the user a right to it"
         elif context is not None and _CUT.search(str(error)):
@@ -193,15 +194,16 @@ async def keep_connected(
     url: str | None = None,
     state: Callable[[str], None] = lambda _reason: None,
 ) -> None:
-    """Connect, work, and connect again whenever the connection is lost, until ``stop`` is set.
+    """Connect, run ``work``, and reconnect whenever the connection is lost, until ``stop`` is set.
 
     Args:
-        section: How to log in.
-        work: Works with a connection until it is cancelled: when the connection is lost, or ``stop`` is set. What is
-            not confirmed by then is not sent, and what is not acknowledged is delivered again.
-        stop: Ends it.
-        url: Address to take instead of the section's.
-        state: Is told why there is no connection, and an empty text when there is one.
+        section: Address and credentials.
+        work: Uses the connection until it is cancelled, which happens when the connection is lost or ``stop`` is set.
+            Messages that are not confirmed by then count as not sent; messages that are not acknowledged are
+            redelivered.
+        stop: Ends the loop.
+        url: Address that overrides the section's.
+        state: Called with the reason while there is no connection, and with an empty string once connected.
 
     Raises:
         UnusableSetting: The configuration cannot be used.
@@ -220,7 +222,7 @@ async def keep_connected(
                 reason, wait_s = "", RETRY_S[0]
                 await _work_until_lost(connection, work, stop)
             finally:
-                # A connection that is half lost may never answer to its close.
+                # The peer of a half-open connection may never answer a close.
                 with contextlib.suppress(Exception):
                     async with asyncio.timeout(CLOSE_TIMEOUT_S):
                         await connection.close()
@@ -238,7 +240,7 @@ async def keep_connected(
 async def _connect_unless_stopped(
     section: BrokerSection, url: str | None, stop: threading.Event
 ) -> AbstractConnection | None:
-    """Connect; None if ``stop`` is set before that: a broker that does not answer must not keep a service running."""
+    """Connect. Return None if ``stop`` is set first, so that an unresponsive broker cannot delay the shutdown."""
     connecting = asyncio.ensure_future(connect(section, url))
     stopping = asyncio.ensure_future(stopped(stop, None))
     try:
@@ -277,7 +279,7 @@ async def _work_until_lost(
 
 
 async def together(*work: Coroutine[Any, Any, None]) -> None:
-    """Run several until one of them ends, then cancel the others; raise what that one raised."""
+    """Run coroutines until one of them ends, then cancel the others. If that one raised, raise its exception."""
     tasks = [asyncio.ensure_future(one) for one in work]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -325,7 +327,7 @@ _MEANINGS: Final[tuple[tuple[type[BaseException], str], ...]] = (
 
 
 def why(error: BaseException | None) -> str:
-    """What an error of aio-pika means, in a sentence."""
+    """Explain an error of aio-pika in one sentence."""
     cause = None if error is None else error.__cause__
     for kind, meaning in _MEANINGS:
         for one in (error, cause):
@@ -339,12 +341,12 @@ def _in_short(error: BaseException | None) -> str:
 
 
 def message(body: bytes, kind: str, key: str, *, headers: Mapping[str, Any] | None = None, **properties: Any) -> Any:
-    """A message that outlives the broker's restart, with the trace of its frame.
+    """Return a persistent message, with the trace context of its frame.
 
     Args:
         body: A reference.
         kind: :data:`FRAME` or :data:`RESULT`.
-        key: The frame's name, of which the trace id is made.
+        key: The frame's name, from which the trace id is derived.
         headers: Further headers.
         **properties: Further properties of ``aio_pika.Message``.
 
@@ -363,12 +365,12 @@ def message(body: bytes, kind: str, key: str, *, headers: Mapping[str, Any] | No
 
 
 async def publish(exchange: AbstractExchange, sent: Any, routing_key: str = "", *, mandatory: bool = False) -> None:
-    """Publish a message, and wait until the broker has confirmed that it keeps it.
+    """Publish a message, and block until the broker confirms that it is stored.
 
     Raises:
         BrokerRefused: A queue is full.
-        NoQueue: There is none, and the message is ``mandatory``.
-        AMQPError, OSError: The connection was lost; whether the broker has the message is not known.
+        NoQueue: ``mandatory`` is set, and the exchange has no queue for the message.
+        AMQPError, OSError: The connection was lost. The broker may or may not have the message.
     """
     try:
         confirmed = await exchange.publish(sent, routing_key, mandatory=mandatory, timeout=CONFIRM_TIMEOUT_S)
@@ -379,7 +381,7 @@ async def publish(exchange: AbstractExchange, sent: Any, routing_key: str = "", 
 
 
 async def open_channel(connection: AbstractConnection, *, prefetch: int = 0) -> AbstractChannel:
-    """Open a channel with publisher confirms, and at most ``prefetch`` messages delivered that are not acknowledged."""
+    """Open a channel with publisher confirms, limited to ``prefetch`` unacknowledged deliveries if that is not 0."""
     channel = await connection.channel(publisher_confirms=True)
     if prefetch:
         await channel.set_qos(prefetch_count=prefetch)
@@ -387,6 +389,6 @@ async def open_channel(connection: AbstractConnection, *, prefetch: int = 0) -> 
 
 
 def deliveries_before(delivered: AbstractIncomingMessage) -> int:
-    """How often a message from a quorum queue was delivered before, without an acknowledgement."""
+    """Return how often a quorum queue delivered the message before without an acknowledgement."""
     count = delivered.headers.get("x-delivery-count", 0)
     return count if isinstance(count, int) else 0

@@ -1,10 +1,11 @@
-"""One YAML file for all services, checked whole before anything starts.
+"""One YAML file for all services, validated as a whole before any service starts.
 
-Each service declares a model with the sections that it reads; :func:`load` checks the file against it and names every
-fault at once, with the line of the file or the environment variable that it comes from.
+Each service declares a model with the sections that it reads. :func:`load` validates the file against it and reports
+all faults at once, each with the line of the file or the environment variable that it comes from.
 
-The environment overrides the file: ``FRAMEBUS_STREAMER__PORT=9000`` sets ``streamer.port``. A value is read as YAML, so
-lists and numbers keep their types; one for a field of text is taken as it stands, so that a password of digits is one.
+The environment overrides the file: ``FRAMEBUS_STREAMER__PORT=9000`` sets ``streamer.port``. A value is parsed as YAML,
+so that lists and numbers keep their types. A value for a text field is taken verbatim, so that a password of digits
+stays text.
 """
 
 from __future__ import annotations
@@ -25,18 +26,18 @@ from services.common.masking import mask_text
 
 ENVIRONMENT_PREFIX = "FRAMEBUS_"
 ENTRY_POINT_GROUP = "framebus.services"
-"""Group of the entry points by which the services are found, in all distributions that are installed."""
+"""Entry point group in which installed distributions declare their services."""
 SHARED_SECTIONS = ("stream", "log", "broker", "storage")
-"""The sections that services share, as far as they need them; each service adds one, of its own name."""
+"""Sections that several services share. Each service adds one section, under its own name."""
 _SERVICE_NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 
 
 class ConfigurationError(ValueError):
-    """The configuration cannot be used; the message has one line a fault."""
+    """The configuration is invalid. The message has one line for each fault."""
 
 
 class Section(BaseModel):
-    """Base of every section: unknown keys are faults, values do not change after the start."""
+    """Base of every section. Unknown keys are faults, and values are immutable."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -50,12 +51,12 @@ class StreamSection(Section):
     name: str = Field("panorama", pattern=STREAM_NAME)
     """Name of the stream, also in the names of its files in /dev/shm."""
     slots: int = Field(16, ge=3, le=255)
-    """Slots of the ring: two, and as many as all subscribers lease together."""
+    """Slots of the ring: two more than all subscribers together hold at a time."""
     keep_ring: bool = False
-    """Leave the ring in /dev/shm when its publisher stops, so that the next one goes on in the same memory. For
-    containers, whose /dev/shm ends with them."""
+    """Keep the ring in /dev/shm when its publisher stops, so that the next one resumes in the same memory. For
+    containers, whose /dev/shm is removed with them."""
     publisher_uid: int | None = Field(None, ge=0)
-    """The user, by number, whose frames detector and streamer take; unset, those of anybody who serves the stream."""
+    """User id of the publisher that detector and streamer accept; unset, they accept any publisher of the stream."""
 
 
 class LogSection(Section):
@@ -75,7 +76,7 @@ class CommonConfiguration(BaseModel):
     stream: StreamSection = StreamSection()
     log: LogSection = LogSection()
     source: Path | None = None
-    """The file it was read from; no section of it."""
+    """The file that the configuration was read from; not a section."""
 
 
 _RESERVED = (*SHARED_SECTIONS, "source")
@@ -88,7 +89,8 @@ def declared_services() -> Mapping[str, EntryPoint]:
     """Return the entry points of the installed services, by name, without importing any of them.
 
     Raises:
-        ConfigurationError: None is installed, two have one name, or a name cannot be a section's.
+        ConfigurationError: No service is installed, two services have the same name, or a name is not a valid name
+            of a section.
     """
     declared: dict[str, EntryPoint] = {}
     faults = []
@@ -112,13 +114,13 @@ def declared_services() -> Mapping[str, EntryPoint]:
 
 
 def origin_of(entry: EntryPoint) -> str:
-    """Return what an entry point declares, and which distribution has it, for a message."""
+    """Describe an entry point and the distribution that declares it, for a message."""
     distribution = "an unnamed distribution" if entry.dist is None else f"{entry.dist.name} {entry.dist.version}"
     return f"the service {entry.name!r} of {distribution} ({entry.value})"
 
 
 def section_names() -> tuple[str, ...]:
-    """Return the name of every section that the file may have; a service checks those that it reads.
+    """Return the names of all sections that the file may have. A service validates the sections that it reads.
 
     Raises:
         ConfigurationError: As :func:`declared_services`.
@@ -127,16 +129,16 @@ def section_names() -> tuple[str, ...]:
 
 
 def load(configuration_type: type[C], path: Path | None, environment: Mapping[str, str] = os.environ) -> C:
-    """Read and check the configuration.
+    """Read and validate the configuration.
 
     Args:
-        configuration_type: The model with the sections to check; other known sections of the file are left alone.
-        path: The YAML file; ``None`` takes the defaults and the environment alone.
-        environment: Where overrides are looked up.
+        configuration_type: The model with the sections to validate. Other known sections of the file are ignored.
+        path: The YAML file. If it is ``None``, use the defaults and the environment alone.
+        environment: Source of overrides.
 
     Raises:
-        ConfigurationError: The file is missing, is no YAML mapping, or has faults; each is named with its place. Or
-            the installed services are at fault, as :func:`declared_services` says.
+        ConfigurationError: The file is missing, is not a YAML mapping, or has faults, each of which the message
+            locates; or the installed services are invalid, as described at :func:`declared_services`.
     """
     sections = section_names()
     content, lines = _read(path) if path is not None else ({}, {})
@@ -166,16 +168,16 @@ def load(configuration_type: type[C], path: Path | None, environment: Mapping[st
 
 
 def in_one_line(fault: str) -> str:
-    """Return a message with what cannot be printed, such as a line's end, written as an escape."""
+    """Return a message with unprintable characters, such as line breaks, escaped."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in fault)
 
 
 Place = tuple[str | int, ...]
 _QUOTED = re.compile(r"(alias|anchor|tag|handle|literal [^:]*|to float):? ['\"].*['\"]")
 _KEPT = r"\1"
-"""Where an error quotes the file's own words, and what is kept of it."""
+"""Matches the places where PyYAML quotes the file, and the part to keep: a quoted value may be a password."""
 _UNREADABLE = (yaml.YAMLError, RecursionError, ValueError, AttributeError, LookupError, TypeError)
-"""What PyYAML raises: its own errors, and others for ``2026-99-99``, ``!!timestamp x``, ``!!bool x``, ``!!int ''``."""
+"""Exceptions of PyYAML: its own, and others for ``2026-99-99``, ``!!timestamp x``, ``!!bool x``, ``!!int ''``."""
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[Place, int]]:
@@ -191,7 +193,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[Place, int]]:
     except RecursionError:
         raise ConfigurationError(f"{path}: is not YAML: it is nested too deeply") from None
     except yaml.MarkedYAMLError as error:
-        # Not str(error), which shows the lines around the fault: a camera's password may be in them.
+        # Do not use str(error): it quotes the lines around the fault, which may hold a camera's password.
         reason = ", ".join(part for part in (error.context, error.problem) if part)
         place = f"{path}:{error.problem_mark.line + 1}" if error.problem_mark else str(path)
         raise ConfigurationError(f"{place}: is not YAML: {_QUOTED.sub(_KEPT, reason)}") from None
@@ -222,7 +224,7 @@ def _collect_lines(node: yaml.Node | None, keys: Place, lines: dict[Place, int])
 def _override(
     content: dict[str, Any], environment: Mapping[str, str], configuration_type: type[CommonConfiguration]
 ) -> dict[Place, str]:
-    """Put the environment's values into ``content``; return which variable set which place."""
+    """Merge the environment's overrides into ``content``. Return the variable that set each place."""
     overridden: dict[Place, str] = {}
     sections = section_names()
     for variable, text in sorted(environment.items()):

@@ -1,4 +1,4 @@
-"""User and password of a camera or server: how they stand in a URL, and where else they may come from."""
+"""User and password of a camera or server: in a URL, in a file or in an environment variable."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _BARE_IN_USER = re.compile(r"[@\[\]]|%(?![0-9A-Fa-f]{2})")
 
 
 class MissingPassword(ValueError):
-    """The password cannot be had; the message says from where, and why not."""
+    """The password cannot be read. The message names its source and the reason."""
 
 
 def check_credentials(url: str) -> None:
-    """Refuse a URL whose user or password has a character that ends it, without showing either.
+    """Reject a URL whose user or password has an unencoded delimiter. The message shows neither of the two.
 
-    FFmpeg and Python cut such a URL in different places, so that a part of the password may become the host.
+    FFmpeg and Python split such a URL at different places, so part of the password may be taken for the host.
 
     Raises:
-        ValueError: The URL needs percent-encoding, or cannot be taken apart.
+        ValueError: The URL needs percent-encoding, or cannot be parsed.
     """
     found = _AUTHORITY.match(url)
     if found is None:
@@ -34,8 +34,8 @@ def check_credentials(url: str) -> None:
     bare = bool(_BARE_IN_USER.search(user))
     if not at and _HOST_AFTER_AT.search(rest):
         name, colon, port = authority.rpartition(":")
-        # user:part-of-password looks like host:port. A real host with a port has digits behind the colon, and a dot or
-        # brackets before it; a fragment is of no use to a camera.
+        # user:part-of-password looks like host:port. A real host with a port has digits after the colon and a dot or
+        # brackets before it. A camera's URL never needs a fragment.
         looks_like_host = "." in name or name.startswith("[") or name == "localhost"
         bare = rest.startswith("#") or (bool(colon) and not (port.isdigit() and looks_like_host))
     if bare:
@@ -47,7 +47,7 @@ def check_credentials(url: str) -> None:
 
 
 def read_password(file: Path | None, variable: str | None, environment: Mapping[str, str] = os.environ) -> str | None:
-    """Read the password from a file or an environment variable; ``None`` where neither is named.
+    """Read the password from a file or an environment variable. Return ``None`` if neither is configured.
 
     Raises:
         MissingPassword: The file cannot be read or is empty, or the variable is not set.
@@ -69,7 +69,7 @@ def read_password(file: Path | None, variable: str | None, environment: Mapping[
 
 
 def with_credentials(url: str, username: str | None, password: str | None) -> str:
-    """Return the URL with user and password, percent-encoded; a user that it has already stays."""
+    """Return the URL with user and password, percent-encoded. A user that the URL already names is kept."""
     if password is None:
         return url
     parts = urlsplit(url)

@@ -1,4 +1,4 @@
-"""Dead letters: messages that could not be worked on, with the reason."""
+"""Dead letters: messages that could not be processed, with the reason."""
 
 from __future__ import annotations
 
@@ -14,23 +14,25 @@ MAX_REASON: Final = 1000
 _DEATHS: Final = {
     "delivery_limit": "delivered {count} times without an acknowledgement: its detector died or was killed each time",
     "rejected": "a consumer rejected it",
-    "expired": "it was not worked on in time",
+    "expired": "it was not processed in time",
     "maxlen": "the queue was full",
 }
-"""What the broker writes into the header x-death, and what it means."""
+"""Explanations of the reasons in the broker's header x-death."""
 
 
 async def bury(
     exchange: AbstractExchange, delivered: AbstractIncomingMessage, reason: str, *, group: str, worker: str
 ) -> None:
-    """Publish a message to the dead letters, then acknowledge it. A death between the two makes two of it.
+    """Publish a message to the dead letters, then acknowledge it.
+
+    If the process dies between the two, the broker redelivers the message, so that it may be buried twice.
 
     Args:
-        exchange: That for dead letters.
+        exchange: The exchange for dead letters.
         delivered: The message.
-        reason: Why, in one sentence.
-        group: Group of the detector that says so.
-        worker: Its name.
+        reason: Why the message could not be processed, in one sentence.
+        group: Group of the detector that rejects the message.
+        worker: Name of that detector.
     """
     headers: dict[str, Any] = {**delivered.headers, REASON: reason[:MAX_REASON], GROUP: group, WORKER: worker}
     sent = aio_pika.Message(
@@ -46,7 +48,7 @@ async def bury(
 
 
 def reason_of(letter: AbstractIncomingMessage) -> str:
-    """Why a message could not be worked on."""
+    """Return why a message could not be processed."""
     if isinstance(reason := letter.headers.get(REASON), str):
         return reason
     death = death_of(letter)
@@ -55,17 +57,17 @@ def reason_of(letter: AbstractIncomingMessage) -> str:
 
 
 def death_of(letter: AbstractIncomingMessage) -> dict[str, Any]:
-    """The newest entry of the broker's header x-death; empty where the broker has not moved the message."""
+    """Return the newest entry of the broker's header x-death, or an empty map if the broker never moved the message."""
     deaths = letter.headers.get("x-death")
     return dict(deaths[0]) if isinstance(deaths, list) and deaths and isinstance(deaths[0], dict) else {}
 
 
 def deliveries(letter: AbstractIncomingMessage) -> int:
-    """How often it was delivered to detectors."""
+    """Return how often the message was delivered to detectors."""
     count = letter.headers.get("x-delivery-count")
     return count if isinstance(count, int) else 0
 
 
 def id_of(letter: AbstractIncomingMessage) -> str:
-    """The name by which commands know a dead letter: the frame's, or a digest of what is not a reference of ours."""
+    """Return the name of a dead letter in commands: the frame's name, or a digest of a body that is not a reference."""
     return letter.message_id or hashlib.sha256(letter.body).hexdigest()[:12]

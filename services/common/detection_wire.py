@@ -1,7 +1,7 @@
-"""Detections as bytes: the messages of docs/detections.md, written and read.
+"""Encode and decode the messages of docs/detections.md.
 
-Version 2 is written and read. Version 1 is read too, and written for a streamer that knows no other, so that detector
-and streamer may be replaced one after the other, in any order.
+Version 2 is written and read. Version 1 is read as well, and written for streamers that know no other version, to
+allow upgrading detector and streamer one at a time and in any order.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ MAX_MESSAGE_BYTES: Final = 1 << 18
 
 
 class MalformedDetections(ValueError):
-    """A message that is not a detections message of a version that is read."""
+    """The message is not a detections message of a supported version."""
 
 
 class BadBox(ValueError):
-    """A box with a number that is not finite or not in its range, or with its corners the wrong way round."""
+    """A box has a number that is not finite or out of range, or its edges are swapped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +33,9 @@ class Detection:
     """One object found in a frame, or known to be in it."""
 
     label: str
-    """What it is, by COCO's name."""
+    """Class of the object, by its COCO name."""
     score: float
-    """How sure the model is, 0 to 1."""
+    """Confidence of the model, 0 to 1."""
     x_px: float
     """Left edge, in pixels of the full frame."""
     y_px: float
@@ -45,26 +45,26 @@ class Detection:
     height_px: float
     """Height of the box."""
     track: int = 0
-    """The same number for the same object from frame to frame; 0 where it is not tracked."""
+    """Number that identifies the object from frame to frame; 0 if the object is not tracked."""
     angles: tuple[float, float, float, float] | None = None
-    """Yaw of the left edge, pitch of the upper, yaw of the right and pitch of the lower one, in rad, as
-    :class:`~services.common.geometry.PanoramaGeometry` has them; ``None`` for a frame without a geometry."""
+    """Yaw of the left edge, pitch of the top, yaw of the right edge and pitch of the bottom, in rad, as defined by
+    :class:`~services.common.geometry.PanoramaGeometry`; ``None`` for a frame without a geometry."""
     age_ms: float = 0.0
-    """Milliseconds from its last sighting to the capture of the frame: 0 where it was found in this frame."""
+    """Milliseconds from the object's last sighting to the capture of the frame; 0 if it was found in this frame."""
     sub_class: str | None = None
-    """What a second stage says of it, such as ``helmet``; ``None`` where there is none or it is not certain."""
+    """Class by the second stage, such as ``helmet``; ``None`` if there is no second stage or it is not certain."""
     sub_score: float | None = None
-    """How sure the second stage is of that, 0 to 1."""
+    """Confidence of the second stage, 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class TileAge:
-    """How long a part of the frame has not been looked at."""
+    """Age of a tile: the time since the detector last ran on it."""
 
     xyxy: tuple[int, int, int, int]
-    """Left, upper, right and lower edge, in pixels of the full frame."""
+    """Left, top, right and bottom, in pixels of the full frame."""
     age_ms: float | None
-    """Milliseconds from the capture of the frame in which it was last looked at; ``None``: never yet."""
+    """Milliseconds since the capture of the frame in which the detector last ran on it; ``None`` if it never did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class Detections:
     stream: str
     """Stream of the frame."""
     instance: str
-    """Which detector found them."""
+    """Name of the detector."""
     epoch: int
     """Epoch of the frame's publisher."""
     sequence: int
@@ -82,23 +82,22 @@ class Detections:
     captured_ns: int
     """When the frame was captured, CLOCK_MONOTONIC."""
     detected_ns: int
-    """When they were found, CLOCK_MONOTONIC."""
+    """When the detector found the objects, CLOCK_MONOTONIC."""
     frame_height_px: int
     """Height of the frame that the boxes refer to."""
     frame_width_px: int
     """Width of that frame."""
     objects: tuple[Detection, ...]
-    """The objects, most certain first."""
+    """The objects, by descending score."""
     model: str = ""
     """Name and version of the model; empty in messages of version 1."""
     tracker: int = 0
-    """Epoch of the tracker: the numbers of tracks count anew in each. An object is known by instance, tracker and
-    track. 0 in messages of version 1."""
+    """Epoch of the tracker. Track numbers restart in each epoch, so instance, tracker and track together identify an
+    object. 0 in messages of version 1."""
     tiles: tuple[TileAge, ...] = ()
     """Every tile of the frame."""
     dropped: int = 0
-    """Boxes, and what a second stage says of one, that made no sense and were left out, by the detector or when the
-    message was read."""
+    """Number of invalid boxes and invalid second classes that were dropped, by the detector or by the reader."""
 
 
 _PLAIN: Final = {
@@ -116,7 +115,7 @@ _NUMBERS: Final = (float, int)
 
 
 def to_map(detections: Detections) -> dict[str, Any]:
-    """The content of version 2; what :func:`is_good` refuses is left out, and counted in ``dropped``."""
+    """Return the content of a version 2 message. Objects that :func:`is_good` rejects are counted in ``dropped``."""
     return {
         "version": VERSION,
         **{name: getattr(detections, name) for name in (*_PLAIN, *_ADDED)},
@@ -144,7 +143,7 @@ def pack_old(detections: Detections) -> bytes:
 
 
 def is_good(found: Detection) -> bool:
-    """Whether all numbers of an object are finite and in their range."""
+    """Return whether all numbers of an object are finite and in range."""
     try:
         _check_object(found)
     except BadBox:
@@ -153,16 +152,16 @@ def is_good(found: Detection) -> bool:
 
 
 def count_bad(detections: Detections) -> int:
-    """How many objects are left out, or lose what a second stage says of them."""
+    """Return how many objects are dropped or lose their second class."""
     return sum(not is_good(found) or not _is_sub_good(found) for found in detections.objects)
 
 
 def unpack(message: bytes) -> Detections:
-    """Parse and validate an untrusted message of version 2 or 1. Bad boxes are left out, and counted in ``dropped``.
+    """Parse and validate an untrusted message of version 2 or 1. Bad boxes are dropped and counted in ``dropped``.
 
     Raises:
-        MalformedDetections: It is not msgpack, of another version, too large, or a field that all boxes share has a
-            wrong type or range.
+        MalformedDetections: The message is not msgpack, has an unsupported version or is too large, or a field that
+            all boxes share has a wrong type or range.
     """
     if len(message) > MAX_MESSAGE_BYTES:
         raise MalformedDetections(f"a message of {len(message)} bytes; at most {MAX_MESSAGE_BYTES} are read")
@@ -234,7 +233,7 @@ def _read_object(content: Any) -> Detection:
         raise BadBox("not a map")
     left, upper, right, lower = _four(content.get("xyxy"))
     angles = content.get("angles")
-    # The fields are checked afterwards, by _check_object.
+    # The fields are still untrusted here; _check_object validates them.
     label, score, track, age_ms = (content.get(key) for key in ("class", "score", "track", "age_ms"))
     size = (right - left, lower - upper)
     fields: list[Any] = [label, score, left, upper, *size, track, None if angles is None else _four(angles), age_ms]
@@ -266,7 +265,7 @@ def _four(values: Any) -> tuple[float, float, float, float]:
 
 
 def _check_object(found: Detection) -> Detection:
-    """Return the object, or raise BadBox: its fields may be of any type."""
+    """Return the object, or raise BadBox. Its fields are untrusted and may be of any type."""
     numbers = (found.score, found.x_px, found.y_px, found.width_px, found.height_px, *(found.angles or ()))
     if not isinstance(found.label, str) or type(found.track) is not int or found.track < 0:
         raise BadBox("a class or track of a wrong type")
@@ -278,7 +277,10 @@ def _check_object(found: Detection) -> Detection:
 
 
 def _is_sub_good(found: Detection) -> bool:
-    """Whether what a second stage says is a name and a number from 0 to 1, or nothing; they may be of any type."""
+    """Return whether the second class and score are both absent, or a name and a number from 0 to 1.
+
+    Both are untrusted and may be of any type.
+    """
     if found.sub_class is None and found.sub_score is None:
         return True
     score: object = found.sub_score

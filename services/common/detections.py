@@ -1,9 +1,9 @@
-"""Detections on the wire: one msgpack message a frame, on ZeroMQ sockets of each detector.
+"""Detections on the wire: one msgpack message for each frame, on ZeroMQ sockets of each detector.
 
-A detector binds ``framebus.STREAM.detections2.INSTANCE.sock`` in /dev/shm; a program that wants detections finds the
-sockets in the directory, so neither side needs a network or the other's address. docs/detections.md has the messages.
+A detector binds ``framebus.STREAM.detections2.INSTANCE.sock`` in /dev/shm. Subscribers discover the sockets by listing
+the directory, so neither side needs a network or the other's address. docs/detections.md specifies the messages.
 
-A program of before version 2 looks for ``detections.INSTANCE.sock``, and gets version 1 there.
+A subscriber that predates version 2 connects to ``detections.INSTANCE.sock`` and receives version 1 there.
 """
 
 from __future__ import annotations
@@ -54,28 +54,28 @@ SOCKET_MODE = 0o660
 LINGER_S = 5.0
 RETRY_S = 0.005
 KIND, OLD_KIND = "detections2", "detections"
-"""Beginning of the names of the sockets for version 2 and 1."""
+"""Prefixes of the sockets' names, for version 2 and version 1."""
 
 
 class DetectionPublisher:
-    """Sends a detector's detections to all who listen. Owned by one thread."""
+    """Sends a detector's detections to all subscribers. Owned by one thread."""
 
     def __init__(self, stream: str, instance: str, *, stop: threading.Event | None = None) -> None:
         """Open the detector's sockets.
 
         Args:
-            stream: Name of the stream that the frames are of.
+            stream: Name of the frames' stream.
             instance: Name of the detector.
-            stop: Given where no message may be lost: the publisher then waits for slow listeners, until it is set, and
-                at its close for at most ``LINGER_S``. Else they miss messages.
+            stop: Pass an event to prevent message loss: the publisher then blocks on slow subscribers until the event
+                is set, and at its close for at most ``LINGER_S``. If it is None, slow subscribers miss messages.
         """
         self._stop = stop
         self.dropped = 0
-        """Boxes that made no sense, such as one with NaN, and were left out of their messages."""
+        """Invalid boxes, such as one with NaN, that were dropped from their messages."""
         self._context = zmq.Context()
-        # In this order: a subscriber that sees the old socket must find the new one.
+        # Bind in this order: a subscriber that sees the old socket must find the new one.
         self._socket, self.path = self._bind(zmq.PUB, stream, f"{KIND}.{instance}.sock")
-        # XPUB tells whether there is a subscriber, so that version 1 costs nothing where no program reads it.
+        # XPUB reports subscriptions, so that version 1 costs nothing while no program reads it.
         self._old_socket, self._old_path = self._bind(zmq.XPUB, stream, f"{OLD_KIND}.{instance}.sock")
         self._old_subscribers = False
 
@@ -91,7 +91,7 @@ class DetectionPublisher:
         return bound, path
 
     def publish(self, detections: Detections) -> None:
-        """Send to all who listen. Bad boxes, and bad second classes, are left out."""
+        """Send to all subscribers. Bad boxes and bad second classes are dropped."""
         bad = count_bad(detections)
         if bad and not self.dropped:
             structlog.get_logger().warning(
@@ -103,7 +103,7 @@ class DetectionPublisher:
         self._send(self._socket, pack(detections))
         with contextlib.suppress(zmq.Again):
             while True:
-                # The first subscription comes as 1, the end of the last as 0.
+                # XPUB delivers byte 1 for the first subscription and byte 0 when the last one ends.
                 self._old_subscribers = self._old_socket.recv(zmq.NOBLOCK)[:1] == b"\1"
         if self._old_subscribers:
             self._send(self._old_socket, pack_old(detections))
@@ -112,7 +112,7 @@ class DetectionPublisher:
         while True:
             try:
                 bound.send(message, zmq.NOBLOCK)
-            except zmq.Again:  # never where messages may be lost
+            except zmq.Again:  # raised only with XPUB_NODROP, that is with a stop event
                 if self._stop is None or self._stop.wait(RETRY_S):
                     return
             else:
@@ -132,9 +132,9 @@ class DetectionSubscriber:
 
     def __init__(self, stream: str) -> None:
         self.rejected = 0
-        """Messages that were no detections of this stream."""
+        """Received messages that were malformed or of another stream."""
         self.dropped = 0
-        """Boxes that made no sense, in messages that were received."""
+        """Invalid boxes in the messages that were accepted."""
         self._stream = stream
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.SUB)
@@ -145,7 +145,7 @@ class DetectionSubscriber:
         self._connected: set[str] = set()
 
     def look_for_detectors(self) -> None:
-        """Connect to the detectors that have come, and disconnect from those that are gone."""
+        """Connect to new detectors, and disconnect from those that are gone."""
         endpoints = {f"ipc://{path}" for path in self._paths()}
         for endpoint in endpoints - self._connected:
             self._socket.connect(endpoint)
@@ -155,7 +155,7 @@ class DetectionSubscriber:
         self._connected = endpoints
 
     def _paths(self) -> list[Path]:
-        """One socket of each detector: that of version 2, where it has one."""
+        """Return one socket for each detector: version 2 if the detector has it, version 1 otherwise."""
         old_paths = companion_paths(self._stream, f"{OLD_KIND}.*.sock")
         paths = companion_paths(self._stream, f"{KIND}.*.sock")
         for old_path in old_paths:
@@ -164,12 +164,12 @@ class DetectionSubscriber:
             if path not in paths:
                 paths.append(old_path)
             elif not _is_served(path) and _is_served(old_path):
-                # Left by a killed detector, which one of before version 2 has replaced.
+                # A killed detector left its version 2 socket, and a detector that predates version 2 replaced it.
                 paths[paths.index(path)] = old_path
         return paths
 
     def receive(self, timeout_s: float) -> Iterator[Detections]:
-        """Wait at most ``timeout_s`` for a message, then yield all that have come."""
+        """Wait at most ``timeout_s`` for a message, then yield all pending messages."""
         if not self._socket.poll(int(timeout_s * 1000)):
             return
         while True:
@@ -189,19 +189,19 @@ class DetectionSubscriber:
                 self.rejected += 1
 
     def close(self) -> None:
-        """Disconnect from all."""
+        """Disconnect from all detectors."""
         self._socket.close()
         self._context.term()
 
 
 def _is_served(path: Path) -> bool:
-    """Whether a process accepts connections on a Unix socket."""
+    """Return whether a process accepts connections on a Unix socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
             probe.connect(os.fspath(path))
         except BlockingIOError:
-            return True  # its queue is full
+            return True  # a listener exists: its queue of pending connections is full
         except OSError:
             return False
         return True

@@ -1,4 +1,4 @@
-"""Frames of a stream through its publisher's deaths and returns, for a service that outlives them."""
+"""Receive a stream's frames across restarts of its publisher."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Attached:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """There is no stream to subscribe to, or it was lost; the next event comes when that changes."""
+    """The stream does not exist or was lost. The next event follows when that changes."""
 
     reason: str
     """Why, in one sentence."""
@@ -26,7 +26,7 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Quiet:
-    """The stream is there, but no frame came within the slice."""
+    """The stream exists, but no frame arrived within the slice."""
 
 
 def follow(
@@ -38,22 +38,22 @@ def follow(
     retry_s: float,
     tolerate: tuple[type[FramebusError], ...] = (),
 ) -> Generator[Frame | Attached | Waiting | Quiet]:
-    """Subscribe to a stream, yield what comes, and subscribe again whenever it is lost, until ``stop`` is set.
+    """Subscribe to a stream, yield frames and events, and resubscribe whenever it is lost, until ``stop`` is set.
 
-    The caller releases the frames. One that is still held when the stream is lost stays readable, but keeps the memory
-    of a ring that has no publisher any more: release it at :class:`Waiting`. Each attachment and each new reason to
-    wait is logged once.
+    The caller releases the frames. A frame that is held when the stream is lost stays readable, but keeps the memory of
+    a ring without a publisher: release it at :class:`Waiting`. Each attachment and each new reason to wait is logged
+    once.
 
-    All of it happens in the thread that iterates. Use ``contextlib.closing`` where the loop may be left before ``stop``
-    is set: closing the generator ends the subscription.
+    The iterating thread does all the work. Use ``contextlib.closing`` if the loop may be left before ``stop`` is set:
+    closing the generator ends the subscription.
 
     Args:
         stream: Name of the stream, for the log.
-        subscribe: Opens a subscription that looks once for a publisher: ``Subscriber(..., attach_timeout_s=0)``.
-        stop: Ends the iteration: within ``slice_s`` while there is a stream, otherwise at once.
+        subscribe: Opens a subscription without waiting for a publisher: ``Subscriber(..., attach_timeout_s=0)``.
+        stop: Ends the iteration, within ``slice_s`` while the stream exists, immediately otherwise.
         slice_s: Longest wait for a frame before :class:`Quiet`, in seconds.
-        retry_s: Wait between two tries to subscribe, in seconds.
-        tolerate: Further errors after which to try again, as after StreamNotFound and StreamGone.
+        retry_s: Wait between two attempts to subscribe, in seconds.
+        tolerate: Further errors to retry after, besides StreamNotFound and StreamGone.
 
     Raises:
         FramebusError: The stream cannot be subscribed to or read, for a reason that is not tolerated.
@@ -70,7 +70,7 @@ def follow(
                 yield Attached()
                 while not stop.is_set():
                     try:
-                        # Not by way of a variable, which would hold the frame until the next one is there.
+                        # Yield without a local variable, which would hold the frame until the next one arrives.
                         yield subscriber.receive(timeout_s=slice_s)
                     except ReceiveTimeout:
                         yield Quiet()

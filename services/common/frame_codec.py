@@ -1,10 +1,10 @@
-"""Frames as bytes in the storage, and back: JPEG, PNG, or the raw pixels, plain or compressed.
+"""Encode frames for the storage, and decode them: JPEG, PNG, or the raw pixels, plain or compressed.
 
-| format | loses | of uint8 BGR or grey alone |
+| format | loss | frames |
 | --- | --- | --- |
-| jpeg | a little | yes |
-| png | nothing | yes |
-| raw, lz4, zstd | nothing | no: any shape and type |
+| jpeg | lossy | uint8, BGR or grey |
+| png | lossless | uint8, BGR or grey |
+| raw, lz4, zstd | lossless | any shape and type |
 
 Source: ITU-T T.81 (JPEG), RFC 2083 (PNG), RFC 8878 (Zstandard), "LZ4 Frame Format Description".
 """
@@ -27,18 +27,18 @@ _ZSTD_LEVEL: Final = 1
 
 
 class CannotEncode(ValueError):
-    """The frame cannot be written in this format; the message says why."""
+    """The frame cannot be encoded in this format; the message says why."""
 
 
 class CannotDecode(ValueError):
-    """The object is not what its reference says; the message says why."""
+    """The object does not match its reference; the message says why."""
 
 
 def check_encodable(shape: tuple[int, ...], dtype: np.dtype[Any], pixel_format: str, encoding: str) -> None:
-    """Refuse frames that a format cannot hold.
+    """Reject frames that a format cannot represent.
 
     Raises:
-        CannotEncode: They are not uint8 of one grey or three BGR channels.
+        CannotEncode: The frames are not uint8 with one grey or three BGR channels.
     """
     if encoding not in ("jpeg", "png"):
         return
@@ -51,16 +51,16 @@ def check_encodable(shape: tuple[int, ...], dtype: np.dtype[Any], pixel_format: 
 
 
 def encode(pixels: Pixels, encoding: str, quality: int = 90) -> memoryview:
-    """Write a frame's pixels.
+    """Encode a frame's pixels.
 
     Args:
         pixels: C-contiguous.
-        encoding: One of :data:`services.common.reference.FORMATS`. Of ``raw`` the bytes are those of ``pixels``, not a
-            copy.
-        quality: Of JPEG, 1 to 100.
+        encoding: One of :data:`services.common.reference.FORMATS`. With ``raw``, the result is a view of ``pixels``,
+            not a copy.
+        quality: JPEG quality, 1 to 100.
 
     Raises:
-        CannotEncode: OpenCV refuses the frame, such as one that is too wide for JPEG.
+        CannotEncode: OpenCV rejects the frame, for example because it is too wide for JPEG.
     """
     data = pixels.reshape(-1).view(np.uint8).data
     if encoding == "raw":
@@ -80,11 +80,11 @@ def encode(pixels: Pixels, encoding: str, quality: int = 90) -> memoryview:
 
 
 def decode(data: bytes | memoryview, reference: FrameReference) -> Pixels:
-    """Read a frame's pixels.
+    """Decode a frame's pixels.
 
     Raises:
-        CannotDecode: The object is damaged, or not of the shape and type that its reference says.
-        BadReference: The frame is larger than any that is decoded.
+        CannotDecode: The object is damaged, or its shape or type differs from its reference.
+        BadReference: The frame exceeds the limit for decoded frames.
     """
     size = pixels_bytes(reference)
     if reference.format in ("jpeg", "png"):
@@ -103,8 +103,8 @@ def decode(data: bytes | memoryview, reference: FrameReference) -> Pixels:
 
 
 def _decode_picture(data: bytes | memoryview, reference: FrameReference) -> Pixels:
-    # The picture's own header says its size, so a small file might ask for gigabytes. OpenCV also goes by the content
-    # alone, and would read formats that no relay writes.
+    # Check the header before decoding, for two reasons: a small file may claim a size of gigabytes, and OpenCV detects
+    # the format by content, so that it would also read formats that no relay writes.
     found = picture_size(memoryview(data), reference.format)
     if found is None:
         raise CannotDecode(f"the object is not a whole {reference.format}")

@@ -1,7 +1,7 @@
 """The panorama's geometry, which travels with each frame: from pixels to angles and back.
 
-A panorama's pixels mean something else after each calibration, its angles do not. Whatever outlives a calibration, such
-as a zone or a track, is therefore kept as angles. A frame of a panorama has its geometry in its metadata, under the key
+Each calibration changes what a panorama's pixels mean, but not its angles. Data that outlives a calibration, such as a
+zone or a track, is therefore stored as angles. A panorama's frame carries its geometry in its metadata, under the key
 :data:`KEY`:
 
     geometry = read(frame.metadata)
@@ -23,36 +23,36 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 
 KEY: Final = "panorama"
-"""Where a frame's metadata holds the geometry."""
+"""Key of the geometry in a frame's metadata."""
 CYLINDRICAL: Final = "cylindrical"
 TURN_RAD: Final = 2 * math.pi
 MAX_SIDE_PX: Final = 1 << 20
 
 
 class GeometryError(ValueError):
-    """A geometry that a publisher would not send; the message names the field."""
+    """The geometry is invalid; the message names the field."""
 
 
 @dataclass(frozen=True, slots=True)
 class PanoramaGeometry:
-    """Which directions a panorama shows.
+    """Maps a panorama's pixels to directions.
 
-    Pixel coordinates are those of OpenCV: the middle of the pixel in the upper left corner is ``(0, 0)``.
+    Pixel coordinates follow OpenCV: the centre of the top left pixel is ``(0, 0)``.
 
     Raises:
-        GeometryError: A field is not a number, or out of its range.
+        GeometryError: A field is not a number, or is out of range.
     """
 
     scale_px: float
-    """Pixels a radian of yaw, and pixels a unit of ``v = tan`` of the angle below the horizon."""
+    """Pixels per radian of yaw, and pixels per unit of ``v``, the tangent of the angle below the horizon."""
     yaw_min_rad: float
     """Yaw of the left edge: pixel x is at ``yaw_min_rad + (x + 0.5) / scale_px``."""
     v_min: float
-    """``v`` of the upper edge, negative above the horizon: pixel y is at ``v_min + (y + 0.5) / scale_px``."""
+    """``v`` of the top edge, negative above the horizon: pixel y is at ``v_min + (y + 0.5) / scale_px``."""
     width_px: int
     height_px: int
     projection: str = CYLINDRICAL
-    """The only one there is."""
+    """Only :data:`CYLINDRICAL` is supported."""
 
     def __post_init__(self) -> None:
         if self.projection != CYLINDRICAL:
@@ -70,10 +70,10 @@ class PanoramaGeometry:
 
     @classmethod
     def from_metadata(cls, content: object) -> PanoramaGeometry:
-        """Parse and validate what :meth:`to_metadata` returned. Keys that are not known are ignored.
+        """Parse and validate the untrusted output of :meth:`to_metadata`. Unknown keys are ignored.
 
         Raises:
-            GeometryError: It is not a map, or a field is missing or wrong.
+            GeometryError: The content is not a map, or a field is missing or invalid.
         """
         if not isinstance(content, Mapping):
             raise GeometryError(f"a panorama's geometry is a map, not {type(content).__name__}")
@@ -82,25 +82,24 @@ class PanoramaGeometry:
         return cls(**{name: content[name] for name in cls.__slots__})
 
     def to_metadata(self) -> dict[str, Any]:
-        """The value for a frame's metadata at :data:`KEY`.
+        """Return the value for a frame's metadata at :data:`KEY`.
 
-        With the key it takes 112 of the 832 bytes that a slot has for metadata, whatever the numbers are, as long as
-        the sides are 256 to 65,535 pixels.
+        If the sides are 256 to 65,535 pixels, key and value always take 112 of a slot's 832 bytes for metadata.
         """
-        # msgpack packs a whole number in fewer bytes.
+        # Convert to float to keep the packed size constant: msgpack packs a whole number into fewer bytes.
         floats = {name: float(getattr(self, name)) for name in ("scale_px", "yaw_min_rad", "v_min")}
         return asdict(self) | floats
 
     @property
     def width_rad(self) -> float:
-        """Width in rad of yaw; more than a turn where there are bars beside a whole circle."""
+        """Width in rad of yaw. It exceeds a turn if a full circle has bars beside it."""
         return self.width_px / self.scale_px
 
     def angles(self, pixels: npt.ArrayLike) -> Array:
-        """The directions in which pixels lie.
+        """Return the directions of pixels.
 
         Args:
-            pixels: Of shape ``(..., 2)``: x and y, which may lie between pixels and outside of the panorama.
+            pixels: Of shape ``(..., 2)``: x and y, which may lie between pixels and outside the panorama.
 
         Returns:
             float64 of the same shape: yaw in rad, to the right, not reduced to one turn; and pitch in rad, upwards,
@@ -111,15 +110,15 @@ class PanoramaGeometry:
         return np.stack([yaw, -np.arctan(self.v_min + (y + 0.5) / self.scale_px)], axis=-1)
 
     def pixels(self, angles: npt.ArrayLike) -> Array:
-        """Where directions lie in the panorama: the inverse of :meth:`angles`.
+        """Return the pixels of directions: the inverse of :meth:`angles`.
 
         Args:
-            angles: Of shape ``(..., 2)``: yaw and pitch in rad, as of :meth:`angles`.
+            angles: Of shape ``(..., 2)``: yaw and pitch in rad, as returned by :meth:`angles`.
 
         Returns:
-            float64 of the same shape: x and y. A yaw that the panorama does not show is taken by whole turns to the
-            place nearest to its middle, so that it may come to lie inside. y is NaN at a pitch of a right angle or
-            more, which is on no cylinder.
+            float64 of the same shape: x and y. A yaw outside the panorama is shifted by whole turns to the position
+            nearest to the middle, which may lie inside. y is NaN for a pitch of a right angle or more, because the
+            cylinder has no such point.
         """
         yaw, pitch = np.moveaxis(_points(angles), -1, 0)
         beyond = yaw - (self.yaw_min_rad + self.width_rad / 2)
@@ -130,10 +129,10 @@ class PanoramaGeometry:
 
 
 def read(metadata: Mapping[str, Any] | None) -> PanoramaGeometry | None:
-    """The geometry in a frame's metadata; ``None`` where it holds none, as an older stitcher's or another publisher's.
+    """Return the geometry in a frame's metadata, or ``None`` if the publisher does not send one.
 
     Raises:
-        GeometryError: There is one, and it makes no sense.
+        GeometryError: The geometry is invalid.
     """
     if metadata is None or KEY not in metadata:
         return None

@@ -1,4 +1,4 @@
-"""Whether a service works, as an exit status: what a container's health check runs.
+"""Report a service's health as an exit status, for a container's health check.
 
 ::
 
@@ -6,12 +6,12 @@
     python -m services.common.health --alive detector
     python -m services.common.health rtsp://127.0.0.1:8554/cam0
 
-The first asks the service's status socket in /dev/shm, which judges by the age of the newest frame: 0 when the service
-does its work, 1 with the reason in one line when not. The second asks only whether the service answers: for what
-restarts a service that hangs, because a restart does not mend a camera that is missing. The third asks an RTSP server
-for a camera, whose frames flow only to those who watch.
+The first command reads the service's status socket in /dev/shm, which judges by the age of the newest frame. It exits
+with 0 if the service is healthy, and with 1 and a one-line reason otherwise. The second only requires an answer: use it
+to restart a service that hangs, because a restart does not repair a missing camera. The third sends OPTIONS to an RTSP
+server, whose frames flow only while a client plays them.
 
-A check runs every few seconds, beside the work, so this imports little beside the standard library.
+Imports little besides the standard library, because a check runs every few seconds beside the services.
 
 Source: RFC 2326, section 10.1 (OPTIONS).
 """
@@ -37,11 +37,11 @@ EXIT_USAGE = 2
 
 
 def read_status(path: Path, timeout_s: float = 1.0) -> dict[str, Any]:
-    """Read the status that a socket serves.
+    """Read the status document of a socket.
 
     Raises:
-        OSError: Nobody serves it, or not within ``timeout_s``.
-        ValueError: What it serves is no JSON object, or longer than a status can be.
+        OSError: No process serves the socket, or none answers within ``timeout_s``.
+        ValueError: The answer is not a JSON object, or exceeds the largest size of a status.
     """
     deadline_s = time.monotonic() + timeout_s
     content = b""
@@ -59,19 +59,19 @@ def read_status(path: Path, timeout_s: float = 1.0) -> dict[str, Any]:
 
 
 def fault_of_service(service: str, timeout_s: float = TIMEOUT_S, *, alive: bool = False) -> str:
-    """Why a service does not do its work, in one sentence; empty when it does.
+    """Return why a service is unhealthy, in one sentence, or an empty string if it is healthy.
 
     Args:
-        service: Its name; every stream of this /dev/shm is looked through for it.
+        service: Its name. All streams in this /dev/shm are searched for it.
         timeout_s: Longest wait for its answer.
-        alive: Be content with any answer: an unhealthy service answers too.
+        alive: Accept any answer, even that of an unhealthy service.
     """
     fault = f"no {service} serves its status in {SHM_DIRECTORY}"
     for path in sorted(SHM_DIRECTORY.glob(f"framebus.*.status.{service}.sock")):
         try:
             document = read_status(path, timeout_s)
         except ConnectionRefusedError:
-            continue  # left by one that was killed
+            continue  # a killed service left its socket behind
         except (OSError, ValueError) as error:
             return f"{path}: {error}"
         if not alive and document.get("healthy") is not True:
@@ -81,7 +81,7 @@ def fault_of_service(service: str, timeout_s: float = TIMEOUT_S, *, alive: bool 
 
 
 def fault_of_camera(url: str, timeout_s: float = TIMEOUT_S) -> str:
-    """Why an RTSP server does not serve a camera, in one sentence; empty when it does."""
+    """Return why an RTSP server does not serve a camera, in one sentence, or an empty string if it does."""
     address = urlsplit(url)
     request = f"OPTIONS {url} RTSP/1.0\r\nCSeq: 1\r\n\r\n".encode()
     try:
@@ -94,7 +94,7 @@ def fault_of_camera(url: str, timeout_s: float = TIMEOUT_S) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Print why the one that is named does not work, if so; return the exit status."""
+    """Print the fault of the named service or camera, if there is one. Return the exit status."""
     alive = arguments[:1] == ["--alive"]
     names = arguments[alive:]
     if len(names) != 1 or names[0].startswith("-"):

@@ -1,4 +1,4 @@
-"""Structured logs: one line an event, to standard error."""
+"""Structured logs: one line for each event, to standard error."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _HIDDEN = ("event", "service", "level", "timestamp", "logger", "exception", "exc
 def set_up_logs(service: str, section: LogSection) -> None:
     """Send every event of this process to standard error, as JSON or text, bound to the service's name."""
     renderer: structlog.typing.Processor = structlog.processors.JSONRenderer() if section.format == "json" else _Short()
-    # Libraries log by the standard library; their warnings become lines of the same form.
+    # Libraries use the standard library's logging; forward their warnings, so that all lines have the same form.
     logging.basicConfig(handlers=[_Forward()], level=logging.WARNING, force=True)
     logging.captureWarnings(capture=True)
     structlog.configure(
@@ -40,10 +40,9 @@ def set_up_logs(service: str, section: LogSection) -> None:
 
 
 def short_line(event: Mapping[str, Any]) -> str:
-    """Tell an event in one short line for people: time of day, service, camera, what happened, and why.
+    """Format an event as one short line for people: time of day, service, camera, event, reason.
 
-    Values that name no more than the rest does, such as a camera's URL beside its name, are left out. A traceback is
-    told by its last line.
+    Redundant values, such as a camera's URL beside its name, are omitted. A traceback is reduced to its last line.
     """
     told = {key: value for key, value in event.items() if key not in _HIDDEN and value not in (None, "", [], {})}
     camera, reason = told.pop("camera", None), told.pop("reason", None)
@@ -85,12 +84,12 @@ class _Short:
         width = shutil.get_terminal_size().columns
         if event.get("level") not in ("error", "critical"):
             return line[: width - 1]
-        # Why a service ends must be read to its end.
+        # Wrap instead of cutting: the operator must be able to read the whole reason for which a service ends.
         return "\n".join(textwrap.wrap(line, width - 1, subsequent_indent="  "))
 
 
 class _StandardError:
-    """Standard error, whose reader may end before this process does: what nobody reads is dropped."""
+    """Standard error that drops output once its reader has closed the pipe."""
 
     def write(self, text: str) -> int:
         with contextlib.suppress(OSError):
@@ -111,7 +110,7 @@ def _name(service: str) -> structlog.typing.Processor:
 
 
 def _mask(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """Whatever a service or a library says, no password is in it."""
+    """Mask passwords in events of services and libraries."""
     masked: structlog.typing.EventDict = mask_value(event)
     return masked
 

@@ -1,6 +1,6 @@
-"""What may hold a password is masked before anybody sees it: in logs, in the status, in messages.
+"""Mask passwords before a text reaches logs, the status or messages.
 
-A camera's password stands in its URL: before the ``@``, in the query, or, with some makers, in the path as
+A camera's URL holds its password before the ``@``, in the query or, with some vendors, in the path, as in
 ``/user=admin&password=...``.
 """
 
@@ -18,10 +18,10 @@ _ASSIGNMENT = re.compile(r"=[^/?#'\"]*")
 
 
 def mask_url(url: str) -> str:
-    """The URL without user, password, query, fragment and the values in its path, for people to read.
+    """Return the URL without user, password, query, fragment and the values in its path.
 
-    All up to the last ``@`` is taken for the user and the password, for a password may hold any character, and a URL
-    of FFmpeg another one. Quotes that stand around the URL stay.
+    Everything up to the last ``@`` counts as credentials, because a password may hold any character, including those
+    of another URL. Quotes around the URL are kept.
     """
     url = _USER.sub(f"://{MASK}@", url)
     if "://" not in url:
@@ -31,12 +31,12 @@ def mask_url(url: str) -> str:
 
 
 def mask_text(text: str) -> str:
-    """The text with all its URLs masked."""
+    """Return the text with all URLs masked."""
     return _URL.sub(lambda found: mask_url(found[0]), text)
 
 
 def mask_value(value: Any) -> Any:
-    """A value of an event with all URLs masked, within lists, tuples and mappings too."""
+    """Return a value of an event with all URLs masked, including those inside lists, tuples and mappings."""
     if isinstance(value, str):
         return mask_text(value)
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""A process that ends with the process that started it."""
+"""End a process together with its parent."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ _PR_SET_PDEATHSIG = 1
 
 
 def end_with_parent(signal_number: signal.Signals, parent_pid: int) -> None:
-    """Have the kernel send this process a signal when its parent dies, and send it now if the parent is dead already.
+    """Ask the kernel to send this process a signal when its parent dies. If the parent is already dead, send it now.
 
     Args:
         signal_number: The signal.
-        parent_pid: The parent when it started this process: the kernel tells nothing of a death before the request.
+        parent_pid: Process id of the parent, as known at the start of this process. It is required to detect a parent
+            that died before this request, about which the kernel sends no signal.
 
     Source: prctl(2), PR_SET_PDEATHSIG.
     """

@@ -1,4 +1,4 @@
-"""The size of a picture by its header, before anything takes memory for it.
+"""Read a picture's size from its header, before memory is allocated for its pixels.
 
 Source: RFC 2083 (PNG), sections 3 and 4.1; ITU-T T.81 (JPEG), annex B.
 """
@@ -10,14 +10,14 @@ from typing import Final
 _PNG_START: Final = b"\x89PNG\r\n\x1a\n\x00\x00\x00\x0dIHDR"
 _JPEG_START: Final = b"\xff\xd8"
 _FRAME_HEADERS: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-"""Second bytes of the markers SOF0 to SOF15; DHT, JPG and DAC lie between them."""
+"""Second bytes of the markers SOF0 to SOF15. DHT, JPG and DAC lie in the same range and are excluded."""
 _WITHOUT_LENGTH: Final = frozenset((0x01, *range(0xD0, 0xD8)))
 _ENDS: Final = frozenset((0xD9, 0xDA))
-"""Those of EOI and SOS, before which the frame header stands."""
+"""Second bytes of EOI and SOS. The frame header precedes both."""
 
 
 def picture_size(data: memoryview, encoding: str) -> tuple[int, int] | None:
-    """Return height and width in pixels of a ``png`` or ``jpeg``; None if the data does not begin as one."""
+    """Return height and width in pixels of a ``png`` or ``jpeg``, or None if the data has no such header."""
     return _png_size(data) if encoding == "png" else _jpeg_size(data)
 
 

@@ -1,4 +1,4 @@
-"""Pictures from files."""
+"""Read pictures from files."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from services.common.service import ServiceError
 
 
 def read_picture(path: Path, what: str, remedy: str, *, flags: int = cv2.IMREAD_COLOR) -> npt.NDArray[np.uint8]:
-    """A picture of a file: uint8 of shape ``(height, width, 3)``, BGR, or as OpenCV's ``flags`` want it.
+    """Read a picture: uint8 of shape ``(height, width, 3)``, BGR, unless OpenCV's ``flags`` say otherwise.
 
     Args:
         path: The file.
-        what: What it is, for the sentence of an error.
-        remedy: What to do if the file is not a picture.
-        flags: Of ``cv2.imdecode``.
+        what: Subject of the error message.
+        remedy: What to do if the file is not a picture, for the error message.
+        flags: Flags of ``cv2.imdecode``.
 
     Raises:
         ServiceError: The file cannot be read, or is not a picture.

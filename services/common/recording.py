@@ -1,14 +1,14 @@
-"""Recordings as frames: a folder of pictures or a video, each with what it knows of its frames.
+"""Read recordings as frames: a folder of pictures or a video, with an optional description of each frame.
 
-``file:///recordings/monday`` is a folder of pictures, taken in the order of their names, in which 2 comes before 10; or
-a folder with one video; ``file:///recordings/monday.mp4`` is a video. A file ``frames.jsonl`` in the folder, or
-``monday.frames.jsonl`` beside the video, tells of each frame, a JSON object a line:
+``file:///recordings/monday`` is a folder of pictures, in the natural order of their names (2 before 10), or a folder
+with one video. ``file:///recordings/monday.mp4`` is a video. A file ``frames.jsonl`` in the folder, or
+``monday.frames.jsonl`` beside the video, describes the frames, one JSON object per line:
 
     {"sequence": 17, "epoch": 5, "captured_ns": 81234000000, "geometry": {"scale_px": 868.9, ...}, "file": "17.png"}
 
-Every key may be missing. Frames are then numbered from 1, of epoch 0, captured when the video says, or 40 ms apart.
-Lines with ``file`` say which pictures there are, in their order; without it, a line belongs to a picture or to a frame
-of the video by its place.
+Every key is optional. By default, frames are numbered from 1, have epoch 0, and have the video's timestamps or are
+40 ms apart. If the lines have ``file``, they select the pictures and their order. Otherwise, the n-th line describes
+the n-th picture or frame of the video.
 
 Source: RFC 8089, the "file" URI scheme.
 """
@@ -34,37 +34,37 @@ PICTURES: Final = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", "
 VIDEOS: Final = frozenset({".avi", ".h264", ".h265", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4", ".mpg", ".ts", ".webm"})
 SIDECAR: Final = "frames.jsonl"
 INTERVAL_NS: Final = 40_000_000
-"""Between frames whose time nothing tells."""
+"""Interval between frames without a timestamp."""
 _LONGEST_LINE: Final = 1 << 16
 _NUMBER: Final = re.compile(r"(\d+)")
 
 
 class RecordingError(Exception):
-    """A recording that cannot be read; the message is one sentence that says what to do."""
+    """The recording cannot be read; the message is one sentence that says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecordedFrame:
-    """A frame of a recording, or one that came by reference, as :class:`framebus.Frame` is one of a ring."""
+    """A frame of a recording, or one fetched by reference; the counterpart of :class:`framebus.Frame`."""
 
     pixels: npt.NDArray[np.uint8]
     """BGR, ``(height, width, 3)``."""
     sequence: int
     epoch: int
     captured_ns: int
-    """By the clock of where it was recorded."""
+    """Capture time, by the clock of the recording host."""
     metadata: Mapping[str, Any] | None = None
-    """With the panorama's geometry, where it is known: see :mod:`services.common.geometry`."""
+    """Metadata, with the panorama's geometry if it is known: see :mod:`services.common.geometry`."""
     pixel_format: str = "bgr"
     skipped: int = 0
-    """Frames missed since the one before: none."""
+    """Skipped frames since the previous one; always 0 in a recording."""
 
 
 class Recording:
-    """A folder of pictures or a video. What can be told without decoding it is checked at once.
+    """A folder of pictures or a video. The constructor checks everything that does not require decoding.
 
     Raises:
-        RecordingError: There is none at this address, or nothing in it that can be read.
+        RecordingError: The address holds no recording, or none that can be read.
     """
 
     def __init__(self, url: str) -> None:
@@ -85,10 +85,10 @@ class Recording:
             self._pictures = self._told_pictures(self._told)
 
     def frames(self) -> Iterator[RecordedFrame]:
-        """All frames in order, each when it is asked for.
+        """Yield all frames in order, decoding each one on demand.
 
         Raises:
-            RecordingError: One cannot be read, after those before it.
+            RecordingError: A frame cannot be read. The frames before it have been yielded.
         """
         number = 0
         for number, (pixels, captured_ns) in enumerate(self._decoded()):
@@ -132,7 +132,7 @@ class Recording:
             raise RecordingError(f"{self._sidecar} cannot be read: {error.strerror}") from None
 
     def _told_pictures(self, told: list[dict[str, Any]]) -> list[Path]:
-        """The pictures that the lines name, or all where they name none."""
+        """Return the pictures that the lines name, or all pictures if the lines name none."""
         named = [one["file"] for one in told if "file" in one]
         if not named:
             if len(told) != len(self._pictures):
@@ -153,21 +153,21 @@ class Recording:
 
 
 def path_of(url: str) -> Path:
-    """The path in a file URL.
+    """Return the path in a file URL.
 
     Raises:
-        RecordingError: It is none.
+        RecordingError: The URL is not a file URL with an absolute path.
     """
     parts = urlsplit(url)
     if parts.scheme != "file":
-        raise RecordingError(f"{url} is no file: write file:///FOLDER or file:///VIDEO")
+        raise RecordingError(f"{url} is not a file URL: write file:///FOLDER or file:///VIDEO")
     if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
         raise RecordingError(f"{url} names no absolute path: write three slashes, as in file:///recordings/monday")
     return Path(unquote(url.partition("://")[2].removeprefix("localhost")))
 
 
 def _files(folder: Path, endings: frozenset[str]) -> list[Path]:
-    """Its files with one of the endings, in the order of their names, in which 2 comes before 10."""
+    """Return the folder's files that have one of the endings, in natural order (2 before 10)."""
     try:
         found = [path for path in folder.iterdir() if path.suffix.lower() in endings and not path.name.startswith(".")]
     except OSError as error:
@@ -178,7 +178,7 @@ def _files(folder: Path, endings: frozenset[str]) -> list[Path]:
 
 
 def _told_frame(place: str, line: bytes) -> dict[str, Any]:
-    """What a line tells of a frame; only the keys that are known."""
+    """Parse and validate the description of a frame. Unknown keys are dropped."""
     try:
         told = json.loads(line)
     except (ValueError, RecursionError):
@@ -220,7 +220,7 @@ def _decode_video(path: Path) -> Iterator[tuple[npt.NDArray[np.uint8], int]]:
                 at_ns = (number - 1) * INTERVAL_NS if frame.time is None else round(frame.time * 1e9)
                 begun_ns = at_ns if begun_ns is None else begun_ns
                 pixels = np.asarray(frame.to_ndarray(format="bgr24"), np.uint8)
-                # A telephone that was held upright: the angle is counter-clockwise, as FFmpeg's display matrix has it.
+                # A phone held upright records a rotation, counter-clockwise as in FFmpeg's display matrix.
                 yield np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90))), max(0, at_ns - begun_ns)
     except (av.FFmpegError, OSError) as error:
         after = f" after {number} frames" if number else ""

@@ -1,7 +1,7 @@
-"""References: messages that say where an object lies in the storage, and what it is. docs/relay.md has their schema.
+"""References: messages that locate and describe an object in the storage. docs/relay.md specifies their schema.
 
-A reference to a frame goes from a relay to detectors, one to a result from a detector to all that read results. Each is
-a JSON object, and all that comes from a broker is untrusted.
+A relay sends references to frames to detectors; a detector sends references to results to the readers of results. Each
+reference is a JSON object. All input from a broker is untrusted.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ VERSION: Final = 1
 MAX_REFERENCE_BYTES: Final = 1 << 14
 MAX_OBJECT_BYTES: Final = 1 << 28
 FRAMES, RESULTS = "frames", "results"
-"""The two kinds of objects: first part of their addresses."""
+"""The two kinds of objects, which are the first part of their addresses."""
 FORMATS: Final = ("jpeg", "png", "raw", "lz4", "zstd")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _PART: Final = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]{0,199}")
@@ -35,29 +35,29 @@ _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._+-]+")
 
 
 class BadReference(ValueError):
-    """A message that is not a reference that can be followed; the message is one sentence."""
+    """The message is not a valid reference; the text is one sentence."""
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """What an object has, wherever it lies."""
+    """Fields that all references share."""
 
     address: str
-    """Its key within the configured storage, such as ``frames/panorama/7/42-0f3a.jpeg``: never a URL."""
+    """Key within the configured storage, such as ``frames/panorama/7/42-0f3a.jpeg``; never a URL."""
     size_bytes: int
     sha256: str
-    """Of its bytes, in hexadecimal digits."""
+    """SHA-256 of the object's bytes, in hexadecimal digits."""
 
 
 @dataclass(frozen=True, slots=True)
 class FrameReference(Address):
-    """Where a frame lies, and all that its slot's header says of it."""
+    """Location of a frame, and the content of its slot's header."""
 
     stream: str
     epoch: int
     sequence: int
     captured_ns: int
-    """CLOCK_MONOTONIC of the host of the cameras, which means nothing on another one."""
+    """CLOCK_MONOTONIC of the cameras' host; not comparable with that of another host."""
     captured_wall_ns: int
     """Nanoseconds since 1970."""
     format: str
@@ -68,9 +68,9 @@ class FrameReference(Address):
     geometry: Mapping[str, Any] | None = None
     """The panorama's, as :meth:`services.common.geometry.PanoramaGeometry.to_metadata` returns it."""
     deadline_wall_ns: int | None = None
-    """No result is wanted later than this; None: one is wanted, however late."""
+    """Deadline for a result, in nanoseconds since 1970; None if a result is useful however late."""
     attempts: int = 0
-    """Deliveries after which the broker gives it up; 0: not known."""
+    """Deliveries after which the broker dead-letters the message; 0 if not known."""
 
     @property
     def key(self) -> str:
@@ -86,7 +86,8 @@ class FrameReference(Address):
         """Parse and validate an untrusted message.
 
         Raises:
-            BadReference: It is not a reference to a frame, of another version, or points outside of the storage.
+            BadReference: The message is not a reference to a frame, has an unsupported version, or points outside the
+                storage.
         """
         content = _parse(body, FRAMES)
         shape = content.get("shape")
@@ -121,7 +122,7 @@ class FrameReference(Address):
 
 @dataclass(frozen=True, slots=True)
 class ResultReference(Address):
-    """Where a detector's result for a frame lies."""
+    """Location of a detector's result for a frame."""
 
     stream: str
     epoch: int
@@ -131,15 +132,15 @@ class ResultReference(Address):
     model: str
     """Name and version of the model."""
     group: str
-    """Name of the detectors that share the work: those of one group do the same."""
+    """Name of the detectors' group. The detectors of a group are interchangeable and share the work."""
     instance: str
     """The detector that found it."""
     frame_address: str
-    """Where the frame lay."""
+    """Address of the frame."""
 
     @property
     def key(self) -> tuple[str, int, int, str]:
-        """What a result is one of: two with the same key are one."""
+        """Identity of a result: results with equal keys are duplicates."""
         return self.stream, self.epoch, self.sequence, self.model
 
     def to_json(self) -> bytes:
@@ -151,7 +152,8 @@ class ResultReference(Address):
         """Parse and validate an untrusted message.
 
         Raises:
-            BadReference: It is not a reference to a result, of another version, or points outside of the storage.
+            BadReference: The message is not a reference to a result, has an unsupported version, or points outside the
+                storage.
         """
         content = _parse(body, RESULTS)
         texts: dict[str, Any] = {}
@@ -165,12 +167,12 @@ class ResultReference(Address):
 
 
 def frame_address(stream: str, epoch: int, sequence: int, encoding: str, sha256: str) -> str:
-    """Where a frame is put. The content is part of the address: no object is ever replaced by a different one."""
+    """Return a frame's address. It includes a digest of the content, so that no object is ever overwritten."""
     return f"{FRAMES}/{stream}/{epoch}/{sequence}-{sha256[:16]}.{encoding}"
 
 
 def result_prefix(stream: str, epoch: int, sequence: int, model: str) -> str:
-    """Beginning of the addresses of a frame's results by a model."""
+    """Return the prefix of the addresses of a frame's results by a model."""
     part = _UNSAFE.sub("_", model)
     if not _PART.fullmatch(part):  # too long, or with a dot first
         part = f"model-{hashlib.sha256(model.encode(errors='surrogatepass')).hexdigest()[:16]}"
@@ -178,7 +180,7 @@ def result_prefix(stream: str, epoch: int, sequence: int, model: str) -> str:
 
 
 def trace_id(key: str) -> str:
-    """The W3C trace id of a frame's way: the same wherever it is computed, after a restart too."""
+    """Return a frame's W3C trace id. It is deterministic, so that all hosts compute the same, even after a restart."""
     return hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
@@ -186,7 +188,7 @@ def check_address(address: object, kind: str) -> str:
     """Return an untrusted address.
 
     Raises:
-        BadReference: It is not the address of an object of this kind within the storage.
+        BadReference: The address is not that of an object of this kind within the storage.
     """
     if isinstance(address, str) and len(address) <= 1024:
         first, *parts = address.split("/")
@@ -256,10 +258,10 @@ def _is_dtype(name: str) -> bool:
 
 
 def pixels_bytes(reference: FrameReference) -> int:
-    """Size of the frame's pixels once decoded.
+    """Return the size of the frame's decoded pixels.
 
     Raises:
-        BadReference: More than is ever decoded.
+        BadReference: The size exceeds the limit for decoded frames.
     """
     size = math.prod(reference.shape) * np.dtype(reference.dtype).itemsize
     if size > MAX_OBJECT_BYTES:

@@ -1,4 +1,4 @@
-"""What lies beyond the host, as sections of the configuration: the message broker, and the storage that hosts share."""
+"""Sections of the configuration for several hosts: the message broker and the shared storage."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
 
 
 def check_broker_url(url: str) -> str:
-    """Return the URL.
+    """Validate and return the URL.
 
     Raises:
-        ValueError: It does not name a broker.
+        ValueError: The URL does not name a broker.
     """
     check_credentials(url)
     parts = urlsplit(url)
@@ -45,19 +45,19 @@ class BrokerSection(Section):
 
     url: str | None = Field(None, repr=False)
     """``amqp://HOST[:PORT][/VHOST]``, or ``amqps://`` with TLS. A ``/`` in the name of the virtual host is written as
-    %2F; without one it is ``/``. None: no broker."""
+    %2F. The default virtual host is ``/``. None: no broker."""
     username: str | None = Field(None, min_length=1, repr=False)
-    """User of the log-in, where the URL names none; without either, RabbitMQ's ``guest``."""
+    """User, if the URL names none. If neither names one, RabbitMQ's ``guest``."""
     password_file: Path | None = None
     """File whose first line is the password. It is read at each connection."""
     password_env: str | None = Field(None, pattern=_VARIABLE)
     """Environment variable that holds the password."""
     ca_file: Path | None = None
-    """Certificates, as PEM, that vouch for the server; None: those of the system."""
+    """Trusted CA certificates, as PEM; None: those of the system."""
     certificate_file: Path | None = None
-    """Certificate, as PEM, by which this service shows who it is, where the server asks for one."""
+    """Client certificate, as PEM, by which this service authenticates itself if the server requires it."""
     key_file: Path | None = None
-    """Its private key, as PEM."""
+    """Private key of the client certificate, as PEM."""
 
     @field_validator("url")
     @classmethod
@@ -77,10 +77,10 @@ class BrokerSection(Section):
         return self
 
     def password(self) -> str | None:
-        """Read the password; None where neither a file nor a variable is named.
+        """Read the password. Return None if neither a file nor a variable is configured.
 
         Raises:
-            MissingPassword: It cannot be read.
+            MissingPassword: The password cannot be read.
         """
         return read_password(self.password_file, self.password_env)
 
@@ -93,17 +93,17 @@ class StorageSection(Section):
     endpoint: str | None = Field(None, pattern=r"^https?://[^/@\s]+/?$")
     """Address of the S3 server, such as ``http://minio:9000``; None: Amazon's of the region."""
     region: str = Field("us-east-1", min_length=1)
-    """Region of the bucket; a server of one's own mostly takes any."""
+    """Region of the bucket. Most self-hosted servers accept any."""
     access_key_id: str | None = Field(None, min_length=1, repr=False)
-    """Name of the key. None: what the environment has for AWS, or the machine's role."""
+    """Name of the key. None: the AWS credentials of the environment, or the machine's role."""
     secret_key_file: Path | None = None
     """File whose first line is the secret of the key."""
     secret_key_env: str | None = Field(None, pattern=_VARIABLE)
     """Environment variable that holds the secret of the key."""
     ca_file: Path | None = None
-    """Certificates, as PEM, that vouch for the server; None: those of the system."""
+    """Trusted CA certificates, as PEM; None: those of the system."""
     timeout_s: float = Field(10.0, gt=0, le=300)
-    """Longest time that one request may take before it is tried again."""
+    """Time-out of one request, after which it is retried."""
 
     @field_validator("url")
     @classmethod
@@ -128,16 +128,16 @@ class StorageSection(Section):
         return self
 
     def secret_key(self) -> str | None:
-        """Read the secret of the key; None where neither a file nor a variable is named.
+        """Read the secret of the key. Return None if neither a file nor a variable is configured.
 
         Raises:
-            MissingPassword: It cannot be read.
+            MissingPassword: The secret cannot be read.
         """
         return read_password(self.secret_key_file, self.secret_key_env)
 
 
 class RemoteConfiguration(CommonConfiguration):
-    """What the services read that work across hosts."""
+    """Sections of the services that work across hosts."""
 
     broker: BrokerSection = BrokerSection()
     storage: StorageSection = StorageSection()

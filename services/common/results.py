@@ -1,4 +1,4 @@
-"""Results that detectors on other hosts put into the storage, read by way of the broker, each once."""
+"""Read the results of detectors on other hosts: references from the broker, objects from the storage, each once."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from services.common.reference import BadReference, ResultReference
 from services.common.storage import ObjectDamaged, ObjectMissing, Storage, StorageUnavailable
 
 REMEMBERED: Final = 100_000
-"""Results whose repetition is noticed: those of more than an hour at 25 a second."""
+"""Results that are remembered to detect duplicates; at 25 a second, more than an hour's."""
 PREFETCH: Final = 32
 TRANSIENT_LENGTH: Final = 64
-"""Results that wait for a reader that wants only new ones."""
+"""Longest queue of a reader that needs only new results. The broker drops the oldest beyond it."""
 RETRY_S: Final = 0.5
 
 Deliver = Callable[[ResultReference, Detections], Awaitable[None] | None]
@@ -33,22 +33,22 @@ class ResultReader:
 
     Args:
         stream: The stream's name.
-        storage: Where the results are.
-        deliver: Takes each result once: a second one of the same frame and model is dropped. A message is acknowledged
-            when it returns.
-        queue: Name of a durable queue that keeps what comes while no reader is there. None: a queue of this reader
-            alone, which keeps little and ends with it.
+        storage: Storage of the results.
+        deliver: Called with each result once; duplicates of a frame and model are dropped. A message is acknowledged
+            after it returns.
+        queue: Name of a durable queue, which keeps results while no reader is connected. None: an exclusive queue of
+            bounded length, which ends with this reader.
     """
 
     def __init__(self, stream: str, storage: Storage, deliver: Deliver, *, queue: str | None = None) -> None:
         self.repeated = 0
-        """Results that had been delivered before."""
+        """Duplicates, which were dropped."""
         self.rejected = 0
-        """Messages that were not references to results of this stream, and results that were damaged."""
+        """Messages that were not references to results of this stream, and damaged results."""
         self.missing = 0
-        """Results that had expired."""
+        """Results that had expired from the storage."""
         self.reason = ""
-        """Why results cannot be read from the storage; empty while they can."""
+        """Why the storage cannot be read; empty while it can."""
         self._names = Names(stream)
         self._storage = storage
         self._deliver = deliver
@@ -56,7 +56,7 @@ class ResultReader:
         self._seen: OrderedDict[tuple[str, int, int, str], None] = OrderedDict()
 
     async def read(self, connection: AbstractConnection) -> None:
-        """Deliver what comes, until cancelled: the ``work`` of :func:`services.common.broker.keep_connected`."""
+        """Deliver results until cancelled. Pass it as ``work`` to :func:`services.common.broker.keep_connected`."""
         self.reason = ""
         channel = await open_channel(connection, prefetch=PREFETCH)
         exchange = await channel.declare_exchange(self._names.results, "fanout", durable=True)
@@ -72,7 +72,7 @@ class ResultReader:
         async def fetch(delivered: AbstractIncomingMessage) -> None:
             arrived.put_nowait((delivered, asyncio.create_task(self._read(delivered))))
 
-        # Fetched at the same time, and delivered one after the other as they came.
+        # Fetch concurrently, but deliver in the order of arrival.
         await queue.consume(fetch)
         try:
             while True:
@@ -104,7 +104,7 @@ class ResultReader:
         await delivered.ack()
 
     async def _read(self, delivered: AbstractIncomingMessage) -> Detections | None:
-        """The result that a message tells of; None for one that was delivered before."""
+        """Fetch the result that a message refers to. Return None for a duplicate."""
         reference = ResultReference.from_json(delivered.body)
         return None if reference.key in self._seen else await self._fetch(reference)
 

@@ -1,12 +1,13 @@
-"""What a service is, and its start and stop, the same for every one.
+"""The skeleton of a service: declaration, command line, start and stop.
 
-A service is a :class:`Service` that an entry point of the group ``framebus.services`` names, in any distribution:
+A service is a :class:`Service` that an entry point of the group ``framebus.services`` names. Any distribution may
+declare one:
 
     [project.entry-points."framebus.services"]
     detector = "services.detector.entry:SERVICE"
 
-The module of the entry point is imported whenever the whole configuration is checked, so it imports little: what the
-service works with is imported when it runs.
+The entry point's module is imported whenever the whole configuration is checked. Keep it small: import the service's
+dependencies when the service runs.
 """
 
 from __future__ import annotations
@@ -42,51 +43,51 @@ from services.common.parent import end_with_parent
 C = TypeVar("C", bound=CommonConfiguration)
 
 EXIT_USAGE = 2
-"""Exit status of a configuration or environment that a restart does not mend."""
+"""Exit status for a fault of the configuration or environment that a restart does not fix."""
 EXIT_INTERRUPTED = 130
-"""Exit status after Ctrl-C where nothing has started yet, as a shell gives it."""
+"""Exit status after Ctrl-C during a command or check, as shells report it."""
 SUPERVISED = "FRAMEBUS_SUPERVISED"
-"""Environment variable of a service that must not outlive the process that started it: that one's number."""
+"""Environment variable with the process id of the supervisor. A service that has it ends with that process."""
 
 
 class ServiceError(Exception):
-    """The service cannot go on; its message is one sentence for the operator."""
+    """The service cannot continue; the message is one sentence for the operator."""
 
 
 class UnusableSetting(ServiceError):
-    """What the configuration names cannot be used, such as a model: a restart does not help."""
+    """The configuration names something unusable, such as a model that cannot be read. A restart does not help."""
 
 
 @dataclass(frozen=True, slots=True)
 class Service(Generic[C]):
-    """A service: its name, what it reads of the configuration, how it runs, and how to ask it for its status."""
+    """A service: its name, configuration, entry function, status and commands."""
 
     name: str
     """Name of the entry point, of the section in the file, and in the logs."""
     configuration: type[C]
-    """The shared sections and, in the field :attr:`name`, the service's own."""
+    """Model of the shared sections and, in the field :attr:`name`, of the service's own."""
     run: Callable[[C, threading.Event], None]
-    """Works until the event is set, and serves a :class:`~services.common.status.StatusServer` meanwhile. Raises
+    """Runs until the event is set, and serves a :class:`~services.common.status.StatusServer` meanwhile. Raises
     ServiceError or FramebusError to give up."""
     status_name: Callable[[C], str] | None = None
-    """The name under which it serves its status; ``None`` for :attr:`name`."""
+    """Returns the name under which the service serves its status. If it is ``None``, that is :attr:`name`."""
     awaited: bool = False
-    """Whether the supervisor starts the next service only when this one serves a status without ``progress``."""
+    """Whether the supervisor delays the next service until this one serves a status without ``progress``."""
     reads_all: bool = False
-    """Whether the sections of all other services are read and checked too."""
+    """Whether the sections of all other services are validated as well."""
     check: Callable[[C], None] | None = None
-    """Loads what :attr:`run` would load before it works, and nothing from the network. Raises ServiceError,
-    FramebusError or ImportError; a message of several faults has one line a fault."""
+    """Loads everything that :attr:`run` loads at its start, except from the network. Raises ServiceError,
+    FramebusError or ImportError; a message with several faults has one line for each."""
     for_people: bool = False
-    """Whether it logs short lines on a terminal, whatever ``log.format`` says, and its own start and end nowhere but in
+    """Whether it logs short lines on a terminal, whatever ``log.format`` says, and logs its start and end only as
     JSON."""
     commands: Mapping[str, Callable[[list[str]], int]] = field(default_factory=dict, hash=False)
-    """Commands beside the service itself, as ``framebus-NAME COMMAND ARGUMENTS``. Each gets the arguments that follow
-    its name and returns the exit status. It may raise ServiceError, FramebusError or ImportError, which
-    :meth:`main` prints as one line. The first line of its docstring is its help."""
+    """Additional commands, run as ``framebus-NAME COMMAND ARGUMENTS``. Each is called with the arguments after its name
+    and returns the exit status. It may raise ServiceError, FramebusError or ImportError, which :meth:`main` prints as
+    one line. The first line of its docstring is its help text."""
 
     def load(self, path: Path | None, environment: Mapping[str, str] = os.environ) -> C:
-        """Read and check what the service reads of the configuration; arguments as of ``config.load``.
+        """Read and validate the service's part of the configuration; the arguments are those of ``config.load``.
 
         Raises:
             ConfigurationError: The configuration has faults or, with :attr:`reads_all`, a service cannot be loaded.
@@ -94,7 +95,7 @@ class Service(Generic[C]):
         return load(self.whole_configuration(), path, environment)
 
     def whole_configuration(self) -> type[C]:
-        """Return :attr:`configuration` or, with :attr:`reads_all`, that with the sections of all installed services.
+        """Return :attr:`configuration`, extended by the sections of all services if :attr:`reads_all` is set.
 
         Raises:
             ConfigurationError: A service cannot be loaded.
@@ -102,7 +103,7 @@ class Service(Generic[C]):
         return _with_all_sections(self.configuration) if self.reads_all else self.configuration
 
     def status(self, configuration: C) -> dict[str, Any] | None:
-        """Ask the running service for its status; return ``None`` if it does not answer, within a second or so."""
+        """Return the status of the running service, or ``None`` if it does not answer within about a second."""
         name = self.name if self.status_name is None else self.status_name(configuration)
         try:
             return read_status(companion_path(configuration.stream.name, f"status.{name}.sock"))
@@ -116,8 +117,8 @@ class Service(Generic[C]):
             arguments: Those of the command line; ``None`` for this process's.
 
         Returns:
-            Exit status: 0 when :attr:`run` returned, 1 when it gave up with an error in one sentence, 2 when the
-            configuration or what it names is at fault. With one of :attr:`commands` first, the status it returns.
+            Exit status: 0 if :attr:`run` returned, 1 if it raised an error, 2 if the configuration or something that it
+            names is unusable. If the first argument is one of :attr:`commands`, the status of that command.
         """
         arguments = sys.argv[1:] if arguments is None else list(arguments)
         if arguments and arguments[0] in self.commands:
@@ -145,8 +146,8 @@ class Service(Generic[C]):
         stop = threading.Event()
 
         def request_stop(_signal: int, _frame: object) -> None:
-            # The main thread may be inside stop.wait() and hold the event's own lock: setting it here would wait for
-            # itself.
+            # Set the event in another thread: a signal handler runs in the main thread, which may be inside stop.wait()
+            # and hold the event's lock, so that stop.set() would deadlock.
             _thread.start_new_thread(stop.set, ())
 
         signal.signal(signal.SIGTERM, request_stop)
@@ -155,7 +156,7 @@ class Service(Generic[C]):
             signal.signal(signal.SIGHUP, request_stop)
         if SUPERVISED in os.environ:
             end_with_parent(signal.SIGTERM, int(os.environ[SUPERVISED]))
-        if not short:  # people see that it runs, and are told in words of its own when it has ended
+        if not short:  # on a terminal, the service reports its start and end in its own words
             log.info("started")
         try:
             self.run(configuration, stop)
@@ -175,7 +176,7 @@ class Service(Generic[C]):
         return "\n".join(["commands, each with a --help of its own:", *lines]) if lines else ""
 
     def _run_command(self, name: str, arguments: list[str]) -> int:
-        """Run one of :attr:`commands`, print its fault, and return the exit status."""
+        """Run one of :attr:`commands`, print its error if it raises one, and return the exit status."""
         try:
             return self.commands[name](arguments)
         except (ServiceError, FramebusError) as error:
@@ -212,8 +213,8 @@ def find_service(name: str) -> Service[Any]:
     """Import an installed service.
 
     Raises:
-        ConfigurationError: No distribution declares it, it cannot be imported, or it is not a :class:`Service` of that
-            name.
+        ConfigurationError: No distribution declares the service, its module cannot be imported, or the entry point is
+            not a :class:`Service` of that name.
     """
     declared = declared_services()
     if name not in declared:
@@ -236,7 +237,7 @@ def find_service(name: str) -> Service[Any]:
 
 
 def _with_all_sections(base: type[C]) -> type[C]:
-    """Extend a configuration by the sections of all services that it does not have."""
+    """Extend a configuration by the missing sections of all installed services."""
     fields: dict[str, Any] = {}
     faults = []
     for name in declared_services():

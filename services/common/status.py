@@ -1,7 +1,7 @@
-"""The status of a service: how fast its stages run, served on a Unix socket beside the stream.
+"""The status of a service: rates and latencies of its stages, served on a Unix socket beside the stream.
 
-A client connects to ``framebus.STREAM.status.SERVICE.sock`` in /dev/shm, reads one JSON document and sees the end of
-file. No network and no shared volume is needed, so a container without either is seen too.
+A client connects to ``framebus.STREAM.status.SERVICE.sock`` in /dev/shm and reads one JSON document up to the end of
+file. This requires neither a network nor a shared volume, so it works for containers that have neither.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ __all__ = [
 ]
 
 WINDOW_S = 5.0
-"""Rates and latencies are those of the last seconds, so that a fault shows at once and is forgotten soon."""
+"""Window of rates and latencies: short, so that a fault shows immediately and fades soon after its end."""
 SOCKET_MODE = 0o660
 MAX_ASKED_AT_ONCE = 16
 ACCEPT_AGAIN_S = 0.1
 
 
 class AlreadyServed(ServiceError, FileExistsError):
-    """Another process serves the status of this service."""
+    """Another process already serves the status of this service."""
 
 
 class Stage:
-    """Counts what one stage of a service does. Any thread may record, any thread may read."""
+    """Counts the frames of one stage of a service. Thread-safe."""
 
     def __init__(self) -> None:
         self._samples: deque[tuple[float, float]] = deque(maxlen=4096)
@@ -56,11 +56,11 @@ class Stage:
         self._last_s: float | None = None
 
     def record(self, latency_s: float = float("nan"), skipped: int = 0) -> None:
-        """Count a frame that has passed the stage.
+        """Count a frame that passed the stage.
 
         Args:
-            latency_s: Seconds from the frame's capture to the end of the stage; NaN where it is not known.
-            skipped: Frames that the stage did not see since the previous one.
+            latency_s: Seconds from the frame's capture to the end of the stage; NaN if not known.
+            skipped: Frames that the stage skipped since the previous one.
         """
         now_s = time.monotonic()
         with self._lock:
@@ -70,7 +70,7 @@ class Stage:
             self._last_s = now_s
 
     def summary(self) -> dict[str, float | int | None]:
-        """Frames a second, totals and latencies of the last :data:`WINDOW_S` seconds, ready for JSON."""
+        """Return the rate and latencies of the last :data:`WINDOW_S` seconds, and the totals, ready for JSON."""
         now_s = time.monotonic()
         with self._lock:
             while self._samples and self._samples[0][0] < now_s - WINDOW_S:
@@ -103,8 +103,8 @@ def status_document(
 ) -> dict[str, Any]:
     """Describe a service as JSON.
 
-    ``healthy`` is true when every stage passed a frame within ``stale_after_s`` seconds: work that is done, not a
-    process that exists. The ``optional`` stages, which work only when somebody asks, may rest.
+    ``healthy`` is true if every stage passed a frame within the last ``stale_after_s`` seconds; a running process alone
+    is not enough. The ``optional`` stages, which work only on demand, are exempt.
     """
     summaries = {name: stage.summary() for name, stage in stages.items()}
     stale = [
@@ -122,7 +122,7 @@ def status_document(
 
 
 class _Server(socketserver.ThreadingUnixStreamServer):
-    """Rests after a failed accept(2), such as one without a descriptor left, which would fail again at once."""
+    """Pauses after a failed accept(2), to avoid a busy loop while the process has no file descriptors left."""
 
     def get_request(self) -> tuple[socket.socket, Any]:
         try:
@@ -136,8 +136,8 @@ class StatusServer:
     """Serves a service's status on its Unix socket, from a thread of its own, until closed.
 
     Raises:
-        AlreadyServed: The service runs already.
-        ServiceError: Its socket cannot be made.
+        AlreadyServed: The service is already running.
+        ServiceError: The socket cannot be created.
     """
 
     def __init__(self, stream: str, service: str, collect: Callable[[], Mapping[str, Any]]) -> None:
@@ -182,9 +182,9 @@ class StatusServer:
 
 
 def read_statuses(stream: str, timeout_s: float = 1.0) -> dict[str, dict[str, Any]]:
-    """Status of every service of the stream that answers within ``timeout_s`` seconds, by the service's name.
+    """Return the status of every service of the stream that answers within ``timeout_s`` seconds, by its name.
 
-    The services are asked at the same time: one that is stopped does not delay the others' answers.
+    The services are queried concurrently, so that a service that hangs does not delay the others' answers.
     """
     paths = companion_paths(stream, "status.*.sock")
     if not paths:
@@ -205,7 +205,11 @@ def read_statuses(stream: str, timeout_s: float = 1.0) -> dict[str, dict[str, An
 
 
 def _remove_stale_socket(path: Path) -> None:
-    """Unlink a socket on which nobody listens; one that answers is a service that runs already."""
+    """Unlink a socket that no process listens on.
+
+    Raises:
+        AlreadyServed: A process accepts connections on it.
+    """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.connect(os.fspath(path))

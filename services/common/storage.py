@@ -1,4 +1,4 @@
-"""Objects in the storage that all hosts share: a folder on a volume, or a bucket of an S3 server.
+"""The storage that all hosts share: a folder on a volume, or a bucket of an S3 server.
 
 The client is obstore; docs/decisions/0005-the-relay-on-rabbitmq-and-obstore.md says why.
 """
@@ -32,51 +32,51 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_S: Final = 3
 REFUSALS: Final = 3
-"""Errors that a server answers with, before another address is tried."""
+"""Error responses of the server after which another address is tried."""
 _STAGED: Final = re.compile(r"#\d+$")
-"""End of the names under which a folder's objects are written, before they get their own."""
+"""Suffix of the temporary files to which obstore writes objects in a folder before it renames them."""
 _LISTED_AT_ONCE: Final = 500
 _XML: Final = re.compile(r"<\?xml.*?<Code>(\w+)</Code>.*", re.DOTALL)
-"""An S3 server's own description of an error, and the word in it that says what is wrong."""
+"""The XML body of an S3 server's error, and the error code in it."""
 _REFUSED: Final = (UnauthenticatedError, PermissionDeniedError, PermissionError)
 
 
 class StorageError(Exception):
-    """The storage does not do what it is asked for; the message says what, and why."""
+    """An operation of the storage failed; the message says which, and why."""
 
 
 class StorageUnavailable(StorageError):
-    """It cannot be reached, is full, or fails: another try may succeed."""
+    """The storage cannot be reached, is full, or failed. A retry may succeed."""
 
     def __init__(self, reason: str, *, answered: bool = False) -> None:
         super().__init__(reason)
         self.answered = answered
-        """Whether a server answered, with an error of its own."""
+        """Whether the server answered with an error response."""
 
 
 class ObjectMissing(StorageError):
-    """There is no such object."""
+    """The object does not exist."""
 
 
 class ObjectDamaged(StorageError):
-    """An object is not what its reference says."""
+    """The object does not match its reference."""
 
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """An object that is there."""
+    """An object found by :meth:`Storage.list`."""
 
     address: str
     size_bytes: int
     modified_s: float
-    """When it was written, in seconds since 1970, by the clock of the storage."""
+    """Time of the last write, in seconds since 1970, by the clock of the storage."""
 
 
 class Storage:
-    """The storage of the configuration. All methods are for an event loop, and safe to cancel.
+    """The configured storage. All methods run in an event loop and are safe to cancel.
 
     Raises:
-        UnusableSetting: The section names no storage, or one that cannot be used.
+        UnusableSetting: The section names no storage, or one that is unusable.
     """
 
     def __init__(self, section: StorageSection) -> None:
@@ -111,7 +111,7 @@ class Storage:
             keys["endpoint"] = section.endpoint.rstrip("/")
         if (secret := section.secret_key()) is not None:
             keys |= {"access_key_id": section.access_key_id, "secret_access_key": secret}
-        # The services try again by themselves, and say so: a library that waits in silence would hide it.
+        # Limit the library's silent retries: the services retry by themselves, and log it.
         return S3Store(
             parts.netloc,
             prefix=parts.path.strip("/") or None,
@@ -122,45 +122,45 @@ class Storage:
         )
 
     async def put(self, address: str, data: bytes | memoryview, *, durable: bool = False) -> None:
-        """Write an object whole, or not at all. The data is not copied on its way.
+        """Write an object atomically, without copying the data.
 
         Args:
-            address: Its key.
+            address: Key of the object.
             data: Its bytes, which must not change until this returns.
-            durable: Whether an object in a folder must outlive a loss of power. An S3 server promises it anyway.
+            durable: Whether an object in a folder must survive a power failure. An S3 server ensures it in any case.
 
         Raises:
-            StorageUnavailable: It could not be written.
+            StorageUnavailable: The object could not be written.
         """
         what = f"{address} is not written"
         try:
             await self._try(obstore.put_async(self._store, address, data, use_multipart=False), what)
             if durable and self._folder is not None:
                 await self._try(asyncio.to_thread(_sync, self._folder / address), what)
-        except ObjectMissing:  # of a folder that was removed in between
+        except ObjectMissing:  # a concurrent delete removed the empty folder
             raise StorageUnavailable(f"{what}: its folder is gone") from None
 
     async def get(self, address: str, *, max_bytes: int) -> memoryview:
         """Read an object.
 
         Raises:
-            ObjectMissing: There is none.
-            ObjectDamaged: It has more than ``max_bytes``.
+            ObjectMissing: The object does not exist.
+            ObjectDamaged: It is larger than ``max_bytes``.
             StorageUnavailable: It could not be read.
         """
         what = f"{address} is not read"
         found = await self._try(obstore.get_async(self._store, address), what)
         if found.meta["size"] > max_bytes:
             raise ObjectDamaged(f"{address} has {found.meta['size']} bytes, and its reference tells of {max_bytes}")
-        # obstore's Bytes has Python's buffer protocol, which the type of memoryview knows from Python 3.12 on.
+        # obstore's Bytes supports the buffer protocol, which type checkers know only from Python 3.12 on.
         return memoryview(cast("bytes", await self._try(found.bytes_async(), what)))
 
     async def fetch(self, reference: Address) -> memoryview:
-        """Read the object of a reference, and verify it.
+        """Read the object of a reference, and verify its size and SHA-256.
 
         Raises:
             ObjectMissing, StorageUnavailable: As :meth:`get`.
-            ObjectDamaged: Its size or SHA-256 is another one.
+            ObjectDamaged: Its size or SHA-256 differs from the reference.
         """
         data = await self.get(reference.address, max_bytes=reference.size_bytes)
         found = await asyncio.to_thread(lambda: hashlib.sha256(data).hexdigest())
@@ -172,10 +172,10 @@ class Storage:
         return data
 
     async def delete(self, addresses: Sequence[str]) -> None:
-        """Remove objects; one that is gone already does not matter.
+        """Remove objects. Missing objects are ignored.
 
         Raises:
-            StorageUnavailable: They could not be removed.
+            StorageUnavailable: An object could not be removed.
         """
         for address in addresses:
             try:
@@ -186,10 +186,10 @@ class Storage:
                 await asyncio.to_thread(_remove_empty_folders, self._folder, self._folder / address)
 
     async def list(self, prefix: str) -> AsyncIterator[Listed]:
-        """Yield every object whose address begins with a prefix, which ends with ``/``.
+        """Yield every object whose address begins with a prefix. The prefix must end with ``/``.
 
         Raises:
-            StorageUnavailable: They could not be listed.
+            StorageUnavailable: The objects could not be listed.
         """
         batches = obstore.list(self._store, prefix=prefix, chunk_size=_LISTED_AT_ONCE)
         while True:
@@ -201,14 +201,14 @@ class Storage:
                 yield Listed(found["path"], found["size"], found["last_modified"].timestamp())
 
     async def remove_staged(self, prefix: str, older_than_s: float) -> int:
-        """Remove what a writer left in a folder when it died in the middle of an object.
+        """Remove the temporary files of writers that died while they wrote an object to a folder.
 
         Args:
-            prefix: Folder of addresses in which to look.
-            older_than_s: Younger files may be of a writer that lives.
+            prefix: Prefix of the addresses to search.
+            older_than_s: Least age of the files to remove; younger ones may belong to a live writer.
 
         Returns:
-            How many there were. An S3 server leaves none: an object is written by one request.
+            Number of removed files. It is 0 for an S3 server, where one request writes an object atomically.
         """
         if self._folder is None:
             return 0
@@ -226,32 +226,32 @@ class Storage:
                 raise StorageUnavailable(f"{what}: there is no bucket {self.url}: create it") from None
             if isinstance(error, (NotFoundError, FileNotFoundError)):
                 raise ObjectMissing(f"{what}: there is no such object in {self.url}") from None
-            # Of a list, obstore's error is a general one.
+            # For a failed list, obstore raises a generic error, so look for the status code in its text.
             if isinstance(error, _REFUSED) or "status code: 403" in reason or "status code: 401" in reason:
                 raise StorageUnavailable(f"{what}: {self.url} refuses it: {reason}") from None
             raise StorageUnavailable(f"{what}: {reason}", answered="status code: 5" in reason) from None
 
 
 def another_address(address: str, refusals: int) -> str:
-    """Where to put an object after a server that answers has failed at its address.
+    """Return the address for the next attempt to write an object, after ``refusals`` error responses.
 
-    A server that was killed in the middle of a write may fail at that address until it is repaired, and at no other.
+    A server that was killed during a write may fail at that address until it is repaired, but work at all others.
     """
     return address if refusals < REFUSALS else f"{address}.{refusals}"
 
 
 def _reason(error: Exception) -> str:
-    """What an error of obstore says, without the source of the library that follows its first lines."""
+    """Return the message of an obstore error, without the debug output that follows it."""
     text = _XML.sub(r"\1", str(error).partition("\n\nDebug source")[0])
     return " ".join(text.split())[:300] if isinstance(error, (GenericError, BaseError)) or text else repr(error)
 
 
 def _share_with_group(folder: Path) -> None:
-    """Let the folder's group change what this process creates from now on, if the folder has the setgid bit.
+    """If the folder has the setgid bit, allow its group to write everything that this process creates from now on.
 
-    Services of several users remove each other's objects, so each must be able to write the folders that another one
-    has created. obstore creates folders and files as the process's umask allows. The setgid bit says that a folder is
-    meant for its group; other folders stay as private as the umask has it.
+    Services of several users remove each other's objects, which requires write access to folders that others created.
+    obstore creates folders and files with the process's umask, so change the umask. The setgid bit marks a folder as
+    shared by its group; for other folders, the umask stays as it is.
     """
     if folder.stat().st_mode & stat.S_ISGID:
         umask = os.umask(0o077)
@@ -259,12 +259,12 @@ def _share_with_group(folder: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Have the kernel write an object and its name to the disk."""
+    """Flush an object and its directory entry to the disk."""
     for place, flags in ((path, os.O_RDONLY), (path.parent, os.O_RDONLY | os.O_DIRECTORY)):
         try:
             descriptor = os.open(place, flags)
         except FileNotFoundError:
-            return  # a consumer was faster, and has removed it
+            return  # a consumer has already removed it
         try:
             os.fsync(descriptor)
         finally:
@@ -272,13 +272,13 @@ def _sync(path: Path) -> None:
 
 
 def _remove_empty_folders(root: Path, path: Path) -> None:
-    """Remove the folders above an object that held nothing else, up to those of its kind and stream."""
+    """Remove the empty folders above a deleted object, but keep those of its kind and stream."""
     for folder in path.parents:
         if len(folder.relative_to(root).parts) <= 2:
             return
         try:
             folder.rmdir()
-        except OSError:  # it holds others, or is gone
+        except OSError:  # not empty, or already gone
             return
 
 

@@ -176,14 +176,14 @@ def test_more_or_fewer_lines_than_frames_are_told(tmp_path: Path, lines: int) ->
 @pytest.mark.parametrize(
     ("url", "sentence"),
     [
-        ("recordings/monday", "is no file: write file:///FOLDER"),
-        ("http://camera/clip.mp4", "is no file: write file:///FOLDER"),
+        ("recordings/monday", "is not a file URL: write file:///FOLDER"),
+        ("http://camera/clip.mp4", "is not a file URL: write file:///FOLDER"),
         ("file://recordings/monday", "write three slashes"),
         ("file:recordings", "write three slashes"),
         ("file:///nowhere/at/all", "/nowhere/at/all does not exist"),
     ],
 )
-def test_what_is_no_address_of_a_recording_is_told(url: str, sentence: str) -> None:
+def test_address_that_is_not_a_recording_is_rejected(url: str, sentence: str) -> None:
     with pytest.raises(RecordingError, match=sentence):
         Recording(url)
 
