@@ -8,8 +8,9 @@
 
 The first asks the service's status socket in /dev/shm, which judges by the age of the newest frame: 0 when the service
 does its work, 1 with the reason in one line when not. The second asks only whether the service answers: for what
-restarts a service that hangs, because a restart does not mend a camera that is missing. The third asks an RTSP server
-for a camera, whose frames flow only to those who watch.
+restarts a service that hangs, because a restart does not mend a camera that is missing. Both judge the service of every
+stream in /dev/shm, or, where the environment has FRAMEBUS_STREAM__NAME, of that stream alone. The third asks an RTSP
+server for a camera, whose frames flow only to those who watch.
 
 A check runs every few seconds, beside the work, so this imports little beside the standard library.
 
@@ -33,6 +34,7 @@ MAX_DOCUMENT_BYTES = 1 << 20
 TIMEOUT_S = 3.0
 SHM_DIRECTORY = Path("/dev/shm")
 RTSP_PORT = 554
+STREAM_VARIABLE = "FRAMEBUS_STREAM__NAME"
 EXIT_USAGE = 2
 
 
@@ -58,16 +60,18 @@ def read_status(path: Path, timeout_s: float = 1.0) -> dict[str, Any]:
     return document
 
 
-def fault_of_service(service: str, timeout_s: float = TIMEOUT_S, *, alive: bool = False) -> str:
+def fault_of_service(service: str, timeout_s: float = TIMEOUT_S, *, alive: bool = False, stream: str = "") -> str:
     """Why a service does not do its work, in one sentence; empty when it does.
 
     Args:
-        service: Its name; every stream of this /dev/shm is looked through for it.
+        service: Its name.
         timeout_s: Longest wait for its answer.
         alive: Be content with any answer: an unhealthy service answers too.
+        stream: The stream that it serves; without it, every stream of this /dev/shm is looked through.
     """
-    fault = f"no {service} serves its status in {SHM_DIRECTORY}"
-    for path in sorted(SHM_DIRECTORY.glob(f"framebus.*.status.{service}.sock")):
+    of_stream = f" for the stream {stream}" if stream else ""
+    fault = f"no {service} serves its status{of_stream} in {SHM_DIRECTORY}"
+    for path in sorted(SHM_DIRECTORY.glob(f"framebus.{stream or '*'}.status.{service}.sock")):
         try:
             document = read_status(path, timeout_s)
         except ConnectionRefusedError:
@@ -101,7 +105,10 @@ def main(arguments: list[str]) -> int:
         sys.stderr.write("usage: python -m services.common.health [--alive] SERVICE|rtsp://HOST:PORT/CAMERA\n")
         return EXIT_USAGE
     (name,) = names
-    fault = fault_of_camera(name) if name.startswith("rtsp://") else fault_of_service(name, alive=alive)
+    if name.startswith("rtsp://"):
+        fault = fault_of_camera(name)
+    else:
+        fault = fault_of_service(name, alive=alive, stream=os.environ.get(STREAM_VARIABLE, ""))
     if fault:
         sys.stdout.write(f"{fault}\n")
     return int(bool(fault))
