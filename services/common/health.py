@@ -8,7 +8,8 @@
 
 The first command reads the service's status socket in /dev/shm, which judges by the age of the newest frame. It exits
 with 0 if the service is healthy, and with 1 and a one-line reason otherwise. The second only requires an answer: use it
-to restart a service that hangs, because a restart does not repair a missing camera. The third sends OPTIONS to an RTSP
+to restart a service that hangs, because a restart does not repair a missing camera. Both judge the service of every
+stream in /dev/shm, or only that of FRAMEBUS_STREAM__NAME if the environment sets it. The third sends OPTIONS to an RTSP
 server, whose frames flow only while a client plays them.
 
 Imports little besides the standard library, because a check runs every few seconds beside the services.
@@ -33,6 +34,7 @@ MAX_DOCUMENT_BYTES = 1 << 20
 TIMEOUT_S = 3.0
 SHM_DIRECTORY = Path("/dev/shm")
 RTSP_PORT = 554
+STREAM_VARIABLE = "FRAMEBUS_STREAM__NAME"
 EXIT_USAGE = 2
 
 
@@ -58,16 +60,18 @@ def read_status(path: Path, timeout_s: float = 1.0) -> dict[str, Any]:
     return document
 
 
-def fault_of_service(service: str, timeout_s: float = TIMEOUT_S, *, alive: bool = False) -> str:
+def fault_of_service(service: str, timeout_s: float = TIMEOUT_S, *, alive: bool = False, stream: str = "") -> str:
     """Return why a service is unhealthy, in one sentence, or an empty string if it is healthy.
 
     Args:
-        service: Its name. All streams in this /dev/shm are searched for it.
+        service: Its name.
         timeout_s: Longest wait for its answer.
         alive: Accept any answer, even that of an unhealthy service.
+        stream: The stream that it serves. If empty, search every stream of this /dev/shm.
     """
-    fault = f"no {service} serves its status in {SHM_DIRECTORY}"
-    for path in sorted(SHM_DIRECTORY.glob(f"framebus.*.status.{service}.sock")):
+    of_stream = f" for the stream {stream}" if stream else ""
+    fault = f"no {service} serves its status{of_stream} in {SHM_DIRECTORY}"
+    for path in sorted(SHM_DIRECTORY.glob(f"framebus.{stream or '*'}.status.{service}.sock")):
         try:
             document = read_status(path, timeout_s)
         except ConnectionRefusedError:
@@ -101,7 +105,10 @@ def main(arguments: list[str]) -> int:
         sys.stderr.write("usage: python -m services.common.health [--alive] SERVICE|rtsp://HOST:PORT/CAMERA\n")
         return EXIT_USAGE
     (name,) = names
-    fault = fault_of_camera(name) if name.startswith("rtsp://") else fault_of_service(name, alive=alive)
+    if name.startswith("rtsp://"):
+        fault = fault_of_camera(name)
+    else:
+        fault = fault_of_service(name, alive=alive, stream=os.environ.get(STREAM_VARIABLE, ""))
     if fault:
         sys.stdout.write(f"{fault}\n")
     return int(bool(fault))

@@ -6,9 +6,7 @@ import json
 import os
 import re
 import secrets
-import shutil
-import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -16,77 +14,20 @@ import pytest
 from playwright.sync_api import expect
 
 from tests import s3
-from tests.e2e.engine import SERVICES, STARTERS, TAG, docker, need_engine
+from tests.e2e.engine import SERVICES, docker, need_engine
 from tests.e2e.page import collect_detections, open_page
-from tests.support import ROOT, free_ports, needs_browser, wait_until
+from tests.e2e.walk import Shell, commands, copy_checkout, stand_in
+from tests.support import free_ports, needs_browser, wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.docker, pytest.mark.long, pytest.mark.timeout(600)]
 
-PAGE = (ROOT / "docs/scale-out.md").read_text()
-NEEDED = ("framebus", "services", "config", "models", "pyproject.toml", "setup.py", "constraints.txt", ".dockerignore")
-(BROKER_IMAGE,) = re.findall(r"image: (rabbitmq:\S+)", (ROOT / "compose.relay.yaml").read_text())
-STAND_IN = ROOT / "tests/e2e/standins/rabbitmq.Dockerfile"
-TIMEOUT_S = 300.0
-
-
-def commands(section: str) -> list[str]:
-    """The shell blocks of a section of the page."""
-    (found,) = re.findall(rf"^## {re.escape(section)}\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE)
-    return re.findall(r"^```sh\n(.*?)^```$", found, re.DOTALL | re.MULTILINE)
-
-
-class Shell:
-    """A shell on a host, in a checkout of its own: what a block exports, the next one has."""
-
-    def __init__(self, checkout: Path, environment: Mapping[str, str], placeholders: Mapping[str, str]) -> None:
-        self.checkout = checkout
-        self.name = f"test-{secrets.token_hex(4)}"
-        self._placeholders = placeholders
-        self._environment = {**os.environ, **environment, "COMPOSE_PROJECT_NAME": self.name, "FRAMEBUS_TAG": TAG}
-        self._state = checkout / f"{self.name}.state"
-        self._state.touch()
-
-    def run(self, block: str, *, check: bool = True) -> str:
-        """Run a block to its end; return what it printed, errors included."""
-        for name, value in self._placeholders.items():
-            block = block.replace(name, value)
-        script = f"set -a; source {self._state}; set -euo pipefail\n{block}\nexport -p >{self._state}"
-        done = subprocess.run(
-            ["bash", "-c", script],
-            cwd=self.checkout,
-            env=self._environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=TIMEOUT_S,
-            check=False,
-        )
-        logs = "" if done.returncode == 0 or not check else self.run("docker compose logs --tail 20", check=False)
-        assert not check or done.returncode == 0, f"{block}\n{done.stdout[-4000:]}\n{logs}"
-        return done.stdout
-
-    def walk(self, section: str) -> list[str]:
-        """Run the blocks of a section; return what each printed."""
-        return [self.run(block) for block in commands(section)]
-
-    def down(self) -> None:
-        """Remove all that belongs to the project."""
-        # A block that has failed exports nothing, not even the names of the files.
-        files = "-f compose.yaml -f compose.relay.yaml"
-        self.run(f"docker compose {files} --profile '*' down -v -t 2 --remove-orphans", check=False)
+PAGE = "scale-out.md"
+FILES = ("compose.yaml", "compose.relay.yaml")
 
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the page's commands need of the checkout, where they may write."""
-    folder = tmp_path_factory.mktemp("checkout")
-    for path in [*(ROOT / name for name in NEEDED), ROOT / ".env", *ROOT.glob("compose*.yaml")]:
-        if path.is_dir():
-            shutil.copytree(path, folder / path.name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
-        else:
-            shutil.copy2(path, folder)
-    return folder
+    return copy_checkout(tmp_path_factory.mktemp("checkout"))
 
 
 @pytest.fixture(scope="module")
@@ -107,15 +48,9 @@ def storage(gateway: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture(scope="module")
 def broker_image() -> Iterator[None]:
-    """Where no registry is reached, an image of Debian's server has the name of the official one."""
     need_engine()
-    made = all(starter.exists() for starter in STARTERS) and not docker("images", "--quiet", BROKER_IMAGE).strip()
-    if made:
-        with STAND_IN.open() as dockerfile:
-            subprocess.run(["docker", "build", "--quiet", "--tag", BROKER_IMAGE, "-"], stdin=dockerfile, check=True)
-    yield
-    if made:
-        docker("rmi", BROKER_IMAGE, check=False)
+    with stand_in("rabbitmq", "compose.relay.yaml"):
+        yield
 
 
 Opener = Callable[[], Shell]
@@ -150,7 +85,7 @@ def shells(checkout: Path, gateway: str, storage: s3.S3Server, broker_image: Non
         yield open_shell
     finally:
         for shell in opened:
-            shell.down()
+            shell.down(*FILES)
 
 
 @pytest.fixture(scope="module")
@@ -158,13 +93,9 @@ def shell(shells: Opener) -> Shell:
     return shells()
 
 
-def states(shell: Shell) -> dict[str, list[str]]:
-    """The health of each service's containers, or their state where nothing checks it."""
-    found: dict[str, list[str]] = {}
-    for line in shell.run("docker compose ps --all --format json").splitlines():
-        one = json.loads(line)
-        found.setdefault(one["Service"], []).append(one["Health"] or one["State"])
-    return found
+def walk(shell: Shell, section: str) -> list[str]:
+    """Run the blocks of a section of the page; return what each printed."""
+    return [shell.run(block) for block in commands(PAGE, section)]
 
 
 def results(printed: str) -> list[dict[str, object]]:
@@ -172,13 +103,13 @@ def results(printed: str) -> list[dict[str, object]]:
 
 
 def test_the_overlay_starts_healthy(shell: Shell) -> None:
-    shell.walk("Start")
+    walk(shell, "Start")
     expected = {name: ["healthy"] for name in (*SERVICES, "relay", "rabbitmq")}
-    assert states(shell) == {**expected, "holder": ["running"]}
+    assert shell.states() == {**expected, "holder": ["running"]}
 
 
 def test_the_queue_and_the_results_are_seen(shell: Shell) -> None:
-    (printed,) = shell.walk("Look at the queue")
+    (printed,) = walk(shell, "Look at the queue")
     assert re.search(r"framebus\.panorama\.frames\.detector\s+\d+\s+1\b", printed)
     assert len(results(printed)) == 3
     assert 'detail="unsettled",service="relay"' in printed
@@ -193,18 +124,18 @@ def test_what_the_services_write_is_shared_by_their_group_alone(shell: Shell) ->
 
 
 def test_three_detectors_share_the_queue(shell: Shell) -> None:
-    shell.walk("Scale to three")
-    assert states(shell)["detector"] == ["healthy"] * 3
+    walk(shell, "Scale to three")
+    assert shell.states()["detector"] == ["healthy"] * 3
 
 
 def test_a_killed_one_comes_back_and_results_go_on(shell: Shell) -> None:
-    (printed,) = shell.walk("Kill one")
+    (printed,) = walk(shell, "Kill one")
     assert len(results(printed)) == 5
-    wait_until(lambda: states(shell)["detector"] == ["healthy"] * 3, "three detectors are healthy", timeout_s=60)
+    wait_until(lambda: shell.states()["detector"] == ["healthy"] * 3, "three detectors are healthy", timeout_s=60)
 
 
 def test_a_dead_letter_is_read_run_and_replayed(shell: Shell) -> None:
-    _, told, handled = shell.walk("A dead letter")
+    _, told, handled = walk(shell, "A dead letter")
     assert '"reason"' in told
     failure, _, mended = handled.partition("it fails as it did")
     assert "no such object" in failure
@@ -214,9 +145,9 @@ def test_a_dead_letter_is_read_run_and_replayed(shell: Shell) -> None:
 
 
 def test_a_drain_leaves_nothing_in_the_queue(shell: Shell) -> None:
-    (printed,) = shell.walk("Drain and stop")
+    (printed,) = walk(shell, "Drain and stop")
     assert re.search(r"framebus\.panorama\.frames\.detector\s+0\b", printed)
-    assert states(shell) == {}
+    assert shell.states() == {}
 
 
 def test_other_hosts_share_the_work_by_tls_and_s3(shell: Shell, shells: Opener, storage: s3.S3Server) -> None:
@@ -224,15 +155,15 @@ def test_other_hosts_share_the_work_by_tls_and_s3(shell: Shell, shells: Opener, 
     secret.write_text(f"{s3.SECRET_KEY}\n")
     secret.chmod(0o640)
     os.chown(secret, -1, 2000)
-    shell.walk("An S3 server in place of the folder")
-    here, there, _ = commands("TLS, and other hosts")
+    walk(shell, "An S3 server in place of the folder")
+    here, there, _ = commands(PAGE, "TLS, and other hosts")
     assert len(results(shell.run(here))) == 3
     # Frames are removed after their use, results stay.
     assert [path for path in (storage.folder / "data").rglob("*") if path.is_file() and "results" in path.parts]
     other = shells()
-    other.walk("An S3 server in place of the folder")
+    walk(other, "An S3 server in place of the folder")
     other.run(there)
-    assert states(other) == {"detector": ["healthy"] * 2}
+    assert other.states() == {"detector": ["healthy"] * 2}
     names = {one["Name"] for one in map(json.loads, other.run("docker compose ps --format json").splitlines())}
     hosts = {json.loads(docker("inspect", name))[0]["Config"]["Hostname"] for name in names}
     found = results(shell.run("docker compose exec -T relay framebus-relay results --count 9"))
@@ -248,5 +179,5 @@ def test_the_page_shows_the_queues_boxes(shell: Shell) -> None:
 
 
 def test_it_stops(shell: Shell) -> None:
-    shell.run(commands("TLS, and other hosts")[-1])
-    assert states(shell) == {}
+    shell.run(commands(PAGE, "TLS, and other hosts")[-1])
+    assert shell.states() == {}

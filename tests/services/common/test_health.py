@@ -70,6 +70,22 @@ def test_the_socket_that_a_killed_service_left_counts_for_nothing(stream: str) -
         path.unlink()
 
 
+def test_the_stream_of_the_environment_alone_is_judged(stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ill = status_document(stream, {"work": Stage()}, stale_after_s=math.inf)
+    with (
+        StatusServer(f"{stream}-a", stream, lambda: {**ill, "healthy": True}),
+        StatusServer(f"{stream}-b", stream, lambda: ill),
+    ):
+        monkeypatch.setenv("FRAMEBUS_STREAM__NAME", f"{stream}-a")
+        assert check(stream).returncode == 0
+        monkeypatch.setenv("FRAMEBUS_STREAM__NAME", f"{stream}-b")
+        assert check(stream).returncode == 1
+        monkeypatch.setenv("FRAMEBUS_STREAM__NAME", f"{stream}-c")
+        assert check(stream).stdout == f"no {stream} serves its status for the stream {stream}-c in /dev/shm\n"
+        monkeypatch.delenv("FRAMEBUS_STREAM__NAME")
+        assert check(stream).returncode == 1, "one of the two is ill"
+
+
 def test_a_service_that_hangs_is_not_waited_for(stream: str) -> None:
     path = companion_path(stream, f"status.{stream}.sock")
     with socket.socket(socket.AF_UNIX) as hung:

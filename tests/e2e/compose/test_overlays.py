@@ -1,0 +1,243 @@
+"""The compose files on top of compose.yaml on a real engine, as far as that one can run them.
+
+Not here: compose.gpu.yaml, for want of a GPU, and compose.model-image.yaml, for want of an engine that mounts images.
+tests/deploy/test_overlays.py has them. compose.relay.yaml has test_compose_relay.py.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.e2e.engine import SERVICES, Project, docker, need_engine
+from tests.e2e.walk import Shell, copy_checkout, stand_in
+from tests.support import ROOT, free_ports, wait_until
+
+pytestmark = [pytest.mark.e2e, pytest.mark.docker, pytest.mark.long, pytest.mark.timeout(600)]
+
+MONITORING = ROOT / "config/monitoring"
+DASHBOARD = json.loads((MONITORING / "grafana/dashboards/framebus.json").read_text())
+LIMIT = re.compile(r" (==|>) [\d.]+$")
+"""What an alert's expression ends with."""
+RELAY = '"relay"'
+"""What an expression has that is about detectors that share a queue."""
+COUNT_SERIES = """
+import json, sys, urllib.parse, urllib.request
+found = {}
+for expression in json.load(sys.stdin):
+    url = sys.argv[1] + "/api/v1/query?" + urllib.parse.urlencode({"query": expression})
+    found[expression] = len(json.load(urllib.request.urlopen(url))["data"]["result"])
+print(json.dumps(found))
+"""
+"""How many series Prometheus has for each expression, asked from where Grafana would ask."""
+
+
+def of_dashboard() -> set[str]:
+    return {target["expr"] for panel in DASHBOARD["panels"] for target in panel.get("targets", [])}
+
+
+def of_alerts() -> set[str]:
+    """Each alert's expression without its limit, which gives data while all is well."""
+    content = yaml.safe_load((MONITORING / "prometheus/alerts.yaml").read_text())
+    rules = [rule["expr"] for group in content["groups"] for rule in group["rules"]]
+    assert all(LIMIT.search(rule) for rule in rules)
+    return {LIMIT.sub("", rule) for rule in rules}
+
+
+EXPRESSIONS = of_dashboard() | of_alerts()
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+    """In a checkout, with images of models of two versions that are the test's own."""
+    need_engine()
+    port = free_ports(4)
+    holder = f"test-{secrets.token_hex(4)}"
+    environment = {
+        "FRAMEBUS_HOLDER": holder,
+        "FRAMEBUS_PORT": str(port),
+        "FRAMEBUS_PROMETHEUS_PORT": str(port + 1),
+        "FRAMEBUS_GRAFANA_PORT": str(port + 2),
+        "FRAMEBUS_BROKER_PORT": str(port + 3),
+        "FRAMEBUS_BUNDLE": holder,
+        "COMPOSE_FILE": "compose.yaml:compose.monitoring.yaml:compose.model-copy.yaml",
+    }
+    checkout = copy_checkout(tmp_path_factory.mktemp("checkout"))
+    images = [f"framebus/model-{holder}-copy:{version}" for version in ("1.0.0", "1.0.1")]
+    with (
+        stand_in("prometheus", "compose.monitoring.yaml"),
+        stand_in("grafana", "compose.monitoring.yaml"),
+        stand_in("rabbitmq", "compose.relay.yaml"),
+    ):
+        opened = Shell(checkout, environment, {})
+        try:
+            manifest = checkout / "models/default/bundle.yaml"
+            for image in images:
+                version = image.rpartition(":")[2]
+                manifest.write_text(re.sub(r"(?m)^version: .*", f"version: {version}", manifest.read_text()))
+                how = "--quiet --target copy --file deploy/kubernetes/model.Dockerfile"
+                opened.run(f"docker build {how} --tag {image} models/default")
+            yield opened
+        finally:
+            opened.run("docker compose --profile '*' down -v -t 2 --remove-orphans", check=False)
+            docker("rmi", *images, check=False)
+
+
+def series(shell: Shell, expressions: set[str]) -> dict[str, int]:
+    """How many series there are for each expression, asked in Grafana's container at the datasource's address."""
+    provisioned = "/etc/grafana/provisioning/datasources/prometheus.yaml"
+    (datasource,) = yaml.safe_load(shell.run(f"docker compose exec -T grafana cat {provisioned}"))["datasources"]
+    identity = shell.run("docker compose ps --quiet grafana").strip()
+    done = subprocess.run(
+        ["docker", "exec", "-i", identity, "python", "-c", COUNT_SERIES, datasource["url"]],
+        input=json.dumps(sorted(expressions)),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return dict(json.loads(done.stdout))
+
+
+def without_data(shell: Shell, expressions: set[str]) -> set[str]:
+    return {expression for expression, count in series(shell, expressions).items() if count == 0}
+
+
+def wait_for_data(shell: Shell, expressions: set[str]) -> None:
+    """Wait until each has some; the first minute of rates, and of the cameras' fit, has none."""
+    wait_until(
+        lambda: not without_data(shell, expressions),
+        "every expression has data",
+        timeout_s=60,
+        interval_s=1,
+        detail=lambda: without_data(shell, expressions),
+    )
+
+
+def detector(shell: Shell) -> dict[str, Any]:
+    told = json.loads(shell.run("curl --silent --fail http://127.0.0.1:$FRAMEBUS_PORT/api/status"))
+    return dict(told["services"]["detector"]["details"])
+
+
+def starts(shell: Shell) -> dict[str, str]:
+    """Which container runs since when, by service."""
+    identities = shell.run("docker compose ps --quiet").split()
+    found = json.loads(docker("inspect", *identities))
+    return {one["Config"]["Labels"]["com.docker.compose.service"]: one["State"]["StartedAt"] for one in found}
+
+
+def test_the_model_comes_from_an_image_into_a_volume(shell: Shell) -> None:
+    shell.run("docker compose up --build --detach --wait")
+    states = shell.states()
+    assert states.pop("model") == ["exited"]
+    assert {name: state for name, state in states.items() if state != ["healthy"]} == {
+        "holder": ["running"],
+        "grafana": ["running"],
+    }
+    assert states.keys() == {*SERVICES, "holder", "prometheus", "grafana"}
+    assert detector(shell)["model_version"] == "1.0.0"
+
+
+def test_another_version_replaces_the_detector_alone(shell: Shell) -> None:
+    before = starts(shell)
+    shell.run("export FRAMEBUS_BUNDLE_VERSION=1.0.1\ndocker compose up --detach --wait")
+    wait_until(lambda: detector(shell)["model_version"] == "1.0.1", "the new model is told", interval_s=0.5)
+    after = starts(shell)
+    assert {name for name in before if before[name] != after[name]} == {"detector"}
+    listing = shell.run("docker compose exec -T detector ls /models").split()
+    assert sorted(name.rpartition("-")[2] for name in listing) == ["1.0.0", "1.0.1"]
+
+
+def test_dashboard_and_alerts_have_data(shell: Shell) -> None:
+    wait_for_data(shell, {expression for expression in EXPRESSIONS if RELAY not in expression})
+
+
+def test_nothing_fires_while_all_is_well(shell: Shell) -> None:
+    assert series(shell, {'ALERTS{alertstate="firing"}'}) == {'ALERTS{alertstate="firing"}': 0}
+
+
+def test_dashboard_and_alerts_have_data_of_a_queue_too(shell: Shell) -> None:
+    shell.run(
+        "mkdir -p secrets && install -m 640 -g 2000 /dev/null secrets/broker && openssl rand -hex 24 >secrets/broker\n"
+        "export COMPOSE_FILE=$COMPOSE_FILE:compose.relay.yaml FRAMEBUS_RELAY__TARGET_FPS=1\n"
+        "docker compose up --build --detach --wait"
+    )
+    of_queue = {expression for expression in EXPRESSIONS if RELAY in expression}
+    assert of_queue
+    wait_for_data(shell, of_queue)
+
+
+SMALL = """
+stream: {name: panorama, slots: 8}
+stitcher:
+  width_px: 1632
+  height_px: 688
+  cameras:
+    - {name: left, url: "rtsp://simulator:8554/cam%d"}
+    - {name: right, url: "rtsp://simulator:8554/cam%d"}
+"""
+
+
+def small(folder: Path, name: str, *cameras: int) -> dict[str, str]:
+    """What a project with a panorama of two of the simulator's cameras finds set."""
+    path = folder / f"{name}.yaml"
+    path.write_text(SMALL % cameras)
+    path.chmod(0o644)
+    for parent in (folder, folder.parent, folder.parent.parent):
+        parent.chmod(0o755)
+    return {"FRAMEBUS_CONFIG": str(path), "FRAMEBUS_STREAM__NAME": name}
+
+
+@pytest.fixture
+def north(tmp_path: Path) -> Iterator[Project]:
+    need_engine()
+    project = Project("compose.yaml", environment=small(tmp_path, "north", 0, 1))
+    try:
+        project.compose("up", "--build", "--detach", "--wait")
+        yield project
+    finally:
+        project.down()
+
+
+def health(project: Project, service: str) -> str:
+    return docker(
+        "exec", project.container(service)["Id"], "python", "-m", "services.common.health", service, check=False
+    )
+
+
+def streams(project: Project) -> set[str]:
+    program = "import framebus; print(*(found.name for found in framebus.streams()))"
+    return set(project.run_in("streamer", program).split())
+
+
+def test_two_panoramas_share_a_holder_or_have_one_each(north: Project, tmp_path: Path) -> None:
+    environment = small(tmp_path, "south", 3, 4)
+    joined = Project("compose.yaml", "compose.join.yaml", environment={**environment, "FRAMEBUS_HOLDER": north.holder})
+    try:
+        joined.compose("up", "--detach", "--wait")
+        assert set(joined.containers()) == {*SERVICES}
+        assert streams(north) == streams(joined) == {"north", "south"}
+        for project, name in ((north, "north"), (joined, "south")):
+            status = project.ask("/api/status")
+            assert status["stream"] == name
+            assert project.ask("/healthz")["healthy"]
+        joined.compose("stop", "stitcher", "detector")
+        assert health(north, "stitcher") == health(north, "detector") == "", "one's end is no fault of the other"
+        joined.compose("up", "--detach", "--wait")
+    finally:
+        joined.down()
+    north.wait_for(lambda: north.healthy() == {"stitcher", "detector", "streamer"}, "the first one goes on")
+    apart = Project("compose.yaml", environment=environment)
+    try:
+        apart.compose("up", "--detach", "--wait")
+        assert streams(apart) == {"south"}
+        assert "north" in streams(north)
+    finally:
+        apart.down()
