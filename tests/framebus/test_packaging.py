@@ -40,6 +40,7 @@ LEFTOVERS: Final = (
     ".bench/run.json",
     ".cache/simulator/clip.mp4",
     ".venv/bin/python",
+    "examples/c-reader/reader",
     "framebus/__pycache__/ring.cpython-311.pyc",
     "framebus/ring/_ring_c.abi3.so",
     "services/build/lib/services/__init__.py",

@@ -1,0 +1,75 @@
+"""The examples, by the commands of their README files."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.examples import runs
+from tests.examples.runs import EXAMPLES, WITH_FRAMEBUS_ALONE
+from tests.examples.terminals import Desk, terminal_commands
+from tests.support import ROOT
+
+Run = Callable[[Desk], None]
+FOLDERS = sorted(path.name for path in EXAMPLES.iterdir() if path.is_dir() and not path.name.startswith("__"))
+
+
+@pytest.mark.parametrize("run", WITH_FRAMEBUS_ALONE, ids=lambda run: run.__name__)
+def test_with_framebus_alone(run: Run, desk: Desk) -> None:
+    run(desk)
+
+
+@pytest.mark.parametrize("run", [runs.opencv, runs.onnxruntime], ids=lambda run: run.__name__)
+def test_with_a_library(run: Run, desk: Desk) -> None:
+    run(desk)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="no torch here: pip install torch")
+def test_with_torch(desk: Desk) -> None:
+    runs.torch(desk)
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        ("publish_subscribe/publish.py a/b", "'a/b' is no name for a stream"),
+        ("opencv/capture.py no-such-file.mp4", "no picture comes from 'no-such-file.mp4'"),
+    ],
+)
+def test_a_mistake_gets_one_sentence(command: str, sentence: str, desk: Desk) -> None:
+    output, errors = desk.open(f"python examples/{command}").ended(status=1)
+    assert output == ""
+    assert sentence in errors
+    assert "Traceback" not in errors
+
+
+def test_a_second_publisher_is_told_of_the_first(desk: Desk) -> None:
+    publish, _ = terminal_commands(runs.page("publish_subscribe"))
+    first = desk.open(publish, "camera")
+    first.line()
+    _, errors = desk.open(publish, "camera").ended(status=1)
+    assert errors.count("\n") == 1
+    assert desk.name("camera") in errors
+    first.interrupt()
+
+
+def test_the_index_lists_every_folder() -> None:
+    listed = re.findall(r"^\| \[([\w-]+)\]\(([\w-]+)\)", (EXAMPLES / "README.md").read_text(), re.MULTILINE)
+    assert sorted(name for name, _ in listed) == FOLDERS
+    assert all(name == target for name, target in listed)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_each_folder_has_terminals_and_no_program_without_one(folder: str) -> None:
+    commands = terminal_commands(runs.page(folder))
+    assert len(commands) >= 2
+    for word in " ".join(commands).split():
+        if word.startswith("examples/") and word != "examples/c-reader/reader":  # which make builds
+            assert (ROOT / word).is_file(), word
+    compose = "".join(file.read_text() for file in (EXAMPLES / folder).glob("*.yaml"))
+    named = {Path(word).name for word in [*" ".join(commands).split(), *re.findall(r"[\w.]+\.py", compose)]}
+    assert {path.name for path in (EXAMPLES / folder).glob("*.py")} <= named
