@@ -33,7 +33,9 @@ class SimulatorSection(Section):
     walkers: int = Field(14, ge=0, le=40)
     """People in the scene."""
     width_px: int = Field(1920, ge=320, le=3840, multiple_of=4)
+    """Width of each camera's picture."""
     height_px: int = Field(1080, ge=180, le=2160, multiple_of=4)
+    """Height of each camera's picture."""
     quality: int = Field(20, ge=0, le=40)
     """Constant rate factor of the encoder: lower is better and larger."""
 
