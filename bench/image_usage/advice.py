@@ -27,6 +27,10 @@ DROP: Final = {
 }
 
 
+METADATA: Final = frozenset({"package lists", "licences"})
+"""A package of which only these were opened was looked at, such as for its entry points, and not used."""
+
+
 class Advice(NamedTuple):
     """A sentence, and how many bytes it is about."""
 
@@ -57,11 +61,11 @@ def _packages(rows: Iterable[Row]) -> Iterable[Advice]:
         if row.visible:
             groups.setdefault(str(row.package), []).append(row)
     for name, group in groups.items():
-        used = any(row.used for row in group)
+        used = any(row.used and row.kind not in METADATA for row in group)
         if not used and group[0].package.manager:
             total = share(group)
             yield Advice(
-                total.size_bytes, f"{_title(name)}: {_amount(group)}, of which nothing was opened; {_leave(group)}."
+                total.size_bytes, f"{_title(name)}: {_amount(group)}, of which the work used nothing; {_leave(group)}."
             )
             continue
         kinds: dict[str, list[Row]] = {}

@@ -17,7 +17,7 @@ from bench.image_usage.layers import Inode, View
 from bench.image_usage.processes import WORK, Life, Role, roles, service_start
 from bench.image_usage.watch import Watch
 
-READY_S: Final = 120.0
+READY_S: Final = 300.0
 MARK_S: Final = 20.0
 LOOK_EVERY_S: Final = 0.5
 SETTLE_S: Final = 0.3

@@ -29,6 +29,7 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 STAND_IN: Final = ROOT / "tests/e2e/standins/rabbitmq.Dockerfile"
 BROKER: Final = "rabbitmq:4-management"
 BASE: Final = "python:3.11-slim-bookworm"
+TRIALS: Final = 3
 LOOKS_S: Final = 20.0
 BUILD_S: Final = 1800.0
 GROUP: Final = 2000
@@ -87,6 +88,17 @@ class Project:
             raise CannotMeasure(f"docker compose {arguments[0]} failed: {done.stderr.strip()[-400:]}")
         return done.stdout
 
+    def start(self) -> None:
+        """Start it all; where a busy machine took too long for a health check that others wait for, once more."""
+        for trial in range(TRIALS):
+            try:
+                self.compose("up", "--detach")
+            except CannotMeasure:
+                if trial == TRIALS - 1:
+                    raise
+            else:
+                return
+
     def measure(self, service: str, lasts_s: float) -> Report:
         """Watch one of its containers, while the others go on."""
         work = f"{sys.executable} -m bench.image_usage.view {self.url} {lasts_s:g}"
@@ -104,7 +116,8 @@ def running(stack: Stack, folder: Path) -> Iterator[Project]:
     project = Project(stack, secret)
     try:
         _tell(f"starting {stack.name}")
-        project.compose("up", "--build", "--detach", "--wait", timeout_s=BUILD_S)
+        project.compose("build", timeout_s=BUILD_S)
+        project.start()
         yield project
     finally:
         project.compose("--profile", "*", "down", "-v", "-t", "2", "--remove-orphans")
@@ -153,7 +166,7 @@ def measure_all(names: Sequence[str], folder: Path, lasts_s: float) -> list[Repo
     reports: list[Report] = []
     further: dict[str, Report] = {}
     for stack in STACKS:
-        services = [one for one in stack.services if not names or one in names]
+        services = [one for one in stack.services if not names or {one, stack.name}.intersection(names)]
         if not services:
             continue
         with running(stack, folder) as project:
@@ -177,7 +190,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.image_usage.ours", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="services of the compose files; all without any")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="relay, pipeline, single, or a service of theirs; all without any"
+    )
     parser.add_argument("--folder", type=Path, default=ROOT / ".bench/image-usage", help="where reports are written")
     parser.add_argument(
         "--for", type=float, default=LOOKS_S, dest="lasts_s", metavar="SECONDS", help="with the page open"

@@ -108,7 +108,7 @@ class Processes:
         return index
 
     def _begin(self, number: int, programs: list[str], moment: int, *, executed: bool = True) -> int:
-        ancestors = []
+        ancestors: list[int] = []
         above = self.lookup.parent(number)
         while above > 1 and len(ancestors) < 100:
             ancestors.append(above)

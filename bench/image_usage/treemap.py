@@ -17,11 +17,15 @@ HEADER_PX, FOOTER_PX = 34, 30
 TITLE_PX: Final = 15
 LETTER_PX: Final = 6.2
 """Width of a letter of the labels, roughly."""
+BOLD_PX: Final = 7.0
+LEAST_LETTERS: Final = 8
+"""A name of which fewer would be seen is left out."""
 LEAST_PART: Final = 2e-4
 """Files smaller than this part of the picture are drawn as one area a package and colour."""
 COLOURS: Final = {
     "touched": "#1b7837",
     "opened": "#a6dba0",
+    "held": "#e6d98c",
     "apart": "#80b1d3",
     "only later": "#fdb863",
     "unused": "#d9d9d9",
@@ -30,6 +34,7 @@ COLOURS: Final = {
 LEGEND: Final = {
     "touched": "pages touched",
     "opened": "opened, pages not touched",
+    "held": "held by other processes",
     "apart": "only by health checks and shells",
     "only later": "only by a further observation",
     "unused": "never opened",
@@ -112,7 +117,8 @@ def parts(row: Row) -> Iterator[Part]:
         yield Part(size, "hidden", f"{name}, {row.file.state.value}")
     elif seen.opened:
         yield Part(seen.touched_bytes, "touched", f"{name}, touched")
-        yield Part(size - seen.touched_bytes, "opened", f"{name}, opened, the rest")
+        yield Part(seen.held_bytes, "held", f"{name}, {LEGEND['held']}")
+        yield Part(size - seen.touched_bytes - seen.held_bytes, "opened", f"{name}, opened, the rest")
     else:
         colour = "apart" if seen.apart else "only later" if seen.only_in else "unused"
         yield Part(size, colour, f"{name}, {LEGEND[colour]}")
@@ -175,13 +181,15 @@ def _group(box: Box, name: str, size: float, found: Sequence[Part]) -> Iterator[
                 "#ffffff" if part.colour in {"touched", "hidden"} else "#333333",
             )
     if titled:
-        shown = label[: int((box.width - 6) / LETTER_PX)]
+        shown = label[: int((box.width - 6) / BOLD_PX)]
         yield f'<text x="{box.x + 3:.1f}" y="{box.y + 11:.1f}" font-weight="bold">{escape(shown)}</text>'
     yield "</g>"
 
 
 def _label(box: Box, name: str, colour: str) -> Iterator[str]:
-    if box.height > 14 and box.width > len(name) * LETTER_PX + 6:
+    letters = int((box.width - 6) / LETTER_PX)
+    if box.height > 14 and letters >= LEAST_LETTERS:
+        name = name if len(name) <= letters else f"{name[: letters - 1]}…"
         yield f'<text x="{box.x + 3:.1f}" y="{box.y + 12:.1f}" fill="{colour}">{escape(name)}</text>'
 
 
@@ -197,4 +205,4 @@ def _legend() -> Iterator[str]:
     for name, meaning in LEGEND.items():
         yield _rectangle(Box(x, y, 14, 14), COLOURS[name])
         yield f'<text x="{x + 19:.1f}" y="{y + 11:.1f}" font-size="12">{escape(meaning)}</text>'
-        x += 34 + len(meaning) * 6.6
+        x += 32 + len(meaning) * 6.3

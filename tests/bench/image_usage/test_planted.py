@@ -158,7 +158,8 @@ def test_too_little_use_fails(planted: str) -> None:
 
 def test_figures_of_a_real_server_are_the_same_again(server: str, tmp_path: Path) -> None:
     address = "$(docker inspect -f '{{.NetworkSettings.IPAddress}}' $CONTAINER)"
-    work = f"for turn in 1 2 3; do curl --silent --fail --retry 40 --retry-connrefused --retry-delay 1 http://{address}/ >/dev/null; done"
+    request = f"curl --silent --fail --retry 40 --retry-connrefused --retry-delay 1 http://{address}/"
+    work = f"for turn in 1 2 3; do {request} >/dev/null; done"
     first, second = (measure(tmp_path, server, "--during", work) for _ in range(2))
     for sums in ("ours", "whole"):
         for figure in ("size_bytes", "opened_bytes", "read_bytes", "touched_bytes"):

@@ -50,9 +50,9 @@ def test_a_process_that_executes_another_program_begins_another_life(processes: 
     processes.executes(100, "/bin/sh", 1)
     assert processes.opens(100, 2) == 0
     processes.executes(100, "/usr/bin/python3", 3)
-    assert processes.lives[1].arguments == ()
+    assert not processes.lives[1].arguments
     assert processes.of(100, 4) == 1
-    assert processes.lives[1].arguments == ()  # reading the program, the kernel has not replaced it yet
+    assert not processes.lives[1].arguments  # reading the program, the kernel has not replaced it yet
     assert processes.opens(100, 5) == 1
     assert processes.lives[1].arguments == ("python", "-m", "server")
 

@@ -58,13 +58,23 @@ def test_sentences_to_act_on() -> None:
     assert sentences == [
         "numpy's tests: 8.0 MB in 2 files, never opened; drop them.",
         "3.0 MB in 1 file written again by a later layer; make each file once, in one instruction.",
-        "pip: 2.0 MB in 1 file, of which nothing was opened; uninstall it at the end of the build.",
+        "pip: 2.0 MB in 1 file, of which the work used nothing; uninstall it at the end of the build.",
         "1.5 MB in 1 file deleted by a later layer, which does not make the image smaller; "
         "delete them in the same instruction.",
     ]
     assert [one.saves_bytes for one in advise(ROWS)] == [8_000_000, 3_000_000, 2_000_000, 1_500_000]
     assert base_note(ROWS) == ("Of the base, 4.0 MB of 10 MB were opened: a smaller base could save at most 6.0 MB.")
     assert base_note([one for one in ROWS if one.ours]) == ""
+
+
+def test_a_package_whose_metadata_alone_was_read_was_not_used() -> None:
+    rows = [
+        row("/pip/x.py", 2_000_000, package="pip", kind="Python"),
+        row("/pip-1.dist-info/METADATA", 1_000, package="pip", kind="package lists", seen=used()),
+    ]
+    assert [one.text for one in advise(rows)] == [
+        "pip: 2.0 MB in 2 files, of which the work used nothing; uninstall it at the end of the build."
+    ]
 
 
 def test_no_sentence_asks_to_drop_what_a_check_or_a_test_used() -> None:

@@ -5,10 +5,10 @@ import os
 import signal
 
 FOLDER = "/planted"
-kept = [os.open(f"{FOLDER}/opened.bin", os.O_RDONLY)]
+kept: list[object] = [os.open(f"{FOLDER}/opened.bin", os.O_RDONLY)]
 for name, page in (("one-page", 5), ("mapped", None)):
-    kept.append(os.open(f"{FOLDER}/{name}.bin", os.O_RDONLY))
-    mapping = mmap.mmap(kept[-1], 0, prot=mmap.PROT_READ)
+    descriptor = os.open(f"{FOLDER}/{name}.bin", os.O_RDONLY)
+    mapping = mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)
     if page is not None:
         mapping[page * mmap.PAGESIZE]
     kept.append(mapping)
