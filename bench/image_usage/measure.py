@@ -1,0 +1,110 @@
+"""From an image, a container or a folder to a report."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from bench.image_usage import engine
+from bench.image_usage.engine import Container, Image, docker
+from bench.image_usage.errors import CannotMeasure
+from bench.image_usage.layers import View, merge, scan
+from bench.image_usage.observe import Contained, Observation, Work, observe
+from bench.image_usage.packages import owners, reader
+from bench.image_usage.rootfs import Rootfs
+from bench.image_usage.usage import Layer, Report, rows
+
+Tell = Callable[[str], None]
+
+
+def of_image(
+    image: str, options: Sequence[str], command: Sequence[str], *, work: Work, base: str | None, tell: Tell
+) -> Report:
+    """Run a container of an image, with the options of ``docker run``, and remove it.
+
+    Raises:
+        CannotMeasure: Something is lacking or has failed.
+    """
+    container = engine.create(image, options, command)
+    try:
+        return _of_container(engine.inspect_image(image), container, work, base, tell)
+    finally:
+        with contextlib.suppress(CannotMeasure):
+            docker("rm", "--force", "--volumes", container.identity)
+
+
+def of_container(name: str, work: Work, base: str | None, tell: Tell) -> Report:
+    """Restart a container, such as a service of compose, and leave it as it was: running or stopped.
+
+    Raises:
+        CannotMeasure: Something is lacking or has failed.
+    """
+    container = Container.named(name)
+    ran = container.state()["Running"]
+    if ran:
+        docker("stop", container.identity)
+    try:
+        return _of_container(engine.inspect_image(_name_of(container.image)), container, work, base, tell)
+    finally:
+        if ran:
+            docker("start", container.identity)
+
+
+def _name_of(identity: str) -> str:
+    tags = docker("image", "inspect", "--format", "{{range .RepoTags}}{{.}} {{end}}", identity).split()
+    return tags[0] if tags else identity
+
+
+def _of_container(image: Image, container: Container, work: Work, base: str | None, tell: Tell) -> Report:
+    others = engine.other_images()
+    base_name, base_layers, how = engine.base_of(image, base, others)
+    tell(f"reading the layers of {image.name}")
+    view = merge([scan(folder) for folder in image.folders])
+    owner = owners(view, reader(view, list(image.folders)))
+    seen = observe(Contained(container, image.folders), image.folders, view, work, tell)
+    layers = tuple(
+        Layer(
+            digest,
+            image.commands[number],
+            number >= base_layers,
+            tuple(
+                name
+                for name, theirs in others.items()
+                if digest in theirs and theirs != image.layers and name != base_name
+            ),
+        )
+        for number, digest in enumerate(image.layers)
+    )
+    found = rows(view, owner, seen.seen, base_layers)
+    return Report(image.name, base_name, how, layers, found, _told(work), *_seen(seen))
+
+
+def of_rootfs(folder: Path, command: Sequence[str], work: Work, tell: Tell) -> Report:
+    """Run a command in a folder that holds a root file system.
+
+    Raises:
+        CannotMeasure: Something is lacking or has failed.
+    """
+    if not folder.is_dir():
+        raise CannotMeasure(f"{folder} is not a folder")
+    folder = folder.resolve()
+    tell(f"reading {folder}")
+    view: View = merge([scan(folder)])
+    owner = owners(view, reader(view, [folder]))
+    with Rootfs(folder, command).mounted() as subject:
+        seen = observe(subject, [folder], view, work, tell)
+    found = rows(view, owner, seen.seen, 0)
+    layers = (Layer(str(folder), " ".join(command), ours=True, shared_with=()),)
+    return Report(folder.name, "", "a folder has no layers", layers, found, _told(work), *_seen(seen))
+
+
+def _told(work: Work) -> str:
+    return work.commands[0] if work.commands else f"{work.lasts_s:g} s of its own command"
+
+
+def _seen(seen: Observation) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    remarks = seen.remarks
+    if seen.restarts:
+        remarks = (*remarks, f"the engine has started it again {seen.restarts} times")
+    return seen.service, seen.sharers, remarks

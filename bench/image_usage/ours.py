@@ -1,0 +1,214 @@
+"""How much of this project's images their work uses: ``python -m bench.image_usage.ours [--folder FOLDER] [NAME …]``.
+
+Each image is watched in its place: among the other services of its compose file, while a browser shows the page. The
+detector's and the streamer's runs beside the relay are further observations of their images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from bench.image_usage import measure, report, treemap
+from bench.image_usage.engine import docker
+from bench.image_usage.errors import CannotMeasure
+from bench.image_usage.observe import Work
+from bench.image_usage.usage import Report, also
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+STAND_IN: Final = ROOT / "tests/e2e/standins/rabbitmq.Dockerfile"
+BROKER: Final = "rabbitmq:4-management"
+BASE: Final = "python:3.11-slim-bookworm"
+TRIALS: Final = 3
+LOOKS_S: Final = 20.0
+BUILD_S: Final = 1800.0
+GROUP: Final = 2000
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A compose project, and the services whose images are measured in it."""
+
+    name: str
+    files: tuple[str, ...]
+    services: tuple[str, ...]
+
+
+STACKS: Final = (
+    Stack("relay", ("compose.yaml", "compose.relay.yaml"), ("relay", "detector", "streamer")),
+    Stack("pipeline", ("compose.yaml",), ("stitcher", "detector", "streamer", "simulator")),
+    Stack("single", ("compose.single.yaml",), ("framebus",)),
+)
+"""Further observations come before those that the figures are of."""
+FURTHER: Final = {("relay", "detector"), ("relay", "streamer")}
+
+
+class Project:
+    """A stack that runs, under names and on ports of its own."""
+
+    def __init__(self, stack: Stack, secret: Path) -> None:
+        self._files = [argument for file in stack.files for argument in ("-f", file)]
+        self._name = f"image-usage-{secrets.token_hex(4)}"
+        port = _free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        self._environment = {
+            **os.environ,
+            "FRAMEBUS_PORT": str(port),
+            "FRAMEBUS_BROKER_PORT": str(_free_port()),
+            "FRAMEBUS_HOLDER": f"{self._name}-holder",
+            "FRAMEBUS_SINGLE": f"{self._name}-single",
+            "FRAMEBUS_BROKER_SECRET": str(secret),
+            "FRAMEBUS_RELAY__POLICY": "work",
+            "FRAMEBUS_RELAY__TARGET_FPS": "1",
+            "FRAMEBUS_STREAMER__BOXES_MAX_AGE_S": "60",
+        }
+
+    def compose(self, *arguments: str, timeout_s: float = 600.0) -> str:
+        """Run a command of compose.
+
+        Raises:
+            CannotMeasure: It failed; the text is the end of what it printed.
+        """
+        command = ["docker", "compose", "-p", self._name, *self._files, *arguments]
+        done = subprocess.run(
+            command, cwd=ROOT, env=self._environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            timeout=timeout_s, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            raise CannotMeasure(f"docker compose {arguments[0]} failed: {done.stderr.strip()[-400:]}")
+        return done.stdout
+
+    def start(self) -> None:
+        """Start it all; where a busy machine took too long for a health check that others wait for, once more."""
+        for trial in range(TRIALS):
+            try:
+                self.compose("up", "--detach")
+            except CannotMeasure:
+                if trial == TRIALS - 1:
+                    raise
+            else:
+                return
+
+    def measure(self, service: str, lasts_s: float) -> Report:
+        """Watch one of its containers, while the others go on."""
+        work = f"{sys.executable} -m bench.image_usage.view {self.url} {lasts_s:g}"
+        identity = self.compose("ps", "-q", service).strip()
+        return measure.of_container(identity, Work((work,)), BASE, _tell)
+
+
+@contextmanager
+def running(stack: Stack, folder: Path) -> Iterator[Project]:
+    """Start a stack, and remove it at the end."""
+    secret = folder / "broker.secret"
+    secret.write_text(f"{secrets.token_hex(24)}\n")
+    secret.chmod(0o640)
+    os.chown(secret, -1, GROUP)
+    project = Project(stack, secret)
+    try:
+        _tell(f"starting {stack.name}")
+        project.compose("build", timeout_s=BUILD_S)
+        project.start()
+        yield project
+    finally:
+        project.compose("--profile", "*", "down", "-v", "-t", "2", "--remove-orphans")
+        secret.unlink()
+
+
+@contextmanager
+def broker_image() -> Iterator[None]:
+    """Where no registry is reached, an image of Debian's server has the name of the official one meanwhile."""
+    made = not docker("images", "--quiet", BROKER).strip() and not _pulls(BROKER)
+    if made:
+        with STAND_IN.open() as dockerfile:
+            subprocess.run(
+                ["docker", "build", "--quiet", "--tag", BROKER, "-"], stdin=dockerfile, check=True, capture_output=True
+            )
+    yield
+    if made:
+        docker("rmi", BROKER)
+
+
+def _pulls(image: str) -> bool:
+    try:
+        docker("pull", "--quiet", image, timeout_s=600)
+    except CannotMeasure:
+        return False
+    return True
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def _tell(what: str) -> None:
+    print(f"{what} ...", file=sys.stderr, flush=True)
+
+
+def _write(found: Report, folder: Path, name: str) -> None:
+    (folder / f"{name}.json").write_text(json.dumps(report.as_json(found), indent=1))
+    (folder / f"{name}.svg").write_text(treemap.svg(found))
+    (folder / f"{name}.txt").write_text(report.text(found) + "\n")
+
+
+def measure_all(names: Sequence[str], folder: Path, lasts_s: float) -> list[Report]:
+    """Measure the images of these services, or of all; write a report, JSON and a picture of each into the folder."""
+    reports: list[Report] = []
+    further: dict[str, Report] = {}
+    for stack in STACKS:
+        services = [one for one in stack.services if not names or {one, stack.name}.intersection(names)]
+        if not services:
+            continue
+        with running(stack, folder) as project:
+            for service in services:
+                found = project.measure(service, lasts_s)
+                if (stack.name, service) in FURTHER:
+                    further[service] = found
+                    _write(found, folder, f"{service}-beside-the-{stack.name}")
+                    continue
+                if service in further:
+                    opened = report.opened_in(json.dumps(report.as_json(further[service])))[1]
+                    found = Report(**{**vars(found), "rows": also(found.rows, "beside the relay", opened)})
+                _write(found, folder, service)
+                reports.append(found)
+                print(report.text(found), end="\n\n", flush=True)
+    return reports
+
+
+def main() -> int:
+    """Measure what is named, and print a line an image at the end."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.image_usage.ours", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="relay, pipeline, single, or a service of theirs; all without any"
+    )
+    parser.add_argument("--folder", type=Path, default=ROOT / ".bench/image-usage", help="where reports are written")
+    parser.add_argument(
+        "--for", type=float, default=LOOKS_S, dest="lasts_s", metavar="SECONDS", help="with the page open"
+    )
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with broker_image():
+            reports = measure_all(options.names, options.folder, options.lasts_s)
+    except CannotMeasure as error:
+        print(f"image usage: {error}", file=sys.stderr)
+        return 2
+    for one in reports:
+        print(one.summary())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,29 @@
+"""A viewer of the page, as the work to watch: ``python -m bench.image_usage.view URL SECONDS``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Final
+
+CHROMIUM: Final = Path("/usr/bin/chromium")
+LIVE_S: Final = 120.0
+
+
+def view(url: str, lasts_s: float) -> None:
+    """Open the page in a browser, wait until its picture is live, and look at it for a while."""
+    from playwright.sync_api import expect, sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 1280, "height": 500})
+        page.goto(url)
+        expect(page.locator("#state")).to_have_text("live", timeout=LIVE_S * 1e3)
+        page.wait_for_timeout(lasts_s * 1e3)
+        for path in ("/api/status", "/metrics"):
+            page.request.get(f"{url}{path}")
+        browser.close()
+
+
+if __name__ == "__main__":
+    view(sys.argv[1], float(sys.argv[2]))

@@ -1,0 +1,3 @@
+#!/bin/sh
+cat /planted/only-start.bin >/dev/null
+exec python /planted/server.py
