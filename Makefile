@@ -63,8 +63,11 @@ test: lint ## the same with the slow tests, in several minutes
 	$(PYTEST) -m "not long" tests/e2e
 
 # Installs the wheel into environments of each Python version that it is for, with dependencies from the registry.
+# Those that only compute share the two cores test by test; the others have the machine for themselves.
+COMPUTING := tests/verification tests/services/stitcher/calibration tests/services/stitcher/rendering
 test-long: coverage $(VENV)/installed-bench ## the tests that take minutes: containers, faults put back, coverage
-	$(PYTEST) -m long
+	$(PYTEST) --numprocesses 2 --dist worksteal -m long $(COMPUTING)
+	$(PYTEST) -m long --durations 25 $(addprefix --ignore ,$(COMPUTING))
 
 # The tests of the package run the library from elsewhere. Other users' processes write their measurements too.
 coverage: $(VENV)/installed-dev ## branches of the library that its own tests reach, with FRAMEBUS_BACKEND=python
