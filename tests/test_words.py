@@ -23,7 +23,7 @@ MIN_PURPOSE = 10.0
 MIN_COMMENT_SHARE = 0.025
 
 
-@pytest.fixture(params=PLACES.values(), ids=PLACES.keys())
+@pytest.fixture(params=list(PLACES.values()), ids=list(PLACES))
 def paths(request: pytest.FixtureRequest) -> tuple[Path, ...]:
     """Files and folders whose texts keep the limits."""
     found: tuple[Path, ...] = request.param
