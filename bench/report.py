@@ -20,7 +20,7 @@ PEERS: Final = "peers"
 TABLES: Final = {
     "targets.md": "what framebus sets out to reach, and where another is ahead",
     "peers.md": "every peer, by frame size and by subscribers, and how each hands over",
-    "conditions.md": "pace, jitter, frame sizes, subscribers, cores, containers; attaching; copies",
+    "conditions.md": "frame rate, jitter, frame sizes, subscribers, cores, containers; attaching; copies",
 }
 """What each file holds."""
 Rows = list[dict[str, float]]

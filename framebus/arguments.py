@@ -34,7 +34,7 @@ def whole_number(value: Any, what: str, least: int, most: int | None = None) -> 
         number = least - 1
     if number < least or (most is not None and number > most):
         limits = f"{least} or more" if most is None else f"from {least} to {most}"
-        raise InvalidArgument(f"{what} is a whole number, {limits}, not {shown(value)}")
+        raise InvalidArgument(f"{what} is a whole number, {limits}, not {short_repr(value)}")
     return number
 
 
@@ -51,11 +51,13 @@ def seconds(value: Any, what: str) -> float | None:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not 0 <= number < math.inf:
-        raise InvalidArgument(f"{what} is a finite number of seconds from 0 on, or None for ever, not {shown(value)}")
+        raise InvalidArgument(
+            f"{what} is a finite number of seconds from 0 on, or None for no limit, not {short_repr(value)}"
+        )
     return number
 
 
-def truth(value: Any, what: str) -> bool:
+def boolean(value: Any, what: str) -> bool:
     """Return ``value`` as a bool.
 
     Raises:
@@ -64,10 +66,10 @@ def truth(value: Any, what: str) -> bool:
     try:
         return bool(value)
     except (TypeError, ValueError):
-        raise InvalidArgument(f"{what} is True or False, not {shown(value)}") from None
+        raise InvalidArgument(f"{what} is True or False, not {short_repr(value)}") from None
 
 
-def shown(value: Any) -> str:
+def short_repr(value: Any) -> str:
     """Return the beginning of the value's repr for an error message, or its type if the repr cannot be made."""
     try:
         return f"{value!r:.80}"
@@ -83,7 +85,7 @@ def one_of(value: Any, what: str, allowed: tuple[str, ...]) -> str:
     """
     if not isinstance(value, str) or value not in allowed:
         words = ", ".join(map(repr, allowed[:-1]))
-        raise InvalidArgument(f"{what} is {words} or {allowed[-1]!r}, not {shown(value)}")
+        raise InvalidArgument(f"{what} is {words} or {allowed[-1]!r}, not {short_repr(value)}")
     return value
 
 

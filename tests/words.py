@@ -155,9 +155,10 @@ def messages(path: Path) -> list[Passage]:
     documented = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     found = []
     for node in ast.walk(tree):
-        is_text = isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documented
-        if is_text and len(node.value.split()) >= MIN_MESSAGE_WORDS:
-            found.append(Passage(path, node.lineno, " ".join(node.value.split())))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documented:
+            words = node.value.split()
+            if len(words) >= MIN_MESSAGE_WORDS:
+                found.append(Passage(path, node.lineno, " ".join(words)))
     return found
 
 

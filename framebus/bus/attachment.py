@@ -19,7 +19,7 @@ from framebus.errors import (
     SubscriberLimitReached,
     TooManyLeases,
 )
-from framebus.ring.admission import Record, remove_dead_records, take_seats
+from framebus.ring.admission import RecordFile, remove_dead_records, take_seats
 from framebus.ring.leases import Lease, Reader
 from framebus.ring.record import SubscriberRecord
 from framebus.ring.subscriber_ring import StaleRing, SubscriberRing
@@ -33,7 +33,7 @@ class Attachment:
     """A subscriber's resources of a stream. The subscriber's thread uses it; :meth:`retire` is thread-safe."""
 
     # Defaults for leave(), which the constructor calls if it fails before it has set these.
-    _record: Record | None = None
+    _record: RecordFile | None = None
     _last_statistics: SubscriberStatistics | None = None
     _has_left = False
 
@@ -76,7 +76,7 @@ class Attachment:
             self._ring = self._wait_for_ring(attach_timeout_s)
             self._reader: Reader = self._ring.reader
             remove_dead_records(stream)
-            self._record = Record(stream, record)
+            self._record = RecordFile(stream, record)
             self._reader.report_to(self._record.segment)
             self._waiter: Waiter = waiter_for(record.wake, stream)
         except BaseException:

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from framebus.arguments import shown, truth, whole_number
+from framebus.arguments import boolean, short_repr, whole_number
 from framebus.errors import FramebusError, InvalidArgument
 from framebus.ring.frame_header import DTYPES, Arrangement, Description, FrameHeader
 
@@ -51,10 +51,10 @@ class FrameFormat:
         if self.channels is not None:
             set_field(self, "channels", whole_number(self.channels, "the number of channels", 1, MAX_SIDE))
         set_field(self, "dtype", _dtype_name(self.dtype))
-        set_field(self, "planar", truth(self.planar, "planar"))
+        set_field(self, "planar", boolean(self.planar, "planar"))
         label = self.pixel_format
         if not isinstance(label, str) or not (label.isascii() and label.isprintable()) or len(label) > MAX_LABEL:
-            raise InvalidArgument(f"a pixel format is up to {MAX_LABEL} ASCII letters, not {shown(label)}")
+            raise InvalidArgument(f"a pixel format is up to {MAX_LABEL} ASCII letters, not {short_repr(label)}")
         if label in SUBSAMPLED:
             self._check_subsampled()
         elif self.planar and self.channels is None:
@@ -88,7 +88,7 @@ class FrameFormat:
             pixels = np.asarray(array)
         except (TypeError, ValueError, RuntimeError, FramebusError) as error:
             raise InvalidArgument(f"a frame is made of an array, not of {type(array).__name__}: {error}") from None
-        shape, dtype, planar = pixels.shape, pixels.dtype, truth(planar, "planar")
+        shape, dtype, planar = pixels.shape, pixels.dtype, boolean(planar, "planar")
         if isinstance(pixel_format, str) and pixel_format in SUBSAMPLED:
             if len(shape) != 2 or shape[0] % 3:
                 raise InvalidArgument(f"an array in {pixel_format} has the shape (height * 3 // 2, width), not {shape}")
@@ -184,5 +184,7 @@ def _dtype_name(dtype: Any) -> str:
         except (TypeError, ValueError, SyntaxError, OverflowError, RecursionError, Warning):
             found = None
     if found is None or found.str not in DTYPES:
-        raise InvalidArgument(f"the values of a frame are {allowed}, in this machine's byte order, not {shown(dtype)}")
+        raise InvalidArgument(
+            f"the values of a frame are {allowed}, in this machine's byte order, not {short_repr(dtype)}"
+        )
     return found.name

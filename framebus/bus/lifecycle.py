@@ -17,7 +17,7 @@ from framebus.shm import forks
 
 OLDEST: Final = 2
 """The oldest generation of the garbage collector. Its collection includes all others."""
-PATIENCE_S: Final = 5.0
+TIMEOUT_S: Final = 5.0
 RETRY_AFTER_S: Final = 0.001
 
 
@@ -119,7 +119,7 @@ def collect_garbage() -> None:
     # The callback tells whether a full collection ran in this thread, which gc.collect() itself does not.
     gc.callbacks.append(note)
     try:
-        deadline_s = time.monotonic() + PATIENCE_S
+        deadline_s = time.monotonic() + TIMEOUT_S
         while time.monotonic() < deadline_s:
             gc.collect()
             if collected:

@@ -154,7 +154,7 @@ class Loan:
             with contextlib.suppress(FramebusError):  # an error here must not replace the exception of the block
                 self.abandon()
         elif self._claim.is_open:
-            self.abandon() if self._is_as_it_came() else self.publish()
+            self.abandon() if self._is_untouched() else self.publish()
 
     def _freeze(self) -> None:
         pixels = self._array
@@ -162,7 +162,7 @@ class Loan:
             self._array = None
             pixels.setflags(False)  # type: ignore[call-arg]  # as a keyword argument it takes 2,000 more instructions
 
-    def _is_as_it_came(self) -> bool:
+    def _is_untouched(self) -> bool:
         claim = self._claim
         times = ((self.captured_ns, claim.now_ns), (self.captured_wall_ns, claim.now_wall_ns))
         return (

@@ -8,7 +8,7 @@ from threading import get_ident
 from time import monotonic
 from typing import Any, Final
 
-from framebus.arguments import check_environment, seconds, shown, truth, whole_number
+from framebus.arguments import boolean, check_environment, seconds, short_repr, whole_number
 from framebus.bus import lifecycle
 from framebus.bus.formats import FrameFormat
 from framebus.bus.loans import Loan, pack_metadata
@@ -71,7 +71,9 @@ class Publisher(lifecycle.Endpoint):
         self.stream: str = check_name(stream)
         """The stream's name."""
         if not isinstance(frame_format, FrameFormat):
-            raise InvalidArgument(f"frame_format is a FrameFormat, as FrameFormat.of(array), not {shown(frame_format)}")
+            raise InvalidArgument(
+                f"frame_format is a FrameFormat, as FrameFormat.of(array), not {short_repr(frame_format)}"
+            )
         self.format = frame_format
         """The largest frame, and the default format of loans."""
         geometry = Geometry.for_frames(
@@ -83,7 +85,7 @@ class Publisher(lifecycle.Endpoint):
         self._thread = None
         self._forked = False
         self._abandoned = self._dropped = 0
-        self._served = ServedStream(stream, frame_format, geometry, keep_ring=truth(keep_ring, "keep_ring"))
+        self._served = ServedStream(stream, frame_format, geometry, keep_ring=boolean(keep_ring, "keep_ring"))
         self._first_sequence = self._served.writer.next_sequence
         self._closed = False
         lifecycle.register(self)
@@ -181,7 +183,7 @@ class Publisher(lifecycle.Endpoint):
             timeout_s = seconds(timeout_s, "timeout_s")
         claim = served.writer.claim(prepared.description)
         if claim is None:
-            claim = self._claim_with_patience(prepared.description, timeout_s)
+            claim = self._retry_claim(prepared.description, timeout_s)
             if prepared.arrays is not None:
                 prepared = served.prepared  # the claim may be in a new ring, with other arrays
         served.full_since_s = None
@@ -203,7 +205,7 @@ class Publisher(lifecycle.Endpoint):
         self._begin_close()
         served.close()
 
-    def _claim_with_patience(self, description: bytes, timeout_s: float | None) -> Claim:
+    def _retry_claim(self, description: bytes, timeout_s: float | None) -> Claim:
         """Claim a slot after the first attempt found none: check why, and retry until the time-out.
 
         Raises:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from framebus.arguments import shown
+from framebus.arguments import short_repr
 from framebus.bus.formats import FrameFormat, Pixels
 from framebus.errors import FormatMismatch, FramebusError, FrameTooLarge, InvalidArgument, StreamExists
 from framebus.notify.local_socket import socket_path
@@ -120,7 +120,7 @@ class ServedStream:
             FrameTooLarge: Its frames do not fit in a slot.
         """
         if not isinstance(frame_format, FrameFormat):
-            raise InvalidArgument(f"frame_format is a FrameFormat or None, not {shown(frame_format)}")
+            raise InvalidArgument(f"frame_format is a FrameFormat or None, not {short_repr(frame_format)}")
         slot_bytes = self.ring.geometry.slot_bytes
         if frame_format.frame_bytes > slot_bytes:
             raise FrameTooLarge(

@@ -18,7 +18,7 @@ from framebus.ring.record import SubscriberRecord
 from framebus.shm.directory import check_directory
 
 MIB: Final = 1 << 20
-PATIENCE_S: Final = 0.3
+CLOCK_TIMEOUT_S: Final = 0.3
 """How long to wait for a frame that shows whether the publisher has the same clock."""
 MAX_LATENCY_NS: Final = 60_000_000_000
 """A latency that is longer, or not positive, is the difference between two clocks."""
@@ -27,7 +27,7 @@ MAX_LATENCY_NS: Final = 60_000_000_000
 def run_list(options: argparse.Namespace) -> int:
     """Print a line for each stream."""
     check_directory()
-    found = survey(patience_s=PATIENCE_S)
+    found = survey(timeout_s=CLOCK_TIMEOUT_S)
     if options.json:
         write_json([to_json(stream) for stream in found])
         return 0
@@ -58,7 +58,7 @@ def run_list(options: argparse.Namespace) -> int:
 def run_inspect(options: argparse.Namespace) -> int:
     """Print all details of one stream."""
     check_directory()
-    stream = inspect(options.name, patience_s=PATIENCE_S)
+    stream = inspect(options.name, timeout_s=CLOCK_TIMEOUT_S)
     if options.json:
         write_json(to_json(stream))
         return 0
@@ -143,7 +143,7 @@ class _Sample:
 
 def _sample() -> _Sample:
     taken_s = time.monotonic()
-    readable, unreadable = _divide(survey(patience_s=PATIENCE_S))
+    readable, unreadable = _divide(survey(timeout_s=CLOCK_TIMEOUT_S))
     return _Sample(taken_s, {stream.name: stream for stream in readable}, unreadable)
 
 

@@ -11,7 +11,7 @@ from framebus.bus import FrameFormat
 from framebus.cli.findings import MIB, Finding
 from framebus.cli.output import columns, wrap, write, write_json
 from framebus.cli.room import judge_directory
-from framebus.cli.show import PATIENCE_S
+from framebus.cli.show import CLOCK_TIMEOUT_S
 from framebus.errors import FramebusError, UnsupportedEnvironment
 from framebus.inspect.leftovers import Leftover, find_leftovers
 from framebus.inspect.streams import StreamInfo, UnreadableStream, survey
@@ -46,7 +46,7 @@ def run_size(options: argparse.Namespace) -> int:
 
 def run_doctor(options: argparse.Namespace) -> int:
     """Print what is wrong and what to do; return 1 if there is a problem."""
-    found = survey(patience_s=PATIENCE_S)
+    found = survey(timeout_s=CLOCK_TIMEOUT_S)
     findings = [*judge_directory(has_streams=bool(found)), _judge_backend(), *map(_judge_stream, found)]
     unreadable = {companion_path(stream.name, "ring") for stream in found if isinstance(stream, UnreadableStream)}
     findings += [

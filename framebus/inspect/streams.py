@@ -97,12 +97,12 @@ class UnreadableStream:
     """The file's permissions."""
 
 
-def inspect(stream: str, *, patience_s: float = 0.0) -> StreamInfo:
+def inspect(stream: str, *, timeout_s: float = 0.0) -> StreamInfo:
     """Inspect one stream.
 
     Args:
         stream: Name of the stream.
-        patience_s: Seconds to wait for a further frame if the clocks disagree on the age of the newest one. A frame
+        timeout_s: Seconds to wait for a further frame if the clocks disagree on the age of the newest one. A frame
             that arrives during this time shows whether its publisher has the same clock.
 
     Raises:
@@ -116,7 +116,7 @@ def inspect(stream: str, *, patience_s: float = 0.0) -> StreamInfo:
         raise StreamNotFound(f"no publisher serves the stream {stream!r} here") from None
     try:
         fd = holder.fd
-        looked_ns = time.monotonic_ns()
+        begun_ns = time.monotonic_ns()
         head = os.pread(fd, PAGE_BYTES, 0)
         header = RingHeader.unpack(head, os.fstat(fd).st_size)
         geometry = header.geometry
@@ -126,11 +126,11 @@ def inspect(stream: str, *, patience_s: float = 0.0) -> StreamInfo:
         age_s, age_unknown = None, ""
         if frame is not None:
             age_s, age_unknown = _age_of(frame)
-            if age_unknown == _DOUBTFUL_CLOCK and live and patience_s > 0:
-                later = _next_frame(fd, header, tail, patience_s)
+            if age_unknown == _DOUBTFUL_CLOCK and live and timeout_s > 0:
+                later = _next_frame(fd, header, tail, timeout_s)
                 if later is not None:
-                    # It was published after `looked_ns`, if both processes have the same clock.
-                    age_s, age_unknown = _age_since(later, looked_ns)
+                    # It was published after `begun_ns`, if both processes have the same clock.
+                    age_s, age_unknown = _age_since(later, begun_ns)
         return StreamInfo(
             name=stream,
             live=live,
@@ -157,16 +157,16 @@ def streams() -> list[StreamInfo]:
     return [stream for stream in survey() if isinstance(stream, StreamInfo)]
 
 
-def survey(*, patience_s: float = 0.0) -> list[StreamInfo | UnreadableStream]:
+def survey(*, timeout_s: float = 0.0) -> list[StreamInfo | UnreadableStream]:
     """Return all streams in this /dev/shm that have a ring, sorted by name, including unreadable ones.
 
     Args:
-        patience_s: As for :func:`inspect`.
+        timeout_s: As for :func:`inspect`.
     """
     found: list[StreamInfo | UnreadableStream] = []
     for name in stream_names():
         try:
-            found.append(inspect(name, patience_s=patience_s))
+            found.append(inspect(name, timeout_s=timeout_s))
         except StreamNotFound:
             continue
         except (LayoutMismatch, PermissionDenied) as error:
@@ -208,9 +208,9 @@ def _age_since(frame: FrameHeader, since_ns: int) -> tuple[float | None, str]:
     return None, _OTHER_CLOCK
 
 
-def _next_frame(fd: int, header: RingHeader, tail: int, patience_s: float) -> FrameHeader | None:
-    """Return the header of a frame that is published within ``patience_s``, or ``None``."""
-    deadline_s = time.monotonic() + patience_s
+def _next_frame(fd: int, header: RingHeader, tail: int, timeout_s: float) -> FrameHeader | None:
+    """Return the header of a frame that is published within ``timeout_s``, or ``None``."""
+    deadline_s = time.monotonic() + timeout_s
     while time.monotonic() < deadline_s:
         time.sleep(0.005)
         (newer,) = struct.unpack("<Q", os.pread(fd, 8, TAIL))

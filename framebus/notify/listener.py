@@ -108,11 +108,11 @@ class Listener:
             raise EOFError
         for flags, body in self._decoder.feed(received):
             if flags & COMMAND:
-                self._obey(body)
+                self._handle_command(body)
             elif flags & MORE or not body.startswith(self._topic):
                 self.rejected += 1
 
-    def _obey(self, body: bytes) -> None:
+    def _handle_command(self, body: bytes) -> None:
         if self._socket is None:
             return
         name, rest = read_command(body)

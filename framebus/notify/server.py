@@ -50,7 +50,7 @@ READ_BYTES: Final = 256
 """A poll reads this from at most ``MAX_READS`` connections, and accepts as many, to limit how long it takes."""
 CONNECTING_NS: Final = 1_000_000_000
 """How long a new connection that has not subscribed is polled with every frame."""
-MAX_ODD_SUBSCRIPTIONS: Final = 100
+MAX_UNKNOWN_SUBSCRIPTIONS: Final = 100
 """Disconnect a peer after this many subscriptions to unknown topics."""
 POLL_EVERY_NS: Final = 500_000_000
 """How often to poll while no peer is connecting. A new subscriber may miss the notifications until the next poll."""
@@ -77,7 +77,7 @@ class Connection:
         self._topic = topic
         self._decoder = Decoder(MAX_FRAME_BYTES)
         self._is_subscriber = False
-        self._odd = 0
+        self._unknown_subscriptions = 0
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         send_all((connected,), hello(b"XPUB"))
 
@@ -124,8 +124,8 @@ class Connection:
         elif what == CANCEL and self._topic.startswith(prefix) and self.subscriptions:
             self.subscriptions -= 1
         else:
-            self._odd += 1
-            if self._odd > MAX_ODD_SUBSCRIPTIONS:
+            self._unknown_subscriptions += 1
+            if self._unknown_subscriptions > MAX_UNKNOWN_SUBSCRIPTIONS:
                 raise ProtocolError("too many subscriptions to unknown topics")
 
 

@@ -14,6 +14,15 @@ MAX_FRAME_BYTES: Final = 255
 MORE, LONG, COMMAND = 1, 2, 4
 """Flags of a frame."""
 GREETING_BYTES: Final = 64
+SIGNATURE_BEGIN: Final = 0xFF
+SIGNATURE_END_AT: Final = 9
+SIGNATURE_END_BIT: Final = 1
+"""This bit is set in the last byte of the signature, 0x7F."""
+VERSION_AT: Final = 10
+"""Offset of the major version."""
+MIN_VERSION: Final = 3
+MECHANISM: Final = slice(12, 32)
+"""The security mechanism, padded with NUL."""
 GREETING: Final = (b"\xff" + bytes(8) + b"\x7f" + b"\3\0" + b"NULL").ljust(GREETING_BYTES, b"\0")
 SUBSCRIBE, CANCEL = b"\1", b"\0"
 
@@ -85,11 +94,15 @@ class Decoder:
 
     def _take_greeting(self) -> bool:
         content = self._received
-        if content[0] != 0xFF or (len(content) > 10 and (not content[9] & 1 or content[10] < 3)):
+        # Reject a peer as soon as its version is there: one of ZMTP 2 or older waits for an answer after 10 bytes.
+        is_zmtp = content[0] == SIGNATURE_BEGIN
+        if is_zmtp and len(content) > VERSION_AT:
+            is_zmtp = bool(content[SIGNATURE_END_AT] & SIGNATURE_END_BIT) and content[VERSION_AT] >= MIN_VERSION
+        if not is_zmtp:
             raise ProtocolError("not a greeting of ZMTP 3")
         if len(content) < GREETING_BYTES:
             return False
-        if content[12:32].rstrip(b"\0") != b"NULL":
+        if content[MECHANISM].rstrip(b"\0") != b"NULL":
             raise ProtocolError("the security mechanism is not NULL")
         del content[:GREETING_BYTES]
         return True

@@ -445,7 +445,7 @@ static int copy_message(PyObject *message, Message *copy)
     return 0;
 }
 
-static void send_all(PyObject *sockets, Py_ssize_t count, const Message *told)
+static void send_all(PyObject *sockets, Py_ssize_t count, const Message *message)
 {
     for (Py_ssize_t number = 0; number < count; number++) {
         PyObject *socket = PySequence_GetItem(sockets, number);
@@ -455,8 +455,8 @@ static void send_all(PyObject *sockets, Py_ssize_t count, const Message *told)
             PyErr_Clear(); /* the frame is already published, and the other sockets must still be notified */
             continue;
         }
-        ssize_t sent = send(fd, told->content, (size_t)told->length, MSG_NOSIGNAL | MSG_DONTWAIT);
-        if (sent >= 0 && sent < told->length)
+        ssize_t sent = send(fd, message->content, (size_t)message->length, MSG_NOSIGNAL | MSG_DONTWAIT);
+        if (sent >= 0 && sent < message->length)
             shutdown(fd, SHUT_RDWR);
     }
 }
@@ -466,11 +466,11 @@ static PyObject *writer_publish(Writer *self, ARGUMENTS)
     static const Parameters parameters = {
         "publish", 3, 5, {"claim", "captured_ns", "captured_wall_ns", "sockets", "message"}};
     PyObject *found[5];
-    Message told;
+    Message copy;
     if (sort_arguments(&parameters, arguments, count, keywords, found) < 0)
         return NULL;
     Py_ssize_t sockets = found[3] ? PySequence_Size(found[3]) : 0;
-    if (sockets < 0 || (sockets && copy_message(found[4], &told) < 0))
+    if (sockets < 0 || (sockets && copy_message(found[4], &copy) < 0))
         return NULL;
     uint64_t captured_ns = (uint64_t)PyLong_AsLongLong(found[1]);
     uint64_t captured_wall_ns = PyErr_Occurred() ? 0 : (uint64_t)PyLong_AsLongLong(found[2]);
@@ -510,11 +510,11 @@ static PyObject *writer_publish(Writer *self, ARGUMENTS)
      * between. */
     move_to_end(self, (uint8_t)slot);
     if (sockets) { /* last, because a socket's fileno() may run Python code, which must find the frame published */
-        put_big_endian(told.content + told.at[SEQUENCE_AT_ITEM], sequence);
-        told.content[told.at[SLOT_AT_ITEM]] = (char)slot;
-        put_big_endian(told.content + told.at[CAPTURED_AT_ITEM], captured_ns);
-        put_big_endian(told.content + told.at[PUBLISHED_AT_ITEM], (uint64_t)published_ns);
-        send_all(found[3], sockets, &told);
+        put_big_endian(copy.content + copy.at[SEQUENCE_AT_ITEM], sequence);
+        copy.content[copy.at[SLOT_AT_ITEM]] = (char)slot;
+        put_big_endian(copy.content + copy.at[CAPTURED_AT_ITEM], captured_ns);
+        put_big_endian(copy.content + copy.at[PUBLISHED_AT_ITEM], (uint64_t)published_ns);
+        send_all(found[3], sockets, &copy);
     }
     return PyLong_FromLongLong(published_ns);
 }

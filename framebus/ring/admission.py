@@ -31,7 +31,7 @@ from framebus.shm.segment import RING_MODE, Segment
 ADMISSION_TIMEOUT_S: Final = 0.5
 UNFINISHED: Final = ".new"
 """Suffix of a record's file until it is locked."""
-MAX_LOOKED_AT: Final = 256
+MAX_RECORDS_CHECKED: Final = 256
 """Records that one subscriber checks for dead owners, to limit how long it takes to subscribe."""
 _ALIVE: Final = locks.write_lock(0)
 _PROBE: Final = locks.read_lock(0)
@@ -71,7 +71,7 @@ def seats_taken(fd: int, geometry: Geometry) -> int:
     return sum(locks.is_locked(fd, locks.write_lock(LOCK_SEATS + seat)) for seat in range(geometry.seats))
 
 
-class Record:
+class RecordFile:
     """The file of a subscriber's record, locked while the subscriber lives. Other processes only read it.
 
     The file gets its final name after it is locked, and the random suffix is never reused. A file with a final name and
@@ -95,7 +95,7 @@ class Record:
         self.segment.buffer[: len(content)] = content
         self.segment.try_lock(_ALIVE)
         try:
-            self.segment.take_name(self._name)
+            self.segment.rename(self._name)
         except FileNotFoundError:
             return False  # before it was locked it looked like a leftover, and another process removed it
         return True
@@ -121,11 +121,11 @@ class Record:
 def remove_dead_records(stream: str) -> int:
     """Remove the records that killed subscribers of this user left behind; return how many.
 
-    At most ``MAX_LOOKED_AT`` records are checked; the next subscriber or ``framebus gc`` removes the others. Unfinished
-    records are skipped, because their subscriber may be about to lock them.
+    At most ``MAX_RECORDS_CHECKED`` records are checked; the next subscriber or ``framebus gc`` removes the others.
+    Unfinished records are skipped, because their subscriber may be about to lock them.
     """
     removed = 0
-    paths = companion_paths(stream, "sub.*")[:MAX_LOOKED_AT]
+    paths = companion_paths(stream, "sub.*")[:MAX_RECORDS_CHECKED]
     for path, fd in _opened(path for path in paths if not path.name.endswith(UNFINISHED)):
         with contextlib.suppress(OSError):
             if os.fstat(fd).st_uid == os.geteuid() and not locks.is_locked(fd, _PROBE):

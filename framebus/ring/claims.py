@@ -158,7 +158,7 @@ class Writer:
             ValueError: The claim belongs to another writer, or was published or abandoned; or the message is too long,
                 or an offset is outside it.
         """
-        told = check_message(message) if len(sockets) else None
+        checked = check_message(message) if len(sockets) else None
         if not isinstance(claim, Claim) or claim.writer is not self or not claim.is_open:
             raise ValueError("the claim is not an open one of this writer")
         captured, captured_wall = _word(captured_ns), _word(captured_wall_ns)
@@ -176,15 +176,15 @@ class Writer:
             words[seq + PUBLISHED_WORD] = published_ns
             try:
                 words[seq] = sequence  # P5: a subscriber may lock the slot as soon as it is unlocked
-                self._let_in(claim, sequence)
+                self._make_visible(claim, sequence)
             except BaseException:
                 # A signal handler may raise between any two steps. Each step may be repeated. After P5, a subscriber
                 # that searches the slots may find the sequence, so P6 to P8 must follow.
                 if words[seq] == sequence:
-                    self._let_in(claim, sequence)
+                    self._make_visible(claim, sequence)
                 raise
-            if told is not None:
-                send_all(sockets, told.render(sequence, slot, captured_ns, published_ns))
+            if checked is not None:
+                send_all(sockets, checked.render(sequence, slot, captured_ns, published_ns))
             return published_ns
         finally:
             self._is_used = False
@@ -219,7 +219,7 @@ class Writer:
             finish()
             self._at_end = None
 
-    def _let_in(self, claim: Claim, sequence: int) -> None:
+    def _make_visible(self, claim: Claim, sequence: int) -> None:
         segment, slot = self.segment, claim.slot
         # Forget the claim before P6, to prevent a sweep from unlocking the slot after it was claimed again.
         self._forget(claim)

@@ -119,7 +119,7 @@ class PublisherRing:
             segment.words32[STATE_WORD] = OPEN
             if not segment.try_lock(LIVE_WRITE):
                 raise FramebusError(f"{segment.path} was locked by another process at once")  # noqa: TRY301  undone below
-            segment.take_name(name)
+            segment.rename(name)
             self._use(segment, first_sequence)
         except BaseException:
             # A signal handler may have raised before the segment was stored.

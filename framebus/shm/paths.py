@@ -9,7 +9,7 @@ import secrets
 from pathlib import Path
 from typing import Final
 
-from framebus.arguments import shown
+from framebus.arguments import short_repr
 from framebus.errors import InvalidArgument, InvalidName
 from framebus.shm.limits import exhausted
 
@@ -77,7 +77,7 @@ def file_names() -> list[str]:
 
 def _check_suffix(suffix: str, what: str) -> str:
     if not isinstance(suffix, str) or not suffix or "/" in suffix or not suffix.isprintable():
-        raise InvalidArgument(f"the {what} of a stream's file must be a part of a file name, not {shown(suffix)}")
+        raise InvalidArgument(f"the {what} of a stream's file must be a part of a file name, not {short_repr(suffix)}")
     return suffix
 
 

@@ -101,7 +101,7 @@ class Segment(LockHolder):
             return False
         return (status.st_dev, status.st_ino) == self.identity
 
-    def take_name(self, name: str) -> None:
+    def rename(self, name: str) -> None:
         """Rename the file atomically, replacing the file that has this name now."""
         before, self.name = self.name, name
         try:

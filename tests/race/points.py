@@ -115,8 +115,8 @@ OPENING: Final[Points] = {
     "ring opened, nothing written": lambda: before(PublisherRing, "_use"),
     "ring opened": lambda: after(PublisherRing, "_use"),
     "file created": lambda: after(shm, "create"),
-    "before the rename": lambda: before(shm.Segment, "take_name"),
-    "after the rename": lambda: after(shm.Segment, "take_name"),
+    "before the rename": lambda: before(shm.Segment, "rename"),
+    "after the rename": lambda: after(shm.Segment, "rename"),
     "before the bind": lambda: before(NotificationServer, "_bind"),
     "after the bind": lambda: after(NotificationServer, "_bind"),
 }
@@ -143,8 +143,8 @@ STORES: Final = tuple(f"before store {count} of the publication" for count in ra
 """The last changes the event word."""
 REPLACING: Final[Points] = {
     "replacement created": lambda: after(shm, "create"),
-    "replacement not renamed": lambda: before(shm.Segment, "take_name"),
-    "replacement renamed": lambda: after(shm.Segment, "take_name"),
+    "replacement not renamed": lambda: before(shm.Segment, "rename"),
+    "replacement renamed": lambda: after(shm.Segment, "rename"),
     "old ring not superseded": lambda: before(publisher_ring, "_supersede"),
     "old ring superseded": lambda: after(publisher_ring, "_supersede"),
     "replaced, nobody woken": lambda: after(PublisherRing, "replace"),
@@ -161,11 +161,11 @@ SUBSCRIBING: Final[Points] = {
     "seats taken, flock released": lambda: after(locks, "release_flock"),
     "record created": lambda: after(shm, "create"),
     "record written, not locked": lambda: before(shm.Segment, "try_lock", of_a_record),
-    "record locked": lambda: after(attachment, "Record"),
+    "record locked": lambda: after(attachment, "RecordFile"),
     "before the connection": lambda: before(Listener, "_connect"),
     "connected": lambda: after(waiting, "Listener"),
-    "before the subscription": lambda: before(Listener, "_obey", of_ready),
-    "subscribed": lambda: after(Listener, "_obey", of_ready),
+    "before the subscription": lambda: before(Listener, "_handle_command", of_ready),
+    "subscribed": lambda: after(Listener, "_handle_command", of_ready),
 }
 RECEIVING: Final[Points] = {
     "before the lease": lambda: before(leases.Reader, "_lease"),
@@ -189,7 +189,7 @@ IN_STEPS: Final = frozenset(
 )
 """Those inside of what is compiled, where nothing can interrupt: who is to die there takes the steps in Python."""
 LEAVING: Final[Points] = {
-    "record removed": lambda: after(seats.Record, "remove"),
+    "record removed": lambda: after(seats.RecordFile, "remove"),
 }
 AT_RANDOM: Final = "at random"
 POINTS: Final = {

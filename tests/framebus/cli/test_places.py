@@ -438,7 +438,7 @@ def look_from_other_time(offset_s: int) -> None:
 
 def look_everywhere() -> dict[str, tuple[int, str]]:
     for module in (show, upkeep):
-        setattr(module, "PATIENCE_S", 0.05)  # noqa: B010  in this child process only
+        setattr(module, "CLOCK_TIMEOUT_S", 0.05)  # noqa: B010  in this child process only
     found = {}
     for run in COMMANDS[:4]:
         status, output, complaint = command(*run)

@@ -220,7 +220,7 @@ def test_who_is_no_subscriber_is_shown_out(
     server: NotificationServer, connect: Callable[..., socket.socket], content: bytes
 ) -> None:
     connected, honest = connect(content), connect(GREETING + READY + ALL)
-    odd = connect(GREETING + READY + b"\0\2\1x" * server_module.MAX_ODD_SUBSCRIPTIONS)
+    odd = connect(GREETING + READY + b"\0\2\1x" * server_module.MAX_UNKNOWN_SUBSCRIPTIONS)
     for _ in range(5):
         look(server)
     assert is_closed(connected)

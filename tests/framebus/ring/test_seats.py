@@ -15,7 +15,7 @@ import pytest
 from framebus import FrameFormat, Publisher, remove_leftovers
 from framebus.errors import SubscriberLimitReached
 from framebus.inspect.streams import inspect
-from framebus.ring.admission import Record, new_record, read_records, remove_dead_records, seats_taken, take_seats
+from framebus.ring.admission import RecordFile, new_record, read_records, remove_dead_records, seats_taken, take_seats
 from framebus.ring.layout import Geometry
 from framebus.ring.record import RECORD_RECEIVED, RECORD_WORDS
 from framebus.shm import segment as shm
@@ -65,7 +65,7 @@ def test_who_holds_the_admission_for_ever_keeps_nobody_out(ring: Segment) -> Non
 
 
 def test_a_record_tells_who_lives(stream: str) -> None:
-    record = Record(stream, new_record("detector", "newest", "zmq", 2))
+    record = RecordFile(stream, new_record("detector", "newest", "zmq", 2))
     counters = RECORD_WORDS.pack(10, 3, 99, 1, 5000, 777)
     record.segment.buffer[RECORD_RECEIVED : RECORD_RECEIVED + len(counters)] = counters
     ((path, content, alive),) = read_records(stream)
@@ -105,21 +105,21 @@ def test_a_record_that_is_cleared_away_before_it_was_locked_is_written_again(
         return segment
 
     monkeypatch.setattr(shm, "create", create_and_lose)
-    record = Record(stream, new_record("detector", "newest", "zmq", 2))
+    record = RecordFile(stream, new_record("detector", "newest", "zmq", 2))
     assert [alive for _, _, alive in read_records(stream)] == [True]
     record.remove()
 
 
 def dead_record(stream: str) -> Path:
     """What a subscriber of this user leaves when it is killed."""
-    record = Record(stream, new_record("killed", "newest", "zmq", 2))
+    record = RecordFile(stream, new_record("killed", "newest", "zmq", 2))
     path = record.segment.path
     record.segment.close()
     return path
 
 
 def test_the_dead_of_this_user_are_cleared_away_and_the_living_stay(stream: str) -> None:
-    living = Record(stream, new_record("detector", "newest", "zmq", 2))
+    living = RecordFile(stream, new_record("detector", "newest", "zmq", 2))
     dead = [dead_record(stream) for _ in range(3)]
     other = dead_record(f"{stream}-2")
     assert remove_dead_records(stream) == 3
@@ -154,7 +154,7 @@ def test_what_is_no_record_of_ours_is_looked_at_without_harm(stream: str, tmp_pa
 
 
 def test_no_more_than_some_are_looked_at_in_one_go(stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("framebus.ring.admission.MAX_LOOKED_AT", 2)
+    monkeypatch.setattr("framebus.ring.admission.MAX_RECORDS_CHECKED", 2)
     for _ in range(5):
         dead_record(stream)
     assert [remove_dead_records(stream) for _ in range(4)] == [2, 2, 1, 0]
@@ -176,10 +176,10 @@ def test_a_record_that_is_being_made_is_never_cleared_away(stream: str, monkeypa
     with monkeypatch.context() as patches:
         for owner, name in (
             (posix_ipc, "SharedMemory"), (os, "fchmod"), (os, "posix_fallocate"),
-            (Segment, "try_lock"), (Segment, "take_name"),
+            (Segment, "try_lock"), (Segment, "rename"),
         ):  # fmt: skip
             patches.setattr(owner, name, interrupted(getattr(owner, name)))
-        record = Record(stream, new_record("detector", "newest", "zmq", 2))
+        record = RecordFile(stream, new_record("detector", "newest", "zmq", 2))
     assert len(removed) >= 10
     assert set(removed) == {0}
     assert [alive for _, _, alive in read_records(stream)] == [True]
@@ -194,7 +194,7 @@ def test_subscribers_that_come_and_die_side_by_side_lose_no_record_of_the_living
         kept = True
         for _ in range(40):
             remove_dead_records(stream)
-            record = Record(stream, new_record("detector", "newest", "zmq", 2))
+            record = RecordFile(stream, new_record("detector", "newest", "zmq", 2))
             kept = kept and record.segment.is_current()
             dead_record(stream)
             kept = kept and record.segment.is_current()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from framebus.ring.admission import Record, new_record, read_records
+from framebus.ring.admission import RecordFile, new_record, read_records
 from framebus.ring.frame_header import DTYPES, Description
 from framebus.ring.layout import Geometry
 from framebus.ring.message import Message, send_all
@@ -85,7 +85,7 @@ def test_the_compiled_lease_has_no_pixels_before_its_header_nor_beyond_its_slot(
 def test_a_reader_reports_what_it_took_and_goes_on_counting_in_another_ring(
     stream: str, publisher: PublisherRing
 ) -> None:
-    record = Record(stream, new_record("reader", "newest", "futex", 2))
+    record = RecordFile(stream, new_record("reader", "newest", "futex", 2))
     first = SubscriberRing(stream).reader
     first.report_to(record.segment)
     leases = []

@@ -195,7 +195,7 @@ def test_is_current_tells_a_replaced_file(name: str) -> None:
     segment = shm.create(name, 4096, 0o640)
     assert segment.is_current()
     other = shm.create(f"{name}.new", 4096, 0o640)
-    other.take_name(name)
+    other.rename(name)
     assert other.is_current()
     assert not segment.is_current()
     segment.unlink()
