@@ -1,7 +1,7 @@
-"""The detector: takes frames of the stream where they lie in shared memory, finds people in them, publishes boxes."""
+"""The detector: reads frames in place from shared memory, detects objects, and publishes their boxes."""
 
 import os
 
-# Read when onnxruntime is loaded, which otherwise counts its uses for its maker: what a camera's host does is nobody's
-# business.
+# Disable onnxruntime's telemetry, which otherwise reports its use to the vendor. It reads the variable when it is
+# loaded.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

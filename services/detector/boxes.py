@@ -1,4 +1,4 @@
-"""Boxes as arrays, and how much they overlap."""
+"""Boxes as arrays, and their overlaps."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ Flags = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Boxes:
-    """Some boxes with what they show: three arrays of the same length."""
+    """Boxes with scores and labels: three arrays of the same length."""
 
     corners: Floats
-    """Left, upper, right and lower edge of each box, in pixels: float32 of shape ``(n, 4)``."""
+    """Left, top, right and bottom of each box, in pixels: float32 of shape ``(n, 4)``."""
     scores: Floats
-    """How sure the model is of each, 0 to 1: float32 of shape ``(n,)``."""
+    """Confidence of the model for each box, 0 to 1: float32 of shape ``(n,)``."""
     labels: Integers
-    """What each box shows, as an index of the wanted labels: shape ``(n,)``."""
+    """Label of each box, as an index into the wanted labels: shape ``(n,)``."""
 
     def __len__(self) -> int:
         return len(self.scores)
 
     def take(self, which: Integers | Flags | slice) -> Boxes:
-        """The boxes at some indices, of a slice, or where a mask is true."""
+        """Return the boxes selected by indices, a slice or a mask."""
         return Boxes(self.corners[which], self.scores[which], self.labels[which])
 
 
@@ -38,7 +38,7 @@ def no_boxes() -> Boxes:
 
 
 def concatenate(parts: Iterable[Boxes]) -> Boxes:
-    """All boxes of several, in order."""
+    """Concatenate boxes, in order."""
     parts = [no_boxes(), *parts]
     return Boxes(
         np.concatenate([part.corners for part in parts]),
@@ -48,14 +48,14 @@ def concatenate(parts: Iterable[Boxes]) -> Boxes:
 
 
 def areas(corners: Floats) -> Floats:
-    """Area of each box of ``(..., 4)`` corners, in square pixels."""
+    """Return the area of each box, in square pixels. The argument has shape ``(..., 4)``."""
     sides = np.maximum(corners[..., 2:] - corners[..., :2], 0)
     product: Floats = sides[..., 0] * sides[..., 1]
     return product
 
 
 def overlap_of_pairs(first: Floats, second: Floats) -> Floats:
-    """Intersection over union of each box of ``first`` with the one of ``second`` at the same place: shape ``(n,)``."""
+    """Return the intersection over union of corresponding boxes of ``first`` and ``second``: shape ``(n,)``."""
     starts = np.maximum(first[:, :2], second[:, :2])
     ends = np.minimum(first[:, 2:], second[:, 2:])
     common = areas(np.concatenate([starts, ends], axis=1))
@@ -64,14 +64,14 @@ def overlap_of_pairs(first: Floats, second: Floats) -> Floats:
 
 
 def intersections(first: Floats, second: Floats) -> Floats:
-    """Area that each box of ``first`` has in common with each of ``second``: shape ``(len(first), len(second))``."""
+    """Return the area of intersection of each box of ``first`` with each of ``second``: shape ``(first, second)``."""
     starts = np.maximum(first[:, None, :2], second[None, :, :2])
     ends = np.minimum(first[:, None, 2:], second[None, :, 2:])
     return areas(np.concatenate([starts, ends], axis=2))
 
 
 def intersection_over_union(first: Floats, second: Floats) -> Floats:
-    """How alike boxes are, 0 (apart) to 1 (the same): shape ``(len(first), len(second))``."""
+    """Return the intersection over union, 0 (disjoint) to 1 (equal): shape ``(len(first), len(second))``."""
     common = intersections(first, second)
     union = areas(first)[:, None] + areas(second)[None, :] - common
     ratio: Floats = common / np.maximum(union, np.float32(1e-6))
@@ -79,10 +79,10 @@ def intersection_over_union(first: Floats, second: Floats) -> Floats:
 
 
 def distance_of_pairs(first: Floats, second: Floats) -> Floats:
-    """How alike pairs of boxes are, 1 (the same) down to -1 (far apart): ``(..., 4)`` corners give shape ``(...)``.
+    """Return the distance-IoU of pairs of boxes, 1 (equal) down to -1 (far apart). ``(..., 4)`` gives shape ``(...)``.
 
-    Intersection over union, less the squared distance of the centres over the squared diagonal of the box around both,
-    so that boxes that do not touch are told apart too.
+    It is the intersection over union minus the squared distance of the centres over the squared diagonal of the box
+    around both, which also ranks boxes that do not touch.
 
     Source: Zheng et al., "Distance-IoU Loss: Faster and Better Learning for Bounding Box Regression", AAAI 2020.
     """

@@ -1,6 +1,6 @@
-"""``framebus-detector check MODEL|BUNDLE [PICTURE]``: loads a model, and says what it is and what a picture shows.
+"""``framebus-detector check MODEL|BUNDLE [PICTURE]``: loads a model, describes it, and runs it on a picture.
 
-A classifier, which is a model for the second stage, takes the whole picture for one object.
+A classifier, which is a model for the second stage, treats the whole picture as one object.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from services.detector.tiles import Pixels
 
 
 def main(arguments: list[str]) -> int:
-    """Load a model or a bundle, say what it is, and find its objects in a picture.
+    """Load a model or a bundle, describe it, and detect objects in a picture.
 
     Raises:
-        ServiceError: The model or the picture cannot be used.
+        ServiceError: The model or the picture is unusable.
     """
     options = _parse(arguments)
-    set_up_logs("detector", LogSection(level="warning"))  # to standard error, apart from what is printed
+    set_up_logs("detector", LogSection(level="warning"))  # to standard error, separate from the output
     given = {"model": options.model, "classes": options.classes, "format": options.format}
     section = load(DetectorConfiguration, options.config).detector.model_copy(
         update={key: value for key, value in given.items() if value is not None}
@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _found(section: DetectorSection, model: Model, classifier: Classifier | None, pixels: Pixels) -> dict[str, Any]:
-    """The objects of a picture, and how many boxes made no sense."""
+    """Detect the objects of a picture. Return them and the number of invalid boxes."""
     seen = see_all(section, model, pixels, classifier)
     boxes = seen.known.boxes
     objects = []
@@ -66,7 +66,7 @@ def _found(section: DetectorSection, model: Model, classifier: Classifier | None
 
 
 def _check_classifier(classifier: Classifier, pixels: Pixels | None, *, as_json: bool) -> str:
-    """Say what a classifier is and, as JSON, what it says of a picture."""
+    """Describe a classifier and, as JSON, its result for a picture."""
     if pixels is None and not as_json:
         return _classifier_in_words(classifier)
     described = {

@@ -1,6 +1,6 @@
-"""COCO's classes, which most models know.
+"""COCO's classes, which most models are trained on.
 
-A configuration is checked against them, so this imports neither OpenCV nor ONNX Runtime.
+Imports neither OpenCV nor ONNX Runtime, because the configuration is validated against these classes.
 """
 
 from __future__ import annotations
@@ -20,4 +20,4 @@ COCO_BY_ID: tuple[str | None, ...] = (
 # fmt: on
 """COCO's 90 ids, from 1; ten of them were never used."""
 COCO_80 = tuple(name for name in COCO_BY_ID if name is not None)
-"""The 80 classes without gaps, as most exporters number them."""
+"""The 80 classes, numbered without gaps, as by most exporters."""

@@ -1,4 +1,4 @@
-"""What the detector reads of the configuration: the section ``detector``."""
+"""The section ``detector`` of the configuration."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from services.common.remote_config import RemoteConfiguration, check_broker_url
 from services.detector.coco import COCO_80
 
 DEFAULT_LABELS = ("person", "bicycle", "car", "motorcycle", "bus", "truck", "cat", "dog")
-"""What is looked for where nothing says it, as far as the model knows it."""
+"""Default labels; those that the model does not know are skipped."""
 
 LONGEST_INSTANCE = 16
 QUEUE = "amqp://"
-"""The source that is the queue of the broker that the section ``broker`` names."""
+"""Source for the queue of the broker in the section ``broker``."""
 _RING = re.compile(STREAM_NAME.replace("^", "^ring://"))
 
 
 def host_instance() -> str:
-    """Return the host's name as an instance's: a long one is shortened, and still differs from its neighbours'."""
+    """Return the host's name as an instance name. A long name is shortened, with a digest to keep it unique."""
     host = socket.gethostname()
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", host).lstrip("_-") or "detector"
     if len(name) <= LONGEST_INSTANCE:
@@ -34,72 +34,72 @@ def host_instance() -> str:
 
 
 class DetectorSection(Section):
-    """What to look for, how finely, and how much of the machine it may take."""
+    """What to detect, at which resolution, and with how much CPU."""
 
     model_config = ConfigDict(populate_by_name=True)
 
     instance: str = Field(default_factory=host_instance, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,15}$")
-    """Name of this detector, by default the host's; two on one stream need different ones."""
+    """Name of this detector, by default the host's. Detectors of one stream require different names."""
     source: str | None = None
-    """Where the frames are: ``ring://STREAM``, by default of the stream that all services share; or a recording,
-    ``file:///FOLDER`` or ``file:///VIDEO``, of which every frame is looked at, whole, before the detector ends; or a
-    queue of a broker, ``amqp://HOST[:PORT][/VHOST]``, ``amqps://...``, or ``amqp://`` alone for ``broker.url``."""
+    """Source of the frames: ``ring://STREAM``, by default the stream that all services share; a recording,
+    ``file:///FOLDER`` or ``file:///VIDEO``, of which the detector processes every whole frame and then exits; or a
+    broker's queue, ``amqp://HOST[:PORT][/VHOST]``, ``amqps://...``, or ``amqp://`` alone for ``broker.url``."""
     group: str = Field("detector", pattern=STREAM_NAME)
-    """Of a queue: the group of detectors that share its frames, one of ``relay.groups``."""
+    """For a queue: the group of detectors that share its frames, one of ``relay.groups``."""
     prefetch: int = Field(2, ge=1, le=64)
-    """Of a queue: frames that are fetched at a time; 2 fetches one while another is looked at."""
+    """For a queue: frames that are prefetched; 2 fetches one while another is processed."""
     mode: Literal["newest", "every"] | None = None
-    """``newest`` skips the frames that came while one was looked at; ``every`` takes all that the ring still has. null:
-    newest of a ring, and every of a recording."""
+    """``newest`` skips the frames that arrived while one was processed; ``every`` takes all frames that the ring still
+    has. null: newest for a ring, every for a recording."""
     model: Path | None = None
     """The model: an ONNX file, or a bundle, which is a directory with ``bundle.yaml``. None: ``models/default`` of the
     checkout or the image."""
     site: Path | None = None
-    """A bundle for the site, with the labels and thresholds that hold there."""
+    """A bundle for the site, with the labels and thresholds to use there."""
     classifier: Path | None = None
-    """A second stage, which says more about the objects found: a bundle of the dimension ``classifier``, or an ONNX
-    file. None: there is no second stage."""
+    """Second stage, which classifies the objects found: a bundle of the dimension ``classifier``, or an ONNX file.
+    None: no second stage."""
     classes: Path | None = None
-    """A file with the names of the model's classes, one a line in its order; None: what the bundle or the file says, or
-    COCO's."""
+    """A file with the names of the model's classes, one per line, in the model's order. None: the names in the bundle
+    or the model's file, or COCO's."""
     format: str | None = None
-    """How the model's outputs are read, where they fit several formats; docs/models.md names them."""
+    """Format of the model's outputs, if they fit several formats; docs/models.md lists them."""
     providers: tuple[str, ...] = ()
-    """ONNX Runtime's execution providers, the best first, such as CUDAExecutionProvider; those that are not installed
-    are skipped, and the CPU is the last."""
+    """ONNX Runtime's execution providers in order of preference, such as CUDAExecutionProvider. Providers that are not
+    installed are skipped; the CPU is always the last."""
     labels: tuple[str, ...] | None = None
-    """What to look for, by the model's names. None: what the site or the bundle says, or people, vehicles, cats and
+    """Labels to detect, by the model's names. None: those of the site or the bundle, or people, vehicles, cats and
     dogs."""
     score_threshold: float | None = Field(None, gt=0, lt=1)
-    """Boxes of which the network is less sure are left out. None: what the site or the bundle says, or 0.35."""
+    """Boxes with a lower score are dropped. None: the threshold of the site or the bundle, or 0.35."""
     tile_px: int = Field(688, ge=100, le=4096)
-    """Side of the tiles that the frame is cut into. The network sees each at the size of its input: smaller tiles
-    find smaller objects, and cost more, by the square."""
+    """Side of the tiles into which the frame is split. Each tile is scaled to the network's input, so smaller tiles
+    find smaller objects, but the cost grows with the inverse square."""
     overlap_px: int | None = Field(None, ge=0)
-    """What neighbouring tiles have in common, at least: the size of the objects looked for, so that each is whole in
-    one. null: a third of a tile, 220 of 688."""
+    """Least overlap of neighbouring tiles. Set it to the size of the largest object, to ensure that each object is
+    complete in one tile. null: a third of a tile, 220 of 688."""
     iou_threshold: float = Field(0.5, gt=0, lt=1)
-    """Boxes of one label, or of rivals, that overlap by more (intersection over union) are one object."""
+    """Boxes of one label, or of rival labels, with a larger intersection over union are one object."""
     inside_threshold: float = Field(0.6, gt=0, lt=1)
-    """A box that a tile's edge cuts is a piece of another box when more than this of it lies inside that one."""
+    """A box cut by a tile's edge is a piece of another box if more than this share of it lies inside that box."""
     rivals: tuple[tuple[str, ...], ...] = (("car", "truck", "bus"),)
-    """Groups of labels that pass for each other: an object has one label of a group."""
+    """Groups of labels that the model confuses: an object has one label of a group."""
     track_memory_s: float = Field(2.0, ge=0, le=60, allow_inf_nan=False)
-    """How long an object may be unseen and still keep its number; 0 turns tracking off."""
+    """Longest time for which an unseen object keeps its number; 0 disables tracking."""
     track_threshold: float = Field(-0.4, gt=-1, lt=1)
-    """A box is a tracked object's when its distance-IoU with where that one is expected is at least this."""
+    """Least distance-IoU between a box and a tracked object's expected position for the two to be matched."""
     target_fps: float | None = Field(5.0, gt=0, le=1000, validation_alias=AliasChoices("target_fps", "max_rate_fps"))
-    """Frames a second for which objects are told, at most; a frame looks at as many tiles as its time allows. null: as
-    many frames as the processor allows. ``max_rate_fps`` is its name of before."""
+    """Largest rate of frames for which detections are published; each frame processes as many tiles as its time
+    permits. null: as many frames as the processor permits. ``max_rate_fps`` is its former name."""
     cpu_share: float | None = Field(0.2, gt=0, le=1)
-    """Share of a core that detecting may take: it decides at how many tiles a frame looks. null: all of them."""
+    """Share of a core that the detection may use. It limits the tiles of a frame. null: all tiles."""
     revisit_s: float = Field(2.0, gt=0, le=60, allow_inf_nan=False)
-    """Every tile is looked at at least so often, even where the CPU share would not pay for it."""
+    """Longest time between two runs of the model on the same tile, even if this exceeds the CPU share."""
     nice: int | None = Field(10, ge=0, le=19)
-    """How far detecting steps back behind other work on the same cores, 0 to 19, or null for not at all. It counts
-    among the processes of one container; between containers their CPU shares decide."""
+    """Nice value of the detection thread, 0 to 19, or null to leave it unchanged. It applies among the processes of one
+    container; between containers, their CPU shares decide."""
     stale_after_s: float = Field(5.0, gt=0, allow_inf_nan=False)
-    """Without a frame for so long the detector reports itself unhealthy."""
+    """Time without a frame after which the detector reports itself unhealthy."""
 
     @field_validator("source")
     @classmethod
@@ -109,7 +109,7 @@ class DetectorSection(Section):
         if source.startswith(("amqp:", "amqps:")):
             return check_broker_url(source)
         raise ValueError(
-            f"{mask_url(source)!r} is no source: write ring://STREAM, file:///FOLDER, file:///VIDEO or amqp://HOST"
+            f"{mask_url(source)!r} is not a source: write ring://STREAM, file:///FOLDER, file:///VIDEO or amqp://HOST"
         )
 
     @field_validator("labels")
@@ -117,7 +117,7 @@ class DetectorSection(Section):
     def _known_labels(cls, labels: tuple[str, ...] | None, info: ValidationInfo) -> tuple[str, ...] | None:
         if labels is None:
             return None
-        # The default model knows COCO's classes; which another one knows is found when it is loaded.
+        # Only the default model is known to use COCO's classes; those of another model are known once it is loaded.
         unknown = [label for label in labels if label not in COCO_80] if info.data.get("model", cls) is None else []
         if unknown:
             raise ValueError(f"not in COCO: {', '.join(unknown)}; there are {', '.join(COCO_80)}")
@@ -148,11 +148,11 @@ class DetectorSection(Section):
         return self
 
     def without_budget(self) -> Self:
-        """The same, but each frame is looked at whole, whatever it costs."""
+        """Return a copy that processes each frame as a whole, regardless of the cost."""
         return self.model_copy(update={"cpu_share": None, "target_fps": None})
 
     def stateless(self) -> Self:
-        """The same, but each frame is looked at whole, and nothing is kept for the next one."""
+        """Return a copy that processes each frame as a whole and keeps no state between frames."""
         return self.without_budget().model_copy(update={"track_memory_s": 0.0})
 
     @property
@@ -167,7 +167,7 @@ class DetectorSection(Section):
 
     @property
     def is_without_budget(self) -> bool:
-        """Whether every object of every frame is to be looked at, whatever it costs."""
+        """Whether to process every object of every frame, regardless of the cost."""
         return self.mode == "every" or (self.cpu_share is None and self.target_fps is None)
 
     @property
@@ -177,7 +177,7 @@ class DetectorSection(Section):
 
     @property
     def status_name(self) -> str:
-        """Name under which the status is served, on this host alone: the host's name is no part of it."""
+        """Name under which the status is served. It omits the host's name, because it is local to the host."""
         if "instance" not in self.model_fields_set:
             return "detector"
         return self.instance if self.instance.startswith("detector") else f"detector-{self.instance}"
@@ -190,6 +190,6 @@ class DetectorConfiguration(RemoteConfiguration):
 
     @property
     def ring(self) -> str:
-        """Name of the stream whose frames are looked at, or beside which a recording's detections are told."""
+        """Name of the stream to read, or under which a recording's detections are published."""
         source = self.detector.source or ""
         return source.removeprefix("ring://") if source.startswith("ring://") else self.stream.name

@@ -1,4 +1,4 @@
-"""What is known of each frame: the tiles that the budget allows, the model, one box an object, and the tracks."""
+"""Detect objects in a frame: choose tiles within the budget, run the model, merge the boxes, update the tracks."""
 
 from __future__ import annotations
 
@@ -24,33 +24,34 @@ from services.detector.tiles import Pixels, Tile, plan_tiles, tile_size
 from services.detector.track import Known, Tracker
 
 TRACK_WEIGHT = 2.0
-"""Changed samples that a tracked object counts for in each frame: one that stands still may be going to move."""
+"""Activity of a tracked object in each frame, in changed samples: one that stands still may start to move."""
 PIECE_WEIGHT = 50.0
-"""The same for an object of which a tile's edge has cut a part: the tile beyond it shows the rest."""
+"""The same for an object cut by a tile's edge, because the tile beyond it shows the rest."""
 IN_TIME_S = 30.0
-"""The promise holds again after so long without a late tile, so that no log is filled where it breaks now and then."""
+"""Time without a late tile after which the promise holds again. It avoids filling the log if the promise breaks now and
+then."""
 PERSON_PX = 26
-"""Height of a person in the network's input that most are found from."""
+"""Height in the network's input from which most people are found."""
 
 log = structlog.get_logger()
 
 
 class Model(Protocol):
-    """Finds objects in pictures. Owned by one thread."""
+    """Detects objects in pictures. Owned by one thread."""
 
     name: str
     version: str
     labels: tuple[str, ...]
-    """What it looks for; boxes have an index of these."""
+    """Labels that it detects; boxes hold an index into these."""
     input_px: tuple[int, int]
-    """Height and width in pixels to which it scales each picture."""
+    """Height and width in pixels of its input, to which it scales each picture."""
     batch: int
-    """Most pictures that it takes at once."""
+    """Largest number of pictures in one run."""
     rejected_boxes: int
-    """Boxes that made no sense, such as one with NaN, and were left out."""
+    """Invalid boxes, such as one with NaN, that were dropped."""
 
     def detect(self, tiles: Sequence[Pixels]) -> list[Boxes]:
-        """Find objects in at most :attr:`batch` pictures.
+        """Detect objects in at most :attr:`batch` pictures.
 
         Args:
             tiles: uint8 BGR of shape ``(height, width, 3)``, with any row stride; read only.
@@ -61,12 +62,12 @@ class Model(Protocol):
 
 
 class Stopped(Exception):
-    """The service was told to stop while it looked at a frame."""
+    """The service was told to stop while it processed a frame."""
 
 
 @dataclass(frozen=True, slots=True)
 class Clocks:
-    """What a frame is measured by, in seconds."""
+    """The clocks of the budget, in seconds."""
 
     wall_s: Callable[[], float] = time.monotonic
     cpu_s: Callable[[], float] = time.thread_time
@@ -75,21 +76,21 @@ class Clocks:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What is known of a frame."""
+    """The result for a frame."""
 
     known: Known
     """Its objects, at most ``MAX_DETECTIONS``."""
     tiles: tuple[Tile, ...]
     ages_ns: list[int | None]
-    """For each tile, how long before the frame it was last looked at; ``None``: never yet."""
+    """Age of each tile: the time from the model's last run on it to the frame; ``None`` if it never ran."""
     looked: int
-    """Tiles that were looked at in this frame."""
+    """Number of tiles that were processed in this frame."""
     said: list[tuple[str, float] | None]
-    """For each object, what the second stage says of it, and how surely."""
+    """Class and probability of each object by the second stage."""
 
 
 class Detector:
-    """Finds objects in frames of any size. Owned by one thread."""
+    """Detects objects in frames of any size. Owned by one thread."""
 
     def __init__(
         self,
@@ -102,16 +103,16 @@ class Detector:
         self.model = model
         self.tiles: tuple[Tile, ...] = ()
         self.tile_ms: deque[float] = deque(maxlen=500)
-        """Milliseconds that the latest tiles took, resizing included."""
+        """Milliseconds of the latest tiles, including resizing."""
         self.late = 0
-        """Frames in which a tile had not been looked at for longer than ``revisit_s``."""
+        """Frames in which a tile was older than ``revisit_s``."""
         self.longest_age_s = 0.0
-        """How long the tile that waits longest had not been looked at, after the newest frame."""
+        """Age of the oldest tile after the newest frame."""
         self._section = section
         self._stop = stop
         self._clocks = clocks or Clocks()
         self.second_stage: SecondStage | None = None
-        """What looks at the objects found, if a classifier is given."""
+        """The second stage, if a classifier is given."""
         if classifier is not None:
             self.second_stage = SecondStage(
                 classifier,
@@ -131,12 +132,12 @@ class Detector:
         self.tracker = self._new_tracker()
 
     def detect(self, pixels: Pixels, captured_ns: int = 0, epoch: int = 0) -> Seen:
-        """Look at a part of a frame, and tell all that is known to be in it.
+        """Process part of a frame, and return all objects known to be in it.
 
         Args:
             pixels: uint8 BGR of shape ``(height, width, 3)``; read only, tile by tile, never copied as a whole.
             captured_ns: When it was captured.
-            epoch: Of its publisher. In another one, and in frames of another size, nothing is known of the ones before.
+            epoch: Epoch of its publisher. If the epoch or the size of the frames changes, all state is discarded.
 
         Raises:
             Stopped: The service was told to stop.
@@ -162,20 +163,20 @@ class Detector:
         return Seen(known, self.tiles, self._schedule.ages_ns(), len(chosen), said)
 
     def forget(self) -> None:
-        """Know nothing of the frames before the next one."""
+        """Discard the state of all previous frames."""
         self.tracker = self._new_tracker()
         if self.second_stage is not None:
             self.second_stage.forget()
 
     def to_state(self) -> dict[str, Any]:
-        """What a successor needs to go on with the same tracks; plain values."""
+        """Return the state from which a successor resumes the tracks, as plain values."""
         return {"labels": self.model.labels, "frame": self._frame, "tracker": self.tracker.to_state()}
 
     def succeed(self, state: Mapping[str, Any]) -> None:
-        """Go on with the tracks of a predecessor, if the first frame is of the same epoch and size as its last.
+        """Resume the tracks of a predecessor, if the first frame has the same epoch and size as its last.
 
         Args:
-            state: What its :meth:`to_state` returned.
+            state: Return value of its :meth:`to_state`.
         """
         self._predecessor = state
 
@@ -199,7 +200,7 @@ class Detector:
         )
 
     def _refine(self, pixels: Pixels, known: Known, captured_ns: int) -> list[tuple[str, float] | None]:
-        """Ask the second stage, if there is one."""
+        """Run the second stage, if there is one."""
         if self.second_stage is None:
             return [None] * len(known.boxes)
         self._check()
@@ -210,7 +211,7 @@ class Detector:
         if state is None:
             return
         try:
-            # A track's label is an index of the labels.
+            # A track's label is an index into the labels, so the labels must be the same.
             if (tuple(state["labels"]), tuple(state["frame"])) == (self.model.labels, self._frame):
                 self.tracker.resume(state["tracker"])
         except (LookupError, TypeError, ValueError) as error:
@@ -223,7 +224,7 @@ class Detector:
         )
 
     def _interest(self, captured_ns: int) -> npt.NDArray[np.float64]:
-        """How much there is to see in each tile."""
+        """Return the activity in each tile."""
         interest = self._activity.changes.astype(np.float64)
         expected, open_edges = self.tracker.expected(captured_ns)
         if len(expected):
@@ -235,7 +236,7 @@ class Detector:
         return interest
 
     def _look(self, pixels: Pixels, chosen: list[int], captured_ns: int) -> list[Boxes]:
-        """The boxes of the chosen tiles, in pixels of each."""
+        """Run the model on the chosen tiles. Return the boxes of each, in its pixels."""
         found: list[Boxes] = []
         batch = max(1, self.model.batch)
         began_s, began_cpu_s = self._clocks.wall_s(), self._clocks.cpu_s()
@@ -255,7 +256,7 @@ class Detector:
         return found
 
     def _keep_promise_in_view(self) -> None:
-        """Count and log a tile that was not looked at in time; the tiles of this frame have waited until now."""
+        """Count and log late tiles. The tiles of this frame have waited until now."""
         self.longest_age_s = self._schedule.longest_age_s
         now_s = self._clocks.wall_s()
         if self.longest_age_s > self._section.revisit_s:
@@ -279,17 +280,17 @@ class Detector:
 
 
 def find_all(section: DetectorSection, model: Model, pixels: Pixels) -> Boxes:
-    """The objects of one picture, of which every tile is looked at, whatever it costs."""
+    """Detect the objects of one picture on all its tiles, regardless of the cost."""
     return see_all(section, model, pixels).known.boxes
 
 
 def see_all(section: DetectorSection, model: Model, pixels: Pixels, classifier: Network | None = None) -> Seen:
-    """The same, with what the second stage says of each object."""
+    """Do the same, with the second stage."""
     return Detector(section.without_budget(), model, threading.Event(), classifier=classifier).detect(pixels)
 
 
 def _in_frame(known: Known, width_px: int, height_px: int) -> Known:
-    """The first ones, without what lies beyond the frame: an object may have left it since it was seen."""
+    """Clip the objects to the frame, drop those that have left it since they were seen, and limit their number."""
     corners = np.clip(known.boxes.corners, 0, np.array([width_px, height_px] * 2, np.float32))
     inside = np.flatnonzero((corners[:, 2:] > corners[:, :2]).all(axis=1))[:MAX_DETECTIONS]
     boxes = Boxes(corners[inside], known.boxes.scores[inside], known.boxes.labels[inside])

@@ -10,7 +10,7 @@ from services.detector.config import DetectorConfiguration
 
 def run(configuration: DetectorConfiguration, stop: threading.Event) -> None:
     """Detect until ``stop`` is set."""
-    # Not at the top: the configuration is checked without OpenCV and ONNX Runtime.
+    # Imported lazily, so that the configuration can be checked without OpenCV and ONNX Runtime.
     from services.detector.service import main  # noqa: PLC0415
 
     main(configuration, stop)
@@ -24,14 +24,14 @@ def check(configuration: DetectorConfiguration) -> None:
 
 
 def check_model(arguments: list[str]) -> int:
-    """Load a model or a bundle, say what it is, and find its objects in a picture."""
+    """Load a model or a bundle, describe it, and detect objects in a picture."""
     from services.detector.check import main  # noqa: PLC0415  as above
 
     return main(arguments)
 
 
 def run_reference(arguments: list[str]) -> int:
-    """Look at one frame of the storage as a detector on a queue does, and print what it finds as JSON."""
+    """Process one frame of the storage as a detector on a queue does, and print the result as JSON."""
     from services.detector.run_reference import main  # noqa: PLC0415  as above
 
     return main(arguments)

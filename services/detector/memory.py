@@ -1,7 +1,7 @@
-"""What a detector leaves to its successor: its tracks, in a file beside the stream.
+"""Save a detector's tracks for its successor, in a file beside the stream.
 
-``framebus.STREAM.state.INSTANCE`` in /dev/shm is replaced after each frame, so that one that is killed leaves it too.
-When the stream has no publisher any more, ``framebus gc`` removes it.
+``framebus.STREAM.state.INSTANCE`` in /dev/shm is replaced after each frame, so that even a killed detector leaves it.
+``framebus gc`` removes it once the stream has no publisher.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Memory:
         self._works = True
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Replace the file; where that cannot be done, say so once."""
+        """Replace the file. If this fails, log it once."""
         content = msgpack.packb({"version": VERSION, **state})
         try:
-            self._beside.unlink(missing_ok=True)  # of a detector that was killed meanwhile
+            self._beside.unlink(missing_ok=True)  # left by a detector that was killed while it saved
             fd = os.open(self._beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, MODE)
             with os.fdopen(fd, "wb") as file:
                 file.write(content)
@@ -46,7 +46,7 @@ class Memory:
             self._works = False
 
     def load(self) -> dict[str, Any] | None:
-        """What a predecessor saved; ``None`` where there is nothing that this user saved."""
+        """Return the state that a predecessor saved, or ``None`` if there is no file of this user."""
         try:
             fd = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:

@@ -1,19 +1,20 @@
-"""One box an object, from the boxes of overlapping tiles.
+"""Merge the boxes of overlapping tiles into one box per object.
 
-A tile shows its neighbour's objects too, and cuts those on its edge into pieces. A box that ends at an inner edge of
-its tile is a *piece*, any other one is *whole*. An object has at most one box in each tile, and what two tiles show of
-it is the same where they overlap. So:
+A tile also shows its neighbour's objects, and cuts those on its edge into pieces. A box that ends at an inner edge of
+its tile is a *piece*; any other box is *whole*. An object has at most one box in each tile, and two tiles show the same
+part of it where they overlap. Therefore:
 
-1. In each tile, non-maximum suppression keeps the most certain of the boxes of one label, or of labels that are rivals.
-2. Boxes of different tiles are linked, the most alike first: two whole ones of one label by their overlap; a piece with
-   any other box by their overlap within the area that both tiles show, whatever the labels, because the end of a van
-   may pass for a car. No two boxes of one tile are linked.
-3. Linked boxes become one: the most certain whole one, or the box around the pieces. Its label is the one that most of
-   the object's area was taken for.
-4. A piece that was not linked is dropped where it lies mostly inside a larger box that goes on beyond the tile's edge.
+1. In each tile, non-maximum suppression keeps the box with the highest score among those of one label or of rival
+   labels.
+2. Boxes of different tiles are linked, the most similar first: two whole boxes of one label by their overlap; a piece
+   and any other box by their overlap within the area that both tiles show. The latter ignores labels, because the end
+   of a van may be taken for a car. Two boxes of one tile are never linked.
+3. Linked boxes become one: the whole box with the highest score, or the box around the pieces. Its label is the one
+   that covers most of the object's area.
+4. A piece that was not linked is dropped if it lies mostly inside a larger box that extends beyond the tile's edge.
 
-All pairs that touch are found by sorting, so the time grows with the boxes and with those that touch, not with the
-square of the boxes of a frame.
+Sorting finds all pairs that touch, so the time grows with the number of boxes and of touching pairs, not with the
+square of the number of boxes.
 """
 
 from __future__ import annotations
@@ -28,40 +29,40 @@ from services.detector.boxes import Boxes, Flags, Floats, Integers, areas, conca
 from services.detector.tiles import Tile
 
 EDGE_FRACTION = 0.03
-"""A box is a piece when it ends within this part of the tile's side of an inner edge: the model aims no better."""
+"""A box is a piece if it ends within this share of the tile's side from an inner edge."""
 FACING_OVERLAP = 0.6
-"""How alike the extents along a tile's edge are, as intersection over union, where a box continues a piece."""
+"""Least intersection over union of the extents along a tile's edge for a box to continue a piece."""
 SAME_LABEL_BONUS = 0.25
-"""Boxes of one label are linked before others that overlap by so much more."""
+"""Bonus by which boxes of one label are preferred over those of different labels."""
 MAX_BOXES_PER_TILE = 300
-"""The most certain ones of a tile; a sharp model finds fewer, and a broken one must not take the time of a frame."""
+"""Largest number of boxes of a tile, by score. It bounds the time that a broken model can cost."""
 MAX_BOXES = 1500
-"""The most certain ones of a frame."""
+"""Largest number of boxes of a frame, by score."""
 
 CHECKED_AFTER = 1024
-"""Pairs between two looks at whether to stop."""
+"""Pairs between two checks whether to stop."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """When boxes are of one object."""
+    """The rules for merging boxes into objects."""
 
     iou_threshold: float
     """Boxes whose intersection over union is above this are one object."""
     inside_threshold: float
-    """A piece of which more than this lies in another box is a piece of that one's object."""
+    """A piece of which more than this share lies in another box belongs to that object."""
     groups: Integers
     """For each label, the number of its group: labels of one group are rivals, of which an object has one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """One box an object."""
+    """One box per object."""
 
     boxes: Boxes
-    """In pixels of the frame, the most certain first."""
+    """Boxes in pixels of the frame, by descending score."""
     open_edges: Flags
-    """Which of the left, upper, right and lower edge of each is a tile's and not the object's: ``(n, 4)``."""
+    """Which of left, top, right and bottom of each box is a tile's edge and not the object's: ``(n, 4)``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ class _Found:
     """The boxes of all tiles."""
 
     boxes: Boxes
-    """In pixels of the frame."""
+    """Boxes in pixels of the frame."""
     tile_of: Integers
     """Index of each box's tile."""
     frames: Floats
@@ -94,7 +95,7 @@ def group_labels(labels: Sequence[str], rivals: Sequence[Sequence[str]]) -> Inte
 
     Args:
         labels: The labels in the model's order.
-        rivals: Groups of labels that pass for each other; a label in none is a group of its own.
+        rivals: Groups of labels that the model confuses; a label in none of them forms its own group.
     """
     group_of = {label: len(labels) + number for number, group in enumerate(rivals) for label in group}
     return np.array([group_of.get(label, index) for index, label in enumerate(labels)], np.intp)
@@ -108,8 +109,8 @@ def merge(
     Args:
         tiles: The tiles, in any order.
         found: The boxes of each, in pixels of the tile.
-        rules: When boxes are of one object.
-        check: Called between the steps; what it raises ends the merge.
+        rules: The rules for merging.
+        check: Called between the steps; its exceptions end the merge.
     """
     per_tile = [_suppress(boxes, rules) for boxes in found]
     check()
@@ -139,7 +140,7 @@ def _in_frame(tile: Tile, boxes: Boxes) -> Boxes:
 
 
 def _cut_edges(tile: Tile, boxes: Boxes) -> Flags:
-    """Which of its left, upper, right and lower edge each box, in pixels of the tile, shares with a cut of the tile."""
+    """Return which of left, top, right and bottom of each box, in pixels of the tile, is at an inner edge."""
     margin_x, margin_y = EDGE_FRACTION * tile.width_px, EDGE_FRACTION * tile.height_px
     left, upper, right, lower = boxes.corners.T
     at_edge = np.stack(
@@ -156,7 +157,7 @@ def _suppress(boxes: Boxes, rules: Rules) -> Boxes:
 
 
 def _suppressed(boxes: Boxes, rules: Rules) -> Integers:
-    """Indices of the boxes that remain after non-maximum suppression in each group of labels."""
+    """Return the indices of the boxes that remain after non-maximum suppression in each group of labels."""
     if not len(boxes):
         return np.zeros(0, np.intp)
     rectangles = np.concatenate([boxes.corners[:, :2], boxes.corners[:, 2:] - boxes.corners[:, :2]], axis=1)
@@ -167,7 +168,7 @@ def _suppressed(boxes: Boxes, rules: Rules) -> Integers:
 
 
 def _touching(corners: Floats) -> tuple[Integers, Integers]:
-    """Indices of all pairs of boxes that touch, by a sweep from left to right."""
+    """Return the indices of all pairs of boxes that touch, by a sweep from left to right."""
     order = np.argsort(corners[:, 0], kind="stable")
     positions = np.arange(len(order))
     ends = np.searchsorted(corners[order, 0], corners[order, 2], side="right")
@@ -180,7 +181,7 @@ def _touching(corners: Floats) -> tuple[Integers, Integers]:
 
 
 def _link(found: _Found, rules: Rules, check: Callable[[], None]) -> list[_Cluster]:
-    """Boxes of one object, at most one of each tile."""
+    """Link the boxes of one object, at most one from each tile."""
     corners, frames, cut, tile_of = found.boxes.corners, found.frames, found.cut, found.tile_of
     margins = EDGE_FRACTION * (frames[:, 2:] - frames[:, :2])
     outward = np.concatenate([-margins, margins], axis=1)
@@ -213,10 +214,10 @@ def _link(found: _Found, rules: Rules, check: Callable[[], None]) -> list[_Clust
 
 
 def _likeness_in_common(corners: Floats, frames: Floats, cut: Flags, first: Integers, second: Integers) -> Floats:
-    """Intersection over union of pairs of boxes within the area that both boxes' tiles show."""
+    """Return the intersection over union of pairs of boxes within the area that both tiles show."""
     starts = np.maximum(frames[first, :2], frames[second, :2])
     ends = np.minimum(frames[first, 2:], frames[second, 2:])
-    # Tiles that share next to nothing: an object on their edge goes on beyond it, so compare there.
+    # If two tiles hardly overlap, an object on their edge extends beyond it, so compare the extended boxes.
     sides = np.minimum(frames[first, 2:] - frames[first, :2], frames[second, 2:] - frames[second, :2])
     grown = np.maximum(EDGE_FRACTION * sides - (ends - starts), 0) / 2
     outward = np.concatenate([-grown, grown], axis=1)
@@ -240,7 +241,7 @@ def _combine(boxes: Boxes, cut: Flags, clusters: Sequence[_Cluster]) -> Merged:
 
 
 def _one_box(boxes: Boxes, cut: Flags, members: Integers) -> tuple[Boxes, Flags]:
-    """The box of linked ones, and its open edges."""
+    """Return the box of a cluster, and its open edges."""
     members = members[np.argsort(-boxes.scores[members], kind="stable")]
     open_edges = cut[members]
     whole = np.flatnonzero(~open_edges.any(axis=1))
@@ -256,7 +257,7 @@ def _one_box(boxes: Boxes, cut: Flags, members: Integers) -> tuple[Boxes, Flags]
 
 
 def _label(boxes: Boxes, members: Integers) -> int:
-    """The label with the most certainty by area; the most certain box's where two are equal."""
+    """Return the label with the largest score times area; in a tie, that of the box with the highest score."""
     weights = boxes.scores[members] * areas(boxes.corners[members])
     totals: dict[int, float] = {}
     for label, weight in zip(boxes.labels[members].tolist(), weights.tolist(), strict=True):
@@ -265,7 +266,7 @@ def _label(boxes: Boxes, members: Integers) -> int:
 
 
 def _drop_pieces(merged: Merged, rules: Rules) -> Merged:
-    """Drop what is still a piece and lies mostly inside a larger box of the same object."""
+    """Drop the remaining pieces that lie mostly inside a larger box of the same object."""
     corners = merged.boxes.corners
     first, second = _touching(corners)
     sizes = areas(corners)
@@ -284,7 +285,7 @@ def _drop_pieces(merged: Merged, rules: Rules) -> Merged:
 
 
 def _continues(pieces: Floats, open_edges: Flags, others: Floats) -> Flags:
-    """Where another box goes on beyond an open edge of a piece, and is as high there, or as wide."""
+    """Return where another box extends beyond an open edge of a piece and has the same extent along it."""
     common = np.minimum(pieces[:, 2:], others[:, 2:]) - np.maximum(pieces[:, :2], others[:, :2])
     around = np.maximum(pieces[:, 2:], others[:, 2:]) - np.minimum(pieces[:, :2], others[:, :2])
     alike = np.maximum(common, 0) > FACING_OVERLAP * around

@@ -1,4 +1,4 @@
-"""What is known of a frame, as the message that is published."""
+"""Convert the result for a frame to the published message."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from services.detector.detector import Seen
 def objects_of(
     seen: Seen, labels: tuple[str, ...], panorama: PanoramaGeometry | None, *, tracked: bool
 ) -> tuple[Detection, ...]:
-    """The objects of a frame, with their angles where the frame has a geometry, and their tracks where wanted."""
+    """Return the objects of a frame, with angles if the frame has a geometry, and with tracks if ``tracked``."""
     boxes = seen.known.boxes
     return tuple(
         Detection(
@@ -44,7 +44,7 @@ def objects_of(
 
 
 def tile_ages(seen: Seen) -> tuple[TileAge, ...]:
-    """The age of each tile."""
+    """Return the age of each tile."""
     return tuple(
         TileAge(tile.corners, None if age_ns is None else age_ns / 1e6)
         for tile, age_ns in zip(seen.tiles, seen.ages_ns, strict=True)
@@ -52,7 +52,7 @@ def tile_ages(seen: Seen) -> tuple[TileAge, ...]:
 
 
 def geometry_of(frame: Frame | RecordedFrame) -> PanoramaGeometry | None:
-    """The frame's geometry; a frame of another publisher has none, or one of another kind."""
+    """Return the frame's geometry, or None if the publisher sends none or an unsupported one."""
     try:
         return geometry.read(frame.metadata)
     except geometry.GeometryError:
@@ -60,9 +60,9 @@ def geometry_of(frame: Frame | RecordedFrame) -> PanoramaGeometry | None:
 
 
 def angles_of(corners: Floats, panorama: PanoramaGeometry | None) -> list[tuple[float, float, float, float] | None]:
-    """Yaw and pitch of the left upper and of the right lower corner of each box, in rad."""
+    """Return yaw and pitch of the top left and the bottom right corner of each box, in rad."""
     if panorama is None:
         return [None] * len(corners)
-    # A box's 0 is the frame's edge, the geometry's is the middle of the first pixel.
+    # A box's coordinate 0 is the frame's edge; the geometry's is the centre of the first pixel.
     angles = panorama.angles(corners.reshape(-1, 2, 2) - 0.5).reshape(-1, 4)
     return [(left, upper, right, lower) for left, upper, right, lower in angles.tolist()]

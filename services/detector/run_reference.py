@@ -1,6 +1,6 @@
-"""``framebus-detector run REFERENCE.json``: looks at one frame of the storage, as a detector on a queue does.
+"""``framebus-detector run REFERENCE.json``: processes one frame of the storage, as a detector on a queue does.
 
-It reproduces what a detector made of a frame, or why it failed.
+It reproduces a detector's result for a frame, or its failure.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ EXIT_FAILED: Final = 1
 
 
 def main(arguments: list[str]) -> int:
-    """Look at one frame of the storage as a detector on a queue does, and print what it finds as JSON.
+    """Process one frame of the storage as a detector on a queue does, and print the result as JSON.
 
     Raises:
-        ServiceError: The reference, the storage, the object or the model cannot be used.
+        ServiceError: The reference, the storage, the object or the model is unusable.
     """
     parser = argparse.ArgumentParser(prog="framebus-detector run", description=(main.__doc__ or "").splitlines()[0])
     parser.add_argument("reference", type=Path, metavar="REFERENCE.json", help="a frame's reference; docs/relay.md")
     parser.add_argument("--config", type=Path, help="the YAML file of all services; without it the defaults hold")
     options = parser.parse_args(arguments)
-    set_up_logs("detector", LogSection(level="warning"))  # to standard error, apart from what is printed
+    set_up_logs("detector", LogSection(level="warning"))  # to standard error, separate from the output
     try:
         configuration = load(DetectorConfiguration, options.config)
     except ConfigurationError as error:
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
         detections = detector.look(frame_of(decode(data, reference), reference))
     except (BadReference, CannotDecode) as error:
         raise ServiceError(str(error)) from None
-    except Exception as error:  # noqa: BLE001  what fails is what is looked for
+    except Exception as error:  # noqa: BLE001  any failure is a result of this command
         traceback.print_exc()
         sys.stderr.write(f"the detector fails on frame {reference.key}: {type(error).__name__}: {error}\n")
         return EXIT_FAILED

@@ -1,14 +1,14 @@
-"""Which tiles are looked at in a frame: as many as the budget allows, and each in time.
+"""Choose the tiles to process in a frame: as many as the budget permits, and each in time.
 
 Two claims share a frame:
 
-- **The promise.** Every tile is looked at at least every ``revisit_s``. So that they do not fall due together, the
-  least recently seen ones take turns, at an even pace. This is not limited by the budget, but counted against it.
-- **The budget.** What is left of the CPU share, and of the frame's time, goes to tiles where something moves or where
-  an object is tracked, and then to the least recently seen ones.
+- **The promise.** Every tile is processed at least every ``revisit_s``. To prevent tiles from falling due together, the
+  least recently processed ones take turns at an even rate. The budget does not limit this, but pays for it.
+- **The budget.** The rest of the CPU share, and of the frame's time, goes to tiles with motion or with tracked objects,
+  and then to the least recently processed ones.
 
-The budget is a bucket of CPU seconds, filled at ``cpu_share`` of a core: what one frame takes too much, the next ones
-lack.
+The budget is a token bucket of CPU seconds, filled at ``cpu_share`` of a core: a frame that exceeds it reduces the
+budget of the next ones.
 """
 
 from __future__ import annotations
@@ -21,51 +21,51 @@ import numpy as np
 import numpy.typing as npt
 
 BUCKET_S = 1.0
-"""The budget of so long can be saved."""
+"""Capacity of the bucket: the budget of this time can be saved."""
 DEBT_S = 5.0
-"""The budget of so long can be owed: the start, or a busy host, is forgotten after that."""
+"""Largest debt: the budget of this time. It bounds the after-effects of the start or of a busy host."""
 SMOOTHING = 0.2
-"""Weight of the newest frame in what a tile takes."""
+"""Weight of the newest frame in the average cost of a tile."""
 SPARE = 0.85
-"""Turns are so much shorter than ``revisit_s``, for frames that come late, as long as that takes less than..."""
+"""Turns are this much shorter than ``revisit_s``, to allow for late frames, as long as that takes less than..."""
 SPARE_LOAD = 0.5
 """... this share of a core."""
 ROUNDING = 0.05
-"""A turn that has come but for this is taken: an empty frame would lose more."""
+"""A turn that is due but for this share is taken, because an idle frame would waste more."""
 HELD_UP = 0.25
-"""Share of ``revisit_s`` that the turns may take of one frame."""
+"""Largest time for turns in one frame, as a share of ``revisit_s``."""
 DUE_INTERVALS = 1.01
-"""A tile is due when it would be late in the next frame."""
+"""A tile is due if it would be late in the next frame."""
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What may be spent, and what is promised."""
+    """The budget and the promise."""
 
     cpu_share: float | None
     """Share of one core; ``None`` for no limit."""
     frame_s: float | None
     """Seconds that a frame may take; ``None`` for no limit."""
     revisit_s: float
-    """Every tile is looked at at least so often."""
+    """Longest time between two runs of the model on a tile."""
 
 
 class Schedule:
     """Chooses tiles. Owned by one thread."""
 
     def __init__(self, tiles: int, budget: Budget) -> None:
-        """Start without having seen any of ``tiles`` tiles."""
+        """Start with ``tiles`` tiles, none of them processed."""
         self.tile_cpu_s = 0.0
-        """What a tile takes, smoothed; 0 before the first."""
+        """CPU time of a tile, smoothed; 0 before the first."""
         self.tile_wall_s = 0.0
-        """How long a tile takes."""
+        """Wall time of a tile, smoothed."""
         self._budget = budget
         self._seen_ns: list[int | None] = [None] * tiles
         self._first_ns: int | None = None
         self._newest_ns = 0
         self._interval_s = 0.0
         self._turn = 0.0
-        """Tiles whose turn has come, less those that were taken."""
+        """Turns that are due and not taken."""
         self._bucket_s = 0.0
         self._filled_at_s: float | None = None
 
@@ -73,9 +73,9 @@ class Schedule:
         """Choose the tiles of a frame, the most urgent first.
 
         Args:
-            captured_ns: Capture of the frame, from which ages count.
+            captured_ns: Capture of the frame, the reference of the tiles' ages.
             now_s: The clock by which the budget grows.
-            activity: For each tile, how much there is to see; 0 for nothing.
+            activity: Activity of each tile; 0 for none.
         """
         self._advance(captured_ns, now_s)
         waits_s = np.array([self._wait_s(index) for index in range(len(self._seen_ns))])
@@ -84,12 +84,12 @@ class Schedule:
         wanted = min(max(due, int(self._turn + ROUNDING)), len(waits_s), self._most_at_once())
         self._turn -= min(wanted, self._turn)
         chosen = oldest_first[:wanted]
-        # Where nothing moves, the least recently seen ones follow: a sort that keeps their order.
+        # A stable sort: tiles without activity stay in the order of the least recently processed ones.
         others = sorted(oldest_first[wanted:], key=lambda index: -activity[index])
         return chosen + others[: self._affordable(wanted)]
 
     def looked_at(self, indices: Sequence[int], captured_ns: int, *, cpu_s: float, wall_s: float) -> None:
-        """Count what was done: the tiles, and what all of them took."""
+        """Record the processed tiles, and their total cost."""
         for index in indices:
             self._seen_ns[index] = captured_ns
         if indices:
@@ -98,21 +98,21 @@ class Schedule:
             self.tile_wall_s += weight * (wall_s / len(indices) - self.tile_wall_s)
 
     def spend(self, cpu_s: float) -> None:
-        """Count what a frame took in all against the budget."""
+        """Charge the total cost of a frame to the budget."""
         self._bucket_s = max(self._bucket_s - cpu_s, -(self._budget.cpu_share or 0.0) * DEBT_S)
 
     @property
     def is_in_debt(self) -> bool:
-        """Whether more is owed than the budget of a second: the promise alone takes more than the share."""
+        """Whether the debt exceeds the budget of a second, which means that the promise alone exceeds the share."""
         return self._budget.cpu_share is not None and self._bucket_s < -self._budget.cpu_share * BUCKET_S
 
     def ages_ns(self) -> list[int | None]:
-        """How old the newest sight of each tile was at the newest frame; ``None``: never seen."""
+        """Return the age of each tile at the newest frame; ``None`` if it was never processed."""
         return [None if seen_ns is None else self._newest_ns - seen_ns for seen_ns in self._seen_ns]
 
     @property
     def longest_age_s(self) -> float:
-        """How long the tile that waits longest has not been seen, at the newest frame."""
+        """Return the age of the oldest tile at the newest frame."""
         return max((self._wait_s(index) for index in range(len(self._seen_ns))), default=0.0)
 
     def _advance(self, captured_ns: int, now_s: float) -> None:
@@ -134,9 +134,9 @@ class Schedule:
         self._filled_at_s = now_s
 
     def _most_at_once(self) -> int:
-        """On a slow processor, tiles that were looked at together would fall due together, and hold up a frame."""
+        """Limit the turns in a frame: on a slow processor, tiles processed together would fall due together again."""
         if not self.tile_wall_s:
-            return 1  # the first one tells how long a tile takes
+            return 1  # the first tile measures how long a tile takes
         return max(1, int(HELD_UP * self._budget.revisit_s / self.tile_wall_s))
 
     def _wait_s(self, index: int) -> float:
@@ -145,7 +145,7 @@ class Schedule:
         return 0.0 if since_ns is None else (self._newest_ns - since_ns) * 1e-9
 
     def _affordable(self, taken: int) -> int:
-        """How many more tiles the budget pays for."""
+        """Return how many more tiles the budget permits."""
         most = math.inf
         if self._budget.cpu_share is not None:
             most = (self._bucket_s / self.tile_cpu_s if self.tile_cpu_s else 0) - taken

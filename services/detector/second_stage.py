@@ -1,11 +1,11 @@
-"""The second stage: a classifier says more about the objects found, such as whether a person wears a helmet.
+"""The second stage: a classifier adds a class to the objects found, such as whether a person wears a helmet.
 
-It looks at crops of the boxes that the model has found in this frame, objects that it has not seen yet first, and then
-those that it has not looked at for longest. What it says of an object is the mean of its probabilities over the
-object's track, so a track needs a few looks and not one in each frame.
+It runs on crops of the boxes that the model found in this frame: first on objects that it has never classified, then on
+the least recently classified ones. An object's class is the mean of its probabilities over the object's track, so a
+track requires a few runs, not one in each frame.
 
-Its CPU time is a part of the detector's budget. Up to ``SHARE`` of ``cpu_share`` is its own, so that tiles do not use
-up all of it, and what it takes counts for the tiles too. When the budget is deep in debt it pauses.
+Its CPU time is part of the detector's budget. Up to ``SHARE`` of ``cpu_share`` is reserved for it, to prevent tiles
+from using all of it, and its cost is charged to the tiles' budget as well. It pauses while the budget is deep in debt.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ from services.detector.tiles import Pixels
 from services.detector.track import Known
 
 MOST_CROPS = 4
-"""Most crops a frame."""
+"""Largest number of crops per frame."""
 SHARE = 0.25
-"""Of the detector's CPU share."""
+"""Reserved share of the detector's CPU share."""
 SAVED_S = 1.0
-"""The budget of so long can be saved."""
+"""Capacity of the bucket: the budget of this time can be saved."""
 SMOOTHING = 0.2
-"""Weight of the newest frame in what a crop takes."""
+"""Weight of the newest frame in the average cost of a crop."""
 FIRST_LOOKS = 3
-"""An object is settled after so many looks, ..."""
+"""An object is settled after this many runs, ..."""
 SOON_S = 0.5
-"""... which are so far apart; ..."""
+"""... at this interval; ..."""
 AGAIN_S = 5.0
-"""... then it is looked at again after so long."""
+"""... then the classifier runs on it again after this time."""
 NEWEST_WEIGHT = 0.2
-"""Least weight of the newest look in the mean: a few in a row change an object's class."""
+"""Least weight of the newest run in the mean, so that a few consecutive runs can change an object's class."""
 LEAST_PX = 24
-"""A box whose longer side is shorter shows too little."""
+"""Least length of a box's longer side; smaller boxes show too little."""
 KEPT_NS = 150_000_000_000
-"""What was said of a track is forgotten when the track was not known for so long: no tracker remembers longer."""
+"""Time after which the opinion of a lost track is discarded; no tracker remembers a track for longer."""
 
 log = structlog.get_logger()
 
 
 class Network(Protocol):
-    """Tells what crops show."""
+    """Classifies crops."""
 
     name: str
     classes: tuple[str, ...]
@@ -59,18 +59,18 @@ class Network(Protocol):
     batch: int
 
     def classify(self, crops: list[Pixels]) -> Floats:
-        """Return the probability of each class for each crop; a row of NaN where there is none."""
+        """Return the probability of each class for each crop; a row of NaN if the network gave none."""
 
 
 @dataclass(slots=True)
 class _Opinion:
-    """What is thought of a track."""
+    """The classification of a track."""
 
     known_ns: int
     looked_ns: int
     looks: int = 0
     weighed: int = 0
-    """Looks that gave probabilities."""
+    """Runs that gave probabilities."""
     mean: Floats | None = None
 
     def add(self, row: Floats, captured_ns: int) -> None:
@@ -96,22 +96,22 @@ class SecondStage:
         wall_s: Callable[[], float],
         cpu_s: Callable[[], float],
     ) -> None:
-        """Start without having seen any object.
+        """Start without any object.
 
         Args:
             network: The classifier.
-            labels: What the detector looks for; boxes have an index of these.
+            labels: The detector's labels; boxes hold an index into these.
             cpu_share: The detector's share of a core; None for no limit.
-            every: Whether each object is looked at in each frame, whatever it costs.
+            every: Whether to classify each object in each frame, regardless of the cost.
             wall_s: The clock by which the budget grows.
             cpu_s: CPU time of the calling thread.
         """
         self.crops = 0
-        """Crops that were looked at."""
+        """Number of classified crops."""
         self.crop_ms: deque[float] = deque(maxlen=500)
-        """Milliseconds that the latest crops took, resizing included."""
+        """Milliseconds of the latest crops, including resizing."""
         self.fault: str | None = None
-        """Why the stage has ended; None while it runs."""
+        """Why the stage has failed; None while it works."""
         self._network = network
         applies = labels if network.applies_to is None else network.applies_to
         self._applies = np.array([label in applies for label in labels], np.bool_)
@@ -125,13 +125,13 @@ class SecondStage:
         self._crop_cpu_s = 0.0
 
     def forget(self) -> None:
-        """Forget all objects: the numbers of tracks begin anew."""
+        """Forget all objects, because the track numbers restart."""
         self._opinions.clear()
 
     def refine(
         self, pixels: Pixels, known: Known, captured_ns: int, *, in_debt: bool = False
     ) -> list[tuple[str, float] | None]:
-        """Look at some objects of a frame.
+        """Classify some objects of a frame.
 
         Args:
             pixels: uint8 BGR of shape ``(height, width, 3)``; read only, crop by crop.
@@ -140,7 +140,7 @@ class SecondStage:
             in_debt: Whether the detector has spent far more than its budget.
 
         Returns:
-            For each object, the class that the classifier gives it and its mean probability, if it is certain enough.
+            The class and mean probability of each object, or None if it is not certain enough.
         """
         self._fill()
         applies = np.flatnonzero(self._applies[known.boxes.labels]).tolist()
@@ -158,10 +158,10 @@ class SecondStage:
         return said
 
     def _choose(self, known: Known, applies: list[int], captured_ns: int) -> list[int]:
-        """The objects to look at, the most urgent first."""
+        """Return the objects to classify, the most urgent first."""
         corners = known.boxes.corners
         large = (corners[:, 2:] - corners[:, :2]).max(axis=1, initial=0) >= LEAST_PX
-        # A box that was only moved on along its track may lie beside its object.
+        # Skip boxes that were only extrapolated along their track: they may be off the object.
         fit = [index for index in applies if large[index] and known.ages_ns[index] == 0]
         if self._every:
             return fit
@@ -207,13 +207,13 @@ class SecondStage:
         now_s = self._wall_s()
         if self._share is not None:
             passed_s = SAVED_S if self._filled_at_s is None else now_s - self._filled_at_s
-            # A crop that costs more than can be saved otherwise is saved for.
+            # Extend the capacity if a single crop costs more than could otherwise be saved.
             most_s = max(self._share * SAVED_S, self._crop_cpu_s)
             self._saved_s = min(self._saved_s + self._share * passed_s, most_s)
         self._filled_at_s = now_s
 
     def _affordable(self) -> int:
-        """How many crops the budget pays for; the first one tells what a crop takes."""
+        """Return how many crops the budget permits. The first crop measures the cost."""
         if self._share is None:
             return MOST_CROPS
         if not self._crop_cpu_s:
@@ -222,7 +222,7 @@ class SecondStage:
 
 
 def _crop(pixels: Pixels, corners: Floats) -> npt.NDArray[np.uint8]:
-    """What a box shows: a view on the frame of a pixel at least in each direction."""
+    """Return a view of the frame inside a box, at least one pixel in each direction."""
     height_px, width_px = pixels.shape[:2]
     left, upper = (min(int(start), size - 1) for start, size in zip(corners[:2], (width_px, height_px), strict=True))
     right, lower = (max(start + 1, round(float(end))) for start, end in zip((left, upper), corners[2:], strict=True))

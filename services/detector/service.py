@@ -1,4 +1,4 @@
-"""The detector's loop: the newest frame, its tiles, the network, one box an object, to all who listen."""
+"""The detector's loop: read frames, detect objects, publish the detections."""
 
 from __future__ import annotations
 
@@ -36,9 +36,10 @@ if TYPE_CHECKING:
     from services.detector.worker import Worker
 
 SLICE_S = 0.25
-"""Longest wait without a look at whether the service shall stop."""
+"""Longest wait without checking whether the service must stop."""
 GONE_AFTER_S = 2.0
-"""Without a publisher for so long the detector lets go of the ring, which frees its memory, and waits for another."""
+"""Time without a publisher after which the detector detaches from the ring, to free its memory, and waits for a new
+one."""
 PIXEL_FORMAT = "bgr"
 SEEN = "uint8 frames of three channels, bgr, are needed"
 
@@ -49,12 +50,13 @@ def main(configuration: DetectorConfiguration, stop: threading.Event) -> None:
     """Detect until told to stop, or until the recording ends.
 
     Raises:
-        UnusableSetting: The model or the recording cannot be used.
-        ServiceError: This instance runs already, or a frame of the recording cannot be read.
+        UnusableSetting: The model or the recording is unusable.
+        ServiceError: This instance is already running, or a frame of the recording cannot be read.
     """
     service = load_service(configuration, stop)
     section = service.section
-    # Only the thread that detects steps back: the status is answered, and a stop is quick, however busy the machine is.
+    # Lower the priority of the detection thread only, so that the status is answered, and a stop is quick, even on a
+    # busy machine.
     try:
         with (
             StatusServer(configuration.stream.name, section.status_name, service.status),
@@ -64,7 +66,7 @@ def main(configuration: DetectorConfiguration, stop: threading.Event) -> None:
                 service.work(configuration, pool)
             else:
                 running = pool.submit(service.run)
-                # In slices: a signal that comes just before a wait without end begins is handled only after it.
+                # Wait in slices: a signal that arrives just before an unbounded wait would be handled only after it.
                 while not wait([running], SLICE_S).done:
                     pass
                 running.result()
@@ -73,10 +75,10 @@ def main(configuration: DetectorConfiguration, stop: threading.Event) -> None:
 
 
 def load_service(configuration: DetectorConfiguration, stop: threading.Event) -> DetectorService:
-    """Load what the detector works with.
+    """Load the model, the classifier and the recording.
 
     Raises:
-        UnusableSetting: The model, the classifier or the recording cannot be used.
+        UnusableSetting: The model or the recording is unusable.
     """
     section = configuration.detector
     cv2.setNumThreads(1)
@@ -91,10 +93,10 @@ def load_service(configuration: DetectorConfiguration, stop: threading.Event) ->
 
 
 def check(configuration: DetectorConfiguration) -> None:
-    """Load the model and the classifier, and look for the recording, or at the storage, where one is to be read.
+    """Load the model and the classifier, and check the recording or the storage if the source requires it.
 
     Raises:
-        UnusableSetting: One of them cannot be used.
+        UnusableSetting: One of them is unusable.
     """
     section = configuration.detector
     model, _ = _open(section)
@@ -106,7 +108,7 @@ def check(configuration: DetectorConfiguration) -> None:
 
 
 def _open_storage(configuration: DetectorConfiguration) -> Storage:
-    from services.common.storage import Storage  # noqa: PLC0415  a ring needs no client for a storage
+    from services.common.storage import Storage  # noqa: PLC0415  imported lazily: a ring requires no storage client
 
     return Storage(configuration.storage)
 
@@ -119,7 +121,10 @@ def _open(section: DetectorSection) -> tuple[Model, Recording | None]:
 
 
 def _load_second_stage(section: DetectorSection, model: Model) -> Classifier | str | None:
-    """The classifier, or why it cannot be used: the picture and its boxes go on without it. None: there is none."""
+    """Load the classifier. Return the reason if it is unusable, and None if none is configured.
+
+    An unusable classifier does not stop the detector, which publishes boxes without second classes.
+    """
     if section.classifier is None:
         return None
     try:
@@ -143,13 +148,13 @@ def _load_second_stage(section: DetectorSection, model: Model) -> Classifier | s
 
 
 def _step_back(nice: int | None) -> None:
-    """Let other threads and processes go before the calling thread; Linux keeps a nice value for each thread."""
+    """Raise the nice value of the calling thread; Linux keeps one for each thread."""
     thread = threading.get_native_id()
     os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + (nice or 0)))
 
 
 class DetectorService:
-    """The detector's loop, for each source of frames."""
+    """The detector's loop, for all sources of frames."""
 
     def __init__(
         self,
@@ -168,7 +173,7 @@ class DetectorService:
         self._model = model
         self._classifier = None if isinstance(second, str) else second
         self._no_classifier = second if isinstance(second, str) else None
-        # A frame of a queue is finished where that takes no longer than the worker waits.
+        # With a queue, a stop lets the current frame finish, as long as the worker waits for it.
         self._detector_stop = threading.Event() if section.from_queue else stop
         self._detector = Detector(section, model, self._detector_stop, classifier=self._classifier)
         self._memory = Memory(self._stream, section.instance)
@@ -183,7 +188,7 @@ class DetectorService:
         self._model_name = f"{model.name} {model.version}".strip()
 
     def run(self) -> None:
-        """Look at the frames of a recording or a ring until it ends, or until told to stop."""
+        """Process the frames of a recording or a ring until it ends, or until told to stop."""
         every = self._recording is not None or self.section.mode == "every"
         publisher = self._publisher = DetectionPublisher(
             self._stream, self.section.instance, stop=self._stop if every else None
@@ -199,8 +204,8 @@ class DetectorService:
             publisher.close()
 
     def work(self, configuration: DetectorConfiguration, pool: Executor) -> None:
-        """Look at the frames of a queue until told to stop."""
-        from services.detector.worker import Worker  # noqa: PLC0415  a ring needs no client for a broker
+        """Process the frames of a queue until told to stop."""
+        from services.detector.worker import Worker  # noqa: PLC0415  imported lazily: a ring requires no broker client
 
         worker = self._worker = Worker(
             configuration, _open_storage(configuration), self.look, pool, model=self._model_name, stop=self._stop
@@ -211,10 +216,10 @@ class DetectorService:
             self._detector_stop.set()
 
     def look(self, frame: RecordedFrame) -> Detections:
-        """Look at a frame of a queue, whatever the ones before it were.
+        """Process a frame of a queue, independently of previous frames.
 
         Raises:
-            BadReference: The network cannot see such frames.
+            BadReference: The network does not support such frames.
         """
         self._detector.forget()
         detections = self._detect(frame)
@@ -225,21 +230,21 @@ class DetectorService:
         return detections
 
     def _read(self, recording: Recording, publisher: DetectionPublisher) -> None:
-        """Look at each frame of a recording; its detections are printed too, a line of JSON a frame."""
+        """Process each frame of a recording. Its detections are also printed, as one line of JSON per frame."""
         for frame in recording.frames():
             if (detections := self._detect(frame)) is not None:
                 publisher.publish(detections)
                 try:
                     print(json.dumps(to_map(detections)), flush=True)
                 except BrokenPipeError:
-                    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter flushes once more at its end
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # avoid an error when the interpreter flushes at exit
                     return
             if self._stop.is_set():
                 return
         log.info("recording ended", frames=self._stage.summary()["frames"])
 
     def _follow(self, publisher: DetectionPublisher) -> None:
-        """Look at the frames of a ring until told to stop."""
+        """Process the frames of a ring until told to stop."""
         if (state := self._memory.load()) is not None:
             self._detector.succeed(state)
         events = follow(
@@ -248,7 +253,7 @@ class DetectorService:
             self._stop,
             slice_s=SLICE_S,
             retry_s=SLICE_S,
-            tolerate=(LayoutMismatch,),  # a stitcher of another version, until one of this version replaces it
+            tolerate=(LayoutMismatch,),  # during an upgrade, the stitcher may still have another version
         )
         with closing(events):
             for event in events:
@@ -272,7 +277,7 @@ class DetectorService:
             detections = self._detect(frame)
         if detections is not None:
             if self.section.track_memory_s:
-                # First, so that no successor gives the number of a track that was told of to another object.
+                # Save before publishing, to prevent a successor from reusing a published track number.
                 self._memory.save(self._detector.to_state())
             publisher.publish(detections)
         if self.section.target_fps:
@@ -285,7 +290,7 @@ class DetectorService:
             return None
         seen = self._detector.detect(pixels, frame.captured_ns, frame.epoch)
         detected_ns = time.monotonic_ns()
-        # A recording's capture was by another clock, or long ago.
+        # A recording was captured by another clock, or long ago, so its latency is meaningless.
         latency_s = (detected_ns - frame.captured_ns) * 1e-9 if isinstance(frame, Frame) else math.nan
         self._stage.record(latency_s, frame.skipped)
         self._objects = len(seen.known.boxes)
@@ -307,14 +312,14 @@ class DetectorService:
         )
 
     def _refuse(self, **found: object) -> None:
-        """Count a frame that the network cannot see, and say so once for each kind."""
+        """Count an unsupported frame, and log it once for each kind."""
         self._refused += 1
         if found != self._refused_format:
             self._refused_format = found
             log.warning("frame refused", reason=SEEN, **found)
 
     def status(self) -> Mapping[str, Any]:
-        """The status document; called by the status server's thread."""
+        """Return the status document. Called by the status server's thread."""
         detector = self._detector
         worker = self._worker
         tile_ms = sorted(detector.tile_ms.copy())
@@ -340,12 +345,12 @@ class DetectorService:
                 **self._second_stage_details(),
             },
         )
-        if worker is not None and worker.reason:  # an empty queue is no fault, and one that cannot be read is
+        if worker is not None and worker.reason:  # an empty queue is healthy, an unreadable one is not
             document.update(healthy=False, reason=worker.reason)
         return document
 
     def _second_stage_details(self) -> dict[str, Any]:
-        """What the status says of the second stage; nothing where none is configured."""
+        """Return the status of the second stage, or an empty map if none is configured."""
         stage, classifier = self._detector.second_stage, self._classifier
         if stage is None or classifier is None:
             return {} if self._no_classifier is None else {"classifier": None, "classifier_fault": self._no_classifier}
@@ -360,7 +365,7 @@ class DetectorService:
 
 
 def _described(model: Model) -> dict[str, Any]:
-    """What the log and the status say of the model."""
+    """Describe the model, for the log and the status."""
     return {
         "model": model.name,
         "model_version": model.version,

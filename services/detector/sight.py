@@ -1,9 +1,8 @@
-"""What a tracked object looks like, and where that is in the next frame.
+"""Follow a tracked object by its appearance between two runs of the model.
 
-So a box moves as its object does between two looks of the model, at a hundredth of what a look costs. The patch is the
-upper part of the box, since legs change with each step, in samples of the green channel, as few as tell it apart. It is
-looked for around the place where the object is expected, by normalised cross-correlation, whose peak is refined between
-the samples by a parabola.
+This moves a box with its object at a hundredth of the model's cost. The template is the upper part of the box, because
+legs change with each step, sampled sparsely in the green channel. It is searched for around the object's expected
+position by normalised cross-correlation; a parabola refines the peak between the samples.
 
 Source: J. P. Lewis, "Fast Normalized Cross-Correlation", 1995; OpenCV, matchTemplate, TM_CCOEFF_NORMED.
 """
@@ -22,40 +21,40 @@ from services.detector.boxes import Floats
 from services.detector.tiles import Pixels
 
 SAMPLES = 500
-"""Of a patch, about."""
+"""Approximate number of samples of a patch."""
 INNER_WIDTH, INNER_TOP, INNER_HEIGHT = 0.8, 0.05, 0.6
-"""Of the box: what the patch takes in the middle, and from where down."""
+"""The patch, as shares of the box: width in the middle, offset of its top, and height."""
 REACH = 1.0, 0.25
-"""How far from the expected place the patch is looked for, in widths and heights of the box."""
+"""Search range around the expected position, in widths and heights of the box."""
 LEAST_REACH_PX = 10.0, 6.0
 USUAL_S, MOST_FURTHER = 0.2, 2.0
-"""The reach is that of so many seconds; after longer it is larger, up to so many times."""
+"""The range applies to this many seconds; after a longer time it grows, up to this factor."""
 MOST_REACH_PX = 100.0
 LEAST_SIDE = 4
-"""Samples of a patch in each direction."""
+"""Least samples of a patch in each direction."""
 ALIKE = 0.5
-"""Correlation from which it is the same object."""
+"""Least correlation of the same object."""
 LEAST_CONTRAST = 4.0
-"""Standard deviation of grey values: below, everything looks alike."""
+"""Least standard deviation of a patch's grey values; flatter patches match everything."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """A patch of an object."""
+    """The template of an object."""
 
     patch: npt.NDArray[np.uint8]
     step_px: int
     """Pixels from one sample to the next."""
     offset: tuple[float, float]
-    """From the box's left upper corner to the patch's first sample, in pixels."""
+    """Offset from the box's top left corner to the patch's first sample, in pixels."""
 
     def find(self, pixels: Pixels, expected: Floats, elapsed_s: float = USUAL_S) -> Floats | None:
-        """Where the box is in another frame, ``None`` if the object is not seen there.
+        """Return the box's position in another frame, or ``None`` if the object is not found.
 
         Args:
             pixels: The frame, uint8 BGR of shape ``(height, width, 3)``.
-            expected: Where the box should be: left, upper, right and lower edge.
-            elapsed_s: Since it was where the expectation comes from.
+            expected: Expected box: left, top, right and bottom.
+            elapsed_s: Time since the last known position.
         """
         left, upper, right, lower = expected.tolist()
         step = self.step_px
@@ -82,7 +81,7 @@ class Sight:
 
 
 def look_at(pixels: Pixels, corners: Floats) -> Sight | None:
-    """The sight of what is in a box; ``None`` where it is too small, too even or not all in the frame."""
+    """Return the template of a box, or ``None`` if it is too small, too flat or partly outside the frame."""
     left, upper, right, lower = corners.tolist()
     width, height = INNER_WIDTH * (right - left), INNER_HEIGHT * (lower - upper)
     step = max(1, round(math.sqrt(width * height / SAMPLES)))
@@ -96,7 +95,7 @@ def look_at(pixels: Pixels, corners: Floats) -> Sight | None:
 def _samples(
     pixels: Pixels, first: tuple[int, int], counts: tuple[int, int], step: int
 ) -> npt.NDArray[np.uint8] | None:
-    """So many columns and rows of samples from a place on; ``None`` where they are not all in the frame."""
+    """Return a grid of samples, or ``None`` if it is partly outside the frame."""
     (x, y), (columns, rows) = first, counts
     if x < 0 or y < 0 or x + columns * step > pixels.shape[1] or y + rows * step > pixels.shape[0]:
         return None
@@ -104,6 +103,6 @@ def _samples(
 
 
 def _peak(before: float, at: float, after: float) -> float:
-    """Where the parabola through three values, of which the middle one is the highest, has its top: -0.5 to 0.5."""
+    """Return the vertex of the parabola through three values with the highest in the middle: -0.5 to 0.5."""
     curve = before - 2 * at + after
     return 0.0 if curve >= 0 else max(-0.5, min(0.5, 0.5 * (before - after) / curve))

@@ -1,7 +1,8 @@
-"""A frame cut into overlapping tiles, each a view on the frame's own pixels.
+"""Split a frame into overlapping tiles, each a view of the frame's own pixels.
 
-A model that sees 300 x 300 pixels finds nobody in a panorama squeezed into them; a tile shows it people as large as
-those that it was trained on. Neighbours overlap, so that who stands on the edge of one tile is whole in the next.
+A model with an input of 300 x 300 pixels finds no people in a panorama scaled down to that size. A tile shows people at
+the size that the model was trained on. Neighbours overlap, so that a person on the edge of one tile is complete in the
+next.
 """
 
 from __future__ import annotations
@@ -27,20 +28,20 @@ class Tile:
     height_px: int
     """Height."""
     inner_edges: tuple[bool, bool, bool, bool]
-    """Which of the left, upper, right and lower edge cut the frame, rather than end with it."""
+    """Which of left, top, right and bottom is inside the frame, rather than at its border."""
 
     @property
     def corners(self) -> tuple[int, int, int, int]:
-        """Left, upper, right and lower edge, in pixels of the frame."""
+        """Left, top, right and bottom, in pixels of the frame."""
         return self.x_px, self.y_px, self.x_px + self.width_px, self.y_px + self.height_px
 
     def view(self, pixels: Pixels) -> Pixels:
-        """The tile's pixels of a frame of shape ``(height, width, channels)``: a view, no copy."""
+        """Return a view of the tile's pixels, without a copy, of a frame of shape ``(height, width, channels)``."""
         return pixels[self.y_px : self.y_px + self.height_px, self.x_px : self.x_px + self.width_px]
 
 
 OVERLAP_SHARE = 0.32
-"""Of a tile's shorter side, where no overlap is configured."""
+"""Default overlap, as a share of a tile's shorter side."""
 
 
 def tile_size(tile_px: int, overlap_px: int | None, input_px: tuple[int, int]) -> tuple[tuple[int, int], int]:
@@ -48,8 +49,8 @@ def tile_size(tile_px: int, overlap_px: int | None, input_px: tuple[int, int]) -
 
     Args:
         tile_px: Height of a tile.
-        overlap_px: What neighbours have in common, at least; ``None`` for a share of the tile.
-        input_px: Height and width of the model's input, whose proportions the tiles have.
+        overlap_px: Least overlap of neighbours; ``None`` for a share of the tile.
+        input_px: Height and width of the model's input. The tiles have the same proportions.
 
     Returns:
         Height and width, and the overlap, in pixels of the frame.
@@ -61,14 +62,14 @@ def tile_size(tile_px: int, overlap_px: int | None, input_px: tuple[int, int]) -
 def plan_tiles(
     frame_height_px: int, frame_width_px: int, tile_px: int | tuple[int, int], overlap_px: int
 ) -> tuple[Tile, ...]:
-    """Lay the fewest tiles over a frame that cover it with the wanted overlap, evenly spaced.
+    """Cover a frame with the fewest evenly spaced tiles that have the required overlap.
 
     Args:
         frame_height_px: Height of the frame.
         frame_width_px: Width of the frame.
-        tile_px: Height and width of a tile, or the side of a square one; where the frame is smaller than that, the tile
-            is as small.
-        overlap_px: What neighbours have in common, at least; less than ``tile_px``.
+        tile_px: Height and width of a tile, or the side of a square one. In a smaller frame, the tile is as small as
+            the frame.
+        overlap_px: Least overlap of neighbours, less than ``tile_px``.
 
     Returns:
         The tiles, row by row.
@@ -90,7 +91,7 @@ def plan_tiles(
 
 
 def _spread(extent_px: int, tile_px: int, overlap_px: int) -> list[tuple[int, int]]:
-    """Start and end of each tile along one axis."""
+    """Return start and end of each tile along one axis."""
     if extent_px < 1 or not 0 <= overlap_px < tile_px:
         raise ValueError(f"no tiles of {tile_px} px that overlap by {overlap_px} px in {extent_px} px")
     if tile_px >= extent_px:

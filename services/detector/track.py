@@ -1,13 +1,13 @@
-"""Numbers that stay with an object from frame to frame, and where the objects are that were not looked at.
+"""Track objects from frame to frame, including those in tiles that the model did not process.
 
-Each tracked object is expected to move on as it did; the boxes of a new frame go to those they lie nearest to, of the
-same label or a rival's. Nearness is measured by distance-IoU: where frames are few, a box no longer overlaps the one
-before it.
+Each tracked object is expected to continue its movement. The boxes of a new frame are matched to the nearest objects
+with the same or a rival label. Nearness is measured by distance-IoU, because at low frame rates a box no longer
+overlaps its predecessor.
 
-Not every part of a frame is looked at by the model. An object that is expected where it looked, and was not found, is
-missing; one expected elsewhere is followed by what it looks like, and known, with its age, as long as it is found so.
-An object on the edge of what was looked at shows a piece: the edge that the tile cut is taken from where the object is
-expected to end.
+The model does not process every part of a frame. An object that is expected in a processed part and was not found is
+missing. An object that is expected elsewhere is followed by its appearance, and stays known, with its age, while this
+succeeds. An object on the edge of a processed part shows only a piece: its cut edge is taken from the object's expected
+position.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ from services.detector.sight import Sight, look_at
 from services.detector.tiles import Pixels
 
 SMOOTHING_S = 0.4
-"""Movements of so long ago count for a third in the velocity: a box trembles even where nothing moves."""
+"""Time constant of the velocity, to smooth the jitter of boxes."""
 VOTES_KEPT = 0.8
-"""Weight of the earlier sightings in an object's label: a few in a row rename it."""
+"""Weight of the earlier sightings in an object's label, so that a few consecutive sightings can change it."""
 PIECE_INSIDE = 0.6
-"""Share of a piece that lies in the box of an object that it belongs to."""
+"""Least share of a piece inside the box of the object that it belongs to."""
 PLACED_S = 0.5
-"""How long the place of an object that moves is believed without a look at it."""
+"""Time for which the expected position of a moving object is trusted without a sighting."""
 STILL = 0.25
-"""Of its width: what is expected to have moved by less is believed for longer."""
+"""Expected movement, as a share of the width, below which the position is trusted for longer."""
 FOLLOWED = 100
-"""Most objects that are followed by what they look like; a hundred take 10 ms of CPU a frame."""
+"""Largest number of objects followed by appearance; a hundred take 10 ms of CPU per frame."""
 LOOKED_SHARE = 0.5
-"""Share of an expected box that must be looked at for the object to be missing when it is not found."""
+"""Least share of an expected box in a processed tile for an object that was not found to be missing."""
 
 
 @dataclass(slots=True)
@@ -54,17 +54,17 @@ class _Track:
     group: int
     corners: Floats
     velocity: Floats
-    """Of the centre, in pixels a second."""
+    """Velocity of the centre, in pixels per second."""
     seen_ns: int
     score: float
     votes: dict[int, float]
-    """Certainty for each label that it was taken for."""
+    """Accumulated score of each label that it had."""
     open_edges: Flags
     """Which of its edges are a tile's."""
     at_ns: int
     """When it was at ``corners``: when it was seen by the model, or found again by what it looks like."""
     missing: bool = False
-    """Looked for and not found since it was seen."""
+    """Whether the model ran on its position and did not find it since the last sighting."""
     seen: int = 1
     sight: Sight | None = None
 
@@ -78,8 +78,8 @@ class _Track:
         return moved
 
     def see(self, corners: Floats, open_edges: Flags, score: float, label: int, now_ns: int) -> None:
-        """The model has found it."""
-        # An edge that a tile cut says nothing of the movement, then or now.
+        """Record a sighting by the model."""
+        # An edge cut by a tile, in the previous or this sighting, carries no information about the movement.
         self._move(corners, ~open_edges & ~self.open_edges, now_ns)
         self.seen += 1
         self.score = score
@@ -90,13 +90,13 @@ class _Track:
         self.votes[label] = self.votes.get(label, 0.0) + (1 - VOTES_KEPT) * score
 
     def is_placed(self, now_ns: int) -> bool:
-        """Whether it is truly where it is expected."""
+        """Return whether its expected position is trustworthy."""
         elapsed_s = (now_ns - self.at_ns) * 1e-9
         moved_px = float(np.hypot(*self.velocity)) * elapsed_s
         return elapsed_s <= PLACED_S or moved_px <= STILL * float(self.corners[2] - self.corners[0])
 
     def follow(self, pixels: Pixels, now_ns: int) -> None:
-        """Look for it where it is expected."""
+        """Search for it around its expected position."""
         if self.sight is None:
             return
         found = self.sight.find(pixels, self.expected(now_ns), (now_ns - self.at_ns) * 1e-9)
@@ -117,40 +117,40 @@ class _Track:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """All objects that are known to be in a frame."""
+    """All objects known to be in a frame."""
 
     boxes: Boxes
-    """The most certain first."""
+    """Boxes, by descending score."""
     tracks: list[int]
     """The number of each."""
     ages_ns: list[int]
-    """How long ago each was last seen: 0 for those found in this frame."""
+    """Time since each was last seen; 0 for those found in this frame."""
 
 
 @dataclass(slots=True)
 class Tracker:
-    """Follows objects by where they are expected. Owned by one thread."""
+    """Tracks objects by their expected position. Owned by one thread."""
 
     threshold: float
-    """A box belongs to an object when its distance-IoU with where the object is expected is at least this."""
+    """Least distance-IoU of a box and an object's expected position for a match."""
     memory_s: float
-    """An object that is missing for longer is forgotten; its number does not return."""
+    """Time after which a missing object is forgotten. Its number is not reused."""
     groups: Integers
     """For each label, the number of its group of rivals."""
     unseen_s: float = 4.0
-    """An object that was not looked for is forgotten after so long."""
+    """Time after which an object is forgotten that the model did not search for."""
     epoch: int = field(default_factory=lambda: secrets.randbits(63))
-    """Numbers of tracks belong to it."""
+    """Namespace of the track numbers."""
     _tracks: list[_Track] = field(default_factory=list)
     _last_number: int = 0
 
     def update(self, found: Merged, captured_ns: int, looked: Floats | None = None) -> Known:
-        """Give each object of a frame its number, from 1.
+        """Assign each object of a frame its number, from 1.
 
         Args:
-            found: What was found in a frame.
-            captured_ns: When it was captured; a clock that runs back starts anew.
-            looked: Corners of the tiles that were looked at, ``(n, 4)``; ``None`` for the whole frame.
+            found: Objects found in the frame.
+            captured_ns: When the frame was captured. If the clock runs back, all tracks are discarded.
+            looked: Boxes of the processed tiles, ``(n, 4)``; ``None`` for the whole frame.
         """
         self._forget(captured_ns)
         boxes = found.boxes
@@ -185,19 +185,19 @@ class Tracker:
         )
 
     def follow(self, pixels: Pixels, captured_ns: int) -> None:
-        """Move what is tracked to where it is in a frame, before the model looks at a part of it."""
+        """Move the tracked objects to their positions in a frame, before the model runs on a part of it."""
         self._forget(captured_ns)
         for track in sorted(self._tracks, key=lambda track: -track.score)[:FOLLOWED]:
             track.follow(pixels, captured_ns)
 
     def remember(self, pixels: Pixels, captured_ns: int) -> None:
-        """Take the sight of what was found in a frame, after the update with it."""
+        """Save the appearance of the objects found in a frame. Call it after the update."""
         for track in self._tracks:
             if track.seen_ns == captured_ns:
                 track.sight = look_at(pixels, track.corners)
 
     def expected(self, captured_ns: int) -> tuple[Floats, Flags]:
-        """Where all tracked objects are expected, ``(n, 4)``, and which of their edges are not known."""
+        """Return the expected boxes of all tracked objects, ``(n, 4)``, and which of their edges are unknown."""
         if not self._tracks:
             return no_boxes().corners, np.zeros((0, 4), np.bool_)
         return (
@@ -206,7 +206,7 @@ class Tracker:
         )
 
     def to_state(self) -> dict[str, Any]:
-        """What a successor needs to go on with the same numbers; plain values."""
+        """Return the state from which a successor resumes the same numbers, as plain values."""
         return {
             "epoch": self.epoch,
             "last_number": self._last_number,
@@ -226,10 +226,10 @@ class Tracker:
         }
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Go on where another tracker of the same labels was.
+        """Resume from the state of another tracker with the same labels.
 
         Raises:
-            ValueError, TypeError, KeyError: ``state`` is not what :meth:`to_state` returns.
+            ValueError, TypeError, KeyError: ``state`` is not a return value of :meth:`to_state`.
         """
         tracks = [
             _Track(
@@ -249,9 +249,9 @@ class Tracker:
         self.epoch, self._last_number, self._tracks = int(state["epoch"]), int(state["last_number"]), tracks
 
     def _without_further_pieces(self, found: Merged, corners: Floats, numbers: list[int]) -> list[int]:
-        """Indices of the boxes without pieces of objects that another piece was matched with.
+        """Return the indices of the boxes, without further pieces of objects that another piece was matched with.
 
-        An object over three tiles, of which the outer two were looked at, shows two pieces that do not touch.
+        An object across three tiles of which only the outer two were processed shows two pieces that do not touch.
         """
         matched = np.flatnonzero(numbers)
         common = intersections(found.boxes.corners, corners[matched])
@@ -288,14 +288,14 @@ class Tracker:
         self._tracks = [track for track in self._tracks if remembered(track)]
 
     def _unlooked(self, unseen: list[_Track], captured_ns: int, looked: Floats | None) -> list[_Track]:
-        """Mark as missing what was looked for, and return what was not and is known to be where it is expected."""
+        """Mark the objects that were searched for as missing. Return the others whose expected position is trusted."""
         if not unseen:
             return []
         if looked is None:
             shares = np.ones(len(unseen))
         else:
             expected = np.stack([track.expected(captured_ns) for track in unseen])
-            # Tiles overlap, so the largest share of one tile counts.
+            # Tiles overlap, so use the largest share inside a single tile.
             common = intersections(expected, looked).max(axis=1, initial=0)
             shares = common / np.maximum(areas(expected), np.float32(1e-6))
         for track, share in zip(unseen, shares, strict=True):
@@ -303,7 +303,7 @@ class Tracker:
         return [track for track in unseen if not track.missing and track.is_placed(captured_ns)]
 
     def _pairs(self, found: Merged, captured_ns: int) -> list[tuple[int, _Track, Floats]]:
-        """Boxes, the objects they belong to, and the boxes with what their tiles cut off: the nearest first."""
+        """Match boxes and objects, the nearest first. Return index, track and completed box of each match."""
         boxes = found.boxes
         if not self._tracks or not len(boxes):
             return []
@@ -328,7 +328,7 @@ class Tracker:
 
 
 def _complete(corners: Floats, open_edges: Flags, others: Floats) -> Floats:
-    """Boxes whose open edges are moved out to those of the other box of each pair: ``(boxes, tracks, 4)``."""
+    """Extend the open edges of boxes to those of the other box of each pair: ``(boxes, tracks, 4)``."""
     outer = np.concatenate(
         [np.minimum(corners[..., :2], others[..., :2]), np.maximum(corners[..., 2:], others[..., 2:])], axis=-1
     )

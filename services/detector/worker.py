@@ -1,7 +1,7 @@
-"""The detector on a queue: a frame by reference, looked at whole; its result into the storage; an acknowledgement.
+"""The detector on a queue: fetch a frame by reference, process it, store the result, acknowledge the message.
 
-A worker keeps nothing between two frames, so any number of them share a queue. It acknowledges a frame only when the
-broker has confirmed the result's reference: the frame of a worker that dies is delivered to another one.
+A worker keeps no state between frames, so any number of workers can share a queue. It acknowledges a frame only after
+the broker has confirmed the result's reference, so that the frame of a worker that dies is redelivered to another one.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ from services.detector.config import DetectorConfiguration
 
 RETRY_S: Final = (0.2, 5.0)
 DRAIN_S: Final = 1.5
-"""How long the frames that are being worked on may take when the detector is told to stop; others take those that do
-not end by then. Containers are killed after two seconds."""
+"""Time for the current frames to finish when the detector is told to stop; the rest is redelivered to other workers.
+Containers are killed after two seconds."""
 
 _RESULT_NAME: Final = re.compile(r"([0-9a-f]{16})(\.\d+)?")
-"""Last part of a result's address: the beginning of its SHA-256, and a number where the first addresses failed."""
+"""Last part of a result's address: a prefix of its SHA-256, and a number if the first addresses failed."""
 
 Look = Callable[[RecordedFrame], Detections]
 
@@ -70,19 +70,19 @@ log = structlog.get_logger()
 
 
 class TooLate(Exception):
-    """No result of this frame is wanted any more."""
+    """The deadline for this frame's result has passed."""
 
 
 class Worker:
-    """Works on the frames of a queue. Owned by one event loop.
+    """Processes the frames of a queue. Owned by one event loop.
 
     Args:
-        configuration: The detector's.
-        storage: Where frames and results are.
-        look: Finds the objects of a frame; called by the executor.
+        configuration: The detector's configuration.
+        storage: Storage of frames and results.
+        look: Detects the objects of a frame; called by the executor.
         executor: Runs ``look``, one frame at a time.
         model: Name and version of the model.
-        stop: Ends it.
+        stop: Ends the worker.
     """
 
     def __init__(
@@ -97,9 +97,9 @@ class Worker:
     ) -> None:
         self.fetched, self.published = Stage(), Stage()
         self.reason = "not connected to the broker yet"
-        """Why no frame can be worked on; empty while one can."""
+        """Why no frame can be processed; empty while frames can be."""
         self.late = self.dead = self.repeated = 0
-        """Frames given up as too old; as dead letters; and those that had been worked on before."""
+        """Frames rejected as too old, buried as dead letters, and processed before."""
         self._section = configuration.detector
         self._broker = configuration.broker
         self._names = Names(configuration.ring)
@@ -111,15 +111,15 @@ class Worker:
 
     @property
     def stages(self) -> dict[str, Stage]:
-        """What the status tells of."""
+        """The stages of the status."""
         return {"fetch": self.fetched, "publish": self.published}
 
     def details(self) -> dict[str, int]:
-        """Counts for the status."""
+        """Return the counts for the status."""
         return {"too_late": self.late, "dead_letters": self.dead, "repeated": self.repeated}
 
     async def run(self) -> None:
-        """Work until ``stop`` is set, through losses of the connection."""
+        """Process frames until ``stop`` is set. Reconnect whenever the connection is lost."""
         await keep_connected(self._broker, self._work, self._stop, url=self._section.broker_url, state=self._set_reason)
 
     def _set_reason(self, reason: str) -> None:
@@ -160,7 +160,7 @@ class Worker:
     async def _take(
         self, delivered: AbstractIncomingMessage, results: AbstractExchange, dead: AbstractExchange
     ) -> None:
-        """Work on a message, and settle it in one of four ways: a result, a repetition, too late, or a dead letter."""
+        """Process a message and settle it in one of four ways: result, duplicate, too late, or dead letter."""
         section = self._section
         try:
             reference = _reference(delivered, self._names.stream)
@@ -190,15 +190,15 @@ class Worker:
         await bury(dead, delivered, reason, group=self._section.group, worker=self._section.instance)
 
     async def _result(self, reference: FrameReference, delivered: AbstractIncomingMessage) -> ResultReference:
-        """The result of a frame, which is in the storage when this returns."""
+        """Return the reference to a frame's result, after the result has been stored."""
         if delivered.redelivered and (found := await self._found_before(reference)) is not None:
             return found
         _check_deadline(reference)
         try:
             data = await self._patiently(reference, self._storage.fetch)
         except ObjectMissing:
-            # The relay removes the object of a frame whose result it has seen. A second reference to the frame, of a
-            # relay that was killed before it knew that the first one had arrived, then comes too late.
+            # The relay removes a frame's object once it has seen the result. A duplicate reference, sent by a relay
+            # that was killed before the first one was confirmed, then arrives too late.
             if (found := await self._found_before(reference)) is not None:
                 return found
             raise
@@ -227,12 +227,12 @@ class Worker:
         return self._result_reference(reference, await self._patiently(reference, put), len(body), sha256)
 
     async def _found_before(self, reference: FrameReference) -> ResultReference | None:
-        """The result that a worker, which died before it could tell of it, has put into the storage."""
+        """Return the result that another worker stored before it died without publishing it, or None."""
         prefix = result_prefix(reference.stream, reference.epoch, reference.sequence, self._model)
 
         async def find(_reference: FrameReference) -> tuple[str, memoryview] | None:
             async for found in self._storage.list(prefix):
-                # Some servers list what another worker is writing, or what one that died was.
+                # Some servers list objects that are being written, or that a dead worker left incomplete.
                 name = _RESULT_NAME.fullmatch(found.address.removeprefix(prefix))
                 if name is None:
                     continue
@@ -275,13 +275,13 @@ class Worker:
             _check_deadline(reference)
             try:
                 return await publish(results, message(result.to_json(), RESULT, reference.key))
-            except BrokerRefused as error:  # a reader's queue is full
+            except BrokerRefused as error:  # the queue of a reader is full
                 self.reason = str(error)
                 await asyncio.sleep(wait_s)
                 wait_s = min(2 * wait_s, RETRY_S[1])
 
     async def _patiently(self, reference: FrameReference, request: Any) -> Any:
-        """Ask the storage again while it is unavailable: a frame is not given up because the storage is away."""
+        """Retry while the storage is unavailable, so that an outage of the storage loses no frame."""
         wait_s = RETRY_S[0]
         while True:
             try:
@@ -308,7 +308,7 @@ def _reference(delivered: AbstractIncomingMessage, stream: str) -> FrameReferenc
 
 
 def frame_of(pixels: npt.NDArray[Any], reference: FrameReference) -> RecordedFrame:
-    """A frame that came by reference."""
+    """Return a frame that was fetched by reference."""
     return RecordedFrame(
         pixels,
         reference.sequence,

@@ -1,1 +1,1 @@
-"""The stitcher: five cameras in, one panorama out, rendered straight into the ring's slots."""
+"""The stitcher: renders the pictures of several cameras into one panorama, directly in the ring's slots."""

@@ -20,52 +20,52 @@ Multiple4 = Annotated[int, Field(multiple_of=4, ge=64, le=16384)]
 
 
 class PoseSection(Section):
-    """Roughly where a camera looks: a hint for the calibration, and its answer where the pictures hold none."""
+    """Approximate direction of a camera: a hint for the calibration, and its result if the pictures allow none."""
 
     yaw_deg: float = Field(ge=-180, le=180)
     """To the right of the panorama's middle."""
     pitch_deg: float = Field(0.0, ge=-90, le=90)
     """Upwards."""
     roll_deg: float = Field(0.0, ge=-180, le=180)
-    """Clockwise, as the camera sees it, beside :attr:`CameraSection.rotation_deg`."""
+    """Clockwise, as seen by the camera, in addition to :attr:`CameraSection.rotation_deg`."""
 
 
 class CameraSection(Section):
     """One camera."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$")
-    """Name in logs, status, metadata and the calibration's file."""
+    """Name in logs, status, metadata and the calibration file."""
     url: str = Field(min_length=1, repr=False)
-    """What FFmpeg reads: rtsp://, http://, a file... It may hold a password, so show :attr:`masked_url` instead."""
+    """Input of FFmpeg: rtsp://, http://, a file... It may hold a password, so display :attr:`masked_url` instead."""
     username: str | None = Field(None, min_length=1, repr=False)
-    """User of the log-in, where the URL names none."""
+    """User, if the URL names none."""
     password_file: Path | None = None
     """File whose first line is the password. It is read at each connection."""
     password_env: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     """Environment variable that holds the password."""
     transport: Literal["auto", "tcp", "udp"] = "auto"
-    """What carries RTSP's pictures. ``auto`` takes TCP, and UDP where the camera refuses TCP."""
+    """Transport of RTSP. ``auto`` takes TCP, and falls back to UDP if the camera rejects TCP."""
     delay_s: float = Field(0.0, ge=0, le=60)
-    """How much later than the others' this camera's pictures arrive: they count as captured earlier by it, and the
-    others' pictures wait for them so much longer."""
+    """Additional delay of this camera's pictures, compared with the other cameras. It is subtracted from their capture
+    time, and the other cameras' pictures wait for them that much longer."""
     clock: Literal["auto", "pts", "arrival"] = "auto"
-    """Best clock to take for the instant of capture. ``auto`` takes the sender's where the stream has it, else the
-    presentation times where they run like the wall's clock, else the arrival."""
+    """Best clock to use for the capture time. ``auto`` uses the sender's clock if the stream has one, otherwise the
+    presentation times if they advance like a wall clock, otherwise the arrival."""
     damaged: Damaged | None = None
     """Overrides :attr:`StitcherSection.damaged` for this camera."""
     aspect: str | None = Field(None, pattern=r"^[1-9][0-9]{0,4}:[1-9][0-9]{0,4}$")
-    """Width to height of one pixel, such as ``16:11``; without it, what the stream says, else ``1:1``."""
+    """Pixel aspect ratio, such as ``16:11``. Default: that of the stream, or ``1:1`` if the stream has none."""
     rotation_deg: Literal[0, 90, 180, 270] = 0
-    """How far the camera is turned clockwise about its own axis, as it is mounted."""
+    """Clockwise rotation of the mounted camera about its optical axis."""
     mask: Path | None = None
-    """Picture that is black where the camera's picture is to be left out, such as a clock or a logo."""
+    """Picture that is black where the camera's picture must be ignored, such as at a clock or a logo."""
     hfov_deg: float | None = Field(None, gt=1, lt=180)
     """Horizontal field of view of this camera; overrides :attr:`CalibrationSection.hfov_deg`."""
     pose: PoseSection | None = None
-    """Roughly where it looks."""
+    """Approximate direction."""
     ffmpeg_options: Mapping[str, str] = Field({}, repr=False)
-    """Options of FFmpeg's reader, such as ``probesize``; they override what this service sets. ``format`` names the
-    demultiplexer."""
+    """Options of FFmpeg's demultiplexer, such as ``probesize``; they override those of this service. ``format`` selects
+    the demultiplexer."""
 
     @field_validator("url")
     @classmethod
@@ -85,7 +85,7 @@ class CameraSection(Section):
     @field_validator("ffmpeg_options", mode="before")
     @classmethod
     def _write_options(cls, options: object) -> object:
-        """YAML reads ``probesize: 32768`` as a number; FFmpeg takes text."""
+        """Convert options to text: YAML reads ``probesize: 32768`` as a number, but FFmpeg requires text."""
         if not isinstance(options, Mapping):
             return options
         return {
@@ -113,7 +113,7 @@ class CameraSection(Section):
 
     @property
     def masked_url(self) -> str:
-        """The URL without what may be secret in it, for people to read."""
+        """The URL with its secrets masked, for display."""
         return mask_url(self.url)
 
     @property
@@ -126,16 +126,17 @@ class CameraSection(Section):
 
 
 class ReconnectSection(Section):
-    """How soon a lost camera is tried again: exponential, with jitter, up to a bound."""
+    """Backoff before a lost camera is retried: exponential, with jitter, up to a bound."""
 
     first_s: Seconds = 0.5
-    """Wait before the first new try; each failure doubles it."""
+    """Wait before the first retry; each failure doubles it."""
     max_s: Seconds = 15.0
     """Longest wait."""
     refused_first_s: Seconds = 120.0
-    """Wait after a refused log-in (401, 403), which doubles as well: cameras lock after a few of them."""
+    """Wait after a rejected log-in (401, 403), which doubles as well. It is long because many cameras lock the account
+    after a few failures."""
     refused_max_s: Seconds = 900.0
-    """Longest wait after a refused log-in."""
+    """Longest wait after a rejected log-in."""
 
     @model_validator(mode="after")
     def _check_order(self) -> ReconnectSection:
@@ -147,24 +148,24 @@ class ReconnectSection(Section):
 
 
 class PairingSection(Section):
-    """How frames of the cameras are put together."""
+    """How the cameras' frames are combined into frame sets."""
 
     tolerance_s: Seconds = 0.04
-    """Largest distance in time between frames of one panorama; a camera beyond it shows its previous picture."""
+    """Largest distance in time between the frames of a set; a camera beyond it shows its previous picture."""
     max_wait_s: Seconds = 0.12
-    """How long a frame waits for the other cameras' before it goes without them: the bound of the added latency."""
+    """Longest time that a frame waits for the other cameras' frames. It bounds the added latency."""
 
 
 Point = tuple[float, float]
 
 
 class PointPairSection(Section):
-    """The same thing in the pictures of two cameras, found by eye."""
+    """One point of the scene in the pictures of two cameras, marked by the operator."""
 
     cameras: tuple[str, str]
     """Names of the two cameras."""
     points_px: tuple[Point, Point]
-    """Where it is, ``[x, y]``, in the picture of the first and of the second camera."""
+    """Its position ``[x, y]`` in the picture of the first and of the second camera."""
 
     @model_validator(mode="after")
     def _check_cameras(self) -> PointPairSection:
@@ -176,22 +177,22 @@ class PointPairSection(Section):
 
 
 class CalibrationSection(Section):
-    """How the cameras' directions become known."""
+    """How the cameras' directions are found."""
 
     file: Path | None = None
-    """JSON file with the calibration: read at the start if it is there, written once all cameras are placed."""
+    """JSON file with the calibration. It is read at the start if it exists, and written once all cameras are placed."""
     focal_px: float | None = Field(None, gt=0)
-    """Roughly the focal length of the cameras, in pixels of their pictures: a hint that helps in poor scenes."""
+    """Approximate focal length of the cameras, in pixels of their pictures: a hint for scenes with little texture."""
     hfov_deg: float | None = Field(None, gt=1, lt=170)
     """The same hint as the horizontal field of view, in degrees."""
     min_confidence: float = Field(1.0, gt=0, le=3)
-    """Least confidence of a match between two cameras, as OpenCV's stitcher counts it."""
+    """Least confidence of a match between two cameras, as defined by OpenCV's stitcher."""
     wait_s: Seconds = 10.0
-    """How long to wait for all cameras before a first calibration without the missing ones."""
+    """Longest wait for all cameras before a first calibration without the missing ones."""
     retry_s: Seconds = 10.0
-    """Wait between tries while cameras are not placed."""
+    """Wait between attempts while cameras are not placed."""
     points: tuple[PointPairSection, ...] = ()
-    """Pairs of points, found by eye, beside those that the calibration finds."""
+    """Point pairs marked by the operator, in addition to those that the calibration finds."""
 
     @model_validator(mode="after")
     def _check_hint(self) -> CalibrationSection:
@@ -201,12 +202,12 @@ class CalibrationSection(Section):
 
 
 class QualitySection(Section):
-    """How it is watched whether the cameras still fit."""
+    """How the calibration is monitored against live pictures."""
 
     interval_s: Seconds = 60.0
     """Seconds between two measurements, in a thread of low priority."""
     limit_px: float = Field(3.0, gt=0)
-    """A residual of two neighbours above this, in two measurements one after the other, is a warning."""
+    """Residual of two neighbours above which, in two consecutive measurements, a warning is logged."""
 
 
 def _default_cameras() -> tuple[CameraSection, ...]:
@@ -216,38 +217,37 @@ def _default_cameras() -> tuple[CameraSection, ...]:
 
 
 class StitcherSection(Section):
-    """What the stitcher reads and makes."""
+    """The stitcher's input and output."""
 
     cameras: tuple[CameraSection, ...] = Field(default_factory=_default_cameras, min_length=2, max_length=16)
-    """The cameras, in any order: the calibration finds which is left of which."""
+    """The cameras, in any order; the calibration finds their order."""
     width_px: Multiple4 = 4896
     """Width of the panorama."""
     height_px: Multiple4 = 688
     """Height of the panorama."""
     view: Literal["fit", "crop"] = "crop"
-    """``fit`` shows all that the cameras see, with bars around it; ``crop`` shows the largest part of that shape which
-    has no bars."""
+    """``fit`` shows everything that the cameras see, with bars around it; ``crop`` shows the largest part of the given
+    shape that needs no bars."""
     damaged: Damaged = "hold"
-    """What becomes of a damaged picture: ``hold`` shows the camera's previous one until the next whole one, ``mark``
-    shows it, and its frame says that it is damaged."""
+    """Handling of damaged pictures: ``hold`` shows the camera's previous picture until the next intact one; ``mark``
+    shows the damaged picture and marks it in the frame's metadata."""
     exposure: Literal["auto", "as_is"] = "auto"
-    """``auto`` evens out the cameras' brightness, colours and vignetting, so that no seam shows; ``as_is`` leaves
-    their colours as they come."""
+    """``auto`` equalises the cameras' brightness, colours and vignetting, to hide the seams; ``as_is`` leaves the
+    colours unchanged."""
     renderer: Literal["auto", "opencv"] = "auto"
-    """What fills the panoramas. ``auto`` takes the compiled renderer where it was built and the processor has AVX2,
-    else OpenCV."""
+    """Renderer of the panoramas. ``auto`` takes the compiled renderer if it was built and the processor has AVX2, and
+    OpenCV otherwise."""
     feather_px: int = Field(16, ge=0, le=256, multiple_of=2)
-    """Width of the strip at a seam in which one camera fades into the next, in steps of 4; 0 cuts hard."""
+    """Width of the strip at a seam in which one camera fades into the next, in steps of 4; 0 for a hard cut."""
     open_timeout_s: Seconds = 10.0
     """Longest wait for a camera to answer."""
     read_timeout_s: Seconds = 5.0
-    """Longest wait for a camera's next packet before it is connected anew; four periods of a slow camera if those are
-    longer."""
+    """Longest wait for a camera's next packet before reconnecting; for a slow camera, at least four of its periods."""
     key_frame_wait_s: Seconds = 30.0
-    """Longest wait for a picture that can be decoded while packets come: longer than the usual distances of key frames,
-    which go up to 20 s."""
+    """Longest wait for a picture that can be decoded while packets arrive. The default exceeds the usual intervals of
+    key frames, which go up to 20 s."""
     gone_after_s: Seconds = 2.0
-    """A camera without a frame for so long, and for three periods of its own, is marked in the panorama."""
+    """A camera without a frame for this long, and for three of its own periods, is marked as gone in the panorama."""
     threads: int = Field(2, ge=1, le=64)
     """Threads that render one panorama."""
     reconnect: ReconnectSection = ReconnectSection()

@@ -10,7 +10,7 @@ from services.stitcher.config import StitcherConfiguration
 
 def run(configuration: StitcherConfiguration, stop: threading.Event) -> None:
     """Publish panoramas until ``stop`` is set."""
-    # Not at the top: the configuration is checked without OpenCV and PyAV.
+    # Imported lazily, so that the configuration can be checked without OpenCV and PyAV.
     from services.stitcher.service import main  # noqa: PLC0415
 
     main(configuration, stop)
@@ -24,21 +24,21 @@ def check(configuration: StitcherConfiguration) -> None:
 
 
 def probe(arguments: list[str]) -> int:
-    """Tell what cameras send, and what to set for them."""
+    """Report what cameras send, and what to configure for them."""
     from services.stitcher.capture.probe import main  # noqa: PLC0415  as above
 
     return main(arguments)
 
 
 def check_pictures(arguments: list[str]) -> int:
-    """Place still pictures, named after their cameras, and say what a panorama of them shows."""
+    """Place still pictures, named after their cameras, and report what their panorama shows."""
     from services.stitcher.inspection.check import main  # noqa: PLC0415  as above
 
     return main(arguments)
 
 
 def delays(arguments: list[str]) -> int:
-    """Measure how late each camera's pictures are, from what moves where two cameras see the same."""
+    """Measure how late each camera's pictures are, from motion in the overlaps of two cameras."""
     from services.stitcher.inspection.delays import main  # noqa: PLC0415  as above
 
     return main(arguments)

@@ -1,6 +1,6 @@
-"""From the first pictures to a stitcher: a calibration is loaded or found, until every camera has a place.
+"""Load or find a calibration, and retry until every camera is placed.
 
-Finding a calibration takes seconds, so it runs beside the panorama, which goes on meanwhile.
+Finding a calibration takes seconds, so it runs in the background while the panorama continues.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from services.stitcher.rendering.panorama import Panorama
 from services.stitcher.rendering.stitch import Stitcher
 
 MAX_RETRY_FACTOR = 32
-"""Each try costs seconds of work, so the wait doubles, up to this many times ``retry_s``."""
+"""Limit of the exponential backoff, in multiples of ``retry_s``: each attempt costs seconds of work."""
 ANGLES_AND_LENS = ("yaw_deg", "pitch_deg", "roll_deg", "focal_px", "k1", "k2", "rms_px")
 FRAME_SETS, FRAME_SET_INTERVAL_S = 3, 0.5
-"""A try uses the pictures of so many instants: what moves differs between them, and each has features of its own."""
+"""Frame sets used by one attempt. Several allow to ignore moving things, and add features."""
 
 
 class Placement:
-    """Gives the stitcher of the best calibration so far.
+    """Provides the stitcher for the best calibration so far.
 
     Args:
         section: The stitcher's configuration.
-        names: The cameras, as configured.
-        pool: What the stitcher renders with.
-        renderer: What fills the panoramas.
+        names: Names of the configured cameras.
+        pool: Thread pool of the renderer.
+        renderer: Kind of the renderer.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Placement:
         self._section = section
         self._pool = pool
         self.renderer: Kind = renderer
-        """What fills the panoramas."""
+        """Kind of the renderer."""
         self._settings: CalibrationSection = section.calibration
         self._names = tuple(names)
         self._log = structlog.get_logger()
@@ -62,7 +62,7 @@ class Placement:
         self._state = "waiting for pictures"
         self._source = ""
         self._found: dict[str, Any] | None = None
-        """What the current calibration found, for the status."""
+        """Result of the current calibration, for the status."""
         self._worker: threading.Thread | None = None
         self._closing = threading.Event()
         self._retry_s = self._settings.retry_s
@@ -72,7 +72,7 @@ class Placement:
         self._sets_wanted = FRAME_SETS
         self._frame_sets: deque[Mapping[str, Image]] = deque(maxlen=FRAME_SETS)
         self.progress: tuple[int, int] | None = None
-        """Steps of the calibration under way that are done, and their number; ``None`` while there is none."""
+        """Completed and total steps of the running calibration; ``None`` while none runs."""
         if self._settings.file is not None:
             self._load()
 
@@ -82,14 +82,13 @@ class Placement:
         fresh: Collection[str],
         aspects: Mapping[str, float] | None = None,
     ) -> Stitcher | None:
-        """The stitcher to render with, or ``None`` as long as there is no calibration.
+        """Return the stitcher to render with, or ``None`` while there is no calibration.
 
         Args:
-            pictures: The newest ones, by camera, none of them damaged. They are used to calibrate where cameras are
-                still to be placed.
-            fresh: The cameras whose picture is of one instant. Things that move are in two places in pictures of
-                different instants, so those are used only when there are no others for ``wait_s``.
-            aspects: Width of a pixel over its height, by camera, where the streams say it.
+            pictures: The newest undamaged pictures, by camera. They are used to calibrate while cameras are not placed.
+            fresh: The cameras whose picture is of the same instant. Moving things are in two places in pictures of
+                different instants, so such pictures are used only if no others arrive within ``wait_s``.
+            aspects: Width of a pixel over its height, by camera, for streams that declare it.
         """
         with self._lock:
             current = self._current
@@ -110,18 +109,18 @@ class Placement:
         return current
 
     def close(self) -> None:
-        """End a calibration that is under way."""
+        """Stop a running calibration."""
         self._closing.set()
         if self._worker is not None:
             self._worker.join()
 
     @property
     def is_placed(self) -> bool:
-        """Whether there is a calibration to render with."""
+        """Return whether there is a calibration to render with."""
         return self._current is not None
 
     def describe(self) -> dict[str, Any]:
-        """The state, for the status."""
+        """Return the state, for the status."""
         with self._lock:
             described = {"state": self._state, "source": self._source}
             if self._current is None or self._found is None:
@@ -144,7 +143,7 @@ class Placement:
         return now_s >= max(self._next_try_s, self._next_set_s)
 
     def _begin(self, aspects: Mapping[str, float]) -> None:
-        """Calibrate from the last frame sets, in a thread."""
+        """Start to calibrate from the last frame sets, in a thread."""
         self._sets_wanted = FRAME_SETS
         self._next_try_s = time.monotonic() + self._retry_s
         self._retry_s = min(2 * self._retry_s, MAX_RETRY_FACTOR * self._settings.retry_s)
@@ -162,7 +161,7 @@ class Placement:
             self._log.warning("saved calibration not used", reason=str(error))
 
     def _find(self, frame_sets: Sequence[Mapping[str, Image]], aspects: Mapping[str, float]) -> None:
-        """Calibrate; runs in the worker's thread."""
+        """Calibrate. Runs in the worker thread."""
         if self._current is None:
             self._state = "calibrating"
         images = frame_sets[-1]
@@ -254,7 +253,7 @@ class Placement:
 
 
 def _exposure(stitcher: Stitcher) -> dict[str, Any]:
-    """What is done to each camera's colours: the gains of blue, green and red, and the brightness of a corner."""
+    """Return the correction of each camera's colours: gains of blue, green and red, and the brightness of a corner."""
     exposure = stitcher.exposure
     return {
         pose.name: {"gains": np.round(gains, 3).tolist(), "corner": round(math.exp(lens.sum()), 3)}

@@ -1,4 +1,4 @@
-"""Cameras -> pairs -> panorama -> ring."""
+"""The stitcher's loop: cameras -> frame sets -> panorama -> ring."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from services.stitcher.rendering.warp import NotInPlace
 
 STALE_AFTER_S = 5.0
 POLL_S = 0.02
-"""A pair can become due by time alone, so the wait for a frame is this short."""
+"""Longest wait for a frame. It is short because a frame set can become due by time alone."""
 STOP_S = 0.5
 
 
 class _Inbox:
-    """Where the cameras' threads hand their frames to the rendering thread."""
+    """Passes frames from the cameras' threads to the rendering thread."""
 
     def __init__(self, synchronizer: FrameSynchronizer[VideoFrame]) -> None:
         self._synchronizer = synchronizer
@@ -57,13 +57,13 @@ class _Inbox:
 
 
 class _Publishing:
-    """Renders pairs into slots. Owned by the rendering thread."""
+    """Renders frame sets into slots. Owned by the rendering thread."""
 
     def __init__(
         self, publisher: Publisher, names: Sequence[str], stage: Stage, pool: Executor, quality: QualityThread
     ) -> None:
         self.full = 0
-        """Panoramas that found no free slot."""
+        """Panoramas that were dropped because no slot was free."""
         self.skew_ns: tuple[int | None, ...] = (None,) * len(names)
         """How much later than the panorama's instant each camera's newest picture was captured."""
         self.quality = quality
@@ -76,7 +76,7 @@ class _Publishing:
         self._log = structlog.get_logger()
 
     def publish(self, pair: FrameSet[VideoFrame], stitcher: Stitcher) -> None:
-        """Render one panorama and publish it; without a free slot it is dropped and counted."""
+        """Render and publish one panorama. If no slot is free, drop and count it."""
         by_name = dict(zip(self._names, pair.pictures, strict=True))
         self.skew_ns = pair.skew_ns
 
@@ -107,7 +107,7 @@ class _Publishing:
         except NoFreeSlot:
             self.full += 1
             self._stage.record(skipped=1 + pair.skipped)
-            if self.full & (self.full - 1) == 0:  # not a line for each
+            if self.full & (self.full - 1) == 0:  # log at powers of two only, to avoid a line for each panorama
                 self._log.warning("no free slot", dropped=self.full)
             return
         except NotInPlace as error:
@@ -123,10 +123,10 @@ class _Publishing:
             )
 
     def _metadata(self, pair: FrameSet[VideoFrame], present: Sequence[int], stitcher: Stitcher) -> dict[str, Any]:
-        """What goes beside the pixels.
+        """Return the panorama's metadata.
 
-        Beside the names of the cameras whose picture is of this instant stand, in their order, the skews; damaged
-        pictures are places in that list. With sixteen cameras and the longest names, it fits into a slot's room.
+        It names the cameras whose picture is of this instant and gives their skews in the same order; damaged pictures
+        are indexes into that list. This compact form fits a slot even for sixteen cameras with the longest names.
         """
         metadata: dict[str, Any] = {
             "cameras": [self._names[index] for index in present],
@@ -141,13 +141,13 @@ class _Publishing:
 def main(configuration: StitcherConfiguration, stop: threading.Event) -> None:
     """Run the stitcher until ``stop`` is set."""
     section = configuration.stitcher
-    cv2.setNumThreads(1)  # parts of the panorama go to threads of our own, which costs less than OpenCV's
+    cv2.setNumThreads(1)  # the service's own pool renders parts of the panorama, which costs less than OpenCV's
     names = [camera.name for camera in section.cameras]
     stages = {name: Stage() for name in (*names, "publish")}
     synchronizer: FrameSynchronizer[VideoFrame] = FrameSynchronizer(
         len(names),
         tolerance_ns=round(section.pairing.tolerance_s * NS),
-        # A delay that is configured is waited for; the limit is for what comes on top of it.
+        # Wait for configured delays in any case; the limit applies to what exceeds them.
         max_wait_ns=round((section.pairing.max_wait_s + max(camera.delay_s for camera in section.cameras)) * NS),
         gone_after_ns=round(section.gone_after_s * NS),
     )
@@ -227,7 +227,7 @@ def _describe(
     placement: Placement,
     publishing: _Publishing,
 ) -> dict[str, Any]:
-    """The status. A lost camera is one of its details, no ill health: the service does what it can without it."""
+    """Return the status. A lost camera is a detail, not a fault: the service renders without it."""
     publish = {"publish": stages["publish"]}
     health = status_document("stitcher", publish, stale_after_s=STALE_AFTER_S)
     document = status_document("stitcher", stages, stale_after_s=STALE_AFTER_S)
@@ -260,7 +260,7 @@ def _describe(
 
 
 def _progress(cameras: Sequence[CameraReader], placement: Placement) -> dict[str, Any] | None:
-    """Which long step of the start is under way; ``None`` once there is a panorama."""
+    """Return the current step of the start, or ``None`` once there is a panorama."""
     if placement.is_placed:
         return None
     connected = sum(camera.state == "connected" for camera in cameras)
@@ -271,10 +271,10 @@ def _progress(cameras: Sequence[CameraReader], placement: Placement) -> dict[str
 
 
 def check(configuration: StitcherConfiguration) -> None:
-    """Read the saved calibration, the masks and passwords, and the cameras that are files; the network is not asked.
+    """Read the saved calibration, masks, passwords, and cameras that are files. Does not access the network.
 
     Raises:
-        ServiceError: Something cannot be used; one line a fault.
+        ServiceError: Something is unusable; the message has one line for each fault.
     """
     section, faults = configuration.stitcher, []
     file = section.calibration.file

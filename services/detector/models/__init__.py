@@ -1,6 +1,6 @@
-"""The detector's model: a file or a bundle in, boxes out, whatever exporter made it.
+"""The detector's model: loads a file or a bundle of any supported exporter, and returns boxes.
 
-``model`` is what the service uses. Below it: ``formats`` (one module a format), ``session`` (ONNX Runtime),
-``onnx_file`` (what a file is, before it is loaded), ``bundle`` (a directory with a manifest), ``inputs`` (what the
-network takes), ``classes`` and ``wanted`` (names, labels and thresholds).
+The service uses ``model``. It builds upon ``formats`` (one module per format), ``session`` (ONNX Runtime),
+``onnx_file`` (inspection of a file before it is loaded), ``bundle`` (a directory with a manifest), ``inputs`` (the
+network's inputs), ``classes`` and ``wanted`` (names, labels and thresholds).
 """

@@ -1,8 +1,7 @@
-"""A bundle: a read-only directory with a model, or a site's choices, and ``bundle.yaml``, which says what they are.
+"""Bundles: a read-only directory with a model, or a site's settings, described by ``bundle.yaml``.
 
-A deployment picks one bundle for each dimension: ``detector`` (the network), ``site`` (what is looked for there) and
-``classifier`` (the second stage, which says more about the objects found). The files of a bundle are checked against
-their SHA-256 before they are loaded.
+A deployment selects one bundle for each dimension: ``detector`` (the network), ``site`` (labels and thresholds) and
+``classifier`` (the second stage). The files of a bundle are verified against their SHA-256 before they are loaded.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from services.detector.models.errors import ModelError
 
 MANIFEST = "bundle.yaml"
 DEFAULT_BUNDLE = Path(services.__file__).resolve().parent.parent / "models" / "default"
-"""``models/default`` beside the package: of a checkout, and where the images have it mounted."""
+"""``models/default`` beside the package, which exists in a checkout, and where the images mount it."""
 NETWORKS = (".onnx", ".ort")
-"""How the names of networks end."""
+"""File extensions of networks."""
 Threshold = float
 Dimension = Literal["detector", "site", "classifier"]
 Outputs = Literal["probabilities", "logits"]
@@ -32,7 +31,7 @@ class _Part(BaseModel):
 
 
 class InputSection(_Part):
-    """What the network's input wants, where the file does not tell or the format's convention does not hold."""
+    """Requirements of the network's input, if the file does not declare them or deviates from the format's defaults."""
 
     height_px: int | None = Field(None, ge=16, le=4096)
     width_px: int | None = Field(None, ge=16, le=4096)
@@ -45,36 +44,36 @@ class InputSection(_Part):
 
 
 class Manifest(_Part):
-    """What ``bundle.yaml`` says."""
+    """Content of ``bundle.yaml``."""
 
     name: str = Field(min_length=1, max_length=64)
     version: str = Field(min_length=1, max_length=32)
     dimension: Dimension
-    """What it is picked for."""
+    """Dimension of the bundle."""
     files: dict[str, str] = Field(default_factory=dict)
     """SHA-256 of each file of the bundle, by name."""
     model: str | None = None
-    """Which of the files is the network; the only ``.onnx`` or ``.ort`` where none is named."""
+    """File name of the network; by default the only ``.onnx`` or ``.ort`` file."""
     format: str | None = None
-    """Name of the format, if the network's outputs do not tell it."""
+    """Name of the format, if the network's outputs are ambiguous."""
     input: InputSection = InputSection()
     classes: Literal["coco"] | tuple[str, ...] | None = None
     """Names of the classes in the network's order, or COCO's."""
     labels: tuple[str, ...] | None = None
-    """Which of them are looked for; of a classifier's, which of them are told."""
+    """The classes to detect; for a classifier, the classes to report."""
     score_threshold: Threshold | None = Field(None, gt=0, lt=1)
     score_thresholds: dict[str, Threshold] = Field(default_factory=dict)
-    """Of single classes."""
+    """Thresholds of single classes."""
     applies_to: tuple[str, ...] | None = Field(None, min_length=1)
-    """Labels of the detector whose objects a classifier looks at; None for all that are looked for."""
+    """Labels of the objects that a classifier applies to; None for all labels of the detector."""
     outputs: Outputs | None = None
-    """What a classifier gives; None: told by whether its values for a picture sum to 1."""
+    """Outputs of a classifier; None: detected by whether its values for a picture sum to 1."""
     licence: str = ""
 
     @field_validator("version", mode="before")
     @classmethod
     def _as_text(cls, version: object) -> object:
-        """YAML reads 1.0 as a number."""
+        """Convert the version to text, because YAML reads 1.0 as a number."""
         return str(version) if isinstance(version, (int, float)) else version
 
     @field_validator("files")
@@ -113,19 +112,19 @@ class Manifest(_Part):
 
     @property
     def network(self) -> str:
-        """Name of the file with the network, of a bundle that has one."""
+        """File name of the network, for a bundle that has one."""
         return self.model or next(name for name in self.files if name.endswith(NETWORKS))
 
 
 def read_bundle(directory: Path, dimension: Dimension | None) -> Manifest:
-    """Read a bundle's manifest, and check its files.
+    """Read a bundle's manifest, and verify its files.
 
     Args:
         directory: The bundle.
-        dimension: What it is picked for; None for any.
+        dimension: Required dimension; None for any.
 
     Raises:
-        ModelError: The manifest is missing, has faults or is for another dimension, or a file is missing or altered.
+        ModelError: The manifest is missing, invalid or for another dimension, or a file is missing or altered.
     """
     path = directory / MANIFEST
     try:

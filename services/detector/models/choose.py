@@ -1,4 +1,4 @@
-"""Which of a network's boxes are wanted, by class and score, and which of them cannot be boxes."""
+"""Select a network's boxes by class and score, and reject invalid ones."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ import numpy.typing as npt
 from services.detector.boxes import Flags, Floats, Integers
 
 SLACK = 1e-3
-"""How far above 1 a score may be: rounding of float16 and int8."""
+"""Tolerance above 1 of a score, for rounding of float16 and int8."""
 FARTHEST = 2.0
-"""A box that reaches farther beyond its tile than this many of its sides is out of range."""
+"""A box that extends beyond its tile by more than this many of the tile's sides is out of range."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """Rows of a network's output, each with its most certain wanted class."""
+    """Selected rows of a network's output, each with its best wanted class."""
 
     rows: Integers
     scores: Floats
     labels: Integers
-    """Index of the wanted labels."""
+    """Index into the wanted labels."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """Boxes of one tile, not checked yet."""
+    """Boxes of one tile, before validation."""
 
     corners: Floats
     """Left, top, right and bottom in pixels of the network's input: ``(n, 4)``."""
@@ -36,13 +36,13 @@ class Candidates:
 
 
 class Chooser:
-    """Chooses rows by class and score. A score that is not a number is chosen too, so that it is counted."""
+    """Selects rows by class and score. It also selects scores that are NaN, to have them counted as invalid."""
 
     def __init__(self, classes: tuple[int, ...], thresholds: tuple[float, ...]) -> None:
-        """Prepare the choice.
+        """Prepare the selection.
 
         Args:
-            classes: Number of each wanted class in the network's output.
+            classes: Index of each wanted class in the network's output.
             thresholds: Least score of each, 0 to 1.
         """
         self._columns = np.array(classes, np.intp)
@@ -51,7 +51,7 @@ class Chooser:
         self._label_of[self._columns] = np.arange(len(classes))
 
     def dense(self, scores: npt.NDArray[np.floating], factor: npt.NDArray[np.floating] | None = None) -> Chosen:
-        """Choose from a score for each row and class, ``(rows, classes)``, times an optional factor for each row."""
+        """Select from scores ``(rows, classes)``, multiplied by an optional factor for each row."""
         wanted = np.asarray(scores[:, self._columns], np.float32)
         labels = wanted.argmax(axis=1)
         best = np.take_along_axis(wanted, labels[:, None], axis=1)[:, 0]
@@ -61,7 +61,7 @@ class Chooser:
         return Chosen(rows, best[rows], labels[rows])
 
     def listed(self, scores: npt.NDArray[np.floating], classes: npt.NDArray[np.generic]) -> Chosen:
-        """Choose from rows that have one score and one class each: two arrays ``(rows,)``."""
+        """Select from rows with one score and one class each: two arrays ``(rows,)``."""
         values = np.asarray(scores, np.float32)
         numbers = np.asarray(classes, np.float64)
         finite = np.isfinite(numbers)
@@ -74,7 +74,7 @@ class Chooser:
 
 
 def usable(corners: Floats, scores: Floats, height_px: int, width_px: int) -> Flags:
-    """Return which boxes can be boxes of a tile: finite, not inverted, in range, with a score of at most 1.
+    """Return which boxes are valid: finite, not inverted, in range, with a score of at most 1.
 
     Args:
         corners: In pixels of the tile, ``(n, 4)``; not clipped yet.

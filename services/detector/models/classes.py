@@ -1,4 +1,4 @@
-"""Names of a model's classes: of its bundle, a file, its metadata, or COCO's by number."""
+"""Names of a model's classes: from its bundle, a file, its metadata, or COCO by number of classes."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from services.detector.coco import COCO_80, COCO_BY_ID
 from services.detector.models.errors import ModelError
 
 METADATA_KEYS = ("names", "class_names", "classes", "labels")
-"""Where exporters put the names; Ultralytics: ``names``."""
+"""Metadata keys in which exporters store the names; Ultralytics uses ``names``."""
 MAX_CLASSES = 10_000
 MAX_NAME = 64
-"""Characters of a class's name that are kept."""
+"""Largest length of a class's name."""
 Names = tuple[str | None, ...]
-"""The name of each class by its number; None for a number that is never used."""
+"""Name of each class by its number; None for an unused number."""
 
 
 def names_of_file(path: Path) -> Names:
-    """Read names from a file: one a line, or YAML or JSON with a list, a mapping by number, or either under ``names``.
+    """Read names from a file: one per line, or YAML or JSON with a list or a mapping by number, or with ``names``.
 
     Raises:
         ModelError: The file cannot be read or has no names.
@@ -65,10 +65,10 @@ def names_of_metadata(metadata: Mapping[str, str]) -> Names | None:
 
 
 def coco_names(count: int | None) -> Names | None:
-    """Return COCO's names where the number of classes says how they are numbered; None for any other number.
+    """Return COCO's names if the number of classes matches one of its numberings, or None.
 
-    80 are its classes without gaps, 90 its ids from 1, 91 its ids from 0. Lists of detections do not tell a number
-    (``count`` is None): theirs are taken to be without gaps, as RT-DETR and YOLOv10 number them.
+    80 means its classes without gaps, 90 its ids from 1, 91 its ids from 0. Lists of detections have no number of
+    classes (``count`` is None): assume the numbering without gaps, as by RT-DETR and YOLOv10.
     """
     if count is None or count == len(COCO_80):
         return COCO_80
@@ -80,7 +80,7 @@ def coco_names(count: int | None) -> Names | None:
 
 
 def numbered_names(count: int) -> Names:
-    """Return names for classes of which only the number is known."""
+    """Return generic names, if only the number of classes is known."""
     return tuple(f"class{index}" for index in range(count))
 
 
@@ -102,5 +102,5 @@ def _names_of(content: object) -> Names | None:
 
 
 def _clean(name: str) -> str | None:
-    """Drop what cannot be printed: a name reaches logs and the page."""
+    """Remove unprintable characters, because a name reaches logs and the page."""
     return "".join(letter for letter in name.strip() if letter.isprintable())[:MAX_NAME] or None

@@ -23,53 +23,53 @@ from services.detector.models.session import open_session, plain
 from services.detector.tiles import Pixels
 
 DEFAULT_INPUT_PX = 224
-"""Side of the input of a classifier that takes any size and does not tell which it was trained with."""
+"""Default side of the input of a classifier that takes any size."""
 DEFAULT_THRESHOLD = 0.5
 LARGEST_BATCH = 8
 SUM_TOLERANCE = 0.02
-"""How far the sum of a picture's probabilities may be from 1: rounding of float16 and int8."""
+"""Tolerance of the sum of a picture's probabilities, for rounding of float16 and int8."""
 
 log = structlog.get_logger()
 
 
 class Classifier:
-    """A classifying network, loaded. Owned by one thread."""
+    """A loaded classifier. Owned by one thread."""
 
     name: str
     """Of the bundle, or the file's name."""
     version: str
     """Of the bundle; empty for a file."""
     classes: tuple[str, ...]
-    """What it tells apart, in the network's order."""
+    """All classes, in the network's order."""
     named_by: str
-    """Where the names of the classes come from."""
+    """Source of the classes' names."""
     told: tuple[str, ...]
-    """The classes that are told; an object of another one gets no second class."""
+    """The classes to report; an object of any other class has no second class."""
     thresholds: tuple[float, ...]
     """Least probability of each class."""
     applies_to: tuple[str, ...] | None
-    """Labels of the detector whose objects it looks at; None for all."""
+    """Labels of the objects that it applies to; None for all."""
     outputs: Outputs
-    """What the network gives; logits become probabilities by softmax."""
+    """Kind of the network's outputs; softmax converts logits to probabilities."""
     provider: str
     """ONNX Runtime's execution provider that runs it."""
     input_px: tuple[int, int]
-    """Height and width that a crop is resized to."""
+    """Height and width of the input, to which a crop is resized."""
     batch: int
-    """Most crops that a run takes."""
+    """Largest number of crops in one run."""
     rejected_crops: int
-    """Crops that were left out because the network gave no probabilities for them, such as NaN."""
+    """Crops that were dropped because the network's outputs for them were invalid, such as NaN."""
 
     def __init__(self, path: Path, manifest: Manifest | None, providers: tuple[str, ...]) -> None:
         """Load a file.
 
         Args:
             path: The ONNX file.
-            manifest: That of the bundle that it belongs to, if any.
-            providers: ONNX Runtime's execution providers, the best first.
+            manifest: Manifest of its bundle, if any.
+            providers: ONNX Runtime's execution providers, in order of preference.
 
         Raises:
-            ModelError: It cannot be used.
+            ModelError: The file is unusable.
         """
         self.name = path.name if manifest is None else manifest.name
         self.version = "" if manifest is None else manifest.version
@@ -97,14 +97,14 @@ class Classifier:
         self._name_classes(manifest, metadata, probed.shape[1])
 
     def classify(self, crops: Sequence[Pixels]) -> Floats:
-        """Tell what crops show.
+        """Classify crops.
 
         Args:
             crops: uint8 BGR of shape ``(height, width, 3)`` each, of any size and row stride; read only.
 
         Returns:
-            The probability of each class for each crop, ``(n, classes)``; a row of NaN where the network gave none,
-            which is counted.
+            The probability of each class for each crop, ``(n, classes)``. A row is NaN if the network's outputs are
+            invalid; such crops are counted.
 
         Raises:
             ModelError: The network fails when it runs.
@@ -122,7 +122,7 @@ class Classifier:
         return clipped
 
     def _run(self, crops: Sequence[Pixels]) -> Floats:
-        """The network's values for as many crops as a run takes."""
+        """Run the network on at most one batch of crops."""
         for crop, out in zip(crops, self._tensor, strict=False):
             self._preparation.fill(crop, out)
         tensor = self._tensor[: self._image.batch or len(crops)]
@@ -139,18 +139,18 @@ class Classifier:
         return values[: len(crops)].astype(np.float32)
 
     def _probe(self) -> Floats:
-        """Run the network on pictures without and with content, and find out what it gives."""
+        """Run the network on blank and textured pictures, to detect the kind of its outputs."""
         noise = np.random.default_rng(1).integers(0, 256, (*self.input_px, 3), np.uint8)
         pictures = [np.full_like(noise, 114), noise, np.zeros_like(noise)]
         if self._image.batch is None:
             try:
                 return self._run(pictures)
             except ModelError:
-                self.batch = 1  # declared for any number of pictures, and exported for one
+                self.batch = 1  # the file declares a dynamic batch but was exported for a single picture
         return np.concatenate([self._run([picture]) for picture in pictures])
 
     def _recognise(self, probed: Floats) -> Outputs:
-        """Whether the values for some pictures are probabilities: between 0 and 1, with a sum of 1 for each picture."""
+        """Return whether the outputs are probabilities: between 0 and 1, with a sum of 1 for each picture."""
         finite = probed[np.isfinite(probed).all(axis=1)]
         if not len(finite) or not ((finite >= -SLACK) & (finite <= 1 + SLACK)).all():
             return "logits"
@@ -164,17 +164,17 @@ class Classifier:
         return "logits"
 
     def _prepare_for(self, manifest: Manifest | None, metadata: Mapping[str, str]) -> Preparation:
-        """What the input wants: as ImageNet's trainers or Ultralytics have it, changed by what the bundle says."""
+        """Return the preparation of the input: ImageNet's or Ultralytics' defaults, overridden by the bundle."""
         image = self._image
         wanted: dict[str, Any] = {"fit": "centre"}
         if image.dtype != "uint8":
             wanted["scale"] = 1 / 255
-            if metadata.get("task") != "classify":  # which Ultralytics' exporter writes
+            if metadata.get("task") != "classify":  # written by Ultralytics' exporter
                 wanted |= {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
         if manifest is not None:
             told = manifest.input.model_dump(exclude_none=True, exclude={"height_px", "width_px"})
             if {"scale", "mean", "std"} & told.keys():
-                wanted = {"fit": "centre"}  # the bundle tells all of the normalisation, or none
+                wanted = {"fit": "centre"}  # the bundle defines the normalisation as a whole, or not at all
             wanted |= told
         preparation = Preparation(image.height_px, image.width_px, image.channels_first, image.dtype)
         return dataclasses.replace(preparation, **wanted)
@@ -205,7 +205,7 @@ class Classifier:
         self.thresholds = tuple(single.get(name, general) for name in names)
 
     def _reject(self, rows: Array) -> None:
-        """Count crops without probabilities, and say so once."""
+        """Count crops with invalid outputs, and log them once."""
         if not self.rejected_crops:
             log.warning(
                 "crops rejected",
@@ -223,11 +223,11 @@ def load_classifier(path: Path, providers: tuple[str, ...] = (), known: Sequence
 
     Args:
         path: The file, or the bundle's directory.
-        providers: ONNX Runtime's execution providers, the best first.
-        known: All classes that the detector's model knows; None where there is no detector.
+        providers: ONNX Runtime's execution providers, in order of preference.
+        known: All classes of the detector's model; None if there is no detector.
 
     Raises:
-        ModelError: It cannot be used, or applies to a label that the detector does not know; one sentence.
+        ModelError: The classifier is unusable, or applies to a label that the detector does not know; one sentence.
     """
     if path.is_dir():
         manifest = read_bundle(path, "classifier")
@@ -245,10 +245,10 @@ def load_classifier(path: Path, providers: tuple[str, ...] = (), known: Sequence
 
 
 def is_classifier(path: Path) -> bool:
-    """Return whether a bundle, or a file by its only output of two axes, is a classifier.
+    """Return whether a bundle is for a classifier, or a file has a single output with two axes.
 
     Raises:
-        ModelError: It cannot be read.
+        ModelError: The bundle or file cannot be read.
     """
     if path.is_dir():
         return read_bundle(path, None).dimension == "classifier"
@@ -257,7 +257,7 @@ def is_classifier(path: Path) -> bool:
 
 
 def softmax(values: Array) -> Floats:
-    """Probabilities of logits, ``(n, classes)``, without overflow."""
+    """Return the probabilities of logits, ``(n, classes)``, without overflow."""
     with np.errstate(invalid="ignore", over="ignore"):
         powers = np.exp(values - values.max(axis=1, keepdims=True))
         result: Floats = powers / powers.sum(axis=1, keepdims=True)

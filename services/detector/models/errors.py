@@ -1,7 +1,7 @@
-"""The one error of a model."""
+"""The exception of unusable models."""
 
 from __future__ import annotations
 
 
 class ModelError(Exception):
-    """The model cannot be used; the message is one sentence for the operator."""
+    """The model is unusable; the message is one sentence for the operator."""

@@ -1,4 +1,4 @@
-"""What a network takes: an image of some size and type, and for RT-DETR its size."""
+"""A network's inputs: an image of some size and type and, for RT-DETR, its size."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from services.detector.models.errors import ModelError
 from services.detector.models.formats.detr import SIZES
 
 DEFAULT_INPUT_PX = 640
-"""Side of the input of a network that takes any size and does not tell which it was trained with."""
+"""Default side of the input of a network that takes any size."""
 LARGEST_INPUT_PX = 4096
 TYPES = {"tensor(uint8)": "uint8", "tensor(float16)": "float16", "tensor(float)": "float32"}
 SIZE_TYPES = {"tensor(int64)": "int64", "tensor(int32)": "int32"}
@@ -20,7 +20,7 @@ SIZE_TYPES = {"tensor(int64)": "int64", "tensor(int32)": "int32"}
 
 @dataclass(frozen=True, slots=True)
 class ImageInput:
-    """The image that a network takes."""
+    """A network's image input."""
 
     name: str
     dtype: str
@@ -28,11 +28,11 @@ class ImageInput:
     width_px: int
     channels_first: bool
     batch: int | None
-    """None for any number."""
+    """Batch size; None if dynamic."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the tensor, for the fewest pictures that it takes."""
+        """Shape of the tensor, for the smallest batch."""
         sides = (self.height_px, self.width_px)
         return (self.batch or 1, 3, *sides) if self.channels_first else (self.batch or 1, *sides, 3)
 
@@ -44,17 +44,17 @@ def read_inputs(
     metadata: Mapping[str, str],
     usual_px: int = DEFAULT_INPUT_PX,
 ) -> tuple[ImageInput, dict[str, str]]:
-    """Return the image that a network takes, and the type of each other input.
+    """Return a network's image input, and the type of each other input.
 
     Args:
         path: The file, for messages.
         session: The ``onnxruntime.InferenceSession``.
-        manifest: That of the bundle, which may say the size of an input of any size.
-        metadata: The file's, where Ultralytics' exporter says the size.
-        usual_px: Side of an input of any size where nothing else tells it.
+        manifest: Manifest of the bundle, which may define the size of a dynamic input.
+        metadata: Metadata of the file, in which Ultralytics' exporter stores the size.
+        usual_px: Default side of a dynamic input.
 
     Raises:
-        ModelError: The inputs are not an image and, at most, RT-DETR's sizes.
+        ModelError: The inputs are not an image and, optionally, RT-DETR's sizes.
     """
     inputs = {value.name: (value.type, list(value.shape)) for value in session.get_inputs()}
     told = ", ".join(f"{name} {kind} {shape}" for name, (kind, shape) in inputs.items())
@@ -71,7 +71,7 @@ def read_inputs(
     first = shape[1] == 3
     wanted = (None, None) if manifest is None else (manifest.input.height_px, manifest.input.width_px)
     sides = _sides(path, shape[2:4] if first else shape[1:3], wanted, metadata, usual_px)
-    # Some exports take any number of pictures and give the boxes of one.
+    # Some exports declare a dynamic batch but return the boxes of a single picture.
     single = any(output.shape and output.shape[0] == 1 for output in session.get_outputs())
     batch = shape[0] if isinstance(shape[0], int) else 1 if single else None
     types = {name: SIZE_TYPES.get(other, "float32") for name, other in others.items()}
@@ -85,7 +85,7 @@ def _sides(
     metadata: Mapping[str, str],
     usual_px: int,
 ) -> tuple[int, int]:
-    """Height and width of the input: the file's own or, where it takes any, the bundle's, the exporter's or usual."""
+    """Return height and width of the input: those of the file or, if dynamic, of bundle, exporter or default."""
     told = metadata.get("imgsz", "").strip("[]() ").split(",")
     sides = []
     for axis, side in enumerate(declared):

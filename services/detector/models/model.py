@@ -1,4 +1,4 @@
-"""The model: tiles in, boxes out."""
+"""The model: detects objects in tiles."""
 
 from __future__ import annotations
 
@@ -27,50 +27,50 @@ from services.detector.tiles import Pixels
 __all__ = ["Model", "ModelError", "load_model"]
 
 LARGEST_BATCH = 8
-"""Most tiles a run takes where the network takes any number: more only need more memory."""
+"""Largest batch of a network with a dynamic batch size; more tiles would only require more memory."""
 MOST_BOXES = 1000
-"""Most boxes of one tile; the most certain are kept."""
+"""Largest number of boxes of one tile, by score."""
 GREY = 114
 
 log = structlog.get_logger()
 
 
 class Model:
-    """A network, loaded. Owned by one thread."""
+    """A loaded network. Owned by one thread."""
 
     name: str
     """Of the bundle, or the file's name."""
     version: str
     """Of the bundle; empty for a file."""
     format: str
-    """How its outputs are read."""
+    """Format of its outputs."""
     provider: str
     """ONNX Runtime's execution provider that runs it."""
     labels: tuple[str, ...]
-    """The classes that are looked for."""
+    """The classes to detect."""
     classes: tuple[str, ...]
-    """All classes that it knows."""
+    """All classes of the network."""
     named_by: str
-    """Where the names of the classes come from."""
+    """Source of the classes' names."""
     thresholds: tuple[float, ...]
     """Least score of each label."""
     input_px: tuple[int, int]
-    """Height and width that a tile is resized to."""
+    """Height and width of the input, to which a tile is resized."""
     batch: int
-    """Most tiles that a run takes; 1 where the file fixes it."""
+    """Largest number of tiles in one run."""
     rejected_boxes: int
-    """Boxes that were dropped because they cannot be boxes: not finite, inverted, out of range, or a score above 1."""
+    """Boxes that were dropped as invalid: not finite, inverted, out of range, or with a score above 1."""
 
     def __init__(self, path: Path, manifest: Manifest | None, section: DetectorSection) -> None:
         """Load a file.
 
         Args:
             path: The ONNX file.
-            manifest: That of the bundle that it belongs to, if any.
+            manifest: Manifest of its bundle, if any.
             section: The configuration.
 
         Raises:
-            ModelError: It cannot be used.
+            ModelError: The file is unusable.
         """
         self.name = path.name if manifest is None else manifest.name
         self.version = "" if manifest is None else manifest.version
@@ -104,14 +104,14 @@ class Model:
         self._chooser = Chooser(numbers, self.thresholds)
 
     def detect(self, tiles: Sequence[Pixels]) -> list[Boxes]:
-        """Find objects in tiles.
+        """Detect objects in tiles.
 
         Args:
             tiles: uint8 BGR of shape ``(height, width, 3)`` each, of any size and row stride; read only.
 
         Returns:
-            For each tile every box above its label's threshold, not yet freed of duplicates, in pixels of the tile and
-            within it, the most certain 1000 at most.
+            For each tile, the boxes above their label's threshold, clipped to the tile, in its pixels, and at most 1000
+            by score. Duplicates are not suppressed.
         """
         found: list[Boxes] = []
         for start in range(0, len(tiles), self.batch):
@@ -119,7 +119,7 @@ class Model:
         return found
 
     def _detect(self, tiles: Sequence[Pixels]) -> list[Boxes]:
-        """Find objects in as many tiles as a run takes."""
+        """Detect objects in at most one batch of tiles."""
         placements = [self._format.prepare(tile, out) for tile, out in zip(tiles, self._tensor, strict=False)]
         count = self._image.batch or len(tiles)
         outputs = self._run(self._tensor[:count])
@@ -136,7 +136,7 @@ class Model:
         return outputs
 
     def _boxes(self, candidates: Candidates, placement: Placement, tile: Pixels) -> Boxes:
-        """Drop what cannot be a box, and clip the others to the tile."""
+        """Drop invalid boxes, and clip the others to the tile."""
         height_px, width_px = tile.shape[:2]
         with np.errstate(invalid="ignore", over="ignore"):
             corners = placement.in_tile(candidates.corners)
@@ -152,7 +152,7 @@ class Model:
         return Boxes(corners.astype(np.float32, copy=False), np.minimum(scores, np.float32(1)), labels)
 
     def _reject(self, corners: Array, scores: Array) -> None:
-        """Count bad boxes, and say so once."""
+        """Count invalid boxes, and log them once."""
         self.rejected_boxes += len(scores)
         logits = bool((scores > 1).any())
         if "rejected" in self._told:
@@ -176,7 +176,7 @@ class Model:
         names: Names | None,
         metadata: Mapping[str, str],
     ) -> Format:
-        """Run the network once on a grey picture, and find out what it gives."""
+        """Run the network once on a grey picture, to recognise the format of its outputs."""
         image = self._image
         grey = GREY if image.dtype == "uint8" else GREY / 255
         try:
@@ -207,7 +207,7 @@ def load_model(section: DetectorSection) -> Model:
     """Load the model that the configuration names: an ONNX file, a bundle, or the default bundle.
 
     Raises:
-        ModelError: It cannot be used; one sentence.
+        ModelError: The model is unusable; one sentence.
     """
     path = section.model
     if path is None:

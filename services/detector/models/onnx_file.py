@@ -1,7 +1,7 @@
-"""What a file is, read from its bytes before ONNX Runtime sees it.
+"""Inspect a model's file before ONNX Runtime loads it.
 
-ONNX Runtime reports a web page, a Git LFS pointer and a truncated download alike, as a failure of its parser. The few
-fields of the ONNX format that tell them apart, and that decide how to load the model, are read here.
+ONNX Runtime reports a web page, a Git LFS pointer and a truncated download alike, as a failure of its parser. This
+module reads the few fields of the ONNX format that distinguish them and decide how to load the model.
 
 Source: onnx/onnx.proto of the ONNX project, whose field numbers are named below.
 """
@@ -30,20 +30,20 @@ VARINT, FIXED_64, LENGTH, FIXED_32 = 0, 1, 2, 5
 """Wire types of protocol buffers."""
 LARGEST_7_BIT = 64
 QUANTISED = frozenset({"QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger"})
-"""Operators that quantise what flows through the graph, not only its weights."""
+"""Operators that quantise activations, not only weights."""
 
 
 class _Malformed(Exception):
-    """The bytes are not a protocol buffer."""
+    """The bytes are not a valid protocol buffer."""
 
 
 class _Truncated(Exception):
-    """A field is longer than what is left of the file."""
+    """A field extends beyond the end of the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class OnnxFile:
-    """What an ONNX file says about itself."""
+    """The relevant content of an ONNX file."""
 
     ir_version: int = 0
     producer: str = ""
@@ -53,23 +53,23 @@ class OnnxFile:
     operators: frozenset[tuple[str, str]] = frozenset()
     """Domain and name of each operator of the graph."""
     external: frozenset[str] = frozenset()
-    """Files beside it that hold weights."""
+    """External files that hold weights."""
     runtime_format: bool = False
-    """Whether it is of ONNX Runtime's own format (``.ort``), of which nothing else is read."""
+    """Whether it has ONNX Runtime's own format (``.ort``); the other fields are then empty."""
     largest_int8: int | None = None
     """Largest magnitude of the int8 weights of a graph with quantised activations; None without such weights."""
 
     @property
     def may_saturate(self) -> bool:
-        """Whether 16-bit sums of two products of uint8 activations and int8 weights can overflow."""
+        """Return whether 16-bit sums of two products of uint8 activations and int8 weights can overflow."""
         return self.largest_int8 is not None and self.largest_int8 > LARGEST_7_BIT
 
 
 def inspect_file(path: Path) -> OnnxFile:
-    """Read what an ONNX file says about itself.
+    """Inspect an ONNX file.
 
     Raises:
-        ModelError: The file cannot be read, is not an ONNX file, is cut off, or lacks the files with its weights.
+        ModelError: The file cannot be read, is not an ONNX file, is truncated, or lacks the files with its weights.
     """
     try:
         with path.open("rb") as file:
@@ -77,7 +77,7 @@ def inspect_file(path: Path) -> OnnxFile:
             content: mmap.mmap | bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
     except OSError as error:
         raise ModelError(f"the model {path} cannot be read: {error.strerror}") from None
-    # The mapping is closed with the last view on it; an error's traceback may hold one a little longer.
+    # Do not close the mapping explicitly: an exception's traceback may still hold a view of it.
     found = _inspect(path, memoryview(content))
     for name in sorted(found.external):
         if not (path.parent / name).is_file():
@@ -107,7 +107,7 @@ def _inspect(path: Path, view: memoryview) -> OnnxFile:
 
 
 def _foreign_kind(path: Path, head: bytes) -> str | None:
-    """Say what a file is that is known not to be ONNX, and what to do."""
+    """Return what a file is that is known not to be ONNX, and what to do."""
     text = head.lstrip().lower()
     kinds = (
         (not head, "empty, so copy it again"),
@@ -202,7 +202,7 @@ def _parse_graph(graph: memoryview, operators: set[tuple[str, str]], external: s
 
 
 def _entry(value: memoryview) -> tuple[str, str]:
-    """Key and value of a ``StringStringEntryProto``."""
+    """Return key and value of a ``StringStringEntryProto``."""
     entry = {key: part for key, part in _fields(value) if not isinstance(part, int)}
     return _text(entry.get(ENTRY_KEY, b"")), _text(entry.get(ENTRY_VALUE, b""))
 
@@ -212,7 +212,7 @@ def _text(value: memoryview | bytes) -> str:
 
 
 def _fields(view: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Number and value of each field of a message: an integer, or the bytes of what has a length."""
+    """Yield number and value of each field of a message: an integer, or the bytes of a length-delimited field."""
     position, end = 0, len(view)
     while position < end:
         tag, position = _varint(view, position)

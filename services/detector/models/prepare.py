@@ -1,4 +1,4 @@
-"""A tile as the network wants it: its size, order of axes and colours, and range of values."""
+"""Prepare a tile for the network: size, order of axes and colours, and range of values."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from services.detector.boxes import Floats
 from services.detector.tiles import Pixels
 
 PADDING = 114
-"""Grey of the border around a tile of another aspect ratio, as YOLO's trainers use it."""
+"""Grey of the border around a tile of another aspect ratio, as in YOLO's training."""
 Tensor = npt.NDArray[Any]
 Fit = Literal["stretch", "corner", "centre"]
-"""How a tile of another aspect ratio fills the input: stretched, or padded, with the picture in the upper left corner
-or in the middle."""
+"""How a tile of another aspect ratio fills the input: stretched, or padded with the picture in the top left corner or
+in the middle."""
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a tile lies in the network's input: input = tile x scale + offset."""
+    """Placement of a tile in the network's input: input = tile x scale + offset."""
 
     scale_x: float
     scale_y: float
@@ -39,7 +39,7 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Preparation:
-    """What a network's input wants. Values of uint8 inputs are left as they are."""
+    """Preparation of a network's input. Values of uint8 inputs are unchanged."""
 
     height_px: int
     width_px: int
@@ -52,11 +52,11 @@ class Preparation:
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Subtracted from each channel, in the order of ``colour``."""
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    """What each channel is divided by then."""
+    """Divisor of each channel, applied after the mean."""
     fit: Fit = "stretch"
 
     def tensor(self, batch: int) -> Tensor:
-        """Return an input for so many tiles, to be filled."""
+        """Return an uninitialised input for ``batch`` tiles."""
         shape = (3, self.height_px, self.width_px) if self.channels_first else (self.height_px, self.width_px, 3)
         return np.zeros((batch, *shape), self.dtype)
 
@@ -68,13 +68,12 @@ class Preparation:
             out: One picture of :meth:`tensor`.
 
         Returns:
-            Where the tile lies in it.
+            Placement of the tile.
         """
         placement, width_px, height_px = self._place(*tile.shape[:2])
         plain = self.dtype == "uint8" and not self.channels_first
         whole = (height_px, width_px) == (self.height_px, self.width_px)
-        # Bilinear, as the networks' own first step was in training; an area average costs ten times as much and finds
-        # no more.
+        # Bilinear, as in the networks' training. An area average costs ten times as much and finds no more objects.
         if plain and whole and self.colour == "bgr":
             cv2.resize(tile, (width_px, height_px), dst=out, interpolation=cv2.INTER_LINEAR)
             return placement
@@ -99,7 +98,7 @@ class Preparation:
         return placement
 
     def _place(self, tile_height_px: int, tile_width_px: int) -> tuple[Placement, int, int]:
-        """The placement of a tile, and the width and height that it is resized to."""
+        """Return the placement of a tile, and the width and height to resize it to."""
         if self.fit == "stretch":
             scale_x, scale_y = self.width_px / tile_width_px, self.height_px / tile_height_px
             return Placement(scale_x, scale_y, 0, 0), self.width_px, self.height_px

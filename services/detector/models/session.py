@@ -1,4 +1,4 @@
-"""ONNX Runtime: a session for a file, on the wanted provider, with options for a machine that is shared."""
+"""Open ONNX Runtime sessions, with options for a machine that runs other services."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ def open_session(path: Path, file: OnnxFile, providers: tuple[str, ...], cpuinfo
     """Load a network.
 
     Args:
-        path: The file; weights in files beside it are found by its place. One of ONNX Runtime's own format is
+        path: The file. External weights are found relative to it. A file of ONNX Runtime's own format is
             memory-mapped.
-        file: What it says about itself.
-        providers: Names of ONNX Runtime's execution providers, the best first; those that are not installed are skipped
-            with a warning, and the CPU is always the last.
-        cpuinfo: Where the processor's flags are read.
+        file: Its content, as inspected.
+        providers: Names of ONNX Runtime's execution providers, in order of preference. Providers that are not installed
+            are skipped with a warning; the CPU is always the last.
+        cpuinfo: File with the processor's flags.
 
     Returns:
         The ``onnxruntime.InferenceSession``.
 
     Raises:
-        ModelError: ONNX Runtime cannot load it.
+        ModelError: ONNX Runtime cannot load the file.
     """
     installed = onnxruntime.get_available_providers()
     usable = [name for name in providers if name in installed]
@@ -48,17 +48,17 @@ def open_session(path: Path, file: OnnxFile, providers: tuple[str, ...], cpuinfo
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = 4  # what it would say is in the error that it raises
-    # A thread that waits must sleep: the cores are shared with the stitcher.
+    options.log_severity_level = 4  # its exceptions contain the same text
+    # Do not let idle threads spin, because the cores are shared with the stitcher.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     if file.runtime_format:
-        # The weights stay in the page cache, which all processes share, instead of in each one's memory.
+        # Keep the weights in the page cache, which all processes share, instead of in each process's memory.
         options.add_session_config_entry("session.load_model_format", "ORT")
         options.add_session_config_entry("session.use_memory_mapped_ort_model", "1")
         options.add_session_config_entry("session.use_ort_model_bytes_for_initializers", "1")
     if file.may_saturate and not has_exact_int8(cpuinfo):
-        # ONNX Runtime then shifts int8 weights to uint8, whose kernels sum in 32 bits: slower, but exact.
+        # This makes ONNX Runtime shift int8 weights to uint8, whose kernels sum in 32 bits: slower, but exact.
         options.add_session_config_entry("session.x64quantprecision", "1")
         log.info("int8 made exact", reason="this processor has no VNNI: 8-bit weights could saturate")
     try:
@@ -72,7 +72,7 @@ def open_session(path: Path, file: OnnxFile, providers: tuple[str, ...], cpuinfo
 
 
 def has_exact_int8(cpuinfo: Path = CPUINFO, machine: str = platform.machine()) -> bool:
-    """Whether the processor multiplies uint8 by int8 without saturating: all but x86 without VNNI."""
+    """Return whether the processor multiplies uint8 by int8 without saturation: all do, except x86 without VNNI."""
     if machine not in {"x86_64", "AMD64", "i686"}:
         return True
     try:
@@ -84,7 +84,7 @@ def has_exact_int8(cpuinfo: Path = CPUINFO, machine: str = platform.machine()) -
 
 
 def _explain(file: OnnxFile, error: str) -> str:
-    """Say in words of the operator why ONNX Runtime refuses a file."""
+    """Explain to the operator why ONNX Runtime rejects a file."""
     version = onnxruntime.__version__
     newest = re.search(r"max supported IR version: (\d+)", error)
     if newest and file.ir_version > int(newest[1]):
@@ -112,6 +112,6 @@ def _explain(file: OnnxFile, error: str) -> str:
 
 
 def plain(error: object) -> str:
-    """Return ONNX Runtime's own text in one line, without its codes and places in its source."""
+    """Return ONNX Runtime's message in one line, without codes and source locations."""
     flat = re.sub(r"\s*\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ", "", " ".join(str(error).split()))
     return re.sub(r"/\S+\.(cc|h):\d+ ", "", flat)[:400]

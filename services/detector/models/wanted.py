@@ -1,4 +1,4 @@
-"""What is looked for, and how certain the network must be: of the configuration, the site or the bundle."""
+"""Labels and thresholds: from the configuration, the site or the bundle."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ DEFAULT_THRESHOLD = 0.35
 def given_names(
     manifest: Manifest | None, section: DetectorSection, metadata: Mapping[str, str]
 ) -> tuple[Names | None, str]:
-    """Return the names of the classes that the operator, the bundle or the file gives, and which of them.
+    """Return the classes' names from the operator, the bundle or the file, and which of these is their source.
 
     Raises:
-        ModelError: The file with names cannot be used.
+        ModelError: The file with names is unusable.
     """
     if section.classes is not None:
         return names_of_file(section.classes), str(section.classes)
@@ -29,18 +29,18 @@ def given_names(
 
 
 def assumed_names(count: int | None) -> tuple[Names, str]:
-    """Return the names of classes of which only the number is known, and where they come from."""
+    """Return the classes' names if only their number is known, and their source."""
     names = coco_names(count)
     if names is not None:
         return names, "COCO, by their number"
-    assert count is not None  # a list's classes are taken to be COCO's
+    assert count is not None  # coco_names() returns names for None
     return numbered_names(count), "nothing: set detector.classes to a file with their names"
 
 
 def wanted_labels(
     path: Path, names: Names, section: DetectorSection, site: Manifest | None, manifest: Manifest | None
 ) -> tuple[str, ...]:
-    """Return what to look for: as configured, for the site, of the bundle, or what it knows of the default labels.
+    """Return the labels to detect: configured, of the site, of the bundle, or the known ones of the default labels.
 
     Raises:
         ModelError: The model does not know a label.
@@ -59,7 +59,7 @@ def wanted_labels(
 def thresholds_of(
     labels: tuple[str, ...], section: DetectorSection, site: Manifest | None, manifest: Manifest | None
 ) -> tuple[float, ...]:
-    """Return the least score of each label: as configured, for the site, of the bundle, or 0.35."""
+    """Return the least score of each label: configured, of the site, of the bundle, or 0.35."""
     if section.score_threshold is not None:
         return (section.score_threshold,) * len(labels)
     sources = [source for source in (site, manifest) if source is not None]

@@ -1,1 +1,1 @@
-"""How the cameras stand and what their lenses are, found from their pictures alone."""
+"""Calibration: the cameras' directions and lenses, found from their pictures alone."""

@@ -1,7 +1,6 @@
-"""Bundle adjustment: rotations and lenses that bring matched points together, by robust least squares.
+"""Bundle adjustment: rotations and lenses that align matched points, by robust least squares.
 
-Levenberg-Marquardt on the distance, in working pixels, between where a point is and where the other camera's ray says
-that it is; Cauchy's loss by reweighting, with an analytic Jacobian.
+Levenberg-Marquardt on the reprojection error in working pixels; Cauchy loss by reweighting, with an analytic Jacobian.
 
 Source: B. Triggs et al., "Bundle Adjustment: A Modern Synthesis", 2000.
 """
@@ -19,14 +18,14 @@ from services.stitcher.calibration.rays import Points, Rig, nearest_rotation, ro
 Matrix = npt.NDArray[np.float64]
 
 FAR_PX = 200.0
-"""The distance that counts for a point which the other camera cannot see at all."""
+"""Error assigned to a point that the other camera cannot see."""
 MAX_K1, MAX_K2 = 0.7, 0.7
 ITERATIONS = 40
 
 
 @dataclass(frozen=True, slots=True)
 class Free:
-    """What is solved for, beside the rotations."""
+    """Parameters to solve for, besides the rotations."""
 
     focal: bool = True
     k1: bool = True
@@ -36,7 +35,7 @@ class Free:
 
 @dataclass(frozen=True, slots=True)
 class Prior:
-    """What is known of the lenses beforehand: deviations around values, by kind; 0 knows nothing."""
+    """Prior of the lenses: values and deviations, by kind; a deviation of 0 means no prior."""
 
     log_focal: Matrix
     log_focal_deviation: Matrix
@@ -47,7 +46,7 @@ class Prior:
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """Which columns of the Jacobian are what."""
+    """Layout of the Jacobian's columns."""
 
     cameras: int
     kinds: int
@@ -71,17 +70,17 @@ class _Layout:
 
 
 def no_prior(rig: Rig) -> Prior:
-    """Nothing is known."""
+    """Return an empty prior."""
     return Prior(np.log(rig.focal), np.zeros(len(rig.focal)))
 
 
 def residuals(rig: Rig, points: Points) -> Matrix:
-    """Distances in working pixels as vectors, shape ``(n, 2)``; NaN where the other camera cannot see the point."""
+    """Return the errors in working pixels, shape ``(n, 2)``; NaN if the other camera cannot see the point."""
     return np.asarray(_Linear(rig, points).residual)
 
 
 def distances(rig: Rig, points: Points) -> Matrix:
-    """Their lengths; :data:`FAR_PX` where the other camera cannot see the point."""
+    """Return the errors' lengths; :data:`FAR_PX` if the other camera cannot see the point."""
     return np.asarray(np.nan_to_num(np.linalg.norm(residuals(rig, points), axis=1), nan=FAR_PX))
 
 
@@ -97,12 +96,12 @@ def adjust(
     """Move the cameras until the points agree. The first camera keeps its rotation.
 
     Args:
-        rig: Where to start.
-        points: What two cameras see each.
-        free: What may change.
-        scale_px: Points that are further off than this count ever less (Cauchy).
-        prior: What is known of the lenses.
-        iterations: At most as many steps.
+        rig: Initial estimate.
+        points: Points that two cameras see.
+        free: Parameters to solve for.
+        scale_px: Scale of the Cauchy loss: points with larger errors lose weight.
+        prior: Prior of the lenses.
+        iterations: Largest number of steps.
     """
     prior = prior or no_prior(rig)
     layout = _Layout(len(rig.rotations), len(rig.focal), free)
@@ -129,14 +128,14 @@ def adjust(
 
 
 def covariance(rig: Rig, points: Points, free: Free, scale_px: float, prior: Prior) -> tuple[Matrix, _Layout]:
-    """Covariance of the parameters, for points with a deviation of 1 px, and the layout of its columns."""
+    """Return the parameters' covariance, for points with a deviation of 1 px, and the layout of its columns."""
     layout = _Layout(len(rig.rotations), len(rig.focal), free)
     hessian, _ = _normal(rig, points, scale_px, prior, layout)
     return np.asarray(np.linalg.inv(hessian + 1e-12 * np.eye(len(hessian))), np.float64), layout
 
 
 def jacobian(rig: Rig, points: Points, layout: _Layout) -> Matrix:
-    """Derivatives of the residuals, shape ``(n, 2, columns)``; 0 where the other camera cannot see the point."""
+    """Return the residuals' derivatives, shape ``(n, 2, columns)``; 0 if the other camera cannot see the point."""
     return _Linear(rig, points).jacobian(layout)
 
 
@@ -178,7 +177,7 @@ def _normal(rig: Rig, points: Points, scale_px: float, prior: Prior, layout: _La
     if layout.free.centers:
         for number, value in enumerate(rig.centers.reshape(-1).tolist()):
             add(layout.center_start + number, value, prior.center_deviation_px)
-    # The rig as a whole turns freely, so the first camera stays.
+    # The rig as a whole can rotate freely, so keep the first camera fixed.
     gradient[:3] = 0
     hessian[:3, :], hessian[:, :3] = 0, 0
     hessian[range(3), range(3)] = 1e12
@@ -231,7 +230,7 @@ class _Linear:
         self.residual = bent * self.focal_j[:, None] + rig.centers[points.j] - points.q
 
     def jacobian(self, layout: _Layout) -> Matrix:
-        """Derivatives by all columns of the layout."""
+        """Return the derivatives by all columns of the layout."""
         count = len(self.points)
         rows = np.zeros((count, 2, layout.width))
         along_u = self.focal_j[:, None, None] * _bending(self.u, self.k_j)
@@ -244,7 +243,7 @@ class _Linear:
             axis = np.eye(3)[a]
             rows[each, :, columns_i] += np.einsum("nab,nb->na", along_v @ self.turn, np.cross(axis, self.ray))
             rows[each, :, columns_j] -= np.einsum("nab,nb->na", along_v, np.cross(axis, self.v))
-        # By the lens of camera i: the bending is undone, so its inverse comes in.
+        # By the lens of camera i: its distortion is removed, so the inverse applies.
         along_x = along_v @ self.turn[:, :, :2]
         along_b = along_x @ np.linalg.inv(np.nan_to_num(_bending(self.x, self.k_i)) + 1e-9 * np.eye(2))
         radius_i, radius_j = (self.x**2).sum(axis=1)[:, None], (self.u**2).sum(axis=1)[:, None]
@@ -269,7 +268,7 @@ class _Linear:
 
 
 def _bending(plane: Matrix, k: Matrix) -> Matrix:
-    """Derivative of the distorted position by the plain one, shape ``(n, 2, 2)``."""
+    """Return the derivative of the distorted position by the undistorted one, shape ``(n, 2, 2)``."""
     squared = (plane**2).sum(axis=1)
     factor = 1 + squared * (k[:, 0] + squared * k[:, 1])
     slope = 2 * k[:, 0] + 4 * k[:, 1] * squared

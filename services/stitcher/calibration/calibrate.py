@@ -1,9 +1,10 @@
-"""Where the cameras look and what their lenses do, found from one or more pictures of each.
+"""Calibrate the cameras' directions and lenses from one or more pictures of each.
 
-All cameras are taken to stand at one point, so their pictures differ by a rotation and by their lenses. Features that
-look alike give a first guess (:mod:`~services.stitcher.calibration.search`), least squares on rays makes it exact
-(:mod:`~services.stitcher.calibration.solve`), and each pair is then held against its overlap
-(:mod:`~services.stitcher.calibration.judge`): what does not fit is taken out and named, and the rest solved again.
+All cameras are assumed to stand at one point, so their pictures differ only by a rotation and by their lenses. Matched
+features give an initial estimate (:mod:`~services.stitcher.calibration.search`), least squares on rays refines it
+(:mod:`~services.stitcher.calibration.solve`), and each pair is then verified against its overlap
+(:mod:`~services.stitcher.calibration.judge`). Cameras that do not fit are removed and reported, and the rest is solved
+again.
 
 Source: M. Brown and D. Lowe, "Automatic Panoramic Image Stitching using Invariant Features", IJCV 2007.
 """
@@ -36,11 +37,11 @@ WHAT_TO_DO = (
 )
 MAX_ROUNDS = 12
 HFOV_TOLERANCE = 0.2
-"""A field of view that differs by more from the configured one is not believed."""
+"""A field of view that differs by more from the configured one is rejected."""
 
 
 Progress = Callable[[int, int], None]
-"""Called with the steps that are done, and their number."""
+"""Callback with the number of completed steps and the total."""
 
 
 def no_progress(_done: int, _total: int) -> None:
@@ -48,7 +49,7 @@ def no_progress(_done: int, _total: int) -> None:
 
 
 def steps_for(pictures: int) -> int:
-    """Number of steps of a calibration: the features of each picture, the matches, the adjustment."""
+    """Return the number of steps of a calibration: the features of each picture, the matches, the adjustment."""
     return pictures + 2
 
 
@@ -63,18 +64,18 @@ def calibrate(
     """Place the cameras.
 
     Args:
-        pictures: By camera, uint8 BGR of shape ``(height, width, 3)``, taken at about the same time; or several of
-            each camera, of which the still parts are used.
-        priors: What is known of cameras, by name.
-        points: Things that two cameras see, marked by a person.
-        min_confidence: Least confidence of a pair that joins two cameras.
-        progress: Told after each step.
+        pictures: By camera, uint8 BGR of shape ``(height, width, 3)``, taken at about the same time; or several
+            pictures of each camera, of which the still parts are used.
+        priors: Known properties of the cameras, by name.
+        points: Points that two cameras see, marked by the operator.
+        min_confidence: Least confidence of a pair that links two cameras.
+        progress: Called after each step.
 
     Returns:
         The largest group of cameras that fit together, from left to right; the others are ``unplaced``, with reasons.
 
     Raises:
-        CalibrationError: Fewer than two could be placed, or a value is not a picture.
+        CalibrationError: Fewer than two cameras could be placed, or a value is not a picture.
     """
     names = list(pictures)
     if len(names) < 2:
@@ -147,7 +148,7 @@ class _Task:
         return lenses
 
     def run(self) -> Calibration:
-        """Solve, judge, take out what does not fit, and again."""
+        """Solve, verify, remove what does not fit, and repeat."""
         views, widths = self._views, [float(view.size[0]) for view in self._views]
         kinds_by = [(group, lens) for group, lens in zip(self._groups, self._lenses, strict=True)]
         kinds = [kinds_by.index(one) for one in kinds_by]
@@ -190,14 +191,14 @@ class _Task:
     def _bad_links(
         self, solution: Solution, verdicts: Mapping[Pair, Verdict], links: Mapping[Pair, object]
     ) -> list[Pair]:
-        """Links of the first guess that the overlaps do not confirm."""
+        """Return the initial links that the overlaps do not confirm."""
         place = {camera: number for number, camera in enumerate(solution.cameras)}
         bad = []
         for i, j in links:
             if i not in place or j not in place:
                 continue
             verdict = verdicts.get((place[i], place[j]))
-            # Where other links outweighed this one, its overlap was not drawn as this link says: it is not refuted.
+            # If other links outweighed this one, its overlap was not tested with this link's rotation: keep it.
             if not solution.follows(place[i], place[j], self._pairs[i, j]):
                 self._faults.setdefault((i, j), "their matches contradict those of other cameras")
             elif verdict is None or not verdict.is_link:
@@ -205,7 +206,7 @@ class _Task:
                 bad.append((i, j))
         if bad:
             return bad
-        # What is left must join all cameras.
+        # The remaining links must connect all cameras.
         joined = groups_of([pair for pair, verdict in verdicts.items() if verdict.is_link], len(place))
         group_of = {number: index for index, group in enumerate(joined) for number in group}
         apart = [(i, j) for i, j in links if {i, j} <= set(place) and group_of[place[i]] != group_of[place[j]]]
@@ -214,7 +215,7 @@ class _Task:
         return apart
 
     def _worst(self, solution: Solution, verdicts: Mapping[Pair, Verdict]) -> int | None:
-        """A camera that must go: it shows something else than others where both should see the same."""
+        """Return a camera to remove: it contradicts another camera in their overlap."""
         links = [(pair, v.good) for pair, v in verdicts.items() if v.is_link]
         against_pairs = [pair for pair, v in verdicts.items() if v.is_contradiction]
         places = range(len(solution.cameras))

@@ -1,4 +1,4 @@
-"""SIFT features of the prepared pictures, and which of two pictures' features look alike."""
+"""Find and match SIFT features of the prepared pictures."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ Indices = npt.NDArray[np.intp]
 
 FEATURES = 1800
 DETECTION_PIXELS = 400_000
-"""SIFT looks at a picture of about this size: its time goes with the pixels, and the tracking that follows is exact."""
+"""Approximate size of the picture for SIFT: its time grows with the pixels, and the later tracking adds precision."""
 RATIO = 0.82
 """How much nearer the nearest descriptor must be than the second."""
 CELLS = (8, 6)
 SAME_PLACE_PX = 3.0
-"""Matches that move by less than this share nothing but the place in the picture: painted-in text, dirt on a dome."""
+"""Matches that move by less are fixed to the picture: overlaid text, dirt on a dome."""
 
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What is known of one picture's features, the strongest of each part of the picture first."""
+    """Features of one picture, the strongest of each part of the picture first."""
 
     points: Matrix
     """Shape ``(n, 2)``: working pixels from the centre."""
@@ -35,7 +35,7 @@ class Features:
 
 
 def find_features(view: View) -> Features:
-    """Find the features of one picture outside of its mask."""
+    """Find the features of one picture outside its mask."""
     if view.is_blank:
         return Features(np.zeros((0, 2)), np.zeros((0, 128), np.float32))
     width, height = view.size
@@ -57,7 +57,7 @@ def find_features(view: View) -> Features:
 
 
 def _spread(places: Matrix, responses: Matrix, size: tuple[int, int]) -> Indices:
-    """Order in which the strongest of each cell come first, then the second strongest of each, and so on."""
+    """Return the order in which the strongest of each cell come first, then the second strongest of each, and so on."""
     cells = np.minimum((places / np.array(size) * np.array(CELLS)).astype(int), np.array(CELLS) - 1)
     cell = cells[:, 0] * CELLS[1] + cells[:, 1]
     by_cell = np.lexsort((-responses, cell))
@@ -68,7 +68,7 @@ def _spread(places: Matrix, responses: Matrix, size: tuple[int, int]) -> Indices
 
 
 def match(a: Features, b: Features) -> Indices:
-    """Pairs of features that are each other's nearest, shape ``(n, 2)``, the most distinct first."""
+    """Return the mutually nearest features as pairs, shape ``(n, 2)``, the most distinct first."""
     if min(len(a.points), len(b.points)) < 2:
         return np.zeros((0, 2), np.intp)
     likeness = a.descriptors @ b.descriptors.T

@@ -1,4 +1,4 @@
-"""How a solved rig lies in the world: plumb and centred, or as the configuration says."""
+"""Align a solved rig with the world: level and centred, or as configured."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Matrix = npt.NDArray[np.float64]
 
 
 def rotation_from(prior: CameraPrior) -> Matrix | None:
-    """The rotation that a prior's angles give, from the camera's axes to the panorama's; ``None`` without a yaw."""
+    """Return the rotation of a prior, from the camera's axes to the panorama's, or ``None`` without a yaw."""
     if prior.yaw_deg is None:
         return None
     yaw, pitch, roll = (math.radians(angle or 0.0) for angle in (prior.yaw_deg, prior.pitch_deg, prior.roll_deg))
@@ -26,7 +26,7 @@ def rotation_from(prior: CameraPrior) -> Matrix | None:
 
 
 def align(rotations: Mapping[str, Matrix], priors: Mapping[str, CameraPrior]) -> Matrix | None:
-    """The turn of the rig with which its cameras look best as configured; ``None`` where nothing is configured."""
+    """Return the rotation of the rig that best fits the configured directions, or ``None`` without any."""
     wanted = {name: rotation_from(priors[name]) for name in rotations if name in priors}
     total = np.zeros((3, 3))
     for name, target in wanted.items():
@@ -36,10 +36,10 @@ def align(rotations: Mapping[str, Matrix], priors: Mapping[str, CameraPrior]) ->
 
 
 def straighten(rotations: Mapping[str, Matrix]) -> Matrix:
-    """The turn of the rig after which the horizon is level and the middle of all cameras is at yaw 0.
+    """Return the rotation of the rig that levels the horizon and centres all cameras at yaw 0.
 
-    The plumb line is the direction that the cameras' horizontal axes avoid. A camera's horizontal axis is the right
-    edge of its picture, or the lower one where it is turned by about 90 degrees.
+    The vertical is the direction most perpendicular to the cameras' horizontal axes. A camera's horizontal axis is its
+    x axis, or its y axis if the camera is rolled by about 90 degrees.
     """
     stack = np.stack(list(rotations.values()))
     plumb = _least(stack[:, :, 2]) if _is_fan(stack[:, :, 2]) else _least(stack[:, :, 0])
@@ -48,7 +48,7 @@ def straighten(rotations: Mapping[str, Matrix]) -> Matrix:
         plumb = _least(np.stack(level))
     votes = stack[:, :, 1] @ plumb
     if abs(votes).max() < 0.5:
-        votes = stack[:, :, 0] @ plumb  # all cameras are turned: say, clockwise
+        votes = stack[:, :, 0] @ plumb  # all cameras are rolled by 90 degrees: assume clockwise
     if votes.sum() < 0:
         plumb = -plumb
     ahead = stack[:, :, 2].sum(axis=0) + 1e-6 * stack[0, :, 2]
@@ -59,7 +59,7 @@ def straighten(rotations: Mapping[str, Matrix]) -> Matrix:
     upright = np.stack([np.cross(plumb, ahead), plumb, ahead])
     axes = stack[:, :, 2] @ upright.T
     yaws = np.sort(np.arctan2(axes[:, 0], axes[:, 2]))
-    # The middle is opposite to the widest gap between two neighbours.
+    # The middle is opposite the widest gap between two neighbours.
     gaps = np.diff(np.append(yaws, yaws[0] + 2 * math.pi))
     widest = int(gaps.argmax())
     middle = yaws[widest] + gaps[widest] / 2 + math.pi
@@ -67,12 +67,12 @@ def straighten(rotations: Mapping[str, Matrix]) -> Matrix:
 
 
 def _least(vectors: Matrix) -> Matrix:
-    """The direction that the vectors avoid most."""
+    """Return the direction most perpendicular to the vectors."""
     _, directions = np.linalg.eigh(vectors.T @ vectors)
     return np.asarray(directions[:, 0])
 
 
 def _is_fan(axes: Matrix) -> bool:
-    """Whether optical axes differ enough to span a plane."""
+    """Return whether the optical axes differ enough to span a plane."""
     values = np.linalg.eigvalsh(axes.T @ axes)
     return bool(values[1] > 0.03 * values[2])

@@ -1,4 +1,4 @@
-"""Whether a solved rig is right, pair by pair: what of the overlaps it explains, how well, and what is left open."""
+"""Verify a solved rig, pair by pair: how much of the overlaps it explains, how well, and what stays undetermined."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from services.stitcher.calibration.tracks import overlap_directions
 Matrix = npt.NDArray[np.float64]
 
 GOOD_PX = 1.6
-"""A followed point that is further away than this from where the calibration says, in working pixels, disagrees."""
+"""A tracked point that is further than this from its position by the calibration, in working pixels, disagrees."""
 STRAY_PX = 3.0
 LEAST_GOOD = 14
 LEAST_SHARE = 0.6
-"""Of the corners in an overlap that must be found where the calibration says."""
+"""Least share of an overlap's corners that must be found where the calibration predicts them."""
 LEAST_CELLS = 0.4
 MOST_STRAY = 0.012
-"""Share of the followed points that may be more than :data:`STRAY_PX` away: things that moved."""
+"""Share of the tracked points that may be more than :data:`STRAY_PX` away: things that moved."""
 CONTRADICTED_SHARE = 0.15
 CONTRADICTED_CORNERS = 40
 CONTRADICTED_OVERLAP = 0.03
 MOST_MISFIT = 0.08
-"""Share of the followed points that may be more than :data:`GOOD_PX` away."""
+"""Share of the tracked points that may be more than :data:`GOOD_PX` away."""
 MOST_GONE, MOST_GONE_SHARE = 9, 0.025
 """Points of the overlap that may lie in parts of which nothing is found in the other picture."""
 STRICT = 0.3
@@ -38,18 +38,18 @@ MOST_RIVAL = 0.5
 MOST_ON_ANOTHER = 7
 ANOTHER_PX = 8.0
 MOST_OPEN_PX = 1.3
-"""What the data leaves open of a seam, as twice its deviation."""
+"""Largest uncertainty of a seam, as twice its deviation."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What was found of one pair of cameras."""
+    """The verdict on one pair of cameras."""
 
     good: int
-    """Points that are where the calibration says."""
+    """Points that are where the calibration predicts them."""
     corners: int
     strays: int
-    """Points that were followed to elsewhere."""
+    """Points that were tracked to another place."""
     overlap: float
     rms_px: float
     """Of the good ones, in working pixels of the coarser camera."""
@@ -57,11 +57,11 @@ class Verdict:
     """Twice the deviation of the seam at its worst place."""
     confidence: float
     is_link: bool
-    """Whether this pair joins its cameras."""
+    """Whether this pair links its cameras."""
     is_contradiction: bool
-    """Whether the two should show the same thing, and do not."""
+    """Whether the two should show the same scene but do not."""
     fault: str
-    """Why it does not join them."""
+    """Why the pair does not link its cameras."""
 
 
 def judge(
@@ -76,17 +76,17 @@ def judge(
     Args:
         solution: The solved rig.
         views: The rig's cameras.
-        matches: What looked alike at first, by pair.
+        matches: Feature matches, by pair.
         min_confidence: Least confidence of a link.
-        marked: How many points a person marked, by pair.
+        marked: Number of points marked by the operator, by pair.
     """
     opens = _open_px(solution, views)
-    # Where lenses had to be odd to fit, hardly anything may be left that does not.
+    # If the lenses are implausible, be strict about what remains unexplained.
     strict = STRICT if solution.is_odd else 1.0
     verdicts = {}
     for pair, tracks in solution.tracks.items():
         good = tracks.moved_px < GOOD_PX
-        # A coarse picture lacks the fine texture of the other, and some of its parts cannot be found for that.
+        # A coarse picture lacks the other's fine texture, so some of its parts cannot be found.
         focal = solution.rig.camera_focal[list(pair)]
         unlike = float(focal.max() / focal.min())
         count, strays = int(good.sum()), int((tracks.moved_px > STRAY_PX).sum()) + tracks.elsewhere
@@ -138,7 +138,7 @@ def judge(
 
 
 def _on_another_turn(solution: Solution, views: list[View], pair: Pair, matches: Matches) -> int:
-    """How many matches that the solved rig does not explain agree among themselves."""
+    """Count the matches that the solved rig does not explain but that agree among themselves."""
     i, j = pair
     points = Points(
         np.full(len(matches), i, np.intp),
@@ -158,10 +158,10 @@ def _on_another_turn(solution: Solution, views: list[View], pair: Pair, matches:
 
 
 def _open_px(solution: Solution, views: list[View]) -> dict[Pair, float]:
-    """Twice the deviation of each seam at its worst place, in working pixels.
+    """Return twice the deviation of each seam at its worst place, in working pixels.
 
-    Each camera is given a lens of its own here, whose distortion and centre are known only roughly: what was left out
-    of the solved model may still be there.
+    Each camera has a separate lens here, with roughly known distortion and centre, to account for effects that the
+    solved model omits.
     """
     rig, prior = apart(solution.rig, solution.prior)
     rough = solution.free.k2
@@ -190,7 +190,7 @@ def _open_px(solution: Solution, views: list[View]) -> dict[Pair, float]:
         if not len(directions):
             continue
         seam = _finite(points_of(i, j, rig.project(i, directions), rig.project(j, directions)))
-        # In pixels of the coarser camera: those of the finer one cannot be seen.
+        # Use pixels of the coarser camera: those of the finer one are not visible.
         coarse = rig.camera_focal[[i, j]].min() / rig.camera_focal[seam.j]
         rows = (jacobian(rig, seam, layout) * coarse[:, None, None]).reshape(-1, layout.width)
         variances = np.einsum("na,ab,nb->n", rows, matrix, rows)

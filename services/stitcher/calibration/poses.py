@@ -1,4 +1,4 @@
-"""What a calibration is, and its file.
+"""The calibration and its file format.
 
 A camera is a pinhole with radial distortion (Brown 1971, as in OpenCV): a ray ``(x, y, 1)`` in the camera's axes meets
 the picture at ``center + focal * (x, y) * (1 + k1 r^2 + k2 r^4)``, where ``r^2 = x^2 + y^2``.
@@ -38,7 +38,7 @@ class CameraPose(BaseModel):
     """Width of the picture that the rest refers to."""
     height_px: int = Field(gt=0)
     focal_px: float = Field(gt=0, allow_inf_nan=False)
-    """Focal length, in widths of a pixel."""
+    """Focal length, in pixel widths."""
     pixel_aspect: float = Field(1.0, gt=0.1, lt=10, allow_inf_nan=False)
     """Width of a pixel over its height: the sample aspect ratio."""
     k1: float = Field(0.0, allow_inf_nan=False)
@@ -50,9 +50,9 @@ class CameraPose(BaseModel):
     rotation: Rows
     """From the camera's axes (x right, y down, z ahead) to the panorama's (the same; y is plumb)."""
     confidence: float = Field(ge=0)
-    """Of its best match with another camera, as OpenCV's stitcher counts it: above 1 is sure."""
+    """Confidence of its best match with another camera, as defined by OpenCV's stitcher: above 1 is reliable."""
     rms_px: float | None = Field(None, ge=0)
-    """Residual of the matched points in its overlaps, root mean square; ``None`` where it was not measured."""
+    """Residual of the matched points in its overlaps, root mean square; ``None`` if it was not measured."""
 
     @field_validator("rotation")
     @classmethod
@@ -89,7 +89,7 @@ class CameraPose(BaseModel):
         return math.atan2(self.rotation[1][0], self.rotation[1][1])
 
     def project(self, directions: Matrix) -> Matrix:
-        """Where directions meet the picture, in pixels; NaN where the lens cannot see them.
+        """Return the pixels of directions; NaN if the lens cannot see them.
 
         Args:
             directions: float64 of shape ``(..., 3)`` in the panorama's axes, of any length.
@@ -105,7 +105,7 @@ class CameraPose(BaseModel):
         return np.asarray(bent * scale + np.array([self.center_x_px, self.center_y_px]))
 
     def directions(self, pixels: Matrix) -> Matrix:
-        """The directions in which pixels look: the inverse of :meth:`project`.
+        """Return the directions of pixels: the inverse of :meth:`project`.
 
         Args:
             pixels: float64 of shape ``(..., 2)``: x and y.
@@ -120,7 +120,7 @@ class CameraPose(BaseModel):
 
 
 def max_radius(k1: float, k2: float) -> float:
-    """Largest ``r`` up to which ``r (1 + k1 r^2 + k2 r^4)`` increases; beyond it, the polynomial describes no lens."""
+    """Return the largest ``r`` up to which ``r (1 + k1 r^2 + k2 r^4)`` increases. Beyond it, the model is invalid."""
     # The derivative's zeros in s = r^2: 1 + 3 k1 s + 5 k2 s^2.
     if abs(k2) < 1e-12:
         return math.sqrt(-1 / (3 * k1)) if k1 < 0 else math.inf
@@ -132,14 +132,14 @@ def max_radius(k1: float, k2: float) -> float:
 
 
 def distort(plane: Matrix, k1: float, k2: float) -> Matrix:
-    """Bend positions of shape ``(..., 2)`` on the plane ``z = 1`` as the lens does; NaN beyond what it can see."""
+    """Apply the distortion to positions of shape ``(..., 2)`` on the plane ``z = 1``; NaN outside the lens' view."""
     squared = (plane**2).sum(axis=-1)
     squared = np.where(squared < max_radius(k1, k2) ** 2, squared, np.nan)
     return np.asarray(plane * (1 + squared * (k1 + squared * k2))[..., None])
 
 
 def undistort(plane: Matrix, k1: float, k2: float) -> Matrix:
-    """Take the radial distortion out of positions of shape ``(..., 2)`` on the plane ``z = 1``; NaN where it cannot."""
+    """Remove the distortion from positions of shape ``(..., 2)`` on the plane ``z = 1``; NaN without a solution."""
     if k1 == 0 and k2 == 0:
         return plane
     bent = np.sqrt((plane**2).sum(axis=-1))
@@ -159,7 +159,7 @@ def undistort(plane: Matrix, k1: float, k2: float) -> Matrix:
 
 
 class PairResidual(BaseModel):
-    """How well two neighbours agree where both see."""
+    """How well two neighbours agree in their overlap."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -169,7 +169,7 @@ class PairResidual(BaseModel):
     rms_px: float = Field(ge=0, allow_inf_nan=False)
     """Their root mean square distance, in pixels of the camera whose pixels are coarser."""
     points_px: tuple[tuple[float, float, float, float], ...] = ()
-    """Some of them, for pictures that explain the calibration: x and y in the one picture, then in the other."""
+    """Some of them, for drawings of the calibration: x and y in the first picture, then in the second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,53 +180,53 @@ class Calibration:
     unplaced: tuple[str, ...] = ()
     """Names of the cameras that could not be placed."""
     reasons: Mapping[str, str] = field(default_factory=dict)
-    """Why they could not, a sentence each, by name."""
+    """Why each could not be placed, in one sentence, by name."""
     pairs: tuple[PairResidual, ...] = ()
-    """The pairs of cameras that see the same, where it was measured."""
+    """Residuals of the overlapping pairs, if they were measured."""
 
 
 @dataclass(frozen=True, slots=True)
 class CameraPrior:
-    """What is known of a camera before the calibration."""
+    """Known properties of a camera before the calibration."""
 
     hfov_deg: float | None = None
-    """Horizontal field of view, within a tenth or so."""
+    """Horizontal field of view, to about 10 %."""
     pixel_aspect: float = 1.0
     """Width of a pixel over its height."""
     yaw_deg: float | None = None
-    """Direction to the right of the panorama's middle, within some degrees; given with ``pitch_deg`` and ``roll_deg``,
-    it places a camera that has no usable match."""
+    """Direction to the right of the panorama's middle, to some degrees. Together with ``pitch_deg`` and ``roll_deg``,
+    it places a camera without a usable match."""
     pitch_deg: float | None = None
     """Upwards, above the horizon."""
     roll_deg: float | None = None
     """Turn about the optical axis, clockwise as seen from behind the camera."""
     mask: Image | None = None
-    """uint8 of the picture's shape ``(height, width)``; nothing is matched where it is 0."""
+    """uint8 of the picture's shape ``(height, width)``; areas where it is 0 are not matched."""
 
 
 @dataclass(frozen=True, slots=True)
 class PointPair:
-    """One thing that two cameras see, marked by a person."""
+    """A point that two cameras see, marked by the operator."""
 
     cameras: tuple[str, str]
     points_px: tuple[tuple[float, float], tuple[float, float]]
-    """x and y in either picture."""
+    """x and y in each picture."""
 
 
 VERSION = 2
-"""Of the file. Version 1 had no lens, residuals, pairs or date; those fields are optional, so it is read as it is."""
+"""Version of the file. Version 1 had no lens, residuals, pairs or date; these fields are optional, to support it."""
 
 
 class SavedView(BaseModel):
-    """What of the panorama is shown, and how: room for the renderer's choices."""
+    """The visible part of the panorama, and the renderer's choices."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     projection: str = "cylinder"
     rectangle: tuple[float, float, float, float] | None = None
-    """Left, top, right and lower edge: yaw in rad, and ``v = tan(pitch)`` downwards."""
+    """Left, top, right and bottom: yaw in rad, and ``v = tan(pitch)`` downwards."""
     gains: dict[str, tuple[float, float, float]] = Field(default_factory=dict)
-    """By camera, of blue, green and red."""
+    """Gains of blue, green and red, by camera."""
 
 
 class _Document(BaseModel):
@@ -241,12 +241,12 @@ class _Document(BaseModel):
 
 
 def save(calibration: Calibration, path: Path, view: SavedView | None = None) -> None:
-    """Write the calibration as JSON, all or nothing.
+    """Write the calibration as JSON, atomically.
 
     Args:
         calibration: The placed cameras.
         path: The file.
-        view: What the renderer chose, to be kept with it.
+        view: The renderer's choices, to save with it.
 
     Raises:
         OSError: The file cannot be written.
@@ -263,11 +263,11 @@ def save(calibration: Calibration, path: Path, view: SavedView | None = None) ->
 
 
 def load(path: Path, names: Sequence[str]) -> Calibration:
-    """Read a calibration that :func:`save` wrote; cameras that are not in ``names`` are left out.
+    """Read a calibration that :func:`save` wrote. Cameras that are not in ``names`` are dropped.
 
     Raises:
-        CalibrationError: It is not such a file, or places fewer than two of ``names``.
-        FileNotFoundError: There is none.
+        CalibrationError: The file is not a calibration, or places fewer than two of ``names``.
+        FileNotFoundError: The file does not exist.
     """
     try:
         content = path.read_bytes()
@@ -296,7 +296,7 @@ def load(path: Path, names: Sequence[str]) -> Calibration:
 
 
 def _version(content: bytes) -> int:
-    """The version that a file claims, 0 where it claims none."""
+    """Return the version that a file declares, or 0 if it declares none."""
     try:
         document = json.loads(content)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Pictures made ready for matching: square pixels, a working size, even contrast, masks of what must not match.
+"""Prepare pictures for matching: square pixels, a working size, even contrast, masks of what must not match.
 
 All later steps count positions in *working pixels* from the picture's centre: square ones, at most
 :data:`WORKING_WIDTH` of them in the longer side.
@@ -22,14 +22,14 @@ Matrix = npt.NDArray[np.float64]
 
 WORKING_WIDTH = 1920
 FLAT_RANGE = 110
-"""A picture whose middle 98 % of luma span less than this is stretched, and its contrast evened."""
+"""A picture whose middle 98 % of luma span less than this is stretched, and its contrast equalised."""
 BLANK_DEVIATION = 1.5
-"""A picture whose blurred luma deviates less from its mean, in levels, shows nothing."""
+"""A picture whose blurred luma deviates less from its mean, in levels, is blank."""
 NORM_WINDOW_PX = 31
 NORM_DEVIATION = 48.0
 """Deviation of the normalised picture around each pixel, in levels."""
 OVERLAY_EDGE = 60.0
-"""Least gradient, in levels of a Sobel operator over 4, of what is taken for painted-in text."""
+"""Least gradient, in levels of a Sobel operator over 4, that may be overlaid text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +38,15 @@ class View:
 
     name: str
     source_size: tuple[int, int]
-    """Width and height of the picture as it came, in its own pixels."""
+    """Width and height of the original picture, in its own pixels."""
     scale: tuple[float, float]
-    """Working pixels a source pixel, in x and y."""
+    """Working pixels per source pixel, in x and y."""
     grey: Image
-    """Luma, stretched where it was dark or flat."""
+    """Luma, stretched if it was dark or flat."""
     even: Image
-    """Luma of even local contrast, in which gains, vignetting and light do not show."""
+    """Luma of even local contrast, which is independent of gains, vignetting and light."""
     mask: Image
-    """0 where nothing must be matched."""
+    """0 where matches are not allowed."""
     is_blank: bool
 
     @property
@@ -60,13 +60,13 @@ class View:
         return np.array([(self.size[0] - 1) / 2, (self.size[1] - 1) / 2])
 
     def from_source(self, pixels: Matrix) -> Matrix:
-        """Positions from the centre, in working pixels, of positions in the picture as it came."""
+        """Convert positions in the original picture to positions from the centre, in working pixels."""
         middle = (np.array(self.source_size) - 1) / 2
         return np.asarray((pixels - middle) * np.array(self.scale))
 
 
 def prepare(pictures: Mapping[str, Sequence[Image]], priors: Mapping[str, CameraPrior]) -> list[View]:
-    """Prepare each camera's pictures; several of one camera become their median, without what moves."""
+    """Prepare each camera's pictures. Several pictures of a camera become their median, which removes moving things."""
     lumas = {name: _luma(several, priors.get(name, CameraPrior())) for name, several in pictures.items()}
     overlays = _find_overlays({name: luma[0] for name, luma in lumas.items()})
     views = []
@@ -80,7 +80,7 @@ def prepare(pictures: Mapping[str, Sequence[Image]], priors: Mapping[str, Camera
 
 
 def _luma(several: Sequence[Image], prior: CameraPrior) -> tuple[Floats, Image, tuple[float, float]]:
-    """Luma as float32 in the working size, the mask, and the scale."""
+    """Return luma as float32 in the working size, the mask, and the scale."""
     height, width = several[0].shape[:2]
     square = (max(width * prior.pixel_aspect, width), max(height / prior.pixel_aspect, height))
     shrink = min(1.0, WORKING_WIDTH / max(square))
@@ -119,16 +119,16 @@ def _even(luma: Floats) -> Image:
     soft = cv2.GaussianBlur(luma, (0, 0), 0.8)
     mean = cv2.blur(soft, window)
     variance = cv2.blur(soft * soft, window) - mean * mean
-    # The constant keeps the noise of even areas down; it is small against any texture, even at night.
+    # The constant prevents amplifying the noise of even areas; it is small against any texture, even at night.
     deviation = np.sqrt(np.maximum(variance, 0)) + 2.0
     return np.asarray(np.clip(128 + NORM_DEVIATION * (soft - mean) / deviation, 0, 255), np.uint8)
 
 
 def _find_overlays(lumas: Mapping[str, Floats]) -> dict[str, npt.NDArray[np.bool_]]:
-    """Where pictures of one size have the same sharp edges in the same place: clocks, names, logos.
+    """Find overlays: sharp edges in the same place of pictures of the same size, such as clocks, names, logos.
 
-    Two cameras that look into different directions show nothing else alike. Areas in which two whole pictures are the
-    same are not text, so they are left alone.
+    Two cameras with different directions have nothing else in common. Large areas that are equal in two pictures are
+    not text, so they are not masked.
     """
     small = {name: cv2.resize(luma, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA) for name, luma in lumas.items()}
     gradients = {
@@ -149,7 +149,7 @@ def _find_overlays(lumas: Mapping[str, Floats]) -> dict[str, npt.NDArray[np.bool
         painted = ((same > 0.6 * edges) & (same > 0.08)).astype(np.uint8)
         if not 0 < painted.mean() < 0.2:
             continue
-        # Wide in x: digits that differ stand between those that do not.
+        # Close the mask widely in x, because changing digits stand between constant ones.
         reach = max(5, round(0.03 * painted.shape[1]))
         wide = cv2.dilate(painted, np.ones((max(5, reach // 2), 2 * reach), np.uint8))
         height, width = lumas[a].shape

@@ -1,4 +1,4 @@
-"""What the configuration says of the cameras before they are calibrated."""
+"""Read the cameras' known properties from the configuration."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Shape = tuple[int, int]
 def priors_of(
     section: StitcherSection, shapes: Mapping[str, Shape], aspects: Mapping[str, float]
 ) -> dict[str, CameraPrior]:
-    """What is known of the cameras that have a picture.
+    """Return the known properties of the cameras that have a picture.
 
     Args:
         section: The stitcher's configuration.
         shapes: Sizes of the cameras' pictures, by name; a camera may be missing in the configuration.
-        aspects: Width of a pixel over its height, as the streams say; the configuration goes before it.
+        aspects: Width of a pixel over its height, as declared by the streams; the configuration overrides it.
 
     Raises:
         ServiceError: A mask cannot be read.
@@ -34,12 +34,12 @@ def priors_of(
 
 
 def point_pairs(section: StitcherSection) -> tuple[PointPair, ...]:
-    """The points that a person has marked."""
+    """Return the points marked by the operator."""
     return tuple(PointPair(pair.cameras, pair.points_px) for pair in section.calibration.points)
 
 
 def read_mask(camera: CameraSection) -> Image | None:
-    """The camera's mask as it is in its file, uint8 of shape ``(height, width)``; ``None`` if it has none.
+    """Read the camera's mask, uint8 of shape ``(height, width)``. Return ``None`` if it has none.
 
     Raises:
         ServiceError: The file cannot be read, or is not a picture.

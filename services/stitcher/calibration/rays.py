@@ -1,4 +1,4 @@
-"""The cameras of a rig while they are being solved, and how a point moves from one picture to another.
+"""The rig of cameras during the calibration, and the projection of points between pictures.
 
 Positions are in working pixels from a picture's centre (:mod:`services.stitcher.calibration.prepare`). Cameras of one
 *kind* share focal length and distortion.
@@ -24,9 +24,9 @@ class Rig:
     rotations: Matrix
     """Shape ``(n, 3, 3)``: from each camera's axes to the rig's."""
     kinds: Indices
-    """Which lens each camera has."""
+    """Index of each camera's lens."""
     focal: Matrix
-    """By lens, in working pixels."""
+    """Focal length by lens, in working pixels."""
     k1: Matrix
     k2: Matrix
     centers: Matrix
@@ -38,16 +38,16 @@ class Rig:
         return np.asarray(self.focal[self.kinds])
 
     def rays(self, camera: int, points: Matrix) -> Matrix:
-        """Unit vectors in the camera's axes, shape ``(n, 3)``; NaN where the lens has none."""
+        """Return unit vectors in the camera's axes, shape ``(n, 3)``; NaN outside the lens' model."""
         kind = self.kinds[camera]
         return lens_rays(points - self.centers[camera], self.focal[kind], self.k1[kind], self.k2[kind])
 
     def directions(self, camera: int, points: Matrix) -> Matrix:
-        """Unit vectors in the rig's axes."""
+        """Return unit vectors in the rig's axes."""
         return np.asarray(self.rays(camera, points) @ self.rotations[camera].T)
 
     def project(self, camera: int, directions: Matrix) -> Matrix:
-        """Where directions of the rig meet a picture; NaN where they do not."""
+        """Return the positions of the rig's directions in a picture; NaN if the camera cannot see them."""
         kind = self.kinds[camera]
         rays = directions @ self.rotations[camera]
         ahead = rays[..., 2] > 1e-6
@@ -56,7 +56,7 @@ class Rig:
         return np.asarray(bent * self.focal[kind] + self.centers[camera])
 
     def only(self, cameras: Indices) -> Rig:
-        """The rig of some of its cameras."""
+        """Return the rig of some of its cameras."""
         return replace(
             self, rotations=self.rotations[cameras], kinds=self.kinds[cameras], centers=self.centers[cameras]
         )
@@ -71,7 +71,7 @@ class Points:
     p: Matrix
     q: Matrix
     weight: Matrix
-    """1 for what was measured; a person's points count for more."""
+    """1 for measured points; points marked by the operator have a larger weight."""
 
     def __len__(self) -> int:
         return len(self.i)
@@ -80,12 +80,12 @@ class Points:
         return Points(self.i[keep], self.j[keep], self.p[keep], self.q[keep], self.weight[keep])
 
     def between(self, i: int, j: int) -> npt.NDArray[np.bool_]:
-        """Which points belong to a pair of cameras, in either order."""
+        """Return which points belong to a pair of cameras, in either order."""
         return np.asarray(((self.i == i) & (self.j == j)) | ((self.i == j) & (self.j == i)))
 
 
 def points_of(i: int, j: int, p: Matrix, q: Matrix, weight: float = 1.0) -> Points:
-    """Points of one pair; half of them are counted in the other direction, so that neither picture is preferred."""
+    """Return the points of one pair, half of them in the other direction, so that neither picture is preferred."""
     swap = np.arange(len(p)) % 2 == 1
     first, second = np.where(swap, j, i).astype(np.intp), np.where(swap, i, j).astype(np.intp)
     here, there = np.where(swap[:, None], q, p), np.where(swap[:, None], p, q)
@@ -93,7 +93,7 @@ def points_of(i: int, j: int, p: Matrix, q: Matrix, weight: float = 1.0) -> Poin
 
 
 def join(several: list[Points]) -> Points:
-    """All of them as one."""
+    """Concatenate points."""
     if not several:
         nothing = np.zeros(0, np.intp)
         return Points(nothing, nothing, np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0))
@@ -102,14 +102,14 @@ def join(several: list[Points]) -> Points:
 
 
 def lens_rays(points: Matrix, focal: float, k1: float, k2: float) -> Matrix:
-    """Unit vectors of positions relative to where the axis meets the picture."""
+    """Return unit vectors of positions relative to the optical centre."""
     plane = undistort(points / focal, float(k1), float(k2))
     rays = np.concatenate([plane, np.ones((*plane.shape[:-1], 1))], axis=-1)
     return np.asarray(rays / np.linalg.norm(rays, axis=-1, keepdims=True))
 
 
 def rotation_of(vector: Matrix) -> Matrix:
-    """The matrix that turns about a vector by its length (Rodrigues)."""
+    """Return the matrix of the rotation about a vector by its length (Rodrigues)."""
     angle = float(np.linalg.norm(vector))
     x, y, z = vector / max(angle, 1e-15)
     cross = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
@@ -117,6 +117,6 @@ def rotation_of(vector: Matrix) -> Matrix:
 
 
 def nearest_rotation(matrix: Matrix) -> Matrix:
-    """The rotation that is nearest to a matrix (Kabsch)."""
+    """Return the rotation nearest to a matrix (Kabsch)."""
     u, _, vt = np.linalg.svd(matrix)
     return np.asarray(u @ np.diag([1.0, 1.0, np.linalg.det(u @ vt)]) @ vt)

@@ -1,4 +1,4 @@
-"""What a solved rig is for others: poses in the pictures' own pixels, and residuals."""
+"""Convert a solved rig to a calibration: poses in the pictures' own pixels, and residuals."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from services.stitcher.calibration.solve import Solution
 Matrix = npt.NDArray[np.float64]
 
 MOST_POINTS = 24
-"""Of a pair, that a calibration keeps."""
+"""Matched points of a pair that a calibration keeps."""
 
 
 def hfov_deg(solution: Solution, views: Sequence[View], number: int) -> float:
-    """What a camera of the rig sees from its left to its right edge, distortion included."""
+    """Return a camera's horizontal field of view, including distortion."""
     rig = solution.rig
     kind = rig.kinds[number]
     edge = views[solution.cameras[number]].size[0] / 2 / rig.focal[kind]
@@ -39,14 +39,14 @@ def to_calibration(
     lenses: Sequence[Lens],
     refused: Mapping[str, str],
 ) -> Calibration:
-    """Poses of the solved cameras, and of those that only the configuration places.
+    """Return the poses of the solved cameras, and of those that only the configuration places.
 
     Args:
         solution: The solved rig.
-        verdicts: On its pairs.
+        verdicts: Verdicts on its pairs.
         views: All cameras.
-        priors: What is configured of each.
-        lenses: A guess of each camera's lens.
+        priors: Known properties of each.
+        lenses: Estimate of each camera's lens.
         refused: Cameras that must not be placed, with the reason.
     """
     names = [view.name for view in views]
@@ -88,7 +88,7 @@ def to_calibration(
 
 
 def _lens(solution: Solution, number: int) -> tuple[float, float, float]:
-    """Focal length in working pixels, k1 and k2."""
+    """Return focal length in working pixels, k1 and k2."""
     rig = solution.rig
     kind = rig.kinds[number]
     return float(rig.focal[kind]), float(rig.k1[kind]), float(rig.k2[kind])
@@ -97,7 +97,7 @@ def _lens(solution: Solution, number: int) -> tuple[float, float, float]:
 def _some_points(
     solution: Solution, views: Sequence[View], pair: Pair
 ) -> tuple[tuple[float, float, float, float], ...]:
-    """Some of the points that agree, in the pictures' own pixels."""
+    """Return some of the points that agree, in the pictures' own pixels."""
     tracks = solution.tracks[pair]
     good = np.flatnonzero(tracks.moved_px < GOOD_PX)
     some = good[:: max(math.ceil(len(good) / MOST_POINTS), 1)]
@@ -109,7 +109,7 @@ def _some_points(
 
 
 def _source_px(solution: Solution, views: Sequence[View], pair: Pair) -> float:
-    """How many of its own pixels the coarser camera of a pair has in a working pixel of the coarser one."""
+    """Return the source pixels per working pixel of the coarser camera of a pair."""
     focal = [_lens(solution, number)[0] for number in pair]
     own = [f / views[solution.cameras[number]].scale[0] for f, number in zip(focal, pair, strict=True)]
     return min(own) / min(focal)
@@ -148,7 +148,7 @@ def _as_configured(
     lenses: Sequence[Lens],
     others: set[str],
 ) -> list[CameraPose]:
-    """Cameras that nothing places but their configuration; their lens is that of their like, or as configured."""
+    """Return the cameras that only the configuration places, with their group's lens or the configured one."""
     poses = []
     for camera, view in enumerate(views):
         rotation = rotation_from(priors[view.name])

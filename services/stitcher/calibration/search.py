@@ -1,8 +1,8 @@
-"""A first guess of the lenses and of the turn between each two cameras, from matches of which many are wrong.
+"""Estimate the lenses and each pair's rotation from matches with many outliers.
 
-With a trial lens, matches become pairs of rays, and two right matches give the turn. The lens with which most matches
-agree on a turn is near the true one; the adjustment does the rest. Only rays are compared, so distortion of any size,
-differing resolutions and rolled cameras need no case of their own.
+With a trial lens, matches become pairs of rays, and two correct matches determine the rotation. The lens with which
+most matches agree on a rotation is close to the true one; the adjustment does the rest. Comparing rays handles strong
+distortion, different resolutions and rolled cameras without special cases.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ TOLERANCE = 0.007
 """Of the picture's width: trial lenses are up to half a step wrong."""
 LEAST_MATCHES = 8
 POOR_SHARE = 0.5
-"""A pair of which less agrees with equal lenses is tried with unequal ones."""
+"""If less than this share of a pair agrees with equal lenses, unequal ones are tried."""
 HINT_GAIN = 0.15
 COARSE_SCORE = 1.5
 UNEQUAL_MATCHES = 40
 UNEQUAL_GAIN = 1.25
-"""Unequal lenses must explain so many times more."""
+"""Factor by which unequal lenses must explain more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Lens:
 
 
 def trial_lens(width: float, hfov_deg: float, k1: float) -> Lens | None:
-    """A lens that sees this angle over the picture's width, or ``None`` where no lens with this k1 does."""
+    """Return a lens with this field of view, or ``None`` if none exists with this k1."""
     half = np.tan(np.radians(hfov_deg) / 2)
     if k1 < 0 and 1 + 3 * k1 * half**2 < 0.15:
         return None
@@ -64,10 +64,10 @@ def trial_lens(width: float, hfov_deg: float, k1: float) -> Lens | None:
 
 
 def count_agreeing(matches: Matches, lens_i: Lens, lens_j: Lens, widths: tuple[float, float]) -> tuple[float, Matrix]:
-    """How many matches agree on one turn, the exact ones more than others, and that turn.
+    """Find the rotation that most matches agree on. Exact matches have more weight.
 
     Returns:
-        The count, and the rotation from the first camera's axes to the second's.
+        The weighted count, and the rotation from the first camera's axes to the second's.
     """
     count = min(len(matches), MATCHES)
     rays_i = lens_rays(matches.p[:count], lens_i.focal, lens_i.k1, 0.0)
@@ -92,19 +92,19 @@ def count_agreeing(matches: Matches, lens_i: Lens, lens_j: Lens, widths: tuple[f
 
 
 def _sample_pairs(count: int) -> tuple[Indices, Indices]:
-    """Which two matches give a turn: the same for each lens, so that lenses compare."""
+    """Choose pairs of matches to derive rotations from. They are the same for each lens, to make lenses comparable."""
     if count * (count - 1) // 2 <= SAMPLES:
         a, b = np.array(list(itertools.combinations(range(count), 2))).reshape(-1, 2).T
         return a.astype(np.intp), b.astype(np.intp)
     random = np.random.default_rng(count)
-    # The distinct matches come first and are drawn more often.
+    # Distinct matches come first and are drawn more often.
     a, b = (random.random((2, 2 * SAMPLES)) ** 1.5 * count).astype(np.intp)
     differ = np.flatnonzero(a != b)[:SAMPLES]
     return a[differ], b[differ]
 
 
 def _frames(a: Matrix, b: Matrix) -> Matrix:
-    """Right-handed axes of two rays each: along their middle, across, and along their difference."""
+    """Return right-handed axes for pairs of rays: along their middle, across, and along their difference."""
     middle, across = a + b, np.cross(a, b)
     middle /= np.linalg.norm(middle, axis=1, keepdims=True)
     across /= np.linalg.norm(across, axis=1, keepdims=True) + 1e-15
@@ -121,9 +121,9 @@ def find_lenses(
 
     Args:
         pairs: Matches by pair of cameras.
-        widths: Of the cameras' pictures, in working pixels.
-        groups: Cameras of one group have the same lens, if their matches do not say otherwise.
-        known_hfov_deg: What the configuration says, by camera.
+        widths: Widths of the cameras' pictures, in working pixels.
+        groups: Cameras of one group have the same lens, unless their matches contradict it.
+        known_hfov_deg: Configured field of view, by camera.
     """
     cameras = len(widths)
     useful = {pair: matches for pair, matches in pairs.items() if len(matches) >= LEAST_MATCHES}
@@ -139,11 +139,11 @@ def find_lenses(
             else:
                 sizes = (widths[pair[0]], widths[pair[1]])
                 scores[key] = count_agreeing(everything[pair], lenses[0], lenses[1], sizes)[0]
-        # A pair that does not overlap has some matches that agree by chance, and must not choose the lens.
+        # A pair without overlap has some matches that agree by chance and must not influence the choice of the lens.
         return max(scores[key] - 5, 0.0)
 
     def total(hfovs: Sequence[float], k1: float) -> float:
-        # The configuration is believed where the matches say next to the same of it and of another lens.
+        # Prefer the configured value if the matches support it about as well as another lens.
         trust = sum(k is None or abs(np.log(h / k)) < 0.1 for h, k in zip(hfovs, known_hfov_deg, strict=True))
         return float(sum(score(pair, hfovs, k1) for pair in useful)) * float(1 + HINT_GAIN * trust / cameras)
 
@@ -151,12 +151,12 @@ def find_lenses(
         known = known_hfov_deg[camera]
         return list(HFOVS_DEG) if known is None else [*HFOVS_DEG, known]
 
-    # Most pairs do not overlap; those that agree with no lens of a coarse choice are left out.
+    # Most pairs do not overlap: drop those that agree with no lens of a coarse search.
     coarse = list(itertools.product(HFOVS_DEG[::2], K1S[:3:2]))
     firm = {pair for pair in useful if max(score(pair, [hfov] * cameras, k1) for hfov, k1 in coarse) > COARSE_SCORE}
     useful = {pair: matches for pair, matches in useful.items() if pair in firm or len(matches) > MATCHES}
 
-    # All cameras alike (each as known) first, then each group apart, then each camera apart where that explains more.
+    # First, all cameras share a lens; then each group has its own; then each camera, if that explains more.
     best: tuple[float, list[float], float] = (-1.0, [60.0] * cameras, 0.0)
     for hfov_deg, k1 in itertools.product(HFOVS_DEG, K1S):
         best = max(best, (total([hfov_deg] * cameras, k1), [hfov_deg] * cameras, k1), key=lambda one: one[0])

@@ -1,4 +1,4 @@
-"""From matches to a rig: the surest links first, then all that agree, then points followed through the overlaps."""
+"""Solve a rig: first from the strongest links, then all consistent matches, then points tracked in the overlaps."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from services.stitcher.calibration.tracks import Tracks, follow
 Matrix = npt.NDArray[np.float64]
 
 LEAST_LINK = 5.5
-"""Matches of a pair that must agree, counted as in :func:`count_agreeing`, for its turn to be believed at first."""
+"""Least number of agreeing matches, as counted by :func:`count_agreeing`, for a pair's rotation to be accepted."""
 FAR_PX = (150.0, 40.0, 15.0, 8.0)
-"""How far matches may be off in each round of the adjustment, in working pixels of a picture 1920 wide."""
+"""Largest error of matches in each round of the adjustment, in working pixels of a picture 1920 wide."""
 NEAR_PX = 15.0
 LEAST_IN_PAIR = 6
 FOCAL_PRIOR = 0.1
@@ -28,7 +28,7 @@ FOCAL_PRIOR = 0.1
 ODD_FOCAL, ODD_CENTER = 0.01, 0.012
 """Lenses of one kind differ by less: focal lengths as a share, centres as a share of the picture's width."""
 RICHER_GAIN = 12.0
-"""By how much a further parameter must lower the cost, in variances of a point, to be used."""
+"""Least reduction of the cost, in variances of a point, for which another parameter is used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +40,17 @@ class Solution:
     rig: Rig
     free: Free
     points: Points
-    """What the last adjustment went by; cameras by their place in the rig."""
+    """Points of the last adjustment; cameras by their place in the rig."""
     tracks: dict[Pair, Tracks]
     """By places in the rig."""
     prior: Prior
     unit: float
     """Working pixels a pixel of a picture 1920 wide."""
     is_odd: bool
-    """Whether cameras that should be alike came out with lenses that differ by more than such lenses do."""
+    """Whether cameras of one type came out with lenses that differ implausibly."""
 
     def follows(self, i: int, j: int, matches: Matches) -> bool:
-        """Whether the rig is as the matches of two of its cameras say: enough of them are near where they should be."""
+        """Return whether the rig agrees with enough of the matches of two of its cameras."""
         if len(matches) < 2:
             return True
         near = distances(self.rig, points_of(i, j, matches.p, matches.q)) < NEAR_PX * self.unit
@@ -58,7 +58,7 @@ class Solution:
 
 
 def make_prior(rig: Rig, known: Mapping[int, float]) -> Prior:
-    """What is known of each kind's focal length; otherwise the guess, with next to no weight."""
+    """Return each kind's known focal length or, if it is unknown, the estimate with a negligible weight."""
     log_focal = np.log(rig.focal)
     deviation = np.full(len(rig.focal), 0.7)
     for kind, focal in known.items():
@@ -69,7 +69,7 @@ def make_prior(rig: Rig, known: Mapping[int, float]) -> Prior:
 def find_links(
     pairs: Mapping[Pair, Matches], lenses: Sequence[Lens], widths: Sequence[float], least: float = LEAST_LINK
 ) -> dict[Pair, tuple[float, Matrix]]:
-    """Pairs whose matches agree on a turn: how many do, and the turn from the first camera's axes to the second's."""
+    """Return the pairs whose matches agree on a rotation: how many, and the rotation from first to second camera."""
     links = {}
     for (i, j), matches in pairs.items():
         if len(matches) < 2:
@@ -81,7 +81,7 @@ def find_links(
 
 
 def groups_of(links: Sequence[Pair], count: int) -> list[list[int]]:
-    """Cameras that links join, the largest group first."""
+    """Return the groups of connected cameras, the largest first."""
     groups: list[set[int]] = [{camera} for camera in range(count)]
     for i, j in links:
         joined = [group for group in groups if i in group or j in group]
@@ -90,7 +90,7 @@ def groups_of(links: Sequence[Pair], count: int) -> list[list[int]]:
 
 
 def chain(group: Sequence[int], links: Mapping[Pair, tuple[float, Matrix]]) -> tuple[list[Matrix], list[Pair]]:
-    """Rotations of a group's cameras along their surest links, and those links."""
+    """Return the rotations of a group's cameras along their strongest links, and those links."""
     inside = {pair: link for pair, link in links.items() if set(pair) <= set(group)}
     first = max(inside, key=lambda pair: inside[pair][0])[0]
     rotations: dict[int, Matrix] = {first: np.eye(3)}
@@ -113,10 +113,10 @@ class Solver:
     Args:
         views: All cameras' pictures.
         pairs: Matches by pair.
-        marked: Points that a person marked, by pair, in working pixels.
-        lenses: The first guess of each camera's lens.
+        marked: Points marked by the operator, by pair, in working pixels.
+        lenses: Initial estimate of each camera's lens.
         kinds: Cameras with the same number have the same lens.
-        known_focal: By kind, what the configuration says, in working pixels.
+        known_focal: Configured focal length, by kind, in working pixels.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class Solver:
         self._lenses, self._kinds, self._known_focal = lenses, kinds, known_focal
 
     def solve(self, group: Sequence[int], links: Mapping[Pair, tuple[float, Matrix]]) -> Solution:
-        """Solve one group that the links join."""
+        """Solve one group of connected cameras."""
         rotations, tree = chain(group, links)
         place = {camera: number for number, camera in enumerate(group)}
         used = sorted({self._kinds[camera] for camera in group})
@@ -173,7 +173,7 @@ class Solver:
 
     @staticmethod
     def _near(rig: Rig, points: Points, far_px: float) -> Points:
-        """Points that are near to where they should be, of pairs of which enough are; a person's points all."""
+        """Return the points close to their expected position, of pairs with enough of them; marked points always."""
         keep = (distances(rig, points) < far_px) | (points.weight > 1)
         low, high = np.minimum(points.i, points.j), np.maximum(points.i, points.j)
         pair = low * len(rig.rotations) + high
@@ -190,7 +190,7 @@ class Solver:
         return found
 
     def _refine(self, group: Sequence[int], rig: Rig, matched: Points, prior: Prior, unit: float) -> Solution:
-        """Follow points through all overlaps and adjust by them, first roughly, then exactly."""
+        """Track points in all overlaps and adjust to them, first coarsely, then finely."""
         place = {camera: number for number, camera in enumerate(group)}
         by_hand = self._by_hand(place)
         free, points = Free(), matched
@@ -198,7 +198,7 @@ class Solver:
         for levels, far, scale in ((3, 12.0, 2.0), (1, 4.0, 0.8)):
             tracks = self._follow(group, rig, levels)
             points = join([points_of(i, j, t.p, t.q) for (i, j), t in tracks.items()] + by_hand)
-            # Where nothing can be followed, the matches still say how the cameras look.
+            # Where no point can be tracked, the matches still constrain the rotation.
             followed = {pair for pair, t in tracks.items() if len(t.p) >= 12}
             rest = [matched[matched.between(*pair)] for pair in _pairs_of(matched) - followed]
             points = join([self._near(rig, points, far * unit), *rest])
@@ -216,7 +216,7 @@ class Solver:
         )
 
     def _is_odd(self, group: Sequence[int], rig: Rig) -> bool:
-        """Near things seen from two places can be explained by odd lenses, up to a point."""
+        """Return whether the lenses are implausible: parallax of near things can be mistaken for distortion."""
         alike: dict[int, list[float]] = {}
         for number, camera in enumerate(group):
             alike.setdefault(self._kinds[camera], []).append(float(rig.camera_focal[number]))
@@ -227,7 +227,7 @@ class Solver:
         )
 
     def _richer(self, rig: Rig, points: Points, free: Free, scale_px: float, prior: Prior) -> tuple[Rig, Free, Prior]:
-        """Solve for more of the lens where that explains more than chance would."""
+        """Solve for more lens parameters if they explain significantly more."""
         thin = points[np.arange(len(points)) % max(len(points) // 1200, 1) == 0]
         if len(thin) < 40:
             return rig, free, prior
@@ -247,7 +247,7 @@ class Solver:
 
 
 def apart(rig: Rig, prior: Prior) -> tuple[Rig, Prior]:
-    """The same rig with a lens of its own for each camera."""
+    """Return the same rig with a separate lens for each camera."""
     if len(rig.focal) == len(rig.rotations):
         return rig, prior
     own = replace(

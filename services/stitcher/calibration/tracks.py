@@ -1,9 +1,9 @@
-"""Points followed from one picture into another, once it is known about how the cameras look.
+"""Track points from one picture into another, given an approximate calibration.
 
-Both pictures of a pair are drawn as a camera between them would see their overlap, without distortion. There they
-differ by what the calibration is wrong by, so that corners are followed from one to the other (Lucas and Kanade) to a
-tenth of a pixel, everywhere in the overlap, where feature matching finds few points and none in the corners. What
-cannot be followed is counted: it says how much of the overlap the calibration explains.
+Both pictures of a pair are rendered, without distortion, as a camera between them would see their overlap. There they
+differ only by the calibration's error, so that corners can be tracked from one to the other (Lucas and Kanade) to a
+tenth of a pixel, in the whole overlap; feature matching finds few points, and none in the corners. Corners that cannot
+be tracked are counted: their share says how much of the overlap the calibration explains.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Floats = npt.NDArray[np.float32]
 CORNERS = 420
 WINDOW_PX = 21
 LEAST_OVERLAP = 0.015
-"""Share of a picture; less is not looked at."""
+"""Least overlap that is used, as a share of a picture."""
 FRAME_PIXELS = 900_000
 MAX_ANGLE = math.radians(62)
 """Of the overlap's edge to its middle; what lies further out is not drawn."""
@@ -37,7 +37,7 @@ MAX_ERROR = 22.0
 SAMPLES = 24
 ELSEWHERE_CORNERS = 60
 ELSEWHERE_PX = 112
-"""How far away corners are looked for that could not be followed."""
+"""Distance up to which corners that could not be tracked are searched for."""
 ELSEWHERE_LIKENESS = 0.8
 PATCH = 9
 """Half the side of what is looked for, in a picture of half the size."""
@@ -49,29 +49,29 @@ RIVAL_CHANCE = 8.0
 
 @dataclass(frozen=True, slots=True)
 class Tracks:
-    """What following gave for one pair."""
+    """Result of tracking one pair."""
 
     p: Matrix
     q: Matrix
-    """Positions in either picture, of the corners that were followed."""
+    """Positions in both pictures of the corners that were tracked."""
     moved_px: Matrix
-    """By how much each was away from where the calibration says, in working pixels."""
+    """Distance of each corner from its position by the calibration, in working pixels."""
     corners: int
-    """How many corners there were to follow."""
+    """Number of corners to track."""
     overlap: float
     """The overlap, as a share of the smaller picture."""
     cells: float
-    """Share of the overlap's parts with corners in which some were followed."""
+    """Share of the overlap's parts with corners in which some were tracked."""
     gone: int
-    """Corners in parts of the overlap, a hundredth of it each, in which none could be followed."""
+    """Corners in parts of the overlap, a hundredth of it each, in which none could be tracked."""
     elsewhere: int
-    """Corners that could not be followed, and are found, unmistakably, further away."""
+    """Corners that could not be tracked but were found, unambiguously, further away."""
     rival: float
-    """How well the best other place of the one picture on the other fits, 1 being as well as this one."""
+    """Fit of the best alternative displacement, relative to the fit of this one."""
 
 
 def overlap_directions(rig: Rig, views: list[View], i: int, j: int, samples: int = SAMPLES) -> tuple[Matrix, float]:
-    """Directions that both cameras see, and their share of the first one's picture."""
+    """Return the directions that both cameras see, and their share of the first camera's picture."""
     width, height = views[i].size
     x, y = np.meshgrid(np.linspace(-0.5, 0.5, samples), np.linspace(-0.5, 0.5, samples))
     points = np.stack([x.ravel() * (width - 1), y.ravel() * (height - 1)], axis=1)
@@ -86,15 +86,15 @@ def follow(rig: Rig, views: list[View], i: int, j: int, levels: int, *, with_riv
     """Follow corners of camera i's picture into camera j's.
 
     Args:
-        rig: How the cameras look, roughly.
+        rig: The approximate calibration.
         views: Their pictures.
         i: One camera.
         j: The other.
-        levels: How often the pictures are halved: each doubles how far off a corner may be.
-        with_rival: Look for other places that fit too.
+        levels: Number of pyramid levels; each doubles the distance over which a corner can be tracked.
+        with_rival: Search for alternative displacements that fit as well.
 
     Returns:
-        ``None`` where the two do not overlap.
+        ``None`` if the two do not overlap.
     """
     directions, share = overlap_directions(rig, views, i, j)
     back, share_j = overlap_directions(rig, views, j, i)
@@ -159,13 +159,13 @@ class _Frame:
         )
 
     def directions(self, pixels: Matrix) -> Matrix:
-        """Where pixels of the frame look, in the rig's axes."""
+        """Return the directions of the frame's pixels, in the rig's axes."""
         plane = (pixels + self.origin) / self.scale
         return np.asarray(np.concatenate([plane, np.ones((*plane.shape[:-1], 1))], axis=-1) @ self.axes.T)
 
     def draw(self, rig: Rig, view: View, camera: int) -> tuple[Image, Image]:
-        """What the camera shows of the frame, and where it shows something that may be matched."""
-        # The map is smooth: computed for one pixel in 64, with a margin of one, and enlarged.
+        """Render the camera's picture of the frame. Return it with the mask of what may be matched."""
+        # The map is smooth, so compute one pixel in 64, with a margin of one, and interpolate.
         x = (np.arange(-1, self.width // MAP_STEP + 1) + 0.5) * MAP_STEP - 0.5
         y = (np.arange(-1, self.height // MAP_STEP + 1) + 0.5) * MAP_STEP - 0.5
         pixels = rig.project(camera, self.directions(np.stack(np.meshgrid(x, y), axis=-1))) + view.half
@@ -179,7 +179,7 @@ class _Frame:
 
 
 def _by_cell(points: Matrix, corners: Matrix, area: int, count: int) -> Matrix:
-    """How many points are in each of about ``count`` equal squares that the corners' overlap is cut into."""
+    """Count the points in each of about ``count`` equal squares of the corners' overlap."""
     side = max(math.sqrt(area / count), 1.0)
     shape = np.floor(corners.max(axis=0) / side).astype(int) + 1
     cells = np.floor(points / side).astype(int)
@@ -187,7 +187,7 @@ def _by_cell(points: Matrix, corners: Matrix, area: int, count: int) -> Matrix:
 
 
 def _count_elsewhere(drawn: list[tuple[Image, Image]], corners: Matrix) -> int:
-    """How many of the corners are elsewhere in the other picture: near things, seen from another place."""
+    """Count the corners that are elsewhere in the other picture: near things seen from a different position."""
     (a, _), (b, mask) = (
         (cv2.resize(picture, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA), mask[::2, ::2])
         for picture, mask in drawn
@@ -212,9 +212,9 @@ def _count_elsewhere(drawn: list[tuple[Image, Image]], corners: Matrix) -> int:
 
 
 def _rival(drawn: list[tuple[Image, Image]]) -> float:
-    """Best correlation of the two drawn pictures, one of them shifted, over that of the unshifted ones.
+    """Return the best correlation of the two pictures at any other shift, relative to that without shift.
 
-    A facade that repeats itself fits as well one window further.
+    A repetitive facade fits equally well one window further.
     """
     pictures, masks = [], []
     shrink = min(0.5, math.sqrt(RIVAL_PIXELS / drawn[0][0].size))
@@ -224,7 +224,7 @@ def _rival(drawn: list[tuple[Image, Image]]) -> float:
         level = cv2.resize(picture, size, interpolation=cv2.INTER_AREA).astype(np.float32) - 128
         pictures.append(np.where(inside, level, 0.0))
         masks.append(inside.astype(np.float32))
-    # Twice the size, so that a shift does not come in again at the other side.
+    # Pad to twice the size, to avoid wrap-around.
     shape = tuple(cv2.getOptimalDFTSize(2 * side) for side in pictures[0].shape)
 
     def correlate(a: Floats, b: Floats) -> Matrix:

@@ -1,7 +1,7 @@
-"""Calibration in a process of its own.
+"""Run the calibration in a separate process.
 
-It takes seconds inside OpenCV and NumPy, which nothing interrupts. A process can be ended at once, gives back the
-memory that the calibration took, and leaves the processor to the cameras' threads.
+It spends seconds inside OpenCV and NumPy, which cannot be interrupted. A process can be killed at any time, releases
+the calibration's memory at its end, and does not block the cameras' threads.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def calibrate_apart(
     min_confidence: float = 1.0,
     progress: Progress = no_progress,
 ) -> Calibration | None:
-    """Like :func:`services.stitcher.calibrate.calibrate`; ``None`` when ``stop`` was set meanwhile.
+    """Run :func:`services.stitcher.calibration.calibrate.calibrate`. Return ``None`` if ``stop`` was set meanwhile.
 
     Raises:
         CalibrationError: The cameras could not be placed, or the process died.
@@ -63,7 +63,7 @@ def calibrate_apart(
 
 
 def _work(connection: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to both processes; the parent handles it
     os.nice(NICE)
     pictures, priors, points, min_confidence = connection.recv()
     try:

@@ -1,4 +1,4 @@
-"""One camera: connect, decode, connect anew. Each camera has a thread of its own, and FFmpeg runs without the GIL."""
+"""Read one camera: connect, decode, reconnect. Each camera has its own thread; FFmpeg runs without the GIL."""
 
 from __future__ import annotations
 
@@ -33,27 +33,27 @@ from services.stitcher.config import CameraSection, Damaged, ReconnectSection
 
 NS = 1_000_000_000
 STEADY_S = 5.0
-"""A connection that lasted so long was a good one: the next wait is the shortest again."""
+"""Least duration of a connection that resets the backoff."""
 DAMAGED_S = 2.0
-"""A camera without a whole picture for longer is called damaged."""
+"""Time without an intact picture after which the camera's state is damaged."""
 PASSWORD_CHECK_S = 1.0
 FILE_FPS = 25.0
-"""Rate of a file that tells none."""
+"""Frame rate of a file that declares none."""
 
 
 class CameraReader:
-    """Reads a camera in a thread until stopped; whatever it does, it is a state, never an end of the service.
+    """Reads a camera in a thread until stopped. A fault of the camera becomes a state and never ends the service.
 
     Args:
         section: The camera.
         deliver: Called from the camera's thread with each frame.
-        stage: Counts the frames; the latency is from the capture to the decoded frame.
+        stage: Counts the frames, with the latency from capture to decoded frame.
         open_timeout_s: Longest wait for an answer.
-        read_timeout_s: Longest wait for a packet, unless the camera's own pace is slower.
-        reconnect: Bounds of the waits between tries.
-        key_frame_wait_s: Longest wait for a picture that can be decoded while packets come.
-        damaged: What becomes of damaged pictures, unless the camera's section says so.
-        senders: Shared by all cameras; without it, the sender's clock is not used.
+        read_timeout_s: Longest wait for a packet, unless the camera's own period is longer.
+        reconnect: Bounds of the backoff.
+        key_frame_wait_s: Longest wait for a picture that can be decoded while packets arrive.
+        damaged: Handling of damaged pictures, unless the camera's section overrides it.
+        senders: Shared by all cameras. If it is None, the sender's clock is not used.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class CameraReader:
         senders: SenderClocks | None = None,
     ) -> None:
         self.connections = 0
-        """How often the camera was connected."""
+        """Number of connections."""
         self.broken_packets = 0
         """Packets that could not be decoded, those before the first key frame of a connection left out."""
         self._cause: Cause | None = None
@@ -100,12 +100,12 @@ class CameraReader:
         self._newest_frame_ns = 0
         self._stop = threading.Event()
         self._log = structlog.get_logger().bind(camera=section.name, url=section.masked_url)
-        # A daemon: a read that hangs in FFmpeg ends by its time-out, and must not delay the end of the service.
+        # A daemon thread, because a read that hangs in FFmpeg until its time-out must not delay the shutdown.
         self._thread = threading.Thread(target=self._run, name=section.name, daemon=True)
 
     @property
     def state(self) -> str:
-        """What the camera does, for people.
+        """State of the camera, in words.
 
         ``connecting``, ``waiting for a key frame, N s``, ``connected``, ``damaged: no whole picture for N s``,
         ``lost: REASON`` or ``refused: REASON``.
@@ -118,23 +118,23 @@ class CameraReader:
 
     @property
     def cause(self) -> Cause | None:
-        """Why the camera is lost or its pictures are of no use; ``None`` while all is well."""
+        """Why the camera is lost or its pictures are unusable; ``None`` while it works."""
         return Cause.DAMAGED if self._damaged_ns(time.monotonic_ns()) else self._cause
 
     def _damaged_ns(self, now_ns: int) -> int:
-        """For how long no picture has been whole; 0 where it is too short to be told."""
+        """Return the time since the last intact picture, or 0 if it is below the threshold."""
         since_ns = self._damage.since_ns
         is_open = self._waiting_since_ns is not None or self._state == "connected"
         return now_ns - since_ns if is_open and since_ns is not None and now_ns - since_ns > DAMAGED_S * NS else 0
 
     @property
     def damaged_frames(self) -> int:
-        """Damaged pictures, held back or marked."""
+        """Number of damaged pictures, held back or marked."""
         return self._damage.frames
 
     @property
     def clock(self) -> Source:
-        """Which clock placed the newest frame."""
+        """Clock that gave the newest frame's capture time."""
         return self._clock.source
 
     @property
@@ -144,11 +144,11 @@ class CameraReader:
 
     @property
     def pixel_aspect(self) -> float:
-        """Width to height of a pixel: as configured, else as the stream tells, else 1."""
+        """Pixel aspect ratio: the configured one, or the stream's, or 1."""
         return self._section.pixel_aspect or self._stream_aspect
 
     def start(self) -> None:
-        """Connect, from now on."""
+        """Start the thread, which connects."""
         self._thread.start()
 
     def request_stop(self) -> None:
@@ -156,7 +156,7 @@ class CameraReader:
         self._stop.set()
 
     def join(self, timeout_s: float) -> bool:
-        """Wait for the thread; false when it still hangs in a read."""
+        """Wait for the thread to end. Return False if it still hangs in a read."""
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
@@ -179,7 +179,7 @@ class CameraReader:
             self._wait(wait_s, refused=refused)
 
     def _wait(self, wait_s: float, *, refused: bool) -> None:
-        """Wait for the next try, or until the password that was refused is another."""
+        """Wait for the next attempt, or until the rejected password has changed."""
         until_s = time.monotonic() + wait_s
         while (left_s := until_s - time.monotonic()) > 0:
             if self._stop.wait(min(left_s, PASSWORD_CHECK_S) if refused else left_s):
@@ -188,7 +188,7 @@ class CameraReader:
                 return
 
     def _read_until_lost(self) -> tuple[Cause, str]:
-        """Read one connection to its end; return why it ended, without the URL."""
+        """Read one connection to its end. Return why it ended, without the URL."""
         try:
             with self._connector.open() as container:
                 self._clock.reset()
@@ -201,7 +201,7 @@ class CameraReader:
 
     def _read(self, container: InputContainer) -> None:
         stream = container.streams.video[0]
-        stream.thread_type = "NONE"  # threads of FFmpeg would add a frame of delay each
+        stream.thread_type = "NONE"  # each decoder thread of FFmpeg would add a frame of delay
         paced = is_file(self._section.url)
         self._clock.held_packets = held_packets(container, stream)
         self._newest_frame_ns = time.monotonic_ns()
@@ -273,7 +273,7 @@ class CameraReader:
         self._stage.record((time.monotonic_ns() - captured_ns) / NS)
 
     def _pace_file(self, pts_ns: int, arrival_ns: int) -> int:
-        """Hold a frame of a plain file back until it is due; return when that was."""
+        """Hold a frame of a plain file back until it is due. Return the time at which it was due."""
         self._file_frames += 1
         if self._file_start_ns is None:
             self._file_start_ns = arrival_ns - pts_ns

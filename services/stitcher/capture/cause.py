@@ -1,4 +1,4 @@
-"""Why a camera gives no pictures, and how long to wait before it is asked again."""
+"""Why a camera fails, and how long to wait before the next attempt."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from services.stitcher.config import ReconnectSection
 
 
 class Cause(StrEnum):
-    """What ended a connection, prevented one, or spoils it."""
+    """Why a connection ended, could not be made, or delivers unusable pictures."""
 
     REFUSED = "refused"
-    """The camera wants another user or password (401, 403)."""
+    """The camera rejects the user or password (401, 403)."""
     NOT_FOUND = "not found"
-    """The camera answers, and has no such stream; or there is no such file."""
+    """The camera answers but does not have the stream, or the file does not exist."""
     UNREACHABLE = "unreachable"
-    """Nothing answers at that address."""
+    """No host answers at that address."""
     TIMEOUT = "time-out"
-    """It is connected, and sends nothing in time."""
+    """The camera is connected but sends nothing in time."""
     UNSUPPORTED = "unsupported"
-    """FFmpeg cannot read that protocol, transport or codec, or there is no video."""
+    """FFmpeg cannot read the protocol, transport or codec, or the stream has no video."""
     DECODING = "decoding"
-    """What comes cannot be decoded."""
+    """The packets cannot be decoded."""
     DAMAGED = "damaged"
-    """Pictures come, and none is whole: packets are lost on the way."""
+    """No picture is intact, because packets are lost on the network."""
     ENDED = "ended"
     """The camera or the file ended the stream."""
     SETTING = "setting"
-    """The configuration names something that is not there, such as the password's file."""
+    """The configuration names something that does not exist, such as the password's file."""
     OTHER = "other"
-    """Anything else; the reason says what."""
+    """Any other cause; the reason says which."""
 
 
 _BY_NUMBER = {
@@ -71,7 +71,7 @@ _BY_TYPE = (
 
 
 class Unreadable(Exception):
-    """A fault that this service finds by itself; the message is its reason."""
+    """A fault detected by this service; the message is its reason."""
 
     def __init__(self, cause: Cause, reason: str) -> None:
         super().__init__(reason)
@@ -79,12 +79,12 @@ class Unreadable(Exception):
 
 
 def cause_of(error: Exception, url: str = "", *, late: bool = False) -> tuple[Cause, str]:
-    """Return the cause of an error, and its reason without the URL.
+    """Classify an error. Return its cause, and the reason without the URL.
 
     Args:
-        error: What FFmpeg or this service raised.
-        url: The camera's, to tell a host without an address, for which FFmpeg has no error of its own.
-        late: Whether the time for opening was over: FFmpeg may call what it was interrupted in invalid data.
+        error: Exception of FFmpeg or of this service.
+        url: URL of the camera, to recognise a host name without an address, for which FFmpeg has no error of its own.
+        late: Whether the time-out for opening had expired. FFmpeg may then report invalid data instead of a time-out.
     """
     if isinstance(error, Unreadable):
         return error.cause, str(error)
@@ -93,7 +93,7 @@ def cause_of(error: Exception, url: str = "", *, late: bool = False) -> tuple[Ca
     number = getattr(error, "errno", None)
     if number == errno.EIO and (host := _unknown_host(url)):
         return Cause.UNREACHABLE, f"the name {host} has no address"
-    # Not str(error): it holds the URL.
+    # Do not use str(error): it contains the URL.
     reason = getattr(error, "strerror", None) or type(error).__name__
     for types, cause in _BY_TYPE:
         if isinstance(error, types):
@@ -114,13 +114,14 @@ def _unknown_host(url: str) -> str:
 
 
 def backoff_s(failures: int, section: ReconnectSection, jitter: float, cause: Cause = Cause.OTHER) -> float:
-    """Return the wait before the next try: it doubles with each failure up to a bound.
+    """Return the wait before the next attempt. It doubles with each failure, up to a bound.
 
     Args:
-        failures: How often it failed one after the other with this kind of cause, from 1.
+        failures: Number of consecutive failures with this kind of cause, from 1.
         section: First and longest waits.
-        jitter: 0 to 1. It shortens a wait to the half at most; after a refused log-in it only lengthens it, by a tenth.
-        cause: Why it failed.
+        jitter: Random number, 0 to 1. It shortens a wait by up to a half. After a rejected log-in it lengthens the wait
+            by up to a tenth instead, because the camera may lock the account.
+        cause: Why the last attempt failed.
     """
     doublings = min(max(0, failures - 1), 32)
     if cause is Cause.REFUSED:

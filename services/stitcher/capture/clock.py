@@ -1,15 +1,15 @@
-"""From the clocks in a camera's stream to CLOCK_MONOTONIC.
+"""Convert the clocks in a camera's stream to CLOCK_MONOTONIC.
 
-A frame arrives some time after it was captured, never before. So the smallest ``arrival - time`` of the last seconds is
-a clock's offset plus the camera's shortest delay, and jitter, which only ever adds, is filtered out.
+A frame always arrives after its capture. Therefore the smallest ``arrival - time`` of the last seconds equals the
+clock's offset plus the camera's shortest delay. Jitter only ever adds to the delay, so the minimum filters it out.
 
-Three clocks may tell when a frame was captured, the first that can be trusted is taken:
+Three clocks can give a frame's capture time. The first one that is trustworthy is used:
 
-- the sender's: RTCP sender reports give the wall time at the camera. :mod:`services.stitcher.capture.sender` compares
-  cameras.
-- the presentation times (pts), where they run like the wall's clock. Some are invented: FFmpeg numbers the pictures of
-  MJPEG over HTTP at 25 a second, however many come. Until that is known, a pts may place a frame only shortly before
-  its arrival.
+- the sender's clock: RTCP sender reports give the wall time at the camera. :mod:`services.stitcher.capture.sender`
+  compares cameras.
+- the presentation times (pts), if they advance like a wall clock. Some are synthetic: FFmpeg numbers the pictures of
+  MJPEG over HTTP at 25 a second, regardless of the real rate. Until a pts has proven right, it may place a frame only
+  shortly before its arrival.
 - the arrival, filtered: jitter up to 100 ms is smoothed.
 """
 
@@ -24,31 +24,32 @@ from services.stitcher.capture.sender import SenderClocks
 Source = Literal["sender", "pts", "arrival"]
 
 WINDOW_NS = 5_000_000_000
-"""Length of a window. At 100 parts per million of drift it costs 1 ms of accuracy."""
+"""Length of a window. A drift of 100 parts per million costs 1 ms of accuracy in it."""
 JUMP_NS = 1_000_000_000
-"""A time that runs ahead of the wall by more than this from one packet to the next, or back, is another clock."""
+"""A jump of the stream's time against the wall clock by more than this, from packet to packet, means a new clock."""
 UNPROVEN_LAG_NS = 200_000_000
-"""How long before its arrival an unproven pts may place a frame."""
+"""Longest time before its arrival at which an unproven pts may place a frame."""
 BIN_NS, BIN_PACKETS, LONGEST_BIN_NS = 1_000_000_000, 8, 4_000_000_000
-"""The offset's least value is taken of so much time and so many packets, to compare it with the next one."""
+"""Least duration and number of packets of a bin, of which the least offset is compared with the next bin's."""
 SLOPES_TO_JUDGE, SLOPES_KEPT = 3, 5
 RUNS_WRONG, RUNS_RIGHT = 0.03, 0.02
-"""Share by which a clock may run fast or slow; between the two, the earlier verdict stays."""
+"""Relative error of a clock's rate below which it is right and above which it is wrong; in between, the earlier verdict
+holds."""
 SMOOTHED_NS = 100_000_000
 """Jitter of arrivals that is smoothed."""
 STEPS = 32
 
 
 class StreamClock:
-    """A clock in a stream, judged by the arrival of what it stamps. Owned by one thread."""
+    """A clock in a stream, judged by the arrival times of the packets that it stamps. Owned by one thread."""
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything: the next time may be of another clock."""
+        """Forget everything, because the next time may be of another clock."""
         self.runs_right: bool | None = None
-        """Whether it runs like the wall's clock; ``None`` until that is known."""
+        """Whether it advances like a wall clock; ``None`` until that is known."""
         self._last: tuple[int, int] | None = None
         self._window_start_ns = 0
         self._minimum_ns = 0
@@ -60,15 +61,16 @@ class StreamClock:
         self._steps_ns: deque[int] = deque(maxlen=STEPS)
 
     def add(self, time_ns: int, arrival_ns: int, order_ns: int | None = None) -> bool:
-        """Take a packet's time.
+        """Record a packet's time.
 
         Args:
-            time_ns: What the clock says.
+            time_ns: The packet's time by this clock.
             arrival_ns: When the packet arrived, CLOCK_MONOTONIC.
-            order_ns: The decoding time where there is one. It always grows, whereas B-frames arrive after later frames.
+            order_ns: The decoding time, if there is one. It always increases, whereas B-frames arrive after later
+                frames.
 
         Returns:
-            Whether another clock began.
+            Whether a new clock began.
         """
         jumped = self._has_jumped(time_ns if order_ns is None else order_ns, arrival_ns, ordered=order_ns is not None)
         if jumped:
@@ -105,13 +107,13 @@ class StreamClock:
             return False
         step_ns = order_ns - self._last[0]
         back_ns = 0 if ordered else -JUMP_NS
-        ahead_ns = max(JUMP_NS, 3 * self.period_ns // 2)  # frames of a slow camera may come together after a stall
+        ahead_ns = max(JUMP_NS, 3 * self.period_ns // 2)  # frames of a slow camera may arrive together after a stall
         return step_ns <= back_ns or step_ns > arrival_ns - self._last[1] + ahead_ns
 
     def _judge(self, offset_ns: int, arrival_ns: int) -> None:
-        """Compare the least offsets of successive bins: they stay where the clock is right, and climb where it is slow.
+        """Compare the least offsets of successive bins: constant if the clock is right, increasing if it is slow.
 
-        A stall of the network or a delay that grows for good makes one step among them, which the median ignores.
+        A network stall or a permanent increase of the delay causes a single step, which the median ignores.
         """
         started_ns, least_ns = self._bin
         lasted_ns = arrival_ns - started_ns
@@ -128,7 +130,7 @@ class StreamClock:
             if slope > RUNS_WRONG:
                 self.runs_right = False
             elif slope < RUNS_RIGHT or self.runs_right is None:
-                if self.runs_right is False:  # the least offsets so far are of the time when it ran wrong
+                if self.runs_right is False:  # the recorded offsets are from the time when the clock ran wrong
                     self._window_start_ns, self._minimum_ns = arrival_ns, min(offset_ns, least_ns)
                     self._previous_minimum_ns = None
                 self.runs_right = True
@@ -138,10 +140,10 @@ class CaptureClock:
     """Estimates when a camera's frames were captured. Owned by one thread.
 
     Args:
-        best: Best clock that may be taken; ``sender`` allows all.
-        held_packets: How many packets later FFmpeg hands a packet on: a parser waits for the start of the next frame.
-        delay_ns: What the camera's pictures are late beside the others', as configured.
-        senders: Compares the cameras whose senders tell the time, with this camera's name; ``None`` takes no such time.
+        best: Best clock that may be used; ``sender`` allows all.
+        held_packets: Number of packets by which FFmpeg delays a packet: a parser waits for the start of the next frame.
+        delay_ns: Configured delay of the camera's pictures, compared with the other cameras.
+        senders: Comparison of the cameras' sender clocks, and this camera's name; ``None`` ignores sender clocks.
     """
 
     def __init__(
@@ -153,9 +155,9 @@ class CaptureClock:
         senders: tuple[SenderClocks, str] | None = None,
     ) -> None:
         self.resets = 0
-        """How often the presentation times began anew."""
+        """How often the presentation times restarted."""
         self.source: Source = "arrival"
-        """Which clock placed the newest frame."""
+        """Clock that gave the newest frame's capture time."""
         self.held_packets = held_packets
         self._best = best
         self._delay_ns = delay_ns
@@ -168,7 +170,7 @@ class CaptureClock:
         self._smooth_ns: int | None = None
 
     def reset(self) -> None:
-        """Forget the offsets: the next packet comes from another connection."""
+        """Forget the offsets, because the next packet comes from another connection."""
         self._pts.reset()
         self._forget_sender()
         self._arrivals.clear()
@@ -184,7 +186,7 @@ class CaptureClock:
     def observe(
         self, arrival_ns: int, pts_ns: int | None = None, dts_ns: int | None = None, sender_ns: int | None = None
     ) -> None:
-        """Take a packet's times, in the order of arrival.
+        """Record a packet's times, in order of arrival.
 
         Args:
             arrival_ns: When the packet arrived, CLOCK_MONOTONIC.
@@ -203,7 +205,7 @@ class CaptureClock:
             self._sender_less_pts_ns = sender_ns - pts_ns
 
     def captured_ns(self, pts_ns: int | None, arrival_ns: int) -> int:
-        """When the frame was captured, CLOCK_MONOTONIC; increases from frame to frame and is never after its arrival.
+        """Return the capture time of a frame, CLOCK_MONOTONIC. It increases strictly and never exceeds the arrival.
 
         Args:
             pts_ns: Presentation time of the frame, of any origin.
@@ -229,7 +231,10 @@ class CaptureClock:
         self._sender_less_pts_ns = None
 
     def _smooth(self, arrival_ns: int) -> int:
-        """Return the arrival without its jitter, which only adds: follow at once what is early, slowly what is late."""
+        """Return the arrival without its jitter.
+
+        Jitter only ever delays a packet, so follow early packets at once and late ones slowly.
+        """
         period_ns = self.period_ns
         if self._smooth_ns is None:
             self._smooth_ns = arrival_ns

@@ -1,4 +1,4 @@
-"""How FFmpeg is asked to open a camera, and what it does with the camera's packets."""
+"""Open cameras with FFmpeg, and read their packets."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from services.stitcher.config import CameraSection
 
 NS = 1_000_000_000
 PERIODS_OF_PATIENCE = 4
-"""A camera is silent when it sent nothing for so many of its own periods, ..."""
+"""A camera is silent if it sent nothing for this many of its own periods, ..."""
 PAUSES_OF_PATIENCE = 1.5
-"""... and for so many of its longest pause: HLS sends some seconds at once."""
+"""... and for this many times its longest pause: HLS sends several seconds at once."""
 FORGET_PAUSE = 0.999
-"""By this factor with each packet, a pause counts less."""
+"""Decay of the longest pause, with each packet."""
 FIRST_S = 20.0
-"""A connection so young may still show another pace."""
+"""Age of a connection below which its packet rate is not yet representative."""
 PROBING = {
-    # Half a second is enough where the stream names its codec, and a slow camera would otherwise be probed for ten.
+    # Half a second is enough if the stream declares its codec. The default would probe a slow camera for ten seconds.
     "analyzeduration": "500000",
     "fpsprobesize": "0",
     "probesize": "1000000",
 }
 _PARSED = ("h264", "hevc", "mpeg4", "mpeg2video", "mpeg1video")
-"""Codecs whose frames a parser puts together: it knows the end of one by the start of the next."""
+"""Codecs whose frames a parser assembles. It detects the end of a frame by the start of the next one."""
 VideoPackets: TypeAlias = "Generator[Packet[VideoStream], None, None]"
 _PRFT = struct.Struct("=qi")
 """``AVProducerReferenceTime``: microseconds since 1970, flags."""
 
 
 class Patience:
-    """A read time-out that may change between two calls of ``demux``, which is when PyAV reads it."""
+    """A read time-out that may change between two calls of ``demux``; PyAV reads it at the start of each call."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -52,13 +52,13 @@ class Patience:
 
 
 class Connector:
-    """Opens one camera again and again. Owned by one thread.
+    """Opens one camera, repeatedly. Owned by one thread.
 
     Args:
         section: The camera.
-        open_timeout_s: Longest wait for an answer; it doubles with each time-out, since some servers answer only when
-            the next key frame comes, up to ``longest_s``.
-        read_timeout_s: Longest wait for a packet, unless the camera's own pace is slower.
+        open_timeout_s: Longest wait for an answer. It doubles with each time-out up to ``longest_s``, because some
+            servers answer only when the next key frame arrives.
+        read_timeout_s: Longest wait for a packet, unless the camera's own period is longer.
         longest_s: Longest wait for an answer after several time-outs.
     """
 
@@ -71,7 +71,7 @@ class Connector:
         self._open_timeout_s = open_timeout_s
         self._read_timeout_s = read_timeout_s
         self._longest_s = max(longest_s, open_timeout_s)
-        # The first packets may come at any pace: a demultiplexer holds up to two frames back.
+        # The first packets may arrive at any rate: a demultiplexer holds up to two frames back.
         self._patience = Patience(max(open_timeout_s, read_timeout_s))
         self._timeouts = 0
         self._opened_s = 0.0
@@ -83,7 +83,7 @@ class Connector:
         """Connect.
 
         Raises:
-            Unreadable: It cannot be read; the reason has no URL in it.
+            Unreadable: The camera cannot be read; the reason does not contain the URL.
         """
         try:
             self._password = read_password(self._section.password_file, self._section.password_env)
@@ -104,26 +104,26 @@ class Connector:
         self._timeouts, self._opened_s = 0, time.monotonic()
         if not container.streams.video:
             container.close()
-            self._bounded = not self._bounded  # video may begin later than probing lasts
+            self._bounded = not self._bounded  # video may start only after the bounded probing; retry without the bound
             raise Unreadable(Cause.UNSUPPORTED, "the stream has no video")
         return container
 
     def has_new_password(self) -> bool:
-        """Whether the password's file or variable holds another password than that of the last :meth:`open`."""
+        """Return whether the password's file or variable has changed since the last :meth:`open`."""
         try:
             return read_password(self._section.password_file, self._section.password_env) != self._password
         except MissingPassword:
             return False
 
     def follow_pace(self, silence_ns: float) -> bool:
-        """Adapt the read time-out to the silence that is usual for the camera.
+        """Adapt the read time-out to the camera's usual pauses.
 
         Returns:
-            Whether it has changed enough to matter.
+            Whether it has changed significantly.
         """
         shortest_s = self._read_timeout_s
         if time.monotonic() - self._opened_s < FIRST_S:
-            shortest_s = max(shortest_s, self._open_timeout_s)  # its pace is not known yet
+            shortest_s = max(shortest_s, self._open_timeout_s)  # the camera's packet rate is not known yet
         wanted_s = max(shortest_s, silence_ns / NS)
         if 0.8 < wanted_s / self._patience.seconds < 1.25:
             return False
@@ -142,7 +142,7 @@ class Connector:
             # 461, or no such transport in the answer to SETUP
             if len(self._order) < 2 or error.errno != errno.EPROTONOSUPPORT:
                 raise
-            self._order.reverse()  # the next try begins with the other one too
+            self._order.reverse()  # later attempts start with the other transport as well
             container = self._open_by(url, timeout_s, self._order[0])
         self.transport = self._order[0]
         return container
@@ -162,9 +162,9 @@ class Connector:
 def packets_of(
     container: InputContainer, stream: VideoStream, connector: Connector
 ) -> Iterator[tuple[Packet[VideoStream], int]]:
-    """Yield the packets of a video stream with the instant of each one's arrival, CLOCK_MONOTONIC in ns.
+    """Yield the packets of a video stream, each with its arrival time, CLOCK_MONOTONIC in ns.
 
-    The read time-out follows the camera's own pace.
+    The read time-out follows the camera's own packet rate.
     """
     arrivals_ns: deque[int] = deque(maxlen=8)
     pause_ns = 0.0
@@ -182,15 +182,15 @@ def packets_of(
 
 
 def held_packets(container: InputContainer, stream: VideoStream) -> int:
-    """How many packets later FFmpeg hands a packet on than it has read the packet's beginning."""
+    """Return the number of packets by which FFmpeg delays a packet after it has read the packet's beginning."""
     if stream.codec_context.name not in _PARSED:
         return 0
-    # In MPEG-TS a packet ends where the next one begins, and its frame when the parser sees the next frame.
+    # In MPEG-TS, a packet ends where the next one begins, and its frame ends when the parser sees the next frame.
     return {"mpegts": 2, "rtsp": 1, "sdp": 1, "rtp": 1, "h264": 1, "hevc": 1}.get(container.format.name, 0)
 
 
 def has_start_codes(container: InputContainer, stream: VideoStream) -> bool:
-    """Whether the packets are H.264 with start codes (Annex B), not with lengths as in MP4."""
+    """Return whether the packets are H.264 with start codes (Annex B), not with lengths as in MP4."""
     return stream.codec_context.name == "h264" and container.format.name in ("rtsp", "sdp", "rtp", "mpegts", "h264")
 
 
@@ -203,17 +203,17 @@ def sender_ns(packet: Packet[VideoStream]) -> int | None:
 
 
 def is_rtsp(url: str) -> bool:
-    """Whether the camera speaks RTSP."""
+    """Return whether the URL is an RTSP URL."""
     return url.lower().startswith(("rtsp://", "rtsps://"))
 
 
 def is_file(url: str) -> bool:
-    """Whether the camera is a file."""
+    """Return whether the URL names a file."""
     return "://" not in url or url.startswith("file:")
 
 
 def faults_of(section: CameraSection) -> list[str]:
-    """Return why a camera cannot be read, as far as that can be known without asking the network."""
+    """Return why a camera cannot be read, as far as this can be checked without network access."""
     faults = []
     for kind, file in (("mask", section.mask),):
         if file is not None and not file.is_file():
@@ -234,11 +234,11 @@ def faults_of(section: CameraSection) -> list[str]:
 
 
 def knows_protocol(url: str) -> bool:
-    """Whether FFmpeg, as it is built here, can read URLs of that scheme; nothing is opened."""
+    """Return whether this build of FFmpeg can read URLs of that scheme. Opens no connection."""
     if is_rtsp(url):
         return True
     try:
-        # FFmpeg looks the protocol up, and then finds that the list does not allow it.
+        # The whitelist ensures that nothing is opened: FFmpeg looks up the protocol first, then rejects it.
         av.open(f"{url.partition('://')[0]}://127.0.0.1:9/", options={"protocol_whitelist": "none"}, timeout=1.0)
     except av.error.ProtocolNotFoundError:
         return False

@@ -1,4 +1,4 @@
-"""Which pictures are damaged: those that were decoded from damaged data, and those that are built upon them."""
+"""Find damaged pictures: those decoded from damaged data, and those that refer to them."""
 
 from __future__ import annotations
 
@@ -8,40 +8,40 @@ NS = 1_000_000_000
 
 
 class Verdict(Enum):
-    """What becomes of a picture."""
+    """Handling of a picture."""
 
     WHOLE = "whole"
     DAMAGED = "damaged"
-    """It is handed on, and says that it is damaged."""
+    """It is delivered, marked as damaged."""
     HELD = "held"
-    """It is not handed on."""
+    """It is held back."""
 
 
 class DamageFilter:
-    """Follows the damage through one camera's pictures. Owned by one thread.
+    """Tracks damage through one camera's pictures. Owned by one thread.
 
-    A decoder flags only the picture whose data was damaged. The next ones refer to it, so the damage stays until a key
-    frame that is whole.
+    A decoder flags only the picture whose data was damaged. The following pictures refer to it, so the damage persists
+    until the next intact key frame.
 
     Args:
-        hold: Whether damaged pictures are held back.
-        longest_s: How long at most; a stream that refreshes itself by parts has no key frames.
+        hold: Whether to hold damaged pictures back.
+        longest_s: Longest time to do so. It is required because a stream with intra refresh has no key frames.
     """
 
     def __init__(self, *, hold: bool, longest_s: float) -> None:
         self.frames = 0
-        """Damaged pictures, those built upon damaged ones included."""
+        """Number of damaged pictures, including those that refer to damaged ones."""
         self.since_ns: int | None = None
-        """When the damage began; ``None`` while the pictures are whole."""
+        """When the damage began; ``None`` while the pictures are intact."""
         self._hold = hold
         self._longest_ns = round(longest_s * NS)
 
     def reset(self) -> None:
-        """Forget the damage: another connection begins."""
+        """Forget the damage, because a new connection begins."""
         self.since_ns = None
 
     def lose(self, now_ns: int) -> None:
-        """Take note of a packet that could not be decoded: pictures refer to what was in it."""
+        """Record a packet that could not be decoded; later pictures refer to its content."""
         if self.since_ns is None:
             self.since_ns = now_ns
 

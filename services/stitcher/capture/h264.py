@@ -1,11 +1,10 @@
-"""Finds lost pictures in H.264 by their numbers.
+"""Detect lost pictures in H.264 by their frame numbers.
 
-A decoder flags a picture of which a part is missing. Where a whole picture is missing, such as one of a still scene
-that fits into one packet, it goes on from an older one and flags nothing, and the damage stays until the next key
+A decoder flags a picture if part of it is missing. If a whole picture is missing, such as one of a still scene that
+fits one packet, the decoder continues from an older one without flagging it, and the damage stays until the next key
 frame.
 
-Reference pictures are numbered: each has the number of the one before it, plus one (frame_num in 7.4.3 of
-ISO/IEC 14496-10).
+Reference pictures are numbered consecutively (frame_num in 7.4.3 of ISO/IEC 14496-10), so a gap reveals a loss.
 """
 
 from __future__ import annotations
@@ -15,27 +14,28 @@ from collections.abc import Iterator
 START = b"\x00\x00\x01"
 SLICE, IDR_SLICE, SPS = 1, 5, 7
 HIGH_PROFILES = (100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135)
-"""Those whose parameters tell the chroma format and scaling lists."""
+"""Profiles whose sequence parameters contain the chroma format and scaling lists."""
 ENOUGH = 64
-"""Bytes that hold what is read of a slice's header or, without scaling lists, of a sequence's parameters."""
+"""Prefix of a NAL unit that contains all parsed fields of a slice header or, without scaling lists, of a sequence
+parameter set."""
 
 
 BELIEVED_AFTER, BELIEVED_BELOW = 50, 0.5
-"""An encoder that seems to lose so large a share of its pictures numbers them in a way of its own."""
+"""If an encoder seems to lose more than this share of its pictures, its numbering is not standard: ignore it."""
 
 
 class FrameNumbers:
-    """Follows the numbers of one stream's pictures. Owned by one thread."""
+    """Tracks the frame numbers of one stream. Owned by one thread."""
 
     def __init__(self) -> None:
         self._bits = 0
-        """Length of a number; 0 while it is not known, or where gaps are allowed."""
+        """Length of a frame number; 0 while it is not known, or if gaps are allowed."""
         self._newest: int | None = None
         self._pictures = 0
         self._missed = 0
 
     def misses(self, packet: bytes) -> bool:
-        """Take the next packet, as Annex B has it; return whether a reference picture before it is missing."""
+        """Read the next packet (Annex B). Return whether a reference picture before it is missing."""
         for kind, is_reference, payload in _units(packet):
             if kind == SPS:
                 self._bits = _number_bits(payload)
@@ -60,7 +60,7 @@ class FrameNumbers:
 
 
 def _units(packet: bytes) -> Iterator[tuple[int, bool, bytes]]:
-    """Yield the kind of each NAL unit, whether others refer to it, and the beginning of what is in it."""
+    """Yield the type of each NAL unit, whether it is a reference, and the beginning of its payload."""
     start = packet.find(START)
     while 0 <= start < len(packet) - 4:
         head = packet[start + 3]
@@ -69,12 +69,12 @@ def _units(packet: bytes) -> Iterator[tuple[int, bool, bytes]]:
 
 
 def _unescaped(payload: bytes) -> bytes:
-    """Drop the bytes that keep start codes out of the payload."""
+    """Remove the emulation prevention bytes from the payload."""
     return payload.replace(b"\x00\x00\x03", b"\x00\x00")
 
 
 def _number_bits(payload: bytes) -> int:
-    """Read the length of a picture's number from a sequence's parameters; 0 where it cannot be used."""
+    """Return the length of a frame number from a sequence parameter set, or 0 if frame numbers are unusable."""
     bits = _Bits(payload)
     profile = bits.take(8)
     bits.take(16)  # constraints and level
@@ -86,7 +86,7 @@ def _number_bits(payload: bytes) -> int:
         bits.unsigned()  # bit depths
         bits.unsigned()
         bits.take(1)
-        if bits.take(1):  # scaling lists: no camera sends them
+        if bits.take(1):  # scaling lists, which cameras do not send
             return 0
     length = bits.unsigned() + 4
     order = bits.unsigned()  # pic_order_cnt_type
@@ -100,14 +100,14 @@ def _number_bits(payload: bytes) -> int:
 
 
 class _Bits:
-    """Reads bits; behind the end there are zeros."""
+    """Reads bits. Bits beyond the end are zeros."""
 
     def __init__(self, payload: bytes) -> None:
         self._value = int.from_bytes(payload, "big")
         self._left = len(payload) * 8
 
     def take(self, count: int) -> int:
-        """Read an unsigned number of so many bits."""
+        """Read an unsigned number of ``count`` bits."""
         self._left -= count
         found = self._value >> self._left if self._left >= 0 else 0
         return found & ((1 << count) - 1)

@@ -1,15 +1,16 @@
-"""Which frames of the cameras belong together.
+"""Combine the cameras' frames into frame sets of one instant.
 
-One camera, the fastest that runs, sets the pace: each of its frames is one panorama, so the output has the cameras'
-rate, without drift. A frame of it is due when every other live camera has reached its instant, so that no nearer frame
-can come, or when it has waited long enough. Of the others the frame nearest in time is taken.
+The fastest live camera sets the pace: each of its frames becomes one panorama, so that the output has the cameras' rate
+without drift. A frame of the pacing camera is due when every other live camera has reached its instant, so that no
+nearer frame can arrive, or when it has waited long enough. Each other camera contributes the frame nearest in time.
 
-Cameras may be of any rate, from 60 frames a second to one in some seconds. A slower camera than the pacing one is not
-waited for, nor is one whose frames are known to come too late; a camera counts as gone by its own period.
+Cameras may have any rate, from 60 frames a second to one every few seconds. The synchronizer does not wait for cameras
+that are slower than the pacing one, or whose frames are known to arrive too late. Whether a camera is gone is judged by
+its own period.
 
-A frame that has been due for a whole period gives way to a newer one, so a slow consumer gets the newest, and the age
-of what it gets does not grow. When the network was late and several frames are due at once, up to three are still
-given. What is dropped is counted.
+A frame that has been due for a whole period is replaced by a newer one, so that a slow consumer gets the newest frame
+and latency does not accumulate. After a network stall, when several frames are due at once, up to three are still
+delivered. Dropped frames are counted.
 """
 
 from __future__ import annotations
@@ -22,20 +23,21 @@ T = TypeVar("T")
 
 QUEUE_FRAMES = 64
 KEPT_FRAMES = 16
-"""Of each camera, so many frames are kept however old they are."""
+"""Frames of each camera that are kept regardless of their age."""
 STEPS_TO_BELIEVE = 3
-"""Before so many steps from frame to frame, a camera's period is a guess."""
+"""Intervals between frames that are required for a reliable estimate of a camera's period."""
 OWED_PAIRS = 3
 FIRST_PERIOD_NS = 40_000_000
 STEPS_TO_KNOW_PERIOD = 10
 FASTER = 0.7
-"""A camera takes over the pace when its period is shorter than the pacing camera's by this factor."""
+"""A camera becomes the pacing one if its period is shorter than the current pacing camera's by this factor."""
 SLOWER = 1.5
-"""A camera with a longer period than the pacing camera's by this factor is not waited for: a frame serves several."""
+"""The synchronizer does not wait for a camera whose period is longer than the pacing camera's by this factor: each of
+its frames serves several sets."""
 SHORTEST_STEP_NS, LONGEST_STEP_NS = 1_000_000, 30_000_000_000
-"""Bounds of what may be a period: from a thousand frames a second to two a minute."""
+"""Bounds of a plausible period: from a thousand frames a second to two a minute."""
 GONE_PERIODS = 3
-"""A camera is not gone before it missed so many of its own periods."""
+"""A camera counts as gone only after it missed this many of its own periods."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ class Timed(Generic[T]):
     """When it arrived, CLOCK_MONOTONIC."""
     picture: T
     damaged: bool = False
-    """Whether it was decoded from damaged data, or is built upon a picture that was."""
+    """Whether it was decoded from damaged data, or refers to a damaged picture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ class FrameSet(Generic[T]):
     captured_ns: int
     """The oldest capture instant among the pictures that belong to this instant."""
     pictures: tuple[T | None, ...]
-    """One a camera; ``None`` where the camera is gone."""
+    """One for each camera; ``None`` if the camera is gone."""
     fresh: tuple[bool, ...]
     """Whether the camera's picture is of this instant; a late camera shows its previous picture."""
     skipped: int
@@ -66,16 +68,16 @@ class FrameSet(Generic[T]):
     instant_ns: int
     """Capture instant of the camera that sets the pace, CLOCK_MONOTONIC."""
     skew_ns: tuple[int | None, ...]
-    """Capture instant of each picture less :attr:`instant_ns`; ``None`` where the camera is gone."""
+    """Capture instant of each picture minus :attr:`instant_ns`; ``None`` if the camera is gone."""
     damaged: tuple[bool, ...]
     """Whether the camera's picture is damaged."""
 
 
 class _Queue(Generic[T]):
-    """The newest frames of one camera, and its pace.
+    """The newest frames of one camera, and its period.
 
     Args:
-        kept_ns: How long frames may have to be kept for a later camera.
+        kept_ns: How long to keep frames for a camera with a longer delay.
     """
 
     def __init__(self, kept_ns: int) -> None:
@@ -102,7 +104,7 @@ class _Queue(Generic[T]):
             self.frames.popleft()
 
     def pace_ns(self, now_ns: int) -> float:
-        """The period; of a camera of which little is known, at least the time since its newest frame."""
+        """Return the period. Until the estimate is reliable, it is at least the time since the newest frame."""
         if self.steps >= STEPS_TO_BELIEVE:
             return self.period_ns
         return max(self.period_ns, now_ns - self.frames[-1].arrival_ns)
@@ -112,19 +114,18 @@ class _Queue(Generic[T]):
 
 
 class FrameSynchronizer(Generic[T]):
-    """Puts the cameras' frames together. The caller guards it against other threads and tells it the time.
+    """Combines the cameras' frames into sets. It is not thread-safe and reads no clock: the caller passes the time.
 
     Args:
-        cameras: How many cameras there are.
+        cameras: Number of cameras.
         tolerance_ns: Largest distance in time from the pacing camera's frame.
         max_wait_ns: How long a frame waits for the other cameras.
-        gone_after_ns: A camera whose newest frame is older than this, and than three of its periods, does not take
-            part.
+        gone_after_ns: A camera whose newest frame is older than this, and than three of its periods, is left out.
     """
 
     def __init__(self, cameras: int, *, tolerance_ns: int, max_wait_ns: int, gone_after_ns: int) -> None:
         self.skipped = 0
-        """Panoramas that were dropped, in all."""
+        """Total number of dropped panoramas."""
         self._queues: list[_Queue[T]] = [_Queue(tolerance_ns + max_wait_ns) for _ in range(cameras)]
         self._tolerance_ns = tolerance_ns
         self._max_wait_ns = max_wait_ns
@@ -134,11 +135,11 @@ class FrameSynchronizer(Generic[T]):
         self._last_pair_ns = 0
 
     def add(self, camera: int, frame: Timed[T]) -> None:
-        """Take a camera's newest frame."""
+        """Add a camera's newest frame."""
         self._queues[camera].add(frame)
 
     def live(self, now_ns: int) -> list[int]:
-        """The cameras that had a frame lately."""
+        """Return the cameras that are not gone."""
         return [
             index
             for index, queue in enumerate(self._queues)
@@ -147,7 +148,7 @@ class FrameSynchronizer(Generic[T]):
         ]
 
     def next(self, now_ns: int) -> FrameSet[T] | None:
-        """The pictures of the next panorama, or ``None`` when none is due at ``now_ns``."""
+        """Return the pictures of the next panorama, or ``None`` if none is due at ``now_ns``."""
         live = self.live(now_ns)
         if not live:
             return None
@@ -185,7 +186,7 @@ class FrameSynchronizer(Generic[T]):
         return fastest
 
     def _due_ns(self, frame: Timed[T], live: list[int], now_ns: int) -> int:
-        """When every other live camera had reached the frame's instant, or the wait for them ends."""
+        """Return when every other live camera reached the frame's instant, or when the wait for them ends."""
         pace = self._queues[self._pace]
         last_ns = frame.arrival_ns + self._max_wait_ns
         due_ns = frame.arrival_ns

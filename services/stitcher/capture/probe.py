@@ -1,4 +1,4 @@
-"""``framebus-stitcher probe URL...``: what cameras send, and what to set for them."""
+"""``framebus-stitcher probe URL...``: reports what cameras send, and what to configure for them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _MISSED = re.compile(r"missed (-?\d+) packets")
 
 
 def probe(section: CameraSection, seconds: float) -> Report:
-    """Read a camera for some seconds; whatever fails is in the report."""
+    """Read a camera for some seconds. Failures are part of the report."""
     report = Report(section.masked_url)
     defaults = StitcherSection()
     connector = Connector(
@@ -94,7 +94,7 @@ class _Watch:
         self._bytes = 0
 
     def run(self, started_s: float, seconds: float, longest_s: float) -> None:
-        """Watch for so long after the first picture, for which ``longest_s`` are waited."""
+        """Wait at most ``longest_s`` for the first picture, then watch for ``seconds``."""
         report = self._report
         report.format, report.codec = self._container.format.name, self._stream.codec_context.name
         report.profile = str(self._stream.profile or "")
@@ -157,7 +157,7 @@ class _Watch:
         if is_file(report.url):
             report.fps, report.clock = float(self._stream.average_rate or self._stream.guessed_rate or 0), "pts"
         else:
-            # Packets that were read while FFmpeg looked at the stream arrive together; their own times are right.
+            # Packets that FFmpeg read while it probed the stream arrive together, so use their own times.
             times_ns = self._arrivals_ns if report.clock == "arrival" else sorted(self._pts_ns)
             lasted_s = (times_ns[-1] - times_ns[0]) / NS
             report.fps = round((len(times_ns) - 1) / lasted_s, 2) if lasted_s > 0 else 0.0
@@ -168,7 +168,7 @@ class _Watch:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command; return 0, or 1 if a camera cannot be read."""
+    """Run the command. Return 0, or 1 if a camera cannot be read."""
     parser = argparse.ArgumentParser(
         prog="framebus-stitcher probe",
         description="Read cameras for some seconds, all at once, and tell what they send and what to set for them.",
@@ -194,7 +194,7 @@ def main(arguments: Sequence[str]) -> int:
             sys.stderr.write(f"framebus-stitcher probe: {mask_url(url)}: {mask_text(fault)}\n")
             return EXIT_USAGE
     level = av.logging.get_level()
-    av.logging.set_level(av.logging.WARNING)  # it tells the lost packets of RTP
+    av.logging.set_level(av.logging.WARNING)  # FFmpeg reports lost RTP packets as warnings only
     try:
         with ThreadPoolExecutor(len(sections)) as pool:
             reports = list(pool.map(lambda section: probe(section, options.seconds), sections))

@@ -1,4 +1,4 @@
-"""What a camera sent, what follows from it for its configuration, and how that is shown."""
+"""The report of a probed camera: what it sent, and the configuration that follows from it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Report:
     url: str
     """Masked."""
     error: str = ""
-    """Why it cannot be read; empty if it can. The fields below then hold what came before."""
+    """Why the camera cannot be read; empty if it can. The other fields then hold the values up to the failure."""
     cause: str = ""
     format: str = ""
     transport: str = ""
@@ -26,7 +26,7 @@ class Report:
     width_px: int = 0
     height_px: int = 0
     pixel_aspect: str = NOT_TOLD
-    """Width to height of a pixel."""
+    """Pixel aspect ratio."""
     range: str = NOT_TOLD
     matrix: str = NOT_TOLD
     pixel_format: str = ""
@@ -34,17 +34,17 @@ class Report:
     """Measured by arrival."""
     kbit_s: int = 0
     first_picture_s: float | None = None
-    """From the first try to connect."""
+    """Time from the first attempt to connect."""
     gop_frames: int | None = None
-    """Largest distance of two key frames; ``None`` where fewer than two came."""
+    """Longest interval of two key frames; ``None`` if fewer than two arrived."""
     gop_s: float | None = None
     b_frames: bool = False
     clock: str = "arrival"
     """``sender``, ``pts`` or ``arrival``."""
     lost_packets: int = 0
-    """Of RTP, by its sequence numbers."""
+    """Lost RTP packets, by sequence number."""
     broken_packets: int = 0
-    """Those that could not be decoded, after the first picture."""
+    """Packets after the first picture that could not be decoded."""
     damaged_frames: int = 0
     settings: list[str] = field(default_factory=list)
     """Lines for the list ``stitcher.cameras``."""
@@ -52,7 +52,7 @@ class Report:
 
 
 def advise(report: Report, section: CameraSection, defaults: StitcherSection) -> tuple[list[str], list[str]]:
-    """Return the lines of the camera's configuration, and what else there is to know."""
+    """Return the lines of the camera's configuration, and further hints."""
     lines = [f"- name: {section.name}", f'  url: "{section.masked_url}"']
     hints = []
     if "***" in section.masked_url:

@@ -1,9 +1,9 @@
-"""The clocks of cameras that tell the time of capture, compared with each other.
+"""Compare the wall clocks of cameras that send RTCP sender reports.
 
-RTCP sender reports place each picture on the camera's own wall clock. Cameras that are set by one time server agree to
-milliseconds, so the difference of their delays can be seen: of two pictures with the same time, the one that arrives
-later was delayed longer. This host's wall clock has no part in it, as it may be set otherwise; the camera with the
-shortest delay is taken to have none. So cameras without such reports do not fall behind those that have them.
+RTCP sender reports place each picture on the camera's own wall clock. Cameras that use the same time server agree to
+milliseconds, so the difference of their delays can be measured: of two pictures with the same time, the one that
+arrives later was delayed longer. This host's wall clock is not used, because it may be set differently. The camera with
+the shortest delay is assumed to have none, so that cameras without reports do not lag behind those with them.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from __future__ import annotations
 import threading
 
 MAX_DELAY_NS = 2_000_000_000
-"""Cameras whose clocks seem to differ by more are not set by one time server."""
+"""Cameras whose clocks differ by more do not use the same time server."""
 FORGOTTEN_NS = 10_000_000_000
-"""A camera that has been silent for so long is no longer compared with."""
+"""Time after which a silent camera is excluded from the comparison."""
 
 
 class SenderClocks:
-    """Shared by the cameras' threads."""
+    """The sender clocks of all cameras. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._offsets: dict[str, tuple[int, int]] = {}
 
     def offset_ns(self, camera: str, own_ns: int, now_ns: int) -> int:
-        """Return what has to be added to the camera's wall time to get CLOCK_MONOTONIC.
+        """Return the offset from the camera's wall time to CLOCK_MONOTONIC.
 
         Args:
             camera: The camera's name.
@@ -32,7 +32,7 @@ class SenderClocks:
             now_ns: CLOCK_MONOTONIC.
 
         Returns:
-            The least one of all cameras whose clocks agree with this one's, itself included.
+            The least offset among the cameras whose clocks agree with this one's, including itself.
         """
         with self._lock:
             self._offsets[camera] = (own_ns, now_ns)

@@ -1,1 +1,1 @@
-"""What people and metrics are told of a calibration: figures, sentences, pictures."""
+"""Reports on a calibration, for the operator and for metrics: figures, sentences, pictures."""

@@ -1,6 +1,6 @@
-"""``framebus-stitcher check PICTURE…``: places still pictures, and says what a panorama of them shows.
+"""``framebus-stitcher check PICTURE…``: places still pictures, and reports what their panorama shows.
 
-It finds what the service would find, from pictures in files instead of cameras.
+It runs the same calibration as the service, on pictures in files instead of cameras.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from services.stitcher.rendering.panorama import plan
 
 
 def main(arguments: list[str]) -> int:
-    """Place still pictures, named after their cameras, and say what a panorama of them shows."""
+    """Place still pictures, named after their cameras, and report what their panorama shows."""
     options = _parse(arguments)
     section = load(StitcherConfiguration, options.config).stitcher
     pictures = _read(options.pictures)
@@ -71,7 +71,7 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _read(paths: list[Path]) -> dict[str, Image]:
-    """The pictures by the names of their cameras."""
+    """Return the pictures, by the names of their cameras."""
     pictures: dict[str, Image] = {}
     for path in paths:
         name = path.stem

@@ -1,8 +1,8 @@
-"""``framebus-stitcher delays``: how much later than the others' each camera's pictures are, from what moves.
+"""``framebus-stitcher delays``: measures the cameras' relative delays from motion in their overlaps.
 
-Where two cameras see the same, a passer-by darkens a point of the world in both. If one of them does it later by its
-own time stamps, that is the difference of their delays: encoders, networks and recorders add some tenths of a second
-that no clock in the stream tells.
+In the overlap of two cameras, a passer-by changes the brightness of a point in both pictures. If this happens later in
+one of them by its own time stamps, the difference is that of their delays. Encoders, networks and recorders add some
+tenths of a second that no clock in the stream reveals.
 """
 
 from __future__ import annotations
@@ -39,23 +39,23 @@ Array = npt.NDArray[np.float64]
 
 STEP_S: Final = 0.01
 SLOPE_S: Final = 0.06
-"""Changes over twice this are compared: longer than a frame, shorter than what passes."""
+"""Half the interval over which changes are compared: longer than a frame, shorter than a passing object."""
 LONGEST_S: Final = 2.0
-"""Largest difference of two delays that is looked for."""
+"""Largest difference of two delays that is searched for."""
 LEAST_S: Final = 2 * LONGEST_S
-"""Shorter records say nothing."""
+"""Shorter records are not conclusive."""
 LEAST_LIKENESS: Final = 0.2
-"""Of the changes in two cameras, as a correlation, at the lag where they are most alike."""
+"""Least correlation of the changes in two cameras, at their best lag."""
 MOST_RIVAL: Final = 0.7
-"""What another lag may have of it: things that pass at regular times fit several."""
+"""Largest correlation at any other lag, as a share of the best. Periodic motion fits several lags."""
 RIVAL_S: Final = 0.3
 NOISE: Final = 3.0
-"""Smaller changes, in levels, are taken for noise or slow change of the light."""
+"""Smaller changes, in levels, count as noise or slow changes of the light."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What the points of an overlap looked like in one camera."""
+    """Brightness of the points of an overlap over time, in one camera."""
 
     times_s: Array
     """When each picture was captured, by the camera's clock, of shape ``(pictures,)``."""
@@ -65,7 +65,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Lag:
-    """How much later one camera shows what another showed."""
+    """Delay of one camera relative to another."""
 
     seconds: float
     likeness: float
@@ -73,7 +73,7 @@ class Lag:
 
 
 def lag_between(left: Record, right: Record) -> Lag | None:
-    """How much later the right camera shows what the left one shows; ``None`` where too little moved to tell."""
+    """Return the delay of the right camera relative to the left one, or ``None`` if there was too little motion."""
     begin_s = max(left.times_s[0], right.times_s[0])
     end_s = min(left.times_s[-1], right.times_s[-1])
     if end_s - begin_s < LEAST_S:
@@ -88,7 +88,7 @@ def lag_between(left: Record, right: Record) -> Lag | None:
     together = np.fft.irfft((spectra[0].conj() * spectra[1]).sum(axis=1), 2 * count)
     most = round(LONGEST_S / STEP_S)
     lags = np.arange(-most, most + 1)
-    # Far lags have less in common in time.
+    # Large lags have less overlap in time, so normalise by it.
     alike = together[lags] / np.sqrt(energy[0] * energy[1]) * count / (count - np.abs(lags))
     best = int(alike.argmax())
     rival = alike[np.abs(lags - lags[best]) * STEP_S > RIVAL_S].max()
@@ -100,7 +100,7 @@ def lag_between(left: Record, right: Record) -> Lag | None:
 
 
 def _changes(record: Record, instants_s: Array) -> Array:
-    """How fast each point changes at each instant, in levels; 0 where it only trembles."""
+    """Return the change of each point at each instant, in levels; 0 if it is only noise."""
     place = np.interp(instants_s, record.times_s, np.arange(len(record.times_s)))
     first = np.minimum(place.astype(np.intp), len(record.times_s) - 2)
     share = (place - first)[:, None]
@@ -111,7 +111,7 @@ def _changes(record: Record, instants_s: Array) -> Array:
 
 
 def delays_of(names: Sequence[str], lags: Mapping[tuple[str, str], Lag]) -> dict[str, float]:
-    """Delays of the cameras that lags join to the most others, in seconds, the least of them 0."""
+    """Return the delays of the largest group of cameras that lags connect, in seconds; the least of them is 0."""
     places = [(names.index(left), names.index(right)) for left, right in lags]
     members = [names[place] for place in groups_of(places, len(names))[0]]
     if len(members) < 2:
@@ -128,7 +128,7 @@ def delays_of(names: Sequence[str], lags: Mapping[tuple[str, str], Lag]) -> dict
 
 
 class _Recorder:
-    """Keeps what the points of the overlaps look like in each camera's pictures."""
+    """Records the brightness of the overlaps' points in each camera's pictures."""
 
     def __init__(self, calibration: Calibration) -> None:
         cameras = calibration.cameras
@@ -142,13 +142,13 @@ class _Recorder:
             self._patches[left][left, right], self._patches[right][left, right] = shared
 
     def take(self, name: str, frame: Timed[VideoFrame]) -> None:
-        """Look at a picture; in the camera's own thread."""
+        """Record a picture. Called in the camera's thread."""
         luma = fit_luma(np.asarray(frame.picture.to_ndarray(format="gray"), np.uint8), self._cameras[name])
         seen = {pair: luma[patches.luma].mean(axis=1) for pair, patches in self._patches[name].items()}
         self._taken[name].append((frame.captured_ns / NS, seen))
 
     def records(self, pair: tuple[str, str]) -> tuple[Record, Record] | None:
-        """What both cameras of a pair showed; ``None`` where one has too few pictures."""
+        """Return the records of both cameras of a pair, or ``None`` if one has too few pictures."""
         found = []
         for name in pair:
             taken = sorted(self._taken[name], key=lambda entry: entry[0])
@@ -162,9 +162,9 @@ def measure(section: StitcherSection, calibration: Calibration, seconds: float) 
     """Read the placed cameras for some seconds and measure their delays.
 
     Args:
-        section: The cameras, as configured; their ``delay_s`` is left out of account.
-        calibration: Where they look.
-        seconds: How long to watch, once each has a picture.
+        section: The configured cameras. Their ``delay_s`` is ignored.
+        calibration: Their directions.
+        seconds: How long to watch, once each camera has a picture.
 
     Returns:
         ``cameras`` with ``name`` and ``delay_s``, or ``None`` and a ``reason``; ``pairs`` with ``cameras``, ``lag_s``
@@ -227,7 +227,7 @@ def _document(
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measure how late each camera's pictures are, from what moves where two cameras see the same."""
+    """Measure how late each camera's pictures are, from motion in the overlaps of two cameras."""
     parser = argparse.ArgumentParser(prog="framebus-stitcher delays", description=main.__doc__)
     parser.add_argument("--config", type=Path, help="the YAML file, for the cameras; without it the defaults hold")
     parser.add_argument("--calibration", type=Path, help="where the cameras look; stitcher.calibration.file otherwise")
@@ -248,7 +248,7 @@ def main(arguments: Sequence[str]) -> int:
         ) from None
     except CalibrationError as error:
         raise ServiceError(str(error)) from None
-    set_up_logs("stitcher", LogSection(level="error"))  # what a camera's state is, is told below
+    set_up_logs("stitcher", LogSection(level="error"))  # the report below includes the cameras' states
     document = measure(section, calibration, options.seconds)
     sys.stdout.write((json.dumps(document, indent=2) if options.json else _in_words(document)) + "\n")
     return int(any(camera["delay_s"] is None for camera in document["cameras"]))

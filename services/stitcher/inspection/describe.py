@@ -1,4 +1,4 @@
-"""What was found and is shown, for status and command line."""
+"""Describe a calibration and its panorama, for status and command line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from services.stitcher.rendering.panorama import Panorama
 
 
 def describe(calibration: Calibration, panorama: Panorama) -> dict[str, Any]:
-    """What a calibration found and a panorama shows, for JSON."""
+    """Return a description of a calibration and a panorama, ready for JSON."""
     placed = [
         {
             "name": pose.name,

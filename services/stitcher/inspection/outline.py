@@ -1,4 +1,4 @@
-"""Where the cameras' pictures and the seams are in the panorama, for pictures that explain a calibration."""
+"""Positions of the cameras' pictures and of the seams in the panorama, for drawings of a calibration."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Array = npt.NDArray[np.float64]
 
 POINTS_A_SIDE: Final = 8
 MAX_V: Final = 3.0
-"""Beyond 72 degrees from the horizon, an outline is cut off: on a cylinder it would go on for ever."""
+"""Limit of an outline, 72 degrees from the horizon: on a cylinder, it could extend to infinity."""
 
 
 def describe(calibration: Calibration, panorama: Panorama) -> dict[str, Any]:
-    """The panorama's size, its seams and the outlines of its cameras, in its pixels, for the status.
+    """Return the panorama's size, its seams and the outlines of its cameras, in its pixels, for the status.
 
-    A page draws them over the panorama itself, of which it has a picture anyway. Some 5 kB of JSON for five cameras.
+    The page draws them over its picture of the panorama. Some 5 kB of JSON for five cameras.
     """
     return {
         "width_px": panorama.width_px,
@@ -38,15 +38,15 @@ def describe(calibration: Calibration, panorama: Panorama) -> dict[str, Any]:
 
 
 def seams(panorama: Panorama) -> list[int]:
-    """The columns at which one camera ends and the next begins."""
+    """Return the columns at which one camera ends and the next begins."""
     return sorted({edge for edge in panorama.edges_px if 0 < edge < panorama.width_px})
 
 
 def matches(calibration: Calibration, panorama: Panorama) -> Iterator[tuple[tuple[str, str], Array]]:
-    """Where in the panorama each camera of a pair shows the matched points that the calibration keeps.
+    """Yield the positions in the panorama of the matched points, by each camera of a pair.
 
     Yields:
-        By match, the names of the cameras, and float64 of shape ``(2, 2)``: x and y by the first and by the second.
+        For each match, the names of the cameras, and float64 of shape ``(2, 2)``: x and y by the first and the second.
     """
     poses, geometry = {camera.name: camera for camera in calibration.cameras}, panorama.geometry
     for pair in calibration.pairs:
@@ -54,7 +54,7 @@ def matches(calibration: Calibration, panorama: Panorama) -> Iterator[tuple[tupl
         ones, others = (
             geometry.pixels(_angles(poses[name].directions(points[:, end]))) for end, name in enumerate(pair.cameras)
         )
-        # Across the end of a circle, the two may come out at opposite ends.
+        # If a match lies across the cut of a full circle, its two positions may be at opposite ends.
         turn_px = 2 * math.pi * panorama.scale_px
         others[:, 0] -= turn_px * np.round((others - ones)[:, 0] / turn_px)
         for one, other in zip(ones, others, strict=True):
@@ -63,18 +63,18 @@ def matches(calibration: Calibration, panorama: Panorama) -> Iterator[tuple[tupl
 
 
 def _angles(rays: Array) -> Array:
-    """Yaw and pitch of directions, in rad."""
+    """Return yaw and pitch of directions, in rad."""
     return np.stack(
         [np.arctan2(rays[:, 0], rays[:, 2]), -np.arctan2(rays[:, 1], np.hypot(rays[:, 0], rays[:, 2]))], axis=-1
     )
 
 
 def outline(camera: CameraPose, panorama: Panorama, points_a_side: int = POINTS_A_SIDE) -> Array:
-    """The edge of a camera's picture in the panorama, clockwise from its upper left corner.
+    """Return the edge of a camera's picture in the panorama, clockwise from its top left corner.
 
     Returns:
-        float64 of shape ``(points, 2)``: x and y in pixels of the panorama, which may lie outside of it. Of the turns
-        of a circle, that nearest to the panorama's middle is taken for the whole of it.
+        float64 of shape ``(points, 2)``: x and y in pixels of the panorama, which may lie outside of it. The whole
+        outline is shifted by full turns to the position nearest to the panorama's middle.
     """
     edge = np.array(list(_edge(camera, points_a_side)))
     rays = camera.directions(edge)
@@ -89,9 +89,9 @@ def outline(camera: CameraPose, panorama: Panorama, points_a_side: int = POINTS_
 
 
 def between(left: Array, right: Array, turn_px: float) -> tuple[float, float, float]:
-    """The middle and the lower end of what two outlines have in common: x of the middle, y of both.
+    """Return the middle and the bottom of the intersection of two outlines: x of the middle, y of both.
 
-    Of neighbours across the end of a circle, whose outlines are at opposite ends, one is taken by a turn to the other.
+    If the outlines of two neighbours are at opposite ends of a full circle, one is shifted by a turn to the other.
     """
     low, high = left.min(axis=0), left.max(axis=0)
     other_low, other_high = right.min(axis=0), right.max(axis=0)

@@ -1,7 +1,7 @@
-"""What two cameras show of the part of the world that both see, and by how much it differs from place to place.
+"""Measure the displacement between the pictures of two cameras in their overlap.
 
-Both pictures are warped to the panorama's cylinder, where a calibration that fits makes them the same. Corners of one
-are then looked for in the other by sparse optical flow.
+Both pictures are warped to the panorama's cylinder, where they are equal if the calibration fits. Corners of one are
+then tracked into the other by sparse optical flow.
 
 Source: B. Lucas and T. Kanade, "An Iterative Image Registration Technique", IJCAI 1981, as in OpenCV's
 ``calcOpticalFlowPyrLK``; the noise of a picture by J. Immerkaer, "Fast Noise Variance Estimation", CVIU 1996.
@@ -28,44 +28,44 @@ Mask = npt.NDArray[np.bool_]
 Array = npt.NDArray[np.float64]
 
 MAX_AREA_PX: Final = 100_000
-"""Larger overlaps are shrunk, which bounds what a measurement costs: displacements are found to a twentieth of a pixel
+"""Larger overlaps are scaled down to bound the cost of a measurement; displacements are found to a twentieth of a pixel
 anyway."""
 LEAST_SIDE_PX: Final = 40
-"""Narrower overlaps have no room for a patch that may be displaced."""
+"""Narrower overlaps have no room for a displaced patch."""
 MAX_V: Final = 2.0
-"""Nothing steeper than 63 degrees is looked at: a cylinder stretches it too much."""
+"""Directions steeper than 63 degrees are ignored, because a cylinder stretches them too much."""
 PATCH_PX: Final = 17
 MAX_CELLS: Final = 400
-"""Each has one patch at most, so that the patches are spread over the overlap."""
+"""Size of the cells. Each has at most one patch, to spread the patches over the overlap."""
 LEAST_CELL_PX: Final = 14
 LEAST_SLOPE: Final = 1.0
 """Levels a pixel, root mean square in the direction in which a patch has the least of them; a patch below it has too
 little texture."""
 SLOPE_OF_NOISE: Final = 0.3
-"""The steepest patch that noise of a deviation of one level makes, measured: 0.24 to 0.28."""
+"""Steepest slope that noise with a deviation of one level causes; measured 0.24 to 0.28."""
 LEAST_CORRELATION: Final = 0.75
-"""Between a patch and where it was found."""
+"""Least correlation between a patch and its match."""
 SAME_CORRELATION: Final = 0.9
-"""Between a patch and what was in its place the time before, where nothing has moved."""
+"""Least correlation between a patch and the same place in the previous measurement, if nothing moved."""
 BACK_AGAIN_PX: Final = 0.4
-"""From one picture to the other and back, a patch may be off by so much."""
+"""Largest error of a patch that is tracked to the other picture and back."""
 PYRAMID_LEVELS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Displacements:
-    """Where the right camera shows what the left one shows. Rows belong together."""
+    """Displacements of the right camera's picture against the left one's, one row for each patch."""
 
     textured: int
-    """Patches that could be looked for."""
+    """Number of patches that were searched for."""
     cells: npt.NDArray[np.intp]
-    """Number of the part of the overlap that each patch is from."""
+    """Number of each patch's cell."""
     angles: Array
     """Place of each patch: yaw in rad from the overlap's middle, and v."""
     shifts_px: Array
-    """To the right and downwards, in pixels of the panorama."""
+    """Displacement to the right and downwards, in pixels of the panorama."""
     still: Mask
-    """Which patches look as they did in the comparison before."""
+    """Which patches look as they did in the previous comparison."""
 
 
 class Overlap:
@@ -74,13 +74,13 @@ class Overlap:
     Args:
         left: One camera.
         right: The other.
-        scale_px: The panorama's pixels a radian.
+        scale_px: Pixels per radian of the panorama.
     """
 
     def __init__(self, left: CameraPose, right: CameraPose, scale_px: float) -> None:
         self.cameras = (left, right)
         self.is_seen = False
-        """Whether the cameras have enough in common to be compared."""
+        """Whether the overlap is large enough for a comparison."""
         bounds = _bounds(left, right)
         if bounds is None:
             return
@@ -97,7 +97,7 @@ class Overlap:
         self._maps = [cv2.convertMaps(x, y, cv2.CV_16SC2) for x, y in maps]
         seen = [inside(camera, x, y) for camera, (x, y) in zip(self.cameras, maps, strict=True)]
         brim = np.ones((PATCH_PX, PATCH_PX), np.uint8)
-        # A constant border of 0 makes the window's own edge an edge of the pictures.
+        # A constant border of 0 treats the window's own edge like an edge of the pictures.
         self._whole = [
             cv2.erode(one.astype(np.uint8), brim, borderType=cv2.BORDER_CONSTANT, borderValue=0) > 0 for one in seen
         ]
@@ -108,7 +108,7 @@ class Overlap:
         self.is_seen = area >= LEAST_SIDE_PX**2
 
     def compare(self, left: Image, right: Image) -> Displacements:
-        """Find out by how much the pictures are displaced against each other.
+        """Measure the displacement between the two pictures.
 
         Args:
             left: Luma of the left camera, uint8 of shape ``(height, width)``; one of another size than the pose's is
@@ -152,7 +152,7 @@ class Overlap:
         return np.ascontiguousarray(pixels[..., 0]), np.ascontiguousarray(pixels[..., 1])
 
     def _corners(self, picture: Plane, least_slope: float) -> tuple[npt.NDArray[np.intp], Array]:
-        """The best corner of each cell that has one: the cell's number, and x and y."""
+        """Return the best corner of each cell that has one: the cell's number, and x and y."""
         # For floats and a block of 7, OpenCV's value is four times the mean square of the slope.
         strength = np.where(
             self._whole[0] & self._whole[1], cv2.cornerMinEigenVal(picture, 7, ksize=3) / 4, np.float32(0)
@@ -168,7 +168,7 @@ class Overlap:
         return cells, np.stack([x, y], axis=-1).astype(np.float64)
 
     def _guess(self, even: list[Image]) -> Array:
-        """The displacement of most of the picture, roughly: what flow finds from nothing is a dozen pixels at most."""
+        """Estimate the dominant displacement: without it, optical flow finds at most a dozen pixels."""
         window = self._both * cv2.createHanningWindow(self._shape[::-1], cv2.CV_32F)
         centered = [(one.astype(np.float32) - 128) * window for one in even]
         (x, y), _ = cv2.phaseCorrelate(*centered)
@@ -185,7 +185,7 @@ class Overlap:
 
 
 def _bounds(left: CameraPose, right: CameraPose) -> tuple[float, float, float, float] | None:
-    """Middle and half the width of what both see, in rad of yaw; from and to which v; ``None`` if it is little."""
+    """Return middle and half width of the overlap, in rad of yaw, and its range of v; ``None`` if it is too small."""
     seen = []
     for one, other in ((left, right), (right, left)):
         x, y = np.meshgrid(np.linspace(0, one.width_px - 1, 64), np.linspace(0, one.height_px - 1, 48))
@@ -208,7 +208,7 @@ def _bounds(left: CameraPose, right: CameraPose) -> tuple[float, float, float, f
 
 
 def fit_luma(luma: Image, camera: CameraPose) -> Image:
-    """Luma of shape ``(height, width)``, scaled to the size in the pose if it has another."""
+    """Return luma of shape ``(height, width)``, scaled to the size in the pose if necessary."""
     size = camera.width_px, camera.height_px
     if luma.shape[::-1] == size:
         return luma
@@ -216,22 +216,22 @@ def fit_luma(luma: Image, camera: CameraPose) -> Image:
 
 
 def _even_out(picture: Plane) -> Image:
-    """The picture with the same brightness and contrast everywhere: cameras differ in their exposure."""
+    """Normalise local brightness and contrast, because the cameras' exposures differ."""
     mean = cv2.GaussianBlur(picture, (0, 0), 8.0)
     spread = np.sqrt(np.maximum(cv2.GaussianBlur(picture * picture, (0, 0), 8.0) - mean * mean, 0))
     return np.asarray(np.clip(128 + 48 * (picture - mean) / (spread + 1.0), 0, 255), np.uint8)
 
 
 def _noise(picture: Plane, mask: Mask) -> float:
-    """Standard deviation of the noise in levels, by the flattest quarter of the picture."""
+    """Estimate the standard deviation of the noise in levels, from the flattest quarter of the picture."""
     kernel = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)
     values = np.abs(cv2.filter2D(picture, cv2.CV_32F, kernel))[mask]
-    # The lower quartile of a normal distribution's absolute value is 0.319 deviations; the kernel makes 6 of one.
+    # The lower quartile of a normal distribution's absolute value is 0.319 deviations; the kernel multiplies it by 6.
     return float(np.percentile(values, 25)) / (0.319 * 6) if values.size else 0.0
 
 
 def _follow(even: list[Image], corners: Array, guess: Array) -> tuple[Mask, Array]:
-    """Where the corners of one picture are in the other: which were found, and their displacements."""
+    """Track the corners of one picture into the other. Return which were found, and their displacements."""
     if not len(corners):
         return np.zeros(0, bool), np.zeros((0, 2))
     start = corners.astype(np.float32).reshape(-1, 1, 2)
@@ -252,7 +252,7 @@ def _follow(even: list[Image], corners: Array, guess: Array) -> tuple[Mask, Arra
 
 
 def _alike(one: Image, other: Image, places: Array, others: Array) -> Array:
-    """Correlation of the patches of two pictures about places, row by row."""
+    """Return the correlation of two pictures' patches around the given places, row by row."""
     size = PATCH_PX, PATCH_PX
     result = np.empty(len(places))
     for index, (a, b) in enumerate(zip(places.tolist(), others.tolist(), strict=True)):

@@ -1,7 +1,6 @@
-"""A calibration as a picture for people: what each camera shows, where the seams are, and how well neighbours fit.
+"""Draw a calibration for the operator: each camera's picture, the seams, and how well neighbours fit.
 
-Where several cameras see the same, their pictures are laid over each other half transparent: what does not fit is seen
-twice.
+Overlapping pictures are blended half transparent, so that a misalignment shows as a double image.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ Colour = tuple[int, int, int]
 WIDTH_PX: Final = 1600
 MARGIN_PX: Final = 20
 MAX_VIEW_PX: Final = 900
-"""Height of the view on the cameras' pictures; a taller one is made narrower."""
+"""Largest height of the view of the cameras' pictures; a taller one is scaled down."""
 THUMBNAIL_PX: Final = 320
 LINE_PX: Final = 24
 MANY: Final = 6
-"""Cameras beyond which there is no room to tell everything in the picture."""
+"""Number of cameras beyond which the picture has no room for all details."""
 FONT: Final = cv2.FONT_HERSHEY_SIMPLEX
 GROUND: Final = (24, 24, 24)
 TEXT: Final = (230, 230, 230)
@@ -55,11 +54,11 @@ def draw(calibration: Calibration, panorama: Panorama, pictures: Mapping[str, Im
     """Draw a calibration.
 
     Args:
-        calibration: What was found, with the cameras that were not placed.
-        panorama: What is shown of it.
-        pictures: By camera, uint8 BGR of shape ``(height, width, 3)``; those of cameras that are not placed too. Of a
-            camera without one, the outline is drawn alone.
-        title: A sentence for the first line, such as what is shown of what.
+        calibration: The calibration, including the cameras that are not placed.
+        panorama: Its panorama.
+        pictures: By camera, uint8 BGR of shape ``(height, width, 3)``, including those of cameras that are not placed.
+            For a camera without a picture, only the outline is drawn.
+        title: A sentence for the first line, such as the coverage.
 
     Returns:
         A PNG file, 1600 pixels wide.
@@ -86,7 +85,7 @@ def draw(calibration: Calibration, panorama: Panorama, pictures: Mapping[str, Im
 
 
 def _view(calibration: Calibration, panorama: Panorama, pictures: Mapping[str, Image]) -> tuple[Panorama, Image]:
-    """All that the cameras see, as a panorama of its own: its geometry, and the pictures laid over each other."""
+    """Render everything that the cameras see as a separate panorama. Return its geometry and the blended pictures."""
     shown = np.array([[0.0, 0.0], [panorama.width_px, panorama.height_px]])
     ends = np.concatenate([shown, *(outline(camera, panorama) for camera in calibration.cameras)])
     low, high = ends.min(axis=0), ends.max(axis=0)
@@ -111,7 +110,7 @@ def _view(calibration: Calibration, panorama: Panorama, pictures: Mapping[str, I
             if picture.shape[:2] != (camera.height_px, camera.width_px):
                 size = camera.width_px, camera.height_px
                 picture = np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.uint8)
-            # Large pictures are made smaller than their pixels here: without this, they glitter.
+            # Smooth pictures that are scaled down, to avoid aliasing.
             blur = camera.focal_px / scale_px / 3
             smooth = cv2.GaussianBlur(picture, (0, 0), blur) if blur > 0.5 else picture
             total += cv2.remap(smooth, x, y, cv2.INTER_LINEAR) * inside[..., None]
@@ -124,7 +123,7 @@ def _view(calibration: Calibration, panorama: Panorama, pictures: Mapping[str, I
 
 
 def _place(view: Panorama, panorama: Panorama, x: float, y: float) -> tuple[float, float]:
-    """Where a point of the panorama is in the view."""
+    """Return the position of a panorama's point in the view."""
     yaw = panorama.yaw_min_rad + x / panorama.scale_px
     v = panorama.v_min + y / panorama.scale_px
     return (yaw - view.yaw_min_rad) * view.scale_px, (v - view.v_min) * view.scale_px
@@ -136,7 +135,7 @@ def _draw_outline(canvas: Image, view: Panorama, camera: CameraPose, colour: Col
 
 
 def _draw_shown(canvas: Image, view: Panorama, panorama: Panorama) -> None:
-    """The panorama's frame, and its seams as broken lines."""
+    """Draw the panorama's frame, and its seams as dashed lines."""
     left, top = (round(value) for value in _place(view, panorama, 0, 0))
     right, bottom = (round(value) for value in _place(view, panorama, panorama.width_px, panorama.height_px))
     cv2.rectangle(canvas, (left, top), (right, bottom), (255, 255, 255), 2)
@@ -153,7 +152,7 @@ def _draw_name(canvas: Image, points: Array, name: str, colour: Colour) -> None:
 
 
 def _draw_residuals(canvas: Image, view: Panorama, calibration: Calibration) -> None:
-    """In two rows: narrow overlaps leave no room beside each other. With many cameras, at the pictures' lower edges."""
+    """Draw the residuals, in two rows because narrow overlaps are close together; with many cameras, at the bottom."""
     outlines = {camera.name: outline(camera, view) for camera in calibration.cameras}
     turn_px = 2 * math.pi * view.scale_px
     found = [
@@ -169,7 +168,7 @@ def _draw_residuals(canvas: Image, view: Panorama, calibration: Calibration) -> 
 
 
 def _draw_matches(canvas: Image, view: Panorama, calibration: Calibration, colours: Mapping[str, Colour]) -> None:
-    """A dot in the camera's colour for each end of a match, and a line between the two."""
+    """Draw each match as two dots in the cameras' colours, and a line between them."""
     for names, ends in matches(calibration, view):
         one, other = ((round(x), round(y)) for x, y in ends.tolist())
         cv2.line(canvas, one, other, (255, 255, 255), 1, cv2.LINE_AA)
@@ -195,7 +194,7 @@ def _table(cameras: Sequence[CameraPose], colours: Mapping[str, Colour]) -> Imag
         angles_deg = np.degrees([camera.yaw_rad, camera.pitch_rad, camera.roll_rad])
         cells = (
             camera.name,
-            *(f"{round(angle, 2) + 0.0:.2f} deg" for angle in angles_deg.tolist()),  # and not -0.00
+            *(f"{round(angle, 2) + 0.0:.2f} deg" for angle in angles_deg.tolist()),  # + 0.0 avoids -0.00
             f"{_field_of_view_deg(camera):.1f} deg",
             f"{camera.focal_px:.1f} px",
             f"{camera.k1:.3f}",
@@ -231,7 +230,7 @@ def _unplaced(name: str, reason: str, picture: Image | None) -> Image:
 
 
 def _field_of_view_deg(camera: CameraPose) -> float:
-    """From the left edge to the right one, through the picture's middle."""
+    """Return the angle from the left edge to the right edge, through the picture's middle."""
     middle = (camera.height_px - 1) / 2
     left, right = camera.directions(np.array([[-0.5, middle], [camera.width_px - 0.5, middle]]))
     return math.degrees(math.acos(max(-1.0, min(1.0, float(left @ right)))))
@@ -246,7 +245,7 @@ def _panel(height: int) -> Image:
 
 
 def _label(canvas: Image, place: tuple[float, float], lines: Sequence[str], colour: Colour, scale: float) -> None:
-    """Lines about a place, on a dark ground, moved into the canvas."""
+    """Draw lines of text around a position, on a dark background, shifted to fit the canvas."""
     sizes = [cv2.getTextSize(_ascii(line), FONT, scale, 1)[0] for line in lines]
     width, step = max(size[0] for size in sizes) + 8, max(size[1] for size in sizes) + 8
     height = step * len(lines) + 4
@@ -263,5 +262,5 @@ def _write(panel: Image, place: tuple[int, int], text: str, colour: Colour, scal
 
 
 def _ascii(text: str) -> str:
-    """As OpenCV's fonts can hold it."""
+    """Replace the characters that OpenCV's fonts lack."""
     return "".join(letter if " " <= letter <= "~" else "?" for letter in text)

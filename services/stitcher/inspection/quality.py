@@ -1,9 +1,10 @@
-"""Whether the cameras still fit: residual, drift and parallax of each two neighbours, against live pictures.
+"""Measure whether the cameras still fit: residual, drift and parallax of neighbours, from live pictures.
 
-What differs between two neighbours in their overlap is taken apart. A small rotation that all of it has in common is
-drift: a camera that was turned. What is left depends on the place: parallax of near things, or a lens that is not as
-calibrated. What moves is elsewhere in the next measurement, so what disagrees with most of the overlap counts only if
-it did so in the measurement before, in the same place, by as much and looking the same.
+The displacement between two neighbours in their overlap has two components. A small rotation common to the whole
+overlap is drift: a camera was turned. The rest depends on the place: parallax of near things, or a lens that differs
+from its calibration. Moving things are elsewhere in the next measurement. Therefore a patch that disagrees with most of
+the overlap counts only if it did so in the previous measurement as well: in the same place, by the same amount and with
+the same look.
 """
 
 from __future__ import annotations
@@ -24,38 +25,38 @@ State = Literal["measured", "no picture", "no texture", "nothing in common"]
 
 LEAST_PATCHES: Final = 10
 LEAST_SHARE: Final = 0.25
-"""Of the patches that could be looked for: when fewer are found, the cameras show different things."""
+"""Least share of the patches that must be found; with fewer, the cameras show different things."""
 LEAST_AGREEING: Final = 0.4
-"""Of the patches that were found: when fewer agree on a drift, there is none to speak of."""
+"""Least share of the found patches that must agree on a drift; with fewer, there is no common drift."""
 CLOSE_PX: Final = 1.0
 """Patches that differ from the rest by no more than this always count."""
 FAR: Final = 4.0
-"""Those that differ by more than so many robust deviations do not."""
+"""Patches that differ by more than this many robust deviations do not count."""
 ROUNDS: Final = 10
 SUSTAINED: Final = 2
-"""Measurements, one after the other, that a warning needs."""
+"""Consecutive measurements that a warning requires."""
 
 
 @dataclass(frozen=True, slots=True)
 class PairQuality:
-    """How well two neighbours fit. Numbers are pixels of the panorama, ``None`` where they could not be measured."""
+    """How well two neighbours fit. Numbers are pixels of the panorama; ``None`` if they could not be measured."""
 
     cameras: tuple[str, str]
     """The left one first."""
     state: State
     patches: int = 0
-    """Places in the overlap that the numbers are from."""
+    """Number of measured places in the overlap."""
     residual_px: float | None = None
-    """Root mean square of the displacements: by how much a seam is torn."""
+    """Root mean square of the displacements, that is the visible offset at a seam."""
     drift_px: float | None = None
-    """Root mean square of what they have in common."""
+    """Root mean square of the common rotation."""
     drift_xy_px: tuple[float, float] | None = None
     """The same in the middle of the overlap, to the right and downwards: of the right picture against the left."""
     parallax_px: float | None = None
-    """Root mean square of what is left."""
+    """Root mean square of the remainder."""
 
     def describe(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """Return the numbers, ready for JSON."""
         return {
             "cameras": list(self.cameras),
             "state": self.state,
@@ -68,13 +69,14 @@ class PairQuality:
 
 
 class QualityMonitor:
-    """Measures how well the cameras of one calibration fit. Owned by one thread, but for :meth:`describe`.
+    """Measures how well the cameras of one calibration fit. Owned by one thread, except for :meth:`describe`.
 
     Args:
         calibration: The placed cameras, from left to right.
         panorama: Their panorama.
-        limit_px: A residual above this, in two measurements one after the other, is worth a warning.
-        is_wanted: Asked before each pair, in the constructor too; when it is false, the rest is left undone.
+        limit_px: Residual above which, in two consecutive measurements, there is a warning.
+        is_wanted: Called before each pair, also in the constructor. If it returns False, the remaining pairs are
+            skipped.
     """
 
     def __init__(
@@ -100,11 +102,11 @@ class QualityMonitor:
         """Measure each pair of neighbours.
 
         Args:
-            planes: Luma of the cameras by name, uint8 of shape ``(height, width)``, of one instant. Cameras that have
-                no picture of it are left out.
+            planes: Luma of the cameras by name, uint8 of shape ``(height, width)``, of one instant. Cameras without a
+                picture of that instant are missing.
 
         Returns:
-            One for each pair; fewer, and nothing is kept of them, if it was interrupted.
+            One for each pair. If the measurement was interrupted, there are fewer, and none is kept.
         """
         result = tuple(self._measure(pair, planes) for pair in self._pairs if self._is_wanted())
         if len(result) < len(self._pairs):
@@ -115,7 +117,7 @@ class QualityMonitor:
         return result
 
     def describe(self) -> dict[str, Any]:
-        """The last measurement, for the status: ``pairs``, and ``warning``, which is empty while there is none."""
+        """Return the last measurement, for the status: ``pairs``, and ``warning``, which is empty if there is none."""
         pairs, warning = self._result
         return {"limit_px": self._limit_px, "pairs": [pair.describe() for pair in pairs], "warning": warning}
 
@@ -145,7 +147,7 @@ class QualityMonitor:
         )
 
     def _stayed(self, pair: tuple[str, str], found: Displacements, left_px: Array, agree: Mask) -> Mask:
-        """Which of those that disagree did so before, by as much; remember them for the next time."""
+        """Return which outliers were the same in the previous measurement. Remember them for the next one."""
         before = self._strays.get(pair, {})
         strays = np.flatnonzero(~agree)
         self._strays[pair] = {int(found.cells[index]): left_px[index] for index in strays}
@@ -156,7 +158,7 @@ class QualityMonitor:
         return stayed
 
     def _count(self, quality: PairQuality) -> None:
-        """Count the measurements, one after the other, in which the pair was beyond the limit."""
+        """Count the consecutive measurements in which the pair was beyond the limit."""
         pair = quality.cameras
         if quality.residual_px is not None:
             self._have_agreed.add(pair)
@@ -167,9 +169,9 @@ class QualityMonitor:
             self._over[pair] += 1
 
     def _warnings(self) -> Iterator[str]:
-        """A sentence for each camera that seems to have moved, and for each pair that is apart for other reasons.
+        """Yield a sentence for each camera that seems to have moved, and for each pair with other displacements.
 
-        What was found last stays true while a camera has no picture, or the overlap no texture.
+        The last result stays valid while a camera has no picture or the overlap has no texture.
         """
         over = [pair for pair in self._pairs if self._over[pair] >= SUSTAINED]
         moved: dict[str, list[PairQuality]] = {}
@@ -193,7 +195,7 @@ class QualityMonitor:
                 yield f"{names} no longer fit by {worst.residual_px:.1f} px: {suspect} was moved? calibrate again"
 
     def _suspect(self, pair: tuple[str, str]) -> str:
-        """The camera of a pair that fits none of its neighbours any more, or both if that does not tell."""
+        """Return the camera of a pair that fits none of its neighbours, or both if neither or both do not fit."""
         fits = [
             any(name in other and self._over[other] == 0 for other in self._have_agreed if other != pair)
             for name in pair
@@ -208,13 +210,13 @@ class QualityMonitor:
 
 
 def _neighbours(cameras: Sequence[CameraPose]) -> list[tuple[CameraPose, CameraPose]]:
-    """Each camera with the next, and the last with the first: they are neighbours if the whole circle is seen."""
+    """Pair each camera with the next, and the last with the first: they are neighbours on a full circle."""
     pairs = list(pairwise(cameras))
     return [*pairs, (cameras[-1], cameras[0])] if len(cameras) > 2 else pairs
 
 
 def _effect(angles: Array) -> npt.NDArray[np.float64]:
-    """Displacement, in rad and units of v, by a rotation of one radian about each axis: shape ``(patches, 2, 3)``.
+    """Return the displacement, in rad and units of v, per radian of rotation about each axis: ``(patches, 2, 3)``.
 
     The axes are to the right, down, and ahead, in the middle of the overlap. For a direction ``(sin yaw, v, cos yaw)``
     and a small rotation w, the change ``w x direction`` is split into one of yaw and one of v.
@@ -228,9 +230,9 @@ def _effect(angles: Array) -> npt.NDArray[np.float64]:
 
 
 def _common(found: Displacements) -> tuple[Array, Mask]:
-    """The rotation that most patches agree on, times the pixels a radian, and which agree.
+    """Return the rotation that most patches agree on, times the pixels per radian, and which patches agree.
 
-    Iteratively reweighted least squares with Tukey's weights, from the median on.
+    Iteratively reweighted least squares with Tukey's weights, starting at the median.
     """
     effect = _effect(found.angles)
     middle = np.median(found.shifts_px, axis=0)
@@ -247,7 +249,7 @@ def _common(found: Displacements) -> tuple[Array, Mask]:
 
 
 def _deviation(off: Array) -> float:
-    """Standard deviation along each axis, by the median: that of two normal deviates is 1.177 of one's deviations."""
+    """Return the standard deviation along each axis, from the median length, which is 1.177 deviations in 2-D."""
     return float(np.median(off)) / 1.177
 
 
@@ -256,4 +258,4 @@ def _rms(vectors: Array) -> float:
 
 
 def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 2) + 0.0  # and not -0.0
+    return None if value is None else round(value, 2) + 0.0  # + 0.0 avoids -0.0

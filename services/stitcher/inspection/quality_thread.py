@@ -1,4 +1,4 @@
-"""The thread that measures, from time to time, whether the cameras still fit."""
+"""The thread that periodically measures whether the cameras still fit their calibration."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from services.stitcher.inspection.quality import QualityMonitor
 from services.stitcher.rendering.panorama import Panorama
 
 NICE: Final = 10
-"""Not lower: a service that ends waits for the pair that is being measured, also while other services are busy."""
+"""Nice value. It is not higher because the shutdown waits for the current pair, even while other services are busy."""
 
 
 class QualityThread:
-    """Measures again and again, in a thread of low priority that asks for pictures when it wants them.
+    """Measures periodically, in a thread of low priority that requests pictures when it needs them.
 
     Args:
-        limit_px: As of :class:`QualityMonitor`.
-        interval_s: Seconds between the beginnings of two measurements.
+        limit_px: See :class:`QualityMonitor`.
+        interval_s: Seconds between the starts of two measurements.
     """
 
     def __init__(self, limit_px: float, interval_s: float) -> None:
@@ -46,16 +46,16 @@ class QualityThread:
 
     @property
     def wants_pictures(self) -> bool:
-        """Whether it is time for a measurement and none is under way. Costs next to nothing to ask."""
+        """Return whether a measurement is due and none is running. This check is cheap."""
         return not self._busy and time.monotonic() >= self._next_s
 
     def offer(self, calibration: Calibration, panorama: Panorama, planes: Mapping[str, Image]) -> None:
-        """Hand over the pictures of one instant; they are let go of when they have been measured.
+        """Hand over the pictures of one instant. They are released after the measurement.
 
         Args:
-            calibration: Another object than before makes a new monitor.
+            calibration: If it is another object than before, start a new monitor.
             panorama: Its panorama.
-            planes: As of :meth:`QualityMonitor.measure`. Nobody may write to them any more.
+            planes: See :meth:`QualityMonitor.measure`. The caller must not write to them any more.
         """
         with self._changed:
             if self._busy:
@@ -66,14 +66,14 @@ class QualityThread:
             self._changed.notify()
 
     def describe(self) -> dict[str, Any]:
-        """The last measurement, for the status: as of :meth:`QualityMonitor.describe`, with ``age_s``."""
+        """Return the last measurement, for the status: :meth:`QualityMonitor.describe` with ``age_s``."""
         monitor, measured_s = self._monitor, self._measured_s
         if monitor is None or measured_s is None:
             return {"limit_px": self._limit_px, "pairs": [], "warning": "", "age_s": None}
         return monitor.describe() | {"age_s": round(time.monotonic() - measured_s, 1)}
 
     def close(self) -> None:
-        """End the thread, after the pair that it measures now."""
+        """End the thread, after the pair that it is measuring."""
         with self._changed:
             self._closing = True
             self._changed.notify()

@@ -1,1 +1,1 @@
-"""The panorama: which pixel comes from where, in which colour, drawn into the ring."""
+"""Rendering of the panorama: geometry, colours, and the warp into the ring."""

@@ -1,4 +1,4 @@
-"""Maps as the compiled warp reads them: a position and a step for each block of 16 pixels in a row."""
+"""Maps in the form that the compiled warp reads: a position and a step for each block of 16 pixels in a row."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Brightness = npt.NDArray[np.int16]
 
 BLOCK_PX = 16
 POSITION = 4096
-"""What stands for a pixel of the picture in a position."""
+"""Fixed-point unit of a position: one pixel of the picture."""
 BRIGHTNESS = 16384
-"""What stands for a factor of 1 in a brightness."""
+"""Fixed-point 1 of a brightness factor."""
 HALF_PIXEL = 0.5
-"""A pixel of the panorama whose middle is so far outside of the middles of the picture's outermost pixels is still on
-one of these."""
+"""A pixel of the panorama whose centre lies at most this far beyond the centres of the picture's outermost pixels is
+still covered by one of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Blocks:
     """Shape ``(rows, blocks)``: a bit for each pixel that lies in the picture; ``None`` if all do."""
 
     def rows(self, rows: slice) -> Blocks:
-        """Some rows of it."""
+        """Return some of its rows."""
         return Blocks(self.width_px, self.places[rows], None if self.seen is None else self.seen[rows])
 
 
@@ -44,8 +44,8 @@ def to_blocks(camera: CameraPose, map_x: Map, map_y: Map) -> Blocks:
     """Fit a line to the positions of each block, through its first and last pixel that the camera sees.
 
     Args:
-        camera: Whose picture the maps are of.
-        map_x: Where each pixel of a rectangle is in the picture, in its pixels.
+        camera: The camera of the maps.
+        map_x: Position of each pixel of a rectangle in the picture, in its pixels.
         map_y: Likewise.
     """
     rows, width_px = map_x.shape
@@ -70,7 +70,7 @@ def to_blocks(camera: CameraPose, map_x: Map, map_y: Map) -> Blocks:
 
 
 def _fit(positions: Array, first: npt.NDArray[np.intp], last: npt.NDArray[np.intp]) -> tuple[Array, Array]:
-    """Start and step of lines whose errors at their ends and in their middle are alike."""
+    """Return start and step of lines that balance the errors at their ends and in their middle."""
 
     def at(pixel: npt.NDArray[np.intp]) -> Array:
         return np.asarray(np.take_along_axis(positions, pixel[..., None], axis=2)[..., 0])
@@ -83,15 +83,15 @@ def _fit(positions: Array, first: npt.NDArray[np.intp], last: npt.NDArray[np.int
 
 
 def brightness(camera: CameraPose, blocks: Blocks, lens: Array) -> Brightness:
-    """What makes up for a lens' vignetting.
+    """Return the factors that compensate a lens' vignetting.
 
     Args:
-        camera: Whose lens it is.
-        blocks: Where the pixels are in its picture.
-        lens: Its ``a`` and ``b``.
+        camera: The camera with that lens.
+        blocks: Positions of the pixels in its picture.
+        lens: Coefficients ``a`` and ``b`` of the lens.
 
     Returns:
-        Shape ``(rows, blocks, 2)``: factors at the first pixel of each block and 16 pixels on, in 1/16384.
+        Shape ``(rows, blocks, 2)``: factors at the first pixel of each block and 16 pixels further, in 1/16384.
     """
     x, y, step_x, step_y = np.moveaxis(blocks.places / POSITION, -1, 0)
     ends = [radius_squared(camera, x + length * step_x, y + length * step_y) for length in (0, BLOCK_PX)]

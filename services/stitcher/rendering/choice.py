@@ -1,4 +1,4 @@
-"""Which renderer fills the panoramas."""
+"""Choose the renderer."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ Kind = Literal["compiled", "opencv"]
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A renderer, and why it is this one."""
+    """A kind of renderer, and why it was chosen."""
 
     kind: Kind
     reason: str | None = None
-    """Why the compiled one cannot be used, if it was wanted."""
+    """Why the compiled renderer cannot be used, if it was requested."""
 
 
 def choose(wanted: Wanted) -> Choice:
-    """Choose: ``auto`` takes the compiled renderer where it was built and this processor makes it the faster one."""
+    """Choose a renderer. ``auto`` takes the compiled one if it was built and is faster on this processor."""
     if wanted == "opencv":
         return Choice("opencv")
     try:
@@ -36,15 +36,15 @@ def choose(wanted: Wanted) -> Choice:
 
 
 def make_renderer(kind: Kind, pool: Executor | None, parts: int) -> Renderer:
-    """A renderer of that kind.
+    """Return a renderer.
 
     Args:
-        kind: Which one.
-        pool: Renders in its threads; without it the calling thread renders alone.
-        parts: In how many parts, one above the other, each camera's region is given to the pool.
+        kind: Kind of the renderer.
+        pool: Renders in the pool's threads. If it is None, the calling thread renders alone.
+        parts: Number of horizontal slices into which each camera's region is split for the pool.
 
     Raises:
-        ImportError: The compiled one was not built.
+        ImportError: The compiled renderer was not built.
     """
     if kind == "opencv":
         return OpenCvRenderer(pool, parts)

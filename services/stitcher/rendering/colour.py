@@ -1,4 +1,4 @@
-"""From the colours of a picture's planes to BGR: one affine map for matrix, range and gain together."""
+"""Convert the colours of a picture's planes to BGR: one affine map combines matrix, range and gain."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ LUMA_WEIGHTS: Final = {
     7: (0.212, 0.087),
     9: (0.2627, 0.0593),
 }
-"""Shares of red and blue in the luma, by ISO/IEC 23091-2 colour matrix: BT.709, FCC, the two names of BT.601, SMPTE
+"""Weights of red and blue in the luma, by ISO/IEC 23091-2 colour matrix: BT.709, FCC, the two numbers of BT.601, SMPTE
 240M, BT.2020."""
 BT601: Final = 6
 UNSPECIFIED: Final = 2
 
 
 def is_known(matrix: int) -> bool:
-    """Whether :func:`to_bgr` knows the matrix."""
+    """Return whether :func:`to_bgr` supports the matrix."""
     return matrix in LUMA_WEIGHTS
 
 
 def to_bgr(matrix: int, is_full_range: bool, gains: Array | None = None) -> Array:
-    """The float64 3x4 matrix from ``(Y, U, V, 1)`` to BGR, 8 bits each.
+    """Return the float64 3x4 matrix from ``(Y, U, V, 1)`` to BGR, 8 bits each.
 
     Args:
         matrix: Colour matrix of ISO/IEC 23091-2, a key of ``LUMA_WEIGHTS``.
@@ -55,26 +55,26 @@ def to_bgr(matrix: int, is_full_range: bool, gains: Array | None = None) -> Arra
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """How planes become BGR with the one conversion that OpenCV has, that of BT.601 in limited range."""
+    """A conversion from planes to BGR that uses OpenCV's only one, BT.601 in limited range, if possible."""
 
     luma: tuple[float, float] | None
-    """Factor and offset that Y gets before; ``None`` if the conversion does without."""
+    """Factor and offset to apply to Y beforehand; ``None`` if none is needed."""
     chroma: tuple[float, float] | None
     """The same for U and V."""
     whole: Array | None
-    """The 3x4 matrix to use in place of OpenCV's conversion, where factors do not do: another colour matrix, or gains
-    that differ between colours."""
+    """The 3x4 matrix to use instead of OpenCV's conversion if factors do not suffice: for another colour matrix, or for
+    gains that differ between colours."""
 
 
 PLAIN: Final = Conversion(None, None, None)
 SMALL: Final = 0.004
-"""A gain this near to 1 is 1: half a level in a grey of 128."""
+"""A gain this close to 1 is treated as 1: half a level in a grey of 128."""
 SMALL_TINT: Final = 0.01
-"""Gains of the colours that are this near to their mean are alike: a level in a grey of 128, and none of its luma."""
+"""Gains this close to their mean are treated as equal: a level in a grey of 128, and no change of its luma."""
 
 
 def conversion(matrix: int, is_full_range: bool, gains: Array) -> Conversion:
-    """The cheapest way from planes to BGR.
+    """Return the cheapest conversion from planes to BGR.
 
     Args:
         matrix: Colour matrix, a key of ``LUMA_WEIGHTS``.

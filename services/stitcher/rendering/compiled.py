@@ -1,6 +1,6 @@
-"""Fills panoramas by a compiled warp: interpolation, colours, gains, vignetting and blending in one pass.
+"""Render panoramas with a compiled warp: interpolation, colours, gains, vignetting and blending in one pass.
 
-It raises ImportError where the warp was not built.
+Importing this module raises ImportError if the warp was not built.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from services.stitcher.rendering.panorama import Panorama, source_maps
 from services.stitcher.rendering.tasks import run_all
 
 IS_FAST = HAS_AVX2
-"""Whether it takes less time here than OpenCV does."""
+"""Whether the compiled warp is faster than OpenCV on this processor."""
 FACTOR = 4096
-"""What stands for 1 in a factor from planes to BGR."""
+"""Fixed-point 1 of a factor from planes to BGR."""
 WHOLE_SHARE = 256
 NOT_PADDED = 2
-"""A plane needs so many rows and columns; a smaller one is repeated."""
+"""Least rows and columns of a plane, for interpolation; a smaller plane is padded by repetition."""
 
 Factors = npt.NDArray[np.int16]
 Shares = npt.NDArray[np.uint16]
@@ -37,23 +37,23 @@ Shares = npt.NDArray[np.uint16]
 
 @dataclass(frozen=True, slots=True)
 class _Rectangle:
-    """What one camera fills in one go."""
+    """A rectangle that one camera fills in one pass."""
 
     camera: int
     rows: slice
     columns: slice
     blocks: Blocks
     shares: Shares | None = None
-    """The camera's share of each pixel in 1/256, over what was filled before."""
+    """The camera's weight of each pixel in 1/256, over the existing content."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Region:
-    """A camera's rectangle beside the strips."""
+    """A camera's rectangle between the strips."""
 
     whole: _Rectangle
     mark: Image
-    """What is shown while the camera is gone."""
+    """Pixels to show while the camera is gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ class _Correction:
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """A camera's picture, as the warp takes it."""
+    """A camera's picture, in the form that the warp requires."""
 
     planes: tuple[Image, Image, Image]
     chroma_step: tuple[int, int]
@@ -99,12 +99,12 @@ class _Source:
 
 
 class CompiledRenderer:
-    """Renders with the compiled warp. Owned by one thread, but for :meth:`set_exposure`.
+    """Renders with the compiled warp. Owned by one thread, except for :meth:`set_exposure`.
 
     Args:
-        pool: Renders in its threads; without it the calling thread renders alone.
-        parts: In how many parts, one above the other, each camera's region is given to the pool.
-        may_use_avx2: Whether AVX2 is used where the processor has it. It changes no pixel.
+        pool: Renders in the pool's threads. If it is None, the calling thread renders alone.
+        parts: Number of horizontal slices into which each camera's region is split for the pool.
+        may_use_avx2: Whether to use AVX2 if the processor has it. The result is identical.
     """
 
     def __init__(self, pool: Executor | None = None, parts: int = 1, *, may_use_avx2: bool = True) -> None:
@@ -117,7 +117,7 @@ class CompiledRenderer:
         self._blends: list[_Blend] = []
 
     def prepare(self, cameras: Sequence[CameraPose], panorama: Panorama, feather_px: int) -> None:
-        """Make blocks and marks."""
+        """Precompute blocks and marks."""
         self._cameras = cameras
         self._layout = divide(cameras, panorama, feather_px)
         self._regions = []
@@ -133,7 +133,7 @@ class CompiledRenderer:
         self._correction = self._correct(Exposure.neutral(len(cameras)))
 
     def set_exposure(self, exposure: Exposure) -> None:
-        """Render with these gains from the next frame on; from any thread."""
+        """Use these gains from the next frame on. Thread-safe."""
         if exposure is not self._correction.exposure:
             self._correction = self._correct(exposure, self._correction)
 
@@ -175,7 +175,7 @@ class CompiledRenderer:
         return _Blend(strip, left, right, over)
 
     def _correct(self, exposure: Exposure, before: _Correction | None = None) -> _Correction:
-        """Vignetting is corrected only if two lenses differ along a seam: dark corners are nobody's seam."""
+        """Compute the corrections. Vignetting is corrected only if two lenses differ along a seam."""
         if before is not None and exposure.lens is before.exposure.lens:
             return _Correction(exposure, before.regions, before.blends)
         if not self._layout.lenses_differ(exposure):
@@ -235,7 +235,7 @@ class CompiledRenderer:
 
 
 def _at_least(plane: Image) -> Image:
-    """The plane with at least two rows and columns, which an interpolation lies between."""
+    """Return the plane, padded to at least two rows and columns, which interpolation requires."""
     height, width = plane.shape
     if height >= NOT_PADDED and width >= NOT_PADDED:
         return plane

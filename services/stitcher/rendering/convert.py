@@ -1,7 +1,7 @@
-"""From whatever a decoder gives to the planes that are warped: 8-bit Y, U and V.
+"""Convert a decoder's output to the planes that are warped: 8-bit Y, U and V.
 
-What most cameras send is read where the decoder left it. Its matrix and range go with it, and the conversion to BGR
-that is made after the warp takes them up.
+The usual pixel formats are read in place, without a copy. Matrix and range are passed along and applied in the
+conversion to BGR after the warp.
 """
 
 from __future__ import annotations
@@ -27,32 +27,32 @@ PLANAR = {
     for full in ("", "j")
     for depth in (("",) if full else ("", "10le", "12le"))
 }
-"""Formats of three planes: how many rows and columns a sample of colour stands for, and the bits of a sample."""
+"""Formats of three planes: rows and columns per chroma sample, and bits per sample."""
 GREY = {"gray": 8, "gray10le": 10, "gray12le": 12}
-"""Formats of one plane, and the bits of a sample."""
+"""Formats of one plane, and bits per sample."""
 
 
 @dataclass(frozen=True, slots=True)
 class Planes:
-    """A picture as uint8 planes, whose memory lives as long as they do."""
+    """A picture as uint8 planes, which keep their memory alive."""
 
     y: Image
     """Shape ``(height, width)``."""
     u: Image
-    """Shape of ``y`` divided by ``chroma_step``, rounded up. As MPEG-2 has it, a sample lies on the first of its
-    columns and in the middle of its rows."""
+    """Shape of ``y`` divided by ``chroma_step``, rounded up. As in MPEG-2, a sample lies on the first of its columns
+    and in the middle of its rows."""
     v: Image
     """Like ``u``."""
     matrix: int = BT601
-    """Colour matrix, as ISO/IEC 23091-2 numbers them."""
+    """Colour matrix, by its number in ISO/IEC 23091-2."""
     is_full_range: bool = False
     """Whether luma runs from 0 to 255, not from 16 to 235."""
     chroma_step: tuple[int, int] = (2, 2)
-    """Rows and columns that a sample of ``u`` and ``v`` stands for."""
+    """Rows and columns per sample of ``u`` and ``v``."""
 
 
 class Converter:
-    """Gives the planes of one camera's pictures. Owned by one thread."""
+    """Converts one camera's pictures to planes. Owned by one thread."""
 
     def __init__(self) -> None:
         self._reformatter = VideoReformatter()
@@ -60,12 +60,12 @@ class Converter:
         self._converted: Planes | None = None
 
     def planes(self, frame: VideoFrame, width_px: int, height_px: int) -> Planes:
-        """The planes of a picture.
+        """Return the planes of a picture.
 
         Args:
-            frame: As decoded, in any pixel format.
-            width_px: Width wanted; a picture of another size is scaled.
-            height_px: Height wanted.
+            frame: Decoded picture, in any pixel format.
+            width_px: Required width; a picture of another size is scaled.
+            height_px: Required height.
         """
         matrix, name = int(frame.colorspace), frame.format.name
         matrix = BT601 if matrix == UNSPECIFIED else matrix
@@ -73,7 +73,7 @@ class Converter:
         if is_right_size and is_known(matrix) and name in PLANAR and PLANAR[name][1] == 8:
             y, u, v = (_view(plane) for plane in frame.planes)
             return Planes(y, u, v, matrix, _is_full_range(frame), PLANAR[name][0])
-        # A late camera's picture, which is shown again, is converted only once.
+        # A late camera's picture is shown again, so cache its conversion.
         kept = self._converted
         if kept is None or frame is not self._last or kept.y.shape != (height_px, width_px):
             kept = (_repack(frame, matrix) if is_right_size and is_known(matrix) else None) or self._scale(
@@ -83,7 +83,7 @@ class Converter:
         return kept
 
     def _scale(self, frame: VideoFrame, width_px: int, height_px: int) -> Planes:
-        """By FFmpeg, which knows every format."""
+        """Convert with FFmpeg, which supports every format."""
         scaled = self._reformatter.reformat(
             frame,
             width_px,
@@ -98,12 +98,12 @@ class Converter:
 
 def _is_full_range(frame: VideoFrame) -> bool:
     name = frame.format.name
-    # FFmpeg takes grey pictures to have all levels, whatever their tag says, and makes them so.
+    # FFmpeg treats grey pictures as full range regardless of their tag, and converts them to it.
     return int(frame.color_range) == FULL_RANGE or name.startswith("yuvj") or name in GREY
 
 
 def _repack(frame: VideoFrame, matrix: int) -> Planes | None:
-    """Bring a picture to three planes of 8 bits without touching its colours; ``None`` for other formats."""
+    """Repack a picture into three planes of 8 bits, colours unchanged. Return ``None`` for unsupported formats."""
     name = frame.format.name
     is_full = _is_full_range(frame)
     if name in PLANAR:
@@ -125,13 +125,13 @@ def _repack(frame: VideoFrame, matrix: int) -> Planes | None:
 def _narrow(plane: VideoPlane, bits: int, is_full: bool) -> Image:
     if bits == 8:
         return _view(plane)
-    # Limited range has 16 times so many levels, full range ends at the largest number.
+    # Limited range scales the levels by a power of two; full range ends at the largest number.
     factor = 255 / (2**bits - 1) if is_full else 2.0 ** (8 - bits)
     wide = _view(plane, 2).view(np.uint16)
     return np.asarray(cv2.convertScaleAbs(wide, alpha=factor), np.uint8)
 
 
 def _view(plane: VideoPlane, bytes_a_sample: int = 1) -> Image:
-    """The plane's bytes; the decoder pads their rows."""
+    """Return a view of the plane's bytes, without the padding of its rows."""
     padded = np.frombuffer(memoryview(plane), np.uint8, plane.line_size * plane.height)
     return padded.reshape(plane.height, plane.line_size)[:, : plane.width * bytes_a_sample]

@@ -1,4 +1,4 @@
-"""What a panorama shows of what the cameras see, in a sentence too."""
+"""How much a panorama shows of the cameras' pictures, as numbers and as a sentence."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from services.stitcher.calibration.poses import CameraPose
 from services.stitcher.rendering.view import COLUMNS, STEP_RAD, Sight
 
 LEAST_DEG = 0.5
-"""What a camera shows less of is a sliver at the panorama's edge."""
+"""A camera that shows less is only a sliver at the panorama's edge."""
 
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """What is shown of what the cameras see."""
+    """How much the panorama shows of the cameras' pictures."""
 
     shown_deg: float
-    """Width of what is shown, in degrees of yaw."""
+    """Width of the panorama, in degrees of yaw."""
     all_deg: float
-    """Width of all that some camera sees."""
+    """Width of the directions that any camera sees, in degrees of yaw."""
     outside: tuple[str, ...]
     """Cameras that show less than half a degree."""
     cameras_deg: Mapping[str, float]
@@ -31,7 +31,7 @@ class Coverage:
     """Width and height of a panorama of the same scale that shows all if the view is ``fit``; multiples of 4."""
 
     def sentence(self) -> str:
-        """Like "112 of 227 degrees, cam3 and cam4 outside; 9924x1432 would show all"."""
+        """Return a sentence like "112 of 227 degrees, cam3 and cam4 outside; 9924x1432 would show all"."""
         text = f"{self.shown_deg:.0f} of {self.all_deg:.0f} degrees"
         if self.outside:
             *others, last = self.outside
@@ -49,14 +49,14 @@ def cover(
     edges_px: Sequence[int],
     owners: Sequence[int | None],
 ) -> Coverage:
-    """Count what the parts of a panorama show.
+    """Measure how much the parts of a panorama show.
 
     Args:
-        cameras: Those of the calibration, which ``owners`` counts.
-        sight: What they see, from the first column that is seen to the last.
-        scale_px: Pixels a radian.
+        cameras: The calibration's cameras; ``owners`` holds indexes into them.
+        sight: What they see, from the first to the last column that any camera sees.
+        scale_px: Pixels per radian.
         edges_px: Edges of the parts.
-        owners: Who shows each part.
+        owners: The camera that shows each part.
     """
     width_px = [0] * len(cameras)
     for start, end, owner in zip(edges_px, edges_px[1:], owners, strict=False):

@@ -1,8 +1,8 @@
-"""How bright each camera's pictures are, from what two cameras see alike.
+"""Estimate each camera's exposure and vignetting from the overlaps of two cameras.
 
-A camera multiplies each colour by a gain of its own, and its lens darkens the picture towards the corners by
-``exp(-(a r^2 + b r^4))``, where ``r`` is 1 in the corner. In logarithms both are linear, so least squares on the
-overlaps finds them; points that do not agree, such as a vehicle that one camera sees a frame later, lose their weight.
+A camera multiplies each colour by its own gain, and its lens darkens the picture towards the corners by
+``exp(-(a r^2 + b r^4))``, where ``r`` is 1 in the corner. Both are linear in logarithms, so least squares on the
+overlaps finds them. Outliers, such as a vehicle that one camera sees a frame later, lose their weight.
 """
 
 from __future__ import annotations
@@ -22,44 +22,44 @@ Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
 
 POINTS = 300
-"""Points a pair of cameras."""
+"""Points of a pair of cameras."""
 GRID = 100
-"""Points along each side of a picture that are tried."""
+"""Candidate points along each side of a picture."""
 LEAST_POINTS = 30
 """A pair with fewer usable points is not used."""
 PATCH_RAD = 0.003
-"""Half the side of the patch whose mean is a point's value: more than what the placement is wrong by."""
+"""Half the side of the patch whose mean is a point's value. It exceeds the error of the placement."""
 PATCH = 5
 """Samples along a side of a patch."""
 DARKEST, BRIGHTEST = 5.0, 245.0
-"""Levels beyond which a point says nothing of the gain."""
+"""Bounds of the levels outside which a point is clipped and carries no information about the gain."""
 NOISE = 2.0
 """Levels of noise in the mean of a patch."""
 ITERATIONS = 5
 OUTLIER = 2.0
-"""A point that is so many standard deviations off has a fifth of its weight."""
+"""A point that deviates by this many standard deviations keeps a fifth of its weight."""
 GAIN_PRIOR = 0.5
 """Standard deviation of the logarithm of a gain, before anything is measured."""
 LENS_PRIOR = 0.3
-"""The same of the coefficients of the vignetting."""
+"""The same for the coefficients of the vignetting."""
 SPREAD_PRIOR = 0.02
-"""The same of the difference of one camera's coefficients to those of all: lenses of one kind."""
+"""The same for the difference between a camera's coefficients and the common ones, as of lenses of one type."""
 POINT_SHARE = 0.03
-"""How much a point counts beside the priors: neighbouring points err alike."""
+"""Weight of a point relative to the priors. It is below 1 because the errors of neighbouring points correlate."""
 LIMIT = 0.7
 """Largest logarithm of a gain."""
 MEDIAN_OF = 5
-"""Measurements whose median is followed: what is gone after two of them is not followed at all."""
+"""Measurements whose median is followed. It ignores changes that last for two measurements or less."""
 TIME_CONSTANT_S = 8.0
 RATE_PER_S = 0.02
 """Largest change of a gain's logarithm: two to three levels a second."""
 LENS_STEP = 0.02
-"""Coefficients of a lens that change by less are left: a change costs the renderer new maps."""
+"""Smaller changes of a lens' coefficients are ignored, because each change requires new maps in the renderer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exposure:
-    """What has to be done to the cameras' pictures. Never changed: a new one takes its place."""
+    """Correction of the cameras' pictures. Immutable."""
 
     gains: Array
     """Factors of blue, green and red, shape ``(cameras, 3)``."""
@@ -68,13 +68,13 @@ class Exposure:
 
     @staticmethod
     def neutral(cameras: int) -> Exposure:
-        """What changes nothing."""
+        """Return the identity correction."""
         return Exposure(np.ones((cameras, 3)), np.zeros((cameras, 2)))
 
 
 @dataclass(frozen=True, slots=True)
 class Patches:
-    """Where one camera of a pair shows the points that both see."""
+    """Positions in one camera's picture of the points that both cameras of a pair see."""
 
     camera: int
     luma: tuple[Indices, Indices]
@@ -94,7 +94,7 @@ class ExposureMeter:
         cameras = calibration.cameras
         self._count = len(cameras)
         self._pairs = shared_patches(cameras)
-        # A group is a pair in one colour. Its values depend on six unknowns: two gains, and two coefficients a lens.
+        # A group is a pair in one colour. Its values depend on six unknowns: two gains, and two coefficients per lens.
         self._slopes = np.zeros((3 * len(self._pairs), POINTS, 6))
         self._unknowns = np.zeros((3 * len(self._pairs), 6), np.intp)
         for index, (left, right) in enumerate(self._pairs):
@@ -108,14 +108,14 @@ class ExposureMeter:
                 self._unknowns[group] = gains + lens
 
     def measure(self, pictures: Sequence[Planes | None]) -> Exposure | None:
-        """The exposure of one set of pictures.
+        """Measure the exposure of one set of pictures.
 
         Args:
-            pictures: One a camera, of the size in its pose, or ``None`` where the camera is gone.
+            pictures: One for each camera, of the size in its pose, or ``None`` if the camera is gone.
 
         Returns:
-            ``None`` if no two cameras see the same, or all of it is too dark or too bright. A camera that nothing is
-            known of has gains of 1.
+            ``None`` if no two cameras overlap, or all overlaps are too dark or too bright. A camera without
+            measurement has gains of 1.
         """
         values, precision = np.zeros((2, len(self._pairs), POINTS, 3))
         measured = np.zeros(self._count, np.bool_)
@@ -138,12 +138,12 @@ class ExposureMeter:
         values, precision = (array.transpose(0, 2, 1).reshape(shape) for array in (values, precision))
         solution = self._solve(values, precision * POINT_SHARE)
         logs = solution[: 3 * self._count].reshape(-1, 3)
-        # The mean is kept: the panorama is neither brightened nor tinted.
+        # Keep the mean gain at 1, so that the panorama is neither brightened nor tinted.
         logs[measured] -= logs[measured].mean(axis=0)
         return Exposure(np.exp(-logs.clip(-LIMIT, LIMIT)), solution[3 * self._count : -2].reshape(-1, 2))
 
     def _solve(self, values: Array, precision: Array) -> Array:
-        """Logarithms of the gains, the coefficients of the lenses, and those that the lenses are near to."""
+        """Solve for the logarithms of the gains, the coefficients of the lenses, and the common coefficients."""
         gains, size = 3 * self._count, 5 * self._count + 2
         prior = np.zeros((size, size))
         prior[range(gains), range(gains)] = GAIN_PRIOR**-2
@@ -159,7 +159,7 @@ class ExposureMeter:
         for _ in range(ITERATIONS):
             weighted = self._slopes * weights[..., None]
             normal, right = prior.copy(), np.zeros(size)
-            # Not by BLAS, whose threads cost more than they do.
+            # Avoid BLAS here: starting its threads costs more than they save on such small matrices.
             np.add.at(normal, (rows, columns), np.einsum("gpk,gpl->gkl", weighted, self._slopes))
             np.add.at(right, self._unknowns, np.einsum("gpk,gp->gk", weighted, values))
             solution = np.asarray(np.linalg.solve(normal, right), np.float64)
@@ -171,13 +171,13 @@ class ExposureMeter:
 
 
 def shared_patches(cameras: Sequence[CameraPose]) -> list[tuple[Patches, Patches]]:
-    """Points that two cameras see, in the pictures of both, for each pair that has enough in common."""
+    """Return the common points of each pair of cameras with a sufficient overlap, in both pictures."""
     pairs = [_pair(i, cameras[i], j, cameras[j]) for i in range(len(cameras)) for j in range(i + 1, len(cameras))]
     return [pair for pair in pairs if pair is not None]
 
 
 def _pair(i: int, left: CameraPose, j: int, right: CameraPose) -> tuple[Patches, Patches] | None:
-    """Points that both cameras see, if they are enough."""
+    """Return the points that both cameras see, or None if they are too few."""
     x, y = np.meshgrid(*(np.linspace(0, size_px - 1, GRID) for size_px in (left.width_px, left.height_px)))
     here = np.stack([x.ravel(), y.ravel()], axis=-1)
     there = right.project(left.directions(here))
@@ -186,7 +186,7 @@ def _pair(i: int, left: CameraPose, j: int, right: CameraPose) -> tuple[Patches,
     if len(chosen) < LEAST_POINTS:
         return None
     if len(chosen) > POINTS:
-        # The same ones each time.
+        # Deterministic, so that each calibration yields the same points.
         chosen = np.random.default_rng(0).choice(chosen, POINTS, replace=False)
     return _side(i, left, here[chosen]), _side(j, right, there[chosen])
 
@@ -207,20 +207,20 @@ def _side(index: int, camera: CameraPose, pixels: Array) -> Patches:
 
 
 def radius_squared(camera: CameraPose, x: npt.NDArray[np.floating], y: npt.NDArray[np.floating]) -> Array:
-    """Squared distance to the middle of the picture, 1 in the corner; of pixels that are not square too."""
+    """Return the squared distance to the middle of the picture, 1 in the corner; pixels need not be square."""
     dx, dy = x - (camera.width_px - 1) / 2, (y - (camera.height_px - 1) / 2) / camera.pixel_aspect
     corner = (camera.width_px / 2) ** 2 + (camera.height_px / 2 / camera.pixel_aspect) ** 2
     return np.asarray((dx**2 + dy**2) / corner, np.float64)
 
 
 def lens_factors(lens: Array, squared: Array) -> Array:
-    """What pixels at ``r^2`` are multiplied by, to make up for the vignetting of a lens with these ``a`` and ``b``."""
+    """Return the factors for pixels at ``r^2`` that compensate the vignetting of a lens with these ``a`` and ``b``."""
     inner = squared.clip(0, 1)
     return np.asarray(np.exp(inner * (lens[0] + inner * lens[1])))
 
 
 def _read(picture: Planes, side: Patches) -> tuple[Array, Array]:
-    """Mean BGR of each point's patch, shape ``(points, 3)``, and the standard deviation of its luma."""
+    """Return mean BGR of each point's patch, shape ``(points, 3)``, and the standard deviation of its luma."""
     rows, columns = side.luma
     luma = picture.y[rows, columns].astype(np.float64)
     down, across = picture.chroma_step
@@ -232,8 +232,9 @@ def _read(picture: Planes, side: Patches) -> tuple[Array, Array]:
 class ExposureControl:
     """Follows the exposure over time, slowly. Owned by one thread.
 
-    The median of some measurements is followed with a time constant and a limited rate, so that neither a lorry in an
-    overlap nor a headlight shows, and what a camera's own control changes is made up for within half a minute.
+    It follows the median of some measurements with a time constant and a limited rate. A lorry in an overlap or a
+    headlight therefore has no visible effect, whereas a change by a camera's own control is compensated within half a
+    minute.
 
     Args:
         calibration: The placed cameras.
@@ -242,7 +243,7 @@ class ExposureControl:
 
     def __init__(self, calibration: Calibration, period_s: float = 2.0) -> None:
         self.exposure = Exposure.neutral(len(calibration.cameras))
-        """What to render with now."""
+        """The current correction."""
         self._meter = ExposureMeter(calibration)
         self._period_s = period_s
         self._next_s = -np.inf
@@ -250,14 +251,14 @@ class ExposureControl:
         self._seen: set[int] = set()
 
     def update(self, pictures: Sequence[Planes | None], now_s: float) -> Exposure:
-        """Measure if it is time.
+        """Measure if the period has elapsed.
 
         Args:
-            pictures: One a camera of the calibration, or ``None`` where the camera is gone.
+            pictures: One for each camera of the calibration, or ``None`` if the camera is gone.
             now_s: A monotonic clock.
 
         Returns:
-            :attr:`exposure`; the same object as long as nothing has changed.
+            :attr:`exposure`, which stays the same object while nothing changes.
         """
         if now_s < self._next_s:
             return self.exposure
@@ -267,7 +268,7 @@ class ExposureControl:
         if measured is None:
             return self.exposure
         if not present <= self._seen:
-            # The first measurement counts at once, also of a camera that comes later.
+            # Apply a camera's first measurement immediately, even if the camera appears later than the others.
             self._seen |= present
             self._recent.extend([measured] * MEDIAN_OF)
             self.exposure = measured

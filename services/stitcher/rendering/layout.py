@@ -1,4 +1,4 @@
-"""How a panorama is divided: a part for each camera, strips in which two of them fade, bars where none sees."""
+"""Divide a panorama: a part for each camera, strips in which two cameras blend, bars where no camera sees."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from services.stitcher.rendering.mark import hatch, write
 from services.stitcher.rendering.panorama import Map, Panorama, inside, source_maps
 
 LENS_STEP = 0.008
-"""What two lenses may differ by along a seam before it is corrected, as a logarithm: a level in 128."""
+"""Least difference of two lenses along a seam that is corrected, as a logarithm: one level in 128."""
 
 Mask = npt.NDArray[np.bool_]
 
@@ -28,13 +28,13 @@ class Strip:
     cameras: tuple[int, int]
     columns: slice
     fade: Map
-    """The right camera's share of each pixel where both see it, of the shape of the strip."""
+    """Weight of the right camera for each pixel that both see, of the shape of the strip."""
     seen: tuple[Mask, Mask]
     """Which pixels either camera sees."""
     radii: tuple[Array, Array]
     """``r^2`` in either camera of the pixels of the seam that both see."""
     mark: Image
-    """What is shown while both cameras are gone."""
+    """Pixels to show while both cameras are gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Part:
 
     camera: int
     rows: slice
-    """Those of which the camera sees a pixel, as multiples of 4."""
+    """Rows of which the camera sees a pixel, as multiples of 4."""
     columns: slice
     left: Strip | None
     right: Strip | None
@@ -51,7 +51,7 @@ class Part:
     """Where the pixels are in the camera's picture, from the left strip's first column to the right one's last, in all
     rows of the panorama."""
     mark: Image
-    """What is shown in these rows and columns while the camera is gone."""
+    """Pixels to show in these rows and columns while the camera is gone."""
 
     @property
     def first(self) -> int:
@@ -60,7 +60,7 @@ class Part:
         return first
 
     def tops(self, parts: int) -> list[slice]:
-        """The rows in so many slices one above the other, without empty ones."""
+        """Split the rows into at most ``parts`` slices, without empty ones."""
         height = self.rows.stop - self.rows.start
         tops = [self.rows.start + height // 4 * i // parts * 4 for i in range(parts + 1)]
         return [slice(top, bottom) for top, bottom in pairwise(tops) if bottom > top]
@@ -68,7 +68,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """All of a panorama."""
+    """The division of a whole panorama."""
 
     parts: tuple[Part, ...]
     strips: tuple[Strip, ...]
@@ -76,7 +76,7 @@ class Layout:
     """Rows and columns that stay black."""
 
     def lenses_differ(self, exposure: Exposure) -> bool:
-        """Whether the vignetting of two lenses shows at a seam."""
+        """Return whether the vignetting of two lenses shows at a seam."""
         return any(_differ(strip, exposure) for strip in self.strips)
 
 
@@ -84,8 +84,8 @@ def divide(cameras: Sequence[CameraPose], panorama: Panorama, feather_px: int) -
     """Divide a panorama.
 
     Args:
-        cameras: Those of the calibration, in its order.
-        panorama: What is shown, and which camera has which columns.
+        cameras: The calibration's cameras, in its order.
+        panorama: The geometry, and which camera shows which columns.
         feather_px: Width of the strips at the seams.
     """
     parts, strips, bars = [], [], []
@@ -110,7 +110,7 @@ def divide(cameras: Sequence[CameraPose], panorama: Panorama, feather_px: int) -
 
 
 def _strip(cameras: Sequence[CameraPose], panorama: Panorama, part: int, half: int) -> Strip | None:
-    """The strip to the right of a part; ``None`` where no other camera is beside it."""
+    """Return the strip to the right of a part, or ``None`` if no camera is on its right."""
     edges_px = panorama.edges_px
     if part + 1 == len(panorama.owners):
         return None
@@ -123,7 +123,7 @@ def _strip(cameras: Sequence[CameraPose], panorama: Panorama, part: int, half: i
     height_px = panorama.height_px
     while True:
         seen = [inside(one, *source_maps(panorama, one, edge - half, edge + half)) for one in both]
-        # Narrower where the two do not both see all of it, unless there may be bars.
+        # Narrow the strip if the two cameras do not both see all of it, unless bars are allowed.
         if half <= 0 or panorama.view == "fit" or (seen[0].all() and seen[1].all()):
             break
         half = half // 4 * 2
@@ -142,7 +142,7 @@ def _strip(cameras: Sequence[CameraPose], panorama: Panorama, part: int, half: i
 
 
 def _part(pose: CameraPose, panorama: Panorama, number: int, left: Strip | None, right: Strip | None) -> Part | None:
-    """What a camera fills between two strips; ``None`` if nothing is left of it."""
+    """Return the part that a camera fills between two strips, or ``None`` if it is empty."""
     edges_px = panorama.edges_px
     first, start = (left.columns.start, left.columns.stop) if left else (edges_px[number],) * 2
     end, last = (right.columns.start, right.columns.stop) if right else (edges_px[number + 1],) * 2

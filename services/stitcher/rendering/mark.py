@@ -1,4 +1,4 @@
-"""What is shown in the place of a camera that is gone: grey stripes and its name."""
+"""Placeholder for a camera that is gone: grey stripes and its name."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ STRIPE_PX = 48
 
 
 def hatch(height_px: int, start: int, end: int) -> Image:
-    """Grey stripes in columns ``start`` to before ``end``, which go on from one region to the next."""
+    """Return grey stripes for columns ``start`` up to ``end``, exclusive. They continue seamlessly across regions."""
     diagonal = np.arange(start, end)[None, :] + np.arange(height_px)[:, None]
     grey = np.where(diagonal // STRIPE_PX % 2, STRIPE, GREY).astype(np.uint8)
     return np.ascontiguousarray(grey[:, :, None].repeat(3, axis=2))
 
 
 def write(mark: Image, lines: Sequence[str]) -> None:
-    """Write lines across the middle of a mark, in letters that fit."""
+    """Write lines across the middle of a placeholder, in a font size that fits."""
     height_px, width_px = mark.shape[:2]
     for index, line in enumerate(lines):
         (natural_px, _), _ = cv2.getTextSize(line, cv2.FONT_HERSHEY_SIMPLEX, 1.0, 2)

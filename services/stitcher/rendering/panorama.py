@@ -1,8 +1,8 @@
-"""The shape of the panorama: which part of the world it shows, and which camera shows which columns.
+"""Plan the panorama: which part of the world it shows, and which camera shows which columns.
 
 The panorama is a cylinder: a column is a direction (yaw, in rad), a row is ``v = tan(pitch)``, and both have the same
-scale, so straight plumb lines stay straight. Cropped, it is the largest rectangle of the wanted proportions in which
-every pixel is seen by its camera. Fitted, it is all that the cameras see, with bars where they see nothing.
+scale, so that vertical lines stay straight. A cropped panorama is the largest rectangle of the given proportions in
+which a camera sees every pixel. A fitted panorama shows everything that the cameras see, with bars elsewhere.
 """
 
 from __future__ import annotations
@@ -26,44 +26,44 @@ View = Literal["crop", "fit"]
 NOT_SEEN = 1e3
 """Cost of a column that the camera does not see."""
 UNCOVERED = 4.0
-"""Cost of a column of which the camera sees none of the rows that are wanted; the offset from the middle of its
-picture, which makes two cameras share what both see, costs at most 1."""
+"""Cost of a column of which the camera sees none of the requested rows. For comparison, the offset from the middle of
+its picture, by which two cameras share their overlap, costs at most 1."""
 FAR_PX = -30000.0
-"""Where the maps put what a camera cannot see: outside each picture, and within the 16 bits of a fixed-point map."""
+"""Map position of pixels that a camera cannot see: outside any picture, but within the 16 bits of a fixed-point map."""
 MAP_ROWS = 64
-"""Rows that are projected at a time: float64 rays of a large panorama would take hundreds of megabytes."""
+"""Rows projected at a time: the float64 rays of a whole large panorama would take hundreds of megabytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Panorama:
-    """What the panorama shows."""
+    """The panorama's geometry and parts."""
 
     width_px: int
     height_px: int
     scale_px: float
-    """Pixels a radian of yaw, and a unit of v."""
+    """Pixels per radian of yaw, and per unit of v."""
     yaw_min_rad: float
     """Yaw of the left edge; pixel x is at ``yaw_min_rad + (x + 0.5) / scale_px``."""
     v_min: float
-    """tan(pitch) of the upper edge, negative above the horizon; pixel y is at ``v_min + (y + 0.5) / scale_px``."""
+    """tan(pitch) of the top edge, negative above the horizon; pixel y is at ``v_min + (y + 0.5) / scale_px``."""
     edges_px: tuple[int, ...]
-    """Part i, from left to right, has the columns from ``edges_px[i]`` to before ``edges_px[i + 1]``."""
+    """Part i, from left to right, has the columns from ``edges_px[i]`` up to ``edges_px[i + 1]``, exclusive."""
     owners: tuple[int | None, ...]
     """Which camera of the calibration shows each part; ``None`` where no camera sees anything. A camera has two parts
     if the panorama is a whole circle, which is cut through one."""
     coverage: Coverage
-    """What is shown of what the cameras see."""
+    """How much it shows of the cameras' pictures."""
     view: View
 
     @property
     def geometry(self) -> PanoramaGeometry:
-        """Which directions its pixels show."""
+        """Return the geometry for the frames' metadata."""
         return PanoramaGeometry(self.scale_px, self.yaw_min_rad, self.v_min, self.width_px, self.height_px)
 
 
 @dataclass(frozen=True, slots=True)
 class _Window:
-    """Columns of the grid, counted on around the circle, and where they are in the panorama."""
+    """Columns of the grid, numbered continuously around the circle, and their place in the panorama."""
 
     start: int
     count: int
@@ -73,13 +73,13 @@ class _Window:
 
 
 def plan(calibration: Calibration, width_px: int, height_px: int, view: View = "crop") -> Panorama:
-    """Choose the part of the world that is shown, and the seams.
+    """Choose the part of the world to show, and the seams.
 
     Args:
         calibration: The placed cameras.
         width_px: Width of the panorama, a multiple of 4.
         height_px: Height of the panorama, a multiple of 4.
-        view: ``crop`` shows what fills the panorama, ``fit`` shows all, with bars.
+        view: ``crop`` fills the panorama, ``fit`` shows everything, with bars.
 
     Raises:
         CalibrationError: The pictures of two neighbours do not touch, or nothing can be shown in this shape.
@@ -95,7 +95,7 @@ def plan(calibration: Calibration, width_px: int, height_px: int, view: View = "
         _check_joined(sight, order, cameras)
         owner = _assign(sight, None)
         window = _crop(sight, owner, width_px, height_px)
-        for _ in range(2):  # again for the rows that are shown, which may let more columns be shown
+        for _ in range(2):  # the second pass uses the visible rows, which may allow for more columns
             owner = _assign(sight, (window.v_min, window.v_min + height_px / window.scale_px))
             window = _crop(sight, owner, width_px, height_px)
     edges_px, owners = _parts(sight, order, owner, window, (width_px, height_px))
@@ -114,9 +114,9 @@ def plan(calibration: Calibration, width_px: int, height_px: int, view: View = "
 
 
 def source_maps(panorama: Panorama, camera: CameraPose, x0: int, x1: int) -> tuple[Map, Map]:
-    """Where columns ``x0`` to before ``x1`` are in the camera's picture: x and y in its pixels, float32 each.
+    """Return the positions of columns ``x0`` up to ``x1`` in the camera's picture: x and y in its pixels, float32.
 
-    They are far outside the picture where the camera cannot see.
+    Pixels that the camera cannot see get a position far outside the picture.
     """
     yaw = panorama.yaw_min_rad + (np.arange(x0, x1, dtype=np.float64) + 0.5) / panorama.scale_px
     v = panorama.v_min + (np.arange(panorama.height_px, dtype=np.float64) + 0.5) / panorama.scale_px
@@ -129,12 +129,12 @@ def source_maps(panorama: Panorama, camera: CameraPose, x0: int, x1: int) -> tup
 
 
 def is_inside(camera: CameraPose, map_x: Map, map_y: Map) -> bool:
-    """Whether the whole map lies in the camera's picture."""
+    """Return whether the whole map lies in the camera's picture."""
     return bool(inside(camera, map_x, map_y).all())
 
 
 def inside(camera: CameraPose, map_x: Positions, map_y: Positions) -> npt.NDArray[np.bool_]:
-    """Which pixels of the map lie in the camera's picture."""
+    """Return which pixels of the map lie in the camera's picture."""
     return np.asarray((map_x >= 0) & (map_x <= camera.width_px - 1) & (map_y >= 0) & (map_y <= camera.height_px - 1))
 
 
@@ -143,7 +143,7 @@ def _is_circle(sight: Sight) -> bool:
 
 
 def _span_rad(sight: Sight, count: int) -> float:
-    """Columns are points with intervals between them, of which there is one less; none is missing on the circle."""
+    """Return the span of ``count`` columns: one interval less than columns, except on the full circle."""
     return (count if _is_circle(sight) and count == COLUMNS else max(count - 1, 1)) * STEP_RAD
 
 
@@ -158,11 +158,11 @@ def _check_joined(sight: Sight, order: Sequence[int], cameras: tuple[CameraPose,
 
 
 def _assign(sight: Sight, rows: tuple[float, float] | None) -> Indices:
-    """Which place in the order shows each column: each has one run of columns, or none, and costs the least.
+    """Assign each column to a place in the order, at the least cost. Each place gets at most one run of columns.
 
     Args:
         sight: What the cameras see, in their order.
-        rows: The v that are wanted, from and to; without them, the more of a column is seen the better.
+        rows: Range of v to show. If it is None, prefer the camera that sees most of a column.
     """
     if rows is None:
         covered = sight.height / sight.height.max()
@@ -170,7 +170,7 @@ def _assign(sight: Sight, rows: tuple[float, float] | None) -> Indices:
         covered = (np.minimum(sight.high, rows[1]) - np.maximum(sight.low, rows[0])).clip(0) / (rows[1] - rows[0])
     cost = np.where(sight.height > 0, UNCOVERED * (1 - covered) + sight.offset, NOT_SEEN)
     if _is_circle(sight):
-        cost[1:-1, [0, -1]] = len(sight.yaws) * NOT_SEEN  # the cut goes through one camera, which has both ends
+        cost[1:-1, [0, -1]] = len(sight.yaws) * NOT_SEEN  # the cut goes through one camera, which must have both ends
     total = cost[:, 0]
     places = np.arange(len(cost))
     came_from = np.zeros(cost.shape, np.intp)
@@ -195,7 +195,7 @@ def _fit(sight: Sight, width_px: int, height_px: int) -> _Window:
 
 
 def _crop(sight: Sight, owner: Indices, width_px: int, height_px: int) -> _Window:
-    """The widest rectangle in which each column is covered by its owner."""
+    """Return the widest rectangle in which each column is covered by its owner."""
     count = len(sight.yaws)
     low, high = sight.low[owner, np.arange(count)], sight.high[owner, np.arange(count)]
     if _is_circle(sight):
@@ -205,7 +205,7 @@ def _crop(sight: Sight, owner: Indices, width_px: int, height_px: int) -> _Windo
         lows = np.lib.stride_tricks.sliding_window_view(low, columns).max(axis=1)
         highs = np.lib.stride_tricks.sliding_window_view(high, columns).min(axis=1)
         spare = highs - lows - _span_rad(sight, columns) * height_px / width_px
-        # Of places that are as good, the one in the middle.
+        # Of equally good positions, take the one in the middle.
         preference = 1e-6 * np.abs(np.arange(len(spare)) - (count - columns) / 2)
         best = int((spare - preference).argmax())
         return float(spare[best]), best, float(lows[best] + spare[best] / 2)
@@ -228,7 +228,7 @@ def _crop(sight: Sight, owner: Indices, width_px: int, height_px: int) -> _Windo
 def _parts(
     sight: Sight, order: Sequence[int], owner: Indices, window: _Window, size_px: tuple[int, int]
 ) -> tuple[tuple[int, ...], tuple[int | None, ...]]:
-    """The edges of the parts and their owners, without those that have no pixel."""
+    """Return the edges of the parts and their owners, without empty parts."""
     width_px, height_px = size_px
     columns = (window.start + np.arange(window.count)) % len(sight.yaws)
     places = owner[columns]

@@ -1,4 +1,4 @@
-"""Fills panoramas with OpenCV: warps each camera's columns, blends at the seams, marks what is missing."""
+"""Render panoramas with OpenCV: warp each camera's columns, blend at the seams, mark missing cameras."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ LENS_CELL_PX = 16
 
 
 class Renderer(Protocol):
-    """What fills panoramas; another way to do it may stand beside OpenCV's."""
+    """Interface of a renderer of panoramas."""
 
     def prepare(self, cameras: Sequence[CameraPose], panorama: Panorama, feather_px: int) -> None:
-        """Make what :meth:`render` needs, which takes a second or so.
+        """Precompute what :meth:`render` needs. This takes about a second.
 
         Args:
-            cameras: Those of the calibration, in its order.
-            panorama: What is shown, and which camera has which columns.
+            cameras: The calibration's cameras, in its order.
+            panorama: The geometry, and which camera shows which columns.
             feather_px: Width of the strips at the seams.
         """
 
@@ -39,17 +39,17 @@ class Renderer(Protocol):
         """Render with these gains from the next frame on; from any thread."""
 
     def render(self, pictures: Sequence[Planes | None], out: Image) -> None:
-        """Fill ``out``, every pixel of it; as :meth:`services.stitcher.rendering.stitch.Stitcher.render`."""
+        """Fill every pixel of ``out``, as :meth:`services.stitcher.rendering.stitch.Stitcher.render` does."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Blend:
-    """A strip, and what it is made of."""
+    """A strip, and the two pictures that it blends."""
 
     strip: Strip
     weights: tuple[Map, Map]
     scratch: tuple[Image, Image]
-    """What each camera shows there, BGR."""
+    """Each camera's pixels of the strip, BGR."""
 
     @staticmethod
     def of(strip: Strip) -> _Blend:
@@ -66,12 +66,12 @@ class _Region:
     rows: slice
     columns: slice
     warped: slice
-    """The columns that are warped, of the panorama: with those of the strips."""
+    """Columns of the panorama to warp, including those of the strips."""
     warp: Warp
     ends: tuple[tuple[slice, Image], ...]
     """Columns of the warp, and the strip's scratch that they go to."""
     mark: Image
-    """What is shown while the camera is gone."""
+    """Pixels to show while the camera is gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +83,11 @@ class _Correction:
 
 
 class OpenCvRenderer:
-    """Renders with OpenCV. Owned by one thread, but for :meth:`set_exposure`.
+    """Renders with OpenCV. Owned by one thread, except for :meth:`set_exposure`.
 
     Args:
-        pool: Renders in its threads; without it the calling thread renders alone.
-        parts: In how many parts, one above the other, each camera's region is given to the pool.
+        pool: Renders in the pool's threads. If it is None, the calling thread renders alone.
+        parts: Number of horizontal slices into which each camera's region is split for the pool.
     """
 
     def __init__(self, pool: Executor | None = None, parts: int = 1) -> None:
@@ -99,7 +99,7 @@ class OpenCvRenderer:
         self._regions: list[_Region] = []
 
     def prepare(self, cameras: Sequence[CameraPose], panorama: Panorama, feather_px: int) -> None:
-        """Make maps, scratch and marks."""
+        """Precompute maps, scratch buffers and marks."""
         self._cameras = cameras
         self._layout = divide(cameras, panorama, feather_px)
         self._blends = [_Blend.of(strip) for strip in self._layout.strips]
@@ -130,7 +130,7 @@ class OpenCvRenderer:
             out[rows, columns] = 0
 
     def _regions_of(self, part: Part) -> list[_Region]:
-        """A part in regions one above the other."""
+        """Split a part into regions, one above the other."""
         pose, first = self._cameras[part.camera], part.first
         map_x, map_y = part.maps
         start, end, last = part.columns.start, part.columns.stop, first + map_x.shape[1]
@@ -149,7 +149,10 @@ class OpenCvRenderer:
         return regions
 
     def _correct(self, exposure: Exposure, before: _Correction | None = None) -> _Correction:
-        """Vignetting is corrected only if two lenses differ along a seam: it costs a pass over all luma."""
+        """Compute the corrections.
+
+        Vignetting is corrected only if two lenses differ along a seam, because it costs a pass over all luma.
+        """
         if before is not None and exposure.lens is before.exposure.lens:
             return _Correction(exposure, before.lens)
         if not self._layout.lenses_differ(exposure):
@@ -157,7 +160,7 @@ class OpenCvRenderer:
         return _Correction(exposure, tuple(self._lens(region, exposure) for region in self._regions))
 
     def _lens(self, region: _Region, exposure: Exposure) -> Image:
-        """The factors of a region's pixels: smooth, so few of them are calculated."""
+        """Return the factors of a region's pixels. They are smooth, so compute few and interpolate."""
         pose = self._cameras[region.camera]
         height, width = region.rows.stop - region.rows.start, region.warped.stop - region.warped.start
         few = max(width // LENS_CELL_PX, 1), max(height // LENS_CELL_PX, 1)

@@ -1,4 +1,4 @@
-"""Renders a panorama straight into the memory that it is published from."""
+"""Render a panorama directly into the slot that it is published from."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class Stitcher:
         width_px: Width of the panorama, a multiple of 4.
         height_px: Height of the panorama, a multiple of 4.
         feather_px: Width of the strip at a seam in which one camera fades into the next, rounded down
-            to a multiple of 4; 0 cuts hard.
-        pool: Renders in its threads; without it the calling thread renders alone.
-        parts: In how many parts, one above the other, each camera's region is given to the pool.
+            to a multiple of 4; 0 for a hard cut.
+        pool: Renders in the pool's threads. If it is None, the calling thread renders alone.
+        parts: Number of horizontal slices into which each camera's region is split for the pool.
         evens_exposure: Whether :meth:`adapt` follows the cameras' exposure.
-        view: ``crop`` shows what fills the panorama, ``fit`` all that the cameras see, with black bars.
-        renderer: What fills the panoramas; without it, what :func:`choose` takes by itself.
+        view: ``crop`` fills the panorama; ``fit`` shows everything that the cameras see, with black bars.
+        renderer: Kind of the renderer. If it is None, :func:`choose` decides.
 
     Raises:
-        CalibrationError: The cameras leave gaps between them, or nothing can be shown in this shape.
+        CalibrationError: There are gaps between the cameras, or nothing can be shown in this shape.
         ImportError: The renderer was not built.
     """
 
@@ -52,27 +52,27 @@ class Stitcher:
     ) -> None:
         self.calibration = calibration
         self.panorama: Panorama = plan(calibration, width_px, height_px, view)
-        """The part of the world that is shown."""
+        """Geometry of the panorama, and which camera shows which columns."""
         self.geometry: dict[str, Any] = self.panorama.geometry.to_metadata()
-        """The same for each frame's metadata."""
+        """The geometry in the form of each frame's metadata."""
         self._renderer: Renderer = make_renderer(renderer or choose("auto").kind, pool, parts)
         self._renderer.prepare(calibration.cameras, self.panorama, feather_px)
         self._control = ExposureControl(calibration) if evens_exposure else None
 
     @property
     def coverage(self) -> Coverage:
-        """What is shown of what the cameras see."""
+        """How much the panorama shows of the cameras' pictures."""
         return self.panorama.coverage
 
     @property
     def exposure(self) -> Exposure:
-        """What :meth:`adapt` found."""
+        """The exposure found by :meth:`adapt`."""
         if self._control is None:
             return Exposure.neutral(len(self.calibration.cameras))
         return self._control.exposure
 
     def adapt(self, pictures: Sequence[Planes | None], now_s: float) -> None:
-        """Follow the cameras' exposure, so that no seam shows: every other second, some milliseconds' work.
+        """Follow the cameras' exposure, to hide the seams. Measures every other second, for some milliseconds.
 
         Args:
             pictures: As for :meth:`render`.
@@ -82,15 +82,15 @@ class Stitcher:
             self._renderer.set_exposure(self._control.update(pictures, now_s))
 
     def set_exposure(self, exposure: Exposure) -> None:
-        """Render with gains found elsewhere, from the next frame on; from any thread."""
+        """Use the given gains from the next frame on. Thread-safe."""
         self._renderer.set_exposure(exposure)
 
     def render(self, pictures: Sequence[Planes | None], out: Image) -> None:
-        """Fill ``out``, every pixel of it, without a copy between.
+        """Fill every pixel of ``out``, without an intermediate copy.
 
         Args:
-            pictures: One a camera of the calibration, in its order: of the size in the camera's pose, or
-                ``None`` where the camera is gone, which is marked.
+            pictures: One for each camera of the calibration, in its order: of the size in the camera's pose, or
+                ``None`` if the camera is gone, which is marked.
             out: uint8 of shape ``(height_px, width_px, 3)``: the pixels of a loaned slot.
 
         Raises:

@@ -1,4 +1,4 @@
-"""The tasks that a panorama is rendered in."""
+"""Run the tasks of a panorama in parallel."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from concurrent.futures import Executor, wait
 
 
 def run_all(pool: Executor | None, tasks: Sequence[Callable[[], None]]) -> None:
-    """Run the tasks in the pool's threads, or in this one; return when all have ended.
+    """Run the tasks in the pool's threads, or in this thread if it is None. Block until all tasks have ended.
 
     Raises:
-        Exception: What a task raised.
+        Exception: The first exception of a task.
     """
     if pool is None:
         for task in tasks:
             task()
         return
-    # All must have ended before an error leaves: the slot may be another frame's after that.
+    # Wait for all tasks before raising: afterwards, the slot may be reused for another frame.
     futures = [pool.submit(task) for task in tasks]
     wait(futures)
     for future in futures:

@@ -1,8 +1,8 @@
-"""What each camera sees of the cylinder that the panorama is on, column by column.
+"""Find what each camera sees of the panorama's cylinder, column by column.
 
-A lens bends the edges of a picture, and a turned camera sees a column from one of its side edges to the other, so no
-formula gives the outline. It is sampled with the camera's own projection: on a grid first, then each end of a column
-by bisection.
+A lens bends the edges of a picture, and a rotated camera sees a column from one side edge to the other, so the outline
+has no closed form. It is sampled with the camera's own projection: first on a grid, then each end of a column by
+bisection.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
 
 COLUMNS = 1440
-"""Columns of the grid around the whole circle: a quarter of a degree each."""
+"""Columns of the grid around the full circle, a quarter of a degree each."""
 STEP_RAD = 2 * math.pi / COLUMNS
 COARSE = 4
-"""Every so many columns are looked at first."""
+"""Step of the columns in the first, coarse pass."""
 PITCHES_RAD = np.radians(np.linspace(-76, 76, 128))
-"""Rows of the grid. A camera that sees less of each column than two of them (2.4 degrees) is not seen."""
+"""Rows of the grid. A camera that covers less than two rows (2.4 degrees) of every column is not found."""
 BISECTIONS = 14
 MARGIN_PX = 1.0
-"""Distance to the picture's edge that bilinear interpolation needs."""
+"""Distance from the picture's edge that bilinear interpolation requires."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,25 +38,25 @@ class Sight:
     yaws: Array
     """Middles of the columns, in rad, increasing in steps of ``STEP_RAD``; shape ``(columns,)``."""
     low: Array
-    """Least v (tan of the pitch, downwards) that is seen; inf where the camera sees nothing of the column."""
+    """Least visible v (tan of the pitch, downwards); inf if the camera sees nothing of the column."""
     high: Array
-    """Largest v that is seen; -inf where the camera sees nothing of the column."""
+    """Largest visible v; -inf if the camera sees nothing of the column."""
     offset: Array
-    """Distance to the middle of the picture from the middle of what is seen of the column: 0 to 1 at the edge."""
+    """Distance between the middle of the visible column and the middle of the picture: 0, to 1 at the edge."""
 
     @property
     def height(self) -> Array:
-        """How much of each column is seen, in units of v; 0 where nothing is."""
+        """Return the visible height of each column, in units of v."""
         return np.maximum(self.high - self.low, 0.0)
 
     def take(self, cameras: Sequence[int] | Indices, columns: Indices, yaws: Array) -> Sight:
-        """Some cameras and columns of it, in the order given; the columns then are at ``yaws``."""
+        """Return some cameras and columns of it, in the given order; the columns are then at ``yaws``."""
         part = np.ix_(np.asarray(cameras, np.intp), columns)
         return Sight(yaws, self.low[part], self.high[part], self.offset[part])
 
 
 def look(cameras: Sequence[CameraPose]) -> Sight:
-    """What the cameras see of the whole circle."""
+    """Find what the cameras see of the full circle."""
     yaws: Array = -math.pi + (np.arange(COLUMNS, dtype=np.float64) + 0.5) * STEP_RAD
     low, high = np.full((len(cameras), COLUMNS), np.inf), np.full((len(cameras), COLUMNS), -np.inf)
     offset = np.ones((len(cameras), COLUMNS))
@@ -73,12 +73,12 @@ def look(cameras: Sequence[CameraPose]) -> Sight:
 
 
 def unroll(sight: Sight) -> tuple[Sight, list[int]]:
-    """Cut the circle where no camera sees or, if all of it is seen, through the middle of a camera.
+    """Cut the circle where no camera sees or, if the cameras cover all of it, through the middle of a camera.
 
     Returns:
-        The columns from the first that is seen to the last, with a row for each place in the order of the cameras, and
-        that order, from left to right. It begins and ends with the same camera if the whole circle is seen. Cameras
-        that see nothing are not in it.
+        The columns from the first to the last that any camera sees, with a row for each place in the order of the
+        cameras; and that order, from left to right. It begins and ends with the same camera if the cameras cover the
+        full circle. It omits cameras that see nothing.
     """
     height = sight.height
     seen = [camera for camera in range(len(height)) if height[camera].any()]
@@ -89,7 +89,7 @@ def unroll(sight: Sight) -> tuple[Sight, list[int]]:
     middles = {camera: float(np.angle((height[camera] * directions).sum())) for camera in seen}
     covered = np.asarray(height.any(axis=0))
     if covered.all():
-        # The camera that looks most to the back: yaw 0 comes to the middle.
+        # Cut through the camera that points most to the back, so that yaw 0 is in the middle.
         back = max(seen, key=lambda camera: abs(middles[camera]))
         start = round((middles[back] + math.pi) / STEP_RAD) % COLUMNS
         count = COLUMNS
@@ -98,7 +98,7 @@ def unroll(sight: Sight) -> tuple[Sight, list[int]]:
         back = None
     first_rad = -math.pi + (start + 0.5) * STEP_RAD
     yaws: Array = first_rad + np.arange(count, dtype=np.float64) * STEP_RAD
-    # About 0, so far as the columns let choose: a calibration has its middle there.
+    # Centre the yaws about 0 as far as the columns permit, because a calibration has its middle there.
     yaws -= 2 * math.pi * round(float(yaws.mean()) / (2 * math.pi))
     order = sorted(seen, key=lambda camera: (middles[camera] - float(yaws[0])) % (2 * math.pi))
     if back is not None:
@@ -108,13 +108,13 @@ def unroll(sight: Sight) -> tuple[Sight, list[int]]:
 
 
 def directions(yaws: Array, v: Array) -> Array:
-    """The rays to points of the cylinder, of shape ``(..., 3)``; the shapes are broadcast."""
+    """Return the rays to points of the cylinder, of shape ``(..., 3)``. The arguments are broadcast."""
     yaws, v = np.broadcast_arrays(yaws, v)
     return np.stack([np.sin(yaws), v, np.cos(yaws)], axis=-1)
 
 
 def _after_largest_gap(covered: npt.NDArray[np.bool_]) -> tuple[int, int]:
-    """The first covered column after the widest gap, and the number of columns up to the last before it."""
+    """Return the first covered column after the widest gap, and the number of columns up to the last one before it."""
     places = np.flatnonzero(covered)
     gaps = np.diff(places, append=places[0] + COLUMNS)
     widest = int(gaps.argmax())
@@ -123,7 +123,7 @@ def _after_largest_gap(covered: npt.NDArray[np.bool_]) -> tuple[int, int]:
 
 
 def _depth(camera: CameraPose, yaws: Array, v: Array) -> Array:
-    """How far inside the picture the points are, in pixels beyond the margin; negative outside."""
+    """Return how far inside the picture the points are, in pixels beyond the margin; negative outside."""
     pixels = camera.project(directions(yaws, v))
     x, y = pixels[..., 0], pixels[..., 1]
     right, bottom = camera.width_px - 1 - x, camera.height_px - 1 - y
@@ -132,14 +132,14 @@ def _depth(camera: CameraPose, yaws: Array, v: Array) -> Array:
 
 
 def _columns_of(camera: CameraPose, yaws: Array) -> Indices:
-    """The columns that the camera may see anything of."""
+    """Return the columns of which the camera may see a part."""
     coarse = _depth(camera, yaws[::COARSE, None], np.tan(PITCHES_RAD)[None, :]).max(axis=1) >= 0
     near = coarse | np.roll(coarse, 1) | np.roll(coarse, -1)
     return np.asarray(np.flatnonzero(near.repeat(COARSE)), np.intp)
 
 
 def _extent(camera: CameraPose, yaws: Array) -> tuple[Array, Array]:
-    """From and to which v the camera sees each column; of a column that its edge cuts in two, the longer part."""
+    """Return the range of v in which the camera sees each column. If its edge splits a column, take the longer part."""
     rows = np.tan(PITCHES_RAD)
     inside = _depth(camera, yaws[None, :], rows[:, None]) >= 0
     run, longest, last = (np.zeros(len(yaws), np.intp) for _ in range(3))
@@ -155,7 +155,7 @@ def _extent(camera: CameraPose, yaws: Array) -> tuple[Array, Array]:
 
 
 def _bisect(camera: CameraPose, yaws: Array, outside: Array, inside: Array) -> Array:
-    """The v where the picture begins, between one outside and one inside; at the inner side of it."""
+    """Return the v of the picture's edge, between one outside and one inside; the result is inside."""
     for _ in range(BISECTIONS):
         middle = (outside + inside) / 2
         is_inside = _depth(camera, yaws, middle) >= 0

@@ -1,9 +1,9 @@
-"""Warps a camera's planes into columns of the panorama, which are BGR.
+"""Warp a camera's planes into BGR columns of the panorama.
 
-The planes are warped, not a BGR picture made of them: half as many bytes are read and interpolated, and none are
-written but the panorama's. Rows go in bands through a small scratch that stays in the cache, where matrix, range and
-gain are taken up too. A panorama of 4896x688 takes 18 ms of one core, decoded pictures to BGR, instead of 24 by way of
-BGR pictures.
+Warping the planes, instead of a BGR picture converted from them, halves the bytes to read and interpolate and avoids
+intermediate pictures. The rows pass in bands through a small scratch buffer that stays in the cache, where matrix,
+range and gain are applied as well. A panorama of 4896x688 takes 18 ms of one core from decoded pictures to BGR, instead
+of 24 ms with intermediate BGR pictures.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from services.stitcher.rendering.convert import Image, Planes
 from services.stitcher.rendering.panorama import Map
 
 Fixed = tuple[npt.NDArray[np.int16], npt.NDArray[np.uint16]]
-"""Fixed-point maps, as cv2.convertMaps makes them."""
+"""Fixed-point maps, as returned by cv2.convertMaps."""
 
 Bounds = tuple[slice, slice]
 
 BAND_ROWS = 60
-"""Of 16 to 96, what takes the least time with a thousand columns a camera."""
+"""Rows of a band. Fastest of 16 to 96, with a thousand columns per camera."""
 LENS_SCALE = 128
-"""What stands for a factor of 1 in a map of factors, which end at 255."""
+"""Fixed-point 1 of a map of factors, which are at most 255."""
 GREY = 128
 
 
 class NotInPlace(RuntimeError):
-    """OpenCV rendered into memory of its own instead of the slot."""
+    """OpenCV rendered into newly allocated memory instead of the slot."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Scratch:
-    """What one band is warped into."""
+    """Buffers of one band."""
 
     y: Image
     u: Image
@@ -61,7 +61,7 @@ class _Scratch:
         )
 
     def first(self, rows: int) -> _Scratch:
-        """The part of it that so many rows need; they are even."""
+        """Return the part of it for an even number of rows."""
         half = rows // 2
         u_wide, v_wide = self.wide
         return _Scratch(
@@ -70,23 +70,23 @@ class _Scratch:
 
 
 class Warp:
-    """Warps one rectangle from one camera. It has a scratch, so only one thread at a time may use it.
+    """Warps one rectangle from one camera. Not thread-safe, because it owns a scratch buffer.
 
     Args:
-        map_x: Where each pixel is in the camera's picture, in its pixels: float32; width and height are even.
+        map_x: Position of each pixel in the camera's picture, in its pixels: float32 of even width and height.
         map_y: Likewise.
-        is_covered: Whether all of it is in the picture. What is not becomes black.
+        is_covered: Whether the picture covers the whole rectangle. Uncovered pixels become black.
     """
 
     def __init__(self, map_x: Map, map_y: Map, is_covered: bool = True) -> None:
         height, width = map_x.shape
         self._luma = _fixed(map_x, map_y)
-        # A colour sample of the panorama is amid four pixels.
+        # A chroma sample of the panorama lies in the middle of four pixels.
         self.middles = _quarter(map_x), _quarter(map_y)
         """Where the middles of 2x2 pixels are in the picture."""
         self._chroma_step = (0, 0)
         self._chroma: Fixed = self._luma
-        # Replicated, because half a pixel at the edge must not fade to black.
+        # Replicate the border, to prevent half a pixel at the edge from fading to black.
         self._border = cv2.BORDER_REPLICATE if is_covered else cv2.BORDER_CONSTANT
         scratch = _Scratch.make(width)
         bands = [slice(top, min(top + BAND_ROWS, height)) for top in range(0, height, BAND_ROWS)]
@@ -109,13 +109,13 @@ class Warp:
         """Fill some columns of the rectangle.
 
         Args:
-            picture: The camera's.
-            targets: From which even column to which, and where to: BGR of so many columns, and all rows.
-            conversion: What makes BGR of the planes.
+            picture: The camera's picture.
+            targets: Column ranges with even bounds, each with its target: BGR of that width, and all rows.
+            conversion: Conversion from the planes to BGR.
             lens: Factors of the luma's distance from black, times ``LENS_SCALE``, of the shape of the maps.
 
         Raises:
-            NotInPlace: OpenCV did not write there.
+            NotInPlace: OpenCV did not write to a target.
         """
         if picture.chroma_step != self._chroma_step:
             self._set_chroma_step(picture.chroma_step)
@@ -161,25 +161,25 @@ class Warp:
 
 
 def check_place(result: npt.NDArray[np.generic], target: npt.NDArray[np.generic]) -> None:
-    """Check that OpenCV gave ``target`` back: it silently makes a new array when ``dst`` does not fit.
+    """Check that OpenCV wrote to ``target``: it silently allocates a new array if ``dst`` does not fit.
 
     Raises:
-        NotInPlace: It did.
+        NotInPlace: It allocated one.
     """
-    # The same object as a rule, and that is cheap to see.
+    # Usually it returns the same object, which is cheap to check.
     if result is not target and result.__array_interface__["data"][0] != target.__array_interface__["data"][0]:
         raise NotInPlace(f"OpenCV made an array of shape {result.shape} instead of filling {target.shape} in the slot")
 
 
 def _bounds(map_x: Map, map_y: Map) -> Bounds:
-    """The part of the picture that is read."""
+    """Return the part of the picture that the maps read."""
     return slice(int(map_y.min()), int(map_y.max()) + 2), slice(int(map_x.min()), int(map_x.max()) + 2)
 
 
 def _fetch(picture: Planes, bounds: Bounds) -> None:
-    """Read a part of the picture in its order, to have it in the cache.
+    """Read a part of the picture sequentially, to prefetch it into the cache.
 
-    A warp jumps between rows, so it waits for memory: 1.5 of 20 ms a panorama.
+    A warp jumps between rows and would stall on memory. This saves 1.5 of 20 ms per panorama.
     """
     rows, columns = bounds
     down, across = picture.chroma_step
@@ -190,7 +190,7 @@ def _fetch(picture: Planes, bounds: Bounds) -> None:
 
 
 def _convert(scratch: _Scratch, targets: Sequence[tuple[slice, Image]]) -> None:
-    """By OpenCV's own conversion."""
+    """Convert with OpenCV's own conversion."""
     cv2.merge([scratch.u, scratch.v], dst=scratch.uv)
     for columns, target in targets:
         y, uv = scratch.y[:, columns], scratch.uv[:, columns.start // 2 : columns.stop // 2]
@@ -198,7 +198,7 @@ def _convert(scratch: _Scratch, targets: Sequence[tuple[slice, Image]]) -> None:
 
 
 def _transform(scratch: _Scratch, targets: Sequence[tuple[slice, Image]], matrix: npt.NDArray[np.float64]) -> None:
-    """By any matrix, which takes twice as long."""
+    """Convert with an arbitrary matrix, which takes twice as long."""
     half_rows = len(scratch.u)
     for plane, wide in ((scratch.u, scratch.wide[0]), (scratch.v, scratch.wide[1])):
         cv2.merge([plane, plane], dst=wide.reshape(half_rows, -1, 2))
@@ -223,12 +223,12 @@ def _brighten(y: Image, factors: Image, black: int) -> None:
 
 
 def _fixed(map_x: Map, map_y: Map) -> Fixed:
-    # Six bytes a pixel instead of eight: rendering waits for memory.
+    # Fixed-point maps take six bytes a pixel instead of eight: rendering is bound by memory bandwidth.
     whole, fraction = cv2.convertMaps(map_x, map_y, cv2.CV_16SC2)
     return np.asarray(whole, np.int16), np.asarray(fraction, np.uint16)
 
 
 def _quarter(positions: Map) -> Map:
-    """The means of 2x2 positions."""
+    """Return the means of 2x2 positions."""
     height, width = positions.shape
     return np.asarray(positions.reshape(height // 2, 2, width // 2, 2).mean(axis=(1, 3)), np.float32)

@@ -68,10 +68,10 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
         ({"track_memory_s": ".nan"}, "finite"),
         (
             {"source": "panorama"},
-            "'panorama' is no source: write ring://STREAM, file:///FOLDER, file:///VIDEO or amqp://",
+            "'panorama' is not a source: write ring://STREAM, file:///FOLDER, file:///VIDEO or amqp://",
         ),
-        ({"source": "ring://a/b"}, "is no source"),
-        ({"source": "http://host/clip.mp4"}, "is no source"),
+        ({"source": "ring://a/b"}, "is not a source"),
+        ({"source": "http://host/clip.mp4"}, "is not a source"),
         ({"source": "file:///clip.mp4", "mode": "newest"}, "a recording has no newest frame: leave mode out"),
         ({"mode": "some"}, "'newest' or 'every'"),
         ({"source": "amqp:rabbit"}, "write amqp://HOST"),

@@ -1,6 +1,6 @@
-"""The formats of networks: what their outputs mean, and what their inputs want.
+"""The formats of networks: the meaning of their outputs, and the requirements of their inputs.
 
-A new one is a module and a line here.
+To add a format, add a module and a line here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every format has in common: it recognises a network, prepares tiles, and decodes outputs into boxes."""
+"""Base class of the formats: recognises a network, prepares tiles, and decodes outputs into boxes."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from services.detector.tiles import Pixels
 
 Array = npt.NDArray[Any]
 MOST_QUERIES = 1000
-"""Most rows of a list of detections; grids of anchors have more."""
+"""Largest number of rows of a list of detections; grids of anchors have more."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of red, green and blue, 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """A network's interface, after a first run on a grey picture, so that every shape is known."""
+    """A network's interface. All shapes are known, because the network has run once on a grey picture."""
 
     height_px: int
     width_px: int
@@ -36,7 +36,7 @@ class Graph:
     inputs: tuple[str, ...]
     """Names of the inputs beside the image."""
     outputs: Mapping[str, Array]
-    """What the first run gave, by name, in order."""
+    """Outputs of the first run, by name, in order."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     names: Names | None = None
     """Names of the classes, if the file or the operator gives them."""
@@ -51,7 +51,7 @@ class Graph:
         return sum(math.ceil(self.height_px / stride) * math.ceil(self.width_px / stride) for stride in strides)
 
     def preparation(self, **wanted: Any) -> Preparation:
-        """Return what the input wants, with what its shape and type do not tell."""
+        """Return the preparation for the input; the arguments supply what its shape and type do not define."""
         return Preparation(self.height_px, self.width_px, self.channels_first, self.dtype, **wanted)
 
 
@@ -59,16 +59,16 @@ class Format(ABC):
     """One way to arrange a network's input and outputs. Each instance serves one network."""
 
     name: ClassVar[str]
-    """What ``format`` of a bundle or ``detector.format`` calls it."""
+    """Name of the format in a bundle's ``format`` and in ``detector.format``."""
     known: ClassVar[str]
     """Its outputs, for the message about a network that no format recognises."""
 
     def __init__(self, preparation: Preparation, classes: int | None) -> None:
-        """Keep what all formats have.
+        """Initialise the fields that all formats share.
 
         Args:
-            preparation: What the input wants.
-            classes: How many classes the outputs have a score for; None where they name a class by its number.
+            preparation: Preparation of the input.
+            classes: Number of classes with a score in the outputs; None if the outputs contain class numbers.
         """
         self.preparation = preparation
         self.classes = classes
@@ -88,7 +88,7 @@ class Format(ABC):
         """
 
     def prepare(self, tile: Pixels, out: Tensor) -> Placement:
-        """Write a tile into one picture of the input; return where it lies in it."""
+        """Write a tile into one picture of the input. Return its placement."""
         return self.preparation.fill(tile, out)
 
 

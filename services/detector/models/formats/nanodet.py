@@ -4,7 +4,7 @@
 - NanoDet: for each stride an output of scores and one of distances, from a cell's centre.
 - Decoded: ``boxes`` and ``scores`` as :mod:`~services.detector.models.formats.ssd` has them, with a row for each cell.
 
-BGR, stretched. The decoded kind normalises in the graph, the others want it done.
+BGR, stretched. The decoded kind normalises in the graph; the others require normalised input.
 
 Source: RangiLyu/nanodet, nanodet/model/head/nanodet_plus_head.py and gfl_head.py.
 """
@@ -64,7 +64,7 @@ class NanoDet(Format):
         return cls(preparation, scores, distances // 4, grid, order)
 
     def decode(self, outputs: Sequence[Array], chooser: Chooser) -> Candidates:
-        """Decode the rows that are chosen: a softmax of every row would cost more than all else."""
+        """Decode the selected rows only: a softmax of every row would dominate the cost."""
         if self._order:
             half = len(self._order) // 2
             scores = np.concatenate([outputs[place] for place in self._order[:half]])
@@ -128,7 +128,7 @@ def _by_stride(graph: Graph) -> list[int] | None:
         widths = sorted({shapes[place][2] for place in places} & {4 * bins for bins in BINS})
         if not widths:
             return None
-        # Where classes are as many as distances, the name tells: cls_pred_stride_8, dis_pred_stride_8.
+        # If there are as many classes as distances, distinguish by name: cls_pred_stride_8, dis_pred_stride_8.
         of_boxes = next((p for p in places if any(part in names[p] for part in ("dis", "reg", "bbox"))), None)
         if of_boxes is None:
             of_boxes = next(place for place in places if shapes[place][2] == widths[0])
