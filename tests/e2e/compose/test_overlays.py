@@ -52,6 +52,8 @@ def of_alerts() -> set[str]:
     return {LIMIT.sub("", rule) for rule in rules}
 
 
+PATIENCE_S = 180.0
+"""How long a machine with other work may take to find two cameras' directions and start a detector."""
 EXPRESSIONS = of_dashboard() | of_alerts()
 
 
@@ -115,7 +117,7 @@ def wait_for_data(shell: Shell, expressions: set[str]) -> None:
     wait_until(
         lambda: not without_data(shell, expressions),
         "every expression has data",
-        timeout_s=60,
+        timeout_s=PATIENCE_S,
         interval_s=1,
         detail=lambda: without_data(shell, expressions),
     )
@@ -148,7 +150,12 @@ def test_the_model_comes_from_an_image_into_a_volume(shell: Shell) -> None:
 def test_another_version_replaces_the_detector_alone(shell: Shell) -> None:
     before = starts(shell)
     shell.run("export FRAMEBUS_BUNDLE_VERSION=1.0.1\ndocker compose up --detach --wait")
-    wait_until(lambda: detector(shell)["model_version"] == "1.0.1", "the new model is told", interval_s=0.5)
+    wait_until(
+        lambda: detector(shell)["model_version"] == "1.0.1",
+        "the new model is told",
+        timeout_s=PATIENCE_S,
+        interval_s=0.5,
+    )
     after = starts(shell)
     assert {name for name in before if before[name] != after[name]} == {"detector"}
     listing = shell.run("docker compose exec -T detector ls /models").split()
@@ -205,7 +212,7 @@ def north(tmp_path: Path) -> Iterator[Project]:
     project = Project("compose.yaml", environment=small(tmp_path, "north", 0, 1))
     try:
         project.compose("up", "--build", "--detach", *CAMERAS_TO_PAGE)
-        project.wait_for(lambda: serves(project, "north"), "the first panorama is served")
+        project.wait_for(lambda: serves(project, "north"), "the first panorama is served", PATIENCE_S)
         yield project
     finally:
         project.down()
@@ -236,7 +243,9 @@ def test_another_panorama_joins_the_holder_of_the_first(north: Project, tmp_path
     try:
         south.compose("up", "--detach")
         assert set(south.containers()) == {*SERVICES}
-        south.wait_for(lambda: south.healthy() == {"stitcher", "detector", "streamer"}, "the second one is at work")
+        south.wait_for(
+            lambda: south.healthy() == {"stitcher", "detector", "streamer"}, "the second one is at work", PATIENCE_S
+        )
         assert serves(south, "south")
         assert serves(north, "north")
         assert north.healthy() == {"stitcher", "streamer"}
@@ -252,7 +261,7 @@ def test_another_panorama_has_a_holder_of_its_own(north: Project, tmp_path: Path
     south = Project("compose.yaml", environment=small(tmp_path, "south", 3, 4))
     try:
         south.compose("up", "--detach", *CAMERAS_TO_PAGE)
-        south.wait_for(lambda: serves(south, "south"), "the second panorama is served")
+        south.wait_for(lambda: serves(south, "south"), "the second panorama is served", PATIENCE_S)
         assert serves(north, "north")
         assert (streams(north), streams(south)) == ({"north"}, {"south"})
     finally:
