@@ -14,4 +14,6 @@ COPY --from=readable /bundle /
 # For an init container: with `cp`, on the layers that the services' images have too.
 FROM python:3.11-slim-bookworm AS copy
 COPY --from=readable /bundle /bundle
+# A volume of compose.model-copy.yaml takes its owner.
+RUN install -d -o 1002 -g 2000 /models
 USER 1002:2000
