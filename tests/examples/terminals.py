@@ -105,11 +105,12 @@ class Desk:
         self._names.add(f"{self._prefix}-{word}")
         return f"{self._prefix}-{word}"
 
-    def rename(self, text: str, *streams: str) -> str:
-        """Return the text with this test's names in the place of the page's, where they are words of their own."""
+    def rename(self, program: str, *streams: str) -> str:
+        """Return the program with this test's names in the place of the page's."""
         for word in streams:
-            text = re.sub(rf"(?<![\w./-]){word}(?![\w./-])", self.name(word), text)
-        return text
+            if f'"{word}"' in program:
+                program = program.replace(f'"{word}"', f'"{self.name(word)}"')
+        return program
 
     def command(self, line: str, *streams: str) -> list[str]:
         """Return the words of a page's command, with the interpreter and the names of this test."""
