@@ -95,7 +95,8 @@ class Desk:
     ) -> None:
         self._prefix = prefix
         self._python = list(python)
-        self._folder = folder
+        self.folder = folder
+        """Where the commands run."""
         self._environment = {**os.environ, "PYTHONPATH": str(ROOT)} if environment is None else environment
         self._terminals: list[Terminal] = []
         self._names: set[str] = set()
@@ -120,7 +121,7 @@ class Desk:
 
     def open(self, line: str, *streams: str) -> Terminal:
         """Start a page's command in a terminal of its own."""
-        terminal = Terminal(self.command(line, *streams), self._folder, self._environment)
+        terminal = Terminal(self.command(line, *streams), self.folder, self._environment)
         self._terminals.append(terminal)
         return terminal
 
