@@ -95,7 +95,8 @@ class Desk:
     ) -> None:
         self._prefix = prefix
         self._python = list(python)
-        self._folder = folder
+        self.folder = folder
+        """Where the commands run."""
         self._environment = {**os.environ, "PYTHONPATH": str(ROOT)} if environment is None else environment
         self._terminals: list[Terminal] = []
         self._names: set[str] = set()
@@ -105,11 +106,12 @@ class Desk:
         self._names.add(f"{self._prefix}-{word}")
         return f"{self._prefix}-{word}"
 
-    def rename(self, text: str, *streams: str) -> str:
-        """Return the text with this test's names in the place of the page's, where they are words of their own."""
+    def rename(self, program: str, *streams: str) -> str:
+        """Return the program with this test's names in the place of the page's."""
         for word in streams:
-            text = re.sub(rf"(?<![\w./-]){word}(?![\w./-])", self.name(word), text)
-        return text
+            if f'"{word}"' in program:
+                program = program.replace(f'"{word}"', f'"{self.name(word)}"')
+        return program
 
     def command(self, line: str, *streams: str) -> list[str]:
         """Return the words of a page's command, with the interpreter and the names of this test."""
@@ -119,7 +121,7 @@ class Desk:
 
     def open(self, line: str, *streams: str) -> Terminal:
         """Start a page's command in a terminal of its own."""
-        terminal = Terminal(self.command(line, *streams), self._folder, self._environment)
+        terminal = Terminal(self.command(line, *streams), self.folder, self._environment)
         self._terminals.append(terminal)
         return terminal
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.examples import runs
-from tests.examples.runs import EXAMPLES, WITH_FRAMEBUS_ALONE
+from tests.examples.runs import EXAMPLES
 from tests.examples.terminals import Desk, terminal_commands
 from tests.support import ROOT
 
@@ -18,16 +18,25 @@ Run = Callable[[Desk], None]
 FOLDERS = sorted(path.name for path in EXAMPLES.iterdir() if path.is_dir() and not path.name.startswith("__"))
 
 
-@pytest.mark.parametrize("run", WITH_FRAMEBUS_ALONE, ids=lambda run: run.__name__)
+def test_publisher_and_subscriber(desk: Desk) -> None:
+    runs.publisher_and_subscriber(desk)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "run", [runs.subscriber_first, runs.event_loops, runs.chain], ids=["subscriber first", "event loops", "chain"]
+)
 def test_with_framebus_alone(run: Run, desk: Desk) -> None:
     run(desk)
 
 
-@pytest.mark.parametrize("run", [runs.opencv, runs.onnxruntime], ids=lambda run: run.__name__)
+@pytest.mark.slow
+@pytest.mark.parametrize("run", [runs.opencv, runs.onnxruntime], ids=["opencv", "onnxruntime"])
 def test_with_a_library(run: Run, desk: Desk) -> None:
     run(desk)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="no torch here: pip install torch")
 def test_with_torch(desk: Desk) -> None:
     runs.torch(desk)

@@ -1,0 +1,27 @@
+"""The tutorial, typed as it says: its programs, its commands, and what it says one sees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.examples import tutorial
+from tests.examples.terminals import NewDesk
+from tests.support import ROOT
+
+
+@pytest.mark.slow
+def test_the_tutorial(new_desk: NewDesk, tmp_path: Path) -> None:
+    tutorial.run(new_desk(folder=tmp_path))
+
+
+def test_its_last_command_is_a_target_of_the_makefile() -> None:
+    last = tutorial.COMMAND_BLOCKS[-1]
+    assert last == ["make demo"]
+    assert "\ndemo: install ##" in (ROOT / "Makefile").read_text()
+
+
+def test_its_first_commands_install_what_pyproject_offers() -> None:
+    assert tutorial.COMMAND_BLOCKS[0][-1] == "pip install '.[snapshot]'"
+    assert "\nsnapshot = [" in (ROOT / "pyproject.toml").read_text()
