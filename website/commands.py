@@ -36,7 +36,7 @@ class Command:
     @property
     def options(self) -> list[argparse.Action]:
         """Its arguments and options, without ``--help`` and the commands below it."""
-        hidden = argparse._HelpAction | argparse._SubParsersAction
+        hidden = (argparse._HelpAction, argparse._SubParsersAction)
         return [action for action in self.parser._actions if not isinstance(action, hidden)]
 
 
