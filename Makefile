@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help install demo check test test-long coverage lint ruff mypy imports bench bench-full bench-compare bench-publish bench-stitch bench-detect bench-relay image-usage first-sight calibration-trials soak kubernetes verify system-packages clean
+.PHONY: help install demo check test test-long coverage lint ruff mypy imports spelling c page workflows docs docs-external bench bench-full bench-compare bench-publish bench-stitch bench-detect bench-relay image-usage first-sight calibration-trials soak kubernetes verify system-packages clean
 .DEFAULT_GOAL := help
 
 # A module stays on one core, for the fixtures that its tests share; those with slow tests come first.
@@ -43,6 +43,10 @@ $(VENV)/installed-dev: $(VENV)/installed-all
 	@$(INSTALL) 'what the tests need' --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
+$(VENV)/installed-docs: $(VENV)/installed-dev
+	@$(INSTALL) 'what makes the site' --constraint constraints.txt --editable '.[docs]'
+	@touch $@
+
 # The benchmark's peers: other brokers and transports, which no other test needs.
 $(VENV)/installed-bench: $(VENV)/installed-dev
 	@$(INSTALL) 'what the benchmarks compare with' --constraint constraints.txt --editable '.[bench]'
@@ -65,7 +69,7 @@ test: lint ## the same with the slow tests, in several minutes
 # Installs the wheel into environments of each Python version that it is for, with dependencies from the registry.
 # Those that only compute share the two cores test by test; the others have the machine for themselves.
 COMPUTING := tests/verification tests/services/stitcher/calibration tests/services/stitcher/rendering
-test-long: coverage $(VENV)/installed-bench ## the tests that take minutes: containers, faults put back, coverage
+test-long: coverage $(VENV)/installed-bench $(VENV)/installed-docs ## the tests that take minutes: containers, faults put back, coverage
 	$(PYTEST) --numprocesses 2 --dist worksteal -m long $(COMPUTING)
 	$(PYTEST) -m long --durations 25 $(addprefix --ignore ,$(COMPUTING))
 
@@ -78,8 +82,8 @@ coverage: $(VENV)/installed-dev ## branches of the library that its own tests re
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-lint: $(VENV)/installed-dev ## ruff, mypy and the rules on imports
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync mypy imports ruff
+lint: $(VENV)/installed-dev ## ruff, mypy, rules on imports, spelling, form of C and of the page, workflows
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync mypy imports ruff spelling c page workflows
 
 mypy: $(VENV)/installed-dev
 	$(BIN)/mypy
@@ -90,6 +94,28 @@ imports: $(VENV)/installed-dev
 ruff: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+spelling: $(VENV)/installed-dev
+	$(BIN)/codespell
+
+# The headers that 'python -m framebus.ring.c_headers' generates have a form of their own.
+c: $(VENV)/installed-dev
+	$(BIN)/clang-format --dry-run --Werror \
+	  $(filter-out %/_layout.h %/_docs.h,$(wildcard framebus/ring/_*.[ch] services/stitcher/rendering/_*.[ch]))
+
+page: $(VENV)/installed-dev
+	$(BIN)/biome check services/streamer/page
+
+workflows: $(VENV)/installed-dev
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms \
+	  $(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
+
+docs: $(VENV)/installed-docs ## the documents as a site, in .cache/docs/site; a dead link is an error
+	$(BIN)/python -m website
+
+docs-external: $(VENV)/installed-docs ## ask for the pages of others that the documents link to
+	$(BIN)/python -m website --external
 
 bench: $(VENV)/installed-bench ## the benchmarks, in five minutes
 	$(BIN)/python -m pytest bench --benchmark-only --benchmark-disable-gc --quiet

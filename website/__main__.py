@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
@@ -33,7 +34,9 @@ def build(folder: Path, builder: str = "html") -> list[str]:
     extra = ",".join(str(source / name) for name in SCHEMAS)
     command += ["--define", f"html_extra_path={extra}"]
     places = ["--conf-dir", str(HERE), "--doctree-dir", str(folder / "doctrees"), str(source), str(site)]
-    ended = subprocess.run([*command, *places], cwd=ROOT, capture_output=True, text=True, check=False)
+    # Warnings of Python within Sphinx and its extensions are theirs, and no faults of the pages.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONWARNINGS"}
+    ended = subprocess.run([*command, *places], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     said = list(dict.fromkeys(line for line in (ended.stdout + ended.stderr).splitlines() if line.strip()))
     if ended.returncode:
         return said or [f"sphinx ended with status {ended.returncode}"]

@@ -16,6 +16,9 @@ GROUPS: Final = {
 }
 """Headings of the page, and the names below each; all errors come after them."""
 
+_OF_MESSAGES: Final = ("kind", "advice")
+"""Attributes of classes that serve the messages of errors alone."""
+
 
 def errors() -> list[str]:
     """Return the names of the errors, the base first."""
@@ -57,4 +60,5 @@ def _directive(name: str) -> list[str]:
         return [f".. auto{'function' if callable(value) else 'data'}:: framebus.{name}"]
     if _is_error(value):
         return [f".. autoexception:: framebus.{name}", "   :show-inheritance:"]
-    return [f".. autoclass:: framebus.{name}", "   :members:", "   :inherited-members: tuple, object"]
+    shown = ("   :members:", "   :inherited-members: tuple, object", f"   :exclude-members: {', '.join(_OF_MESSAGES)}")
+    return [f".. autoclass:: framebus.{name}", *shown]

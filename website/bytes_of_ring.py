@@ -59,7 +59,7 @@ def drawing() -> str:
     return "\n".join(
         [
             figure(_file(), "The file of a ring with N slots, and the lock bytes far beyond its end."),
-            figure(header, "The header, 32 bytes a row. Words with a bold frame may be read without a lock."),
+            figure(header, "The header, 32 bytes a row. Words with a coloured frame may be read without a lock."),
             figure(slot, "The header of a slot, to the same scale. All but seq is read under the slot's lock."),
         ]
     )
@@ -79,10 +79,10 @@ def _packed(offset: int, form: str, names: tuple[str, ...]) -> list[Field]:
 def _file() -> Picture:
     slots_begin = f"{layout.SLOT_TABLE} + {layout.SLOT_HEADER_BYTES} N, rounded up to {layout.PAGE_BYTES}"
     parts = (
-        ("0", "header", "geometry, epoch; the words tail, event and state"),
+        ("0", "header", "geometry, epoch; tail, event, state"),
         (f"{layout.SLOT_TABLE}", "header of slot 0", "seq, the frame's fields, metadata"),
         (f"{layout.SLOT_TABLE + layout.SLOT_HEADER_BYTES}", "headers of slots 1 to N - 1", ""),
-        (slots_begin, "pixels of slot 0", "slot_bytes bytes, a whole number of pages"),
+        (slots_begin, "pixels of slot 0", "slot_bytes bytes, in whole pages"),
         ("then", "pixels of slots 1 to N - 1", ""),
         ("end of the file", "", ""),
         (f"{layout.LOCK_LIVE}", "lock byte: a publisher lives", "2^40"),

@@ -36,7 +36,7 @@ class Command:
     @property
     def options(self) -> list[argparse.Action]:
         """Its arguments and options, without ``--help`` and the commands below it."""
-        hidden = argparse._HelpAction | argparse._SubParsersAction
+        hidden = (argparse._HelpAction, argparse._SubParsersAction)
         return [action for action in self.parser._actions if not isinstance(action, hidden)]
 
 
@@ -85,7 +85,7 @@ def _help(action: argparse.Action) -> str:
         return "print the version"
     default = action.default
     told = default is None or default is False or default == argparse.SUPPRESS or str(default) in text
-    words = [text or "what the command works on", *([] if told else [f"default `{_plain(default)}`"])]
+    words = [text, *([] if told else [f"default `{_plain(default)}`"])]
     if action.choices is not None and action.metavar is not None:
         words.append(f"one of {', '.join(map(str, action.choices))}")
     return "; ".join(words)

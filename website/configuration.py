@@ -83,7 +83,7 @@ def schema(model: type[BaseModel] | None = None) -> dict[str, Any]:
     return found
 
 
-def keys(document: Mapping[str, Any] | None = None) -> list[Key]:
+def all_keys(document: Mapping[str, Any] | None = None) -> list[Key]:
     """Return all keys, in the order of the models; keys of lists' items have ``[]`` in their path."""
     document = schema() if document is None else document
     return [
@@ -114,7 +114,7 @@ def page() -> str:
     """Return the reference as Markdown: a section with a list of keys for each section of the file."""
     document = schema()
     by_section: dict[str, list[Key]] = {name: [] for name in sections(document)}
-    for key in keys(document):
+    for key in all_keys(document):
         by_section[key.path.rpartition(".")[0]].append(key)
     lines = ["[configuration.schema.json](configuration.schema.json) is the schema of this version.", ""]
     for name, description in sections(document).items():
@@ -181,7 +181,7 @@ def _kind(value: Mapping[str, Any], document: Mapping[str, Any]) -> str:
     if "properties" in form:
         return "section"
     if form.get("type") == "array":
-        items = form.get("items") or next(iter(form.get("prefixItems", [])), {})
+        items: Mapping[str, Any] = form.get("items") or next(iter(form.get("prefixItems", [])), {})
         kind = f"list of {_plural(_kind(items, document))}"
     else:
         kind = "path" if form.get("format") == "path" else _KINDS.get(form.get("type", ""), "value")

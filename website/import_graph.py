@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import grimp
 
-from website.svg import INK, MARK, PALE, Picture, figure
+from website.svg import MARK, PALE, Picture, figure
 
 ROOT: Final = Path(__file__).parent.parent
 ROW_PX: Final = 34.0
@@ -65,7 +65,8 @@ def drawing() -> str:
 def _caption(layers: Layers) -> str:
     count = sum(layers.imports().values())
     return (
-        f"{len(layers.modules)} modules or packages, {count} imports between them. An arc goes from left to right down."
+        f"{len(layers.modules)} modules or packages, {count} imports between them. An arc goes from the importer down "
+        "to what it imports, the wider the more imports there are."
     )
 
 
@@ -91,5 +92,4 @@ def _picture(layers: Layers) -> Picture:
         reach = 246 + 26 + abs(end - start) * 0.95
         width = min(0.8 + count * 0.25, 4)
         picture.path(f"M246 {start:g}C{reach:g} {start:g} {reach:g} {end:g} 249 {end:g}", ink=PALE, width=width)
-    picture.text(16, picture.height_px - 2, "", ink=INK)
     return picture

@@ -29,33 +29,35 @@ def steps() -> dict[str, str]:
 def drawing() -> str:
     """Return the drawing as Markdown."""
     told = steps()
-    picture = Picture(736, 420, "The life of a slot")
+    picture = Picture(736, 390, "The life of a slot")
+    free, loan = (30, 40), (516, 40)
+    leased, newest = (30, 300), (516, 300)
     states = {
-        "free": (30, 40, ("free", "seq = 0, or an older frame;", "no lock")),
-        "loan": (486, 40, ("on loan", "seq = 0; the publisher's", "write lock")),
-        "newest": (486, 300, ("the newest frame", "tail names it;", "no lock")),
-        "leased": (30, 300, ("leased", "read locks of", "subscribers")),
+        free: ("free", "seq = 0, or an older frame;", "no lock"),
+        loan: ("on loan", "seq = 0; the publisher's", "write lock"),
+        newest: ("the newest frame", "tail names it;", "no lock"),
+        leased: ("leased", "read locks of", "subscribers"),
     }
-    for x, y, lines in states.values():
-        picture.box(x, y, 220, 78, line=MARK)
-        picture.lines(x + 110, y + 39, lines)
-    picture.path("M250 62H484")
-    picture.lines(367, 40, [f"P1 {told['P1']},", f"P2 {told['P2']}"], size=11)
-    picture.path("M486 96H252")
+    for (x, y), lines in states.items():
+        picture.box(x, y, 190, 78, line=MARK)
+        picture.lines(x + 95, y + 39, lines, size=12)
+    picture.path("M220 62H514")
+    picture.lines(368, 40, [f"P1 {told['P1']},", f"P2 {told['P2']}"], size=11)
+    picture.path("M516 88H222")
     picture.lines(
-        367, 118, ["given back unpublished, or the publisher dies:", "unlock alone, by whom or the kernel"], size=11
+        368, 108, ["given back unpublished, or the publisher dies:", "unlock alone, by it or by the kernel"], size=11
     )
-    picture.path("M640 118V298")
-    picture.lines(630, 175, [f"P3 {told['P3']}", f"P4 {told['P4']}"], size=11, anchor="end")
-    picture.lines(630, 225, [f"P5 {told['P5']}, P6 {told['P6']},", f"P7 {told['P7']}, P8"], size=11, anchor="end")
-    picture.path("M540 300 230 120")
-    picture.lines(300, 205, ["P7 of the", "next frame"], size=11)
-    picture.path("M486 325H252")
-    picture.lines(367, 310, [f"R2 {told['R2'].partition(';')[0]}, R3"], size=11)
-    picture.path("M250 358H484")
-    picture.lines(367, 378, [f"R6 {told['R6'].partition(',')[0]}"], size=11)
+    picture.path("M665 118V298")
+    picture.lines(655, 165, [f"P3 {told['P3']}", f"P4 {told['P4']}"], size=11, anchor="end")
+    picture.lines(655, 225, [f"P5 {told['P5']}, P6 {told['P6']},", f"P7 {told['P7']}, P8"], size=11, anchor="end")
+    picture.path("M570 300 200 120")
+    picture.lines(290, 215, ["P7 of the", "next frame"], size=11)
+    picture.path("M516 325H222")
+    picture.lines(368, 311, [f"R2 {told['R2'].partition(';')[0]}, R3"], size=11)
+    picture.path("M220 352H514")
+    picture.lines(368, 368, [f"R6 {told['R6'].partition(',')[0]}"], size=11)
     picture.path("M110 118V298")
-    picture.lines(120, 160, ["R2, R3"], size=11, anchor="start")
+    picture.lines(120, 165, ["R2, R3"], size=11, anchor="start")
     picture.path("M70 298V120")
     picture.lines(60, 250, ["R6"], size=11, anchor="end")
     return figure(picture, "The life of a slot. P and R are the steps of the publisher and of a subscriber.")

@@ -62,8 +62,8 @@ class Picture:
             f'style="max-width:{self.width_px:g}px;min-width:{self.width_px * 0.8:g}px;width:100%">'
         )
         marker = (
-            '<defs><marker id="arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" '
-            f'orient="auto-start-reverse"><path d="M0 0 8 4 0 8z" fill="{INK}"/></marker></defs>'
+            '<defs><marker id="arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="9" markerHeight="9" '
+            f'markerUnits="userSpaceOnUse" orient="auto"><path d="M0 0 8 4 0 8z" fill="{PALE}"/></marker></defs>'
         )
         return "\n".join([head, marker, *self._shapes, "</svg>"])
 

@@ -138,14 +138,14 @@ def _parser() -> argparse.ArgumentParser:
     add("list", show.run_list, parents=[json], help="all streams, a line each")
 
     command = add("inspect", show.run_inspect, parents=[json], help="all about one stream")
-    command.add_argument("name", metavar="NAME")
+    command.add_argument("name", metavar="NAME", help="name of the stream")
 
     command = add("top", show.run_top, parents=[json], help="live table of streams and subscribers")
     command.add_argument("--interval", type=_seconds, default=1.0, metavar="S", help="seconds between two looks")
     command.add_argument("--once", action="store_true", help="print one table and end")
 
     command = add("snapshot", snapshot.run_snapshot, help="write the newest frame to a picture file")
-    command.add_argument("name", metavar="NAME")
+    command.add_argument("name", metavar="NAME", help="name of the stream")
     command.add_argument("file", type=Path, metavar="FILE", help="its ending tells the format: .png, .jpg")
     command.add_argument("--timeout", type=_seconds, default=5.0, metavar="S", help="seconds to wait for a frame")
 

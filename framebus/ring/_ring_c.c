@@ -524,7 +524,7 @@ static PyObject *writer_new(PyTypeObject *type, PyObject *arguments, PyObject *n
     PyObject *segment;
     unsigned slots, max_loans;
     unsigned long long slot_bytes, first_slot, epoch, next_sequence;
-    static char *names[] = {"segment",       "slots",     "slot_bytes", "first_slot", "epoch",
+    static char *names[] = {"segment", "slots", "slot_bytes", "first_slot", "epoch",
                             "next_sequence", "max_loans", NULL};
     if (!PyArg_ParseTupleAndKeywords(arguments, named, "OIKKKKI:Writer", names, &segment, &slots, &slot_bytes, &first_slot,
                                      &epoch, &next_sequence, &max_loans))
@@ -805,7 +805,7 @@ static PyObject *reader_take(Reader *self, PyObject *nothing)
         if (!(in_order ? choose_following(self, &slot, &sequence) : choose_newest(self, &slot, &sequence)))
             break;
         PyObject *lease = lease_slot(self, slot, sequence);
-        int accepted = lease == NULL ? -1 : lease == Py_None ? 0 : accept_frame(self, (Lease *)lease);
+        int accepted = lease == NULL ? -1 : (lease == Py_None ? 0 : accept_frame(self, (Lease *)lease));
         if (accepted > 0)
             return lease;
         Py_XDECREF(lease);
@@ -961,7 +961,7 @@ static PyObject *reader_new(PyTypeObject *type, PyObject *arguments, PyObject *n
     long long newest = history ? (long long)(load64(self->ring + TAIL) >> 8) : 0;
     self->history_after = newest > history ? newest - history : 0;
     // With `every`, continue in order after the history, also if the ring is still empty.
-    self->history_end = self->every && history ? LLONG_MAX : newest ? newest : -1;
+    self->history_end = self->every && history ? LLONG_MAX : (newest ? newest : -1);
     return (PyObject *)self;
 }
 

@@ -42,14 +42,14 @@ def main(arguments: list[str]) -> int:
         ("show", "print all that is known of one, as JSON"),
         ("run", "run the detector's code on its frame here, and print the result or the failure"),
     ):
-        commands.add_parser(name, help=text).add_argument("id", metavar="ID")
+        commands.add_parser(name, help=text).add_argument("id", metavar="ID", help="as list prints it")
     for name, text in (
         ("replay", "hand it to the detectors again"),
         ("drop", "remove it, and its frame"),
     ):
         command = commands.add_parser(name, help=text)
         which = command.add_mutually_exclusive_group(required=True)
-        which.add_argument("id", metavar="ID", nargs="?")
+        which.add_argument("id", metavar="ID", nargs="?", help="as list prints it")
         which.add_argument("--all", action="store_true", help="each of them")
     options = parser.parse_args(arguments)
     try:

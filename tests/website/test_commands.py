@@ -47,12 +47,12 @@ def test_every_option_and_command_of_the_help_is_there(page: str) -> None:
             assert f"`{commands.names_of(action)}`\n: " in text
 
 
-def test_each_option_says_what_it_is_for(page: str) -> None:
+def test_each_argument_and_option_says_what_it_is_for(page: str) -> None:
     silent = [
         f"{command.name}: {commands.names_of(action)}"
         for command in commands.commands()
         for action in command.options
-        if action.option_strings and not action.help
+        if not action.help
     ]
     assert silent == []
     assert "`--interval S`\n: seconds between two looks; default `1`" in page

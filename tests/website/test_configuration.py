@@ -42,15 +42,15 @@ def expected() -> set[str]:
 def test_every_key_is_in_the_reference(expected: set[str]) -> None:
     page = configuration.page()
     assert {path for path in expected if f"\n`{path}`\n" not in page} == set()
-    assert {key.path for key in configuration} == expected
+    assert {key.path for key in configuration.all_keys()} == expected
 
 
 def test_every_key_and_section_says_what_it_is_for() -> None:
     sections = configuration.sections()
     of_sections = {
-        key.path for key in configuration if key.kind == "section" or key.kind.startswith("list of sections")
+        key.path for key in configuration.all_keys() if key.kind == "section" or key.kind.startswith("list of sections")
     }
-    silent = {key.path for key in configuration if not key.description} - of_sections
+    silent = {key.path for key in configuration.all_keys() if not key.description} - of_sections
     assert silent == set()
     assert {name for name, description in sections.items() if not description} == set()
     assert {path for path in of_sections if not {path, f"{path}[]"} & set(sections)} == set()
@@ -70,7 +70,7 @@ class Bakery(BaseModel):
 
 
 def test_a_key_has_the_text_below_it_and_one_without_has_none() -> None:
-    fuel, told = configuration.keys(configuration.schema(Bakery))
+    fuel, told = configuration.all_keys(configuration.schema(Bakery))
     assert (fuel.path, fuel.description, fuel.default, fuel.kind) == ("baker.fuel", "", '"wood"', "text")
     assert (told.path, told.default, told.kind) == ("baker.told", "3", "integer, at least 1")
     assert told.description == "How `hot` it is, unlike `fuel`."
@@ -78,10 +78,10 @@ def test_a_key_has_the_text_below_it_and_one_without_has_none() -> None:
 
 
 def test_the_named_variable_sets_the_key() -> None:
-    (port,) = (key for key in configuration if key.path == "streamer.port")
+    (port,) = (key for key in configuration.all_keys() if key.path == "streamer.port")
     assert port.variable is not None
     assert load(StreamerConfiguration, None, {port.variable: "1234"}).streamer.port == 1234
-    nested = [key for key in configuration if key.path.count(".") > 1]
+    nested = [key for key in configuration.all_keys() if key.path.count(".") > 1]
     assert nested
     assert all(key.variable is None for key in nested)
 
@@ -97,6 +97,6 @@ def test_the_schema_takes_the_example_and_refuses_a_fault_in_it() -> None:
         wrong[section][key] = value
         with pytest.raises(jsonschema.ValidationError):
             validator.validate(wrong)
-    (port,) = (key for key in configuration.keys(schema) if key.path == "streamer.port")
+    (port,) = (key for key in configuration.all_keys(schema) if key.path == "streamer.port")
     assert schema["$defs"]["StreamerSection"]["properties"]["port"]["description"]
     assert port.default == "8080"

@@ -25,7 +25,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_page_is_there_with_its_generated_parts(tree: Path) -> None:
     for page in stage.pages():
         text = (tree / stage.place_of(page)).read_text()
-        assert "<!-- site:" not in text, page
+        assert "\n<!-- site:" not in text, page
     assert "FRAMEBUS_STREAMER__PORT" in (tree / "configuration.md").read_text()
     assert ".. autoclass:: framebus.Publisher" in (tree / "api.md").read_text()
     assert "`framebus-stitcher probe`" in (tree / "commands.md").read_text()

@@ -58,7 +58,7 @@ static inline int32_t along(int32_t first, int32_t step, int count)
 
 static inline int32_t clamp(int32_t value, int32_t low, int32_t high)
 {
-    return value < low ? low : value > high ? high : value;
+    return value < low ? low : (value > high ? high : value);
 }
 
 static inline int16_t saturate(int32_t value) { return (int16_t)clamp(value, INT16_MIN, INT16_MAX); }

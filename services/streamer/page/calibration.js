@@ -80,7 +80,7 @@ function cameraRow(name, camera, calibration) {
 }
 
 function pairRow(name, pair) {
-  const now = isNumber(pair.residual_px) ? withUnit(pair.residual_px, 2, " px") : pair.state ?? NONE;
+  const now = isNumber(pair.residual_px) ? withUnit(pair.residual_px, 2, " px") : (pair.state ?? NONE);
   return row([
     { text: name },
     { text: pair.matches ?? NONE },
@@ -116,7 +116,10 @@ function draw(calibration, pairs) {
     parts.push(svg("line", { class: "seam", x1: x, x2: x, y1: 0, y2: height }));
   }
   for (const [[x1, y1], [x2, y2]] of drawing.matches_px ?? []) {
-    parts.push(svg("circle", { class: "match", cx: x1, cy: y1, r: size / 5 }), svg("line", { class: "match", x1, y1, x2, y2 }));
+    parts.push(
+      svg("circle", { class: "match", cx: x1, cy: y1, r: size / 5 }),
+      svg("line", { class: "match", x1, y1, x2, y2 }),
+    );
   }
   for (const [index, [name, points]] of [...outlines].entries()) {
     const stroke = COLOURS[index % COLOURS.length];

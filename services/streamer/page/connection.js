@@ -24,7 +24,10 @@ export class Connection {
   constructor(clock, handlers) {
     this.#clock = clock;
     this.#handlers = handlers;
-    for (const [target, event] of [[window, "online"], [document, "visibilitychange"]]) {
+    for (const [target, event] of [
+      [window, "online"],
+      [document, "visibilitychange"],
+    ]) {
       target.addEventListener(event, () => this.#retry && !document.hidden && this.open());
     }
     // Without frames to acknowledge, the clocks are compared all the same.

@@ -145,7 +145,7 @@ async function askWhy() {
 }
 
 function pictureAgeMs() {
-  return picture.shown === null ? null : clock.since(picture.shown.captured_ms) ?? NaN;
+  return picture.shown === null ? null : (clock.since(picture.shown.captured_ms) ?? NaN);
 }
 
 // The boxes of the picture that is shown.
@@ -241,7 +241,9 @@ function listFound() {
     }),
   );
   if (focused !== undefined) {
-    element("found").querySelector(`[data-label="${CSS.escape(focused)}"]`)?.focus();
+    element("found")
+      .querySelector(`[data-label="${CSS.escape(focused)}"]`)
+      ?.focus();
   }
 }
 

@@ -126,10 +126,12 @@ async function* parts(reader) {
     }
     const lines = new TextDecoder().decode(held.subarray(0, end)).split("\r\n");
     const headers = Object.fromEntries(
-      lines.filter((line) => line.includes(": ")).map((line) => {
-        const [name, ...value] = line.split(": ");
-        return [name.toLowerCase(), value.join(": ")];
-      }),
+      lines
+        .filter((line) => line.includes(": "))
+        .map((line) => {
+          const [name, ...value] = line.split(": ");
+          return [name.toLowerCase(), value.join(": ")];
+        }),
     );
     const start = end + END_OF_HEAD.length;
     const stop = start + Number(headers["content-length"]);

@@ -26,7 +26,12 @@ export class Motion {
     let seen = this.#detectors.get(instance) ?? [];
     const last = seen.at(-1);
     if (last !== undefined) {
-      if (last.epoch !== epoch || last.tracker !== tracker || captured - last.captured > LONGEST_GAP_MS || captured < last.captured) {
+      if (
+        last.epoch !== epoch ||
+        last.tracker !== tracker ||
+        captured - last.captured > LONGEST_GAP_MS ||
+        captured < last.captured
+      ) {
         seen = [];
       } else if (captured === last.captured) {
         return;
@@ -58,7 +63,10 @@ export class Motion {
     let seenAt = null;
     const newestFirst = [...this.#detectors.values()].sort((a, b) => b.at(-1).captured - a.at(-1).captured);
     for (const seen of newestFirst) {
-      const found = place(seen.filter((entry) => entry.epoch === epoch), captured);
+      const found = place(
+        seen.filter((entry) => entry.epoch === epoch),
+        captured,
+      );
       if (found === null || found.distance >= maxAgeMs) {
         continue;
       }
@@ -109,7 +117,7 @@ function place(seen, captured) {
   if (after < 0 || after === 0) {
     const nearest = after < 0 ? seen.at(-1) : seen[0];
     // Nothing is known of the speed before the first message but what came after it.
-    const speeds = after === 0 ? seen[1] ?? nearest : nearest;
+    const speeds = after === 0 ? (seen[1] ?? nearest) : nearest;
     const elapsed = captured - nearest.captured;
     return {
       objects: nearest.objects.map((object) => shift(object, speeds, elapsed)),
