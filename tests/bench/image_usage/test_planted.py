@@ -39,13 +39,19 @@ SAME = 0.03
 Report = dict[str, Any]
 
 
+def read_ahead() -> dict[str, str]:
+    """How far the kernel reads ahead, by device; other programs may mount one, or unmount it."""
+    return {one.parent.name: one.read_text() for one in Path("/sys/class/bdi").glob("*/read_ahead_kb")}
+
+
 def measure(folder: Path, *arguments: str) -> Report:
     """Run the tool; return its report."""
     path = folder / f"{secrets.token_hex(4)}.json"
-    before = [one.read_text() for one in Path("/sys/class/bdi").glob("*/read_ahead_kb")]
     separator = arguments.index("--") if "--" in arguments else len(arguments)
+    before = read_ahead()
     assert main([*arguments[:separator], "--json", str(path), *arguments[separator:]]) == 0
-    assert [one.read_text() for one in Path("/sys/class/bdi").glob("*/read_ahead_kb")] == before
+    after = read_ahead()
+    assert {device: after.get(device, kilobytes) for device, kilobytes in before.items()} == before
     report: Report = json.loads(path.read_text())
     return report
 
