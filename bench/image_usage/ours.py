@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -235,6 +236,7 @@ def main() -> int:
     parser.add_argument("--tests", action="store_true", help="run the services' tests in their images as further "
                         "observations")  # fmt: skip
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     options.folder.mkdir(parents=True, exist_ok=True)
     try:
         with broker_image():
@@ -242,6 +244,8 @@ def main() -> int:
     except CannotMeasure as error:
         print(f"image usage: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     for one in reports:
         print(one.summary())
     return 0

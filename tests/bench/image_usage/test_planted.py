@@ -169,8 +169,10 @@ def test_figures_of_a_real_server_are_the_same_again(server: str, tmp_path: Path
     first, second = (measure(tmp_path, server, "--during", work) for _ in range(2))
     for sums in ("ours", "whole"):
         for figure in ("size_bytes", "opened_bytes", "read_bytes", "touched_bytes"):
-            assert second[sums][figure] == pytest.approx(first[sums][figure], rel=SAME), (sums, figure)
             assert first[sums][figure] > 0
+            if figure == "touched_bytes" and sums == "whole" and (first["held_bytes"] or second["held_bytes"]):
+                continue  # other containers of the base come and go
+            assert second[sums][figure] == pytest.approx(first[sums][figure], rel=SAME), (sums, figure)
     (binary,) = (one for one in first["files"] if one["path"] == "/usr/sbin/nginx")
     assert (binary["package"], binary["manager"], binary["kind"]) == ("nginx-light", "deb", "programs") or (
         binary["package"].startswith("nginx")
