@@ -10,7 +10,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
 
 from bench.image_usage import measure, report, treemap
 from bench.image_usage.errors import CannotMeasure
@@ -114,14 +113,10 @@ def _tell(what: str) -> None:
     print(f"{what} ...", file=sys.stderr, flush=True)
 
 
-def _end(*_: object) -> NoReturn:
-    raise SystemExit("ended by a signal; reading ahead is restored")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print and write what was asked for; return the exit status."""
     parsed, options, command = parse(sys.argv[1:] if arguments is None else arguments)
-    signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         found = with_others(measured(parsed, options, command), parsed.also)
     except CannotMeasure as error:

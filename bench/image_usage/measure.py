@@ -104,7 +104,5 @@ def _told(work: Work) -> str:
 
 
 def _seen(seen: Observation) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    remarks = seen.remarks
-    if seen.restarts:
-        remarks = (*remarks, f"the engine has started it again {seen.restarts} times")
-    return seen.service, seen.sharers, remarks
+    again = f"the engine has started it again {seen.restarts} times" if seen.restarts else ""
+    return seen.service, seen.sharers, (*seen.remarks, *filter(None, (again, seen.failure)))

@@ -39,6 +39,7 @@ class Subject(Protocol):
     def environment(self) -> dict[str, str]: ...
     def sharers(self) -> list[str]: ...
     def restarts(self) -> int: ...
+    def failure(self) -> str: ...
 
 
 class Contained:
@@ -84,6 +85,13 @@ class Contained:
         """Other running containers that have layers of its image."""
         return engine.sharers(self._folders, self._container.identity)
 
+    def failure(self) -> str:
+        """What became of it, if it has ended by itself with an error."""
+        state = self._container.state()
+        if state["Running"] or not state["ExitCode"]:
+            return ""
+        return f"its program ended by itself with exit status {state['ExitCode']}; 'docker run' shows what it printed"
+
     def restarts(self) -> int:
         """How many times the engine has started it again by itself."""
         return int(docker("container", "inspect", "--format", "{{.RestartCount}}", self._container.identity))
@@ -127,6 +135,7 @@ class Observation:
     sharers: tuple[str, ...]
     restarts: int
     remarks: tuple[str, ...] = ()
+    failure: str = ""
 
 
 def observe(
@@ -166,6 +175,7 @@ def observe(
             watch.drain()
             first = first or pagecache.cached_bytes(files)
         alive, firsts = watch.alive(), subject.firsts()
+        failure = subject.failure()
         watch.phase = 0  # how it ends is a part of its work
         subject.stop()
         watch.drain()
@@ -177,7 +187,7 @@ def observe(
         raise CannotMeasure("no program of the container was seen: it began before it was watched, so run this again")
     found = roles(lives, firsts, start, subject.check)
     seen = _join(watch, found, numbers, memory, work.commands)
-    return Observation(seen, start.arguments, tuple(sharing), restarts, _remarks(lives, found))
+    return Observation(seen, start.arguments, tuple(sharing), restarts, _remarks(lives, found), failure)
 
 
 def _wait_for_mark(watch: Watch) -> None:

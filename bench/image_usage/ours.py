@@ -1,7 +1,8 @@
 """How much of this project's images their work uses: ``python -m bench.image_usage.ours [--folder FOLDER] [NAME …]``.
 
 Each image is watched in its place: among the other services of its compose file, while a browser shows the page. The
-detector's and the streamer's runs beside the relay are further observations of their images.
+detector's and the streamer's runs beside the relay are further observations of their images, and so are the services'
+tests with ``--tests``.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ import argparse
 import json
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -42,15 +45,26 @@ class Stack:
     name: str
     files: tuple[str, ...]
     services: tuple[str, ...]
+    further: tuple[str, ...] = ()
+    """Those whose runs here are further observations of images that are measured elsewhere."""
 
 
 STACKS: Final = (
-    Stack("relay", ("compose.yaml", "compose.relay.yaml"), ("relay", "detector", "streamer")),
+    Stack("relay", ("compose.yaml", "compose.relay.yaml"), ("relay",), further=("detector", "streamer")),
     Stack("pipeline", ("compose.yaml",), ("stitcher", "detector", "streamer", "simulator")),
     Stack("single", ("compose.single.yaml",), ("framebus",)),
 )
 """Further observations come before those that the figures are of."""
-FURTHER: Final = {("relay", "detector"), ("relay", "streamer")}
+TESTED: Final = ("stitcher", "detector", "streamer", "relay")
+"""Services whose tests are run in their images, too, where that is asked for."""
+TESTS_S: Final = 1800.0
+PYTEST: Final = """\
+import sys
+sys.path.append("/dev-packages")  # behind what the image has itself
+import pytest
+arguments = ["--continue-on-collection-errors", "-p", "no:cacheprovider", "-m", "not slow and not long and not docker"]
+sys.exit(pytest.main([sys.argv[1], "--quiet", *arguments]))
+"""
 
 
 class Project:
@@ -146,6 +160,21 @@ def _pulls(image: str) -> bool:
     return True
 
 
+def tests_in(service: str) -> Report:
+    """Run a service's own tests in its image, with this environment's packages for what they need beside it."""
+    packages = sysconfig.get_path("purelib")
+    mounts = {
+        ROOT / "tests": "/app/tests",
+        ROOT / "services/simulator": "/app/services/simulator",
+        ROOT / "pyproject.toml": "/app/pyproject.toml",
+        Path(packages): "/dev-packages",
+    }
+    options = [argument for here, there in mounts.items() for argument in ("--volume", f"{here}:{there}:ro")]
+    image = f"framebus/{service}:{os.environ.get('FRAMEBUS_TAG', 'latest')}"
+    command = ["python", "-c", PYTEST, f"tests/services/{service}"]
+    return measure.of_image(image, [*options, "--user", "root"], command, work=Work((), TESTS_S), base=BASE, tell=_tell)
+
+
 def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
@@ -161,27 +190,34 @@ def _write(found: Report, folder: Path, name: str) -> None:
     (folder / f"{name}.txt").write_text(report.text(found) + "\n")
 
 
-def measure_all(names: Sequence[str], folder: Path, lasts_s: float) -> list[Report]:
+def _joined(found: Report, name: str, other: Report) -> Report:
+    return replace(found, rows=also(found.rows, name, other.opened_paths()))
+
+
+def measure_all(names: Sequence[str], folder: Path, lasts_s: float, *, tests: bool) -> list[Report]:
     """Measure the images of these services, or of all; write a report, JSON and a picture of each into the folder."""
     reports: list[Report] = []
-    further: dict[str, Report] = {}
+    further: dict[str, dict[str, Report]] = {}
     for stack in STACKS:
-        services = [one for one in stack.services if not names or {one, stack.name}.intersection(names)]
-        if not services:
+        wanted = {one for one in (*stack.services, *stack.further) if not names or {one, stack.name} & {*names}}
+        if not wanted:
             continue
         with running(stack, folder) as project:
-            for service in services:
+            for service in [one for one in stack.further if one in wanted]:
                 found = project.measure(service, lasts_s)
-                if (stack.name, service) in FURTHER:
-                    further[service] = found
-                    _write(found, folder, f"{service}-beside-the-{stack.name}")
-                    continue
-                if service in further:
-                    opened = report.opened_in(json.dumps(report.as_json(further[service])))[1]
-                    found = Report(**{**vars(found), "rows": also(found.rows, "beside the relay", opened)})
-                _write(found, folder, service)
-                reports.append(found)
-                print(report.text(found), end="\n\n", flush=True)
+                further.setdefault(service, {})[f"beside the {stack.name}"] = found
+                _write(found, folder, f"{service}-beside-the-{stack.name}")
+            measured = {one: project.measure(one, lasts_s) for one in stack.services if one in wanted}
+        for service, alone in measured.items():
+            if tests and service in TESTED:
+                further.setdefault(service, {})["its tests"] = tests_in(service)
+                _write(further[service]["its tests"], folder, f"{service}-tests")
+            found = alone
+            for name, other in further.get(service, {}).items():
+                found = _joined(found, name, other)
+            _write(found, folder, service)
+            reports.append(found)
+            print(report.text(found), end="\n\n", flush=True)
     return reports
 
 
@@ -197,14 +233,19 @@ def main() -> int:
     parser.add_argument(
         "--for", type=float, default=LOOKS_S, dest="lasts_s", metavar="SECONDS", help="with the page open"
     )
+    parser.add_argument("--tests", action="store_true", help="run the services' tests in their images as further "
+                        "observations")  # fmt: skip
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     options.folder.mkdir(parents=True, exist_ok=True)
     try:
         with broker_image():
-            reports = measure_all(options.names, options.folder, options.lasts_s)
+            reports = measure_all(options.names, options.folder, options.lasts_s, tests=options.tests)
     except CannotMeasure as error:
         print(f"image usage: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     for one in reports:
         print(one.summary())
     return 0

@@ -29,7 +29,7 @@ def _lines(report: Report) -> Iterator[str]:
     if report.service:
         yield f"Counted from the first program of the service: {' '.join(report.service)}"
     yield f"Base: {report.base or 'none'} ({report.base_known_by})."
-    yield from (f"Apart: {remark}." for remark in report.remarks)
+    yield from (f"{remark[:1].upper()}{remark[1:]}." for remark in report.remarks)
     yield from _sharing(report)
     yield ""
     yield from _table(

@@ -104,6 +104,11 @@ class Rootfs:
         """No container stacks this folder."""
         return []
 
+    def failure(self) -> str:
+        """What became of it, if it has ended by itself with an error."""
+        code = None if self._process is None else self._process.poll()
+        return f"its program ended by itself with exit status {code}" if code else ""
+
     def restarts(self) -> int:
         """It is started once."""
         return 0

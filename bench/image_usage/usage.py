@@ -156,6 +156,11 @@ class Report:
         """What other processes held in memory before the start."""
         return sum(row.seen.held_bytes for row in self.rows)
 
+    def opened_paths(self) -> frozenset[str]:
+        """All names of the files that the work, or a further command, opened."""
+        opened = (row.file.paths for row in self.rows if row.seen.opened or row.seen.only_in)
+        return frozenset(path for paths in opened for path in paths)
+
     def summary(self) -> str:
         """The line that stands last."""
         ours = self.ours

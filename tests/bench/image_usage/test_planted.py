@@ -39,13 +39,19 @@ SAME = 0.03
 Report = dict[str, Any]
 
 
+def read_ahead() -> dict[str, str]:
+    """How far the kernel reads ahead, by device; other programs may mount one, or unmount it."""
+    return {one.parent.name: one.read_text() for one in Path("/sys/class/bdi").glob("*/read_ahead_kb")}
+
+
 def measure(folder: Path, *arguments: str) -> Report:
     """Run the tool; return its report."""
     path = folder / f"{secrets.token_hex(4)}.json"
-    before = [one.read_text() for one in Path("/sys/class/bdi").glob("*/read_ahead_kb")]
     separator = arguments.index("--") if "--" in arguments else len(arguments)
+    before = read_ahead()
     assert main([*arguments[:separator], "--json", str(path), *arguments[separator:]]) == 0
-    assert [one.read_text() for one in Path("/sys/class/bdi").glob("*/read_ahead_kb")] == before
+    after = read_ahead()
+    assert {device: after.get(device, kilobytes) for device, kilobytes in before.items()} == before
     report: Report = json.loads(path.read_text())
     return report
 
@@ -163,8 +169,10 @@ def test_figures_of_a_real_server_are_the_same_again(server: str, tmp_path: Path
     first, second = (measure(tmp_path, server, "--during", work) for _ in range(2))
     for sums in ("ours", "whole"):
         for figure in ("size_bytes", "opened_bytes", "read_bytes", "touched_bytes"):
-            assert second[sums][figure] == pytest.approx(first[sums][figure], rel=SAME), (sums, figure)
             assert first[sums][figure] > 0
+            if figure == "touched_bytes" and sums == "whole" and (first["held_bytes"] or second["held_bytes"]):
+                continue  # other containers of the base come and go
+            assert second[sums][figure] == pytest.approx(first[sums][figure], rel=SAME), (sums, figure)
     (binary,) = (one for one in first["files"] if one["path"] == "/usr/sbin/nginx")
     assert (binary["package"], binary["manager"], binary["kind"]) == ("nginx-light", "deb", "programs") or (
         binary["package"].startswith("nginx")

@@ -1,0 +1,95 @@
+"""Pages of files in memory, and reading ahead, which is restored whatever happens."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from pathlib import Path
+
+import pytest
+
+from bench.image_usage import pagecache
+from bench.image_usage.errors import CannotMeasure
+from bench.image_usage.pagecache import alone, cached_bytes, cached_pages, drop, no_read_ahead, write_back
+
+PAGES = 300
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A file of which nothing is in memory."""
+    path = tmp_path / "file"
+    path.write_bytes(os.urandom(PAGES * mmap.PAGESIZE - 100))
+    write_back(tmp_path)
+    drop([path])
+    if cached_pages(path):
+        pytest.skip("the file system of temporary files keeps them in memory")
+    return path
+
+
+def test_pages_that_were_read_are_counted_and_dropped(file: Path) -> None:
+    with file.open("rb", buffering=0) as opened:
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # no reading ahead
+        opened.read(1)
+        opened.seek(100 * mmap.PAGESIZE)
+        opened.read(1)
+    assert cached_pages(file) == 2
+    file.read_bytes()
+    assert cached_pages(file) == PAGES
+    status = file.stat()
+    found = cached_bytes({(status.st_dev, status.st_ino): (file, status.st_size)})
+    assert found == {(status.st_dev, status.st_ino): PAGES * mmap.PAGESIZE - 100}
+    drop([file])
+    assert cached_pages(file) == 0
+
+
+def test_an_older_kernel_is_asked_by_mincore(file: Path) -> None:
+    with file.open("rb", buffering=0) as opened:
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+        opened.read(3 * mmap.PAGESIZE)
+        assert pagecache._mincore(opened.fileno()) == pagecache._cachestat(opened.fileno()) == 3
+    empty = file.with_name("empty")
+    empty.touch()
+    with empty.open("rb") as opened:
+        assert pagecache._mincore(opened.fileno()) == 0
+
+
+@pytest.fixture
+def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stands for how far the kernel reads ahead."""
+    path = tmp_path / "read_ahead_kb"
+    path.write_text("128\n")
+    monkeypatch.setattr(pagecache, "read_ahead_setting", lambda _: path)
+    monkeypatch.setattr(pagecache, "NOTE", tmp_path / "note")
+    return path
+
+
+def test_reading_ahead_is_restored_after_a_failure(setting: Path, tmp_path: Path) -> None:
+    def fail() -> None:
+        with alone(), no_read_ahead([tmp_path]):
+            assert setting.read_text() == "0"
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert setting.read_text() == "128"
+
+
+def test_what_a_killed_run_left_is_restored_by_the_next(setting: Path, tmp_path: Path) -> None:
+    killed = no_read_ahead([tmp_path])
+    with alone():
+        killed.__enter__()  # and never left
+    assert setting.read_text() == "0"
+    with alone():
+        assert setting.read_text() == "128"
+
+
+def test_one_measurement_runs_at_a_time(setting: Path) -> None:
+    del setting
+    with alone(), pytest.raises(CannotMeasure, match="another measurement runs"), alone():
+        pass
+
+
+def test_a_file_system_without_the_setting_is_told() -> None:
+    with pytest.raises(CannotMeasure, match="cannot be set"):
+        pagecache.read_ahead_setting(Path("/proc"))
