@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help install demo check test test-long coverage lint ruff mypy imports bench bench-full bench-compare bench-publish bench-stitch bench-detect bench-relay first-sight calibration-trials soak kubernetes verify system-packages clean
+.PHONY: help install demo check test test-long coverage lint ruff mypy imports bench bench-full bench-compare bench-publish bench-stitch bench-detect bench-relay bench-storage first-sight calibration-trials soak kubernetes verify system-packages clean
 .DEFAULT_GOAL := help
 
 # A module stays on one core, for the fixtures that its tests share; those with slow tests come first.
@@ -122,6 +122,12 @@ bench-detect: $(VENV)/installed-dev ## what detectors find, by the height of peo
 
 bench-relay: $(VENV)/installed-bench ## what the relay costs beside its floor, frames in RabbitMQ and in Redis, and the ring
 	$(BIN)/python -m bench.relay $(if $(QUICK),--quick)
+
+# FORM=full: more rounds and larger images, in half an hour. SECTIONS: union drivers disks handover supervisors ring backup bundles.
+# Mounts and drops the machine's caches, so root runs all of it; a second engine runs beside the machine's.
+FORM ?= short
+bench-storage: $(VENV)/installed-bench ## what layers, volumes, drivers and a full /dev/shm cost; as root, under five minutes
+	$(BIN)/python -m bench.storage $(SECTIONS) --form $(FORM) $(if $(IMAGE),--image $(IMAGE)) $(if $(PUBLISH),--publish)
 
 first-sight: $(VENV)/installed-dev ## what somebody sees of 'make demo' in a browser, in figures; MINUTES=1 for a shorter look
 	$(BIN)/python -m tests.e2e.first_sight $(if $(filter-out 0,$(MINUTES)),--minutes $(MINUTES))
