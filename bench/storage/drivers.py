@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import time
@@ -21,6 +22,7 @@ DRIVERS: Final = {"overlay2": "ext4", "fuse-overlayfs": "ext4", "btrfs": "btrfs"
 """Those that run where the kernel has them, and the file system below."""
 OTHERS: Final = {"devicemapper": "device-mapper", "zfs": "zfs", "aufs": "aufs"}
 """Those that need more of a kernel than Debian's or this one's has."""
+CONTROL: Final = Path("/dev/mapper/control")
 DISK_MIB: Final = 24 * 1024
 DOCKERFILE: Final = """\
 FROM {image}
@@ -132,12 +134,18 @@ def measure(form: Form, place: Path) -> list[FigureTable]:
 
 def other(folder: Path, driver: str, module: str) -> str:
     """Start an engine with a driver that hardly any kernel has; return what came of it."""
-    here = kernel_knows(module) or (module == "device-mapper" and Path("/dev/mapper/control").exists())
+    here = kernel_knows(module) or module in Path("/proc/devices").read_text().split()
+    had_control = CONTROL.exists()
     try:
         with engine(folder / "engine", driver):
             return "starts here, and was not measured"
     except NotHere as error:
         return f"{error}" if here else f"{NOT_IN_KERNEL}; the engine said: {error}"
+    finally:
+        if not had_control and CONTROL.exists() and not here:  # the engine's library makes it, for no device
+            CONTROL.unlink()
+            with contextlib.suppress(OSError):
+                CONTROL.parent.rmdir()
 
 
 def _depth(ours: Engine | None, folder: Path, depths: tuple[int, ...]) -> FigureTable:

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+import psutil
+
 from bench.storage.figures import NOT_HERE, NotHere
 from bench.storage.mounts import command, held_back, need_root, unmount_below
 
@@ -147,24 +149,25 @@ def _end(ours: Engine, process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    for pid in _of_folder(ours.sockets):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    for one in _of_folder(ours.sockets):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            family = [one, *one.children(recursive=True)]  # of a shim, the processes of its container
+            for member in family:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    member.kill()
+            psutil.wait_procs(family, timeout=5)
     unmount_below(ours.sockets)
     unmount_below(ours.data_root)
 
 
-def _of_folder(folder: Path) -> list[int]:
-    """Return the processes whose command line names a folder: containerd, and shims of containers that were killed."""
+def _of_folder(folder: Path) -> list[psutil.Process]:
+    """Return containerd and shims whose command line names a folder: what an engine that was killed has left."""
     found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            with contextlib.suppress(OSError):
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-                if words[0].rpartition(b"/")[2].startswith((b"containerd", b"dockerd", b"docker-")) and any(
-                    os.fsencode(folder) + b"/" in word for word in words
-                ):
-                    found.append(int(entry.name))
+    for one in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            words = one.cmdline()
+            if words and Path(words[0]).name.startswith("containerd") and any(f"{folder}/" in word for word in words):
+                found.append(one)
     return found
 
 

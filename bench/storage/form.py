@@ -28,7 +28,6 @@ class Form:
     bundle_bytes: int = 32 * MIB
     hand_over_rounds: int = 3
     hand_over_frames: int = 12
-    restarts: int = 5
     idle_s: float = 5.0
     may_drop_caches: bool = True
 
@@ -36,6 +35,6 @@ class Form:
 SHORT: Final = Form(rounds=3)
 FULL: Final = Form(
     "full", rounds=9, files=500, engine_rounds=3, depths=(126, 127, 128), image="framebus/stitcher",
-    models=3, services=3, bundle_bytes=64 * MIB, hand_over_rounds=7, hand_over_frames=60, restarts=15, idle_s=30.0,
+    models=3, services=3, bundle_bytes=32 * MIB, hand_over_rounds=7, hand_over_frames=60, idle_s=30.0,
 )  # fmt: skip
 FORMS: Final = {form.name: form for form in (SHORT, FULL)}

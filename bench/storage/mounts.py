@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -80,12 +81,23 @@ def work_folder(parent: Path) -> Iterator[Path]:
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Hold SIGINT and SIGTERM back while something is undone."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    """Hold SIGINT and SIGTERM back while something is undone; what came is raised afterwards.
+
+    To block the signals would not do: the kernel hands them to another thread, such as one of numpy's.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    held = (signal.SIGINT, signal.SIGTERM)
+    handlers = [signal.signal(number, lambda number, _frame: came.append(number)) for number in held]
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in zip(held, handlers, strict=True):
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 def mounted_below(folder: Path) -> list[Path]:

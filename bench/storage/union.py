@@ -154,7 +154,7 @@ def _lookups(form: Form, place: Path) -> FigureTable:
     return found
 
 
-def _first_write_ms(path: Path) -> float:
+def _write_ms(path: Path) -> float:
     begun_ns = time.perf_counter_ns()
     fd = os.open(path, os.O_WRONLY | os.O_APPEND)
     try:
@@ -166,32 +166,27 @@ def _first_write_ms(path: Path) -> float:
 
 def _copy_up(form: Form, place: Path) -> FigureTable:
     found = FigureTable(
-        "Copy-up: one byte appended to a file of a lower layer, page cache warm",
+        "Copy-up: milliseconds of the first write, one byte, to a file of a lower layer that is in the page cache",
         "the same in a folder of the same disk",
     )
     with ExitStack() as stack:
-        disks: dict[str, Path | str] = {"": place / "here"}
+        disks: dict[str, Path | str] = {"this disk": place / "here"}
         for kind in ("xfs", "btrfs"):
             try:
-                disks[kind] = stack.enter_context(loop_disk(place / kind, kind, 4096))
+                disks[f"{kind} on a loop disk"] = stack.enter_context(loop_disk(place / kind, kind, 4096))
             except NotHere as error:
-                disks[kind] = str(error)
+                disks[f"{kind} on a loop disk"] = str(error)
         for kind, disk in disks.items():
-            suffix = f", {kind} on a loop disk" if kind else ""
             if isinstance(disk, str):
-                found.row(f"overlay{suffix}").note = disk
+                found.row(f"overlay, {kind}").note = disk
                 continue
             for size_bytes in form.copy_up_bytes:
-                label = f"{size_bytes // MIB} MiB" if size_bytes >= MIB else f"{size_bytes // 1024} KiB"
                 ours = disk / str(size_bytes)
-                take_turns(
-                    found,
-                    {
-                        f"folder, {label}{suffix}": partial(_append, ours, size_bytes, False),
-                        f"overlay, {label}{suffix}": partial(_append, ours, size_bytes, True),
-                    },
-                    form.rounds,
-                )
+                ways = {
+                    f"folder, {kind}": partial(_append, ours, size_bytes, False),
+                    f"overlay, {kind}": partial(_append, ours, size_bytes, True),
+                }
+                take_turns(found, ways, form.rounds)
     return found
 
 
@@ -208,8 +203,9 @@ def _append(folder: Path, size_bytes: int, layered: bool) -> dict[str, float]:
         if layered:
             stack.callback(_remove_tree, folder / "u", folder / "w")
             file = stack.enter_context(overlay(folder / "m", [lower], folder / "u", folder / "w")) / "file"
-        first_ms = _first_write_ms(file)
-        return {"first write, ms": first_ms, "second write, ms": _first_write_ms(file)}
+        label = f"{size_bytes // MIB} MiB" if size_bytes >= MIB else f"{size_bytes // 1024} KiB"
+        first_ms = _write_ms(file)
+        return {label: first_ms, "second write": _write_ms(file)}
 
 
 def _remove_tree(*folders: Path) -> None:
