@@ -195,9 +195,10 @@ def _append(folder: Path, size_bytes: int, layered: bool) -> dict[str, float]:
     lower.mkdir(parents=True, exist_ok=True)
     file = lower / "file"
     # The content is written anew and is in the page cache; it is on the disk too, so that no write-back is timed.
+    block = os.urandom(min(MIB, size_bytes))
     with file.open("wb") as target:
         for _ in range(0, size_bytes, MIB):
-            target.write(os.urandom(min(MIB, size_bytes)))
+            target.write(block)
         os.fsync(target.fileno())
     with ExitStack() as stack:
         if layered:

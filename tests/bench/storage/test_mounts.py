@@ -90,7 +90,7 @@ def test_an_interrupt_unmounts_all(place: Path) -> None:
         " mounted(disk / 'inner', '-t', 'tmpfs', 'tmpfs'):\n"
         "    print('mounted', flush=True)\n    time.sleep(60)\n"
     )
-    command_line = [sys.executable, "-c", program, place]
+    command_line = [sys.executable, "-c", program, str(place)]
     with subprocess.Popen(command_line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"mounted\n"
