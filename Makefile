@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help install demo check test test-long coverage lint ruff mypy imports spelling c page workflows docs docs-external bench bench-full bench-compare bench-publish bench-stitch bench-detect bench-relay image-usage first-sight calibration-trials soak kubernetes verify system-packages clean
+.PHONY: help install demo check test test-long coverage lint ruff mypy imports spelling c page workflows docs docs-external bench bench-full bench-compare bench-publish bench-stitch bench-detect bench-relay bench-storage image-usage first-sight calibration-trials soak kubernetes verify system-packages clean
 .DEFAULT_GOAL := help
 
 # A module stays on one core, for the fixtures that its tests share; those with slow tests come first.
@@ -155,6 +155,12 @@ bench-relay: $(VENV)/installed-bench ## what the relay costs beside its floor, f
 # Builds the images and starts each compose file under names of its own. NAMES='stitcher single': not all of them.
 image-usage: $(VENV)/installed-dev ## what part of our container images their work uses; as root, with a Docker engine
 	$(BIN)/python -m bench.image_usage.ours $(NAMES)
+
+# FORM=full: more rounds and larger images, in half an hour. SECTIONS: union drivers disks handover supervisors ring backup bundles.
+# Mounts and drops the machine's caches, so root runs all of it; a second engine runs beside the machine's.
+FORM ?= short
+bench-storage: $(VENV)/installed-bench ## what layers, volumes, drivers and a full /dev/shm cost; as root, under five minutes
+	$(BIN)/python -m bench.storage $(SECTIONS) --form $(FORM) $(if $(IMAGE),--image $(IMAGE)) $(if $(PUBLISH),--publish)
 
 first-sight: $(VENV)/installed-dev ## what somebody sees of 'make demo' in a browser, in figures; MINUTES=1 for a shorter look
 	$(BIN)/python -m tests.e2e.first_sight $(if $(filter-out 0,$(MINUTES)),--minutes $(MINUTES))

@@ -1,4 +1,4 @@
-"""A file for each frame, in a folder of shared memory."""
+"""A file for each frame, in a folder of shared memory or of a disk, as a shared volume is."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from bench.peers import Peer, Pixels, Receiver, Sender, Setting
 from bench.peers.places import HoldingReceiver, pixels_of, temporary_folder
@@ -83,11 +83,14 @@ class TmpfsFile(Peer):
     )
     distribution = "inotify-simple"
     module = "inotify_simple"
+    parent: ClassVar[Path] = Path("/dev/shm")
+    """Where the folder is made."""
 
     @contextmanager
     def prepare(self, setting: Setting) -> Iterator[str]:
         del setting
-        with temporary_folder("/dev/shm") as folder:
+        self.parent.mkdir(exist_ok=True)
+        with temporary_folder(str(self.parent)) as folder:
             yield str(folder)
 
     def sender(self, setting: Setting) -> Sender:
@@ -98,4 +101,12 @@ class TmpfsFile(Peer):
         return FileReceiver(setting)
 
 
-PEERS = (TmpfsFile(),)
+class VolumeFile(TmpfsFile):
+    name = "volume-file"
+    title = "A file in a shared volume on disk"
+    how = TmpfsFile.how + " The kernel writes what is not removed in time to the disk."
+    # A named volume and a bind mount are folders of the host's disk, as this checkout is.
+    parent = Path(__file__).resolve().parent.parent.parent / ".bench"
+
+
+PEERS = (TmpfsFile(), VolumeFile())

@@ -1,0 +1,91 @@
+"""``python -m bench.storage [SECTION...]``: where bytes lie and what that costs; as root, for all of it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import time
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from rich.console import Console
+from rich.markdown import Markdown
+
+from bench.results import FORMAT, load, machine, now, save
+from bench.storage import backup, bundles, disks, drivers, handover, ring, supervisors, union
+from bench.storage.figures import lines, to_json
+from bench.storage.form import FORMS, Form
+from bench.storage.mounts import work_folder
+from bench.storage.page import published
+
+ROOT: Final = Path(__file__).resolve().parent.parent.parent
+FOLDER: Final = ROOT / ".bench" / "storage"
+PAGE: Final = ROOT / "docs" / "storage.md"
+SECTIONS: Final = {one.NAME: one for one in (union, drivers, disks, handover, supervisors, ring, backup, bundles)}
+
+
+def measure(names: list[str], form: Form, console: Console) -> dict[str, Any]:
+    """Run sections; return their results."""
+    results: dict[str, Any] = {
+        "format": FORMAT, "form": form.name, "image": "", "started": now(), "machine": machine(), "sections": {},
+    }  # fmt: skip
+    with work_folder(FOLDER) as place:
+        for name in names:
+            console.print(f"{name} …")
+            begun_s, load_before = time.monotonic(), round(os.getloadavg()[0], 2)
+            tables = SECTIONS[name].measure(form, place / name)
+            results["sections"][name] = {
+                "tables": to_json(tables), "seconds": time.monotonic() - begun_s, "load_before": load_before,
+            }  # fmt: skip
+            for one in tables:
+                console.print(Markdown("\n".join(lines(one))))
+    return results
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    del number, frame
+    raise KeyboardInterrupt
+
+
+def main() -> int:
+    """Measure, print the tables, save them, and put them into the page if asked."""
+    parser = argparse.ArgumentParser(prog="python -m bench.storage", description=(__doc__ or "").strip())
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"{', '.join(SECTIONS)}; without one, all")
+    parser.add_argument("--form", choices=FORMS, default="short", help="short takes less than 5 minutes")
+    parser.add_argument("--image", help="the image that the storage drivers are compared with")
+    parser.add_argument("--keep-caches", action="store_true", help="never drop the machine's caches: no cold figures")
+    parser.add_argument("--output", type=Path, help="where the results are saved as JSON")
+    parser.add_argument("--publish", action="store_true", help="put the tables into docs/storage.md")
+    parser.add_argument("--from", dest="saved", type=Path, help="results of before, instead of measuring")
+    options = parser.parse_args()
+    names = options.sections or list(SECTIONS)
+    if unknown := [name for name in names if name not in SECTIONS]:
+        parser.error(f"there is no section {unknown[0]}: there are {', '.join(SECTIONS)}")
+    form = FORMS[options.form]
+    form = replace(form, may_drop_caches=not options.keep_caches, image=options.image or form.image)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        if options.saved:
+            results = load(options.saved)
+        else:
+            results = measure(names, form, Console(width=max(120, Console().width)))
+            results["image"] = options.image or ""
+            path = options.output or FOLDER / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{form.name}.json"
+            save(results, path)
+            print(path)
+        if options.publish:
+            PAGE.write_text(published(PAGE.read_text(), results))
+            print(f"published in {PAGE.relative_to(ROOT)}: read its sentences against the new tables")
+    except KeyboardInterrupt:
+        return 130
+    except (OSError, ValueError) as error:
+        parser.exit(1, f"{error}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

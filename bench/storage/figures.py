@@ -1,0 +1,106 @@
+"""Tables of figures: a row is what is compared, a cell the figures of all its rounds. Saved as JSON as they are."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+from bench.markdown import spread, table
+from bench.results import Figure
+
+NOT_HERE: Final = "not on this machine"
+NOT_IN_KERNEL: Final = "not in this kernel"
+
+Measurement = Callable[[], Mapping[str, float]]
+"""One round of one row: figures by column."""
+
+
+class NotHere(RuntimeError):
+    """A row cannot be measured on this machine; the text says what is missing, and goes into the row."""
+
+
+@dataclass
+class Row:
+    """One of the things that are compared."""
+
+    name: str
+    cells: dict[str, list[float]] = field(default_factory=dict)
+    """Figures of the rounds, by column."""
+    note: str = ""
+    """What was seen, or why there are no figures."""
+
+    def add(self, figures: Mapping[str, float]) -> None:
+        """Add a round's figures."""
+        for column, value in figures.items():
+            self.cells.setdefault(column, []).append(value)
+
+
+@dataclass
+class FigureTable:
+    """What a section measured."""
+
+    title: str
+    baseline: str
+    """What the rows are compared with, in the same run: a row's name, or a sentence."""
+    rows: list[Row] = field(default_factory=list)
+    text: str = ""
+    """A sentence below the title."""
+
+    def row(self, name: str) -> Row:
+        """Return the row of that name; a new one if there is none."""
+        for one in self.rows:
+            if one.name == name:
+                return one
+        self.rows.append(Row(name))
+        return self.rows[-1]
+
+
+def take_turns(into: FigureTable, candidates: Mapping[str, Measurement], rounds: int, seed: str = "") -> None:
+    """Measure the candidates in turns, in an order that changes from round to round.
+
+    A candidate that raises :class:`NotHere` keeps the rounds that it had, and its row tells why there are no more.
+    """
+    order = random.Random(seed or into.title)
+    able = dict(candidates)
+    for name in candidates:
+        into.row(name)
+    for _ in range(rounds):
+        for name in order.sample(sorted(able), len(able)):
+            try:
+                into.row(name).add(able[name]())
+            except NotHere as error:
+                into.row(name).note = str(error)
+                del able[name]
+
+
+def lines(one: FigureTable) -> Iterator[str]:
+    """Yield a table as Markdown: medians with the least and the most of the rounds."""
+    columns = list(dict.fromkeys(column for row in one.rows for column in row.cells))
+    heads = ["", *columns, *(["seen"] if any(row.note for row in one.rows) else [])]
+    yield f"**{one.title}.** Baseline: {one.baseline}.{' ' + one.text if one.text else ''}"
+    yield ""
+    yield from table(heads, (_cells(row, columns, len(heads)) for row in one.rows))
+
+
+def _cells(row: Row, columns: list[str], width: int) -> list[str]:
+    figures = [_shown(row.cells.get(column, [])) for column in columns]
+    return [row.name, *figures, row.note.replace("|", "/").replace("\n", " ")][:width]
+
+
+def _shown(values: list[float]) -> str:
+    found = Figure.of(values)
+    if found is None or found.least != found.most:
+        return spread(found)
+    return f"{found.median:,.0f}" if abs(found.median) >= 100 else f"{found.median:.3g}"
+
+
+def to_json(tables: list[FigureTable]) -> list[dict[str, Any]]:
+    """Return tables as JSON's own types."""
+    return [asdict(one) for one in tables]
+
+
+def from_json(saved: list[dict[str, Any]]) -> list[FigureTable]:
+    """Return the tables of :func:`to_json`."""
+    return [FigureTable(**{**one, "rows": [Row(**row) for row in one["rows"]]}) for one in saved]
