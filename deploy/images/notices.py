@@ -48,7 +48,7 @@ def _licence(distribution: Distribution) -> str:
 
 
 def _texts(distribution: Distribution) -> list[Path]:
-    names = ("licen", "copying", "notice", "authors", "thirdparty")
+    names = ("licen", "copying", "notice", "authors", "third")
     return sorted(
         Path(str(distribution.locate_file(path)))
         for path in distribution.files or []
