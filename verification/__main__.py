@@ -9,7 +9,7 @@ import sys
 import time
 
 from verification.check import search
-from verification.mutants import HARMLESS, CONFIGURATIONS, orders, switches
+from verification.mutants import CONFIGURATIONS, HARMLESS, orders, switches
 
 
 def main() -> int:

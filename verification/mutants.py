@@ -19,9 +19,9 @@ CONFIGURATIONS: Final = {
     "lost": SlotProtocol(slots=4, max_loans=2, subscriber_dies=False),
     "files": SlotProtocol(publisher_deaths=1, subscriber_dies=False, new_files=1),
 }
-"""Three slots and a subscriber, with any number of deaths on both sides; two subscribers that compete for a seat; four slots
-and two leases; four slots and two loans; the same, with publishers that die with open loans; a file that is replaced. The
-number of frames is unbounded in all."""
+"""Three slots and a subscriber, with any number of deaths on both sides; two subscribers that compete for a seat; four
+slots and two leases; four slots and two loans; the same, with publishers that die with open loans; a file that is
+replaced. The number of frames is unbounded in all."""
 
 
 @dataclass(frozen=True, slots=True)

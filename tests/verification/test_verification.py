@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from verification.check import search
-from verification.mutants import HARMLESS, CONFIGURATIONS, Mutant, orders, switches
+from verification.mutants import CONFIGURATIONS, HARMLESS, Mutant, orders, switches
 from verification.slot_protocol import WHOLE
 
 pytestmark = pytest.mark.slow
 
 MUTANTS = [*switches(), *orders()]
 SLOW = {"admission: a seat for each slot but one", "tick: does not check the path"}
-"""Found by ``make verify``, which also searches the configurations ``lost`` and ``files``, and all of what is harmless."""
+"""Found by ``make verify``, which also searches the configurations ``lost`` and ``files``, and the harmless mutants."""
 
 
 @pytest.mark.parametrize("configuration", ["deaths", "two", pytest.param("four", marks=pytest.mark.long), "loans"])
