@@ -18,7 +18,7 @@ What may happen, and why:
 - *Abandoned and lost loans, and lives*: the publisher's own doing.
 
 Everything else is a broken promise: a checksum that is not that of the bytes (``torn``), a sequence twice or backwards,
-or not the one that was stamped (``mislabelled``), a gap that nobody counted, a header or notification that made no
+or not the one that was stamped (``mislabelled``), a gap that is not counted, a header or notification that made no
 sense (``rejected``), a frame that the publisher had to drop, though admission leaves it a slot for each loan; a loan
 that was published, abandoned or lost and not counted as such (``miscounted``); a subscriber that ends, hangs, or does
 not come to the last frame when the publisher rests; a file that is left at the end.
