@@ -67,7 +67,7 @@ def measure(form: str, only: str) -> Results:
     _tell("attaching")
     results["attach"] = attach.summary(attach.measure(ATTACHMENTS[form]))
     if form == "full" and only in PIPELINE:
-        from bench import pipeline  # every worker imports this module: it is to be small
+        from bench import pipeline  # imported lazily, because every worker imports this module
 
         _tell(PIPELINE)
         try:

@@ -1,4 +1,4 @@
-"""What is measured: the short form, which anybody runs in five minutes, and all of it."""
+"""What is measured: the short form, which takes five minutes, and the full form."""
 
 from __future__ import annotations
 

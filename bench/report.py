@@ -73,7 +73,7 @@ def _peers_file(results: Results) -> Iterable[str]:
     for scenario in results["scenarios"]:
         if scenario["name"].startswith(PEERS):
             yield from _scenario(scenario, results["peers"])
-    yield "## Who took part"
+    yield "## Peers"
     yield ""
     yield from table(
         ("peer", "version", "how it hands over"),

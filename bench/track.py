@@ -50,7 +50,7 @@ SHARES: Final = (None, 0.5, 0.2, 0.1)
 
 @dataclass(slots=True)
 class Tally:
-    """Counts of what was told against who was there."""
+    """Counts of reported people against the people that were there."""
 
     told: int = 0
     right: int = 0

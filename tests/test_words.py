@@ -17,7 +17,8 @@ DOCUMENTS = (
         for name in ["benchmarks", "cli", "design", "reliability", "security", "spec", "using", "verification"]
     ),
 )
-PLACES = {"the library": LIBRARY, "the documents": DOCUMENTS}
+TESTS = tuple(ROOT / name for name in ("tests/framebus", "tests/race", "tests/verification", "verification"))
+PLACES = {"the library": LIBRARY, "the documents": DOCUMENTS, "the tests and the model": TESTS}
 MAX_IS_NO = 2.0
 MIN_PURPOSE = 10.0
 MIN_COMMENT_SHARE = 0.025

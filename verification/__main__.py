@@ -1,6 +1,6 @@
-"""Search the protocol and all its mutants and print what was found: ``python -m verification``. Some minutes.
+"""Search the protocol and all its mutants, and print the results: ``python -m verification``. It takes some minutes.
 
-Ends with status 1 if the protocol breaks a property, or a mutant does not do what docs/verification.md says of it.
+The exit status is 1 if the protocol violates a property, or if a mutant behaves differently from docs/verification.md.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ import sys
 import time
 
 from verification.check import search
-from verification.mutants import HARMLESS, ROOMS, orders, switches
+from verification.mutants import CONFIGURATIONS, HARMLESS, orders, switches
 
 
 def main() -> int:
-    """Print a line for each room and each mutant."""
+    """Print a line for each configuration and each mutant."""
     status = 0
-    for name, room in ROOMS.items():
+    for name, configuration in CONFIGURATIONS.items():
         start_s = time.monotonic()
-        outcome = search(room)
+        outcome = search(configuration)
         status |= outcome.broken is not None
         print(
             f"{name:8} {outcome.states:7} states {outcome.steps:7} steps, depth {outcome.depth:3}: "
@@ -31,7 +31,7 @@ def main() -> int:
         wrong = (outcome.broken is None) != (mutant.name in HARMLESS)
         status |= wrong
         found = f"{outcome.broken}, after {len(outcome.trace)} steps" if outcome.broken else "harmless"
-        print(f"{mutant.name:50} {found}{'  NOT AS TOLD' * wrong}", flush=True)
+        print(f"{mutant.name:50} {found}{'  NOT AS EXPECTED' * wrong}", flush=True)
     return status
 
 

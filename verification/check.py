@@ -1,4 +1,4 @@
-"""Breadth-first search of a model's reachable states, with the shortest trace to a state that breaks a property."""
+"""Breadth-first search of a model's reachable states, with the shortest trace to a violation of a property."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ State = TypeVar("State", bound=Hashable)
 
 
 class Model(Protocol[State]):
-    """What can be searched."""
+    """A model that can be searched."""
 
     def initial(self) -> State:
-        """Where it begins."""
+        """Return the initial state."""
 
     def steps(self, state: State) -> Iterable[tuple[str, State]]:
-        """Everything that can happen next: its name, and the state after it."""
+        """Yield every possible next step: its name, and the state after it."""
 
     def broken(self, state: State) -> str | None:
-        """The property that the state breaks, if any."""
+        """Return the property that the state violates, if any."""
 
     def is_good(self, state: State) -> bool:
-        """Whether what everybody waits for has happened here; it must stay reachable from every state."""
+        """Return whether the processes have made progress here. Such a state must be reachable from every state."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a search found."""
+    """Result of a search."""
 
     states: int
     """States reached."""
@@ -36,15 +36,15 @@ class Outcome:
     depth: int
     """Steps from the initial state to the farthest."""
     broken: str | None
-    """The property that does not hold; ``None``: all hold in every reachable state."""
+    """The property that is violated; ``None`` if all hold in every reachable state."""
     trace: tuple[str, ...]
-    """The shortest way to where it breaks."""
+    """The shortest path to the violation."""
 
 
 def search(model: Model[State], *, limit: int = 2_000_000) -> Outcome:
-    """Visit every reachable state, or stop at the first that breaks a property.
+    """Visit every reachable state, or stop at the first that violates a property.
 
-    When none does, look whether a good state can be reached from every state: if not, somebody waits for ever.
+    If no state does, check whether a good state is reachable from every state. If not, a process waits forever.
 
     Args:
         model: What to search.
@@ -78,7 +78,7 @@ def search(model: Model[State], *, limit: int = 2_000_000) -> Outcome:
         followers.append(reached)
     stuck = _first_stuck(followers, [model.is_good(state) for state in states])
     if stuck is not None:
-        return Outcome(len(states), steps, depth, "nobody waits for ever", _trace(came_from, stuck))
+        return Outcome(len(states), steps, depth, "no process waits forever", _trace(came_from, stuck))
     return Outcome(len(states), steps, depth, None, ())
 
 

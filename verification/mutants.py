@@ -1,4 +1,4 @@
-"""Every protocol that differs from the true one in one step, and in which room each shows what it breaks."""
+"""Every protocol that differs from the true one in one step, and in which configuration each shows what it breaks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from verification.slot_protocol import Protocol, SlotProtocol
 
 TRUE: Final = Protocol()
 
-ROOMS: Final = {
+CONFIGURATIONS: Final = {
     "deaths": SlotProtocol(),
     "two": SlotProtocol(subscribers=2, publisher_deaths=0, subscriber_dies=False),
     "four": SlotProtocol(slots=4, max_leases=2, publisher_deaths=0, subscriber_dies=False),
@@ -19,9 +19,9 @@ ROOMS: Final = {
     "lost": SlotProtocol(slots=4, max_loans=2, subscriber_dies=False),
     "files": SlotProtocol(publisher_deaths=1, subscriber_dies=False, new_files=1),
 }
-"""Three slots and a subscriber, any number of deaths on both sides; two subscribers that compete for a seat; four slots
-and two leases; four slots and two loans; the same, with publishers that die while loans are out; a file that is
-replaced. The number of frames is bounded in none."""
+"""Three slots and a subscriber, with any number of deaths on both sides; two subscribers that compete for a seat; four
+slots and two leases; four slots and two loans; the same, with publishers that die with open loans; a file that is
+replaced. The number of frames is unbounded in all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +30,14 @@ class Mutant:
 
     name: str
     protocol: Protocol
-    rooms: tuple[str, ...] = ("deaths",)
+    configurations: tuple[str, ...] = ("deaths",)
     max_leases: int | None = None
-    """Leases that a subscriber asks for, where it would not get them without the fault."""
+    """Leases that a subscriber takes, if it would be refused them without the fault."""
 
     def hunt(self) -> Outcome:
-        """Search its rooms until a property breaks."""
-        for room in self.rooms:
-            model = replace(ROOMS[room], protocol=self.protocol)
+        """Search its configurations until a property is violated."""
+        for configuration in self.configurations:
+            model = replace(CONFIGURATIONS[configuration], protocol=self.protocol)
             outcome = search(replace(model, max_leases=self.max_leases or model.max_leases))
             if outcome.broken is not None:
                 break
@@ -45,7 +45,7 @@ class Mutant:
 
 
 def _moved(steps: tuple[str, ...], kept: tuple[str, ...] = ()) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Each way to leave out one of the steps, or to move one; the first stays where it is if ``kept`` names it."""
+    """Yield each way to omit one of the steps, or to move one. The steps in ``kept`` stay first."""
     seen = {steps}
     for place, step in enumerate(steps):
         if step in kept:
@@ -63,17 +63,17 @@ def _moved(steps: tuple[str, ...], kept: tuple[str, ...] = ()) -> Iterator[tuple
 def orders() -> Iterator[Mutant]:
     """Every omission and every move of a step of publication, of a lease and of its end."""
     for name, order in _moved(TRUE.publish, kept=("lock",)):
-        if not {"first", "second"} - set(order):  # a publisher that writes no pixels is no protocol
+        if not {"first", "second"} - set(order):  # a publisher that writes no pixels is meaningless
             # A death would unlock what the publisher does not.
-            rooms = ("deaths",) if "unlock" in order else ("two",)
-            yield Mutant(f"publish: {name}", replace(TRUE, publish=order), rooms)
+            configurations = ("deaths",) if "unlock" in order else ("two",)
+            yield Mutant(f"publish: {name}", replace(TRUE, publish=order), configurations)
     yield Mutant("publish: without 'lock'", replace(TRUE, publish=TRUE.publish[1:]))
     for name, order in _moved(TRUE.lease):
         yield Mutant(f"lease: {name}", replace(TRUE, lease=order))
     yield Mutant("lease: unlocked while the view lives", replace(TRUE, lease=(*TRUE.lease, "unlock")))
     yield Mutant("lease: not unlocked after a failed check", replace(TRUE, unlocks_after_check=False))
     yield Mutant("release: counted before it is unlocked", replace(TRUE, release=("return", "unlock")))
-    yield Mutant("look: 'tail' before 'event'", replace(TRUE, look=("tail", "event")))
+    yield Mutant("search: 'tail' before 'event'", replace(TRUE, search=("tail", "event")))
 
 
 def switches() -> Iterator[Mutant]:
@@ -92,8 +92,8 @@ def switches() -> Iterator[Mutant]:
     yield Mutant("admission: a seat for each slot but one", replace(TRUE, reserved=0), ("two",))
     yield Mutant("admission: one slot for all loans", replace(TRUE, reserved=1), ("loans",), max_leases=2)
     yield Mutant("death: locks stay, as a semaphore would", replace(TRUE, unlocks_when_dead=False))
-    yield Mutant("sleep: woken, sleeps again without a look", replace(TRUE, looks_when_woken=False))
-    yield Mutant("tick: does not look at the path", replace(TRUE, looks_at_path=False), ("files",))
+    yield Mutant("sleep: woken, sleeps again without a search", replace(TRUE, searches_when_woken=False))
+    yield Mutant("tick: does not check the path", replace(TRUE, checks_path=False), ("files",))
     late_header = tuple(step for step in TRUE.publish if step != "header")
     late_header = (*late_header[: late_header.index("seq") + 1], "header", *late_header[late_header.index("seq") + 1 :])
     believed = replace(TRUE, lease=("lock", "check"))
@@ -113,14 +113,14 @@ HARMLESS: Final = {
     "publish: 'header' before 'first'": "all are under the lock, with seq 0",
     "publish: 'header' before 'zero'": "the header's sequence is not what the reader came for",
     "publish: 'header' after 'seq'": "the header's sequence is compared: a death costs that frame",
-    "publish: 'header' after 'unlock'": "the header's sequence is compared: the reader passes over the frame",
-    "publish: 'header' after 'tail'": "the header's sequence is compared: the reader passes over the frame",
-    "publish: 'header' after 'event'": "the header's sequence is compared: the reader passes over the frame",
-    "publish: 'unlock' before 'first'": "seq is 0, so none who gets the lock goes on; but without the barrier",
-    "publish: 'unlock' before 'second'": "seq is 0, so none who gets the lock goes on; but without the barrier",
-    "publish: 'unlock' before 'header'": "seq is 0, so none who gets the lock goes on; but without the barrier",
-    "publish: 'seq' after 'unlock'": "seq is 0, so none who gets the lock goes on; but without the barrier",
-    "publish: 'unlock' after 'tail'": "who is early cannot lock, and looks again",
-    "publish: 'unlock' after 'event'": "who is early cannot lock, and looks again; after eight looks it costs a tick",
+    "publish: 'header' after 'unlock'": "the header's sequence is compared: the reader skips the frame",
+    "publish: 'header' after 'tail'": "the header's sequence is compared: the reader skips the frame",
+    "publish: 'header' after 'event'": "the header's sequence is compared: the reader skips the frame",
+    "publish: 'unlock' before 'first'": "seq is 0, so a subscriber rejects the slot; but without the barrier",
+    "publish: 'unlock' before 'second'": "seq is 0, so a subscriber rejects the slot; but without the barrier",
+    "publish: 'unlock' before 'header'": "seq is 0, so a subscriber rejects the slot; but without the barrier",
+    "publish: 'seq' after 'unlock'": "seq is 0, so a subscriber rejects the slot; but without the barrier",
+    "publish: 'unlock' after 'tail'": "an early subscriber cannot lock, and retries",
+    "publish: 'unlock' after 'event'": "an early subscriber cannot lock, and retries; eight retries cost a tick",
 }
-"""Mutants that break no property of the model, and why: each step has a second line behind it, or no order at all."""
+"""Mutants that violate no property of the model, and why: another check exists, or the order does not matter."""

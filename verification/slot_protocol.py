@@ -1,9 +1,8 @@
-"""The slot protocol, one shared access a step: publishers that die and adopt, subscribers, the kernel's locks.
+"""Model of the slot protocol with one shared access per step: publishers that die and adopt, subscribers, kernel locks.
 
-The steps stand in the order of ``framebus/ring/__init__.py``, ``framebus/ring/admission.py`` and
-``framebus/bus/subscriber.py``, in the three tuples and the switches of :class:`Protocol`: a mutant is a protocol with a
-step moved, left out, or a switch turned. What happens between two steps of one process is everything that the others
-can do.
+The three tuples and the switches of :class:`Protocol` hold the order of the steps, as in ``framebus/ring/__init__.py``,
+``framebus/ring/admission.py`` and ``framebus/bus/attachment.py``. A mutant is a protocol with a step moved or omitted,
+or with a switch changed. Between two steps of one process, the other processes may take any steps.
 """
 
 from __future__ import annotations
@@ -11,18 +10,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from verification.state import GARBAGE, MINE, NOBODY, Lease, Loan, Publisher, Ring, Slot, State, Subscriber, canonical
+from verification.state import GARBAGE, MINE, NONE, Lease, Loan, Publisher, Ring, Slot, State, Subscriber, canonical
 
 Steps = Iterator[tuple[str, State]]
 
-WHOLE = "a view shows the frame that it was leased for, whole, as long as it lives"
-GROWS = "no sequence is given twice, and sequences grow over deaths and files"
+WHOLE = "a view shows the whole frame that was leased, as long as it lives"
+GROWS = "no sequence is used twice, and sequences grow across deaths and files"
 ROOM = "the publisher always finds a slot"
 OLDEST = "the oldest frame whose slot is free goes first"
-NEWEST = "who comes late finds the newest frame"
-TOLD = "nobody sleeps beside a frame"
+NEWEST = "a late subscriber finds the newest frame"
+TOLD = "no subscriber sleeps while there is a new frame"
 BROKEN = {"full": ROOM, "reused": GROWS, "newer": OLDEST}
-"""Where a publisher is that has broken a property."""
+"""States of a publisher that has violated a property."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,71 +33,71 @@ class Protocol:
     lease: tuple[str, ...] = ("lock", "check", "header")
     """R2 to R4: ``header`` reads it and compares its sequence."""
     release: tuple[str, ...] = ("unlock", "return")
-    """R6: ``return`` lets the subscriber count one lease less."""
-    look: tuple[str, ...] = ("event", "tail")
-    """The words that are read before a subscriber sleeps, in order: the second is R1."""
+    """R6: ``return`` decrements the subscriber's count of leases."""
+    search: tuple[str, ...] = ("event", "tail")
+    """The words that a subscriber reads before it sleeps, in order: the second is R1."""
     unlocks_after_check: bool = True
     spares_newest: bool = True
     spares_loans: bool = True
-    """A claim passes over the slots of the publisher's own loans, which its locks do not exclude."""
+    """A claim skips the slots of the publisher's own loans, which its own locks do not exclude."""
     numbers_claims: bool = False
-    """The sequence is given at the claim, not at the publication."""
+    """The sequence is assigned at the claim instead of the publication."""
     orders_all: bool = True
-    """Every publication makes its slot the newest in the publisher's order, not just the last one before a claim."""
+    """Every publication makes its slot the newest in the publisher's order, instead of the last one before a claim."""
     second_pass: bool = True
     """A claim that found every slot held tries them again, newest first."""
     adopts_newest: bool = True
     counts_seq: bool = True
-    """An adopter goes on after the highest ``seq[i]``, not after ``tail`` alone."""
+    """An adopting publisher continues after the highest ``seq[i]`` instead of ``tail`` alone."""
     counts_tail: bool = True
     counts_base: bool = True
-    """It goes on after the file's ``first_sequence`` too, when the file has no frame yet."""
+    """It also continues after the file's ``first_sequence``, if the file has no frame yet."""
     finishes_tail: bool = True
-    """An adopter writes the ``tail`` that its predecessor died before."""
+    """An adopting publisher writes the ``tail`` that its predecessor died before writing."""
     admission: bool = True
     """Seats are taken under the file's flock(2)."""
     reserved: int | None = None
-    """Slots without a seat besides the newest frame's; ``None``: one for each loan."""
+    """Slots without a seat, in addition to the newest frame's; ``None`` for one per loan."""
     unlocks_when_dead: bool = True
-    """The kernel frees the locks of the dead; a lock in shared memory would not be freed."""
-    looks_when_woken: bool = True
-    """A subscriber that was woken looks before it sleeps again."""
-    looks_at_path: bool = True
-    """A subscriber looks on its tick whether the path names another file."""
+    """The kernel releases the locks of dead processes; a lock in shared memory would stay locked."""
+    searches_when_woken: bool = True
+    """A subscriber that was woken searches for a frame before it sleeps again."""
+    checks_path: bool = True
+    """A subscriber checks on its tick whether the path names another file."""
 
 
 @dataclass(frozen=True, slots=True)
 class SlotProtocol:
-    """A stream with a bounded number of slots and processes, and no bound on frames, deaths and adoptions."""
+    """A stream with bounded numbers of slots and processes, and unbounded numbers of frames, deaths and adoptions."""
 
     protocol: Protocol = Protocol()
     slots: int = 3
     subscribers: int = 1
     max_leases: int = 1
     max_loans: int = 1
-    """Slots that the publisher may write at a time: it sets one aside, claims or publishes another, and comes back."""
+    """Slots that the publisher may write at a time: it may claim or publish another one before it finishes one."""
     publisher_deaths: int | None = None
-    """How many publishers may die; ``None``: any number, and the file is adopted each time."""
+    """How many publishers may die; ``None`` for any number. The next publisher adopts the file each time."""
     subscriber_dies: bool = True
     new_files: int = 0
-    """How often a publisher may move on to a new file: another geometry, or slots that are pinned."""
+    """How often a publisher may move to a new file, because of another geometry or of slots that are held."""
 
     def initial(self) -> State:
-        """Nobody and nothing."""
+        """Return the state without files and attached processes."""
         return State((), Publisher(), (Subscriber(),) * self.subscribers)
 
     def steps(self, state: State) -> Steps:
-        """Everything that can happen next."""
+        """Yield every possible next step."""
         for name, after in self._publisher(state):
             yield f"publisher: {name}", canonical(after)
-        for who in range(self.subscribers):
-            for name, after in self._subscriber(state, who):
-                yield f"subscriber {who}: {name}", canonical(after)
+        for reader in range(self.subscribers):
+            for name, after in self._subscriber(state, reader):
+                yield f"subscriber {reader}: {name}", canonical(after)
         for name, after in self._kernel(state):
             yield f"kernel: {name}", canonical(after)
 
     def broken(self, state: State) -> str | None:
-        """The property that the state breaks, if any."""
+        """Return the property that the state violates, if any."""
         publisher = state.publisher
         if publisher.at in BROKEN:
             return BROKEN[publisher.at]
@@ -125,7 +124,7 @@ class SlotProtocol:
         return None
 
     def is_good(self, state: State) -> bool:
-        """The publisher is at rest and a subscriber holds its newest frame."""
+        """Return whether the publisher is at rest and a subscriber holds its newest frame."""
         publisher = state.publisher
         if publisher.at != "rest":
             return False
@@ -154,13 +153,11 @@ class SlotProtocol:
             yield "finishes tail", self._adopted(state)
         elif at == "rename":
             yield "renames its file over the path", self._renamed(state)
-        elif at == "let go":
+        elif at == "release":
             old = state.rings[publisher.old]._replace(live=0)
             yield (
                 "unlocks LIVE of the old file",
-                self._with_ring(state, publisher.old, old)._replace(
-                    publisher=publisher._replace(at="rest", old=NOBODY)
-                ),
+                self._with_ring(state, publisher.old, old)._replace(publisher=publisher._replace(at="rest", old=NONE)),
             )
         elif at == "rest":
             yield from self._begin(state)
@@ -182,7 +179,7 @@ class SlotProtocol:
 
     def _open(self, state: State) -> Steps:
         if state.path < 0:
-            yield "creates a file", self._create(state, 0, NOBODY)
+            yield "creates a file", self._create(state, 0, NONE)
             return
         protocol, ring = self.protocol, state.rings[state.path]
         top = max(
@@ -199,7 +196,7 @@ class SlotProtocol:
             )
         if state.files < self.new_files:
             after = state._replace(files=state.files + 1)
-            yield "creates a file of another geometry", self._create(after, top, NOBODY)
+            yield "creates a file of another geometry", self._create(after, top, NONE)
 
     def _adopted(self, state: State) -> State:
         protocol, publisher = self.protocol, state.publisher
@@ -207,7 +204,7 @@ class SlotProtocol:
         last = publisher.order[-1]
         if protocol.finishes_tail and ring.slots[last].seq > ring.tail_seq:
             ring = ring._replace(tail_seq=ring.slots[last].seq, tail_slot=last)
-        newest = ring.tail_slot if protocol.adopts_newest else NOBODY
+        newest = ring.tail_slot if protocol.adopts_newest else NONE
         after = self._with_ring(state, publisher.ring, ring)
         return after._replace(publisher=publisher._replace(at="rest", newest=newest))
 
@@ -221,7 +218,7 @@ class SlotProtocol:
 
     def _renamed(self, state: State) -> State:
         publisher = state.publisher
-        at = "rest" if publisher.old < 0 else "let go"
+        at = "rest" if publisher.old < 0 else "release"
         return state._replace(path=publisher.ring, publisher=publisher._replace(at=at))
 
     def _wanting(self, publisher: Publisher) -> Publisher:
@@ -328,14 +325,14 @@ class SlotProtocol:
 
     @staticmethod
     def _rested(publisher: Publisher) -> Publisher:
-        return publisher._replace(at="rest", slot=NOBODY, tries=0, seq=0)
+        return publisher._replace(at="rest", slot=NONE, tries=0, seq=0)
 
     @staticmethod
     def _woken(state: State, ring: int) -> State:
         return state._replace(
             subscribers=tuple(
                 subscriber._replace(woken=True)
-                if subscriber.ring == ring and subscriber.at in ("look", "lease", "drop", "sleep")
+                if subscriber.ring == ring and subscriber.at in ("search", "lease", "drop", "sleep")
                 else subscriber
                 for subscriber in state.subscribers
             )
@@ -377,200 +374,200 @@ class SlotProtocol:
                 if ring.live == 2 or freed != ring.slots:
                     after = self._with_ring(state, number, ring._replace(live=ring.live % 2, slots=freed))
                     yield "frees the dead publisher's ring", after
-        for who, subscriber in enumerate(state.subscribers):
+        for reader, subscriber in enumerate(state.subscribers):
             if subscriber.at == "dying":
                 yield (
-                    f"frees what subscriber {who} held",
-                    self._with_subscriber(self._left(state, who), who, Subscriber()),
+                    f"releases the locks of subscriber {reader}",
+                    self._with_subscriber(self._left(state, reader), reader, Subscriber()),
                 )
 
     # A subscriber: framebus/bus/subscriber.py, framebus/ring/admission.py, framebus/ring/subscriber_ring.py.
 
-    def _subscriber(self, state: State, who: int) -> Steps:
-        subscriber = state.subscribers[who]
+    def _subscriber(self, state: State, reader: int) -> Steps:
+        subscriber = state.subscribers[reader]
         at = subscriber.at
         if at == "dying":
             return
         if self.subscriber_dies and subscriber.ring >= 0:
-            dead = subscriber._replace(at="dying", slot=NOBODY, seq=0, frame=NOBODY, done=0, woken=False, last=-1)
-            yield "dies", self._with_subscriber(state, who, dead)
-        yield from self._views(state, who)
+            dead = subscriber._replace(at="dying", slot=NONE, seq=0, frame=NONE, done=0, woken=False, last=-1)
+            yield "dies", self._with_subscriber(state, reader, dead)
+        yield from self._views(state, reader)
         if at == "out":
             if state.path >= 0 and state.rings[state.path].live:
                 opened = subscriber._replace(at="flock", ring=state.path)
-                yield "opens the file, whose publisher lives", self._with_subscriber(state, who, opened)
+                yield "opens the file, whose publisher lives", self._with_subscriber(state, reader, opened)
         elif at in ("flock", "seat", "take", "leave"):
-            yield from self._join(state, who)
+            yield from self._join(state, reader)
         else:
-            yield from self._receive(state, who)
+            yield from self._receive(state, reader)
 
-    def _receive(self, state: State, who: int) -> Steps:
-        subscriber = state.subscribers[who]
+    def _receive(self, state: State, reader: int) -> Steps:
+        subscriber = state.subscribers[reader]
         at = subscriber.at
         if at == "rest":
             if self._leases(subscriber) < self.max_leases:
-                first = self.protocol.look[0]
+                first = self.protocol.search[0]
                 if first == "event":
-                    reading = subscriber._replace(at="look", woken=False)
-                    yield "reads event", self._with_subscriber(state, who, reading)
+                    reading = subscriber._replace(at="search", woken=False)
+                    yield "reads event", self._with_subscriber(state, reader, reading)
                 else:
-                    yield from self._look(state, who)
-        elif at == "look":
-            yield from self._look(state, who)
+                    yield from self._search(state, reader)
+        elif at == "search":
+            yield from self._search(state, reader)
         elif at == "lease":
-            yield self._lease(state, who)
+            yield self._lease(state, reader)
         elif at == "drop":
-            unlocked = self._unlocked(state, who, subscriber.slot)
-            yield "unlocks: not that frame", self._look_again(unlocked, who)
+            unlocked = self._unlocked(state, reader, subscriber.slot)
+            yield "unlocks: not that frame", self._retry(unlocked, reader)
         elif at == "late event":
             slept = subscriber._replace(at="sleep", woken=False)
-            yield "reads event", self._with_subscriber(state, who, slept)
+            yield "reads event", self._with_subscriber(state, reader, slept)
         elif at == "sleep":
             if subscriber.woken:
-                at = "rest" if self.protocol.looks_when_woken else "sleep"
+                at = "rest" if self.protocol.searches_when_woken else "sleep"
                 woken = subscriber._replace(at=at, woken=False)
-                yield "wakes", self._with_subscriber(state, who, woken)
-            yield from self._tick(state, who)
+                yield "wakes", self._with_subscriber(state, reader, woken)
+            yield from self._tick(state, reader)
 
     def _leases(self, subscriber: Subscriber) -> int:
         counted = self.protocol.release.index("return")
         return sum(lease.ended <= counted for lease in subscriber.leases)
 
-    def _views(self, state: State, who: int) -> Steps:
+    def _views(self, state: State, reader: int) -> Steps:
         """A view may end at any time, in any thread."""
-        subscriber = state.subscribers[who]
+        subscriber = state.subscribers[reader]
         for number, lease in enumerate(subscriber.leases):
             step = self.protocol.release[lease.ended]
-            after = self._unlocked(state, who, lease.slot) if step == "unlock" else state
+            after = self._unlocked(state, reader, lease.slot) if step == "unlock" else state
             ended = lease.ended + 1
             left = () if ended == len(self.protocol.release) else (lease._replace(ended=ended),)
             leases = (*subscriber.leases[:number], *left, *subscriber.leases[number + 1 :])
             what = "the last view goes: unlocks" if step == "unlock" else "counts the lease as returned"
-            yield what, self._with_subscriber(after, who, subscriber._replace(leases=leases))
+            yield what, self._with_subscriber(after, reader, subscriber._replace(leases=leases))
 
-    def _join(self, state: State, who: int) -> Steps:
-        subscriber = state.subscribers[who]
+    def _join(self, state: State, reader: int) -> Steps:
+        subscriber = state.subscribers[reader]
         ring = state.rings[subscriber.ring]
         if subscriber.at == "flock":
-            if not self.protocol.admission or ring.flock == NOBODY:
+            if not self.protocol.admission or ring.flock == NONE:
                 if self.protocol.admission:
-                    state = self._with_ring(state, subscriber.ring, ring._replace(flock=who))
-                yield "takes the flock", self._with_subscriber(state, who, subscriber._replace(at="seat"))
+                    state = self._with_ring(state, subscriber.ring, ring._replace(flock=reader))
+                yield "takes the flock", self._with_subscriber(state, reader, subscriber._replace(at="seat"))
         elif subscriber.at == "seat":
-            free = next((seat for seat, holders in enumerate(ring.seats) if not holders), NOBODY)
+            free = next((seat for seat, holders in enumerate(ring.seats) if not holders), NONE)
             if free < 0:
-                out = subscriber._replace(at="out", ring=NOBODY)
-                yield "finds no seat", self._with_subscriber(self._left(state, who), who, out)
+                out = subscriber._replace(at="out", ring=NONE)
+                yield "finds no seat", self._with_subscriber(self._left(state, reader), reader, out)
             else:
                 seated = subscriber._replace(at="take", seq=0, done=free)
-                yield "sees a free seat", self._with_subscriber(state, who, seated)
+                yield "sees a free seat", self._with_subscriber(state, reader, seated)
         elif subscriber.at == "take":
             seats = list(ring.seats)
-            seats[subscriber.done] |= 1 << who
-            mine = sum(holders >> who & 1 for holders in seats)
+            seats[subscriber.done] |= 1 << reader
+            mine = sum(holders >> reader & 1 for holders in seats)
             seated = subscriber._replace(at="leave" if mine == self.max_leases else "seat", done=0)
             after = self._with_ring(state, subscriber.ring, ring._replace(seats=tuple(seats)))
             publisher = after.publisher
             if publisher.at == "claim" and publisher.ring == subscriber.ring:
                 after = after._replace(publisher=publisher._replace(joined=True))
-            yield "takes the seat", self._with_subscriber(after, who, seated)
+            yield "takes the seat", self._with_subscriber(after, reader, seated)
         else:
-            flock = NOBODY if ring.flock == who else ring.flock
+            flock = NONE if ring.flock == reader else ring.flock
             after = self._with_ring(state, subscriber.ring, ring._replace(flock=flock))
             if state.path == subscriber.ring:
                 last = min(subscriber.last, ring.base)
                 rested = subscriber._replace(at="rest", last=last)
-                yield "lets the flock go; the path names the file", self._with_subscriber(after, who, rested)
+                yield "releases the flock; the path names the file", self._with_subscriber(after, reader, rested)
             else:
-                out = subscriber._replace(at="out", ring=NOBODY)
-                yield "the path names another file", self._with_subscriber(self._left(after, who), who, out)
+                out = subscriber._replace(at="out", ring=NONE)
+                yield "the path names another file", self._with_subscriber(self._left(after, reader), reader, out)
 
-    def _look(self, state: State, who: int) -> Steps:
+    def _search(self, state: State, reader: int) -> Steps:
         """Newest takes what ``tail`` says; every takes a later one among ``seq``: here any, which allows for more."""
-        subscriber = state.subscribers[who]
+        subscriber = state.subscribers[reader]
         ring = state.rings[subscriber.ring]
         seen = {(ring.tail_seq, ring.tail_slot)}
         if subscriber.last >= 0:
             seen |= {(slot.seq, place) for place, slot in enumerate(ring.slots)}
         later = [(seq, place) for seq, place in seen if seq > max(subscriber.last, 0)]
         for seq, place in later:
-            found = subscriber._replace(at="lease", slot=place, seq=seq, done=0, frame=NOBODY)
-            yield "sees a frame", self._with_subscriber(state, who, found)
+            found = subscriber._replace(at="lease", slot=place, seq=seq, done=0, frame=NONE)
+            yield "sees a frame", self._with_subscriber(state, reader, found)
         if not later:
-            at = "sleep" if self.protocol.look[0] == "event" else "late event"
-            yield "sees nothing new", self._with_subscriber(state, who, subscriber._replace(at=at))
+            at = "sleep" if self.protocol.search[0] == "event" else "late event"
+            yield "sees nothing new", self._with_subscriber(state, reader, subscriber._replace(at=at))
 
-    def _lease(self, state: State, who: int) -> tuple[str, State]:
-        protocol, subscriber = self.protocol, state.subscribers[who]
+    def _lease(self, state: State, reader: int) -> tuple[str, State]:
+        protocol, subscriber = self.protocol, state.subscribers[reader]
         slot = state.rings[subscriber.ring].slots[subscriber.slot]
         step = protocol.lease[subscriber.done]
         after, going = state, subscriber._replace(done=subscriber.done + 1)
         if step == "lock":
             name = "read-locks the slot"
             if slot.writer:
-                return "cannot lock the slot", self._look_again(state, who)
-            locked = slot._replace(readers=slot.readers | 1 << who)
+                return "cannot lock the slot", self._retry(state, reader)
+            locked = slot._replace(readers=slot.readers | 1 << reader)
             after = self._with_slot(state, subscriber.ring, subscriber.slot, locked)
         elif step == "check":
             name = "seq is what it came for"
             if slot.seq != subscriber.seq:
-                return "seq has changed", self._passed_over(state, who)
+                return "seq has changed", self._passed_over(state, reader)
         elif step == "header":
             name = "the header is that frame's"
             if slot.header_seq != subscriber.seq:
-                rejected = self._with_subscriber(state, who, subscriber._replace(last=subscriber.seq))
-                return "the header is another frame's", self._passed_over(rejected, who)
+                rejected = self._with_subscriber(state, reader, subscriber._replace(last=subscriber.seq))
+                return "the header is another frame's", self._passed_over(rejected, reader)
             going = going._replace(frame=slot.header)
         else:  # a mutant's: released while the view lives
             name = "unlocks"
-            after = self._unlocked(state, who, subscriber.slot)
+            after = self._unlocked(state, reader, subscriber.slot)
         if going.done == len(protocol.lease):
             # Without the step "header" it is read all the same, and believed.
             frame = going.frame if "header" in protocol.lease else slot.header
             leases = (*subscriber.leases, Lease(subscriber.slot, frame))
             going = subscriber._replace(
-                at="rest", leases=leases, last=subscriber.seq, slot=NOBODY, seq=0, frame=NOBODY, done=0, woken=False
+                at="rest", leases=leases, last=subscriber.seq, slot=NONE, seq=0, frame=NONE, done=0, woken=False
             )
             name += ": has a view"
-        return name, self._with_subscriber(after, who, going)
+        return name, self._with_subscriber(after, reader, going)
 
-    def _passed_over(self, state: State, who: int) -> State:
-        subscriber = state.subscribers[who]
-        holds = state.rings[subscriber.ring].slots[subscriber.slot].readers >> who & 1
+    def _passed_over(self, state: State, reader: int) -> State:
+        subscriber = state.subscribers[reader]
+        holds = state.rings[subscriber.ring].slots[subscriber.slot].readers >> reader & 1
         if holds and self.protocol.unlocks_after_check:
-            return self._with_subscriber(state, who, subscriber._replace(at="drop", done=0, frame=NOBODY))
-        return self._look_again(state, who)
+            return self._with_subscriber(state, reader, subscriber._replace(at="drop", done=0, frame=NONE))
+        return self._retry(state, reader)
 
-    def _look_again(self, state: State, who: int) -> State:
-        """As often as it takes; the real one sleeps for a tick after eight looks."""
-        looking = state.subscribers[who]._replace(at="look", slot=NOBODY, seq=0, frame=NOBODY, done=0)
-        return self._with_subscriber(state, who, looking)
+    def _retry(self, state: State, reader: int) -> State:
+        """Retry any number of times. The real subscriber sleeps for a tick after eight attempts."""
+        searching = state.subscribers[reader]._replace(at="search", slot=NONE, seq=0, frame=NONE, done=0)
+        return self._with_subscriber(state, reader, searching)
 
-    def _tick(self, state: State, who: int) -> Steps:
-        subscriber = state.subscribers[who]
-        if subscriber.ring == state.path or not self.protocol.looks_at_path:
+    def _tick(self, state: State, reader: int) -> Steps:
+        subscriber = state.subscribers[reader]
+        if subscriber.ring == state.path or not self.protocol.checks_path:
             if subscriber.ring == state.path:
                 rested = subscriber._replace(at="rest", woken=False)
-                yield "looks by itself", self._with_subscriber(state, who, rested)
+                yield "wakes up by itself", self._with_subscriber(state, reader, rested)
         elif not subscriber.leases:
-            out = subscriber._replace(at="out", ring=NOBODY, woken=False)
-            yield "sees another file at the path", self._with_subscriber(self._left(state, who), who, out)
+            out = subscriber._replace(at="out", ring=NONE, woken=False)
+            yield "sees another file at the path", self._with_subscriber(self._left(state, reader), reader, out)
 
-    def _left(self, state: State, who: int) -> State:
+    def _left(self, state: State, reader: int) -> State:
         """The state when the kernel has freed the locks of a subscriber's descriptor."""
-        number = state.subscribers[who].ring
+        number = state.subscribers[reader].ring
         ring = state.rings[number]
         freed = ring._replace(
-            slots=tuple(slot._replace(readers=slot.readers & ~(1 << who)) for slot in ring.slots),
-            seats=tuple(holders & ~(1 << who) for holders in ring.seats),
-            flock=NOBODY if ring.flock == who else ring.flock,
+            slots=tuple(slot._replace(readers=slot.readers & ~(1 << reader)) for slot in ring.slots),
+            seats=tuple(holders & ~(1 << reader) for holders in ring.seats),
+            flock=NONE if ring.flock == reader else ring.flock,
         )
         return self._with_ring(state, number, freed)
 
-    def _unlocked(self, state: State, who: int, place: int) -> State:
-        number = state.subscribers[who].ring
+    def _unlocked(self, state: State, reader: int, place: int) -> State:
+        number = state.subscribers[reader].ring
         slot = state.rings[number].slots[place]
-        return self._with_slot(state, number, place, slot._replace(readers=slot.readers & ~(1 << who)))
+        return self._with_slot(state, number, place, slot._replace(readers=slot.readers & ~(1 << reader)))
 
     @staticmethod
     def _with_slot(state: State, number: int, place: int, slot: Slot) -> State:
@@ -583,6 +580,6 @@ class SlotProtocol:
         return state._replace(rings=(*state.rings[:number], ring, *state.rings[number + 1 :]))
 
     @staticmethod
-    def _with_subscriber(state: State, who: int, subscriber: Subscriber) -> State:
-        subscribers = (*state.subscribers[:who], subscriber, *state.subscribers[who + 1 :])
+    def _with_subscriber(state: State, reader: int, subscriber: Subscriber) -> State:
+        subscribers = (*state.subscribers[:reader], subscriber, *state.subscribers[reader + 1 :])
         return state._replace(subscribers=subscribers)

@@ -10,13 +10,13 @@ from __future__ import annotations
 from functools import cache
 from typing import Final, NamedTuple
 
-NOBODY: Final = -1
+NONE: Final = -1
 MINE: Final = 9
 """Content that the publisher writes just now; other contents are numbered within their slot."""
 
 
 class Slot(NamedTuple):
-    """A slot: words and contents, and who holds its byte. Equal contents are of the same attempt to write a frame."""
+    """A slot: its words, contents and lock holders. Equal contents are from the same attempt to write a frame."""
 
     seq: int = 0
     header_seq: int = 0
@@ -41,10 +41,10 @@ class Ring(NamedTuple):
     base: int = 0
     """First sequence of the file, less one."""
     tail_seq: int = 0
-    tail_slot: int = NOBODY
+    tail_slot: int = NONE
     live: int = 0
     """As a slot's ``writer``."""
-    flock: int = NOBODY
+    flock: int = NONE
 
 
 class Loan(NamedTuple):
@@ -61,16 +61,16 @@ class Publisher(NamedTuple):
     """The process that holds the publisher's lock, or ``none``."""
 
     at: str = "none"
-    ring: int = NOBODY
-    old: int = NOBODY
+    ring: int = NONE
+    old: int = NONE
     """The file that it leaves for a new one."""
-    slot: int = NOBODY
+    slot: int = NONE
     """The slot that it writes just now."""
     seq: int = 0
     """The sequence that this slot was given at the claim; a mutant's."""
     loans: tuple[Loan, ...] = ()
     """The others that it has claimed."""
-    newest: int = NOBODY
+    newest: int = NONE
     order: tuple[int, ...] = ()
     """All slots, from the oldest frame to the newest."""
     tries: int = 0
@@ -99,11 +99,11 @@ class Subscriber(NamedTuple):
     """A subscriber's process."""
 
     at: str = "out"
-    ring: int = NOBODY
+    ring: int = NONE
     last: int = -1
-    slot: int = NOBODY
+    slot: int = NONE
     seq: int = 0
-    frame: int = NOBODY
+    frame: int = NONE
     """The attempt that the header was of."""
     done: int = 0
     """Steps done of this lease."""
@@ -118,12 +118,12 @@ class State(NamedTuple):
     rings: tuple[Ring, ...]
     publisher: Publisher
     subscribers: tuple[Subscriber, ...]
-    path: int = NOBODY
+    path: int = NONE
     """The file that has the stream's name."""
     publisher_lock: int = 0
     """As a slot's ``writer``."""
     highest: int = 0
-    """The highest sequence that anybody could see, ever."""
+    """The highest sequence that was ever visible to a process."""
     files: int = 0
     """Files that the publishers moved on to; counted where the search bounds them."""
     deaths: int = 0
@@ -141,7 +141,7 @@ def _drop_files(state: State) -> State:
     kept = list(dict.fromkeys(ring for ring in used if ring >= 0))
     if kept == list(range(len(state.rings))):
         return state
-    place = {ring: number for number, ring in enumerate(kept)} | {NOBODY: NOBODY}
+    place = {ring: number for number, ring in enumerate(kept)} | {NONE: NONE}
     return state._replace(
         rings=tuple(state.rings[ring] for ring in kept),
         path=place[state.path],
@@ -151,10 +151,10 @@ def _drop_files(state: State) -> State:
 
 
 def _forget_garbage(state: State) -> State:
-    """Drop what nobody will look at.
+    """Drop contents that no process will read, to merge equivalent states.
 
-    What lies in a slot with ``seq`` 0 that nobody has in hand is written before it is read. A header's sequence counts
-    when it may be taken for the one that somebody came for: the slot's, the tail's, one that is yet to be given.
+    The contents of a slot with ``seq`` 0 that no process is using are written before they are read. A header's sequence
+    matters only if a subscriber may expect it: that of the slot, that of the tail, or a future one.
     """
     publisher = state.publisher
     for number, ring in enumerate(state.rings):
@@ -235,7 +235,7 @@ def _sort_slots(state: State) -> State:
         ranking = sorted(range(len(marks)), key=marks.__getitem__)
         if ranking == list(range(len(marks))):
             continue
-        place_of = {old: new for new, old in enumerate(ranking)} | {NOBODY: NOBODY}
+        place_of = {old: new for new, old in enumerate(ranking)} | {NONE: NONE}
         sorted_ring = ring._replace(slots=tuple(ring.slots[old] for old in ranking), tail_slot=place_of[ring.tail_slot])
         if publisher.ring == number:
             publisher = publisher._replace(
@@ -308,7 +308,7 @@ def _renamed(state: State, number: int, place: int, names: dict[int, int]) -> St
         subscriber
         if subscriber.ring != number
         else subscriber._replace(
-            frame=names.get(subscriber.frame, NOBODY) if subscriber.slot == place else subscriber.frame,
+            frame=names.get(subscriber.frame, NONE) if subscriber.slot == place else subscriber.frame,
             leases=tuple(
                 lease._replace(frame=names[lease.frame]) if lease.slot == place else lease
                 for lease in subscriber.leases

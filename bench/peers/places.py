@@ -76,7 +76,7 @@ def temporary_folder(parent: str | None = None) -> Iterator[Path]:
 def server(arguments: list[str], log: Path, environment: dict[str, str] | None = None) -> Iterator[int]:
     """A server with its output in ``log``. At the end it is terminated; what remains of its group after 15 s is killed.
 
-    ``environment`` is added to that of this process. Yields the server's PID. A TimeoutError of who waits for it is
+    ``environment`` is added to that of this process. Yields the server's PID. A TimeoutError of the caller is
     given the end of the log.
     """
     with log.open("wb") as output:

@@ -147,7 +147,7 @@ class InlineTcp(Inline):
 
 
 class ImageSender(Sender):
-    """Sends greetings until every receiver has heard one: its PUB socket does not tell who has subscribed."""
+    """Sends greetings until every receiver has heard one: its PUB socket does not tell which peers have subscribed."""
 
     def __init__(self, setting: Setting) -> None:
         import imagezmq

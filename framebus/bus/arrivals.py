@@ -29,7 +29,7 @@ class ArrivalPredictor:
     def observe(self, sequence: int, published_ns: int) -> None:
         """Record the sequence of a frame and when it was published, CLOCK_MONOTONIC."""
         frames = sequence - self._sequence
-        if self._sequence and frames > 0:
+        if self._sequence and frames > 0:  # a restarted publisher may number its frames from 1 again
             self._periods_ns.append((published_ns - self._published_ns) / frames)
         self._sequence, self._published_ns = sequence, published_ns
 
@@ -38,6 +38,7 @@ class ArrivalPredictor:
         periods_ns = sorted(self._periods_ns)
         if len(periods_ns) < MIN_PERIODS:
             return 0, 0
+        # Drop an eighth of the intervals at either end, which excludes a single pause or late frame.
         outliers = len(periods_ns) // 8
         least_ns, most_ns = periods_ns[outliers], periods_ns[-1 - outliers]
         if least_ns <= 0 or most_ns - least_ns > periods_ns[len(periods_ns) // 2] * MAX_SPREAD:

@@ -75,6 +75,7 @@ class Attachment:
         try:
             self._ring = self._wait_for_ring(attach_timeout_s)
             self._reader: Reader = self._ring.reader
+            # Each new subscriber removes leftovers, so that they do not accumulate without ``framebus gc``.
             remove_dead_records(stream)
             self._record = RecordFile(stream, record)
             self._reader.report_to(self._record.segment)
@@ -195,6 +196,7 @@ class Attachment:
         ring = self._ring
         if now_s < self._check_at_s and ring.is_open():
             return
+        # The checks below take system calls, so repeat them only once a tick, or when the state word says so.
         self._check_at_s = now_s + TICK_S
         live = ring.is_live()
         if live and ring.is_current():
@@ -233,6 +235,7 @@ class Attachment:
         for _ in range(MAX_ATTACH_RETRIES):
             ring = SubscriberRing(self._stream, self._publisher_uid, every=self._every, history=self._history)
             take_seats(ring.segment, ring.geometry, self._max_leases)
+            # A publisher may have replaced the file before the seats were taken: they must be in the current one.
             if ring.is_current():
                 return ring
         raise StreamNotFound(f"the ring of {self._stream!r} is replaced again and again")

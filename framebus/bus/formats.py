@@ -183,6 +183,7 @@ def _dtype_name(dtype: Any) -> str:
             found = np.dtype(dtype)
         except (TypeError, ValueError, SyntaxError, OverflowError, RecursionError, Warning):
             found = None
+    # typestr includes the byte order, so this rejects arrays in the other one.
     if found is None or found.str not in DTYPES:
         raise InvalidArgument(
             f"the values of a frame are {allowed}, in this machine's byte order, not {short_repr(dtype)}"

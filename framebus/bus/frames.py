@@ -82,7 +82,7 @@ class Frame:
             FrameReleased: The frame was released before its metadata was read, or belongs to the parent process.
             LayoutMismatch: The metadata is not a msgpack map.
         """
-        if self._metadata is None:
+        if self._metadata is None:  # parsed lazily, because many subscribers never read it
             self._metadata = _unpack_metadata(read_metadata(self._held()))
         return self._metadata
 

@@ -135,6 +135,7 @@ class Publisher(lifecycle.Endpoint):
             NoFreeSlot, LoanOutstanding, WrongThread, Closed: As for :meth:`loan`.
         """
         self._check_owner()
+        # Validate everything first, to avoid claiming a slot for an invalid call.
         pixels = self._served.prepared.check(array)
         pack_metadata(metadata)
         times = {"captured_ns": captured_ns, "captured_wall_ns": captured_wall_ns}
@@ -179,7 +180,7 @@ class Publisher(lifecycle.Endpoint):
         prepared = served.prepared
         if frame_format is not None and frame_format is not self.format:
             prepared = served.prepare(frame_format)
-        if timeout_s is not NO_WAIT:
+        if timeout_s is not NO_WAIT:  # the default requires no validation
             timeout_s = seconds(timeout_s, "timeout_s")
         claim = served.writer.claim(prepared.description)
         if claim is None:
@@ -189,6 +190,7 @@ class Publisher(lifecycle.Endpoint):
         served.full_since_s = None
         now_ns = claim.now_ns
         server = served.server
+        # Poll here instead of at the publication, because no subscriber waits for a loan.
         if now_ns >= server.poll_at_ns:
             server.poll(now_ns)
         return Loan(prepared, claim, now_ns, self)

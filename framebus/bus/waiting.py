@@ -114,6 +114,7 @@ class PredictiveWaiter(Waiter):
         if self.delivered is not None:
             self._predictor.observe(self.delivered.sequence, self.delivered.published_ns)
         begin_ns, until_ns = self._predictor.window()
+        # Spin for SPIN_NS at most: the next call warms the caches again.
         if begin_ns <= now_ns < until_ns:
             return spin(reader, min(until_ns, now_ns + SPIN_NS, end_ns))
         if now_ns < begin_ns < end_ns:

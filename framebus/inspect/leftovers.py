@@ -162,6 +162,7 @@ def _leftovers_of(stream: str, *, locked: bool, permitted: bool) -> list[_Candid
         if (idle or path != own_socket) and _has_no_listener(path)
     ]
     if not idle:
+        # A publisher lives, or this user cannot find out. In the second case, report the file that would tell.
         if not permitted and ring == "denied":
             readers = _readers(ring_path)
             found.append(_Candidate(ring_path, f"only {readers} can tell whether it is in use", "unknown"))

@@ -116,6 +116,7 @@ def inspect(stream: str, *, timeout_s: float = 0.0) -> StreamInfo:
         raise StreamNotFound(f"no publisher serves the stream {stream!r} here") from None
     try:
         fd = holder.fd
+        # Read with pread(2) instead of mapping the file, because its owner may truncate it.
         begun_ns = time.monotonic_ns()
         head = os.pread(fd, PAGE_BYTES, 0)
         header = RingHeader.unpack(head, os.fstat(fd).st_size)

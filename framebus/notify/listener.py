@@ -125,6 +125,7 @@ class Listener:
         now_s = time.monotonic()
         if now_s < self._connect_at_s:
             return
+        # Limit the rate of attempts, because each one costs a socket.
         self._connect_at_s = now_s + CONNECT_EVERY_S
         with contextlib.suppress(OSError):  # out of descriptors: until then the subscriber finds frames by polling
             self._connect()
@@ -135,6 +136,7 @@ class Listener:
         Raises:
             OSError: The socket could not be created.
         """
+        # Send the greeting and READY without waiting for the peer's: the socket's buffer has room for both.
         connected = LocalSocket()
         try:
             connected.connect(self._path)

@@ -238,7 +238,7 @@ class NotificationServer:
                 connection.read()
             except (ProtocolError, EOFError, OSError):
                 self._end(descriptor)
-        if events:
+        if events:  # rebuild the list only when a peer may have subscribed or gone, because it is read with every frame
             self.listening = [one.socket for one in self._connections.values() if one.subscriptions]
 
     def _accept(self) -> None:

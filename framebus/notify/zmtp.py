@@ -112,6 +112,7 @@ class Decoder:
         if not content:
             return None
         flags = content[0]
+        # Check the declared size before buffering the body, to limit the memory that a peer can take.
         size_bytes = 8 if flags & LONG else 1
         size = int.from_bytes(content[1 : 1 + size_bytes], "big")
         if size > self._max_frame_bytes:

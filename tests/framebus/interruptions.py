@@ -74,7 +74,7 @@ class Points:
         if event == "return":
             self._before.pop(frame, None)
             if frame.f_back is not None:
-                self._before.pop(frame.f_back, None)  # a return of Python's is no point
+                self._before.pop(frame.f_back, None)  # a return in Python does not count as a point
         elif event == "exception":
             self._before.pop(frame, None)  # nor is what catches one
         elif event == "opcode":

@@ -1,4 +1,4 @@
-"""Those who listen to notifications with plain ZeroMQ, as other programs do."""
+"""Listeners to notifications with plain ZeroMQ, as other programs use it."""
 
 from __future__ import annotations
 

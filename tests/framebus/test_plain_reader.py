@@ -169,7 +169,7 @@ class TestReader:
         assert picture is not None
         assert picture.sequence == 7, "four slots hold the last four"
 
-    def test_a_ring_that_is_adopted_goes_on(self, stream: str, each_steps: None) -> None:
+    def test_an_adopted_ring_continues(self, stream: str, each_steps: None) -> None:
         with Publisher(stream, FORMAT, keep_ring=True) as first:
             first.publish(np.full((4, 6, 3), 1, np.uint8))
             ring = plain_reader.Ring(stream)

@@ -39,7 +39,7 @@ VICTIM_SUBSCRIBERS: Final = 2
 SWEEP_EVERY: Final = 97
 """Kills between two runs of gc, so that it comes at any point of the others' work."""
 ENOUGH: Final = 40
-"""Kills for each point, after which a point that nobody died at is a fault of this program."""
+"""Kills for each point, after which a point at which no process died is a fault of this program."""
 SPARE_DESCRIPTORS: Final = 2
 """A connection to the notifications that came after the first count."""
 
@@ -135,7 +135,7 @@ def run(kills: int, seed: int) -> dict[str, Any]:
     while sum(killed.values()) < kills and not broken:
         pid, status = os.wait()
         if pid not in lives:
-            broken.append(f"one of those who live through all of it ended with status {status}")
+            broken.append(f"a resident ended with status {status}")
             break
         role, point = lives.pop(pid)
         if os.WIFSIGNALED(status):
@@ -183,7 +183,7 @@ def run(kills: int, seed: int) -> dict[str, Any]:
     broken += [*faults, *lost]
     points = [f"{role}: {point}" for role in POINTS for point in POINTS[role]]
     if kills >= ENOUGH * len(points):
-        broken += [f"nobody ever died at {point!r}" for point in points if point not in killed]
+        broken += [f"no process ever died at {point!r}" for point in points if point not in killed]
     return {
         "kills": sum(killed.values()),
         "by point": dict(sorted(killed.items())),

@@ -127,8 +127,8 @@ PUBLISHING: Final[Points] = {
     "before the publication": lambda: before(claims.Writer, "publish"),
     "before the unlock": lambda: before(shm.Segment, "unlock", of_a_slot),
     "before the tail": lambda: after(shm.Segment, "unlock", of_a_slot),
-    "published, nobody woken": lambda: before(words, "wake_all"),
-    "woken, nobody notified": lambda: after(words, "wake_all"),
+    "published, before the wake": lambda: before(words, "wake_all"),
+    "woken, before the notification": lambda: after(words, "wake_all"),
     "notified": lambda: after(publisher_module.Publisher, "_publish"),
 }
 PIXELS: Final = "in the middle of the pixels"
@@ -147,7 +147,7 @@ REPLACING: Final[Points] = {
     "replacement renamed": lambda: after(shm.Segment, "rename"),
     "old ring not superseded": lambda: before(publisher_ring, "_supersede"),
     "old ring superseded": lambda: after(publisher_ring, "_supersede"),
-    "replaced, nobody woken": lambda: after(PublisherRing, "replace"),
+    "replaced, before the wake": lambda: after(PublisherRing, "replace"),
 }
 CLOSING: Final[Points] = {
     "ring marked as closed": lambda: before(shm.Segment, "unlink"),
@@ -179,15 +179,15 @@ IN_STEPS: Final = frozenset(
         "before the publication",
         "before the unlock",
         "before the tail",
-        "published, nobody woken",
-        "woken, nobody notified",
+        "published, before the wake",
+        "woken, before the notification",
         *STORES,
         "before the lease",
         "before the release",
         "after the release",
     }
 )
-"""Those inside of what is compiled, where nothing can interrupt: who is to die there takes the steps in Python."""
+"""Points inside compiled code, which cannot be interrupted: a process that is to die there runs the Python steps."""
 LEAVING: Final[Points] = {
     "record removed": lambda: after(seats.RecordFile, "remove"),
 }

@@ -48,7 +48,7 @@ def protected_regular(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture
 def people() -> Iterator[Callable[..., Person]]:
-    """Starts people; who still runs at the end of the test is killed."""
+    """Starts people, and kills those that still run at the end of the test."""
     started: list[Person] = []
 
     def start(*arguments: object, **options: int) -> Person:
@@ -215,7 +215,7 @@ def flood(stream: str, stop: Event) -> int:
     return sent
 
 
-def test_a_flooded_socket_blocks_nobody(stream: str, people: Callable[..., Person]) -> None:
+def test_a_flooded_socket_blocks_no_process(stream: str, people: Callable[..., Person]) -> None:
     stop, end = shared_event(), shared_event()
     publisher = people(PUBLISHER, publish_until, stream, end)
     watcher = people(SUBSCRIBER, watch_until, stream, end)
@@ -241,7 +241,7 @@ def sit_on(stream: str, suffix: str) -> None:
 
 @pytest.mark.parametrize("protected_regular", ["0", "2"], indirect=True)
 @pytest.mark.parametrize("suffix", ["lock", "ring", "sock"])
-def test_who_sits_on_a_name_is_named_and_nothing_is_left(
+def test_the_user_that_occupies_a_name_is_named_and_nothing_is_left(
     stream: str, people: Callable[..., Person], suffix: str
 ) -> None:
     people(NEIGHBOUR, sit_on, stream, suffix).result()
@@ -251,7 +251,7 @@ def test_who_sits_on_a_name_is_named_and_nothing_is_left(
     (SHM / f"framebus.{stream}.{suffix}").unlink()
 
 
-def test_a_stranger_file_beside_the_ring_is_in_nobodys_way(stream: str, people: Callable[..., Person]) -> None:
+def test_another_users_file_beside_the_ring_prevents_nothing(stream: str, people: Callable[..., Person]) -> None:
     people(NEIGHBOUR, sit_on, stream, "ring.0011").result()
     people(NEIGHBOUR, sit_on, stream, "sub.0011").result()
     stop = shared_event()
@@ -266,7 +266,7 @@ def test_a_stranger_file_beside_the_ring_is_in_nobodys_way(stream: str, people: 
         (SHM / f"framebus.{stream}.{suffix}").unlink(missing_ok=True)
 
 
-def test_who_is_not_of_the_group_sees_nothing(stream: str, people: Callable[..., Person]) -> None:
+def test_a_user_outside_the_group_sees_nothing(stream: str, people: Callable[..., Person]) -> None:
     stop = shared_event()
     publisher = people(PUBLISHER, publish_until, stream, stop)
     wait_until((SHM / f"framebus.{stream}.sock").exists, "there is a publisher")
@@ -276,7 +276,7 @@ def test_who_is_not_of_the_group_sees_nothing(stream: str, people: Callable[...,
     publisher.result()
 
 
-def test_a_false_ring_is_no_stream(stream: str, people: Callable[..., Person]) -> None:
+def test_a_false_ring_is_not_a_stream(stream: str, people: Callable[..., Person]) -> None:
     people(NEIGHBOUR, sit_on, stream, "ring").result()
 
     def subscribe() -> str:

@@ -11,7 +11,7 @@ from tests.support import report_of
 pytestmark = pytest.mark.slow
 
 
-def test_nobody_suffers_from_the_dead() -> None:
+def test_dead_processes_affect_no_other() -> None:
     report = report_of("tests.race.kills", "--kills", "200")
     assert report["kills"] >= 200
     assert all(resident["received"] > 10 and resident["torn"] == 0 for resident in report["residents"])
@@ -19,4 +19,4 @@ def test_nobody_suffers_from_the_dead() -> None:
     known = {f"{role}: {point}" for role, points in POINTS.items() for point in points}
     missed = known - set(report["by point"])
     assert set(report["by point"]) <= known
-    assert len(missed) <= len(known) // 10, f"nobody died at {missed}"
+    assert len(missed) <= len(known) // 10, f"no process died at {missed}"

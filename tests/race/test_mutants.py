@@ -97,7 +97,7 @@ def torn(start: Start, stream: str, readers: dict[str, str], *, fault: str = "",
     return False
 
 
-def test_who_reads_without_the_lock_sees_torn_frames(stream: str, start: Start) -> None:
+def test_a_subscriber_without_the_lock_receives_torn_frames(stream: str, start: Start) -> None:
     readers = {"lease: without 'lock'": "newest futex 20", "lease: unlocked while the view lives": "newest futex 20"}
     assert torn(start, stream, {**readers, SLOW: "newest futex 0"}, dies=False)
 

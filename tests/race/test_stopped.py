@@ -1,4 +1,4 @@
-"""A process that is stopped at any step of its work, then goes on or is killed: nobody else waits for it.
+"""A process that is stopped at any step of its work, then resumes or is killed: no other process waits for it.
 
 A stopped process lives by the kernel's word, so it keeps what it holds: a subscriber its leases and its seats, a
 publisher its stream, until it goes on or is killed.
@@ -48,7 +48,7 @@ end_of_the_stop = pytest.mark.parametrize("then", ["goes on", "is killed"])
 
 @pytest.fixture
 def start(capfd: pytest.CaptureFixture[str]) -> Iterator[Start]:
-    """Forks lives that SIGSTOP interrupts; who still is there at the end of the test is killed. None may complain."""
+    """Forks lives that SIGSTOP interrupts; the others are killed after the test. None may print an error."""
     started: list[int] = []
 
     def begin(life: Callable[..., Any], *arguments: Any, **named: Any) -> int:

@@ -1,27 +1,27 @@
-"""A publisher flat out and subscribers that hold frames for random times: every frame checked from end to end.
+"""A publisher at full speed, and subscribers that hold frames for random times and check every byte of them.
 
-``python -m tests.race.torn --minutes 10`` prints a report as JSON and ends with status 1 if a promise was broken.
+``python -m tests.race.torn --minutes 10`` prints a report as JSON. Its exit status is 1 if a check failed.
 
-The publisher fills each frame with random bytes and puts their CRC-32 beside them, in the frame's metadata, with the
-sequence. It holds up to two loans, or three in a ring of another geometry, and publishes them in random order. Now and
-then it abandons a loan, or drops its last reference, half-written or whole; opens the stream anew, with loans still out
-(adopting the ring, or replacing it by one of another geometry); or rests. Subscribers hold every seat of the smaller
-ring. Each checks a frame when it comes and again before it lets it go.
+The publisher fills each frame with random bytes, and stores their CRC-32 and the sequence in the frame's metadata. It
+holds up to two loans, or three in a ring of another geometry, and publishes them in random order. At random it abandons
+a loan, or drops its last reference, half-written or whole; reopens the stream with open loans (adopting the ring, or
+replacing it with one of another geometry); or pauses. Subscribers hold every seat of the smaller ring. Each checks a
+frame when it receives the frame, and again before it releases it.
 
-What may happen, and why:
+These events are allowed:
 
-- *Skipped frames*: mode ``newest`` takes the newest one, that is its purpose; mode ``every`` finds a slot reused before
-  its turn, for the publisher never waits, or goes on in a new file, which has not the frames of the old one. But
-  received and skipped together are the sequences from the first frame to the last: no gap goes uncounted.
-- *Overruns*: a slot is reused between a look and the lock. They are counted, and the subscriber looks again.
+- *Skipped frames*: the mode ``newest`` skips by design; in the mode ``every``, a slot may be reused before its turn,
+  because the publisher never waits, or the publisher continues in a new file without the old frames. Received and
+  skipped frames must add up to the sequences from the first frame to the last.
+- *Overruns*: a slot is reused between R1 and R2. They are counted, and the subscriber retries.
 - *New rings* (``reattached``): the publisher came back with another geometry.
-- *Abandoned and lost loans, and lives*: the publisher's own doing.
+- *Abandoned and lost loans, and lives*: the publisher does this on purpose.
 
-Everything else is a broken promise: a checksum that is not that of the bytes (``torn``), a sequence twice or backwards,
-or not the one that was stamped (``mislabelled``), a gap that nobody counted, a header or notification that made no
-sense (``rejected``), a frame that the publisher had to drop, though admission leaves it a slot for each loan; a loan
-that was published, abandoned or lost and not counted as such (``miscounted``); a subscriber that ends, hangs, or does
-not come to the last frame when the publisher rests; a file that is left at the end.
+Everything else is a failure: a checksum that does not match the bytes (``torn``), a repeated or decreasing sequence, or
+one that differs from the metadata (``mislabelled``), a gap that is not counted, an invalid header or notification
+(``rejected``), a frame that the publisher had to drop, although admission leaves it a slot for each loan, a loan that
+is not counted as published, abandoned or lost (``miscounted``), a subscriber that ends, hangs, or does not reach the
+last frame when the publisher pauses, and a file that is left at the end.
 """
 
 from __future__ import annotations

@@ -209,7 +209,7 @@ class Torture:
                 self.frames.remove(frame)
 
     def receive_one(self, subscriber: Subscriber, held: list[Frame], limit: int, chance: random.Random) -> None:
-        """Receive one frame, and let go of some in one way or another."""
+        """Receive one frame, and release some in one way or another."""
         while held and (len(held) >= limit or chance.random() < 0.5):
             frame = held.pop(0)
             self.check(frame)

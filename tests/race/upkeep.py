@@ -23,7 +23,7 @@ KINDS: Final = {"lock", "ring", "sock", "ring.", "sub."}
 
 
 class Bystanders:
-    """A publisher and a subscriber of their own stream that nobody kills and that lose no frame."""
+    """A publisher and a subscriber of their own stream, which are never killed and lose no frame."""
 
     def __init__(self, stream: str) -> None:
         self.stream = stream

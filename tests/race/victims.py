@@ -53,7 +53,7 @@ def fork(function: Callable[..., Any], *arguments: Any) -> int:
         gc.collect()
         os._exit(0)
     except (StreamNotFound, SubscriberLimitReached):
-        os._exit(0)  # nobody publishes for the moment, or all seats are taken: an honest answer
+        os._exit(0)  # no publisher serves the stream now, or all seats are taken: an honest answer
     except BaseException:  # noqa: BLE001  it must not run on as a second server
         traceback.print_exc()
         os._exit(1)

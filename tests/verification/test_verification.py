@@ -5,19 +5,19 @@ from __future__ import annotations
 import pytest
 
 from verification.check import search
-from verification.mutants import HARMLESS, ROOMS, Mutant, orders, switches
+from verification.mutants import CONFIGURATIONS, HARMLESS, Mutant, orders, switches
 from verification.slot_protocol import WHOLE
 
 pytestmark = pytest.mark.slow
 
 MUTANTS = [*switches(), *orders()]
-SLOW = {"admission: a seat for each slot but one", "tick: does not look at the path"}
-"""Found by ``make verify``, which also searches the rooms ``lost`` and ``files``, and all of what is harmless."""
+SLOW = {"admission: a seat for each slot but one", "tick: does not check the path"}
+"""Found by ``make verify``, which also searches the configurations ``lost`` and ``files``, and the harmless mutants."""
 
 
-@pytest.mark.parametrize("room", ["deaths", "two", pytest.param("four", marks=pytest.mark.long), "loans"])
-def test_the_protocol_keeps_every_property(room: str) -> None:
-    outcome = search(ROOMS[room])
+@pytest.mark.parametrize("configuration", ["deaths", "two", pytest.param("four", marks=pytest.mark.long), "loans"])
+def test_the_protocol_keeps_every_property(configuration: str) -> None:
+    outcome = search(CONFIGURATIONS[configuration])
     assert (outcome.broken, outcome.trace) == (None, ())
     assert outcome.states > 15_000
 

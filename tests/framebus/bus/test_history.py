@@ -89,7 +89,7 @@ def test_frames_of_the_history_count_as_leases(stream: str) -> None:
             assert (second.pixels == 2).all()
 
 
-def test_a_returning_publisher_of_another_geometry_goes_on_with_the_history(stream: str) -> None:
+def test_a_returning_publisher_of_another_geometry_continues_the_history(stream: str) -> None:
     with Publisher(stream, SMALL, slots=8) as publisher:
         publish(publisher, 1)
         subscriber = Subscriber(stream, history=2, gone_after_s=None)
@@ -173,7 +173,7 @@ class TestLoans:
 
 
 class TestWaiting:
-    def test_a_loan_waits_for_a_slot_that_is_let_go(self, stream: str) -> None:
+    def test_a_loan_waits_for_a_slot_that_is_released(self, stream: str) -> None:
         with Publisher(stream, SMALL, slots=3) as publisher:
             publish(publisher)
             pins = shm.attach(f"framebus.{stream}.ring")

@@ -43,7 +43,7 @@ Pixels = np.ndarray[Any, Any]
 
 @dataclass(eq=False)
 class ExpectedRing:
-    """What one file holds, in the model: a sequence and a value for each slot, and who holds which."""
+    """Content of one file in the model: a sequence, a value and the holders of each slot."""
 
     slots: int
     room: int
@@ -479,7 +479,7 @@ class Bus(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.patch.undo()
-        # Whoever else keeps a reader, as Hypothesis does what it drew, must keep no view.
+        # Any other code that keeps a reader, as Hypothesis does what it drew, must keep no view.
         for view in [*self.loose, *(view for reader in self.readers for view in reader.frames)]:
             view.drop()
         for reader in self.readers:

@@ -22,7 +22,7 @@ PUBLISHER, SUBSCRIBER, FALSE = 40011, 40012, 40013
 
 @pytest.fixture
 def people() -> Iterator[Callable[..., Person]]:
-    """Starts people; who still runs at the end of the test is killed."""
+    """Starts people, and kills those that still run at the end of the test."""
     started: list[Person] = []
 
     def start(*arguments: object) -> Person:
@@ -93,7 +93,7 @@ def attach_again_and_again(stream: str) -> set[str]:
     return errors
 
 
-def test_a_false_ring_that_is_cut_short_under_its_reader_ends_nobody_who_named_the_publisher(
+def test_a_truncated_false_ring_does_not_end_a_subscriber_that_named_the_publisher(
     stream: str, people: Callable[..., Person]
 ) -> None:
     cutter = people(FALSE, cut, stream)

@@ -1,6 +1,6 @@
-"""Each way to wait: every frame wakes, and who waits in vain sleeps.
+"""Each way to wait: every frame wakes the subscribers, and a subscriber without a frame sleeps.
 
-Where a tick would cover a lost wake-up there is none, and who sleeps on until the test's patience ends fails it.
+The tick is disabled where it would hide a lost wake-up: a subscriber that sleeps until the time-out fails the test.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ASLEEP_AFTER_S = 0.02
 WAKES = pytest.mark.parametrize("wake", ["zmq", "futex", "predict", "busy"])
 SLEEPERS = pytest.mark.parametrize("wake", ["zmq", "futex", "predict"])
 UNTOLD = pytest.mark.parametrize(
-    "point", ["before the tail", "before store 6 of the publication", "published, nobody woken"]
+    "point", ["before the tail", "before store 6 of the publication", "published, before the wake"]
 )
 """Points of a publication between ``seq[i]`` and the wake."""
 Start = Callable[..., Program]
@@ -70,14 +70,14 @@ class Waiter:
 
 
 def end_the_tick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let nobody look by itself; who sleeps until the end of its patience was not woken, and raises."""
+    """Disable the tick. A subscriber that sleeps until the time-out was not woken, and raises."""
 
     def woken(wait: Callable[..., Any]) -> Callable[..., Any]:
         def checked(*arguments: Any) -> Any:
             timeout_s, begun_s = arguments[-1], time.monotonic()
             result = wait(*arguments)
             if timeout_s > PATIENCE_S / 2 and time.monotonic() - begun_s >= timeout_s:
-                raise RuntimeError("nobody woke it")
+                raise RuntimeError("it was not woken")
             return result
 
         return checked
@@ -101,7 +101,7 @@ def waiters() -> Iterator[list[Waiter]]:
 
 
 def open_waiters(stream: str, publisher: Publisher, waiters: list[Waiter], wake: Wake, modes: list[Mode]) -> None:
-    """Subscribe in each mode; all have seen a frame, and the publisher knows who listens."""
+    """Subscribe in each mode; all have received a frame, and the publisher knows the listeners."""
     waiters += [Waiter(Subscriber(stream, mode=mode, wake=wake, max_leases=1)) for mode in modes]
     first = [waiter.receive() for waiter in waiters]
     if wake == "zmq":
@@ -112,7 +112,7 @@ def open_waiters(stream: str, publisher: Publisher, waiters: list[Waiter], wake:
 
 @WAKES
 @pytest.mark.usefixtures("each_steps", "no_tick")
-def test_a_frame_wakes_all_who_wait(stream: str, wake: Wake, waiters: list[Waiter]) -> None:
+def test_a_frame_wakes_all_waiting_subscribers(stream: str, wake: Wake, waiters: list[Waiter]) -> None:
     with Publisher(stream, SMALL) as publisher:
         open_waiters(stream, publisher, waiters, wake, ["newest", "every"])
         for sequence in (2, 3, 4):
@@ -124,7 +124,7 @@ def test_a_frame_wakes_all_who_wait(stream: str, wake: Wake, waiters: list[Waite
 
 @WAKES
 @pytest.mark.usefixtures("each_steps", "no_tick")
-def test_what_is_abandoned_is_seen_by_nobody(stream: str, wake: Wake, waiters: list[Waiter]) -> None:
+def test_no_subscriber_receives_an_abandoned_frame(stream: str, wake: Wake, waiters: list[Waiter]) -> None:
     with Publisher(stream, SMALL) as publisher:
         open_waiters(stream, publisher, waiters, wake, ["newest", "every"])
         answers = [waiter.receive() for waiter in waiters]
@@ -145,7 +145,7 @@ def test_what_is_abandoned_is_seen_by_nobody(stream: str, wake: Wake, waiters: l
 
 @SLEEPERS
 @pytest.mark.usefixtures("each_steps")
-def test_who_waits_in_vain_sleeps(stream: str, wake: Wake) -> None:
+def test_a_subscriber_without_a_frame_sleeps(stream: str, wake: Wake) -> None:
     with Publisher(stream, SMALL) as publisher, Subscriber(stream, wake=wake) as subscriber:
         publish(publisher)
         subscriber.receive(5).release()

@@ -68,7 +68,7 @@ def test_the_size_of_narrow_numbers_does_not_overflow(stream: str) -> None:
 
 
 @pytest.mark.parametrize("value", NO_NUMBERS, ids=by_type)
-def test_what_is_no_whole_number_is_refused_by_name(stream: str, value: Any) -> None:
+def test_an_argument_that_is_not_a_whole_number_is_named(stream: str, value: Any) -> None:
     before = descriptors()
     for name in ("height", "width"):
         with pytest.raises(InvalidArgument, match=name):
@@ -93,7 +93,7 @@ def test_what_is_no_whole_number_is_refused_by_name(stream: str, value: Any) -> 
 
 
 @pytest.mark.parametrize("value", NO_TIMES, ids=by_type)
-def test_what_is_no_time_is_refused_by_name(stream: str, value: Any) -> None:
+def test_an_argument_that_is_not_a_time_is_named(stream: str, value: Any) -> None:
     with Publisher(stream, SMALL) as publisher, Subscriber(stream) as subscriber:
         for name in ("attach_timeout_s", "gone_after_s"):
             with pytest.raises(InvalidArgument, match=name):
@@ -123,13 +123,13 @@ def test_what_is_neither_true_nor_false_is_refused_by_name(stream: str, value: A
 @pytest.mark.parametrize(
     "value", [None, 5, 1.5, object, "U4", "datetime64[ns]", "S9999999999999", "(2,3)u1", ">u2", [1]]
 )
-def test_what_is_no_element_type_is_refused(value: Any) -> None:
+def test_an_unknown_element_type_is_rejected(value: Any) -> None:
     with pytest.raises(InvalidArgument, match="values of a frame"):
         FrameFormat(4, 6, 3, value)
 
 
 @pytest.mark.parametrize("value", [[1], {}, None, 5, b"bgr", "\n", "ä", np.array(["nv12", "x"])])
-def test_what_is_no_pixel_format_is_refused(value: Any) -> None:
+def test_an_invalid_pixel_format_is_rejected(value: Any) -> None:
     with pytest.raises(InvalidArgument, match="pixel format"):
         FrameFormat(4, 6, 3, "uint8", value)
     with pytest.raises(InvalidArgument, match="pixel format"):
@@ -137,13 +137,13 @@ def test_what_is_no_pixel_format_is_refused(value: Any) -> None:
 
 
 @pytest.mark.parametrize("value", [None, 5, "x", [[1], [1, 2]], np.zeros((0, 3)), np.ndarray, object(), {1}, [[None]]])
-def test_what_is_no_frame_makes_no_format(value: Any) -> None:
+def test_an_array_that_cannot_be_a_frame_has_no_format(value: Any) -> None:
     with pytest.raises(InvalidArgument):
         FrameFormat.of(value)
 
 
 @pytest.mark.parametrize("value", [None, 5, "", "a/b", "..", b"name", "x" * 49, "\0", "é", ["a"], HUGE], ids=by_type)
-def test_what_is_no_name_is_refused(value: Any) -> None:
+def test_an_invalid_name_is_rejected(value: Any) -> None:
     before = descriptors()
     for use in (
         lambda: Publisher(value, SMALL),
@@ -166,7 +166,7 @@ def test_a_suffix_or_pattern_names_one_file_in_dev_shm(stream: str, value: Any) 
 
 
 @pytest.mark.parametrize("value", [None, 5, (4, 6, 3), "bgr", np.zeros((4, 6, 3), np.uint8)])
-def test_what_is_no_format_is_refused(stream: str, value: Any) -> None:
+def test_an_argument_that_is_not_a_format_is_rejected(stream: str, value: Any) -> None:
     with pytest.raises(InvalidArgument, match="FrameFormat"):
         Publisher(stream, value)
     with Publisher(stream, SMALL) as publisher:

@@ -117,7 +117,7 @@ def test_a_subscriber_without_a_descriptor_for_fileno_and_for_a_new_connection(s
     assert in_child(use) == 0
 
 
-def test_a_publisher_without_descriptors_for_who_connects_publishes_on(stream: str) -> None:
+def test_a_publisher_without_descriptors_for_connections_keeps_publishing(stream: str) -> None:
     def use() -> None:
         with Publisher(stream, SMALL) as publisher, Subscriber(stream) as subscriber, descriptors_left(0):
             for sequence in range(1, 6):

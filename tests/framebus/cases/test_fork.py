@@ -164,7 +164,7 @@ def test_processes_and_pools_of_multiprocessing_beside_a_subscriber(stream: str)
 
 
 @EACH_BACKEND
-def test_children_exit_in_every_way_and_the_parent_goes_on(stream: str, backend: str) -> None:
+def test_children_exit_in_every_way_and_the_parent_continues(stream: str, backend: str) -> None:
     code = f"""
 publisher = Publisher({stream!r}, FrameFormat(4, 6), slots=40, max_loans=2)
 subscribers = [Subscriber({stream!r}, wake=wake) for wake in ("zmq", "futex", "predict", "busy")]

@@ -1,4 +1,4 @@
-"""What nobody closed: in reference cycles, in threads that end, in a module at the interpreter's exit."""
+"""Objects that were never closed: in reference cycles, in threads that end, in a module at the interpreter's exit."""
 
 from __future__ import annotations
 

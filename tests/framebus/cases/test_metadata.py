@@ -91,7 +91,7 @@ def test_what_is_published_is_read(stream: str, metadata: Mapping[str, Any]) -> 
         assert subscriber.receive(5).metadata == metadata
 
 
-def test_none_is_no_metadata(stream: str) -> None:
+def test_none_means_empty_metadata(stream: str) -> None:
     with Publisher(stream, FrameFormat(2, 2)) as publisher, Subscriber(stream) as subscriber:
         with publisher.loan() as loan:
             loan.metadata = None  # type: ignore[assignment]

@@ -143,7 +143,7 @@ def test_doctor_and_gc_put_right_what_a_crash_leaves(stream: str, capsys: pytest
     assert "nothing is left over" in output(capsys, "gc", "--stream", stream)
 
 
-def test_what_a_publisher_keeps_is_no_problem(stream: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_kept_ring_is_not_a_problem(stream: str, capsys: pytest.CaptureFixture[str]) -> None:
     publisher = Publisher(stream, FrameFormat(4, 6), keep_ring=True)
     service = socket.socket(socket.AF_UNIX)
     service.bind(str(SHM / f"framebus.{stream}.status.detector.sock"))
@@ -270,7 +270,7 @@ def test_a_snapshot_that_cannot_be_written_says_why(
         (3, "uint16", ".jpg"),
     ],
 )
-def test_a_frame_that_is_no_picture_is_one_sentence(
+def test_a_frame_that_no_picture_format_supports_is_one_sentence(
     stream: str, channels: int, dtype: str, suffix: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with Publisher(stream, FrameFormat(4, 6, channels, dtype)) as publisher:
@@ -336,7 +336,7 @@ def test_a_complaint_that_cannot_be_written_changes_no_status(arguments: str, st
     assert (answer.returncode, answer.stdout) == (status, b"")
 
 
-def test_a_closed_pipe_is_no_fault() -> None:
+def test_a_closed_pipe_is_not_an_error() -> None:
     command = f"{sys.executable} -m framebus top --interval 0.01 | head -n 1"
     answer = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=30)  # noqa: PLW1510
     assert (answer.returncode, answer.stderr) == (0, "")

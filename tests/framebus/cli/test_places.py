@@ -108,10 +108,10 @@ def look_as_stranger() -> None:
         status, _, complaint = Person(STRANGER, command, "inspect", "panorama", group=STRANGER).result()
         assert status == 1
         assert f"run this process with group {GROUP}" in complaint
-        assert inspect("panorama").live, "nobody has removed anything"
+        assert inspect("panorama").live, "no file was removed"
 
 
-def test_a_stranger_is_told_who_may_look() -> None:
+def test_another_user_is_told_which_users_may_read() -> None:
     alone(look_as_stranger)
 
 
@@ -239,7 +239,7 @@ def serve_in_another() -> None:
         Person(0, look_in_user_namespace, group=0).result()
 
 
-def test_a_number_that_is_not_mapped_is_not_nobody() -> None:
+def test_an_unmapped_number_is_not_the_user_nobody() -> None:
     try:
         Person(0, leave_user_namespace, group=0).result()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Notifications: hints that reach who listens, and garbage that harms nobody."""
+"""Notifications reach the subscribers that listen, and garbage harms no process."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_hint_arrives_and_the_descriptor_tells_of_it(stream: str) -> None:
         wait_until(lambda: not listens_to(publisher), "the publisher sees that the listener has gone")
 
 
-def test_who_is_there_is_asked_with_every_frame_of_the_first_second(stream: str) -> None:
+def test_connections_are_polled_with_every_frame_of_the_first_second(stream: str) -> None:
     server, listener = NotificationServer(socket_path(stream), topic(stream)), Listener(stream)
     now_ns = time.monotonic_ns()
     wait_until_heard(lambda: listens(server), listener)
@@ -134,7 +134,7 @@ def test_a_listener_answers_heartbeats(stream: str) -> None:
         assert listener.rejected == 0
 
 
-def test_what_is_no_publisher_is_left_and_counted(stream: str) -> None:
+def test_a_peer_that_is_not_a_publisher_is_disconnected_and_counted(stream: str) -> None:
     with connected_to(stream) as (connected, listener):
         connected.sendall(b"220 mail.example ESMTP ready".ljust(100))
         listener.drain()

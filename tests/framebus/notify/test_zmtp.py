@@ -1,4 +1,4 @@
-"""ZeroMQ's protocol on the Unix socket: with libzmq at the other end, byte by byte, and with who means no good."""
+"""ZeroMQ's protocol on the Unix socket: with libzmq at the other end, byte by byte, and with hostile peers."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def hears(server: NotificationServer) -> bool:
 
 
 def look(server: NotificationServer) -> bool:
-    """Until nothing new comes: who is accepted in one look is read in the next."""
+    """Poll until nothing new arrives: a peer that is accepted in one poll is read in the next."""
     return [hears(server) for _ in range(3)][-1]
 
 
@@ -134,7 +134,7 @@ def test_libzmq_hears_what_it_subscribes_to(server: NotificationServer, path: Pa
     context.term()
 
 
-def test_who_subscribes_to_something_else_is_sent_nothing(server: NotificationServer, path: Path) -> None:
+def test_a_peer_with_another_subscription_receives_nothing(server: NotificationServer, path: Path) -> None:
     context = zmq.Context()
     other, all_ = (context.socket(zmq.SUB) for _ in range(2))
     other.connect(f"ipc://{path}")
@@ -216,7 +216,7 @@ def test_the_commands_of_zmtp_3_1_subscribe_too(
         GREETING + READY + b"\0\1\0" * 101,
     ],
 )
-def test_who_is_no_subscriber_is_shown_out(
+def test_a_peer_that_is_not_a_subscriber_is_disconnected(
     server: NotificationServer, connect: Callable[..., socket.socket], content: bytes
 ) -> None:
     connected, honest = connect(content), connect(GREETING + READY + ALL)
@@ -237,7 +237,7 @@ def test_who_is_no_subscriber_is_shown_out(
         | st.binary(max_size=80)
     )
 )
-def test_nothing_that_is_sent_harms_who_reads_it(content: list[bytes]) -> None:
+def test_arbitrary_bytes_do_not_harm_their_reader(content: list[bytes]) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         connection = server_module.Connection(LocalSocket(ours.detach()), TOPIC)
@@ -255,7 +255,7 @@ def test_nothing_that_is_sent_harms_who_reads_it(content: list[bytes]) -> None:
             take_all(theirs)
 
 
-def test_who_does_not_read_gets_whole_messages_later_and_holds_up_nobody(
+def test_a_peer_that_does_not_read_gets_whole_messages_later_and_delays_no_other(
     server: NotificationServer, connect: Callable[..., socket.socket]
 ) -> None:
     asleep, awake = connect(GREETING + READY + ALL), connect(GREETING + READY + ALL)
@@ -280,7 +280,7 @@ def test_who_does_not_read_gets_whole_messages_later_and_holds_up_nobody(
     assert asleep.recv(size) == frame_header(200) + b"last" * 50
 
 
-def test_who_listens_to_nothing_makes_room_and_who_listens_stays(
+def test_an_idle_connection_is_closed_for_a_new_one_and_a_subscribed_one_stays(
     server: NotificationServer, connect: Callable[..., socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server_module, "MAX_CONNECTIONS", 3)

@@ -43,7 +43,7 @@ def test_header_survives_a_round_trip() -> None:
 
 
 @given(content=st.binary(max_size=200), file_bytes=st.integers(0, 1 << 40))
-def test_garbage_is_no_header(content: bytes, file_bytes: int) -> None:
+def test_garbage_is_rejected_as_a_header(content: bytes, file_bytes: int) -> None:
     with pytest.raises(LayoutMismatch):
         RingHeader.unpack(content, file_bytes)
 
@@ -80,7 +80,7 @@ def test_garbage_slot_header_is_refused_or_fits(content: bytes) -> None:
 
 
 @given(content=st.binary(max_size=300))
-def test_garbage_is_no_record(content: bytes) -> None:
+def test_garbage_is_rejected_as_a_record(content: bytes) -> None:
     with pytest.raises(LayoutMismatch):
         SubscriberRecord.unpack(content)
 

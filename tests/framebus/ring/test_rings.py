@@ -353,7 +353,7 @@ def test_replace_moves_on_and_tells_the_subscribers(stream: str, publisher: Publ
     assert SubscriberRing(stream).reader.take() is not None
 
 
-def test_a_file_without_a_frame_yet_goes_on_with_the_sequences(stream: str, publisher: PublisherRing) -> None:
+def test_a_file_without_a_frame_yet_continues_the_sequences(stream: str, publisher: PublisherRing) -> None:
     for _ in range(3):
         publish(publisher)
     publisher.replace(stream)

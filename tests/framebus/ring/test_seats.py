@@ -58,13 +58,13 @@ def test_a_refused_subscriber_takes_none(ring: Segment) -> None:
     assert seats_taken(ring.fd, of(5)) == 2
 
 
-def test_who_holds_the_admission_for_ever_keeps_nobody_out(ring: Segment) -> None:
+def test_a_process_that_holds_the_flock_forever_excludes_no_subscriber(ring: Segment) -> None:
     neighbour = shm.attach(ring.name)
     fcntl.flock(neighbour.fd, fcntl.LOCK_EX)
     take_seats(shm.attach(ring.name), of(5), 2)
 
 
-def test_a_record_tells_who_lives(stream: str) -> None:
+def test_a_record_shows_whether_its_subscriber_lives(stream: str) -> None:
     record = RecordFile(stream, new_record("detector", "newest", "zmq", 2))
     counters = RECORD_WORDS.pack(10, 3, 99, 1, 5000, 777)
     record.segment.buffer[RECORD_RECEIVED : RECORD_RECEIVED + len(counters)] = counters
@@ -80,7 +80,7 @@ def test_a_record_tells_who_lives(stream: str) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 4096, b"\xff" * 5000])
-def test_a_record_that_makes_no_sense_is_nobodys(stream: str, content: bytes) -> None:
+def test_an_invalid_record_belongs_to_no_subscriber(stream: str, content: bytes) -> None:
     path = SHM / f"framebus.{stream}.sub.junk"
     path.write_bytes(content)
     assert read_records(stream) == [(path, None, False)]
@@ -139,7 +139,7 @@ def test_the_dead_of_another_user_are_left_to_it(stream: str) -> None:
     path.unlink()
 
 
-def test_what_is_no_record_of_ours_is_looked_at_without_harm(stream: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_our_record_is_inspected_without_harm(stream: str, tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.write_bytes(b"kept")
     link, fifo, folder = (SHM / f"framebus.{stream}.sub.{name}" for name in ("link", "fifo", "folder"))

@@ -82,7 +82,7 @@ def test_the_compiled_lease_has_no_pixels_before_its_header_nor_beyond_its_slot(
 
 
 @pytest.mark.usefixtures("each_steps")
-def test_a_reader_reports_what_it_took_and_goes_on_counting_in_another_ring(
+def test_a_reader_reports_what_it_took_and_continues_counting_in_another_ring(
     stream: str, publisher: PublisherRing
 ) -> None:
     record = RecordFile(stream, new_record("reader", "newest", "futex", 2))
@@ -142,7 +142,9 @@ def test_a_notification_goes_to_all_whole_or_not_at_all(
         assert set(received) == set(b"x")
 
 
-def test_who_is_sent_a_part_is_shut_out(pairs: list[tuple[socket.socket, socket.socket]]) -> None:
+def test_a_peer_that_accepts_a_part_of_a_message_is_cut_off(
+    pairs: list[tuple[socket.socket, socket.socket]],
+) -> None:
     ours, theirs = pairs[0]
     send_all([ours], b"long" * 1_000_000)
     received = b""
@@ -198,7 +200,7 @@ def test_a_publication_checks_its_message_before_anything_is_written(
 
 
 @pytest.mark.usefixtures("compiled_steps")
-def test_what_is_no_socket_keeps_no_other_from_being_notified(publisher: PublisherRing) -> None:
+def test_an_object_that_is_not_a_socket_does_not_prevent_other_notifications(publisher: PublisherRing) -> None:
     claimed = publisher.writer.claim(Description(*SHAPE, "|u1", "bgr").pack())
     assert claimed is not None
     ours, theirs = socket.socketpair()

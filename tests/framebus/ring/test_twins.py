@@ -172,7 +172,7 @@ WRONG: dict[str, Callable[[Any, Any], Any]] = {
     "a time that is text": lambda writer, reader: writer.publish(writer.claim(DESCRIPTION), "1", 2),
     "sockets without a message": lambda writer, reader: writer.publish(writer.claim(DESCRIPTION), 1, 2, [None]),
     "nothing to finish": lambda writer, reader: writer.close(),
-    "arrays that are no list": lambda writer, reader: writer.watch(arrays=()),
+    "arrays that are not a list": lambda writer, reader: writer.watch(arrays=()),
     "an argument to take": lambda writer, reader: reader.take(1),
     "a name to take": lambda writer, reader: reader.take(until_ns=1),
     "no end to spin": lambda writer, reader: reader.spin(),

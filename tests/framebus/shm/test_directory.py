@@ -79,7 +79,7 @@ def test_an_interrupted_creation_is_left_over(stream: str) -> None:
     remove_leftovers(stream)
 
 
-def test_a_service_socket_is_left_over_when_nobody_listens(stream: str) -> None:
+def test_a_service_socket_without_a_listener_is_a_leftover(stream: str) -> None:
     path = SHM / f"framebus.{stream}.status.detector.sock"
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(path))
@@ -158,7 +158,7 @@ def test_two_that_look_for_leftovers_at_once_both_find_them(stream: str, remove:
         remove_leftovers(stream)
 
 
-def test_who_looks_creates_no_lock(stream: str) -> None:
+def test_inspection_creates_no_lock(stream: str) -> None:
     with pytest.raises(StreamNotFound, match="does not exist"):
         locks.PublisherLock.acquire(companion_path(stream, "lock").name, create=False)
     assert find_leftovers(stream, remove=True) == []

@@ -51,7 +51,7 @@ def test_too_large_leaves_nothing_and_says_what_to_set(name: str) -> None:
     assert not (SHM / name).exists()
 
 
-def test_who_reads_what_was_prefaulted_meets_no_page_fault(name: str) -> None:
+def test_reading_prefaulted_pages_does_not_fault(name: str) -> None:
     part = 4 * space.MIB
     owner = shm.create(name, 3 * part, 0o640)
     reader = shm.attach(name)
@@ -94,7 +94,7 @@ def test_attach_refuses_a_file_with_holes(name: str) -> None:
 
 
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: os.symlink("/etc/passwd", path)])
-def test_attach_refuses_what_is_no_file(name: str, make: Callable[[str], None]) -> None:
+def test_attach_rejects_a_path_that_is_not_a_regular_file(name: str, make: Callable[[str], None]) -> None:
     path = str(SHM / name)
     make(path)
     with pytest.raises(LayoutMismatch):

@@ -42,7 +42,7 @@ CGROUP_BYTES = 48 * MIB
 
 
 def in_small_shm(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Run the function with a /dev/shm of ``SHM_BYTES`` and ``SHM_FILES`` files that nobody else sees.
+    """Run the function with a /dev/shm of ``SHM_BYTES`` and ``SHM_FILES`` files that no other process sees.
 
     Source: unshare(2), mount(2), tmpfs(5).
     """
@@ -168,7 +168,7 @@ def go_on_when_full(stream: str, fill: Fill, looks: bool) -> tuple[str, str]:
             publish(publisher)
             assert receive(subscriber) == sequence
         messages = refused(lambda: Publisher(f"{stream}-b", SMALL)), refused(lambda: Subscriber(stream))
-        assert inspect(stream).seats_taken == 2, "who was refused holds no seat"
+        assert inspect(stream).seats_taken == 2, "a rejected subscriber holds no seat"
         publish(publisher)
         assert receive(subscriber) == 302
         for filler in fillers:
@@ -182,7 +182,7 @@ def go_on_when_full(stream: str, fill: Fill, looks: bool) -> tuple[str, str]:
 
 @either_full
 @pytest.mark.parametrize("looks", [True, False])
-def test_a_full_dev_shm_hurts_nobody_who_is_there(
+def test_a_full_dev_shm_does_not_affect_open_streams(
     stream: str, alone: Callable[..., Any], fill: Fill, looks: bool
 ) -> None:
     what = "0 MiB free" if fill is fill_bytes else "no room for one more file"
@@ -233,7 +233,7 @@ def replace_when_full(stream: str, fill: Fill) -> None:
 
 
 @either_full
-def test_a_pinned_ring_that_cannot_be_replaced_drops_frames_and_goes_on(
+def test_a_pinned_ring_that_cannot_be_replaced_drops_frames_and_continues(
     stream: str, alone: Callable[..., Any], fill: Fill
 ) -> None:
     alone(replace_when_full, stream, fill)
@@ -241,7 +241,7 @@ def test_a_pinned_ring_that_cannot_be_replaced_drops_frames_and_goes_on(
 
 @pytest.fixture
 def cgroup(stream: str) -> Iterator[Path]:
-    """A control group with a limit of ``CGROUP_BYTES``, of version 1 or 2; whoever is in it at the end is killed."""
+    """A control group with a limit of ``CGROUP_BYTES``, of version 1 or 2; processes in it at the end are killed."""
     mine = dict(line.split(":", 2)[1:] for line in Path("/proc/self/cgroup").read_text().splitlines())
     places = [
         (CGROUPS / "memory" / mine.get("memory", "/").lstrip("/"), "memory.limit_in_bytes"),
