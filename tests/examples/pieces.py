@@ -17,6 +17,8 @@ from tests.support import ROOT
 
 PAGE: Final = ROOT / "docs/use-with.md"
 STREAMS: Final = ("camera", "video")
+NOT_PROGRAMS: Final = ("Notebooks", "pytest")
+"""Headings whose pieces are cells, or tests."""
 WITH_TORCH: Final = ("torch", "DataLoader")
 """Headings whose pieces need torch, which the tests' environment does not promise."""
 RUNS_CELLS: Final = """
@@ -60,7 +62,7 @@ def pieces() -> list[Piece]:
 
 
 PIECES: Final = pieces()
-PROGRAMS: Final = [one for one in PIECES if one.heading not in ("Notebooks", "pytest")]
+PROGRAMS: Final = [one for one in PIECES if one.heading not in NOT_PROGRAMS]
 
 
 def run(desk: Desk, arguments: list[str], folder: Path, given: str = "") -> str:
@@ -90,6 +92,41 @@ def in_a_notebook(desk: Desk, cells: list[str], folder: Path) -> list[str]:
     """Run cells one after the other in one shell of IPython, and return what each shows."""
     shown = [json.loads(line) for line in run(desk, ["-c", RUNS_CELLS], folder, json.dumps(cells)).splitlines()]
     return [re.sub(r"^Out\[\d+\]: ", "", one) for one in shown]
+
+
+def check_notebook(desk: Desk, folder: Path) -> None:
+    """Run the cells of the notebook, and those that the page warns of."""
+    cells = [one for one in PIECES if one.heading == "Notebooks"]
+    opening, receiving, emptying = (desk.rename(one.program, *STREAMS) for one in cells)
+    # The first cell is run twice, and views are shown until the subscriber has no lease left.
+    view = "subscriber.receive().pixels"
+    too_many = "from framebus import TooManyLeases\ntry: subscriber.receive()\nexcept TooManyLeases: print('too many')"
+    shown = in_a_notebook(desk, [opening, opening, receiving, view, view, too_many, emptying, receiving], folder)
+    assert shown[0] == shown[1] == ""
+    assert shown[2] == cells[1].printed
+    assert shown[5] == "too many\n"
+    assert cells[2].printed is not None
+    assert shown[6].endswith(cells[2].printed)
+    assert shown[7] == cells[1].printed
+
+
+def check_fixture(desk: Desk, folder: Path) -> None:
+    """Run the test that has the fixture, and one that fails."""
+    (piece,) = (one for one in PIECES if one.heading == "pytest")
+    failing = piece.program.replace("test_brightness", "test_failure").replace("== 7", "== 8")
+    (folder / "test_right.py").write_text(piece.program)
+    (folder / "test_wrong.py").write_text(failing)
+    done = subprocess.run(
+        [*desk.python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", "."],
+        cwd=folder,
+        env={**desk.environment, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert "FAILED test_wrong.py::test_failure - assert" in done.stdout
+    assert "1 failed, 1 passed" in done.stdout
 
 
 def prepare(heading: str, folder: Path) -> None:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 import secrets
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import pytest
 
-from tests.examples.pieces import PAGE, PIECES, PROGRAMS, STREAMS, WITH_TORCH, Piece, check_piece, in_a_notebook
+from tests.examples.pieces import PAGE, PIECES, PROGRAMS, WITH_TORCH, Piece, check_fixture, check_notebook, check_piece
 from tests.examples.terminals import Desk, terminal_commands
 from tests.support import ROOT, lacks
 
@@ -83,32 +80,8 @@ def test_a_piece_prints_what_the_page_says(piece: Piece, camera: Desk, tmp_path:
 
 def test_the_cells_of_the_notebook(camera: Desk, tmp_path: Path) -> None:
     need("Notebooks")
-    cells = [one for one in PIECES if one.heading == "Notebooks"]
-    opening, receiving, emptying = (camera.rename(one.program, *STREAMS) for one in cells)
-    # The first cell is run twice, and views are shown until the subscriber has no lease left.
-    view = "subscriber.receive().pixels"
-    too_many = "from framebus import TooManyLeases\ntry: subscriber.receive()\nexcept TooManyLeases: print('too many')"
-    shown = in_a_notebook(camera, [opening, opening, receiving, view, view, too_many, emptying, receiving], tmp_path)
-    assert shown[0] == shown[1] == ""
-    assert shown[2] == cells[1].printed
-    assert shown[5] == "too many\n"
-    assert (cells[2].printed or "") in shown[6]
-    assert shown[7] == cells[1].printed
+    check_notebook(camera, tmp_path)
 
 
-def test_the_fixture_for_pytest(tmp_path: Path) -> None:
-    (piece,) = (one for one in PIECES if one.heading == "pytest")
-    failing = piece.program.replace("test_brightness", "test_failure").replace("== 7", "== 8")
-    (tmp_path / "test_right.py").write_text(piece.program)
-    (tmp_path / "test_wrong.py").write_text(failing)
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", "."],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert "FAILED test_wrong.py::test_failure - assert" in done.stdout
-    assert "1 failed, 1 passed" in done.stdout
+def test_the_fixture_for_pytest(desk: Desk, tmp_path: Path) -> None:
+    check_fixture(desk, tmp_path)

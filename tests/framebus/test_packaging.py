@@ -563,7 +563,7 @@ def test_the_tutorial_works_with_the_wheel_and_its_extra(wheel: Path, fresh_desk
 def test_the_pieces_and_examples_run_with_the_wheel_and_the_libraries_they_name(
     wheel: Path, fresh_desk: Desk, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    install(fresh_desk.python[0], f"{wheel}[snapshot]", "av", "ipython", "onnxruntime", "trio", "uvloop")
+    install(fresh_desk.python[0], f"{wheel}[snapshot]", "av", "ipython", "onnxruntime", "pytest", "trio", "uvloop")
     runs.opencv(fresh_desk)
     runs.onnxruntime(fresh_desk)
     publish, _ = terminal_commands(runs.page("publish_subscribe"))
@@ -572,6 +572,8 @@ def test_the_pieces_and_examples_run_with_the_wheel_and_the_libraries_they_name(
     for piece in pieces.PROGRAMS:
         if piece.heading not in pieces.WITH_TORCH:
             pieces.check_piece(piece, fresh_desk, tmp_path_factory.mktemp("piece"))
+    pieces.check_notebook(fresh_desk, tmp_path_factory.mktemp("notebook"))
+    pieces.check_fixture(fresh_desk, tmp_path_factory.mktemp("fixture"))
     publisher.interrupt()
 
 
