@@ -2,8 +2,8 @@
  *
  *     reader STREAM [HOLD_MS]
  *
- * Written from docs/spec.md alone, whose names and steps (R1 to R6) it uses. HOLD_MS keeps each lease for that long, and
- * says whether the pixels were the same at its end.
+ * Written from docs/spec.md alone, whose names and steps (R1 to R6) it uses. HOLD_MS keeps each lease for that long,
+ * and says whether the pixels were the same at its end.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -52,17 +52,20 @@ static void pause_ms(long ms) { nanosleep(&(struct timespec){ms / 1000, ms % 100
 static bool take_seat(int fd, uint32_t seats) {
     for (int tries = 0; flock(fd, LOCK_EX | LOCK_NB) != 0 && tries < 50; tries++) pause_ms(10);
     bool taken = false;
-    for (uint32_t k = 0; k < seats && !taken; k++) taken = !conflicts(fd, F_WRLCK, SEAT(k)) && set_lock(fd, F_RDLCK, SEAT(k));
+    for (uint32_t k = 0; k < seats && !taken; k++)
+        taken = !conflicts(fd, F_WRLCK, SEAT(k)) && set_lock(fd, F_RDLCK, SEAT(k));
     flock(fd, LOCK_UN);
     return taken;
 }
 
 /* Bytes of the frame that a slot header describes, or 0 if no reader may rely on it. */
 static uint64_t frame_bytes(const uint8_t *header, uint64_t slot_bytes) {
-    static const char dtypes[][8] = {"|b1", "|u1", "|i1", "<u2", "<i2", "<u4", "<i4", "<u8", "<i8", "<f2", "<f4", "<f8"};
+    static const char dtypes[][8] = {"|b1", "|u1", "|i1", "<u2", "<i2", "<u4",
+                                     "<i4", "<u8", "<i8", "<f2", "<f4", "<f8"};
     uint32_t arrangement = U32(header + 144), size = 0;
     uint64_t height = U32(header + 104), width = U32(header + 108), channels = U32(header + 112);
-    for (size_t i = 0; i < sizeof dtypes / 8; i++) if (!memcmp(header + 120, dtypes[i], 8)) size = dtypes[i][2] - '0';
+    for (size_t i = 0; i < sizeof dtypes / 8; i++)
+        if (!memcmp(header + 120, dtypes[i], 8)) size = dtypes[i][2] - '0';
     if (!size || arrangement > 4 || U32(header + 116) > 832 || !height || !width || !channels) return 0;
     uint64_t pixels = height * width; /* two factors of 32 bits cannot overflow */
     if (arrangement == 1) channels = 1;
@@ -81,12 +84,15 @@ static uint64_t sum(const uint8_t *pixels, uint64_t bytes) {
 }
 
 /* R5: the lease is held. */
-static void show(const uint8_t *header, const uint8_t *pixels, uint64_t bytes, uint64_t skipped, long hold_ms) {
+static void show(const uint8_t *header, const uint8_t *pixels, uint64_t bytes, long hold_ms) {
+    static uint64_t newest;
+    uint64_t sequence = U64(header + 72), skipped = newest ? sequence - newest - 1 : 0;
+    newest = sequence;
     char format[17] = {0};
     memcpy(format, header + 128, 16);
     for (char *c = format; *c; c++) if (*c < ' ' || *c > '~') *c = '?';
     uint64_t before = sum(pixels, bytes);
-    printf("frame %" PRIu64 ": %ux%ux%u %.8s %s, sum %" PRIu64 ", skipped %" PRIu64, U64(header + 72), U32(header + 104),
+    printf("frame %" PRIu64 ": %ux%ux%u %.8s %s, sum %" PRIu64 ", skipped %" PRIu64, sequence, U32(header + 104),
            U32(header + 108), U32(header + 112), (const char *)header + 120, format, before, skipped);
     if (hold_ms) {
         pause_ms(hold_ms);
@@ -98,9 +104,11 @@ static void show(const uint8_t *header, const uint8_t *pixels, uint64_t bytes, u
 
 /* Follow the ring of that path until it ends; whether another has taken its place. */
 static bool follow(const char *path, uint64_t *last, long hold_ms) {
-    int flags = O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, fd = open(path, flags), mapped = open(path, flags);
+    int flags = O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC;
+    int fd = open(path, flags), mapped = open(path, flags); /* one for the locks, one for the mapping */
     struct stat file, locked, now;
-    if (fd < 0 || mapped < 0 || fstat(mapped, &file) || fstat(fd, &locked)) fail("no such stream, or not for this user");
+    if (fd < 0 || mapped < 0 || fstat(mapped, &file) || fstat(fd, &locked))
+        fail("no such stream, or not for this user");
     if (file.st_dev != locked.st_dev || file.st_ino != locked.st_ino) fail("the ring was replaced: start again");
     if (!S_ISREG(file.st_mode) || file.st_size < SLOT_TABLE || file.st_blocks * 512 < file.st_size) fail("not a ring");
     const uint8_t *ring = mmap(NULL, (size_t)file.st_size, PROT_READ, MAP_SHARED, mapped, 0);
@@ -128,7 +136,7 @@ static bool follow(const char *path, uint64_t *last, long hold_ms) {
                 _Alignas(8) uint8_t header[192];
                 memcpy(header, there, sizeof header); /* a copy is checked and used, because the bytes may change */
                 uint64_t bytes = U64(header + 72) == sequence ? frame_bytes(header, slot_bytes) : 0; /* R4 */
-                if (bytes) show(header, pixels, bytes, *last ? sequence - *last - 1 : 0, hold_ms);
+                if (bytes) show(header, pixels, bytes, hold_ms);
                 *last = sequence;
             }
             set_lock(fd, F_UNLCK, SLOT(slot)); /* R6 */
@@ -148,7 +156,10 @@ int main(int count, char **arguments) {
     snprintf(path, sizeof path, "/dev/shm/framebus.%s.ring", arguments[1]);
     sigaction(SIGINT, &(struct sigaction){.sa_handler = stop}, NULL);
     uint64_t last = 0;
-    while (follow(path, &last, count == 3 ? atol(arguments[2]) : 0)) {}
+    for (bool more = true; more && !stopped;) {
+        more = follow(path, &last, count == 3 ? atol(arguments[2]) : 0);
+        for (int tries = 0; more && access(path, R_OK) != 0 && !stopped && tries < 100; tries++) pause_ms(50);
+    }
     if (!stopped) puts("the publisher is gone");
     return 0;
 }

@@ -3,6 +3,7 @@
 import sys
 
 import torch
+from torch.utils.dlpack import from_dlpack
 
 from framebus import FramebusError, Subscriber
 
@@ -12,7 +13,7 @@ def main(stream: str = "camera") -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with Subscriber(stream, name="average", gone_after_s=2.0) as subscriber:
         for frame in subscriber:
-            shared = torch.from_dlpack(frame)  # no copy; never change it in place, the memory is read-only
+            shared = from_dlpack(frame)  # no copy; never change it in place, the memory is read-only
             picture = shared.to(device).permute(2, 0, 1).float().div_(255)  # float() made a new tensor
             blue, green, red = picture.mean(dim=(1, 2)).tolist()
             print(f"frame {frame.sequence}: blue {blue:.3f}, green {green:.3f}, red {red:.3f}", flush=True)

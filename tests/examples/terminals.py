@@ -94,10 +94,12 @@ class Desk:
         folder: Path = ROOT,
     ) -> None:
         self._prefix = prefix
-        self._python = list(python)
+        self.python = list(python)
+        """The interpreter."""
         self.folder = folder
         """Where the commands run."""
-        self._environment = {**os.environ, "PYTHONPATH": str(ROOT)} if environment is None else environment
+        self.environment = {**os.environ, "PYTHONPATH": str(ROOT)} if environment is None else environment
+        """The environment of the commands."""
         self._terminals: list[Terminal] = []
         self._names: set[str] = set()
 
@@ -116,12 +118,12 @@ class Desk:
     def command(self, line: str, *streams: str) -> list[str]:
         """Return the words of a page's command, with the interpreter and the names of this test."""
         program, *arguments = shlex.split(line)
-        start = {"python": self._python, "framebus": [*self._python, "-m", "framebus"]}.get(program, [program])
+        start = {"python": self.python, "framebus": [*self.python, "-m", "framebus"]}.get(program, [program])
         return [*start, *(self.name(word) if word in streams else word for word in arguments)]
 
     def open(self, line: str, *streams: str) -> Terminal:
         """Start a page's command in a terminal of its own."""
-        terminal = Terminal(self.command(line, *streams), self.folder, self._environment)
+        terminal = Terminal(self.command(line, *streams), self.folder, self.environment)
         self._terminals.append(terminal)
         return terminal
 

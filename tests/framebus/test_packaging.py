@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import os
 import re
+import secrets
 import shutil
 import signal
 import subprocess
@@ -26,6 +27,8 @@ import pytest
 from packaging.requirements import Requirement
 
 import framebus
+from tests.examples import pieces, runs, tutorial
+from tests.examples.terminals import Desk, terminal_commands
 from tests.support import ROOT, files_of, lacks
 
 pytestmark = pytest.mark.slow
@@ -501,6 +504,77 @@ def test_each_wheel_runs_on_each_version(version: str, wheel: Path, pure_wheel: 
     assert not has_compiled_steps(python, tmp_path, compiled_steps)
     run_publisher_first(python, tmp_path, compiled_steps)
     run_subscriber_first(python, tmp_path, compiled_steps)
+
+
+@pytest.fixture(scope="module")
+def fresh_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The interpreter of a fresh virtual environment, into which only the wheel was installed."""
+    folder = tmp_path_factory.mktemp("fresh")
+    subprocess.run([sys.executable, "-m", "venv", str(folder / "venv")], env=quiet_environment(), check=True)
+    python = str(folder / "venv/bin/python")
+    install(python, str(wheel))
+    return python
+
+
+@pytest.fixture
+def fresh_desk(fresh_python: str, tmp_path: Path) -> Iterator[Desk]:
+    """A desk in a folder with the examples and what they read, whose Python is that of the fresh environment."""
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    for folder in ("services/simulator/footage", "models/default"):
+        (tmp_path / folder).parent.mkdir(parents=True)
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    desk = Desk(f"test-{secrets.token_hex(6)}", python=[fresh_python], environment=environment, folder=tmp_path)
+    yield desk
+    desk.close()
+
+
+def install(python: str, *requirements: str) -> None:
+    """Install packages into an environment, in the versions that this checkout pins."""
+    pip = [python, "-m", "pip", "--disable-pip-version-check", "--quiet", "install"]
+    command = [*pip, "--constraint", str(ROOT / "constraints.txt"), *requirements]
+    subprocess.run(command, env=quiet_environment(), timeout=400, check=True)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_the_examples_run_with_only_the_wheel(fresh_desk: Desk) -> None:
+    found = subprocess.check_output(
+        [*fresh_desk.python, "-c", "import framebus; print(framebus.__file__)"],
+        cwd=fresh_desk.folder,
+        env=fresh_desk.environment,
+        text=True,
+        timeout=60,
+    )
+    assert Path(found).is_relative_to(Path(fresh_desk.python[0]).parent.parent)
+    for run in runs.WITH_FRAMEBUS_ALONE:
+        run(fresh_desk)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_the_tutorial_works_with_the_wheel_and_its_extra(wheel: Path, fresh_desk: Desk) -> None:
+    install(fresh_desk.python[0], f"{wheel}[snapshot]")
+    tutorial.run(fresh_desk)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_the_pieces_and_examples_run_with_the_wheel_and_the_libraries_they_name(
+    wheel: Path, fresh_desk: Desk, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    install(fresh_desk.python[0], f"{wheel}[snapshot]", "av", "ipython", "onnxruntime", "pytest", "trio", "uvloop")
+    runs.opencv(fresh_desk)
+    runs.onnxruntime(fresh_desk)
+    publish, _ = terminal_commands(runs.page("publish_subscribe"))
+    publisher = fresh_desk.open(publish, "camera")
+    publisher.line()
+    for piece in pieces.PROGRAMS:
+        if piece.heading not in pieces.WITH_TORCH:
+            pieces.check_piece(piece, fresh_desk, tmp_path_factory.mktemp("piece"))
+    pieces.check_notebook(fresh_desk, tmp_path_factory.mktemp("notebook"))
+    pieces.check_fixture(fresh_desk, tmp_path_factory.mktemp("fixture"))
+    publisher.interrupt()
 
 
 @pytest.mark.long
