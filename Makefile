@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help install demo check test test-long coverage lint ruff mypy imports spelling c page workflows docs docs-external bench bench-full bench-compare bench-publish bench-stitch bench-detect bench-relay first-sight calibration-trials soak kubernetes verify system-packages clean
+.PHONY: help install demo check test test-long coverage lint ruff mypy imports spelling c page workflows tidy docs docs-external bench bench-full bench-compare bench-publish bench-stitch bench-detect bench-relay first-sight calibration-trials soak kubernetes verify system-packages clean
 .DEFAULT_GOAL := help
 
 # A module stays on one core, for the fixtures that its tests share; those with slow tests come first.
@@ -107,6 +107,14 @@ workflows: $(VENV)/installed-dev
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms \
 	  $(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
+
+$(VENV)/installed-tidy: $(VENV)/installed-dev
+	@$(INSTALL) 'clang-tidy' --constraint constraints.txt --editable '.[tidy]'
+	@touch $@
+
+tidy: $(VENV)/installed-tidy ## faults in the C that clang-tidy finds
+	$(BIN)/clang-tidy --quiet framebus/ring/_ring_c.c services/stitcher/rendering/_warp_c.c -- -std=c11 \
+	  -I$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('include'))")
 
 docs: $(VENV)/installed-docs ## the documents as a site, in .cache/docs/site; a dead link is an error
 	$(BIN)/python -m website
