@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help install demo check test test-long coverage lint ruff mypy imports spelling c page workflows tidy docs docs-external bench bench-full bench-compare bench-publish bench-stitch bench-detect bench-relay first-sight calibration-trials soak kubernetes verify system-packages clean
+.PHONY: help install demo check test test-long coverage lint ruff mypy imports spelling c page workflows docs docs-external bench bench-full bench-compare bench-publish bench-stitch bench-detect bench-relay first-sight calibration-trials soak kubernetes verify system-packages clean
 .DEFAULT_GOAL := help
 
 # A module stays on one core, for the fixtures that its tests share; those with slow tests come first.
@@ -108,6 +108,7 @@ workflows: $(VENV)/installed-dev
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms \
 	  $(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
 
+.PHONY: tidy
 $(VENV)/installed-tidy: $(VENV)/installed-dev
 	@$(INSTALL) 'clang-tidy' --constraint constraints.txt --editable '.[tidy]'
 	@touch $@
