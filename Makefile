@@ -111,6 +111,15 @@ workflows: $(VENV)/installed-dev
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms \
 	  $(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
 
+.PHONY: tidy
+$(VENV)/installed-tidy: $(VENV)/installed-dev
+	@$(INSTALL) 'clang-tidy' --constraint constraints.txt --editable '.[tidy]'
+	@touch $@
+
+tidy: $(VENV)/installed-tidy ## faults in the C that clang-tidy finds
+	$(BIN)/clang-tidy --quiet framebus/ring/_ring_c.c services/stitcher/rendering/_warp_c.c -- -std=c11 \
+	  -I$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('include'))")
+
 docs: $(VENV)/installed-docs ## the documents as a site, in .cache/docs/site; a dead link is an error
 	$(BIN)/python -m website
 
