@@ -132,7 +132,7 @@ def detections_message(detections: Detections, echo: Echo | None = None) -> str:
                     "y": round(found.y_px, 1),
                     "width": round(found.width_px, 1),
                     "height": round(found.height_px, 1),
-                    "track": found.track,
+                    "track": found.track_id,
                     **_second_stage(found),
                 }
                 for found in detections.objects

@@ -146,7 +146,7 @@ class ResultThread:
             self.foreign += 1
             return
         # Each detector of the group has a tracker of its own, which means nothing where no object has a track.
-        tracker = detections.tracker if any(found.track for found in detections.objects) else 0
+        tracker = detections.tracker if any(found.track_id for found in detections.objects) else 0
         told = replace(detections, instance=reference.group, tracker=tracker)
         place = self._order.place(told)
         if place is Place.NEWEST:
