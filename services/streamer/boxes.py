@@ -1,4 +1,4 @@
-"""The detections' path: one thread receives those of all detectors, each in the order of its frames."""
+"""Receive the detections of all local detectors in one thread, each in the order of its frames."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ LOOK_AGAIN_S = 1.0
 
 
 class DetectionThread:
-    """Hands over the detections of each detector that are of newer frames than those before, until stopped.
+    """Delivers the detections of each detector in the order of its frames, until stopped.
 
-    What is of an older frame, or of one to come, is dropped and counted as skipped. However late they are, detections
-    are handed over: they tell that the detector is there.
+    Detections of an older or a future frame are dropped and counted as skipped. Late detections are delivered
+    regardless of their age, because they show that the detector is alive.
 
     Args:
         stream: Name of the stream.
-        order: Tells what is newer; shared by all that deliver detections.
-        deliver: Takes the detections; called by this thread.
-        stop: Ends it.
+        order: Decides which detections are newer; shared by all threads that deliver detections.
+        deliver: Called with the detections, in this thread.
+        stop: Ends the thread.
     """
 
     def __init__(
@@ -35,11 +35,11 @@ class DetectionThread:
     ) -> None:
         self.received = Stage()
         self.rejected = 0
-        """Messages that were no detections of the stream."""
+        """Messages that were malformed or of another stream."""
         self.dropped = 0
-        """Boxes that made no sense, and were left out of their messages by the detectors or here."""
+        """Invalid boxes that were dropped, by the detectors or here."""
         self.failures = 0
-        """Times that the search for detectors, or the reception, failed for lack of descriptors and was tried again."""
+        """Failures to search for detectors, or to receive, for lack of file descriptors; they are retried."""
         self._stream = stream
         self._order = order
         self._deliver = deliver
@@ -48,7 +48,7 @@ class DetectionThread:
         self._thread = threading.Thread(target=self._run, name="detections")
 
     def start(self) -> None:
-        """Begin to listen."""
+        """Start the thread."""
         self._thread.start()
 
     def join(self) -> None:
@@ -57,7 +57,7 @@ class DetectionThread:
 
     @property
     def alive(self) -> bool:
-        """Whether the thread runs; when it does not without a stop, it has failed."""
+        """Whether the thread runs. If it ended without a stop, it failed."""
         return self._thread.is_alive()
 
     def _run(self) -> None:
@@ -85,7 +85,7 @@ class DetectionThread:
             subscriber.close()
 
     def _look_for_detectors(self, subscriber: DetectionSubscriber) -> None:
-        """Those that are connected go on when there is no descriptor to look for others."""
+        """Search for detectors. If no file descriptor is left for this, keep the connected ones."""
         try:
             subscriber.look_for_detectors()
         except (OSError, zmq.ZMQError):
