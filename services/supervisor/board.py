@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from services.supervisor.child import GIVEN_UP, RESTARTING, RUNNING, WAITING
 from services.supervisor.health import Judge
+from services.supervisor.process import GIVEN_UP, RESTARTING, RUNNING, WAITING
 
 LATE_S = 3.0
 """Age of the newest frame above which a stage is behind."""

@@ -18,7 +18,7 @@ def run(configuration: SupervisorConfiguration, stop: threading.Event) -> None:
 
 def check(configuration: SupervisorConfiguration) -> None:
     """Run the checks of all services."""
-    from services.supervisor.child import check_all  # noqa: PLC0415
+    from services.supervisor.process import check_all  # noqa: PLC0415
 
     check_all(configuration)
 

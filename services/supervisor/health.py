@@ -15,8 +15,8 @@ import urllib.request
 from collections.abc import Callable
 from typing import Any
 
-from services.supervisor.child import RUNNING, ManagedProcess
 from services.supervisor.events import Events
+from services.supervisor.process import RUNNING, ManagedProcess
 
 ASK_EVERY_S = 1.0
 MAX_ANSWER_BYTES = 1 << 16

@@ -12,10 +12,10 @@ from framebus import remove_leftovers
 from services.common.service import ServiceError, find_service
 from services.common.status import StatusServer, status_document
 from services.supervisor.board import make_board
-from services.supervisor.child import GIVEN_UP, ManagedProcess
 from services.supervisor.config import SupervisorConfiguration
 from services.supervisor.events import Events
 from services.supervisor.health import Judge, Pulse, page_state
+from services.supervisor.process import GIVEN_UP, ManagedProcess
 from services.supervisor.view import View, choose_view, duration
 
 STOP_WITHIN_S = 3.0

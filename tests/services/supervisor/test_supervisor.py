@@ -13,10 +13,10 @@ import pytest
 from services.common.config import ConfigurationError
 from services.common.service import ServiceError
 from services.supervisor import child as child_module
-from services.supervisor.child import GIVEN_UP, RUNNING, ManagedProcess
 from services.supervisor.config import SupervisorSection
 from services.supervisor.entry import SERVICE
 from services.supervisor.events import Events
+from services.supervisor.process import GIVEN_UP, RUNNING, ManagedProcess
 from services.supervisor.service import page_url, supervise
 from tests.support import ROOT, wait_until
 
