@@ -12,12 +12,13 @@ import zmq
 from services.common.detections import Detections, DetectionSubscriber
 from services.common.status import Stage
 from services.streamer.order import DetectionOrder, Place
+from services.streamer.thread import StreamerThread
 
 SLICE_S = 0.1
 LOOK_AGAIN_S = 1.0
 
 
-class DetectionThread:
+class DetectionThread(StreamerThread):
     """Delivers the detections of each detector in the order of its frames, until stopped.
 
     Detections of an older or a future frame are dropped and counted as skipped. Late detections are delivered
@@ -33,6 +34,7 @@ class DetectionThread:
     def __init__(
         self, stream: str, order: DetectionOrder, *, deliver: Callable[[Detections], None], stop: threading.Event
     ) -> None:
+        super().__init__("detections", stop)
         self.received = Stage()
         self.rejected = 0
         """Messages that were malformed or of another stream."""
@@ -43,22 +45,7 @@ class DetectionThread:
         self._stream = stream
         self._order = order
         self._deliver = deliver
-        self._stop = stop
         self._late = 0
-        self._thread = threading.Thread(target=self._run, name="detections")
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
-
-    def join(self) -> None:
-        """Wait until the thread has ended, which is at most one slice after the stop event is set."""
-        self._thread.join()
-
-    @property
-    def alive(self) -> bool:
-        """Whether the thread runs. If it ended without a stop, it failed."""
-        return self._thread.is_alive()
 
     def _run(self) -> None:
         while not self._stop.is_set():

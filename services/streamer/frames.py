@@ -17,6 +17,7 @@ from framebus import Frame, FramebusError, Subscriber
 from services.common.follow import Attached, Waiting, follow
 from services.common.status import Stage
 from services.streamer.encode import LEVELS, PictureEncoder, UnsupportedFrame, level_of
+from services.streamer.thread import StreamerThread
 
 SLICE_S = 0.05
 """Longest wait without checking whether to stop, or whether a new viewer wants the current frame."""
@@ -68,7 +69,7 @@ class EncodedFrame:
         return min(smaller) if smaller else max(self.pictures)
 
 
-class FrameThread:
+class FrameThread(StreamerThread):
     """Receives the stream across restarts of its publisher, until stopped.
 
     While no viewer wants pictures, it continues to receive, which costs little and keeps rates and health correct. It
@@ -93,6 +94,7 @@ class FrameThread:
         deliver: Callable[[EncodedFrame], None],
         stop: threading.Event,
     ) -> None:
+        super().__init__("frames", stop)
         self.received = Stage()
         self.encoded = Stage()
         self.absent = "the streamer starts"
@@ -109,22 +111,7 @@ class FrameThread:
         self._newest_arrival_ns = 0
         self._demand = demand
         self._deliver = deliver
-        self._stop = stop
         self._log = structlog.get_logger()
-        self._thread = threading.Thread(target=self._run, name="frames")
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
-
-    def join(self) -> None:
-        """Wait until the thread has ended, which is at most two slices after the stop event is set."""
-        self._thread.join()
-
-    @property
-    def alive(self) -> bool:
-        """Whether the thread runs. If it ended without a stop, it failed."""
-        return self._thread.is_alive()
 
     def _run(self) -> None:
         pending: Frame | None = None

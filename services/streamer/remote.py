@@ -29,6 +29,7 @@ from services.common.status import Stage
 from services.common.storage import Storage
 from services.streamer.config import StreamerConfiguration
 from services.streamer.order import DetectionOrder, Place
+from services.streamer.thread import StreamerThread
 
 AGAIN_S: Final = 5.0
 """Pause after a fault that no library retries by itself."""
@@ -42,7 +43,7 @@ _GROUP: Final = re.compile(STREAM_NAME)
 log = structlog.get_logger()
 
 
-class ResultThread:
+class ResultThread(StreamerThread):
     """Delivers the results of each group in the order of its frames, until stopped.
 
     Args:
@@ -60,6 +61,7 @@ class ResultThread:
         deliver: Callable[[Detections], None],
         stop: threading.Event,
     ) -> None:
+        super().__init__("results", stop)
         self.received = Stage()
         self.late = 0
         """Results of an older frame than a previous one."""
@@ -70,25 +72,10 @@ class ResultThread:
         self._configuration = configuration
         self._order = order
         self._deliver = deliver
-        self._stop = stop
         self._reader: ResultReader | None = None
         self._connected = False
         self._reason = ""
         self._skipped = 0
-        self._thread = threading.Thread(target=self._run, name="results")
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
-
-    def join(self) -> None:
-        """Wait until the thread has ended, which is at most a few seconds after the stop event is set."""
-        self._thread.join()
-
-    @property
-    def alive(self) -> bool:
-        """Whether the thread runs. If it ended without a stop, it failed."""
-        return self._thread.is_alive()
 
     @property
     def reason(self) -> str:

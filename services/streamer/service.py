@@ -26,6 +26,7 @@ from services.streamer.messages import Echo, state_message
 from services.streamer.order import DetectionOrder
 from services.streamer.pagefiles import PageFiles
 from services.streamer.presence import Presence
+from services.streamer.thread import StreamerThread
 from services.streamer.web import Site
 
 if TYPE_CHECKING:
@@ -137,8 +138,12 @@ class _Streamer:
             thread.start()
 
     @property
-    def _threads(self) -> dict[str, FrameThread | DetectionThread | ResultThread]:
-        threads = {"frame": self._frames, "detection": self._boxes, "result": self._results}
+    def _threads(self) -> dict[str, StreamerThread]:
+        threads: dict[str, StreamerThread | None] = {
+            "frame": self._frames,
+            "detection": self._boxes,
+            "result": self._results,
+        }
         return {name: thread for name, thread in threads.items() if thread is not None}
 
     def _notices(self) -> list[str]:
