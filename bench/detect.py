@@ -46,7 +46,7 @@ GREY: Final = 110
 def find(model: Model, pixels: Pixels, tile_px: int, overlap_px: int) -> Floats:
     """Corners of the people in a picture."""
     boxes = find_all(DetectorSection(tile_px=tile_px, overlap_px=overlap_px), model, pixels)
-    return boxes.take(boxes.labels == model.labels.index("person")).corners
+    return boxes.take(boxes.labels == model.labels.index("person")).xyxy
 
 
 def agreed(found: Sequence[Floats]) -> Floats:
@@ -106,8 +106,8 @@ def panorama(section: SimulatorSection, stage: Scene, index: int, visible: float
         if one["label"] == "person" and one["visible"] >= visible
     ]
     edges = [(one["yaw_min_rad"], one["v_min"], one["yaw_max_rad"], one["v_max"]) for one in people]
-    corners = (np.array(edges).reshape(-1, 4) + [YAW_RAD, v_half] * 2) * WIDTH_PX / (2 * YAW_RAD)
-    return pixels, [one["id"] for one in people], corners.astype(np.float32)
+    xyxy = (np.array(edges).reshape(-1, 4) + [YAW_RAD, v_half] * 2) * WIDTH_PX / (2 * YAW_RAD)
+    return pixels, [one["id"] for one in people], xyxy.astype(np.float32)
 
 
 def panoramas() -> list[tuple[Pixels, Floats]]:
@@ -116,7 +116,7 @@ def panoramas() -> list[tuple[Pixels, Floats]]:
     stage = scene(section)
     indices = (0, section.frames // 3, section.frames * 2 // 3)
     views = [panorama(section, stage, index, MATCH) for index in indices]
-    return [(pixels, corners) for pixels, _, corners in views]
+    return [(pixels, xyxy) for pixels, _, xyxy in views]
 
 
 def judge(model: Model, pictures: Sequence[tuple[Pixels, Floats]], scale: float) -> tuple[float, float]:

@@ -55,14 +55,14 @@ class Ours(DetectionModel):  # type: ignore[misc]  # the package has no types he
         self._object_prediction_list_per_image = [
             [
                 ObjectPrediction(
-                    bbox=corners.tolist(),
+                    bbox=xyxy.tolist(),
                     category_id=int(label),
                     category_name=self.model.labels[label],
                     score=float(score),
                     shift_amount=list(shift_amount_list[0]),
                     full_shape=[height, width],
                 )
-                for corners, score, label in zip(boxes.corners, boxes.scores, boxes.labels, strict=True)
+                for xyxy, score, label in zip(boxes.xyxy, boxes.scores, boxes.labels, strict=True)
             ]
         ]
 

@@ -79,7 +79,7 @@ def row(looks: Sequence[Look], truth: Sequence[Floats]) -> str:
 def whole(model: Model, pixels: Pixels) -> Floats:
     """The people that one look at the whole frame finds."""
     (boxes,) = model.detect([pixels])
-    return boxes.take(boxes.labels == model.labels.index("person")).corners
+    return boxes.take(boxes.labels == model.labels.index("person")).xyxy
 
 
 def main() -> None:

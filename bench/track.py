@@ -169,7 +169,7 @@ class Own:
         self._frame_s, self._spent_before_s = index / FPS, self._model.spent_s
         known = self._detector.detect(pixels, round(self._frame_s * 1e9) + 1).known
         people = np.flatnonzero(known.boxes.labels == self._model.labels.index("person"))
-        return known.boxes.corners[people], [known.tracks[index] for index in people]
+        return known.boxes.xyxy[people], [known.tracks[index] for index in people]
 
 
 Peer = Callable[[Floats, Floats], tuple[Floats, list[int]]]
@@ -201,8 +201,8 @@ def peers() -> Iterator[tuple[str, Peer]]:
 
 
 def _of_rows(tracker: Any) -> Peer:
-    def update(corners: Floats, scores: Floats) -> tuple[Floats, list[int]]:
-        rows = np.asarray(tracker.update(np.concatenate([corners, scores[:, None]], axis=1).astype(np.float64)))
+    def update(xyxy: Floats, scores: Floats) -> tuple[Floats, list[int]]:
+        rows = np.asarray(tracker.update(np.concatenate([xyxy, scores[:, None]], axis=1).astype(np.float64)))
         rows = rows.reshape(-1, rows.shape[-1] if rows.size else 5)
         return rows[:, :4].astype(np.float32), rows[:, 4].astype(int).tolist()
 
@@ -213,12 +213,12 @@ def _of_edgefirst(tracker: Any) -> Peer:
     numbers: dict[Any, int] = {}
     frames = iter(range(10**9))
 
-    def update(corners: Floats, scores: Floats) -> tuple[Floats, list[int]]:
+    def update(xyxy: Floats, scores: Floats) -> tuple[Floats, list[int]]:
         size = np.array([WIDTH_PX, HEIGHT_PX] * 2, np.float32)
         at_ns = next(frames) * 10**9 // FPS + 1
-        found = tracker.update(corners / size, scores, np.zeros(len(corners), np.uint64), at_ns)
+        found = tracker.update(xyxy / size, scores, np.zeros(len(xyxy), np.uint64), at_ns)
         kept = [index for index, one in enumerate(found) if one is not None]
-        return corners[kept], [numbers.setdefault(found[index].uuid, len(numbers) + 1) for index in kept]
+        return xyxy[kept], [numbers.setdefault(found[index].uuid, len(numbers) + 1) for index in kept]
 
     return update
 
@@ -244,7 +244,7 @@ def main() -> None:
         times_s = []
         for tile in tiles:
             started_s = time.thread_time()
-            (looked.boxes[tile.corners[0]],) = model.detect([tile.view(pixels)])
+            (looked.boxes[tile.xyxy[0]],) = model.detect([tile.view(pixels)])
             times_s.append(time.thread_time() - started_s)
         looked.frame = pixels
         if not own:
@@ -252,9 +252,9 @@ def main() -> None:
             own = [Own(share, looked) for share in SHARES]
             tallies = {name: Tally() for name in (*(one.name for one in own), *rivals)}
         told = {one.name: one.update(place, pixels) for one in own}
-        whole = merge(tiles, [looked.boxes[tile.corners[0]] for tile in tiles], rules, lambda: None).boxes
+        whole = merge(tiles, [looked.boxes[tile.xyxy[0]] for tile in tiles], rules, lambda: None).boxes
         persons = whole.take(whole.labels == person)
-        told |= {name: update(persons.corners, persons.scores) for name, update in rivals.items()}
+        told |= {name: update(persons.xyxy, persons.scores) for name, update in rivals.items()}
         if place >= SETTLED:
             for name, (boxes, numbers) in told.items():
                 tallies[name].add(people, truth, boxes, numbers)

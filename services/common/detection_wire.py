@@ -44,7 +44,7 @@ class Detection:
     """Width of the box."""
     height_px: float
     """Height of the box."""
-    track: int = 0
+    track_id: int = 0
     """Number that identifies the object from frame to frame; 0 if the object is not tracked."""
     angles: tuple[float, float, float, float] | None = None
     """Yaw of the left edge, pitch of the top, yaw of the right edge and pitch of the bottom, in rad, as defined by
@@ -134,7 +134,7 @@ def pack(detections: Detections) -> bytes:
 def pack_old(detections: Detections) -> bytes:
     """Return the message of version 1: an array of the version, the plain fields, and an array for each object."""
     objects = [
-        (one.label, one.score, one.x_px, one.y_px, one.width_px, one.height_px, one.track)
+        (one.label, one.score, one.x_px, one.y_px, one.width_px, one.height_px, one.track_id)
         for one in detections.objects
         if is_good(one)
     ]
@@ -182,7 +182,7 @@ def _object(found: Detection) -> dict[str, Any]:
         "xyxy": (found.x_px, found.y_px, found.x_px + found.width_px, found.y_px + found.height_px),
         "class": found.label,
         "score": found.score,
-        "track": found.track,
+        "track": found.track_id,
         "age_ms": found.age_ms,
     }
     if found.angles is not None:
@@ -231,12 +231,12 @@ def _unpack_objects(read: Detections, objects: object, reader: Callable[[Any], D
 def _read_object(content: Any) -> Detection:
     if not isinstance(content, dict):
         raise BadBox("not a map")
-    left, upper, right, lower = _four(content.get("xyxy"))
+    left, top, right, bottom = _four(content.get("xyxy"))
     angles = content.get("angles")
     # The fields are still untrusted here; _check_object validates them.
-    label, score, track, age_ms = (content.get(key) for key in ("class", "score", "track", "age_ms"))
-    size = (right - left, lower - upper)
-    fields: list[Any] = [label, score, left, upper, *size, track, None if angles is None else _four(angles), age_ms]
+    label, score, track_id, age_ms = (content.get(key) for key in ("class", "score", "track", "age_ms"))
+    size = (right - left, bottom - top)
+    fields: list[Any] = [label, score, left, top, *size, track_id, None if angles is None else _four(angles), age_ms]
     fields += [content.get("sub_class"), content.get("sub_score")]
     return Detection(*fields)
 
@@ -267,7 +267,7 @@ def _four(values: Any) -> tuple[float, float, float, float]:
 def _check_object(found: Detection) -> Detection:
     """Return the object, or raise BadBox. Its fields are untrusted and may be of any type."""
     numbers = (found.score, found.x_px, found.y_px, found.width_px, found.height_px, *(found.angles or ()))
-    if not isinstance(found.label, str) or type(found.track) is not int or found.track < 0:
+    if not isinstance(found.label, str) or type(found.track_id) is not int or found.track_id < 0:
         raise BadBox("a class or track of a wrong type")
     if any(type(number) not in _NUMBERS or not math.isfinite(number) for number in numbers):
         raise BadBox("a number that is not finite")

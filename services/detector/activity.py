@@ -25,7 +25,7 @@ class Activity:
     def __init__(self, tiles: Sequence[Tile]) -> None:
         self.changes = np.zeros(len(tiles), np.int64)
         """Changed samples of each tile, over all frames since the model last ran on it."""
-        self._spans = np.array([[-(-edge // STEP_PX) for edge in tile.corners] for tile in tiles]).reshape(-1, 4)
+        self._spans = np.array([[-(-edge // STEP_PX) for edge in tile.xyxy] for tile in tiles]).reshape(-1, 4)
         self._before: npt.NDArray[np.uint8] | None = None
 
     def update(self, pixels: Pixels) -> None:
@@ -40,8 +40,8 @@ class Activity:
             return
         changed = (cv2.absdiff(sample, before) > CHANGED).astype(np.uint8)
         sums = cv2.integral(changed)
-        left, upper, right, lower = self._spans.T
-        self.changes += sums[lower, right] - sums[upper, right] - sums[lower, left] + sums[upper, left]
+        left, top, right, bottom = self._spans.T
+        self.changes += sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left]
 
     def looked_at(self, indices: Sequence[int]) -> None:
         """Reset the counts of these tiles."""

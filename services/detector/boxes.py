@@ -17,7 +17,7 @@ Flags = npt.NDArray[np.bool_]
 class Boxes:
     """Boxes with scores and labels: three arrays of the same length."""
 
-    corners: Floats
+    xyxy: Floats
     """Left, top, right and bottom of each box, in pixels: float32 of shape ``(n, 4)``."""
     scores: Floats
     """Confidence of the model for each box, 0 to 1: float32 of shape ``(n,)``."""
@@ -29,7 +29,7 @@ class Boxes:
 
     def take(self, which: Integers | Flags | slice) -> Boxes:
         """Return the boxes selected by indices, a slice or a mask."""
-        return Boxes(self.corners[which], self.scores[which], self.labels[which])
+        return Boxes(self.xyxy[which], self.scores[which], self.labels[which])
 
 
 def no_boxes() -> Boxes:
@@ -41,15 +41,15 @@ def concatenate(parts: Iterable[Boxes]) -> Boxes:
     """Concatenate boxes, in order."""
     parts = [no_boxes(), *parts]
     return Boxes(
-        np.concatenate([part.corners for part in parts]),
+        np.concatenate([part.xyxy for part in parts]),
         np.concatenate([part.scores for part in parts]),
         np.concatenate([part.labels for part in parts]),
     )
 
 
-def areas(corners: Floats) -> Floats:
+def areas(xyxy: Floats) -> Floats:
     """Return the area of each box, in square pixels. The argument has shape ``(..., 4)``."""
-    sides = np.maximum(corners[..., 2:] - corners[..., :2], 0)
+    sides = np.maximum(xyxy[..., 2:] - xyxy[..., :2], 0)
     product: Floats = sides[..., 0] * sides[..., 1]
     return product
 

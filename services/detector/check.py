@@ -58,10 +58,10 @@ def _found(section: DetectorSection, model: Model, classifier: Classifier | None
     seen = see_all(section, model, pixels, classifier)
     boxes = seen.known.boxes
     objects = []
-    for corners, score, label, said in zip(boxes.corners, boxes.scores, boxes.labels, seen.said, strict=True):
+    for xyxy, score, label, said in zip(boxes.xyxy, boxes.scores, boxes.labels, seen.said, strict=True):
         sub = {} if said is None else {"sub_class": said[0], "sub_score": round(said[1], 3)}
         one = {"label": model.labels[label], "score": round(float(score), 3), **sub}
-        objects.append({**one, "xyxy": [round(float(x), 1) for x in corners]})
+        objects.append({**one, "xyxy": [round(float(x), 1) for x in xyxy]})
     return {"rejected_boxes": model.rejected_boxes, "objects": objects}
 
 

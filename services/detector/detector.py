@@ -153,7 +153,7 @@ class Detector:
         merged = merge([self.tiles[index] for index in chosen], found, self._rules, self._check)
         looked = None
         if len(chosen) < len(self.tiles):
-            looked = np.array([self.tiles[index].corners for index in chosen], np.float32).reshape(-1, 4)
+            looked = np.array([self.tiles[index].xyxy for index in chosen], np.float32).reshape(-1, 4)
         known = self.tracker.update(merged, captured_ns, looked)
         self.tracker.remember(pixels, captured_ns)
         self._activity.looked_at(chosen)
@@ -229,9 +229,9 @@ class Detector:
         expected, open_edges = self.tracker.expected(captured_ns)
         if len(expected):
             weights = np.where(open_edges.any(axis=1), PIECE_WEIGHT, TRACK_WEIGHT)
-            corners = np.array([tile.corners for tile in self.tiles])
-            inside = (np.maximum(expected[:, None, :2], corners[None, :, :2])
-                      < np.minimum(expected[:, None, 2:], corners[None, :, 2:])).all(axis=2)  # fmt: skip
+            xyxy = np.array([tile.xyxy for tile in self.tiles])
+            inside = (np.maximum(expected[:, None, :2], xyxy[None, :, :2])
+                      < np.minimum(expected[:, None, 2:], xyxy[None, :, 2:])).all(axis=2)  # fmt: skip
             interest += weights @ inside
         return interest
 
@@ -291,7 +291,7 @@ def see_all(section: DetectorSection, model: Model, pixels: Pixels, classifier: 
 
 def _in_frame(known: Known, width_px: int, height_px: int) -> Known:
     """Clip the objects to the frame, drop those that have left it since they were seen, and limit their number."""
-    corners = np.clip(known.boxes.corners, 0, np.array([width_px, height_px] * 2, np.float32))
-    inside = np.flatnonzero((corners[:, 2:] > corners[:, :2]).all(axis=1))[:MAX_DETECTIONS]
-    boxes = Boxes(corners[inside], known.boxes.scores[inside], known.boxes.labels[inside])
+    xyxy = np.clip(known.boxes.xyxy, 0, np.array([width_px, height_px] * 2, np.float32))
+    inside = np.flatnonzero((xyxy[:, 2:] > xyxy[:, :2]).all(axis=1))[:MAX_DETECTIONS]
+    boxes = Boxes(xyxy[inside], known.boxes.scores[inside], known.boxes.labels[inside])
     return Known(boxes, [known.tracks[index] for index in inside], [known.ages_ns[index] for index in inside])

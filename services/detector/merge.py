@@ -124,7 +124,7 @@ def merge(
         together, tile_of, cut = together.take(best), tile_of[best], cut[best]
     if not len(together):
         return Merged(together, cut)
-    frames = np.array([tile.corners for tile in tiles], np.float32)[tile_of]
+    frames = np.array([tile.xyxy for tile in tiles], np.float32)[tile_of]
     clusters = _link(_Found(together, tile_of, frames, cut), rules, check)
     check()
     merged = _combine(together, cut, clusters)
@@ -136,15 +136,15 @@ def merge(
 
 def _in_frame(tile: Tile, boxes: Boxes) -> Boxes:
     offset = np.array([tile.x_px, tile.y_px, tile.x_px, tile.y_px], np.float32)
-    return Boxes(boxes.corners + offset, boxes.scores, boxes.labels)
+    return Boxes(boxes.xyxy + offset, boxes.scores, boxes.labels)
 
 
 def _cut_edges(tile: Tile, boxes: Boxes) -> Flags:
     """Return which of left, top, right and bottom of each box, in pixels of the tile, is at an inner edge."""
     margin_x, margin_y = EDGE_FRACTION * tile.width_px, EDGE_FRACTION * tile.height_px
-    left, upper, right, lower = boxes.corners.T
+    left, top, right, bottom = boxes.xyxy.T
     at_edge = np.stack(
-        [left < margin_x, upper < margin_y, right > tile.width_px - margin_x, lower > tile.height_px - margin_y], axis=1
+        [left < margin_x, top < margin_y, right > tile.width_px - margin_x, bottom > tile.height_px - margin_y], axis=1
     )
     cut: Flags = at_edge & np.array(tile.inner_edges)
     return cut
@@ -160,32 +160,32 @@ def _suppressed(boxes: Boxes, rules: Rules) -> Integers:
     """Return the indices of the boxes that remain after non-maximum suppression in each group of labels."""
     if not len(boxes):
         return np.zeros(0, np.intp)
-    rectangles = np.concatenate([boxes.corners[:, :2], boxes.corners[:, 2:] - boxes.corners[:, :2]], axis=1)
+    rectangles = np.concatenate([boxes.xyxy[:, :2], boxes.xyxy[:, 2:] - boxes.xyxy[:, :2]], axis=1)
     kept = cv2.dnn.NMSBoxesBatched(
         rectangles.tolist(), boxes.scores.tolist(), rules.groups[boxes.labels].tolist(), 0.0, rules.iou_threshold
     )
     return np.asarray(kept, np.intp).reshape(-1)
 
 
-def _touching(corners: Floats) -> tuple[Integers, Integers]:
+def _touching(xyxy: Floats) -> tuple[Integers, Integers]:
     """Return the indices of all pairs of boxes that touch, by a sweep from left to right."""
-    order = np.argsort(corners[:, 0], kind="stable")
+    order = np.argsort(xyxy[:, 0], kind="stable")
     positions = np.arange(len(order))
-    ends = np.searchsorted(corners[order, 0], corners[order, 2], side="right")
+    ends = np.searchsorted(xyxy[order, 0], xyxy[order, 2], side="right")
     counts = np.maximum(ends - positions - 1, 0)
     first = np.repeat(positions, counts)
     second = first + 1 + np.arange(len(first)) - np.repeat(np.cumsum(counts) - counts, counts)
     one, other = order[first], order[second]
-    beside = np.minimum(corners[one, 3], corners[other, 3]) >= np.maximum(corners[one, 1], corners[other, 1])
+    beside = np.minimum(xyxy[one, 3], xyxy[other, 3]) >= np.maximum(xyxy[one, 1], xyxy[other, 1])
     return one[beside], other[beside]
 
 
 def _link(found: _Found, rules: Rules, check: Callable[[], None]) -> list[_Cluster]:
     """Link the boxes of one object, at most one from each tile."""
-    corners, frames, cut, tile_of = found.boxes.corners, found.frames, found.cut, found.tile_of
+    xyxy, frames, cut, tile_of = found.boxes.xyxy, found.frames, found.cut, found.tile_of
     margins = EDGE_FRACTION * (frames[:, 2:] - frames[:, :2])
     outward = np.concatenate([-margins, margins], axis=1)
-    first, second = _touching(np.where(cut, frames + outward, corners).astype(np.float32))
+    first, second = _touching(np.where(cut, frames + outward, xyxy).astype(np.float32))
     apart = tile_of[first] != tile_of[second]
     first, second = first[apart], second[apart]
     check()
@@ -195,8 +195,8 @@ def _link(found: _Found, rules: Rules, check: Callable[[], None]) -> list[_Clust
     both_whole = whole[first] & whole[second]
     likeness = np.where(
         both_whole,
-        overlap_of_pairs(corners[first], corners[second]),
-        _likeness_in_common(corners, frames, cut, first, second),
+        overlap_of_pairs(xyxy[first], xyxy[second]),
+        _likeness_in_common(xyxy, frames, cut, first, second),
     )
     linked = np.flatnonzero((likeness > rules.iou_threshold) & (same | ~both_whole))
     best_first = linked[np.argsort(-(likeness[linked] + SAME_LABEL_BONUS * same[linked]), kind="stable")]
@@ -213,7 +213,7 @@ def _link(found: _Found, rules: Rules, check: Callable[[], None]) -> list[_Clust
     return list({id(cluster): cluster for cluster in clusters}.values())
 
 
-def _likeness_in_common(corners: Floats, frames: Floats, cut: Flags, first: Integers, second: Integers) -> Floats:
+def _likeness_in_common(xyxy: Floats, frames: Floats, cut: Flags, first: Integers, second: Integers) -> Floats:
     """Return the intersection over union of pairs of boxes within the area that both tiles show."""
     starts = np.maximum(frames[first, :2], frames[second, :2])
     ends = np.minimum(frames[first, 2:], frames[second, 2:])
@@ -221,11 +221,11 @@ def _likeness_in_common(corners: Floats, frames: Floats, cut: Flags, first: Inte
     sides = np.minimum(frames[first, 2:] - frames[first, :2], frames[second, 2:] - frames[second, :2])
     grown = np.maximum(EDGE_FRACTION * sides - (ends - starts), 0) / 2
     outward = np.concatenate([-grown, grown], axis=1)
-    lower, upper = np.tile(starts - grown, 2), np.tile(ends + grown, 2)
+    bottom, top = np.tile(starts - grown, 2), np.tile(ends + grown, 2)
 
     def seen(which: Integers) -> Floats:
-        extended = np.where(cut[which] & (outward != 0), frames[which] + outward, corners[which])
-        clipped: Floats = np.clip(extended, lower, np.maximum(lower, upper))
+        extended = np.where(cut[which] & (outward != 0), frames[which] + outward, xyxy[which])
+        clipped: Floats = np.clip(extended, bottom, np.maximum(bottom, top))
         return clipped
 
     return overlap_of_pairs(seen(first), seen(second))
@@ -245,20 +245,20 @@ def _one_box(boxes: Boxes, cut: Flags, members: Integers) -> tuple[Boxes, Flags]
     members = members[np.argsort(-boxes.scores[members], kind="stable")]
     open_edges = cut[members]
     whole = np.flatnonzero(~open_edges.any(axis=1))
-    parts = boxes.corners[members]
+    parts = boxes.xyxy[members]
     if whole.size:
-        corners, rim = parts[whole[0]], np.zeros(4, np.bool_)
+        xyxy, rim = parts[whole[0]], np.zeros(4, np.bool_)
     else:
-        corners = np.concatenate([parts[:, :2].min(axis=0), parts[:, 2:].max(axis=0)])
-        rim = (open_edges & (np.abs(parts - corners) < 1)).any(axis=0)
+        xyxy = np.concatenate([parts[:, :2].min(axis=0), parts[:, 2:].max(axis=0)])
+        rim = (open_edges & (np.abs(parts - xyxy) < 1)).any(axis=0)
     label = _label(boxes, members)
     score = boxes.scores[members[boxes.labels[members] == label]].max()
-    return Boxes(corners[None], np.array([score], np.float32), np.array([label], np.intp)), rim[None]
+    return Boxes(xyxy[None], np.array([score], np.float32), np.array([label], np.intp)), rim[None]
 
 
 def _label(boxes: Boxes, members: Integers) -> int:
     """Return the label with the largest score times area; in a tie, that of the box with the highest score."""
-    weights = boxes.scores[members] * areas(boxes.corners[members])
+    weights = boxes.scores[members] * areas(boxes.xyxy[members])
     totals: dict[int, float] = {}
     for label, weight in zip(boxes.labels[members].tolist(), weights.tolist(), strict=True):
         totals[label] = totals.get(label, 0.0) + weight
@@ -267,18 +267,18 @@ def _label(boxes: Boxes, members: Integers) -> int:
 
 def _drop_pieces(merged: Merged, rules: Rules) -> Merged:
     """Drop the remaining pieces that lie mostly inside a larger box of the same object."""
-    corners = merged.boxes.corners
-    first, second = _touching(corners)
-    sizes = areas(corners)
+    xyxy = merged.boxes.xyxy
+    first, second = _touching(xyxy)
+    sizes = areas(xyxy)
     smaller_first = sizes[first] <= sizes[second]
     piece, other = np.where(smaller_first, first, second), np.where(smaller_first, second, first)
     candidates = merged.open_edges[piece].any(axis=1)
     piece, other = piece[candidates], other[candidates]
-    starts = np.maximum(corners[piece, :2], corners[other, :2])
-    ends = np.minimum(corners[piece, 2:], corners[other, 2:])
+    starts = np.maximum(xyxy[piece, :2], xyxy[other, :2])
+    ends = np.minimum(xyxy[piece, 2:], xyxy[other, 2:])
     inside = areas(np.concatenate([starts, ends], axis=1)) > rules.inside_threshold * sizes[piece]
     groups = rules.groups[merged.boxes.labels]
-    belongs = (groups[piece] == groups[other]) | _continues(corners[piece], merged.open_edges[piece], corners[other])
+    belongs = (groups[piece] == groups[other]) | _continues(xyxy[piece], merged.open_edges[piece], xyxy[other])
     kept = np.ones(len(merged.boxes), np.bool_)
     kept[piece[inside & belongs]] = False
     return Merged(merged.boxes.take(kept), merged.open_edges[kept])

@@ -21,22 +21,22 @@ def objects_of(
             label=labels[label],
             score=float(score),
             x_px=float(left),
-            y_px=float(upper),
+            y_px=float(top),
             width_px=float(right - left),
-            height_px=float(lower - upper),
-            track=track if tracked else 0,
+            height_px=float(bottom - top),
+            track_id=track if tracked else 0,
             angles=angles,
             age_ms=age_ns / 1e6,
             sub_class=None if said is None else said[0],
             sub_score=None if said is None else said[1],
         )
-        for (left, upper, right, lower), score, label, track, age_ns, angles, said in zip(
-            boxes.corners,
+        for (left, top, right, bottom), score, label, track, age_ns, angles, said in zip(
+            boxes.xyxy,
             boxes.scores,
             boxes.labels,
             seen.known.tracks,
             seen.known.ages_ns,
-            angles_of(boxes.corners, panorama),
+            angles_of(boxes.xyxy, panorama),
             seen.said,
             strict=True,
         )
@@ -46,7 +46,7 @@ def objects_of(
 def tile_ages(seen: Seen) -> tuple[TileAge, ...]:
     """Return the age of each tile."""
     return tuple(
-        TileAge(tile.corners, None if age_ns is None else age_ns / 1e6)
+        TileAge(tile.xyxy, None if age_ns is None else age_ns / 1e6)
         for tile, age_ns in zip(seen.tiles, seen.ages_ns, strict=True)
     )
 
@@ -59,10 +59,10 @@ def geometry_of(frame: Frame | RecordedFrame) -> PanoramaGeometry | None:
         return None
 
 
-def angles_of(corners: Floats, panorama: PanoramaGeometry | None) -> list[tuple[float, float, float, float] | None]:
+def angles_of(xyxy: Floats, panorama: PanoramaGeometry | None) -> list[tuple[float, float, float, float] | None]:
     """Return yaw and pitch of the top left and the bottom right corner of each box, in rad."""
     if panorama is None:
-        return [None] * len(corners)
+        return [None] * len(xyxy)
     # A box's coordinate 0 is the frame's edge; the geometry's is the centre of the first pixel.
-    angles = panorama.angles(corners.reshape(-1, 2, 2) - 0.5).reshape(-1, 4)
-    return [(left, upper, right, lower) for left, upper, right, lower in angles.tolist()]
+    angles = panorama.angles(xyxy.reshape(-1, 2, 2) - 0.5).reshape(-1, 4)
+    return [(left, top, right, bottom) for left, top, right, bottom in angles.tolist()]

@@ -159,8 +159,8 @@ class SecondStage:
 
     def _choose(self, known: Known, applies: list[int], captured_ns: int) -> list[int]:
         """Return the objects to classify, the most urgent first."""
-        corners = known.boxes.corners
-        large = (corners[:, 2:] - corners[:, :2]).max(axis=1, initial=0) >= LEAST_PX
+        xyxy = known.boxes.xyxy
+        large = (xyxy[:, 2:] - xyxy[:, :2]).max(axis=1, initial=0) >= LEAST_PX
         # Skip boxes that were only extrapolated along their track: they may be off the object.
         fit = [index for index in applies if large[index] and known.ages_ns[index] == 0]
         if self._every:
@@ -178,7 +178,7 @@ class SecondStage:
     def _look(self, pixels: Pixels, known: Known, chosen: list[int], captured_ns: int) -> None:
         if not chosen:
             return
-        crops = [_crop(pixels, known.boxes.corners[index]) for index in chosen]
+        crops = [_crop(pixels, known.boxes.xyxy[index]) for index in chosen]
         began_s, began_cpu_s = self._wall_s(), self._cpu_s()
         try:
             rows = self._network.classify(crops)
@@ -221,9 +221,9 @@ class SecondStage:
         return max(0, min(MOST_CROPS, int(self._saved_s / self._crop_cpu_s + 1e-6)))
 
 
-def _crop(pixels: Pixels, corners: Floats) -> npt.NDArray[np.uint8]:
+def _crop(pixels: Pixels, xyxy: Floats) -> npt.NDArray[np.uint8]:
     """Return a view of the frame inside a box, at least one pixel in each direction."""
     height_px, width_px = pixels.shape[:2]
-    left, upper = (min(int(start), size - 1) for start, size in zip(corners[:2], (width_px, height_px), strict=True))
-    right, lower = (max(start + 1, round(float(end))) for start, end in zip((left, upper), corners[2:], strict=True))
-    return pixels[upper:lower, left:right]
+    left, top = (min(int(start), size - 1) for start, size in zip(xyxy[:2], (width_px, height_px), strict=True))
+    right, bottom = (max(start + 1, round(float(end))) for start, end in zip((left, top), xyxy[2:], strict=True))
+    return pixels[top:bottom, left:right]

@@ -56,14 +56,14 @@ class Sight:
             expected: Expected box: left, top, right and bottom.
             elapsed_s: Time since the last known position.
         """
-        left, upper, right, lower = expected.tolist()
+        left, top, right, bottom = expected.tolist()
         step = self.step_px
         further = min(MOST_FURTHER, max(1.0, elapsed_s / USUAL_S))
         reach = [
             math.ceil(min(MOST_REACH_PX, max(least, part * side) * further) / step) * step
-            for least, part, side in zip(LEAST_REACH_PX, REACH, (right - left, lower - upper), strict=True)
+            for least, part, side in zip(LEAST_REACH_PX, REACH, (right - left, bottom - top), strict=True)
         ]
-        x, y = round(left + self.offset[0]) - reach[0], round(upper + self.offset[1]) - reach[1]
+        x, y = round(left + self.offset[0]) - reach[0], round(top + self.offset[1]) - reach[1]
         rows, columns = self.patch.shape
         area = _samples(pixels, (x, y), (columns + 2 * reach[0] // step, rows + 2 * reach[1] // step), step)
         if area is None:
@@ -75,21 +75,21 @@ class Sight:
         column_part = _peak(*alike[row, column - 1 : column + 2].tolist())
         row_part = _peak(*alike[row - 1 : row + 2, column].tolist())
         moved_x = x + (column + column_part) * step - self.offset[0] - left
-        moved_y = y + (row + row_part) * step - self.offset[1] - upper
+        moved_y = y + (row + row_part) * step - self.offset[1] - top
         moved: Floats = expected + np.array([moved_x, moved_y, moved_x, moved_y], np.float32)
         return moved
 
 
-def look_at(pixels: Pixels, corners: Floats) -> Sight | None:
+def look_at(pixels: Pixels, xyxy: Floats) -> Sight | None:
     """Return the template of a box, or ``None`` if it is too small, too flat or partly outside the frame."""
-    left, upper, right, lower = corners.tolist()
-    width, height = INNER_WIDTH * (right - left), INNER_HEIGHT * (lower - upper)
+    left, top, right, bottom = xyxy.tolist()
+    width, height = INNER_WIDTH * (right - left), INNER_HEIGHT * (bottom - top)
     step = max(1, round(math.sqrt(width * height / SAMPLES)))
-    x, y = round((left + right - width) / 2), round(upper + INNER_TOP * (lower - upper))
+    x, y = round((left + right - width) / 2), round(top + INNER_TOP * (bottom - top))
     patch = _samples(pixels, (x, y), (int(width / step), int(height / step)), step)
     if patch is None or min(patch.shape) < LEAST_SIDE or patch.std() < LEAST_CONTRAST:
         return None
-    return Sight(patch, step, (x - left, y - upper))
+    return Sight(patch, step, (x - left, y - top))
 
 
 def _samples(

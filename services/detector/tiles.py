@@ -31,7 +31,7 @@ class Tile:
     """Which of left, top, right and bottom is inside the frame, rather than at its border."""
 
     @property
-    def corners(self) -> tuple[int, int, int, int]:
+    def xyxy(self) -> tuple[int, int, int, int]:
         """Left, top, right and bottom, in pixels of the frame."""
         return self.x_px, self.y_px, self.x_px + self.width_px, self.y_px + self.height_px
 
@@ -80,12 +80,12 @@ def plan_tiles(
     return tuple(
         Tile(
             left,
-            upper,
+            top,
             right - left,
-            lower - upper,
-            (left > 0, upper > 0, right < frame_width_px, lower < frame_height_px),
+            bottom - top,
+            (left > 0, top > 0, right < frame_width_px, bottom < frame_height_px),
         )
-        for upper, lower in rows
+        for top, bottom in rows
         for left, right in columns
     )
 

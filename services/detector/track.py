@@ -52,7 +52,7 @@ LOOKED_SHARE = 0.5
 class _Track:
     number: int
     group: int
-    corners: Floats
+    xyxy: Floats
     velocity: Floats
     """Velocity of the centre, in pixels per second."""
     seen_ns: int
@@ -62,7 +62,7 @@ class _Track:
     open_edges: Flags
     """Which of its edges are a tile's."""
     at_ns: int
-    """When it was at ``corners``: when it was seen by the model, or found again by what it looks like."""
+    """When it was at ``xyxy``, by a sighting of the model or by its appearance."""
     missing: bool = False
     """Whether the model ran on its position and did not find it since the last sighting."""
     seen: int = 1
@@ -74,13 +74,13 @@ class _Track:
 
     def expected(self, now_ns: int) -> Floats:
         shift = self.velocity * np.float32((now_ns - self.at_ns) * 1e-9)
-        moved: Floats = self.corners + np.concatenate([shift, shift])
+        moved: Floats = self.xyxy + np.concatenate([shift, shift])
         return moved
 
-    def see(self, corners: Floats, open_edges: Flags, score: float, label: int, now_ns: int) -> None:
+    def see(self, xyxy: Floats, open_edges: Flags, score: float, label: int, now_ns: int) -> None:
         """Record a sighting by the model."""
         # An edge cut by a tile, in the previous or this sighting, carries no information about the movement.
-        self._move(corners, ~open_edges & ~self.open_edges, now_ns)
+        self._move(xyxy, ~open_edges & ~self.open_edges, now_ns)
         self.seen += 1
         self.score = score
         self.open_edges = open_edges & self.open_edges
@@ -93,7 +93,7 @@ class _Track:
         """Return whether its expected position is trustworthy."""
         elapsed_s = (now_ns - self.at_ns) * 1e-9
         moved_px = float(np.hypot(*self.velocity)) * elapsed_s
-        return elapsed_s <= PLACED_S or moved_px <= STILL * float(self.corners[2] - self.corners[0])
+        return elapsed_s <= PLACED_S or moved_px <= STILL * float(self.xyxy[2] - self.xyxy[0])
 
     def follow(self, pixels: Pixels, now_ns: int) -> None:
         """Search for it around its expected position."""
@@ -104,15 +104,15 @@ class _Track:
             self._move(found, np.ones(4, np.bool_), now_ns)
             self.sight = look_at(pixels, found)
 
-    def _move(self, corners: Floats, measured: Flags, now_ns: int) -> None:
+    def _move(self, xyxy: Floats, measured: Flags, now_ns: int) -> None:
         elapsed_s = (now_ns - self.at_ns) * 1e-9
         if elapsed_s > 0:
             sides = measured.reshape(2, 2)
-            error = np.where(sides, (corners - self.expected(now_ns)).reshape(2, 2), 0).sum(axis=0)
+            error = np.where(sides, (xyxy - self.expected(now_ns)).reshape(2, 2), 0).sum(axis=0)
             error /= np.maximum(sides.sum(axis=0), 1)
             weight = 1 - np.exp(-elapsed_s / SMOOTHING_S)
             self.velocity = (self.velocity + weight * error / elapsed_s).astype(np.float32)
-        self.corners, self.at_ns = corners, now_ns
+        self.xyxy, self.at_ns = xyxy, now_ns
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,20 +155,20 @@ class Tracker:
         self._forget(captured_ns)
         boxes = found.boxes
         numbers = [0] * len(boxes)
-        corners = boxes.corners.copy()
+        xyxy = boxes.xyxy.copy()
         labels = boxes.labels.copy()
         before = list(self._tracks)
         for index, track, completed in self._pairs(found, captured_ns):
             track.see(
                 completed, found.open_edges[index], float(boxes.scores[index]), int(boxes.labels[index]), captured_ns
             )
-            numbers[index], corners[index], labels[index] = track.number, completed, track.label
-        told = self._without_further_pieces(found, corners, numbers)
+            numbers[index], xyxy[index], labels[index] = track.number, completed, track.label
+        told = self._without_further_pieces(found, xyxy, numbers)
         for index in told:
             numbers[index] = numbers[index] or self._begin(found, index, captured_ns)
         unseen = [track for track in before if track.seen_ns != captured_ns]
         known = self._unlooked(unseen, captured_ns, looked)
-        together = Boxes(corners, boxes.scores, labels).take(np.array(told, np.intp))
+        together = Boxes(xyxy, boxes.scores, labels).take(np.array(told, np.intp))
         numbers = [numbers[index] for index in told]
         if not known:
             return Known(together, numbers, [0] * len(numbers))
@@ -194,12 +194,12 @@ class Tracker:
         """Save the appearance of the objects found in a frame. Call it after the update."""
         for track in self._tracks:
             if track.seen_ns == captured_ns:
-                track.sight = look_at(pixels, track.corners)
+                track.sight = look_at(pixels, track.xyxy)
 
     def expected(self, captured_ns: int) -> tuple[Floats, Flags]:
         """Return the expected boxes of all tracked objects, ``(n, 4)``, and which of their edges are unknown."""
         if not self._tracks:
-            return no_boxes().corners, np.zeros((0, 4), np.bool_)
+            return no_boxes().xyxy, np.zeros((0, 4), np.bool_)
         return (
             np.stack([track.expected(captured_ns) for track in self._tracks]),
             np.stack([track.open_edges for track in self._tracks]),
@@ -213,7 +213,7 @@ class Tracker:
             "tracks": [
                 {
                     "number": track.number,
-                    "corners": track.corners.tolist(),
+                    "corners": track.xyxy.tolist(),
                     "velocity": track.velocity.tolist(),
                     "seen_ns": track.seen_ns,
                     "at_ns": track.at_ns,
@@ -235,7 +235,7 @@ class Tracker:
             _Track(
                 number=int(one["number"]),
                 group=int(self.groups[max(one["votes"], key=lambda vote: vote[1])[0]]),
-                corners=np.array(one["corners"], np.float32).reshape(4),
+                xyxy=np.array(one["corners"], np.float32).reshape(4),
                 velocity=np.array(one["velocity"], np.float32).reshape(2),
                 seen_ns=int(one["seen_ns"]),
                 at_ns=int(one["at_ns"]),
@@ -248,14 +248,14 @@ class Tracker:
         ]
         self.epoch, self._last_number, self._tracks = int(state["epoch"]), int(state["last_number"]), tracks
 
-    def _without_further_pieces(self, found: Merged, corners: Floats, numbers: list[int]) -> list[int]:
+    def _without_further_pieces(self, found: Merged, xyxy: Floats, numbers: list[int]) -> list[int]:
         """Return the indices of the boxes, without further pieces of objects that another piece was matched with.
 
         An object across three tiles of which only the outer two were processed shows two pieces that do not touch.
         """
         matched = np.flatnonzero(numbers)
-        common = intersections(found.boxes.corners, corners[matched])
-        inside = common > PIECE_INSIDE * areas(found.boxes.corners)[:, None]
+        common = intersections(found.boxes.xyxy, xyxy[matched])
+        inside = common > PIECE_INSIDE * areas(found.boxes.xyxy)[:, None]
         groups = self.groups[found.boxes.labels]
         inside &= groups[:, None] == groups[None, matched]
         further = np.asarray(found.open_edges.any(axis=1) & inside.any(axis=1))
@@ -269,7 +269,7 @@ class Tracker:
             _Track(
                 number=self._last_number,
                 group=int(self.groups[label]),
-                corners=boxes.corners[index],
+                xyxy=boxes.xyxy[index],
                 velocity=np.zeros(2, np.float32),
                 seen_ns=captured_ns,
                 at_ns=captured_ns,
@@ -308,8 +308,8 @@ class Tracker:
         if not self._tracks or not len(boxes):
             return []
         expected, open_edges = self.expected(captured_ns)
-        completed = _complete(boxes.corners[:, None], found.open_edges[:, None], expected[None])
-        awaited = _complete(expected[None], open_edges[None], boxes.corners[:, None])
+        completed = _complete(boxes.xyxy[:, None], found.open_edges[:, None], expected[None])
+        awaited = _complete(expected[None], open_edges[None], boxes.xyxy[:, None])
         nearness = distance_of_pairs(completed, awaited)
         groups = np.array([track.group for track in self._tracks])
         nearness[self.groups[boxes.labels][:, None] != groups[None, :]] = -np.inf
@@ -327,18 +327,18 @@ class Tracker:
         return pairs
 
 
-def _complete(corners: Floats, open_edges: Flags, others: Floats) -> Floats:
+def _complete(xyxy: Floats, open_edges: Flags, others: Floats) -> Floats:
     """Extend the open edges of boxes to those of the other box of each pair: ``(boxes, tracks, 4)``."""
     outer = np.concatenate(
-        [np.minimum(corners[..., :2], others[..., :2]), np.maximum(corners[..., 2:], others[..., 2:])], axis=-1
+        [np.minimum(xyxy[..., :2], others[..., :2]), np.maximum(xyxy[..., 2:], others[..., 2:])], axis=-1
     )
-    completed: Floats = np.where(open_edges, outer, corners).astype(np.float32)
+    completed: Floats = np.where(open_edges, outer, xyxy).astype(np.float32)
     return completed
 
 
 def _sorted(first: Boxes, second: Boxes, tracks: list[int], ages_ns: list[int]) -> Known:
     boxes = Boxes(
-        np.concatenate([first.corners, second.corners]),
+        np.concatenate([first.xyxy, second.xyxy]),
         np.concatenate([first.scores, second.scores]),
         np.concatenate([first.labels, second.labels]),
     )

@@ -1,1 +1,1 @@
-"""The relay: takes frames out of a ring, puts them into the storage and tells detectors on other hosts of them."""
+"""The relay: copies frames from a ring to the storage, and publishes references for detectors on other hosts."""

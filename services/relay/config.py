@@ -1,4 +1,4 @@
-"""What the relay reads of the configuration: the section ``relay``."""
+"""The section ``relay`` of the configuration."""
 
 from __future__ import annotations
 
@@ -18,42 +18,44 @@ class RelaySection(Section):
     """Which frames leave this host, and how."""
 
     policy: Literal["live", "work"] = "live"
-    """``live`` prefers new frames to old ones; ``work`` loses none that it has accepted."""
+    """``live`` prefers new frames to old ones; ``work`` never loses an accepted frame."""
     encoding: Encoding = "jpeg"
-    """How a frame is written: ``jpeg`` loses a little; ``png``, ``lz4`` and ``zstd`` lose nothing; ``raw`` is as it is,
-    and of a live policy goes to the storage without a copy."""
+    """Encoding of frames: ``jpeg`` is lossy; ``png``, ``lz4`` and ``zstd`` are lossless; ``raw`` is uncompressed and,
+    with the live policy, written to the storage without a copy."""
     jpeg_quality: int = Field(90, ge=10, le=100)
-    """Quality of JPEG."""
+    """JPEG quality."""
     target_fps: float | None = Field(None, gt=0, le=1000)
-    """Frames a second to take, at most; the others are counted as thinned. null: every one."""
+    """Largest rate of relayed frames; the others are counted as thinned. null: all frames."""
     groups: tuple[Group, ...] = Field(("detector",), min_length=1, max_length=16)
-    """Groups of detectors: each group gets every frame, and the detectors of one share them."""
+    """Groups of detectors. Each group gets every frame, and the detectors of a group share them."""
     live_length: int = Field(8, ge=1, le=1000)
-    """Of ``policy: live``: frames that wait in the relay, and as many in the broker; one more drops the oldest."""
+    """For ``policy: live``: largest number of frames that wait in the relay, and of those in the broker. Further ones
+    drop the oldest."""
     max_age_s: float = Field(2.0, gt=0, le=3600)
-    """Of ``policy: live``: age, since its capture, from which a frame is dropped, and so is its result."""
+    """For ``policy: live``: age, since its capture, above which a frame and its result are dropped."""
     spool: Path = Path("spool")
-    """Of ``policy: work``: folder for the frames that are accepted and not in the storage yet, on a disk of this host.
-    It must outlive the relay, so a container needs a volume here."""
+    """For ``policy: work``: folder on a disk of this host, for accepted frames that are not yet in the storage. It must
+    outlive the relay, so a container requires a volume for it."""
     spool_bytes: int = Field(2 << 30, ge=1 << 20)
-    """Bytes that the spool may take; frames that have no place are counted, and not taken."""
+    """Largest size of the spool. Frames that do not fit are counted and not accepted."""
     queue_length: int = Field(100_000, ge=1)
-    """Of ``policy: work``: frames that wait in the broker; while they are as many, frames wait in the spool."""
+    """For ``policy: work``: largest number of frames that wait in the broker. Further frames wait in the spool."""
     attempts: int = Field(5, ge=1, le=1000)
-    """Of ``policy: work``: times that a frame is delivered to detectors before it becomes a dead letter."""
+    """For ``policy: work``: deliveries of a frame to detectors before it becomes a dead letter."""
     puts: int = Field(4, ge=1, le=64)
-    """Frames that are written to the storage at a time."""
+    """Number of concurrent writes to the storage."""
     expire_frames_s: float = Field(86_400.0, ge=10, allow_inf_nan=False)
-    """Seconds after which a frame is removed from the storage, whatever has become of it. It must be longer than a
-    frame may wait in the queue."""
+    """Seconds after which a frame is removed from the storage in any case. It must exceed the time that a frame may
+    wait in the queue."""
     expire_dead_letters_s: float = Field(7 * 86_400.0, ge=10, allow_inf_nan=False)
-    """The same for the frames of dead letters, which are wanted to reproduce what failed."""
+    """The same for the frames of dead letters, which are required to reproduce failures."""
     expire_results_s: float = Field(86_400.0, ge=10, allow_inf_nan=False)
     """The same for results."""
     sweep_s: float = Field(60.0, gt=0, allow_inf_nan=False)
-    """Seconds between two searches for what has expired."""
+    """Seconds between two searches for expired objects."""
     stale_after_s: float = Field(10.0, gt=0, allow_inf_nan=False)
-    """Without a frame taken, or a frame published that waits, for so long the relay reports itself unhealthy."""
+    """Time without an accepted frame, or with waiting frames of which none is published, after which the relay reports
+    itself unhealthy."""
 
     @model_validator(mode="after")
     def _distinct_groups(self) -> Self:

@@ -1,4 +1,4 @@
-"""``framebus-relay dead-letters``: look at what no detector could work on, replay it, or reproduce its failure here."""
+"""``framebus-relay dead-letters``: list frames that no detector could process, replay them, or reproduce a failure."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from services.common.storage import Storage, StorageError
 from services.relay.config import RelayConfiguration
 
 MOST = 10_000
-"""Dead letters that one command looks at."""
+"""Largest number of dead letters that one command reads."""
 
 Letter = AbstractIncomingMessage
 
@@ -93,7 +93,7 @@ async def _run(configuration: RelayConfiguration, options: argparse.Namespace) -
 
 @asynccontextmanager
 async def _letters(configuration: RelayConfiguration) -> AsyncIterator[tuple[AbstractChannel, list[Letter]]]:
-    """All dead letters; those that are not acknowledged at the end are in the queue again, in their old places."""
+    """Yield all dead letters. Those that are not acknowledged at the end return to their places in the queue."""
     names = Names(configuration.stream.name)
     connection = await connect(configuration.broker)
     async with connection:
@@ -106,7 +106,7 @@ async def _letters(configuration: RelayConfiguration) -> AsyncIterator[tuple[Abs
 
 
 async def _replay(configuration: RelayConfiguration, channel: AbstractChannel, letter: Letter) -> None:
-    """Hand a letter to the queue that it was in; a death before its acknowledgement makes two of it."""
+    """Return a letter to its original queue. If the process dies before it acknowledges, the letter is duplicated."""
     names = Names(configuration.stream.name)
     group = str(letter.headers.get(GROUP) or "")
     queue = names.group(group) if group else str(death_of(letter).get("queue", ""))
@@ -128,18 +128,18 @@ async def _replay(configuration: RelayConfiguration, channel: AbstractChannel, l
 
 async def _drop(configuration: RelayConfiguration, channel: AbstractChannel, letter: Letter) -> None:
     del channel
-    with contextlib.suppress(BadReference):  # it has no frame
+    with contextlib.suppress(BadReference):  # not a reference, so there is no frame to remove
         await Storage(configuration.storage).delete([FrameReference.from_json(letter.body).address])
     await letter.ack()
 
 
 def _reproduce(reference: FrameReference, config: Path | None) -> int:
-    """Run the detector's command for a reference; services know each other by their entry points alone."""
+    """Run the detector's command for a reference. Find it by entry point: services never import each other."""
     try:
         run = find_service("detector").commands["run"]
     except (ConfigurationError, KeyError) as error:
         raise ServiceError(f"the detector's code is not installed here: {error}") from None
-    # In memory: a container may have no place to write a file.
+    # Use a memory file, because a container may have no writable folder.
     descriptor = os.memfd_create("reference.json")
     try:
         os.write(descriptor, reference.to_json())

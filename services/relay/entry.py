@@ -10,28 +10,28 @@ from services.relay.config import RelayConfiguration
 
 def run(configuration: RelayConfiguration, stop: threading.Event) -> None:
     """Relay until ``stop`` is set."""
-    # Not at the top: the configuration is checked without a client for the broker and the storage.
+    # Imported lazily, so that the configuration can be checked without the clients of broker and storage.
     from services.relay.service import main  # noqa: PLC0415
 
     main(configuration, stop)
 
 
 def check(configuration: RelayConfiguration) -> None:
-    """Look whether the broker, the storage and the spool are named and may be used."""
+    """Check that the broker, the storage and the spool are configured and usable."""
     from services.relay.service import check as check_service  # noqa: PLC0415  as above
 
     check_service(configuration)
 
 
 def dead_letters(arguments: list[str]) -> int:
-    """Look at the frames that no detector could work on; replay, drop or run them."""
+    """List the frames that no detector could process; replay, drop or run them."""
     from services.relay.dead_letters import main  # noqa: PLC0415  as above
 
     return main(arguments)
 
 
 def results(arguments: list[str]) -> int:
-    """Print the results of all detectors as they come, each once, as JSON."""
+    """Print the results of all detectors as they arrive, each once, as JSON."""
     from services.relay.print_results import main  # noqa: PLC0415  as above
 
     return main(arguments)

@@ -1,7 +1,7 @@
-"""What has become of each frame: which were accepted, which were missed and why, and which still wait.
+"""The ledger of frames: which were accepted, which were missed and why, and which still wait.
 
-The ledger is a SQLite database beside the spool, so that a frame is accepted, or counted as missed, by one transaction,
-and nothing is forgotten or counted twice when the relay is killed. Without a path it is in memory.
+It is a SQLite database beside the spool. One transaction accepts a frame or counts it as missed, which ensures that a
+killed relay neither forgets a frame nor counts one twice. Without a path, the ledger is in memory.
 
 Source: sqlite.org, "Write-Ahead Logging" and "PRAGMA synchronous".
 """
@@ -33,20 +33,20 @@ CREATE TABLE IF NOT EXISTS counts (name TEXT PRIMARY KEY, value INTEGER);
 """
 VERSION: Final = 1
 KEPT_RANGES: Final = 10_000
-"""Ranges of missed frames that are kept by name; all are counted."""
+"""Number of ranges of missed frames that are kept individually; all are counted."""
 _SQLITE_MAX: Final = (1 << 63) - 1
-"""Biggest whole number in SQLite."""
+"""Largest integer of SQLite."""
 LAST, SPOOLED = "last sequence", "spooled bytes"
 ACCEPTED, PUBLISHED, ANALYSED, DEAD = "accepted", "published", "analysed", "dead letters"
 
 
 class LedgerFull(ServiceError):
-    """The disk is full, and nothing was changed."""
+    """The disk is full. The transaction was rolled back."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An accepted frame that is not published yet."""
+    """An accepted frame that is not yet published."""
 
     id: int
     reference: FrameReference
@@ -54,26 +54,26 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Fate:
-    """What has become of a published frame in a group of detectors."""
+    """Outcome of a published frame in a group of detectors."""
 
     reference: FrameReference | ResultReference
-    """Of the frame, or of its result."""
+    """Reference to the frame, or to its result."""
     group: str
     outcome: str
-    """What is counted: :data:`ANALYSED`, :data:`DEAD`, or ``dropped: REASON``."""
+    """Name of the count: :data:`ANALYSED`, :data:`DEAD`, or ``dropped: REASON``."""
 
     @property
     def address(self) -> str:
-        """Where the frame's object is."""
+        """Address of the frame's object."""
         reference = self.reference
         return reference.frame_address if isinstance(reference, ResultReference) else reference.address
 
 
 class Ledger:
-    """The frames of one stream. Any thread may use it.
+    """The frames of one stream. Thread-safe.
 
     Raises:
-        ServiceError: The file cannot be used, or another relay uses it.
+        ServiceError: The file is unusable, or another relay uses it.
     """
 
     def __init__(self, path: Path | None, groups: Sequence[str]) -> None:
@@ -95,10 +95,10 @@ class Ledger:
             raise ServiceError(f"{path} is damaged, or not a ledger: {error}: move it away") from None
 
     def _set_up(self, path: Path | None) -> None:
-        # A second relay on the same spool is refused: it would publish the same frames.
+        # Lock out a second relay on the same spool, which would publish the same frames.
         self._database.execute("PRAGMA locking_mode = EXCLUSIVE")
         self._database.execute("PRAGMA journal_mode = WAL")
-        # A transaction is on the disk when it returns.
+        # Ensure that a transaction is on the disk when it returns.
         self._database.execute("PRAGMA synchronous = FULL")
         (version,) = self._database.execute("PRAGMA user_version").fetchone()
         if version not in (0, VERSION):
@@ -115,11 +115,11 @@ class Ledger:
             self._database.close()
 
     def is_new(self, epoch: int, sequence: int) -> bool:
-        """Whether a frame of the ring was neither accepted nor counted as missed yet."""
+        """Return whether a frame of the ring was neither accepted nor counted as missed."""
         return sequence > self._counts.get(LAST, 0) or str(epoch) not in self._epochs
 
     def accept(self, reference: FrameReference) -> None:
-        """Accept a new frame, whose data is in the spool; what the ring had between it and the last one is missed."""
+        """Accept a new frame, whose data is in the spool. Frames between it and the last one are counted as missed."""
         with self._lock, self._transaction() as counts:
             self._advance(counts, reference.epoch, reference.sequence)
             added = self._database.execute(
@@ -142,13 +142,13 @@ class Ledger:
             _count(counts, SPOOLED, reference.size_bytes)
 
     def miss(self, epoch: int, sequence: int, reason: str) -> None:
-        """Count a new frame that is not accepted, and what the ring had between it and the last one."""
+        """Count a new frame that is not accepted as missed, and the frames between it and the last one."""
         with self._lock, self._transaction() as counts:
             self._advance(counts, epoch, sequence)
             self._miss(counts, epoch, sequence, sequence, reason)
 
     def pending(self, after: int, limit: int) -> list[Entry]:
-        """The oldest frames that are not published, of those with a number above ``after``."""
+        """Return the oldest unpublished frames with a number above ``after``."""
         with self._lock:
             rows = self._database.execute(
                 "SELECT id, reference FROM frames WHERE published = 0 AND id > ? ORDER BY id LIMIT ?", (after, limit)
@@ -156,7 +156,7 @@ class Ledger:
         return [Entry(number, FrameReference.from_json(reference)) for number, reference in rows]
 
     def move(self, entry: Entry, address: str) -> Entry:
-        """Give a frame that is not published another address; return its new entry."""
+        """Change the address of an unpublished frame. Return its new entry."""
         reference = replace(entry.reference, address=address)
         with self._lock:
             self._database.execute(
@@ -165,30 +165,30 @@ class Ledger:
         return Entry(entry.id, reference)
 
     def published(self, entry: Entry) -> None:
-        """The broker has confirmed the reference; the frame's data may leave the spool."""
+        """Mark a frame as published: the broker confirmed its reference, and its data may leave the spool."""
         with self._lock, self._transaction() as counts:
             changed = self._database.execute(
                 "UPDATE frames SET published = 1 WHERE id = ? AND published = 0", (entry.id,)
             )
-            if changed.rowcount:  # else a detector was faster
+            if changed.rowcount:  # otherwise a detector has already settled the frame
                 _count(counts, PUBLISHED)
                 counts[SPOOLED] -= entry.reference.size_bytes
 
     def drop(self, entry: Entry, reason: str) -> None:
-        """Give up a frame that is not published."""
+        """Drop an unpublished frame."""
         with self._lock, self._transaction() as counts:
             if not self._one("SELECT count(*) FROM frames WHERE id = ? AND published = 0", entry.id):
-                return  # detectors were faster, and all of them have settled
+                return  # all detectors have already settled the frame
             _count(counts, f"dropped: {reason}", self._one("SELECT count(*) FROM waiting WHERE id = ?", entry.id))
             self._forget(entry.id)
             counts[SPOOLED] -= entry.reference.size_bytes
 
     def settle(self, fates: Sequence[Fate]) -> list[bool]:
-        """Note what has become of published frames in groups of detectors: once, however often it is told.
+        """Record the outcomes of published frames in groups of detectors. Duplicates are ignored.
 
         Returns:
-            For each, whether the frame's object is not needed any more: all groups have settled, or the frame is not
-            known here. That of a dead letter is needed, to reproduce the failure.
+            For each, whether the frame's object is no longer required, because all groups have settled it or the frame
+            is unknown. The object of a dead letter is still required, to reproduce the failure.
         """
         with self._lock, self._transaction() as counts:
             return [self._settle(counts, fate) for fate in fates]
@@ -196,7 +196,7 @@ class Ledger:
     def _settle(self, counts: dict[str, int], fate: Fate) -> bool:
         reference = fate.reference
         if reference.sequence > _SQLITE_MAX:
-            return False  # of no ring: a message that another program made
+            return False  # not a frame of a ring, so the message is of another program
         row = self._database.execute(
             "SELECT id, address, published, size_bytes FROM frames WHERE stream = ? AND epoch = ? AND sequence = ?",
             (reference.stream, str(reference.epoch), reference.sequence),
@@ -211,23 +211,23 @@ class Ledger:
         if self._one("SELECT count(*) FROM waiting WHERE id = ?", number):
             return False
         self._forget(number)
-        if not published:  # the detector was faster than the broker's confirmation, or that was lost
+        if not published:  # the result arrived before the broker's confirmation, or that was lost
             _count(counts, PUBLISHED)
             counts[SPOOLED] -= size_bytes
         return not self._is_dead(address)
 
     def is_dead(self, address: str) -> bool:
-        """Whether an object is of a dead letter."""
+        """Return whether an object belongs to a dead letter."""
         with self._lock:
             return self._is_dead(address)
 
     def removed(self, address: str) -> None:
-        """Forget the object of a dead letter, which was removed."""
+        """Forget the object of a dead letter, after it was removed."""
         with self._lock:
             self._database.execute("DELETE FROM dead WHERE address = ?", (address,))
 
     def expire(self, before_wall_ns: int) -> int:
-        """Give up the published frames that were captured before an instant; return how many there were."""
+        """Drop the published frames that were captured before an instant. Return their number."""
         with self._lock, self._transaction() as counts:
             rows = self._database.execute(
                 "SELECT id FROM frames WHERE published = 1 AND captured_wall_ns < ?", (before_wall_ns,)
@@ -239,22 +239,22 @@ class Ledger:
             return len(rows)
 
     def counts(self) -> dict[str, int]:
-        """All counts: of frames, and of a frame and group what became of it."""
+        """Return all counts: of frames, and of the outcomes for each frame and group."""
         return {name: value for name, value in sorted(self._counts.items()) if name not in (LAST, SPOOLED)}
 
     @property
     def spooled_bytes(self) -> int:
-        """Size of the frames that are not published yet."""
+        """Return the size of the unpublished frames."""
         return self._counts.get(SPOOLED, 0)
 
     def missed(self) -> list[tuple[int, int, int, str]]:
-        """The newest ranges of frames that were missed: epoch, first and last sequence, and why."""
+        """Return the newest ranges of missed frames: epoch, first and last sequence, and reason."""
         with self._lock:
             rows = self._database.execute("SELECT epoch, first, last, reason FROM missed ORDER BY id").fetchall()
         return [(int(epoch), first, last, reason) for epoch, first, last, reason in rows]
 
     def waiting(self) -> tuple[int, int, int | None]:
-        """Frames in the spool; frames published and not settled; when the oldest of both was captured, in ns."""
+        """Return the number of spooled frames, of unsettled frames, and the oldest capture time of both, in ns."""
         with self._lock:
             spooled = self._one("SELECT count(*) FROM frames WHERE published = 0")
             unsettled = self._one("SELECT count(*) FROM frames WHERE published = 1")
@@ -264,7 +264,7 @@ class Ledger:
     def _advance(self, counts: dict[str, int], epoch: int, sequence: int) -> None:
         last = counts.get(LAST)
         if last is not None and sequence <= last:
-            last = 0  # of a new ring, whose sequences begin at 1
+            last = 0  # a new ring, whose sequences start at 1
         if last is not None and sequence > last + 1:
             self._miss(counts, epoch, last + 1, sequence - 1, "overwritten")
         if str(epoch) not in self._epochs:
@@ -299,7 +299,7 @@ class Ledger:
 
     @contextmanager
     def _transaction(self) -> Iterator[dict[str, int]]:
-        """Change the database and a copy of the counts, both or neither."""
+        """Change the database and a copy of the counts atomically."""
         before = self._counts
         counts = dict(before)
         self._new_epoch = None
@@ -312,7 +312,7 @@ class Ledger:
             )
             self._database.execute("COMMIT")
         except BaseException as error:
-            if self._database.in_transaction:  # of some errors, such as a full disk, SQLite rolls back by itself
+            if self._database.in_transaction:  # after some errors, such as a full disk, SQLite rolls back by itself
                 self._database.execute("ROLLBACK")
             if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
                 raise LedgerFull("the relay's ledger cannot be written: the disk is full") from None

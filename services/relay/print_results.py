@@ -1,4 +1,4 @@
-"""``framebus-relay results``: what all detectors have found, a line of JSON each, each result once."""
+"""``framebus-relay results``: prints the results of all detectors, one line of JSON each, without duplicates."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from services.relay.config import RelayConfiguration
 
 
 def main(arguments: list[str]) -> int:
-    """Print results until interrupted, or until as many as were asked for."""
+    """Print results until interrupted, or until ``--count`` results have been printed."""
     parser = argparse.ArgumentParser(prog="framebus-relay results", description=__doc__)
     parser.add_argument("--config", type=Path, help="the YAML file of all services; without it the defaults hold")
     parser.add_argument(
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
     except ConfigurationError as error:
         sys.stderr.write(f"{error}\n")
         return EXIT_USAGE
-    set_up_logs("relay", LogSection(level="warning"))  # to standard error, apart from what is printed
+    set_up_logs("relay", LogSection(level="warning"))  # to standard error, separate from the output
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=stop.set).start())
     left = options.count
@@ -47,11 +47,11 @@ def main(arguments: list[str]) -> int:
     async def deliver(_reference: ResultReference, detections: Detections) -> None:
         nonlocal left
         if stop.is_set():
-            await asyncio.Event().wait()  # until cancelled: what is not acknowledged stays in the queue
+            await asyncio.Event().wait()  # block until cancelled: unacknowledged messages stay in the queue
         try:
             print(json.dumps(to_map(detections)), flush=True)
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter flushes once more at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # avoid an error when the interpreter flushes at exit
             stop.set()
         if left is not None:
             left -= 1

@@ -1,4 +1,4 @@
-"""The relay's life: take, upload, settle and sweep, until told to stop."""
+"""Run the relay's stages, take, upload, settle and sweep, until told to stop."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from services.relay.upload import Uploader
 
 SETTLED_PREFETCH: Final = 64
 MISSED_TOLD: Final = 100
-"""Ranges of missed frames in the status."""
+"""Number of ranges of missed frames in the status."""
 MEMORY_BYTES: Final = 1 << 30
-"""Most that frames of a live policy may take in memory; ``live_length`` bounds them long before."""
+"""Memory limit for frames of the live policy; ``live_length`` is usually reached first."""
 
 
 def main(configuration: RelayConfiguration, stop: threading.Event) -> None:
     """Relay until ``stop`` is set.
 
     Raises:
-        UnusableSetting: The broker, the storage or the spool cannot be used.
+        UnusableSetting: The broker, the storage or the spool is unusable.
         ServiceError: A part has failed.
     """
     storage = _open_storage(configuration)
@@ -47,10 +47,10 @@ def main(configuration: RelayConfiguration, stop: threading.Event) -> None:
 
 
 def check(configuration: RelayConfiguration) -> None:
-    """Look whether what the configuration names may be used; nothing is connected.
+    """Check that the configuration is usable, without connecting.
 
     Raises:
-        UnusableSetting: Something may not.
+        UnusableSetting: Something is not.
     """
     _open_storage(configuration)
 
@@ -113,7 +113,7 @@ class _Relay:
         await keep_connected(self._configuration.broker, self._work, self._stop, state=self._set_broker_reason)
 
     async def _work(self, connection: AbstractConnection) -> None:
-        """Publish and settle, on channels of their own: a full queue does not keep results waiting."""
+        """Publish and settle, on separate channels, so that a full queue does not delay results."""
         channel = await open_channel(connection, prefetch=SETTLED_PREFETCH)
         _, settled = await declare(connection, channel, self._names, self._section)
         publishing = await open_channel(connection)
@@ -125,7 +125,7 @@ class _Relay:
         self._broker_reason = reason or "the broker's queues are not declared yet"
 
     def status(self) -> dict[str, Any]:
-        """The status document; called by the status server's thread."""
+        """Return the status document. Called by the status server's thread."""
         ledger: Ledger = self._spool.ledger
         spooled, unsettled, oldest_wall_ns = ledger.waiting()
         oldest_age_s = 0.0 if oldest_wall_ns is None else max(0.0, time.time() - oldest_wall_ns * 1e-9)
@@ -161,13 +161,13 @@ class _Relay:
 async def _running(
     taking: asyncio.Task[None], *work: Coroutine[Any, Any, None], ending: threading.Event
 ) -> AsyncIterator[list[asyncio.Task[None]]]:
-    """Run tasks beside a thread, and end all of them: the thread first, whose puts need the loop."""
+    """Run tasks beside a thread. At the end, stop the thread first, because its writes require the event loop."""
     tasks = [asyncio.create_task(one) for one in work]
     try:
         yield [taking, *tasks]
     finally:
         ending.set()
-        with contextlib.suppress(Exception):  # it was told of already
+        with contextlib.suppress(Exception):  # already reported
             await taking
         for task in tasks:
             task.cancel()

@@ -1,4 +1,4 @@
-"""The relay's last stage: what has become of each frame; the objects that are not needed any more are removed."""
+"""The relay's last stage: record the outcome of each frame, and remove objects that are no longer required."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from services.relay.ledger import ANALYSED, DEAD, Fate, Ledger
 
 RETRY_S: Final = (0.2, 5.0)
 AT_ONCE: Final = 32
-"""Messages that are settled together."""
+"""Largest number of messages that are settled together."""
 
 log = structlog.get_logger()
 
@@ -29,17 +29,17 @@ class Settler:
     def __init__(self, ledger: Ledger, storage: Storage, names: Names) -> None:
         self.stage = Stage()
         self.foreign = 0
-        """Messages that were not of this stream's frames."""
+        """Messages that were not about frames of this stream."""
         self._ledger = ledger
         self._storage = storage
         self._names = names
 
     async def run(self, queue: AbstractQueue) -> None:
-        """Settle what comes, until cancelled or the connection is lost."""
+        """Settle messages until cancelled or the connection is lost."""
         arrived: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
         await queue.consume(arrived.put)
         while True:
-            # All that have come are noted at once: each note is a write to the disk.
+            # Settle all pending messages in one transaction, because each transaction is a write to the disk.
             messages = [await arrived.get()]
             while not arrived.empty() and len(messages) < AT_ONCE:
                 messages.append(arrived.get_nowait())
@@ -66,7 +66,7 @@ class Settler:
                 self._check_own(frame.address)
                 return Fate(frame, *self._group_and_outcome(delivered))
         except BadReference:
-            pass  # a dead letter that is not a reference: nothing of it is here
+            pass  # a dead letter that is not a reference has no object
         self.foreign += 1
         return None
 
@@ -75,12 +75,12 @@ class Settler:
             raise BadReference(f"the message is of stream {stream}")
 
     def _check_own(self, address: str) -> None:
-        """Refuse a message by which the relay would remove an object of another stream."""
+        """Reject a message that would make the relay remove an object of another stream."""
         if not address.startswith(f"{FRAMES}/{self._names.stream}/"):
-            raise BadReference(f"{address} is no frame of stream {self._names.stream}")
+            raise BadReference(f"{address} is not a frame of stream {self._names.stream}")
 
     def _group_and_outcome(self, delivered: AbstractIncomingMessage) -> tuple[str, str]:
-        """The group of detectors that a frame was for, and what has become of it."""
+        """Return the group of detectors that a frame was for, and its outcome."""
         death = death_of(delivered)
         if REASON in delivered.headers:
             return str(delivered.headers.get(GROUP, "")), DEAD
@@ -90,7 +90,7 @@ class Settler:
         return group, f"dropped: {_DROPS.get(str(death.get('reason')), 'by the broker')}"
 
     async def _remove(self, address: str) -> None:
-        """Remove an object, however often it must be tried: what waits for it waits in the broker."""
+        """Remove an object, retrying until it succeeds. Meanwhile, further messages wait in the broker."""
         wait_s = RETRY_S[0]
         said = False
         while True:

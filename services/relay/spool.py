@@ -1,4 +1,4 @@
-"""The spool: frames that were accepted and are not in the storage yet, in a folder, or in memory."""
+"""The spool: accepted frames that are not yet in the storage, in a folder or in memory."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ NO_PLACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class SpoolFull(Exception):
-    """There is no place for a frame; the message is a word for the count."""
+    """The spool has no room for a frame; the message is the reason to count it by."""
 
 
 class Lost(Exception):
-    """The data of an accepted frame is not in the spool any more."""
+    """The data of an accepted frame is missing in the spool."""
 
 
 class Spool:
-    """Accepted frames and what has become of them. Any thread may use it, but frames are accepted in one.
+    """Accepted frames and their outcomes. Thread-safe, except that a single thread accepts frames.
 
-    A frame is accepted when its data and its line in the ledger are on the disk: both are written before
-    :meth:`accept` returns. Without a folder both are in memory, and end with the process.
+    A frame is accepted once its data and its row in the ledger are on the disk, both of which :meth:`accept` ensures
+    before it returns. Without a folder, both are in memory and are lost with the process.
 
     Args:
-        folder: The spool's folder, which is made if it is missing.
-        max_bytes: Size that frames may take.
+        folder: The spool's folder, which is created if it is missing.
+        max_bytes: Largest total size of the frames.
         groups: Groups of detectors.
 
     Raises:
-        ServiceError: The folder cannot be used, or another relay uses it.
+        ServiceError: The folder is unusable, or another relay uses it.
     """
 
     def __init__(self, folder: Path | None, max_bytes: int, groups: Sequence[str]) -> None:
@@ -56,10 +56,10 @@ class Spool:
             self._remove_leftovers(self._frames)
 
     def accept(self, reference: FrameReference, data: bytes | memoryview) -> None:
-        """Keep a frame's data, and accept it.
+        """Store a frame's data, and accept it.
 
         Raises:
-            SpoolFull: There is no place for it.
+            SpoolFull: The spool has no room for it.
         """
         if self.ledger.spooled_bytes + len(data) > self._max_bytes:
             raise SpoolFull("spool full")
@@ -82,10 +82,10 @@ class Spool:
             raise SpoolFull("disk full") from None
 
     def read(self, entry: Entry) -> bytes | memoryview:
-        """The data of an accepted frame.
+        """Return the data of an accepted frame.
 
         Raises:
-            Lost: It is gone: somebody removed it, or the disk has failed.
+            Lost: The data is gone, because it was removed from outside or the disk failed.
         """
         if self._frames is None:
             try:
@@ -99,12 +99,12 @@ class Spool:
             raise Lost(f"relay.spool: {path} cannot be read: {error.strerror}") from None
 
     def published(self, entry: Entry) -> None:
-        """The storage has the data, and the broker the reference."""
+        """Release the data of a frame: it is in the storage, and the broker has the reference."""
         self.ledger.published(entry)
         self._remove(entry)
 
     def drop(self, entry: Entry, reason: str) -> None:
-        """Give up a frame that is not published."""
+        """Drop an unpublished frame."""
         self.ledger.drop(entry, reason)
         self._remove(entry)
 
@@ -123,7 +123,7 @@ class Spool:
         return frames / f"{reference.epoch}-{reference.sequence}"
 
     def _remove_leftovers(self, frames: Path) -> None:
-        """Remove the data of frames that a killed relay had not accepted yet, or had published already."""
+        """Remove the data of frames that a killed relay had not yet accepted, or had already published."""
         kept = {self._path(frames, entry.reference).name for entry in self.ledger.pending(0, -1)}
         for path in frames.iterdir():
             if path.name not in kept:
@@ -132,7 +132,7 @@ class Spool:
 
 
 def _write(path: Path, data: bytes | memoryview) -> None:
-    """Write a file and its name to the disk, so that they outlive a loss of power."""
+    """Write a file and flush it and its directory entry to the disk, so that it survives a power failure."""
     with path.open("wb") as file:
         file.write(data)
         file.flush()

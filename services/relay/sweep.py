@@ -1,4 +1,4 @@
-"""Removes objects that have expired: each object is removed after its use, and after a time whatever happens."""
+"""Remove expired objects, which were not removed after their use."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ log = structlog.get_logger()
 
 
 class Sweeper:
-    """Searches the storage for what deaths of relays, detectors and readers left. Owned by one event loop."""
+    """Searches the storage for leftovers of relays, detectors and readers that died. Owned by one event loop."""
 
     def __init__(self, ledger: Ledger, storage: Storage, stream: str, section: RelaySection) -> None:
         self.removed = 0
-        """Objects that had expired."""
+        """Number of removed objects."""
         self._ledger = ledger
         self._storage = storage
         self._stream = stream
         self._section = section
 
     async def run(self) -> None:
-        """Sweep now and then, until cancelled."""
+        """Sweep periodically, until cancelled."""
         while True:
             try:
                 removed = await self.sweep()
@@ -39,10 +39,10 @@ class Sweeper:
             await asyncio.sleep(self._section.sweep_s)
 
     async def sweep(self) -> int:
-        """Remove what has expired by now; return how many objects.
+        """Remove expired objects. Return their number.
 
         Raises:
-            StorageUnavailable: The storage fails; what was removed until then is counted.
+            StorageUnavailable: The storage failed. Objects removed until then are counted.
         """
         section, now_s = self._section, time.time()
         removed = await self._sweep(FRAMES, now_s - section.expire_frames_s)

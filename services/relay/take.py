@@ -1,4 +1,4 @@
-"""The relay's first stage: each frame of the ring, encoded and accepted, or counted as missed."""
+"""The relay's first stage: encode and accept each frame of the ring, or count it as missed."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from services.relay.spool import Spool, SpoolFull
 SLICE_S: Final = 0.25
 GONE_AFTER_S: Final = 2.0
 HISTORY: Final = 255
-"""Frames that the ring still has are taken first: a relay that was restarted misses fewer."""
+"""Take frames that are still in the ring first, so that a restarted relay misses fewer."""
 HOLD_S: Final = 0.1
-"""Longest time for which a slot is held."""
+"""Longest time for which the relay holds a slot."""
 
 log = structlog.get_logger()
 
@@ -37,11 +37,11 @@ class Taker:
     """Takes frames until stopped, in the thread that calls :meth:`run`.
 
     Args:
-        configuration: The relay's.
-        spool: Where frames are accepted.
-        put: Writes an object from a slot's own memory within a time, and returns whether it did.
-        accepted: Is told of each frame that was accepted.
-        stop: Ends it.
+        configuration: The relay's configuration.
+        spool: Accepts the frames.
+        put: Writes an object directly from a slot's memory, within a time-out. Returns whether it succeeded.
+        accepted: Called after each accepted frame.
+        stop: Ends the loop.
     """
 
     def __init__(
@@ -117,23 +117,23 @@ class Taker:
         try:
             self._spool.ledger.miss(frame.epoch, frame.sequence, reason)
         except LedgerFull:
-            # The next frame that finds a place shows the gap, and counts it as overwritten.
+            # The next accepted frame reveals the gap, and counts it as overwritten.
             self._refuse("disk full: the frames that are missed are counted when there is a place for it")
 
     def _is_due(self, captured_ns: int) -> bool:
-        """Whether a frame is to be taken at ``target_fps``, and if so, when the next one is."""
+        """Return whether a frame is due at ``target_fps``. If so, schedule the next one."""
         if not self._section.target_fps:
             return True
         period_ns = round(1e9 / self._section.target_fps)
-        # One that is earlier by more than a period is of a clock that was set back, such as after a restart.
+        # If the frame is earlier by more than a period, the clock went back, such as after a restart.
         if self._due_ns - period_ns <= captured_ns < self._due_ns:
             return False
-        # From when it was due, not from when it came, so that the rate is met on the average.
+        # Schedule relative to the due time, not to the arrival, to keep the average rate.
         self._due_ns = min(max(self._due_ns + period_ns, captured_ns - period_ns), captured_ns + period_ns)
         return True
 
     def _encode(self, frame: Frame, leased_s: float) -> tuple[FrameReference, bytes | memoryview]:
-        """Encode the frame, and give up its slot within :data:`HOLD_S`."""
+        """Encode the frame, and release its slot within :data:`HOLD_S`."""
         section = self._section
         panorama = _geometry(frame)
         if section.encoding == "raw" and section.policy == "live":
@@ -143,7 +143,7 @@ class Taker:
             kept = b"" if put else data.tobytes()
             self._release(frame, leased_s)
             return reference, kept
-        # A write to a disk, or an encoding that takes long, would hold the slot for too long.
+        # Copy first: a write to the disk, or a slow encoding, would hold the slot for too long.
         copied = section.encoding == "raw" or self._encoded_s > HOLD_S / 2
         pixels = self._copy(frame.pixels) if copied else frame.pixels
         if copied:
@@ -189,7 +189,7 @@ class Taker:
         )
 
     def _refuse(self, reason: str) -> None:
-        """Say once for each kind why frames are not taken."""
+        """Log once for each reason why frames are not taken."""
         if reason != self._refused:
             self._refused = reason
             log.warning("frame not taken", reason=reason)

@@ -1,4 +1,4 @@
-"""What the relay declares at the broker: exchanges, and queues that keep their promises.
+"""Declare the relay's exchanges and queues at the broker.
 
 Source: RabbitMQ's guides "Quorum Queues", "Queue Length Limit" and "Dead Letter Exchanges".
 """
@@ -15,26 +15,26 @@ from services.common.broker import Names, open_channel
 from services.relay.config import RelaySection
 
 NEW_QUEUE_S: Final = 2.0
-"""RabbitMQ writes the name of a new quorum queue to the disk within a second. If it is killed before, the queue takes
-nothing ever again, and what it had confirmed is lost (seen with 3.10.8)."""
+"""Time in which RabbitMQ writes the name of a new quorum queue to the disk. If it is killed before, the queue becomes
+permanently unusable, and confirmed messages are lost (observed with 3.10.8)."""
 SETTLED_LENGTH: Final = 1_000_000
-"""Messages that wait for a relay that is away; without a bound, a relay that never returns would fill the disk."""
+"""Largest number of messages for a disconnected relay. It prevents a relay that never returns from filling the disk."""
 
 
 async def declare(
     connection: AbstractConnection, channel: AbstractChannel, names: Names, section: RelaySection
 ) -> tuple[AbstractExchange, AbstractQueue]:
-    """Declare all that a stream has, on a channel of the connection.
+    """Declare a stream's exchanges and queues.
 
     Returns:
-        The exchange for frames, and the queue of what has become of them.
+        The exchange for frames, and the queue of their outcomes.
 
     Raises:
         ChannelLockedResource: Another relay is connected for this stream.
-        ChannelPreconditionFailed: One of them is there with other settings.
+        ChannelPreconditionFailed: A queue or exchange exists with other settings.
     """
-    # A second relay of the same stream would take the first one's results for its own, and remove its frames. Only one
-    # connection can have an exclusive queue, which ends with it.
+    # Lock out a second relay of the same stream, which would consume the first one's results and remove its frames. A
+    # single connection can own an exclusive queue, which ends with the connection.
     await channel.declare_queue(names.relay, exclusive=True)
     new = not await _exists(connection, names.group(section.groups[-1]))
     frames, results, dropped, dead = [
@@ -48,8 +48,8 @@ async def declare(
     )
     for exchange in (results, dropped, dead):
         await settled.bind(exchange)
-    # Not a quorum queue: a look at the letters gives them back, which counts as a delivery there, and RabbitMQ 4 drops
-    # a message after 20 of them.
+    # Do not use a quorum queue: reading the letters requeues them, which counts as a delivery there, and RabbitMQ 4
+    # drops a message after 20 deliveries.
     letters = await channel.declare_queue(names.dead, durable=True)
     await letters.bind(dead)
     for group in section.groups:
@@ -61,7 +61,7 @@ async def declare(
 
 
 async def _exists(connection: AbstractConnection, queue: str) -> bool:
-    channel = await open_channel(connection)  # of its own, since the question closes it where the answer is no
+    channel = await open_channel(connection)  # a separate channel: the broker closes it if the queue does not exist
     try:
         await channel.declare_queue(queue, passive=True)
     except ChannelNotFoundEntity:
@@ -71,7 +71,7 @@ async def _exists(connection: AbstractConnection, queue: str) -> bool:
 
 
 def queue_arguments(names: Names, section: RelaySection) -> dict[str, Any]:
-    """The settings of a group's queue."""
+    """Return the arguments of a group's queue."""
     common = {"x-queue-type": "quorum", "x-delivery-limit": section.attempts}
     if section.policy == "live":
         return {

@@ -1,4 +1,4 @@
-"""The relay's second stage: accepted frames into the storage, then their references to the broker, in their order."""
+"""The relay's second stage: write accepted frames to the storage, then publish their references, in order."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ T = TypeVar("T")
 
 TRIM_S: Final = 0.02
 TOO_OLD, TOO_MANY = "too old in the relay", "too many in the relay"
-"""Why frames of a live policy are dropped here."""
+"""Reasons for which this stage drops frames of the live policy."""
 RETRY_S: Final = (0.1, 2.0)
-"""First and longest wait before another try."""
+"""Shortest and longest wait before a retry."""
 
 log = structlog.get_logger()
 
 
 class TooOld(Exception):
-    """A frame of a live policy came too late to be of use."""
+    """A frame of the live policy is too old to be useful."""
 
 
 class Uploader:
-    """Puts and publishes what the spool holds. Owned by one event loop, but for :meth:`put_now`."""
+    """Stores and publishes the spool's frames. Owned by one event loop, except for :meth:`put_now`."""
 
     def __init__(self, spool: Spool, storage: Storage, section: RelaySection) -> None:
         self.stage = Stage()
         self.reason = ""
-        """Why frames wait; empty while none has to."""
+        """Why frames wait; empty while none does."""
         self._spool = spool
         self._storage = storage
         self._section = section
@@ -51,13 +51,16 @@ class Uploader:
         self._in_flight: set[int] = set()
 
     def accepted(self) -> None:
-        """Look into the spool; from any thread."""
+        """Wake the uploader after a frame was accepted. Thread-safe."""
         self._loop.call_soon_threadsafe(self._wake.set)
 
     def put_now(self, address: str, data: memoryview, timeout_s: float) -> bool:
-        """Write an object from the caller's memory, from another thread than the loop's; return whether it is written.
+        """Write an object from the caller's memory. Call it from another thread than the loop's.
 
-        The memory may be in use for a moment after this has returned: its slot stays leased until it is not.
+        The memory may still be in use for a moment after this returns, and its slot stays leased until then.
+
+        Returns:
+            Whether the object was written in time.
         """
         request = asyncio.run_coroutine_threadsafe(self._storage.put(address, data), self._loop)
         try:
@@ -69,7 +72,7 @@ class Uploader:
         return True
 
     async def run(self, exchange: AbstractExchange) -> None:
-        """Put and publish until cancelled; what the broker has not confirmed by then stays in the spool."""
+        """Store and publish until cancelled. Frames that the broker has not confirmed by then stay in the spool."""
         window: deque[tuple[Entry, asyncio.Task[Entry]]] = deque()
         newest = 0
         try:
@@ -104,7 +107,7 @@ class Uploader:
             self._in_flight.clear()
 
     async def trim(self) -> None:
-        """Drop the frames of a live policy that are too many or too old, with or without a broker, until cancelled."""
+        """Drop excess and old frames of the live policy, even without a broker connection, until cancelled."""
         while True:
             waiting = [entry for entry in self._spool.ledger.pending(0, -1) if entry.id not in self._in_flight]
             excess = len(waiting) - self._section.live_length
@@ -119,15 +122,15 @@ class Uploader:
         self._spool.drop(entry, reason)
         if entry.reference.address in self._stored:
             self._stored.discard(entry.reference.address)
-            with contextlib.suppress(StorageUnavailable):  # the sweep finds it
+            with contextlib.suppress(StorageUnavailable):  # the sweep removes it later
                 await self._storage.delete([entry.reference.address])
 
     async def _store(self, entry: Entry) -> Entry:
-        """Write a frame's object, however often it must be tried; return the entry with its address.
+        """Write a frame's object, retrying until it succeeds. Return the entry with its address.
 
         Raises:
-            TooOld: Its time was over before it was written.
-            Lost: The spool does not have it any more.
+            TooOld: The frame became too old before it was written.
+            Lost: The spool no longer has the frame.
         """
         wait_s = RETRY_S[0]
         wanted, refusals = entry.reference.address, 0
@@ -159,7 +162,7 @@ class Uploader:
             try:
                 await publish(exchange, sent, mandatory=True)
             except NoQueue as error:
-                # It was deleted: a new connection declares it.
+                # The exchange or queue was deleted, so reconnect to declare it again.
                 raise ConnectionError(str(error)) from None
             except BrokerRefused as error:
                 self._wait_for("frame not published", str(error), entry)
@@ -172,7 +175,7 @@ class Uploader:
                 return
 
     async def _aside(self, function: Callable[[Entry], T], entry: Entry) -> T:
-        """Call a function of the spool: in a thread where it waits for a disk, and here where all is in memory."""
+        """Call a function of the spool: in a thread if the spool is on a disk, directly if it is in memory."""
         if self._section.policy == "live":
             return function(entry)
         return await asyncio.to_thread(function, entry)
@@ -184,7 +187,7 @@ class Uploader:
 
 
 def is_late(entry: Entry) -> bool:
-    """Whether a frame is too old to be of use."""
+    """Return whether a frame is too old to be useful."""
     deadline_wall_ns = entry.reference.deadline_wall_ns
     return deadline_wall_ns is not None and time.time_ns() > deadline_wall_ns
 

@@ -1,7 +1,7 @@
-"""What moves: people who walk to and fro, and a van that drives through; all return to where they were.
+"""The moving actors: people walking back and forth, and a van driving through. All return to their start.
 
-Time is the fraction of the loop, so whatever its length, its end meets its beginning. Lengths are reference pixels of
-the backdrop; pictures of actors are made in the resolution of the canvas that they are drawn on.
+Time is the fraction of the loop, so that its end meets its beginning at any length. Lengths are reference pixels of the
+backdrop; the actors' pictures have the resolution of their canvas.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ from services.simulator.footage import FRAMES_PER_SECOND as FILM_FRAMES_PER_SECO
 from services.simulator.footage import Cutout, Material, Picture
 
 NEAREST_LANE, FARTHEST_LANE = 790.0, 490.0
-"""Rows on which people's feet may stand."""
+"""Rows of the people's feet."""
 VAN_LANE = 548.0
 TURN_SHARPNESS = 0.985
 JACKET_TINTS = (
     (0, 0, 0), (12, 12, 82), (78, 34, 8), (16, 58, 26), (58, 14, 46), (8, 46, 74), (56, 52, 48), (84, 70, 10),
 )  # fmt: skip
-"""What is added to dark upper clothes, BGR, so that the few people of the film become many."""
+"""Tints of dark upper clothes, BGR, to derive many people from the few in the film."""
 
 
 @dataclass(frozen=True)
 class Sprite:
-    """A picture to draw; its anchor is the ground below the body's middle."""
+    """A picture to draw. Its anchor is the ground below the middle of the body."""
 
     colour: Picture
-    """(height, width, 3), BGR; black where there is only shadow."""
+    """(height, width, 3), BGR; black where only the shadow is."""
     opacity: NDArray[np.float32]
     """(height, width), 0 to 1, the shadow on the ground included."""
     body: NDArray[np.float32]
-    """(height, width): opacity of the body alone, which the truth is about."""
+    """(height, width): opacity of the body without shadow, as used for the ground truth."""
     anchor_x: float
     anchor_y: float
 
 
 @dataclass(frozen=True)
 class Placed:
-    """Where a sprite is at some time."""
+    """A sprite's position at some time."""
 
     sprite: Sprite
     x: float
@@ -54,23 +54,23 @@ class Placed:
 
 
 class Actor(Protocol):
-    """Something that moves and has a place at every time of the loop."""
+    """A moving object with a position at every time of the loop."""
 
     @property
     def identity(self) -> int:
-        """Number that is the same in every frame."""
+        """Number that identifies the actor in every frame."""
 
     @property
     def label(self) -> str:
         """``person`` or ``vehicle``."""
 
     def at(self, time: float) -> Placed:
-        """Place at a time from 0 to 1, the fraction of the loop."""
+        """Return the position at a time from 0 to 1, the fraction of the loop."""
 
 
 @dataclass(frozen=True)
 class Walker:
-    """A person who walks to and fro on a lane and turns round slowly at both ends."""
+    """A person walking back and forth on a lane, with slow turns at both ends."""
 
     identity: int
     rightwards: tuple[Sprite, ...]
@@ -80,7 +80,7 @@ class Walker:
     lane: float
     start: float
     strides: int
-    """Whole strides in a loop, so that the gait is seamless too."""
+    """Whole strides in a loop, which makes the gait seamless."""
     label: str = "person"
 
     def at(self, time: float) -> Placed:
@@ -116,13 +116,13 @@ def cast(material: Material, *, walkers: int, duration_s: float, seed: int, scal
 
     Args:
         material: Cut-outs of people and of the van.
-        walkers: How many people.
-        duration_s: Length of the loop; people walk as far in it as they do in the film.
-        seed: Decides about places and clothes.
-        scale: Canvas pixels of one reference pixel.
+        walkers: Number of people.
+        duration_s: Length of the loop. People walk at the same speed as in the film.
+        seed: Seed of positions and clothes.
+        scale: Canvas pixels per reference pixel.
 
     Returns:
-        The actors in the order in which they are drawn, the farthest first.
+        The actors in drawing order, the farthest first.
     """
     random = np.random.default_rng(seed + 1)
     lanes = random.permutation(np.linspace(FARTHEST_LANE, NEAREST_LANE, walkers)) if walkers else np.empty(0)
@@ -180,7 +180,7 @@ def _enlarge(cutout: Cutout, magnification: float) -> tuple[NDArray[np.float32],
     pixels = cv2.resize(cutout.pixels, size, interpolation=cv2.INTER_CUBIC)
     pixels = cv2.addWeighted(pixels, 1.5, cv2.GaussianBlur(pixels, (0, 0), max(0.8, magnification * 0.8)), -0.5, 0)
     soft = cv2.resize(cutout.alpha, size, interpolation=cv2.INTER_CUBIC)
-    # The edge is drawn a little inside the mask: the pixels on it are half background.
+    # Draw the edge slightly inside the mask, because the pixels on it are half background.
     return pixels.astype(np.float32), np.clip((soft - 0.45) / 0.3, 0, 1).astype(np.float32)
 
 
@@ -193,7 +193,7 @@ def _with_shadow(
     flat: float,
     half: float,
 ) -> Sprite:
-    """Join pixels and masks; the shadow is an ellipse on the ground, in shares of the body's height."""
+    """Combine pixels and masks, and add the shadow: an ellipse on the ground, in shares of the body's height."""
     rows, columns = np.nonzero(body > 0.5)
     tall = float(np.ptp(rows) + 1)
     wide = max(half * tall, (np.ptp(columns) + 1) * 0.55)

@@ -1,9 +1,8 @@
-"""The wide still picture behind everything that moves.
+"""Paint the wide still picture behind the moving actors.
 
-The film's empty place is laid side by side, every other piece mirrored, so that the joins fit. A piece and its next
-unmirrored copy are 111 degrees apart: two neighbouring cameras, which see 86 degrees, never see the same thing twice.
-Leaves, information boards, flower beds and a slow change of light, all different everywhere, give each region features
-of its own.
+The film's empty scene is repeated side by side, with every other piece mirrored to make the joins fit. A piece and its
+next unmirrored copy are 111 degrees apart, and two neighbouring cameras see 86 degrees, so they never see the same
+thing twice. Leaves, information boards, flower beds and a slow change of light give each region unique features.
 
 All lengths here are reference pixels: 2060 to the radian, whatever the cameras' resolution.
 """
@@ -26,9 +25,9 @@ HEIGHT = 1104
 MAGNIFICATION = 2.6
 """Reference pixels of one pixel of the film."""
 TOP_ROW = 28
-"""The film's row at the backdrop's upper edge."""
+"""The film's row at the backdrop's top."""
 JOIN_YAW_RAD = math.radians(28.0)
-"""One join of two pieces; chosen so that no join falls into an overlap of two cameras."""
+"""Position of a join, chosen to avoid joins in the overlap of two cameras."""
 
 BOARD_YAWS_DEG = (-95, -86, -66, -58, -50, -43, -21, -14, -4, 9, 14, 18, 37, 48, 53, 60, 79, 90)
 BED_YAWS_DEG = (-91, -76, -57, -49, -34, -22, -13, 2, 12, 20, 38, 50, 58, 69, 84, 96)
@@ -38,11 +37,11 @@ def paint(place: Picture, seed: int) -> tuple[Picture, NDArray[np.float32]]:
     """Paint the backdrop.
 
     Args:
-        place: The empty place of the film, (576, 768, 3) BGR.
-        seed: Decides about everything that is drawn.
+        place: The empty scene of the film, (576, 768, 3) BGR.
+        seed: Seed of everything that is drawn.
 
     Returns:
-        The picture, (HEIGHT, WIDTH, 3) BGR, and a mask (HEIGHT, WIDTH), 1 where something stands before all who walk.
+        The picture, (HEIGHT, WIDTH, 3) BGR, and a mask (HEIGHT, WIDTH), 1 where an object occludes the walkers.
     """
     random = np.random.default_rng(seed)
     columns, mirrored = _film_columns()
@@ -67,7 +66,7 @@ def paint(place: Picture, seed: int) -> tuple[Picture, NDArray[np.float32]]:
 
 
 def parked_vehicles() -> list[tuple[int, int, int, int]]:
-    """Boxes (left, top, right, bottom) of the vehicles that the film shows at rest."""
+    """Return the boxes (left, top, right, bottom) of the film's parked vehicles."""
     columns, _ = _film_columns()
     boxes = []
     for left, top, right, bottom in ((652.0, 45.0, 723.0, 100.0), (735.0, 49.0, 768.0, 93.0)):
@@ -79,12 +78,12 @@ def parked_vehicles() -> list[tuple[int, int, int, int]]:
 
 
 def column_of(yaw_deg: float) -> int:
-    """Column of a yaw, in reference pixels."""
+    """Return the column of a yaw, in reference pixels."""
     return round((math.radians(yaw_deg) + YAW_LIMIT_RAD) * REFERENCE_PX_PER_RAD)
 
 
 def _film_columns() -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """The film's column for each of the backdrop's, and whether it is in a mirrored piece."""
+    """Return the film's column for each of the backdrop's columns, and whether it is in a mirrored piece."""
     yaw = (np.arange(WIDTH) + 0.5) / REFERENCE_PX_PER_RAD - YAW_LIMIT_RAD
     piece = (yaw - JOIN_YAW_RAD) * REFERENCE_PX_PER_RAD / (768 * MAGNIFICATION)
     mirrored = np.floor(piece) % 2 == 0
@@ -102,7 +101,7 @@ def _lay(source: Picture, columns: NDArray[np.float32]) -> Picture:
 
 
 def _foreground_mask(shape: tuple[int, ...]) -> Picture:
-    """The lamp post with its sign and the tripod: nearer than every lane."""
+    """Return the mask of the lamp post with its sign and of the tripod, which are in front of all lanes."""
     mask = np.zeros((shape[0], shape[1]), np.uint8)
     cv2.fillPoly(mask, [np.array([(425, 90), (428, 90), (438, 392), (428, 392)])], 255)
     cv2.rectangle(mask, (413, 203), (445, 243), 255, cv2.FILLED)
@@ -110,7 +109,7 @@ def _foreground_mask(shape: tuple[int, ...]) -> Picture:
 
 
 def _roughen(picture: Picture, random: np.random.Generator) -> None:
-    """Add stains and unevenness, a few grey levels strong and nowhere the same."""
+    """Add unique stains and unevenness, a few grey levels strong."""
     relief = np.zeros((HEIGHT, WIDTH), np.float32)
     for cell, strength in ((9, 3.5), (22, 4.0), (60, 4.0)):
         coarse = random.standard_normal((HEIGHT // cell + 3, WIDTH // cell + 3)).astype(np.float32)
@@ -131,7 +130,7 @@ def _scatter_leaves(picture: Picture, random: np.random.Generator) -> None:
 
 
 def _plant(picture: Picture, random: np.random.Generator, x: int, y: int) -> None:
-    """A bed of flowers around (x, y)."""
+    """Draw a flower bed around (x, y)."""
     colour = np.array([(60, 60, 215), (60, 190, 235), (215, 120, 190), (235, 235, 240), (200, 90, 80)])[
         random.integers(5)
     ]
@@ -147,7 +146,7 @@ def _plant(picture: Picture, random: np.random.Generator, x: int, y: int) -> Non
 
 
 def _put_board(picture: Picture, random: np.random.Generator, x: int, y: int, number: int, *, standing: bool) -> None:
-    """A board whose upper edge is at row ``y``: on two posts in the grass, or on the wall or lawn behind."""
+    """Draw a board with its top at row ``y``: on two posts in the grass, or on the wall or lawn behind."""
     fine = 3
     width, height = (int(random.integers(120, 165)), int(random.integers(85, 115)))
     sheet = np.empty((height * fine, width * fine, 3), np.uint8)
@@ -181,7 +180,7 @@ def _put_board(picture: Picture, random: np.random.Generator, x: int, y: int, nu
 
 
 def _write_signs(picture: Picture, columns: NDArray[np.float32], mirrored: NDArray[np.bool_]) -> None:
-    """Give the sign on each lamp post its own text, as the film's would be mirrored on every other post."""
+    """Write a separate text on each lamp post's sign, because the film's text would be mirrored on every other post."""
     left, right, top, bottom = 413.5, 445.0, 203.0, 243.5
     inside = np.flatnonzero((columns > left) & (columns < right))
     for number, run in enumerate(np.split(inside, np.flatnonzero(np.diff(inside) > 1) + 1)):
@@ -196,9 +195,9 @@ def _write_signs(picture: Picture, columns: NDArray[np.float32], mirrored: NDArr
 
 
 def _grade(picture: Picture) -> Picture:
-    """Sharpen, lift the shadows off black, and let the light change slowly from left to right.
+    """Sharpen, brighten the shadows, and vary the light slowly from left to right.
 
-    Colour is smoothed as a camera's sensor would: the clips carry it at half the resolution.
+    Colour is smoothed, because the clips have chroma at half the resolution.
     """
     soft = cv2.GaussianBlur(picture, (0, 0), 2.2)
     sharp = cv2.addWeighted(picture, 1.5, soft, -0.5, 0)

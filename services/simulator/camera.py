@@ -1,4 +1,4 @@
-"""Where a direction falls in a picture: pinhole cameras and cylinders around one centre, as pure functions.
+"""Project directions into pictures: pinhole cameras and cylinders around one centre, as pure functions.
 
 A direction is (yaw, v): yaw in radians to the right, v the tangent of the pitch, growing downwards as image rows do.
 The centre of pixel (i, j) has the coordinates (i, j); the picture spans -0.5 to size - 0.5.
@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Maps = tuple[NDArray[np.float32], NDArray[np.float32]]
-"""Two float32 arrays (height, width): source column and source row of each pixel, as ``cv2.remap`` takes them."""
+"""Two float32 arrays (height, width): source column and source row of each pixel, as required by ``cv2.remap``."""
 
 
 @dataclass(frozen=True)
 class Camera:
-    """A pinhole camera without distortion that looks along the horizon."""
+    """A pinhole camera without distortion, directed at the horizon."""
 
     name: str
     yaw_rad: float
@@ -38,7 +38,7 @@ class Camera:
         return self.width_px / 2 / math.tan(self.hfov_rad / 2)
 
     def project(self, yaw: Floats, v: Floats) -> tuple[Floats, Floats]:
-        """Pixel coordinates (x, y) of directions; NaN for those at 90 degrees or more from the optical axis."""
+        """Return pixel coordinates (x, y) of directions; NaN at 90 degrees or more from the optical axis."""
         off_axis = np.asarray(yaw, np.float64) - self.yaw_rad
         cosine = np.cos(off_axis)
         cosine = np.where(cosine > 1e-6, cosine, np.nan)
@@ -64,12 +64,12 @@ class Cylinder:
     yaw_max_rad: float
     """Yaw of the right edge of the last column."""
     v_min: float
-    """v of the upper edge of the first row."""
+    """v of the top of the first row."""
     v_max: float
-    """v of the lower edge of the last row."""
+    """v of the bottom of the last row."""
 
     def project(self, yaw: Floats, v: Floats) -> tuple[Floats, Floats]:
-        """Pixel coordinates (x, y) of directions."""
+        """Return pixel coordinates (x, y) of directions."""
         x = (np.asarray(yaw, np.float64) - self.yaw_min_rad) * self.width_px / (self.yaw_max_rad - self.yaw_min_rad)
         y = (np.asarray(v, np.float64) - self.v_min) * self.height_px / (self.v_max - self.v_min)
         return x - 0.5, y - 0.5
@@ -84,7 +84,7 @@ class Cylinder:
 
 
 def lookup(picture: Camera | Cylinder, source: Cylinder) -> Maps:
-    """Where each pixel of ``picture`` is in the cylinder ``source``."""
+    """Return the position of each pixel of ``picture`` in the cylinder ``source``."""
     x, y = np.meshgrid(np.arange(picture.width_px, dtype=np.float64), np.arange(picture.height_px, dtype=np.float64))
     columns, rows = source.project(*picture.direction(x, y))
     return columns.astype(np.float32), rows.astype(np.float32)

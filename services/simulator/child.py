@@ -1,4 +1,4 @@
-"""Processes of the simulator's own: they start alike, and end with the process that started them."""
+"""Start child processes of the simulator, which end with their parent."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def start(
     """Run a module of this project with this interpreter.
 
     Args:
-        module: Its dotted name.
+        module: Dotted name of the module.
         arguments: Its command line, to which ``--log`` is added.
-        log_section: How it logs.
-        stdout: As for :class:`subprocess.Popen`.
+        log_section: Configuration of its log.
+        stdout: See :class:`subprocess.Popen`.
     """
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     return subprocess.Popen(
@@ -37,9 +37,9 @@ def start(
 
 
 def set_up(log_section: LogSection) -> None:
-    """Prepare this process, as one that :func:`start` started.
+    """Prepare this process, which :func:`start` started.
 
-    Signals end it at once, as there is nothing to tidy up, and the kernel ends it when the parent dies.
+    Signals end it immediately, because it has nothing to clean up, and the kernel kills it when the parent dies.
     """
     end_with_parent(signal.SIGKILL, int(os.environ.get(SUPERVISED, os.getppid())))
     signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""One camera's clip: the canvas as the camera sees it, encoded as H.264 in MPEG-TS."""
+"""Encode one camera's clip: its view of the canvas, as H.264 in MPEG-TS."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from services.simulator.footage import Picture
 from services.simulator.scene import Drawn, Scene
 
 BT601, LIMITED_RANGE = 6, 1
-"""ISO/IEC 23091-2 colour matrix (SMPTE 170M) and range: what OpenCV's and FFmpeg's conversions take by default."""
+"""ISO/IEC 23091-2 colour matrix (SMPTE 170M) and range, the defaults of OpenCV's and FFmpeg's conversions."""
 
 
 class View:
-    """What one camera sees of the canvas, in YUV 4:2:0."""
+    """One camera's view of the canvas, in YUV 4:2:0."""
 
     def __init__(self, camera: Camera, scene: Scene) -> None:
         self._cylinder: Cylinder = scene.cylinder
@@ -28,7 +28,7 @@ class View:
         self._still = self._see(scene.still, slice(0, camera.height_px), slice(0, camera.width_px))
 
     def frame(self, canvas: Picture, drawn: list[Drawn]) -> Picture:
-        """The camera's picture; only where actors are is it computed anew.
+        """Return the camera's picture. Only the areas with actors are recomputed.
 
         Returns:
             (height * 3 / 2, width) uint8: the planes Y, U, V one after the other (I420), BT.601, limited range.
@@ -51,7 +51,7 @@ class View:
         return np.asarray(cv2.cvtColor(seen, cv2.COLOR_BGR2YUV_I420), np.uint8)
 
     def _where(self, area: tuple[slice, slice]) -> tuple[slice, slice] | None:
-        """Rows and columns of the picture, in whole pairs, that hold an area of the canvas."""
+        """Return the rows and columns of the picture, in whole pairs, that cover an area of the canvas."""
         xs = np.linspace(area[1].start - 1, area[1].stop, 9)
         ys = np.array([area[0].start - 1, area[0].stop], np.float64)
         yaw, v = self._cylinder.direction(*np.meshgrid(xs, ys))
@@ -68,7 +68,7 @@ def _pairs(start: float, stop: float, limit: int) -> slice:
 
 
 def _planes(frame: Picture, height: int) -> tuple[Picture, Picture, Picture]:
-    """Views on Y, U and V of an I420 frame."""
+    """Return views of Y, U and V of an I420 frame."""
     width = frame.shape[1]
     quarter = height // 2 * (width // 2)
     colour = frame[height:].reshape(-1)
@@ -77,7 +77,7 @@ def _planes(frame: Picture, height: int) -> tuple[Picture, Picture, Picture]:
 
 
 class Clip:
-    """A clip while it is written: a closed group of pictures a second, no B-frames, cheap to decode."""
+    """A clip being written: one closed group of pictures per second, no B-frames, cheap to decode."""
 
     def __init__(self, path: Path, camera: Camera, scene: Scene, quality: int) -> None:
         self._view = View(camera, scene)
@@ -103,6 +103,6 @@ class Clip:
         self._container.mux(self._stream.encode(frame))
 
     def close(self) -> None:
-        """Write what the encoder still holds, and end the file."""
+        """Flush the encoder, and close the file."""
         self._container.mux(self._stream.encode(None))
         self._container.close()

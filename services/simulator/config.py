@@ -1,4 +1,4 @@
-"""The simulator's section of the configuration, and what follows from it."""
+"""The section ``simulator`` of the configuration, and values derived from it."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class SimulatorSection(Section):
     cache_dir: Path = Path(".cache/simulator")
     """Folder of the rendered clips; each set of parameters has its own folder in it."""
     host: str = "127.0.0.1"
-    """Address that the clips are served on."""
+    """Address on which the clips are served."""
     first_port: int = Field(18081, ge=1, le=65531)
     """Camera i is served at http://HOST:(first_port + i)/cam<i>.ts."""
     duration_s: float = Field(14.0, ge=1.0, le=120.0)
-    """Length of the loop; rounded to whole seconds, so that it ends with a whole group of pictures."""
+    """Length of the loop, rounded to whole seconds to end with a complete group of pictures."""
     seed: int = Field(7, ge=0)
-    """Decides where leaves lie, what the boards show and where people start."""
+    """Seed of the leaves, the boards and the people's start."""
     walkers: int = Field(14, ge=0, le=40)
-    """People in the scene."""
+    """Number of people in the scene."""
     width_px: int = Field(1920, ge=320, le=3840, multiple_of=4)
     """Width of each camera's picture."""
     height_px: int = Field(1080, ge=180, le=2160, multiple_of=4)
@@ -54,6 +54,6 @@ class SimulatorSection(Section):
 
 
 class SimulatorConfiguration(CommonConfiguration):
-    """What the simulator reads of the configuration."""
+    """The sections that the simulator reads."""
 
     simulator: SimulatorSection = SimulatorSection()

@@ -10,14 +10,14 @@ from services.simulator.config import SimulatorConfiguration
 
 def run(configuration: SimulatorConfiguration, stop: threading.Event) -> None:
     """Serve the five cameras until ``stop`` is set."""
-    # Not at the top: the configuration is checked without the modules that render and serve.
+    # Imported lazily, so that the configuration can be checked without the modules for rendering and serving.
     from services.simulator.service import main  # noqa: PLC0415
 
     main(configuration, stop)
 
 
 def check(configuration: SimulatorConfiguration) -> None:
-    """See whether the ports are free and the clips can be had."""
+    """Check that the ports are free and the clips exist or can be rendered."""
     from services.simulator.service import check as check_service  # noqa: PLC0415  as above
 
     check_service(configuration)

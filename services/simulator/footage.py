@@ -1,8 +1,8 @@
-"""What the scene is made of: the empty place, people who walk, and a van, all cut out of one short film.
+"""Extract the material of the scene from one short film: the empty scene, walking people, and a van.
 
-The film's camera stands still, so the median over time is the place without people, and what differs from it is a
-person. A walk names a stretch of the film in which one person walks freely; the stretch's best-fitting full stride
-becomes a cycle that can repeat without end.
+The film's camera is static, so the median over time is the scene without people, and differences from it are people. A
+walk is a section of the film in which one person walks freely; its best-fitting full stride becomes a cycle that can be
+repeated endlessly.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ Picture = NDArray[np.uint8]
 PATH = Path(__file__).parent / "footage" / "pedestrians.mp4"
 FRAMES_PER_SECOND = 10
 MEDIAN_STEP = 8
-"""Every so many frames count for the median; people move on between them."""
+"""Step between the frames of the median, long enough for people to move on."""
 
 VAN_OUTLINE = (
     (652.0, 86.5), (653.3, 71.7), (655.8, 53.3), (660.0, 46.9), (664.5, 46.0), (708.3, 45.3), (712.5, 48.3),
     (715.8, 61.7), (721.7, 67.5), (722.8, 78.3), (722.0, 91.0), (718.3, 92.6), (715.8, 89.2), (703.0, 93.0),
     (700.8, 98.8), (695.8, 99.6), (693.3, 94.2), (658.0, 91.7),
 )  # fmt: skip
-"""Outline of the white van in the empty place, in the film's pixels; its right wheels stand on row 99."""
+"""Outline of the white van in the empty scene, in the film's pixels; its right wheels are on row 99."""
 
 
 @dataclass(frozen=True)
 class Walk:
-    """A stretch of the film with one free walker, found again by where it begins."""
+    """A section of the film with one free walker, identified by its start."""
 
     first_frame: int
     frames: int
@@ -41,7 +41,7 @@ class Walk:
     feet_y: int
     """Row of the walker's feet in the first frame."""
     heading: int
-    """1 when it walks to the right, -1 to the left."""
+    """1 if the person walks to the right, -1 to the left."""
 
 
 WALKS = (
@@ -67,24 +67,24 @@ class Cutout:
     anchor_x: float
     """Column under the body's middle."""
     feet_y: float
-    """Row on which it stands."""
+    """Row of the ground contact."""
 
 
 @dataclass(frozen=True)
 class Cycle:
-    """One full stride, to be repeated; the cut-outs share one anchor."""
+    """One full stride, to be repeated. The cut-outs share one anchor."""
 
     cutouts: tuple[Cutout, ...]
     heading: int
     height_px: float
     """Height of the person in the film."""
     stride_px: float
-    """How far the person comes in one cycle, in the film's pixels."""
+    """Distance that the person covers in one cycle, in the film's pixels."""
 
 
 @dataclass(frozen=True)
 class Material:
-    """Everything that the scene takes from the film."""
+    """All material from the film."""
 
     place: Picture
     """(576, 768, 3), BGR, without people."""
@@ -94,7 +94,7 @@ class Material:
 
 @functools.lru_cache(maxsize=1)
 def load(path: Path = PATH) -> Material:
-    """Read the film and cut it up, once per process.
+    """Read the film and extract the material, once per process.
 
     Raises:
         av.error.FFmpegError: The film is missing or cannot be decoded.
@@ -112,9 +112,9 @@ def load(path: Path = PATH) -> Material:
 
 
 def _foreground(frame: Picture, place: Picture) -> NDArray[np.float32]:
-    """(height, width), how surely a pixel shows a person: 0.5 is the edge.
+    """Return a soft mask (height, width) of people; 0.5 is the edge.
 
-    A shadow darkens the ground evenly in all three colours and is no part of a person.
+    A shadow darkens the ground evenly in all three colours and is not part of a person.
     """
     now, empty = (cv2.GaussianBlur(picture, (0, 0), 0.9).astype(np.float32) + 4.0 for picture in (frame, place))
     sure = np.clip(np.abs(now - empty).max(axis=2) / 56.0, 0.0, 1.0)
@@ -142,7 +142,7 @@ def _cycle(film: dict[int, Picture], place: Picture, walk: Walk) -> Cycle:
 
 
 def _person(frame: Picture, place: Picture, x: float, feet_y: float) -> tuple[Cutout, float, float]:
-    """Cut out the person whose middle and feet are near (x, feet_y); return it and where these are now."""
+    """Cut out the person with middle and feet near (x, feet_y). Return it and the new position of these."""
     left, top = max(0, round(x) - 48), max(0, round(feet_y) - 130)
     right, bottom = min(frame.shape[1], round(x) + 48), min(frame.shape[0], round(feet_y) + 16)
     window = np.ascontiguousarray(frame[top:bottom, left:right])
@@ -167,19 +167,19 @@ def _person(frame: Picture, place: Picture, x: float, feet_y: float) -> tuple[Cu
 
 
 def _middle(body: NDArray[np.bool_]) -> float:
-    """Mean column of the upper half, which swings less than the legs."""
+    """Return the mean column of the upper half, which swings less than the legs."""
     rows, columns = np.nonzero(body)
     return float(columns[rows <= (rows.min() + rows.max()) / 2].mean())
 
 
 def _silhouette(cutout: Cutout) -> NDArray[np.float32]:
-    """The mask, moved so that anchors fall together, (128, 96)."""
+    """Return the mask (128, 96), shifted to a common anchor."""
     shift = np.array([[1, 0, 48 - cutout.anchor_x], [0, 1, 120 - cutout.feet_y]], np.float32)
     return cv2.warpAffine(cutout.alpha, shift, (96, 128)).astype(np.float32)
 
 
 def _best_stride(silhouettes: list[NDArray[np.float32]]) -> tuple[int, int]:
-    """First frame and length of the stretch whose end looks most like its beginning."""
+    """Return first frame and length of the stride whose end is most similar to its beginning."""
     return min(
         (
             (first, length)

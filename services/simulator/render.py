@@ -1,8 +1,8 @@
-"""Render the scene once: five clips and their truth, kept in a cache.
+"""Render the scene once, as five clips and their ground truth, into a cache.
 
-A finished render is a folder named by a hash of everything that it depends on. It is made under another name and
-renamed when it is complete, so an interrupted render is never taken for a finished one; a lock lets one process at a
-time render, and those that wait find the result.
+A complete render is a folder named by a hash of everything that it depends on. It is written under another name and
+renamed once it is complete, to prevent an interrupted render from being used. A lock ensures that one process renders
+at a time; the others wait and use the result.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from services.simulator.footage import Picture
 from services.simulator.scene import Drawn, Scene
 
 FORMAT_VERSION = 1
-"""Counted up when the same parameters give other clips or another truth than before."""
+"""Version of the renderer. Increase it whenever the same parameters give different clips or a different truth."""
 TRUTH = "truth.json"
 PROGRESS = "progress"
 """First word of a line of progress on standard output."""
@@ -53,9 +53,9 @@ class RenderStopped(ServiceError):
 
 
 Progress = Callable[[str, int, int], None]
-"""Called with a key of :data:`STEPS`, how much of that is done, and how much there is."""
+"""Callback with a key of :data:`STEPS`, the completed amount, and the total."""
 STEPS = {"prepare": ("painting the cameras' scene", "parts"), "render": ("rendering the cameras' clips", "frames")}
-"""What the progress is of, for people, and its unit."""
+"""Description and unit of each step, for display."""
 
 
 def render(
@@ -67,8 +67,8 @@ def render(
 
     Args:
         section: The scene's and the clips' parameters.
-        stop: When set, the render is given up at the next frame.
-        progress: Told after each part of the preparation and each frame.
+        stop: If it is set, the render is aborted at the next frame.
+        progress: Called after each part of the preparation and each frame.
 
     Returns:
         Folder with ``cam0.ts`` to ``cam4.ts`` (MPEG-TS, H.264) and ``truth.json``.
@@ -94,9 +94,9 @@ def render(
 
 
 def clips_folder(section: SimulatorSection) -> Path:
-    """Where the clips of a section are, once they are complete.
+    """Return the folder of a section's clips, which exists once they are complete.
 
-    Its name is a hash of all that decides what the clips show.
+    Its name is a hash of everything that affects the clips.
     """
     parameters = section.model_dump(mode="json", exclude={"cache_dir", "host", "first_port"})
     told = json.dumps(
@@ -112,7 +112,7 @@ def _footage_hash() -> str:
 
 @contextmanager
 def _only_one(path: Path, stop: threading.Event | None) -> Iterator[None]:
-    """Hold a lock that the kernel drops with the process; wait for whoever holds it."""
+    """Hold a lock that the kernel releases with the process. Wait while another process holds it."""
     with path.open("w") as file:
         while True:
             try:
@@ -125,7 +125,7 @@ def _only_one(path: Path, stop: threading.Event | None) -> Iterator[None]:
 
 
 def remove_interrupted(section: SimulatorSection) -> None:
-    """Remove what a killed render left, unless another process renders the same clips."""
+    """Remove the leftovers of a killed render, unless another process renders the same clips."""
     folder = clips_folder(section)
     with contextlib.suppress(OSError), (section.cache_dir / f"{folder.name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -163,7 +163,7 @@ def _write(section: SimulatorSection, folder: Path, stop: threading.Event | None
             clips.append(
                 stack.enter_context(closing(Clip(folder / f"{camera.name}.ts", camera, scene, section.quality)))
             )
-        # A clip's frames come in order, as each has one thread; the clips themselves may be a few frames apart.
+        # Each clip has one thread, which keeps its frames in order; the clips may be a few frames apart.
         threads = [stack.enter_context(ThreadPoolExecutor(1, f"render-{camera.name}")) for camera in scene.cameras]
         stages = [_Stage(scene.still.copy()) for _ in range(3)]
         for index in range(section.frames):
@@ -204,21 +204,21 @@ def _check(stop: threading.Event | None) -> None:
 
 @dataclass
 class _Stage:
-    """A canvas, what is drawn on it, and who still reads it."""
+    """A canvas, the actors drawn on it, and the tasks that still read it."""
 
     canvas: Picture
     drawn: list[Drawn] = field(default_factory=list)
     busy: list[Future[None]] = field(default_factory=list)
 
     def clear(self, scene: Scene) -> None:
-        """Wait for the readers, raise what they raised, and erase."""
+        """Wait for the readers, raise their exceptions, and erase the actors."""
         for reader in self.busy:
             reader.result()
         scene.erase(self.drawn, self.canvas)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Render and print the folder, or the reason why not; return the exit status."""
+    """Render, and print the folder or the error. Return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m services.simulator.render", description="Render the simulator's clips into the cache."
     )

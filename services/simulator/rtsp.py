@@ -1,6 +1,6 @@
-"""Serve a folder of rendered clips as RTSP cameras, looped without end: ``rtsp://HOST:PORT/cam0`` and so on.
+"""Serve a folder of rendered clips as RTSP cameras in an endless loop: ``rtsp://HOST:PORT/cam0`` and so on.
 
-A program of its own for the system's Python, which has GStreamer's bindings; it needs nothing else of this project::
+A stand-alone program for the system's Python, which has GStreamer's bindings. It imports nothing of this project::
 
     /usr/bin/python3 services/simulator/rtsp.py FOLDER PORT
 
@@ -55,10 +55,10 @@ class Clip:
             self.units.append(sample.get_buffer())
         pipeline.set_state(Gst.State.NULL)
         if not self.units or not self.frame_ns:
-            raise ValueError(f"{path} is no H.264 clip with a frame rate.")
+            raise ValueError(f"{path} is not an H.264 clip with a frame rate.")
 
     def is_key_frame(self, position: int) -> bool:
-        """Whether decoding can start at a position of the endless clip."""
+        """Return whether decoding can start at a position of the endless clip."""
         return not self.units[position % len(self.units)].has_flags(Gst.BufferFlags.DELTA_UNIT)
 
     def unit_at(self, position: int) -> Any:
@@ -107,7 +107,7 @@ class CameraFactory(GstRtspServer.RTSPMediaFactory):  # type: ignore[misc]  # gi
 
 
 def main() -> int:
-    """Serve until SIGTERM or SIGINT; print one line when clients may come."""
+    """Serve until SIGTERM or SIGINT. Print one line when clients may connect."""
     parser = argparse.ArgumentParser(description="Serve rendered clips as RTSP cameras.")
     parser.add_argument("folder", type=Path, help="folder with cam0.ts and so on")
     parser.add_argument("port", type=int, help="0 takes a free one")
@@ -121,7 +121,7 @@ def main() -> int:
     server = GstRtspServer.RTSPServer()
     server.set_address(options.host)
     server.set_service(str(options.port))
-    # A client waits for its camera's next key frame; with one thread, all cameras' clients would wait in a row.
+    # Use several threads: a client blocks one until its camera's next key frame, which would delay the others.
     server.get_thread_pool().set_max_threads(len(clips))
     t0_ns = time.monotonic_ns()
     for path in clips:

@@ -1,4 +1,4 @@
-"""The scene at any frame: one wide cylindrical canvas, and the truth about what is visible on it."""
+"""The scene at any frame: one wide cylindrical canvas, and the ground truth of the visible objects."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from services.simulator.config import FRAMES_PER_SECOND, SimulatorSection
 from services.simulator.footage import Picture
 
 LEAST_VISIBLE = 0.4
-"""Share of an object that must be visible, in the scene and within a camera's picture, to be told as truth."""
+"""Least visible share of an object, in the scene and within a camera's picture, to be part of the ground truth."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Drawn:
     area: tuple[slice, slice]
     """Rows and columns of the canvas that were painted."""
     body: NDArray[np.bool_]
-    """Which of these pixels the actor fills, hidden ones included."""
+    """Which of these pixels the actor covers, including occluded ones."""
     size: int
-    """How many pixels the whole actor fills, those beyond the canvas included."""
+    """Number of pixels of the whole actor, including those beyond the canvas."""
 
 
 class Scene:
@@ -52,7 +52,7 @@ class Scene:
         self.cylinder = Cylinder(
             *size, -backdrop.YAW_LIMIT_RAD, backdrop.YAW_LIMIT_RAD, v_min=-half_height, v_max=half_height
         )
-        """What the canvas shows."""
+        """Geometry of the canvas."""
         self._actors = actors.cast(
             material,
             walkers=section.walkers,
@@ -63,21 +63,21 @@ class Scene:
         self._parked = [self._parked_vehicle(number, box) for number, box in enumerate(backdrop.parked_vehicles())]
 
     def compose(self, index: int, canvas: Picture) -> list[Drawn]:
-        """Paint the actors of a frame onto a canvas that looks like :attr:`still`, the farthest first."""
+        """Draw the actors of a frame onto a canvas equal to :attr:`still`, the farthest first."""
         drawn = (self._draw(actor, actor.at(index % self.frames / self.frames), canvas) for actor in self._actors)
         return [one for one in drawn if one is not None]
 
     def erase(self, drawn: list[Drawn], canvas: Picture) -> None:
-        """Make the canvas look like :attr:`still` again."""
+        """Restore the canvas to :attr:`still`."""
         for one in drawn:
             canvas[one.area] = self.still[one.area]
 
     def truth(self, drawn: list[Drawn]) -> list[dict[str, Any]]:
-        """Boxes of what is visible, as in the file ``truth.json``.
+        """Return the visible objects, as in the file ``truth.json``.
 
         Returns:
-            A dictionary an object: ``id``; ``label`` (``person`` or ``vehicle``); ``visible``, the share that nothing
-            hides; ``yaw_min_rad``, ``yaw_max_rad``, ``v_min``, ``v_max``; and ``cameras``, with ``[x, y, w, h]`` in
+            A dictionary for each object: ``id``; ``label`` (``person`` or ``vehicle``); ``visible``, the unoccluded
+            share; ``yaw_min_rad``, ``yaw_max_rad``, ``v_min``, ``v_max``; and ``cameras``, with ``[x, y, w, h]`` in
             pixels for each camera that shows enough of it, clipped to the picture.
         """
         told = list(self._parked)
@@ -139,7 +139,7 @@ class Scene:
 
 
 def _subtract(visible: NDArray[np.bool_], area: tuple[slice, slice], nearer: Drawn) -> None:
-    """Clear what a nearer actor hides."""
+    """Clear the pixels that a nearer actor occludes."""
     rows = slice(max(area[0].start, nearer.area[0].start), min(area[0].stop, nearer.area[0].stop))
     columns = slice(max(area[1].start, nearer.area[1].start), min(area[1].stop, nearer.area[1].stop))
     if rows.start < rows.stop and columns.start < columns.stop:
@@ -154,7 +154,7 @@ def _subtract(visible: NDArray[np.bool_], area: tuple[slice, slice], nearer: Dra
 
 
 def _box(camera: Camera, yaw: NDArray[np.float64], v: NDArray[np.float64]) -> list[float] | None:
-    """Box of an outline in a camera's picture, clipped to it; None when too little is inside."""
+    """Return the box of an outline in a camera's picture, clipped to it, or None if too little is inside."""
     if np.abs(yaw - camera.yaw_rad).max() > camera.hfov_rad:
         return None
     x, y = camera.project(yaw, v)
@@ -168,7 +168,7 @@ def _box(camera: Camera, yaw: NDArray[np.float64], v: NDArray[np.float64]) -> li
 
 @functools.lru_cache(maxsize=2)
 def scene(section: SimulatorSection) -> Scene:
-    """The scene of a section, built once per process."""
+    """Return the scene of a section, which is built once per process."""
     return Scene(section)
 
 
@@ -182,13 +182,13 @@ def ground_truth(  # noqa: PLR0917  a cylinder is six numbers
     v_min: float,
     v_max: float,
 ) -> Picture:
-    """The panorama that a perfect stitch of a frame would be, rendered straight from the scene.
+    """Render the panorama of a perfect stitch of a frame, directly from the scene.
 
     Args:
         section: The scene's parameters.
-        frame_index: Frame of the loop; counts on beyond its end.
+        frame_index: Frame of the loop; it may exceed the loop's length.
         width_px: Columns, equal steps of yaw from the left edge ``yaw_min_rad`` to the right edge ``yaw_max_rad``.
-        height_px: Rows, equal steps of the pitch's tangent from the upper edge ``v_min`` to the lower edge ``v_max``.
+        height_px: Rows, equal steps of the pitch's tangent from the top ``v_min`` to the bottom ``v_max``.
         yaw_min_rad: Radians to the right.
         yaw_max_rad: Radians to the right.
         v_min: Tangent of the pitch, growing downwards.

@@ -147,7 +147,7 @@ class ReconnectSection(Section):
         return self
 
 
-class PairingSection(Section):
+class SynchronizerSection(Section):
     """How the cameras' frames are combined into frame sets."""
 
     tolerance_s: Seconds = 0.04
@@ -251,7 +251,7 @@ class StitcherSection(Section):
     threads: int = Field(2, ge=1, le=64)
     """Threads that render one panorama."""
     reconnect: ReconnectSection = ReconnectSection()
-    pairing: PairingSection = PairingSection()
+    pairing: SynchronizerSection = SynchronizerSection()
     calibration: CalibrationSection = CalibrationSection()
     quality: QualitySection = QualitySection()
 

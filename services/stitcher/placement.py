@@ -34,7 +34,7 @@ MAX_RETRY_FACTOR = 32
 """Limit of the exponential backoff, in multiples of ``retry_s``: each attempt costs seconds of work."""
 ANGLES_AND_LENS = ("yaw_deg", "pitch_deg", "roll_deg", "focal_px", "k1", "k2", "rms_px")
 FRAME_SETS, FRAME_SET_INTERVAL_S = 3, 0.5
-"""Frame sets used by one attempt. Several allow to ignore moving things, and add features."""
+"""Frame sets used by one attempt. Several sets reveal moving things, and each adds features."""
 
 
 class Placement:

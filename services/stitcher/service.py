@@ -20,8 +20,8 @@ from services.common.status import Stage, StatusServer, status_document
 from services.stitcher.calibration.poses import CalibrationError, CameraPose, load
 from services.stitcher.capture.camera import NS, CameraReader
 from services.stitcher.capture.connection import faults_of
-from services.stitcher.capture.pairing import FrameSet, FrameSynchronizer, Timed
 from services.stitcher.capture.sender import SenderClocks
+from services.stitcher.capture.synchronizer import FrameSet, FrameSynchronizer, Timed
 from services.stitcher.config import StitcherConfiguration
 from services.stitcher.inspection.quality_thread import QualityThread
 from services.stitcher.placement import Placement
@@ -50,10 +50,10 @@ class _Inbox:
 
     def next(self, timeout_s: float) -> FrameSet[VideoFrame] | None:
         with self._changed:
-            pair = self._synchronizer.next(time.monotonic_ns())
-            if pair is None and self._changed.wait(timeout_s):
-                pair = self._synchronizer.next(time.monotonic_ns())
-            return pair
+            frame_set = self._synchronizer.next(time.monotonic_ns())
+            if frame_set is None and self._changed.wait(timeout_s):
+                frame_set = self._synchronizer.next(time.monotonic_ns())
+            return frame_set
 
 
 class _Publishing:
@@ -75,10 +75,10 @@ class _Publishing:
         self._misshapen: set[str] = set()
         self._log = structlog.get_logger()
 
-    def publish(self, pair: FrameSet[VideoFrame], stitcher: Stitcher) -> None:
+    def publish(self, frame_set: FrameSet[VideoFrame], stitcher: Stitcher) -> None:
         """Render and publish one panorama. If no slot is free, drop and count it."""
-        by_name = dict(zip(self._names, pair.pictures, strict=True))
-        self.skew_ns = pair.skew_ns
+        by_name = dict(zip(self._names, frame_set.pictures, strict=True))
+        self.skew_ns = frame_set.skew_ns
 
         def convert(pose: CameraPose) -> Planes | None:
             picture = by_name[pose.name]
@@ -97,24 +97,24 @@ class _Publishing:
         pictures = list(self._pool.map(convert, stitcher.calibration.cameras))
         stitcher.adapt(pictures, time.monotonic())
         placed = {pose.name for pose in stitcher.calibration.cameras}
-        present = [index for index, name in enumerate(self._names) if pair.fresh[index] and name in placed]
+        present = [index for index, name in enumerate(self._names) if frame_set.fresh[index] and name in placed]
         try:
             with self._publisher.loan() as loan:
                 stitcher.render(pictures, loan.pixels)
-                loan.captured_ns = pair.captured_ns
-                loan.captured_wall_ns = time.time_ns() - (time.monotonic_ns() - pair.captured_ns)
-                loan.metadata = self._metadata(pair, present, stitcher)
+                loan.captured_ns = frame_set.captured_ns
+                loan.captured_wall_ns = time.time_ns() - (time.monotonic_ns() - frame_set.captured_ns)
+                loan.metadata = self._metadata(frame_set, present, stitcher)
         except NoFreeSlot:
             self.full += 1
-            self._stage.record(skipped=1 + pair.skipped)
+            self._stage.record(skipped=1 + frame_set.skipped)
             if self.full & (self.full - 1) == 0:  # log at powers of two only, to avoid a line for each panorama
                 self._log.warning("no free slot", dropped=self.full)
             return
         except NotInPlace as error:
             raise ServiceError(str(error)) from None
-        self._stage.record((time.monotonic_ns() - pair.captured_ns) / NS, skipped=pair.skipped)
+        self._stage.record((time.monotonic_ns() - frame_set.captured_ns) / NS, skipped=frame_set.skipped)
         if self.quality.wants_pictures:
-            whole = {self._names[index] for index in present if not pair.damaged[index]}
+            whole = {self._names[index] for index in present if not frame_set.damaged[index]}
             planes = zip(stitcher.calibration.cameras, pictures, strict=True)
             self.quality.offer(
                 stitcher.calibration,
@@ -122,7 +122,7 @@ class _Publishing:
                 {pose.name: picture.y for pose, picture in planes if picture is not None and pose.name in whole},
             )
 
-    def _metadata(self, pair: FrameSet[VideoFrame], present: Sequence[int], stitcher: Stitcher) -> dict[str, Any]:
+    def _metadata(self, frame_set: FrameSet[VideoFrame], present: Sequence[int], stitcher: Stitcher) -> dict[str, Any]:
         """Return the panorama's metadata.
 
         It names the cameras whose picture is of this instant and gives their skews in the same order; damaged pictures
@@ -130,10 +130,10 @@ class _Publishing:
         """
         metadata: dict[str, Any] = {
             "cameras": [self._names[index] for index in present],
-            "skew_ms": [round((pair.skew_ns[index] or 0) / 1e6) for index in present],
+            "skew_ms": [round((frame_set.skew_ns[index] or 0) / 1e6) for index in present],
             GEOMETRY_KEY: stitcher.geometry,
         }
-        if damaged := [place for place, index in enumerate(present) if pair.damaged[index]]:
+        if damaged := [place for place, index in enumerate(present) if frame_set.damaged[index]]:
             metadata["damaged"] = damaged
         return metadata
 
@@ -194,18 +194,18 @@ def main(configuration: StitcherConfiguration, stop: threading.Event) -> None:
                 camera.start()
             try:
                 while not stop.is_set():
-                    pair = inbox.next(POLL_S)
-                    if pair is None:
+                    frame_set = inbox.next(POLL_S)
+                    if frame_set is None:
                         continue
                     whole = [
                         None if damaged else picture
-                        for picture, damaged in zip(pair.pictures, pair.damaged, strict=True)
+                        for picture, damaged in zip(frame_set.pictures, frame_set.damaged, strict=True)
                     ]
                     aspects = {name: camera.pixel_aspect for name, camera in zip(names, cameras, strict=True)}
-                    fresh = [name for name, is_fresh in zip(names, pair.fresh, strict=True) if is_fresh]
+                    fresh = [name for name, is_fresh in zip(names, frame_set.fresh, strict=True) if is_fresh]
                     stitcher = placement.stitcher(dict(zip(names, whole, strict=True)), fresh, aspects)
                     if stitcher is not None:
-                        publishing.publish(pair, stitcher)
+                        publishing.publish(frame_set, stitcher)
             finally:
                 quality.close()
                 placement.close()

@@ -1,1 +1,1 @@
-"""The streamer: the panorama and its detections on a web page, and the health and metrics of all services."""
+"""The streamer: serves the panorama and its detections on a web page, and the health and metrics of all services."""

@@ -1,4 +1,4 @@
-"""Whose request it is: the client's address, and the names by which it reached the page, also through proxies."""
+"""Find a request's client address, and the names by which it reached the page, also through proxies."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from urllib.parse import urlsplit
 
 Network = IPv4Network | IPv6Network
 IPV6_SITE_BITS = 64
-"""A host may take any address of its /64, so that all of them are one client."""
+"""A host may use any address of its /64, so all of them count as one client."""
 
 
 def parse_address(text: str | None) -> IPv4Address | IPv6Address | None:
-    """Read an address, with or without a zone; None if the text is not one. IPv4 in IPv6 is IPv4."""
+    """Parse an address, with or without a zone. Return None if the text is not one. IPv4-mapped IPv6 becomes IPv4."""
     try:
         address = ipaddress.ip_address((text or "").partition("%")[0])
     except ValueError:
@@ -23,7 +23,7 @@ def parse_address(text: str | None) -> IPv4Address | IPv6Address | None:
 
 
 def is_trusted(address: str | None, proxies: Sequence[Network]) -> bool:
-    """Whether an address is one of the trusted proxies."""
+    """Return whether an address is one of the trusted proxies."""
     parsed = parse_address(address)
     return parsed is not None and any(parsed in network for network in proxies)
 
@@ -39,8 +39,8 @@ def group_of(address: str | None) -> str:
 def client_address(peer: str | None, headers: Mapping[str, str], proxies: Sequence[Network]) -> str | None:
     """Return the address of the client behind trusted proxies.
 
-    Each proxy appends the address that it saw to ``X-Forwarded-For``: read from the end, the first that is not a
-    trusted proxy is the client; what stands before it is the client's own claim.
+    Each proxy appends the address of its peer to ``X-Forwarded-For``. Read from the end, the first address that is not
+    a trusted proxy is the client. The client controls everything before it, so that part is ignored.
     """
     if not is_trusted(peer, proxies):
         return peer
@@ -56,7 +56,7 @@ def client_address(peer: str | None, headers: Mapping[str, str], proxies: Sequen
 
 
 def forwarded_host(peer: str | None, headers: Mapping[str, str], proxies: Sequence[Network]) -> str | None:
-    """Return the host by which a browser reached the nearest trusted proxy; None if no trusted proxy tells."""
+    """Return the host by which a browser reached the nearest trusted proxy, or None if no trusted proxy sends it."""
     if not is_trusted(peer, proxies):
         return None
     return headers.get("X-Forwarded-Host", "").rpartition(",")[2].strip() or None

@@ -1,14 +1,14 @@
-"""How much is on its way to a viewer that acknowledges nothing: MJPEG, most of all through a reverse proxy.
+"""Limit the data in flight to a viewer that sends no acknowledgements: MJPEG, in particular through a reverse proxy.
 
-A proxy takes pictures in as fast as they come, until its buffers and those of its kernel are full: megabytes, which are
-old when the viewer gets them. What the streamer can see is the receive window of the proxy's kernel.
+A proxy reads pictures as fast as they arrive, until its buffers and those of its kernel are full. These hold megabytes,
+which are old when the viewer receives them. The streamer can only observe the receive window of the proxy's kernel.
 
-1. The next picture is sent only once the receiver has read the last one. Its window tells that, as of the newest
-   acknowledgement; to get another one, a few bytes are sent that mean nothing.
-2. A receiver that does not read for :data:`STALLED_S` has full buffers behind it. At the ends of two such stalls they
-   hold the same, so what was sent in between is what the line carries.
-3. From that follows what is still on its way: it is given the time to arrive. From then on pictures are sent at a
-   little less than the line carries, while the connection lasts: that a line gets quicker cannot be seen.
+1. The next picture is sent only after the receiver has read the last one, which its receive window shows. The window is
+   known as of the newest acknowledgement; to provoke another one, a few bytes without meaning are sent.
+2. If a receiver does not read for :data:`STALLED_S`, the buffers behind it are full. They hold the same amount at the
+   ends of two such stalls, so the bytes sent in between give the throughput of the line.
+3. The throughput gives the amount in flight, which is allowed to drain. From then on, pictures are sent at slightly
+   less than the throughput, for as long as the connection lasts, because an increase cannot be observed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Final
 STALLED_S: Final = 1.0
 JUDGED_S: Final = 4.0
 WAITED_SHARE: Final = 0.35
-"""A time of which less was spent waiting does not tell what the line carries."""
+"""Least share of the time spent waiting for a valid measurement of the throughput."""
 USED_SHARE: Final = 0.85
 ON_ITS_WAY_S: Final = 0.5
 LONGEST_PAUSE_S: Final = 60.0
@@ -36,28 +36,28 @@ _SND_WND: Final = (struct.Struct("I"), 228)
 
 
 class Backlog:
-    """Keeps what is on its way to one viewer short.
+    """Limits the data in flight to one viewer.
 
     Args:
-        connection: The viewer's socket; None to judge by the time of the writes alone.
+        connection: The viewer's socket. If it is None, use the duration of the writes alone.
         probe: Sends some bytes that the viewer ignores.
-        tell: Called with whether the viewer has to read before anything else is sent.
+        tell: Called with whether the viewer must read before more data is sent.
     """
 
     def __init__(
         self, connection: socket.socket | None, probe: Callable[[], Awaitable[None]], tell: Callable[[bool], None]
     ) -> None:
         self.bytes_per_second: float | None = None
-        """What is sent at most; None as long as the line has not shown what it carries."""
+        """Limit of the rate; None until the throughput has been measured."""
         self._socket = connection
         self._probe = probe
         self._tell = tell
         self._window_bytes = 0
-        """The receiver's window when it had last read everything."""
+        """The receiver's window when it had last read all data."""
         self._began_s = time.monotonic()
         self._sent_bytes = 0
         self._mark: tuple[float, int] | None = None
-        """When a stall ended, and how many bytes had been sent by then."""
+        """End of the last stall, and the bytes sent by then."""
         self._waited_s = 0.0
         """Time spent waiting since the mark."""
 
@@ -66,13 +66,13 @@ class Backlog:
 
         Args:
             sent_bytes: Size of the picture that has just been written.
-            started_s: When its writing began, of ``time.monotonic``.
+            started_s: When its write began, by ``time.monotonic``.
 
         Returns:
             Seconds for which the picture occupied the line.
 
         Raises:
-            ConnectionError: The viewer has gone.
+            ConnectionError: The viewer disconnected.
         """
         await self._until_read(sent_bytes)
         self._sent_bytes += sent_bytes
@@ -88,7 +88,7 @@ class Backlog:
         return took_s
 
     def _judge(self, now_s: float) -> float:
-        """Learn what the line carries at the end of a stall; return for how long to send nothing."""
+        """Measure the throughput at the end of a stall. Return how long to pause."""
         pause_s = 0.0
         if self._mark is not None:
             marked_s, marked_bytes = self._mark
@@ -119,7 +119,7 @@ class Backlog:
         self._tell(False)
 
     def _window(self) -> int | None:
-        """The receiver's window in bytes; None where the kernel does not tell it, or the connection is closed."""
+        """Return the receiver's window in bytes, or None if it is unknown or the connection is closed."""
         if self._socket is None:
             return None
         field, at = _SND_WND

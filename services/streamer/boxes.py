@@ -1,4 +1,4 @@
-"""The detections' path: one thread receives those of all detectors, each in the order of its frames."""
+"""Receive the detections of all local detectors in one thread, each in the order of its frames."""
 
 from __future__ import annotations
 
@@ -12,53 +12,40 @@ import zmq
 from services.common.detections import Detections, DetectionSubscriber
 from services.common.status import Stage
 from services.streamer.order import DetectionOrder, Place
+from services.streamer.thread import StreamerThread
 
 SLICE_S = 0.1
 LOOK_AGAIN_S = 1.0
 
 
-class DetectionThread:
-    """Hands over the detections of each detector that are of newer frames than those before, until stopped.
+class DetectionThread(StreamerThread):
+    """Delivers the detections of each detector in the order of its frames, until stopped.
 
-    What is of an older frame, or of one to come, is dropped and counted as skipped. However late they are, detections
-    are handed over: they tell that the detector is there.
+    Detections of an older or a future frame are dropped and counted as skipped. Late detections are delivered
+    regardless of their age, because they show that the detector is alive.
 
     Args:
         stream: Name of the stream.
-        order: Tells what is newer; shared by all that deliver detections.
-        deliver: Takes the detections; called by this thread.
-        stop: Ends it.
+        order: Decides which detections are newer; shared by all threads that deliver detections.
+        deliver: Called with the detections, in this thread.
+        stop: Ends the thread.
     """
 
     def __init__(
         self, stream: str, order: DetectionOrder, *, deliver: Callable[[Detections], None], stop: threading.Event
     ) -> None:
+        super().__init__("detections", stop)
         self.received = Stage()
         self.rejected = 0
-        """Messages that were no detections of the stream."""
+        """Messages that were malformed or of another stream."""
         self.dropped = 0
-        """Boxes that made no sense, and were left out of their messages by the detectors or here."""
+        """Invalid boxes that were dropped, by the detectors or here."""
         self.failures = 0
-        """Times that the search for detectors, or the reception, failed for lack of descriptors and was tried again."""
+        """Failures to search for detectors, or to receive, for lack of file descriptors; they are retried."""
         self._stream = stream
         self._order = order
         self._deliver = deliver
-        self._stop = stop
         self._late = 0
-        self._thread = threading.Thread(target=self._run, name="detections")
-
-    def start(self) -> None:
-        """Begin to listen."""
-        self._thread.start()
-
-    def join(self) -> None:
-        """Wait until the thread has ended, which is at most one slice after the stop event is set."""
-        self._thread.join()
-
-    @property
-    def alive(self) -> bool:
-        """Whether the thread runs; when it does not without a stop, it has failed."""
-        return self._thread.is_alive()
 
     def _run(self) -> None:
         while not self._stop.is_set():
@@ -85,7 +72,7 @@ class DetectionThread:
             subscriber.close()
 
     def _look_for_detectors(self, subscriber: DetectionSubscriber) -> None:
-        """Those that are connected go on when there is no descriptor to look for others."""
+        """Search for detectors. If no file descriptor is left for this, keep the connected ones."""
         try:
             subscriber.look_for_detectors()
         except (OSError, zmq.ZMQError):

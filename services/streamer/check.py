@@ -1,4 +1,4 @@
-"""What the streamer would load and take at its start, tried without serving anything."""
+"""Check what the streamer loads and binds at its start, without serving."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ REQUIRED = ("index.html", "main.js", "calibration.html")
 
 
 def check(configuration: StreamerConfiguration) -> None:
-    """Read the page's files, look at broker and storage if they are used, and bind the address.
+    """Read the page's files, check broker and storage if they are used, and bind the address.
 
-    An address that a streamer of the same stream holds is no fault.
+    An address that a running streamer of the same stream holds is not a fault.
 
     Raises:
-        UnusableSetting: The broker or the storage is not named, or cannot be used.
-        ServiceError: A file cannot be read, or the address cannot be listened on.
+        UnusableSetting: The broker or the storage is not configured, or is unusable.
+        ServiceError: A file cannot be read, or the address cannot be bound.
     """
     try:
         for path in {PAGE / name for name in REQUIRED} | {path for path in PAGE.iterdir() if path.is_file()}:

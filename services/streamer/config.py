@@ -13,46 +13,47 @@ from services.streamer.freshness import Limits
 
 
 class StreamerSection(Section):
-    """Where the page is served, and how much is spent on it."""
+    """Where the page is served, and its limits."""
 
     host: str = Field("127.0.0.1", min_length=1)
-    """Address to listen on; ``0.0.0.0`` opens the page to the network. There is no log-in: put a proxy before it."""
+    """Address to listen on; ``0.0.0.0`` opens the page to the network. The page has no log-in: put it behind a proxy
+    that requires one."""
     port: int = Field(8080, ge=0, le=65535)
-    """TCP port; 0 takes a free one, which the log names."""
+    """TCP port; 0 selects a free port, which is logged."""
     allowed_hosts: tuple[str, ...] = ()
-    """Dotted names by which browsers may reach the page (addresses and names without a dot always may): a foreign
-    site whose name is made to point here is refused."""
+    """Dotted host names by which browsers may reach the page (addresses and names without a dot are always allowed).
+    This prevents DNS rebinding, by which a foreign site points its own name to this host."""
     jpeg_quality: int = Field(80, ge=10, le=100)
-    """Quality of the pictures. At 2448x344, 80 makes about 170 kB of a detailed scene, 70 about 130 kB."""
+    """JPEG quality. At 2448x344, a detailed scene takes about 170 kB with 80 and 130 kB with 70."""
     max_clients: int = Field(16, ge=1, le=1000)
-    """Viewers at a time, WebSocket and MJPEG together; one more is answered 503."""
+    """Largest number of viewers, WebSocket and MJPEG together; further ones are answered 503."""
     delayed_after_s: float = Field(1.0, ge=0.1, le=3600)
-    """Age of the picture, since its capture, from which it is called delayed instead of live."""
+    """Age of the picture, since its capture, from which its state is delayed instead of live."""
     stale_after_s: float = Field(3.0, ge=0.1, le=3600)
     """Age of the picture from which it is stale: dimmed on the page, not served as a snapshot, and unhealthy."""
     silent_after_s: float = Field(2.0, ge=0.5, le=3600)
-    """Seconds without a sign of a service, camera or detector after which the page names it as silent."""
+    """Seconds without a sign of life of a service, camera or detector after which the page reports it as silent."""
     detections: Literal["ring", "broker", "both"] = "ring"
-    """Whose detections are shown: those of the detectors on this host (``ring``), those of detectors on other hosts
-    (``broker``, by way of the sections ``broker`` and ``storage``), or both."""
+    """Source of the detections: detectors on this host (``ring``), detectors on other hosts (``broker``, which uses the
+    sections ``broker`` and ``storage``), or both."""
     boxes_max_age_s: float = Field(2.0, ge=0.1, le=60)
     """Seconds after a frame's capture during which its detections are shown."""
 
     # Connections: deadlines, caps, proxies.
     max_connections: int = Field(512, ge=8, le=65536)
-    """TCP connections at a time, viewers included. At the start it is lowered to half the descriptors that the process
+    """Largest number of TCP connections, including viewers. It is limited to half the file descriptors that the process
     may open."""
     max_connections_per_address: int = Field(384, ge=4, le=65536)
-    """The share of one client's address (of one /64 for IPv6), at most three quarters of all connections. Trusted
-    proxies have no share; their clients have."""
+    """Largest number of connections of one client address (one /64 for IPv6), at most three quarters of all. It applies
+    to the clients of trusted proxies, not to the proxies."""
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
-    """Addresses or networks of reverse proxies whose ``X-Forwarded-For`` and ``X-Forwarded-Host`` are believed."""
+    """Addresses or networks of reverse proxies whose ``X-Forwarded-For`` and ``X-Forwarded-Host`` are trusted."""
     head_timeout_s: float = Field(5.0, ge=0.2, le=60)
-    """Seconds in which a client must have sent the whole head of a request."""
+    """Time-out for the complete head of a request."""
     idle_timeout_s: float = Field(30.0, ge=0.2, le=3600)
-    """Seconds for which a connection without a request is kept open for the next one."""
+    """Time-out of an idle connection that waits for its next request."""
     write_timeout_s: float = Field(8.0, ge=0.5, le=60)
-    """Seconds after which a client that reads next to nothing of what is sent to it is disconnected."""
+    """Seconds after which a client that hardly reads is disconnected."""
 
     @model_validator(mode="after")
     def _limits_in_order(self) -> Self:
@@ -64,12 +65,12 @@ class StreamerSection(Section):
 
     @property
     def from_ring(self) -> bool:
-        """Whether detections of detectors on this host are shown."""
+        """Whether the page shows detections of detectors on this host."""
         return self.detections != "broker"
 
     @property
     def from_broker(self) -> bool:
-        """Whether results of detectors on other hosts are shown."""
+        """Whether the page shows results of detectors on other hosts."""
         return self.detections != "ring"
 
     @property
@@ -79,6 +80,6 @@ class StreamerSection(Section):
 
 
 class StreamerConfiguration(RemoteConfiguration):
-    """All that the streamer reads."""
+    """The sections that the streamer reads."""
 
     streamer: StreamerSection = StreamerSection()

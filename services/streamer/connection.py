@@ -1,4 +1,4 @@
-"""One TCP connection: what it waits for, since when, and how much of what was sent the client has taken."""
+"""One TCP connection: its phase, and how much of the sent data the client has acknowledged."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from services.streamer.addresses import group_of
 from services.streamer.limits import ConnectionLimits
 
 MIN_TAKEN_BYTES: Final = 8192
-"""What a client takes in ``write_timeout_s`` at least: a line of 8 kbit/s, far below any that shows a picture."""
+"""Least amount that a client must acknowledge in ``write_timeout_s``: 8 kbit/s, far below any usable line."""
 STALLED_S: Final = 1.0
-"""A response of which nothing was taken for so long may be given up for a newcomer."""
+"""Time without progress of a response after which its connection may be evicted for a new one."""
 
 # struct tcp_info of linux/tcp.h: tcpi_unacked (segments), tcpi_bytes_acked, tcpi_notsent_bytes.
 _TCP_INFO_BYTES: Final = 256
@@ -26,35 +26,35 @@ _NOTSENT_BYTES: Final = (struct.Struct("I"), 144)
 
 
 class Phase(enum.IntEnum):
-    """What a connection waits for; the lower, the sooner it makes room for another."""
+    """What a connection waits for. Lower phases are evicted first."""
 
     HEAD = 0
-    """A request's head, of which nothing or a part has come."""
+    """The rest of a request's head."""
     IDLE = 1
-    """The first byte of a further request."""
+    """The first byte of the next request."""
     BUSY = 2
-    """The answer: a request is complete and is being served."""
+    """The response: a request is complete and is being served."""
 
 
 class Connection(asyncio.Protocol):
-    """Passes what happens on a connection on to aiohttp's protocol, and notes when.
+    """Forwards a connection's events to aiohttp's protocol, and records their times.
 
     Args:
-        http: The protocol that serves the connection once it has a place.
-        admit: Gives the connection a place, or returns why there is none.
-        forget: Takes the place back.
+        http: The protocol that serves the connection once it is admitted.
+        admit: Admits the connection, or returns the reason for its rejection.
+        forget: Releases the connection's place.
     """
 
     def __init__(
         self, http: asyncio.Protocol, admit: Callable[[Connection], str], forget: Callable[[Connection], None]
     ) -> None:
         self.group = ""
-        """The address to whose share it counts."""
+        """The client address to which it counts."""
         self.phase = Phase.HEAD
         self.since_s = time.monotonic()
         """When the phase began."""
         self.taken_s = self.since_s
-        """When the client had last taken all that was sent, or :data:`MIN_TAKEN_BYTES` of it."""
+        """When the client had last acknowledged all sent data, or :data:`MIN_TAKEN_BYTES` of it."""
         self.peer: str | None = None
         self._http = http
         self._admit = admit
@@ -66,7 +66,7 @@ class Connection(asyncio.Protocol):
         self._tail = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Ask for a place; without one, answer 503 and close."""
+        """Request admission. If it is rejected, answer 503 and close."""
         self._transport = cast(asyncio.Transport, transport)
         self._socket = transport.get_extra_info("socket")
         peername = transport.get_extra_info("peername")
@@ -84,7 +84,7 @@ class Connection(asyncio.Protocol):
         self._http.connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
-        """Pass bytes of the client on; the first byte after a pause starts the deadline for a head."""
+        """Forward bytes of the client. The first byte after a pause starts the deadline for the head."""
         if self._transport is None:
             return
         self._tail = (self._tail + data[-4:])[-4:]
@@ -93,21 +93,21 @@ class Connection(asyncio.Protocol):
         self._http.data_received(data)
 
     def eof_received(self) -> bool | None:
-        """Pass the end of the client's bytes on."""
+        """Forward the end of the client's bytes."""
         return None if self._transport is None else self._http.eof_received()
 
     def pause_writing(self) -> None:
-        """Pass on that the write buffer is full."""
+        """Forward that the write buffer is full."""
         if self._transport is not None:
             self._http.pause_writing()
 
     def resume_writing(self) -> None:
-        """Pass on that the write buffer has room."""
+        """Forward that the write buffer has room."""
         if self._transport is not None:
             self._http.resume_writing()
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Give the place back."""
+        """Release the place."""
         self._forget(self)
         if self._transport is not None:
             self._transport = None
@@ -118,26 +118,26 @@ class Connection(asyncio.Protocol):
         self.phase, self.since_s = phase, time.monotonic()
 
     def end_request(self) -> None:
-        """Begin to wait for the next request, of which a part may have come with the one before."""
-        # No request has a body, so that the bytes received end with a head unless a part of another follows.
+        """Start to wait for the next request, part of which may have arrived with the previous one."""
+        # Requests have no body, so the received bytes end with a complete head unless part of the next one follows.
         self.enter(Phase.IDLE if self._tail == b"\r\n\r\n" else Phase.HEAD)
 
     def set_unread(self, unread: bool) -> None:
-        """Tell whether the client has to read something, though its kernel has acknowledged it."""
+        """Set whether the client still has to read data that its kernel has acknowledged."""
         self._unread = unread
 
     def abort(self) -> None:
-        """Close at once; what was not sent is discarded."""
+        """Close immediately, and discard unsent data."""
         if self._transport is not None:
             self._transport.abort()
 
     def overdue(self, limits: ConnectionLimits, now_s: float) -> str:
-        """Return which deadline has passed: ``head``, ``idle``, ``write``, or an empty text."""
+        """Return which deadline has passed: ``head``, ``idle``, ``write``, or an empty string."""
         if self._is_pending(now_s):
             if now_s - self.taken_s > limits.write_timeout_s:
                 return "write"
             if self.phase is Phase.IDLE:
-                self.since_s = now_s  # the answer is still on its way
+                self.since_s = now_s  # the response is still in flight
             return ""
         if self.phase is Phase.HEAD and now_s - self.since_s > limits.head_timeout_s:
             return "head"
@@ -146,13 +146,13 @@ class Connection(asyncio.Protocol):
         return ""
 
     def rank(self, now_s: float) -> tuple[Phase, float] | None:
-        """Return the order in which connections make room for others, lowest first; None for one at work."""
+        """Return the rank for eviction, lowest first, or None for a connection that makes progress."""
         if self.phase is not Phase.BUSY:
             return self.phase, self.since_s
         return (Phase.BUSY, self.taken_s) if now_s - self.taken_s > STALLED_S else None
 
     def _is_pending(self, now_s: float) -> bool:
-        """Whether something that was sent is not acknowledged; note the time when enough was."""
+        """Return whether sent data is unacknowledged. Record the time of sufficient progress."""
         assert self._socket is not None
         try:
             info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)

@@ -1,16 +1,17 @@
-"""Deadlines and caps for every TCP connection, so that no client keeps others out.
+"""Deadlines and limits for every TCP connection, to prevent a client from locking out others.
 
-Each connection is watched at its transport, whatever is served on it:
+Each connection is monitored at its transport, regardless of what is served on it:
 
 1. The head of a request must be complete ``head_timeout_s`` after the connection was opened, or after the first byte of
-   a later request. Bytes that trickle in do not extend that. Between two requests it may rest ``idle_timeout_s``.
-2. While anything that was sent is not acknowledged by the client's kernel, ``MIN_TAKEN_BYTES`` must be acknowledged
-   every ``write_timeout_s``. A client that does not read stops acknowledging once its receive buffer is full.
-3. At the cap on connections, or at an address's share, the newcomer takes the place of a connection that does nothing:
-   of the address that has most of them, the one that has been silent or half-sent, then idle, then stalled for longest.
-   Only if all are at work is the newcomer refused.
-4. If the process runs out of descriptors all the same, connections that do nothing are closed and the next are accepted
-   a second later.
+   a later request. Slowly trickling bytes do not extend the deadline. Between requests, a connection may be idle for
+   ``idle_timeout_s``.
+2. While the client's kernel has not acknowledged all sent data, it must acknowledge ``MIN_TAKEN_BYTES`` every
+   ``write_timeout_s``. A client that does not read stops acknowledging once its receive buffer is full.
+3. At the limit of connections, or of an address, a new connection evicts an inactive one. It is chosen from the address
+   with most connections: the one with an incomplete head for longest, then the one idle for longest, then the one
+   stalled for longest. The new connection is rejected only if all are active.
+4. If the process still runs out of file descriptors, inactive connections are closed, and accepting resumes a second
+   later.
 """
 
 from __future__ import annotations
@@ -35,22 +36,22 @@ SWEEP_S: Final = 0.25
 BACKLOG: Final = 128
 WARN_AGAIN_S: Final = 60.0
 SERVER_OPTIONS: Final[dict[str, Any]] = {"handler_cancellation": True, "lingering_time": 1.0}
-"""For ``web.AppRunner``: a handler ends with its connection, and a body that nobody wants is read for a second only."""
+"""For ``web.AppRunner``: cancel a handler when its connection ends, and drain an unread body for a second only."""
 
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class Connections:
-    """All open connections. Belongs to the event loop."""
+    """All open connections. Owned by the event loop."""
 
     def __init__(self, limits: ConnectionLimits) -> None:
         self.limits = limits
         self.opened = 0
         """Connections accepted since the start."""
         self.refused: Counter[str] = Counter({"address": 0, "full": 0, "descriptors": 0})
-        """Connections that were not served, by the limit that was reached."""
+        """Rejected connections, by the limit that was reached."""
         self.dropped: Counter[str] = Counter({"head": 0, "idle": 0, "write": 0, "evicted": 0})
-        """Connections that were closed, by the deadline that had passed; ``evicted`` made room for another."""
+        """Closed connections, by the deadline that passed; ``evicted`` made room for another."""
         self._groups: dict[str, dict[Connection, None]] = {}
         self._swept_s = 0.0
         self._warned_s = -WARN_AGAIN_S
@@ -59,7 +60,7 @@ class Connections:
 
     @property
     def open(self) -> int:
-        """Connections that are open now."""
+        """Number of open connections."""
         return sum(map(len, self._groups.values()))
 
     def summary(self) -> dict[str, Any]:
@@ -74,10 +75,10 @@ class Connections:
         }
 
     async def listen(self, http: Callable[[], asyncio.Protocol], host: str, port: int) -> asyncio.Server:
-        """Listen, and serve each connection by a protocol of its own.
+        """Listen, and serve each connection with a separate protocol instance.
 
         Raises:
-            OSError: The address cannot be listened on.
+            OSError: The address cannot be bound.
         """
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._handle_error)
@@ -89,7 +90,7 @@ class Connections:
         )
 
     def admit(self, connection: Connection) -> str:
-        """Give a connection a place, or return why there is none."""
+        """Admit a connection, or return the reason for its rejection."""
         limits = self.limits
         own = self._groups.get(connection.group, {})
         if self._has_share(connection.peer) and len(own) >= limits.max_per_address and not self._evict_one([own]):
@@ -105,14 +106,14 @@ class Connections:
         return ""
 
     def forget(self, connection: Connection) -> None:
-        """Free a connection's place."""
+        """Release a connection's place."""
         if (group := self._groups.get(connection.group)) is not None:
             group.pop(connection, None)
             if not group:
                 del self._groups[connection.group]
 
     def sweep(self) -> None:
-        """Close the connections whose deadline has passed; to be called several times a second."""
+        """Close the connections whose deadline has passed. Call it several times a second."""
         now_s = time.monotonic()
         if now_s - self._swept_s < SWEEP_S:
             return
@@ -123,7 +124,7 @@ class Connections:
 
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Mark the connection as busy while its request is served; the outermost middleware."""
+        """Mark the connection as busy while its request is served. This must be the outermost middleware."""
         connection = None if request.transport is None else request.transport.get_protocol()
         try:
             if request.body_exists:
@@ -145,7 +146,7 @@ class Connections:
             raise _refusal(web.HTTPServiceUnavailable(text="the streamer is out of descriptors\n")) from None
 
     def _count_to_client(self, connection: Connection, request: web.Request) -> None:
-        """While it serves a request, let a trusted proxy's connection count to the share of the proxy's client."""
+        """Count a trusted proxy's connection to the proxy's client, while it serves the client's request."""
         if not is_trusted(connection.peer, self.limits.trusted_proxies):
             return
         client = client_address(connection.peer, request.headers, self.limits.trusted_proxies)
@@ -171,7 +172,7 @@ class Connections:
         return not is_trusted(address, self.limits.trusted_proxies)
 
     def _evict_one(self, groups: Iterable[Collection[Connection]]) -> bool:
-        """Close the connection that has done nothing for longest, of the first group that has such a one."""
+        """Close the connection that has been inactive for longest, in the first group that has an inactive one."""
         now_s = time.monotonic()
         for group in groups:
             ranked = [(rank, connection) for connection in group if (rank := connection.rank(now_s)) is not None]
@@ -186,7 +187,7 @@ class Connections:
         connection.abort()
 
     def _handle_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """Take asyncio's report that accept(2) failed; asyncio itself tries again after a second."""
+        """Handle asyncio's report that accept(2) failed. asyncio itself retries after a second."""
         error = context.get("exception")
         if isinstance(error, OSError) and error.errno in _EXHAUSTED and "socket" in context:
             self._note_exhaustion(error)
@@ -194,7 +195,7 @@ class Connections:
             loop.default_exception_handler(context)
 
     def _note_exhaustion(self, error: OSError) -> None:
-        """Count it, and make room by closing what does nothing; asyncio reports one failure many times."""
+        """Count the failure once, although asyncio reports it many times, and close inactive connections."""
         now_s = time.monotonic()
         if now_s - self._exhausted_s < SWEEP_S:
             return
@@ -209,6 +210,6 @@ class Connections:
 
 
 def _refusal(error: web.HTTPException) -> web.HTTPException:
-    """Let the connection end with the answer."""
+    """Make the connection close after the response."""
     error.force_close()
     return error

@@ -1,4 +1,4 @@
-"""JPEG pictures of the stream's frames: at half their size, and smaller for slow lines."""
+"""Encode the stream's frames as JPEG: at half their size, and smaller for slow lines."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 PIXEL_FORMATS: Final = {"bgr": 3, "gray": 1}
-"""What can be shown, and how many channels it has."""
+"""Supported pixel formats, and their number of channels."""
 
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """One of the pictures that are made of a frame."""
+    """One of the encodings of a frame."""
 
     name: str
-    """What the page shows of it."""
+    """Description on the page."""
     divisor: int
-    """Width of the half-size picture divided by this one's."""
+    """Divisor of the half-size picture's width."""
     quality: float
-    """Share of the configured JPEG quality."""
+    """Factor of the configured JPEG quality."""
 
 
 LEVELS: Final = (
@@ -35,7 +35,7 @@ LEVELS: Final = (
 """From the largest file to the smallest: about 1, 0.55, 0.21 and 0.1 of the first one's bytes."""
 SMALLEST: Final = len(LEVELS) - 1
 REDUCED_FROM_PX: Final = 100_000
-"""Half-size pictures of fewer pixels are small files already, so that all levels are the first."""
+"""Half-size pictures with fewer pixels are small files already, so all levels use the first one."""
 
 
 class UnsupportedFrame(ValueError):
@@ -45,9 +45,9 @@ class UnsupportedFrame(ValueError):
 class PictureEncoder:
     """Shrinks frames to half their width and height, and encodes them. Owned by one thread.
 
-    Averaging two by two pixels (``INTER_AREA`` at exactly one half) has a vectorised path in OpenCV, and the buffer of
-    the small picture is used again. JPEG is baseline with the standard Huffman tables and 4:2:0 chroma: optimised
-    tables cost two and a half times as much for a few percent of the size, 4:4:4 more than half as much again.
+    Averaging 2x2 pixels (``INTER_AREA`` at exactly one half) has a vectorised path in OpenCV, and the buffer of the
+    small picture is reused. JPEG is baseline with the standard Huffman tables and 4:2:0 chroma: optimised tables take
+    2.5 times as long and save a few percent of the size; 4:4:4 takes more than 1.5 times as long.
 
     Source: OpenCV, ``cv::resize`` and ``ImwriteFlags``.
     """
@@ -58,17 +58,17 @@ class PictureEncoder:
         self._small: NDArray[np.uint8] = np.empty((0, 0, 3), np.uint8)
 
     def shrink(self, pixels: NDArray[np.uint8], pixel_format: str = "bgr") -> NDArray[np.uint8]:
-        """Average two by two pixels; an odd last row or column is left out.
+        """Average 2x2 pixels. An odd last row or column is dropped.
 
         Args:
             pixels: ``(height, width, channels)`` uint8, at least 2x2.
-            pixel_format: What the channels mean: a key of :data:`PIXEL_FORMATS`.
+            pixel_format: A key of :data:`PIXEL_FORMATS`.
 
         Returns:
             ``(height // 2, width // 2, channels)``, valid until the next call.
 
         Raises:
-            UnsupportedFrame: The array is anything else.
+            UnsupportedFrame: The array has another format, type or shape.
         """
         if pixels.dtype != np.uint8 or pixels.ndim != len("HWC") or pixels.shape[2] != PIXEL_FORMATS.get(pixel_format):
             raise UnsupportedFrame(
@@ -91,7 +91,7 @@ class PictureEncoder:
             level: Index into :data:`LEVELS`; see :func:`level_of`.
 
         Raises:
-            UnsupportedFrame: The picture is larger than a JPEG can be (65,500 pixels either way).
+            UnsupportedFrame: The picture exceeds the limit of JPEG (65,500 pixels in either direction).
         """
         wanted = LEVELS[level]
         if wanted.divisor > 1:
@@ -101,12 +101,12 @@ class PictureEncoder:
 
 
 def level_of(small: NDArray[np.uint8], wanted: int) -> int:
-    """Return the level that serves a viewer that wants ``wanted``, for a half-size picture."""
+    """Return the level to encode for a viewer that requests ``wanted``, for a half-size picture."""
     return wanted if small.shape[0] * small.shape[1] >= REDUCED_FROM_PX else 0
 
 
 def message_picture(width_px: int, height_px: int, lines: Sequence[str]) -> bytes:
-    """Return a JPEG of a dark panel with lines of ASCII text, for viewers that show nothing but pictures."""
+    """Return a JPEG of a dark panel with lines of ASCII text, for viewers that can show only pictures."""
     panel = np.full((height_px, width_px, 3), 24, np.uint8)
     scale = min(height_px / 40 / (len(lines) + 1), width_px / 20 / max(map(len, lines), default=1))
     for row, line in enumerate(lines, start=1):

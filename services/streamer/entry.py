@@ -10,14 +10,14 @@ from services.streamer.config import StreamerConfiguration
 
 def run(configuration: StreamerConfiguration, stop: threading.Event) -> None:
     """Serve the page until ``stop`` is set."""
-    # Not at the top: the configuration is checked without OpenCV and aiohttp.
+    # Imported lazily, so that the configuration can be checked without OpenCV and aiohttp.
     from services.streamer.service import main  # noqa: PLC0415
 
     main(configuration, stop)
 
 
 def check(configuration: StreamerConfiguration) -> None:
-    """Read the page, and see whether its address can be listened on."""
+    """Read the page's files, and check whether its address can be bound."""
     from services.streamer.check import check as check_service  # noqa: PLC0415  as above
 
     check_service(configuration)

@@ -1,4 +1,4 @@
-"""The frame path: one thread receives, shrinks and encodes, each frame once a level however many watch."""
+"""Receive, shrink and encode frames in one thread, each frame once per level regardless of the number of viewers."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from framebus import Frame, FramebusError, Subscriber
 from services.common.follow import Attached, Waiting, follow
 from services.common.status import Stage
 from services.streamer.encode import LEVELS, PictureEncoder, UnsupportedFrame, level_of
+from services.streamer.thread import StreamerThread
 
 SLICE_S = 0.05
-"""Longest wait without a look whether to stop, or whether somebody has come who wants the frame at hand."""
+"""Longest wait without checking whether to stop, or whether a new viewer wants the current frame."""
 RETRY_S = 0.2
 GONE_AFTER_S = 1.0
 
 
 class Demand(NamedTuple):
-    """The pictures that the viewers want now."""
+    """The pictures that the viewers currently want."""
 
     number: int
-    """Another one after each pause and whenever a level is added."""
+    """Changes after each pause and whenever a level is added."""
     levels: frozenset[int]
-    """Indexes into ``encode.LEVELS``; empty while nobody watches."""
+    """Indexes into ``encode.LEVELS``; empty while no viewer watches."""
 
 
 class Picture(NamedTuple):
@@ -43,10 +44,10 @@ class Picture(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class EncodedFrame:
-    """A frame as the viewers get it."""
+    """A frame as it is sent to the viewers."""
 
     pictures: Mapping[int, Picture]
-    """The picture at each level that was wanted, at least one."""
+    """The picture at each requested level, at least one."""
     epoch: int
     sequence: int
     captured_ns: int
@@ -63,22 +64,22 @@ class EncodedFrame:
         return self.epoch, self.sequence
 
     def level(self, wanted: int) -> int:
-        """Return the level to send to a viewer that wants ``wanted``: that, else a smaller file, else a larger."""
+        """Return the level to send to a viewer: ``wanted`` if available, otherwise the next smaller or larger file."""
         smaller = [level for level in self.pictures if level >= wanted]
         return min(smaller) if smaller else max(self.pictures)
 
 
-class FrameThread:
-    """Follows the stream through its publisher's deaths and returns, until stopped.
+class FrameThread(StreamerThread):
+    """Receives the stream across restarts of its publisher, until stopped.
 
-    Without anybody who wants pictures it goes on receiving, which costs little and keeps rates and health true; the
-    newest frame stays leased, so that who comes next gets it at once.
+    While no viewer wants pictures, it continues to receive, which costs little and keeps rates and health correct. It
+    keeps the newest frame leased, so that the next viewer gets it immediately.
 
     Args:
         stream: Name of the stream.
-        quality: JPEG's quality, 0 to 100.
-        publisher_uid: The user whose frames are taken; ``None`` for anybody's.
-        demand: Which pictures are wanted.
+        quality: JPEG quality, 0 to 100.
+        publisher_uid: User id of the accepted publisher; ``None`` accepts any.
+        demand: Returns which pictures are wanted.
         deliver: Called with each picture, in this thread.
         stop: Ends the thread.
     """
@@ -93,12 +94,13 @@ class FrameThread:
         deliver: Callable[[EncodedFrame], None],
         stop: threading.Event,
     ) -> None:
+        super().__init__("frames", stop)
         self.received = Stage()
         self.encoded = Stage()
         self.absent = "the streamer starts"
-        """Why there are no frames at all, in one sentence; empty while attached to the stream."""
+        """Why there are no frames, in one sentence; empty while attached to the stream."""
         self.unsupported = ""
-        """Why the newest frame cannot be shown, in one sentence; empty when it can."""
+        """Why the newest frame cannot be shown, in one sentence; empty if it can."""
         self.captured_ns: int | None = None
         """When the newest frame was captured, CLOCK_MONOTONIC; ``None`` before the first."""
         self._stream = stream
@@ -109,22 +111,7 @@ class FrameThread:
         self._newest_arrival_ns = 0
         self._demand = demand
         self._deliver = deliver
-        self._stop = stop
         self._log = structlog.get_logger()
-        self._thread = threading.Thread(target=self._run, name="frames")
-
-    def start(self) -> None:
-        """Begin to follow the stream."""
-        self._thread.start()
-
-    def join(self) -> None:
-        """Wait until the thread has ended, which is at most two slices after the stop event is set."""
-        self._thread.join()
-
-    @property
-    def alive(self) -> bool:
-        """Whether the thread runs; when it does not without a stop, it has failed."""
-        return self._thread.is_alive()
 
     def _run(self) -> None:
         pending: Frame | None = None
@@ -157,7 +144,7 @@ class FrameThread:
                         frame, pending = pending, None
                         newest = self._encode(frame, demand.levels)
                         served = 0
-                    # Also to viewers that have come back, or want another level, after the newest frame was encoded.
+                    # Deliver also to viewers that joined, or changed their level, after the newest frame was encoded.
                     if newest is not None and demand.number != served:
                         newest = self._add_levels(newest, demand.levels)
                         self._deliver(newest)
@@ -183,7 +170,7 @@ class FrameThread:
         self.received.record((now_ns - self.captured_ns) / 1e9, frame.skipped)
 
     def _captured_ns(self, frame: Frame) -> int:
-        # A publisher whose clock is wrong must not make its last frame live for ever.
+        # Clamp to now: otherwise a publisher with a wrong clock could make its last frame live forever.
         return min(frame.captured_ns, self._newest_arrival_ns)
 
     def _encode(self, frame: Frame, levels: frozenset[int]) -> EncodedFrame | None:
@@ -211,7 +198,7 @@ class FrameThread:
         )
 
     def _add_levels(self, newest: EncodedFrame, levels: frozenset[int]) -> EncodedFrame:
-        """Encode what is missing, from the half-size picture, which stays the newest frame's until the next one."""
+        """Encode missing levels from the half-size picture, which stays valid until the next frame."""
         if self._small is None:
             return newest
         missing = {level_of(self._small, level) for level in levels} - newest.pictures.keys()

@@ -1,7 +1,7 @@
-"""How old a picture is, and what that makes of it: one rule for the page, the health checks and every picture.
+"""Judge a picture's age, by one rule for the page, the health checks and every picture.
 
-The age counts from the capture. A frame that is handed out again, by a publisher that adopts a ring or to a viewer that
-comes late, is as old as it is.
+The age counts from the capture, so a frame does not become younger if a publisher that adopts a ring, or a viewer that
+joins late, delivers it again.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from enum import StrEnum
 
 
 class State(StrEnum):
-    """What a viewer is told of the picture."""
+    """State of the picture, as sent to viewers."""
 
     LIVE = "live"
     DELAYED = "delayed"
     """Shown, with its age."""
     STALE = "stale"
-    """Not served any more; a page that shows it dims it."""
+    """No longer served; a page that shows it dims it."""
     ABSENT = "absent"
-    """There is no picture: no stream, no frame yet, or one that cannot be shown."""
+    """No picture: no stream, no frame yet, or an unsupported frame."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Freshness:
-    """The state of the stream's newest frame at one moment."""
+    """The state of the stream's newest frame at one instant."""
 
     state: State
     reason: str
@@ -48,5 +48,5 @@ class Freshness:
 
     @property
     def served(self) -> bool:
-        """Whether the picture may be handed out."""
+        """Whether the picture may be served."""
         return self.state in (State.LIVE, State.DELAYED)

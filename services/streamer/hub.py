@@ -1,9 +1,9 @@
-"""What all viewers see, and who they are: the newest picture, the newest boxes, and whether the stream is live.
+"""The viewers, and the state that they share: the newest picture, the newest boxes, and whether the stream is live.
 
-Everything here belongs to the event loop, except :attr:`Hub.demand`, which the frame thread reads.
+The event loop owns everything here, except :attr:`Hub.demand`, which the frame thread reads.
 
-The newest picture wins: a viewer is told that something has changed and takes what is newest when it is ready. Pictures
-are not queued, so a slow viewer costs neither memory nor the others' time.
+A viewer is notified of a change and takes the newest picture when it is ready. Pictures are not queued, so a slow
+viewer costs no memory and does not delay the others.
 """
 
 from __future__ import annotations
@@ -20,61 +20,61 @@ from services.streamer.frames import Demand, EncodedFrame
 from services.streamer.freshness import Freshness, State
 
 MAX_DETECTORS = 32
-"""Detectors that are remembered; the one that was silent for longest makes room."""
+"""Largest number of detectors; beyond it, the one that has been silent for longest is forgotten."""
 KEPT_DETECTIONS = 64
-"""Messages that a viewer may be behind before it misses some."""
+"""Messages by which a viewer may lag before it misses some."""
 
 
 class TooManyViewers(Exception):
-    """As many viewers as are allowed are watching already."""
+    """The limit of viewers is reached."""
 
 
 class Viewer(Protocol):
-    """One browser or program that watches."""
+    """A browser or program that watches the stream."""
 
     changed: asyncio.Event
-    """Set when there is something new to take."""
+    """Set when a new picture, detections or state is available."""
     kind: str
     """``websocket``, ``mjpeg`` or ``snapshot``."""
 
     @property
     def level(self) -> int:
-        """Index into ``encode.LEVELS`` of the pictures that its line can take."""
+        """Index into ``encode.LEVELS`` of the pictures that suit its line."""
 
     def watching(self) -> bool:
-        """Whether a new picture would be taken soon; while no viewer watches, none is encoded."""
+        """Return whether it would take a new picture soon. While no viewer watches, no picture is encoded."""
 
 
 class DetectorSeen(NamedTuple):
-    """The last sign of a detector."""
+    """The last sign of life of a detector."""
 
     captured_ns: int
-    """Capture of the newest frame in which it has looked for objects, CLOCK_MONOTONIC."""
+    """Capture of the newest frame that it processed, CLOCK_MONOTONIC."""
     received_ns: int
-    """When its newest detections came, CLOCK_MONOTONIC."""
+    """When its newest detections arrived, CLOCK_MONOTONIC."""
 
 
 class Hub:
-    """The viewers' common ground.
+    """Distributes pictures, detections and state to the viewers.
 
     Args:
-        max_clients: Viewers at a time.
-        judge: The state of the stream's newest frame now.
-        boxes_max_age_s: Detections of older frames are not handed to the viewers.
+        max_clients: Largest number of viewers.
+        judge: Returns the current state of the stream's newest frame.
+        boxes_max_age_s: Detections of older frames are not sent to the viewers.
     """
 
     def __init__(self, max_clients: int, judge: Callable[[], Freshness], boxes_max_age_s: float) -> None:
         self.demand = Demand(0, frozenset())
         """Read by the frame thread."""
         self.newest: EncodedFrame | None = None
-        """The newest picture; ``None`` when there is none that may be served."""
+        """The newest picture; ``None`` if none may be served."""
         self.detectors: dict[str, DetectorSeen] = {}
-        """Every detector that was heard, by its instance."""
+        """Every detector that sent detections, by its instance."""
         self.freshness = Freshness(State.ABSENT, "the streamer starts", None)
         self.stream_fps = 0.0
-        """Frames a second that the stream delivers."""
-        self.beat = 0
-        """Counts the moments at which every viewer is told the state: each second, and when it changes."""
+        """Frame rate of the stream."""
+        self.state_version = 0
+        """Increases each second and when the state changes. Every viewer then sends the state."""
         self.sent = Stage()
         """Pictures that a viewer acknowledged (WebSocket), or that its connection took (MJPEG)."""
         self.bytes_per_second = 0.0
@@ -89,7 +89,7 @@ class Hub:
         self._viewers: set[Viewer] = set()
 
     def count(self, kind: str) -> int:
-        """How many viewers of a kind there are."""
+        """Return the number of viewers of a kind."""
         return sum(viewer.kind == kind for viewer in tuple(self._viewers))
 
     @property
@@ -98,10 +98,10 @@ class Hub:
         return self.count("websocket") + self.count("mjpeg")
 
     def join(self, viewer: Viewer) -> None:
-        """Let a viewer in.
+        """Add a viewer.
 
         Raises:
-            TooManyViewers: ``max_clients`` are watching already.
+            TooManyViewers: ``max_clients`` viewers are already watching.
         """
         if viewer.kind != "snapshot" and self.clients >= self.max_clients:
             raise TooManyViewers(f"all {self.max_clients} places are taken (streamer.max_clients)")
@@ -110,12 +110,12 @@ class Hub:
         self.update_demand()
 
     def leave(self, viewer: Viewer) -> None:
-        """Forget a viewer."""
+        """Remove a viewer."""
         self._viewers.discard(viewer)
         self.update_demand()
 
     def update_demand(self) -> None:
-        """Tell the frame thread which pictures are wanted; what was encoded before a pause is not kept."""
+        """Update the demand for the frame thread. While no viewer watches, drop the newest picture."""
         levels = frozenset(viewer.level for viewer in self._viewers if viewer.watching())
         number = self.demand.number
         if levels - self.demand.levels:
@@ -125,14 +125,14 @@ class Hub:
         self.demand = Demand(number, levels)
 
     def set_frame(self, frame: EncodedFrame) -> None:
-        """Take a new picture."""
+        """Set the newest picture, and notify the viewers."""
         if self.demand.levels:
             self.newest = frame
         self.update_state()
         self._tell()
 
     def add_detections(self, detections: Detections) -> None:
-        """Take new detections: any number of detectors, each in the order of its frames."""
+        """Add new detections of any detector. Those of one detector must be in the order of its frames."""
         now_ns = time.monotonic_ns()
         if detections.instance not in self.detectors and len(self.detectors) >= MAX_DETECTORS:
             del self.detectors[min(self.detectors, key=lambda instance: self.detectors[instance].received_ns)]
@@ -143,23 +143,23 @@ class Hub:
             self._tell()
 
     def detections_after(self, count: int) -> Iterator[tuple[int, Detections]]:
-        """Yield the kept detections that are not too old and have a number above ``count``, with their numbers."""
+        """Yield the recent detections with a number above ``count``, with their numbers."""
         oldest_ns = time.monotonic_ns() - self._boxes_max_age_ns
         for number, detections in tuple(self._detections):
             if number > count and detections.captured_ns >= oldest_ns:
                 yield number, detections
 
     def update_state(self) -> None:
-        """See how fresh the stream is; tell the viewers when that has changed."""
+        """Judge the freshness of the stream. If the state changed, notify the viewers."""
         before, self.freshness = self.freshness, self._judge()
         if not self.freshness.served:
-            # An old picture must not be handed to viewers that come later.
+            # Drop the stale picture, to prevent sending it to viewers that join later.
             self.newest = None
         if (before.state, before.reason) != (self.freshness.state, self.freshness.reason):
             self.tell_state()
 
     def measure(self, stream_fps: float) -> None:
-        """Take the rates of the time since the last call, and remind every viewer of the state."""
+        """Compute the rates since the last call, and send the state to every viewer."""
         now_s = time.monotonic()
         self.bytes_per_second = (self._bytes - self._bytes_before) / max(now_s - self._measured_s, 1e-3)
         self._bytes_before, self._measured_s = self._bytes, now_s
@@ -168,11 +168,11 @@ class Hub:
 
     def tell_state(self) -> None:
         """Have the state sent to every viewer."""
-        self.beat += 1
+        self.state_version += 1
         self._tell()
 
     def count_bytes(self, count: int) -> None:
-        """Count what was sent to a viewer."""
+        """Count bytes that were sent to a viewer."""
         self._bytes += count
 
     def _tell(self) -> None:

@@ -1,4 +1,4 @@
-"""The deadlines and caps of connections: what is configured, as far as the process may open descriptors."""
+"""Deadlines and limits of connections, reduced to what the process' limit on file descriptors permits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from services.streamer.config import StreamerSection
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """The deadlines and caps in force."""
+    """The effective deadlines and limits."""
 
     max_connections: int
     max_per_address: int
@@ -24,10 +24,10 @@ class ConnectionLimits:
 
 
 def limits_of(section: StreamerSection) -> ConnectionLimits:
-    """The limits that the configuration asks for, as far as this process may open descriptors.
+    """Return the configured limits, reduced to what the limit on file descriptors permits.
 
-    The soft limit on descriptors is raised towards the hard one where the cap needs it. Half the descriptors are left
-    for files, sockets of other services and connections that are just being accepted or closed.
+    The soft limit on descriptors is raised towards the hard one if necessary. Half the descriptors are reserved for
+    files, sockets of other services and connections that are being accepted or closed.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 2 * section.max_connections

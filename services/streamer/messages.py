@@ -3,15 +3,15 @@
 To the page: text messages are JSON objects with a ``type`` of ``state`` or ``detections``; a binary message is a frame:
 the length of its head (4 bytes, big-endian), the head (JSON, ``type`` ``frame``), and the JPEG file.
 
-From the page: ``{"ack": SEQUENCE}`` once a frame has been drawn, or dropped for a newer one. With it may come ``at``,
-the page's clock in milliseconds, and ``held_ms``, the time for which the page had the frame already; ``at`` may come
-alone.
+From the page: ``{"ack": SEQUENCE}`` once a frame has been drawn, or dropped for a newer one. It may also contain
+``at``, the page's clock in milliseconds, and ``held_ms``, the time since the frame arrived at the page. ``at`` may also
+be sent alone.
 
 Times that end in ``captured_ms``, ``received_ms`` and ``sent_ms`` are of the server's monotonic clock. Every message
-carries ``sent_ms``, and as ``echo`` the page's last ``at`` with the time at which it came. From these the page learns
-how the two clocks differ (as NTP does, RFC 5905, section 8), and so how old a picture is, however long its way was.
+contains ``sent_ms`` and, as ``echo``, the page's last ``at`` with the time of its arrival. From these, the page
+computes the offset of the two clocks (like NTP, RFC 5905, section 8), and from it the age of a picture.
 
-Epochs are hexadecimal text, since a JavaScript number does not hold 64 bits.
+Epochs are hexadecimal text, because a JavaScript number cannot hold 64 bits.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ EXPECTED: Final = 'only {"ack": SEQUENCE, "at": MILLISECONDS} is understood'
 
 
 Echo = tuple[float, float]
-"""The page's clock in the message that came last, and the server's when it came, in milliseconds."""
+"""The page's clock in its last message, and the server's clock at its arrival, in milliseconds."""
 
 
 class MalformedMessage(ValueError):
-    """A message that the page would not send."""
+    """The message is malformed."""
 
 
 @dataclass(frozen=True, slots=True)
 class PageMessage:
-    """What a page says."""
+    """A message of the page."""
 
     acknowledged: int | None
-    """Sequence of the frame that it has drawn."""
+    """Sequence of the acknowledged frame."""
     at_ms: float | None
-    """The page's clock when it sent this."""
+    """The page's clock at the time of sending."""
     held_s: float | None
-    """Seconds between the frame's arrival at the page and this message; ``None`` where the page does not tell."""
+    """Seconds from the frame's arrival at the page to this message; ``None`` if the page does not send it."""
 
 
 def frame_message(
@@ -64,10 +64,10 @@ def frame_message(
     Args:
         frame: The frame.
         level: Which of its pictures.
-        skipped: Frames of the stream that this viewer did not get since its previous one.
-        fps: Frames a second that the stream delivers.
+        skipped: Frames that this viewer skipped since its previous one.
+        fps: Frame rate of the stream.
         latency_s: Seconds from the capture to the acknowledgement of the frame that this viewer acknowledged last.
-        echo: What the viewer's last message said of its clock.
+        echo: The clock in the viewer's last message.
     """
     picture = frame.pictures[level]
     head = _dump(
@@ -97,7 +97,7 @@ def split_frame_message(message: bytes) -> tuple[dict[str, Any], bytes]:
     """Split a frame's message into its head and JPEG file, as a client does.
 
     Raises:
-        MalformedMessage: It is no such message.
+        MalformedMessage: The message is not a frame's message.
     """
     try:
         (length,) = HEAD_LENGTH.unpack_from(message)
@@ -106,7 +106,7 @@ def split_frame_message(message: bytes) -> tuple[dict[str, Any], bytes]:
     except (struct.error, ValueError) as error:
         raise MalformedMessage(f"not a frame's message: {error}") from None
     if not isinstance(head, dict) or head.get("type") != "frame":
-        raise MalformedMessage("not a frame's message: its head is no object of that type")
+        raise MalformedMessage("not a frame's message: its head is not an object of that type")
     return head, message[start + length :]
 
 
@@ -132,7 +132,7 @@ def detections_message(detections: Detections, echo: Echo | None = None) -> str:
                     "y": round(found.y_px, 1),
                     "width": round(found.width_px, 1),
                     "height": round(found.height_px, 1),
-                    "track": found.track,
+                    "track": found.track_id,
                     **_second_stage(found),
                 }
                 for found in detections.objects
@@ -188,10 +188,10 @@ def state_message(
 
 
 def read_page_message(message: str) -> PageMessage:
-    """Parse and validate what a page has sent.
+    """Parse and validate an untrusted message of a page.
 
     Raises:
-        MalformedMessage: It is no acknowledgement and tells no time.
+        MalformedMessage: The message has neither a valid acknowledgement nor a time.
     """
     try:
         content = json.loads(message)
@@ -207,7 +207,7 @@ def read_page_message(message: str) -> PageMessage:
 
 
 def server_ms() -> float:
-    """Return the server's monotonic clock as the page is told it, in milliseconds."""
+    """Return the server's monotonic clock in milliseconds, as in the messages."""
     return _ms(time.monotonic_ns())
 
 
@@ -216,7 +216,7 @@ def _clock(echo: Echo | None) -> dict[str, Any]:
 
 
 def _second_stage(found: Detection) -> dict[str, Any]:
-    """What the second stage says of an object, if anything."""
+    """Return the fields of the second stage, or an empty map if the object has no second class."""
     if found.sub_class is None or found.sub_score is None:
         return {}
     return {"sub_class": found.sub_class, "sub_score": round(found.sub_score, 3)}

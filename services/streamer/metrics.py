@@ -1,4 +1,4 @@
-"""All services' status documents as Prometheus metrics."""
+"""Convert all services' status documents to Prometheus metrics."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STREAM_GAUGES = {
     "ring_bytes": ("ring_bytes", "Size of the ring"),
     "subscribers": ("subscribers", "Subscribers that live"),
 }
-"""What is told of a stream: the metric's name and help, by the key in its description."""
+"""Metrics of a stream: name and help, by the key in its description."""
 
 PAIR_HELP = {
     "residual_px": "By how much two neighbouring cameras differ in their overlap, root mean square",
@@ -39,7 +39,7 @@ COVERAGE_HELP = {
 
 
 class StreamCollector(Collector):
-    """Turns descriptions of streams into metrics."""
+    """Converts descriptions of streams to metrics."""
 
     def __init__(self, streams: Sequence[Mapping[str, Any]]) -> None:
         self._streams = streams
@@ -61,10 +61,11 @@ class StreamCollector(Collector):
 
 
 class StatusCollector(Collector):
-    """Turns status documents into metrics; what is missing or no number in a document is left out.
+    """Converts status documents to metrics. Values that are missing or not numbers are skipped.
 
-    A document with ``silent`` is the last of a service that has gone, with its ages grown: it is neither up nor healthy
-    and passes no frames; counters stay, and what only the service could tell is not a number.
+    A document with ``silent`` is the last one of a service that has disappeared, with its ages updated. The service is
+    neither up nor healthy and has a rate of 0; counters keep their values, and gauges that only the service knows are
+    NaN.
     """
 
     def __init__(self, statuses: Mapping[str, Mapping[str, Any]]) -> None:
@@ -104,7 +105,7 @@ class StatusCollector(Collector):
                     if key in values:
                         family.add_metric(place, values[key])
                 for quantile, key in QUANTILES.items():
-                    if key in _mapping(summary):  # without a frame in the last seconds, the quantiles are not numbers
+                    if key in _mapping(summary):  # the quantiles are NaN if no frame passed in the last seconds
                         seconds = math.nan if silent else values.get(key, math.nan) / 1e3
                         where = dict(zip(labels, place, strict=True)) | {"quantile": quantile}
                         latency.add_sample(latency.name, where, seconds)
@@ -112,16 +113,16 @@ class StatusCollector(Collector):
 
 
 class StitchingCollector(Collector):
-    """Turns what stitchers tell of their cameras and their calibration into metrics.
+    """Converts the stitchers' status of cameras and calibration to metrics.
 
-    Of a service that has gone, the cameras are down, and what only the service could tell is not a number.
+    If a service has disappeared, its cameras are down, and gauges that only the service knows are NaN.
     """
 
     def __init__(self, statuses: Mapping[str, Mapping[str, Any]]) -> None:
         self._statuses = statuses
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the metrics of every camera, of each pair of neighbours, and of what is shown."""
+        """Yield the metrics of every camera, each pair of neighbours, and the panorama's coverage."""
         of_camera = ["service", "camera"]
         up = GaugeMetricFamily("framebus_camera_up", "1 when the camera is connected", labels=of_camera)
         cause = GaugeMetricFamily(
@@ -163,7 +164,7 @@ class StitchingCollector(Collector):
 
 
 class ConnectionCollector(Collector):
-    """Turns the counts of the web server's connections into metrics."""
+    """Converts the counts of the web server's connections to metrics."""
 
     def __init__(self, counts: Mapping[str, Any]) -> None:
         self._counts = counts
@@ -190,13 +191,13 @@ def render(
     streams: Sequence[Mapping[str, Any]] = (),
     connections: Mapping[str, Any] | None = None,
 ) -> bytes:
-    """Prometheus' text for the status documents of :func:`services.common.status.read_statuses`, and for streams.
+    """Return Prometheus' text format of the documents of :func:`services.common.status.read_statuses`, and of streams.
 
-    The streamer's own processor time, memory and descriptors come with them, as ``process_*``.
+    It includes the streamer's own CPU time, memory and file descriptors, as ``process_*``.
 
     Args:
-        statuses: By the service's name; those with ``silent`` are of services that have gone.
-        streams: Descriptions as of ``services.streamer.web.describe``.
+        statuses: By the service's name; those with ``silent`` are of services that have disappeared.
+        streams: Descriptions by ``services.streamer.web.describe``.
         connections: The web server's ``Connections.summary``, with ``forbidden`` for the counts of the gatekeeper.
     """
     registry = CollectorRegistry(auto_describe=False)
@@ -214,7 +215,7 @@ def _mapping(value: object) -> dict[str, Any]:
 
 
 def _numbers(value: object, prefix: str) -> Iterator[tuple[str, float]]:
-    """The finite numbers in a document, with their dotted names."""
+    """Yield the finite numbers in a document, with their dotted names."""
     for key, entry in _mapping(value).items():
         if isinstance(entry, Mapping):
             yield from _numbers(entry, f"{prefix}{key}.")

@@ -1,4 +1,4 @@
-"""The order in which detections are shown: of each detector only what is of a newer frame than all before."""
+"""Order detections: of each detector, accept only those of a newer frame than all before."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ MAX_INSTANCES: Final = 256
 
 
 class Place(Enum):
-    """Where detections stand among those of their detector."""
+    """Position of detections relative to earlier ones of their detector."""
 
     NEWEST = "newest"
     REPEATED = "repeated"
-    """Of the frame that was the newest already."""
+    """Of the newest known frame."""
     LATE = "late"
     """Of an older frame."""
     FUTURE = "future"
-    """Of a frame that is not captured yet: by another clock than this host's."""
+    """Of a frame with a capture time in the future, which is therefore of another host's clock."""
 
 
 class DetectionOrder:
-    """Remembers the newest frame of each detector. Any thread may ask."""
+    """Remembers the newest frame of each detector. Thread-safe."""
 
     def __init__(self) -> None:
         self._newest_captured_ns: dict[str, int] = {}
         self._lock = threading.Lock()
 
     def place(self, detections: Detections) -> Place:
-        """Tell where detections stand; those that are the newest are remembered."""
+        """Return the position of detections. Remember them if they are the newest."""
         instance, captured_ns = detections.instance, detections.captured_ns
         if captured_ns > time.monotonic_ns():
             return Place.FUTURE
@@ -42,7 +42,7 @@ class DetectionOrder:
                 return Place.REPEATED
             if captured_ns < newest_ns:
                 return Place.LATE
-            # The names come from the messages, so their number is bounded; the one that was heard first makes room.
+            # The names are untrusted input, so bound their number; drop the one that was added first.
             if len(self._newest_captured_ns) >= MAX_INSTANCES and instance not in self._newest_captured_ns:
                 del self._newest_captured_ns[next(iter(self._newest_captured_ns))]
             self._newest_captured_ns[instance] = captured_ns

@@ -1,9 +1,9 @@
-"""How much one viewer's line can take: which pictures it gets, and how many may be on their way.
+"""Adapt to a viewer's line: choose its level of pictures, and the number of frames in flight.
 
-A line is judged by the time for which a picture occupies it: from its sending, or the acknowledgement of the one before
-if that came later, to its own acknowledgement. Pictures get smaller at once when that is too long, and larger when it
-would be short enough with the larger ones too; after a try that failed the next one waits twice as long. What is still
-too much at the smallest size comes less often, since the next picture waits for the acknowledgement.
+A line is judged by the time for which a picture occupies it: from its sending, or from the previous acknowledgement if
+that is later, to its own acknowledgement. If this time is too long, pictures get smaller immediately. If it would be
+short enough for larger pictures, they get larger; after a failed attempt, the wait before the next one doubles. If even
+the smallest size is too much, pictures become less frequent, because the next one waits for the acknowledgement.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ from __future__ import annotations
 from services.streamer.encode import SMALLEST
 
 MAX_IN_FLIGHT = 2
-"""Frames sent and not acknowledged: one on its way while the one before is drawn."""
+"""Frames in flight on a fast line: one is sent while the previous one is drawn."""
 ONE_IN_FLIGHT_S = 0.15
-"""On a line on which a picture takes longer, a second one on its way would only make both older."""
+"""If a picture takes longer, a second one in flight would only make both older."""
 TOO_LONG_S = 0.4
 SHORT_S = 0.25
 FIRST_WAIT_S = 1.0
 LONGEST_WAIT_S = 64.0
 FAILED_WITHIN_S = 8.0
-"""Larger pictures that have to be made smaller again so soon were a try that failed."""
+"""If larger pictures must shrink again within this time, the attempt failed."""
 BYTES = (1.0, 0.55, 0.21, 0.1)
-"""Sizes of the levels' files, roughly, as shares of the first one's."""
+"""Approximate file sizes of the levels, relative to the first."""
 
 
 class Pace:
-    """The level and the frames in flight of one viewer. Times are of any one clock, in seconds.
+    """Level and frames in flight of one viewer. Times may be of any clock, in seconds.
 
     Args:
-        first: Level to begin with. With the smallest pictures the first one comes soon on any line, and on a quick line
-            its acknowledgement leads to the largest at once.
+        first: Initial level. The smallest picture arrives soon on any line, and on a fast line its acknowledgement
+            switches to the largest level immediately.
         largest: Level of the largest pictures to choose.
     """
 
@@ -38,21 +38,21 @@ class Pace:
         self.level = first
         """Index into ``encode.LEVELS``."""
         self.in_flight = MAX_IN_FLIGHT
-        """Frames that may be sent and not acknowledged."""
+        """Largest number of unacknowledged frames."""
         self._acknowledged_s: float | None = None
         self._short_since_s: float | None = None
         self._raised_s = 0.0
         self._wait_s = FIRST_WAIT_S
 
     def acknowledge(self, level: int, sent_s: float, now_s: float, held_s: float | None = None) -> None:
-        """Learn from a picture that has arrived.
+        """Adapt to an acknowledged picture.
 
         Args:
-            level: The level of the picture, which need not be today's.
+            level: Level of the picture, which may differ from the current one.
             sent_s: When it was sent.
-            now_s: When its acknowledgement came.
-            held_s: For how long the viewer had it before it acknowledged it: a hidden page is not a slow line. Without
-                it the line is judged by the whole time, and two frames may be in flight on any line.
+            now_s: When its acknowledgement arrived.
+            held_s: Time from the picture's arrival to its acknowledgement, to distinguish a hidden page from a slow
+                line. If it is None, the line is judged by the total time, and two frames may be in flight on any line.
         """
         first = self._acknowledged_s is None
         started_s = sent_s if self._acknowledged_s is None else max(sent_s, self._acknowledged_s)

@@ -1,4 +1,4 @@
-"""The page's files, with tags by content, so that a browser never shows old files beside new ones."""
+"""Serve the page's files with ETags by content, so that a browser never mixes old and new files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from aiohttp import ETag, web
 
 PAGE = Path(__file__).with_name("page")
 REVALIDATED = {"Cache-Control": "no-cache"}
-"""A browser asks each time whether its copy is still right, and gets 304 or the new file."""
+"""Makes a browser revalidate its copy each time; it gets 304 or the new file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,20 +22,20 @@ class _Copy:
 
 
 class PageFiles:
-    """Serves the files of a folder from memory; one that has changed on disk is read again.
+    """Serves the files of a folder from memory, and rereads a file that has changed on disk.
 
-    Without a descriptor to read it, the last copy is served.
+    If no file descriptor is left to read it, the last copy is served.
     """
 
     def __init__(self, folder: Path = PAGE) -> None:
         self._folder = folder
         self._copies: dict[str, _Copy] = {}
         self.version = ""
-        """A text that is another one whenever a file has changed; brought up to date by :meth:`refresh`."""
+        """Changes whenever a file changes. Updated by :meth:`refresh`."""
         self.refresh()
 
     def refresh(self) -> str:
-        """Read what has changed; return :attr:`version`."""
+        """Read changed files. Return :attr:`version`."""
         try:
             paths = sorted(path for path in self._folder.rglob("*") if path.is_file())
             copies = {path.relative_to(self._folder).as_posix(): self._read(path) for path in paths}
@@ -50,10 +50,10 @@ class PageFiles:
         return self.version
 
     def answer(self, request: web.Request, name: str) -> web.Response:
-        """Answer with a file, or 304 if the browser's copy is right.
+        """Answer with a file, or 304 if the browser's copy is current.
 
         Raises:
-            web.HTTPNotFound: There is no such file.
+            web.HTTPNotFound: The file does not exist.
         """
         self.refresh()
         copy = self._copies.get(name)
@@ -71,7 +71,7 @@ class PageFiles:
 
     def _read(self, path: Path) -> _Copy:
         status = path.stat()
-        # Not the time of modification, which may be set to what it was; this one is the kernel's.
+        # Use the kernel's change time, because the modification time can be reset to its previous value.
         signature = (status.st_ctime_ns, status.st_size, status.st_ino)
         known = self._copies.get(path.relative_to(self._folder).as_posix())
         if known is not None and known.signature == signature:

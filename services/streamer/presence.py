@@ -1,7 +1,7 @@
-"""Which services and cameras are there, and which were seen once and are silent now.
+"""Track which services and cameras are present, and which have become silent.
 
-The services' status sockets are asked twice a second. A service that has answered once is remembered, with the last
-document that it served, until the streamer ends: a part that is gone is named instead of missing without a word.
+The services' status sockets are polled twice a second. A service that has answered once is remembered with its last
+document until the streamer ends, so that a missing part is reported by name.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from services.streamer import stitching
 ASK_EVERY_S = 0.5
 ANSWER_WITHIN_S = 1.0
 MAX_SERVICES = 64
-"""Services that are remembered: names come from a directory in which any member of the group makes files."""
+"""Largest number of services. It is bounded because any member of the group can create files in the directory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Absent:
-    """A service or camera that does not do its part."""
+    """A service or camera that is silent or unhealthy."""
 
     kind: str
     """``service`` or ``camera``."""
     name: str
     silent_s: float
-    """Seconds since the last sign of it; 0 for a service that answers and is not healthy."""
+    """Seconds since its last sign of life; 0 for a service that answers but is unhealthy."""
     reason: str
-    """What is wrong, in one phrase that does not repeat the name."""
+    """The fault, in one phrase without the name."""
 
 
 @dataclass(slots=True)
@@ -42,12 +42,12 @@ class _Seen:
 
 
 class Presence:
-    """What the services of the stream told about themselves, and when. Owned by the event loop.
+    """The services' last status documents, and when they arrived. Owned by the event loop.
 
     Args:
         stream: Name of the stream.
-        silent_after_s: Seconds without a sign after which a service or camera is absent.
-        own: Name and document of the service that asks, which is told as it is now and never absent.
+        silent_after_s: Seconds without a sign of life after which a service or camera is absent.
+        own: Name and document of the calling service, which is always current and never absent.
     """
 
     def __init__(
@@ -61,15 +61,15 @@ class Presence:
         self._asking = asyncio.Lock()
 
     async def watch(self) -> None:
-        """Ask again and again, until cancelled."""
+        """Poll until cancelled."""
         while True:
-            # A directory that cannot be read for lack of descriptors is read at the next turn.
+            # If the directory cannot be read for lack of file descriptors, retry at the next poll.
             with contextlib.suppress(OSError):
                 await self.refresh()
             await asyncio.sleep(ASK_EVERY_S)
 
     async def refresh(self) -> None:
-        """Ask the services, off the event loop; callers at the same time share one answer.
+        """Poll the services in a thread. Concurrent callers share one poll.
 
         Raises:
             OSError: /dev/shm cannot be read.
@@ -85,9 +85,9 @@ class Presence:
                     self._seen[name] = _Seen(document, self._asked_s)
 
     async def statuses(self) -> dict[str, dict[str, Any]]:
-        """Return the documents of all services that were ever seen, by name, as of now.
+        """Return the current documents of all known services, by name.
 
-        One of a silent service is its last, made true: not healthy, without rates, older, with ``silent_s``.
+        The document of a silent service is its last one, updated: unhealthy, without rates, older, with ``silent_s``.
         """
         with contextlib.suppress(OSError):
             await self.refresh()
@@ -101,7 +101,7 @@ class Presence:
         }
 
     def absent(self) -> list[Absent]:
-        """Return the services and cameras that are silent or not healthy, those silent for longest first."""
+        """Return the services and cameras that are silent or unhealthy, those silent for longest first."""
         now_s = time.monotonic()
         found: list[Absent] = []
         for name, seen in self._seen.items():
@@ -115,7 +115,7 @@ class Presence:
         return sorted(found, key=lambda one: (-one.silent_s, one.kind, one.name))
 
     def notices(self) -> list[str]:
-        """Return what the services that answer say of the panorama and every viewer must see, a sentence each."""
+        """Return the notices about the panorama from the services that answer, for every viewer."""
         now_s = time.monotonic()
         return [
             sentence
@@ -130,7 +130,7 @@ class Presence:
         for camera in stitching.cameras(seen.document):
             age_s = _mapping(stages.get(camera.name)).get("age_s")
             if not isinstance(age_s, int | float):
-                # Without a picture since the service started: silent for as long as it tries.
+                # No picture since the service started: silent for as long as the service has run.
                 found.append(Absent("camera", camera.name, 0.0, camera.trouble or "no picture yet"))
             elif age_s > self._silent_after_s:
                 found.append(Absent("camera", camera.name, float(age_s), camera.trouble or "silent"))

@@ -1,9 +1,9 @@
-"""The results of detectors on other hosts: a thread with an event loop of its own reads them by way of the broker.
+"""Read the results of detectors on other hosts via the broker, in a thread with its own event loop.
 
-The detectors of a group share the frames of one queue, so their results come in any order. They are shown as one
-detector, which is named as the group is.
+The detectors of a group share the frames of one queue, so their results arrive in any order. They are shown as one
+detector with the name of the group.
 
-A broker or storage that is away is tried again without an end, and touches nothing else of the streamer.
+If the broker or the storage is unavailable, the thread retries indefinitely without affecting the rest of the streamer.
 """
 
 from __future__ import annotations
@@ -29,27 +29,28 @@ from services.common.status import Stage
 from services.common.storage import Storage
 from services.streamer.config import StreamerConfiguration
 from services.streamer.order import DetectionOrder, Place
+from services.streamer.thread import StreamerThread
 
 AGAIN_S: Final = 5.0
-"""Pause after a fault that no library tries again by itself."""
+"""Pause after a fault that no library retries by itself."""
 MAX_AGE_S: Final = 86_400.0
-"""A frame that is said to be older is not of this boot of the host."""
+"""A frame that claims to be older is not of this boot of the host."""
 CLOCKS_AGREE_S: Final = 60.0
-"""By how much a frame's age may differ by the two clocks, of which one may be set while the host runs."""
+"""Tolerance between a frame's ages by the two clocks, because the wall clock may be set while the host runs."""
 NOTICE: Final = "results of detectors on other hosts do not come"
 _GROUP: Final = re.compile(STREAM_NAME)
 
 log = structlog.get_logger()
 
 
-class ResultThread:
-    """Hands over the results of each group that are of newer frames than those before, until stopped.
+class ResultThread(StreamerThread):
+    """Delivers the results of each group in the order of its frames, until stopped.
 
     Args:
-        configuration: The streamer's.
-        order: Tells what is newer; shared by all that deliver detections.
-        deliver: Takes the detections; called by this thread.
-        stop: Ends it.
+        configuration: The streamer's configuration.
+        order: Decides which detections are newer; shared by all threads that deliver detections.
+        deliver: Called with the detections, in this thread.
+        stop: Ends the thread.
     """
 
     def __init__(
@@ -60,50 +61,36 @@ class ResultThread:
         deliver: Callable[[Detections], None],
         stop: threading.Event,
     ) -> None:
+        super().__init__("results", stop)
         self.received = Stage()
         self.late = 0
-        """Results of an older frame than one before."""
+        """Results of an older frame than a previous one."""
         self.repeated = 0
-        """Results of the same frame as the one before."""
+        """Results of the same frame as the previous one."""
         self.foreign = 0
-        """Results of frames that are not of this boot of the host, and of groups without a proper name."""
+        """Results of frames that are not of this boot of the host, and of groups with an invalid name."""
         self._configuration = configuration
         self._order = order
         self._deliver = deliver
-        self._stop = stop
         self._reader: ResultReader | None = None
         self._connected = False
         self._reason = ""
         self._skipped = 0
-        self._thread = threading.Thread(target=self._run, name="results")
-
-    def start(self) -> None:
-        """Begin to read."""
-        self._thread.start()
-
-    def join(self) -> None:
-        """Wait until the thread has ended, which is at most a few seconds after the stop event is set."""
-        self._thread.join()
-
-    @property
-    def alive(self) -> bool:
-        """Whether the thread runs; when it does not without a stop, it has failed."""
-        return self._thread.is_alive()
 
     @property
     def reason(self) -> str:
-        """Why results cannot be read; empty while they can, and before the first try has ended."""
+        """Why results cannot be read; empty while they can, and until the first attempt has ended."""
         reader = self._reader
         return self._reason or ("" if reader is None else reader.reason)
 
     def notices(self) -> list[str]:
-        """What viewers must see, a sentence each. The reason, which names hosts, is in the status alone."""
+        """Return the notices for viewers. They omit the reason, which names hosts; only the status contains it."""
         if self._reason:
             return [f"{NOTICE}: there is no connection to the broker"]
         return [f"{NOTICE}: the storage cannot be read"] if self.reason else []
 
     def details(self) -> dict[str, Any]:
-        """What the status tells."""
+        """Return the details for the status."""
         reader = self._reader
         return {
             "connected": self._connected,
@@ -119,9 +106,9 @@ class ResultThread:
         while not self._stop.is_set():
             try:
                 asyncio.run(self._read())
-            except UnusableSetting as error:  # such as a password's file that is not there yet
+            except UnusableSetting as error:  # such as a password's file that does not exist yet
                 self._say(str(error))
-            except Exception as error:  # noqa: BLE001  the pictures go on, whatever a library raises
+            except Exception as error:  # noqa: BLE001  no exception of a library may stop the pictures
                 self._say(f"{type(error).__name__}: {error}", unexpected=True)
             self._stop.wait(AGAIN_S)
 
@@ -141,12 +128,12 @@ class ResultThread:
         self._connected = not reason
 
     def take(self, reference: ResultReference, detections: Detections) -> None:
-        """Hand over a result if it is the newest of its group; else count it."""
+        """Deliver a result if it is the newest of its group; otherwise count it."""
         if not _GROUP.fullmatch(reference.group) or not _is_of_this_boot(reference, detections):
             self.foreign += 1
             return
-        # Each detector of the group has a tracker of its own, which means nothing where no object has a track.
-        tracker = detections.tracker if any(found.track for found in detections.objects) else 0
+        # Each detector of the group has its own tracker epoch, which is meaningless if no object has a track.
+        tracker = detections.tracker if any(found.track_id for found in detections.objects) else 0
         told = replace(detections, instance=reference.group, tracker=tracker)
         place = self._order.place(told)
         if place is Place.NEWEST:
@@ -161,17 +148,17 @@ class ResultThread:
 
 
 def _is_of_this_boot(reference: ResultReference, detections: Detections) -> bool:
-    """Whether ``captured_ns`` is of this host's CLOCK_MONOTONIC: by it and by the wall clock, the frame is as old."""
+    """Return whether ``captured_ns`` is of this host's CLOCK_MONOTONIC: it and the wall clock give the same age."""
     age_s = (time.monotonic_ns() - detections.captured_ns) * 1e-9
     wall_age_s = (time.time_ns() - reference.captured_wall_ns) * 1e-9
     return 0 <= age_s <= MAX_AGE_S and abs(age_s - wall_age_s) <= CLOCKS_AGREE_S
 
 
 def check_named(configuration: StreamerConfiguration) -> None:
-    """Look whether a broker and a storage are named.
+    """Check that a broker and a storage are configured.
 
     Raises:
-        UnusableSetting: One is not.
+        UnusableSetting: One of them is not.
     """
     for name, url, example in (
         ("broker", configuration.broker.url, "amqp://HOST"),
@@ -185,10 +172,10 @@ def check_named(configuration: StreamerConfiguration) -> None:
 
 
 def check(configuration: StreamerConfiguration) -> None:
-    """Look whether the broker and the storage are named and may be used; nothing is connected.
+    """Check that the broker and the storage are configured and usable, without connecting.
 
     Raises:
-        UnusableSetting: One is not, or may not.
+        UnusableSetting: One of them is not.
     """
     check_named(configuration)
     try:

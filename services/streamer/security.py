@@ -1,17 +1,17 @@
-"""Who may look: the checks that keep a foreign web page from watching through the operator's browser.
+"""Access checks that prevent a foreign web page from watching through the operator's browser.
 
-The page's own files tell nothing and are given to everyone; so a page that is refused can still say why. All else is
-checked, in this order:
+The page's own files contain no data and are served to every client, so that a rejected page can still show the reason.
+All other requests are checked, in this order:
 
-1. Each name by which the request claims to have reached the page must be an address, a name without a dot, this host's
-   name, or one of ``streamer.allowed_hosts``: that in ``Host`` and, from a trusted proxy, in ``X-Forwarded-Host``. A
-   site of the Internet may let its own name point to this address, and its pages would then be of the same origin (DNS
-   rebinding).
-2. ``Origin``, where a browser sends it, must be the host by which the browser reached the page: that of
-   ``X-Forwarded-Host`` or else ``Host``. Where a proxy replaced ``Host``, the browser's word ``Sec-Fetch-Site:
-   same-origin`` is as good, which no page can forge; the name in ``Origin`` must then pass rule 1.
-3. ``Sec-Fetch-Site`` must not say that another site embeds what is asked for. A link from elsewhere is a navigation,
-   and shows nothing to where it came from.
+1. Each host name by which the request claims to have reached the page (``Host`` and, from a trusted proxy,
+   ``X-Forwarded-Host``) must be an address, a name without a dot, this host's name, or one of
+   ``streamer.allowed_hosts``. This prevents DNS rebinding: a foreign site could point its own name to this address, and
+   its pages would then have the same origin.
+2. ``Origin``, if the browser sends it, must be the host by which the browser reached the page: ``X-Forwarded-Host`` or,
+   without it, ``Host``. If a proxy replaced ``Host``, the browser's ``Sec-Fetch-Site: same-origin``, which no page can
+   forge, is accepted instead; the name in ``Origin`` must then pass rule 1.
+3. ``Sec-Fetch-Site`` must not indicate that another site embeds the resource. A link from another site is a navigation,
+   which reveals nothing to that site.
 """
 
 from __future__ import annotations
@@ -41,39 +41,39 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
-"""Sent with every answer."""
+"""Headers of every response."""
 HOST_SETTING: Final = "streamer.allowed_hosts"
 ORIGIN_SETTING: Final = "proxy_set_header Host $http_host;"
 MAX_QUOTED: Final = 100
-"""Letters of a client's header that are quoted in an answer or the log."""
+"""Largest length of a client's header that is quoted in a response or the log."""
 MAX_REMEMBERED: Final = 16
-"""Refusals that the status tells of; origins come from clients."""
+"""Largest number of refusals in the status. It is bounded because clients control the origins."""
 
 
 async def add_headers(_request: web.Request, response: web.StreamResponse) -> None:
-    """Put :data:`HEADERS` into an answer that is about to be sent."""
+    """Add :data:`HEADERS` to a response that is about to be sent."""
     response.headers.update(HEADERS)
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a request is refused, and what to change if it should not be."""
+    """Why a request is rejected, and which setting would allow it."""
 
     kind: str
     """``host``, ``origin`` or ``embedded``."""
     reason: str
     setting: str
-    """The setting to change; empty if none helps."""
+    """The setting that would allow it; empty if there is none."""
     origin: str
-    """``Origin`` of the request, cut short; empty if it had none."""
+    """``Origin`` of the request, truncated; empty if it had none."""
 
 
 class Gatekeeper:
-    """Refuses what only a foreign web page would ask, and keeps count.
+    """Rejects and counts requests of foreign web pages.
 
     Args:
-        allowed_hosts: Names by which the page may be reached, beside addresses and names without a dot.
-        proxies: Reverse proxies whose ``X-Forwarded-Host`` is believed.
+        allowed_hosts: Host names by which the page may be reached, in addition to addresses and names without a dot.
+        proxies: Reverse proxies whose ``X-Forwarded-Host`` is trusted.
     """
 
     def __init__(self, allowed_hosts: Collection[str], proxies: Sequence[Network] = ()) -> None:
@@ -85,7 +85,7 @@ class Gatekeeper:
 
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Answer 403 with the reason and the setting to change; the log tells it once a kind."""
+        """Answer 403 with the reason and the setting to change. Log it once for each kind."""
         if not _is_public(request.path) and (refusal := self.refusal_of(request)) is not None:
             if refusal.kind not in self._counts:
                 structlog.get_logger().warning(
@@ -100,7 +100,7 @@ class Gatekeeper:
         return await handler(request)
 
     def refusal_of(self, request: web.Request) -> Refusal | None:
-        """Return why a request is refused; None if it is not."""
+        """Return why a request is rejected, or None if it is allowed."""
         peername = None if request.transport is None else request.transport.get_extra_info("peername")
         forwarded = forwarded_host(peername[0] if peername else None, request.headers, self._proxies)
         origin = request.headers.get("Origin", "")
@@ -128,7 +128,7 @@ class Gatekeeper:
         return None
 
     def summary(self) -> list[dict[str, Any]]:
-        """The last refusals of each kind and origin, ready for JSON, the newest first."""
+        """Return the last refusals of each kind and origin, ready for JSON, the newest first."""
         now_s = time.monotonic()
         return [
             {
@@ -143,7 +143,7 @@ class Gatekeeper:
         ]
 
     def counts(self) -> dict[str, int]:
-        """Refusals of each kind since the start."""
+        """Return the number of refusals of each kind since the start."""
         return {"host": 0, "origin": 0, "embedded": 0} | self._counts
 
     def _is_own_name(self, name: str) -> bool:
@@ -163,5 +163,5 @@ def _is_public(path: str) -> bool:
 
 
 def _quoted(text: str) -> str:
-    """A client's text, cut short, with what cannot be printed written as an escape."""
+    """Return a client's text, truncated, with unprintable characters escaped."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text[:MAX_QUOTED])

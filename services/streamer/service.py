@@ -1,4 +1,4 @@
-"""The streamer's life: the frame and detection threads, the web server and the status, until told to stop."""
+"""Run the streamer: the frame and detection threads, the web server and the status, until told to stop."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from services.streamer.messages import Echo, state_message
 from services.streamer.order import DetectionOrder
 from services.streamer.pagefiles import PageFiles
 from services.streamer.presence import Presence
+from services.streamer.thread import StreamerThread
 from services.streamer.web import Site
 
 if TYPE_CHECKING:
@@ -42,8 +43,8 @@ def main(configuration: StreamerConfiguration, stop: threading.Event) -> None:
     """Serve until ``stop`` is set.
 
     Raises:
-        UnusableSetting: Results of a broker are wanted, and no broker or storage is named.
-        ServiceError: The address cannot be listened on, or a part has failed.
+        UnusableSetting: Results of a broker are configured, but no broker or storage.
+        ServiceError: The address cannot be bound, or a part has failed.
     """
     asyncio.run(_serve(configuration, stop))
 
@@ -66,7 +67,7 @@ async def _serve(configuration: StreamerConfiguration, stop: threading.Event) ->
                 streamer.start()
                 watching = asyncio.create_task(streamer.presence.watch())
                 try:
-                    await streamer.tend(stop)
+                    await streamer.supervise(stop)
                 finally:
                     watching.cancel()
                     await streamer.end()
@@ -92,7 +93,7 @@ async def _listen(connections: Connections, server: web.Server, section: Streame
 
 
 class _Streamer:
-    """The parts and what they tell each other."""
+    """Connects the parts of the streamer."""
 
     def __init__(self, configuration: StreamerConfiguration) -> None:
         self.stream = stream = configuration.stream.name
@@ -137,18 +138,22 @@ class _Streamer:
             thread.start()
 
     @property
-    def _threads(self) -> dict[str, FrameThread | DetectionThread | ResultThread]:
-        threads = {"frame": self._frames, "detection": self._boxes, "result": self._results}
+    def _threads(self) -> dict[str, StreamerThread]:
+        threads: dict[str, StreamerThread | None] = {
+            "frame": self._frames,
+            "detection": self._boxes,
+            "result": self._results,
+        }
         return {name: thread for name, thread in threads.items() if thread is not None}
 
     def _notices(self) -> list[str]:
         return [*self.presence.notices(), *([] if self._results is None else self._results.notices())]
 
-    async def tend(self, stop: threading.Event) -> None:
-        """Keep the state and the rates true until ``stop`` is set.
+    async def supervise(self, stop: threading.Event) -> None:
+        """Update the state and the rates until ``stop`` is set, and check that the threads run.
 
         Raises:
-            ServiceError: A thread has ended by itself; its traceback is on standard error.
+            ServiceError: A thread has failed; its traceback is on standard error.
         """
         ticks = 0
         said: tuple[list[tuple[str, str, str]], list[str]] = [], []
@@ -176,7 +181,7 @@ class _Streamer:
             await asyncio.to_thread(thread.join)
 
     def status(self) -> dict[str, Any]:
-        """The status document; called by the status server's thread."""
+        """Return the status document. Called by the status server's thread."""
         stages: dict[str, Stage] = {
             "receive": self._frames.received,
             "encode": self._frames.encoded,
@@ -214,7 +219,7 @@ class _Streamer:
 
     def _on_loop(self, take: Callable[[T], None]) -> Callable[[T], None]:
         def deliver(item: T) -> None:
-            # The loop is closed only after the threads have ended, but never let a late frame become a traceback.
+            # The loop is closed only after the threads have ended, but ensure that a late frame raises no exception.
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(take, item)
 
@@ -228,7 +233,7 @@ class _Streamer:
         if age_s is None:
             return Freshness(State.ABSENT, f"stream {self.stream} has no frame yet", None)
         state = self._section.limits.judge(age_s)
-        # Without numbers, which change all the time: the page counts the seconds by itself.
+        # Omit numbers, which change constantly; the page counts the seconds by itself.
         return Freshness(state, f"stream {self.stream} has no new frame" if state is State.STALE else "", age_s)
 
     def _state_text(self, received_ms: float, echo: Echo | None) -> str:

@@ -1,4 +1,4 @@
-"""Pictures without a WebSocket: an endless multipart answer, and single files."""
+"""Pictures without a WebSocket: an endless multipart response, and single files."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ from services.streamer.pace import Pace
 BOUNDARY = "framebus-frame"
 UNCACHED = {"Cache-Control": "no-store"}
 SEND_BUFFER_BYTES = 1 << 19
-"""What the kernel may hold for one MJPEG viewer, acknowledged or not."""
+"""Send buffer of one MJPEG viewer in the kernel."""
 UNSENT_BYTES = 1 << 14
-"""What it may hold of that unsent: without acknowledgements by the viewer, what bounds how old its pictures get."""
+"""Limit of unsent data in that buffer. It bounds the age of the pictures, because the viewer sends no
+acknowledgements."""
 NO_SIGNAL_EVERY_S = 1.0
 NO_SIGNAL_SIZE_PX = (1224, 172)
 SNAPSHOT_WAIT_S = 1.0
 
 
 class _PictureViewer:
-    """Waits for pictures that it has not had."""
+    """Waits for pictures that it has not yet received."""
 
     def __init__(self, hub: Hub, kind: str, level: int = 0) -> None:
         self.changed = asyncio.Event()
@@ -40,11 +41,11 @@ class _PictureViewer:
         self._hub = hub
 
     def watching(self) -> bool:
-        """Always: it asked for a picture."""
+        """Return True, because it requested a picture."""
         return True
 
     async def next(self) -> EncodedFrame:
-        """Return the newest picture, once there is another than the last."""
+        """Return the newest picture, as soon as it differs from the last one."""
         while (newest := self._hub.newest) is None or (self.last is not None and newest.key == self.last.key):
             self.changed.clear()
             await self.changed.wait()
@@ -53,16 +54,16 @@ class _PictureViewer:
 
 
 async def stream_mjpeg(hub: Hub, request: web.Request) -> web.StreamResponse:
-    """Answer with one picture after the other; a slow connection gets smaller ones, then fewer.
+    """Answer with one picture after the other. A slow connection gets smaller pictures, then fewer.
 
-    Each part ends with the boundary of the next, so that a browser shows it at once. While there is no picture that may
-    be served, a panel that says so comes once a second: a browser does not ask again for an answer that has ended.
+    Each part ends with the boundary of the next, so that a browser shows it immediately. While no picture may be
+    served, a panel with the reason is sent once a second, because a browser does not retry a response that has ended.
 
-    ``?level=`` asks for smaller pictures from the start: an index into ``encode.LEVELS``.
+    ``?level=`` requests smaller pictures from the start: an index into ``encode.LEVELS``.
 
     Raises:
-        TooManyViewers: There is no place left; nothing has been answered yet.
-        HTTPBadRequest: The level is not one of those.
+        TooManyViewers: The limit of viewers is reached; the response has not been started.
+        HTTPBadRequest: The level is invalid.
     """
     largest = _level(request.query.get("level", "0"))
     response = web.StreamResponse(
@@ -70,7 +71,7 @@ async def stream_mjpeg(hub: Hub, request: web.Request) -> web.StreamResponse:
         | {
             "Content-Type": f"multipart/x-mixed-replace; boundary={BOUNDARY}",
             "Connection": "close",
-            # nginx keeps seconds of pictures otherwise.
+            # Disable nginx's buffering, which would delay pictures by seconds.
             "X-Accel-Buffering": "no",
             "X-Received-Ms": str(server_ms()),
         }
@@ -82,7 +83,7 @@ async def stream_mjpeg(hub: Hub, request: web.Request) -> web.StreamResponse:
     protocol = None if request.transport is None else request.transport.get_protocol()
     backlog = Backlog(
         None if request.transport is None else request.transport.get_extra_info("socket"),
-        probe=lambda: response.write(b"X-Wait: 1\r\n"),  # a header of the part that comes next
+        probe=lambda: response.write(b"X-Wait: 1\r\n"),  # a header of the next part
         tell=protocol.set_unread if isinstance(protocol, Connection) else lambda _unread: None,
     )
     try:
@@ -112,7 +113,7 @@ async def stream_mjpeg(hub: Hub, request: web.Request) -> web.StreamResponse:
             started_s = time.monotonic()
             await response.write(part)
             await request.writer.drain()
-            # The time that the connection took to make room is all that is known of the line.
+            # The time until the connection had room is the only information about the line.
             occupied_s = await backlog.clear(len(part), started_s)
             pace.acknowledge(level, started_s, started_s + occupied_s)
             viewer.level = pace.level
@@ -127,7 +128,7 @@ async def stream_mjpeg(hub: Hub, request: web.Request) -> web.StreamResponse:
 
 
 async def snapshot(hub: Hub) -> web.Response:
-    """Answer with the newest picture; 503 with the reason when there is none, or only a stale one."""
+    """Answer with the newest picture, or 503 with the reason if there is none or it is stale."""
     viewer = _PictureViewer(hub, "snapshot")
     hub.join(viewer)
     try:
@@ -163,7 +164,7 @@ def _level(text: str) -> int:
 
 
 def _ascii(text: str) -> str:
-    """Return the text as a header and OpenCV's fonts can hold it."""
+    """Replace the characters that a header or OpenCV's fonts cannot hold."""
     return "".join(letter if " " <= letter <= "~" else "?" for letter in text)
 
 

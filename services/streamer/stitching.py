@@ -1,6 +1,6 @@
-"""What a stitcher's status tells of its cameras and its calibration.
+"""Read cameras and calibration from a stitcher's status.
 
-Stitchers of other versions are read too: what is missing in a document, or is not of the right type, is left out.
+To support stitchers of other versions, values that are missing or of a wrong type are skipped.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from typing import Any, Final
 CONNECTED: Final = "connected"
 PAIR_NUMBERS: Final = ("residual_px", "drift_px", "parallax_px")
 MAX_CAMERAS: Final = 64
-"""More are not looked at: a document comes from any member of the group."""
+"""Largest number of cameras. It is bounded because any member of the group can serve a document."""
 MAX_SENTENCE: Final = 300
 
 
 @dataclass(frozen=True, slots=True)
 class CameraReport:
-    """A camera, as the stitcher tells of it."""
+    """A camera in the stitcher's status."""
 
     name: str
     state: str
-    """``connected``, or why not, in words; empty where it is not told."""
+    """``connected``, or why not, in words; empty if the document lacks it."""
     cause: str
-    """One word or two for why it is not connected, such as ``refused``; empty while it is."""
+    """Cause in one or two words, such as ``refused``; empty while it is connected."""
     skew_s: float | None
-    """How much later its newest picture was captured than the panorama that it is in."""
+    """Capture time of its newest picture minus that of the panorama."""
     placed: bool | None
-    """Whether the calibration has a place for it; ``None`` as long as there is no calibration."""
+    """Whether the calibration places it; ``None`` while there is no calibration."""
 
     @property
     def up(self) -> bool:
@@ -38,7 +38,7 @@ class CameraReport:
 
     @property
     def trouble(self) -> str:
-        """Why it is not connected, in one phrase with the cause; empty while it is or where nothing is told."""
+        """Why it is not connected, in one phrase with the cause; empty while it is, or if the document lacks it."""
         if self.up or not self.state:
             return "" if self.up else self.cause
         known = not self.cause or self.cause.casefold() in self.state.casefold()
@@ -46,7 +46,7 @@ class CameraReport:
 
 
 def cameras(document: Mapping[str, Any]) -> list[CameraReport]:
-    """The cameras of a service's status document; empty for a service that has none."""
+    """Return the cameras of a service's status document; empty for a service without cameras."""
     details = _mapping(document.get("details"))
     calibration = _mapping(details.get("calibration"))
     placed = _mapping(calibration.get("cameras"))
@@ -68,7 +68,7 @@ def cameras(document: Mapping[str, Any]) -> list[CameraReport]:
 
 
 def pairs(document: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
-    """How well each two neighbours fit, of :data:`PAIR_NUMBERS` those that were measured; by ``left-right``."""
+    """Yield the measured :data:`PAIR_NUMBERS` of each pair of neighbours, by ``left-right``."""
     told = _mapping(_calibration(document).get("quality")).get("pairs")
     seen: set[str] = set()
     for content in told[:MAX_CAMERAS] if isinstance(told, list) else []:
@@ -82,14 +82,14 @@ def pairs(document: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float]]]
 
 
 def coverage_deg(document: Mapping[str, Any]) -> dict[str, float]:
-    """``shown`` and ``all``: how many degrees the panorama shows, and the cameras see; what is not told is left out."""
+    """Return the degrees that the panorama shows (``shown``) and that the cameras see (``all``), if known."""
     coverage = _mapping(_calibration(document).get("coverage"))
     numbers = {name: _number(coverage.get(f"{name}_deg")) for name in ("shown", "all")}
     return {name: value for name, value in numbers.items() if value is not None}
 
 
 def notices(document: Mapping[str, Any]) -> list[str]:
-    """Sentences that a viewer must see: cameras that do not fit any more, and those that the panorama leaves out."""
+    """Return the notices for viewers: cameras that no longer fit, and those that the panorama omits."""
     calibration = _calibration(document)
     warning = _mapping(calibration.get("quality")).get("warning")
     coverage = _mapping(calibration.get("coverage"))

@@ -23,11 +23,11 @@ from services.streamer.security import Gatekeeper
 from services.streamer.websocket import StateText, WebSocketViewer
 
 GONE_KEPT_S = 3600.0
-"""Seconds for which a stream that is gone is still told of, as not live."""
+"""Seconds for which a stream that has ended is still listed, as not live."""
 
 
 def describe(found: StreamInfo) -> dict[str, Any]:
-    """What there is to know of a stream's ring, ready for JSON."""
+    """Describe a stream's ring, ready for JSON."""
     return {
         "name": found.name,
         "live": found.live,
@@ -43,7 +43,7 @@ def describe(found: StreamInfo) -> dict[str, Any]:
 
 
 def _gone(stream: dict[str, Any], gone_s: float) -> dict[str, Any]:
-    """The description of a stream that was there ``gone_s`` seconds ago."""
+    """Return the description of a stream that ended ``gone_s`` seconds ago."""
     age_s = None if stream["age_s"] is None else round(stream["age_s"] + gone_s, 3)
     return stream | {"live": False, "age_s": age_s, "slots_held": 0, "seats_taken": 0, "subscribers": 0}
 
@@ -54,10 +54,10 @@ class Site:
     Args:
         stream: Name of the stream.
         section: The streamer's configuration.
-        hub: What the viewers see.
-        presence: What the services of the stream tell.
-        state_text: Makes the state's message for a viewer.
-        connections: All connections, for their counts and caps.
+        hub: The state that the viewers share.
+        presence: The status of the stream's services.
+        state_text: Returns the state's message for a viewer.
+        connections: All connections, for their counts and limits.
         page: The page's files.
     """
 
@@ -128,14 +128,14 @@ class Site:
         return await stills.snapshot(self._hub)
 
     async def _healthz(self, _request: web.Request) -> web.StreamResponse:
-        """200 while the picture is live or delayed, 503 with the reason while it is stale or absent."""
+        """Answer 200 while the picture is live or delayed, and 503 with the reason while it is stale or absent."""
         served, document = self._health()
         return web.json_response(
             {"healthy": served, **document}, status=200 if served else 503, headers=stills.UNCACHED
         )
 
     async def _readyz(self, _request: web.Request) -> web.StreamResponse:
-        """The same by the same rule, with the services that are absent: asked before viewers are sent here."""
+        """Answer by the same rule, with the absent services, for a load balancer that routes viewers to this page."""
         served, document = self._health()
         absent = [
             {"kind": one.kind, "name": one.name, "silent_s": round(one.silent_s, 1), "reason": one.reason}
@@ -146,7 +146,7 @@ class Site:
         )
 
     def _health(self) -> tuple[bool, dict[str, Any]]:
-        """Whether the picture may be handed out, and what is told of it."""
+        """Return whether the picture may be served, and its description."""
         self._hub.update_state()
         freshness = self._hub.freshness
         return freshness.served, {
@@ -173,7 +173,7 @@ class Site:
                     "mjpeg": self._hub.count("mjpeg"),
                     "max": self._section.max_clients,
                 },
-                # The state's message of the WebSocket, for a page that has none.
+                # The WebSocket's state message, for a page without a WebSocket.
                 "page": json.loads(self._state_text(server_ms(), None)),
                 "connections": self._connections.summary(),
                 "refusals": self._gatekeeper.summary(),
@@ -184,7 +184,7 @@ class Site:
         )
 
     async def _read_streams(self) -> list[dict[str, Any]]:
-        """Describe the streams that are there, and those that were within the last hour, which are not live."""
+        """Describe the existing streams, and those that ended within the last hour, which are not live."""
         found = [describe(stream) for stream in await asyncio.to_thread(streams)]
         now_s = time.monotonic()
         self._streams |= {stream["name"]: (stream, now_s) for stream in found}

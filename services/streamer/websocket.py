@@ -1,4 +1,4 @@
-"""A viewer on a WebSocket: the page's own way to watch."""
+"""A viewer on a WebSocket, which the page uses by default."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ from services.streamer.messages import (
 from services.streamer.pace import MAX_IN_FLIGHT, Pace
 
 WATCHED_S = 1.0
-"""A viewer without an acknowledgement for so long (its tab is hidden) needs no new pictures encoded."""
+"""Time without an acknowledgement (such as of a hidden tab) after which no pictures are encoded for a viewer."""
 HEARTBEAT_S = 6.0
-"""A viewer that does not answer a ping within half of this is gone, so that its place is free within ten seconds."""
+"""Ping interval. A viewer that does not answer within half of it is disconnected, so its place is free within ten
+seconds."""
 CLOSE_S = 0.3
 
 StateText = Callable[[float, Echo | None], str]
-"""Makes the state's message of when the viewer's request was received, in milliseconds, and its echo."""
+"""Returns the state's message, given the time of receipt of the viewer's request in milliseconds, and its echo."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class _Sent:
 
 
 class WebSocketViewer:
-    """Sends one viewer what is newest whenever it has drawn what it got before."""
+    """Sends one viewer the newest picture whenever it has drawn the previous one."""
 
     kind = "websocket"
 
@@ -67,18 +68,18 @@ class WebSocketViewer:
 
     @property
     def level(self) -> int:
-        """Index into ``encode.LEVELS`` of the pictures that the line can take."""
+        """Index into ``encode.LEVELS`` of the pictures that suit the line."""
         return self._pace.level
 
     def watching(self) -> bool:
-        """Whether a new picture could be sent, or soon can."""
+        """Return whether a new picture can be sent now or soon."""
         return len(self._in_flight) < self._pace.in_flight or time.monotonic() - self._acknowledged_s < WATCHED_S
 
     async def serve(self, request: web.Request) -> web.WebSocketResponse:
         """Send and read until either side closes.
 
         Raises:
-            TooManyViewers: There is no place left; nothing has been answered yet.
+            TooManyViewers: The limit of viewers is reached; the response has not been started.
         """
         self._hub.join(self)
         try:
@@ -98,7 +99,7 @@ class WebSocketViewer:
         return self._socket
 
     async def close(self) -> None:
-        """Tell the page that the service goes away."""
+        """Close the WebSocket with the code for a service that is going away."""
         with contextlib.suppress(ConnectionError, TimeoutError):
             async with asyncio.timeout(CLOSE_S):
                 await self._socket.close(code=WSCloseCode.GOING_AWAY, message=b"the streamer stops")
@@ -119,7 +120,7 @@ class WebSocketViewer:
             self._acknowledge(said.acknowledged, said.held_s)
 
     def _acknowledge(self, sequence: int, held_s: float | None) -> None:
-        """Make room for as many frames as came before the acknowledged one, and for that one."""
+        """Release the acknowledged frame and all earlier ones."""
         if all(sent.frame.sequence != sequence for sent in self._in_flight):
             raise MalformedMessage("acknowledged a frame that is not on its way")
         self._acknowledged_s = time.monotonic()
@@ -135,16 +136,16 @@ class WebSocketViewer:
         self.changed.set()
 
     async def _send(self) -> None:
-        beat = -1
+        state_version = -1
         while True:
             await self.changed.wait()
             self.changed.clear()
-            if self._hub.beat != beat:
-                beat = self._hub.beat
+            if self._hub.state_version != state_version:
+                state_version = self._hub.state_version
                 await self._socket.send_str(self._state_text(self._received_ms, self._echo))
             newest = self._hub.newest
             has_room = len(self._in_flight) < self._pace.in_flight
-            # On a slow line boxes come with the pictures, or they would take the line from them.
+            # On a slow line, send boxes only together with pictures, to prevent them from competing for the line.
             if has_room or self._pace.in_flight == MAX_IN_FLIGHT:
                 await self._send_detections()
             if newest is not None and has_room and (self._last is None or newest.key != self._last.key):
@@ -153,7 +154,7 @@ class WebSocketViewer:
     async def _send_detections(self) -> None:
         waiting = list(self._hub.detections_after(self._detections_sent))
         if self._pace.in_flight < MAX_IN_FLIGHT:
-            # The newest of each detector.
+            # Only the newest of each detector.
             waiting = list({detections.instance: (number, detections) for number, detections in waiting}.values())
         for number, detections in sorted(waiting, key=lambda item: item[0]):
             self._detections_sent = number
@@ -164,7 +165,7 @@ class WebSocketViewer:
         if self._last is not None and self._last.epoch == frame.epoch:
             skipped = max(frame.sequence - self._last.sequence - 1, 0)
         self._last = frame
-        # The picture of a small frame is the first level's, whatever the line.
+        # A small frame is always encoded at the first level, regardless of the line.
         level = frame.level(self._pace.level)
         message = frame_message(
             frame,

@@ -1,1 +1,1 @@
-"""Starts the services as processes of one machine or container, and ends them together."""
+"""The supervisor: starts the services as processes of one machine or container, and stops them together."""

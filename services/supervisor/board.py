@@ -1,4 +1,4 @@
-"""What is shown of the pipeline: its steps, cameras and stages, made of the services' statuses. No input or output."""
+"""Build the display of the pipeline (steps, cameras, stages) from the services' statuses. Performs no I/O."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from services.supervisor.child import GIVEN_UP, RESTARTING, RUNNING, WAITING
 from services.supervisor.health import Judge
+from services.supervisor.process import GIVEN_UP, RESTARTING, RUNNING, WAITING
 
 LATE_S = 3.0
-"""A stage whose newest frame is older is behind."""
+"""Age of the newest frame above which a stage is behind."""
 GOOD, BUSY, BAD, RESTING = "good", "busy", "bad", "resting"
 
 
@@ -22,12 +22,12 @@ class Step:
     what: str
     done: int
     total: int | None
-    """``None`` where it is not known."""
+    """``None`` if not known."""
     unit: str
 
     @property
     def amount(self) -> str:
-        """How much is done, for people."""
+        """The progress, in words."""
         return f"{self.done} of {self.total} {self.unit}" if self.total else ""
 
 
@@ -45,11 +45,11 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """All that is shown at a time."""
+    """The complete display at one instant."""
 
     url: str
     page: str
-    """How the page is, in its own word: ``starting``, ``live``, ``delayed``, or why it shows no picture."""
+    """State of the page, in its own words: ``starting``, ``live``, ``delayed``, or why it shows no picture."""
     running_s: float
     steps: tuple[Step, ...]
     rows: tuple[Row, ...]
@@ -61,19 +61,19 @@ class Board:
 
     @property
     def is_starting(self) -> bool:
-        """Whether the page has shown nothing yet and no stage works."""
+        """Whether the page has not yet shown a picture and no stage works."""
         return self.page == "starting" and not any(row.rate for row in self.rows if not row.is_camera)
 
 
 def make_board(url: str, page: str, running_s: float, judges: Sequence[Judge]) -> Board:
-    """Make the board from the newest answers."""
+    """Build the board from the newest answers."""
     steps = tuple(step for judge in judges if (step := step_of(judge.process.service, judge.document)) is not None)
     rows = tuple(row for judge in judges for row in rows_of(judge))
     return Board(url, page, running_s, steps, rows)
 
 
 def step_of(service: str, document: Mapping[str, Any] | None) -> Step | None:
-    """Return the long step that a status tells of, if it does."""
+    """Return the long step in a status, or None."""
     progress = None if document is None else document.get("progress")
     if not isinstance(progress, Mapping):
         return None
@@ -169,7 +169,7 @@ def fold_cameras(rows: Sequence[Row]) -> list[Row]:
 
 
 def summary(board: Board) -> str:
-    """Tell how it goes in one short line: cameras, the rate and age of each service's first stage, what is missing."""
+    """Summarise in one short line: cameras, rate and age of each service's first stage, and what is missing."""
     words = []
     if board.cameras:
         good = sum(row.mood == GOOD for row in board.cameras)

@@ -1,4 +1,4 @@
-"""The supervisor's section of the configuration; the supervisor checks the whole file before it starts anything."""
+"""The section ``supervisor``. The supervisor validates the whole configuration before it starts a service."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ InstalledService = Annotated[str, AfterValidator(_check_installed)]
 
 
 class SupervisorSection(Section):
-    """Which services run, and how much they may fail."""
+    """Which services run, and how many failures are tolerated."""
 
     services: tuple[InstalledService, ...] = Field(("simulator", "stitcher", "detector", "streamer"), min_length=1)
-    """The services to start, in that order; they end in the reverse."""
+    """The services to start, in this order; they stop in reverse order."""
     optional: tuple[InstalledService, ...] = ("detector",)
-    """The services without which the others go on: one that is dead for good is given up, and tried again slowly."""
+    """Services without which the others continue. If one fails permanently, it is given up and retried slowly."""
     status_interval_s: float = Field(60.0, gt=0)
-    """Seconds between two status lines, where there is no terminal with a table."""
+    """Seconds between two status lines, if there is no terminal with a table."""
     restarts: int = Field(5, ge=0)
-    """How often a service may die within :attr:`restarts_within_s` before the whole is ended."""
+    """How often a service may die within :attr:`restarts_within_s` before the supervisor ends."""
     restarts_within_s: float = Field(60.0, gt=0)
-    """The time in which they are counted."""
+    """The time window in which restarts are counted."""
     hung_after_s: float = Field(10.0, ge=1, le=3600)
-    """Seconds without an answer after which a service that has answered before is killed and started again."""
+    """Seconds without an answer after which a service that has answered before is killed and restarted."""
 
 
 class SupervisorConfiguration(CommonConfiguration):
-    """What the supervisor itself reads: its section, and the streamer's for the address of the page."""
+    """The sections that the supervisor reads: its own, and the streamer's for the address of the page."""
 
     streamer: StreamerSection = StreamerSection()
     supervisor: SupervisorSection = SupervisorSection()

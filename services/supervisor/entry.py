@@ -10,7 +10,7 @@ from services.supervisor.config import SupervisorConfiguration
 
 def run(configuration: SupervisorConfiguration, stop: threading.Event) -> None:
     """Run the services until ``stop`` is set."""
-    # Not at the top: the configuration is checked without rich.
+    # Imported lazily, so that the configuration can be checked without rich.
     from services.supervisor.service import supervise  # noqa: PLC0415
 
     supervise(configuration, stop)
@@ -18,7 +18,7 @@ def run(configuration: SupervisorConfiguration, stop: threading.Event) -> None:
 
 def check(configuration: SupervisorConfiguration) -> None:
     """Run the checks of all services."""
-    from services.supervisor.child import check_all  # noqa: PLC0415
+    from services.supervisor.process import check_all  # noqa: PLC0415
 
     check_all(configuration)
 

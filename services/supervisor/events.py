@@ -1,7 +1,7 @@
-"""What the services say: their output, read line by line and handed on as events.
+"""Read the services' output line by line, and queue it as events.
 
-Each service's standard output and error are one pipe. A thread reads it and never waits for a reader of its own, so a
-display that is slow, or stopped, stops no service.
+Each service's standard output and error share one pipe. A thread reads it and never blocks on the display, so that a
+slow or stopped display does not block a service.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from services.common.logs import short_line
 from services.common.masking import mask_text
 
 MAX_WAITING = 2000
-"""Events that may wait to be shown; the next ones are counted and dropped."""
+"""Largest number of queued events; further ones are counted and dropped."""
 PIPE_BYTES = 1 << 20
-"""Room for what the services say while the supervisor is stopped."""
+"""Size of the pipes, to buffer the services' output while the supervisor is stopped."""
 F_SETPIPE_SZ = 1031  # fcntl(2)
 MAX_LINE_BYTES = 1 << 16
 GRAVE = ("warning", "error", "critical")
@@ -30,31 +30,31 @@ GRAVE = ("warning", "error", "critical")
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One thing that happened."""
+    """An event to show."""
 
     service: str
     text: str
-    """In one short line, with the time of day and the service's name."""
+    """One short line, with the time of day and the service's name."""
     level: str = "info"
     raw: str = ""
     """The line as the service wrote it; empty for the supervisor's own events."""
     is_log: bool = True
-    """Whether it is a log event; a line of something else, such as a traceback, is not."""
+    """Whether it is a log event, as opposed to another line, such as of a traceback."""
     reason: str = ""
-    """Why the service gave up, for an event that says so."""
+    """Why the service gave up, if the event says so."""
     details: str = ""
-    """A traceback, in lines."""
+    """Lines of a traceback."""
 
 
 @dataclass(slots=True)
 class Events:
-    """Events that wait to be shown. Any thread may add, one takes."""
+    """Queue of events. Any thread may add events, one thread takes them."""
 
     dropped: int = 0
     _waiting: queue.Queue[Event] = field(default_factory=lambda: queue.Queue(MAX_WAITING))
 
     def add(self, event: Event) -> None:
-        """Add an event, or count it as dropped where too many wait."""
+        """Add an event, or count it as dropped if the queue is full."""
         try:
             self._waiting.put_nowait(event)
         except queue.Full:
@@ -65,7 +65,7 @@ class Events:
         self.add(own_event(text, level))
 
     def take(self) -> list[Event]:
-        """Return all that wait."""
+        """Remove and return all queued events."""
         taken = []
         with contextlib.suppress(queue.Empty):
             while True:
@@ -77,19 +77,19 @@ class Events:
 
 
 def own_event(text: str, level: str = "info") -> Event:
-    """Return an event of the supervisor's own, whose name is left out: it speaks of the services."""
+    """Return an event of the supervisor itself. Its name is omitted, because its events are about the services."""
     text = in_one_line(mask_text(text))
     return Event("supervisor", text, level)
 
 
 def as_json(event: Event) -> str:
-    """Return an event of the supervisor's own as the services log theirs."""
+    """Return an event of the supervisor itself in the services' log format."""
     content = {"event": event.text, "service": event.service, "level": event.level}
     return json.dumps({**content, "timestamp": datetime.now(UTC).isoformat().replace("+00:00", "Z")})
 
 
 def parse(service: str, line: str) -> Event:
-    """Return what a line of a service's output says."""
+    """Parse a line of a service's output."""
     content: Any = None
     if line.startswith("{"):
         with contextlib.suppress(ValueError):
@@ -108,12 +108,12 @@ def parse(service: str, line: str) -> Event:
 
 
 class OutputReader(threading.Thread):
-    """Reads a service's output until all who hold the pipe have ended."""
+    """Reads a service's output until all processes that hold the pipe have ended."""
 
     def __init__(self, service: str, pipe: IO[bytes], events: Events) -> None:
         super().__init__(name=f"output-{service}", daemon=True)
         self.last_reason = ""
-        """Why it gave up, in its own words, as far as it said so."""
+        """Why the service gave up, in its own words, if it said so."""
         self._service = service
         self._pipe = pipe
         self._events = events
@@ -121,7 +121,7 @@ class OutputReader(threading.Thread):
             fcntl.fcntl(pipe, F_SETPIPE_SZ, PIPE_BYTES)
 
     def run(self) -> None:
-        """Read to the end."""
+        """Read until the end of the output."""
         with self._pipe:
             while line := self._pipe.readline(MAX_LINE_BYTES):
                 text = line.decode(errors="replace").rstrip("\n")

@@ -1,6 +1,6 @@
-"""Whether the services answer, asked again and again by a thread for each.
+"""Poll the services' status, in a thread for each.
 
-A stopped process accepts a connection and does not answer, so an answer may take a second to fail to come: the
+A stopped process accepts a connection but does not answer, so a poll may block for a second until it times out. The
 supervisor's loop never waits for one.
 """
 
@@ -15,19 +15,19 @@ import urllib.request
 from collections.abc import Callable
 from typing import Any
 
-from services.supervisor.child import RUNNING, ManagedProcess
 from services.supervisor.events import Events
+from services.supervisor.process import RUNNING, ManagedProcess
 
 ASK_EVERY_S = 1.0
 MAX_ANSWER_BYTES = 1 << 16
 MOST_SILENT_S = 3.0
-"""The most that one missing answer counts: a supervisor that was stopped itself blames no service for that time."""
+"""Largest time that one missing answer counts, so that a supervisor that was itself stopped blames no service."""
 UNHEALTHY_ANSWERS = 2
-"""How many answers in a row must say so before a service is named as unhealthy, or as healthy again."""
+"""Consecutive answers that are required to report a service as unhealthy, or as healthy again."""
 
 
 class Pulse:
-    """Asks one thing again and again from a thread of its own."""
+    """Polls one function from a thread of its own."""
 
     def __init__(self, name: str, ask: Callable[[], Any]) -> None:
         self._ask = ask
@@ -40,21 +40,21 @@ class Pulse:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
-        """Ask, from now on."""
+        """Start polling."""
         self._thread.start()
 
     def close(self) -> None:
-        """Ask no more. A question under way is not waited for."""
+        """Stop polling, without waiting for the current poll."""
         self._stop.set()
 
     def reset(self) -> None:
-        """Forget the answers so far, as another process is asked now."""
+        """Discard the answers so far, because the process was replaced."""
         with self._lock:
             self._round += 1
             self._answer, self._answers, self._silent_s = None, 0, 0.0
 
     def look(self) -> tuple[Any, int, float]:
-        """Return the newest answer or ``None``, the number of answers, and for how many seconds none has come."""
+        """Return the newest answer or ``None``, the number of answers, and the seconds without an answer."""
         with self._lock:
             return self._answer, self._answers, self._silent_s
 
@@ -76,16 +76,16 @@ class Pulse:
 
 
 class Judge:
-    """Judges one service by its answers: kills it when it hangs, and names it when it is unhealthy."""
+    """Judges one service by its answers: kills it if it hangs, and reports it if it is unhealthy."""
 
     def __init__(
         self, process: ManagedProcess, ask: Callable[[], dict[str, Any] | None], hung_after_s: float, events: Events
     ) -> None:
         self.process = process
         self.document: dict[str, Any] | None = None
-        """Its newest status; ``None`` while the present process has served none."""
+        """Its newest status; ``None`` until the current process has served one."""
         self.silent_s = 0.0
-        """For how long it has not answered, once it has."""
+        """Seconds since its last answer, once it has answered."""
         self._pulse = Pulse(f"ask-{process.service}", ask)
         self._hung_after_s = hung_after_s
         self._events = events
@@ -93,20 +93,20 @@ class Judge:
         self._answers = 0
         self._contrary = 0
         self.has_worked = False
-        """Whether its present process has been healthy; before that, it is only starting."""
+        """Whether its current process has been healthy; before that, it is starting."""
         self._named = False
 
     def start(self) -> None:
-        """Start to ask."""
+        """Start to poll."""
         self._pulse.start()
 
     def close(self) -> None:
-        """Ask no more."""
+        """Stop to poll."""
         self._pulse.close()
 
     @property
     def reason(self) -> str:
-        """Why the service does not do its work, in one sentence; empty when it does, or is only starting."""
+        """Why the service is unhealthy, in one sentence; empty if it is healthy or starting."""
         if self.process.reason:
             return self.process.reason
         if self.document is None:
@@ -116,7 +116,7 @@ class Judge:
         return "" if self.document.get("healthy") else str(self.document.get("reason") or "it is not healthy")
 
     def judge(self) -> None:
-        """Look at the newest answer; call it after each :meth:`ManagedProcess.supervise`."""
+        """Evaluate the newest answer. Call it after each :meth:`ManagedProcess.supervise`."""
         if self.process.pid != self._pid:
             self._pid = self.process.pid
             self._pulse.reset()
@@ -153,7 +153,7 @@ def page_state(url: str) -> tuple[bool, str] | None:
     """Ask the page whether it shows a picture.
 
     Returns:
-        Whether it does, and its own word for how: ``live``, ``delayed``, or why not; ``None`` if it does not answer.
+        Whether it does, and its state: ``live``, ``delayed``, or why not; ``None`` if it does not answer.
     """
     try:
         with urllib.request.urlopen(f"{url}/healthz", timeout=1.0) as answer:  # noqa: S310  always http

@@ -1,7 +1,7 @@
-"""Run pip and show what it does, and how much: ``python -m services.supervisor.install WHAT ARGUMENT...``.
+"""Run pip and show its progress: ``python -m services.supervisor.install WHAT ARGUMENT...``.
 
-A bar on a terminal, a line for each part elsewhere. Imports rich and the standard library alone, as nothing else is
-installed when the Makefile runs it.
+Shows a bar on a terminal, and a line for each step elsewhere. Imports only rich and the standard library, because
+nothing else is installed when the Makefile runs it.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from services.supervisor.terminal import Bar, Screen, can_draw
 
 TICK_S = 0.2
 KEPT_LINES = 30
-"""Lines of pip's that are shown when it fails."""
+"""Number of pip's last lines that are shown if it fails."""
 COLLECTING = re.compile(r"(?:Collecting|Requirement already satisfied:|Processing|Obtaining) ([A-Za-z0-9._/:-]+)")
 DOWNLOADING = re.compile(r"\s*(?:Downloading|Using cached) (\S+?)-\d\S* \(([^)]*)\)")
 INSTALLING = re.compile(r"Installing collected packages: (.*)")
 
 
 class Installation:
-    """What pip has told so far."""
+    """Progress of pip, parsed from its output."""
 
     def __init__(self, packages: Path) -> None:
         self.collected: set[str] = set()
-        """Packages that pip has looked at."""
+        """Packages that pip has collected."""
         self.now = ""
-        """What it downloads."""
+        """The current download."""
         self.to_install: list[str] = []
-        """What it installs, once it knows all."""
+        """Packages to install, once they are known."""
         self._packages = packages
 
     def take(self, line: str) -> None:
-        """Take in a line of pip's output."""
+        """Parse a line of pip's output."""
         if found := COLLECTING.match(line):
             self.collected.add(found[1].lower())
             self.now = ""
@@ -55,12 +55,12 @@ class Installation:
             self.to_install = [name.strip() for name in found[1].split(",")]
 
     def installed(self) -> int:
-        """How many of :attr:`to_install` are there, by the folders that pip makes for them last."""
+        """Number of installed packages of :attr:`to_install`, by the folders that pip creates last."""
         there = {normalized(path.name.partition("-")[0]) for path in self._packages.glob("*.dist-info")}
         return sum(normalized(name) in there for name in self.to_install)
 
     def picture(self, what: str, columns: int) -> RenderableType:
-        """Draw what is done, and how much."""
+        """Draw the progress."""
         total = len(self.to_install)
         if total:
             done = self.installed()
@@ -83,7 +83,7 @@ class Installation:
 
 
 def normalized(name: str) -> str:
-    """Return a distribution's name as PEP 503 compares it."""
+    """Return a distribution's name, normalised by PEP 503."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
@@ -94,11 +94,11 @@ def _cut(words: str, columns: int) -> Text:
 
 
 def install(what: str, arguments: list[str]) -> int:
-    """Run ``pip install`` with the arguments and show its progress; return its exit status.
+    """Run ``pip install`` with the arguments and show its progress. Return its exit status.
 
     Args:
-        what: What is installed, for people.
-        arguments: Those of ``pip install``.
+        what: Name of the installation, for display.
+        arguments: Arguments of ``pip install``.
     """
     lines: queue.Queue[str] = queue.Queue()
     installation = Installation(Path(sysconfig.get_path("purelib")))
@@ -113,7 +113,7 @@ def install(what: str, arguments: list[str]) -> int:
         *arguments,
     ]
     environment = {name: text for name, text in os.environ.items() if name not in ("PIP_QUIET", "PIP_VERBOSE")}
-    # In a group of its own, so that a Ctrl-C ends it once, by this program, and not in the middle of a message.
+    # Use a separate process group, so that Ctrl-C reaches only this program, which then ends pip.
     process = subprocess.Popen(
         command,
         env=environment,
@@ -169,7 +169,7 @@ def _read(process: subprocess.Popen[str], lines: queue.Queue[str]) -> None:
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """End pip and the builds that it has started."""
+    """Kill pip and the builds that it has started."""
     for number in (signal.SIGINT, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
@@ -188,7 +188,7 @@ def _interrupt(_signal: int, _frame: object) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Install what the command line says; return the exit status."""
+    """Install what the command line names. Return the exit status."""
     if len(arguments) < 2:
         sys.stderr.write("usage: python -m services.supervisor.install WHAT ARGUMENT...\n")
         return 2

@@ -1,4 +1,4 @@
-"""Start all, judge all, show how it goes, end all."""
+"""The supervisor's loop: start the services, monitor and show them, stop them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from framebus import remove_leftovers
 from services.common.service import ServiceError, find_service
 from services.common.status import StatusServer, status_document
 from services.supervisor.board import make_board
-from services.supervisor.child import GIVEN_UP, ManagedProcess
 from services.supervisor.config import SupervisorConfiguration
 from services.supervisor.events import Events
 from services.supervisor.health import Judge, Pulse, page_state
+from services.supervisor.process import GIVEN_UP, ManagedProcess
 from services.supervisor.view import View, choose_view, duration
 
 STOP_WITHIN_S = 3.0
@@ -28,7 +28,7 @@ def supervise(configuration: SupervisorConfiguration, stop: threading.Event) -> 
     """Run the services until ``stop`` is set.
 
     Raises:
-        ServiceError: They run already, or one of them that is not optional is dead for good.
+        ServiceError: The services are already running, or a required one failed permanently.
     """
     stream, section = configuration.stream.name, configuration.supervisor
     events = Events()
@@ -50,7 +50,7 @@ def supervise(configuration: SupervisorConfiguration, stop: threading.Event) -> 
     view = choose_view(configuration.log, section.status_interval_s)
     try:
         with status_server:
-            # What a killed predecessor left would be in the way of nobody, but it takes room in /dev/shm.
+            # Remove the leftovers of a killed predecessor: they are harmless but occupy memory in /dev/shm.
             remove_leftovers(stream)
             started_s = time.monotonic()
             try:
@@ -66,7 +66,7 @@ def supervise(configuration: SupervisorConfiguration, stop: threading.Event) -> 
 
 
 class _Supervisor:
-    """The loop. Owned by the main thread, whose end would end the services (prctl(2), PR_SET_PDEATHSIG)."""
+    """The loop. Owned by the main thread, whose end would also end the services (prctl(2), PR_SET_PDEATHSIG)."""
 
     def __init__(self, configuration: SupervisorConfiguration, judges: list[Judge], events: Events, view: View) -> None:
         self._configuration = configuration
@@ -83,10 +83,10 @@ class _Supervisor:
         self._started_s = time.monotonic()
 
     def run(self, stop: threading.Event) -> None:
-        """Start the services one after the other, and judge them until ``stop`` is set.
+        """Start the services one after the other, and monitor them until ``stop`` is set.
 
         Raises:
-            ServiceError: One that is not optional is dead for good.
+            ServiceError: A required service failed permanently.
         """
         if self._page is not None:
             self._page.start()
@@ -107,7 +107,7 @@ class _Supervisor:
             self._view.show(make_board(self._url, page, running_s, self._judges))
 
     def _may_go_on(self) -> bool:
-        """Whether the next service may start: one that reads cameras would fail while they are still being rendered."""
+        """Return whether the next service may start. One that reads cameras must wait until they have been rendered."""
         if not self._started:
             return True
         last = self._started[-1]
@@ -116,7 +116,7 @@ class _Supervisor:
         return last.document is not None and "progress" not in last.document
 
     def _look_at_page(self) -> str:
-        """Return the page's own word for how it is, ``starting`` before its first picture."""
+        """Return the page's own state, or ``starting`` before its first picture."""
         if self._page is None:
             return "running"
         answer, _, silent_s = self._page.look()
@@ -132,7 +132,7 @@ class _Supervisor:
 
 
 def describe(judges: list[Judge]) -> dict[str, Any]:
-    """The supervisor's own status: the state of each service. It is unhealthy while one is given up."""
+    """Return the supervisor's own status: the state of each service. It is unhealthy while one is given up."""
     services = {
         judge.process.service: {
             "state": judge.process.state,
@@ -152,7 +152,7 @@ def describe(judges: list[Judge]) -> dict[str, Any]:
 
 
 def _end(judges: list[Judge], view: View, events: Events) -> None:
-    """Stop the services, those first that read what others make: nobody misses a camera on the way out."""
+    """Stop the services, consumers before producers, to avoid errors about missing input during the shutdown."""
     for event in events.take():
         view.say(event)
     view.close()
@@ -167,13 +167,13 @@ def _end(judges: list[Judge], view: View, events: Events) -> None:
         for judge in reversed(group):
             judge.process.stop(deadline_s)
     for event in events.take():
-        # That a service has stopped, or waits for one that has, is no news to people now.
+        # Hide events about stopping services, which are expected during the shutdown.
         if view.raw or not event.raw or not event.is_log or event.level in ("error", "critical"):
             view.say(event)
 
 
 def page_url(configuration: SupervisorConfiguration) -> str:
-    """Where a browser on this machine finds the page."""
+    """Return the page's URL for a browser on this machine."""
     host = configuration.streamer.host
     everywhere = ("0.0.0.0", "::")  # noqa: S104  compared, not bound
     return f"http://{'127.0.0.1' if host in everywhere else host}:{configuration.streamer.port}"

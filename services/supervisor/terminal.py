@@ -1,8 +1,7 @@
-"""A terminal on which events scroll and, below them, one picture is drawn in place.
+"""A terminal on which events scroll above a picture that is redrawn in place.
 
-Nothing that is written wraps: each line is cut to the terminal's width. While the picture is there, the cursor is
-hidden and what is typed is not echoed, and both are put right by :meth:`Screen.close`, and while the program is
-suspended.
+Lines are cut to the terminal's width, so they never wrap. While the picture is shown, the cursor is hidden and input is
+not echoed. :meth:`Screen.close` restores both, as does a suspension of the program.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ SHOW_CURSOR, HIDE_CURSOR = b"\x1b[?25h", b"\x1b[?25l"
 
 
 class _Output(io.TextIOBase):
-    """A terminal's descriptor as a text file without a buffer; a terminal that is gone is written to in vain."""
+    """An unbuffered text file for a terminal's descriptor. Output to a closed terminal is dropped."""
 
     def __init__(self, descriptor: int, encoding: str) -> None:
         super().__init__()
@@ -53,7 +52,7 @@ class _Output(io.TextIOBase):
 
 
 class Bar:
-    """How much of a step is done, as a bar that can be read without colour too."""
+    """A progress bar that is readable without colour."""
 
     def __init__(self, done: int, total: int | None, width: int) -> None:
         self._done = 0 if not total else min(width, width * done // total)
@@ -65,15 +64,15 @@ class Bar:
 
 
 def can_draw(descriptor: int) -> bool:
-    """Whether a descriptor is a terminal that can move its cursor."""
+    """Return whether a descriptor is a terminal that can move its cursor."""
     return os.isatty(descriptor) and os.environ.get("TERM", "dumb").lower() not in ("dumb", "unknown", "")
 
 
 def encoding_of_terminal() -> str:
-    """Return ``utf-8`` or ``ascii``, as the locale says.
+    """Return ``utf-8`` or ``ascii``, according to the locale.
 
-    Python itself takes UTF-8 in the C locale, and says so in LC_CTYPE for its children (PEP 538), which tells nothing
-    of the terminal.
+    In the C locale, Python itself uses UTF-8 and sets LC_CTYPE for its children (PEP 538), so its own encoding says
+    nothing about the terminal.
     """
     environment = os.environ
     chosen = environment.get("LC_ALL") or environment.get("LC_CTYPE") or environment.get("LANG") or ""
@@ -109,8 +108,8 @@ class Screen:
 
         Args:
             text: One line.
-            style: How it looks, in rich's words.
-            whole: Whether to fold it at words, rather than to cut it.
+            style: Style, in rich's syntax.
+            whole: Whether to wrap it at words instead of cutting it.
         """
         line = Text("".join(letter if letter.isprintable() else " " for letter in text), style=style)
         width = self._size[0] - 1
@@ -121,10 +120,10 @@ class Screen:
             self.console.print(part, no_wrap=True, overflow="crop", crop=True)
 
     def draw(self, picture: Callable[[int, int], RenderableType]) -> None:
-        """Draw the picture in the place of the one before.
+        """Draw the picture in place of the previous one.
 
         Args:
-            picture: Called with the columns and lines that it may take, and called again when these change.
+            picture: Called with the available columns and lines, and again whenever these change.
         """
         self._picture = picture
         if self._live is None:
@@ -136,7 +135,7 @@ class Screen:
             self._live.update(self._rendered(), refresh=True)
 
     def close(self) -> None:
-        """Remove the picture, and leave the terminal as it was."""
+        """Remove the picture, and restore the terminal."""
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -150,7 +149,7 @@ class Screen:
 
     @property
     def size_changed(self) -> bool:
-        """Whether the terminal has another size than the picture was drawn for."""
+        """Return whether the terminal's size has changed since the picture was drawn."""
         return self._measure() != self._size
 
     def _rendered(self) -> RenderableType:
@@ -171,11 +170,11 @@ class Screen:
         self._live.start(refresh=True)
 
     def _repaint(self) -> None:
-        """Draw all anew: a terminal that has another width has moved what was there."""
+        """Redraw everything, because a terminal reflows its content when its width changes."""
         assert self._live is not None
         self._was_suspended = False
         self._fit()
-        # It prints its picture once more when it stops, and the old one may not fit.
+        # rich prints the picture once more when it stops, and the old one may not fit.
         self._live.update(Text(""))
         self._live.stop()
         self.console.clear()
@@ -196,12 +195,12 @@ class Screen:
         return columns or FALLBACK_SIZE[0], lines or FALLBACK_SIZE[1]
 
     def _fit(self) -> bool:
-        """Take over the terminal's size; return whether it has changed."""
+        """Adopt the terminal's size. Return whether it has changed."""
         size = self._measure()
         if size == self._size:
             return False
         self._size = size
-        # Set, so that rich asks neither COLUMNS, which a shell may have exported long ago, nor another descriptor.
+        # Set the size explicitly, to prevent rich from using an outdated COLUMNS or another descriptor.
         self.console.size = ConsoleDimensions(*size)
         return True
 
@@ -215,7 +214,7 @@ class Screen:
     def _set_quiet(self) -> None:
         modes = termios.tcgetattr(self._descriptor)
         modes[3] &= ~termios.ECHO
-        modes[0] &= ~termios.IXON  # Ctrl-S would stop the supervisor at its next line
+        modes[0] &= ~termios.IXON  # otherwise Ctrl-S would block the supervisor at its next line
         termios.tcsetattr(self._descriptor, termios.TCSANOW, modes)
 
     def _release_terminal(self) -> None:
@@ -228,7 +227,7 @@ class Screen:
             self._previous_handler = None
 
     def _suspend(self, _signal: int, _frame: object) -> None:
-        """Give the terminal back while the program is suspended."""
+        """Restore the terminal while the program is suspended."""
         modes = self._modes
         with contextlib.suppress(termios.error, OSError):
             os.write(self._descriptor, SHOW_CURSOR + b"\n")

@@ -1,4 +1,4 @@
-"""How the pipeline is shown: a table in place on a terminal, short lines without one."""
+"""Show the pipeline: a table that is redrawn in place on a terminal, short lines elsewhere."""
 
 from __future__ import annotations
 
@@ -30,30 +30,30 @@ class View(Protocol):
 
     @property
     def raw(self) -> bool:
-        """Whether the services' lines are handed on as they are."""
+        """Whether the services' lines are forwarded unchanged."""
 
     def say(self, event: Event) -> None:
         """Show one event."""
 
     def show(self, board: Board) -> None:
-        """Show how it goes now; called some times a second."""
+        """Show the current board. Called several times a second."""
 
     def close(self) -> None:
-        """Show no more than events."""
+        """Stop showing the board; events are still shown."""
 
 
 def choose_view(log_section: LogSection, status_interval_s: float) -> View:
-    """Return a table where standard output is a terminal that can draw one, else lines."""
+    """Return a table view if standard output is a terminal that can draw it, otherwise a line view."""
     if can_draw(1):
         return TableView(Screen(1))
     return LineView(log_section.format == "json", status_interval_s)
 
 
 class LineView:
-    """One line an event; and a summary from time to time.
+    """One line for each event, and a periodic summary.
 
     Args:
-        raw: Whether the services' lines are handed on as they are, and the supervisor's own are JSON like them.
+        raw: Whether the services' lines are forwarded unchanged, and the supervisor's own lines are JSON as well.
         status_interval_s: Seconds between two summaries.
     """
 
@@ -65,7 +65,7 @@ class LineView:
         self._steps: dict[tuple[str, str], Step] = {}
 
     def say(self, event: Event) -> None:
-        """Write one event: the services' and what is grave to standard error, the rest to standard output."""
+        """Write one event: the services' events and errors to standard error, the rest to standard output."""
         to = sys.stderr if event.raw or event.level in GRAVE else sys.stdout
         if self.raw:
             line = event.raw or as_json(event)
@@ -73,14 +73,14 @@ class LineView:
             line = f"{time_of_day()} {event.text}"
         else:
             line = "\n".join(filter(None, (event.text if event.is_log else event.raw, event.details)))
-        if os.isatty(to.fileno()):  # one that cannot draw, or standard error alone
+        if os.isatty(to.fileno()):  # a terminal that cannot draw, or standard error only
             with contextlib.suppress(OSError):
                 columns = os.get_terminal_size(to.fileno()).columns or 80
                 line = "\n".join(part[: columns - 1] for part in line.splitlines())
         _write(to, line)
 
     def show(self, board: Board) -> None:
-        """Write a line at the beginning and the end of each long step, and the summary when it is due."""
+        """Write a line at the start and the end of each long step, and the summary when it is due."""
         now = {(step.service, step.what): step for step in board.steps}
         for key, step in now.items():
             if key not in self._steps:
@@ -91,24 +91,24 @@ class LineView:
             self.say(Event("supervisor", summary(board)))
 
     def close(self) -> None:
-        """Nothing is left to do."""
+        """Do nothing."""
 
 
 def _write(to: TextIO, line: str) -> None:
-    """Write a line; where its reader has gone, it is dropped."""
+    """Write a line. If the reader has closed the pipe, drop it."""
     try:
         to.write(line + "\n")
         to.flush()
     except (OSError, ValueError):
         with contextlib.suppress(OSError, ValueError, io.UnsupportedOperation):
-            # What the buffer still holds would fail again at the end of the process.
+            # Discard the buffer, which otherwise fails again at the end of the process.
             silent = os.open(os.devnull, os.O_WRONLY)
             os.dup2(silent, to.fileno())
             os.close(silent)
 
 
 class TableView:
-    """A table in place, below the events."""
+    """A table below the events, redrawn in place."""
 
     raw = False
     """As of :class:`View`."""
@@ -122,7 +122,7 @@ class TableView:
         self._to_terminal = os.isatty(2)
 
     def say(self, event: Event) -> None:
-        """Print one event above the table; the services' go to standard error where that is no terminal."""
+        """Print one event above the table. The services' events go to standard error if that is not a terminal."""
         if event.raw and not self._to_terminal:
             _write(sys.stderr, event.raw)
             return
@@ -130,7 +130,7 @@ class TableView:
         self._screen.event(text, LEVEL_STYLES.get(event.level, ""), whole=not event.raw)
 
     def show(self, board: Board) -> None:
-        """Draw the table again, at most so often that it can be read, at once where the terminal's size has changed."""
+        """Redraw the table: at a limited rate, to keep it readable, but immediately if the terminal's size changed."""
         now_s = time.monotonic()
         if now_s < self._next_s and not self._screen.size_changed:
             return
@@ -143,7 +143,7 @@ class TableView:
         self._screen.close()
 
     def _tell_steps(self, board: Board, now_s: float) -> None:
-        """Print a line for each long step that is over."""
+        """Print a line for each completed step."""
         now = {(step.service, step.what): step for step in board.steps}
         for key, step in self._steps.items():
             if key not in now and key not in self._done_steps and step.total:
@@ -156,7 +156,7 @@ class TableView:
 
 
 def picture(board: Board, columns: int, lines: int) -> RenderableType:
-    """Draw the board into so many columns and lines, no more."""
+    """Draw the board into at most ``columns`` and ``lines``."""
     head = _head(board, columns)
     steps = [_step_line(step, columns) for step in board.steps][: max(0, lines - len(head))]
     rows: list[Row] = list(board.rows)
@@ -177,7 +177,7 @@ def picture(board: Board, columns: int, lines: int) -> RenderableType:
 
 
 def _head(board: Board, columns: int) -> list[Text]:
-    """The URL, how the page is, and for how long all runs; on narrow terminals below each other."""
+    """Return the URL, the page's state and the running time; on narrow terminals, one below the other."""
     live = board.page in ("live", "running")
     url = Text(board.url, "bold underline" if live or board.page == "delayed" else "dim")
     state = Text(
@@ -201,7 +201,7 @@ def duration(seconds: float) -> str:
 
 
 def _step_line(step: Step, columns: int) -> RenderableType:
-    """A bar with what and how much; on narrow terminals without the bar."""
+    """Return a step's name, bar and progress; on narrow terminals, without the bar."""
     what, amount = step.what, step.amount
     bar_columns = columns - len(what) - len(amount) - 4
     if bar_columns < 8:
@@ -218,7 +218,7 @@ def _step_line(step: Step, columns: int) -> RenderableType:
 
 
 def _table(rows: list[Row], columns: int) -> RenderableType:
-    """The rows, in columns of fixed width: a remark takes what is left."""
+    """Return the rows as a table with columns of fixed width; remarks take the remaining width."""
     name_columns = min(max(len("stage"), *(len(row.name) for row in rows)), max(8, columns // 2))
     wide = columns >= NARROW
     rate_columns, age_columns = (8, 8) if wide else (5, 0)

@@ -15,7 +15,7 @@ from services.detector.tiles import Pixels
 FIRST, SECOND, THIRD = [10, 10, 50, 90], [200, 10, 240, 90], [400, 10, 440, 90]
 
 
-def corners(*boxes: list[int]) -> Floats:
+def xyxy(*boxes: list[int]) -> Floats:
     return np.array(boxes, np.float32).reshape(-1, 4)
 
 
@@ -36,16 +36,16 @@ class Told:
 
 
 def test_people_are_those_on_whom_two_agree() -> None:
-    found = [corners(FIRST, SECOND), corners([12, 12, 51, 91]), corners(SECOND, THIRD)]
-    np.testing.assert_array_equal(detect.agreed(found), corners(FIRST, SECOND))
-    assert detect.agreed([corners(), corners()]).shape == (0, 4)
+    found = [xyxy(FIRST, SECOND), xyxy([12, 12, 51, 91]), xyxy(SECOND, THIRD)]
+    np.testing.assert_array_equal(detect.agreed(found), xyxy(FIRST, SECOND))
+    assert detect.agreed([xyxy(), xyxy()]).shape == (0, 4)
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.5])
 def test_recall_and_false_boxes_are_counted(scale: float) -> None:
     picture = np.zeros((500, 600, 3), np.uint8)
-    model = cast("Model", Told(corners(FIRST, THIRD) * np.float32(scale)))
-    recall, false = detect.judge(model, [(picture, corners(FIRST, SECOND))], scale)
+    model = cast("Model", Told(xyxy(FIRST, THIRD) * np.float32(scale)))
+    recall, false = detect.judge(model, [(picture, xyxy(FIRST, SECOND))], scale)
     assert (recall, false) == (0.5, 1.0)
 
 

@@ -29,7 +29,7 @@ class Chosen:
 class Candidates:
     """Boxes of one tile, before validation."""
 
-    corners: Floats
+    xyxy: Floats
     """Left, top, right and bottom in pixels of the network's input: ``(n, 4)``."""
     scores: Floats
     labels: Integers
@@ -73,19 +73,19 @@ class Chooser:
         return Chosen(rows, values[rows], labels[rows])
 
 
-def usable(corners: Floats, scores: Floats, height_px: int, width_px: int) -> Flags:
+def usable(xyxy: Floats, scores: Floats, height_px: int, width_px: int) -> Flags:
     """Return which boxes are valid: finite, not inverted, in range, with a score of at most 1.
 
     Args:
-        corners: In pixels of the tile, ``(n, 4)``; not clipped yet.
+        xyxy: Boxes in pixels of the tile, ``(n, 4)``; not clipped yet.
         scores: Of each.
         height_px: Height of the tile.
         width_px: Width of the tile.
     """
     sides = np.array([width_px, height_px, width_px, height_px], np.float32)
     with np.errstate(invalid="ignore", over="ignore"):
-        in_range = ((corners > -FARTHEST * sides) & (corners < (1 + FARTHEST) * sides)).all(axis=1)
-        clipped = np.clip(corners, 0, sides)
+        in_range = ((xyxy > -FARTHEST * sides) & (xyxy < (1 + FARTHEST) * sides)).all(axis=1)
+        clipped = np.clip(xyxy, 0, sides)
         has_area = (clipped[:, 2:] > clipped[:, :2]).all(axis=1)
-        good: Flags = np.isfinite(corners).all(axis=1) & in_range & has_area & (scores <= 1 + SLACK)
+        good: Flags = np.isfinite(xyxy).all(axis=1) & in_range & has_area & (scores <= 1 + SLACK)
     return good

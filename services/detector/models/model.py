@@ -139,19 +139,19 @@ class Model:
         """Drop invalid boxes, and clip the others to the tile."""
         height_px, width_px = tile.shape[:2]
         with np.errstate(invalid="ignore", over="ignore"):
-            corners = placement.in_tile(candidates.corners)
-        good = usable(corners, candidates.scores, height_px, width_px)
+            xyxy = placement.in_tile(candidates.xyxy)
+        good = usable(xyxy, candidates.scores, height_px, width_px)
         scores, labels = candidates.scores, candidates.labels
         if not good.all():
-            self._reject(corners[~good], scores[~good])
-            corners, scores, labels = corners[good], scores[good], labels[good]
+            self._reject(xyxy[~good], scores[~good])
+            xyxy, scores, labels = xyxy[good], scores[good], labels[good]
         if len(scores) > MOST_BOXES:
             best = np.argpartition(-scores, MOST_BOXES)[:MOST_BOXES]
-            corners, scores, labels = corners[best], scores[best], labels[best]
-        corners = np.clip(corners, 0, np.array([width_px, height_px, width_px, height_px], np.float32))
-        return Boxes(corners.astype(np.float32, copy=False), np.minimum(scores, np.float32(1)), labels)
+            xyxy, scores, labels = xyxy[best], scores[best], labels[best]
+        xyxy = np.clip(xyxy, 0, np.array([width_px, height_px, width_px, height_px], np.float32))
+        return Boxes(xyxy.astype(np.float32, copy=False), np.minimum(scores, np.float32(1)), labels)
 
-    def _reject(self, corners: Array, scores: Array) -> None:
+    def _reject(self, xyxy: Array, scores: Array) -> None:
         """Count invalid boxes, and log them once."""
         self.rejected_boxes += len(scores)
         logits = bool((scores > 1).any())
@@ -165,7 +165,7 @@ class Model:
             else "a box is not finite, inverted or out of range",
             count=len(scores),
             score=f"{scores[0]:g}",
-            box=" ".join(f"{value:g}" for value in corners[0]),
+            box=" ".join(f"{value:g}" for value in xyxy[0]),
         )
 
     def _recognise(

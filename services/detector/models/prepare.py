@@ -29,11 +29,11 @@ class Placement:
     left_px: int
     top_px: int
 
-    def in_tile(self, corners: Floats) -> Floats:
-        """Convert corners ``(n, 4)`` from pixels of the input to pixels of the tile."""
+    def in_tile(self, xyxy: Floats) -> Floats:
+        """Convert boxes ``(n, 4)`` from pixels of the input to pixels of the tile."""
         offset = np.array([self.left_px, self.top_px] * 2, np.float32)
         scale = np.array([self.scale_x, self.scale_y] * 2, np.float32)
-        moved: Floats = (corners - offset) / scale
+        moved: Floats = (xyxy - offset) / scale
         return moved
 
 

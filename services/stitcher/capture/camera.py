@@ -27,8 +27,8 @@ from services.stitcher.capture.connection import (
 )
 from services.stitcher.capture.damage import DamageFilter, Verdict
 from services.stitcher.capture.h264 import FrameNumbers
-from services.stitcher.capture.pairing import Timed
 from services.stitcher.capture.sender import SenderClocks
+from services.stitcher.capture.synchronizer import Timed
 from services.stitcher.config import CameraSection, Damaged, ReconnectSection
 
 NS = 1_000_000_000

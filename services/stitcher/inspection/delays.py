@@ -29,8 +29,8 @@ from services.stitcher.calibration.poses import Calibration, CalibrationError
 from services.stitcher.calibration.poses import load as load_calibration
 from services.stitcher.calibration.solve import groups_of
 from services.stitcher.capture.camera import NS, CameraReader
-from services.stitcher.capture.pairing import Timed
 from services.stitcher.capture.sender import SenderClocks
+from services.stitcher.capture.synchronizer import Timed
 from services.stitcher.config import StitcherConfiguration, StitcherSection
 from services.stitcher.inspection.overlap import fit_luma
 from services.stitcher.rendering.exposure import Patches, shared_patches

@@ -1,12 +1,12 @@
-// Draws the objects over the picture, on a canvas of their own that changes only when they do.
+// Draws the objects over the picture, on a separate canvas that is redrawn only when they change.
 
-// Bright enough for dark text on them; the first are kept for what cameras see most.
+// Bright enough for dark text on them; the first are reserved for the most frequent labels.
 const COLOURS = ["#ffb347", "#b9a7ff", "#4cc9f0", "#ffe066", "#80ed99", "#ff8fa3", "#5eead4", "#e9c9ff"];
 const FREQUENT = ["person", "car", "bus", "truck", "bicycle", "motorcycle", "traffic light", "dog"];
 const LARGEST_RATIO = 2;
 const LABEL_HEIGHT = 15;
 const MARGIN = LABEL_HEIGHT + 2;
-// So large on the screen, a box has room for the track's number and the score.
+// Least size on the screen at which a box has room for the track's number and the score.
 const DETAILED_PX = 120;
 
 // The same colour for the same label, in every frame.
@@ -28,7 +28,7 @@ export class Boxes {
   #context;
   #view;
   #objects = [];
-  // What tells the drawing of the objects apart from another one.
+  // Fingerprint of the drawn objects, to detect changes.
   #drawn = "[]";
   #requested = false;
 
@@ -38,8 +38,8 @@ export class Boxes {
     this.#view = view;
   }
 
-  // Show objects, in pixels of the frame. They are drawn at once, so that they are composed together with a picture that
-  // was drawn in the same animation frame, and only where one looks different: each change of the overlay costs time.
+  // Show objects, in pixels of the frame. They are drawn immediately, to be composited together with a picture of the same
+  // animation frame, and only if one looks different, because each change of the overlay costs time.
   show(objects) {
     this.#objects = objects;
     const drawn = this.#look(objects);
@@ -56,8 +56,8 @@ export class Boxes {
     }
   }
 
-  // The objects as they look on the screen, to half a pixel and a twentieth of the opacity. A change of the view draws anew
-  // by itself.
+  // The objects' appearance on the screen, to half a pixel and a twentieth of the opacity. A change of the view redraws them
+  // in any case.
   #look(objects) {
     const halves = (length) => Math.round(2 * length * this.#view.scale);
     return JSON.stringify(
@@ -97,14 +97,14 @@ export class Boxes {
         visible.push([object, box]);
       }
     }
-    // After all boxes, so that none crosses a label; the most certain come first and get their place first.
+    // Draw labels after all boxes, so that no box crosses a label. Objects are sorted by score, so the best get their place.
     const taken = [];
     for (const [object, box] of visible) {
       this.#label(object, box, clip, taken);
     }
   }
 
-  // The whole label where it covers no other, else a shorter one, else none: zooming in makes room.
+  // Draw the full label if it covers no other, otherwise a shorter one, otherwise none: zooming in makes room.
   #label(object, box, clip, taken) {
     const context = this.#context;
     const more = object.sub_class ? ` · ${object.sub_class}` : "";
@@ -132,7 +132,7 @@ export class Boxes {
     }
   }
 
-  // Lay the canvas over the part of the picture that is in sight, and no more: a larger one costs the compositor time.
+  // Fit the canvas to the visible part of the picture: a larger canvas costs the compositor time.
   #fitCanvas() {
     const view = this.#view;
     const left = Math.floor(Math.max(view.x, 0));

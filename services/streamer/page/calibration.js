@@ -1,4 +1,4 @@
-// Where the cameras are in the panorama and how well they fit, from the stitcher's status and the newest picture.
+// Shows the cameras' positions in the panorama and how well they fit, from the stitcher's status and the newest picture.
 
 const ASK_MS = 2000;
 const PICTURE_MS = 5000;
@@ -132,7 +132,7 @@ function draw(calibration, pairs) {
     const [one, other] = pair.cameras.map((name) => outlines.get(name) && bounds(outlines.get(name)));
     const px = pair.residual_px ?? pair.rms_px;
     if (one && other && isNumber(px)) {
-      // Of neighbours across the end of a circle, one is taken by a turn to the other.
+      // If two neighbours are at opposite ends of a full circle, shift one by a turn.
       const apart = (other.left + other.right - one.left - one.right) / 2;
       const shift = drawing.turn_px ? -drawing.turn_px * Math.round(apart / drawing.turn_px) : 0;
       const x = (Math.max(one.left, other.left + shift) + Math.min(one.right, other.right + shift)) / 2;

@@ -1,8 +1,9 @@
-// How the server's clock differs from this page's, so that the age of a picture is known however long it was on its way.
+// Estimates the offset of the server's clock from this page's, to compute the age of a picture regardless of its latency.
 //
-// What the page sent at its time p the server received at its time s, later or at once: the difference of the clocks is
-// p - s at least. What the server sent at s came here at p: it is p - s at most. The least is taken, as tight as the last
-// echoes make it. So a picture is never younger than its label says, and older by the way of an acknowledgement at most.
+// A message that the page sent at its time p arrived at the server at its time s, so the offset is at least p - s. A
+// message that the server sent at s arrived here at p, so the offset is at most p - s. The estimate is the largest lower
+// bound of the last echoes. It ensures that a picture's displayed age is never less than its true age, and exceeds it by
+// at most the latency of an acknowledgement.
 
 const KEPT = 64;
 
@@ -11,8 +12,8 @@ export class Clock {
   #openedAt = null;
   #echoed = null;
 
-  // Learn from the times in a message that has just come, on a connection that was asked for at openedAt. Until the first
-  // message of a new connection what the last one told holds.
+  // Update the estimate from a message that has just arrived, on a connection that was requested at openedAt. The estimate
+  // of the previous connection is used until the first message of a new one.
   hear({ sent_ms: sent, received_ms: received, echo }, openedAt) {
     if (received !== undefined && openedAt !== this.#openedAt) {
       this.#openedAt = openedAt;
@@ -23,19 +24,19 @@ export class Clock {
       this.#least.push(echo[0] - echo[1]);
       this.#least.splice(0, this.#least.length - KEPT);
     }
-    // A clock that has stood still, as in a machine that slept, contradicts what was learnt before.
+    // If a clock stood still, such as during suspend, earlier bounds contradict the new one: drop them.
     const most = performance.now() - sent;
     if (this.#least.some((least) => least > most)) {
       this.#least = this.#least.filter((least) => least <= most);
     }
   }
 
-  // The server's clock now, in milliseconds, rather too late than too early; null while it is not known.
+  // The server's current time in milliseconds, rather too late than too early; null while it is not known.
   get server() {
     return this.#least.length ? performance.now() - Math.max(...this.#least) : null;
   }
 
-  // Milliseconds since a time of the server's clock; null while that is not known.
+  // Milliseconds since a time of the server's clock; null while its clock is not known.
   since(server) {
     const now = this.server;
     return now === null ? null : Math.max(now - server, 0);

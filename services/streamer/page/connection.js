@@ -1,14 +1,14 @@
-// The WebSocket to the streamer: messages in, acknowledgements out, and a new attempt when it is lost.
+// The WebSocket to the streamer: receives messages, sends acknowledgements, and reconnects.
 
 const FIRST_WAIT_MS = 300;
-// Short enough that a page is back within two seconds of its server.
+// Short enough for the page to reconnect within two seconds after its server is back.
 const LONGEST_WAIT_MS = 1500;
-// The server tells its state every second; a connection that is silent for so long is dead.
+// The server sends its state every second; a connection that is silent for this long is dead.
 const SILENCE_MS = 6000;
 const TELL_TIME_MS = 1000;
 
 export class Connection {
-  // How many attempts have failed, one after the other, before the connection was open.
+  // Number of consecutive attempts that failed before the connection was open.
   refusals = 0;
   #handlers;
   #clock;
@@ -30,7 +30,7 @@ export class Connection {
     ]) {
       target.addEventListener(event, () => this.#retry && !document.hidden && this.open());
     }
-    // Without frames to acknowledge, the clocks are compared all the same.
+    // Send the clock even without frames to acknowledge, to keep the offset known.
     setInterval(() => performance.now() - this.#toldAt > TELL_TIME_MS && this.#tell({}), TELL_TIME_MS);
   }
 
@@ -53,13 +53,13 @@ export class Connection {
     this.#watch(socket);
   }
 
-  // Try again after so long instead of soon.
+  // Retry after the given time instead of soon.
   postpone(waitMs) {
     clearTimeout(this.#retry);
     this.#retry = setTimeout(() => this.open(), waitMs);
   }
 
-  // Tell the server that a frame is done; those that came before it are done too.
+  // Acknowledge a frame, and with it all earlier ones.
   acknowledge(sequence) {
     const place = this.#unacknowledged.findIndex((frame) => frame.sequence === sequence);
     if (place < 0 || this.#socket?.readyState !== WebSocket.OPEN) {
@@ -112,7 +112,7 @@ export class Connection {
     socket.close();
     // onopen has set it to 0.
     this.refusals += 1;
-    // Spread out, so that many pages do not come back at the same moment.
+    // Add jitter, to prevent many pages from reconnecting at the same time.
     const waitMs = this.#waitMs * (0.75 + Math.random() / 2);
     this.#waitMs = Math.min(this.#waitMs * 2, LONGEST_WAIT_MS);
     this.#retry = setTimeout(() => this.open(), waitMs);

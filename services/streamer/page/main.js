@@ -1,4 +1,4 @@
-// Joins the parts of the page.
+// Connects the parts of the page.
 
 import { Boxes, colourOf } from "./boxes.js";
 import { Clock } from "./clock.js";
@@ -12,10 +12,10 @@ import { missing, pictureState } from "./status.js";
 import { View } from "./view.js";
 
 const REFRESH_MS = 200;
-// The bar's figures change at most so often; the boxes do with each picture.
+// Shortest interval between updates of the bar's figures; the boxes are updated with each picture.
 const LIST_MS = 120;
 const ASK_MS = 2000;
-// So many attempts in which the WebSocket never opened, while the server answers otherwise: it does not pass.
+// Number of failed attempts, while the server answers other requests, after which the WebSocket counts as blocked.
 const REFUSALS = 3;
 const TRY_WEBSOCKET_MS = 30000;
 const BARS_MS = 3000;
@@ -105,7 +105,7 @@ function lose() {
   refresh();
 }
 
-// The server's files are others than this page's.
+// The server's files differ from this page's, so reload it.
 function reload() {
   const last = Number(sessionStorage.getItem("reloaded") ?? -Infinity);
   if (Date.now() - last > RELOAD_AT_MOST_EVERY_MS) {
@@ -114,12 +114,12 @@ function reload() {
   }
 }
 
-// A WebSocket that is refused does not tell why; another request does. Returns the status, or null.
+// Requests the status, because a rejected WebSocket gives no reason but another request does. Returns it, or null.
 async function askWhy() {
   try {
     const answer = await fetch(new URL("api/status", document.baseURI), { cache: "no-store" });
     if (!answer.ok) {
-      // The server's refusals are one sentence; a proxy's errors are pages.
+      // The server's rejections are one sentence; a proxy's errors are pages.
       const isOurs = answer.headers.get("Content-Type")?.startsWith("text/plain");
       refusal = isOurs ? (await answer.text()).trim() : "";
       return refresh();
@@ -148,7 +148,7 @@ function pictureAgeMs() {
   return picture.shown === null ? null : (clock.since(picture.shown.captured_ms) ?? NaN);
 }
 
-// The boxes of the picture that is shown.
+// Draws the boxes of the displayed picture.
 function mark() {
   const isShown = picture.shown !== null && ["live", "delayed"].includes(element("state").dataset.state);
   marked = isShown
@@ -157,7 +157,7 @@ function mark() {
   boxes.show(marked.objects.filter(({ label }) => !hiddenKinds.has(label)));
 }
 
-// Tell in the bar of the boxes that are drawn.
+// Shows the number of drawn boxes in the bar.
 function list() {
   listedAt = performance.now();
   listFound();
@@ -205,7 +205,7 @@ function timeOf(wallMs) {
   return new Date(wallMs).toLocaleTimeString([], { hour12: false });
 }
 
-// Touch the document only where something has changed: each change costs a layout.
+// Changes the document only if necessary, because each change costs a layout.
 function write(id, value) {
   const text = String(value);
   if (element(id).textContent !== text) {

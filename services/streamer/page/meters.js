@@ -1,4 +1,4 @@
-// What the page measures itself: frames drawn and skipped, and how old they were.
+// Measurements of the page: drawn and skipped frames, and their age.
 
 const WINDOW_MS = 2000;
 
@@ -8,7 +8,7 @@ export class Meters {
   #latencies = [];
   #last = null;
 
-  // A frame was drawn, so many milliseconds after its capture; null where that is not known.
+  // Record a drawn frame, with its age in milliseconds since capture, or null if not known.
   count(head, ageMs) {
     const now = performance.now();
     this.#drawn.push(now);
@@ -21,7 +21,7 @@ export class Meters {
     this.#last = head;
   }
 
-  // Forget the previous frame: after a lost connection nobody knows what was missed.
+  // Forget the previous frame, because it is unknown how many frames a lost connection missed.
   restart() {
     this.#last = null;
     this.#latencies = [];
@@ -33,7 +33,7 @@ export class Meters {
     return this.#drawn.length / (WINDOW_MS / 1000);
   }
 
-  // Median of the last seconds, null when there is none.
+  // Median of the last seconds; null without any.
   get latencyMs() {
     const now = performance.now();
     this.#latencies = this.#latencies.filter(([at]) => at > now - WINDOW_MS);

@@ -1,10 +1,10 @@
-// Pictures over plain HTTP, for a way on which a WebSocket does not pass: /stream.mjpg, read part by part.
+// Pictures over plain HTTP, for networks that block WebSockets: /stream.mjpg, read part by part.
 
 const END_OF_HEAD = "\r\n\r\n";
 const RETRY_MS = 1000;
 const LARGEST_HEAD = 4096;
 const LAST_LEVEL = 3;
-// A minute without delay, and larger pictures are tried again.
+// Time without delay after which larger pictures are tried again.
 const STEADY_MS = 60000;
 
 export class PictureStream {
@@ -16,7 +16,7 @@ export class PictureStream {
   #level = 0;
   #steadySince = 0;
 
-  // onFrame(head, jpeg): a picture has come. isLate(head): it is too old, so that what is still on its way is given up.
+  // onFrame(head, jpeg): a picture has arrived. isLate(head): it is too old, so drop the connection with the data in flight.
   constructor(clock, onFrame, isLate) {
     this.#clock = clock;
     this.#onFrame = onFrame;
@@ -86,7 +86,7 @@ export class PictureStream {
       this.#clock.hear({ sent_ms: Number(headers["x-sent-ms"]), received_ms: received, echo: null }, openedAt);
       this.#onFrame(head, jpeg);
       if (this.#isLate(head)) {
-        // Buffers on the way are full of older pictures: without this connection they are gone.
+        // Buffers along the path are full of older pictures, and closing this connection discards them.
         this.#level = Math.min(this.#level + 1, LAST_LEVEL);
         this.#again();
         return;
@@ -100,7 +100,7 @@ export class PictureStream {
   }
 }
 
-// Yields each part's headers, by lower-case name, and its body. Every part of the server's says its length.
+// Yields each part's headers, by lower-case name, and its body. The server declares the length of every part.
 async function* parts(reader) {
   let held = new Uint8Array(0);
   const more = async () => {

@@ -1,27 +1,27 @@
-// Where the objects are in the picture that is shown: a detector is slower than the video, and a slow line brings pictures
-// later than detections.
+// Predicts the objects' positions in the displayed picture. This is required because a detector is slower than the video,
+// and a slow line delivers pictures later than detections.
 //
-// All times are of the server's clock, in milliseconds; all places in pixels of the full frame. What belongs together is
-// known by the detector, its tracker's epoch, the publisher's epoch and the track's number: each tracker numbers its own,
-// from 1, and a detector has another one when it restarts.
+// All times are of the server's clock, in milliseconds; all positions in pixels of the full frame. The detector, its
+// tracker's epoch, the publisher's epoch and the track's number together identify an object: each tracker numbers its
+// objects from 1, and a detector that restarts may have a new tracker.
 
 const KEPT = 12;
 const SMOOTHING = 0.5;
 const FURTHEST_MS = 1000;
-// A detector that was silent for so long may have restarted: its numbers mean other objects.
+// A detector that was silent for this long may have restarted, so that its numbers mean other objects.
 const LONGEST_GAP_MS = 1500;
-// Nothing moves faster than so many times its own size in a second; a jump beyond that is another object.
+// Largest speed, in sizes of the object per second; a larger jump is another object.
 const FASTEST_SIZES = 6;
 const JITTER_PX = 8;
 const LARGEST_GROWTH = 2;
 const SAME_OVERLAP = 0.5;
-// What moves by more of its size in a second is soon elsewhere than its speed says: its box goes twice as early.
+// Speed, in sizes per second, above which the prediction is soon wrong, so that the box fades twice as early.
 const STANDING_SIZES = 0.25;
 
 export class Motion {
   #detectors = new Map();
 
-  // Take a detections message.
+  // Add a detections message.
   add({ instance, epoch, tracker, captured_ms: captured, full_width: fullWidth, objects }) {
     let seen = this.#detectors.get(instance) ?? [];
     const last = seen.at(-1);
@@ -55,9 +55,9 @@ export class Motion {
     this.#detectors.clear();
   }
 
-  // The objects in the picture of that epoch and capture, each with its opacity: what is of another time than the picture
-  // fades from half of maxAgeMs on, and is gone at maxAgeMs; what moves, at half of these. seenAt: the capture in which
-  // they were found, the oldest.
+  // Return the objects in the picture of that epoch and capture, each with its opacity. An object seen at another time than
+  // the picture's fades from half of maxAgeMs on and disappears at maxAgeMs; a moving object at half of these. seenAt: the
+  // oldest capture in which they were found.
   at(epoch, captured, maxAgeMs) {
     const shown = [];
     let seenAt = null;
@@ -82,7 +82,7 @@ export class Motion {
   }
 }
 
-// Give a tracked object its smoothed speed, in pixels a millisecond, from the message before.
+// Set a tracked object's smoothed speed, in pixels per millisecond, from the previous message.
 function follow(object, before, captured) {
   const earlier = before?.tracks.get(object.track);
   if (earlier === undefined) {
@@ -108,7 +108,7 @@ function isBelievable(a, b, elapsed) {
   return size <= smaller * LARGEST_GROWTH && moved <= (FASTEST_SIZES * size * elapsed) / 1000 + JITTER_PX;
 }
 
-// The objects of one detector at a time, and how far from that time they were seen.
+// Returns the objects of one detector at a time, and the distance in time to their sighting.
 function place(seen, captured) {
   if (seen.length === 0) {
     return null;
@@ -116,7 +116,7 @@ function place(seen, captured) {
   const after = seen.findIndex((entry) => entry.captured > captured);
   if (after < 0 || after === 0) {
     const nearest = after < 0 ? seen.at(-1) : seen[0];
-    // Nothing is known of the speed before the first message but what came after it.
+    // Before the first message, use the speed that follows from the next one.
     const speeds = after === 0 ? (seen[1] ?? nearest) : nearest;
     const elapsed = captured - nearest.captured;
     return {

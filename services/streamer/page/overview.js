@@ -1,4 +1,4 @@
-// The whole panorama in a strip, with a frame around what is in sight; shown while that is less than all of it.
+// A strip with the whole panorama and a frame around the visible part; shown while only a part is visible.
 
 const LARGEST_WIDTH = 640;
 const LARGEST_HEIGHT = 120;
@@ -24,7 +24,7 @@ export class Overview {
     canvas.addEventListener("dblclick", (event) => event.stopPropagation());
   }
 
-  // The view has changed, or a picture was drawn: that is not worth a strip each time.
+  // Called when the view changed or a picture was drawn. The strip is redrawn at a lower rate.
   redraw(now = true) {
     const view = this.#view;
     this.#canvas.hidden = !view.width || view.showsAll;

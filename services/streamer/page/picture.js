@@ -1,4 +1,4 @@
-// Decodes frames off the main thread and draws the newest at the screen's own pace.
+// Decodes frames off the main thread, and draws the newest at the screen's refresh rate.
 
 export class Picture {
   // Head of the frame that the canvas shows; null before the first.
@@ -11,8 +11,8 @@ export class Picture {
   #decoded = null;
   #requested = false;
 
-  // onDone(head, drawn): a frame was drawn, or cannot be decoded. One that a newer one overtakes is done with that one:
-  // a hidden page, which does not draw, asks for nothing.
+  // onDone(head, drawn): a frame was drawn, or cannot be decoded. A frame that a newer one replaces is done together with
+  // that one, so that a hidden page, which does not draw, requests no frames.
   constructor(canvas, onDone) {
     this.#canvas = canvas;
     this.#context = canvas.getContext("2d", { alpha: false });

@@ -1,15 +1,15 @@
-// What the page says of the picture that it shows, and of what is missing.
+// Texts about the state of the picture, and about missing parts.
 
 const BEHIND_MS = 1500;
 
-// Seconds as they are read at a glance, never fewer than they are.
+// Formats seconds for reading at a glance, rounded up.
 export function seconds(ms) {
   return ms < 10000 ? `${(Math.ceil(ms / 100) / 10).toFixed(1)} s` : `${Math.ceil(ms / 1000)} s`;
 }
 
-// The picture's state: a name for the style, a text for the bar, and one to lay over the picture, or none.
+// Returns the picture's state: a name for the style, a text for the bar, and a text to lay over the picture, if any.
 //
-// ageMs is that of the picture shown, counted from its capture: null without a picture, NaN while it is not known.
+// ageMs: age of the displayed picture since its capture; null without a picture, NaN while it is not known.
 export function pictureState({ connected, attempted, refusal, server, ageMs }) {
   if (!connected) {
     if (refusal) {
@@ -40,8 +40,8 @@ export function pictureState({ connected, attempted, refusal, server, ageMs }) {
   return ["live", "live", ""];
 }
 
-// One phrase for each service, camera and detector that is silent, not healthy or behind, and what the stitcher wants a
-// viewer to see. clock: the server's.
+// Returns one phrase for each service, camera and detector that is silent, unhealthy or behind, and the stitcher's notices.
+// clock: the server's clock.
 export function missing(server, clock) {
   if (server === null) {
     return [];
@@ -59,11 +59,11 @@ export function missing(server, clock) {
   });
   const several = server.detectors.length > 1;
   for (const { instance, captured_ms: captured, received_ms: received } of server.detectors) {
-    // Counted up to the sending of this message: a slow line is not the detector's silence.
+    // Count up to the sending of this message, so that a slow line does not count as silence of the detector.
     const silentMs = server.sent_ms - received;
     const behindMs = server.sent_ms - captured;
     const name = several ? `detector ${instance}` : "detector";
-    // A detector that has seen the newest pictures there are waits for more.
+    // A detector that has processed the newest picture waits for the next one and is not silent.
     const waits = server.state !== "live" && server.captured_ms - captured <= server.silent_after_ms;
     if (services.has(instance) || waits) {
       continue;

@@ -1,11 +1,11 @@
-// Where the frame lies on the stage: fitted at first, or at full height where that would be a ribbon, then zoomed and moved
-// by wheel, drag, pinch and keys. The frame is as large as it was published, whatever the size of the pictures.
+// Places the frame on the stage: initially fitted, or at full height if fitting would make it a ribbon; then zoomed and
+// moved by wheel, drag, pinch and keys. The frame has its published size, regardless of the size of the pictures.
 
 // CSS pixels for one of the frame's.
 const LARGEST_SCALE = 4;
 const STEP = 1.3;
 const MOVE_PX = 60;
-// On a stage that is not wider than so many times its height a panorama fills the height.
+// Aspect ratio of the stage up to which a panorama fills the height.
 const TALL = 1.2;
 
 export class View {
@@ -51,7 +51,7 @@ export class View {
     return this.#stage.clientHeight;
   }
 
-  // Whether all of the frame is in sight.
+  // Whether the whole frame is visible.
   get showsAll() {
     return this.width * this.scale <= this.stageWidth + 1 && this.height * this.scale <= this.stageHeight + 1;
   }
@@ -81,14 +81,14 @@ export class View {
     this.#filled = true;
   }
 
-  // Bring a point of the frame to the middle of the stage.
+  // Centre a point of the frame on the stage.
   centre(x, y) {
     this.x = this.stageWidth / 2 - x * this.scale;
     this.y = this.stageHeight / 2 - y * this.scale;
     this.#place();
   }
 
-  // Zoom by a factor, leaving the picture's point under (x, y) where it is; the stage's middle when left out.
+  // Zoom by a factor around the point (x, y), by default the middle of the stage.
   zoomBy(factor, x = this.stageWidth / 2, y = this.stageHeight / 2) {
     if (!this.width) {
       return;
@@ -103,7 +103,7 @@ export class View {
     this.#place();
   }
 
-  // Handle a key; true when it was one of the view's.
+  // Handle a key. Return true if the view uses it.
   key(name) {
     const moves = { ArrowLeft: [1, 0], ArrowRight: [-1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
     if (name in moves) {
@@ -131,7 +131,7 @@ export class View {
     }
   }
 
-  // The same point stays in the middle, and a height that was filled is filled again.
+  // Keep the same point in the middle, and keep the height filled if it was.
   #resize() {
     if (!this.width) {
       return;
@@ -208,7 +208,7 @@ export class View {
   }
 }
 
-// The middle where there is room to spare, else no gap at either edge.
+// Centres the frame if it is smaller than the stage; otherwise avoids a gap at either edge.
 function inside(start, length, room) {
   return length <= room ? (room - length) / 2 : Math.min(Math.max(start, room - length), 0);
 }

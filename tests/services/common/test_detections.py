@@ -51,7 +51,7 @@ objects = st.builds(
     y_px=places,
     width_px=lengths,
     height_px=lengths,
-    track=numbers,
+    track_id=numbers,
     angles=st.none() | st.tuples(angles, angles, angles, angles),
     age_ms=st.floats(0, 1e6),
 )
@@ -186,7 +186,7 @@ def accept_or_refuse(content: Any) -> Detections | None:
         numbers = (one.score, one.x_px, one.y_px, one.width_px, one.height_px, one.age_ms, *(one.angles or ()))
         assert all(type(number) in (float, int) and math.isfinite(number) for number in numbers)
         assert 0 <= one.score <= 1
-        assert min(one.width_px, one.height_px, one.track, one.age_ms) >= 0
+        assert min(one.width_px, one.height_px, one.track_id, one.age_ms) >= 0
         if one.sub_class is None:
             assert one.sub_score is None
         else:
@@ -204,7 +204,7 @@ BAD = [
     ("score", math.nan),
     ("x_px", math.inf),
     ("width_px", -1.0),
-    ("track", -1),
+    ("track_id", -1),
     ("angles", (0.0, math.nan, 0.0, 0.0)),
     ("age_ms", -1.0),
 ]
@@ -354,7 +354,7 @@ def test_a_new_streamer_hears_an_old_detector(stream: str, left_over: bool) -> N
             subscriber.look_for_detectors()
             old.send(pack_old(replace(FRAME, stream=stream)))
             received += subscriber.receive(0.05)
-        assert [one.track for one in received[0].objects] == [7]
+        assert [one.track_id for one in received[0].objects] == [7]
     finally:
         subscriber.close()
         old.close(linger=0)

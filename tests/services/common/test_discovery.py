@@ -16,7 +16,7 @@ import pytest
 from services.common.config import ConfigurationError, declared_services
 from services.common.service import find_service
 from services.common.status import StatusServer, read_statuses
-from services.supervisor.child import environment_for
+from services.supervisor.process import environment_for
 from tests.services.site import BAKER, Site
 from tests.support import ROOT
 
@@ -187,7 +187,7 @@ def test_a_service_is_asked_for_its_status_by_the_name_that_it_serves(stream: st
 
 def test_its_settings_are_hidden_from_the_others(bakery: Site) -> None:
     program = (
-        "import os; from services.supervisor.child import environment_for\n"
+        "import os; from services.supervisor.process import environment_for\n"
         "print(*sorted(name for name in environment_for('streamer', os.environ) if name.startswith('FRAMEBUS_')))"
     )
     settings = {f"FRAMEBUS_{name}__X": "1" for name in ("BAKER", "STITCHER", "STREAMER", "LOG", "MILLER")}

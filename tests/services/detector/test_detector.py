@@ -72,10 +72,10 @@ class Planted:
 
     def _seen(self, tile: Pixels) -> Boxes:
         left = int(tile[0, 0, 0]) + 256 * int(tile[0, 0, 2])
-        corners = self.world.boxes(self.at_s) - np.array([left, 0, left, 0], np.float32)
-        corners[:, 0::2] = corners[:, 0::2].clip(0, tile.shape[1])
-        kept = corners[:, 2] - corners[:, 0] >= 8
-        return Boxes(corners[kept], np.full(int(kept.sum()), 0.9, np.float32), self.world.labels[kept])
+        xyxy = self.world.boxes(self.at_s) - np.array([left, 0, left, 0], np.float32)
+        xyxy[:, 0::2] = xyxy[:, 0::2].clip(0, tile.shape[1])
+        kept = xyxy[:, 2] - xyxy[:, 0] >= 8
+        return Boxes(xyxy[kept], np.full(int(kept.sum()), 0.9, np.float32), self.world.labels[kept])
 
 
 class Trial:
@@ -109,7 +109,7 @@ def test_at_a_tenth_of_the_cpu_every_person_is_known_in_every_frame() -> None:
         assert trial.detector.longest_age_s <= 2.0
         assert all(age is not None for age in seen.ages_ns)
         truth = PEOPLE.boxes(index * FRAME_NS / 1e9)
-        found = seen.known.boxes.corners[np.argsort(seen.known.boxes.corners[:, 0])]
+        found = seen.known.boxes.xyxy[np.argsort(seen.known.boxes.xyxy[:, 0])]
         assert len(found) == len(truth), index
         assert np.abs(found - truth).max() < 45, "what one at 15 px a second is away after 2 s"
         assert max(seen.known.ages_ns) <= 2_000_000_000
@@ -130,7 +130,7 @@ def test_a_van_over_the_edges_of_tiles_stays_one() -> None:
         if index >= 10:
             assert len(seen.known.boxes) == 2, (index, seen.known)
             numbers |= set(seen.known.tracks)
-            found = seen.known.boxes.corners[np.argsort(seen.known.boxes.corners[:, 0])]
+            found = seen.known.boxes.xyxy[np.argsort(seen.known.boxes.xyxy[:, 0])]
             assert np.abs(found - world.boxes(index * FRAME_NS / 1e9)).max() < 130, index
     assert len(numbers) == 2
 
@@ -193,7 +193,7 @@ def test_a_successor_goes_on_with_the_tracks() -> None:
 
 def by_place(seen: Seen) -> list[int]:
     """Numbers of the tracks from left to right."""
-    return [seen.known.tracks[index] for index in np.argsort(seen.known.boxes.corners[:, 0])]
+    return [seen.known.tracks[index] for index in np.argsort(seen.known.boxes.xyxy[:, 0])]
 
 
 @pytest.mark.parametrize("change", [{"labels": ["car"]}, {"frame": [688, 4896, 1]}, {"frame": None}, {"tracker": {}}])

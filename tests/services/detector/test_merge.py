@@ -56,21 +56,21 @@ def test_an_object_seen_whole_by_two_tiles_is_one_box() -> None:
     tiles = plan_tiles(600, 1000, 600, 200)
     found = [boxes((450, 100, 500, 250, 0.8, 0)), boxes((51, 101, 101, 249, 0.9, 0))]
     merged = merge(tiles, found, 0.5, 0.6)
-    assert merged.corners.tolist() == [[451, 101, 501, 249]]
+    assert merged.xyxy.tolist() == [[451, 101, 501, 249]]
     assert merged.scores.tolist() == pytest.approx([0.9])
 
 
 def test_a_piece_goes_where_the_neighbour_sees_the_whole() -> None:
     tiles = plan_tiles(600, 1000, 600, 200)
     found = [boxes((560, 100, 598, 250, 0.95, 0)), boxes((160, 100, 240, 250, 0.6, 0))]
-    assert merge(tiles, found, 0.5, 0.6).corners.tolist() == [[560, 100, 640, 250]]
+    assert merge(tiles, found, 0.5, 0.6).xyxy.tolist() == [[560, 100, 640, 250]]
 
 
 def test_an_object_larger_than_the_overlap_is_joined() -> None:
     tiles = plan_tiles(600, 1000, 600, 200)
     found = [boxes((250, 100, 599, 300, 0.7, 1)), boxes((1, 110, 350, 305, 0.8, 1))]
     merged = merge(tiles, found, 0.5, 0.6)
-    assert merged.corners.tolist() == [[250, 100, 750, 305]]
+    assert merged.xyxy.tolist() == [[250, 100, 750, 305]]
     assert merged.scores.tolist() == pytest.approx([0.8])
 
 
@@ -78,7 +78,7 @@ def test_an_object_over_three_tiles_is_joined() -> None:
     tiles = plan_tiles(600, 1400, 600, 200)
     row = (100.0, 100.0, 1300.0, 400.0, 0.7, 0)
     merged = merge(tiles, [seen(tile, row) for tile in tiles], 0.5, 0.6)
-    assert merged.corners.tolist() == [[100, 100, 1300, 400]]
+    assert merged.xyxy.tolist() == [[100, 100, 1300, 400]]
 
 
 def test_a_piece_that_no_other_tile_shows_stays() -> None:
@@ -96,7 +96,7 @@ def test_a_box_at_the_edge_of_the_frame_is_whole() -> None:
 def test_two_who_stand_close_stay_two() -> None:
     tiles = plan_tiles(600, 1000, 600, 200)
     found = [boxes((480, 100, 540, 250, 0.8, 0), (520, 100, 580, 250, 0.7, 0)), boxes((81, 100, 141, 250, 0.6, 0))]
-    assert sorted(merge(tiles, found, 0.5, 0.6).corners[:, 0].tolist()) == [480, 520]
+    assert sorted(merge(tiles, found, 0.5, 0.6).xyxy[:, 0].tolist()) == [480, 520]
 
 
 def test_labels_do_not_suppress_each_other() -> None:
@@ -131,12 +131,12 @@ def test_a_person_anywhere_is_one_box(x: int, y: int, width: int, height: int, t
     row = (float(x), float(y), float(min(x + width, 3000)), float(min(y + height, 688)), 0.7, 0)
     tiles = plan_tiles(688, 3000, tile, 220)
     merged = merge(tiles, [seen(part, row) for part in tiles], 0.5, 0.6)
-    assert merged.corners.tolist() == [list(row[:4])]
+    assert merged.xyxy.tolist() == [list(row[:4])]
 
 
 def test_overlap_measures() -> None:
-    first = boxes((0, 0, 10, 10, 1, 0), (20, 20, 30, 30, 1, 0)).corners
-    second = boxes((5, 0, 15, 10, 1, 0), (0, 0, 5, 10, 1, 0), (7, 7, 7, 7, 1, 0)).corners
+    first = boxes((0, 0, 10, 10, 1, 0), (20, 20, 30, 30, 1, 0)).xyxy
+    second = boxes((5, 0, 15, 10, 1, 0), (0, 0, 5, 10, 1, 0), (7, 7, 7, 7, 1, 0)).xyxy
     assert intersection_over_union(first, second) == pytest.approx(np.array([[1 / 3, 0.5, 0], [0, 0, 0]]))
     apart = distance_of_pairs(first[:, None], second[None])
     assert apart[0, 0] == pytest.approx(1 / 3 - 25 / (15**2 + 10**2))
@@ -162,7 +162,7 @@ def flipped(part: Boxes, whole: bool, rng: np.random.Generator) -> Boxes:
     """A piece may pass for another vehicle, or be as certain as it likes."""
     if whole or not len(part) or int(part.labels[0]) not in VEHICLES:
         return part
-    return Boxes(part.corners, rng.uniform(0.4, 0.95, 1).astype(np.float32), rng.choice(VEHICLES, 1))
+    return Boxes(part.xyxy, rng.uniform(0.4, 0.95, 1).astype(np.float32), rng.choice(VEHICLES, 1))
 
 
 @pytest.mark.parametrize(("tile_px", "overlap_px"), [(688, 220), (688, 40), (400, 150)])
@@ -179,12 +179,12 @@ def test_each_object_is_one_box_of_one_class_wherever_the_tiles_are(tile_px: int
             for row in rows:
                 part = seen(tile, row)  # type: ignore[arg-type]
                 whole = len(part) > 0 and (row[2] - row[0]) * (row[3] - row[1]) <= float(
-                    np.prod(part.corners[0, 2:] - part.corners[0, :2])
+                    np.prod(part.xyxy[0, 2:] - part.xyxy[0, :2])
                 )
                 parts.append(flipped(part, whole, rng))
             found.append(concatenate(parts))
         merged = merge(tiles, found, 0.5, 0.6, [("car", "bus", "truck")])
-        left_to_right = merged.corners[np.argsort(merged.corners[:, 0])].tolist()
+        left_to_right = merged.xyxy[np.argsort(merged.xyxy[:, 0])].tolist()
         assert left_to_right == sorted([list(row[:4]) for row in rows]), offset
         people = merged.labels[np.isin(merged.labels, (0, 1))]
         assert sorted(people.tolist()) == [0, 0, 0, 0, 1]
@@ -215,7 +215,7 @@ def test_a_person_before_a_van_on_a_tiles_edge_stays() -> None:
 def test_tiles_that_only_meet_join_what_is_on_their_edge() -> None:
     tiles = plan_tiles(600, 1200, 600, 0)
     row = (500.0, 100.0, 800.0, 300.0, 0.7, 2)
-    assert merge(tiles, [seen(tile, row) for tile in tiles], 0.5, 0.6).corners.tolist() == [list(row[:4])]
+    assert merge(tiles, [seen(tile, row) for tile in tiles], 0.5, 0.6).xyxy.tolist() == [list(row[:4])]
 
 
 def test_no_more_than_the_most_certain_boxes_are_compared() -> None:
@@ -223,10 +223,10 @@ def test_no_more_than_the_most_certain_boxes_are_compared() -> None:
     rng = np.random.default_rng(3)
     tiles = plan_tiles(688, 4896, 688, 220)
     starts = rng.uniform(0, 300, (len(tiles), 2000, 2))
-    corners = np.concatenate([starts, starts + rng.uniform(20, 688, starts.shape)], axis=2).clip(0, 688)
+    xyxy = np.concatenate([starts, starts + rng.uniform(20, 688, starts.shape)], axis=2).clip(0, 688)
     found = [
         Boxes(part.astype(np.float32), rng.uniform(0.3, 1, 2000).astype(np.float32), np.zeros(2000, np.intp))
-        for part in corners
+        for part in xyxy
     ]
     calls = []
     rules = Rules(0.5, 0.6, group_labels(LABELS, ()))

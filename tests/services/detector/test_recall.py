@@ -38,7 +38,7 @@ def test_most_people_of_the_scene_are_found_and_few_that_are_not_there() -> None
     for index in (0, section.frames // 3, section.frames * 2 // 3):
         pixels = ground_truth(section, index, WIDTH_PX, HEIGHT_PX, -YAW_RAD, YAW_RAD, -V, V)
         truth = [one for one in stage.truth(stage.compose(index, stage.still.copy())) if one["label"] == "person"]
-        corners = np.array(
+        xyxy = np.array(
             [
                 [
                     PX_PER_RAD * (one["yaw_min_rad"] + YAW_RAD),
@@ -52,7 +52,7 @@ def test_most_people_of_the_scene_are_found_and_few_that_are_not_there() -> None
         )
         found = detector.detect(pixels, index, epoch=index).known.boxes
         found = found.take(found.labels == 0)
-        overlap = intersection_over_union(corners, found.corners) > MATCH
+        overlap = intersection_over_union(xyxy, found.xyxy) > MATCH
         visible: Flags = np.array([one["visible"] >= EASILY_VISIBLE for one in truth])
         hits += int((overlap.any(axis=1) & visible).sum())
         people += int(visible.sum())

@@ -68,9 +68,9 @@ class Scene:
         pixels = np.zeros((60, 40 * len(values), 3), np.uint8)
         for index, value in enumerate(values):
             pixels[:, 40 * index : 40 * index + 40] = value
-        corners = np.array([[40 * index, 0, 40 * index + 40, 60] for index in range(len(values))], np.float32)
+        xyxy = np.array([[40 * index, 0, 40 * index + 40, 60] for index in range(len(values))], np.float32)
         count = len(values)
-        boxes = Boxes(corners.reshape(-1, 4), np.full(count, 0.9, np.float32), np.array(labels or [0] * count, np.intp))
+        boxes = Boxes(xyxy.reshape(-1, 4), np.full(count, 0.9, np.float32), np.array(labels or [0] * count, np.intp))
         known = Known(boxes, list(range(1, count + 1)), list(ages_ns or [0] * count))
         said = self.stage.refine(pixels, known, round(self.now_s * 1e9) + 1, in_debt=in_debt)
         return [None if one is None else one[0] for one in said]

@@ -159,7 +159,7 @@ def test_people_of_a_frame_are_told_with_its_names(
         assert len(people) >= 5
         assert [one.score for one in found.objects] == sorted((one.score for one in found.objects), reverse=True)
     assert second.sequence > first.sequence
-    assert {one.track for one in first.objects} == {one.track for one in second.objects} != {0}
+    assert {one.track_id for one in first.objects} == {one.track_id for one in second.objects} != {0}
     assert document["healthy"]
     assert document["stages"]["detect"]["frames"] >= 2
     assert document["stages"]["detect"]["latency_p50_ms"] > 0
@@ -254,7 +254,7 @@ def test_it_is_nice_and_keeps_to_its_rate(
         assert 7 in nice
         assert 0 in nice
         stop(process)
-    assert {one.track for frame in found for one in frame.objects} == {0}
+    assert {one.track_id for frame in found for one in frame.objects} == {0}
     # Frames come about ten times as fast as that.
     assert found[-1].sequence - found[0].sequence > 4
 
@@ -293,7 +293,7 @@ def test_objects_keep_their_numbers_when_the_detector_restarts(
         remove_leftovers(stream)  # the killed one's record as a subscriber
     assert after.tracker == before.tracker
     assert len(before.objects) >= 5
-    assert {one.track for one in after.objects} == {one.track for one in before.objects}
+    assert {one.track_id for one in after.objects} == {one.track_id for one in before.objects}
 
 
 def test_two_instances_serve_one_stream_but_not_one_twice(

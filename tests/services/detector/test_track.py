@@ -19,8 +19,8 @@ SECOND = 1_000_000_000
 
 def people(*lefts: float, label: int = 0) -> Boxes:
     """People of 60 x 150 pixels at these left edges."""
-    corners = np.array([[left, 100, left + 60, 250] for left in lefts], np.float32).reshape(-1, 4)
-    return Boxes(corners, np.full(len(lefts), 0.9, np.float32), np.full(len(lefts), label, np.intp))
+    xyxy = np.array([[left, 100, left + 60, 250] for left in lefts], np.float32).reshape(-1, 4)
+    return Boxes(xyxy, np.full(len(lefts), 0.9, np.float32), np.full(len(lefts), label, np.intp))
 
 
 def merged(boxes: Boxes, open_edges: Sequence[Sequence[bool]] | None = None) -> Merged:
@@ -124,7 +124,7 @@ def following(memory_s: float = 2.0) -> Following:
 
 
 def boxes_of(known: Known) -> list[list[int]]:
-    return [[round(float(edge)) for edge in corners] for corners in known.boxes.corners]
+    return [[round(float(edge)) for edge in xyxy] for xyxy in known.boxes.xyxy]
 
 
 def test_who_was_not_looked_at_is_known_and_moves_on() -> None:
@@ -133,7 +133,7 @@ def test_who_was_not_looked_at_is_known_and_moves_on() -> None:
         tracker.update(merged(people(700 + step * 10)), step * SECOND // 5)
     known = tracker.update(merged(people(50)), 10 * SECOND // 5, LEFT)
     assert sorted(known.tracks) == [1, 2]
-    moved = known.boxes.corners[known.tracks.index(1), 0]
+    moved = known.boxes.xyxy[known.tracks.index(1), 0]
     assert moved == pytest.approx(800, abs=2)
     assert known.ages_ns[known.tracks.index(1)] == SECOND // 5
     assert known.ages_ns[known.tracks.index(2)] == 0
@@ -175,7 +175,7 @@ def test_who_is_not_looked_at_is_followed_by_what_is_seen(speed_px: int) -> None
         tracker.follow(scene(left), now_ns)
         known = tracker.update(merged(people()), now_ns, LEFT)
         assert known.tracks == [1]
-        assert known.boxes.corners[0] == pytest.approx([left, 100, left + 60, 250], abs=3)
+        assert known.boxes.xyxy[0] == pytest.approx([left, 100, left + 60, 250], abs=3)
         assert known.ages_ns == [now_ns], "it is the model's sighting that counts"
 
 

@@ -91,7 +91,7 @@ def test_trackers_of_a_group_are_told_apart_only_where_there_are_tracks(tmp_path
     found = Detection("car", 0.9, 1.0, 2.0, 3.0, 4.0)
     shown.take(start_ns, instance="one", objects=(found,))
     shown.take(start_ns + 1, instance="two", objects=(found,))
-    shown.take(start_ns + 2, instance="two", objects=(replace(found, track=3),))
+    shown.take(start_ns + 2, instance="two", objects=(replace(found, track_id=3),))
     assert [detections.tracker for detections in shown.detections] == [0, 0, hash("two")]
 
 

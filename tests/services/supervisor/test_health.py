@@ -17,10 +17,10 @@ from framebus import companion_path
 from services.common.service import Service
 from services.common.status import StatusServer, read_status
 from services.supervisor import health
-from services.supervisor.child import RESTARTING, RUNNING, ManagedProcess
 from services.supervisor.config import SupervisorConfiguration, SupervisorSection
 from services.supervisor.events import Events
 from services.supervisor.health import Judge, Pulse
+from services.supervisor.process import RESTARTING, RUNNING, ManagedProcess
 from services.supervisor.service import describe
 from tests.support import ROOT, wait_until
 

@@ -12,11 +12,11 @@ import pytest
 
 from services.common.config import ConfigurationError
 from services.common.service import ServiceError
-from services.supervisor import child as child_module
-from services.supervisor.child import GIVEN_UP, RUNNING, ManagedProcess
+from services.supervisor import process as process_module
 from services.supervisor.config import SupervisorSection
 from services.supervisor.entry import SERVICE
 from services.supervisor.events import Events
+from services.supervisor.process import GIVEN_UP, RUNNING, ManagedProcess
 from services.supervisor.service import page_url, supervise
 from tests.support import ROOT, wait_until
 
@@ -101,8 +101,8 @@ def test_an_optional_service_is_given_up_and_tried_again_when_the_file_changes(t
 
 
 def test_an_optional_service_that_dies_too_often_is_tried_again_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(child_module, "FIRST_PAUSE_S", 0.01)
-    monkeypatch.setattr(child_module, "RETRY_S", 0.01)
+    monkeypatch.setattr(process_module, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(process_module, "RETRY_S", 0.01)
     events = Events()
     child = make_child("raise SystemExit(1)", events, restarts=1, optional=True)
     child.start()
@@ -170,7 +170,7 @@ def test_the_whole_file_is_checked_at_once(tmp_path: Path) -> None:
 
 
 def test_a_service_that_dies_for_good_ends_the_others(stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(child_module, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(process_module, "FIRST_PAUSE_S", 0.01)
     monkeypatch.setenv("FRAMEBUS_STREAM__NAME", stream)
     monkeypatch.setenv("FRAMEBUS_STREAMER__HOST", "192.0.2.1")
     monkeypatch.setenv("FRAMEBUS_SUPERVISOR__SERVICES", "[detector, streamer]")

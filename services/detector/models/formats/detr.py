@@ -61,8 +61,8 @@ class RtDetr(Format):
     def decode(self, outputs: Sequence[Array], chooser: Chooser) -> Candidates:
         """Decode ``(queries,)``, ``(queries, 4)`` and ``(queries,)``."""
         chosen = chooser.listed(outputs[self._scores], outputs[self._labels])
-        corners = np.asarray(outputs[self._boxes][chosen.rows], np.float32)
-        return Candidates(corners, chosen.scores, chosen.labels)
+        xyxy = np.asarray(outputs[self._boxes][chosen.rows], np.float32)
+        return Candidates(xyxy, chosen.scores, chosen.labels)
 
 
 class Queries(Format):
@@ -96,8 +96,8 @@ class Queries(Format):
     def decode(self, outputs: Sequence[Array], chooser: Chooser) -> Candidates:
         """Decode ``(queries, 4)`` and ``(queries, classes)``."""
         chosen = chooser.dense(sigmoid(outputs[self._classes]))
-        corners = _in_pixels(outputs[self._boxes][chosen.rows], self.preparation)
-        return Candidates(corners, chosen.scores, chosen.labels)
+        xyxy = _in_pixels(outputs[self._boxes][chosen.rows], self.preparation)
+        return Candidates(xyxy, chosen.scores, chosen.labels)
 
 
 class RfDetr(Queries):

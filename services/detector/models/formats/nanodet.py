@@ -78,8 +78,8 @@ class NanoDet(Format):
             reach = (weights * np.arange(self._bins, dtype=np.float32)).sum(axis=2) / weights.sum(axis=2)
             reach *= self._grid.strides[chosen.rows, None]
         centres = self._grid.centres[chosen.rows]
-        corners = np.concatenate([centres - reach[:, :2], centres + reach[:, 2:]], axis=1)
-        return Candidates(corners, chosen.scores, chosen.labels)
+        xyxy = np.concatenate([centres - reach[:, :2], centres + reach[:, 2:]], axis=1)
+        return Candidates(xyxy, chosen.scores, chosen.labels)
 
 
 class DecodedNanoDet(Ssd):

@@ -44,8 +44,8 @@ class Ssd(Format):
         """Decode ``(anchors, 4)`` and ``(anchors, classes)``."""
         chosen = chooser.dense(outputs[self._scores])
         sides = np.array([self.preparation.width_px, self.preparation.height_px] * 2, np.float32)
-        corners = np.asarray(outputs[self._boxes][chosen.rows][:, [1, 0, 3, 2]], np.float32) * sides
-        return Candidates(corners, chosen.scores, chosen.labels)
+        xyxy = np.asarray(outputs[self._boxes][chosen.rows][:, [1, 0, 3, 2]], np.float32) * sides
+        return Candidates(xyxy, chosen.scores, chosen.labels)
 
 
 def boxes_and_scores(graph: Graph) -> tuple[int, int] | None:

@@ -157,7 +157,7 @@ def test_the_planted_person_is_found(case: Case) -> None:
     assert found.name == case.format
     chooser = Chooser((case.person,), (0.5,))
     boxes = found.decode([output[0] for output in case.outputs.values()], chooser)
-    np.testing.assert_allclose(boxes.corners, [BOX], atol=0.05)
+    np.testing.assert_allclose(boxes.xyxy, [BOX], atol=0.05)
     np.testing.assert_allclose(boxes.scores, [0.9], atol=1e-3)
     assert boxes.labels.tolist() == [0]
 

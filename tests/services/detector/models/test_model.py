@@ -59,7 +59,7 @@ def people(model: Model, tile: Picture = TILE) -> Boxes:
 def test_inputs_of_all_kinds_are_taken(tmp_path: Path, changes: dict[str, Any], size: tuple[int, int]) -> None:
     model = load(ultralytics(tmp_path / "yolo.onnx", **changes))
     assert (model.format, model.input_px, model.name) == ("ultralytics", size, "yolo.onnx")
-    np.testing.assert_allclose(people(model).corners, [TILE_BOX], atol=0.5)
+    np.testing.assert_allclose(people(model).xyxy, [TILE_BOX], atol=0.5)
 
 
 def test_the_exporter_tells_the_size_of_an_input_of_any_size(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_rt_detr_gets_its_size_as_width_and_height(tmp_path: Path) -> None:
     model = load(path)
     assert (model.format, model.input_px) == ("rt-detr", (320, 640))
     found = people(model, np.zeros((100, 100, 3), np.uint8))
-    np.testing.assert_allclose(found.corners, [[25, 50, 50, 100]], atol=0.01)
+    np.testing.assert_allclose(found.xyxy, [[25, 50, 50, 100]], atol=0.01)
 
 
 def colours(path: Path, batch: int | str) -> Path:
@@ -173,7 +173,7 @@ def test_each_tile_has_its_own_boxes(tmp_path: Path, batch: int | str, wanted: i
     assert len(found) == 10
     for red, boxes in zip(range(0, 250, 25), found, strict=True):
         left = 100 * red / 255
-        np.testing.assert_allclose(boxes.corners, [[left, left, left + 100, left + 100]], atol=0.1)
+        np.testing.assert_allclose(boxes.xyxy, [[left, left, left + 100, left + 100]], atol=0.1)
         np.testing.assert_allclose(boxes.scores, [0.8], atol=0.01)
     assert model.detect([]) == []
 
@@ -214,7 +214,7 @@ def test_a_bad_box_goes_and_the_others_stay(tmp_path: Path, boxes: Any, scores: 
     with structlog.testing.capture_logs() as logs:
         for count in (1, 2, 3):
             found = people(model)
-            np.testing.assert_allclose(found.corners, [[64, 96, 128, 224]], atol=0.01)
+            np.testing.assert_allclose(found.xyxy, [[64, 96, 128, 224]], atol=0.01)
             np.testing.assert_allclose(found.scores, [0.8], atol=1e-6)
             assert model.rejected_boxes == count
     assert [log["event"] for log in logs] == ["boxes rejected"]
@@ -223,7 +223,7 @@ def test_a_bad_box_goes_and_the_others_stay(tmp_path: Path, boxes: Any, scores: 
 
 def test_a_box_that_reaches_over_the_edge_is_cut_there(tmp_path: Path) -> None:
     model = load(ssd(tmp_path / "edge.onnx", GOOD_BOX | {(0, 0, 0): -0.1, (0, 0, 3): 1.02}, {(0, 0, 0): 0.9}))
-    np.testing.assert_allclose(people(model).corners, [[256, 0, 640, 224]], atol=0.01)
+    np.testing.assert_allclose(people(model).xyxy, [[256, 0, 640, 224]], atol=0.01)
     assert model.rejected_boxes == 0
 
 
@@ -287,7 +287,7 @@ def test_real_weights_find_people_where_they_are(file: str | None, place: Pictur
     assert model.labels == ("person", "bicycle", "car", "motorcycle", "bus", "truck", "cat", "dog")
     found = find_all(DetectorSection(), model, place)
     seen = found.take(found.labels == 0)
-    overlap = intersection_over_union(PEOPLE, seen.corners)
+    overlap = intersection_over_union(PEOPLE, seen.xyxy)
     assert (overlap.max(axis=1) > 0.5).sum() >= least
     assert len(seen) <= 10
     assert model.rejected_boxes == 0

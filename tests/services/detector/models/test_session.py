@@ -90,7 +90,7 @@ def test_a_file_of_the_runtimes_own_format_is_mapped(
     model = load_model(DetectorSection(model=path, score_threshold=0.4))
     assert str(path) in Path("/proc/self/maps").read_text()
     (found,), (wanted,) = model.detect([place[:, :688]]), load_model(DetectorSection()).detect([place[:, :688]])
-    np.testing.assert_allclose(found.corners, wanted.corners, atol=0.1)
+    np.testing.assert_allclose(found.xyxy, wanted.xyxy, atol=0.1)
     assert len(found) > 0
 
 

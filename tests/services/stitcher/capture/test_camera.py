@@ -15,7 +15,7 @@ from av.video.frame import VideoFrame
 from services.common.status import Stage
 from services.stitcher.capture.camera import CameraReader
 from services.stitcher.capture.cause import Cause, backoff_s
-from services.stitcher.capture.pairing import Timed
+from services.stitcher.capture.synchronizer import Timed
 from services.stitcher.config import CameraSection, ReconnectSection
 from tests.services.stitcher.scene import encode
 from tests.support import PATIENCE_S, wait_until

@@ -19,8 +19,8 @@ from services.stitcher.calibration.poses import save
 from services.stitcher.capture.camera import CameraReader
 from services.stitcher.capture.cause import Cause
 from services.stitcher.capture.clock import UNPROVEN_LAG_NS
-from services.stitcher.capture.pairing import Timed
 from services.stitcher.capture.sender import SenderClocks
+from services.stitcher.capture.synchronizer import Timed
 from services.stitcher.config import CameraSection, ReconnectSection
 from tests.services.stitcher.faulty import FaultyCamera, Units, deny, encode_units, rtsp_cameras, serve
 from tests.services.stitcher.process import StitcherProcess

@@ -7,7 +7,7 @@ from itertools import accumulate, pairwise
 
 import pytest
 
-from services.stitcher.capture.pairing import FIRST_PERIOD_NS, FrameSet, FrameSynchronizer, Timed
+from services.stitcher.capture.synchronizer import FIRST_PERIOD_NS, FrameSet, FrameSynchronizer, Timed
 
 MS = 1_000_000
 PERIOD = 40 * MS

@@ -1,4 +1,4 @@
-"""One service as a process: start, watch, restart after a growing pause, give up, stop."""
+"""Manage one service as a process: start, monitor, restart with backoff, give up, stop."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from services.supervisor.events import Events, OutputReader
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 8.0
 RETRY_S = 60.0
-"""Pause between two tries of an optional service that was given up."""
+"""Pause between two attempts to start an optional service that was given up."""
 LAST_WORDS_S = 0.5
 CHECK_TIMEOUT_S = 120.0
 
@@ -28,9 +28,10 @@ WAITING, STARTING, RUNNING, RESTARTING, GIVEN_UP = "waiting", "starting", "runni
 
 
 class ManagedProcess:
-    """A supervised service, in a process group of its own: a terminal's Ctrl-C reaches the supervisor alone.
+    """A supervised service.
 
-    Not in a session of its own: nice values do not count between sessions (sched(7), "The autogroup feature").
+    It has its own process group, so that a terminal's Ctrl-C reaches only the supervisor. It shares the supervisor's
+    session, because nice values have no effect between sessions (sched(7), "The autogroup feature").
     """
 
     def __init__(self, service: str, config_path: Path | None, section: SupervisorSection, events: Events) -> None:
@@ -39,9 +40,9 @@ class ManagedProcess:
         """``waiting`` for the services before it, ``starting`` until it answers, ``running``, ``restarting`` after a
         death, or ``given up``."""
         self.reason = ""
-        """Why it is restarting or given up, in one sentence."""
+        """Why it is restarting or was given up, in one sentence."""
         self.restarts = 0
-        """How often it was started again."""
+        """Number of restarts."""
         self.optional = service in section.optional
         self._command = [sys.executable, "-m", "services", service]
         if config_path is not None:
@@ -59,7 +60,7 @@ class ManagedProcess:
 
     @property
     def pid(self) -> int:
-        """The process's number; 0 while there is none."""
+        """The process id; 0 while there is no process."""
         return 0 if self._process is None else self._process.pid
 
     def start(self) -> None:
@@ -74,7 +75,7 @@ class ManagedProcess:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             process_group=0,
-            # JSON, whatever the supervisor makes of it: short lines for people come from that.
+            # Always JSON, from which the supervisor formats short lines for people.
             env={
                 **environment_for(self.service, os.environ),
                 SUPERVISED: str(os.getpid()),
@@ -86,7 +87,7 @@ class ManagedProcess:
         self._output.start()
 
     def note_answer(self) -> None:
-        """Take note that the service serves its status."""
+        """Record that the service serves its status."""
         if self._process is None or self._answered:
             return
         self._answered = True
@@ -96,16 +97,15 @@ class ManagedProcess:
         self.state, self.reason = RUNNING, ""
 
     def kill(self, why: str) -> None:
-        """Kill the process; the next :meth:`supervise` says why, and starts it again."""
+        """Kill the process. The next :meth:`supervise` logs the reason and restarts it."""
         self._killed_for = why
         self._end_group()
 
     def supervise(self) -> str | None:
-        """Restart the process if it died and its pause is over.
+        """Restart the process if it died and its pause has elapsed.
 
         Returns:
-            Why the service is dead for good, in one sentence; ``None`` while it is not. An optional one is given up
-            instead.
+            Why the service cannot be restarted, in one sentence, or ``None``. An optional service is given up instead.
         """
         now_s = time.monotonic()
         if self._process is None:
@@ -157,20 +157,20 @@ class ManagedProcess:
             self._process.terminate()
 
     def stop(self, deadline_s: float) -> None:
-        """Wait for the end until ``deadline_s`` (time.monotonic), then kill it and all that it started."""
+        """Wait for the end until ``deadline_s`` (time.monotonic), then kill the process group."""
         if self._process is None:
             return
         try:
             self._process.wait(max(deadline_s - time.monotonic(), 0.0))
         except subprocess.TimeoutExpired:
-            if self._answered:  # one that was still loading had nothing to bring to an end
+            if self._answered:  # a service that was still loading had nothing to shut down
                 self._events.say(f"{self.service} did not end in time and is killed", "warning")
         self._end_group()
         self._process.wait()
         self._finish()
 
     def _finish(self) -> str:
-        """End what the process started, read its last words and forget it; return why it gave up, if it said so."""
+        """Kill the process group and read the rest of the output. Return why the service gave up, if it said so."""
         self._end_group()
         self._process = None
         output, self._output = self._output, None
@@ -185,7 +185,7 @@ class ManagedProcess:
                 os.killpg(self._process.pid, signal.SIGKILL)
 
     def _configuration(self) -> object:
-        """What tells whether the configuration's file has changed."""
+        """Return a fingerprint of the configuration's file, to detect changes."""
         if self._config_path is None:
             return None
         try:
@@ -196,7 +196,7 @@ class ManagedProcess:
 
 
 def environment_for(service: str, environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment without the settings of other services: the cameras' passwords are the stitcher's alone."""
+    """Return the environment without other services' settings, to give the cameras' passwords only to the stitcher."""
     others = declared_services().keys() - {service}
     return {
         variable: text
@@ -207,10 +207,10 @@ def environment_for(service: str, environment: Mapping[str, str]) -> dict[str, s
 
 
 def check_all(configuration: SupervisorConfiguration) -> None:
-    """Run the checks of all services in turn, each in a process of its own, as it would be started.
+    """Run the checks of all services in turn, each in a separate process, with the environment of a start.
 
     Raises:
-        ServiceError: At least one has faults; one line a fault.
+        ServiceError: At least one service has faults; the message has one line for each.
     """
     faults = []
     for service in configuration.supervisor.services:
