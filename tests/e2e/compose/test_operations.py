@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import secrets
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -20,8 +19,7 @@ FILES = ("compose.yaml", "compose.monitoring.yaml")
 CALIBRATION = "/var/lib/framebus/simulated.json"
 NEW_CODE = "sed -i 's/^MAX_REMEMBERED: Final = 16$/MAX_REMEMBERED: Final = 15/' services/streamer/security.py"
 """In the place of what a pull would bring."""
-ROUNDS = 20
-"""How often the numbers of the last seconds are asked for until they are those of now."""
+PATIENCE_S = 180.0
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +82,11 @@ def value_of(found: dict[str, float], *labels: str) -> float:
     return value
 
 
+def skipped_share(printed: str) -> float:
+    """The share of the pictures that the stitcher did not see."""
+    return value_of(samples(printed), "ratio_rate1m", 'service="stitcher"', 'stage="publish"')
+
+
 def test_it_starts_healthy(shell: Shell) -> None:
     walk(shell, "Start")
     states = shell.states()
@@ -109,7 +112,12 @@ def test_a_model_is_replaced_and_put_back(shell: Shell) -> None:
     replaced, _ = walk(shell, "Replace a model")
     assert '"model_version": "1.0.1"' in replaced
     asked = commands("operations.md", "Replace a model")[0].splitlines()[-1]
-    wait_until(lambda: '"model_version": "1.0.0"' in shell.run(asked), "the old model is told", interval_s=0.5)
+    wait_until(
+        lambda: '"model_version": "1.0.0"' in shell.run(asked),
+        "the old model is told",
+        timeout_s=PATIENCE_S,
+        interval_s=0.5,
+    )
     assert changed(shell, before) == {"detector"}
 
 
@@ -148,23 +156,21 @@ def test_the_dashboards_data_are_read(shell: Shell) -> None:
 def test_the_stage_that_is_slow_is_found(shell: Shell) -> None:
     limited = shell.run("docker compose ps --quiet stitcher").strip()
     (block,) = commands("operations.md", "Find out why it is slow")
-    before = samples(shell.run(block))
-    docker("update", "--cpus", "0.2", limited)
+    before = skipped_share(shell.run(block))
+    docker("update", "--cpus", "0.08", limited)
     try:
-        for _ in range(ROUNDS):
-            printed = shell.run(block)
-            now = samples(printed)
-            skipped = value_of(now, "ratio_rate1m", 'stage="publish"')
-            if skipped > 0.3:
-                break
-            time.sleep(1)
+        printed = wait_until(
+            lambda: text if skipped_share(text := shell.run(block)) > max(before, 0.5) else "",
+            f"the stitcher is seen to skip more than the {before:.0%} of before",
+            timeout_s=PATIENCE_S,
+            interval_s=1,
+        )
     finally:
         docker("update", "--cpus", "0", limited)
-    assert skipped > 0.3 > value_of(before, "ratio_rate1m", 'stage="publish"')
-    assert value_of(now, 'stage="publish"', 'quantile="0.5"') > value_of(before, 'stage="publish"', 'quantile="0.5"')
-    assert f"{shell.name}-stitcher-1" in printed
-    assert "panorama" in printed
-    assert "backend: c" in printed
+    assert value_of(samples(printed), 'quantile="0.5"', 'service="stitcher"', 'stage="publish"') > 0
+    assert f"{shell.name}-stitcher-1" in printed, "docker stats"
+    assert re.search(r"(?m)^panorama\b", printed), "framebus top"
+    assert "backend: c" in printed, "framebus doctor"
 
 
 def test_nothing_is_left(shell: Shell) -> None:
