@@ -208,7 +208,10 @@ def measure_all(names: Sequence[str], folder: Path, lasts_s: float, *, tests: bo
                 found = project.measure(service, lasts_s)
                 further.setdefault(service, {})[f"beside the {stack.name}"] = found
                 _write(found, folder, f"{service}-beside-the-{stack.name}")
-            measured = {one: project.measure(one, lasts_s) for one in stack.services if one in wanted}
+            measured = {}
+            for service in [one for one in stack.services if one in wanted]:
+                measured[service] = project.measure(service, lasts_s)
+                _write(measured[service], folder, service)  # what follows may fail
         for service, alone in measured.items():
             if tests and service in TESTED:
                 further.setdefault(service, {})["its tests"] = tests_in(service)
