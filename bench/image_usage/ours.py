@@ -121,7 +121,7 @@ class Project:
 
 
 @contextmanager
-def running(stack: Stack, folder: Path) -> Iterator[Project]:
+def running(stack: Stack, folder: Path, *, build: bool) -> Iterator[Project]:
     """Start a stack, and remove it at the end."""
     secret = folder / "broker.secret"
     secret.write_text(f"{secrets.token_hex(24)}\n")
@@ -130,7 +130,8 @@ def running(stack: Stack, folder: Path) -> Iterator[Project]:
     project = Project(stack, secret)
     try:
         _tell(f"starting {stack.name}")
-        project.compose("build", timeout_s=BUILD_S)
+        if build:
+            project.compose("build", timeout_s=BUILD_S)
         project.start()
         yield project
     finally:
@@ -194,7 +195,7 @@ def _joined(found: Report, name: str, other: Report) -> Report:
     return replace(found, rows=also(found.rows, name, other.opened_paths()))
 
 
-def measure_all(names: Sequence[str], folder: Path, lasts_s: float, *, tests: bool) -> list[Report]:
+def measure_all(names: Sequence[str], folder: Path, lasts_s: float, *, tests: bool, build: bool) -> list[Report]:
     """Measure the images of these services, or of all; write a report, JSON and a picture of each into the folder."""
     reports: list[Report] = []
     further: dict[str, dict[str, Report]] = {}
@@ -202,12 +203,15 @@ def measure_all(names: Sequence[str], folder: Path, lasts_s: float, *, tests: bo
         wanted = {one for one in (*stack.services, *stack.further) if not names or {one, stack.name} & {*names}}
         if not wanted:
             continue
-        with running(stack, folder) as project:
+        with running(stack, folder, build=build) as project:
             for service in [one for one in stack.further if one in wanted]:
                 found = project.measure(service, lasts_s)
                 further.setdefault(service, {})[f"beside the {stack.name}"] = found
                 _write(found, folder, f"{service}-beside-the-{stack.name}")
-            measured = {one: project.measure(one, lasts_s) for one in stack.services if one in wanted}
+            measured = {}
+            for service in [one for one in stack.services if one in wanted]:
+                measured[service] = project.measure(service, lasts_s)
+                _write(measured[service], folder, service)  # what follows may fail
         for service, alone in measured.items():
             if tests and service in TESTED:
                 further.setdefault(service, {})["its tests"] = tests_in(service)
@@ -235,12 +239,15 @@ def main() -> int:
     )
     parser.add_argument("--tests", action="store_true", help="run the services' tests in their images as further "
                         "observations")  # fmt: skip
+    parser.add_argument("--no-build", action="store_false", dest="build", help="measure the images that are there")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     options.folder.mkdir(parents=True, exist_ok=True)
     try:
         with broker_image():
-            reports = measure_all(options.names, options.folder, options.lasts_s, tests=options.tests)
+            reports = measure_all(
+                options.names, options.folder, options.lasts_s, tests=options.tests, build=options.build
+            )
     except CannotMeasure as error:
         print(f"image usage: {error}", file=sys.stderr)
         return 2

@@ -62,9 +62,10 @@ def _sharing(report: Report) -> Iterator[str]:
         yield f"Images here with layers in common, whose files in memory are the same pages: {', '.join(shared)}."
     if report.held_bytes:
         holders = f" by {', '.join(report.sharers)}" if report.sharers else ""
+        unsure = sum(row.seen.held_bytes for row in report.rows if row.seen.opened)
         yield (
             f"{megabytes(report.held_bytes)} were held in memory{holders} before the start, so that it cannot be seen "
-            "whether the work touched them; they are not counted as touched."
+            f"whether the work touched them: they are not counted, and may be up to {megabytes(unsure)} more."
         )
 
 
