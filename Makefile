@@ -168,7 +168,7 @@ image-usage: $(VENV)/installed-dev ## what part of our container images their wo
 # FORM=full: more rounds and larger images, in half an hour. SECTIONS: union drivers disks handover supervisors ring backup bundles.
 # Mounts and drops the machine's caches, so root runs all of it; a second engine runs beside the machine's.
 FORM ?= short
-bench-storage: $(VENV)/installed-bench ## what layers, volumes, drivers and a full /dev/shm cost; as root, under five minutes
+bench-storage: $(VENV)/installed-bench ## what layers, volumes, drivers and a full /dev/shm cost; as root, in minutes
 	$(BIN)/python -m bench.storage $(SECTIONS) --form $(FORM) $(if $(IMAGE),--image $(IMAGE)) $(if $(PUBLISH),--publish)
 
 first-sight: $(VENV)/installed-dev ## what somebody sees of 'make demo' in a browser, in figures; MINUTES=1 for a shorter look

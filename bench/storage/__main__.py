@@ -31,7 +31,8 @@ SECTIONS: Final = {one.NAME: one for one in (union, drivers, disks, handover, su
 def measure(names: list[str], form: Form, console: Console) -> dict[str, Any]:
     """Run sections; return their results."""
     results: dict[str, Any] = {
-        "format": FORMAT, "form": form.name, "image": "", "started": now(), "machine": machine(), "sections": {},
+        "format": FORMAT, "form": form.name, "image": "", "rounds": None,
+        "started": now(), "machine": machine(), "sections": {},
     }  # fmt: skip
     with work_folder(FOLDER) as place:
         for name in names:
@@ -56,6 +57,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.storage", description=(__doc__ or "").strip())
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"{', '.join(SECTIONS)}; without one, all")
     parser.add_argument("--form", choices=FORMS, default="short", help="short takes less than 5 minutes")
+    parser.add_argument("--rounds", type=int, metavar="N", help="so many rounds of everything, instead of the form's")
     parser.add_argument("--image", help="the image that the storage drivers are compared with")
     parser.add_argument("--keep-caches", action="store_true", help="never drop the machine's caches: no cold figures")
     parser.add_argument("--output", type=Path, help="where the results are saved as JSON")
@@ -67,13 +69,17 @@ def main() -> int:
         parser.error(f"there is no section {unknown[0]}: there are {', '.join(SECTIONS)}")
     form = FORMS[options.form]
     form = replace(form, may_drop_caches=not options.keep_caches, image=options.image or form.image)
+    if (rounds := options.rounds) is not None:
+        if rounds < 1:
+            parser.error("--rounds is 1 or more")
+        form = replace(form, rounds=rounds, engine_rounds=rounds, hand_over_rounds=rounds)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         if options.saved:
             results = load(options.saved)
         else:
             results = measure(names, form, Console(width=max(120, Console().width)))
-            results["image"] = options.image or ""
+            results |= {"image": options.image or "", "rounds": options.rounds}
             path = options.output or FOLDER / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{form.name}.json"
             save(results, path)
             print(path)

@@ -81,7 +81,7 @@ def tried(shell: Shell, found: FigureTable) -> None:
     found.row("prune while a container has it").note = "it stays" if shell.content() == before else "it is gone"
     shell("docker rm held")
     shell(PRUNE)
-    found.row("prune after `docker compose down`").note = "it stays" if shell.content() == before else "it is gone"
+    found.row("prune after the container is removed").note = "it stays" if shell.content() == before else "it is gone"
     shell(f"docker volume create --label keep {VOLUME}_2")
     shell(KEEP)
     left = shell("docker volume ls --quiet").split()

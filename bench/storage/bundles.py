@@ -13,29 +13,12 @@ from typing import Final
 from bench.storage.engine import Engine, engine, saved
 from bench.storage.figures import FigureTable, NotHere, take_turns
 from bench.storage.form import BASE, Form
-from bench.storage.mounts import MIB, drop_caches, loop_disk, used_bytes
+from bench.storage.mounts import MIB, loop_disk, used_bytes
+from bench.storage.residency import shared_part
 
 NAME: Final = "bundles"
 DISK_MIB: Final = 16 * 1024
-RESIDENT: Final = """\
-import ctypes, mmap, os, sys
-path = "/bundle/model"
-size = os.stat(path).st_size
-file = os.open(path, os.O_RDONLY)
-def resident():
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mmap.restype = ctypes.c_void_p
-    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
-    at = libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, file, 0)
-    pages = -(-size // 4096)
-    flags = (ctypes.c_ubyte * pages)()
-    assert libc.mincore(ctypes.c_void_p(at), ctypes.c_size_t(size), flags) == 0
-    return sum(flag & 1 for flag in flags) / pages
-print(resident())
-if "read" in sys.argv:
-    while os.read(file, 1 << 20):
-        pass
-"""
+FILE: Final = "/bundle/model"
 
 
 class Bundles:
@@ -104,10 +87,7 @@ class Bundles:
 
     def shared(self, first: Sequence[str], second: Sequence[str]) -> float:
         """Return the part of a bundle that a second service finds in memory after a first has read it."""
-        drop_caches()
-        before = float(self.ours.run(*first, "python3", "-c", RESIDENT, "read"))
-        after = float(self.ours.run(*second, "python3", "-c", RESIDENT))
-        return max(0.0, after - before)
+        return shared_part(self.ours, FILE, first, second)
 
     def registry_bytes(self, images: Sequence[str]) -> int:
         """Return the bundles' bytes in a registry, which keeps each distinct layer once."""

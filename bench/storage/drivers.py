@@ -16,6 +16,7 @@ from bench.storage.engine import Engine, engine, saved
 from bench.storage.figures import NOT_IN_KERNEL, FigureTable, NotHere, take_turns
 from bench.storage.form import Form
 from bench.storage.mounts import drop_caches, kernel_knows, loop_disk, used_bytes
+from bench.storage.residency import shared_part
 
 NAME: Final = "drivers"
 DRIVERS: Final = {"overlay2": "ext4", "fuse-overlayfs": "ext4", "btrfs": "btrfs", "vfs": "ext4"}
@@ -33,6 +34,8 @@ RUN python3 -m compileall -q /bench
 RUN touch /bench/built
 USER 1000:2000
 """
+SHARED: Final = "/usr/bin/perl"
+"""A file of Debian's base that the measurement does not run."""
 READ: Final = """\
 import json, pathlib, time
 paths = [p for p in pathlib.Path("/usr/lib").rglob("*") if p.is_file() and not p.is_symlink()]
@@ -86,6 +89,8 @@ def one_round(ours: Engine, image: str, build: Path, can_drop: bool) -> Mapping[
     figures["later read, MB/s"] = told["bytes"] / told["later_s"] / 1e6
     figures["stat, open and read a file, us"] = told["later_s"] / told["files"] * 1e6
     ours.docker("rm", "--force", container)
+    if can_drop:
+        figures["pages shared by two containers"] = shared_part(ours, SHARED, [image], [image])
     ours.docker("rmi", "--force", "built")
     return figures
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-from bench.markdown import spread, table
+from bench.markdown import number, spread, table
 from bench.results import Figure
 
 NOT_HERE: Final = "not on this machine"
@@ -91,9 +91,9 @@ def _cells(row: Row, columns: list[str], width: int) -> list[str]:
 
 def _shown(values: list[float]) -> str:
     found = Figure.of(values)
-    if found is None or found.least != found.most:
-        return spread(found)
-    return f"{found.median:,.0f}" if abs(found.median) >= 100 else f"{found.median:.3g}"
+    if found is not None and number(found.least) == number(found.most):
+        return number(found.median)
+    return spread(found)
 
 
 def to_json(tables: list[FigureTable]) -> list[dict[str, Any]]:

@@ -39,8 +39,9 @@ def _ran(section: str, saved: Mapping[str, Any], results: Mapping[str, Any]) -> 
     machine = results["machine"]
     form = f" --form {results['form']}" if results["form"] != "short" else ""
     image = f" --image {results['image']}" if section == "drivers" and results["image"] else ""
+    rounds = f" --rounds {results['rounds']}" if results.get("rounds") else ""
     return (
-        f"`python -m bench.storage {section}{form}{image}`, as root, on {results['started']} in "
+        f"`python -m bench.storage {section}{form}{rounds}{image}`, as root, on {results['started']} in "
         f"{saved['seconds']:.0f} s: "
         f"{machine['cores']} cores, Linux {machine['kernel'].partition('-')[0]}, load average before it "
         f"{saved['load_before']}. Median (least to most)."

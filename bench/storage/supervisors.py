@@ -158,7 +158,7 @@ def one_round(arguments: list[str], path: Path, stream: str, form: Form) -> dict
         time.sleep(form.idle_s)
         now = supervisor.cpu_times()
         taken_s = max(0.0, now.user + now.system - cpu.user - cpu.system)
-        figures["CPU at rest, ms/s"] = taken_s / form.idle_s * 1e3
+        figures["CPU at rest, ms/s"] = round(taken_s, 3) / form.idle_s * 1e3
         figures["memory of its own, MB"] = supervisor.memory_full_info().uss / 1e6
         victim = _child(supervisor, names()[0])
         if victim is None:
