@@ -114,7 +114,7 @@ def main() -> None:
             times_s = []
             for tile in tiles:
                 started_s = time.thread_time()
-                (looked.boxes[tile.corners[0]],) = model.detect([tile.view(pixels)])
+                (looked.boxes[tile.xyxy[0]],) = model.detect([tile.view(pixels)])
                 times_s.append(time.thread_time() - started_s)
             looked.frame = pixels
             tile_s = looked.tile_s = tile_s or statistics.median(times_s)
