@@ -123,7 +123,7 @@ class Project:
 @contextmanager
 def running(stack: Stack, folder: Path, *, build: bool) -> Iterator[Project]:
     """Start a stack, and remove it at the end."""
-    secret = folder / "broker.secret"
+    secret = folder / f"broker-{secrets.token_hex(4)}.secret"
     secret.write_text(f"{secrets.token_hex(24)}\n")
     secret.chmod(0o640)
     os.chown(secret, -1, GROUP)
@@ -136,7 +136,7 @@ def running(stack: Stack, folder: Path, *, build: bool) -> Iterator[Project]:
         yield project
     finally:
         project.compose("--profile", "*", "down", "-v", "-t", "2", "--remove-orphans")
-        secret.unlink()
+        secret.unlink(missing_ok=True)
 
 
 @contextmanager
