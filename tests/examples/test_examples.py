@@ -45,7 +45,7 @@ def test_with_torch(desk: Desk) -> None:
 @pytest.mark.parametrize(
     ("command", "sentence"),
     [
-        ("publish_subscribe/publish.py a/b", "'a/b' is no name for a stream"),
+        ("publish_subscribe/publish.py a/b", "'a/b' is not a valid name of a stream"),
         ("opencv/capture.py no-such-file.mp4", "no picture comes from 'no-such-file.mp4'"),
     ],
 )

@@ -94,7 +94,8 @@ def look_from_outside(desk: Desk, block: list[str], folder: Path) -> None:
     list_it, top, inspect, snapshot = block
     name = desk.name(STREAM)
     assert line_of(desk, list_it).split()[1:3] == ["live", "1280x720x3"]
-    assert re.search(rf"^{name} +\(publisher\) ", desk.run(top), re.MULTILINE)
+    shown = desk.run(top)
+    assert re.search(rf"^{name} +\(publisher\)\s", shown, re.MULTILINE), shown
     assert "\n  watcher: newest, wake zmq, " in desk.run(inspect, STREAM)
     desk.run(snapshot, STREAM)
     assert (folder / "picture.png").read_bytes().startswith(b"\x89PNG")

@@ -255,7 +255,7 @@ def test_the_wheel_is_the_library_alone(wheel: Path) -> None:
 
 
 def test_the_library_has_no_extra_for_what_it_does_not_hold(wheel: Path) -> None:
-    assert metadata_of(wheel).get_all("Provides-Extra") == ["snapshot", "bench", "dev"]
+    assert metadata_of(wheel).get_all("Provides-Extra") == ["snapshot", "bench", "docs", "tidy", "dev"]
 
 
 def test_the_wheel_of_the_services_has_them_with_their_data(services_wheel: Path) -> None:
