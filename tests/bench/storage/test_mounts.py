@@ -180,7 +180,9 @@ def test_bundles_are_stored_and_built_as_often_as_the_page_says(place: Path) -> 
     size_mb = MIB / 1e6
     images = SHORT.services * SHORT.models
     registry = {row.name: row.cells["in a registry, MB"][0] for row in table.rows if row.cells}
-    assert registry["layers in the image"] == pytest.approx(images * size_mb)
+    # Two builds of the same folder make the same layer if they give its files the same times, which is within a second.
+    assert SHORT.models * size_mb <= registry["layers in the image"] + 1e-6
+    assert registry["layers in the image"] <= images * size_mb + 1e-6
     assert registry["volumes filled from data-only images"] == pytest.approx(SHORT.models * size_mb)
     stored = {row.name: row.cells["stored by the engine, MB"][0] for row in table.rows if row.cells}
     assert stored["layers in the image"] > 1.5 * stored["bind mounts"]
