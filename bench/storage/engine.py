@@ -60,9 +60,9 @@ class Engine:
 
 def client_missing() -> str:
     """Return why no second engine can be started here; empty if it can."""
-    for program, package in (("dockerd", "docker.io"), ("docker", "docker.io")):
+    for program in ("dockerd", "docker"):
         if shutil.which(program) is None:
-            return f"{NOT_HERE}: {program} is missing: apt-get install {package}"
+            return f"{NOT_HERE}: {program} is missing: install Docker Engine"
     return ""
 
 
