@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -61,28 +62,29 @@ def layers_of(image: str, known: dict[str, Layer]) -> list[Layer]:
             digests = json.load(read(manifest["Config"]))["rootfs"]["diff_ids"]
             for digest, name in zip(digests, manifest["Layers"], strict=True):
                 if digest not in known:
-                    size_bytes = archive.getmember(_target(archive, name)).size
-                    known[digest] = Layer(digest, size_bytes, compressed_bytes(read(_target(archive, name))))
+                    target = _target(archive, name)
+                    known[digest] = Layer(digest, archive.getmember(target).size, compressed_bytes(read(target)))
     return [known[digest] for digest in digests]
 
 
 def _target(archive: tarfile.TarFile, name: str) -> str:
-    """Follow a layer that an older engine saves as a link to the same layer of before."""
+    """Follow a layer that an older engine saves as a link to an equal one before it."""
     member = archive.getmember(name)
-    return str(Path(name).parent.joinpath(member.linkname).as_posix()).replace("/../", "/") if member.issym() else name
+    return os.path.normpath(Path(name).parent / member.linkname) if member.issym() else name
 
 
 def report(images: Iterable[str], base: str, rate_mbit_s: float) -> Table:
     """Measure the images in order and return a table, a row each."""
     known: dict[str, Layer] = {}
-    present = {layer.digest for layer in layers_of(base, known)}
+    of_base = set(layers_of(base, known))
+    present = set(of_base)
     heads = ("image", "MB", "own MB", "own, compressed MB", "new on a host with those above, MB", "pull s")
     table = Table(*heads, title=f"own: without {base}; pull at {rate_mbit_s:g} Mbit/s")
     for image in images:
         layers = layers_of(image, known)
-        own = [layer for layer in layers if layer not in layers_of(base, known)]
-        new_bytes = sum(layer.compressed_bytes for layer in layers if layer.digest not in present)
-        present |= {layer.digest for layer in layers}
+        own = [layer for layer in layers if layer not in of_base]
+        new_bytes = sum(layer.compressed_bytes for layer in layers if layer not in present)
+        present.update(layers)
         megabytes = (
             sum(layer.unpacked_bytes for layer in layers),
             sum(layer.unpacked_bytes for layer in own),
