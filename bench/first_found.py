@@ -13,8 +13,6 @@ the budgets are measured against.
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -111,13 +109,8 @@ def main() -> None:
         own: dict[float, Own] = {}
         for place, index in enumerate(range(0, simulator.frames, 25 // FPS)):
             pixels, people, truth = panorama(simulator, stage, index, VISIBLE)
-            times_s = []
-            for tile in tiles:
-                started_s = time.thread_time()
-                (looked.boxes[tile.xyxy[0]],) = model.detect([tile.view(pixels)])
-                times_s.append(time.thread_time() - started_s)
-            looked.frame = pixels
-            tile_s = looked.tile_s = tile_s or statistics.median(times_s)
+            median_s = looked.look(model, tiles, pixels)
+            tile_s = looked.tile_s = tile_s or median_s
             own = own or {part: Own(None if part == 1 else part * tile_s * len(tiles) * FPS, looked) for part in PARTS}
             # The names of people of different rounds differ.
             names = [(seed, name) for name in people]

@@ -31,10 +31,10 @@ from services.common.config import LogSection
 from services.common.logs import set_up_logs
 from services.detector.boxes import Boxes, Floats, intersection_over_union
 from services.detector.config import DetectorSection
-from services.detector.detector import Clocks, Detector
+from services.detector.detector import Clocks, Detector, Model
 from services.detector.merge import Rules, group_labels, merge
 from services.detector.models.model import load_model
-from services.detector.tiles import Pixels, plan_tiles, tile_size
+from services.detector.tiles import Pixels, Tile, plan_tiles, tile_size
 from services.simulator.config import SimulatorSection
 from services.simulator.scene import scene
 
@@ -128,6 +128,16 @@ class Looked:
     boxes: dict[int, Boxes] = field(default_factory=dict)
     """By the left edge of the tile."""
     spent_s: float = 0.0
+
+    def look(self, model: Model, tiles: Sequence[Tile], pixels: Pixels) -> float:
+        """Let a model look at every tile of the next frame; return the median CPU time of a tile, in seconds."""
+        times_s = []
+        for tile in tiles:
+            started_s = time.thread_time()
+            (self.boxes[tile.xyxy[0]],) = model.detect([tile.view(pixels)])
+            times_s.append(time.thread_time() - started_s)
+        self.frame = pixels
+        return statistics.median(times_s)
 
     def detect(self, tiles: Sequence[Pixels]) -> list[Boxes]:
         """The boxes of tiles of :attr:`frame`."""
@@ -241,14 +251,9 @@ def main() -> None:
     tallies: dict[str, Tally] = {}
     for place, index in enumerate(range(0, simulator.frames, 25 // FPS)):
         pixels, people, truth = panorama(simulator, stage, index, VISIBLE)
-        times_s = []
-        for tile in tiles:
-            started_s = time.thread_time()
-            (looked.boxes[tile.xyxy[0]],) = model.detect([tile.view(pixels)])
-            times_s.append(time.thread_time() - started_s)
-        looked.frame = pixels
+        tile_s = looked.look(model, tiles, pixels)
         if not own:
-            looked.tile_s = statistics.median(times_s)
+            looked.tile_s = tile_s
             own = [Own(share, looked) for share in SHARES]
             tallies = {name: Tally() for name in (*(one.name for one in own), *rivals)}
         told = {one.name: one.update(place, pixels) for one in own}
