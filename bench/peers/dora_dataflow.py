@@ -1,4 +1,4 @@
-"""dora-rs: a dataflow of dynamic nodes, with a coordinator and a daemon of its own."""
+"""dora-rs: a dataflow of dynamic nodes, with its own coordinator and daemon."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from bench.peers.places import (
 )
 
 POOL_FRAMES: Final = 8
-"""Frames that the shared memory has room for. Its own size holds less than one panorama, which then goes by TCP."""
+"""Frames that the shared memory has room for. By default it is smaller than one panorama, which then goes by TCP."""
 SLACK_BYTES: Final = 1 << 20
 
 
 def program() -> str | None:
-    """Path of dora's command, looked for beside Python first."""
+    """Return the path of dora's command. The folder of the Python interpreter is searched first."""
     return shutil.which("dora", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
 
 
 def dataflow(setting: Setting) -> str:
-    """The nodes, which the daemon does not start itself but waits for."""
+    """Return the description of the nodes. The daemon does not start them, but waits for them."""
     lines = ["nodes:", "  - id: sender", "    path: dynamic", "    outputs: [frame]"]
     for index in range(setting.receivers):
         lines += [
@@ -50,7 +50,7 @@ def dataflow(setting: Setting) -> str:
 def open_node(setting: Setting, name: str) -> Any:
     """Connect to the daemon as a node."""
     os.environ["DORA_NODE_SHM_POOL_SIZE"] = str(POOL_FRAMES * setting.frame_bytes + SLACK_BYTES)
-    # A node reports on the standard output that it drops a frame, or is about to send one; no setting stops it.
+    # A node prints a line on the standard output when it sends or drops a frame, and no setting disables that.
     with Path(os.devnull).open("w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
     import dora
@@ -59,7 +59,7 @@ def open_node(setting: Setting, name: str) -> Any:
 
 
 def remove_files_of(pid: int) -> None:
-    """Remove what a server that still runs would leave in /dev/shm."""
+    """Remove the files that a running server would leave in /dev/shm."""
     remove(zenoh_files(pid))
 
 
@@ -69,7 +69,7 @@ class NodeSender(Sender):
 
         self._node = open_node(setting, "sender")
         self._pixels = touched(setting.shape)
-        # One value of the frame's size: of a uint8 array, dora would also send a bit for each pixel.
+        # Send one binary value of the frame's size: with a uint8 array, dora would also send a bit for each pixel.
         frame_type = pa.binary(setting.frame_bytes)
         self._array = pa.Array.from_buffers(frame_type, 1, [None, pa.py_buffer(self._pixels.reshape(-1))])
 

@@ -1,6 +1,6 @@
-"""What no hand-over can beat: a bare wake-up and a bare message between two Python processes, without any frame.
+"""Lower bounds of a hand-over: a bare wake-up and a bare message between two Python processes, without a frame.
 
-Both sides have a private array of the frame's size; only the stamp crosses.
+Both sides have a private array of the frame's size; only the stamp is transferred.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from framebus.shm.futex import sleep_while, wake_all
 
 STAMP_BYTES: Final = 64
 WORD: Final = STAMP_BYTES
-"""Where the futex word is, behind the stamp."""
+"""Offset of the futex word, after the stamp."""
 MAX_SLICE_S: Final = 0.05
 
 
@@ -53,6 +53,7 @@ class FutexSender(Sender):
 
     def publish(self) -> None:
         page = self._page
+        # The stamp comes before the word: a receiver that sees the new word must find the new stamp.
         page.stamp[:] = self._start
         page.words[WORD // 4] = (page.words[WORD // 4] + 1) & 0xFFFFFFFF
         wake_all(page.word_address)
@@ -68,10 +69,12 @@ class FutexReceiver(Receiver):
     def receive(self, timeout_s: float) -> Pixels:
         page = self._page
         deadline_s = time.monotonic() + timeout_s
+        # Check the word again after each sleep: a futex wait may return without a wake-up.
         while page.words[WORD // 4] == self._seen:
             left_s = deadline_s - time.monotonic()
             if left_s <= 0:
                 raise TimeoutError
+            # Sleep in slices, so that a wake-up that was missed delays the receiver, but does not block it.
             sleep_while(page.word_address, self._seen, int(min(MAX_SLICE_S, left_s) * 1e9))
         self._seen = page.words[WORD // 4]
         self._start[:] = page.stamp
@@ -82,6 +85,7 @@ class BusyReceiver(FutexReceiver):
     def receive(self, timeout_s: float) -> Pixels:
         words, seen = self._page.words, self._seen
         deadline_ns = time.monotonic_ns() + int(timeout_s * 1e9)
+        # No sleep and no system call but the clock's: this is the floor of the ways that poll.
         while words[WORD // 4] == seen:
             if time.monotonic_ns() >= deadline_ns:
                 raise TimeoutError
@@ -115,7 +119,7 @@ class BareFutex(Peer):
 class BareWord(BareFutex):
     name = "floor-busy"
     title = "floor: bare word"
-    how = "No frame: a 64-byte stamp in a shared page, and a word that the receiver looks at again and again."
+    how = "No frame: a 64-byte stamp in a shared page, and a word that the receiver polls without a pause."
 
     def receiver(self, setting: Setting, index: int) -> Receiver:
         del index
@@ -123,11 +127,12 @@ class BareWord(BareFutex):
 
 
 class MessageSender(Sender):
-    """Sends what framebus's notification has in it, and the stamp instead of the times."""
+    """Sends the fields of framebus's notification, with the stamp instead of the times."""
 
     def __init__(self, setting: Setting) -> None:
         self._port = Port(zmq.XPUB)
         self._socket = self._port.socket
+        # Without it, XPUB reports only the first of several equal subscriptions.
         self._socket.set(zmq.XPUB_VERBOSE, 1)
         self._socket.bind(setting.handles)
         await_subscribers(self._socket, setting.receivers)

@@ -1,4 +1,4 @@
-"""framebus itself, once for each way to wait."""
+"""framebus itself, as one peer for each way to wait."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from framebus import Frame, FrameFormat, Loan, Publisher, Subscriber
 from framebus.bus.options import Wake
 
 SLOTS: Final = 8
-"""At the least."""
+"""Minimum number of slots."""
 
 
 def slots_for(receivers: int) -> int:
-    """Slots of the ring: for every receiver its two leases, and some to spare."""
+    """Return the slots of a ring: two leases for every receiver, and some spare ones."""
     return max(SLOTS, 2 * receivers + 3)
 
 
@@ -92,14 +92,14 @@ class RingFutex(Ring):
 class RingPredict(Ring):
     name = "framebus-predict"
     title = "framebus, predict"
-    how = "No copy. The receiver sleeps until shortly before a frame is due, and then looks for it."
+    how = "No copy. The receiver sleeps until shortly before a frame is due, and then polls."
     wake = "predict"
 
 
 class RingBusy(Ring):
     name = "framebus-busy"
     title = "framebus, busy"
-    how = "No copy. The receiver looks again and again, a whole core of it."
+    how = "No copy. The receiver polls without a pause, which takes a whole core."
     wake = "busy"
 
 

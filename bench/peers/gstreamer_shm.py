@@ -1,4 +1,4 @@
-"""GStreamer's shmsink and shmsrc."""
+"""GStreamer, with its elements shmsink and shmsrc."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.peers import Peer, Pixels, Receiver, Sender, Setting
-from bench.peers.places import SEND_TIMEOUT_S, NobodyTakes, pixels_of, temporary_folder, wait_until
+from bench.peers.places import SEND_TIMEOUT_S, ReceiverStalled, pixels_of, temporary_folder, wait_until
 
 DEBIAN_PACKAGES: Final = "/usr/lib/python3/dist-packages"
-"""Where Debian's PyGObject is, which no virtual environment sees."""
+"""Folder of Debian's PyGObject, which is not on the path of a virtual environment."""
 FRAMES: Final = 8
 """Frames that the shared memory has room for."""
 SLACK_BYTES: Final = 1 << 20
@@ -28,11 +28,11 @@ PROBE: Final = (
 
 
 def gstreamer() -> Any:
-    """The Gst module, initialized, taken from Debian's packages and nothing else from there."""
+    """Return the Gst module, initialized. Only it and what it imports are taken from Debian's packages."""
     sys.path.append(DEBIAN_PACKAGES)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PyGObject warns of its own parts
+            warnings.simplefilter("ignore")  # PyGObject raises warnings about its own modules
             import gi
 
             gi.require_version("Gst", "1.0")
@@ -40,25 +40,26 @@ def gstreamer() -> Any:
             from gi.repository import Gst, GstApp
     finally:
         sys.path.remove(DEBIAN_PACKAGES)
-    del GstApp  # its methods of appsrc and appsink are there from now on
+    del GstApp  # importing it has added the methods of appsrc and appsink
     Gst.init(None)
     return Gst
 
 
 @functools.cache
 def found_version() -> str:
-    """GStreamer's version, found by a process of its own; empty if a part is missing."""
+    """Return GStreamer's version, or an empty string if a part of it is missing."""
+    # Probe in another process: GStreamer starts threads and loads plugins, and cannot be unloaded.
     return subprocess.run([sys.executable, "-c", PROBE], check=False, capture_output=True, text=True).stdout.strip()
 
 
 def caps(setting: Setting) -> str:
-    """What the frames are."""
+    """Return the format of the frames as GStreamer's caps."""
     height, width, _ = setting.shape
     return f"video/x-raw,format=BGR,width={width},height={height},framerate=0/1"
 
 
 class Pipeline:
-    """A pipeline that plays."""
+    """A pipeline of GStreamer's elements."""
 
     def __init__(self, gst: Any, description: str) -> None:
         self._gst = gst
@@ -68,7 +69,7 @@ class Pipeline:
         self.top.set_state(self._gst.State.PLAYING)
 
     def fault(self) -> str:
-        """Text of the first error on the bus, if any."""
+        """Return the text of the first error on the bus, or an empty string."""
         message = self.top.get_bus().pop_filtered(self._gst.MessageType.ERROR)
         return "" if message is None else f": {message.parse_error()[0].message}"
 
@@ -77,7 +78,7 @@ class Pipeline:
 
 
 class ShmSender(Sender):
-    """Fills buffers of shmsink's own allocator, so that it need not copy them."""
+    """Fills buffers of shmsink's own allocator, so that shmsink does not copy them."""
 
     def __init__(self, setting: Setting) -> None:
         self._gst = gstreamer()
@@ -104,11 +105,11 @@ class ShmSender(Sender):
         deadline_s = time.monotonic() + SEND_TIMEOUT_S
         while True:
             self._buffer = self._gst.Buffer.new_allocate(self._allocator, self._bytes, self._parameters)
-            # Without room, it would give private memory, which shmsink has to copy.
+            # When its memory is full, the allocator returns private memory, which shmsink would have to copy.
             if self._buffer.peek_memory(0).allocator == self._allocator:
                 break
             if time.monotonic() > deadline_s:
-                raise NobodyTakes("a shmsrc")
+                raise ReceiverStalled("a shmsrc")
             time.sleep(0.0005)
         self._map = self._buffer.map(self._gst.MapFlags.WRITE)
         return pixels_of(self._map.data, self._shape)
@@ -117,7 +118,7 @@ class ShmSender(Sender):
         self._buffer.unmap(self._map)
         buffer, self._buffer, self._map = self._buffer, None, None
         if self._source.push_buffer(buffer) != self._gst.FlowReturn.OK:
-            raise OSError(f"GStreamer took no frame{self._pipeline.fault()}")
+            raise OSError(f"GStreamer did not accept a frame{self._pipeline.fault()}")
 
     def close(self) -> None:
         self._pipeline.close()
@@ -141,7 +142,7 @@ class ShmReceiver(Receiver):
     def receive(self, timeout_s: float) -> Pixels:
         sample = self._sink.try_pull_sample(int(timeout_s * self._gst.SECOND))
         if sample is None:
-            raise TimeoutError(f"no frame came{self._pipeline.fault()}")
+            raise TimeoutError(f"no frame arrived{self._pipeline.fault()}")
         self._buffer = sample.get_buffer()
         self._map = self._buffer.map(self._gst.MapFlags.READ)
         return pixels_of(self._map.data, self._shape)
@@ -165,8 +166,8 @@ class GStreamer(Peer):
     def missing(self) -> str | None:
         if not found_version():
             return (
-                "GStreamer's Python binding or its shm plugin is missing, or not for this Python: apt-get install "
-                "python3-gi python3-gst-1.0 gir1.2-gst-plugins-base-1.0 gstreamer1.0-plugins-base "
+                "GStreamer's Python binding or its shm plugin is missing, or for another Python version: apt-get "
+                "install python3-gi python3-gst-1.0 gir1.2-gst-plugins-base-1.0 gstreamer1.0-plugins-base "
                 "gstreamer1.0-plugins-bad"
             )
         return None

@@ -1,4 +1,4 @@
-"""Re-encoding to an H.264 stream over TCP, with PyAV."""
+"""An H.264 stream over TCP, encoded and decoded with PyAV."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from typing import Any, Final
 import numpy as np
 
 from bench.peers import OPEN_TIMEOUT_S, Peer, Pixels, Receiver, Sender, Setting
-from bench.peers.places import SEND_TIMEOUT_S, HoldingReceiver, NobodyTakes, free_port, touched, wait_until
+from bench.peers.places import SEND_TIMEOUT_S, HoldingReceiver, ReceiverStalled, free_port, touched, wait_until
 
 STAMP_BYTES: Final = 64
 HEAD: Final = Struct(f"!I{STAMP_BYTES}s")
-"""Before each packet: its bytes, and the first bytes of the frame, which would not survive the encoding."""
+"""Precedes each packet: its length, and the first bytes of the frame, because encoding would change their stamp."""
 RATE: Final = 25
 
 
 def settle(connection: socket.socket) -> None:
-    """Send small pieces at once."""
+    """Disable Nagle's algorithm, so that small pieces are sent without delay."""
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
@@ -63,7 +63,7 @@ class EncodingSender(Sender):
                     connection.sendall(head)
                     connection.sendall(packet)
         except TimeoutError:
-            raise NobodyTakes("a receiver") from None
+            raise ReceiverStalled("a receiver") from None
 
     def close(self) -> None:
         for connection in self._connections:
@@ -76,6 +76,7 @@ class DecodingReceiver(HoldingReceiver):
 
         self._av = av
         self._decoder: Any = av.CodecContext.create("h264", "r")
+        # Threads by frame would delay the output by a frame for each thread.
         self._decoder.thread_type = "SLICE"
         self._decoder.flags |= av.codec.context.Flags.low_delay
         self._connection: socket.socket
@@ -119,8 +120,8 @@ class H264(Peer):
     name = "h264-tcp"
     title = "H.264 stream over TCP"
     how = (
-        "Encoded once (libx264, ultrafast, zerolatency) and decoded by each receiver, with losses: flat pictures, as "
-        "here, are the best case. The receiver waits on a TCP socket of the loopback."
+        "Encoded once (libx264, ultrafast, zerolatency) and decoded by each receiver, with losses. Flat pictures, as "
+        "here, are its best case. The receiver waits on a TCP socket of the loopback."
     )
     distribution = "av"
     module = "av"
@@ -132,8 +133,8 @@ class H264(Peer):
         height, width, channels = setting.shape
         if height % 2 or width % 2 or min(height, width) < 16 or channels != 3:
             raise OSError(
-                f"H.264 takes three channels, even heights and widths, of 16 at least: {height}x{width}x{channels} "
-                "is none; choose another size"
+                f"H.264 takes three channels, and even heights and widths of at least 16, not "
+                f"{height}x{width}x{channels}: choose another size"
             )
         yield free_port()
 

@@ -1,4 +1,4 @@
-"""iceoryx2: loaned shared memory, with its event listener or waiting busily."""
+"""iceoryx2: loaned shared memory, where the receiver waits on an event listener or polls."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ BORROWED_FRAMES: Final = 2
 
 
 class Port:
-    """A node with the frames' service and, if asked for, the events' service."""
+    """A node with the service of the frames and, if ``events`` is set, that of the events."""
 
     def __init__(self, setting: Setting, *, events: bool) -> None:
         import iceoryx2
 
         self.iceoryx2: Any = iceoryx2
         iceoryx2.set_log_level(iceoryx2.LogLevel.Error)
-        # Names and a folder of its own, so that what it leaves behind can be told from what is other programs'.
+        # Its own prefix and folder, so that the files that it leaves behind can be told from those of other programs.
         config = iceoryx2.config.default()
         config.global_cfg.prefix = iceoryx2.FileName.new(f"{setting.channel}_")
         config.global_cfg.root_path = iceoryx2.Path.new(setting.handles)
@@ -33,6 +33,7 @@ class Port:
         self._array: Any = ctypes.c_uint8 * setting.frame_bytes
         self._shape = setting.shape
         name = iceoryx2.ServiceName.new(setting.channel)
+        # The sender, the receivers, and one to spare.
         nodes = setting.receivers + 2
         self.frames: Any = (
             self.node.service_builder(name)
@@ -58,7 +59,7 @@ class Port:
             )
 
     def pixels(self, sample: Any) -> Pixels:
-        """Array on a sample's payload."""
+        """Return an array on a sample's payload."""
         return np.frombuffer(self._array.from_address(sample.payload_ptr), np.uint8).reshape(self._shape)
 
 
@@ -98,6 +99,7 @@ class LoanReceiver(Receiver):
         sample = None
         deadline_s = time.monotonic() + timeout_s
         while True:
+            # Keep only the newest frame, as a subscriber of framebus does by default.
             while (newer := self._subscriber.receive()) is not None:
                 if sample is not None:
                     sample.delete()
@@ -149,7 +151,7 @@ class Listening(Iceoryx2):
 class Busy(Iceoryx2):
     name = "iceoryx2-busy"
     title = "iceoryx2, busy"
-    how = "No copy. The receiver asks again and again, a whole core of it."
+    how = "No copy. The receiver polls without a pause, which takes a whole core."
     events = False
 
 

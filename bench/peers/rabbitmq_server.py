@@ -1,4 +1,4 @@
-"""RabbitMQ, with a server of its own."""
+"""RabbitMQ, with a server that runs only for the measurement."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bench.peers import Peer, Pixels, Receiver, Sender, Setting
 from bench.peers.places import (
     SEND_TIMEOUT_S,
     HoldingReceiver,
-    NobodyTakes,
+    ReceiverStalled,
     free_port,
     pixels_of,
     server,
@@ -24,20 +24,20 @@ from bench.peers.places import (
 )
 
 SCRIPT: Final = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
-"""What /usr/sbin/rabbitmq-server runs as another user, in folders of its own."""
+"""The script that /usr/sbin/rabbitmq-server runs as another user and in other folders."""
 LIBRARIES: Final = Path("/usr/lib/rabbitmq/lib")
 START_TIMEOUT_S: Final = 30.0
 START_ATTEMPTS: Final = 2
-"""A port that was free may be another's by the time the server binds it."""
+"""Another process may take a free port before the server binds it."""
 UNACKNOWLEDGED: Final = 2
-"""Frames that are at a receiver or on the way to it."""
+"""Frames that a receiver holds or that are on the way to it, at most."""
 
 
 def connect(port: int) -> Any:
-    """A connection to the server.
+    """Connect to the server.
 
     Raises:
-        pika.exceptions.AMQPConnectionError: It is not up.
+        pika.exceptions.AMQPConnectionError: The server does not answer yet.
     """
     import pika
 
@@ -47,7 +47,7 @@ def connect(port: int) -> Any:
 
 
 def declare(channel: Any, setting: Setting) -> None:
-    """The fanout exchange, and a queue for each receiver that keeps the newest frame. Each side may be the first."""
+    """Declare the exchange, and a queue for each receiver that keeps the newest frame. Either side may be first."""
     channel.exchange_declare(setting.channel, "fanout")
     for index in range(setting.receivers):
         queue = f"{setting.channel}-{index}"
@@ -72,7 +72,7 @@ class QueueSender(Sender):
         try:
             self._channel.basic_publish(self._exchange, "", self._pixels.tobytes())
         except pika.exceptions.ConnectionBlockedTimeout:
-            raise NobodyTakes("the RabbitMQ server") from None
+            raise ReceiverStalled("the RabbitMQ server") from None
 
     def close(self) -> None:
         self._connection.close()
@@ -115,8 +115,8 @@ class RabbitMq(Peer):
     name = "rabbitmq"
     title = "RabbitMQ"
     how = (
-        "Many copies: in AMQP frames of 128 KiB through TCP into the server, out of it, and put together again. A "
-        "queue a receiver, not durable, keeps the newest; the receiver waits on its socket and acknowledges each frame."
+        "Many copies: in AMQP frames of 128 KiB through TCP into the server, out of it, and reassembled. A queue for "
+        "each receiver, not durable, keeps the newest; the receiver waits on its socket and acknowledges each frame."
     )
     distribution = "pika"
     module = "pika"
@@ -156,6 +156,7 @@ class RabbitMq(Peer):
             (folder / "environment").touch()
             environment = {
                 "HOME": str(folder),
+                # Every port and every path is its own, so that a server of the machine is not touched.
                 "ERL_EPMD_PORT": str(names_port),
                 "ERL_EPMD_ADDRESS": "127.0.0.1",
                 "RABBITMQ_NODENAME": f"{setting.channel}@localhost",
@@ -168,7 +169,7 @@ class RabbitMq(Peer):
                 "RABBITMQ_CONF_ENV_FILE": str(folder / "environment"),
                 "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
             }
-            # Erlang would start this one as a daemon that outlives the node.
+            # Start epmd here, because Erlang would start it as a daemon that outlives the node.
             stack.enter_context(
                 server(["epmd", "-port", str(names_port), "-address", "127.0.0.1"], folder / "epmd.log", environment)
             )

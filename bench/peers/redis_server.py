@@ -1,4 +1,4 @@
-"""Redis, with a server of its own: pub/sub, and streams."""
+"""Redis, with a server that runs only for the measurement: pub/sub, and streams."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bench.peers import Peer, Pixels, Receiver, Sender, Setting
 from bench.peers.places import (
     SEND_TIMEOUT_S,
     HoldingReceiver,
-    NobodyTakes,
+    ReceiverStalled,
     pixels_of,
     server,
     temporary_folder,
@@ -24,24 +24,24 @@ from bench.peers.places import (
 )
 
 QUEUED: Final = 8
-"""Frames that the server keeps for a subscriber at most, before it cuts it off."""
+"""Frames that the server keeps for a subscriber at most, before it disconnects it."""
 KEPT: Final = 2
-"""Entries that the stream keeps."""
+"""Entries that the stream keeps, at least: MAXLEN is approximate."""
 PACKED_BYTES: Final = 6000
-"""Commands up to this size are sent in one piece: redis-py's own limit."""
+"""Commands up to this size are sent in one piece. It is redis-py's default."""
 RECONNECTIONS: Final = 3
-"""How often one call connects again, after the server has cut a slow subscriber off."""
+"""How often one call reconnects after the server has disconnected a slow subscriber."""
 
 
 def client(path: str, timeout_s: float) -> Any:
-    """A connection to the server, once it answers."""
+    """Return a connection to the server, once it answers."""
     import redis
     from redis.backoff import NoBackoff
     from redis.connection import PythonRespSerializer
     from redis.retry import Retry
 
-    # hiredis would copy a frame twice to send it, in 10 ms; redis-py's own serializer sends it as it is. With RESP3,
-    # redis-py formats each published message for a debug line, 80 ms for 10 MB: so RESP2.
+    # To send a frame, hiredis would copy it twice, in 10 ms; redis-py's own serializer does not copy it. RESP2, because
+    # with RESP3 redis-py formats each published message for a debug line, which takes 80 ms for 10 MB.
     encoder: Any = redis.Redis().get_encoder()
     pool = redis.ConnectionPool(
         connection_class=redis.UnixDomainSocketConnection,
@@ -64,7 +64,7 @@ def client(path: str, timeout_s: float) -> Any:
 
 
 class RedisSender(Sender):
-    """Has the array and the connection; what is sent is up to the kinds."""
+    """Holds the array and the connection. The subclasses send the array."""
 
     def __init__(self, setting: Setting) -> None:
         self.pixels = touched(setting.shape)
@@ -81,7 +81,7 @@ class RedisSender(Sender):
         try:
             self.send()
         except redis.TimeoutError:
-            raise NobodyTakes("the Redis server") from None
+            raise ReceiverStalled("the Redis server") from None
 
     @abstractmethod
     def send(self) -> None:
@@ -94,6 +94,7 @@ class RedisSender(Sender):
 class ChannelSender(RedisSender):
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
+        # Pub/sub does not keep messages, so wait until every receiver has subscribed.
         wait_until(lambda: self.client.pubsub_numsub(self.channel)[0][1] >= setting.receivers, "a subscriber")
 
     def send(self) -> None:
@@ -168,6 +169,7 @@ class RedisPeer(Peer):
                 "dir": str(folder),
                 "save": "",
                 "appendonly": "no",
+                # Redis's default limit, 32 MB, holds only three frames of 10 MB.
                 "client-output-buffer-limit": f"pubsub {QUEUED * setting.frame_bytes} 0 0",
             }
             arguments = ["redis-server", *(word for key, value in options.items() for word in (f"--{key}", value))]

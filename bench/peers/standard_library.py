@@ -1,4 +1,4 @@
-"""What Python brings: shared memory with queues of indices, and pipes."""
+"""Python's standard library: shared memory with queues of indices, and pipes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from bench.peers import Peer, Pixels, Receiver, Sender, Setting
-from bench.peers.places import SEND_TIMEOUT_S, NobodyTakes, touched
+from bench.peers.places import SEND_TIMEOUT_S, ReceiverStalled, touched
 
 SEGMENTS: Final = 4
 
@@ -28,13 +28,13 @@ class Pool:
 
     names: list[str]
     ready: list[Any]
-    """One queue a receiver: the index of the next frame."""
+    """One queue for each receiver, with the indices of its frames."""
     read: Any
-    """Back from all receivers: an index for each frame that one is done with."""
+    """The queue back from all receivers: the index of each frame that a receiver has released."""
 
 
 class Segments:
-    """The pool's segments, mapped."""
+    """The segments of the pool, mapped into this process."""
 
     def __init__(self, setting: Setting) -> None:
         self.pool: Pool = setting.handles
@@ -46,6 +46,7 @@ class Segments:
         for each in self._segments:
             each.close()
         for each in (self.pool.read, *self.pool.ready):
+            # The other side may be gone: do not wait until it has read the rest of the queue.
             each.cancel_join_thread()
             each.close()
 
@@ -60,11 +61,12 @@ class SegmentSender(Sender):
 
     def loan(self) -> Pixels:
         read = self._segments.pool.read
+        # Collect all returned indices, not only the one that is needed, to keep the queue short.
         while not self._free or not read.empty():
             try:
                 index = read.get(timeout=SEND_TIMEOUT_S)
             except queue.Empty:
-                raise NobodyTakes("a receiver") from None
+                raise ReceiverStalled("a receiver") from None
             self._readers[index] -= 1
             if not self._readers[index]:
                 self._free.append(index)
@@ -104,8 +106,8 @@ class SharedMemoryQueue(Peer):
     name = "shared-memory-queue"
     title = "multiprocessing.shared_memory with a Queue"
     how = (
-        "No copy: four segments, whose indices go through one multiprocessing.Queue a receiver and come back through "
-        "another. The receiver waits on its queue, the sender for a free segment."
+        "No copy: four segments, whose indices go to each receiver through a multiprocessing.Queue and come back "
+        "through another. The receiver waits on its queue, the sender for a free segment."
     )
     lossless = True
 
@@ -117,6 +119,7 @@ class SharedMemoryQueue(Peer):
         try:
             for _ in range(SEGMENTS):
                 segments.append(SharedMemory(create=True, size=setting.frame_bytes))
+                # Touch every page, so that the first frames do not pay for allocating them.
                 np.ndarray(setting.frame_bytes, np.uint8, segments[-1].buf)[:] = 0
             yield Pool([each.name for each in segments], queues[1:], queues[0])
         finally:
@@ -139,8 +142,8 @@ class PipeSender(Sender):
         self._connections: list[Connection[Any, Any]] = [sending for _, sending in setting.handles]
         for receiving, sending in setting.handles:
             receiving.close()
-            # A timeout belongs to the socket, not to the descriptor that sets it: socket(7), SO_SNDTIMEO. After a write
-            # that has sent a part by then comes another, so each may take half of the time.
+            # The time-out applies to the socket, not to the descriptor: socket(7), SO_SNDTIMEO. A write may take half
+            # of the time, because a write that sent only a part before its time-out is followed by another.
             with socket.socket(fileno=os.dup(sending.fileno())) as handle:
                 handle.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, pack("ll", int(SEND_TIMEOUT_S / 2), 0))
         self._pixels = touched(setting.shape)
@@ -154,7 +157,7 @@ class PipeSender(Sender):
             for each in self._connections:
                 each.send_bytes(self._bytes)
         except BlockingIOError:
-            raise NobodyTakes("a receiver") from None
+            raise ReceiverStalled("a receiver") from None
 
     def close(self) -> None:
         for each in self._connections:
@@ -165,6 +168,7 @@ class PipeReceiver(Receiver):
     def __init__(self, setting: Setting, index: int) -> None:
         for number, (receiving, sending) in enumerate(setting.handles):
             sending.close()
+            # Close the ends of the others, so that the end of the sender is the end of the stream.
             if number != index:
                 receiving.close()
         self._connection: Connection[Any, Any] = setting.handles[index][0]
@@ -185,7 +189,8 @@ class Pipe(Peer):
     name = "pipe"
     title = "multiprocessing.Pipe"
     how = (
-        "Two copies a receiver, into a Unix socket and out of it into one array; the sender serves one after the other."
+        "Two copies for each receiver, into a Unix socket and out of it into one array; the receivers are served in "
+        "turn."
     )
     lossless = True
 

@@ -1,4 +1,4 @@
-"""A file for each frame, in a folder of shared memory or of a disk, as a shared volume is."""
+"""A file for each frame, in a folder in shared memory, or on a disk as with a shared volume."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from bench.peers import Peer, Pixels, Receiver, Sender, Setting
 from bench.peers.places import HoldingReceiver, pixels_of, temporary_folder
 
 KEPT: Final = 2
-"""Files that stay for receivers that are late."""
+"""Files that are kept for late receivers."""
 
 
 class FileSender(Sender):
-    """Fills a new file through a map, then gives it the name that receivers look for: rename(2) is atomic."""
+    """Fills a new file through a map, and then renames it to a name that receivers wait for: rename(2) is atomic."""
 
     def __init__(self, setting: Setting) -> None:
         self._folder = Path(setting.handles)
@@ -35,7 +35,7 @@ class FileSender(Sender):
         fd = os.open(self._new, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o640)
         try:
             os.posix_fallocate(fd, 0, self._setting.frame_bytes)
-            # It is kept until the next takes its place: to unmap it takes longer than to publish it.
+            # Keep the map until the next one replaces it, because unmapping takes longer than publishing.
             self._map = mmap.mmap(fd, self._setting.frame_bytes, mmap.MAP_SHARED | mmap.MAP_POPULATE)
         finally:
             os.close(fd)
@@ -63,7 +63,7 @@ class FileReceiver(HoldingReceiver):
             events = self._inotify.read(timeout=max(0, int((deadline_s - time.monotonic()) * 1000)))
             if not events:
                 raise TimeoutError
-            with suppress(FileNotFoundError):  # removed already: a newer one has come
+            with suppress(FileNotFoundError):  # the sender has removed it, so a newer file is there
                 fd = os.open(self._folder / events[-1].name, os.O_RDONLY)
                 try:
                     return self.hold(pixels_of(mmap.mmap(fd, self._bytes, prot=mmap.PROT_READ), self._shape))
@@ -79,12 +79,12 @@ class TmpfsFile(Peer):
     title = "A file in a shared tmpfs"
     how = (
         "No copy: the sender fills a new file through a map and renames it; the receiver waits on inotify and maps the "
-        "newest, whose pages come as it reads them."
+        "newest, whose pages are mapped as it reads them."
     )
     distribution = "inotify-simple"
     module = "inotify_simple"
     parent: ClassVar[Path] = Path("/dev/shm")
-    """Where the folder is made."""
+    """The folder in which the frames' folder is created."""
 
     @contextmanager
     def prepare(self, setting: Setting) -> Iterator[str]:
@@ -104,7 +104,7 @@ class TmpfsFile(Peer):
 class VolumeFile(TmpfsFile):
     name = "volume-file"
     title = "A file in a shared volume on disk"
-    how = TmpfsFile.how + " The kernel writes what is not removed in time to the disk."
+    how = TmpfsFile.how + " The kernel writes files to the disk that are not removed in time."
     # A named volume and a bind mount are folders of the host's disk, as this checkout is.
     parent = Path(__file__).resolve().parent.parent.parent / ".bench"
 

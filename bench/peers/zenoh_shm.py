@@ -13,7 +13,7 @@ from bench.peers import Peer, Pixels, Receiver, Sender, Setting
 from bench.peers.places import (
     SEND_TIMEOUT_S,
     HoldingReceiver,
-    NobodyTakes,
+    ReceiverStalled,
     pixels_of,
     remove,
     temporary_folder,
@@ -26,12 +26,13 @@ PAYLOADS: Final = 6
 
 
 def session(listen: list[str], connect: list[str]) -> Any:
-    """A session of a peer that finds others by these endpoints alone."""
+    """Open a session in peer mode that finds others only by these endpoints."""
     import zenoh
 
     config = zenoh.Config()
     for key, value in {
         "mode": "peer",
+        # Without scouting, so that a session never connects to other programs of the network.
         "scouting/multicast/enabled": False,
         "scouting/gossip/enabled": False,
         "transport/shared_memory/enabled": True,
@@ -44,7 +45,8 @@ def session(listen: list[str], connect: list[str]) -> Any:
 
 
 def close(opened: Any) -> None:
-    """Close the session, and remove what it leaves in /dev/shm."""
+    """Close the session, and remove the files that it leaves in /dev/shm."""
+    # List the files before closing: closing unmaps them, and they can no longer be found.
     files = zenoh_files()
     opened.close()
     remove(files)
@@ -77,7 +79,7 @@ class ShmSender(Sender):
                 payload = self._provider.alloc(len(self._frame), self._policy)
             except zenoh.ZError:
                 if time.monotonic() > deadline_s:
-                    raise NobodyTakes("a subscriber") from None
+                    raise ReceiverStalled("a subscriber") from None
                 time.sleep(0.0005)
             else:
                 break
@@ -89,7 +91,7 @@ class ShmSender(Sender):
 
 
 class ShmReceiver(HoldingReceiver):
-    """Keeps the newest sample that zenoh's thread brings: its own channels cannot be waited on for a limited time."""
+    """Keeps the newest sample from zenoh's thread, because waiting on zenoh's own channels takes no time-out."""
 
     def __init__(self, setting: Setting, index: int) -> None:
         self._shape = setting.shape

@@ -1,4 +1,4 @@
-"""ZeroMQ with the pixels in the message: pyzmq over a Unix socket and over TCP, and imagezmq."""
+"""ZeroMQ with the pixels in the message: pyzmq over a Unix socket and TCP, and imagezmq."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bench.peers import OPEN_TIMEOUT_S, Peer, Pixels, Receiver, Sender, Setting
 from bench.peers.places import (
     SEND_TIMEOUT_S,
     HoldingReceiver,
-    NobodyTakes,
+    ReceiverStalled,
     free_port,
     pixels_of,
     temporary_folder,
@@ -22,12 +22,12 @@ from bench.peers.places import (
 )
 
 QUEUED: Final = 2
-"""Frames that wait for each receiver at most."""
+"""Frames that wait for each receiver, at most."""
 ARRAYS: Final = QUEUED + 2
-"""Those that wait, the one that is being written into the socket, and the one that is being filled."""
+"""Arrays of the sender: the waiting frames, one that is being sent, and one that is being filled."""
 
 NOWHERE: Final = "inproc://nowhere"
-"""imagezmq binds or connects as it makes a socket; high-water marks hold for what is bound or connected later."""
+"""Given to imagezmq, which binds or connects at once, while high-water marks apply only to later binds and connects."""
 
 
 class Port:
@@ -44,10 +44,10 @@ class Port:
 
 
 def await_subscribers(socket: zmq.Socket[bytes], count: int) -> None:
-    """Wait until so many have subscribed to an XPUB socket that has XPUB_VERBOSE set."""
+    """Wait until ``count`` receivers have subscribed to an XPUB socket with XPUB_VERBOSE."""
     for _ in range(count):
         if not socket.poll(int(OPEN_TIMEOUT_S * 1000)):
-            raise TimeoutError("no subscriber came")
+            raise TimeoutError("a subscriber did not connect in time")
         socket.recv()
 
 
@@ -69,9 +69,10 @@ class InlineSender(Sender):
         pixels, tracker = self._arrays[0]
         if tracker is not None:
             try:
+                # Without a copy, the array must not change until the I/O thread has sent it.
                 tracker.wait(SEND_TIMEOUT_S)
             except zmq.NotDone:
-                raise NobodyTakes("a receiver") from None
+                raise ReceiverStalled("a receiver") from None
         return pixels
 
     def publish(self) -> None:
@@ -79,7 +80,7 @@ class InlineSender(Sender):
         try:
             tracker = self._socket.send(pixels.data, copy=False, track=True)
         except zmq.Again:
-            raise NobodyTakes("a receiver") from None
+            raise ReceiverStalled("a receiver") from None
         self._arrays.append((pixels, tracker))
 
     def close(self) -> None:
@@ -90,6 +91,7 @@ class InlineReceiver(HoldingReceiver):
     def __init__(self, setting: Setting) -> None:
         self._port = Port(zmq.SUB)
         self._socket = self._port.socket
+        # Keep only the newest message, as a subscriber of framebus does by default.
         self._socket.set(zmq.CONFLATE, 1)
         self._socket.set(zmq.RECONNECT_IVL, 20)
         self._socket.subscribe(b"")
@@ -124,8 +126,8 @@ class InlineIpc(Inline):
     name = "zmq-inline-ipc"
     title = "pyzmq, pixels inline, ipc"
     how = (
-        "Two copies a receiver, by the I/O threads into a Unix socket and out of it into a new message. The receiver "
-        "polls a SUB socket that keeps the newest; a full queue holds the sender up."
+        "Two copies for each receiver, by the I/O threads into a Unix socket and out of it into a new message. The "
+        "receiver polls a SUB socket that keeps the newest; a full queue blocks the sender."
     )
 
     @contextmanager
@@ -147,7 +149,7 @@ class InlineTcp(Inline):
 
 
 class ImageSender(Sender):
-    """Sends greetings until every receiver has heard one: its PUB socket does not tell which peers have subscribed."""
+    """Sends greetings until every receiver has received one, because its PUB socket does not report subscriptions."""
 
     def __init__(self, setting: Setting) -> None:
         import imagezmq
@@ -163,9 +165,10 @@ class ImageSender(Sender):
         waiting = setting.receivers
         while waiting:
             if time.monotonic() > deadline_s:
-                raise TimeoutError("no subscriber came")
+                raise TimeoutError("a subscriber did not connect in time")
             self._sender.send_image("greeting", greeting)
             waiting -= heard.acquire(timeout=0.02)
+        # Greetings may be lost. From now on a full queue blocks the sender instead of losing a frame.
         self._sender.zmq_socket.set(zmq.XPUB_NODROP, 1)
 
     def loan(self) -> Pixels:
@@ -175,7 +178,7 @@ class ImageSender(Sender):
         try:
             self._sender.send_image("frame", self._arrays[0])
         except zmq.Again:
-            raise NobodyTakes("a receiver") from None
+            raise ReceiverStalled("a receiver") from None
         self._arrays.rotate(-1)
 
     def close(self) -> None:
@@ -193,7 +196,7 @@ class ImageReceiver(HoldingReceiver):
         self._hub.zmq_socket.set(zmq.RECONNECT_IVL, 20)
         self._hub.connect(address)
         if not self._hub.zmq_socket.poll(int(OPEN_TIMEOUT_S * 1000)):
-            raise TimeoutError("the sender did not come")
+            raise TimeoutError("the sender sent no greeting in time")
         self._hub.recv_image()
         heard.release()
 
@@ -214,8 +217,8 @@ class ImageZmq(Peer):
     name = "imagezmq"
     title = "imagezmq, PUB/SUB"
     how = (
-        "As pyzmq over tcp, with a JSON header before each frame. PUB/SUB, as its documentation says for more than "
-        "one receiver; its high-water marks are lowered so that memory stays bounded."
+        "As pyzmq over tcp, with a JSON header before each frame. PUB/SUB, which its documentation recommends for "
+        "more than one receiver; its high-water marks are lowered to limit the memory."
     )
     lossless = True
     distribution = "imagezmq"
