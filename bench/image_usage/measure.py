@@ -1,4 +1,4 @@
-"""From an image, a container or a folder to a report."""
+"""Measures an image, a container or a folder, and makes its report."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def of_image(
     """Run a container of an image, with the options of ``docker run``, and remove it.
 
     Raises:
-        CannotMeasure: Something is lacking or has failed.
+        CannotMeasure: Something is missing or has failed.
     """
     container = engine.create(image, options, command)
     try:
@@ -35,10 +35,10 @@ def of_image(
 
 
 def of_container(name: str, work: Work, base: str | None, tell: Tell) -> Report:
-    """Restart a container, such as a service of compose, and leave it as it was: running or stopped.
+    """Stop and start a container, such as a service of compose, and leave it as it was: running or stopped.
 
     Raises:
-        CannotMeasure: Something is lacking or has failed.
+        CannotMeasure: Something is missing or has failed.
     """
     container = Container.named(name)
     ran = container.state()["Running"]
@@ -47,6 +47,7 @@ def of_container(name: str, work: Work, base: str | None, tell: Tell) -> Report:
     try:
         return _of_container(engine.inspect_image(_name_of(container.image)), container, work, base, tell)
     finally:
+        # The user's container runs again, whatever the measurement did.
         if ran:
             docker("start", container.identity)
 
@@ -84,7 +85,7 @@ def of_rootfs(folder: Path, command: Sequence[str], work: Work, tell: Tell) -> R
     """Run a command in a folder that holds a root file system.
 
     Raises:
-        CannotMeasure: Something is lacking or has failed.
+        CannotMeasure: Something is missing or has failed.
     """
     if not folder.is_dir():
         raise CannotMeasure(f"{folder} is not a folder")
@@ -104,5 +105,5 @@ def _told(work: Work) -> str:
 
 
 def _seen(seen: Observation) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    again = f"the engine has started it again {seen.restarts} times" if seen.restarts else ""
+    again = f"the engine has restarted it {seen.restarts} times" if seen.restarts else ""
     return seen.service, seen.sharers, (*seen.remarks, *filter(None, (again, seen.failure)))

@@ -17,7 +17,7 @@ COMMAND_CHARACTERS: Final = 60
 
 
 def text(report: Report) -> str:
-    """Return the report to read; its last line is the summary."""
+    """Return the report as text; its last line is the summary."""
     return "\n".join([*_lines(report), report.summary()])
 
 
@@ -41,7 +41,7 @@ def _lines(report: Report) -> Iterator[str]:
     yield from _table(
         "kind, of our layers", _most(shares(ours, lambda row: row.kind if row.visible else row.file.state.value))
     )
-    yield "The largest that nothing used:"
+    yield "The largest files that nothing used:"
     yield ""
     for row in largest_idle(ours, LARGEST):
         state = "" if row.visible else f" ({row.file.state.value})"
@@ -64,8 +64,8 @@ def _sharing(report: Report) -> Iterator[str]:
         holders = f" by {', '.join(report.sharers)}" if report.sharers else ""
         unsure = sum(row.seen.held_bytes for row in report.rows if row.seen.opened)
         yield (
-            f"{megabytes(report.held_bytes)} were held in memory{holders} before the start, so that it cannot be seen "
-            f"whether the work touched them: they are not counted, and may be up to {megabytes(unsure)} more."
+            f"{megabytes(report.held_bytes)} were held in memory{holders} before the start. Whether the work touched "
+            f"them cannot be seen, so they are not counted: up to {megabytes(unsure)} more may have been touched."
         )
 
 
@@ -105,7 +105,7 @@ def _apart(report: Report) -> Iterator[str]:
     only = [row for row in report.rows if row.seen.apart and not row.seen.opened]
     if only:
         size = megabytes(sum(row.file.size_bytes for row in only))
-        yield f"Only health checks, shells and what starts the service opened {len(only)} files, {size}."
+        yield f"Only health checks, shells, and what starts the service opened {len(only)} files, {size}."
         yield ""
     for name, group in lost_without(report.rows).items():
         size = megabytes(sum(row.file.size_bytes for row in group))
@@ -177,10 +177,10 @@ def _file_json(row: Row) -> dict[str, Any]:
 
 
 def opened_in(content: str) -> tuple[str, frozenset[str]]:
-    """Return the work of a saved report, and all paths that it, or a further command of it, opened.
+    """Return the work of a saved report, and all paths that the work or a further command opened.
 
     Raises:
-        ValueError: The content is not such a report.
+        ValueError: The content is not a saved report.
     """
     try:
         saved = json.loads(content)
@@ -189,4 +189,4 @@ def opened_in(content: str) -> tuple[str, frozenset[str]]:
         files = [one for one in saved["files"] if one["opened"] or one["only_in"]]
         return saved["work"], frozenset(path for one in files for path in (one["path"], *one["other_paths"]))
     except (KeyError, TypeError) as error:
-        raise ValueError(f"it lacks {error}") from None
+        raise ValueError(f"it has no {error}") from None

@@ -62,4 +62,4 @@ def used(touched_bytes: int = 0) -> Seen:
 def report(*rows: Row) -> Report:
     """A report of an image with a layer of the base and one of ours."""
     layers = (Layer("sha256:" + "0" * 64, "base", False, ("other:1",)), Layer("sha256:" + "1" * 64, "COPY", True, ()))
-    return Report("made:1", "base:1", "as told", layers, rows, "its work", ("server",))
+    return Report("made:1", "base:1", "named by --base", layers, rows, "its work", ("server",))

@@ -109,7 +109,7 @@ def test_the_report_tells_what_it_saw() -> None:
     assert "held in memory" not in text(found)
     assert "Images here with layers in common, whose files in memory are the same pages: other:1." in told
     assert "Only 'the tests' opened 1 files, 0.2 MB" in told
-    assert "Base: base:1 (as told)." in told
+    assert "Base: base:1 (named by --base)." in told
 
 
 def test_the_report_as_json_is_complete() -> None:
