@@ -32,7 +32,7 @@ def test_the_bottom_layer_alone_has_the_files(tmp_path: Path) -> None:
 def test_the_last_error_of_an_engine_is_its_sentence() -> None:
     log = "time=1 level=info msg=ok\nfailed to start daemon: error initializing graphdriver: driver not supported\n\n"
     assert engine.last_error(log) == "driver not supported"
-    assert engine.last_error("") == "the engine ended without a word"
+    assert engine.last_error("") == "the engine ended without a message"
 
 
 def test_a_build_context_has_the_sources_without_caches(tmp_path: Path) -> None:
