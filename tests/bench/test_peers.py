@@ -66,7 +66,7 @@ def test_a_server_that_does_not_come_is_told_of_with_what_it_said(tmp_path: Path
             wait_until(lambda: False, "it", 0.1)
 
     with pytest.raises(
-        TimeoutError, match=f"^it did not come within 0.1 s; {re.escape(sys.executable)} said: the port"
+        TimeoutError, match=f"^it did not come within 0.1 s; {re.escape(sys.executable)} printed: the port"
     ):
         start()
     assert not Path(f"/proc/{pid}").exists()
