@@ -94,7 +94,9 @@ def check(configuration_type: type[CommonConfiguration], path: Path | None, envi
 
 
 @given(types, documents, environments)
-def test_any_document_of_known_words(kind: type[CommonConfiguration], document: Any, environment: Any) -> None:
+def test_a_document_of_known_words_is_valid_or_every_fault_is_named(
+    kind: type[CommonConfiguration], document: Any, environment: Any
+) -> None:
     with file_of(yaml.safe_dump(document, allow_unicode=True).encode()) as path:
         check(kind, path, environment)
 
@@ -124,7 +126,7 @@ def test_any_document_of_known_words(kind: type[CommonConfiguration], document: 
 @example(DetectorConfiguration, b"%YAML 9.9\n---\ndetector: {}\n")
 @example(StreamerConfiguration, b"source: 5\nstreamer: {host: 5}\n")
 @example(StreamerConfiguration, b"5: {}\nstreamer: {}\n")
-def test_any_bytes(kind: type[CommonConfiguration], content: bytes) -> None:
+def test_arbitrary_bytes_are_valid_or_every_fault_is_named(kind: type[CommonConfiguration], content: bytes) -> None:
     with file_of(content) as path:
         check(kind, path, {})
 
@@ -137,7 +139,9 @@ def test_any_bytes(kind: type[CommonConfiguration], content: bytes) -> None:
 @example(DetectorConfiguration, {"FRAMEBUS_DETECTOR__TILE_PX": "{? [a] : b}"})
 @example(DetectorConfiguration, {"FRAMEBUS_DETECTOR__LABELS": "!!python/name:os.system"})
 @example(DetectorConfiguration, {"FRAMEBUS_DETECTOR__LABELS": "a\nb: \x01"})
-def test_any_environment(kind: type[CommonConfiguration], environment: dict[str, str]) -> None:
+def test_an_arbitrary_environment_is_valid_or_every_fault_is_named(
+    kind: type[CommonConfiguration], environment: dict[str, str]
+) -> None:
     check(kind, None, environment)
 
 

@@ -104,7 +104,7 @@ def letters(rabbitmq: RabbitMq, stream: str, folder: Path, count: int = 1) -> It
         yield relay
 
 
-def test_letters_are_listed_and_shown(rabbitmq: RabbitMq, stream: str, tmp_path: Path) -> None:
+def test_dead_letters_are_listed_and_shown(rabbitmq: RabbitMq, stream: str, tmp_path: Path) -> None:
     with letters(rabbitmq, stream, tmp_path, 2) as relay:
         told = relay.listed()
         assert {one["reference"]["sequence"] for one in told} == {1, 2}
@@ -120,7 +120,9 @@ def test_letters_are_listed_and_shown(rabbitmq: RabbitMq, stream: str, tmp_path:
         assert shown["traceparent"].split("-")[1] == shown["trace_id"]
 
 
-def test_a_letter_is_worked_on_once_the_cause_is_mended(rabbitmq: RabbitMq, stream: str, tmp_path: Path) -> None:
+def test_a_replayed_letter_gives_a_result_once_the_cause_is_fixed(
+    rabbitmq: RabbitMq, stream: str, tmp_path: Path
+) -> None:
     with letters(rabbitmq, stream, tmp_path, 2) as relay:
         first, second = (one["id"] for one in relay.listed())
         with reading_results(relay.configured) as results, running_detector(relay.configured):
@@ -133,7 +135,7 @@ def test_a_letter_is_worked_on_once_the_cause_is_mended(rabbitmq: RabbitMq, stre
         assert relay.dead_letters("list") == (0, "there are no dead letters\n", "")
 
 
-def test_a_dropped_letter_takes_its_object_along(rabbitmq: RabbitMq, stream: str, tmp_path: Path) -> None:
+def test_dropping_a_letter_deletes_its_object(rabbitmq: RabbitMq, stream: str, tmp_path: Path) -> None:
     with letters(rabbitmq, stream, tmp_path, 2) as relay:
         objects = tmp_path / "objects"
         first, second = relay.listed()
@@ -142,7 +144,9 @@ def test_a_dropped_letter_takes_its_object_along(rabbitmq: RabbitMq, stream: str
         assert objects_in(objects, "frames") == [second["reference"]["address"]]
 
 
-def test_what_is_not_a_reference_is_a_letter_too(rabbitmq: RabbitMq, stream: str, tmp_path: Path) -> None:
+def test_a_message_that_is_not_a_reference_becomes_a_dead_letter(
+    rabbitmq: RabbitMq, stream: str, tmp_path: Path
+) -> None:
     relay = Relay(work_policy(rabbitmq, stream, tmp_path), tmp_path)
     with open_publisher(stream), running_relay(relay.configured):
         wait_until(lambda: not relay.dead_letters("list")[0], "the relay has declared the queue")
@@ -161,7 +165,7 @@ def test_what_is_not_a_reference_is_a_letter_too(rabbitmq: RabbitMq, stream: str
         assert relay.listed() == []
 
 
-def test_the_detector_s_code_runs_on_a_letter(rabbitmq: RabbitMq, stream: str, tmp_path: Path) -> None:
+def test_the_detector_can_run_on_the_frame_of_a_letter(rabbitmq: RabbitMq, stream: str, tmp_path: Path) -> None:
     relay = Relay(work_policy(rabbitmq, stream, tmp_path, encoding="png"), tmp_path)
     place = campus_path()
     with Publisher(stream, FrameFormat(*place.shape[:2]), slots=4) as publisher, running_relay(relay.configured):
@@ -196,14 +200,14 @@ def assert_one_sentence(done: tuple[int, str, str], told: str) -> None:
     assert complaints.count("\n") == 1
 
 
-def test_a_letter_that_is_not_there_is_told_in_a_sentence(rabbitmq: RabbitMq, stream: str, tmp_path: Path) -> None:
+def test_a_missing_letter_is_reported_in_one_sentence(rabbitmq: RabbitMq, stream: str, tmp_path: Path) -> None:
     with letters(rabbitmq, stream, tmp_path) as relay:
         for command in ("show", "run", "replay", "drop"):
             assert_one_sentence(relay.dead_letters(command, "none/1/2"), "there is no dead letter none/1/2: ")
         assert len(relay.listed()) == 1
 
 
-def test_a_broker_that_is_away_is_told_in_a_sentence(stream: str, tmp_path: Path) -> None:
+def test_an_unreachable_broker_is_reported_in_one_sentence(stream: str, tmp_path: Path) -> None:
     relay = Relay(configuration(stream, f"amqp://127.0.0.1:{free_ports(1)}", tmp_path / "objects"), tmp_path)
     for arguments in (("list",), ("show", "any"), ("replay", "--all")):
         assert_one_sentence(relay.dead_letters(*arguments), "the broker: ")

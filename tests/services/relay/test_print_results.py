@@ -67,7 +67,7 @@ def work_policy(rabbitmq: RabbitMq, stream: str, folder: Path) -> RelayConfigura
     return configuration(stream, rabbitmq.url, folder / "objects", policy="work", spool=folder / "spool")
 
 
-def test_a_queue_keeps_results_for_a_reader_that_is_away(rabbitmq: RabbitMq, stream: str, tmp_path: Path) -> None:
+def test_a_queue_keeps_results_while_no_reader_runs(rabbitmq: RabbitMq, stream: str, tmp_path: Path) -> None:
     configured = work_policy(rabbitmq, stream, tmp_path)
     queued = ("--queue", "archive", "--count")
     with open_publisher(stream) as publisher, running_relay(configured) as status, running_detector(configured):
@@ -99,7 +99,7 @@ def test_a_queue_keeps_results_for_a_reader_that_is_away(rabbitmq: RabbitMq, str
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_without_a_word(
+def test_a_signal_ends_the_command_silently(
     rabbitmq: RabbitMq, stream: str, tmp_path: Path, ending: signal.Signals
 ) -> None:
     configured = work_policy(rabbitmq, stream, tmp_path)

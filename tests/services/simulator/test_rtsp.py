@@ -56,7 +56,7 @@ def test_every_camera_is_served(base: str) -> None:
             assert (frame.width, frame.height) == (SMALL.width_px, SMALL.height_px)
 
 
-def test_a_port_in_use_is_one_sentence(gstreamer: None) -> None:
+def test_a_port_in_use_is_reported_in_one_sentence(gstreamer: None) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = subprocess.run(
@@ -70,7 +70,7 @@ def test_a_port_in_use_is_one_sentence(gstreamer: None) -> None:
     assert complaints(done.stderr) == []
 
 
-def test_a_folder_without_clips_is_one_sentence(gstreamer: None, tmp_path: Path) -> None:
+def test_a_folder_without_clips_is_reported_in_one_sentence(gstreamer: None, tmp_path: Path) -> None:
     done = subprocess.run(
         [*SYSTEM_COMMAND, str(RTSP_PROGRAM), str(tmp_path), "0"], capture_output=True, text=True, check=False
     )

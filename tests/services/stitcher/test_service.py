@@ -112,7 +112,7 @@ def test_a_camera_that_was_turned_is_named(stream: str, tmp_path: Path) -> None:
     assert stitcher.events("cameras do not fit")
 
 
-def test_a_camera_that_dies_is_marked_and_comes_back(stream: str, tmp_path: Path) -> None:
+def test_a_camera_that_dies_is_marked_and_returns(stream: str, tmp_path: Path) -> None:
     port, file = free_ports(5), tmp_path / "calibration.json"
     calibration = rig(width_px=SMALL.width_px, height_px=SMALL.height_px)
     save(calibration, file)
@@ -143,7 +143,7 @@ def test_a_camera_that_dies_is_marked_and_comes_back(stream: str, tmp_path: Path
 
 
 @pytest.mark.long
-def test_without_calibration_it_goes_on_without_a_missing_camera_and_adds_it_later(stream: str, tmp_path: Path) -> None:
+def test_without_a_calibration_a_missing_camera_is_left_out_and_added_later(stream: str, tmp_path: Path) -> None:
     port = free_ports(5)
     settings = {"wait_s": 0.5, "retry_s": 0.5}
     with (
@@ -178,7 +178,7 @@ def test_cameras_that_show_nothing_give_an_error_with_a_remedy(stream: str, tmp_
         assert status["details"]["calibration"]["state"] in (f"failed: {reason}", "calibrating")
 
 
-def test_a_stream_that_is_published_already_is_one_sentence(stream: str, tmp_path: Path) -> None:
+def test_a_stream_that_is_already_published_is_reported_in_one_sentence(stream: str, tmp_path: Path) -> None:
     with Publisher(stream, FrameFormat(16, 16), slots=3):
         command = StitcherProcess(stream, tmp_path, ["/nonexistent"] * 5).command
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
@@ -210,7 +210,7 @@ def test_five_rtsp_cameras_become_one_panorama(stream: str, tmp_path: Path, rtsp
         np.testing.assert_allclose(yaws, (-72, -36, 0, 36, 72), atol=2)
 
 
-def test_a_wrong_configuration_is_exit_status_2(tmp_path: Path) -> None:
+def test_a_wrong_configuration_ends_with_status_2(tmp_path: Path) -> None:
     config = tmp_path / "framebus.yaml"
     config.write_text("stitcher: {width_px: 10}\n")
     command = [sys.executable, "-m", "services.stitcher", "--config", str(config)]

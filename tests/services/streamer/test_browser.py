@@ -20,7 +20,7 @@ TIMES, NONE = "\u00d7", "\u2013"
 pytestmark = [pytest.mark.slow, needs_browser]
 
 
-def test_moving_pictures_and_boxes(stream: str, page: Page, tmp_path: Path) -> None:
+def test_the_page_shows_moving_pictures_and_boxes(stream: str, page: Page, tmp_path: Path) -> None:
     car = Detection("car", 0.91, 1000.0, 400.0, 600.0, 200.0, 12)
     person = Detection("person", 0.55, 3000.0, 300.0, 300.0, 300.0)
     with (
@@ -63,7 +63,7 @@ def test_moving_pictures_and_boxes(stream: str, page: Page, tmp_path: Path) -> N
         expect(page.locator("#found")).to_be_empty()
 
 
-def test_zoom_by_wheel_keys_and_drag(stream: str, page: Page, tmp_path: Path) -> None:
+def test_the_view_zooms_by_wheel_keys_and_drag(stream: str, page: Page, tmp_path: Path) -> None:
     with (
         RunningPublisher(stream, FrameFormat(HEIGHT, WIDTH), 10) as publisher,
         StreamerProcess(stream, tmp_path / "log") as streamer,
@@ -101,7 +101,7 @@ def test_zoom_by_wheel_keys_and_drag(stream: str, page: Page, tmp_path: Path) ->
         assert picture.bounding_box() == fitted
 
 
-def test_it_waits_for_the_stream_and_for_the_streamer(stream: str, page: Page, tmp_path: Path) -> None:
+def test_the_page_waits_for_the_stream_and_for_the_streamer(stream: str, page: Page, tmp_path: Path) -> None:
     with StreamerProcess(stream, tmp_path / "log") as streamer:
         page.goto(streamer.url)
         expect(page.locator("#notice")).to_have_text(f"waiting for the stream: stream {stream} has not started")
@@ -166,7 +166,7 @@ def test_without_javascript_the_pictures_come_as_mjpeg(stream: str, browser: Bro
         context.close()
 
 
-def test_the_page_loads_itself_anew_when_the_server_has_other_files(stream: str, page: Page, tmp_path: Path) -> None:
+def test_the_page_reloads_itself_if_the_server_has_other_files(stream: str, page: Page, tmp_path: Path) -> None:
     versions = ["one", "two", "two"]  # of the first connection, after it was lost, and of the page loaded anew
 
     def relay(browser_side: WebSocketRoute) -> None:

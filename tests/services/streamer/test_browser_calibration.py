@@ -79,7 +79,7 @@ def test_axe_finds_nothing_and_nothing_is_cut_off(url: str, browser: Browser, wi
     page.close()
 
 
-def test_an_earlier_stitcher_is_shown_as_far_as_it_tells(stream: str, page: Page, tmp_path: Path) -> None:
+def test_the_fields_that_an_earlier_stitcher_reports_are_shown(stream: str, page: Page, tmp_path: Path) -> None:
     with (
         StatusServer(stream, "stitcher", stitcher.of_an_earlier_version),
         StreamerProcess(stream, tmp_path / "log") as streamer,

@@ -13,7 +13,7 @@ from services.streamer.freshness import Freshness, Limits, State
     ("age_s", "state"),
     [(0.0, State.LIVE), (0.999, State.LIVE), (1.0, State.DELAYED), (2.999, State.DELAYED), (3.0, State.STALE)],
 )
-def test_the_limits_are_ages(age_s: float, state: State) -> None:
+def test_a_picture_is_live_delayed_or_stale_by_its_age(age_s: float, state: State) -> None:
     assert Limits(1.0, 3.0).judge(age_s) is state
     assert Freshness(state, "", age_s).served is (state is not State.STALE)
 

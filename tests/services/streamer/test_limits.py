@@ -90,7 +90,7 @@ def read_until_closed(client: socket.socket) -> bytes:
     return received
 
 
-def test_a_head_must_be_whole_in_time(impatient: StreamerProcess) -> None:
+def test_a_request_head_must_be_complete_in_time(impatient: StreamerProcess) -> None:
     with Clients(impatient) as clients:
         before = dropped(impatient)
         halves = [
@@ -112,7 +112,7 @@ def test_a_head_must_be_whole_in_time(impatient: StreamerProcess) -> None:
         assert dropped(impatient) - before == {"head": len(halves) + 1}
 
 
-def test_a_connection_may_rest_for_a_while_only(impatient: StreamerProcess) -> None:
+def test_an_idle_connection_is_closed_after_a_while(impatient: StreamerProcess) -> None:
     with Clients(impatient) as clients:
         before = dropped(impatient)
         resting = clients.connect(HEALTH)
@@ -133,7 +133,7 @@ def test_pipelined_requests_are_answered_one_after_the_other(impatient: Streamer
         assert dropped(impatient) - before == {"head": 1}
 
 
-def test_a_body_is_refused(impatient: StreamerProcess) -> None:
+def test_a_request_body_is_rejected(impatient: StreamerProcess) -> None:
     with Clients(impatient) as clients:
         for framing in (b"Content-Length: 1000000", b"Transfer-Encoding: chunked"):
             client = clients.connect(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n" + framing + b"\r\n\r\n")
@@ -145,7 +145,7 @@ def test_a_body_is_refused(impatient: StreamerProcess) -> None:
     [(MJPEG, None), (MJPEG, TINY_BUFFER_BYTES), (WEBSOCKET, TINY_BUFFER_BYTES), (METRICS * 30, TINY_BUFFER_BYTES)],
     ids=["mjpeg", "mjpeg, tiny buffer", "websocket", "metrics"],
 )
-def test_clients_that_never_read_make_room(
+def test_clients_that_never_read_are_disconnected(
     impatient: StreamerProcess, request_: bytes, buffer_bytes: int | None
 ) -> None:
     with Clients(impatient) as clients:
@@ -160,7 +160,7 @@ def test_clients_that_never_read_make_room(
 
 
 @pytest.mark.long
-def test_small_pictures_that_are_never_read_make_room(stream: str, tmp_path: Path) -> None:
+def test_clients_that_never_read_small_pictures_are_disconnected(stream: str, tmp_path: Path) -> None:
     """The client's kernel could acknowledge them for minutes."""
     with (
         RunningPublisher(stream, FrameFormat(HEIGHT, WIDTH), 25),
@@ -173,7 +173,7 @@ def test_small_pictures_that_are_never_read_make_room(stream: str, tmp_path: Pat
 
 
 @pytest.mark.long
-def test_a_client_that_takes_a_byte_now_and_then_makes_room(impatient: StreamerProcess) -> None:
+def test_a_client_that_reads_a_few_bytes_at_times_is_disconnected(impatient: StreamerProcess) -> None:
     with Clients(impatient) as clients:
         before = dropped(impatient)
         slow = clients.connect(MJPEG, buffer_bytes=TINY_BUFFER_BYTES)
@@ -186,7 +186,7 @@ def test_a_client_that_takes_a_byte_now_and_then_makes_room(impatient: StreamerP
         wait_until(gone, "it is disconnected", interval_s=0.1)
 
 
-def test_a_slow_client_that_reads_stays(impatient: StreamerProcess) -> None:
+def test_a_slow_client_that_keeps_reading_stays_connected(impatient: StreamerProcess) -> None:
     with Clients(impatient) as clients:
         before = dropped(impatient)
         slow = clients.connect(MJPEG, buffer_bytes=16384)
@@ -226,7 +226,7 @@ def get(streamer: StreamerProcess, path: str) -> int:
 
 
 @pytest.mark.long
-def test_more_half_sent_requests_than_descriptors(stream: str, tmp_path: Path) -> None:
+def test_more_half_sent_requests_than_descriptors_do_not_stop_the_streamer(stream: str, tmp_path: Path) -> None:
     with RunningPublisher(stream, FrameFormat(HEIGHT, WIDTH), 25), contextlib.ExitStack() as stack:
         with soft_limit(1024):
             streamer = stack.enter_context(StreamerProcess(stream, tmp_path / "log", head_timeout_s=4))
@@ -252,7 +252,7 @@ def test_more_half_sent_requests_than_descriptors(stream: str, tmp_path: Path) -
 
 
 @pytest.mark.long
-def test_without_descriptors_everything_waits_and_goes_on(stream: str, tmp_path: Path) -> None:
+def test_without_descriptors_the_streamer_waits_and_continues(stream: str, tmp_path: Path) -> None:
     """They run out by whatever cause, here because the limit falls below what is open."""
 
     def detect(detector: DetectionPublisher, sequence: int) -> None:
@@ -315,7 +315,7 @@ def test_the_caps_follow_the_limit_on_descriptors(stream: str, tmp_path: Path) -
 
 
 @pytest.mark.long
-def test_at_the_share_and_at_the_cap_the_idle_make_room(stream: str, tmp_path: Path) -> None:
+def test_at_a_clients_share_and_at_the_cap_idle_connections_are_closed(stream: str, tmp_path: Path) -> None:
     proxied = {"max_connections": 8, "max_clients": 16, "trusted_proxies": '["127.0.0.1"]'}
     with (
         RunningPublisher(stream, FrameFormat(HEIGHT, WIDTH), 25),

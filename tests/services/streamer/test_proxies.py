@@ -129,7 +129,7 @@ def handshake(url: str, **headers: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("name", SERVERS)
-def test_the_page_s_files_come_through_every_proxy(nginx: Nginx, name: str) -> None:
+def test_every_file_of_the_page_arrives_through_every_proxy(nginx: Nginx, name: str) -> None:
     url = nginx.url(name)
     status, page, headers = fetch(url)
     assert (status, headers["Cache-Control"]) == (200, "no-cache")
@@ -144,7 +144,7 @@ def test_the_page_s_files_come_through_every_proxy(nginx: Nginx, name: str) -> N
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", SERVERS)
-def test_pictures_flow_through_every_proxy(nginx: Nginx, name: str) -> None:
+def test_pictures_arrive_through_every_proxy(nginx: Nginx, name: str) -> None:
     async def scenario() -> None:
         async with (
             aiohttp.ClientSession() as session,
@@ -159,7 +159,7 @@ def test_pictures_flow_through_every_proxy(nginx: Nginx, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["$http_host", "sub-path"])
-def test_a_websocket_works_where_host_is_passed_on(nginx: Nginx, name: str) -> None:
+def test_a_websocket_works_if_the_proxy_passes_host_on(nginx: Nginx, name: str) -> None:
     url = nginx.url(name)
     assert handshake(url, Origin=origin(url)) == (101, "state")
     status, text = handshake(url, Origin="http://evil.example")
@@ -185,12 +185,12 @@ def test_a_refusal_names_the_setting(streamer: StreamerProcess, nginx: Nginx, na
     assert handshake(url, Origin=origin(url), **{"Sec-Fetch-Site": "cross-site"})[0] == 403
 
 
-def test_without_upgrade_the_answer_says_so(nginx: Nginx) -> None:
+def test_without_upgrade_the_answer_is_426(nginx: Nginx) -> None:
     url = nginx.url("no Upgrade")
     assert handshake(url, Origin=origin(url)) == (426, "this is a WebSocket\n")
 
 
-def test_a_trusted_proxy_tells_host_and_client(stream: str, tmp_path: Path) -> None:
+def test_host_and_client_are_taken_from_a_trusted_proxy(stream: str, tmp_path: Path) -> None:
     forwarding = f"location / {{ proxy_pass http://UPSTREAM; {UPGRADE} proxy_set_header X-Forwarded-Host $http_host; }}"
     with (
         StreamerProcess(
@@ -263,7 +263,7 @@ def served(folder: Path) -> Iterator[str]:
         loop.close()
 
 
-def test_a_file_has_a_tag_of_its_content(tmp_path: Path) -> None:
+def test_a_file_has_an_etag_of_its_content(tmp_path: Path) -> None:
     write_page(tmp_path, "old")
     with served(tmp_path) as url:
         tag = fetch(f"{url}page/main.js")[2]["ETag"]
@@ -307,7 +307,7 @@ def test_the_version_follows_the_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_pictures_that_are_read_slowly_through_a_proxy_get_no_older(stream: str, tmp_path: Path) -> None:
+def test_pictures_read_slowly_through_a_proxy_do_not_grow_older(stream: str, tmp_path: Path) -> None:
     """What the buffers before the reader hold is old by its size; it is seen, and then kept short."""
     bytes_per_second, seconds = 250_000, 60.0
     ages_s: list[tuple[float, float]] = []

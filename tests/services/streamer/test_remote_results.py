@@ -165,7 +165,7 @@ def test_the_page_gets_boxes_of_this_host_and_of_a_group_of_others(
 
 
 @pytest.mark.long
-def test_results_come_when_the_broker_does_and_again_after_it_was_killed(stream: str, tmp_path: Path) -> None:
+def test_results_arrive_when_the_broker_starts_and_again_after_it_was_killed(stream: str, tmp_path: Path) -> None:
     with RabbitMq(tmp_path / "rabbitmq") as rabbitmq:
         rabbitmq.kill()
         configured = configuration(stream, rabbitmq.url, tmp_path / "objects", max_age_s=30)
@@ -194,7 +194,7 @@ def test_results_come_when_the_broker_does_and_again_after_it_was_killed(stream:
                         rabbitmq.start()
 
 
-def test_a_storage_that_is_away_is_told_of_and_the_pictures_go_on(
+def test_an_unreachable_storage_is_reported_and_the_pictures_continue(
     rabbitmq: RabbitMq, stream: str, tmp_path: Path
 ) -> None:
     configured = configuration(stream, rabbitmq.url, tmp_path / "objects", max_age_s=30)

@@ -59,7 +59,7 @@ def test_lens_and_rotations_are_found_from_a_wrong_start(k1: float) -> None:
     assert np.median(distances(found, points)) < 0.25
 
 
-def test_k2_is_found_too() -> None:
+def test_k2_is_also_found() -> None:
     rig, points = make(-0.2, 0.05)
     found = adjust(shaken(rig), points, Free(k2=True), 5.0)
     assert found.k2[0] == pytest.approx(0.05, abs=0.01)

@@ -45,7 +45,7 @@ def test_the_lag_is_found_at_any_rate(delay_s: float, fps: float) -> None:
     assert 0.5 < lag.likeness <= 1
 
 
-def test_no_lag_is_told_where_nothing_tells_it() -> None:
+def test_without_evidence_no_lag_is_reported() -> None:
     moving, still = record(0, 25.0), Record(record(0, 25.0).times_s, np.full((375, POINTS), 90.0))
     assert lag_between(moving, still) is None
     assert lag_between(still, still) is None
@@ -57,7 +57,7 @@ def test_no_lag_is_told_where_nothing_tells_it() -> None:
     assert lag_between(record(0, 25.0, every_s=1.0), record(0.3, 25.0, every_s=1.0, seed=1)) is None
 
 
-def test_delays_are_told_of_the_largest_group_against_its_earliest() -> None:
+def test_delays_are_reported_for_the_largest_group_relative_to_its_earliest() -> None:
     lags = {
         ("cam0", "cam1"): Lag(0.2, 0.9),
         ("cam1", "cam2"): Lag(-0.3, 0.9),
@@ -120,7 +120,9 @@ def test_the_delays_of_cameras_are_measured(tmp_path: Path, capsys: pytest.Captu
     ("arguments", "told"),
     [(["--seconds", "2"], "--seconds must be more than 4"), ([], "it is not known where the cameras look")],
 )
-def test_bad_arguments_are_a_sentence(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_arguments_are_reported_in_one_sentence(
+    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     try:
         status = SERVICE.main(["delays", *arguments])
     except SystemExit as end:

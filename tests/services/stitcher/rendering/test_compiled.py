@@ -99,12 +99,12 @@ def test_avx2_makes_the_same_bytes(seed: int) -> None:
         ({"black": 256}, ValueError, "black"),
     ],
 )
-def test_what_does_not_fit_is_refused(changes: dict[str, Any], error: type[Exception], told: str) -> None:
+def test_arguments_that_do_not_fit_are_rejected(changes: dict[str, Any], error: type[Exception], told: str) -> None:
     with pytest.raises(error, match=told):
         warp(**arguments(1, **changes))
 
 
-def test_opencv_is_taken_where_it_is_wanted_or_nothing_else_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_opencv_is_used_if_it_is_configured_or_the_only_renderer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose("opencv") == choice.Choice("opencv")
     monkeypatch.setitem(sys.modules, "services.stitcher.rendering.compiled", None)
     chosen = choose("auto")
@@ -114,7 +114,7 @@ def test_opencv_is_taken_where_it_is_wanted_or_nothing_else_is_there(monkeypatch
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-def test_sanitizers_find_no_fault(tmp_path: Path) -> None:
+def test_the_address_sanitizer_finds_no_fault(tmp_path: Path) -> None:
     compiler = shlex.split(sysconfig.get_config_var("CC"))
     try:
         asked = [*compiler, "-print-file-name=libasan.so"]
