@@ -18,7 +18,7 @@ GROUP = 43210
 
 
 def shared_event() -> Event:
-    """Return an event that people share who are forked afterwards."""
+    """Return an event that is shared by the people that are forked afterwards."""
     return multiprocessing.get_context("fork").Event()
 
 
@@ -40,7 +40,7 @@ class Person:
                     answer: tuple[bool, Any] = True, function(*arguments)
                     gc.collect()
                     if unraisable:
-                        raise AssertionError(f"nobody could catch {unraisable}")  # noqa: TRY301
+                        raise AssertionError(f"no process could catch {unraisable}")  # noqa: TRY301
                 except BaseException as error:  # noqa: BLE001  it is raised again by the parent
                     answer = False, error
                 os.write(writer, pickle.dumps(answer))

@@ -54,7 +54,7 @@ def test_checks_before_a_commit_are_those_of_lint() -> None:
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=[path.stem for path in WORKFLOWS])
-def test_workflows_run_what_there_is_with_few_rights(path: Any) -> None:
+def test_workflows_run_existing_targets_with_few_rights(path: Any) -> None:
     text = path.read_text()
     workflow = yaml.safe_load(text)
     assert workflow["permissions"] == {"contents": "read"}

@@ -35,7 +35,7 @@ class Told:
         return [Boxes(self._boxes, np.full(count, 0.9, np.float32), labels) for _ in tiles]
 
 
-def test_people_are_those_on_whom_two_agree() -> None:
+def test_people_are_those_on_which_two_models_agree() -> None:
     found = [xyxy(FIRST, SECOND), xyxy([12, 12, 51, 91]), xyxy(SECOND, THIRD)]
     np.testing.assert_array_equal(detect.agreed(found), xyxy(FIRST, SECOND))
     assert detect.agreed([xyxy(), xyxy()]).shape == (0, 4)

@@ -44,7 +44,7 @@ def test_appearances_are_counted_once_they_are_a_second_old(
     assert (counts.judged, counts.found) == (judged, in_time)
 
 
-def test_who_is_there_from_the_beginning_does_not_appear() -> None:
+def test_a_person_present_from_the_beginning_is_not_an_appearance() -> None:
     counts = Appearances()
     counts.skip(0.0, ["a"])
     for frame in range(1, 10):

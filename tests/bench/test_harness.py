@@ -141,7 +141,7 @@ class Closed(Sound):
     name = "closed"
 
     def receiver(self, setting: Setting, index: int) -> Receiver:
-        raise RuntimeError("nobody lets it in")
+        raise RuntimeError("no peer lets it in")
 
 
 FAULTY = (Sound(), Tearing(), Dropping(), Repeating(), Dying(), Raising(), Unprepared(), Closed())
@@ -157,7 +157,7 @@ def run(peers: dict[str, Peer], fps: float) -> dict[str, Outcome]:
     return {candidate.peer: outcomes[candidate.key] for candidate in candidates}
 
 
-def test_a_short_session_of_framebus_and_of_the_floor() -> None:
+def test_a_short_session_of_framebus_and_a_floor_has_no_failure() -> None:
     every = all_peers()
     for outcome in run({name: every[name] for name in ("framebus-futex", "floor-futex")}, 100).values():
         assert outcome.failure == ""
@@ -173,7 +173,7 @@ def test_a_short_session_of_framebus_and_of_the_floor() -> None:
 
 
 @pytest.mark.long
-def test_each_fault_is_seen_as_what_it_is_and_harms_no_other_peer() -> None:
+def test_each_fault_is_recognised_and_affects_no_other_peer() -> None:
     outcomes = run({peer.name: peer for peer in FAULTY}, 200)
 
     def seen(name: str) -> list[tuple[int, int, int, int]]:
@@ -196,4 +196,4 @@ def test_each_fault_is_seen_as_what_it_is_and_harms_no_other_peer() -> None:
     assert failures["raising"].rstrip().endswith("RuntimeError: the wire is cut")
     assert failures["unprepared"] == "no server answers"
     assert failures["closed"].startswith("closed receiver-0: ")
-    assert "RuntimeError: nobody lets it in" in failures["closed"]
+    assert "RuntimeError: no peer lets it in" in failures["closed"]

@@ -39,7 +39,7 @@ def saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return archive
 
 
-def test_layers_are_told_from_the_bottom_with_both_sizes(saves: Path) -> None:
+def test_layers_are_listed_from_the_bottom_with_both_sizes(saves: Path) -> None:
     assert saves.exists()
     first, second, link = layers_of("image", {})
     assert [layer.digest for layer in (first, second, link)] == ["sha256:a", "sha256:b", "sha256:a2"]
@@ -48,7 +48,7 @@ def test_layers_are_told_from_the_bottom_with_both_sizes(saves: Path) -> None:
     assert link[1:] == first[1:], "a link is followed"
 
 
-def test_a_layer_that_is_known_is_not_measured_again(saves: Path) -> None:
+def test_a_known_layer_is_not_measured_again(saves: Path) -> None:
     assert saves.exists()
     known: dict[str, Layer] = {}
     layers_of("image", known)

@@ -27,7 +27,7 @@ ROUNDS = 5
 
 @pytest.mark.long
 @pytest.mark.parametrize("peer", all_peers().values(), ids=all_peers().keys())
-def test_hands_stamped_frames_to_two_processes(peer: Peer) -> None:
+def test_stamped_frames_reach_two_processes(peer: Peer) -> None:
     if reason := peer.missing():
         lacks(reason)
     setting = Setting(f"peer-{secrets.token_hex(6)}", SHAPE, RECEIVERS)
@@ -45,7 +45,7 @@ def test_hands_stamped_frames_to_two_processes(peer: Peer) -> None:
     assert not [path for path in SHM.iterdir() if setting.channel in path.name]
 
 
-def test_every_peer_says_what_the_report_needs() -> None:
+def test_every_peer_has_the_texts_that_the_report_needs() -> None:
     for name, peer in all_peers().items():
         assert peer.name == name
         assert peer.title
@@ -54,7 +54,7 @@ def test_every_peer_says_what_the_report_needs() -> None:
             assert peer.version() or peer.distribution is None
 
 
-def test_a_server_that_does_not_come_is_told_of_with_what_it_said(tmp_path: Path) -> None:
+def test_the_log_of_a_server_that_does_not_start_is_in_the_error(tmp_path: Path) -> None:
     program = [sys.executable, "-c", "print('the port is\\n taken', flush=True); import time; time.sleep(60)"]
     log = tmp_path / "log"
     pid = 0
@@ -73,7 +73,9 @@ def test_a_server_that_does_not_come_is_told_of_with_what_it_said(tmp_path: Path
 
 
 @pytest.mark.parametrize("fails", [1, 2])
-def test_rabbitmq_is_started_again_once(monkeypatch: pytest.MonkeyPatch, fails: int) -> None:
+def test_rabbitmq_is_started_a_second_time_if_the_first_start_fails(
+    monkeypatch: pytest.MonkeyPatch, fails: int
+) -> None:
     attempts = 0
 
     @contextmanager

@@ -80,7 +80,7 @@ def test_a_candidate_is_found_by_its_conditions() -> None:
     assert find(results, "another", "framebus-futex", size="0.1 MB") == []
 
 
-def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+def test_saved_results_can_be_loaded(tmp_path: Path) -> None:
     results = made_up.results([scenario_results(PLAN, outcomes(), "2030-01-02 03:05 UTC")], machine=machine())
     path = tmp_path / "deeper/run.json"
     save(results, path)
@@ -88,20 +88,20 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 0}', "{}", "\x00"])
-def test_a_file_without_results_is_told(tmp_path: Path, content: str) -> None:
+def test_a_file_without_results_is_reported(tmp_path: Path, content: str) -> None:
     path = tmp_path / "run.json"
     path.write_text(content)
     with pytest.raises(ValueError, match=r"run\.json holds no results of this version of the benchmarks"):
         load(path)
 
 
-def test_what_is_said_of_machine_and_peers_is_json() -> None:
+def test_the_descriptions_of_machine_and_peers_are_json() -> None:
     told = [machine(), *(describe_peer(peer) for peer in all_peers().values() if peer.missing() is None)]
     assert json.loads(json.dumps(told)) == told
     assert told[0]["cores"] >= 1
 
 
-def test_a_copy_takes_its_time() -> None:
+def test_a_copy_is_measured() -> None:
     taken = copy_us("0.1 MB", times=3)
     assert len(taken) == 3
     assert min(taken) > 0

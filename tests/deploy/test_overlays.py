@@ -73,7 +73,7 @@ def test_no_overlay_is_forgotten() -> None:
 
 
 @pytest.mark.parametrize("names", list(sensible()), ids=lambda names: "+".join(names) or "alone")
-def test_every_combination_is_clean(names: tuple[str, ...]) -> None:
+def test_compose_accepts_every_combination(names: tuple[str, ...]) -> None:
     content = merged(names)
     assert faults(content) == []
     for name, service in content["services"].items():
@@ -86,7 +86,7 @@ def test_every_combination_is_clean(names: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("names", list(sensible()), ids=lambda names: "+".join(names) or "alone")
-def test_each_overlay_brings_what_it_is_for_beside_the_others(names: tuple[str, ...]) -> None:
+def test_each_overlay_adds_its_services_in_every_combination(names: tuple[str, ...]) -> None:
     services = merged(names)["services"]
     detector = services["detector"]
     mounts = {volume["target"]: volume["type"] for volume in detector["volumes"]}
@@ -102,7 +102,7 @@ def test_each_overlay_brings_what_it_is_for_beside_the_others(names: tuple[str, 
     assert detector["read_only"]
 
 
-def test_the_schema_finds_what_it_is_for() -> None:
+def test_the_schema_finds_a_planted_fault() -> None:
     content = json.loads(json.dumps(merged(("model-image",))))
     (image,) = (one for one in content["services"]["detector"]["volumes"] if one["type"] == "image")
     image["type"] = "picture"

@@ -68,7 +68,7 @@ def test_no_container_can_remove_the_ring_of_another(pod: EnginePod) -> None:
     assert identity(pod) == before
 
 
-def test_the_doctor_has_nothing_to_say_against_it(pod: EnginePod) -> None:
+def test_the_doctor_finds_no_problem_in_the_pod(pod: EnginePod) -> None:
     for name in SERVICES:
         status, printed = pod.run_in(name, "framebus", "doctor", "--json")
         findings: list[dict[str, Any]] = json.loads(printed)
@@ -76,7 +76,7 @@ def test_the_doctor_has_nothing_to_say_against_it(pod: EnginePod) -> None:
         assert {finding["level"] for finding in findings} <= {"ok", "note"}, findings
 
 
-def test_a_stitcher_that_dies_alone_goes_on_in_the_same_ring(pod: EnginePod) -> None:
+def test_a_stitcher_that_dies_continues_in_the_same_ring(pod: EnginePod) -> None:
     before = identity(pod)
     pod.restart("stitcher")
     wait_until(lambda: is_ready(pod), "every probe succeeds again", timeout_s=PATIENCE_S, detail=pod.logs)

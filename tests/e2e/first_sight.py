@@ -1,9 +1,9 @@
-"""What somebody sees who runs ``make demo`` and opens the page: ``python -m tests.e2e.first_sight [--minutes 10]``.
+"""What a user sees after ``make demo`` when the page opens: ``python -m tests.e2e.first_sight [--minutes 10]``.
 
 It runs the demo and a browser on the cores that there are, and prints panoramas a second at the page, the age of
 detections, and how true the boxes are: of the people's boxes that were right in their own frame, those that still are
-on the same person when they are painted, over the picture that is shown then. Seconds in which other programs took the
-processor are told apart.
+on the same person when they are painted, over the picture that is shown then. Seconds in which other programs used the
+processor are counted separately.
 """
 
 from __future__ import annotations

@@ -148,7 +148,7 @@ class LossyNetwork:
 
 
 @pytest.mark.root
-def test_packets_that_are_lost_cost_their_camera_alone(stream: str, tmp_path: Path) -> None:
+def test_lost_packets_affect_only_their_camera(stream: str, tmp_path: Path) -> None:
     clip = rendered() / "cam0.ts"
     with ExitStack() as stack:
         network = stack.enter_context(LossyNetwork())

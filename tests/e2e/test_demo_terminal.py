@@ -60,7 +60,7 @@ def interrupted(terminal: Terminal, stream: str) -> None:
 
 
 @pytest.mark.parametrize(("columns", "lines"), [(80, 24), (200, 50)])
-def test_its_first_minute_and_its_end(
+def test_the_first_minute_and_the_end_on_a_terminal_are_clean(
     stream: str, environment: dict[str, str], columns: int, lines: int, tmp_path: Path
 ) -> None:
     terminal = Terminal(["make", "--no-print-directory", "demo"], environment, columns, lines)

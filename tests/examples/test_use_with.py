@@ -78,10 +78,10 @@ def test_a_piece_prints_what_the_page_says(piece: Piece, camera: Desk, tmp_path:
     check_piece(piece, camera, tmp_path)
 
 
-def test_the_cells_of_the_notebook(camera: Desk, tmp_path: Path) -> None:
+def test_the_cells_of_the_notebook_show_what_the_page_says(camera: Desk, tmp_path: Path) -> None:
     need("Notebooks")
     check_notebook(camera, tmp_path)
 
 
-def test_the_fixture_for_pytest(desk: Desk, tmp_path: Path) -> None:
+def test_the_fixture_for_pytest_passes_and_fails_as_the_page_says(desk: Desk, tmp_path: Path) -> None:
     check_fixture(desk, tmp_path)

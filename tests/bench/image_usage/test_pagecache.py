@@ -43,7 +43,7 @@ def test_pages_that_were_read_are_counted_and_dropped(file: Path) -> None:
     assert cached_pages(file) == 0
 
 
-def test_an_older_kernel_is_asked_by_mincore(file: Path) -> None:
+def test_mincore_is_used_on_an_older_kernel(file: Path) -> None:
     with file.open("rb", buffering=0) as opened:
         os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
         opened.read(3 * mmap.PAGESIZE)
@@ -64,7 +64,7 @@ def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_reading_ahead_is_restored_after_a_failure(setting: Path, tmp_path: Path) -> None:
+def test_read_ahead_is_restored_after_a_failure(setting: Path, tmp_path: Path) -> None:
     def fail() -> None:
         with alone(), no_read_ahead([tmp_path]):
             assert setting.read_text() == "0"
@@ -75,7 +75,7 @@ def test_reading_ahead_is_restored_after_a_failure(setting: Path, tmp_path: Path
     assert setting.read_text() == "128"
 
 
-def test_what_a_killed_run_left_is_restored_by_the_next(setting: Path, tmp_path: Path) -> None:
+def test_the_next_run_restores_the_settings_of_a_killed_one(setting: Path, tmp_path: Path) -> None:
     killed = no_read_ahead([tmp_path])
     with alone():
         killed.__enter__()  # and never left
@@ -84,12 +84,12 @@ def test_what_a_killed_run_left_is_restored_by_the_next(setting: Path, tmp_path:
         assert setting.read_text() == "128"
 
 
-def test_one_measurement_runs_at_a_time(setting: Path) -> None:
+def test_only_one_measurement_runs_at_a_time(setting: Path) -> None:
     del setting
     with alone(), pytest.raises(CannotMeasure, match="another measurement runs"), alone():
         pass
 
 
-def test_a_file_system_without_the_setting_is_told() -> None:
+def test_a_file_system_without_the_setting_is_reported() -> None:
     with pytest.raises(CannotMeasure, match="cannot be set"):
         pagecache.read_ahead_setting(Path("/proc"))

@@ -157,12 +157,12 @@ def test_planted_files_of_a_folder_are_told_apart(planted: str, tmp_path: Path) 
     assert not [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if "image-usage-" in line]
 
 
-def test_too_little_use_fails(planted: str) -> None:
+def test_use_below_the_given_percentage_fails(planted: str) -> None:
     assert main([planted, "--for", "1", "--fail-under", "0"]) == 0
     assert main([planted, "--for", "1", "--fail-under", "99"]) == 1
 
 
-def test_figures_of_a_real_server_are_the_same_again(server: str, tmp_path: Path) -> None:
+def test_two_runs_of_a_real_server_give_the_same_figures(server: str, tmp_path: Path) -> None:
     address = "$(docker inspect -f '{{.NetworkSettings.IPAddress}}' $CONTAINER)"
     request = f"curl --silent --fail --retry 40 --retry-connrefused --retry-delay 1 http://{address}/"
     work = f"for turn in 1 2 3; do {request} >/dev/null; done"
@@ -183,7 +183,7 @@ def test_figures_of_a_real_server_are_the_same_again(server: str, tmp_path: Path
     assert page["opened"]
 
 
-def test_a_container_that_runs_is_watched_and_runs_again(server: str, tmp_path: Path) -> None:
+def test_a_running_container_is_watched_and_runs_afterwards(server: str, tmp_path: Path) -> None:
     container = docker("run", "--detach", server).strip()
     try:
         report = measure(tmp_path, "--container", container, "--for", "1")
@@ -194,7 +194,9 @@ def test_a_container_that_runs_is_watched_and_runs_again(server: str, tmp_path: 
         docker("rm", "--force", container)
 
 
-def test_what_cannot_be_measured_is_one_sentence(planted: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_measurement_that_is_not_possible_fails_with_one_sentence(
+    planted: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["no-such-image"]) == 2
     assert main([planted, "--during", "exit 3"]) == 2
     assert main(["--rootfs", "/no/such/folder", "--", "--", "true"]) == 2

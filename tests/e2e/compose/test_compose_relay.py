@@ -108,14 +108,14 @@ def test_the_overlay_starts_healthy(shell: Shell) -> None:
     assert shell.states() == {**expected, "holder": ["running"]}
 
 
-def test_the_queue_and_the_results_are_seen(shell: Shell) -> None:
+def test_the_queue_and_the_results_can_be_listed(shell: Shell) -> None:
     (printed,) = walk(shell, "Look at the queue")
     assert re.search(r"framebus\.panorama\.frames\.detector\s+\d+\s+1\b", printed)
     assert len(results(printed)) == 3
     assert 'detail="unsettled",service="relay"' in printed
 
 
-def test_what_the_services_write_is_shared_by_their_group_alone(shell: Shell) -> None:
+def test_the_group_of_the_services_can_write_their_files(shell: Shell) -> None:
     listing = shell.run("docker compose exec -T relay find /var/lib/framebus/objects -printf '%m %g %U %y\\n'")
     found = [line.split() for line in listing.splitlines()]
     assert {(mode, group) for mode, group, _, kind in found if kind == "d"} == {("2775", "2000")}
@@ -128,13 +128,13 @@ def test_three_detectors_share_the_queue(shell: Shell) -> None:
     assert shell.states()["detector"] == ["healthy"] * 3
 
 
-def test_a_killed_one_comes_back_and_results_go_on(shell: Shell) -> None:
+def test_a_killed_detector_is_restarted_and_results_continue(shell: Shell) -> None:
     (printed,) = walk(shell, "Kill one")
     assert len(results(printed)) == 5
     wait_until(lambda: shell.states()["detector"] == ["healthy"] * 3, "three detectors are healthy", timeout_s=60)
 
 
-def test_a_dead_letter_is_read_run_and_replayed(shell: Shell) -> None:
+def test_a_dead_letter_can_be_shown_run_and_replayed(shell: Shell) -> None:
     _, told, handled = walk(shell, "A dead letter")
     assert '"reason"' in told
     failure, _, mended = handled.partition("it fails as it did")
@@ -178,6 +178,6 @@ def test_the_page_shows_the_queues_boxes(shell: Shell) -> None:
         assert any(one["label"] == "person" for objects in at_page.values() for one in objects)
 
 
-def test_it_stops(shell: Shell) -> None:
+def test_the_overlay_stops(shell: Shell) -> None:
     shell.run(commands(PAGE, "TLS, and other hosts")[-1])
     assert shell.states() == {}

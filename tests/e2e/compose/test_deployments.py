@@ -105,7 +105,7 @@ def classes(found: dict[str, object]) -> dict[str, int]:
 
 @pytest.mark.usefixtures("pipeline")
 @pytest.mark.parametrize(("detector", "site"), list(FOUND))
-def test_each_detector_goes_with_each_site(mounts: Path, detector: str, site: str) -> None:
+def test_every_detector_works_with_every_site(mounts: Path, detector: str, site: str) -> None:
     model = ROOT / "models" / "default" if detector == "default" else mounts / detector
     found = told(
         *("--volume", f"{mounts}/pictures:/pictures:ro"),
@@ -123,7 +123,7 @@ def test_each_detector_goes_with_each_site(mounts: Path, detector: str, site: st
 @pytest.mark.usefixtures("pipeline")
 @pytest.mark.parametrize("detector", ["yolo", "ssd"])
 @pytest.mark.parametrize("classifier", list(CLASSIFIERS))
-def test_each_detector_goes_with_each_classifier(mounts: Path, detector: str, classifier: str) -> None:
+def test_every_detector_works_with_every_classifier(mounts: Path, detector: str, classifier: str) -> None:
     """One that was altered is left out, and the boxes are told."""
     found = told(
         *("--volume", f"{mounts}/pictures:/pictures:ro"),
@@ -134,7 +134,7 @@ def test_each_detector_goes_with_each_classifier(mounts: Path, detector: str, cl
 
 
 @pytest.mark.usefixtures("pipeline")
-def test_a_bundle_comes_as_an_image_of_data_alone(mounts: Path, tmp_path: Path) -> None:
+def test_a_bundle_can_come_from_a_data_only_image(mounts: Path, tmp_path: Path) -> None:
     """By a volume with the version in its name, as docs/models.md has it."""
     project = f"test-{tmp_path.name.replace('_', '-')}"
     image, volume = f"{project}-yolo:1.2.0", f"{project}-yolo-1.2.0"

@@ -135,7 +135,7 @@ def starts(shell: Shell) -> dict[str, str]:
     return {one["Config"]["Labels"]["com.docker.compose.service"]: one["State"]["StartedAt"] for one in found}
 
 
-def test_the_model_comes_from_an_image_into_a_volume(shell: Shell) -> None:
+def test_the_model_is_copied_from_an_image_into_a_volume(shell: Shell) -> None:
     shell.run("docker compose up --build --detach --wait")
     states = shell.states()
     assert states.pop("model") == ["exited"]
@@ -147,7 +147,7 @@ def test_the_model_comes_from_an_image_into_a_volume(shell: Shell) -> None:
     assert detector(shell)["model_version"] == "1.0.0"
 
 
-def test_another_version_replaces_the_detector_alone(shell: Shell) -> None:
+def test_another_version_of_the_model_replaces_only_the_detector(shell: Shell) -> None:
     before = starts(shell)
     shell.run("export FRAMEBUS_BUNDLE_VERSION=1.0.1\ndocker compose up --detach --wait")
     wait_until(
@@ -166,11 +166,11 @@ def test_dashboard_and_alerts_have_data(shell: Shell) -> None:
     wait_for_data(shell, {expression for expression in EXPRESSIONS if RELAY not in expression})
 
 
-def test_nothing_fires_while_all_is_well(shell: Shell) -> None:
+def test_no_alert_fires_while_all_is_well(shell: Shell) -> None:
     assert series(shell, {'ALERTS{alertstate="firing"}'}) == {'ALERTS{alertstate="firing"}': 0}
 
 
-def test_dashboard_and_alerts_have_data_of_a_queue_too(shell: Shell) -> None:
+def test_dashboard_and_alerts_also_have_data_of_a_queue(shell: Shell) -> None:
     shell.run(
         "mkdir -p secrets && install -m 640 -g 2000 /dev/null secrets/broker && openssl rand -hex 24 >secrets/broker\n"
         "export COMPOSE_FILE=$COMPOSE_FILE:compose.relay.yaml FRAMEBUS_RELAY__TARGET_FPS=1\n"
@@ -252,12 +252,12 @@ def test_another_panorama_joins_the_holder_of_the_first(north: Project, tmp_path
         assert streams(north) == streams(south) == {"north", "south"}
         south.compose("stop", "stitcher")
         north.wait_for(lambda: not serves(south, "south"), "the second one is missed at its page")
-        assert fault(north, "stitcher") == "", "what is wrong with one panorama is no fault of the other"
+        assert fault(north, "stitcher") == "", "a fault of one panorama does not affect the other"
     finally:
         south.down()
 
 
-def test_another_panorama_has_a_holder_of_its_own(north: Project, tmp_path: Path) -> None:
+def test_another_panorama_can_have_its_own_holder(north: Project, tmp_path: Path) -> None:
     south = Project("compose.yaml", environment=small(tmp_path, "south", 3, 4))
     try:
         south.compose("up", "--detach", *CAMERAS_TO_PAGE)
