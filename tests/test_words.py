@@ -21,7 +21,7 @@ TESTS = tuple(ROOT / name for name in ("tests/framebus", "tests/race", "tests/ve
 PLACES = {"the library": LIBRARY, "the documents": DOCUMENTS, "the tests and the model": TESTS}
 MAX_IS_NO = 2.0
 MIN_PURPOSE = 10.0
-MIN_COMMENT_SHARE = 0.025
+MIN_COMMENT_SHARE = 0.035
 
 
 @pytest.fixture(params=list(PLACES.values()), ids=list(PLACES))
