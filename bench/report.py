@@ -145,7 +145,7 @@ def _ahead(results: Results) -> Iterable[str]:
                         number(ours),
                     )
                     for peer, value in values.items()
-                    # A floor hands no frame over, so it is no competitor.
+                    # A floor hands no frame over, so it is not a competitor.
                     if value < ours and not peer.startswith(FLOOR)
                 ]
     if not rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,12 @@ PLACES = {"the library": LIBRARY, "the documents": DOCUMENTS, "the tests and the
 MAX_IS_NO = 2.0
 MIN_PURPOSE = 10.0
 MIN_COMMENT_SHARE = 0.035
+CHECKERS = ("words.py", "test_words.py")
+"""These contain the phrases that they look for."""
+PLACES["the benches"] = (ROOT / "bench",)
+PLACES["the other tests"] = tuple(
+    path for path in sorted((ROOT / "tests").iterdir()) if path not in TESTS and path.name not in CHECKERS
+)
 
 
 @pytest.fixture(params=list(PLACES.values()), ids=list(PLACES))
@@ -31,6 +38,7 @@ def paths(request: pytest.FixtureRequest) -> tuple[Path, ...]:
     return found
 
 
+@cache  # several tests read the same files
 def texts(paths: tuple[Path, ...]) -> list[words.Passage]:
     """All texts of some files: comments, docstrings, prose and messages."""
     return [passage for file in words.files(paths) for passage in (*words.passages(file), *words.messages(file))]

@@ -312,7 +312,7 @@ class SlotProtocol:
         yield name, after._replace(publisher=next_publisher)
 
     def _leave_open(self, state: State) -> Steps:
-        """Yield the steps that set the loan aside or abandon it. A lost loan has the same effect as an abandoned one."""
+        """Yield the steps that set the loan aside or abandon it. Losing a loan has the same effect as abandoning it."""
         publisher, order = state.publisher, self.protocol.publish
         # With a single loan, setting it aside changes nothing: no other step of the publisher can come in between.
         if self.max_loans > 1 and order[publisher.tries] == "second":
@@ -326,7 +326,7 @@ class SlotProtocol:
 
     @staticmethod
     def _may_abandon(order: tuple[str, ...], done: int) -> bool:
-        """Return whether an exception may end the publication here: in the pixels, or because of the metadata."""
+        """Return whether an exception may end the publication here: in the pixels, or due to the metadata."""
         return order[done] == "second" or (order[done] == "header" and "seq" not in order[:done])
 
     @staticmethod
