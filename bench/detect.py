@@ -52,6 +52,7 @@ def find(model: Model, pixels: Pixels, tile_px: int, overlap_px: int) -> Floats:
 def agreed(found: Sequence[Floats]) -> Floats:
     """Return the boxes that at least two models found, once each."""
     kept: list[Floats] = []
+    # A box counts if another model has seconded it, and once, however many models have.
     for index, boxes in enumerate(found):
         for box in boxes:
             others = (other for place, other in enumerate(found) if place != index)
@@ -160,6 +161,7 @@ def main() -> None:
     if len(models) < 2:
         parser.exit(1, "one model alone would judge itself: name another\n")
     pictures = film()
+    # Small tiles at full size show people larger, so the models miss few of them.
     truth = [
         (picture, agreed([find(model, picture, SMALL_TILE_PX, SMALL_OVERLAP_PX) for model in models.values()]))
         for picture in pictures

@@ -143,6 +143,7 @@ def _cpu_s(supervisor: psutil.Process) -> dict[str, float]:
     taken = {}
     for service in supervisor.children():
         times = [one.cpu_times() for one in (service, *service.children(recursive=True))]
+        # The fourth word of the command line is the name of the service.
         taken[service.cmdline()[3]] = sum(time_.user + time_.system for time_ in times)
     return taken
 

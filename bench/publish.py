@@ -111,6 +111,7 @@ def _hand_over(results: Results) -> Iterable[str]:
         ("peer", "p50", "p99", "sender's CPU", "receiver's CPU"),
         (
             (results["peers"][peer]["title"], spread(latencies[peer][0]), *_costs(latencies[peer][1]))
+            # Sorted by their median, so these are the best.
             for peer in (*ours, *others[:BEST_PEERS], *floors)
         ),
     )

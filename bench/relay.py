@@ -71,6 +71,7 @@ async def measure(form: Form, console: Console) -> list[dict[str, Any]]:
             stack.callback(child.close)
         for size in form.sizes:
             height, width = SIZES_PX[size]
+            # The same picture in each size, so that only the size differs.
             pixels = np.ascontiguousarray(cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
             np.save(folder / "pixels.npy", pixels)
             for encoding in form.encodings:

@@ -135,6 +135,7 @@ def detect(connection: Connection[Any, Any], instance: str) -> None:
             ended = False
         if end is not None:
             end()
+        # A new configuration ends the detector of the one before.
         end = None if document is None else _start_detector(document, instance)
         if ended:
             return

@@ -109,6 +109,7 @@ class Candidate:
         """Publish a frame; return its sequence and its capture time."""
         with self._publisher.loan() as loan:
             loan.pixels[:] = self._pixels
+            # Change a pixel, so that no two frames are equal.
             loan.pixels[0, 0, 0] = len(self.arrivals.references) % 256
             captured_ns = time.monotonic_ns()
         assert loan.sequence is not None

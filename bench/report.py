@@ -133,6 +133,7 @@ def _ahead(results: Results) -> Iterable[str]:
         for (size, receivers, _), candidates in groups.items():
             for name, what in FIGURES.items():
                 values = {one["peer"]: value.median for one in candidates if (value := figure(one["rounds"], name))}
+                # Any way of framebus will do, because a user may choose it.
                 ours = min((value for peer, value in values.items() if peer.startswith(OURS)), default=0.0)
                 rows += [
                     (
@@ -193,6 +194,7 @@ def _scenario(scenario: Mapping[str, Any], peers: Mapping[str, Any]) -> Iterable
         rounds, title = one["rounds"], peers[one["peer"]]["title"]
         if one["failure"]:
             what = ", ".join((title, *(str(one[name]) for name in varied)))
+            # A candidate that failed in a later round still has figures of the rounds before.
             failures.append(f"- {what}: {_last_line(one['failure'])}")
         if not rounds:
             continue

@@ -61,6 +61,7 @@ def describe_peer(peer: Peer) -> dict[str, Any]:
 def _round(turn: Turn) -> dict[str, float]:
     latencies_us = np.array([value for side in turn.received for value in side.latencies_ns], np.float64) / 1e3
     arrived = len(latencies_us)
+    # A receiver that got nothing knows of no missed frames, so its share is 0 instead of undefined.
     missed = sum(side.skipped for side in turn.received)
     row = {
         "delivered": arrived / (arrived + missed) if arrived else 0.0,

@@ -72,6 +72,7 @@ def main() -> None:
     *paths, tile_px, overlap_px = sys.argv[1:]
     cv2.setNumThreads(1)
     own = load_model(DetectorSection())
+    # The lowest threshold, because the model applies those of its classes itself.
     model = Ours(model=own, confidence_threshold=min(own.thresholds))
     ratio = int(overlap_px) / int(tile_px)
 

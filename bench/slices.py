@@ -60,6 +60,7 @@ def by_sahi(python: str, pictures: Sequence[Pixels], tile_px: int, overlap_px: i
         # One thread, as the detector has, so that the CPU times can be compared.
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    # SAHI and its libraries may print other lines.
     told: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     return [Look(np.array(one["boxes"], np.float32).reshape(-1, 4), one["cpu_s"], one["wall_s"]) for one in told]
 

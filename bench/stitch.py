@@ -116,6 +116,7 @@ def measure(
         before: Another source tree whose stitcher takes turns.
         with_opencv: Whether ``cv2.Stitcher`` takes turns.
     """
+    # Encoded clips, because decoding is one of the candidates.
     folder = render_clips(section)
     task = {
         "folder": str(folder),
@@ -190,6 +191,7 @@ def _decode(clips: Sequence[Path]) -> tuple[float, float]:
     def decode() -> None:
         for clip in clips:
             with av.open(str(clip)) as container:
+                # Stop after as many frames as are rendered, so that both figures are for the same work.
                 for _ in zip(range(SETS), container.decode(video=0), strict=False):
                     pass
 

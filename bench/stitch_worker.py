@@ -69,6 +69,7 @@ class Worker:
     def _frames(self, pixel_format: str) -> list[tuple[VideoFrame, ...]]:
         if pixel_format not in self._sets:
             decoded = self._sets["yuv420p"]
+            # Converted once, outside the measurement, as a camera would send them.
             self._sets[pixel_format] = [
                 tuple(one.reformat(format=pixel_format) for one in frames) for frames in decoded
             ]

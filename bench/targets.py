@@ -100,6 +100,7 @@ def _first_frame_ms(results: Results) -> float | None:
 
 def _first_lap_faults(results: Results) -> float | None:
     attach = results["attach"]
+    # A share of the pages, so that the limit does not depend on the size of frames.
     return attach["first_lap_faults"] / attach["touched_pages"] if attach else None
 
 

@@ -261,6 +261,7 @@ def main() -> None:
             own = [Own(share, looked) for share in SHARES]
             tallies = {name: Tally() for name in (*(one.name for one in own), *rivals)}
         told = {one.name: one.update(place, pixels) for one in own}
+        # The other trackers get the merged boxes of all tiles.
         whole = merge(tiles, [looked.boxes[tile.xyxy[0]] for tile in tiles], rules, lambda: None).boxes
         persons = whole.take(whole.labels == person)
         told |= {name: update(persons.xyxy, persons.scores) for name, update in rivals.items()}

@@ -84,6 +84,7 @@ def measured(parsed: argparse.Namespace, options: list[str], command: list[str])
     Raises:
         CannotMeasure: Something is missing or has failed.
     """
+    # Ask for root first, so that nothing has to be undone.
     if os.geteuid():
         raise CannotMeasure("fanotify, the layers' folders and reading ahead need root: run this with sudo")
     work = Work(tuple(parsed.during), parsed.lasts_s)

@@ -137,6 +137,7 @@ def lost_without(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 def largest_idle(rows: Iterable[Row], count: int) -> list[Row]:
     """Return the largest files that nothing opened, or that no container can see."""
+    # A hidden file is never used, so it is listed too.
     idle = [row for row in rows if not row.used]
     return sorted(idle, key=lambda row: (-row.file.size_bytes, row.file.path))[:count]
 

@@ -114,6 +114,7 @@ def other_images() -> dict[str, tuple[str, ...]]:
     identities = docker("images", "--quiet", "--no-trunc").split()
     if not identities:
         return {}
+    # An image with several names has one identity, so ask for it once.
     found = json.loads(docker("image", "inspect", *dict.fromkeys(identities)))
     return {tag: tuple(one["RootFS"].get("Layers") or ()) for one in found for tag in one.get("RepoTags") or ()}
 
@@ -206,6 +207,7 @@ def sharers(folders: Sequence[Path], container: str) -> list[str]:
     names = []
     for found in json.loads(docker("container", "inspect", *running)):
         lower = ((found.get("GraphDriver") or {}).get("Data") or {}).get("LowerDir", "").split(":")
+        # Pages of a shared layer that another container has mapped cannot be dropped.
         if found["Id"] != container and {str(folder) for folder in folders}.intersection(lower):
             names.append(found["Name"].lstrip("/"))
     return sorted(names)

@@ -205,6 +205,7 @@ def merge(layers: Sequence[Content]) -> View:
     for number, content in enumerate(layers):
         # Names that are hard links of one file count once, by its inode.
         for inode, paths in _names(content.files.items()).items():
+            # A hard link that is hidden under one name may still be visible under another.
             seen = [path for path in paths if tree.owner.get(path) == number]
             hidden = [path for path in paths if tree.owner.get(path) != number]
             state = State.VISIBLE if seen else fates[number, hidden[0]]

@@ -41,6 +41,7 @@ def of_container(name: str, work: Work, base: str | None, tell: Tell) -> Report:
         CannotMeasure: Something is missing or has failed.
     """
     container = Container.named(name)
+    # Remember the state, to leave the container as it was.
     ran = container.state()["Running"]
     if ran:
         docker("stop", container.identity)
@@ -68,6 +69,7 @@ def _of_container(image: Image, container: Container, work: Work, base: str | No
         Layer(
             digest,
             image.commands[number],
+            # The base's layers come first, so the others are ours.
             number >= base_layers,
             tuple(
                 name

@@ -137,6 +137,7 @@ def running(stack: Stack, folder: Path, *, build: bool) -> Iterator[Project]:
         project.start()
         yield project
     finally:
+        # Also when the start failed, because some containers may run by then.
         project.compose("--profile", "*", "down", "-v", "-t", "2", "--remove-orphans")
         secret.unlink(missing_ok=True)
 
@@ -172,6 +173,7 @@ def tests_in(service: str) -> Report:
         ROOT / "pyproject.toml": "/app/pyproject.toml",
         Path(packages): "/dev-packages",
     }
+    # Read-only, so that the tests cannot change this checkout.
     options = [argument for here, there in mounts.items() for argument in ("--volume", f"{here}:{there}:ro")]
     image = f"framebus/{service}:{os.environ.get('FRAMEBUS_TAG', 'latest')}"
     command = ["python", "-c", PYTEST, f"tests/services/{service}"]
@@ -208,6 +210,7 @@ def measure_all(names: Sequence[str], folder: Path, lasts_s: float, *, tests: bo
         with running(stack, folder, build=build) as project:
             for service in [one for one in stack.further if one in wanted]:
                 found = project.measure(service, lasts_s)
+                # The figures are those of the other stack; this run only adds files that were opened here.
                 further.setdefault(service, {})[f"beside the {stack.name}"] = found
                 _write(found, folder, f"{service}-beside-the-{stack.name}")
             measured = {}

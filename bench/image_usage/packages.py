@@ -113,6 +113,7 @@ def owners(view: View, read: Callable[[str], str]) -> dict[str, Package]:
         for path in paths:
             # Packages list paths from before /bin, /lib and /sbin became symbolic links into /usr.
             owner.setdefault(path if path in view.visible else view.resolve(path), package)
+    # The most specific source of a name comes first.
     return {path: owner.get(path) or _of_source(path, owner) or _of_folder(path) for path in view.visible}
 
 
@@ -125,6 +126,7 @@ def _listed(view: View, read: Callable[[str], str]) -> Iterator[tuple[Package, I
                 # Lists of packages for several architectures are named NAME:ARCHITECTURE.
                 name = name.partition(":")[0]
                 package = Package(name, versions.get(name, ""), "deb")
+                # The lists of dpkg are themselves files of the package.
                 yield package, [path]
                 if kind == "list":
                     yield package, read(path).splitlines()

@@ -137,6 +137,7 @@ def service_start(lives: Sequence[Life], firsts: Iterable[int], alive: Iterable[
         alive: PIDs of the processes that run at the end of the work.
     """
     own, there = set(firsts), set(alive)
+    # Processes of docker exec and of the engine are not below process 1 of the container.
     inside = [life for life in lives if life.number in own or own.intersection(life.ancestors)]
     programs = [life for life in inside if life.executed and life.name not in STARTERS]
     by_first = [life for life in programs if life.number in own]
@@ -159,6 +160,7 @@ def roles(lives: Sequence[Life], firsts: Iterable[int], start: Life | None, chec
     found = []
     for life in lives:
         line = {life.number, *life.ancestors}
+        # A process from outside: a health check, docker exec, or the engine itself.
         if not own & line:
             found.append(Role.CHECK if checks & line else Role.COMMAND if contained & line else Role.START)
         elif start is None or life.began < start.began or life.name in STARTERS:

@@ -62,6 +62,7 @@ def _sharing(report: Report) -> Iterator[str]:
         yield f"Images here with layers in common, whose files in memory are the same pages: {', '.join(shared)}."
     if report.held_bytes:
         holders = f" by {', '.join(report.sharers)}" if report.sharers else ""
+        # Only of opened files: the work cannot have touched the pages of the others.
         unsure = sum(row.seen.held_bytes for row in report.rows if row.seen.opened)
         yield (
             f"{megabytes(report.held_bytes)} were held in memory{holders} before the start. Whether the work touched "
@@ -76,10 +77,12 @@ def _layer_name(report: Report, number: int) -> str:
 
 
 def _of_layer(report: Report, number: int) -> Share:
+    # Hidden files count too, because the layer contains and transfers them.
     return share(row for row in report.rows if row.file.layer == number)
 
 
 def _most(groups: Mapping[str, Share]) -> dict[str, Share]:
+    # The groups are sorted by what was not opened, so the rest has little to save.
     kept = dict(list(groups.items())[:GROUPS])
     rest = list(groups.items())[GROUPS:]
     if rest:
@@ -186,6 +189,7 @@ def opened_in(content: str) -> tuple[str, frozenset[str]]:
         saved = json.loads(content)
         if saved["format"] != FORMAT:
             raise ValueError(f"its format is {saved['format']} instead of {FORMAT}")
+        # Files of further commands count as opened by that run too.
         files = [one for one in saved["files"] if one["opened"] or one["only_in"]]
         return saved["work"], frozenset(path for one in files for path in (one["path"], *one["other_paths"]))
     except (KeyError, TypeError) as error:

@@ -61,6 +61,7 @@ class Rootfs:
 
     def start(self) -> None:
         """Start the program as process 1 of a PID namespace, so that none of its children outlives it."""
+        # If unshare is killed, the kernel kills the program, and with it all processes of the namespace.
         command = ["unshare", "--pid", "--fork", "--kill-child=SIGKILL", "chroot", self.mount, *self._command]
         environment = {"PATH": PATH, "HOME": "/root"}
         self._process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
@@ -81,6 +82,7 @@ class Rootfs:
     def firsts(self) -> set[int]:
         """Return the PID of the program. Its parent is ``unshare``, which stays outside the namespace."""
         if not self._first and self._process is not None:
+            # unshare forks the program, which takes a moment.
             self._first = next((child for child in _children(self._process.pid)), 0)
         return {self._first} if self._first else set()
 

@@ -146,6 +146,7 @@ def svg(report: Report) -> str:
     for row in report.rows:
         # Files that no container sees have no package, so group them by their state.
         name = str(row.package) if row.visible else row.file.state.value
+        # The base is one group, because only another base can change it.
         groups.setdefault(name if row.ours else f"base: {report.base}", []).append(row)
     total = sum(row.file.size_bytes for row in report.rows)
     drawn = {
@@ -153,6 +154,7 @@ def svg(report: Report) -> str:
         for name, group in groups.items()
     }
     ordered = sorted(((sum(part.size for part in found), name, found) for name, found in drawn.items()), reverse=True)
+    # A group of empty files has no area.
     ordered = [one for one in ordered if one[0] > 0]
     canvas = Box(0, HEADER_PX, WIDTH_PX, HEIGHT_PX - HEADER_PX - FOOTER_PX)
     lines = [

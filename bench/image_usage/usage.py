@@ -101,6 +101,7 @@ def rows(view: View, owners: Mapping[str, Package], seen: Mapping[Inode, Seen], 
             file,
             owners.get(file.path, Package("hidden")),
             kind(file.path),
+            # No container can open a hidden file, so a use seen of its inode is not one of this image.
             seen.get(file.inode, UNSEEN) if file.state is State.VISIBLE else UNSEEN,
             file.layer >= base_layers,
         )

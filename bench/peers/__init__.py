@@ -100,6 +100,7 @@ class Peer(ABC):
 
     def missing(self) -> str | None:
         """Return why the peer cannot run on this machine and what to install, or ``None`` if it can run."""
+        # Look for the module without importing it: an import may start threads or take seconds.
         if self.module is not None and importlib.util.find_spec(self.module) is None:
             return f"{self.distribution} is not installed: pip install {self.distribution}"
         return None

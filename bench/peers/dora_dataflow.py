@@ -97,6 +97,7 @@ class NodeReceiver(Receiver):
             event = self._node.next(timeout=left_s)
             if event is None:
                 raise ConnectionResetError("the dataflow has ended")
+            # Other events, such as the end of an input, carry no frame.
             if event["type"] == "INPUT":
                 self._value = event["value"]
                 return pixels_of(self._value.buffers()[1], self._shape)
@@ -142,6 +143,7 @@ class Dora(Peer):
                 pid = stack.enter_context(server([dora, *arguments], folder / f"{arguments[0]}.log", environment))
                 stack.callback(remove_files_of, pid)
 
+            # The command fails until the daemon is ready, so it is repeated.
             def started() -> bool:
                 result = subprocess.run(
                     [dora, "start", "dataflow.yml", "--detach", "--coordinator-port", str(port)],

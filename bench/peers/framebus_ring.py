@@ -45,6 +45,7 @@ class RingReceiver(Receiver):
         self._subscriber = Subscriber(
             setting.channel,
             name=f"bench-{index}",
+            # The mode and the number of leases are the defaults.
             wake=wake,
             attach_timeout_s=OPEN_TIMEOUT_S,
         )

@@ -91,8 +91,10 @@ class ShmSender(Sender):
         )
         self._source = self._pipeline.top.get_by_name("source")
         clients: list[int] = []
+        # Count the clients, to begin when every receiver is connected.
         self._pipeline.top.get_by_name("sink").connect("client-connected", lambda _, fd: clients.append(fd))
         self._pipeline.play()
+        # Ask shmsink for its allocator, as an element upstream of it would.
         query = self._gst.Query.new_allocation(self._source.get_property("caps"), True)
         if not self._source.get_static_pad("src").peer_query(query) or not query.get_n_allocation_params():
             raise OSError(f"shmsink offers no shared memory{self._pipeline.fault()}")

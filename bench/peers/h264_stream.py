@@ -36,6 +36,7 @@ class EncodingSender(Sender):
         self._encoder.width, self._encoder.height = width, height
         self._encoder.pix_fmt = "yuv420p"
         self._encoder.time_base, self._encoder.framerate = Fraction(1, RATE), Fraction(RATE)
+        # The settings with the least delay.
         self._encoder.options = {"preset": "ultrafast", "tune": "zerolatency"}
         self._pixels = touched(setting.shape)
         self._start = self._pixels.reshape(-1)[:STAMP_BYTES]
@@ -109,6 +110,7 @@ class DecodingReceiver(HoldingReceiver):
             self._read_into(memoryview(packet))
             for frame in self._decoder.decode(packet):
                 pixels: Pixels = frame.to_ndarray(format="bgr24")
+                # Put the stamp back, which the encoding has changed.
                 pixels.reshape(-1)[:STAMP_BYTES] = np.frombuffer(stamp, np.uint8)
                 return self.hold(pixels)
 

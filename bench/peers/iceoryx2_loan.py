@@ -44,6 +44,7 @@ class Port:
             .subscriber_max_buffer_size(BUFFER_FRAMES)
             .subscriber_max_borrowed_samples(BORROWED_FRAMES)
             .history_size(0)
+            # A full buffer drops its oldest frame instead of blocking the sender.
             .enable_safe_overflow(True)
             .open_or_create()
         )
@@ -71,6 +72,7 @@ class LoanSender(Sender):
         self._notifier: Any = self._port.events.notifier_builder().create() if events else None
         self._sample: Any = None
         subscribers = self._port.frames.dynamic_config
+        # Without a history, frames sent before a subscriber attached would be lost.
         wait_until(lambda: subscribers.number_of_subscribers >= setting.receivers, "a subscriber")
 
     def loan(self) -> Pixels:

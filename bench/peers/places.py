@@ -48,6 +48,7 @@ def wait_until(met: Callable[[], object], what: str, timeout_s: float = OPEN_TIM
 def free_ports(count: int) -> int:
     """Return the first of ``count`` consecutive loopback TCP ports that are free now, outside the ephemeral range."""
     while True:
+        # Random, so that parallel runs do not try the same ports at the same time.
         first = random.randrange(20_000, 30_000)
         try:
             for port in range(first, first + count):

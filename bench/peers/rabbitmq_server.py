@@ -50,6 +50,7 @@ def declare(channel: Any, setting: Setting) -> None:
     """Declare the exchange, and a queue for each receiver that keeps the newest frame. Either side may be first."""
     channel.exchange_declare(setting.channel, "fanout")
     for index in range(setting.receivers):
+        # Keep only the newest frame, as a subscriber of framebus does by default.
         queue = f"{setting.channel}-{index}"
         channel.queue_declare(queue, durable=False, arguments={"x-max-length": 1, "x-overflow": "drop-head"})
         channel.queue_bind(queue, setting.channel)
@@ -86,6 +87,7 @@ class QueueReceiver(HoldingReceiver):
         declare(self._channel, setting)
         self._arrived: list[tuple[int, bytes]] = []
         self._tag = 0
+        # One frame at the receiver and one on the way, so that the receiver does not wait for a round trip.
         self._channel.basic_qos(prefetch_count=UNACKNOWLEDGED)
         self._channel.basic_consume(f"{setting.channel}-{index}", self._keep)
 

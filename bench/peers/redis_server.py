@@ -167,6 +167,7 @@ class RedisPeer(Peer):
                 "unixsocket": str(path),
                 "unixsocketperm": "700",
                 "dir": str(folder),
+                # No persistence, which would add writes to the disk.
                 "save": "",
                 "appendonly": "no",
                 # Redis's default limit, 32 MB, holds only three frames of 10 MB.

@@ -34,6 +34,7 @@ class FileSender(Sender):
             self._kept.popleft().unlink()
         fd = os.open(self._new, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o640)
         try:
+            # Allocate now, so that a full tmpfs is an error and not a SIGBUS.
             os.posix_fallocate(fd, 0, self._setting.frame_bytes)
             # Keep the map until the next one replaces it, because unmapping takes longer than publishing.
             self._map = mmap.mmap(fd, self._setting.frame_bytes, mmap.MAP_SHARED | mmap.MAP_POPULATE)
@@ -60,6 +61,7 @@ class FileReceiver(HoldingReceiver):
     def receive(self, timeout_s: float) -> Pixels:
         deadline_s = time.monotonic() + timeout_s
         while True:
+            # Several files may be there: only the newest is mapped.
             events = self._inotify.read(timeout=max(0, int((deadline_s - time.monotonic()) * 1000)))
             if not events:
                 raise TimeoutError

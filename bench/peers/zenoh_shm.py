@@ -76,6 +76,7 @@ class ShmSender(Sender):
         deadline_s = time.monotonic() + SEND_TIMEOUT_S
         while True:
             try:
+                # Memory is freed when the receivers have dropped the payload, so allocation may have to wait.
                 payload = self._provider.alloc(len(self._frame), self._policy)
             except zenoh.ZError:
                 if time.monotonic() > deadline_s:
@@ -111,6 +112,7 @@ class ShmReceiver(HoldingReceiver):
             if not self._arrived.wait_for(lambda: self._sample is not None, timeout_s):
                 raise TimeoutError
             sample, self._sample = self._sample, None
+        # This copy is a part of the cost: the Python binding gives no view.
         return self.hold(pixels_of(bytes(sample.payload), self._shape))
 
     def close(self) -> None:

@@ -56,6 +56,7 @@ class InlineSender(Sender):
         self._port = Port(zmq.XPUB)
         self._socket = self._port.socket
         self._socket.set(zmq.SNDHWM, QUEUED)
+        # A full queue blocks the sender instead of dropping the frame.
         self._socket.set(zmq.XPUB_NODROP, 1)
         self._socket.set(zmq.XPUB_VERBOSE, 1)
         self._socket.set(zmq.SNDTIMEO, int(SEND_TIMEOUT_S * 1000))
@@ -203,6 +204,7 @@ class ImageReceiver(HoldingReceiver):
     def receive(self, timeout_s: float) -> Pixels:
         deadline_s = time.monotonic() + timeout_s
         while self._hub.zmq_socket.poll(max(0, int((deadline_s - time.monotonic()) * 1000))):
+            # Greetings may still be queued before the first frame.
             kind, pixels = self._hub.recv_image()
             if kind == "frame":
                 return self.hold(pixels)

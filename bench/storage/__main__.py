@@ -69,6 +69,7 @@ def main() -> int:
     if unknown := [name for name in names if name not in SECTIONS]:
         parser.error(f"there is no section {unknown[0]}: the sections are {', '.join(SECTIONS)}")
     form = FORMS[options.form]
+    # Cold figures need the caches of the whole machine dropped, which slows down other programs.
     form = replace(form, may_drop_caches=not options.keep_caches, image=options.image or form.image)
     if (rounds := options.rounds) is not None:
         if rounds < 1:

@@ -68,6 +68,7 @@ def tried(shell: Shell, found: FigureTable) -> None:
     """Run the commands one after another, and note what the volume holds after each."""
     write = f"echo {CONTENT} >/volume/calibration.json; chown {OWNER} /volume /volume/calibration.json"
     shell(f"docker volume create {VOLUME} && {RUN} {BASE} sh -c '{write}'")
+    # What was written is compared as the volume shows it, with its owner.
     before = shell.content()
     shell(BACK_UP)
     found.row("back up").note = f"the volume holds {before}"
@@ -82,6 +83,7 @@ def tried(shell: Shell, found: FigureTable) -> None:
     shell("docker rm held")
     shell(PRUNE)
     found.row("prune after the container is removed").note = "it stays" if shell.content() == before else "it is gone"
+    # A second volume, because the first has been pruned by now.
     shell(f"docker volume create --label keep {VOLUME}_2")
     shell(KEEP)
     left = shell("docker volume ls --quiet").split()

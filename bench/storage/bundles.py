@@ -93,6 +93,7 @@ class Bundles:
 
     def registry_bytes(self, images: Sequence[str]) -> int:
         """Return the bundles' bytes in a registry, which keeps each distinct layer once."""
+        # The bundle is the last layer. Equal layers are one blob in a registry.
         last = {self.ours.inspect("--type", "image", image)["RootFS"]["Layers"][-1] for image in images}
         return len(last) * self._form.bundle_bytes
 

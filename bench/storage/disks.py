@@ -72,6 +72,7 @@ def container_writes(ours: Engine, folder: Path) -> str:
 
 def _disk(path: Path) -> str:
     """Return which of the two disks a path is on, by the name of its mount point."""
+    # The disk of a path is that of the nearest mount point above it.
     while not path.is_mount():
         path = path.parent
     return (
@@ -110,6 +111,7 @@ def _engine(place: Path) -> FigureTable:
                 row.note = container_writes(ours, here / "build")
         except NotHere as error:
             row.note = f"refused: {error}"
+    # This needs no other data root: the volume's own options name the disk.
     _volume_elsewhere(found, place / "volume")
     return found
 

@@ -76,6 +76,7 @@ def one_round(ours: Engine, image: str, build: Path, can_drop: bool) -> Mapping[
     begun_s = time.perf_counter()
     container = ours.docker("create", "--network", "none", image, "true").strip()
     figures["create, ms"] = (time.perf_counter() - begun_s) * 1e3
+    # Before the start, so that only the layer of the container is counted.
     figures["disk of a container, MB"] = (used_bytes(ours.data_root) - before) / 1e6
     begun_s = time.perf_counter()
     ours.docker("start", "--attach", container)
@@ -120,6 +121,7 @@ def measure(form: Form, place: Path) -> list[FigureTable]:
                 before = used_bytes(disk)
                 begun_s = time.perf_counter()
                 ours.load(archive)
+                # Loading is measured once: a second load finds its layers already there.
                 row.add({"load, s": time.perf_counter() - begun_s})
                 row.add({"disk of the image, MB": (used_bytes(disk) - before) / 1e6})
                 engines[driver] = ours

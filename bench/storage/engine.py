@@ -103,6 +103,7 @@ def engine(folder: Path, driver: str, data_root: Path | None = None) -> Iterator
             _wait(ours, process, log)
             yield ours
         finally:
+            # An interrupt here would leave mounts and containers behind.
             with held_back():
                 _end(ours, process)
     finally:
@@ -122,6 +123,7 @@ def _wait(ours: Engine, process: subprocess.Popen[bytes], log: Path) -> None:
         with contextlib.suppress(NotHere):
             ours.docker("version", timeout_s=10)
             return
+        # The engine has ended, so waiting longer is pointless: its last error says why.
         if process.poll() is not None:
             raise NotHere(last_error(log.read_text(errors="replace")))
         if time.monotonic() > deadline_s:

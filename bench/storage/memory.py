@@ -62,6 +62,7 @@ def group(limit_bytes: int | None = None) -> Iterator[Group]:
         NotHere: There is no memory controller, or this process may not use it.
     """
     need_root()
+    # With version 1, each controller has a hierarchy of its own.
     second = not (V1 / "cgroup.procs").exists()
     parent = V2 if second else V1
     if second and "memory" not in (parent / "cgroup.controllers").read_text().split():

@@ -104,6 +104,7 @@ def held_back() -> Iterator[None]:
 def mounted_below(folder: Path) -> list[Path]:
     """Return the mount points at or below a folder; the latest mount comes first."""
     fields = (line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines())
+    # mountinfo escapes spaces and other characters in octal.
     points = [Path(field[4].encode().decode("unicode_escape")) for field in fields]
     return [point for point in reversed(points) if point == folder or folder in point.parents]
 

@@ -139,6 +139,7 @@ def _room(place: Path) -> FigureTable:
 
 
 def _tried(ours: Group, program: str, shm: Path) -> str:
+    # The program may be killed by SIGBUS or SIGKILL, which is the answer.
     said = _finish(ours.start("-c", program, before=_shm(shm)))
     # st_blocks counts allocated pages; st_size is the length, also without pages.
     left_bytes = sum(file.stat().st_blocks * 512 for file in shm.iterdir())

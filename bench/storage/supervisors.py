@@ -77,6 +77,7 @@ def supervisord(folder: Path) -> Path:
     environment = folder / "supervisord"
     command(sys.executable, "-m", "venv", str(environment))
     pip = [str(environment / "bin/python"), "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
+    # supervisor imports pkg_resources, which newer versions of setuptools do not have.
     command(*pip, f"supervisor=={VERSION}", "setuptools<81", timeout_s=300)
     return environment / "bin/supervisord"
 
