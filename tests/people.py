@@ -23,7 +23,7 @@ def shared_event() -> Event:
 
 
 class Person:
-    """A child process that is another user and runs one function; its result, or error, is sent back."""
+    """A child process that runs one function as another user, and sends its result or error back."""
 
     def __init__(self, user: int, function: Callable[..., Any], *arguments: Any, group: int = GROUP) -> None:
         reader, writer = os.pipe()
@@ -52,7 +52,7 @@ class Person:
         """Number of the signal that ended the process before it answered; 0 for none."""
 
     def result(self, timeout_s: float = 30.0) -> Any:
-        """Wait for what the function returns, or raise what it raised."""
+        """Return the result of the function, or raise its error."""
         content = b""
         while select.select([self._reader], [], [], timeout_s)[0]:
             part = os.read(self._reader, 65536)
@@ -69,7 +69,7 @@ class Person:
         return answer
 
     def end(self) -> int:
-        """Kill the process if it still runs; its status, as of waitpid(2)."""
+        """Kill the process if it still runs; return its status as of waitpid(2)."""
         status = 0
         if self.pid:
             os.kill(self.pid, signal.SIGKILL)

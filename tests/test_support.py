@@ -1,4 +1,4 @@
-"""The helpers see what they are there to see."""
+"""The helpers report the faults that they look for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two runs compared: what changed beyond what the machine did, and what the command says."""
+"""The comparison of two runs: changes beyond those of the machine, and the output of the command."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SPREAD = (0.98, 1.0, 1.02)
 
 
 def a_run(*times_us: float, spread: tuple[float, ...] = SPREAD, plan: Scenario = PLAN) -> Results:
-    """A run with that time for each of the peers."""
+    """Return a run with this time for each of the peers."""
     times = dict(zip(PEERS, times_us, strict=True))
     return made_up.results([made_up.scenario(plan, lambda one, number: made_up.row(times[one.peer] * spread[number]))])
 

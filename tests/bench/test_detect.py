@@ -1,4 +1,4 @@
-"""The comparison of detectors counts hits and false boxes right."""
+"""The comparison of detectors counts hits and false boxes correctly."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def xyxy(*boxes: list[int]) -> Floats:
 
 
 class Told:
-    """A model that finds given people in every tile."""
+    """A model that finds the given people in every tile."""
 
     labels = ("person", "car")
     input_px = (480, 480)

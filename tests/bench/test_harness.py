@@ -1,4 +1,4 @@
-"""The harness runs real peers side by side, and sees a peer's faults as what they are."""
+"""The harness runs real peers side by side, and recognises the faults of a peer."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ FAULTY = (Sound(), Tearing(), Dropping(), Repeating(), Dying(), Raising(), Unpre
 
 
 def run(peers: dict[str, Peer], fps: float) -> dict[str, Outcome]:
-    """Each peer's outcome of two short rounds."""
+    """Return the outcome of two short rounds for each peer."""
     candidates = tuple(Candidate(name, "0.1 MB") for name in peers)
     scenario = Scenario("test", candidates, fps, ROUNDS, FRAMES, WARM_UP, pinned=False)
     told: list[str] = []
@@ -165,7 +165,7 @@ def test_a_short_session_of_framebus_and_a_floor_has_no_failure() -> None:
         for turn in outcome.turns:
             (received,) = turn.received
             assert turn.sent.frames == WARM_UP + FRAMES
-            assert len(received.latencies_ns) + received.skipped == FRAMES, "the last frame is never passed over"
+            assert len(received.latencies_ns) + received.skipped == FRAMES, "the last frame is never skipped"
             assert (received.torn, received.disordered) == (0, 0)
             assert min(turn.sent.cpu_ns, received.cpu_ns, *received.latencies_ns) > 0
         assert len(outcome.idle) == 2
@@ -177,7 +177,7 @@ def test_each_fault_is_recognised_and_affects_no_other_peer() -> None:
     outcomes = run({peer.name: peer for peer in FAULTY}, 200)
 
     def seen(name: str) -> list[tuple[int, int, int, int]]:
-        """What the receiver counted, round by round: measured frames, skipped, torn, disordered ones."""
+        """Return the receiver's counts of each round: measured, skipped, torn and disordered frames."""
         return [
             (len(side.latencies_ns), side.skipped, side.torn, side.disordered)
             for turn in outcomes[name].turns

@@ -17,7 +17,7 @@ LAYERS = {"sha256:a": b"a" * 5000, "sha256:b": bytes(range(256)) * 8}
 
 @pytest.fixture
 def saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Put a ``docker`` first that saves an image of the layers a, b and, as older engines do, a link to a."""
+    """Put a fake ``docker`` first on the path. It saves the layers a, b and, like older engines, a link to a."""
     archive = tmp_path / "saved.tar"
     contents = {"1/layer.tar": LAYERS["sha256:a"], "2/layer.tar": LAYERS["sha256:b"]}
     contents["config.json"] = json.dumps({"rootfs": {"diff_ids": ["sha256:a", "sha256:b", "sha256:a2"]}}).encode()

@@ -1,4 +1,4 @@
-"""The published page is short, its links lead somewhere, and publishing a run again changes nothing."""
+"""The published page is short, its links are valid, and publishing a run again changes nothing."""
 
 from __future__ import annotations
 

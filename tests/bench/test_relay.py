@@ -1,4 +1,4 @@
-"""The benchmark of the relay, in a form that is as short as can be: all frames arrive, and the table has them."""
+"""The benchmark of the relay in its shortest form: all frames arrive and are in the table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables of a run: every question, every peer, what failed, what is missing."""
+"""The tables of a run: every question, every peer, failures and missing peers."""
 
 from __future__ import annotations
 

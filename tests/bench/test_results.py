@@ -1,4 +1,4 @@
-"""What a run's rounds become: figures, a file, and errors that say what is wrong with it."""
+"""The results of a run: figures of its rounds, the saved file, and clear errors for other files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def received(latencies_us: list[int], **others: int | float) -> Received:
 
 
 def outcomes() -> dict[str, Outcome]:
-    """Two receivers of a good peer; a peer of which nothing arrives; one that failed."""
+    """Return outcomes: two receivers of a good peer, a peer whose frames never arrive, and a peer that failed."""
     sent = Sent(seconds=4.0, cpu_ns=12 * MS, frames=120)
     first = Turn(
         sent,

@@ -1,4 +1,4 @@
-"""What framebus sets out to reach: every claim has its figures in the plan, and is judged by its limit."""
+"""The targets of framebus: the plan measures every claim, and each is judged by its limit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ATTACH = {"first_frame_ms": 4.0, "first_lap_faults": 10.0, "second_lap_faults": 
 
 
 def whole_run(ours_us: float, others_us: float) -> Results:
-    """The short form, in which each peer of framebus takes the one time and all others take the other."""
+    """Return a run of the short form with one time for all peers of framebus and another for all others."""
 
     def figures(one: Candidate, number: int) -> made_up.Row:
         value = ours_us if one.peer.startswith("framebus") else others_us

@@ -1,4 +1,4 @@
-"""The comparison of trackers counts what it says."""
+"""The comparison of trackers counts correctly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One side of a hand-over: what is stamped, and what the other side makes of what comes."""
+"""One side of a hand-over: the stamps of the sender, and the counts of the receiver."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROUND = Round(3, frames=5, warm_up=2, period_s=0.0)
 
 
 class Line(Sender, Receiver):
-    """Keeps a copy of each frame that is published, for the receiver to take."""
+    """Keeps a copy of each published frame for the receiver."""
 
     def __init__(self) -> None:
         self._pixels: Pixels = np.zeros(SETTING.shape, np.uint8)
@@ -38,7 +38,7 @@ class Line(Sender, Receiver):
 
 @pytest.fixture
 def line() -> Line:
-    """All frames of a round, sent and not yet received."""
+    """Return a line with all frames of a round, sent and not received yet."""
     line = Line()
     sent = SendingSide(line, SETTING).run(ROUND)
     assert sent.frames == len(line.frames) == ROUND.warm_up + ROUND.frames

@@ -1,4 +1,4 @@
-"""Kubernetes: the overlays as kubectl renders them, and what the checks find in broken ones. No cluster is asked."""
+"""Kubernetes: the overlays as kubectl renders them, and the faults that the checks find. No cluster is used."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def test_detectors_are_scaled_by_the_queue_of_the_stream_that_is_published() -> 
     assert scaled["scaleTargetRef"] == {"name": "detectors"}
     assert "replicas" not in one(manifests, "Deployment", "detectors")["spec"]
     assert pod_of(manifests, "detectors").spec["terminationGracePeriodSeconds"] >= 30
-    # KEDA asks from another namespace, where a name without the broker's namespace means nothing.
+    # KEDA queries from another namespace, where a name without the broker's namespace cannot be resolved.
     url = one(manifests, "ConfigMap", "framebus-broker")["data"]["FRAMEBUS_BROKER__URL"]
     assert re.match(r"amqps://[a-z-]+\.[a-z-]+\.svc:\d+/$", url)
 

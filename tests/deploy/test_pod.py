@@ -24,7 +24,7 @@ PATIENCE_S = 60.0
 
 @pytest.fixture(scope="module")
 def pod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EnginePod]:
-    """The pod of the simulator's overlay, with its cameras."""
+    """Run the pod of the simulator's overlay, with its cameras."""
     need_engine()
     try:
         manifests = Kubectl.find().render(FOLDER / "overlays/simulator")
@@ -87,7 +87,7 @@ def test_a_stitcher_whose_memory_does_not_hold_the_ring_is_killed(pod: EnginePod
     pod.stop("stitcher")
     assert pod.run_in("detector", "true")[0] == 0
     name = f"{pod.name}-small"
-    # The ring that is there counts to the one that made it.
+    # The existing ring is charged to the container that created it.
     docker("exec", "--user", "1001:2000", pod.name, "rm", "--force", "/held/shared-memory/shm/framebus.panorama.ring")
     try:
         docker("run", "--name", name, *pod.options(pod.container("stitcher"), memory="128Mi"), check=False)

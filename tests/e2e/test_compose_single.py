@@ -28,7 +28,7 @@ def single() -> Iterator[Project]:
 
 
 def processes(project: Project) -> dict[str, int]:
-    """Process numbers on the host, by service."""
+    """Return the PIDs on the host, by service."""
     found = {}
     for line in docker("top", project.container("framebus")["Id"], "-eo", "pid,args").splitlines()[1:]:
         number, *arguments = line.split()

@@ -1,4 +1,4 @@
-"""``make demo`` from end to end: five cameras, a page in a real browser, boxes on people, an end without a trace."""
+"""``make demo`` from end to end: five cameras, a page in a real browser, boxes on people, and a clean end."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_boxes_are_on_the_true_people(demo: Demo, page: Page) -> None:
 
 
 def recall(people: Sequence[Box], objects: list[dict[str, Any]]) -> float:
-    """Share of the true people that have a box labelled person on them."""
+    """Return the share of the true people that have a box labelled person."""
     found = [box_of(one) for one in objects if one["label"] == "person"]
     return sum(any(overlap(person, box) >= LEAST_IOU for box in found) for person in people) / len(people)
 

@@ -1,4 +1,4 @@
-"""The reader in C beside a live publisher: what it prints, and what its lease keeps."""
+"""The reader in C with a live publisher: its output, and the effect of its lease."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Build = Callable[[str], Path]
 
 @pytest.fixture(scope="module")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
-    """Builds the reader from a given text by the example's Makefile, with warnings as errors."""
+    """Return a function that builds the reader from a source text with the example's Makefile; warnings are errors."""
     if not has_compiler():
         lacks("no C compiler with make here: apt-get install gcc libc6-dev make")
 
@@ -56,7 +56,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
 
 @pytest.fixture(scope="module")
 def reader(build: Build) -> Path:
-    """The reader as it is."""
+    """Return the reader, built from its own source."""
     return build((FOLDER / "reader.c").read_text())
 
 
@@ -88,7 +88,7 @@ def publishing(stream: str) -> Iterator[Publisher]:
 
 
 def value_of(sequence: int) -> int:
-    """Return what the bytes of a frame add up to."""
+    """Return the sum of the bytes of a frame."""
     return 64 * 64 * 3 * (sequence % 251)
 
 
@@ -133,14 +133,14 @@ def test_the_publisher_does_not_overwrite_a_leased_slot(reader: Path, stream: st
     with publishing(stream) as publisher:
         terminal = desk.open(f"{reader} {stream} 200")
         sequences = check(terminal.lines(4), "unchanged")
-        # It went round the ring several times while each frame was held, and dropped none.
+        # The publisher went around the ring several times while each frame was held, and dropped none.
         assert all(later - earlier > 3 * SLOTS for earlier, later in itertools.pairwise(sequences))
         assert publisher.statistics.dropped == 0
         terminal.interrupt()
 
 
 def test_without_the_lease_the_slot_is_overwritten(build: Build, stream: str, desk: Desk) -> None:
-    # What the test above would see of a reader that takes no lease.
+    # What the test above would find for a reader that takes no lease.
     source = (FOLDER / "reader.c").read_text()
     assert source.count(LEASE) == 1
     broken = build(source.replace(LEASE, ""))

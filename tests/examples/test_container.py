@@ -31,7 +31,7 @@ def compose_file(terminal: int) -> str:
 
 @pytest.fixture(scope="module")
 def projects() -> Iterator[tuple[Project, Project]]:
-    """The publishing project, and one that joins it; both with a name and an image of their own."""
+    """Run the publishing project and one that joins it, each with its own name and image."""
     need_engine()
     name = f"test-{secrets.token_hex(4)}"
     image = f"{IMAGE}:{name}"

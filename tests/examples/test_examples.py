@@ -77,7 +77,7 @@ def test_each_folder_has_terminals_and_no_program_without_one(folder: str) -> No
     commands = terminal_commands(runs.page(folder))
     assert len(commands) >= 2
     for word in " ".join(commands).split():
-        if word.startswith("examples/") and word != "examples/c-reader/reader":  # which make builds
+        if word.startswith("examples/") and word != "examples/c-reader/reader":  # make builds this program
             assert (ROOT / word).is_file(), word
     compose = "".join(file.read_text() for file in (EXAMPLES / folder).glob("*.yaml"))
     named = {Path(word).name for word in [*" ".join(commands).split(), *re.findall(r"[\w.]+\.py", compose)]}

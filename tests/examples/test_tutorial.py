@@ -1,4 +1,4 @@
-"""The tutorial, typed as it says: its programs, its commands, and what it says one sees."""
+"""The tutorial, step by step: its programs, its commands, and their output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reference of the library has every public name once."""
+"""The reference of the library contains every public name once."""
 
 from __future__ import annotations
 

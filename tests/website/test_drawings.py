@@ -1,4 +1,4 @@
-"""Drawings show what the code has: every field of the bytes, every step, every module of a contract."""
+"""The drawings match the code: every field of the bytes, every step, every module of a contract."""
 
 from __future__ import annotations
 

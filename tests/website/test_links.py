@@ -1,4 +1,4 @@
-"""Links of pages lead somewhere, and dead ones are found."""
+"""Links of pages are valid, and dead links are found."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tree that Sphinx reads: pages with turned links, generated parts, and tables of contents."""
+"""The tree that Sphinx reads: pages with rewritten links, generated parts, and tables of contents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layers upon each other: what is visible, and what became of the rest."""
+"""Stacked layers: which files are visible, and which are superseded or deleted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which package lists a file."""
+"""Which package a file belongs to."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_each_file_belongs_to_a_package_or_a_folder() -> None:
     view = merge([Inodes().content(dict.fromkeys(files, 1), links={"/lib": "usr/lib"})])
     owner = owners(view, files.__getitem__)
     libc, six = Package("libc6", "2.36-9", "deb"), Package("six", "1.0", "wheel")
-    assert owner["/usr/lib/x86_64-linux-gnu/libc.so.6"] == libc  # listed by way of the link /lib
+    assert owner["/usr/lib/x86_64-linux-gnu/libc.so.6"] == libc  # listed through the link /lib
     assert owner["/var/lib/dpkg/info/libc6:amd64.md5sums"] == libc
     assert owner[f"{site}/six.py"] == owner[f"{site}/__pycache__/six.cpython-311.pyc"] == six
     assert owner[f"{site}/six-1.0.dist-info/RECORD"] == six

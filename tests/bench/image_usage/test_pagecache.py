@@ -1,4 +1,4 @@
-"""Pages of files in memory, and reading ahead, which is restored whatever happens."""
+"""Pages of files in memory, and read-ahead, which is restored in every case."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PAGES = 300
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """A file of which nothing is in memory."""
+    """Return a file of which no page is in memory."""
     path = tmp_path / "file"
     path.write_bytes(os.urandom(PAGES * mmap.PAGESIZE - 100))
     write_back(tmp_path)
@@ -29,7 +29,7 @@ def file(tmp_path: Path) -> Path:
 
 def test_pages_that_were_read_are_counted_and_dropped(file: Path) -> None:
     with file.open("rb", buffering=0) as opened:
-        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # no reading ahead
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # no read-ahead
         opened.read(1)
         opened.seek(100 * mmap.PAGESIZE)
         opened.read(1)
@@ -56,7 +56,7 @@ def test_mincore_is_used_on_an_older_kernel(file: Path) -> None:
 
 @pytest.fixture
 def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Stands for how far the kernel reads ahead."""
+    """Return a file that replaces the kernel's read-ahead setting."""
     path = tmp_path / "read_ahead_kb"
     path.write_text("128\n")
     monkeypatch.setattr(pagecache, "read_ahead_setting", lambda _: path)

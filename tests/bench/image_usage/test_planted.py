@@ -1,6 +1,6 @@
-"""Files that are used in known ways are told apart exactly, in a container and in a folder; on a real server, too.
+"""Files that are used in known ways are classified exactly, in a container and in a folder, and on a real server.
 
-Runs alone: it drops files from memory, and switches reading ahead off meanwhile.
+These tests run alone, because they drop files from memory and disable read-ahead meanwhile.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ Report = dict[str, Any]
 
 
 def read_ahead() -> dict[str, str]:
-    """How far the kernel reads ahead, by device; other programs may mount one, or unmount it."""
+    """Return the read-ahead settings by device. Other programs may mount a device or unmount it meanwhile."""
     return {one.parent.name: one.read_text() for one in Path("/sys/class/bdi").glob("*/read_ahead_kb")}
 
 
 def measure(folder: Path, *arguments: str) -> Report:
-    """Run the tool; return its report."""
+    """Run the tool and return its report."""
     path = folder / f"{secrets.token_hex(4)}.json"
     separator = arguments.index("--") if "--" in arguments else len(arguments)
     before = read_ahead()
@@ -79,7 +79,7 @@ def server() -> Iterator[str]:
 
 
 def by_name(report: Report) -> dict[str, list[dict[str, Any]]]:
-    """The planted files, by name; one that was superseded is there twice."""
+    """Return the planted files by name; a superseded file is there twice."""
     found: dict[str, list[dict[str, Any]]] = {}
     for one in report["files"]:
         folder, _, name = one["path"].rpartition("/")
@@ -96,7 +96,7 @@ NOT_SEEN = (False, False, 0)
 
 
 def check_planted(files: dict[str, list[dict[str, Any]]]) -> None:
-    """What holds in a container and in a folder."""
+    """Check what is the same in a container and in a folder."""
     (never,), (opened,), (one_page,), (mapped,) = (files[name] for name in ("never", "opened", "one-page", "mapped"))
     assert seen(never) == NOT_SEEN
     assert seen(opened) == (True, False, 0)
@@ -135,7 +135,7 @@ def test_planted_files_of_an_image_are_told_apart(planted: str, tmp_path: Path) 
     assert any(one.startswith("1.0 MB in 1 file written again by a later layer") for one in sentences), sentences
     ours = report["ours"]
     assert ours["size_bytes"] == sum(one["size_bytes"] for same in files.values() for one in same)
-    # opened, one page, mapped, whole and that of the command, beside the script
+    # opened, one page, mapped, whole, and the file of the command, in addition to the script
     (script,) = files["server.py"]
     assert ours["opened_bytes"] == 5 * FILE_BYTES + script["size_bytes"]
     assert ours["touched_bytes"] == FILE_BYTES + 2 * PAGE_BYTES + script["size_bytes"]
@@ -171,7 +171,7 @@ def test_two_runs_of_a_real_server_give_the_same_figures(server: str, tmp_path: 
         for figure in ("size_bytes", "opened_bytes", "read_bytes", "touched_bytes"):
             assert first[sums][figure] > 0
             if figure == "touched_bytes" and sums == "whole" and (first["held_bytes"] or second["held_bytes"]):
-                continue  # other containers of the base come and go
+                continue  # other containers of the base start and stop
             assert second[sums][figure] == pytest.approx(first[sums][figure], rel=SAME), (sums, figure)
     (binary,) = (one for one in first["files"] if one["path"] == "/usr/sbin/nginx")
     assert (binary["package"], binary["manager"], binary["kind"]) == ("nginx-light", "deb", "programs") or (

@@ -1,4 +1,4 @@
-"""Which processes are the service, and which start it or look after it."""
+"""Which processes are the service, and which start it or check it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def life(number: int, program: str, began: int, *arguments: str) -> Life:
 def test_a_script_and_its_interpreter_are_one_program(processes: Processes) -> None:
     for program in ("/run.sh", "/usr/bin/dash", "/usr/lib/ld-linux-x86-64.so.2"):
         processes.executes(100, program, 1)
-        processes.executes(100, program, 2)  # asked, and then told
+        processes.executes(100, program, 2)  # the permission event, and then the notification
     assert processes.opens(100, 3) == 0
     assert [one.programs for one in processes.lives] == [["/run.sh", "/usr/bin/dash"]]
     assert processes.lives[0].name == "dash"
@@ -52,7 +52,7 @@ def test_a_process_that_executes_another_program_starts_a_new_life(processes: Pr
     processes.executes(100, "/usr/bin/python3", 3)
     assert not processes.lives[1].arguments
     assert processes.of(100, 4) == 1
-    assert not processes.lives[1].arguments  # reading the program, the kernel has not replaced it yet
+    assert not processes.lives[1].arguments  # the kernel reads the new program, and has not replaced the old one yet
     assert processes.opens(100, 5) == 1
     assert processes.lives[1].arguments == ("python", "-m", "server")
 

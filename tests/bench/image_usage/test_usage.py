@@ -1,4 +1,4 @@
-"""Shares, sentences, the report and the picture of images that are made up."""
+"""Shares, advice, the report and the picture of made-up images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the kernel writes about mounts and mappings."""
+"""The kernel's lists of mounts and mappings."""
 
 from __future__ import annotations
 

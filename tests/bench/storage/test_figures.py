@@ -1,4 +1,4 @@
-"""Tables of figures: rounds in turns, rows without figures, and what the page shows of them."""
+"""Tables of figures: rounds in turns, rows without figures, and how the page shows them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is mounted and started is gone afterwards, also after an interrupt or a killed engine; as root."""
+"""Mounts and processes are removed, also after an interrupt or the kill of an engine. These tests need root."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SHORT = Form(rounds=1, files=5, copy_up_bytes=(4096,), bundle_bytes=MIB, may_dro
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A folder on the checkout's disk, since a temporary folder may be an overlay or a tmpfs."""
+    """Return a folder on the checkout's disk, because a temporary folder may be on an overlay or a tmpfs."""
     if os.geteuid() != 0:
         lacks("mounting needs root")
     with work_folder(ROOT / ".bench" / "tests") as folder:
@@ -180,7 +180,7 @@ def test_bundles_are_stored_and_built_as_often_as_the_page_says(place: Path) -> 
     size_mb = MIB / 1e6
     images = SHORT.services * SHORT.models
     registry = {row.name: row.cells["in a registry, MB"][0] for row in table.rows if row.cells}
-    # Two builds of the same folder make the same layer if they give its files the same times, which is within a second.
+    # Two builds of the same folder make equal layers if its files get the same times, that is, in the same second.
     assert SHORT.models * size_mb <= registry["layers in the image"] + 1e-6
     assert registry["layers in the image"] <= images * size_mb + 1e-6
     assert registry["volumes filled from data-only images"] == pytest.approx(SHORT.models * size_mb)

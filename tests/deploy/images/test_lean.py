@@ -1,4 +1,4 @@
-"""What is taken out of wheels, and what must stay."""
+"""Which files are removed from wheels, and which must stay."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ REMOVED = {
 
 
 def write(folder: Path, name: str, files: dict[str, bytes], programs: tuple[str, ...] = ()) -> Path:
-    """Make a wheel of the given files."""
+    """Make a wheel from the given files."""
     content = folder / "content"
     for path, data in files.items():
         target = content / path

@@ -143,7 +143,7 @@ def test_all_containers_share_one_clock(pipeline: Project) -> None:
     assert pipeline.run_in("detector", CLOCK) == "True True\n"
 
 
-# Distributions that one image alone has, beside what all have.
+# Distributions that only one image has, in addition to those of all.
 OWN = {
     "av": {"stitcher", "detector"},
     "onnxruntime": {"detector"},
@@ -168,7 +168,7 @@ def test_the_simulators_image_has_no_package(pipeline: Project) -> None:
 
 
 def readme_block(language: str, word: str) -> str:
-    """The block of the README in that language that has the word."""
+    """Return the README's code block in this language that contains the word."""
     blocks = re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     (found,) = (block for block in blocks if word in block)
     return str(found)

@@ -1,4 +1,4 @@
-"""Detectors that share a queue, on a real engine, by the commands of docs/scale-out.md as they stand there."""
+"""Detectors that share a queue, on a real engine, with the commands of docs/scale-out.md."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def gateway() -> str:
-    """Address at which containers reach this machine."""
+    """Return the address at which containers reach this machine."""
     need_engine()
     (network,) = json.loads(docker("network", "inspect", "bridge"))
     (described,) = network["IPAM"]["Config"]
-    # An engine that was started again does not tell of the address that it has chosen itself.
+    # A restarted engine does not report the address that it has chosen itself.
     return described.get("Gateway") or str(ip_network(described["Subnet"])[1])
 
 
@@ -58,14 +58,14 @@ Opener = Callable[[], Shell]
 
 @pytest.fixture(scope="module")
 def shells(checkout: Path, gateway: str, storage: s3.S3Server, broker_image: None) -> Iterator[Opener]:
-    """Opens shells on hosts, of which the second one has detectors alone."""
+    """Return a function that opens shells on hosts, of which the second one has only detectors."""
     del broker_image
     port = free_ports(3)
     environment = {
         "FRAMEBUS_PORT": str(port),
         "FRAMEBUS_BROKER_PORT": str(port + 1),
         "FRAMEBUS_HOLDER": f"test-{secrets.token_hex(4)}-holder",
-        # Boxes are wanted at the page, however late a busy machine has them.
+        # The page must get boxes, however late they are on a busy machine.
         "FRAMEBUS_STREAMER__BOXES_MAX_AGE_S": "60",
     }
     placeholders = {
@@ -94,7 +94,7 @@ def shell(shells: Opener) -> Shell:
 
 
 def walk(shell: Shell, section: str) -> list[str]:
-    """Run the blocks of a section of the page; return what each printed."""
+    """Run the blocks of a section of the page; return the output of each."""
     return [shell.run(block) for block in commands(PAGE, section)]
 
 

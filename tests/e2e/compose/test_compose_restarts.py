@@ -1,4 +1,4 @@
-"""What happens to the rest when a container dies, restarts or is replaced: the rows of docs/operations.md."""
+"""What happens to the others if a container dies, restarts or is replaced: the table in docs/operations.md."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def watcher(pipeline: Project) -> Iterator[Watcher]:
 
 
 def changed(before: Mapping[str, object], after: Mapping[str, object]) -> set[str]:
-    """The services that are not what they were."""
+    """Return the services whose values differ."""
     return {name for name in before if after[name] != before[name]}
 
 

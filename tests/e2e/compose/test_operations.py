@@ -1,4 +1,4 @@
-"""What an operator does, on a real engine, by the commands of docs/operations.md as they stand there."""
+"""The work of an operator, on a real engine, with the commands of docs/operations.md."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PATIENCE_S = 180.0
 @pytest.fixture(scope="module")
 def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
     need_engine()
-    tag = f"test-{secrets.token_hex(4)}"  # one image is built anew from other code, and the last block removes them all
+    tag = f"test-{secrets.token_hex(4)}"  # one image is built again from other code, and the last block removes all
     port = free_ports(3)
     environment = {
         "FRAMEBUS_TAG": tag,
@@ -46,12 +46,12 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
 
 
 def walk(shell: Shell, section: str) -> list[str]:
-    """Run the blocks of a section of the page; return what each printed."""
+    """Run the blocks of a section of the page; return the output of each."""
     return [shell.run(block) for block in commands("operations.md", section)]
 
 
 def starts(shell: Shell) -> dict[str, str]:
-    """Since when the container of each service runs, with its number: what a restart changes."""
+    """Return the start time and number of each service's container, which a restart changes."""
     identities = shell.run("docker compose ps --all --quiet").split()
     return {
         one["Config"]["Labels"]["com.docker.compose.service"]: one["Id"] + one["State"]["StartedAt"]
@@ -60,7 +60,7 @@ def starts(shell: Shell) -> dict[str, str]:
 
 
 def changed(shell: Shell, before: dict[str, str]) -> set[str]:
-    """The services whose container was started since."""
+    """Return the services whose container was started since."""
     after = starts(shell)
     assert after.keys() == before.keys()
     return {name for name, start in after.items() if start != before[name]}
@@ -71,19 +71,19 @@ def calibration(shell: Shell) -> str:
 
 
 def samples(printed: str) -> dict[str, float]:
-    """The series that ``promtool query instant`` printed, and their values."""
+    """Return the series and values that ``promtool query instant`` printed."""
     found = re.findall(r"^(\S.*) => (\S+) @\[", printed, re.MULTILINE)
     return {series: float(value) for series, value in found}
 
 
 def value_of(found: dict[str, float], *labels: str) -> float:
-    """The value of the one series that has all labels, each as ``name="value"``."""
+    """Return the value of the only series with all labels, each as ``name="value"``."""
     (value,) = (value for series, value in found.items() if all(label in series for label in labels))
     return value
 
 
 def skipped_share(printed: str) -> float:
-    """The share of the pictures that the stitcher did not see."""
+    """Return the share of the pictures that the stitcher skipped."""
     return value_of(samples(printed), "ratio_rate1m", 'service="stitcher"', 'stage="publish"')
 
 

@@ -1,4 +1,4 @@
-"""Connections to the broker: kept through losses, ended at once, and every refusal told in a sentence."""
+"""Connections to the broker: they survive losses and end at once, and every refusal is reported in one sentence."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SECRET = "s3cr-t"
 
 
 def refusal(section: BrokerSection) -> str:
-    """The sentence that tells why there is no connection."""
+    """Return the sentence that says why there is no connection."""
 
     async def work() -> None:
         await (await connect(section)).close()
@@ -158,7 +158,7 @@ class FakeConnection:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Try again at once."""
+    """Retry without a pause."""
     monkeypatch.setattr(broker, "RETRY_S", (0.001, 0.002))
     monkeypatch.setattr(broker, "STOP_SLICE_S", 0.001)
 
@@ -209,7 +209,7 @@ def test_an_error_of_the_work_is_reported_or_passes_through(monkeypatch: pytest.
 
 @asynccontextmanager
 async def listening(answer: bytes | None) -> AsyncIterator[str]:
-    """A server that says something to the first words, and closes; None: it never says anything."""
+    """Run a server that answers the first bytes and closes the connection; with None, it never answers."""
     writers = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -241,7 +241,7 @@ def test_stop_ends_the_connection_while_the_broker_does_not_answer() -> None:
             keeping = asyncio.ensure_future(keep_connected(BrokerSection(url=url), work, stop))
             await asyncio.sleep(0.02)
             stop.set()
-            # Far less than the broker has to answer.
+            # Far less than the time that the broker has to answer.
             await asyncio.wait_for(keeping, broker.CONNECT_TIMEOUT_S / 2)
 
     asyncio.run(run())
@@ -296,7 +296,7 @@ def make_certificate(folder: Path, name: str, authority: str) -> None:
 
 @pytest.fixture(scope="module")
 def tls(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Certificates of a server and a client that one authority vouches for, and of a stranger to it."""
+    """Make certificates of a server and a client from one authority, and a certificate from another authority."""
     folder = tmp_path_factory.mktemp("tls")
     for authority in ("ours", "others"):
         make_authority(folder, authority)
@@ -319,7 +319,7 @@ def running(folder: Path, tls: Path) -> Iterator[RabbitMq]:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, tls: Path) -> Iterator[RabbitMq]:
-    """A broker that takes TLS with clients' certificates too."""
+    """Run a broker that also accepts TLS with certificates of clients."""
     with running(tmp_path_factory.mktemp("rabbitmq"), tls) as started:
         yield started
 

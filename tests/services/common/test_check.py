@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 
 def check(service: str, **sections: Mapping[str, Any]) -> tuple[int, list[str]]:
-    """Exit status and the lines of ``--check``; each section as keyword, the stream's too."""
+    """Return the exit status and the lines of ``--check``. Each section of the configuration is a keyword."""
     environment = {name: text for name, text in os.environ.items() if not name.startswith("FRAMEBUS_")}
     for section, values in sections.items():
         for key, value in values.items():

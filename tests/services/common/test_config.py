@@ -1,4 +1,4 @@
-"""The configuration: read whole, checked whole, every fault named with its place."""
+"""The configuration is read and checked as a whole, and every fault is named with its place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any file and any environment: a valid configuration, or every fault named, and never another error."""
+"""An arbitrary file and environment give a valid configuration or a list of all faults, and never another error."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TYPES: tuple[type[CommonConfiguration], ...] = (
 
 
 def fields_of(model: type[BaseModel]) -> set[str]:
-    """Names of the model's fields, and of those of the models in it."""
+    """Return the names of the model's fields, and of the fields of the models in it."""
     names = set(model.model_fields)
     for field in model.model_fields.values():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
@@ -77,7 +77,7 @@ def shown(text: str) -> str:
 
 
 def check(configuration_type: type[CommonConfiguration], path: Path | None, environment: dict[str, str]) -> list[str]:
-    """Load it; the faults, each a line that begins with its place."""
+    """Load the configuration; return the faults, each a line that begins with its place."""
     try:
         configuration = load(configuration_type, path, environment)
     except ConfigurationError as error:

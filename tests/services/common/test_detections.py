@@ -1,4 +1,4 @@
-"""Detections on the wire: what is sent arrives, and nothing of what strangers send is believed."""
+"""Detections on the wire: messages arrive unchanged, and messages of other programs are validated."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def test_a_damaged_message_is_malformed_or_has_valid_values(cut: int, flip: int)
 
 
 def accept_or_refuse(content: Any) -> Detections | None:
-    """Whatever is accepted is of the promised types and ranges, so that no client needs to look again."""
+    """Check that an accepted message has the promised types and ranges, so that clients need no further check."""
     try:
         found = unpack(content if isinstance(content, bytes) else msgpack.packb(content))
     except MalformedDetections:
@@ -212,7 +212,7 @@ BAD = [
 
 @pytest.mark.parametrize(("field", "value"), BAD)
 def test_a_bad_box_drops_no_other_box(field: str, value: Any) -> None:
-    """In the detector, and in a message of one that did not look."""
+    """Both in the detector, and in a message of a detector that did not check."""
     wrong: Any = {field: value}
     found = unpack(pack(replace(FRAME, objects=(PERSON, replace(PERSON, **wrong), PERSON))))
     assert (found.objects, found.dropped) == ((PERSON, PERSON), 1)
@@ -230,7 +230,7 @@ BAD_SUB = [("helmet", math.nan), ("helmet", 1.5), ("helmet", None), (None, 0.5),
 
 @pytest.mark.parametrize(("sub_class", "sub_score"), BAD_SUB)
 def test_a_bad_second_class_drops_no_box(sub_class: Any, sub_score: Any) -> None:
-    """In the detector, and in a message of one that did not look."""
+    """Both in the detector, and in a message of a detector that did not check."""
     without = replace(PERSON, sub_class=None, sub_score=None)
     wrong = replace(PERSON, sub_class=sub_class, sub_score=sub_score)
     found = unpack(pack(replace(FRAME, objects=(wrong, PERSON))))
@@ -269,7 +269,7 @@ def test_a_long_message_is_not_even_read() -> None:
 
 
 def first_from(publisher: DetectionPublisher, subscriber: DetectionSubscriber, detections: Detections) -> Detections:
-    """Publish until it arrives: a listener misses what was sent before its connection stood."""
+    """Publish until a message arrives, because a listener misses messages sent before it was connected."""
     deadline_s = time.monotonic() + 20
     while time.monotonic() < deadline_s:
         subscriber.look_for_detectors()
@@ -317,7 +317,7 @@ def test_a_socket_left_by_a_crash_is_replaced(stream: str) -> None:
 
 
 def test_an_old_streamer_receives_a_new_detector_and_without_listeners_nothing_is_packed(stream: str) -> None:
-    """One of before version 2, which knows one name of sockets and one version."""
+    """The streamer is older than version 2: it knows one name of sockets, and one version."""
     context = zmq.Context()
     old = context.socket(zmq.SUB)
     old.subscribe(b"")
@@ -337,7 +337,7 @@ def test_an_old_streamer_receives_a_new_detector_and_without_listeners_nothing_i
 
 @pytest.mark.parametrize("left_over", [False, True])
 def test_a_new_streamer_receives_an_old_detector(stream: str, left_over: bool) -> None:
-    """Even where it has replaced a new one that was killed, whose socket is still there."""
+    """This also works if the old detector has replaced a new one that was killed and left its socket."""
     new_path = companion_path(stream, "detections2.detector.sock")
     if left_over:
         with socket.socket(socket.AF_UNIX) as killed:
@@ -364,7 +364,7 @@ def test_a_new_streamer_receives_an_old_detector(stream: str, left_over: bool) -
 
 
 def test_a_slow_listener_misses_no_message_that_must_not_be_lost(stream: str) -> None:
-    """Though there is more than the sockets hold."""
+    """The messages are larger than the buffers of the sockets."""
     stop = threading.Event()
     publisher, subscriber = DetectionPublisher(stream, "detector", stop=stop), DetectionSubscriber(stream)
     sent = replace(FRAME, stream=stream, objects=(PERSON,) * 200)

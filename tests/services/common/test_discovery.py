@@ -1,4 +1,4 @@
-"""Services of another distribution: a folder and one line make one, and what is wrong with it is one sentence."""
+"""Services of another distribution: a folder and one line make one, and a fault of it is reported in one sentence."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def supervised(site: Site, stream: str, log: Path, **settings: str) -> Iterator[
 
 
 def starts(log: Path) -> list[str]:
-    """The services that have started, in that order."""
+    """Return the services that have started, in order."""
     return [json.loads(line)["service"] for line in log.read_text().splitlines() if '"started"' in line]
 
 
@@ -193,7 +193,7 @@ def test_the_settings_of_a_foreign_service_are_hidden_from_the_others(bakery: Si
     settings = {f"FRAMEBUS_{name}__X": "1" for name in ("BAKER", "STITCHER", "STREAMER", "LOG", "MILLER")}
     done = bakery.run("-c", program, **settings)
     assert done.stdout.split() == ["FRAMEBUS_LOG__X", "FRAMEBUS_MILLER__X", "FRAMEBUS_STREAMER__X"], done.stderr
-    assert "FRAMEBUS_BAKER__X" in environment_for("streamer", settings), "where it is not installed, nothing is known"
+    assert "FRAMEBUS_BAKER__X" in environment_for("streamer", settings), "the section is unknown without it"
 
 
 ABSENT = "AttributeError: module 'baker' has no attribute 'SERVICE'"
@@ -214,7 +214,7 @@ BROKEN = {
 
 @pytest.fixture
 def site_here(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    """The same folder on the path of this process."""
+    """Put the same folder on the path of this process."""
     monkeypatch.syspath_prepend(site.folder)
     declared_services.cache_clear()
     yield site
@@ -232,7 +232,7 @@ def test_a_broken_distribution_is_reported_in_one_sentence(site_here: Site, modu
     with pytest.raises(ConfigurationError) as caught:
         find_service("supervisor").load(None, {})
     assert str(caught.value) == sentence
-    assert find_service("streamer").load(None, {}).streamer.port == 8080, "those that do not need it work on"
+    assert find_service("streamer").load(None, {}).streamer.port == 8080, "services that do not need it still work"
 
 
 @pytest.mark.parametrize("arguments", [CHECK, ("-m", "services", "baker")])

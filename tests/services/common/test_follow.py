@@ -1,4 +1,4 @@
-"""Following a stream: whatever becomes of its publisher, frames come again, and a stop ends it in every state."""
+"""Following a stream: frames arrive again after every end of its publisher, and a stop ends it in every state."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def following(
 
 
 def next_of(kind: type[E], events: Events) -> E:
-    """The next event but for quiet slices, which has to be of that kind."""
+    """Return the next event, which must be of this kind. Quiet slices are skipped."""
     deadline_s = time.monotonic() + PATIENCE_S
     while isinstance(event := next(events), Quiet) and kind is not Quiet:
         assert time.monotonic() < deadline_s, f"in vain waited for {kind.__name__}"
@@ -60,7 +60,7 @@ def next_of(kind: type[E], events: Events) -> E:
 
 
 def value_of(frame: Frame) -> int:
-    """What all elements of the frame are; the frame is released."""
+    """Return the value of all elements of the frame, and release it."""
     with frame:
         assert np.ptp(frame.pixels) == 0
         return int(frame.pixels.flat[0])
@@ -164,7 +164,7 @@ def test_a_stop_ends_the_wait_for_a_stream(stream: str, stop: threading.Event) -
     events = following(stream, stop, retry_s=10 * PATIENCE_S)
     next_of(Waiting, events)
     threading.Timer(0.1, stop.set).start()
-    assert list(events) == [], "without another try, or the test would time out"
+    assert list(events) == [], "without a retry, or the test would time out"
 
 
 def test_a_stop_ends_the_wait_for_a_frame_and_the_subscription(

@@ -1,4 +1,4 @@
-"""Frames as objects and back: bit by bit, or nearly so; and what is damaged or lies is refused before it costs."""
+"""Frames as objects and back: equal or nearly equal. Damaged or false objects are rejected before they cost memory."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def reference_of(pixels: npt.NDArray[Any], encoding: str, **changed: Any) -> Fra
 
 
 def scene(*shape: int) -> npt.NDArray[np.uint8]:
-    """Smooth with a few edges, so that JPEG has what it was made for."""
+    """Return a smooth picture with a few edges, as JPEG was made for."""
     y, x = np.mgrid[: shape[0], : shape[1]]
     plane = (100 + 60 * np.sin(x / 9) + 40 * np.cos(y / 7) + 30 * (x > shape[1] // 2)).astype(np.uint8)
     return plane if len(shape) == 2 else np.stack([plane, plane // 2, 255 - plane], axis=-1)
@@ -215,7 +215,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
 def test_small_objects_that_claim_to_be_huge_take_no_memory(tmp_path: Path) -> None:
     for encoding, bomb in BOMBS.items():
         (tmp_path / encoding).write_bytes(bomb())
-    # Linux counts the most memory that a process ever had: a child's begins anew.
+    # Linux counts the peak memory of a process. A child starts its own count.
     measure = f"""
 import pathlib, resource
 from services.common.frame_codec import CannotDecode, decode

@@ -1,4 +1,4 @@
-"""The panorama's geometry: pixels to angles and back, and its way through a frame's metadata."""
+"""The panorama's geometry: from pixels to angles and back, and as metadata of a frame."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The health check: what it says, and with which exit status."""
+"""The health check: its output and its exit status."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_only_the_stream_of_the_environment_is_checked(stream: str, monkeypatch:
         monkeypatch.setenv("FRAMEBUS_STREAM__NAME", f"{stream}-c")
         assert check(stream).stdout == f"no {stream} serves its status for the stream {stream}-c in /dev/shm\n"
         monkeypatch.delenv("FRAMEBUS_STREAM__NAME")
-        assert check(stream).returncode == 1, "one of the two is ill"
+        assert check(stream).returncode == 1, "one of the two is unhealthy"
 
 
 def test_the_check_does_not_wait_for_a_service_that_hangs(stream: str) -> None:
@@ -100,7 +100,7 @@ def test_the_check_does_not_wait_for_a_service_that_hangs(stream: str) -> None:
 
 @contextmanager
 def answering(answer: bytes) -> Iterator[str]:
-    """An RTSP server that says one thing; yields a camera's URL."""
+    """Run an RTSP server with a fixed answer; yield a camera's URL."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve() -> None:

@@ -24,7 +24,7 @@ log = structlog.get_logger()
 
 
 def lines_of(body: str, level: str = "info", log_format: str = "json") -> list[str]:
-    """What a program of that body logs."""
+    """Return the lines that a program with this body logs."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM.format(body=body), level, log_format],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""What may hold a password is masked."""
+"""Everything that may contain a password is masked."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_values_are_masked_wherever_they_are() -> None:
     assert (masked["n"], masked["x"], masked["t"], masked["f"]) == (1, None, True, 1.5)
 
 
-# What the configuration takes for an URL: no space, no control character.
+# What the configuration accepts as a URL: no space, no control character.
 PASSWORDS = st.text(st.characters(min_codepoint=0x21, exclude_categories=("Cs", "Cc", "Z")), max_size=20)
 
 

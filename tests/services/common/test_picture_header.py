@@ -1,4 +1,4 @@
-"""The size of a picture by its header: that of OpenCV's own pictures, and None of anything else."""
+"""The size of a picture from its header: equal to OpenCV's for its pictures, and None for anything else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recordings as frames: in order, whole, with what is told of them, and kind about what cannot be read."""
+"""Recordings as frames: in order, complete, with their metadata, and with clear errors for unreadable files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GEOMETRY = geometry.PanoramaGeometry(100.0, -1.0, -0.2, 64, 48).to_metadata()
 
 
 def write_pictures(folder: Path, *names: str) -> None:
-    """Pictures of one colour each, which tells its place among the names."""
+    """Write pictures of one colour each. The colour encodes the place among the names."""
     folder.mkdir(exist_ok=True)
     for place, name in enumerate(names):
         assert cv2.imwrite(str(folder / name), np.full((48, 64, 3), 10 * place + 5, np.uint8))
@@ -42,7 +42,7 @@ def tell(path: Path, *lines: Mapping[str, Any]) -> None:
 
 
 def places(recording: Recording) -> list[int]:
-    """The place that each frame's colour tells."""
+    """Return the place that each frame's colour encodes."""
     return [round((float(frame.pixels.mean()) - 5) / 10) for frame in recording.frames()]
 
 

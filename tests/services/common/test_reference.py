@@ -1,4 +1,4 @@
-"""References: there and back, and nothing but BadReference for whatever else a broker may hand over."""
+"""References survive a round trip, and any other message from a broker raises only BadReference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sections ``broker`` and ``storage``: what they take, what they refuse in words, and what they never show."""
+"""The sections ``broker`` and ``storage``: what they accept, what they reject and why, and what they never show."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Start and stop, as a process sees them."""
+"""Start and stop of a service in a process."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def start(tmp_path: Path) -> Start:
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, list[dict[str, Any]]]:
-    """Exit status, standard error, and the events in it."""
+    """Return the exit status, the standard error, and the events in it."""
     output, errors = process.communicate(timeout=20)
     assert output.replace("ready\n", "") == ""
     return process.returncode, errors, [json.loads(line) for line in errors.splitlines() if line.startswith("{")]
@@ -79,7 +79,7 @@ def test_a_signal_stops_the_service(start: Start, number: signal.Signals) -> Non
 
 
 def test_a_signal_stops_the_service_at_any_moment(start: Start) -> None:
-    # The loop is nearly always inside the event's own code, where a handler that took its lock would wait for ever.
+    # The loop is nearly always in the event's own code, where a handler that acquired its lock would wait forever.
     body = "print('ready', flush=True)\n    while not stop.wait(0): stop.is_set()"
     for _ in range(10):
         process = start(body)

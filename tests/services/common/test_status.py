@@ -1,4 +1,4 @@
-"""Stages count, documents judge, sockets serve."""
+"""Stages count frames, documents say whether a service is healthy, and sockets serve them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from services.common.status import AlreadyServed, Stage, StatusServer, read_stat
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Sets the time that stages see, in seconds."""
+    """Return a function that sets the time that stages see, in seconds."""
     now_s = [100.0]
 
     class Clock:
@@ -167,7 +167,7 @@ def test_a_path_that_cannot_be_bound_is_reported_in_one_sentence(stream: str) ->
 
 @pytest.fixture
 def answering(tmp_path: Path) -> Iterator[Callable[[bytes], Path]]:
-    """Starts a server of the given bytes, not of a status, and returns its path."""
+    """Return a function that starts a server which sends the given bytes instead of a status; it returns the path."""
     ends: list[tuple[threading.Thread, socket.socket]] = []
 
     def start(content: bytes) -> Path:

@@ -1,4 +1,4 @@
-"""Objects in a folder and in a bucket: whole or not at all, verified, and every failure told in a sentence."""
+"""Objects in a folder and in a bucket: complete or missing, verified, and every failure reported in one sentence."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def in_folder(folder: Path) -> Storage:
 
 @pytest.fixture(params=["folder", pytest.param("bucket", marks=pytest.mark.slow)])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    """A folder, and then a bucket of a real server."""
+    """Return a storage in a folder, and then one in a bucket of a real server."""
     if request.param == "folder":
         return in_folder(tmp_path / "objects")
     return in_bucket(request.getfixturevalue("s3"), url=f"s3://frames/{tmp_path.name}")
@@ -67,7 +67,7 @@ def run(work: Coroutine[Any, Any, Result]) -> Result:
 
 
 def refusal(kind: type[StorageError], work: Coroutine[Any, Any, object]) -> str:
-    """The sentence of the error that is raised."""
+    """Return the text of the raised error."""
     with pytest.raises(StorageError) as caught:
         asyncio.run(work)
     assert type(caught.value) is kind
@@ -215,7 +215,7 @@ def test_a_folder_without_write_permission_is_reported(tmp_path: Path) -> None:
 
 @contextmanager
 def small_disk(folder: Path, size_bytes: int) -> Iterator[Path]:
-    """A file system of a size."""
+    """Mount a file system of this size."""
     folder.mkdir()
     options = ["-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs"]
     mounted = subprocess.run(["mount", *options, str(folder)], check=False, capture_output=True, text=True)
@@ -303,7 +303,7 @@ os._exit(0)  # threads of obstore may outlive the interpreter, and abort it
 
 @pytest.fixture
 def requests(s3: S3Server) -> Callable[..., list[Coroutine[Any, Any, object]]]:
-    """One request of each kind, of a storage with changed settings."""
+    """Send one request of each kind to a storage with changed settings."""
 
     def make(**changed: Any) -> list[Coroutine[Any, Any, object]]:
         storage = in_bucket(s3, **changed)

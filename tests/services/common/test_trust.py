@@ -1,4 +1,4 @@
-"""Detector and streamer take frames of the user that the configuration names, alone."""
+"""Detector and streamer accept only frames of the user that the configuration names."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def running(service: str, stream: str, publisher_uid: int, log: Path) -> Iterato
 
 
 def reasons(log: Path, event: str) -> list[str]:
-    """Why the event came, each time that it did."""
+    """Return the reason of each of these events."""
     entries = [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]
     return [entry.get("reason", "") for entry in entries if entry["event"] == event]
 

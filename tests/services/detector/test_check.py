@@ -1,4 +1,4 @@
-"""``framebus-detector check`` says what a model is and what a picture shows, or one sentence with status 1."""
+"""``framebus-detector check`` describes a model and a picture, or prints one sentence with status 1."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The section ``detector``: faults are told in words, and the longest names still fit a socket's path."""
+"""The section ``detector``: faults are reported in words, and the longest names still fit a socket's path."""
 
 from __future__ import annotations
 

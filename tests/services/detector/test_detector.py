@@ -27,7 +27,7 @@ class World:
     """People and cars that move at constant speeds. The pixels of a frame encode the place of a tile."""
 
     def __init__(self, *movers: tuple[float, float, float, float, float, int]) -> None:
-        """Take left and upper edge, width, height, speed in pixels a second and label of each."""
+        """Take the left and top edge, width, height, speed in pixels a second, and label of each object."""
         self._movers = movers
         columns = np.arange(WIDTH, dtype=np.uint32)
         self._still = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
@@ -53,7 +53,7 @@ class World:
 
 
 class Planted:
-    """A model that sees the world as it is, cut by each tile, at so many seconds a tile."""
+    """A model that finds every object of the world, cut by each tile, in a given time for each tile."""
 
     name, version = "planted", "1"
     labels: tuple[str, ...] = ("person", "car", "truck")
@@ -79,7 +79,7 @@ class Planted:
 
 
 class Trial:
-    """Frames of a world, looked at by a detector whose clocks are the model's."""
+    """Frames of a world, and a detector whose clocks are those of the model."""
 
     def __init__(self, world: World, classifier: Network | None = None, **values: object) -> None:
         self.model = Planted(world)
@@ -111,7 +111,7 @@ def test_at_a_tenth_of_the_cpu_every_person_is_known_in_every_frame() -> None:
         truth = PEOPLE.boxes(index * FRAME_NS / 1e9)
         found = seen.known.boxes.xyxy[np.argsort(seen.known.boxes.xyxy[:, 0])]
         assert len(found) == len(truth), index
-        assert np.abs(found - truth).max() < 45, "what one at 15 px a second is away after 2 s"
+        assert np.abs(found - truth).max() < 45, "the distance after 2 s at 15 px a second"
         assert max(seen.known.ages_ns) <= 2_000_000_000
         assert trial.model.time_s - before_s <= 0.2
         numbers |= set(seen.known.tracks)
@@ -121,7 +121,7 @@ def test_at_a_tenth_of_the_cpu_every_person_is_known_in_every_frame() -> None:
 
 
 def test_a_van_across_the_edges_of_tiles_remains_one_object() -> None:
-    """It is larger than the tiles' overlap, and seldom are all of its tiles looked at in one frame."""
+    """It is larger than the tiles' overlap, and its tiles are seldom all processed in one frame."""
     world = World((500.0, 100.0, 900.0, 400.0, 40.0, 2), (3900.0, 300.0, 500.0, 250.0, -60.0, 1))
     trial = Trial(world, cpu_share=0.15)
     numbers = set()

@@ -1,4 +1,4 @@
-"""Merging: one box an object, whatever the tiles do to it."""
+"""Merging: one box for each object, however the tiles cut it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def merge(
 
 
 def seen(tile: Tile, frame_row: Row) -> Boxes:
-    """What a perfect network sees of an object in a tile."""
+    """Return what a perfect network finds of an object in a tile."""
     left, upper, right, lower, score, label = frame_row
     left, right = (min(max(x - tile.x_px, 0), tile.width_px) for x in (left, right))
     upper, lower = (min(max(y - tile.y_px, 0), tile.height_px) for y in (upper, lower))
@@ -127,7 +127,7 @@ def test_without_detections_there_are_no_boxes() -> None:
     tile=st.sampled_from([450, 600, 688]),
 )
 def test_a_person_anywhere_is_one_box(x: int, y: int, width: int, height: int, tile: int) -> None:
-    """Wherever the edges of the tiles fall, a person no larger than the overlap is one box, and the right one."""
+    """A person that is no larger than the overlap is one correct box, wherever the edges of the tiles are."""
     row = (float(x), float(y), float(min(x + width, 3000)), float(min(y + height, 688)), 0.7, 0)
     tiles = plan_tiles(688, 3000, tile, 220)
     merged = merge(tiles, [seen(part, row) for part in tiles], 0.5, 0.6)
@@ -159,7 +159,7 @@ VEHICLES = (2, 3, 4)
 
 
 def flipped(part: Boxes, whole: bool, rng: np.random.Generator) -> Boxes:
-    """A piece may pass for another vehicle, or be as certain as it likes."""
+    """Give pieces another vehicle's label and an arbitrary score."""
     if whole or not len(part) or int(part.labels[0]) not in VEHICLES:
         return part
     return Boxes(part.xyxy, rng.uniform(0.4, 0.95, 1).astype(np.float32), rng.choice(VEHICLES, 1))
@@ -167,7 +167,7 @@ def flipped(part: Boxes, whole: bool, rng: np.random.Generator) -> Boxes:
 
 @pytest.mark.parametrize(("tile_px", "overlap_px"), [(688, 220), (688, 40), (400, 150)])
 def test_each_object_is_one_box_of_one_class_wherever_the_tiles_are(tile_px: int, overlap_px: int) -> None:
-    """A panorama that is rolled under the tiles, with an ideal model that labels pieces as it likes."""
+    """The panorama is rolled under the tiles, and an ideal model gives pieces arbitrary labels."""
     rng = np.random.default_rng(7)
     width_px = 4200
     tiles = plan_tiles(688, width_px, tile_px, overlap_px)
@@ -219,7 +219,7 @@ def test_tiles_without_an_overlap_join_objects_on_their_edge() -> None:
 
 
 def test_only_the_most_certain_boxes_are_compared() -> None:
-    """Boxes of a broken model, all of which touch all others: they are as many as a frame may have."""
+    """The boxes are those of a broken model: each touches all others, and there are as many as a frame may have."""
     rng = np.random.default_rng(3)
     tiles = plan_tiles(688, 4896, 688, 220)
     starts = rng.uniform(0, 300, (len(tiles), 2000, 2))

@@ -1,4 +1,4 @@
-"""How many of the people in a panorama whose truth is known the defaults find."""
+"""How many people the defaults find in a panorama whose truth is known."""
 
 from __future__ import annotations
 

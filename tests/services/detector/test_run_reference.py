@@ -1,4 +1,4 @@
-"""``framebus-detector run``: the objects of one frame of the storage, or what went wrong."""
+"""``framebus-detector run``: the objects of one frame in the storage, or the reason of the failure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The budget and its promise, with a clock and a processor that are simulated."""
+"""The budget and its promise, with a simulated clock and processor."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FRAME_S = 0.2
 
 
 class Machine:
-    """Looks at the tiles that a schedule chooses, at so many CPU seconds a tile, on so much of a core."""
+    """Processes the tiles that a schedule chooses, with a given CPU time for each tile, on a share of a core."""
 
     def __init__(self, budget: Budget, tile_cpu_s: float, *, core: float = 1.0, frame_cpu_s: float = 0.0) -> None:
         self.schedule = Schedule(TILES, budget)
@@ -53,7 +53,7 @@ def test_at_a_tenth_of_the_needed_cpu_every_tile_is_seen_in_time() -> None:
 
 
 def test_on_a_processor_ten_times_too_slow_every_tile_is_seen_in_time() -> None:
-    """The machine has no more than a tenth of a core left, whatever the budget says; frames go on."""
+    """The machine has only a tenth of a core left, whatever the budget says, and frames continue to arrive."""
     machine = Machine(Budget(None, FRAME_S, 2.0), FRAME_S / TILES, core=0.1)
     machine.run(60)
     assert machine.longest_s <= 2.0 + 1e-6

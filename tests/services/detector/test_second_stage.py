@@ -1,4 +1,4 @@
-"""The second stage with a network that says what is planted, and clocks that are told."""
+"""The second stage with a planted network and simulated clocks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LABELS = ("person", "car")
 
 
 class Brightness:
-    """Says ``dark``, ``grey`` or ``bright`` of a crop by its first pixel, and takes so many seconds a crop."""
+    """Classifies a crop as ``dark``, ``grey`` or ``bright`` by its first pixel, in a given time for each crop."""
 
     name, batch = "brightness", 8
     classes: tuple[str, ...] = ("dark", "grey", "bright")
@@ -63,7 +63,7 @@ class Scene:
         at_s: float | None = None,
         in_debt: bool = False,
     ) -> list[str | None]:
-        """What is said of objects of these brightnesses; the next frame comes 0.2 s later."""
+        """Return the classes of objects with these brightnesses; the next frame comes 0.2 s later."""
         self.now_s = self.now_s + 0.2 if at_s is None else at_s
         pixels = np.zeros((60, 40 * len(values), 3), np.uint8)
         for index, value in enumerate(values):
@@ -174,7 +174,7 @@ def test_a_failing_classifier_is_logged_once_and_detection_continues() -> None:
 
 
 class OnTheClock(Brightness):
-    """A network whose time is the model's; everything is dark to it."""
+    """A network on the clock of the model, which classifies everything as dark."""
 
     trial: Trial
 

@@ -1,4 +1,4 @@
-"""The service as a process of its own: real frames in, detections out, and a clean end in every state."""
+"""The service in a process of its own: it turns real frames into detections, and ends cleanly in every state."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ STOP_S = 10.0
 
 
 class Camera:
-    """Publishes one picture again and again, and remembers when it said that it was captured."""
+    """Publishes one picture repeatedly, and remembers the capture times that it gave."""
 
     def __init__(self, stream: str, picture: npt.NDArray[np.uint8]) -> None:
         self.captured_ns: dict[int, int] = {}
@@ -85,7 +85,7 @@ def start(stream: str, tmp_path: Path) -> Iterator[Callable[..., subprocess.Pope
 
 
 def stop(process: subprocess.Popen[str]) -> str:
-    """Ask the service to end; its log."""
+    """Stop the service and return its log."""
     process.send_signal(signal.SIGTERM)
     _, log = process.communicate(timeout=STOP_S)
     assert process.returncode == 0, log
@@ -114,7 +114,7 @@ def heard(
 
 
 def knows_every_tile(detections: Detections) -> bool:
-    """Whether its time allowed the detector to look at each tile by now."""
+    """Return whether the detector has processed every tile by now."""
     return bool(detections.tiles) and all(tile.age_ms is not None for tile in detections.tiles)
 
 
@@ -125,7 +125,7 @@ def ready(stream: str, process: subprocess.Popen[str], instance: str = "detector
 
 
 def own_files(stream: str) -> list[str]:
-    """What a detector has of its own in /dev/shm; the rest is the publisher's."""
+    """Return the detector's own files in /dev/shm; the others belong to the publisher."""
     return [
         path.name
         for path in companion_paths(stream, "*")
@@ -273,7 +273,7 @@ def test_a_killed_detector_can_be_replaced(
         heard(listener, process, lambda found: found.detected_ns > last_ns)
         assert read_status(companion_path(stream, "status.detector.sock"), PATIENCE_S)["healthy"]
         stop(process)
-        remove_leftovers(stream)  # the killed one's record as a subscriber
+        remove_leftovers(stream)  # the record of the killed detector as a subscriber
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
@@ -290,7 +290,7 @@ def test_objects_keep_their_numbers_when_the_detector_restarts(
             listener, second, lambda found: found.detected_ns > before.detected_ns and knows_every_tile(found)
         )
         stop(second)
-        remove_leftovers(stream)  # the killed one's record as a subscriber
+        remove_leftovers(stream)  # the record of the killed detector as a subscriber
     assert after.tracker == before.tracker
     assert len(before.objects) >= 5
     assert {one.track_id for one in after.objects} == {one.track_id for one in before.objects}

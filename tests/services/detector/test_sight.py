@@ -1,4 +1,4 @@
-"""An object is found again where it is, to a fraction of a sample, and nowhere else."""
+"""A moved object is found again, to a fraction of a sample, and nowhere else."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GROUND: Pixels = cv2.GaussianBlur(texture(HEIGHT, WIDTH, 1) // 8 + 100, (0, 0), 
 
 
 def frame(x: float, y: float, width: int, height: int) -> Pixels:
-    """An object before the ground, at a place between pixels."""
+    """Return a frame with an object in front of the ground, at a place between pixels."""
     shift = np.array([[1, 0, x], [0, 1, y]], np.float32)
     coat = cv2.warpAffine(texture(height, width, 2), shift, (WIDTH, HEIGHT))
     mask = cv2.warpAffine(np.full((height, width), 255, np.uint8), shift, (WIDTH, HEIGHT))

@@ -1,4 +1,4 @@
-"""Tiles: they cover every pixel, overlap enough, and are views."""
+"""Tiles cover every pixel, overlap enough, and are views."""
 
 from __future__ import annotations
 

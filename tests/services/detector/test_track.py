@@ -28,7 +28,7 @@ def merged(boxes: Boxes, open_edges: Sequence[Sequence[bool]] | None = None) -> 
 
 
 class Tracker:
-    """Follows in frames that are looked at as a whole; in the order of the boxes that it is given."""
+    """Follows objects in frames of which every tile was processed; it keeps the order of the given boxes."""
 
     def __init__(self, threshold: float, memory_s: float) -> None:
         self._tracker = Following(threshold, memory_s, np.arange(5), unseen_s=memory_s)
@@ -86,7 +86,7 @@ def test_the_nearest_box_keeps_the_number_and_the_other_is_new() -> None:
 
 
 def test_a_third_pair_is_still_matched() -> None:
-    """A pair that is no longer free does not end the search."""
+    """A pair of which one is taken already does not end the search."""
     tracker = Tracker(-0.4, 1.0)
     tracker.update(people(0, 20, 400), 0)
     assert tracker.update(people(1, 22, 430), SECOND // 5) == [1, 2, 3]
@@ -99,7 +99,7 @@ def test_a_clock_that_runs_backwards_starts_new_tracks() -> None:
 
 
 def test_a_walking_person_is_followed_at_one_frame_a_second() -> None:
-    """Boxes of one person, 120 px apart, do not even touch."""
+    """The boxes of the person are 120 px apart and do not touch."""
     tracker = Tracker(-0.4, 2.0)
     assert [tracker.update(people(step * 120), step * SECOND) for step in range(5)] == [[1]] * 5
 
@@ -166,7 +166,7 @@ def scene(left: float, *, dark: bool = False) -> Pixels:
 
 @pytest.mark.parametrize("speed_px", [0, 9, -23, 45])
 def test_a_person_that_is_not_looked_at_is_followed_in_the_pixels(speed_px: int) -> None:
-    """Though it was seen but once, and nothing is known of its speed."""
+    """The person was seen only once, and its speed is unknown."""
     tracker = following()
     tracker.update(merged(people(800)), 0)
     tracker.remember(scene(800), 0)
@@ -176,7 +176,7 @@ def test_a_person_that_is_not_looked_at_is_followed_in_the_pixels(speed_px: int)
         known = tracker.update(merged(people()), now_ns, LEFT)
         assert known.tracks == [1]
         assert known.boxes.xyxy[0] == pytest.approx([left, 100, left + 60, 250], abs=3)
-        assert known.ages_ns == [now_ns], "it is the model's sighting that counts"
+        assert known.ages_ns == [now_ns], "the sighting of the model counts"
 
 
 def test_a_person_that_is_no_longer_seen_is_not_reported() -> None:
@@ -208,7 +208,7 @@ def test_a_person_that_is_never_looked_for_is_forgotten() -> None:
 
 
 def test_a_piece_is_completed_by_its_track() -> None:
-    """A car over the edge of two tiles, of which one is looked at."""
+    """A car crosses the edge of two tiles, of which one is processed."""
     tracker = following()
     car = Boxes(np.array([[300, 100, 800, 300]], np.float32), np.ones(1, np.float32), np.array([2]))
     piece = Boxes(np.array([[302, 100, 600, 300]], np.float32), np.ones(1, np.float32), np.array([3]))

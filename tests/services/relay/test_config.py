@@ -1,4 +1,4 @@
-"""The section ``relay``: defaults that lose nothing unasked, and faults told in words."""
+"""The section ``relay``: its defaults lose no frame, and faults are reported in words."""
 
 from __future__ import annotations
 

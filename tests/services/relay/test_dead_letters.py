@@ -51,7 +51,7 @@ class Relay:
         self.config.write_text(yaml.safe_dump(sections))
 
     def dead_letters(self, *arguments: str) -> tuple[int, str, str]:
-        """Exit status, output and complaints of ``dead-letters``."""
+        """Return the exit status, output and errors of ``dead-letters``."""
         done = subprocess.run(
             [sys.executable, "-m", "services.relay", "dead-letters", "--config", str(self.config), *arguments],
             cwd=ROOT,
@@ -65,13 +65,13 @@ class Relay:
         return done.returncode, done.stdout, done.stderr
 
     def listed(self) -> list[dict[str, Any]]:
-        """The dead letters."""
+        """Return the listed dead letters."""
         status, output, complaints = self.dead_letters("list", "--json")
         assert (status, complaints) == (0, "")
         return [json.loads(line) for line in output.splitlines()]
 
     def send(self, *bodies: bytes) -> None:
-        """Put messages among the dead letters."""
+        """Add messages to the dead letters."""
 
         async def sending() -> None:
             async with await connect(self.configured.broker) as connection:
@@ -95,7 +95,7 @@ def work_policy(rabbitmq: RabbitMq, stream: str, folder: Path, **relay: Any) -> 
 
 @contextmanager
 def letters(rabbitmq: RabbitMq, stream: str, folder: Path, count: int = 1) -> Iterator[Relay]:
-    """A relay that runs, and as many dead letters of a detector that fails."""
+    """Run a relay, and make a given number of dead letters by a detector that fails."""
     relay = Relay(work_policy(rabbitmq, stream, folder), folder)
     with open_publisher(stream) as publisher, running_relay(relay.configured) as status:
         with running_detector(relay.configured, instance="broken", look=failing) as worker:
@@ -189,7 +189,7 @@ def test_the_detector_can_run_on_the_frame_of_a_letter(rabbitmq: RabbitMq, strea
         assert_one_sentence(relay.dead_letters("run", told["id"]), f"{reference.address} has 7 bytes")
         (tmp_path / "objects" / reference.address).unlink()
         assert_one_sentence(relay.dead_letters("run", told["id"]), f"{reference.address} is not read: there is no such")
-        # It stays where it was, whatever came of it.
+        # The letter stays in the queue, whatever the result was.
         assert relay.listed() == [told]
 
 

@@ -1,4 +1,4 @@
-"""What goes wrong between hosts: bad messages and objects, dead detectors, a broker and a storage that come and go."""
+"""Faults between hosts: bad messages and objects, dead detectors, a broker and a storage that stop and return."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ pytestmark = pytest.mark.slow
 
 
 def frame_in(objects: Path, stream: str, sequence: int = 1, **changed: Any) -> FrameReference:
-    """Put a frame into the storage's folder; its reference, with changes."""
+    """Put a frame into the storage's folder; return its reference, with changes."""
     data = bytes(encode(pixels_of(), "png"))
     sha256 = hashlib.sha256(data).hexdigest()
     reference = FrameReference(
@@ -87,7 +87,7 @@ def send(configured: RelayConfiguration, *bodies: bytes, kind: str | None = FRAM
 
 
 def letters_of(configured: RelayConfiguration) -> list[str]:
-    """The reasons of all dead letters, which stay."""
+    """Return the reasons of all dead letters, and leave them in the queue."""
 
     async def read() -> list[str]:
         async with await connect(configured.broker) as connection:
@@ -429,7 +429,7 @@ def test_a_killed_relay_continues_where_it_stopped(rabbitmq: RabbitMq, stream: s
             assert publisher.statistics.sequence == before + 20
             relay.kill()
             relay.wait()
-            # More than the ring has slots: some are overwritten before the next relay looks.
+            # More frames than the ring has slots: some are overwritten before the next relay reads them.
             publish_frames(publisher, 10)
         with (
             reading_results(configured) as results,
@@ -455,7 +455,7 @@ def test_a_killed_relay_continues_where_it_stopped(rabbitmq: RabbitMq, stream: s
 
 
 def publisher_subscribers(stream: str) -> list[Path]:
-    """Records of the subscribers of a stream."""
+    """Return the records of a stream's subscribers."""
     return [path for path in Path("/dev/shm").glob(f"framebus.{stream}.sub.*") if not path.name.endswith(".new")]
 
 

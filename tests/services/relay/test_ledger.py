@@ -327,7 +327,7 @@ while True:
             told = max([told, *map(int, child.stdout.read().split())])
         with opened(path) as ledger:
             done = total(ledger, "accepted") + total(ledger, "missed")
-            # The last one may be in the ledger, and not told yet.
+            # The last frame may be in the ledger, but not reported yet.
             assert done in (told, told + 1)
             assert len(ledger.pending(0, -1)) == total(ledger, "accepted")
             assert not ledger.is_new(7, done)
@@ -335,7 +335,7 @@ while True:
 
 
 class LedgerMachine(RuleBasedStateMachine):
-    """A publisher that goes on, dies and begins anew, and a relay that takes, misses, publishes, settles and drops."""
+    """A publisher that continues, dies and restarts, and a relay that takes, misses, publishes, settles and drops."""
 
     @initialize()
     def begin(self) -> None:

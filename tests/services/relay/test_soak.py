@@ -1,4 +1,4 @@
-"""A short soak: everything dies in turn, and no frame is lost or told twice."""
+"""A short soak: every part dies in turn, and no frame is lost or reported twice."""
 
 from __future__ import annotations
 

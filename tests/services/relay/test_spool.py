@@ -1,4 +1,4 @@
-"""The spool: a frame is kept whole or refused with a word for the count, and a killed relay leaves nothing behind."""
+"""The spool: a frame is kept whole or refused with a reason to count, and a killed relay leaves no files behind."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def files(folder: Path) -> list[str]:
 
 @pytest.fixture(params=["folder", "memory"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path | None:
-    """A spool's folder, and then none."""
+    """Return a folder for the spool, and then None."""
     return tmp_path / "a" / "spool" if request.param == "folder" else None
 
 
@@ -125,7 +125,7 @@ def test_a_folder_that_is_removed_meanwhile_is_reported(tmp_path: Path) -> None:
 
 
 def accept_until_full(spool: Spool, first: int, data: bytes) -> int:
-    """Accept frames until the disk is full; how many there were."""
+    """Accept frames until the disk is full; return their number."""
     for sequence in range(first, first + 10_000):
         try:
             spool.accept(frame(sequence, data=data), data)

@@ -1,4 +1,4 @@
-"""The sweep: what is old goes, of this stream alone; the frames of dead letters stay longer."""
+"""The sweep removes old objects of its stream only; the frames of dead letters stay longer."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def left(folder: Path) -> set[str]:
 
 
 def sweep(folder: Path, ledger: Ledger) -> tuple[int, int]:
-    """What one search removed, and what was removed in all."""
+    """Return what one search removed, and what was removed in total."""
 
     async def work() -> tuple[int, int]:
         sweeper = Sweeper(ledger, Storage(StorageSection(url=f"file://{folder}")), STREAM, SECTION)

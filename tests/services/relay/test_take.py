@@ -1,4 +1,4 @@
-"""Taking frames out of a ring: which are taken and which are counted, and for how long a slot is held."""
+"""Taking frames from a ring: which are taken, which are counted, and how long a slot is held."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def taking(
 
 
 def done(spool: Spool) -> int:
-    """Frames that were accepted or missed."""
+    """Return the number of frames that were accepted or missed."""
     return sum(number for name, number in spool.ledger.counts().items() if name == "accepted" or "missed" in name)
 
 
@@ -217,7 +217,7 @@ def test_a_slow_encoding_holds_at_most_one_slot(
         taking(stream, folder=tmp_path, policy="work", encoding=encoding) as (taker, spool),
     ):
         monkeypatch.setattr(take, "encode", slow)
-        taker._encoded_s = take.HOLD_S  # as an encoding that took long has left it
+        taker._encoded_s = take.HOLD_S  # as after an encoding that took long
         publish(publisher, 1)
         assert began.acquire(timeout=20)
         for number in range(2, 12):  # the publisher overwrites its ring while the relay encodes

@@ -1,4 +1,4 @@
-"""The settings of a group's queue, by which the broker keeps the policy's promise."""
+"""The settings of a group's queue, with which the broker keeps the promise of the policy."""
 
 from __future__ import annotations
 

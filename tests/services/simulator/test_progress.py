@@ -1,4 +1,4 @@
-"""The simulator tells how far it is, from its start on, and leaves no half-made clips."""
+"""The simulator reports its progress from its start on, and leaves no incomplete clips."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 
 def seen(camera: Camera, stage: Scene, canvas: np.ndarray) -> np.ndarray:
-    """What the camera sees, computed directly, BGR."""
+    """Return what the camera sees, computed directly, BGR."""
     return np.asarray(cv2.remap(canvas, *lookup(camera, stage.cylinder), cv2.INTER_LINEAR))
 
 

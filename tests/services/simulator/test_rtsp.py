@@ -21,7 +21,7 @@ def gstreamer() -> None:
 
 @pytest.fixture
 def base() -> Iterator[str]:
-    """The RTSP address of the running server."""
+    """Return the RTSP address of the running server."""
     with rtsp_server() as address:
         yield address
 
@@ -43,7 +43,7 @@ def read(url: str, count: int) -> list[Any]:
 def test_timestamps_grow_over_the_end_of_the_loop(base: str) -> None:
     found = read(f"{base}/cam1", SMALL.frames + 30)
     assert found[0].is_keyframe
-    # FFmpeg may know no time for the very first packet, before the server's first report.
+    # FFmpeg may have no time for the first packet, because it precedes the server's first report.
     times = [packet.pts for packet in found[1:] if packet.pts is not None]
     assert len(times) == len(found) - 1
     assert {later - earlier for earlier, later in pairwise(times)} == {3600}, "25 a second"

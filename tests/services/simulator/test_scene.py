@@ -38,7 +38,7 @@ def test_the_truth_covers_exactly_the_moving_parts(stage: Scene) -> None:
             assert inside.any(axis=0).mean() > 0.6
             assert inside.any(axis=1).mean() > 0.8
     assert changed.sum() > 10_000
-    assert boxes[changed].mean() > 0.9, "what differs strongly from the still picture is in a box"
+    assert boxes[changed].mean() > 0.9, "every large difference from the still picture is in a box"
 
 
 def test_people_and_vehicles_are_in_the_truth_and_large_enough(stage: Scene) -> None:

@@ -58,7 +58,7 @@ def packets(url: str, count: int) -> list[tuple[int, bool]]:
 
 
 def pictures(url: str, count: int) -> dict[int, np.ndarray]:
-    """Decoded pictures by their place in the loop."""
+    """Return decoded pictures by their place in the loop."""
     with connect(url) as container:
         found: dict[int, np.ndarray] = {}
         for frame in container.decode(video=0):

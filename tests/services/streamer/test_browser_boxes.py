@@ -26,7 +26,7 @@ PLACE = """async ([messages, epoch, captured, maxAge]) => {
     messages.forEach((message) => motion.add(message));
     return motion.at(epoch, captured, maxAge);
 }"""
-# Shows objects one after the other, and counts how often they are drawn at once.
+# Shows objects one after another, and counts how often they are drawn at once.
 DRAWN = """([shown, scale]) => import("./page/boxes.js").then(({ Boxes }) => {
     const canvas = document.createElement("canvas");
     const view = { scale, x: 0, y: 20, width: 900, height: 500, stageWidth: 900, stageHeight: 600 };
@@ -63,7 +63,7 @@ MISSING = """async (server) => {
 
 @pytest.fixture(scope="module")
 def modules(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    """A page of which the tests use the modules alone."""
+    """Return a page of which the tests use only the modules."""
     with StreamerProcess("none", tmp_path_factory.mktemp("modules") / "log") as streamer:
         page = browser.new_page()
         page.goto(streamer.url)
@@ -122,7 +122,7 @@ def test_an_untracked_object_stays_where_it_was_seen(modules: Page) -> None:
         message(1200, walker(1385)),  # a jump of 1,285 pixels in 0.2 s
         message(1200, walker(130), epoch="b"),  # another life of the publisher
         message(1200, walker(130, label="car")),  # another kind
-        message(3000, walker(130)),  # a detector that restarted meanwhile begins at the same numbers
+        message(3000, walker(130)),  # a detector that restarted meanwhile starts with the same numbers
         message(1200, {**walker(130), "width": 200, "height": 400}),  # ten times as large
     ],
     ids=["jump", "epoch", "kind", "gap", "size"],
@@ -205,7 +205,7 @@ def test_the_class_of_the_second_stage_follows_the_label(
 def test_boxes_are_drawn_with_the_picture_and_only_if_they_changed(modules: Page) -> None:
     shown = [walker(50), walker(50), walker(50.1), walker(52), walker(52) | {"label": "car"}, None, None]
     assert modules.evaluate(DRAWN, [shown, 1]) == [1, 0, 0, 1, 1, "hidden", "hidden"]
-    # Zoomed in, a tenth of a pixel of the frame is to be seen.
+    # Zoomed in, a tenth of a pixel of the frame is visible.
     assert modules.evaluate(DRAWN, [shown[:3], 8]) == [1, 0, 1]
 
 
@@ -238,13 +238,13 @@ def test_two_detectors_are_shown_and_named_when_they_fall_silent(stream: str, pa
 @pytest.mark.parametrize(
     ("state", "picture_ms", "captured_ms", "received_ms", "phrases"),
     [
-        # The message was under way for 6 s: nothing of that is the detector's.
+        # The message was in transit for 6 s, which does not count as the detector's silence.
         ("live", 9900, 9700, 9800, []),
         ("live", 9900, 7000, 9800, ["detection 3.0 s behind"]),
         ("live", 9900, 6900, 7000, ["detector silent for 9 s"]),
-        # Pictures come rarely, and the detector has seen none of the last.
+        # Pictures arrive rarely, and the detector has not seen the last ones.
         ("delayed", 8500, 6000, 6100, ["detector silent for 9 s"]),
-        # No pictures come, and the detector has seen the last.
+        # No pictures arrive, and the detector has seen the last one.
         ("stale", 5000, 4900, 5000, []),
         ("absent", None, 4900, 5000, []),
     ],
@@ -279,7 +279,7 @@ def test_on_a_slow_connection_a_box_stays_on_its_object(stream: str, page: Page,
         relay.bytes_per_s = 250_000
         page.goto(f"http://127.0.0.1:{relay.port}/")
         expect(page.locator("#found")).to_have_text("1 car")
-        page.wait_for_timeout(5000)  # the line is learnt
+        page.wait_for_timeout(5000)  # by now the rate of the connection is known
         late_frames = []
         for _ in range(60):
             number, left_px = page.evaluate(READ_NUMBER_AND_LEFT, [375, WIDTH, HEIGHT])

@@ -1,4 +1,4 @@
-"""What the page says of the age of its picture, and of what is missing."""
+"""What the page shows of the age of its picture, and of what is missing."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ AGES = """async ([openedAt, messages]) => {
 
 @pytest.fixture(scope="module")
 def clock_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Where the page's modules are served."""
+    """Return the URL of the page's modules."""
     with StreamerProcess("no-clock", tmp_path_factory.mktemp("clock") / "log") as streamer:
         yield streamer.url
 
@@ -162,7 +162,7 @@ def test_a_service_that_falls_silent_is_named(stream: str, page: Page, tmp_path:
             ],
             [0, 6150, 6115],
         ),
-        # The page's clock stood still: what was learnt before does not hold, and a new echo tells.
+        # The page's clock stood still, so the earlier estimate is void until a new echo arrives.
         (
             [
                 [10, {"sent_ms": 1060, "received_ms": 1050, "echo": None}, 1060],

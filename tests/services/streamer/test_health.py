@@ -1,4 +1,4 @@
-"""What a load balancer and Prometheus are told of a picture that is late, and of services that have gone."""
+"""What a load balancer and Prometheus learn about a late picture, and about services that have gone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Deadlines and caps: clients that hold on to a connection, and a process without descriptors."""
+"""Deadlines and caps: clients that keep a connection, and a process without descriptors."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ WEBSOCKET = (
 
 @pytest.fixture(scope="module")
 def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StreamerProcess]:
-    """A streamer with short deadlines, and pictures that fill buffers; no test leaves a connection open."""
+    """Run a streamer with short deadlines and pictures that fill buffers; no test may leave a connection open."""
     name = f"test-{secrets.token_hex(6)}"
     deadlines = {"head_timeout_s": 0.6, "idle_timeout_s": 1.2, "write_timeout_s": 1}
     with (
@@ -77,12 +77,12 @@ def status(streamer: StreamerProcess) -> dict[str, Any]:
 
 
 def dropped(streamer: StreamerProcess) -> Counter[str]:
-    """Connections closed so far, by reason."""
+    """Return the connections closed so far, by reason."""
     return Counter(status(streamer)["connections"]["dropped"])
 
 
 def read_until_closed(client: socket.socket) -> bytes:
-    """All that the server sends until it closes the connection, which it must."""
+    """Return what the server sends until it closes the connection, as it must."""
     received = b""
     with contextlib.suppress(ConnectionResetError):
         while part := client.recv(65536):
@@ -161,7 +161,7 @@ def test_clients_that_never_read_are_disconnected(
 
 @pytest.mark.long
 def test_clients_that_never_read_small_pictures_are_disconnected(stream: str, tmp_path: Path) -> None:
-    """The client's kernel could acknowledge them for minutes."""
+    """The client's kernel could keep acknowledging them for minutes."""
     with (
         RunningPublisher(stream, FrameFormat(HEIGHT, WIDTH), 25),
         StreamerProcess(stream, tmp_path / "log", write_timeout_s=1) as streamer,
@@ -204,7 +204,7 @@ def descriptors(pid: int) -> int:
 
 
 def threads(pid: int) -> set[str]:
-    """Names of the process's threads."""
+    """Return the names of the process's threads."""
     return {path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/comm")}
 
 
@@ -236,7 +236,7 @@ def test_more_half_sent_requests_than_descriptors_do_not_stop_the_streamer(strea
         assert get(streamer, "snapshot.jpg") == 200
         before, threads_before = descriptors(pid), threads(pid)
         with Clients(streamer) as clients:
-            # Others' requests are among the half-sent ones, as they come.
+            # Complete requests come between the half-sent ones.
             for count in range(1100):
                 clients.connect(HEALTH[:-2])
                 if count % 100 == 99:
@@ -253,7 +253,7 @@ def test_more_half_sent_requests_than_descriptors_do_not_stop_the_streamer(strea
 
 @pytest.mark.long
 def test_without_descriptors_the_streamer_waits_and_continues(stream: str, tmp_path: Path) -> None:
-    """They run out by whatever cause, here because the limit falls below what is open."""
+    """Descriptors may run out for any reason; here the limit is lowered below the number that is open."""
 
     def detect(detector: DetectionPublisher, sequence: int) -> None:
         now_ns = time.monotonic_ns()
@@ -280,7 +280,7 @@ def test_without_descriptors_the_streamer_waits_and_continues(stream: str, tmp_p
             publish(publisher)
             used_s = time_used(pid)
             time.sleep(2.5)  # longer than each of the pauses after which something is tried again
-            assert time_used(pid) - used_s < 1.5, "the process is busy although nothing can be done"
+            assert time_used(pid) - used_s < 1.5, "the process uses the CPU although it can do nothing"
             resource.prlimit(pid, resource.RLIMIT_NOFILE, (1024, hard))
             for client in waiting:
                 assert client.recv(65536).startswith((b"HTTP/1.1 200 ", b"HTTP/1.1 503 "))
@@ -301,7 +301,7 @@ def test_without_descriptors_the_streamer_waits_and_continues(stream: str, tmp_p
 
 
 def time_used(pid: int) -> float:
-    """Seconds of processor time that a process has used."""
+    """Return the seconds of CPU time that a process has used."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -334,13 +334,13 @@ def test_at_a_clients_share_and_at_the_cap_idle_connections_are_closed(stream: s
         assert [watch("192.0.2.1") for _ in range(6)] == [b"HTTP/1.1 200 OK"] * 6
         assert watch("192.0.2.1") == b"HTTP/1.1 503 Service Unavailable"  # the share of that address is taken
         assert watch("192.0.2.2") == b"HTTP/1.1 200 OK"
-        assert watch("192.0.2.2") == b"HTTP/1.1 200 OK"  # in the place of the half-sent one
+        assert watch("192.0.2.2") == b"HTTP/1.1 200 OK"  # instead of the half-sent one
         assert read_until_closed(half) == b""
         assert watch("192.0.2.3") == b"HTTP/1.1 503 Service Unavailable"  # all eight are at work
 
 
 def test_a_viewer_that_leaves_frees_its_place_at_once(stream: str, tmp_path: Path) -> None:
-    """Also while there is nothing to send to it."""
+    """This also holds while there is nothing to send to the viewer."""
     with (
         Publisher(stream, FrameFormat(HEIGHT, WIDTH), slots=8) as publisher,
         StreamerProcess(stream, tmp_path / "log", stale_after_s=3600) as streamer,

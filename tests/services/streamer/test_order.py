@@ -1,4 +1,4 @@
-"""Of each detector, only what is of a newer frame than all before."""
+"""Of each detector, only detections of a newer frame than all before are accepted."""
 
 from __future__ import annotations
 

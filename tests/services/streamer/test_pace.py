@@ -1,4 +1,4 @@
-"""Which pictures a line gets: the real choice on simulated lines, in simulated time."""
+"""Which pictures a connection gets: the real choice, on simulated connections and in simulated time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FRAME_S = 0.04
 
 
 class Line:
-    """A viewer behind a line of some rate and delay, which draws each picture as it comes."""
+    """A viewer behind a connection of a given rate and delay, which draws each picture on arrival."""
 
     def __init__(self, bytes_per_s: float, delay_s: float = 0.01) -> None:
         self.pace = Pace()

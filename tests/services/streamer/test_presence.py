@@ -1,4 +1,4 @@
-"""Services and cameras that were seen once and are silent now."""
+"""Services and cameras that were seen before and are silent now."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_service_that_does_not_answer_is_silent_and_delays_no_other(stream: st
         with ExitStack() as stack:
             with StatusServer(stream, "stopped", healthy("stopped")):
                 await presence.refresh()
-            # As a process that has been stopped (SIGSTOP): the kernel accepts for it.
+            # Like a process stopped by SIGSTOP, for which the kernel still accepts connections.
             listening = stack.enter_context(socket.socket(socket.AF_UNIX))
             listening.bind(str(path))
             stack.callback(path.unlink)
@@ -163,7 +163,7 @@ def test_cameras_without_a_place_and_cameras_that_moved_are_reported(stream: str
             assert Absent("camera", "cam5", 0.0, "not placed") in presence.absent()
             assert presence.notices() == [stitcher.WARNING, f"shown: {stitcher.SHOWN}"]
         await until(presence, lambda absent: [one.reason for one in absent] == ["silent"])
-        assert presence.notices() == [], "of a stitcher that has gone, nothing is known"
+        assert presence.notices() == [], "nothing is known of a stitcher that has gone"
         with StatusServer(stream, "stitcher", stitcher.of_an_earlier_version):
             await until(presence, lambda absent: absent == [Absent("camera", "cam1", 0.0, "lost: no data in time")])
             assert presence.notices() == []

@@ -1,4 +1,4 @@
-"""Results of detectors on other hosts: one detector a group, in order, once, and without a broker no harm."""
+"""Results of detectors on other hosts: a group is one detector, in order and once; a missing broker is harmless."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def configured(folder: Path, **broker: Any) -> StreamerConfiguration:
 
 
 class Shown:
-    """A thread that is not started, and what it hands over."""
+    """A thread that is not started, and the results that it passes on."""
 
     def __init__(self, folder: Path) -> None:
         self.detections: list[Detections] = []

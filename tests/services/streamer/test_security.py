@@ -21,7 +21,7 @@ BEHIND = {"Host": HERE, "X-Forwarded-Host": "camera.example.org"}
 def answer(
     headers: dict[str, str], path: str = "/data", keeper: Gatekeeper | None = None
 ) -> tuple[int, str, dict[str, str]]:
-    """Status, text and headers of an answer of a guarded site."""
+    """Return status, text and headers of an answer of a guarded site."""
 
     async def hello(_request: web.Request) -> web.Response:
         return web.Response(text="hello")
@@ -148,12 +148,12 @@ def test_a_refusal_is_logged_once_for_each_kind_and_counted() -> None:
 @pytest.mark.parametrize(
     ("peer", "forwarded", "client"),
     [
-        ("10.0.0.1", "192.0.2.7", "10.0.0.1"),  # an untrusted peer's word counts for nothing
+        ("10.0.0.1", "192.0.2.7", "10.0.0.1"),  # the headers of an untrusted peer are ignored
         ("127.0.0.1", "", "127.0.0.1"),
         ("127.0.0.1", "192.0.2.7", "192.0.2.7"),
         ("127.0.0.1", "192.0.2.7:1234", "192.0.2.7"),
         ("127.0.0.1", "[2001:db8::1]:1234", "2001:db8::1"),
-        ("127.0.0.1", "192.0.2.66, 192.0.2.7, 127.0.0.9", "192.0.2.7"),  # what the client claimed stands first
+        ("127.0.0.1", "192.0.2.66, 192.0.2.7, 127.0.0.9", "192.0.2.7"),  # the address claimed by the client is first
         ("127.0.0.1", "192.0.2.7, rubbish", "127.0.0.1"),
     ],
 )

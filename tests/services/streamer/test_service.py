@@ -47,7 +47,7 @@ def publisher(stream: str) -> Iterator[Publisher]:
 
 @pytest.fixture
 def streamer(stream: str, publisher: Publisher, tmp_path: Path) -> Iterator[StreamerProcess]:
-    """A streamer that is attached; it need not be told of a publisher that says nothing for a while."""
+    """Run a streamer that is attached. It tolerates a publisher that publishes nothing for a while."""
     with StreamerProcess(stream, tmp_path / "log", stale_after_s=60, max_clients=3) as process:
         wait_until(lambda: process.events("attached"), "the streamer attaches")
         yield process
@@ -55,7 +55,7 @@ def streamer(stream: str, publisher: Publisher, tmp_path: Path) -> Iterator[Stre
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[StreamerProcess, Publisher]]:
-    """A streamer and its publisher, for tests that ask and leave nothing behind but some more frames."""
+    """Return a streamer and its publisher, for tests that change nothing except publishing more frames."""
     name = f"test-{secrets.token_hex(6)}"
     with (
         Publisher(name, FORMAT, slots=8) as opened,
@@ -67,7 +67,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[StreamerP
 
 
 class Client:
-    """A WebSocket client that sorts what comes."""
+    """A WebSocket client that sorts the messages."""
 
     def __init__(self, socket_: aiohttp.ClientWebSocketResponse) -> None:
         self.socket = socket_
@@ -75,7 +75,7 @@ class Client:
         self.close_code: int | None = None
 
     async def frame(self, patience_s: float = PATIENCE_S) -> tuple[dict[str, Any], bytes] | None:
-        """The next frame; ``None`` when none comes."""
+        """Return the next frame, or ``None`` if none arrives."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience_s):
                 while True:
@@ -89,13 +89,13 @@ class Client:
         return None
 
     async def next_frame(self) -> tuple[dict[str, Any], bytes]:
-        """The next frame, which must come."""
+        """Return the next frame, which must arrive."""
         frame = await self.frame()
         assert frame is not None, f"closed: {self.close_code}"
         return frame
 
     async def text(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        """The next text message that is wanted."""
+        """Return the next text message that meets the condition."""
         async with asyncio.timeout(PATIENCE_S):
             while True:
                 while self.texts:
@@ -215,7 +215,7 @@ def test_a_client_that_violates_the_protocol_is_disconnected(
     async def scenario() -> None:
         async with connect(streamer.url) as client:
             sequence = publish(publisher)
-            # The frame of the test before may come first, and this one after the message.
+            # The frame of the previous test may arrive first, and this one after the message.
             while (await client.next_frame())[0]["sequence"] != sequence:
                 pass
             await (client.socket.send_str(message) if isinstance(message, str) else client.socket.send_bytes(message))
@@ -276,7 +276,7 @@ def test_detections_reach_the_client_and_old_ones_do_not(
             car, bus = Detection("car", 0.9, 10.0, 20.0, 30.0, 40.0, 3), Detection("bus", 0.8, 1.0, 2.0, 3.0, 4.0)
 
             async def until_seen(captured_ns: int, found: Detection) -> dict[str, Any]:
-                # Sent again until the streamer has found the detector's socket; the same frame is taken once.
+                # Send until the streamer has found the detector's socket. It accepts the same frame only once.
                 receiving = asyncio.create_task(client.text(lambda message: message["type"] == "detections"))
                 while not receiving.done():
                     detect(captured_ns, found)
@@ -290,7 +290,7 @@ def test_detections_reach_the_client_and_old_ones_do_not(
             assert message["objects"][0]["track"] == 3
             detect(first_ns - 1_000_000, car)  # of an earlier frame
             detect(time.monotonic_ns() - 3_000_000_000, car)  # too old
-            detect(time.monotonic_ns() + 3_000_000_000, car)  # of a frame to come
+            detect(time.monotonic_ns() + 3_000_000_000, car)  # of a future frame
             message = await until_seen(time.monotonic_ns(), bus)
             assert [found["label"] for found in message["objects"]] == ["bus"]
 
@@ -451,7 +451,7 @@ def test_a_killed_publisher_that_returns_is_shown_again(
 def test_a_frame_that_is_sent_again_keeps_its_age(
     stream: str, start_program: Callable[..., Program], tmp_path: Path, anew: bool
 ) -> None:
-    """A publisher is killed; the one that adopts its ring has no frame yet."""
+    """A publisher is killed, and the one that adopts its ring has no frame yet."""
     first = start_program("publish", stream, str(HEIGHT), str(WIDTH), "8")
     assert first.read() == "open"
     with StreamerProcess(stream, tmp_path / "log", stale_after_s=1.0) as streamer:

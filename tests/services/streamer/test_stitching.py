@@ -1,4 +1,4 @@
-"""What is read of a stitcher's status, whatever it holds."""
+"""What is read from a stitcher's status, whatever it contains."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The judge of the services: by their answers, never by one that is only slow."""
+"""The health of the services is judged by their answers, and never by a slow answer alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What pip says becomes progress; what it says when it fails is shown."""
+"""The output of pip becomes progress; if it fails, its output is shown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The supervisor: what dies is started again, what dies for good ends all, what does not end is killed."""
+"""The supervisor restarts services that die, ends all if one stays dead, and kills those that do not end."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_a_service_that_does_not_end_is_killed_with_its_children(tmp_path: Path)
     child.request_stop()
     child.stop(time.monotonic() + 0.2)
     assert "is killed" in said(events)
-    # A killed process is gone when the kernel has come to it.
+    # The kernel removes a killed process a little later.
     wait_until(lambda: not any(map(is_running, map(int, pids.read_text().split()))), "both are gone")
 
 

@@ -1,4 +1,4 @@
-"""The supervisor on a terminal: a table in place, events above it, nothing wraps, and an end without a trace."""
+"""The supervisor on a terminal: a table in place, events above it, no wrapped line, and a clean end."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ Start = Callable[..., Terminal]
 
 @pytest.fixture
 def kiln(tmp_path: Path) -> Path:
-    """The folder that steers the service."""
+    """Return the folder that controls the service."""
     return tmp_path
 
 
@@ -96,7 +96,7 @@ def start(stream: str, kiln: Path) -> Iterator[Start]:
 
 
 def ended(terminal: Terminal, stream: str) -> None:
-    """Press Ctrl-C; the terminal is as it was, and nothing is left."""
+    """Press Ctrl-C, and check that the terminal is as before and that nothing is left."""
     terminal.type("\x03")
     assert terminal.end() == 0
     shown = terminal.text()
@@ -149,7 +149,7 @@ def test_a_resized_terminal_is_drawn_again(start: Start, stream: str, kiln: Path
             lambda text: text.count("kiln publish") == 1 and text.rstrip().endswith("Ctrl-C ends it"),
             "it is drawn anew",
         )
-    terminal.screen.wrapped.clear()  # what a window's edge did to the lines that were there is the terminal's doing
+    terminal.screen.wrapped.clear()  # how resizing changes the earlier lines is up to the terminal
     terminal.screen.history.top.clear()
     ended(terminal, stream)
 

@@ -1,4 +1,4 @@
-"""A bundle is what its manifest says, or it is not loaded."""
+"""A bundle that differs from its manifest is not loaded."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ DIGEST = "0" * 64
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    """A copy of the default bundle."""
+    """Return a copy of the default bundle."""
     copy = tmp_path / "bundle"
     shutil.copytree(DEFAULT_BUNDLE, copy)
     return copy
 
 
 def change(bundle: Path, **values: Any) -> None:
-    """Set values of the manifest; None removes one."""
+    """Set values of the manifest; None removes a value."""
     content = yaml.safe_load((bundle / MANIFEST).read_text()) | values
     (bundle / MANIFEST).write_text(yaml.safe_dump({key: value for key, value in content.items() if value is not None}))
 

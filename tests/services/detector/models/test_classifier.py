@@ -1,4 +1,4 @@
-"""Classifiers of the second stage, of files that tell red, green and blue apart: each layout, type and output."""
+"""Classifiers of the second stage, from files that distinguish red, green and blue: each layout, type and output."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def bundle(folder: Path, model: Path, **values: Any) -> Path:
 
 
 def crop(red: int, green: int, blue: int, height: int = 40, width: int = 40) -> Pixels:
-    """A crop of one colour, a view on a larger picture."""
+    """Return a crop of one colour, which is a view on a larger picture."""
     picture = np.zeros((height + 7, width + 9, 3), np.uint8)
     picture[3 : 3 + height, 4 : 4 + width] = (blue, green, red)
     return picture[3 : 3 + height, 4 : 4 + width]

@@ -1,4 +1,4 @@
-"""A model of a file: its boxes arrive in pixels of the tile, whatever its input, and bad boxes do not."""
+"""A model from a file: its boxes are in pixels of the tile for every kind of input, and bad boxes are dropped."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_rt_detr_gets_its_size_as_width_and_height(tmp_path: Path) -> None:
 
 
 def colours(path: Path, batch: int | str) -> Path:
-    """A network whose one box starts at the first channel's value and is as sure as the last channel is bright."""
+    """Write a network whose only box begins at the first channel's value and has the last channel as its score."""
     helper, proto, numpy_helper = onnx(), onnx("onnx_pb").TensorProto, onnx("numpy_helper")
     nodes = [
         helper.make_node("ReduceMean", ["images"], ["means"], axes=[2, 3], keepdims=0),
@@ -310,7 +310,7 @@ def test_a_read_only_view_is_not_copied(default: Model) -> None:
         _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    # Less than a second buffer for the tile: what is left is the network's outputs and the choice among them.
+    # Less than a second buffer for the tile: the rest are the network's outputs and the selection of boxes.
     assert peak_bytes < tiles[0].view(pixels).size * 2
 
 

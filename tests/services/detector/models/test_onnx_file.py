@@ -1,4 +1,4 @@
-"""A file that cannot be used is one sentence, which says what it is and what to do."""
+"""An unusable file is reported in one sentence, which says what it is and what to do."""
 
 from __future__ import annotations
 

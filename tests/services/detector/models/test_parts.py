@@ -1,4 +1,4 @@
-"""Preparation, choice and names, each on its own."""
+"""The preparation of tiles, the choice of boxes and the names of classes, each separately."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The provider that is really used, and int8 on a processor that saturates."""
+"""The provider that is used in the end, and int8 on a processor that saturates."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_int8_is_made_exact_only_on_a_processor_that_saturates(
 def test_exact_int8_gives_the_same_boxes(
     tmp_path: Path, place: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 ) -> None:
-    """Not on a processor that saturates, but the option must not change what one with VNNI finds."""
+    """The option must not change the boxes on a processor with VNNI, which does not saturate."""
     if not has_exact_int8():
         pytest.skip("this processor has no VNNI: both runs would be made exact")
     (tmp_path / "cpuinfo").write_text(FLAGS.format("avx2"))
@@ -116,7 +116,7 @@ def test_the_providers_are_tried_in_order(monkeypatch: pytest.MonkeyPatch) -> No
     with structlog.testing.capture_logs() as logs:
         model = load_model(DetectorSection(providers=("CUDAExecutionProvider", "CPUExecutionProvider")))
     assert asked == [["CUDAExecutionProvider", "CPUExecutionProvider"]]
-    # It was there, and could not be used after all: the one that is used is told.
+    # The provider was listed, but could not be used: the one in use is reported.
     assert model.provider == "CPUExecutionProvider"
     assert logs == [
         {

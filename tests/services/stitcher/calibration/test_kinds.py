@@ -1,4 +1,4 @@
-"""The calibration of cameras as they are: lenses, kinds, light, and what must be refused."""
+"""The calibration of real kinds of cameras: lenses, resolutions, light, and rigs that must be rejected."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_a_configured_pose_places_a_camera_and_sets_the_axes() -> None:
     assert np.degrees(placed["cam0"].yaw_rad) == pytest.approx(-10.0, abs=0.1)
     assert np.degrees(placed["cam1"].yaw_rad) == pytest.approx(33.2, abs=0.1)
     assert np.degrees(placed["cam2"].yaw_rad) == pytest.approx(80.0, abs=0.1)
-    assert placed["cam2"].rotation[1][2] < 0, "it looks up"
+    assert placed["cam2"].rotation[1][2] < 0, "the camera looks up"
     assert placed["cam2"].confidence == 0
 
 

@@ -1,4 +1,4 @@
-"""The model of a camera: where a direction meets its picture, and back."""
+"""The model of a camera: from a direction to its pixel, and back."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def test_the_process_ends_on_request() -> None:
 
 
 def test_a_process_that_dies_is_an_error() -> None:
-    # Something that the child cannot even read ends it.
+    # An object that the child cannot unpickle ends it.
     with pytest.raises(CalibrationError, match="process died with status 1"):
         calibrate_apart({"a": Unreadable()}, threading.Event())  # type: ignore[dict-item]
 

@@ -34,7 +34,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def server(content: bytes, port: int = 0, *, hang: bool = False, status: int = 200) -> Iterator[int]:
-    """An HTTP server that sends ``content`` and closes, or holds the line."""
+    """Run an HTTP server that sends ``content``, and then closes the connection or keeps it open."""
     closing = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
@@ -63,7 +63,7 @@ def server(content: bytes, port: int = 0, *, hang: bool = False, status: int = 2
 
 
 class Watched:
-    """A running camera and what it delivered."""
+    """A running camera and the frames that it delivered."""
 
     def __init__(self, url: str, read_timeout_s: float = 5.0) -> None:
         self.frames: list[Timed[VideoFrame]] = []
@@ -125,7 +125,7 @@ def test_a_server_that_dies_and_returns_is_reconnected(clip: Path) -> None:
             assert watched.camera.state == "connected"
             watched.camera.request_stop()
     captured = [frame.captured_ns for frame in watched.frames]
-    assert captured == sorted(set(captured)), "time goes on over a new connection"
+    assert captured == sorted(set(captured)), "the times continue over a new connection"
 
 
 @contextmanager

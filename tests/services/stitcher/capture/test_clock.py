@@ -108,7 +108,7 @@ def test_pts_with_another_rate_than_the_wall_clock_are_not_used(fps: float) -> N
         arrival = due + jitter.randrange(15) * MS
         captured = place(clock, frame * PERIOD, arrival)
         sources.append(clock.source)
-        assert arrival - captured <= UNPROVEN_LAG_NS, "never seconds off, before it is known either"
+        assert arrival - captured <= UNPROVEN_LAG_NS, "never seconds off, not even before the rate is known"
         assert captured <= arrival
     assert set(sources[len(sources) * 2 // 3 :]) == {"arrival"}
 
@@ -191,7 +191,7 @@ WALL = 1_700_000_000_000_000_000
 
 
 def by_senders(*delays_ms: int, wall_errors_ms: tuple[int, ...] = (0, 0, 0)) -> list[tuple[Source, int]]:
-    """Clock in use and error, in ms, of cameras that arrive so late after ten seconds; pts begin anywhere."""
+    """Return the clock in use and the error in ms of cameras with these delays, after ten seconds of any pts."""
     senders = SenderClocks()
     found: list[tuple[Source, int]] = []
     clocks = [CaptureClock("sender", senders=(senders, f"cam{camera}")) for camera in range(len(delays_ms))]

@@ -1,4 +1,4 @@
-"""What --check says of a camera, and how FFmpeg is asked."""
+"""The checks of a camera's address, and the options that FFmpeg gets."""
 
 from __future__ import annotations
 
@@ -142,9 +142,9 @@ def test_the_wait_for_a_packet_follows_the_pace_of_the_camera(tmp_path: Path, mo
     connector = Connector(section(url=str(clip)), open_timeout_s=10, read_timeout_s=5, longest_s=40)
     with connector.open():
         now_s = time.monotonic()
-        assert not connector.follow_pace(0.04e9), "it may still show another pace"
+        assert not connector.follow_pace(0.04e9), "the camera may still show another pace"
         monkeypatch.setattr(time, "monotonic", lambda: now_s + 60)
-        assert connector.follow_pace(0.04e9), "5 s in the place of 10"
+        assert connector.follow_pace(0.04e9), "5 s instead of 10"
         assert not connector.follow_pace(4e9)
         assert connector.follow_pace(10e9), "four periods of a camera of 0.4 fps"
         assert not connector.follow_pace(11e9)

@@ -1,4 +1,4 @@
-"""The reader on real servers that behave as real cameras do."""
+"""The reader of cameras on real servers with the faults of real cameras."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def mjpeg(tmp_path_factory: pytest.TempPathFactory) -> Units:
 
 
 class Read:
-    """A camera that is read, and what it gave."""
+    """A camera that is read, and its frames and states."""
 
     def __init__(
         self, url: str, senders: SenderClocks | None = None, *, key_frame_wait_s: float = 30.0, **settings: Any
@@ -93,7 +93,7 @@ def test_mjpeg_over_http_is_placed_by_arrival_if_ffmpegs_rate_is_wrong(mjpeg: Un
         read.wait("the pts are seen through", lambda read: read.reader.clock == "arrival" and len(read.frames) > 20)
         read.wait_for_frames(len(read.frames) + 5)
     lags_ns = [frame.arrival_ns - frame.captured_ns for frame in read.frames]
-    assert max(lags_ns) <= UNPROVEN_LAG_NS + MS, "never more, before it was known either"
+    assert max(lags_ns) <= UNPROVEN_LAG_NS + MS, "never more, not even before the rate was known"
     assert min(lags_ns) >= -len(lags_ns)
 
 
@@ -152,7 +152,7 @@ def test_damaged_pictures_are_withheld_or_marked(h264: Units) -> None:
 
 
 def test_pictures_after_a_lost_one_are_withheld(h264: Units) -> None:
-    """Its decoder flags nothing: all that it gets is whole."""
+    """The decoder marks nothing, because all packets that it gets are complete."""
     with serve(FaultyCamera(h264, lost=0.1, fps=50)) as url, reading(url) as read:
         read.wait("damage", lambda read: read.reader.damaged_frames > 60 and len(read.frames) > 30)
     with av.open(str(h264.template)) as clip:
@@ -256,7 +256,7 @@ def test_the_senders_clocks_show_which_camera_is_late(h264: Units) -> None:
 def test_the_stitcher_names_each_camera_and_its_cause_and_keeps_the_rate(
     stream: str, h264: Units, mjpeg: Units, tmp_path: Path
 ) -> None:
-    """Of five cameras two are well; a slow one, one without a clock and one that refuses do not disturb them."""
+    """Two of the five cameras are well. A slow one, one without a clock and one that refuses do not disturb them."""
     file = tmp_path / "calibration.json"
     save(rig(), file)
     cameras = [

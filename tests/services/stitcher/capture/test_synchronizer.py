@@ -21,15 +21,15 @@ def steady(
 ) -> Frames:
     captures = [START + int(phase_ms * MS) + i * period_ns for i in range(count)]
     arrivals = [captured + int(delay(i) * MS) for i, captured in enumerate(captures)]
-    return list(zip(captures, accumulate(arrivals, max), strict=True))  # what came late holds up what follows
+    return list(zip(captures, accumulate(arrivals, max), strict=True))  # a late frame delays the following ones
 
 
 def play(
     cameras: list[Frames], *, step_ms: int = 2, wait_ms: int = 120, render_ms: int = 0
 ) -> list[tuple[int, FrameSet[tuple[int, int]]]]:
-    """Deliver the frames as they arrive and ask every ``step_ms``, after a pair ``render_ms`` later.
+    """Deliver the frames as they arrive and ask every ``step_ms``, after a frame set ``render_ms`` later.
 
-    Returns when each pair came.
+    Returns the time of each frame set.
     """
     synchronizer: FrameSynchronizer[tuple[int, int]] = FrameSynchronizer(
         len(cameras), tolerance_ns=PERIOD, max_wait_ns=wait_ms * MS, gone_after_ns=2000 * MS
@@ -93,10 +93,10 @@ def test_a_late_camera_delays_by_no_more_than_the_limit() -> None:
 
 def test_a_lost_camera_is_left_out_and_the_rate_stays() -> None:
     pairs = play([steady(250), steady(50), steady(250)])
-    assert 246 <= len(pairs) <= 250, "those that waited for it give way to the newest when it leaves"
+    assert 246 <= len(pairs) <= 250, "when it is left out, the frames that waited for it are replaced by the newest"
     assert pairs[-1][1].pictures[1] is None
     assert pairs[-1][1].fresh == (True, False, True)
-    # Before it counts as gone, its frames are waited for; afterwards nothing is.
+    # The others wait for its frames until it counts as gone.
     assert pairs[-1][0] - pairs[-1][1].captured_ns <= 10 * MS
 
 
@@ -156,14 +156,14 @@ def test_frames_that_the_network_delayed_come_without_a_burst() -> None:
 @pytest.mark.parametrize("cameras", [1, 5])
 def test_a_slow_renderer_gets_the_newest_and_does_not_fall_behind(cameras: int, render_ms: int) -> None:
     pairs = play([steady(500, delay=lambda _: 5) for _ in range(cameras)], render_ms=render_ms)
-    ages_ms = [(now - pair.captured_ns) / MS for now, pair in pairs[:-1]]  # of the last there is no newer
+    ages_ms = [(now - pair.captured_ns) / MS for now, pair in pairs[:-1]]  # no newer frame follows the last one
     assert max(ages_ms) <= 5 + 40 + 2, "what arrived no more than a period ago"
-    assert len(pairs) + sum(pair.skipped for _, pair in pairs) == 500, "all dropped ones are counted"
-    assert len(pairs) >= 500 * min(1, 40 / (render_ms + 2)) - 5, "no more are dropped than must be"
+    assert len(pairs) + sum(pair.skipped for _, pair in pairs) == 500, "every dropped frame is counted"
+    assert len(pairs) >= 500 * min(1, 40 / (render_ms + 2)) - 5, "no frame is dropped without need"
 
 
 def test_capture_times_that_fall_back_do_not_stop_the_pairs() -> None:
-    """A camera whose clock begins anew may place its next frames a little earlier."""
+    """A camera whose clock starts again may place its next frames a little earlier."""
     frames = steady(50)
     frames += [(captured - 30 * MS, arrival) for captured, arrival in steady(100)[50:]]
     pairs = play([frames, steady(100)])
@@ -205,7 +205,7 @@ def test_a_permanently_late_camera_is_neither_fresh_nor_waited_for() -> None:
     later = [(now, pair) for now, pair in pairs if pair.captured_ns > START + 1500 * MS][:-10]
     assert not any(pair.fresh[1] for _, pair in later)
     assert all(pair.skew_ns[1] is not None and pair.skew_ns[1] <= -360 * MS for _, pair in later)
-    assert max(now - pair.captured_ns for now, pair in later) <= (5 + 4) * MS, "others do not wait in vain"
+    assert max(now - pair.captured_ns for now, pair in later) <= (5 + 4) * MS, "the others do not wait for it"
 
 
 def test_a_late_camera_is_in_step_where_the_wait_is_long_enough() -> None:

@@ -16,7 +16,7 @@ from tests.services.stitcher.scene import YAWS_DEG, paint_world, photograph, rig
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Files of five cameras."""
+    """Return picture files of five cameras."""
     folder = tmp_path_factory.mktemp("pictures")
     world = paint_world()
     paths = [folder / f"{camera.name}.png" for camera in rig().cameras]

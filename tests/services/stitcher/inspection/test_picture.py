@@ -41,7 +41,7 @@ def decode(png: bytes) -> Image:
 
 
 def frame(picture: Image) -> tuple[int, int, int, int]:
-    """The white frame about what is shown: left, top, right, bottom."""
+    """Return the white frame around what is shown: left, top, right, bottom."""
     white = (picture == 255).all(axis=2)
     columns = np.flatnonzero(white.sum(axis=0) > 0.7 * white.sum(axis=0).max())
     rows = np.flatnonzero(white.sum(axis=1) > 0.9 * white.sum(axis=1).max())
@@ -55,7 +55,7 @@ def test_the_picture_shows_the_panorama_in_a_frame_and_dims_the_rest(world: Imag
     inner = picture[top:bottom, left:right]
     truth = true_panorama(world, 1632, 228, PANORAMA.yaw_min_rad, PANORAMA.scale_px, PANORAMA.v_min)
     scaled = cv2.resize(truth, (inner.shape[1], inner.shape[0]), interpolation=cv2.INTER_AREA)
-    # The median, because names and seams are drawn over it.
+    # Use the median, because names and seams are drawn over the picture.
     assert np.median(np.abs(inner.astype(int) - scaled)) < 6
     narrow = decode(draw(RIG, plan(RIG, 816, 228), pictures))
     left, top, right, bottom = frame(narrow)
@@ -70,7 +70,7 @@ def test_objects_of_neighbours_that_do_not_fit_appear_twice(world: Image, pictur
     scale = (right - left) / 1632
     sharpness = []
     for picture in (fits, torn):
-        # About the seam of cam1 and cam2, where both are shown.
+        # Around the seam of cam1 and cam2, where both are shown.
         x = left + round(PANORAMA.edges_px[2] * scale)
         both = cv2.cvtColor(picture[top + 4 : bottom - 4, x + 3 : x + 30], cv2.COLOR_BGR2GRAY)
         sharpness.append(float(np.abs(cv2.Laplacian(both, cv2.CV_32F)).mean()))
@@ -90,7 +90,7 @@ def test_cameras_without_a_place_are_listed_with_the_reason(pictures: dict[str, 
 
 
 def colours(picture: Image) -> set[int]:
-    """Those that it has many pixels of."""
+    """Return the colours of which the picture has many pixels."""
     found, counts = np.unique(picture.reshape(-1, 3).astype(int) @ [65536, 256, 1], return_counts=True)
     return set(found[counts > 40].tolist())
 

@@ -1,4 +1,4 @@
-"""Whether cameras still fit, measured against a scene whose truth is known."""
+"""Whether cameras still fit their calibration, measured on a scene whose truth is known."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_a_camera_without_a_picture_leaves_the_others_measured(lumas: dict[str, 
 
 
 def with_object(world: Image, cameras: tuple[CameraPose, CameraPose], yaw_rad: float, apart_rad: float) -> list[Image]:
-    """What two cameras see of a thing that covers a third of their overlap, and is elsewhere for the second."""
+    """Return two views of an object that covers a third of the overlap, at different places in the two cameras."""
     thing = cv2.GaussianBlur(np.random.default_rng(8).integers(0, 256, (200, 80, 3)).astype(np.uint8), (0, 0), 1.5)
     pictures = []
     for index, camera in enumerate(cameras):
@@ -155,7 +155,7 @@ def test_moving_objects_do_not_count_and_near_ones_do(world: Image, lumas: dict[
         if step:
             assert 0.3 * apart_px < quality.parallax_px < apart_px
         else:
-            assert quality.parallax_px < 0.3, "at first it may be moving"
+            assert quality.parallax_px < 0.3, "it may be a moving object at first"
     assert moving.describe()["warning"] == ""
     assert str(standing.describe()["warning"]).startswith("cam1 and cam2 are ")
 
@@ -191,7 +191,7 @@ def test_of_two_cameras_either_may_have_moved(world: Image, lumas: dict[str, Ima
 def test_a_camera_that_looks_elsewhere_is_named_once_it_did_fit(world: Image, lumas: dict[str, Image]) -> None:
     elsewhere = lumas | {"cam4": look(world, pose("cam4", rotation(0.0)))}
     watch = monitor()
-    assert warning(watch, elsewhere) == "", "that may have been so when it was calibrated"
+    assert warning(watch, elsewhere) == "", "it may have been so at the calibration"
     assert of(watch.measure(elsewhere), "cam3", "cam4") == PairQuality(("cam3", "cam4"), "nothing in common")
     watch = monitor()
     watch.measure(lumas)

@@ -1,4 +1,4 @@
-"""The compiled renderer: the same bytes with AVX2 and without, nothing read beside the planes, and what is refused."""
+"""The compiled renderer: equal bytes with AVX2 and without, no access outside the planes, and rejected arguments."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FAR = 2**31 - 1
 
 
 def arguments(seed: int, **changes: Any) -> dict[str, Any]:
-    """Some arguments of ``warp()``; pictures of all kinds, and places inside, outside and far away."""
+    """Return arguments of ``warp()``: pictures of all kinds, and places inside, outside and far away."""
     random = np.random.default_rng(seed)
     down, across = (int(step) for step in random.integers(1, 3, 2))
     height, width = (int(size) for size in random.integers(2, 90, 2))
@@ -136,9 +136,9 @@ def test_the_address_sanitizer_finds_no_fault(tmp_path: Path) -> None:
     environment = os.environ | {
         "PYTHONPATH": str(tmp_path),
         "LD_PRELOAD": runtime,
-        # CPython and numpy leave to the kernel what lives as long as the process.
+        # CPython and numpy do not free memory that lives as long as the process.
         "ASAN_OPTIONS": "detect_leaks=0",
-        # Python's own arenas would hide an access beside an object.
+        # Python's own arenas would hide an access outside an object.
         "PYTHONMALLOC": "malloc",
     }
     done = subprocess.run(

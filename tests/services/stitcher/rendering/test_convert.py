@@ -25,7 +25,7 @@ def stripes() -> Image:
 
 
 def chart(pixel_format: str, matrix: int = BT601, color_range: int = LIMITED) -> av.VideoFrame:
-    """The stripes as a perfect encoder would have them."""
+    """Return the stripes as a perfect encoder would give them."""
     red, blue = SHARES[matrix]
     bits = 10 if "10le" in pixel_format else 8
     is_full = color_range == FULL or "yuvj" in pixel_format or pixel_format == "gray"
@@ -55,7 +55,7 @@ def chart(pixel_format: str, matrix: int = BT601, color_range: int = LIMITED) ->
 
 
 def convert(picture: Planes, gains: npt.NDArray[np.float64] = ONES) -> Image:
-    """The picture as it is."""
+    """Return the converted picture."""
     height, width = picture.y.shape
     x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
     out = np.zeros((height, width, 3), np.uint8)
@@ -121,7 +121,7 @@ def test_the_usual_format_needs_no_extra_pass() -> None:
 
 
 def in_floating_point(picture: Planes, matrix: int, is_full_range: bool) -> npt.NDArray[np.float64]:
-    """What the planes show, with colours interpolated for each pixel."""
+    """Return the picture of the planes, with colours interpolated for each pixel."""
     red, blue = SHARES[matrix]
     luma_scale, chroma_scale, black = (1, 1, 0) if is_full_range else (255 / 219, 255 / 224, 16)
     y = (picture.y.astype(np.float64) - black) * luma_scale
@@ -140,7 +140,7 @@ def in_floating_point(picture: Planes, matrix: int, is_full_range: bool) -> npt.
 @pytest.mark.parametrize("gain", [1.0, 0.9])
 @pytest.mark.parametrize(("matrix", "color_range"), [(BT601, LIMITED), (BT601, FULL), (BT709, LIMITED), (BT709, FULL)])
 def test_a_picture_is_converted_nearly_as_in_floating_point(matrix: int, color_range: int, gain: float) -> None:
-    """Although two by two pixels share a sample of colour, and all is rounded to 8 bits twice."""
+    """This holds although two by two pixels share a sample of colour, and values are rounded to 8 bits twice."""
     random = np.random.default_rng(3)
     colours = cv2.resize(random.integers(70, 186, (6, 10, 3), np.uint8), (640, 368), interpolation=cv2.INTER_CUBIC)
     detail = cv2.GaussianBlur(random.standard_normal((368, 640)).astype(np.float32), (0, 0), 1) * 60

@@ -1,4 +1,4 @@
-"""Gains and vignetting, found from the overlaps, and seams that do not show."""
+"""Gains and vignetting are found from the overlaps, so that seams are invisible."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LEVEL = rig()
 
 @functools.cache
 def views(when: str, is_crooked: bool) -> list[Image]:
-    """What cameras without errors see: by day without whites that a gain would clip, at night a mean of 26."""
+    """Return what cameras without errors see: by day without whites that a gain would clip, at night a mean of 26."""
     world = np.asarray(paint_world() * 0.75 + 5, np.uint8)
     if when == "night":
         world = np.asarray(cv2.GaussianBlur(world, (0, 0), 1) * 0.18 + 10, np.uint8)
@@ -44,7 +44,7 @@ def views(when: str, is_crooked: bool) -> list[Image]:
 def shoot(
     gains: Array, vignetting: float = 0.0, when: str = "day", is_crooked: bool = False, noise: float = 1.0
 ) -> list[Planes]:
-    """What cameras of these gains, of shape ``(cameras, 3)``, send."""
+    """Return what cameras with these gains, of shape ``(cameras, 3)``, send."""
     random = np.random.default_rng(0)
     pictures = []
     for camera, view, gain in zip(LEVEL.cameras, views(when, is_crooked), gains, strict=True):
@@ -93,7 +93,7 @@ def test_no_seam_shows(when: str, is_crooked: bool, vignetting: float, tints: Ar
     pictures = shoot(gains, vignetting, when, is_crooked)
     stitcher = Stitcher(CROOKED if is_crooked else LEVEL, WIDTH, HEIGHT)
     ideal = render(stitcher, shoot(np.ones((5, 3)), 0.0, when, is_crooked))
-    assert worst_step(stitcher, render(stitcher, pictures), ideal) > 8, "it would show"
+    assert worst_step(stitcher, render(stitcher, pictures), ideal) > 8, "without gains the seam is visible"
     stitcher.adapt(list(pictures), 0.0)
     assert worst_step(stitcher, render(stitcher, pictures), ideal) < 1.5
     found = stitcher.exposure.gains * gains
@@ -122,7 +122,7 @@ def test_vignetting_is_found_if_it_is_visible() -> None:
 
 
 def behind_a_lorry(picture: Planes) -> Planes:
-    """It hides half of what this camera sees to the right, and its neighbour does not see it yet."""
+    """Add a lorry that hides half of what this camera sees to the right, and that its neighbour does not see yet."""
     luma = picture.y.copy()
     luma[150:330, 430:] = 40
     return Planes(luma, picture.u, picture.v)
@@ -181,7 +181,7 @@ def test_missing_or_dark_cameras_do_not_change_the_gains() -> None:
     pictures: list[Planes | None] = list(shoot(GAINS[:, None] * np.ones(3)))
     meter = ExposureMeter(LEVEL)
     assert meter.measure([None] * 5) is None
-    assert meter.measure([pictures[0], None, pictures[2], None, pictures[4]]) is None, "no two are neighbours"
+    assert meter.measure([pictures[0], None, pictures[2], None, pictures[4]]) is None, "no two of them are neighbours"
     black = planes(np.zeros((360, 640, 3), np.uint8))
     assert meter.measure([black] * 5) is None
     white = planes(np.full((360, 640, 3), 255, np.uint8))

@@ -1,4 +1,4 @@
-"""The view and the seams, for rigs of all kinds. Whatever is shown must be seen by the camera that shows it."""
+"""The view and the seams of all kinds of rigs. Every shown pixel must be seen by the camera that shows it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def camera(
 
 
 def rig(*changes: Mapping[str, Any], count: int = 5, step_deg: float = STEP_DEG) -> Calibration:
-    """Level cameras from left to right; the first ones are changed as told."""
+    """Return level cameras from left to right, with changes to the first ones."""
     settings: list[dict[str, Any]] = [{"yaw": (index - (count - 1) / 2) * step_deg} for index in range(count)]
     for index, change in enumerate(changes):
         settings[index].update(change)
@@ -163,7 +163,7 @@ def test_a_camera_of_which_a_sliver_is_shown_is_outside() -> None:
 
 
 def test_a_camera_behind_others_is_named() -> None:
-    """It sees a part of what the others do, and less of each column."""
+    """It sees a part of what the others see, and less of each column."""
     calibration = Calibration((*rig().cameras, camera("zoom", 20.0, hfov=12.0)))
     for view in ("crop", "fit"):
         assert plan(calibration, WIDTH, HEIGHT, view).coverage.outside == ("zoom",)

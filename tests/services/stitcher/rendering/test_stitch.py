@@ -166,7 +166,7 @@ def test_a_fit_shows_the_world_with_black_bars(world: Image, pictures: list[Plan
     assert within.mean() > 0.6
     assert psnr_db(out[within], truth[within]) > 32
     assert around.mean() < 0.95
-    assert not out[~around].any(), "bars are black, whatever the slot held"
+    assert not out[~around].any(), "bars are black, whatever the slot contained before"
     whole = out.copy()
     stitcher.render([None, *pictures[1:]], out)
     part = panorama.owners.index(0)
@@ -180,7 +180,7 @@ def test_a_fit_shows_the_world_with_black_bars(world: Image, pictures: list[Plan
 
 @pytest.mark.usefixtures("renderer")
 def test_a_circle_shows_the_world_across_its_cut(world: Image) -> None:
-    """The world is painted once around, so each camera sees a part of it, and those at the cut see its two ends."""
+    """The world fills the circle: each camera sees a part of it, and those at the cut see both ends."""
     cameras = tuple(pose(f"cam{i}", rotation(-180 + 45 * i), 640, 360, 60.0) for i in range(8))
     stitcher = Stitcher(Calibration(cameras), 3200, 280)
     panorama = stitcher.panorama
