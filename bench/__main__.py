@@ -56,16 +56,16 @@ def measure(form: str, only: str) -> Results:
     with ExitStack() as stack:
         starts: dict[str, Start] = {"processes": start_process}
         # Build and start containers only if a selected scenario uses them: this can take minutes.
-        if any(candidate.where == "containers" for one in scenarios for candidate in one.candidates):
+        if any(candidate.placement == "containers" for one in scenarios for candidate in one.candidates):
             try:
                 starts["containers"] = stack.enter_context(containers())
             except PeerFailed as error:
                 results["missing"]["two containers"] = str(error)
         for scenario in scenarios:
-            able = _able(scenario, set(here), set(starts))
+            runnable = _runnable(scenario, set(here), set(starts))
             started = now()
-            outcomes = run_scenario(able, here, starts, _tell)
-            results["scenarios"].append(scenario_results(able, outcomes, started))
+            outcomes = run_scenario(runnable, here, starts, _tell)
+            results["scenarios"].append(scenario_results(runnable, outcomes, started))
     _tell("attaching")
     results["attach"] = attach.summary(attach.measure(ATTACHMENTS[form]))
     # The pipeline takes a minute or more, so the five minutes of the short form exclude it.
@@ -83,9 +83,9 @@ def measure(form: str, only: str) -> Results:
     return results
 
 
-def _able(scenario: Scenario, peers: set[str], places: set[str]) -> Scenario:
+def _runnable(scenario: Scenario, peers: set[str], places: set[str]) -> Scenario:
     """The scenario without the candidates that cannot run here."""
-    candidates = tuple(one for one in scenario.candidates if one.peer in peers and one.where in places)
+    candidates = tuple(one for one in scenario.candidates if one.peer in peers and one.placement in places)
     return replace(scenario, candidates=candidates)
 
 

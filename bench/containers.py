@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.harness import PeerFailed, Start, Worker
-from bench.peers import Peer, Setting
+from bench.peers import Config, Peer
 from bench.worker import serve
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -53,9 +53,9 @@ class Containers:
         if done.returncode:
             raise PeerFailed(f"docker compose {arguments[0]}: {done.stderr.strip()[-400:]}")
 
-    def start(self, stack: ExitStack, peer: Peer, setting: Setting, index: int | None) -> Worker:
+    def start(self, stack: ExitStack, peer: Peer, config: Config, index: int | None) -> Worker:
         """Start one side in a container of its own, with the signature of :data:`bench.harness.Start`."""
-        side = f"{setting.channel}-{'sender' if index is None else index}"
+        side = f"{config.channel}-{'sender' if index is None else index}"
         address = self._folder / f"{side}.sock"
         listener = stack.enter_context(Listener(str(address), "AF_UNIX", authkey=self._key.encode()))
         address.chmod(0o666)  # the workers run as other users
@@ -78,7 +78,7 @@ class Containers:
             connection = stack.enter_context(listener.accept())
         except OSError:
             raise PeerFailed(f"no container for {peer.name} connected within {START_TIMEOUT_S:g} s") from None
-        connection.send((peer, setting, index))
+        connection.send((peer, config, index))
 
         def close() -> None:
             with contextlib.suppress(OSError):
@@ -123,8 +123,8 @@ def main() -> None:
     """Run the worker in the container: connect, receive the side to take, and serve it."""
     with Client(sys.argv[1], "AF_UNIX", authkey=os.environ[KEY_VARIABLE].encode()) as connection:
         peer: Any
-        peer, setting, index = connection.recv()
-        serve(connection, peer, setting, index)
+        peer, config, index = connection.recv()
+        serve(connection, peer, config, index)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any, Final
 
-from bench.peers import OPEN_TIMEOUT_S, Peer, Setting
+from bench.peers import OPEN_TIMEOUT_S, Config, Peer
 from bench.worker import Memory, Received, Round, Sent, serve
 
 ANSWER_TIMEOUT_S: Final = 120.0
@@ -41,13 +41,13 @@ class Candidate:
     size: str = "10 MB"
     """A key of :data:`SHAPES`."""
     receivers: int = 1
-    where: str = "processes"
+    placement: str = "processes"
     """``processes`` of this machine, or ``containers``."""
 
     @property
     def key(self) -> str:
         """Name in the results."""
-        return f"{self.peer}, {self.size}, {self.receivers}, {self.where}"
+        return f"{self.peer}, {self.size}, {self.receivers}, {self.placement}"
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Scenario:
 
 
 @dataclass
-class Turn:
+class RoundResult:
     """One peer's round."""
 
     sent: Sent
@@ -86,7 +86,7 @@ class Turn:
 class Outcome:
     """All of a peer's rounds in a scenario."""
 
-    turns: list[Turn] = field(default_factory=list)
+    rounds: list[RoundResult] = field(default_factory=list)
     idle: list[Memory] = field(default_factory=list)
     """Memory of each process after the rounds: the sender first."""
     failure: str = ""
@@ -122,17 +122,17 @@ class Worker:
         return result
 
 
-Start = Callable[[ExitStack, Peer, Setting, "int | None"], Worker]
+Start = Callable[[ExitStack, Peer, Config, "int | None"], Worker]
 """Starts the sender (``None``) or a receiver, and lets the stack end it."""
 
 
-def start_process(stack: ExitStack, peer: Peer, setting: Setting, index: int | None) -> Worker:
+def start_process(stack: ExitStack, peer: Peer, config: Config, index: int | None) -> Worker:
     """Start one side in a process of its own."""
     # Spawn: a forked worker would inherit the imports, the memory and the threads of this process.
     ours, theirs = get_context("spawn").Pipe()
     side = "sender" if index is None else f"receiver-{index}"
     process = get_context("spawn").Process(
-        target=serve, args=(theirs, peer, setting, index), name=f"{peer.name} {side}", daemon=True
+        target=serve, args=(theirs, peer, config, index), name=f"{peer.name} {side}", daemon=True
     )
     process.start()
     theirs.close()
@@ -154,26 +154,26 @@ def start_process(stack: ExitStack, peer: Peer, setting: Setting, index: int | N
 class Session:
     """A peer with its processes, ready for rounds."""
 
-    def __init__(self, stack: ExitStack, peer: Peer, setting: Setting, start: Start = start_process) -> None:
+    def __init__(self, stack: ExitStack, peer: Peer, config: Config, start: Start = start_process) -> None:
         """Open the sender and all receivers.
 
         Raises:
             PeerFailed: A side did not open.
         """
-        setting = replace(setting, handles=stack.enter_context(peer.prepare(setting)))
-        self._sender = start(stack, peer, setting, None)
-        self._receivers = [start(stack, peer, setting, index) for index in range(setting.receivers)]
+        config = replace(config, handles=stack.enter_context(peer.prepare(config)))
+        self._sender = start(stack, peer, config, None)
+        self._receivers = [start(stack, peer, config, index) for index in range(config.receivers)]
         for worker in (self._sender, *self._receivers):
             worker.answer(4 * OPEN_TIMEOUT_S)
 
-    def turn(self, round_: Round) -> Turn:
+    def run_round(self, round_: Round) -> RoundResult:
         """Run one round on all sides."""
         # Receivers are asked first, so that they wait when the sender's first frame arrives.
         for receiver in self._receivers:
             receiver.ask(round_)
         self._sender.ask(round_)
         sent = self._sender.answer()
-        return Turn(sent, [receiver.answer() for receiver in self._receivers])
+        return RoundResult(sent, [receiver.answer() for receiver in self._receivers])
 
     def memory(self) -> list[Memory]:
         """Return the memory of the sender and each receiver."""
@@ -192,11 +192,11 @@ def opened(
         sessions = {}
         for candidate in scenario.candidates:
             channel = f"bench-{secrets.token_hex(4)}"
-            setting = Setting(channel, SHAPES[candidate.size], candidate.receivers, scenario.pinned)
+            config = Config(channel, SHAPES[candidate.size], candidate.receivers, scenario.pinned)
             # If a part of the session does not open, only this inner stack undoes what was already opened.
             with ExitStack() as stack:
                 try:
-                    session = Session(stack, peers[candidate.peer], setting, starts[candidate.where])
+                    session = Session(stack, peers[candidate.peer], config, starts[candidate.placement])
                 except (PeerFailed, OSError) as error:
                     outcomes[candidate.key].failure = str(error)
                 else:
@@ -213,7 +213,7 @@ def run_scenario(
     Args:
         scenario: What to run.
         peers: The peers by name.
-        starts: The function that starts a side, for each ``where`` of the candidates.
+        starts: The function that starts a side, for each ``placement`` of the candidates.
         tell: Called with a line of progress for each step.
 
     Returns:
@@ -229,7 +229,7 @@ def run_scenario(
             # A new order each round, so that no candidate always follows the same other one.
             for key in order.sample(sorted(sessions), len(sessions)):
                 try:
-                    outcomes[key].turns.append(sessions[key].turn(scenario.round(number)))
+                    outcomes[key].rounds.append(sessions[key].run_round(scenario.round(number)))
                 except (PeerFailed, OSError) as error:
                     outcomes[key].failure = str(error)
                     del sessions[key]

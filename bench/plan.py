@@ -29,9 +29,9 @@ def _steady(name: str, fps: float, rounds: int, frames: int, jitter: float = 0.0
 
 def _containers(rounds: int, frames: int) -> Scenario:
     candidates = tuple(
-        Candidate(peer, where=where)
+        Candidate(peer, placement=placement)
         for peer in ("framebus-zmq", "framebus-futex")
-        for where in ("processes", "containers")
+        for placement in ("processes", "containers")
     )
     return Scenario("containers, 50 fps", candidates, 50, rounds, frames)
 

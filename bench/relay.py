@@ -35,7 +35,7 @@ from rich.table import Table
 
 from bench.detect import panorama
 from bench.harness import PeerFailed, Session
-from bench.peers import Peer, Pixels, Setting, all_peers
+from bench.peers import Config, Peer, Pixels, all_peers
 from bench.peers.places import temporary_folder
 from bench.peers.rabbitmq_server import PEERS as RABBITMQ
 from bench.relay_parts import ROOT, Child, bare, configured, detect, relay_configuration
@@ -62,7 +62,7 @@ async def measure(form: Form, console: Console) -> list[dict[str, Any]]:
     with ExitStack() as stack:
         folder = stack.enter_context(temporary_folder())
         port = await asyncio.to_thread(
-            stack.enter_context, RABBITMQ[0].prepare(Setting(f"bench-{secrets.token_hex(4)}", (1, 1, 1), 0))
+            stack.enter_context, RABBITMQ[0].prepare(Config(f"bench-{secrets.token_hex(4)}", (1, 1, 1), 0))
         )
         broker = f"amqp://127.0.0.1:{port}"
         # Start the children once: their imports must not be a part of any round.
@@ -135,17 +135,17 @@ def _transports(form: Form, size: str, shape: tuple[int, int, int]) -> list[dict
                 "rounds": [],
             }
             cells.append(cell)
-            setting = Setting(f"bench-{secrets.token_hex(4)}", shape, 1, pinned=False)
+            config = Config(f"bench-{secrets.token_hex(4)}", shape, 1, pinned=False)
             try:
-                sessions.append((cell, Session(stack, peer, setting)))
+                sessions.append((cell, Session(stack, peer, config)))
             except (PeerFailed, OSError, ImportError) as error:
                 cell["failure"] = str(error)
         runs = itertools.count(1)
         for _ in range(form.rounds):
             for cell, session in sessions:
                 with contextlib.suppress(PeerFailed):
-                    fast = session.turn(Round(next(runs), form.frames[size], 2, 0.0))
-                    paced = session.turn(Round(next(runs), 10, 2, 0.04))
+                    fast = session.run_round(Round(next(runs), form.frames[size], 2, 0.0))
+                    paced = session.run_round(Round(next(runs), 10, 2, 0.04))
                     latencies_ns = paced.received[0].latencies_ns
                     cell["rounds"].append(
                         {

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from bench.harness import SHAPES, Candidate, Outcome, Scenario, Turn
+from bench.harness import SHAPES, Candidate, Outcome, RoundResult, Scenario
 from bench.peers import Peer
 from bench.worker import Memory
 
@@ -58,26 +58,26 @@ def describe_peer(peer: Peer) -> dict[str, Any]:
     return {"title": peer.title, "how": peer.how, "version": peer.version(), "exact": getattr(peer, "exact", True)}
 
 
-def _round(turn: Turn) -> dict[str, float]:
-    latencies_us = np.array([value for side in turn.received for value in side.latencies_ns], np.float64) / 1e3
+def _round(result: RoundResult) -> dict[str, float]:
+    latencies_us = np.array([value for side in result.received for value in side.latencies_ns], np.float64) / 1e3
     arrived = len(latencies_us)
     # A receiver that got nothing knows of no missed frames, so its share is 0 instead of undefined.
-    missed = sum(side.skipped for side in turn.received)
+    missed = sum(side.skipped for side in result.received)
     row = {
         "delivered": arrived / (arrived + missed) if arrived else 0.0,
-        "torn": float(sum(side.torn for side in turn.received)),
-        "disordered": float(sum(side.disordered for side in turn.received)),
-        "sender_cpu_us": turn.sent.cpu_ns / turn.sent.frames / 1e3,
+        "torn": float(sum(side.torn for side in result.received)),
+        "disordered": float(sum(side.disordered for side in result.received)),
+        "sender_cpu_us": result.sent.cpu_ns / result.sent.frames / 1e3,
     }
     if arrived:
         p50, p99 = np.percentile(latencies_us, (50, 99))
         row |= {"p50_us": float(p50), "p99_us": float(p99)}
         # Frames that a receiver skipped cost it nothing, so divide by those that it received.
         row["receiver_cpu_us"] = statistics.mean(
-            side.cpu_ns / side.frames / 1e3 for side in turn.received if side.frames
+            side.cpu_ns / side.frames / 1e3 for side in result.received if side.frames
         )
         row["fps"] = statistics.mean(
-            max(len(side.latencies_ns) - 1, 0) / side.seconds if side.seconds else 0.0 for side in turn.received
+            max(len(side.latencies_ns) - 1, 0) / side.seconds if side.seconds else 0.0 for side in result.received
         )
     return row
 
@@ -120,8 +120,8 @@ def _candidate(candidate: Candidate, outcome: Outcome) -> dict[str, Any]:
         "size": candidate.size,
         "frame_bytes": int(np.prod(SHAPES[candidate.size])),
         "receivers": candidate.receivers,
-        "where": candidate.where,
-        "rounds": [_round(turn) for turn in outcome.turns],
+        "where": candidate.placement,
+        "rounds": [_round(result) for result in outcome.rounds],
         "memory": _memory(outcome.idle) if outcome.idle else None,
         "failure": outcome.failure,
     }
@@ -140,10 +140,10 @@ def copy_us(size: str, times: int = 7) -> list[float]:
 
 
 def find(
-    results: Results, scenario: str, peer: str, *, size: str = "10 MB", receivers: int = 1, where: str = "processes"
+    results: Results, scenario: str, peer: str, *, size: str = "10 MB", receivers: int = 1, placement: str = "processes"
 ) -> list[dict[str, float]]:
     """Return the rounds of a candidate; none if it was not measured."""
-    key = Candidate(peer, size, receivers, where).key
+    key = Candidate(peer, size, receivers, placement).key
     for one in results["scenarios"]:
         if one["name"] == scenario and key in one["candidates"]:
             return list(one["candidates"][key]["rounds"])

@@ -75,7 +75,7 @@ def _jitter(candidate: str, baseline: str, limit: float) -> Iterator[Target]:
 def _across_containers(peer: str) -> Target:
     def measure(results: Results) -> float | None:
         name = "containers, 50 fps"
-        return _paired(find(results, name, peer, where="containers"), find(results, name, peer), "p50_us")
+        return _paired(find(results, name, peer, placement="containers"), find(results, name, peer), "p50_us")
 
     return Target(f"{peer} between two containers to two processes, p50, 50 fps", 1.1, measure)
 

@@ -21,7 +21,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from bench.peers import Peer, Pixels, Receiver, Sender, Setting
+from bench.peers import Config, Peer, Pixels, Receiver, Sender
 
 STAMP_WORDS: Final = 8
 RUN, SEQUENCE, SENT_NS, CHECKSUM, LAST = range(5)
@@ -124,9 +124,9 @@ class Painter:
 class SendingSide:
     """Sends rounds of frames."""
 
-    def __init__(self, sender: Sender, setting: Setting) -> None:
+    def __init__(self, sender: Sender, config: Config) -> None:
         self._sender = sender
-        self._painter = Painter(setting.shape)
+        self._painter = Painter(config.shape)
 
     def run(self, round_: Round) -> Sent:
         """Send the frames of a round, one in each period."""
@@ -173,9 +173,9 @@ class SendingSide:
 class ReceivingSide:
     """Receives rounds of frames."""
 
-    def __init__(self, receiver: Receiver, setting: Setting, *, exact: bool) -> None:
+    def __init__(self, receiver: Receiver, config: Config, *, exact: bool) -> None:
         self._receiver = receiver
-        self._painter = Painter(setting.shape)
+        self._painter = Painter(config.shape)
         self._exact = exact
 
     def run(self, round_: Round) -> Received:
@@ -229,20 +229,20 @@ def pin(index: int | None) -> None:
     os.sched_setaffinity(0, {first} if index is None or not others else {others[index % len(others)]})
 
 
-def serve(connection: Connection[Any, Any], peer: Peer, setting: Setting, index: int | None) -> None:
+def serve(connection: Connection[Any, Any], peer: Peer, config: Config, index: int | None) -> None:
     """Open one side (the sender if ``index`` is ``None``), and answer commands until the command to close.
 
     A command is a :class:`Round`, ``"memory"`` or ``"close"``. When the side is open, the first message is ``None``.
     Each answer is the result, or a text that says what failed.
     """
     side: SendingSide | ReceivingSide
-    if setting.pinned:
+    if config.pinned:
         pin(index)
     try:
         if index is None:
-            side = SendingSide(peer.sender(setting), setting)
+            side = SendingSide(peer.sender(config), config)
         else:
-            side = ReceivingSide(peer.receiver(setting, index), setting, exact=getattr(peer, "exact", True))
+            side = ReceivingSide(peer.receiver(config, index), config, exact=getattr(peer, "exact", True))
     except Exception:  # noqa: BLE001  any error of a peer is reported, and the others continue
         connection.send(traceback.format_exc())
         return

@@ -26,7 +26,7 @@ OPEN_TIMEOUT_S: Final = 15.0
 
 
 @dataclass(frozen=True)
-class Setting:
+class Config:
     """What both sides know before they open. It is pickled for the workers."""
 
     channel: str
@@ -53,7 +53,7 @@ class Sender(ABC):
     def loan(self) -> Pixels:
         """Return a writable array for the next frame: in shared memory if the peer has it, else in private memory.
 
-        It has the setting's shape, and its content is undefined. Every loaned frame is published.
+        It has the config's shape, and its content is undefined. Every loaned frame is published.
         """
 
     @abstractmethod
@@ -69,7 +69,7 @@ class Receiver(ABC):
 
     @abstractmethod
     def receive(self, timeout_s: float) -> Pixels:
-        """Return the next frame, as an array of the setting's shape that is valid until :meth:`release`.
+        """Return the next frame, as an array of the config's shape that is valid until :meth:`release`.
 
         Raises:
             TimeoutError: No frame arrived in time.
@@ -110,17 +110,17 @@ class Peer(ABC):
         return importlib.metadata.version(self.distribution) if self.distribution else ""
 
     @contextmanager
-    def prepare(self, setting: Setting) -> Iterator[Any]:
+    def prepare(self, config: Config) -> Iterator[Any]:
         """Start a server or make queues, in the harness, before the workers start. Yields handles; they are pickled."""
-        del setting
+        del config
         yield None
 
     @abstractmethod
-    def sender(self, setting: Setting) -> Sender:
+    def sender(self, config: Config) -> Sender:
         """Open the sending side. Both sides open at the same time, and wait for each other if they must."""
 
     @abstractmethod
-    def receiver(self, setting: Setting, index: int) -> Receiver:
+    def receiver(self, config: Config, index: int) -> Receiver:
         """Open the receiving side with the number ``index``, from 0."""
 
 

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from bench.peers import Peer, Pixels, Receiver, Sender, Setting
+from bench.peers import Config, Peer, Pixels, Receiver, Sender
 from bench.peers.places import (
     free_port,
     pixels_of,
@@ -34,10 +34,10 @@ def program() -> str | None:
     return shutil.which("dora", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
 
 
-def dataflow(setting: Setting) -> str:
+def dataflow(config: Config) -> str:
     """Return the description of the nodes. The daemon does not start them, but waits for them."""
     lines = ["nodes:", "  - id: sender", "    path: dynamic", "    outputs: [frame]"]
-    for index in range(setting.receivers):
+    for index in range(config.receivers):
         lines += [
             f"  - id: receiver-{index}",
             "    path: dynamic",
@@ -47,15 +47,15 @@ def dataflow(setting: Setting) -> str:
     return "\n".join(lines) + "\n"
 
 
-def open_node(setting: Setting, name: str) -> Any:
+def open_node(config: Config, name: str) -> Any:
     """Connect to the daemon as a node."""
-    os.environ["DORA_NODE_SHM_POOL_SIZE"] = str(POOL_FRAMES * setting.frame_bytes + SLACK_BYTES)
+    os.environ["DORA_NODE_SHM_POOL_SIZE"] = str(POOL_FRAMES * config.frame_bytes + SLACK_BYTES)
     # A node prints a line on the standard output when it sends or drops a frame, and no setting disables that.
     with Path(os.devnull).open("w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
     import dora
 
-    return dora.Node(name, daemon_port=setting.handles)
+    return dora.Node(name, daemon_port=config.handles)
 
 
 def remove_files_of(pid: int) -> None:
@@ -64,13 +64,13 @@ def remove_files_of(pid: int) -> None:
 
 
 class NodeSender(Sender):
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, config: Config) -> None:
         import pyarrow as pa
 
-        self._node = open_node(setting, "sender")
-        self._pixels = touched(setting.shape)
+        self._node = open_node(config, "sender")
+        self._pixels = touched(config.shape)
         # Send one binary value of the frame's size: with a uint8 array, dora would also send a bit for each pixel.
-        frame_type = pa.binary(setting.frame_bytes)
+        frame_type = pa.binary(config.frame_bytes)
         self._array = pa.Array.from_buffers(frame_type, 1, [None, pa.py_buffer(self._pixels.reshape(-1))])
 
     def loan(self) -> Pixels:
@@ -86,9 +86,9 @@ class NodeSender(Sender):
 
 
 class NodeReceiver(Receiver):
-    def __init__(self, setting: Setting, index: int) -> None:
-        self._node = open_node(setting, f"receiver-{index}")
-        self._shape = setting.shape
+    def __init__(self, config: Config, index: int) -> None:
+        self._node = open_node(config, f"receiver-{index}")
+        self._shape = config.shape
         self._value: Any = None
 
     def receive(self, timeout_s: float) -> Pixels:
@@ -128,14 +128,14 @@ class Dora(Peer):
         return super().missing()
 
     @contextmanager
-    def prepare(self, setting: Setting) -> Iterator[int]:
+    def prepare(self, config: Config) -> Iterator[int]:
         dora = program()
         assert dora is not None
         port, daemon_port = free_port(), free_port()
         with ExitStack() as stack:
             folder = stack.enter_context(temporary_folder())
             environment = {"HOME": str(folder), "DORA_COORDINATOR_PORT": str(port)}
-            (folder / "dataflow.yml").write_text(dataflow(setting))
+            (folder / "dataflow.yml").write_text(dataflow(config))
             for arguments in (
                 ["coordinator", "--port", str(port), "--store", "memory"],
                 ["daemon", "--local-listen-port", str(daemon_port), "--coordinator-port", str(port)],
@@ -157,11 +157,11 @@ class Dora(Peer):
             wait_until(started, "dora's daemon")
             yield daemon_port
 
-    def sender(self, setting: Setting) -> Sender:
-        return NodeSender(setting)
+    def sender(self, config: Config) -> Sender:
+        return NodeSender(config)
 
-    def receiver(self, setting: Setting, index: int) -> Receiver:
-        return NodeReceiver(setting, index)
+    def receiver(self, config: Config, index: int) -> Receiver:
+        return NodeReceiver(config, index)
 
 
 PEERS = (Dora(),)

@@ -17,7 +17,7 @@ import msgpack
 import numpy as np
 import zmq
 
-from bench.peers import Peer, Pixels, Receiver, Sender, Setting
+from bench.peers import Config, Peer, Pixels, Receiver, Sender
 from bench.peers.places import temporary_folder, touched
 from bench.peers.zeromq_inline import Port, await_subscribers
 from framebus.shm.futex import sleep_while, wake_all
@@ -43,9 +43,9 @@ class StampPage:
 
 
 class FutexSender(Sender):
-    def __init__(self, setting: Setting) -> None:
-        self._page = StampPage(setting.handles)
-        self._pixels = touched(setting.shape)
+    def __init__(self, config: Config) -> None:
+        self._page = StampPage(config.handles)
+        self._pixels = touched(config.shape)
         self._start = self._pixels.reshape(-1)[:STAMP_BYTES]
 
     def loan(self) -> Pixels:
@@ -60,9 +60,9 @@ class FutexSender(Sender):
 
 
 class FutexReceiver(Receiver):
-    def __init__(self, setting: Setting) -> None:
-        self._page = StampPage(setting.handles)
-        self._pixels = touched(setting.shape)
+    def __init__(self, config: Config) -> None:
+        self._page = StampPage(config.handles)
+        self._pixels = touched(config.shape)
         self._start = self._pixels.reshape(-1)[:STAMP_BYTES]
         self._seen = self._page.words[WORD // 4]
 
@@ -101,19 +101,19 @@ class BareFutex(Peer):
     exact = False
 
     @contextmanager
-    def prepare(self, setting: Setting) -> Iterator[str]:
-        del setting
+    def prepare(self, config: Config) -> Iterator[str]:
+        del config
         with temporary_folder("/dev/shm") as folder:
             path = folder / "stamp"
             path.write_bytes(bytes(mmap.PAGESIZE))
             yield str(path)
 
-    def sender(self, setting: Setting) -> Sender:
-        return FutexSender(setting)
+    def sender(self, config: Config) -> Sender:
+        return FutexSender(config)
 
-    def receiver(self, setting: Setting, index: int) -> Receiver:
+    def receiver(self, config: Config, index: int) -> Receiver:
         del index
-        return FutexReceiver(setting)
+        return FutexReceiver(config)
 
 
 class BareWord(BareFutex):
@@ -121,24 +121,24 @@ class BareWord(BareFutex):
     title = "floor: bare word"
     how = "No frame: a 64-byte stamp in a shared page, and a word that the receiver polls without a pause."
 
-    def receiver(self, setting: Setting, index: int) -> Receiver:
+    def receiver(self, config: Config, index: int) -> Receiver:
         del index
-        return BusyReceiver(setting)
+        return BusyReceiver(config)
 
 
 class MessageSender(Sender):
     """Sends the fields of framebus's notification, with the stamp instead of the times."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, config: Config) -> None:
         self._port = Port(zmq.XPUB)
         self._socket = self._port.socket
         # Without it, XPUB reports only the first of several equal subscriptions.
         self._socket.set(zmq.XPUB_VERBOSE, 1)
-        self._socket.bind(setting.handles)
-        await_subscribers(self._socket, setting.receivers)
+        self._socket.bind(config.handles)
+        await_subscribers(self._socket, config.receivers)
         self._pack = msgpack.Packer().pack
-        self._channel, self._shape = setting.channel, setting.shape
-        self._pixels = touched(setting.shape)
+        self._channel, self._shape = config.channel, config.shape
+        self._pixels = touched(config.shape)
         self._start = self._pixels.reshape(-1)[:STAMP_BYTES].view(np.uint64)
 
     def loan(self) -> Pixels:
@@ -153,13 +153,13 @@ class MessageSender(Sender):
 
 
 class MessageReceiver(Receiver):
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, config: Config) -> None:
         self._port = Port(zmq.SUB)
         self._socket = self._port.socket
         self._socket.set(zmq.RECONNECT_IVL, 20)
         self._socket.subscribe(b"")
-        self._socket.connect(setting.handles)
-        self._pixels = touched(setting.shape)
+        self._socket.connect(config.handles)
+        self._pixels = touched(config.shape)
         self._start = self._pixels.reshape(-1)[:STAMP_BYTES].view(np.uint64)
 
     def receive(self, timeout_s: float) -> Pixels:
@@ -181,17 +181,17 @@ class BareMessage(Peer):
     exact = False
 
     @contextmanager
-    def prepare(self, setting: Setting) -> Iterator[str]:
-        del setting
+    def prepare(self, config: Config) -> Iterator[str]:
+        del config
         with temporary_folder("/dev/shm") as folder:
             yield f"ipc://{folder}/socket"
 
-    def sender(self, setting: Setting) -> Sender:
-        return MessageSender(setting)
+    def sender(self, config: Config) -> Sender:
+        return MessageSender(config)
 
-    def receiver(self, setting: Setting, index: int) -> Receiver:
+    def receiver(self, config: Config, index: int) -> Receiver:
         del index
-        return MessageReceiver(setting)
+        return MessageReceiver(config)
 
 
 PEERS = (BareFutex(), BareWord(), BareMessage())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Final
 
-from bench.peers import OPEN_TIMEOUT_S, Peer, Pixels, Receiver, Sender, Setting
+from bench.peers import OPEN_TIMEOUT_S, Config, Peer, Pixels, Receiver, Sender
 from framebus import Frame, FrameFormat, Loan, Publisher, Subscriber
 from framebus.bus.options import Wake
 
@@ -20,10 +20,10 @@ def slots_for(receivers: int) -> int:
 class RingSender(Sender):
     """A publisher."""
 
-    def __init__(self, setting: Setting) -> None:
-        height, width, channels = setting.shape
+    def __init__(self, config: Config) -> None:
+        height, width, channels = config.shape
         self._publisher = Publisher(
-            setting.channel, FrameFormat(height, width, channels), slots=slots_for(setting.receivers)
+            config.channel, FrameFormat(height, width, channels), slots=slots_for(config.receivers)
         )
         self._loan: Loan
 
@@ -41,9 +41,9 @@ class RingSender(Sender):
 class RingReceiver(Receiver):
     """A subscriber to the newest frame."""
 
-    def __init__(self, setting: Setting, index: int, wake: Wake) -> None:
+    def __init__(self, config: Config, index: int, wake: Wake) -> None:
         self._subscriber = Subscriber(
-            setting.channel,
+            config.channel,
             name=f"bench-{index}",
             # The mode and the number of leases are the defaults.
             wake=wake,
@@ -69,11 +69,11 @@ class Ring(Peer):
     distribution = "framebus"
     module = "framebus"
 
-    def sender(self, setting: Setting) -> Sender:
-        return RingSender(setting)
+    def sender(self, config: Config) -> Sender:
+        return RingSender(config)
 
-    def receiver(self, setting: Setting, index: int) -> Receiver:
-        return RingReceiver(setting, index, self.wake)
+    def receiver(self, config: Config, index: int) -> Receiver:
+        return RingReceiver(config, index, self.wake)
 
 
 class RingZmq(Ring):

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from bench.peers import Peer, Pixels, Receiver, Sender, Setting
+from bench.peers import Config, Peer, Pixels, Receiver, Sender
 from bench.peers.places import SEND_TIMEOUT_S, ReceiverStalled, pixels_of, temporary_folder, wait_until
 
 DEBIAN_PACKAGES: Final = "/usr/lib/python3/dist-packages"
@@ -52,9 +52,9 @@ def found_version() -> str:
     return subprocess.run([sys.executable, "-c", PROBE], check=False, capture_output=True, text=True).stdout.strip()
 
 
-def caps(setting: Setting) -> str:
+def caps(config: Config) -> str:
     """Return the format of the frames as GStreamer's caps."""
-    height, width, _ = setting.shape
+    height, width, _ = config.shape
     return f"video/x-raw,format=BGR,width={width},height={height},framerate=0/1"
 
 
@@ -80,13 +80,13 @@ class Pipeline:
 class ShmSender(Sender):
     """Fills buffers of shmsink's own allocator, so that shmsink does not copy them."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, config: Config) -> None:
         self._gst = gstreamer()
-        self._shape, self._bytes = setting.shape, setting.frame_bytes
+        self._shape, self._bytes = config.shape, config.frame_bytes
         self._pipeline = Pipeline(
             self._gst,
-            f"appsrc name=source format=time is-live=true max-buffers=2 leaky-type=downstream caps={caps(setting)} "
-            f"! shmsink name=sink socket-path={setting.handles} shm-size={FRAMES * setting.frame_bytes + SLACK_BYTES} "
+            f"appsrc name=source format=time is-live=true max-buffers=2 leaky-type=downstream caps={caps(config)} "
+            f"! shmsink name=sink socket-path={config.handles} shm-size={FRAMES * config.frame_bytes + SLACK_BYTES} "
             "wait-for-connection=false sync=false async=false enable-last-sample=false",
         )
         self._source = self._pipeline.top.get_by_name("source")
@@ -99,7 +99,7 @@ class ShmSender(Sender):
         if not self._source.get_static_pad("src").peer_query(query) or not query.get_n_allocation_params():
             raise OSError(f"shmsink offers no shared memory{self._pipeline.fault()}")
         self._allocator, self._parameters = query.parse_nth_allocation_param(0)
-        wait_until(lambda: len(clients) >= setting.receivers, "a shmsrc")
+        wait_until(lambda: len(clients) >= config.receivers, "a shmsrc")
         self._buffer: Any = None
         self._map: Any = None
 
@@ -127,13 +127,13 @@ class ShmSender(Sender):
 
 
 class ShmReceiver(Receiver):
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, config: Config) -> None:
         self._gst = gstreamer()
-        self._shape = setting.shape
-        wait_until(Path(setting.handles).exists, "shmsink's socket")
+        self._shape = config.shape
+        wait_until(Path(config.handles).exists, "shmsink's socket")
         self._pipeline = Pipeline(
             self._gst,
-            f"shmsrc socket-path={setting.handles} is-live=true ! {caps(setting)} "
+            f"shmsrc socket-path={config.handles} is-live=true ! {caps(config)} "
             "! appsink name=sink max-buffers=1 drop=true sync=false enable-last-sample=false",
         )
         self._pipeline.play()
@@ -178,17 +178,17 @@ class GStreamer(Peer):
         return found_version()
 
     @contextmanager
-    def prepare(self, setting: Setting) -> Iterator[str]:
-        del setting
+    def prepare(self, config: Config) -> Iterator[str]:
+        del config
         with temporary_folder() as folder:
             yield str(folder / "frames")
 
-    def sender(self, setting: Setting) -> Sender:
-        return ShmSender(setting)
+    def sender(self, config: Config) -> Sender:
+        return ShmSender(config)
 
-    def receiver(self, setting: Setting, index: int) -> Receiver:
+    def receiver(self, config: Config, index: int) -> Receiver:
         del index
-        return ShmReceiver(setting)
+        return ShmReceiver(config)
 
 
 PEERS = (GStreamer(),)

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from bench.peers import OPEN_TIMEOUT_S, Peer, Pixels, Receiver, Sender, Setting
+from bench.peers import OPEN_TIMEOUT_S, Config, Peer, Pixels, Receiver, Sender
 from bench.peers.places import SEND_TIMEOUT_S, HoldingReceiver, ReceiverStalled, free_port, touched, wait_until
 
 STAMP_BYTES: Final = 64
@@ -27,24 +27,24 @@ def settle(connection: socket.socket) -> None:
 
 
 class EncodingSender(Sender):
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, config: Config) -> None:
         import av
 
         self._av = av
-        height, width, _ = setting.shape
+        height, width, _ = config.shape
         self._encoder: Any = av.CodecContext.create("libx264", "w")
         self._encoder.width, self._encoder.height = width, height
         self._encoder.pix_fmt = "yuv420p"
         self._encoder.time_base, self._encoder.framerate = Fraction(1, RATE), Fraction(RATE)
         # The settings with the least delay.
         self._encoder.options = {"preset": "ultrafast", "tune": "zerolatency"}
-        self._pixels = touched(setting.shape)
+        self._pixels = touched(config.shape)
         self._start = self._pixels.reshape(-1)[:STAMP_BYTES]
         self._number = 0
         self._connections: list[socket.socket] = []
-        with socket.create_server(("127.0.0.1", setting.handles)) as listening:
+        with socket.create_server(("127.0.0.1", config.handles)) as listening:
             listening.settimeout(OPEN_TIMEOUT_S)
-            while len(self._connections) < setting.receivers:
+            while len(self._connections) < config.receivers:
                 connection, _ = listening.accept()
                 settle(connection)
                 connection.settimeout(SEND_TIMEOUT_S)
@@ -72,7 +72,7 @@ class EncodingSender(Sender):
 
 
 class DecodingReceiver(HoldingReceiver):
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, config: Config) -> None:
         import av
 
         self._av = av
@@ -84,7 +84,7 @@ class DecodingReceiver(HoldingReceiver):
 
         def connected() -> bool:
             try:
-                self._connection = socket.create_connection(("127.0.0.1", setting.handles), OPEN_TIMEOUT_S)
+                self._connection = socket.create_connection(("127.0.0.1", config.handles), OPEN_TIMEOUT_S)
             except ConnectionRefusedError:
                 return False
             return True
@@ -131,8 +131,8 @@ class H264(Peer):
     exact = False
 
     @contextmanager
-    def prepare(self, setting: Setting) -> Iterator[int]:
-        height, width, channels = setting.shape
+    def prepare(self, config: Config) -> Iterator[int]:
+        height, width, channels = config.shape
         if height % 2 or width % 2 or min(height, width) < 16 or channels != 3:
             raise OSError(
                 f"H.264 takes three channels, and even heights and widths of at least 16, not "
@@ -140,12 +140,12 @@ class H264(Peer):
             )
         yield free_port()
 
-    def sender(self, setting: Setting) -> Sender:
-        return EncodingSender(setting)
+    def sender(self, config: Config) -> Sender:
+        return EncodingSender(config)
 
-    def receiver(self, setting: Setting, index: int) -> Receiver:
+    def receiver(self, config: Config, index: int) -> Receiver:
         del index
-        return DecodingReceiver(setting)
+        return DecodingReceiver(config)
 
 
 PEERS = (H264(),)

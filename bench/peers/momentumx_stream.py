@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import Any, ClassVar
 
-from bench.peers import OPEN_TIMEOUT_S, Peer, Pixels, Receiver, Sender, Setting
+from bench.peers import OPEN_TIMEOUT_S, Config, Peer, Pixels, Receiver, Sender
 from bench.peers.places import SEND_TIMEOUT_S, ReceiverStalled, pixels_of, shared_files_removed, wait_until
 
 
@@ -33,23 +33,23 @@ class Deadline:
 
 
 class StreamSender(Sender):
-    def __init__(self, setting: Setting, polling_s: float) -> None:
+    def __init__(self, config: Config, polling_s: float) -> None:
         import momentumx
 
-        self._shape, self._bytes = setting.shape, setting.frame_bytes
+        self._shape, self._bytes = config.shape, config.frame_bytes
         self._deadline = Deadline()
         self._producer: Any = momentumx.Producer(
-            setting.channel,
-            buffer_size=setting.frame_bytes,
+            config.channel,
+            buffer_size=config.frame_bytes,
             # As many as framebus's ring has slots, see framebus_ring.slots_for.
-            buffer_count=2 * setting.receivers + 3,
+            buffer_count=2 * config.receivers + 3,
             sync=False,
             cancel_event=self._deadline,
             polling_interval=polling_s,
         )
         self._buffer: Any = None
-        setting.handles.set()
-        wait_until(lambda: self._producer.subscriber_count >= setting.receivers, "a consumer")
+        config.handles.set()
+        wait_until(lambda: self._producer.subscriber_count >= config.receivers, "a consumer")
 
     def loan(self) -> Pixels:
         self._deadline.start(SEND_TIMEOUT_S)
@@ -68,16 +68,16 @@ class StreamSender(Sender):
 
 
 class StreamReceiver(Receiver):
-    def __init__(self, setting: Setting, polling_s: float) -> None:
+    def __init__(self, config: Config, polling_s: float) -> None:
         import momentumx
 
-        self._shape = setting.shape
+        self._shape = config.shape
         self._deadline = Deadline()
         # Wait until the producer is ready: an early consumer would make MomentumX log an error.
-        if not setting.handles.wait(OPEN_TIMEOUT_S):
+        if not config.handles.wait(OPEN_TIMEOUT_S):
             raise TimeoutError("the producer did not open in time")
         self._consumer: Any = momentumx.Consumer(
-            setting.channel, cancel_event=self._deadline, polling_interval=polling_s
+            config.channel, cancel_event=self._deadline, polling_interval=polling_s
         )
         self._buffer: Any = None
 
@@ -108,16 +108,16 @@ class MomentumX(Peer):
     polling_s: ClassVar[float]
 
     @contextmanager
-    def prepare(self, setting: Setting) -> Iterator[Any]:
-        with shared_files_removed(f"mx.{setting.channel}*"):
+    def prepare(self, config: Config) -> Iterator[Any]:
+        with shared_files_removed(f"mx.{config.channel}*"):
             yield get_context("spawn").Event()
 
-    def sender(self, setting: Setting) -> Sender:
-        return StreamSender(setting, self.polling_s)
+    def sender(self, config: Config) -> Sender:
+        return StreamSender(config, self.polling_s)
 
-    def receiver(self, setting: Setting, index: int) -> Receiver:
+    def receiver(self, config: Config, index: int) -> Receiver:
         del index
-        return StreamReceiver(setting, self.polling_s)
+        return StreamReceiver(config, self.polling_s)
 
 
 class Eager(MomentumX):

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from bench.peers import Peer, Pixels, Receiver, Sender, Setting
+from bench.peers import Config, Peer, Pixels, Receiver, Sender
 from bench.peers.places import (
     SEND_TIMEOUT_S,
     HoldingReceiver,
@@ -46,23 +46,23 @@ def connect(port: int) -> Any:
     )
 
 
-def declare(channel: Any, setting: Setting) -> None:
+def declare(channel: Any, config: Config) -> None:
     """Declare the exchange, and a queue for each receiver that keeps the newest frame. Either side may be first."""
-    channel.exchange_declare(setting.channel, "fanout")
-    for index in range(setting.receivers):
+    channel.exchange_declare(config.channel, "fanout")
+    for index in range(config.receivers):
         # Keep only the newest frame, as a subscriber of framebus does by default.
-        queue = f"{setting.channel}-{index}"
+        queue = f"{config.channel}-{index}"
         channel.queue_declare(queue, durable=False, arguments={"x-max-length": 1, "x-overflow": "drop-head"})
-        channel.queue_bind(queue, setting.channel)
+        channel.queue_bind(queue, config.channel)
 
 
 class QueueSender(Sender):
-    def __init__(self, setting: Setting) -> None:
-        self._connection = connect(setting.handles)
+    def __init__(self, config: Config) -> None:
+        self._connection = connect(config.handles)
         self._channel = self._connection.channel()
-        declare(self._channel, setting)
-        self._exchange = setting.channel
-        self._pixels = touched(setting.shape)
+        declare(self._channel, config)
+        self._exchange = config.channel
+        self._pixels = touched(config.shape)
 
     def loan(self) -> Pixels:
         return self._pixels
@@ -80,16 +80,16 @@ class QueueSender(Sender):
 
 
 class QueueReceiver(HoldingReceiver):
-    def __init__(self, setting: Setting, index: int) -> None:
-        self._shape = setting.shape
-        self._connection = connect(setting.handles)
+    def __init__(self, config: Config, index: int) -> None:
+        self._shape = config.shape
+        self._connection = connect(config.handles)
         self._channel = self._connection.channel()
-        declare(self._channel, setting)
+        declare(self._channel, config)
         self._arrived: list[tuple[int, bytes]] = []
         self._tag = 0
         # One frame at the receiver and one on the way, so that the receiver does not wait for a round trip.
         self._channel.basic_qos(prefetch_count=UNACKNOWLEDGED)
-        self._channel.basic_consume(f"{setting.channel}-{index}", self._keep)
+        self._channel.basic_consume(f"{config.channel}-{index}", self._keep)
 
     def _keep(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
         del channel, properties
@@ -134,11 +134,11 @@ class RabbitMq(Peer):
         return f"server {number}, client {importlib.metadata.version('pika')}"
 
     @contextmanager
-    def prepare(self, setting: Setting) -> Iterator[int]:
+    def prepare(self, config: Config) -> Iterator[int]:
         for attempt in range(1, START_ATTEMPTS + 1):
             with ExitStack() as stack:
                 try:
-                    port = stack.enter_context(self._running(setting))
+                    port = stack.enter_context(self._running(config))
                 except TimeoutError:
                     if attempt == START_ATTEMPTS:
                         raise
@@ -147,7 +147,7 @@ class RabbitMq(Peer):
                     return
 
     @contextmanager
-    def _running(self, setting: Setting) -> Iterator[int]:
+    def _running(self, config: Config) -> Iterator[int]:
         import pika.exceptions
 
         port, names_port = free_port(), free_port()
@@ -161,7 +161,7 @@ class RabbitMq(Peer):
                 # Every port and every path is its own, so that a server of the machine is not touched.
                 "ERL_EPMD_PORT": str(names_port),
                 "ERL_EPMD_ADDRESS": "127.0.0.1",
-                "RABBITMQ_NODENAME": f"{setting.channel}@localhost",
+                "RABBITMQ_NODENAME": f"{config.channel}@localhost",
                 "RABBITMQ_DIST_PORT": str(free_port()),
                 "RABBITMQ_MNESIA_BASE": str(folder / "data"),
                 "RABBITMQ_LOG_BASE": str(folder / "logs"),
@@ -187,11 +187,11 @@ class RabbitMq(Peer):
             wait_until(answers, "the RabbitMQ server", START_TIMEOUT_S)
             yield port
 
-    def sender(self, setting: Setting) -> Sender:
-        return QueueSender(setting)
+    def sender(self, config: Config) -> Sender:
+        return QueueSender(config)
 
-    def receiver(self, setting: Setting, index: int) -> Receiver:
-        return QueueReceiver(setting, index)
+    def receiver(self, config: Config, index: int) -> Receiver:
+        return QueueReceiver(config, index)
 
 
 PEERS = (RabbitMq(),)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from bench.peers import Peer, Pixels, Receiver, Sender, Setting
+from bench.peers import Config, Peer, Pixels, Receiver, Sender
 from bench.peers.places import (
     SEND_TIMEOUT_S,
     HoldingReceiver,
@@ -66,11 +66,11 @@ def client(path: str, timeout_s: float) -> Any:
 class RedisSender(Sender):
     """Holds the array and the connection. The subclasses send the array."""
 
-    def __init__(self, setting: Setting) -> None:
-        self.pixels = touched(setting.shape)
+    def __init__(self, config: Config) -> None:
+        self.pixels = touched(config.shape)
         self.bytes = self.pixels.reshape(-1).data
-        self.client = client(setting.handles, SEND_TIMEOUT_S)
-        self.channel = setting.channel
+        self.client = client(config.handles, SEND_TIMEOUT_S)
+        self.channel = config.channel
 
     def loan(self) -> Pixels:
         return self.pixels
@@ -92,21 +92,21 @@ class RedisSender(Sender):
 
 
 class ChannelSender(RedisSender):
-    def __init__(self, setting: Setting) -> None:
-        super().__init__(setting)
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
         # Pub/sub does not keep messages, so wait until every receiver has subscribed.
-        wait_until(lambda: self.client.pubsub_numsub(self.channel)[0][1] >= setting.receivers, "a subscriber")
+        wait_until(lambda: self.client.pubsub_numsub(self.channel)[0][1] >= config.receivers, "a subscriber")
 
     def send(self) -> None:
         self.client.publish(self.channel, self.bytes)
 
 
 class ChannelReceiver(HoldingReceiver):
-    def __init__(self, setting: Setting) -> None:
-        self._shape = setting.shape
-        self._client = client(setting.handles, 10)
+    def __init__(self, config: Config) -> None:
+        self._shape = config.shape
+        self._client = client(config.handles, 10)
         self._subscription = self._client.pubsub(ignore_subscribe_messages=True)
-        self._subscription.subscribe(setting.channel)
+        self._subscription.subscribe(config.channel)
 
     def receive(self, timeout_s: float) -> Pixels:
         deadline_s = time.monotonic() + timeout_s
@@ -127,10 +127,10 @@ class StreamSender(RedisSender):
 
 
 class StreamReceiver(HoldingReceiver):
-    def __init__(self, setting: Setting) -> None:
-        self._shape = setting.shape
-        self._channel = setting.channel
-        self._client = client(setting.handles, 60)
+    def __init__(self, config: Config) -> None:
+        self._shape = config.shape
+        self._channel = config.channel
+        self._client = client(config.handles, 60)
         self._last: Any = b"0-0"
 
     def receive(self, timeout_s: float) -> Pixels:
@@ -159,7 +159,7 @@ class RedisPeer(Peer):
         return f"server {number}, client {importlib.metadata.version('redis')}"
 
     @contextmanager
-    def prepare(self, setting: Setting) -> Iterator[str]:
+    def prepare(self, config: Config) -> Iterator[str]:
         with temporary_folder() as folder:
             path = folder / "redis.sock"
             options = {
@@ -171,7 +171,7 @@ class RedisPeer(Peer):
                 "save": "",
                 "appendonly": "no",
                 # Redis's default limit, 32 MB, holds only three frames of 10 MB.
-                "client-output-buffer-limit": f"pubsub {QUEUED * setting.frame_bytes} 0 0",
+                "client-output-buffer-limit": f"pubsub {QUEUED * config.frame_bytes} 0 0",
             }
             arguments = ["redis-server", *(word for key, value in options.items() for word in (f"--{key}", value))]
             with server(arguments, folder / "log"):
@@ -187,12 +187,12 @@ class Channel(RedisPeer):
         "its socket."
     )
 
-    def sender(self, setting: Setting) -> Sender:
-        return ChannelSender(setting)
+    def sender(self, config: Config) -> Sender:
+        return ChannelSender(config)
 
-    def receiver(self, setting: Setting, index: int) -> Receiver:
+    def receiver(self, config: Config, index: int) -> Receiver:
         del index
-        return ChannelReceiver(setting)
+        return ChannelReceiver(config)
 
 
 class Stream(RedisPeer):
@@ -200,12 +200,12 @@ class Stream(RedisPeer):
     title = "Redis stream"
     how = "As Redis pub/sub, by XADD with MAXLEN ~ 2 and XREAD BLOCK."
 
-    def sender(self, setting: Setting) -> Sender:
-        return StreamSender(setting)
+    def sender(self, config: Config) -> Sender:
+        return StreamSender(config)
 
-    def receiver(self, setting: Setting, index: int) -> Receiver:
+    def receiver(self, config: Config, index: int) -> Receiver:
         del index
-        return StreamReceiver(setting)
+        return StreamReceiver(config)
 
 
 PEERS = (Channel(), Stream())

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from bench.peers import Peer, Pixels, Receiver, Sender, Setting
+from bench.peers import Config, Peer, Pixels, Receiver, Sender
 from bench.peers.places import SEND_TIMEOUT_S, ReceiverStalled, touched
 
 SEGMENTS: Final = 4
@@ -36,10 +36,10 @@ class Pool:
 class Segments:
     """The segments of the pool, mapped into this process."""
 
-    def __init__(self, setting: Setting) -> None:
-        self.pool: Pool = setting.handles
+    def __init__(self, config: Config) -> None:
+        self.pool: Pool = config.handles
         self._segments = [SharedMemory(name) for name in self.pool.names]
-        self.pixels: list[Pixels] = [np.ndarray(setting.shape, np.uint8, each.buf) for each in self._segments]
+        self.pixels: list[Pixels] = [np.ndarray(config.shape, np.uint8, each.buf) for each in self._segments]
 
     def close(self) -> None:
         self.pixels.clear()
@@ -52,12 +52,12 @@ class Segments:
 
 
 class SegmentSender(Sender):
-    def __init__(self, setting: Setting) -> None:
-        self._segments = Segments(setting)
+    def __init__(self, config: Config) -> None:
+        self._segments = Segments(config)
         self._readers = [0] * SEGMENTS
         self._free = list(range(SEGMENTS))
         self._index = 0
-        self._receivers = setting.receivers
+        self._receivers = config.receivers
 
     def loan(self) -> Pixels:
         read = self._segments.pool.read
@@ -83,8 +83,8 @@ class SegmentSender(Sender):
 
 
 class SegmentReceiver(Receiver):
-    def __init__(self, setting: Setting, index: int) -> None:
-        self._segments = Segments(setting)
+    def __init__(self, config: Config, index: int) -> None:
+        self._segments = Segments(config)
         self._ready = self._segments.pool.ready[index]
         self._index = 0
 
@@ -112,15 +112,15 @@ class SharedMemoryQueue(Peer):
     lossless = True
 
     @contextmanager
-    def prepare(self, setting: Setting) -> Iterator[Pool]:
+    def prepare(self, config: Config) -> Iterator[Pool]:
         spawn = get_context("spawn")
         segments: list[SharedMemory] = []
-        queues = [spawn.Queue() for _ in range(setting.receivers + 1)]
+        queues = [spawn.Queue() for _ in range(config.receivers + 1)]
         try:
             for _ in range(SEGMENTS):
-                segments.append(SharedMemory(create=True, size=setting.frame_bytes))
+                segments.append(SharedMemory(create=True, size=config.frame_bytes))
                 # Touch every page, so that the first frames do not pay for allocating them.
-                np.ndarray(setting.frame_bytes, np.uint8, segments[-1].buf)[:] = 0
+                np.ndarray(config.frame_bytes, np.uint8, segments[-1].buf)[:] = 0
             yield Pool([each.name for each in segments], queues[1:], queues[0])
         finally:
             for each in segments:
@@ -130,23 +130,23 @@ class SharedMemoryQueue(Peer):
                 queue_.cancel_join_thread()
                 queue_.close()
 
-    def sender(self, setting: Setting) -> Sender:
-        return SegmentSender(setting)
+    def sender(self, config: Config) -> Sender:
+        return SegmentSender(config)
 
-    def receiver(self, setting: Setting, index: int) -> Receiver:
-        return SegmentReceiver(setting, index)
+    def receiver(self, config: Config, index: int) -> Receiver:
+        return SegmentReceiver(config, index)
 
 
 class PipeSender(Sender):
-    def __init__(self, setting: Setting) -> None:
-        self._connections: list[Connection[Any, Any]] = [sending for _, sending in setting.handles]
-        for receiving, sending in setting.handles:
+    def __init__(self, config: Config) -> None:
+        self._connections: list[Connection[Any, Any]] = [sending for _, sending in config.handles]
+        for receiving, sending in config.handles:
             receiving.close()
             # The time-out applies to the socket, not to the descriptor: socket(7), SO_SNDTIMEO. A write may take half
             # of the time, because a write that sent only a part before its time-out is followed by another.
             with socket.socket(fileno=os.dup(sending.fileno())) as handle:
                 handle.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, pack("ll", int(SEND_TIMEOUT_S / 2), 0))
-        self._pixels = touched(setting.shape)
+        self._pixels = touched(config.shape)
         self._bytes = self._pixels.reshape(-1).data
 
     def loan(self) -> Pixels:
@@ -165,14 +165,14 @@ class PipeSender(Sender):
 
 
 class PipeReceiver(Receiver):
-    def __init__(self, setting: Setting, index: int) -> None:
-        for number, (receiving, sending) in enumerate(setting.handles):
+    def __init__(self, config: Config, index: int) -> None:
+        for number, (receiving, sending) in enumerate(config.handles):
             sending.close()
             # Close the ends of the others, so that the end of the sender is the end of the stream.
             if number != index:
                 receiving.close()
-        self._connection: Connection[Any, Any] = setting.handles[index][0]
-        self._pixels = touched(setting.shape)
+        self._connection: Connection[Any, Any] = config.handles[index][0]
+        self._pixels = touched(config.shape)
         self._bytes = self._pixels.reshape(-1).data
 
     def receive(self, timeout_s: float) -> Pixels:
@@ -195,19 +195,19 @@ class Pipe(Peer):
     lossless = True
 
     @contextmanager
-    def prepare(self, setting: Setting) -> Iterator[list[tuple[Connection[Any, Any], Connection[Any, Any]]]]:
-        pairs = [get_context("spawn").Pipe() for _ in range(setting.receivers)]
+    def prepare(self, config: Config) -> Iterator[list[tuple[Connection[Any, Any], Connection[Any, Any]]]]:
+        pairs = [get_context("spawn").Pipe() for _ in range(config.receivers)]
         try:
             yield pairs
         finally:
             for connection in (each for pair in pairs for each in pair):
                 connection.close()
 
-    def sender(self, setting: Setting) -> Sender:
-        return PipeSender(setting)
+    def sender(self, config: Config) -> Sender:
+        return PipeSender(config)
 
-    def receiver(self, setting: Setting, index: int) -> Receiver:
-        return PipeReceiver(setting, index)
+    def receiver(self, config: Config, index: int) -> Receiver:
+        return PipeReceiver(config, index)
 
 
 PEERS = (SharedMemoryQueue(), Pipe())

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from bench.peers import Peer, Pixels, Receiver, Sender, Setting
+from bench.peers import Config, Peer, Pixels, Receiver, Sender
 from bench.peers.places import HoldingReceiver, pixels_of, temporary_folder
 
 KEPT: Final = 2
@@ -21,10 +21,10 @@ KEPT: Final = 2
 class FileSender(Sender):
     """Fills a new file through a map, and then renames it to a name that receivers wait for: rename(2) is atomic."""
 
-    def __init__(self, setting: Setting) -> None:
-        self._folder = Path(setting.handles)
+    def __init__(self, config: Config) -> None:
+        self._folder = Path(config.handles)
         self._new = self._folder / ".new"
-        self._setting = setting
+        self._setting = config
         self._kept: deque[Path] = deque()
         self._number = 0
         self._map: mmap.mmap
@@ -50,11 +50,11 @@ class FileSender(Sender):
 
 
 class FileReceiver(HoldingReceiver):
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, config: Config) -> None:
         from inotify_simple import INotify, flags
 
-        self._folder = Path(setting.handles)
-        self._shape, self._bytes = setting.shape, setting.frame_bytes
+        self._folder = Path(config.handles)
+        self._shape, self._bytes = config.shape, config.frame_bytes
         self._inotify: Any = INotify()
         self._inotify.add_watch(self._folder, flags.MOVED_TO)
 
@@ -89,18 +89,18 @@ class TmpfsFile(Peer):
     """The folder in which the frames' folder is created."""
 
     @contextmanager
-    def prepare(self, setting: Setting) -> Iterator[str]:
-        del setting
+    def prepare(self, config: Config) -> Iterator[str]:
+        del config
         self.parent.mkdir(exist_ok=True)
         with temporary_folder(str(self.parent)) as folder:
             yield str(folder)
 
-    def sender(self, setting: Setting) -> Sender:
-        return FileSender(setting)
+    def sender(self, config: Config) -> Sender:
+        return FileSender(config)
 
-    def receiver(self, setting: Setting, index: int) -> Receiver:
+    def receiver(self, config: Config, index: int) -> Receiver:
         del index
-        return FileReceiver(setting)
+        return FileReceiver(config)
 
 
 class VolumeFile(TmpfsFile):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from bench.peers import Peer, Pixels, Receiver, Sender, Setting
+from bench.peers import Config, Peer, Pixels, Receiver, Sender
 from bench.peers.places import (
     SEND_TIMEOUT_S,
     HoldingReceiver,
@@ -53,19 +53,19 @@ def close(opened: Any) -> None:
 
 
 class ShmSender(Sender):
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, config: Config) -> None:
         import zenoh
 
         self._policy = zenoh.shm.GarbageCollect()
-        self._session = session([setting.handles], [])
+        self._session = session([config.handles], [])
         self._publisher = self._session.declare_publisher(
-            setting.channel, congestion_control=zenoh.CongestionControl.DROP, express=True
+            config.channel, congestion_control=zenoh.CongestionControl.DROP, express=True
         )
-        self._provider = zenoh.shm.ShmProvider.default_backend(PAYLOADS * setting.frame_bytes)
-        self._frame = bytearray(setting.frame_bytes)
-        self._pixels = pixels_of(self._frame, setting.shape)
-        ready = f"{setting.channel}/ready/*"
-        wait_until(lambda: len(list(self._session.liveliness().get(ready))) >= setting.receivers, "a subscriber")
+        self._provider = zenoh.shm.ShmProvider.default_backend(PAYLOADS * config.frame_bytes)
+        self._frame = bytearray(config.frame_bytes)
+        self._pixels = pixels_of(self._frame, config.shape)
+        ready = f"{config.channel}/ready/*"
+        wait_until(lambda: len(list(self._session.liveliness().get(ready))) >= config.receivers, "a subscriber")
 
     def loan(self) -> Pixels:
         return self._pixels
@@ -94,13 +94,13 @@ class ShmSender(Sender):
 class ShmReceiver(HoldingReceiver):
     """Keeps the newest sample from zenoh's thread, because waiting on zenoh's own channels takes no time-out."""
 
-    def __init__(self, setting: Setting, index: int) -> None:
-        self._shape = setting.shape
+    def __init__(self, config: Config, index: int) -> None:
+        self._shape = config.shape
         self._arrived = threading.Condition()
         self._sample: Any = None
-        self._session = session([], [setting.handles])
-        self._subscriber = self._session.declare_subscriber(setting.channel, self._keep)
-        self._token = self._session.liveliness().declare_token(f"{setting.channel}/ready/{index}")
+        self._session = session([], [config.handles])
+        self._subscriber = self._session.declare_subscriber(config.channel, self._keep)
+        self._token = self._session.liveliness().declare_token(f"{config.channel}/ready/{index}")
 
     def _keep(self, sample: Any) -> None:
         with self._arrived:
@@ -131,16 +131,16 @@ class Zenoh(Peer):
     module = "zenoh"
 
     @contextmanager
-    def prepare(self, setting: Setting) -> Iterator[str]:
-        del setting
+    def prepare(self, config: Config) -> Iterator[str]:
+        del config
         with temporary_folder() as folder:
             yield f"unixsock-stream/{folder}/zenoh"
 
-    def sender(self, setting: Setting) -> Sender:
-        return ShmSender(setting)
+    def sender(self, config: Config) -> Sender:
+        return ShmSender(config)
 
-    def receiver(self, setting: Setting, index: int) -> Receiver:
-        return ShmReceiver(setting, index)
+    def receiver(self, config: Config, index: int) -> Receiver:
+        return ShmReceiver(config, index)
 
 
 PEERS = (Zenoh(),)

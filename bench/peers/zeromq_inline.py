@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import zmq
 
-from bench.peers import OPEN_TIMEOUT_S, Peer, Pixels, Receiver, Sender, Setting
+from bench.peers import OPEN_TIMEOUT_S, Config, Peer, Pixels, Receiver, Sender
 from bench.peers.places import (
     SEND_TIMEOUT_S,
     HoldingReceiver,
@@ -52,7 +52,7 @@ def await_subscribers(socket: zmq.Socket[bytes], count: int) -> None:
 
 
 class InlineSender(Sender):
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, config: Config) -> None:
         self._port = Port(zmq.XPUB)
         self._socket = self._port.socket
         self._socket.set(zmq.SNDHWM, QUEUED)
@@ -60,10 +60,10 @@ class InlineSender(Sender):
         self._socket.set(zmq.XPUB_NODROP, 1)
         self._socket.set(zmq.XPUB_VERBOSE, 1)
         self._socket.set(zmq.SNDTIMEO, int(SEND_TIMEOUT_S * 1000))
-        self._socket.bind(setting.handles)
-        await_subscribers(self._socket, setting.receivers)
+        self._socket.bind(config.handles)
+        await_subscribers(self._socket, config.receivers)
         self._arrays: deque[tuple[Pixels, zmq.MessageTracker | None]] = deque(
-            (touched(setting.shape), None) for _ in range(ARRAYS)
+            (touched(config.shape), None) for _ in range(ARRAYS)
         )
 
     def loan(self) -> Pixels:
@@ -89,15 +89,15 @@ class InlineSender(Sender):
 
 
 class InlineReceiver(HoldingReceiver):
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, config: Config) -> None:
         self._port = Port(zmq.SUB)
         self._socket = self._port.socket
         # Keep only the newest message, as a subscriber of framebus does by default.
         self._socket.set(zmq.CONFLATE, 1)
         self._socket.set(zmq.RECONNECT_IVL, 20)
         self._socket.subscribe(b"")
-        self._socket.connect(setting.handles)
-        self._shape = setting.shape
+        self._socket.connect(config.handles)
+        self._shape = config.shape
 
     def receive(self, timeout_s: float) -> Pixels:
         if not self._socket.poll(int(timeout_s * 1000)):
@@ -115,12 +115,12 @@ class Inline(Peer):
     def version(self) -> str:
         return f"libzmq {zmq.zmq_version()}, pyzmq {zmq.pyzmq_version()}"
 
-    def sender(self, setting: Setting) -> Sender:
-        return InlineSender(setting)
+    def sender(self, config: Config) -> Sender:
+        return InlineSender(config)
 
-    def receiver(self, setting: Setting, index: int) -> Receiver:
+    def receiver(self, config: Config, index: int) -> Receiver:
         del index
-        return InlineReceiver(setting)
+        return InlineReceiver(config)
 
 
 class InlineIpc(Inline):
@@ -132,8 +132,8 @@ class InlineIpc(Inline):
     )
 
     @contextmanager
-    def prepare(self, setting: Setting) -> Iterator[str]:
-        del setting
+    def prepare(self, config: Config) -> Iterator[str]:
+        del config
         with temporary_folder() as folder:
             yield f"ipc://{folder}/frames"
 
@@ -144,26 +144,26 @@ class InlineTcp(Inline):
     how = "As over ipc, through TCP on the loopback."
 
     @contextmanager
-    def prepare(self, setting: Setting) -> Iterator[str]:
-        del setting
+    def prepare(self, config: Config) -> Iterator[str]:
+        del config
         yield f"tcp://127.0.0.1:{free_port()}"
 
 
 class ImageSender(Sender):
     """Sends greetings until every receiver has received one, because its PUB socket does not report subscriptions."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, config: Config) -> None:
         import imagezmq
 
-        address, heard = setting.handles
+        address, heard = config.handles
         self._sender: Any = imagezmq.ImageSender(connect_to=NOWHERE, REQ_REP=False)
         self._sender.zmq_socket.set(zmq.SNDHWM, QUEUED)
         self._sender.zmq_socket.set(zmq.SNDTIMEO, int(SEND_TIMEOUT_S * 1000))
         self._sender.zmq_socket.bind(address)
-        self._arrays = deque(touched(setting.shape) for _ in range(ARRAYS))
+        self._arrays = deque(touched(config.shape) for _ in range(ARRAYS))
         greeting = touched((1, 1, 3))
         deadline_s = time.monotonic() + OPEN_TIMEOUT_S
-        waiting = setting.receivers
+        waiting = config.receivers
         while waiting:
             if time.monotonic() > deadline_s:
                 raise TimeoutError("a subscriber did not connect in time")
@@ -188,10 +188,10 @@ class ImageSender(Sender):
 
 
 class ImageReceiver(HoldingReceiver):
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, config: Config) -> None:
         import imagezmq
 
-        address, heard = setting.handles
+        address, heard = config.handles
         self._hub: Any = imagezmq.ImageHub(open_port=NOWHERE, REQ_REP=False)
         self._hub.zmq_socket.set(zmq.RCVHWM, QUEUED)
         self._hub.zmq_socket.set(zmq.RECONNECT_IVL, 20)
@@ -227,18 +227,18 @@ class ImageZmq(Peer):
     module = "imagezmq"
 
     @contextmanager
-    def prepare(self, setting: Setting) -> Iterator[tuple[str, Any]]:
+    def prepare(self, config: Config) -> Iterator[tuple[str, Any]]:
         from multiprocessing import get_context
 
-        del setting
+        del config
         yield f"tcp://127.0.0.1:{free_port()}", get_context("spawn").Semaphore(0)
 
-    def sender(self, setting: Setting) -> Sender:
-        return ImageSender(setting)
+    def sender(self, config: Config) -> Sender:
+        return ImageSender(config)
 
-    def receiver(self, setting: Setting, index: int) -> Receiver:
+    def receiver(self, config: Config, index: int) -> Receiver:
         del index
-        return ImageReceiver(setting)
+        return ImageReceiver(config)
 
 
 PEERS = (InlineIpc(), InlineTcp(), ImageZmq())

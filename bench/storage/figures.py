@@ -64,17 +64,17 @@ def take_turns(into: FigureTable, candidates: Mapping[str, Measurement], rounds:
     """
     # Seeded by the title, so that a run can be repeated in the same order.
     order = random.Random(seed or into.title)
-    able = dict(candidates)
+    runnable = dict(candidates)
     for name in candidates:
         into.row(name)
     for _ in range(rounds):
         # Take turns in a changing order, so that a busy minute of the machine affects all candidates.
-        for name in order.sample(sorted(able), len(able)):
+        for name in order.sample(sorted(runnable), len(runnable)):
             try:
-                into.row(name).add(able[name]())
+                into.row(name).add(runnable[name]())
             except NotHere as error:
                 into.row(name).note = str(error)
-                del able[name]
+                del runnable[name]
 
 
 def lines(one: FigureTable) -> Iterator[str]:

@@ -40,7 +40,7 @@ def scenario(
                 "size": one.size,
                 "frame_bytes": math.prod(SHAPES[one.size]),
                 "receivers": one.receivers,
-                "where": one.where,
+                "where": one.placement,
                 "rounds": [figures for number in range(plan.rounds) if (figures := rounds(one, number)) is not None],
                 "memory": {
                     "sender_rss": GIB,

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bench.harness import Session
-from bench.peers import Peer, Setting, all_peers, rabbitmq_server
+from bench.peers import Config, Peer, all_peers, rabbitmq_server
 from bench.peers.places import server, wait_until
 from bench.worker import Round
 from tests.support import SHM, lacks
@@ -30,19 +30,19 @@ ROUNDS = 5
 def test_stamped_frames_reach_two_processes(peer: Peer) -> None:
     if reason := peer.missing():
         lacks(reason)
-    setting = Setting(f"peer-{secrets.token_hex(6)}", SHAPE, RECEIVERS)
+    config = Config(f"peer-{secrets.token_hex(6)}", SHAPE, RECEIVERS)
     with ExitStack() as stack:
-        session = Session(stack, peer, setting)
+        session = Session(stack, peer, config)
         for number in range(1, ROUNDS + 1):
-            turn = session.turn(Round(number, FRAMES, 0, PERIOD_S))
-            assert turn.sent.frames == FRAMES
-            assert [(received.torn, received.disordered) for received in turn.received] == [(0, 0)] * RECEIVERS
-            if [received.frames for received in turn.received] == [FRAMES] * RECEIVERS:
+            result = session.run_round(Round(number, FRAMES, 0, PERIOD_S))
+            assert result.sent.frames == FRAMES
+            assert [(received.torn, received.disordered) for received in result.received] == [(0, 0)] * RECEIVERS
+            if [received.frames for received in result.received] == [FRAMES] * RECEIVERS:
                 break
             assert not peer.lossless
         else:
             pytest.fail(f"no round of {ROUNDS} in which each receiver got all frames")
-    assert not [path for path in SHM.iterdir() if setting.channel in path.name]
+    assert not [path for path in SHM.iterdir() if config.channel in path.name]
 
 
 def test_every_peer_has_the_texts_that_the_report_needs() -> None:
@@ -87,7 +87,7 @@ def test_rabbitmq_is_started_a_second_time_if_the_first_start_fails(
         yield 77
 
     monkeypatch.setattr(rabbitmq_server.RabbitMq, "_running", running)
-    prepared = rabbitmq_server.RabbitMq().prepare(Setting("unused", SHAPE, 1))
+    prepared = rabbitmq_server.RabbitMq().prepare(Config("unused", SHAPE, 1))
     if fails < rabbitmq_server.START_ATTEMPTS:
         with prepared as port:
             assert port == 77

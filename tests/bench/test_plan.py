@@ -29,7 +29,7 @@ def test_every_scenario_has_a_name_of_its_own(form: Form) -> None:
         for candidate in scenario.candidates:
             assert candidate.peer in peers
             assert candidate.size in SHAPES
-            assert candidate.where in ("processes", "containers")
+            assert candidate.placement in ("processes", "containers")
 
 
 @FORMS

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.harness import Candidate, Outcome, Scenario, Turn
+from bench.harness import Candidate, Outcome, RoundResult, Scenario
 from bench.peers import all_peers
 from bench.results import Figure, copy_us, describe_peer, figure, find, load, machine, save, scenario_results
 from bench.worker import Memory, Received, Sent
@@ -25,17 +25,17 @@ def received(latencies_us: list[int], **others: int | float) -> Received:
 def outcomes() -> dict[str, Outcome]:
     """Return outcomes: two receivers of a good peer, a peer whose frames never arrive, and a peer that failed."""
     sent = Sent(seconds=4.0, cpu_ns=12 * MS, frames=120)
-    first = Turn(
+    first = RoundResult(
         sent,
         [
             received(list(range(1, 101)), cpu_ns=20 * MS, seconds=3.96),
             received([50] * 75, skipped=25, torn=2, disordered=1, cpu_ns=30 * MS, seconds=2.96),
         ],
     )
-    second = Turn(sent, [received([10, 20, 30], seconds=0.08, cpu_ns=3000)])
+    second = RoundResult(sent, [received([10, 20, 30], seconds=0.08, cpu_ns=3000)])
     return {
         GOOD.key: Outcome([first, second], [Memory(100, 40, 10), Memory(90, 30, 20), Memory(70, 10, 30)]),
-        SILENT.key: Outcome([Turn(sent, [Received()])]),
+        SILENT.key: Outcome([RoundResult(sent, [Received()])]),
         BROKEN.key: Outcome(failure="Traceback ...\nRuntimeError: no"),
     }
 

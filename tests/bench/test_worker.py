@@ -7,10 +7,10 @@ from collections import deque
 import numpy as np
 import pytest
 
-from bench.peers import Pixels, Receiver, Sender, Setting
+from bench.peers import Config, Pixels, Receiver, Sender
 from bench.worker import SENT_NS, SEQUENCE, Painter, ReceivingSide, Round, SendingSide, memory, stamp_words
 
-SETTING = Setting("in-process", (48, 64, 3), 1)
+SETTING = Config("in-process", (48, 64, 3), 1)
 ROUND = Round(3, frames=5, warm_up=2, period_s=0.0)
 
 
