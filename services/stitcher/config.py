@@ -27,7 +27,7 @@ class PoseSection(Section):
     pitch_deg: float = Field(0.0, ge=-90, le=90)
     """Upwards."""
     roll_deg: float = Field(0.0, ge=-180, le=180)
-    """Clockwise, as seen by the camera, in addition to :attr:`CameraSection.rotation_deg`."""
+    """Clockwise, as seen from behind the camera, in addition to :attr:`CameraSection.rotation_deg`."""
 
 
 class CameraSection(Section):
@@ -75,7 +75,7 @@ class CameraSection(Section):
         check_credentials(url)
         try:
             parts = urlsplit(url)
-            _ = parts.port
+            _ = parts.port  # a port is only checked when it is read
         except ValueError:
             raise ValueError("the URL cannot be parsed: its host or port is malformed") from None
         if parts.scheme in ("rtsp", "rtsps", "http", "https", "rtmp", "srt") and not parts.hostname:
@@ -263,7 +263,7 @@ class StitcherSection(Section):
             raise ValueError(f"each camera needs a name of its own: {', '.join(twice)}")
         unknown = sorted({name for pair in self.calibration.points for name in pair.cameras} - set(names))
         if unknown:
-            raise ValueError(f"calibration.points name cameras that there are not: {', '.join(unknown)}")
+            raise ValueError(f"calibration.points must name configured cameras, not: {', '.join(unknown)}")
         return self
 
 
