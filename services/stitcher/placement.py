@@ -248,7 +248,7 @@ class Placement:
                 "cameras not placed, they are left out",
                 cameras=list(calibration.unplaced),
                 reasons=dict(calibration.reasons),
-                remedy="check that they run and overlap their neighbours; it is tried again with later pictures",
+                remedy="check that they run and overlap their neighbours; later pictures are tried as well",
             )
 
     def _save(self, calibration: Calibration) -> None:

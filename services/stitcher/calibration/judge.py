@@ -31,8 +31,8 @@ MOST_STRAY = 0.012
 CONTRADICTED_SHARE = 0.15
 CONTRADICTED_CORNERS = 40
 CONTRADICTED_OVERLAP = 0.03
-"""Two cameras contradict each other if less than this share of at least so many corners is found, in an overlap of at
-least this share of a picture."""
+"""Two cameras contradict each other if less than this share of the corners is found, of at least this many, in an
+overlap of at least this share of a picture."""
 MOST_MISFIT = 0.08
 """Share of the tracked points that may be more than :data:`GOOD_PX` away."""
 MOST_GONE, MOST_GONE_SHARE = 9, 0.025

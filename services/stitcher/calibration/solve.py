@@ -43,12 +43,12 @@ class Solution:
     points: Points
     """Points of the last adjustment; cameras by their place in the rig."""
     tracks: dict[Pair, Tracks]
-    """By places in the rig."""
+    """Tracked points by pair of places in the rig."""
     prior: Prior
     unit: float
     """Working pixels per pixel of a picture 1920 wide."""
     is_odd: bool
-    """Whether cameras of one type came out with lenses that differ implausibly."""
+    """Whether the solved lenses are implausible: see :data:`ODD_FOCAL`."""
 
     def follows(self, i: int, j: int, matches: Matches) -> bool:
         """Return whether the rig agrees with enough of the matches of two of its cameras."""

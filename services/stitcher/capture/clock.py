@@ -34,7 +34,7 @@ BIN_NS, BIN_PACKETS, LONGEST_BIN_NS = 1_000_000_000, 8, 4_000_000_000
 """The least offset of a bin is compared with that of the next one. A bin ends when it has lasted the first duration and
 has this many packets, or after the last duration with fewer packets."""
 SLOPES_TO_JUDGE, SLOPES_KEPT = 3, 5
-"""Number of slopes from bin to bin that a verdict requires, and of the newest ones whose median it is."""
+"""Least number of slopes from bin to bin for a verdict, and number of the newest slopes whose median is judged."""
 RUNS_WRONG, RUNS_RIGHT = 0.03, 0.02
 """Relative error of a clock's rate above which it is wrong, and below which it is right; in between, the earlier
 verdict holds."""

@@ -96,7 +96,7 @@ class _Queue(Generic[T]):
         if self.frames:
             step_ns = frame.captured_ns - self.frames[-1].captured_ns
             if step_ns <= 0:
-                # The capture times began anew, so they cannot be compared with those of the earlier frames.
+                # The capture times restarted, so they cannot be compared with those of the earlier frames.
                 self.frames.clear()
             elif SHORTEST_STEP_NS < step_ns < LONGEST_STEP_NS:
                 self.steps += 1
@@ -204,7 +204,7 @@ class FrameSynchronizer(Generic[T]):
         due_ns = frame.arrival_ns
         for index in live:
             queue = self._queues[index]
-            # Its frames always come later than the wait: waiting would delay each panorama in vain.
+            # Its frames arrive later than the longest wait, so waiting for them would only delay each panorama.
             is_hopeless = queue.lag_ns - pace.lag_ns > self._max_wait_ns + pace.period_ns
             if queue.pace_ns(now_ns) < SLOWER * pace.period_ns and not is_hopeless:
                 # A frame this close to the instant is the nearest one: the next one comes a whole period later.

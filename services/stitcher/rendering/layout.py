@@ -39,7 +39,7 @@ class Strip:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A rectangle that one camera fills, beside the strips."""
+    """A rectangle that one camera fills, between the strips."""
 
     camera: int
     rows: slice
