@@ -1,6 +1,7 @@
 """How much of this project's images their work uses: ``python -m bench.image_usage.ours [--folder FOLDER] [NAME …]``.
 
-Each image is watched in its place: among the other services of its compose file, while a browser shows the page.
+Each image is watched in its place: among the other services of its compose file, while a browser shows the page. What
+is watched is a copy with layers of its own, because the page cache is shared with the others.
 Further observations are the runs beside the relay, the detector's run on a file, and with ``--tests`` the services'
 tests.
 """
@@ -16,6 +17,7 @@ import socket
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,6 +28,7 @@ from bench.image_usage import measure, report, treemap
 from bench.image_usage.engine import docker
 from bench.image_usage.errors import CannotMeasure
 from bench.image_usage.observe import Work
+from bench.image_usage.unshared import unshared
 from bench.image_usage.usage import Report, also
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -38,6 +41,8 @@ BUILD_S: Final = 1800.0
 GROUP: Final = 2000
 ALL: Final = "framebus"
 """The container with all services, of compose.single.yaml."""
+IMAGES: Final = {ALL: "all"}
+"""Names of the images of services whose names are others."""
 CLIP: Final = ROOT / "services/simulator/footage/pedestrians.mp4"
 MODEL: Final = ROOT / "models/default"
 
@@ -129,7 +134,9 @@ class Project:
             *("--volume", f"{self._secret}:/run/secrets/broker:ro", "--volume", f"{MODEL}:/app/models/default:ro"),
         ]
         work = f"{sys.executable} -m bench.image_usage.view http://127.0.0.1:{port} {lasts_s:g}"
-        return measure.of_image(_image("all"), options, [], work=Work((work,)), base=BASE, tell=_tell)
+        return measure.of_image(
+            _image(IMAGES[ALL]), options, [], work=Work((work,)), base=BASE, tell=_tell, share_layers=False
+        )
 
     def start(self) -> None:
         """Start it all; where a busy machine took too long for a health check that others wait for, once more."""
@@ -143,10 +150,20 @@ class Project:
                 return
 
     def measure(self, service: str, lasts_s: float) -> Report:
-        """Watch one of its containers, while the others go on."""
+        """Watch one of its containers, of an image with layers of its own, while the others go on."""
         work = f"{sys.executable} -m bench.image_usage.view {self.url} {lasts_s:g}"
-        identity = self.compose("ps", "-q", service).strip()
-        return measure.of_container(identity, Work((work,)), BASE, _tell)
+        image = _image(IMAGES.get(service, service))
+        _tell(f"copying {image}")
+        with unshared(image) as copy, tempfile.NamedTemporaryFile("w", suffix=".json") as override:
+            json.dump({"services": {service: {"image": copy}}}, override)
+            override.flush()
+            start = ("up", "--detach", "--no-deps", "--no-build", service)
+            self.compose("-f", override.name, *start)
+            try:
+                identity = self.compose("ps", "-q", service).strip()
+                return measure.of_container(identity, Work((work,)), BASE, _tell, copy_of=image)
+            finally:
+                self.compose(*start)
 
 
 def _build() -> None:
@@ -202,7 +219,9 @@ def detector_on_a_file(lasts_s: float) -> Report:
         *("--network", "none", "--env", "FRAMEBUS_DETECTOR__SOURCE=file:///clip.mp4"),
         *("--volume", f"{CLIP}:/clip.mp4:ro", "--volume", f"{MODEL}:/app/models/default:ro"),
     ]
-    return measure.of_image(_image("detector"), options, [], work=Work((), lasts_s), base=BASE, tell=_tell)
+    return measure.of_image(
+        _image("detector"), options, [], work=Work((), lasts_s), base=BASE, tell=_tell, share_layers=False
+    )
 
 
 def _image(name: str) -> str:
@@ -221,8 +240,9 @@ def tests_in(service: str) -> Report:
     options = [argument for here, there in mounts.items() for argument in ("--volume", f"{here}:{there}:ro")]
     command = ["python", "-c", PYTEST, f"tests/services/{service}"]
     return measure.of_image(
-        _image(service), [*options, "--user", "root"], command, work=Work((), TESTS_S), base=BASE, tell=_tell
-    )
+        _image(service), [*options, "--user", "root"], command, work=Work((), TESTS_S), base=BASE, tell=_tell,
+        share_layers=False,
+    )  # fmt: skip
 
 
 def _free_port() -> int:

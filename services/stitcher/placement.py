@@ -201,8 +201,8 @@ class Placement:
         except CalibrationError as error:
             if self._current is None:
                 self._state = f"failed: {error}"
-            # _begin() has doubled the wait already, for the attempt after the next one.
-            self._log.error("calibration failed", reason=str(error), next_try_s=self._retry_s / 2)
+            next_try_s = round(max(0.0, self._next_try_s - time.monotonic()), 1)
+            self._log.error("calibration failed", reason=str(error), next_try_s=next_try_s)
             return
         finally:
             self.progress = None
