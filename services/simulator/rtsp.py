@@ -16,6 +16,7 @@ relate them to each other; a client that ignores these, as FFmpeg does, sees eac
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import threading
@@ -135,7 +136,9 @@ def main() -> int:
     sys.stdout.write(f"ready: rtsp://{options.host}:{server.get_bound_port()}/{clips[0].stem} to {clips[-1].stem}\n")
     sys.stdout.flush()
     loop.run()
-    return 0
+    # GStreamer's threads still run and call back into Python. An ordinary exit would take the interpreter down beneath
+    # them, and was seen to end with a segmentation fault. Nothing here needs to be cleaned up.
+    os._exit(0)
 
 
 if __name__ == "__main__":
