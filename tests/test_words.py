@@ -10,15 +10,15 @@ from tests import words
 from tests.support import ROOT
 
 LIBRARY = (ROOT / "framebus",)
-DOCUMENTS = (
-    ROOT / "README.md",
-    *(
-        ROOT / "docs" / f"{name}.md"
-        for name in ["benchmarks", "cli", "design", "reliability", "security", "spec", "using", "verification"]
-    ),
-)
+DOCUMENTS = tuple(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "docs"))
+EXAMPLES = (ROOT / "examples",)
 TESTS = tuple(ROOT / name for name in ("tests/framebus", "tests/race", "tests/verification", "verification"))
-PLACES = {"the library": LIBRARY, "the documents": DOCUMENTS, "the tests and the model": TESTS}
+PLACES = {
+    "the library": LIBRARY,
+    "the documents": DOCUMENTS,
+    "the examples": EXAMPLES,
+    "the tests and the model": TESTS,
+}
 MAX_IS_NO = 2.0
 MIN_PURPOSE = 10.0
 MIN_COMMENT_SHARE = 0.025
