@@ -21,7 +21,7 @@ from services.detector.merge import Rules, group_labels, merge
 from services.detector.schedule import Budget, Schedule
 from services.detector.second_stage import Network, SecondStage
 from services.detector.tiles import Pixels, Tile, plan_tiles, tile_size
-from services.detector.track import Known, Tracker
+from services.detector.tracker import Known, Tracker
 
 TRACK_WEIGHT = 2.0
 """Activity of a tracked object in each frame, in changed samples: one that stands still may start to move."""

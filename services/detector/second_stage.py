@@ -22,7 +22,7 @@ import structlog
 from services.detector.boxes import Floats
 from services.detector.models.errors import ModelError
 from services.detector.tiles import Pixels
-from services.detector.track import Known
+from services.detector.tracker import Known
 
 MOST_CROPS = 4
 """Largest number of crops per frame."""

@@ -12,7 +12,7 @@ from services.detector.boxes import Boxes, Floats
 from services.detector.models.errors import ModelError
 from services.detector.second_stage import AGAIN_S, MOST_CROPS, SHARE, SecondStage
 from services.detector.tiles import Pixels
-from services.detector.track import Known
+from services.detector.tracker import Known
 from tests.services.detector.test_detector import FRAME_NS, PEOPLE, Trial
 
 LABELS = ("person", "car")
