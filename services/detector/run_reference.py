@@ -22,8 +22,8 @@ from services.common.reference import MAX_REFERENCE_BYTES, BadReference, FrameRe
 from services.common.service import EXIT_USAGE, ServiceError
 from services.common.storage import Storage, StorageError
 from services.detector.config import QUEUE, DetectorConfiguration
+from services.detector.frame_processor import frame_of
 from services.detector.service import load_service
-from services.detector.worker import frame_of
 
 EXIT_FAILED: Final = 1
 
