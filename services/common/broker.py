@@ -1,19 +1,6 @@
-"""The message broker: the exchanges and queues of a stream, connections, and publishing without message loss.
-
-A stream NAME has these exchanges and queues. Each name begins with ``framebus.NAME.``.
-
-| name | what |
-| --- | --- |
-| ``frames`` | fanout exchange for references to frames; bound to a queue ``frames.GROUP`` for each group of detectors |
-| ``results`` | fanout exchange for references to results; each reader of results binds a queue of its own |
-| ``dropped`` | fanout exchange to which the broker dead-letters frames that overflowed a queue or expired |
-| ``dead`` | fanout exchange for messages that could not be processed, and the queue that keeps them |
-| ``relay`` | exclusive queue of a connected relay; ensures that a stream has a single relay |
-| ``settled`` | queue from which a relay reads the outcome of each frame |
+"""Connections to the message broker: kept through losses, and every fault explained in a sentence.
 
 The client is aio-pika; docs/decisions/0005-the-relay-on-rabbitmq-and-obstore.md says why.
-
-Source: RabbitMQ's guides "Quorum Queues", "Consumer Acknowledgements and Publisher Confirms", "Dead Letter Exchanges".
 """
 
 from __future__ import annotations
@@ -22,50 +9,36 @@ import asyncio
 import contextlib
 import logging
 import re
-import secrets
 import ssl
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 import aio_pika
 import structlog
-from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange, AbstractIncomingMessage
+from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import (
     AMQPError,
     AuthenticationError,
     ChannelNotFoundEntity,
     ChannelPreconditionFailed,
-    DeliveryError,
     ProbableAuthenticationError,
 )
 from aiormq.exceptions import ChannelLockedResource
-from pamqp.commands import Basic
 
 from services.common.credentials import MissingPassword
 from services.common.masking import mask_url
-from services.common.reference import trace_id
 from services.common.remote_config import BrokerSection
 from services.common.service import UnusableSetting
 
 CONNECT_TIMEOUT_S: Final = 10.0
 CLOSE_TIMEOUT_S: Final = 1.0
-CONFIRM_TIMEOUT_S: Final = 15.0
 HEARTBEAT_S: Final = 20
 """Heartbeat interval. A broker that disappears without closing the connection is detected within two intervals."""
 RETRY_S: Final = (0.2, 5.0)
 """Shortest and longest wait before a retry to connect."""
 STOP_SLICE_S: Final = 0.1
-FRAME, RESULT = "framebus.frame", "framebus.result"
-"""Message types."""
-REASON: Final = "x-framebus-reason"
-"""Header of a dead letter: why the message could not be processed."""
-GROUP: Final = "x-framebus-group"
-"""Header of a dead letter: the group of the detector that rejected the message."""
-WORKER: Final = "x-framebus-worker"
-"""Header of a dead letter: the detector that rejected the message."""
 BROKER_ERRORS: Final = (AMQPError, ConnectionError, OSError, TimeoutError, asyncio.InvalidStateError)
 """Exceptions of aio-pika for a connection that is lost or refused, or a channel that is closed."""
 _CUT: Final = re.compile(r"connection reset|unexpectedly closed")
@@ -73,55 +46,6 @@ _CUT: Final = re.compile(r"connection reset|unexpectedly closed")
 # Both libraries log, with tracebacks, the errors that they also raise. Log them once, by the code that handles them.
 for _library in ("aio_pika", "aiormq"):
     logging.getLogger(_library).setLevel(logging.CRITICAL)
-
-
-class BrokerRefused(Exception):
-    """The broker rejected a message, for example because a queue is full. A retry may succeed."""
-
-
-class NoQueue(BrokerRefused):
-    """The exchange has no queue to route the message to."""
-
-
-@dataclass(frozen=True, slots=True)
-class Names:
-    """The names of a stream's exchanges and queues."""
-
-    stream: str
-
-    @property
-    def frames(self) -> str:
-        """Exchange for references to frames."""
-        return f"framebus.{self.stream}.frames"
-
-    @property
-    def results(self) -> str:
-        """Exchange for references to results."""
-        return f"framebus.{self.stream}.results"
-
-    @property
-    def dropped(self) -> str:
-        """Exchange for frames that the broker dropped."""
-        return f"framebus.{self.stream}.dropped"
-
-    @property
-    def dead(self) -> str:
-        """Exchange and queue for messages that could not be processed."""
-        return f"framebus.{self.stream}.dead"
-
-    @property
-    def settled(self) -> str:
-        """The relay's queue of results, dropped frames and dead letters."""
-        return f"framebus.{self.stream}.settled"
-
-    @property
-    def relay(self) -> str:
-        """Exclusive queue, which ensures that a stream has a single relay."""
-        return f"framebus.{self.stream}.relay"
-
-    def group(self, group: str) -> str:
-        """Queue of a group of detectors."""
-        return f"{self.frames}.{group}"
 
 
 class _Connection(aio_pika.Connection):
@@ -338,57 +262,3 @@ def why(error: BaseException | None) -> str:
 
 def _in_short(error: BaseException | None) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
-
-
-def message(body: bytes, kind: str, key: str, *, headers: Mapping[str, Any] | None = None, **properties: Any) -> Any:
-    """Return a persistent message, with the trace context of its frame.
-
-    Args:
-        body: A reference.
-        kind: :data:`FRAME` or :data:`RESULT`.
-        key: The frame's name, from which the trace id is derived.
-        headers: Further headers.
-        **properties: Further properties of ``aio_pika.Message``.
-
-    Source: W3C Trace Context, "traceparent".
-    """
-    trace = {"traceparent": f"00-{trace_id(key)}-{secrets.token_hex(8)}-01"}
-    return aio_pika.Message(
-        body,
-        type=kind,
-        message_id=key,
-        content_type="application/json",
-        delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
-        headers={**trace, **(headers or {})},
-        **properties,
-    )
-
-
-async def publish(exchange: AbstractExchange, sent: Any, routing_key: str = "", *, mandatory: bool = False) -> None:
-    """Publish a message, and block until the broker confirms that it is stored.
-
-    Raises:
-        BrokerRefused: A queue is full.
-        NoQueue: ``mandatory`` is set, and the exchange has no queue for the message.
-        AMQPError, OSError: The connection was lost. The broker may or may not have the message.
-    """
-    try:
-        confirmed = await exchange.publish(sent, routing_key, mandatory=mandatory, timeout=CONFIRM_TIMEOUT_S)
-    except DeliveryError as error:
-        raise BrokerRefused(f"a queue of {exchange.name or routing_key} is full") from error
-    if not isinstance(confirmed, Basic.Ack):
-        raise NoQueue(f"{exchange.name or routing_key} has no queue: the relay declares them when it connects")
-
-
-async def open_channel(connection: AbstractConnection, *, prefetch: int = 0) -> AbstractChannel:
-    """Open a channel with publisher confirms, limited to ``prefetch`` unacknowledged deliveries if that is not 0."""
-    channel = await connection.channel(publisher_confirms=True)
-    if prefetch:
-        await channel.set_qos(prefetch_count=prefetch)
-    return channel
-
-
-def deliveries_before(delivered: AbstractIncomingMessage) -> int:
-    """Return how often a quorum queue delivered the message before without an acknowledgement."""
-    count = delivered.headers.get("x-delivery-count", 0)
-    return count if isinstance(count, int) else 0

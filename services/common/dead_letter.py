@@ -8,7 +8,8 @@ from typing import Any, Final
 import aio_pika
 from aio_pika.abc import AbstractExchange, AbstractIncomingMessage
 
-from services.common.broker import GROUP, REASON, WORKER, publish
+from services.common.broker_messages import publish
+from services.common.broker_names import GROUP, REASON, WORKER
 
 MAX_REASON: Final = 1000
 _DEATHS: Final = {

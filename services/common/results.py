@@ -11,7 +11,8 @@ from typing import Final
 import structlog
 from aio_pika.abc import AbstractConnection, AbstractIncomingMessage, AbstractQueue
 
-from services.common.broker import Names, open_channel
+from services.common.broker_messages import open_channel
+from services.common.broker_names import Names
 from services.common.detections import MAX_MESSAGE_BYTES, Detections, MalformedDetections, unpack
 from services.common.reference import BadReference, ResultReference
 from services.common.storage import ObjectDamaged, ObjectMissing, Storage, StorageUnavailable

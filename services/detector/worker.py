@@ -16,18 +16,9 @@ from typing import Final
 import structlog
 from aio_pika.abc import AbstractConnection, AbstractExchange, AbstractIncomingMessage
 
-from services.common.broker import (
-    BROKER_ERRORS,
-    FRAME,
-    RESULT,
-    BrokerRefused,
-    Names,
-    deliveries_before,
-    keep_connected,
-    message,
-    open_channel,
-    publish,
-)
+from services.common.broker import BROKER_ERRORS, keep_connected
+from services.common.broker_messages import BrokerRefused, deliveries_before, message, open_channel, publish
+from services.common.broker_names import FRAME, RESULT, Names
 from services.common.dead_letter import bury
 from services.common.frame_codec import CannotDecode
 from services.common.reference import BadReference, FrameReference, ResultReference, trace_id

@@ -16,7 +16,9 @@ from typing import Any
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
-from services.common.broker import BROKER_ERRORS, GROUP, REASON, WORKER, Names, connect, open_channel, publish, why
+from services.common.broker import BROKER_ERRORS, connect, why
+from services.common.broker_messages import open_channel, publish
+from services.common.broker_names import GROUP, REASON, WORKER, Names
 from services.common.config import ConfigurationError, load
 from services.common.dead_letter import death_of, deliveries, id_of, reason_of
 from services.common.reference import BadReference, FrameReference, trace_id

@@ -11,7 +11,8 @@ import sys
 import threading
 from pathlib import Path
 
-from services.common.broker import Names, keep_connected
+from services.common.broker import keep_connected
+from services.common.broker_names import Names
 from services.common.config import ConfigurationError, LogSection, load
 from services.common.detections import Detections, to_map
 from services.common.logs import set_up_logs

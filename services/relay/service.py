@@ -11,7 +11,9 @@ from typing import Any, Final
 
 from aio_pika.abc import AbstractConnection
 
-from services.common.broker import Names, keep_connected, open_channel, stopped, together
+from services.common.broker import keep_connected, stopped, together
+from services.common.broker_messages import open_channel
+from services.common.broker_names import Names
 from services.common.service import ServiceError, UnusableSetting
 from services.common.status import StatusServer, status_document
 from services.common.storage import Storage

@@ -9,7 +9,7 @@ from typing import Final
 import structlog
 from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
 
-from services.common.broker import FRAME, GROUP, REASON, RESULT, Names
+from services.common.broker_names import FRAME, GROUP, REASON, RESULT, Names
 from services.common.dead_letter import death_of
 from services.common.reference import FRAMES, BadReference, FrameReference, ResultReference
 from services.common.status import Stage

@@ -11,7 +11,8 @@ from typing import Any, Final
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange, AbstractQueue
 from aio_pika.exceptions import ChannelNotFoundEntity
 
-from services.common.broker import Names, open_channel
+from services.common.broker_messages import open_channel
+from services.common.broker_names import Names
 from services.relay.config import RelaySection
 
 NEW_QUEUE_S: Final = 2.0

@@ -12,7 +12,8 @@ from typing import Final, TypeVar
 import structlog
 from aio_pika.abc import AbstractExchange
 
-from services.common.broker import FRAME, BrokerRefused, NoQueue, message, publish
+from services.common.broker_messages import BrokerRefused, NoQueue, message, publish
+from services.common.broker_names import FRAME
 from services.common.reference import trace_id
 from services.common.status import Stage
 from services.common.storage import Storage, StorageUnavailable, another_address
