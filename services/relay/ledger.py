@@ -2,13 +2,10 @@
 
 It is a SQLite database beside the spool. One transaction accepts a frame or counts it as missed, which ensures that a
 killed relay neither forgets a frame nor counts one twice. Without a path, the ledger is in memory.
-
-Source: sqlite.org, "Write-Ahead Logging" and "PRAGMA synchronous".
 """
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,31 +14,14 @@ from pathlib import Path
 from typing import Final
 
 from services.common.reference import FrameReference, ResultReference
-from services.common.service import ServiceError
+from services.relay.ledger_file import open_file, transaction
 
-_SCHEMA: Final = """
-CREATE TABLE IF NOT EXISTS epochs (epoch TEXT PRIMARY KEY);
-CREATE TABLE IF NOT EXISTS frames (
-  id INTEGER PRIMARY KEY AUTOINCREMENT, stream TEXT, epoch TEXT, sequence INTEGER, reference BLOB, address TEXT,
-  size_bytes INTEGER, captured_wall_ns INTEGER, published INTEGER DEFAULT 0, UNIQUE (stream, epoch, sequence));
-CREATE INDEX IF NOT EXISTS frames_waiting ON frames (published, id);
-CREATE TABLE IF NOT EXISTS waiting (id INTEGER, consumers TEXT, PRIMARY KEY (id, consumers)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS missed (
-  id INTEGER PRIMARY KEY AUTOINCREMENT, epoch TEXT, first INTEGER, last INTEGER, reason TEXT);
-CREATE TABLE IF NOT EXISTS dead (address TEXT PRIMARY KEY) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS counts (name TEXT PRIMARY KEY, value INTEGER);
-"""
-VERSION: Final = 1
 KEPT_RANGES: Final = 10_000
 """Number of ranges of missed frames that are kept individually; all are counted."""
 _SQLITE_MAX: Final = (1 << 63) - 1
 """Largest integer of SQLite."""
 LAST, SPOOLED = "last sequence", "spooled bytes"
 ACCEPTED, PUBLISHED, ANALYSED, DEAD = "accepted", "published", "analysed", "dead letters"
-
-
-class LedgerFull(ServiceError):
-    """The disk is full. The transaction was rolled back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,35 +59,8 @@ class Ledger:
     def __init__(self, path: Path | None, groups: Sequence[str]) -> None:
         self._groups = tuple(groups)
         self._lock = threading.Lock()
-        try:
-            self._database = sqlite3.connect(
-                ":memory:" if path is None else path, timeout=1.0, isolation_level=None, check_same_thread=False
-            )
-            try:
-                self._set_up(path)
-            except BaseException:
-                self._database.close()
-                raise
-        except sqlite3.OperationalError as error:
-            reason = "another relay uses it: give each a folder of its own" if "locked" in str(error) else str(error)
-            raise ServiceError(f"{path}: the ledger cannot be used: {reason}") from None
-        except sqlite3.DatabaseError as error:
-            raise ServiceError(f"{path} is damaged, or not a ledger: {error}: move it away") from None
-
-    def _set_up(self, path: Path | None) -> None:
-        # Lock out a second relay on the same spool, which would publish the same frames.
-        self._database.execute("PRAGMA locking_mode = EXCLUSIVE")
-        self._database.execute("PRAGMA journal_mode = WAL")
-        # Ensure that a transaction is on the disk when it returns.
-        self._database.execute("PRAGMA synchronous = FULL")
-        (version,) = self._database.execute("PRAGMA user_version").fetchone()
-        if version not in (0, VERSION):
-            raise ServiceError(f"{path} is of version {version}, and only {VERSION} is understood: move it away")
-        self._counts: dict[str, int] = {}
         self._new_epoch: str | None = None
-        self._database.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
-        self._epochs = {epoch for (epoch,) in self._database.execute("SELECT epoch FROM epochs")}
-        self._counts = dict(self._database.execute("SELECT name, value FROM counts"))
+        self._database, self._epochs, self._counts = open_file(path)
 
     def close(self) -> None:
         """Close the file."""
@@ -303,22 +256,12 @@ class Ledger:
         before = self._counts
         counts = dict(before)
         self._new_epoch = None
-        try:
-            self._database.execute("BEGIN IMMEDIATE")
+        with transaction(self._database):
             yield counts
             self._database.executemany(
                 "INSERT OR REPLACE INTO counts VALUES (?, ?)",
                 [item for item in counts.items() if before.get(item[0]) != item[1]],
             )
-            self._database.execute("COMMIT")
-        except BaseException as error:
-            if self._database.in_transaction:  # after some errors, such as a full disk, SQLite rolls back by itself
-                self._database.execute("ROLLBACK")
-            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
-                raise LedgerFull("the relay's ledger cannot be written: the disk is full") from None
-            if isinstance(error, sqlite3.Error):
-                raise ServiceError(f"the relay's ledger cannot be written: {error}") from None
-            raise
         self._counts = counts
         if self._new_epoch is not None:
             self._epochs.add(self._new_epoch)

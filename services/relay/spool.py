@@ -11,7 +11,8 @@ from typing import Final
 
 from services.common.reference import FrameReference
 from services.common.service import ServiceError
-from services.relay.ledger import Entry, Ledger, LedgerFull
+from services.relay.ledger import Entry, Ledger
+from services.relay.ledger_file import LedgerFull
 
 LEDGER: Final = "ledger.sqlite3"
 FRAMES: Final = "frames"

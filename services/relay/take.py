@@ -20,7 +20,7 @@ from services.common.frame_codec import CannotEncode, check_encodable, encode
 from services.common.reference import FrameReference, frame_address
 from services.common.status import Stage
 from services.relay.config import RelayConfiguration
-from services.relay.ledger import LedgerFull
+from services.relay.ledger_file import LedgerFull
 from services.relay.spool import Spool, SpoolFull
 
 SLICE_S: Final = 0.25
