@@ -27,6 +27,7 @@ _RING = re.compile(STREAM_NAME.replace("^", "^ring://"))
 def host_instance() -> str:
     """Return the host's name as an instance name. A long name is shortened, with a digest to keep it unique."""
     host = socket.gethostname()
+    # The name becomes part of file names in /dev/shm: a subset of the characters, and at most 16 of them.
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", host).lstrip("_-") or "detector"
     if len(name) <= LONGEST_INSTANCE:
         return name
@@ -135,6 +136,7 @@ class DetectorSection(Section):
 
     @model_validator(mode="after")
     def _overlap_fits(self) -> Self:
+        # With more overlap the number of tiles grows without bound: a tile advances by what it does not overlap.
         if self.overlap_px is not None and self.overlap_px > self.tile_px * 0.75:
             raise ValueError(f"overlap_px {self.overlap_px} is more than three quarters of tile_px {self.tile_px}")
         return self

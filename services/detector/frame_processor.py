@@ -58,7 +58,7 @@ class FrameProcessor:
         self.repeated = 0
         """Frames that were processed before."""
         self.reason = ""
-        """Why no frame can be processed; empty while frames can be. The worker sets it too, to the broker's state."""
+        """Why no frame can be processed; empty while frames can be. The worker also sets it, to the broker's state."""
         self._section = section
         self._storage = storage
         self._look = look
@@ -76,6 +76,7 @@ class FrameProcessor:
             TooLate: The frame's deadline has passed.
             BadReference, CannotDecode, ObjectDamaged, ObjectMissing: The frame cannot be processed, by any worker.
         """
+        # A worker that died before it acknowledged may have stored a result. Return it, so that a frame has one result.
         if redelivered and (found := await self._found_before(reference)) is not None:
             return found
         check_deadline(reference)
@@ -89,6 +90,7 @@ class FrameProcessor:
             raise
         self.fetched.record(time.time() - reference.captured_wall_ns * 1e-9)
         loop = asyncio.get_running_loop()
+        # Decode outside the detection's thread, which processes another prefetched frame meanwhile.
         pixels = await loop.run_in_executor(None, decode, data, reference)
         check_deadline(reference)
         detections = await loop.run_in_executor(self._executor, self._look, frame_of(pixels, reference))
@@ -96,6 +98,7 @@ class FrameProcessor:
         body = pack(detections)
         sha256 = hashlib.sha256(body).hexdigest()
         prefix = result_prefix(reference.stream, reference.epoch, reference.sequence, self._model)
+        # The digest in the address ensures that no object is ever replaced by a different one.
         address = f"{prefix}{sha256[:16]}"
         refusals = 0
 
@@ -105,6 +108,8 @@ class FrameProcessor:
             try:
                 await self._storage.put(chosen, body, durable=True)
             except StorageUnavailable as error:
+                # A server that was killed while it wrote may refuse this address for good, so try another one after
+                # some errors.
                 refusals += error.answered
                 raise
             return chosen
@@ -164,6 +169,7 @@ class FrameProcessor:
                 if not self.reason:
                     log.warning("storage unavailable", reason=str(error))
                 self.reason = str(error)
+                # With a deadline, an outage may take longer than the result is useful.
                 check_deadline(reference)
                 await asyncio.sleep(wait_s)
                 wait_s = min(2 * wait_s, RETRY_S[1])

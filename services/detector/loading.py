@@ -27,6 +27,7 @@ def check(configuration: DetectorConfiguration) -> None:
     section = configuration.detector
     model, _ = open_source(section)
     second = load_second_stage(section, model)
+    # A start tolerates an unusable classifier, but a check reports it.
     if isinstance(second, str):
         raise UnusableSetting(second)
     if section.from_queue:

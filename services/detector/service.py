@@ -75,12 +75,13 @@ def main(configuration: DetectorConfiguration, stop: threading.Event) -> None:
 
 
 def load_service(configuration: DetectorConfiguration, stop: threading.Event) -> DetectorService:
-    """Load the model, the classifier and the recording.
+    """Load the model, the classifier and the recording, and return a service that has not started yet.
 
     Raises:
         UnusableSetting: The model or the recording is unusable.
     """
     section = configuration.detector
+    # The budget measures the CPU time of the detection thread, which the work of OpenCV's own threads would escape.
     cv2.setNumThreads(1)
     model, recording = open_source(section)
     log.info("model loaded", **describe(model))
@@ -116,7 +117,7 @@ class DetectorService:
         self._recording = recording
         self.section = section
         self._model = model
-        # With a queue, a stop lets the current frame finish, as long as the worker waits for it.
+        # With a queue, a stop lets the current frame finish while the worker waits for it (worker.DRAIN_S).
         self._detector_stop = threading.Event() if section.from_queue else stop
         classifier = None if isinstance(second, str) else second
         self._detector = Detector(section, model, self._detector_stop, classifier=classifier)
@@ -130,6 +131,8 @@ class DetectorService:
 
     def run(self) -> None:
         """Process the frames of a recording or a ring until it ends, or until told to stop."""
+        # Frames that must all be processed must not lose their messages either, so let publishing wait for slow
+        # subscribers.
         every = self._recording is not None or self.section.mode == "every"
         publisher = self._publisher = DetectionPublisher(
             self._stream, self.section.instance, stop=self._stop if every else None
@@ -154,6 +157,7 @@ class DetectorService:
         try:
             asyncio.run(worker.run())
         finally:
+            # End a detection that outlasted the worker's wait, because leaving the pool waits for its thread.
             self._detector_stop.set()
 
     def look(self, frame: RecordedFrame) -> Detections:
@@ -162,6 +166,7 @@ class DetectorService:
         Raises:
             BadReference: The network does not support such frames.
         """
+        # Successive frames of a queue are unrelated: other detectors of the group process those in between.
         self._detector.forget()
         detections = self._detect(frame)
         if detections is None:
@@ -171,7 +176,7 @@ class DetectorService:
         return detections
 
     def _read(self, recording: Recording, publisher: DetectionPublisher) -> None:
-        """Process each frame of a recording. Its detections are also printed, as one line of JSON per frame."""
+        """Process each frame of a recording. Also print its detections, as one line of JSON per frame."""
         for frame in recording.frames():
             if (detections := self._detect(frame)) is not None:
                 publisher.publish(detections)
@@ -206,6 +211,7 @@ class DetectorService:
             self._stream,
             name=self.section.instance,
             mode=self.section.mode or "newest",
+            # follow() waits for a publisher by itself, and notices a stop meanwhile.
             attach_timeout_s=0,
             gone_after_s=GONE_AFTER_S,
             publisher_uid=self._publisher_uid,
@@ -214,6 +220,7 @@ class DetectorService:
     def _take(self, frame: Frame, publisher: DetectionPublisher) -> None:
         """Detect, publish, and wait until the next frame is due."""
         started_s = time.monotonic()
+        # Release the slot before the messages are sent, so that the publisher can reuse it.
         with frame:
             detections = self._detect(frame)
         if detections is not None:

@@ -1,4 +1,4 @@
-"""The detector's status: what it counts of its frames, and the document that says how it does."""
+"""The detector's status: the counts of its frames, and the status document."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class DetectorStatus:
         self._detector = detector
         self._second = second
         self._objects = 0
-        self._looked: deque[int] = deque(maxlen=100)
+        self._looked: deque[int] = deque(maxlen=100)  # tiles that the model ran on, in each of the latest frames
 
     def record(self, seen: Seen, latency_s: float, skipped: int) -> None:
         """Count a frame.
@@ -59,12 +59,14 @@ class DetectorStatus:
             worker: Worker on a queue.
         """
         detector = self._detector
+        # Copy the deques first: the detection thread may append to them while this thread iterates.
         tile_ms = sorted(detector.tile_ms.copy())
         looked = self._looked.copy()
         document = status_document(
             self._section.status_name,
             {"detect": self.stage} if worker is None else {"detect": self.stage, **worker.stages},
             stale_after_s=self._section.stale_after_s,
+            # A queue may be empty for any time, so no stage of a worker must pass frames regularly.
             optional=() if worker is None else ("detect", *worker.stages),
             details={
                 **describe(self._model),

@@ -12,7 +12,7 @@ from services.detector.sight import Sight, look_at
 from services.detector.tiles import Pixels
 
 SMOOTHING_S = 0.4
-"""Time constant of the velocity, to smooth the jitter of boxes."""
+"""Time constant of the velocity's smoothing: the model's boxes jitter even around an object that stands still."""
 VOTES_KEPT = 0.8
 """Weight of the earlier sightings in an object's label, so that a few consecutive sightings can change it."""
 PLACED_S = 0.5
@@ -33,7 +33,7 @@ class Track:
     seen_ns: int
     score: float
     votes: dict[int, float]
-    """Accumulated score of each label that it had."""
+    """Score of each label that it had, decayed by :data:`VOTES_KEPT` at each sighting."""
     open_edges: Flags
     """Which of its edges are a tile's."""
     at_ns: int
@@ -63,6 +63,7 @@ class Track:
         self.open_edges = open_edges & self.open_edges
         self.seen_ns = now_ns
         self.missing = False
+        # The labels of one object change between rivals, so the label with the largest decayed score counts.
         self.votes = {known: votes * VOTES_KEPT for known, votes in self.votes.items()}
         self.votes[label] = self.votes.get(label, 0.0) + (1 - VOTES_KEPT) * score
 
@@ -70,6 +71,8 @@ class Track:
         """Return whether its expected position is trustworthy."""
         elapsed_s = (now_ns - self.at_ns) * 1e-9
         moved_px = float(np.hypot(*self.velocity)) * elapsed_s
+        # A slow object is still near its expected position after a longer time: it has moved by a part of its width
+        # only.
         return elapsed_s <= PLACED_S or moved_px <= STILL * float(self.xyxy[2] - self.xyxy[0])
 
     def follow(self, pixels: Pixels, now_ns: int) -> None:
@@ -114,6 +117,7 @@ class Track:
             at_ns=int(state["at_ns"]),
             score=float(state["score"]),
             votes={int(label): float(votes) for label, votes in state["votes"]},
+            # The state does not hold the open edges, so take the box as complete.
             open_edges=np.zeros(4, np.bool_),
             seen=int(state["seen"]),
         )
@@ -121,6 +125,8 @@ class Track:
     def _move(self, xyxy: Floats, measured: Flags, now_ns: int) -> None:
         elapsed_s = (now_ns - self.at_ns) * 1e-9
         if elapsed_s > 0:
+            # Rows are the top left and the bottom right corner. The shift of an axis is the mean over its measured
+            # edges; an axis without one keeps its velocity.
             sides = measured.reshape(2, 2)
             error = np.where(sides, (xyxy - self.expected(now_ns)).reshape(2, 2), 0).sum(axis=0)
             error /= np.maximum(sides.sum(axis=0), 1)

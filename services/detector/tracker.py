@@ -38,7 +38,7 @@ PIECE_INSIDE = 0.6
 FOLLOWED = 100
 """Largest number of objects followed by appearance; a hundred take 10 ms of CPU per frame."""
 LOOKED_SHARE = 0.5
-"""Least share of an expected box in a processed tile for an object that was not found to be missing."""
+"""Share of an expected box in a processed tile from which an object that was not found counts as missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class Tracker:
     groups: Integers
     """For each label, the number of its group of rivals."""
     unseen_s: float = 4.0
-    """Time after which an object is forgotten that the model did not search for."""
+    """Time after which an object is forgotten that the model had no chance to find."""
     epoch: int = field(default_factory=lambda: secrets.randbits(63))
     """Namespace of the track numbers."""
     _tracks: list[Track] = field(default_factory=list)
@@ -89,6 +89,7 @@ class Tracker:
                 completed, found.open_edges[index], float(boxes.scores[index]), int(boxes.labels[index]), captured_ns
             )
             numbers[index], xyxy[index], labels[index] = track.number, completed, track.label
+        # After the matching, a further piece of a matched object must not begin a track of its own.
         told = self._without_further_pieces(found, xyxy, numbers)
         for index in told:
             numbers[index] = numbers[index] or self._begin(found, index, captured_ns)
@@ -111,8 +112,9 @@ class Tracker:
         )
 
     def follow(self, pixels: Pixels, captured_ns: int) -> None:
-        """Move the tracked objects to their positions in a frame, before the model runs on a part of it."""
+        """Move the tracked objects to where they appear in a frame, before the model runs on a part of it."""
         self._forget(captured_ns)
+        # Follow the most certain objects only, to bound the time of a crowded frame.
         for track in sorted(self._tracks, key=lambda track: -track.score)[:FOLLOWED]:
             track.follow(pixels, captured_ns)
 
@@ -146,6 +148,7 @@ class Tracker:
             ValueError, TypeError, KeyError: ``state`` is not a return value of :meth:`to_state`.
         """
         tracks = [Track.from_state(one, self.groups) for one in state["tracks"]]
+        # Assign at the end, so that a malformed state changes nothing.
         self.epoch, self._last_number, self._tracks = int(state["epoch"]), int(state["last_number"]), tracks
 
     def _without_further_pieces(self, found: Merged, xyxy: Floats, numbers: list[int]) -> list[int]:
@@ -183,6 +186,7 @@ class Tracker:
     def _forget(self, captured_ns: int) -> None:
         def remembered(track: Track) -> bool:
             limit_s = self.memory_s if track.missing else max(self.memory_s, self.unseen_s)
+            # An age below 0 means that the clock ran back: the time since the sighting is then unknown.
             return 0 <= captured_ns - track.seen_ns <= limit_s * 1e9
 
         self._tracks = [track for track in self._tracks if remembered(track)]
@@ -208,18 +212,21 @@ class Tracker:
         if not self._tracks or not len(boxes):
             return []
         expected, open_edges = self.expected(captured_ns)
+        # Compare each box and object as if neither were cut: an open edge of one takes the other's position.
         completed = _complete(boxes.xyxy[:, None], found.open_edges[:, None], expected[None])
         awaited = _complete(expected[None], open_edges[None], boxes.xyxy[:, None])
         nearness = distance_of_pairs(completed, awaited)
         groups = np.array([track.group for track in self._tracks])
+        # Rivals may match, because the model confuses their labels; all others never do.
         nearness[self.groups[boxes.labels][:, None] != groups[None, :]] = -np.inf
         pairs: list[tuple[int, Track, Floats]] = []
         taken_boxes: set[int] = set()
         taken_tracks: set[int] = set()
+        # Match greedily, the nearest pair first.
         for flat in np.argsort(-nearness, axis=None, kind="stable"):
             index, row = divmod(int(flat), len(self._tracks))
             if nearness[index, row] < self.threshold:
-                break
+                break  # all further pairs are less alike
             if index not in taken_boxes and row not in taken_tracks:
                 taken_boxes.add(index)
                 taken_tracks.add(row)

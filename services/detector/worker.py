@@ -98,6 +98,8 @@ class Worker:
         dead = await publishing.get_exchange(self._names.dead)
         channel = await open_channel(connection, prefetch=self._section.prefetch)
         queue = await channel.get_queue(self._names.group(self._section.group))
+        # An exception that a frame's task does not handle ends the work on this connection; the broker redelivers what
+        # was not acknowledged.
         failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         tasks: set[asyncio.Task[None]] = set()
 
@@ -116,6 +118,7 @@ class Worker:
             await failed
         finally:
             if self._stop.is_set():
+                # Stop the deliveries first, so that only the frames at hand are waited for.
                 with contextlib.suppress(*BROKER_ERRORS):
                     await queue.cancel(tag)
                 if tasks:
@@ -127,25 +130,29 @@ class Worker:
     async def _take(
         self, delivered: AbstractIncomingMessage, results: AbstractExchange, dead: AbstractExchange
     ) -> None:
-        """Process a message and settle it in one of four ways: result, duplicate, too late, or dead letter."""
+        """Process a message, and settle it: by a result, as too late, by another attempt, or as a dead letter."""
         section = self._section
         try:
             reference = _reference(delivered, self._names.stream)
             with structlog.contextvars.bound_contextvars(frame=reference.key, trace_id=trace_id(reference.key)):
                 result = await self._processor.result(reference, redelivered=bool(delivered.redelivered))
                 await self._send(result, results, reference)
+            # Acknowledge last: until here, the broker redelivers the frame to another worker if this one dies.
             await delivered.ack()
             self.published.record(time.time() - reference.captured_wall_ns * 1e-9)
         except TooLate:
+            # A queue with deadlines dead-letters to the exchange for dropped frames, from which the relay counts this
+            # one.
             self.late += 1
             await delivered.reject(requeue=False)
         except (BadReference, CannotDecode, ObjectDamaged, ObjectMissing) as error:
             await self._bury(delivered, dead, str(error))
         except (asyncio.CancelledError, *BROKER_ERRORS):
-            raise
+            raise  # without a connection the message cannot be settled, and the broker redelivers it
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             log.exception("frame failed", message=delivered.message_id)
+            # The broker counts the deliveries, so the limit holds across the workers of a group.
             if deliveries_before(delivered) + 1 < _attempts(delivered):
                 await delivered.reject(requeue=True)
             else:
@@ -181,4 +188,4 @@ def _attempts(delivered: AbstractIncomingMessage) -> int:
     try:
         return FrameReference.from_json(delivered.body).attempts
     except BadReference:
-        return 0
+        return 0  # no attempt repairs the reference

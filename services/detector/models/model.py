@@ -30,7 +30,7 @@ LARGEST_BATCH = 8
 """Largest batch of a network with a dynamic batch size; more tiles would only require more memory."""
 MOST_BOXES = 1000
 """Largest number of boxes of one tile, by score."""
-GREY = 114
+GREY = 114  # as the border in YOLO's training
 
 log = structlog.get_logger()
 
@@ -39,9 +39,9 @@ class Model:
     """A loaded network. Owned by one thread."""
 
     name: str
-    """Of the bundle, or the file's name."""
+    """Name of the bundle, or of the file."""
     version: str
-    """Of the bundle; empty for a file."""
+    """Version of the bundle; empty for a file."""
     format: str
     """Format of its outputs."""
     provider: str
@@ -121,6 +121,7 @@ class Model:
     def _detect(self, tiles: Sequence[Pixels]) -> list[Boxes]:
         """Detect objects in at most one batch of tiles."""
         placements = [self._format.prepare(tile, out) for tile, out in zip(tiles, self._tensor, strict=False)]
+        # A network with a fixed batch takes a whole one; the results for the rows of earlier tiles are not decoded.
         count = self._image.batch or len(tiles)
         outputs = self._run(self._tensor[:count])
         return [
@@ -146,6 +147,7 @@ class Model:
             self._reject(xyxy[~good], scores[~good])
             xyxy, scores, labels = xyxy[good], scores[good], labels[good]
         if len(scores) > MOST_BOXES:
+            # In any order: the suppression of duplicates sorts by score.
             best = np.argpartition(-scores, MOST_BOXES)[:MOST_BOXES]
             xyxy, scores, labels = xyxy[best], scores[best], labels[best]
         xyxy = np.clip(xyxy, 0, np.array([width_px, height_px, width_px, height_px], np.float32))
@@ -197,6 +199,7 @@ class Model:
             found = find_format(graph, section.format or (None if manifest is None else manifest.format))
         except ModelError as error:
             raise ModelError(f"the model {path} {error}") from None
+        # The format's defaults hold where the bundle says nothing; the input's size has been read already.
         if manifest is not None:
             changed = manifest.input.model_dump(exclude_none=True, exclude={"height_px", "width_px"})
             found.preparation = dataclasses.replace(found.preparation, **changed)

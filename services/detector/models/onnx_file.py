@@ -29,6 +29,7 @@ TYPE_INT8 = 3
 VARINT, FIXED_64, LENGTH, FIXED_32 = 0, 1, 2, 5
 """Wire types of protocol buffers."""
 LARGEST_7_BIT = 64
+"""Largest magnitude of a weight of 7 bits: two products with uint8 activations then fit into 16 bits, 2 * 255 * 64."""
 QUANTISED = frozenset({"QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger"})
 """Operators that quantise activations, not only weights."""
 
@@ -61,7 +62,7 @@ class OnnxFile:
 
     @property
     def may_saturate(self) -> bool:
-        """Return whether 16-bit sums of two products of uint8 activations and int8 weights can overflow."""
+        """Whether 16-bit sums of two products of uint8 activations and int8 weights can overflow."""
         return self.largest_int8 is not None and self.largest_int8 > LARGEST_7_BIT
 
 
@@ -86,9 +87,11 @@ def inspect_file(path: Path) -> OnnxFile:
 
 
 def _inspect(path: Path, view: memoryview) -> OnnxFile:
+    # Recognise foreign files first: the parser would call each of them malformed, which does not say what to do.
     kind = _foreign_kind(path, bytes(view[:512]))
     if kind:
         raise ModelError(f"the model {path} is not a usable ONNX file: it is {kind}")
+    # The identifier of the FlatBuffers schema of ONNX Runtime's own format.
     if bytes(view[4:8]) == b"ORTM":
         return OnnxFile(runtime_format=True)
     try:
@@ -244,6 +247,6 @@ def _varint(view: memoryview, position: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, position
         shift += 7
-        if shift > 63:
+        if shift > 63:  # a varint holds at most 64 bits, in ten bytes
             raise _Malformed
     raise _Truncated

@@ -22,9 +22,9 @@ from services.detector.models.formats.ssd import Ssd, boxes_and_scores, is_nanod
 from services.detector.models.prepare import Preparation
 
 MEAN, STD = (103.53, 116.28, 123.675), (57.375, 57.12, 58.395)
-"""Of blue, green and red, 0 to 255."""
+"""Mean and standard deviation of blue, green and red, 0 to 255."""
 BINS = (8, 11)
-"""Bins of a distribution: of most of NanoDet's configurations, and of NanoDet-g and EfficientLite."""
+"""Numbers of bins of a distribution: that of most configurations, and that of NanoDet-g and EfficientLite."""
 PLUS_STRIDES, OLD_STRIDES = (8, 16, 32, 64), (8, 16, 32)
 MOST_CLASSES = 1000
 
@@ -36,7 +36,7 @@ class NanoDet(Format):
     known = "(N, cells, classes + 4 * bins), or scores and distances a stride"
 
     def __init__(self, preparation: Preparation, classes: int, bins: int, grid: Grid, order: Sequence[int]) -> None:
-        """Keep the grid, and the places of each stride's scores and then of its distances; empty for one output."""
+        """Keep the grid, and the indices of the outputs: each stride's scores, then its distances; empty for one."""
         super().__init__(preparation, classes)
         self._bins = bins
         self._grid = grid
@@ -98,15 +98,16 @@ class DecodedNanoDet(Ssd):
 
     @classmethod
     def wanted(cls) -> dict[str, Any]:
-        """Blue first, as NanoDet is trained."""
+        """Return the colours of NanoDet's training, blue first."""
         return {"colour": "bgr"}
 
 
 def _bins(channels: int, graph: Graph) -> int | None:
-    """Bins of each distribution, from the number of channels and, if known, of classes."""
+    """Return the number of bins of each distribution, from the number of channels and, if known, of classes."""
     if graph.names is not None:
         count = channels - len(graph.names)
         return count // 4 if count % 4 == 0 and count // 4 > 1 else None
+    # Prefer the number of bins that leaves COCO's 80 classes.
     for bins in sorted(BINS, key=lambda bins: channels - 4 * bins != 80):
         if 0 < channels - 4 * bins <= MOST_CLASSES:
             return bins
@@ -114,7 +115,7 @@ def _bins(channels: int, graph: Graph) -> int | None:
 
 
 def _by_stride(graph: Graph) -> list[int] | None:
-    """Return the places of the scores of each stride, then of the distances; None if the outputs are others."""
+    """Return the indices of the outputs with each stride's scores, then its distances; None if it has others."""
     shapes = graph.shapes
     strides = OLD_STRIDES if len(shapes) == 2 * len(OLD_STRIDES) else PLUS_STRIDES
     if len(shapes) != 2 * len(strides):
