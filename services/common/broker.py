@@ -33,7 +33,7 @@ from services.common.remote_config import BrokerSection
 from services.common.service import UnusableSetting
 
 CONNECT_TIMEOUT_S: Final = 10.0
-CLOSE_TIMEOUT_S: Final = 1.0
+CLOSE_TIMEOUT_S: Final = 1.0  # containers are killed two seconds after they were told to stop
 HEARTBEAT_S: Final = 20
 """Heartbeat interval. A broker that disappears without closing the connection is detected within two intervals."""
 RETRY_S: Final = (0.2, 5.0)
@@ -83,6 +83,7 @@ async def connect(section: BrokerSection, url: str | None = None) -> AbstractCon
         return await aio_pika.connect(
             host=parts.hostname or "",
             port=parts.port or (5671 if context else 5672),
+            # The URL of a service's own section may name another user than the section that all share.
             login=unquote(parts.username or "") or section.username or "guest",
             password=unquote(parts.password or "") or password or "guest",
             virtualhost=virtual_host,
@@ -153,7 +154,7 @@ async def keep_connected(
         except BROKER_ERRORS as error:
             found = why(error)
             state(f"no connection to the broker {shown}: {found}")
-            if found != reason:
+            if found != reason:  # log an outage once, not with each attempt
                 reason = found
                 log.warning("broker not connected", broker=shown, reason=found)
         if await stopped(stop, wait_s):
@@ -171,6 +172,7 @@ async def _connect_unless_stopped(
         await asyncio.wait([connecting, stopping], return_when=asyncio.FIRST_COMPLETED)
         return connecting.result() if connecting.done() else None
     finally:
+        # Await the cancelled tasks, so that no attempt to connect goes on by itself.
         for task in (connecting, stopping):
             task.cancel()
         await asyncio.gather(connecting, stopping, return_exceptions=True)
@@ -179,6 +181,7 @@ async def _connect_unless_stopped(
 async def _work_until_lost(
     connection: AbstractConnection, work: Callable[[AbstractConnection], Awaitable[None]], stop: threading.Event
 ) -> None:
+    # Work that waits for deliveries does not notice a lost connection by itself.
     lost = asyncio.Event()
     cause: list[BaseException | None] = []
 
@@ -216,7 +219,8 @@ async def together(*work: Coroutine[Any, Any, None]) -> None:
 
 
 async def stopped(stop: threading.Event, timeout_s: float | None) -> bool:
-    """Wait until ``stop`` is set, at most ``timeout_s`` seconds; return whether it is."""
+    """Wait until ``stop`` is set, at most ``timeout_s`` seconds. Return whether it is set."""
+    # Poll, because a threading.Event cannot be awaited, and a thread that waits for it could not be cancelled.
     loop = asyncio.get_running_loop()
     deadline_s = None if timeout_s is None else loop.time() + timeout_s
     while not stop.is_set():
@@ -252,6 +256,7 @@ _MEANINGS: Final[tuple[tuple[type[BaseException], str], ...]] = (
 
 def why(error: BaseException | None) -> str:
     """Explain an error of aio-pika in one sentence."""
+    # aio-pika wraps some errors of aiormq and ssl, of which the cause is the one that explains.
     cause = None if error is None else error.__cause__
     for kind, meaning in _MEANINGS:
         for one in (error, cause):

@@ -17,6 +17,7 @@ from pamqp.commands import Basic
 from services.common.reference import trace_id
 
 CONFIRM_TIMEOUT_S: Final = 15.0
+"""Longest wait for a confirmation. An expiry counts as a lost connection."""
 
 
 class BrokerRefused(Exception):
@@ -52,7 +53,7 @@ def message(body: bytes, kind: str, key: str, *, headers: Mapping[str, Any] | No
 
 
 async def publish(exchange: AbstractExchange, sent: Any, routing_key: str = "", *, mandatory: bool = False) -> None:
-    """Publish a message, and block until the broker confirms that it is stored.
+    """Publish a message, and wait until the broker confirms that it is stored.
 
     Raises:
         BrokerRefused: A queue is full.
@@ -63,6 +64,7 @@ async def publish(exchange: AbstractExchange, sent: Any, routing_key: str = "", 
         confirmed = await exchange.publish(sent, routing_key, mandatory=mandatory, timeout=CONFIRM_TIMEOUT_S)
     except DeliveryError as error:
         raise BrokerRefused(f"a queue of {exchange.name or routing_key} is full") from error
+    # The broker returns a mandatory message that no queue takes. aio-pika then gives it in place of the confirmation.
     if not isinstance(confirmed, Basic.Ack):
         raise NoQueue(f"{exchange.name or routing_key} has no queue: the relay declares them when it connects")
 
@@ -77,5 +79,5 @@ async def open_channel(connection: AbstractConnection, *, prefetch: int = 0) -> 
 
 def deliveries_before(delivered: AbstractIncomingMessage) -> int:
     """Return how often a quorum queue delivered the message before without an acknowledgement."""
-    count = delivered.headers.get("x-delivery-count", 0)
+    count = delivered.headers.get("x-delivery-count", 0)  # absent at the first delivery
     return count if isinstance(count, int) else 0

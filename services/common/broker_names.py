@@ -6,7 +6,7 @@ A stream NAME has these exchanges and queues. Each name begins with ``framebus.N
 | --- | --- |
 | ``frames`` | fanout exchange for references to frames; bound to a queue ``frames.GROUP`` for each group of detectors |
 | ``results`` | fanout exchange for references to results; each reader of results binds a queue of its own |
-| ``dropped`` | fanout exchange to which the broker dead-letters frames that overflowed a queue or expired |
+| ``dropped`` | fanout exchange to which the broker dead-letters frames of a live policy that are too many or too old |
 | ``dead`` | fanout exchange for messages that could not be processed, and the queue that keeps them |
 | ``relay`` | exclusive queue of a connected relay; ensures that a stream has a single relay |
 | ``settled`` | queue from which a relay reads the outcome of each frame |

@@ -12,6 +12,7 @@ from services.common.broker_messages import publish
 from services.common.broker_names import GROUP, REASON, WORKER
 
 MAX_REASON: Final = 1000
+"""Largest length of a reason, in characters."""
 _DEATHS: Final = {
     "delivery_limit": "delivered {count} times without an acknowledgement: its detector died or was killed each time",
     "rejected": "a consumer rejected it",
@@ -44,6 +45,7 @@ async def bury(
         content_type=delivered.content_type,
         delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
     )
+    # In this order: a death between the two repeats the letter instead of losing it.
     await publish(exchange, sent)
     await delivered.ack()
 

@@ -110,6 +110,7 @@ def _decode_picture(data: bytes | memoryview, reference: FrameReference) -> Pixe
         raise CannotDecode(f"the object is not a whole {reference.format}")
     if found != reference.shape[:2]:
         raise CannotDecode(f"the object is a picture of {found} pixels, and its reference tells of {reference.shape}")
+    # The shape is that of the stored pixels, whatever orientation the file's metadata has.
     flags = cv2.IMREAD_COLOR if len(reference.shape) == 3 else cv2.IMREAD_GRAYSCALE
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
@@ -121,6 +122,7 @@ def _decode_picture(data: bytes | memoryview, reference: FrameReference) -> Pixe
 
 
 def _decompress(data: bytes | memoryview, encoding: str, size: int) -> bytes | memoryview:
+    # Ask for one byte more than expected: that detects a longer object, but never decompresses all of it.
     try:
         if encoding == "lz4":
             return bytes(lz4.frame.LZ4FrameDecompressor().decompress(data, max_length=size + 1))

@@ -59,6 +59,7 @@ class PanoramaGeometry:
             raise GeometryError(f"projection is {self.projection!r:.40}, and only {CYLINDRICAL!r} is understood")
         for name in ("scale_px", "yaw_min_rad", "v_min"):
             value = getattr(self, name)
+            # An int may exceed every float, so compare instead of converting; NaN compares false.
             if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
                 raise GeometryError(f"{name} is {value!r:.40}, and not a finite number")
         if self.scale_px <= 0:

@@ -31,7 +31,7 @@ def set_up_logs(service: str, section: LogSection) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
-            _mask,
+            _mask,  # after the exception has become text, which may hold a URL
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[section.level.upper()]),
@@ -92,6 +92,7 @@ class _StandardError:
     """Standard error that drops output once its reader has closed the pipe."""
 
     def write(self, text: str) -> int:
+        # A service must not end because the program that read its log has ended.
         with contextlib.suppress(OSError):
             return sys.stderr.write(text)
         return len(text)

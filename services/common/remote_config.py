@@ -24,7 +24,7 @@ def check_broker_url(url: str) -> str:
     check_credentials(url)
     parts = urlsplit(url)
     try:
-        _ = parts.port
+        _ = parts.port  # the property raises for a port that is not a number in range
     except ValueError:
         raise ValueError("the broker's URL has a malformed port") from None
     bare = parts.query or parts.fragment or re.search(r"\s", url)
