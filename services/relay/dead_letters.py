@@ -27,7 +27,7 @@ from services.common.storage import Storage, StorageError
 from services.relay.config import RelayConfiguration
 
 MOST = 10_000
-"""Largest number of dead letters that one command reads."""
+"""Largest number of dead letters that one command reads. They are all held in memory."""
 
 Letter = AbstractIncomingMessage
 
@@ -88,6 +88,7 @@ async def _run(configuration: RelayConfiguration, options: argparse.Namespace) -
             for letter in letters:
                 await act(configuration, channel, letter)
             print(f"{len(letters)} {'replayed' if options.command == 'replay' else 'dropped'}")
+    # After the connection is closed: the letter is back in the queue while the model runs, which may take long.
     if reference is not None:
         return await asyncio.to_thread(_reproduce, reference, options.config)
     return 0
@@ -102,18 +103,20 @@ async def _letters(configuration: RelayConfiguration) -> AsyncIterator[tuple[Abs
         channel = await open_channel(connection)
         queue = await channel.get_queue(names.dead)
         letters: list[Letter] = []
+        # Nothing is acknowledged while reading: the connection's end returns the letters to the queue.
         while len(letters) < MOST and (letter := await queue.get(fail=False)) is not None:
             letters.append(letter)
         yield channel, letters
 
 
 async def _replay(configuration: RelayConfiguration, channel: AbstractChannel, letter: Letter) -> None:
-    """Return a letter to its original queue. If the process dies before it acknowledges, the letter is duplicated."""
+    """Publish a letter to its original queue again, then acknowledge it. A death between the two duplicates it."""
     names = Names(configuration.stream.name)
     group = str(letter.headers.get(GROUP) or "")
     queue = names.group(group) if group else str(death_of(letter).get("queue", ""))
     if queue not in {names.group(one) for one in configuration.relay.groups}:
         raise ServiceError(f"{id_of(letter)} was in the queue {queue!r}, which is of none of relay.groups")
+    # A replayed frame begins anew, without the counts and reasons of its earlier deliveries.
     ours = ("x-death", "x-first-death", "x-last-death", "x-delivery-count", REASON, WORKER, GROUP)
     headers = {name: value for name, value in letter.headers.items() if not name.startswith(ours)}
     sent = aio_pika.Message(
@@ -124,6 +127,7 @@ async def _replay(configuration: RelayConfiguration, channel: AbstractChannel, l
         headers=headers,
         delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
     )
+    # By the default exchange, to this group's queue alone: the fanout exchange would hand the frame to all groups.
     await publish(channel.default_exchange, sent, queue, mandatory=True)
     await letter.ack()
 

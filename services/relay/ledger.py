@@ -21,7 +21,9 @@ KEPT_RANGES: Final = 10_000
 _SQLITE_MAX: Final = (1 << 63) - 1
 """Largest integer of SQLite."""
 LAST, SPOOLED = "last sequence", "spooled bytes"
+"""Rows of the counts that are not counts of frames."""
 ACCEPTED, PUBLISHED, ANALYSED, DEAD = "accepted", "published", "analysed", "dead letters"
+"""Names of counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,8 @@ class Ledger:
 
     def is_new(self, epoch: int, sequence: int) -> bool:
         """Return whether a frame of the ring was neither accepted nor counted as missed."""
+        # The last sequence is of the newest epoch. Each publisher has an epoch of its own, so the frames of an unknown
+        # one are new whatever their sequences.
         return sequence > self._counts.get(LAST, 0) or str(epoch) not in self._epochs
 
     def accept(self, reference: FrameReference) -> None:
@@ -154,12 +158,14 @@ class Ledger:
             "SELECT id, address, published, size_bytes FROM frames WHERE stream = ? AND epoch = ? AND sequence = ?",
             (reference.stream, str(reference.epoch), reference.sequence),
         ).fetchone()
-        if row is None:
+        if row is None:  # settled or expired before, or accepted by a relay whose spool is lost
             return fate.outcome != DEAD
         number, address, published, size_bytes = row
+        # The broker may deliver an outcome more than once; only the first one finds its row.
         if self._database.execute("DELETE FROM waiting WHERE (id, consumers) = (?, ?)", (number, fate.group)).rowcount:
             _count(counts, fate.outcome)
             if fate.outcome == DEAD:
+                # The sweep asks this table how long to keep the object.
                 self._database.execute("INSERT OR IGNORE INTO dead VALUES (?)", (address,))
         if self._one("SELECT count(*) FROM waiting WHERE id = ?", number):
             return False
@@ -197,7 +203,7 @@ class Ledger:
 
     @property
     def spooled_bytes(self) -> int:
-        """Return the size of the unpublished frames."""
+        """Size of the unpublished frames, in bytes."""
         return self._counts.get(SPOOLED, 0)
 
     def missed(self) -> list[tuple[int, int, int, str]]:
@@ -220,6 +226,7 @@ class Ledger:
             last = 0  # a new ring, whose sequences start at 1
         if last is not None and sequence > last + 1:
             self._miss(counts, epoch, last + 1, sequence - 1, "overwritten")
+        # Text, because an epoch has 64 bits and SQLite's integers have 63 and a sign.
         if str(epoch) not in self._epochs:
             self._database.execute("INSERT INTO epochs VALUES (?)", (str(epoch),))
             self._new_epoch = str(epoch)
@@ -230,6 +237,7 @@ class Ledger:
         newest = self._database.execute(
             "SELECT id, epoch, last, reason FROM missed ORDER BY id DESC LIMIT 1"
         ).fetchone()
+        # Extend the newest range if it continues: an outage of hours is then one row.
         if newest is not None and newest[1:] == (str(epoch), first - 1, reason):
             self._database.execute("UPDATE missed SET last = ? WHERE id = ?", (last, newest[0]))
             return
@@ -253,6 +261,7 @@ class Ledger:
     @contextmanager
     def _transaction(self) -> Iterator[dict[str, int]]:
         """Change the database and a copy of the counts atomically."""
+        # Change a copy: other threads read the counts without the lock, and a rollback must not change them.
         before = self._counts
         counts = dict(before)
         self._new_epoch = None

@@ -26,6 +26,7 @@ CREATE TABLE IF NOT EXISTS dead (address TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS counts (name TEXT PRIMARY KEY, value INTEGER);
 """
 VERSION: Final = 1
+"""Version of the schema, in the file's ``user_version``. A new file has 0."""
 
 
 class LedgerFull(ServiceError):
@@ -42,6 +43,8 @@ def open_file(path: Path | None) -> tuple[sqlite3.Connection, set[str], dict[str
         ServiceError: The file is unusable, or another relay uses it.
     """
     try:
+        # Without an isolation level, so that sqlite3 begins no transaction by itself. The ledger's lock serialises the
+        # threads.
         database = sqlite3.connect(
             ":memory:" if path is None else path, timeout=1.0, isolation_level=None, check_same_thread=False
         )
@@ -69,7 +72,7 @@ def transaction(database: sqlite3.Connection) -> Iterator[None]:
         ServiceError: The change is not possible.
     """
     try:
-        database.execute("BEGIN IMMEDIATE")
+        database.execute("BEGIN IMMEDIATE")  # take the write lock now, not at the first change
         yield
         database.execute("COMMIT")
     except BaseException as error:

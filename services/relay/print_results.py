@@ -42,6 +42,7 @@ def main(arguments: list[str]) -> int:
         return EXIT_USAGE
     set_up_logs("relay", LogSection(level="warning"))  # to standard error, separate from the output
     stop = threading.Event()
+    # In another thread: the main thread, which runs the handler, may hold the event's lock.
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=stop.set).start())
     left = options.count
 

@@ -27,6 +27,7 @@ from services.relay.topology import declare
 from services.relay.upload import Uploader
 
 SETTLED_PREFETCH: Final = 64
+"""Largest number of outcomes that the broker delivers before an acknowledgement: twice those settled together."""
 MISSED_TOLD: Final = 100
 """Number of ranges of missed frames in the status."""
 MEMORY_BYTES: Final = 1 << 30
@@ -49,10 +50,10 @@ def main(configuration: RelayConfiguration, stop: threading.Event) -> None:
 
 
 def check(configuration: RelayConfiguration) -> None:
-    """Check that the configuration is usable, without connecting.
+    """Check the settings of the broker and the storage, without connecting.
 
     Raises:
-        UnusableSetting: Something is not.
+        UnusableSetting: The broker or the storage is not configured, or is unusable.
     """
     _open_storage(configuration)
 
@@ -86,6 +87,7 @@ class _Relay:
 
     async def run(self) -> None:
         self._uploader = Uploader(self._spool, self._storage, self._section)
+        # The taker has an event of its own, because it must also stop when another part fails.
         ending = threading.Event()
         self._taker = Taker(
             self._configuration,
@@ -106,6 +108,7 @@ class _Relay:
                 done, _ = await asyncio.wait(
                     [*tasks, asyncio.ensure_future(stopped(self._stop, None))], return_when=asyncio.FIRST_COMPLETED
                 )
+                # Each part runs until told to stop, so one that has ended has failed, or must not have ended.
                 for task in done:
                     task.result()
                 if not self._stop.is_set():
@@ -119,7 +122,7 @@ class _Relay:
         channel = await open_channel(connection, prefetch=SETTLED_PREFETCH)
         _, settled = await declare(connection, channel, self._names, self._section)
         publishing = await open_channel(connection)
-        frames = await publishing.get_exchange(self._names.frames, ensure=False)
+        frames = await publishing.get_exchange(self._names.frames, ensure=False)  # declare() has just declared it
         self._broker_reason = ""
         await together(self._uploader.run(frames), self._settler.run(settled))
 
@@ -151,6 +154,7 @@ class _Relay:
                 "foreign_messages": self._settler.foreign,
             },
         )
+        # Without frames nothing is published, which is healthy. Frames that wait too long, or no broker, are not.
         published_s = self._uploader.stage.summary()["age_s"]
         resting_s = time.monotonic() - self._begun_s if published_s is None else published_s
         waits = self._broker_reason or self._uploader.reason
