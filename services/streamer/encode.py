@@ -95,6 +95,7 @@ class PictureEncoder:
         """
         wanted = LEVELS[level]
         if wanted.divisor > 1:
+            # From the half-size picture: the frame itself is released by then, and has four times the pixels.
             size = (small.shape[1] // wanted.divisor, small.shape[0] // wanted.divisor)
             small = np.asarray(cv2.resize(small, size, interpolation=cv2.INTER_AREA), np.uint8)
         return _encode(small, max(1, round(self._quality * wanted.quality)))

@@ -43,6 +43,7 @@ def limits_of(section: StreamerSection) -> ConnectionLimits:
         )
     return ConnectionLimits(
         max_connections=cap,
+        # A single address must leave connections for the others.
         max_per_address=max(min(section.max_connections_per_address, cap * 3 // 4), 1),
         head_timeout_s=section.head_timeout_s,
         idle_timeout_s=section.idle_timeout_s,

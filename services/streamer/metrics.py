@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 from services.streamer import stitching
 
 QUANTILES = {"0.5": "latency_p50_ms", "0.99": "latency_p99_ms"}
-
+"""Fields of a stage's summary, by quantile."""
 
 STREAM_GAUGES = {
     "live": ("live", "1 while a publisher serves the stream"),
@@ -101,6 +101,7 @@ class StatusCollector(Collector):
                 if silent and "fps" in values:
                     values["fps"] = 0.0
                 place = [service, str(stage)]
+                # Counters keep their last values: Prometheus would take a lower one for a restart of the service.
                 for family, key in ((frames, "frames"), (skipped, "skipped"), (fps, "fps"), (age, "age_s")):
                     if key in values:
                         family.add_metric(place, values[key])
@@ -155,6 +156,7 @@ class StitchingCollector(Collector):
                     skew.add_metric(place, math.nan if silent else camera.skew_s)
                 if camera.placed is not None:
                     placed.add_metric(place, math.nan if silent else float(camera.placed))
+            # Pairs have no up or down of their own: NaN says that the last number is not current.
             for pair, numbers in stitching.pairs(document):
                 for name, number in numbers.items():
                     fits[name].add_metric([service, pair], math.nan if silent else number)
@@ -200,6 +202,7 @@ def render(
         streams: Descriptions by ``services.streamer.web.describe``.
         connections: The web server's ``Connections.summary``, with ``forbidden`` for the counts of the gatekeeper.
     """
+    # A registry for each answer, because the collectors hold the documents of one.
     registry = CollectorRegistry(auto_describe=False)
     registry.register(StatusCollector(statuses))
     registry.register(StitchingCollector(statuses))

@@ -75,7 +75,7 @@ def pairs(document: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float]]]
         pair = _mapping(content)
         names = _texts(pair.get("cameras"))
         label = "-".join(names)
-        if len(names) == 2 and label not in seen:
+        if len(names) == 2 and label not in seen:  # a second sample with the same labels would spoil the metrics
             seen.add(label)
             numbers = {name: _number(pair.get(name)) for name in PAIR_NUMBERS}
             yield label, {name: value for name, value in numbers.items() if value is not None}
@@ -97,6 +97,7 @@ def notices(document: Mapping[str, Any]) -> list[str]:
     found = [warning] if isinstance(warning, str) and warning else []
     if _texts(coverage.get("outside")) and isinstance(sentence, str):
         found.append(f"shown: {sentence}")
+    # Any member of the group can serve a document, so bound what reaches the page.
     return [text[:MAX_SENTENCE] for text in found]
 
 
