@@ -96,9 +96,9 @@ async def connect(section: BrokerSection, url: str | None = None) -> AbstractCon
     except AMQPError as error:
         # aio-pika has no exception of its own for these two faults, so recognise them by their messages.
         if "OpenOk" in str(error):
-            reason = f"it refuses the virtual host {virtual_host}: create it, and give the user a right to it"
+            reason = f"it refuses the virtual host {virtual_host}: create it, and give the user permission to use it"
         elif context is not None and _CUT.search(str(error)):
-            reason = "it ends the connection after TLS's greeting: it may want another broker.certificate_file"
+            reason = "it ends the connection after TLS's greeting: it may require another broker.certificate_file"
         else:
             raise
         raise ConnectionError(reason) from None
@@ -234,11 +234,11 @@ async def stopped(stop: threading.Event, timeout_s: float | None) -> bool:
 _MEANINGS: Final[tuple[tuple[type[BaseException], str], ...]] = (
     (
         AuthenticationError,
-        "it refuses the log-in: see broker.username and broker.password_file, and the user's right to the host",
+        "it refuses the log-in: see broker.username and broker.password_file, and the user's permissions",
     ),
     (
         ProbableAuthenticationError,
-        "it refuses the log-in: see broker.username and broker.password_file, and the user's right to the host",
+        "it refuses the log-in: see broker.username and broker.password_file, and the user's permissions",
     ),
     (ssl.SSLError, "TLS fails, see broker.ca_file and broker.certificate_file: {error}"),
     (TimeoutError, "it does not answer"),

@@ -92,11 +92,11 @@ def decode(data: bytes | memoryview, reference: FrameReference) -> Pixels:
     else:
         plain = np.frombuffer(_decompress(data, reference.format, size), np.uint8)
         if plain.size != size:
-            raise CannotDecode(f"the object holds {plain.size} bytes of pixels, and its reference tells of {size}")
+            raise CannotDecode(f"the object holds {plain.size} bytes of pixels, and its reference says {size}")
         pixels = plain.view(np.dtype(reference.dtype)).reshape(reference.shape)
     if pixels.shape != reference.shape or pixels.dtype != np.dtype(reference.dtype):
         raise CannotDecode(
-            f"the object holds {pixels.dtype} of shape {pixels.shape}, and its reference tells of "
+            f"the object holds {pixels.dtype} of shape {pixels.shape}, and its reference says "
             f"{np.dtype(reference.dtype)} of shape {reference.shape}"
         )
     return pixels
@@ -109,7 +109,7 @@ def _decode_picture(data: bytes | memoryview, reference: FrameReference) -> Pixe
     if found is None:
         raise CannotDecode(f"the object is not a whole {reference.format}")
     if found != reference.shape[:2]:
-        raise CannotDecode(f"the object is a picture of {found} pixels, and its reference tells of {reference.shape}")
+        raise CannotDecode(f"the object is a picture of {found} pixels, and its reference says {reference.shape}")
     # The shape is that of the stored pixels, whatever orientation the file's metadata has.
     flags = cv2.IMREAD_COLOR if len(reference.shape) == 3 else cv2.IMREAD_GRAYSCALE
     try:

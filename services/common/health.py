@@ -54,7 +54,7 @@ def read_status(path: Path, timeout_s: float = 1.0) -> dict[str, Any]:
         while part := client.recv(65536):
             content += part
             if len(content) > MAX_DOCUMENT_BYTES or time.monotonic() > deadline_s:
-                raise ValueError(f"{path}: no status, but an endless answer")
+                raise ValueError(f"{path}: the answer is too large or too slow for a status")
     document = json.loads(content)
     if not isinstance(document, dict):
         raise ValueError(f"{path}: a JSON object is expected")  # noqa: TRY004  malformed data, not a caller's type

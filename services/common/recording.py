@@ -96,7 +96,7 @@ class Recording:
             if self._told is not None:
                 if number >= len(self._told):
                     raise RecordingError(
-                        f"{self._sidecar} tells of {len(self._told)} frames, and {self._path} has more"
+                        f"{self._sidecar} describes {len(self._told)} frames, and {self._path} has more"
                     )
                 told = self._told[number]
             yield RecordedFrame(
@@ -108,7 +108,7 @@ class Recording:
             )
         if self._told is not None and number + 1 < len(self._told):
             raise RecordingError(
-                f"{self._sidecar} tells of {len(self._told)} frames, and {self._path} ends after {number + 1}"
+                f"{self._sidecar} describes {len(self._told)} frames, and {self._path} ends after {number + 1}"
             )
 
     def _decoded(self) -> Iterator[tuple[npt.NDArray[np.uint8], int]]:
@@ -138,7 +138,7 @@ class Recording:
         if not named:
             if len(told) != len(self._pictures):
                 raise RecordingError(
-                    f"{self._sidecar} tells of {len(told)} frames, and the folder has {len(self._pictures)} pictures: "
+                    f"{self._sidecar} describes {len(told)} frames, and the folder has {len(self._pictures)} pictures: "
                     'write a line for each, or name the picture of each line with "file"'
                 )
             return self._pictures
@@ -204,7 +204,7 @@ def _told_frame(place: str, line: bytes) -> dict[str, Any]:
 
 def _read_picture(path: Path) -> npt.NDArray[np.uint8]:
     try:
-        return read_picture(path, str(path), "remove it, or make it anew")
+        return read_picture(path, str(path), "remove it, or create it again")
     except ServiceError as error:
         raise RecordingError(str(error)) from None
 

@@ -128,7 +128,7 @@ class Service(Generic[C]):
             epilog=self._help_of_commands(),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        parser.add_argument("--config", type=Path, help="the YAML file of all services; without it the defaults hold")
+        parser.add_argument("--config", type=Path, help="the YAML file of all services; without it, the defaults apply")
         parser.add_argument(
             "--check", action="store_true", help="check the configuration, load what it names, and exit"
         )

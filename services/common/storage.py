@@ -154,7 +154,7 @@ class Storage:
         found = await self._try(obstore.get_async(self._store, address), what)
         # Check the size before the body is read into memory.
         if found.meta["size"] > max_bytes:
-            raise ObjectDamaged(f"{address} has {found.meta['size']} bytes, and its reference tells of {max_bytes}")
+            raise ObjectDamaged(f"{address} has {found.meta['size']} bytes, and its reference says {max_bytes}")
         # obstore's Bytes supports the buffer protocol, which type checkers know only from Python 3.12 on.
         return memoryview(cast("bytes", await self._try(found.bytes_async(), what)))
 
@@ -170,7 +170,7 @@ class Storage:
         found = await asyncio.to_thread(lambda: hashlib.sha256(data).hexdigest())
         if len(data) != reference.size_bytes or found != reference.sha256:
             raise ObjectDamaged(
-                f"{reference.address} has {len(data)} bytes of SHA-256 {found[:12]}…, and its reference tells of "
+                f"{reference.address} has {len(data)} bytes of SHA-256 {found[:12]}…, and its reference says "
                 f"{reference.size_bytes} bytes of {reference.sha256[:12]}…"
             )
         return data

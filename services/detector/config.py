@@ -123,7 +123,7 @@ class DetectorSection(Section):
         if unknown:
             raise ValueError(f"not in COCO: {', '.join(unknown)}; there are {', '.join(COCO_80)}")
         if not labels or len(set(labels)) != len(labels):
-            raise ValueError("one label at least, and none twice, is needed")
+            raise ValueError("at least one label is required, and none twice")
         return labels
 
     @field_validator("rivals")
@@ -131,7 +131,7 @@ class DetectorSection(Section):
     def _distinct_rivals(cls, rivals: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:
         names = [label for group in rivals for label in group]
         if len(set(names)) != len(names):
-            raise ValueError("a label is in one group of rivals, and only once")
+            raise ValueError("a label may be in only one group of rivals, and only once")
         return rivals
 
     @model_validator(mode="after")
@@ -146,7 +146,7 @@ class DetectorSection(Section):
         if self.mode == "newest" and self.recording is not None:
             raise ValueError("a recording has no newest frame: leave mode out, or set every")
         if self.mode is not None and self.from_queue:
-            raise ValueError("which frames of a queue are looked at is relay.policy: leave mode out")
+            raise ValueError("relay.policy decides which frames of a queue are processed: leave mode out")
         return self
 
     def without_budget(self) -> Self:

@@ -76,5 +76,5 @@ def load_second_stage(section: DetectorSection, model: Model) -> Classifier | st
         input_px=classifier.input_px,
     )
     if not set(applies_to) & set(model.labels):
-        log.warning("second stage idle", reason="the detector looks for no label that the classifier applies to")
+        log.warning("second stage idle", reason="the classifier applies to none of the detector's labels")
     return classifier

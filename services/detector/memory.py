@@ -43,7 +43,9 @@ class Memory:
         except OSError as error:
             if self._works:
                 structlog.get_logger().warning(
-                    "tracks not kept", path=str(self.path), reason=f"{error.strerror}: a restart numbers objects anew"
+                    "tracks not kept",
+                    path=str(self.path),
+                    reason=f"{error.strerror}: a restart begins new numbers",
                 )
             self._works = False
 

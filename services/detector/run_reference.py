@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
     """
     parser = argparse.ArgumentParser(prog="framebus-detector run", description=(main.__doc__ or "").splitlines()[0])
     parser.add_argument("reference", type=Path, metavar="REFERENCE.json", help="a frame's reference; docs/relay.md")
-    parser.add_argument("--config", type=Path, help="the YAML file of all services; without it the defaults hold")
+    parser.add_argument("--config", type=Path, help="the YAML file of all services; without it, the defaults apply")
     options = parser.parse_args(arguments)
     set_up_logs("detector", LogSection(level="warning"))  # to standard error, separate from the output
     try:

@@ -188,7 +188,7 @@ class SecondStage:
         except ModelError as error:
             # It failed although it ran when it was loaded, so do not try again with each frame.
             self.fault = str(error)
-            log.warning("no second stage any more", reason=self.fault)
+            log.warning("second stage failed", reason=self.fault)
             return
         cpu_s = self._cpu_s() - began_cpu_s
         self.crop_ms.extend([(self._wall_s() - began_s) / len(crops) * 1e3] * len(crops))

@@ -35,13 +35,13 @@ Letter = AbstractIncomingMessage
 def main(arguments: list[str]) -> int:
     """Run one of the commands."""
     parser = argparse.ArgumentParser(prog="framebus-relay dead-letters", description=__doc__)
-    parser.add_argument("--config", type=Path, help="the YAML file of all services; without it the defaults hold")
+    parser.add_argument("--config", type=Path, help="the YAML file of all services; without it, the defaults apply")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="print one line for each: its ID, reason, detector and deliveries").add_argument(
         "--json", action="store_true", help="print a JSON object for each"
     )
     for name, text in (
-        ("show", "print all that is known of one, as JSON"),
+        ("show", "print everything known about one, as JSON"),
         ("run", "run the detector's code on its frame here, and print the result or the failure"),
     ):
         commands.add_parser(name, help=text).add_argument("id", metavar="ID", help="as list prints it")

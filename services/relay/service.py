@@ -112,7 +112,7 @@ class _Relay:
                 for task in done:
                     task.result()
                 if not self._stop.is_set():
-                    raise ServiceError("a part of the relay has ended by itself")
+                    raise ServiceError("a part of the relay has ended unexpectedly")
 
     async def _keep_connected(self) -> None:
         await keep_connected(self._configuration.broker, self._work, self._stop, state=self._set_broker_reason)

@@ -107,7 +107,7 @@ class Taker:
             self._refuse(str(error))
             self._miss(frame, "not encodable")
         except SpoolFull as error:
-            self._refuse(f"{error}: the broker or the storage is slower than frames come, or away")
+            self._refuse(f"{error}: the broker or the storage is slower than the frames, or unavailable")
             self._miss(frame, str(error))
         else:
             self._refused = None
@@ -121,7 +121,7 @@ class Taker:
             self._spool.ledger.miss(frame.epoch, frame.sequence, reason)
         except LedgerFull:
             # The next accepted frame reveals the gap, and counts it as overwritten.
-            self._refuse("disk full: the frames that are missed are counted when there is a place for it")
+            self._refuse("disk full: missed frames are counted once there is room")
 
     def _is_due(self, captured_ns: int) -> bool:
         """Return whether a frame is due at ``target_fps``. If so, schedule the next one."""

@@ -23,18 +23,18 @@ STREAM_GAUGES = {
     "seats": ("seats", "Leases that the ring has for subscribers"),
     "seats_taken": ("seats_taken", "Leases that the subscribers may take together"),
     "ring_bytes": ("ring_bytes", "Size of the ring"),
-    "subscribers": ("subscribers", "Subscribers that live"),
+    "subscribers": ("subscribers", "Live subscribers"),
 }
 """Metrics of a stream: name and help, by the key in its description."""
 
 PAIR_HELP = {
-    "residual_px": "By how much two neighbouring cameras differ in their overlap, root mean square",
-    "drift_px": "What the differences of two neighbouring cameras have in common: one of them was moved",
-    "parallax_px": "What is left of the differences of two neighbouring cameras without the drift",
+    "residual_px": "Difference of two neighbouring cameras in their overlap, root mean square",
+    "drift_px": "Common part of the differences of two neighbouring cameras, as after one was moved",
+    "parallax_px": "Differences of two neighbouring cameras that remain without the drift",
 }
 COVERAGE_HELP = {
-    "shown": "Width of what the panorama shows, in degrees of yaw",
-    "all": "Width of what the cameras see, in degrees of yaw",
+    "shown": "Width that the panorama shows, in degrees of yaw",
+    "all": "Width that the cameras see, in degrees of yaw",
 }
 
 
@@ -73,21 +73,21 @@ class StatusCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics of every service and stage."""
-        up = GaugeMetricFamily("framebus_service_up", "1 when the service tells its status", labels=["service"])
+        up = GaugeMetricFamily("framebus_service_up", "1 if the service answers, 0 if not", labels=["service"])
         healthy = GaugeMetricFamily(
-            "framebus_service_healthy", "1 when the service does its work, 0 when not", labels=["service"]
+            "framebus_service_healthy", "1 if the service is healthy, 0 if not", labels=["service"]
         )
         detail = GaugeMetricFamily(
-            "framebus_service_detail", "A number that the service tells about itself", labels=["service", "detail"]
+            "framebus_service_detail", "A number of the details in the service's status", labels=["service", "detail"]
         )
         labels = ["service", "stage"]
         frames = CounterMetricFamily("framebus_stage_frames", "Frames that passed the stage", labels=labels)
-        skipped = CounterMetricFamily("framebus_stage_skipped", "Frames that the stage did not see", labels=labels)
-        fps = GaugeMetricFamily("framebus_stage_fps", "Frames a second, of the last seconds", labels=labels)
-        age = GaugeMetricFamily("framebus_stage_age_seconds", "Seconds since a frame passed the stage", labels=labels)
+        skipped = CounterMetricFamily("framebus_stage_skipped", "Frames that the stage skipped", labels=labels)
+        fps = GaugeMetricFamily("framebus_stage_fps", "Frames per second, over the last seconds", labels=labels)
+        age = GaugeMetricFamily("framebus_stage_age_seconds", "Seconds since the stage's last frame", labels=labels)
         latency = SummaryMetricFamily(
             "framebus_stage_latency_seconds",
-            "Seconds from a frame's capture to the end of the stage, of the last seconds",
+            "Seconds from a frame's capture to the end of the stage, over the last seconds",
             labels=labels,
         )
         for service, document in self._statuses.items():
@@ -125,17 +125,19 @@ class StitchingCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics of every camera, each pair of neighbours, and the panorama's coverage."""
         of_camera = ["service", "camera"]
-        up = GaugeMetricFamily("framebus_camera_up", "1 when the camera is connected", labels=of_camera)
+        up = GaugeMetricFamily("framebus_camera_up", "1 if the camera is connected, 0 if not", labels=of_camera)
         cause = GaugeMetricFamily(
-            "framebus_camera_cause", "1 for the cause why the camera is not connected", labels=[*of_camera, "cause"]
+            "framebus_camera_cause",
+            "1 for the cause of a camera's disconnection",
+            labels=[*of_camera, "cause"],
         )
         skew = GaugeMetricFamily(
             "framebus_camera_skew_seconds",
-            "How much later the camera's picture was captured than the panorama that it is in",
+            "Capture time of the camera's picture minus that of the panorama that contains it",
             labels=of_camera,
         )
         placed = GaugeMetricFamily(
-            "framebus_camera_placed", "1 when the calibration has a place for the camera, 0 when not", labels=of_camera
+            "framebus_camera_placed", "1 if the calibration places the camera, 0 if not", labels=of_camera
         )
         fits = {
             name: GaugeMetricFamily(f"framebus_pair_{name}", f"{text}, in panorama pixels", labels=["service", "pair"])
@@ -174,13 +176,13 @@ class ConnectionCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield the connections that are open, and how many were opened, refused and dropped."""
         prefix = "framebus_web_connections"
-        yield GaugeMetricFamily(f"{prefix}_open", "Connections that are open", value=self._counts["open"])
-        yield GaugeMetricFamily(f"{prefix}_limit", "Connections that may be open", value=self._counts["max"])
+        yield GaugeMetricFamily(f"{prefix}_open", "Open connections", value=self._counts["open"])
+        yield GaugeMetricFamily(f"{prefix}_limit", "Largest number of open connections", value=self._counts["max"])
         yield CounterMetricFamily(f"{prefix}_opened", "Connections that were accepted", value=self._counts["opened"])
         for name, key, text in (
             (f"{prefix}_refused", "refused", "Connections that were refused, by the limit that was reached"),
             (f"{prefix}_dropped", "dropped", "Connections that were closed, by the deadline that had passed"),
-            ("framebus_web_requests_forbidden", "forbidden", "Requests answered 403, by the rule that they broke"),
+            ("framebus_web_requests_forbidden", "forbidden", "Requests answered 403, by the rule that rejected them"),
         ):
             family = CounterMetricFamily(name, text, labels=["reason"])
             for reason, count in self._counts[key].items():

@@ -37,7 +37,7 @@ MAX_AGE_S: Final = 86_400.0
 """A frame that claims to be older is not of this boot of the host."""
 CLOCKS_AGREE_S: Final = 60.0
 """Tolerance between a frame's ages by the two clocks, because the wall clock may be set while the host runs."""
-NOTICE: Final = "results of detectors on other hosts do not come"
+NOTICE: Final = "results of detectors on other hosts do not arrive"
 _GROUP: Final = re.compile(STREAM_NAME)
 
 log = structlog.get_logger()

@@ -127,7 +127,7 @@ class WebSocketViewer:
         """Release the acknowledged frame and all earlier ones."""
         # Otherwise a faulty page could clear the queue, and with it the limit of frames in flight.
         if all(sent.frame.sequence != sequence for sent in self._in_flight):
-            raise MalformedMessage("acknowledged a frame that is not on its way")
+            raise MalformedMessage("acknowledged a frame that is not in flight")
         self._acknowledged_s = time.monotonic()
         while self._in_flight:
             sent = self._in_flight.popleft()

@@ -319,7 +319,7 @@ def test_a_wrong_password_is_told(server: RabbitMq, monkeypatch: pytest.MonkeyPa
 @pytest.mark.slow
 def test_a_virtual_host_that_does_not_exist_is_told(server: RabbitMq) -> None:
     told = refusal(BrokerSection(url=f"{server.url}/no%2Fsuch"))
-    assert told == "it refuses the virtual host no/such: create it, and give the user a right to it"
+    assert told == "it refuses the virtual host no/such: create it, and give the user permission to use it"
 
 
 def over_tls(server: RabbitMq, tls: Path, ca: str | None, client: str | None, host: str = "127.0.0.1") -> BrokerSection:

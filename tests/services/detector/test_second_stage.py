@@ -169,7 +169,7 @@ def test_one_that_fails_is_told_once_and_the_objects_go_on() -> None:
     scene.network.fails = True
     with capture_logs() as logs:
         assert [scene.frame([0]) for _ in range(3)] == [["dark"]] * 3
-    assert [entry["event"] for entry in logs] == ["no second stage any more"]
+    assert [entry["event"] for entry in logs] == ["second stage failed"]
     assert scene.stage.fault == "the classifier fails when it runs: out of memory"
 
 

@@ -33,7 +33,7 @@ class NanoDet(Format):
     """Distributions of the distances to the four sides."""
 
     name = "nanodet"
-    known = "(N, cells, classes + 4 * bins), or scores and distances a stride"
+    known = "(N, cells, classes + 4 * bins), or scores and distances for each stride"
 
     def __init__(self, preparation: Preparation, classes: int, bins: int, grid: Grid, order: Sequence[int]) -> None:
         """Keep the grid, and the indices of the outputs: each stride's scores, then its distances; empty for one."""
