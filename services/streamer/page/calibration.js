@@ -151,7 +151,7 @@ function draw(calibration, pairs) {
 function show(services) {
   const stitcher = stitcherOf(services);
   if (stitcher === undefined) {
-    element("summary").textContent = "no stitcher has told of a calibration yet";
+    element("summary").textContent = "no stitcher has reported a calibration yet";
     return;
   }
   const { calibration, cameras = {} } = stitcher.details;

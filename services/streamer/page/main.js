@@ -188,7 +188,7 @@ function refresh() {
   list();
   const phrases = missing(connected ? server : null, clock);
   if (fallback.running) {
-    const why = hindrance || "the way to the server does not pass WebSocket upgrades";
+    const why = hindrance || "the path to the server blocks WebSocket upgrades";
     phrases.unshift(`pictures by MJPEG, without boxes: ${why}`);
   }
   write("missing", phrases.join(" · "));
