@@ -36,6 +36,7 @@ async def bury(
         group: Group of the detector that rejects the message.
         worker: Name of that detector.
     """
+    # The message's own headers stay: they hold the trace of its frame, and how often it was delivered.
     headers: dict[str, Any] = {**delivered.headers, REASON: reason[:MAX_REASON], GROUP: group, WORKER: worker}
     sent = aio_pika.Message(
         delivered.body,

@@ -173,6 +173,7 @@ def unpack(message: bytes) -> Detections:
     if isinstance(content, dict) and content.get("version") == VERSION:
         return _unpack_map(content)
     if isinstance(content, list) and len(content) == len(_PLAIN) + 2 and content[0] == OLD_VERSION:
+        # The order of version 1 is that of _PLAIN; the last value, the objects, has no name there.
         plain = dict(zip(_PLAIN, content[1:], strict=False))
         return _unpack_objects(Detections(**_fields(plain, _PLAIN), objects=()), content[-1], _read_old_object)
     raise MalformedDetections(f"not a detections message of version {VERSION} or {OLD_VERSION}")
@@ -268,6 +269,7 @@ def _four(values: Any) -> tuple[float, float, float, float]:
 
 def _check_object(found: Detection) -> Detection:
     """Return the object, or raise BadBox. Its fields are untrusted and may be of any type."""
+    # An exact type, because True would pass for a number.
     numbers = (found.score, found.x_px, found.y_px, found.width_px, found.height_px, *(found.angles or ()))
     if not isinstance(found.label, str) or type(found.track_id) is not int or found.track_id < 0:
         raise BadBox("a class or track of a wrong type")

@@ -79,7 +79,7 @@ def follow(
         except tolerate as error:
             found = str(error)
         else:
-            return
+            return  # the subscription ends without an error only if stop is set
         if found != reason:  # not with each attempt
             reason = found
             log.warning("waiting for the stream", reason=reason)

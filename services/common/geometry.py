@@ -122,6 +122,7 @@ class PanoramaGeometry:
             cylinder has no such point.
         """
         yaw, pitch = np.moveaxis(_points(angles), -1, 0)
+        # Whole turns away from the middle, for a yaw outside of the panorama only: one inside must not move.
         beyond = yaw - (self.yaw_min_rad + self.width_rad / 2)
         turns = np.where(np.abs(beyond) > self.width_rad / 2, np.round(beyond / TURN_RAD), 0.0)
         x = (yaw - turns * TURN_RAD - self.yaw_min_rad) * self.scale_px - 0.5

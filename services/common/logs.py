@@ -44,6 +44,7 @@ def short_line(event: Mapping[str, Any]) -> str:
 
     Redundant values, such as a camera's URL beside its name, are omitted. A traceback is reduced to its last line.
     """
+    # Empty values are dropped, so that the line holds only what the operator can use.
     told = {key: value for key, value in event.items() if key not in _HIDDEN and value not in (None, "", [], {})}
     camera, reason = told.pop("camera", None), told.pop("reason", None)
     if camera is not None:

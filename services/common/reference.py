@@ -210,7 +210,7 @@ def _parse(body: bytes, kind: str) -> dict[str, Any]:
         raise BadReference(f"a message of {len(body)} bytes, and a reference has at most {MAX_REFERENCE_BYTES}")
     try:
         content = json.loads(body)
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError):  # a hostile message may nest deeper than Python recurses
         raise BadReference("the message is not JSON") from None
     if not isinstance(content, dict) or "version" not in content or "kind" not in content:
         raise BadReference("the message is not a reference: it has no version and kind")

@@ -205,6 +205,7 @@ class Service(Generic[C]):
             return EXIT_INTERRUPTED
         else:
             return 0
+        # The faults of a service that reads all sections name their own services.
         prefix = "" if self.reads_all else f"{self.name}: "
         sys.stderr.write("".join(f"{prefix}{mask_text(in_one_line(fault))}\n" for fault in faults))
         return EXIT_USAGE

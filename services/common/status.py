@@ -51,6 +51,7 @@ class Stage:
     """Counts the frames of one stage of a service. Thread-safe."""
 
     def __init__(self) -> None:
+        # The length bounds the memory at high rates, at which the window is then shorter.
         self._samples: deque[tuple[float, float]] = deque(maxlen=4096)
         self._lock = threading.Lock()
         self._frames = 0
@@ -80,6 +81,7 @@ class Stage:
             samples = list(self._samples)
             frames, skipped, last_s = self._frames, self._skipped, self._last_s
         latencies_s = np.array([latency for _, latency in samples])
+        # A latency that is not known is NaN, for example of a recording.
         latencies_s = latencies_s[np.isfinite(latencies_s)]
         p50, p99 = np.percentile(latencies_s, (50, 99)) * 1e3 if latencies_s.size else (None, None)
         fps = 0.0
@@ -153,6 +155,7 @@ class StatusServer:
             raise
         except OSError as error:
             raise ServiceError(f"{self.path}: the status cannot be served: {error.strerror or error}") from None
+        # The interval bounds the time that shutdown() takes.
         self._thread = threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, name="status", daemon=True
         )

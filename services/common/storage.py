@@ -195,6 +195,7 @@ class Storage:
         Raises:
             StorageUnavailable: The objects could not be listed.
         """
+        # In batches, so that a bucket with millions of results is never held in memory.
         batches = obstore.list(self._store, prefix=prefix, chunk_size=_LISTED_AT_ONCE)
         while True:
             try:

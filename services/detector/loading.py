@@ -75,6 +75,7 @@ def load_second_stage(section: DetectorSection, model: Model) -> Classifier | st
         outputs=classifier.outputs,
         input_px=classifier.input_px,
     )
+    # Not a fault: a site may look for fewer labels than the model knows.
     if not set(applies_to) & set(model.labels):
         log.warning("second stage idle", reason="the classifier applies to none of the detector's labels")
     return classifier

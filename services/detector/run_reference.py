@@ -49,6 +49,7 @@ def main(arguments: list[str]) -> int:
         data = asyncio.run(Storage(configuration.storage).fetch(reference))
     except (BadReference, StorageError) as error:
         raise ServiceError(str(error)) from None
+    # As on a queue, whatever source is configured: the whole frame, and without earlier tracks.
     section = configuration.detector.model_copy(update={"source": QUEUE})
     detector = load_service(configuration.model_copy(update={"detector": section}), threading.Event())
     try:

@@ -18,6 +18,7 @@ def parse_address(text: str | None) -> IPv4Address | IPv6Address | None:
         address = ipaddress.ip_address((text or "").partition("%")[0])
     except ValueError:
         return None
+    # A socket that listens on both versions reports IPv4 clients in mapped form.
     mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
     return mapped or address
 

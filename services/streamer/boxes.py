@@ -82,6 +82,7 @@ class DetectionThread(StreamerThread):
             self.failures += 1
 
     def _take(self, detections: Detections) -> None:
+        # A detector that restarts may send a frame that its predecessor has already processed.
         if self._order.place(detections) is not Place.NEWEST:
             self._late += 1
             return

@@ -45,6 +45,7 @@ def check(configuration: StreamerConfiguration) -> None:
             probe.listen(1)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
+            # The running streamer holds the address, and will have released it by the next start.
             if SERVICE.status(configuration) is not None:
                 return
             reason = "another program listens there: stop it, or set another streamer.port"

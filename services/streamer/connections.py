@@ -157,7 +157,7 @@ class Connections:
             return
         client = client_address(connection.peer, request.headers, self.limits.trusted_proxies)
         if not self._has_share(client):
-            return
+            return  # the request is the proxy's own, such as a health check
         if len(self._groups.get(group_of(client), ())) >= self.limits.max_per_address:
             self.refused["address"] += 1
             raise _refusal(
@@ -181,6 +181,7 @@ class Connections:
         """Close the connection that has been inactive for longest, in the first group that has an inactive one."""
         now_s = time.monotonic()
         for group in groups:
+            # Of one group only: the smallest rank of all might belong to an address with few connections.
             ranked = [(rank, connection) for connection in group if (rank := connection.rank(now_s)) is not None]
             if ranked:
                 self._drop(min(ranked, key=lambda entry: entry[0])[1], "evicted")
@@ -194,6 +195,7 @@ class Connections:
 
     def _handle_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Handle asyncio's report that accept(2) failed. asyncio itself retries after a second."""
+        # Only a failed accept(2) has the listening socket in its context.
         error = context.get("exception")
         if isinstance(error, OSError) and error.errno in _EXHAUSTED and "socket" in context:
             self._note_exhaustion(error)

@@ -140,6 +140,7 @@ class FrameThread(StreamerThread):
                         case Frame():
                             self._count(event)
                             pending = _replace(pending, event)
+                    # After every event, because a viewer may have joined without a new frame.
                     demand = self._demand()
                     if not demand.levels:
                         continue

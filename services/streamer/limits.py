@@ -31,6 +31,7 @@ def limits_of(section: StreamerSection) -> ConnectionLimits:
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 2 * section.max_connections
+    # A process may raise its soft limit up to the hard one without privileges.
     if soft != resource.RLIM_INFINITY and soft < wanted:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -90,6 +90,7 @@ def frame_message(
             **_clock(echo),
         }
     ).encode()
+    # One message, so that a picture and its times cannot be separated.
     return b"".join((HEAD_LENGTH.pack(len(head)), head, picture.jpeg))
 
 

@@ -109,6 +109,7 @@ class StatusCollector(Collector):
                     if key in _mapping(summary):  # the quantiles are NaN if no frame passed in the last seconds
                         seconds = math.nan if silent else values.get(key, math.nan) / 1e3
                         where = dict(zip(labels, place, strict=True)) | {"quantile": quantile}
+                        # add_metric() takes a sum and a count, which the services do not keep.
                         latency.add_sample(latency.name, where, seconds)
         yield from (up, healthy, detail, frames, skipped, fps, age, latency)
 

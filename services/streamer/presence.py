@@ -151,6 +151,7 @@ def _silenced(document: Mapping[str, Any], silent_s: float) -> dict[str, Any]:
             "fps": 0.0,
             "latency_p50_ms": None,
             "latency_p99_ms": None,
+            # The age at the last answer, and the time since then.
             "age_s": round(age_s + silent_s, 3) if isinstance(age_s, int | float) else None,
         }
     return {

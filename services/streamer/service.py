@@ -54,6 +54,7 @@ def main(configuration: StreamerConfiguration, stop: threading.Event) -> None:
 
 async def _serve(configuration: StreamerConfiguration, stop: threading.Event) -> None:
     streamer = _Streamer(configuration)
+    # The signals are those of Service.main(), which sets the event.
     runner = web.AppRunner(
         streamer.site.application,
         access_log=None,
@@ -219,6 +220,7 @@ class _Streamer:
             },
         )
         freshness = self._judge()
+        # The stages judge by arrivals, but a frame that is received again does not make the stream healthy.
         if not freshness.served:
             document.update(healthy=False, reason=freshness.reason)
         return document

@@ -69,6 +69,7 @@ def cameras(document: Mapping[str, Any]) -> list[CameraReport]:
 
 def pairs(document: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
     """Yield the measured :data:`PAIR_NUMBERS` of each pair of neighbours, by ``left-right``."""
+    # Measured pairs only; those of the calibration have no live numbers.
     told = _mapping(_calibration(document).get("quality")).get("pairs")
     seen: set[str] = set()
     for content in told[:MAX_CAMERAS] if isinstance(told, list) else []:

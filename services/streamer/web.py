@@ -115,6 +115,7 @@ class Site:
         return self._page.answer(request, request.match_info["name"])
 
     async def _websocket(self, request: web.Request) -> web.StreamResponse:
+        # Before the viewer takes a place: a program that asks for the address without an upgrade needs none.
         if not web.WebSocketResponse().can_prepare(request):
             raise web.HTTPUpgradeRequired(text="this is a WebSocket\n", headers={"Upgrade": "websocket"})
         viewer = WebSocketViewer(self._hub, self._state_text)

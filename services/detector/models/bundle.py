@@ -147,6 +147,7 @@ def read_bundle(directory: Path, dimension: Dimension | None) -> Manifest:
             f"the bundle {directory} cannot be used: it is for the dimension {manifest.dimension!r}, and one for "
             f"{dimension!r} is needed"
         )
+    # All files, not only the network: external weights are read by ONNX Runtime without a check.
     for name, digest in manifest.files.items():
         _check(directory, name, digest)
     return manifest

@@ -79,6 +79,7 @@ class Model:
         file = inspect_file(path)
         self._session = open_session(path, file, section.providers)
         self.provider = self._session.get_providers()[0]
+        # Of a file in ONNX Runtime's own format, only ONNX Runtime reads the metadata.
         metadata = {**file.metadata, **self._session.get_modelmeta().custom_metadata_map}
         image, self._others = read_inputs(path, self._session, manifest, metadata)
         self._image = image
@@ -131,6 +132,7 @@ class Model:
 
     def _run(self, tensor: Array) -> list[Array]:
         feeds = {self._image.name: tensor}
+        # RT-DETR scales its boxes to this size: with the input's own, they are in its pixels, as of other formats.
         for name, dtype in self._others.items():
             feeds[name] = np.array([[self._image.width_px, self._image.height_px]] * len(tensor), dtype)
         outputs: list[Array] = self._session.run(self._outputs, feeds)
@@ -157,7 +159,7 @@ class Model:
         """Count invalid boxes, and log them once."""
         self.rejected_boxes += len(scores)
         logits = bool((scores > 1).any())
-        if "rejected" in self._told:
+        if "rejected" in self._told:  # a faulty export would otherwise fill the log with every frame
             return
         self._told.add("rejected")
         log.warning(

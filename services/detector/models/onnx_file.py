@@ -193,6 +193,7 @@ def _parse_graph(graph: memoryview, operators: set[tuple[str, str]], external: s
                 raise _Malformed
             operators.add((_text(domain), _text(operator)))
         elif number == GRAPH_INITIALIZER:
+            # The fields of a message may be in any order, so read all of them before their values are used.
             tensor = list(_fields(value))
             for key, part in tensor:
                 if key == TENSOR_EXTERNAL and not isinstance(part, int):
@@ -201,6 +202,7 @@ def _parse_graph(graph: memoryview, operators: set[tuple[str, str]], external: s
                         external.add(text)
                 elif key == TENSOR_RAW and not isinstance(part, int) and (TENSOR_TYPE, TYPE_INT8) in tensor and part:
                     weights = np.frombuffer(part, np.int8)
+                    # As Python's integers: the magnitude of -128 does not fit into int8.
                     int8.append(max(int(weights.max()), -int(weights.min())))
 
 

@@ -114,6 +114,7 @@ class Grid:
 
 def around(centres: Array, sizes: Array) -> Floats:
     """Return boxes ``(n, 4)`` from centres and sizes, both ``(n, 2)``."""
+    # A network may give any number. What is not finite is dropped later, by usable().
     with np.errstate(invalid="ignore", over="ignore"):
         middle, half = np.asarray(centres, np.float32), np.asarray(sizes, np.float32) / 2
         return np.concatenate([middle - half, middle + half], axis=1)
@@ -121,5 +122,6 @@ def around(centres: Array, sizes: Array) -> Floats:
 
 def sigmoid(values: Array) -> Floats:
     """Return the logistic function of the values, without overflow."""
+    # By tanh(), because exp() overflows for large negative values.
     result: Floats = 0.5 * (1 + np.tanh(0.5 * np.asarray(values, np.float32)))
     return result

@@ -96,6 +96,7 @@ class Queries(Format):
 
     def decode(self, outputs: Sequence[Array], chooser: Chooser) -> Candidates:
         """Decode ``(queries, 4)`` and ``(queries, classes)``."""
+        # Independent scores: there is no class for nothing, and softmax would be wrong.
         chosen = chooser.dense(sigmoid(outputs[self._classes]))
         xyxy = _in_pixels(outputs[self._boxes][chosen.rows], self.preparation)
         return Candidates(xyxy, chosen.scores, chosen.labels)

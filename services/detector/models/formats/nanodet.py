@@ -74,6 +74,7 @@ class NanoDet(Format):
         chosen = chooser.dense(scores)
         bins = np.asarray(distances[chosen.rows], np.float32).reshape(-1, 4, self._bins)
         with np.errstate(over="ignore", invalid="ignore"):
+            # The distance to a side is the mean of its distribution, in strides.
             weights = np.exp(bins - bins.max(axis=2, keepdims=True))
             reach = (weights * np.arange(self._bins, dtype=np.float32)).sum(axis=2) / weights.sum(axis=2)
             reach *= self._grid.strides[chosen.rows, None]
@@ -126,6 +127,7 @@ def _by_stride(graph: Graph) -> list[int] | None:
         if len(places) != 2:
             return None
         names = list(graph.outputs)
+        # Distances have a known number of bins for each of four sides.
         widths = sorted({shapes[place][2] for place in places} & {4 * bins for bins in BINS})
         if not widths:
             return None

@@ -45,6 +45,7 @@ class Yolox(Format):
         cells = graph.cells(STRIDES)
         if columns < 6:
             return None
+        # YOLOv5 and YOLOv7, whose larger models have a fourth grid.
         if rows == ANCHORS * cells or rows == ANCHORS * graph.cells((*STRIDES, 64)):
             return cls(graph.preparation(scale=1 / 255, fit="centre"), columns - 5, None)
         if rows != cells:
@@ -62,6 +63,7 @@ class Yolox(Format):
         boxes = np.asarray(output[chosen.rows, :4], np.float32)
         if self._grid is not None:
             strides = self._grid.strides[chosen.rows, None]
+            # Sizes are logarithms. One that overflows becomes infinite, and is dropped as out of range.
             with np.errstate(over="ignore", invalid="ignore"):
                 centres = boxes[:, :2] * strides + self._grid.centres[chosen.rows]
                 sizes = np.exp(boxes[:, 2:]) * strides
