@@ -151,7 +151,7 @@ class Hub:
     def detections_after(self, count: int) -> Iterator[tuple[int, Detections]]:
         """Yield the recent detections with a number above ``count``, with their numbers."""
         oldest_ns = time.monotonic_ns() - self._boxes_max_age_ns
-        # A copy: the viewer sends between two of them, and new ones may arrive meanwhile.
+        # A copy, because new ones may arrive before the caller takes the next one.
         for number, detections in tuple(self._detections):
             if number > count and detections.captured_ns >= oldest_ns:
                 yield number, detections

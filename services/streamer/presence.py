@@ -83,7 +83,6 @@ class Presence:
             self._asked_s = time.monotonic()
             for name, document in answers.items():
                 is_own = self._own is not None and name == self._own[0]
-                # Names are those of files, so a program of the group could add any number of them.
                 if not is_own and (name in self._seen or len(self._seen) < MAX_SERVICES):
                     self._seen[name] = _Seen(document, self._asked_s)
 
