@@ -22,6 +22,7 @@ PLACES = {
 MAX_IS_NO = 2.0
 MIN_PURPOSE = 10.0
 MIN_COMMENT_SHARE = 0.025
+PLACES["the services"] = (ROOT / "services",)
 
 
 @pytest.fixture(params=list(PLACES.values()), ids=list(PLACES))

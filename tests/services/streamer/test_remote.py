@@ -130,7 +130,7 @@ def test_a_broker_that_cannot_be_reached_is_told_of_and_the_thread_goes_on(
         assert reason in thread.reason
         assert thread.details()["connected"] is False
         (notice,) = thread.notices()
-        assert notice == "results of detectors on other hosts do not come: there is no connection to the broker"
+        assert notice == "results of detectors on other hosts do not arrive: there is no connection to the broker"
         assert thread.alive
     finally:
         stop.set()
