@@ -1,5 +1,5 @@
-# Everything is installed into .venv; nothing else on the machine is touched. `make` alone prints the targets that have
-# a text after ##.
+# All targets install into .venv, and change nothing else on the machine. `make` without a target prints the targets
+# that have a text after ##.
 
 PYTHON ?= python3
 PORT ?= 8080
@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 .PHONY: help install demo check test test-long coverage lint ruff mypy imports spelling c page workflows docs docs-external bench bench-full bench-compare bench-publish bench-stitch bench-detect bench-relay bench-storage image-usage first-sight calibration-trials soak kubernetes verify system-packages clean
 .DEFAULT_GOAL := help
 
-# A module stays on one core, for the fixtures that its tests share; those with slow tests come first.
+# The tests of a module run on one core, because they share fixtures; modules with slow tests come first.
 PYTEST := $(BIN)/python -m pytest
 PYTEST_ON_TWO := $(PYTEST) --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
@@ -23,14 +23,14 @@ $(BIN)/python:
 	@echo 'making $(VENV)'
 	@$(PYTHON) -m venv $(VENV)
 
-# rich comes first: it draws how far the rest is. It asks for nothing else of this project.
+# rich is installed first, because it draws the progress of the rest. It requires nothing else of this project.
 INSTALL := $(BIN)/python -m services.supervisor.install
 
 $(VENV)/installed-rich: $(BIN)/python constraints.txt
 	@said=$$($(PIP) install --constraint constraints.txt rich 2>&1) || { echo "$$said" >&2; exit 1; }
 	@touch $@
 
-# Both distributions, editable: the library, and the services with all that they need.
+# Both distributions, editable: the library, and the services with all their dependencies.
 SOURCES := pyproject.toml setup.py services/pyproject.toml services/setup.py constraints.txt \
   $(wildcard framebus/ring/_*.[ch] services/stitcher/rendering/_*.[ch])
 
@@ -47,7 +47,7 @@ $(VENV)/installed-docs: $(VENV)/installed-dev
 	@$(INSTALL) 'what makes the site' --constraint constraints.txt --editable '.[docs]'
 	@touch $@
 
-# The benchmark's peers: other brokers and transports, which no other test needs.
+# The libraries that the benchmark compares with: other brokers and transports, which no other test requires.
 $(VENV)/installed-bench: $(VENV)/installed-dev
 	@$(INSTALL) 'what the benchmarks compare with' --constraint constraints.txt --editable '.[bench]'
 	@touch $@
@@ -61,19 +61,19 @@ demo: install ## the whole pipeline on five simulated cameras, and the URL of it
 check: lint ## lint, types, import rules and the fast tests, in about a minute
 	$(PYTEST_ON_TWO) --hypothesis-profile quick -m "not slow and not long and not docker"
 
-# The pipeline's tests ask for pictures in time, so they have the machine for themselves.
+# The tests of the pipeline expect pictures in time, so no other test runs at the same time.
 test: lint ## the same with the slow tests, in several minutes
 	$(PYTEST_ON_TWO) -m "not long" --ignore tests/e2e
 	$(PYTEST) -m "not long" tests/e2e
 
-# Installs the wheel into environments of each Python version that it is for, with dependencies from the registry.
-# Those that only compute share the two cores test by test; the others have the machine for themselves.
+# Installs the wheel into environments of each supported Python version, with dependencies from the registry.
+# The tests that only compute share the two cores; the others run alone.
 COMPUTING := tests/verification tests/services/stitcher/calibration tests/services/stitcher/rendering
 test-long: coverage $(VENV)/installed-bench $(VENV)/installed-docs ## the tests that take minutes: containers, faults put back, coverage
 	$(PYTEST) --numprocesses 2 --dist worksteal -m long $(COMPUTING)
 	$(PYTEST) -m long --durations 25 $(addprefix --ignore ,$(COMPUTING))
 
-# The tests of the package run the library from elsewhere. Other users' processes write their measurements too.
+# The tests of the package run the library from another place. Processes of other users also write measurements.
 coverage: $(VENV)/installed-dev ## branches of the library that its own tests reach, with FRAMEBUS_BACKEND=python
 	rm -rf .cache/coverage
 	install -d -m 1777 .cache/coverage
@@ -98,7 +98,7 @@ ruff: $(VENV)/installed-dev
 spelling: $(VENV)/installed-dev
 	$(BIN)/codespell
 
-# The headers that 'python -m framebus.ring.c_headers' generates have a form of their own.
+# The headers that 'python -m framebus.ring.c_headers' generates have their own format.
 c: $(VENV)/installed-dev
 	$(BIN)/clang-format --dry-run --Werror \
 	  $(filter-out %/_layout.h %/_docs.h,$(wildcard framebus/ring/_*.[ch] services/stitcher/rendering/_*.[ch]))
@@ -123,68 +123,71 @@ tidy: $(VENV)/installed-tidy ## faults in the C that clang-tidy finds
 docs: $(VENV)/installed-docs ## the documents as a site, in .cache/docs/site; a dead link is an error
 	$(BIN)/python -m website
 
-docs-external: $(VENV)/installed-docs ## ask for the pages of others that the documents link to
+docs-external: $(VENV)/installed-docs ## check the links of the documents to other sites
 	$(BIN)/python -m website --external
 
 bench: $(VENV)/installed-bench ## the benchmarks, in five minutes
 	$(BIN)/python -m pytest bench --benchmark-only --benchmark-disable-gc --quiet
 	$(BIN)/python -m bench run
 
-bench-full: $(VENV)/installed-bench ## all of them
+bench-full: $(VENV)/installed-bench ## all benchmarks
 	$(BIN)/python -m pytest bench --benchmark-only --benchmark-disable-gc
 	$(BIN)/python -m bench run --form full
 
-bench-compare: $(VENV)/installed-bench ## them against the last saved run
+bench-compare: $(VENV)/installed-bench ## the benchmarks, compared with the last saved run
 	$(BIN)/python -m bench compare
 
-# STITCHING: Python of an environment with stitching-headless and OpenCV < 5, which are then compared too.
+# STITCHING: Python of an environment with stitching-headless and OpenCV < 5, to compare with these too.
 RUNS ?= 10
 RIGS ?= 1000
-calibration-trials: $(VENV)/installed-dev ## the stitcher's calibration against ground truth; RUNS=10 a cell, RIGS=1000 random ones
+calibration-trials: $(VENV)/installed-dev ## calibration against ground truth; RUNS=10 per cell, RIGS=1000 random ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.services.stitcher.calibration_trials --runs $(RUNS) --random $(RIGS) --peers \
 	  $(if $(STITCHING),--stitching $(STITCHING))
 
 bench-publish: $(VENV)/installed-dev ## the last saved run, put into the documents
 	$(BIN)/python -m bench publish
 
-# BEFORE=PATH: beside the stitcher of another source tree, such as a git worktree.
-bench-stitch: $(VENV)/installed-dev ## what a panorama costs, beside decoding, memcpy and cv2.Stitcher
+# BEFORE=PATH: also the stitcher of another source tree, such as a git worktree.
+bench-stitch: $(VENV)/installed-dev ## cost of a panorama, compared with decoding, memcpy and cv2.Stitcher
 	$(BIN)/python -m bench.stitch $(if $(BEFORE),--before $(BEFORE))
 
-# MODELS='PATH …': beside the default and, where ../shared/models has them, SSDLite and YOLOX-nano.
-# SAHI: Python of an environment that has it, which is then compared too.
-bench-detect: $(VENV)/installed-dev ## what detectors find, by the height of people, what a tile costs, and how true tracks are
+# MODELS='PATH …': in addition to the default and, if ../shared/models has them, SSDLite and YOLOX-nano.
+# SAHI: Python of an environment that has SAHI, to compare with it too.
+bench-detect: $(VENV)/installed-dev ## what detectors find, by the height of people; cost of a tile; accuracy of tracks
 	$(BIN)/python -m bench.detect $(MODELS)
 	$(BIN)/python -m bench.track
 	$(BIN)/python -m bench.slices $(if $(SAHI),--sahi $(SAHI))
 
-bench-relay: $(VENV)/installed-bench ## what the relay costs beside its floor, frames in RabbitMQ and in Redis, and the ring
+bench-relay: $(VENV)/installed-bench ## cost of the relay, compared with its floor, RabbitMQ, Redis and the ring
 	$(BIN)/python -m bench.relay $(if $(QUICK),--quick)
 
-# Builds the images and starts each compose file under names of its own. NAMES='stitcher single': not all of them.
-image-usage: $(VENV)/installed-dev ## what part of our container images their work uses; as root, with a Docker engine
+# Builds the images, and starts each compose file under its own project name. NAMES='stitcher single': only these.
+image-usage: $(VENV)/installed-dev ## share of our container images that their work uses; as root, with a Docker engine
 	$(BIN)/python -m bench.image_usage.ours $(NAMES)
 
-# FORM=full: more rounds and larger images, in half an hour. SECTIONS: union drivers disks handover supervisors ring backup bundles.
-# Mounts and drops the machine's caches, so root runs all of it; a second engine runs beside the machine's.
+# FORM=full: more rounds and larger images, in half an hour.
+# SECTIONS: union drivers disks handover supervisors ring backup bundles.
+# Mounts file systems and drops the machine's caches, so it runs as root; a second engine runs in addition to the
+# machine's.
 FORM ?= short
-bench-storage: $(VENV)/installed-bench ## what layers, volumes, drivers and a full /dev/shm cost; as root, in minutes
+bench-storage: $(VENV)/installed-bench ## cost of layers, volumes, drivers and a full /dev/shm; as root, in minutes
 	$(BIN)/python -m bench.storage $(SECTIONS) --form $(FORM) $(if $(IMAGE),--image $(IMAGE)) $(if $(PUBLISH),--publish)
 
-first-sight: $(VENV)/installed-dev ## what somebody sees of 'make demo' in a browser, in figures; MINUTES=1 for a shorter look
+first-sight: $(VENV)/installed-dev ## what a viewer of 'make demo' sees, in figures; MINUTES=1 for a shorter run
 	$(BIN)/python -m tests.e2e.first_sight $(if $(filter-out 0,$(MINUTES)),--minutes $(MINUTES))
 
-# Race for MINUTES and torture for as long, then kill processes at every step of their work, KILLS times; a report as JSON.
+# Run the race and the torture for MINUTES each, then kill processes at every step of their work, KILLS times. Report as
+# JSON.
 MINUTES ?= 0
 KILLS ?= 10000
 soak: $(VENV)/installed-dev ## ten thousand kills; MINUTES=10: after a race and a torture of ten minutes each
 	$(BIN)/python -m tests.race.soak --minutes $(MINUTES) --kills $(KILLS)
 
-# Needs kubectl 1.27 or newer, and no cluster. OVERLAY=PATH: another folder with a kustomization.
+# Requires kubectl 1.27 or newer, but no cluster. OVERLAY=PATH: another folder with a kustomization.
 kubernetes: $(VENV)/installed-dev ## the overlays of deploy/kubernetes, rendered, validated and checked offline
 	$(BIN)/python -m deploy.kubernetes.validate $(OVERLAY)
 
-# Three network namespaces as hosts, of which everything dies in turn; as root.
+# Three network namespaces as hosts, on which all programs are killed in turn; as root.
 FRAMES ?= 10000
 relay-soak: $(VENV)/installed-dev ## frames to detectors on other hosts while relay, detectors, broker and storage are killed; FRAMES=10000
 	$(BIN)/python -m tests.services.relay.soak --frames $(FRAMES)
@@ -192,15 +195,15 @@ relay-soak: $(VENV)/installed-dev ## frames to detectors on other hosts while re
 verify: $(BIN)/python ## the slot protocol and its mutants, state by state
 	$(BIN)/python -m verification
 
-# A C compiler for the steps of a hand-over and for the stitcher's renderer, and what the tests and the benchmark drive for
-# real: an RTSP server, a browser, reverse proxies, Prometheus' promtool, Redis, RabbitMQ. Debian, as root.
-system-packages: ## what the tests and benchmarks drive for real; on Debian, as root
+# A C compiler for the steps of a hand-over and for the stitcher's renderer, and the programs that tests and benchmarks
+# run: an RTSP server, a browser, reverse proxies, Prometheus' promtool, Redis, RabbitMQ. Debian, as root.
+system-packages: ## the programs that tests and benchmarks run; on Debian, as root
 	apt-get update --quiet=2
 	DEBIAN_FRONTEND=noninteractive apt-get install --quiet=2 --no-install-recommends \
 	  gcc libc6-dev python3-dev chromium python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good \
 	  gstreamer1.0-plugins-bad python3-gst-1.0 gir1.2-gst-plugins-base-1.0 redis-server rabbitmq-server \
 	  nginx-light caddy prometheus openssl iproute2 iptables
 
-clean: ## remove all that was installed, built or cached
+clean: ## remove everything that was installed, built or cached
 	rm -rf $(VENV) .cache build dist *.egg-info services/build services/dist services/*.egg-info framebus/ring/*.so \
 	  services/stitcher/rendering/*.so

@@ -22,7 +22,9 @@ import numpy as np
 import psutil
 
 from bench.peers.places import server, wait_until
-from services.common.broker import FRAME, Names, connect, message, open_channel, publish
+from services.common.broker import connect
+from services.common.broker_messages import message, open_channel, publish
+from services.common.broker_names import FRAME, Names
 from services.common.config import LogSection
 from services.common.detections import Detection, Detections
 from services.common.frame_codec import encode

@@ -17,7 +17,8 @@ from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMe
 from bench.peers import Pixels
 from bench.relay_parts import configured, cpu_s, relay_configuration, running_relay
 from framebus import FrameFormat, Publisher
-from services.common.broker import Names, open_channel
+from services.common.broker_messages import open_channel
+from services.common.broker_names import Names
 from services.common.reference import FrameReference
 from services.common.results import ResultReader
 from services.common.status import read_statuses

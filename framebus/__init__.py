@@ -45,7 +45,7 @@ from framebus.ring.frame_header import FrameHeader
 from framebus.ring.record import SubscriberRecord
 from framebus.shm.paths import companion_path, companion_paths
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 backend: str = _backend.name()
 """Which steps of a hand-over are in use: ``c``, the compiled ones, or ``python``."""

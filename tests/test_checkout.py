@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+import framebus
 from tests.support import ROOT
 
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -79,3 +80,25 @@ def test_forms_ask_for_something(path: Any) -> None:
     assert any(field.get("validations", {}).get("required") for field in fields)
     assert len({field["id"] for field in fields}) == len(fields)
     assert all(field["attributes"]["label"] for field in fields)
+
+
+@pytest.mark.parametrize(
+    ("file", "pattern"),
+    [
+        ("pyproject.toml", r'^version = "(.+)"$'),
+        ("services/pyproject.toml", r'^version = "(.+)"$'),
+        ("services/pyproject.toml", r'"framebus>=([\d.]+),'),
+        ("deploy/images/Dockerfile", r"^ARG VERSION=(.+)$"),
+        ("CHANGELOG.md", r"^## (\d\S+) - \d{4}-\d\d-\d\d$"),
+    ],
+)
+def test_a_release_has_one_version_everywhere(file: str, pattern: str) -> None:
+    found = re.search(pattern, (ROOT / file).read_text(), re.MULTILINE)
+    assert found is not None
+    assert found[1] == framebus.__version__
+
+
+def test_the_manifests_name_the_images_of_this_version() -> None:
+    manifests = [path.read_text() for path in (ROOT / "deploy/kubernetes").rglob("*.yaml")]
+    tags = {tag for text in manifests for tag in re.findall(r"image: framebus/\w+:(\S+)", text)}
+    assert tags == {framebus.__version__}

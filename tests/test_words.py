@@ -11,24 +11,26 @@ from tests import words
 from tests.support import ROOT
 
 LIBRARY = (ROOT / "framebus",)
-DOCUMENTS = (
-    ROOT / "README.md",
-    *(
-        ROOT / "docs" / f"{name}.md"
-        for name in ["benchmarks", "cli", "design", "reliability", "security", "spec", "using", "verification"]
-    ),
-)
+DOCUMENTS = tuple(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "docs"))
+EXAMPLES = (ROOT / "examples",)
 TESTS = tuple(ROOT / name for name in ("tests/framebus", "tests/race", "tests/verification", "verification"))
-PLACES = {"the library": LIBRARY, "the documents": DOCUMENTS, "the tests and the model": TESTS}
+CHECKERS = ("words.py", "test_words.py")
+"""These contain the phrases that they look for."""
+OTHER_TESTS = tuple(
+    path for path in sorted((ROOT / "tests").iterdir()) if path not in TESTS and path.name not in CHECKERS
+)
+PLACES = {
+    "the library": LIBRARY,
+    "the documents": DOCUMENTS,
+    "the examples": EXAMPLES,
+    "the services": (ROOT / "services",),
+    "the benches": (ROOT / "bench",),
+    "the tests and the model": TESTS,
+    "the other tests": OTHER_TESTS,
+}
 MAX_IS_NO = 2.0
 MIN_PURPOSE = 10.0
 MIN_COMMENT_SHARE = 0.035
-CHECKERS = ("words.py", "test_words.py")
-"""These contain the phrases that they look for."""
-PLACES["the benches"] = (ROOT / "bench",)
-PLACES["the other tests"] = tuple(
-    path for path in sorted((ROOT / "tests").iterdir()) if path not in TESTS and path.name not in CHECKERS
-)
 
 
 @pytest.fixture(params=list(PLACES.values()), ids=list(PLACES))

@@ -7,6 +7,7 @@ other string literals of several words, are counted only by :func:`messages`.
 from __future__ import annotations
 
 import ast
+import functools
 import io
 import re
 import sys
@@ -134,7 +135,8 @@ def files(paths: Iterable[Path]) -> list[Path]:
     return sorted(file for file in found if file.suffix in (*PYTHON, *C, *MARKDOWN) and file.name != "_docs.h")
 
 
-def passages(path: Path) -> list[Passage]:
+@functools.cache
+def passages(path: Path) -> tuple[Passage, ...]:
     """Comments and docstrings of a source file, or the prose of a document, without code and quoted words."""
     text = path.read_text(encoding="utf-8")
     if path.suffix in PYTHON:
@@ -144,13 +146,14 @@ def passages(path: Path) -> list[Passage]:
     else:
         prose = _FENCE.sub(lambda fence: "\n" * fence[0].count("\n"), text)
         found = [(number, line) for number, line in enumerate(prose.split("\n"), 1) if line.strip()]
-    return [Passage(path, line, _plain(content)) for line, content in found]
+    return tuple(Passage(path, line, _plain(content)) for line, content in found)
 
 
-def messages(path: Path) -> list[Passage]:
+@functools.cache
+def messages(path: Path) -> tuple[Passage, ...]:
     """String literals of several words in a Python file that are not docstrings."""
     if path.suffix not in PYTHON:
-        return []
+        return ()
     tree = ast.parse(path.read_text(encoding="utf-8"))
     documented = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     found = []
@@ -159,7 +162,7 @@ def messages(path: Path) -> list[Passage]:
             words = node.value.split()
             if len(words) >= MIN_MESSAGE_WORDS:
                 found.append(Passage(path, node.lineno, " ".join(words)))
-    return found
+    return tuple(found)
 
 
 def names(path: Path) -> set[str]:

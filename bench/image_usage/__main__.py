@@ -40,6 +40,8 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str], list
     parser.add_argument("image", nargs="?", metavar="IMAGE")
     parser.add_argument("--container", metavar="NAME", help="an existing container instead of an image")
     parser.add_argument("--rootfs", type=Path, metavar="FOLDER", help="a folder with a root file system")
+    parser.add_argument("--unshared", action="store_true", help="measure a copy of the image with layers of its own, "
+                        "so that other containers' use of the same pages is not counted")  # fmt: skip
     parser.add_argument("--base", metavar="IMAGE", help="whose layers are not ours; by default the longest image here "
                         "whose layers are the image's first")  # fmt: skip
     parser.add_argument("--during", action="append", default=[], metavar="COMMAND", help="the work to watch, in a "
@@ -58,6 +60,8 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str], list
         parser.error("name one of an image, --container or --rootfs")
     if parsed.container and (options or command):
         parser.error("a container has its options already")
+    if parsed.unshared and not parsed.image:
+        parser.error("--unshared takes an image: name it instead of a container or a folder")
     # The container must exist before it starts, to be watched from its first program on, and after its end.
     if {"--rm", "-d", "--detach"}.intersection(options):
         parser.error("the container is started apart and removed at the end: leave --rm and --detach out")
@@ -93,7 +97,15 @@ def measured(parsed: argparse.Namespace, options: list[str], command: list[str])
     elif parsed.container:
         found = measure.of_container(parsed.container, work, parsed.base, _tell)
     else:
-        found = measure.of_image(parsed.image, options, command, work=work, base=parsed.base, tell=_tell)
+        found = measure.of_image(
+            parsed.image,
+            options,
+            command,
+            work=work,
+            base=parsed.base,
+            tell=_tell,
+            share_layers=not parsed.unshared,
+        )
     return found
 
 

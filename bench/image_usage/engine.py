@@ -60,6 +60,8 @@ class Image:
     check: tuple[str, ...]
     """Command line of its health check."""
     base_label: str = ""
+    unshared: bool = False
+    """Whether the folders are those of a copy, which no other image has."""
 
 
 def inspect_image(name: str) -> Image:

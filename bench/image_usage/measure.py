@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from bench.image_usage import engine
@@ -13,29 +14,61 @@ from bench.image_usage.layers import View, merge, scan
 from bench.image_usage.observe import Contained, Observation, Work, observe
 from bench.image_usage.packages import owners, reader
 from bench.image_usage.rootfs import Rootfs
+from bench.image_usage.unshared import unshared
 from bench.image_usage.usage import Layer, Report, rows
 
 Tell = Callable[[str], None]
 
 
 def of_image(
-    image: str, options: Sequence[str], command: Sequence[str], *, work: Work, base: str | None, tell: Tell
+    image: str,
+    options: Sequence[str],
+    command: Sequence[str],
+    *,
+    work: Work,
+    base: str | None,
+    tell: Tell,
+    share_layers: bool = True,
 ) -> Report:
     """Run a container of an image, with the options of ``docker run``, and remove it.
+
+    Args:
+        image: Its name.
+        options: Options of ``docker run``.
+        command: Command line; without any, the image's own.
+        work: What to watch.
+        base: Name of the image that it was built from; None: find out.
+        tell: Takes what is being done.
+        share_layers: False: run a copy of the image with layers of its own.
 
     Raises:
         CannotMeasure: Something is missing or has failed.
     """
-    container = engine.create(image, options, command)
-    try:
-        return _of_container(engine.inspect_image(image), container, work, base, tell)
-    finally:
-        with contextlib.suppress(CannotMeasure):
-            docker("rm", "--force", "--volumes", container.identity)
+    found = engine.inspect_image(image)
+    with contextlib.ExitStack() as ending:
+        name = image
+        if not share_layers:
+            tell(f"copying {image}")
+            name = ending.enter_context(unshared(image))
+        container = engine.create(name, options, command)
+        ending.callback(_remove, container)
+        return _of_container(_with_folders_of(found, name), container, work, base, tell)
 
 
-def of_container(name: str, work: Work, base: str | None, tell: Tell) -> Report:
+def _remove(container: Container) -> None:
+    with contextlib.suppress(CannotMeasure):
+        docker("rm", "--force", "--volumes", container.identity)
+
+
+def of_container(name: str, work: Work, base: str | None, tell: Tell, *, copy_of: str | None = None) -> Report:
     """Stop and start a container, such as a service of compose, and leave it as it was: running or stopped.
+
+    Args:
+        name: Its name.
+        work: What to watch.
+        base: Name of the image that its image was built from; None: find out.
+        tell: Takes what is being done.
+        copy_of: Name of the image of which the container's image is a copy with layers of its own.
 
     Raises:
         CannotMeasure: Something is missing or has failed.
@@ -45,8 +78,11 @@ def of_container(name: str, work: Work, base: str | None, tell: Tell) -> Report:
     ran = container.state()["Running"]
     if ran:
         docker("stop", container.identity)
+    image = _name_of(container.image)
     try:
-        return _of_container(engine.inspect_image(_name_of(container.image)), container, work, base, tell)
+        return _of_container(
+            _with_folders_of(engine.inspect_image(copy_of or image), image), container, work, base, tell
+        )
     finally:
         # The user's container runs again, whatever the measurement did.
         if ran:
@@ -56,6 +92,10 @@ def of_container(name: str, work: Work, base: str | None, tell: Tell) -> Report:
 def _name_of(identity: str) -> str:
     tags = docker("image", "inspect", "--format", "{{range .RepoTags}}{{.}} {{end}}", identity).split()
     return tags[0] if tags else identity
+
+
+def _with_folders_of(image: Image, copy: str) -> Image:
+    return image if copy == image.name else replace(image, folders=engine.inspect_image(copy).folders, unshared=True)
 
 
 def _of_container(image: Image, container: Container, work: Work, base: str | None, tell: Tell) -> Report:
@@ -74,13 +114,16 @@ def _of_container(image: Image, container: Container, work: Work, base: str | No
             tuple(
                 name
                 for name, theirs in others.items()
-                if digest in theirs and theirs != image.layers and name != base_name
+                if digest in theirs and theirs != image.layers and name != base_name and not image.unshared
             ),
         )
         for number, digest in enumerate(image.layers)
     )
     found = rows(view, owner, seen.seen, base_layers)
-    return Report(image.name, base_name, how, layers, found, _told(work), *_seen(seen))
+    service, sharers, remarks = _seen(seen)
+    if image.unshared:
+        remarks = ("a copy with layers of its own was measured", *remarks)
+    return Report(image.name, base_name, how, layers, found, _told(work), service, sharers, remarks)
 
 
 def of_rootfs(folder: Path, command: Sequence[str], work: Work, tell: Tell) -> Report:

@@ -1,8 +1,8 @@
 """Measures how much of our images their work uses: ``python -m bench.image_usage.ours [--folder FOLDER] [NAME …]``.
 
-Each image is watched among the other services of its compose file, while a browser shows the page. The runs of the
-detector and the streamer beside the relay are further observations of their images, and so are the services' tests with
-``--tests``.
+Each image is watched among the other services of its compose file, while a browser shows the page. What is watched is a
+copy with layers of its own, because the page cache of the layers is shared with other containers. Further observations
+are the runs beside the relay, the detector's run on a file, and the services' tests with ``--tests``.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from bench.image_usage import measure, report, treemap
 from bench.image_usage.engine import docker
 from bench.image_usage.errors import CannotMeasure
 from bench.image_usage.observe import Work
+from bench.image_usage.unshared import unshared
 from bench.image_usage.usage import Report, also
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -36,6 +38,12 @@ TRIALS: Final = 3
 LOOKS_S: Final = 20.0
 BUILD_S: Final = 1800.0
 GROUP: Final = 2000
+ALL: Final = "framebus"
+"""The container with all services, of compose.single.yaml."""
+IMAGES: Final = {ALL: "all"}
+"""Names of the images of services whose names are others."""
+CLIP: Final = ROOT / "services/simulator/footage/pedestrians.mp4"
+MODEL: Final = ROOT / "models/default"
 
 
 @dataclass(frozen=True)
@@ -50,9 +58,9 @@ class Stack:
 
 
 STACKS: Final = (
-    Stack("relay", ("compose.yaml", "compose.relay.yaml"), ("relay",), further=("detector", "streamer")),
+    Stack("relay", ("compose.yaml", "compose.relay.yaml"), ("relay",), further=("detector", "streamer", ALL)),
     Stack("pipeline", ("compose.yaml",), ("stitcher", "detector", "streamer", "simulator")),
-    Stack("single", ("compose.single.yaml",), ("framebus",)),
+    Stack("single", ("compose.single.yaml",), (ALL,)),
 )
 """Stacks with further observations come before those that the figures are of."""
 TESTED: Final = ("stitcher", "detector", "streamer", "relay")
@@ -71,6 +79,7 @@ class Project:
     """A running stack, with its own names and ports."""
 
     def __init__(self, stack: Stack, secret: Path) -> None:
+        self._secret = secret
         self._files = [argument for file in stack.files for argument in ("-f", file)]
         self._name = f"image-usage-{secrets.token_hex(4)}"
         port = _free_port()
@@ -103,6 +112,32 @@ class Project:
             raise CannotMeasure(f"docker compose {arguments[0]} failed: {done.stderr.strip()[-400:]}")
         return done.stdout
 
+    def measure_all_in_one(self, lasts_s: float) -> Report:
+        """Watch one container with all services, the relay among them; of this stack, only the broker keeps running."""
+        running = self.compose("ps", "--services").split()
+        self.compose("stop", *(service for service in running if service != "rabbitmq"))
+        port = _free_port()
+        settings = {
+            "SUPERVISOR__SERVICES": json.dumps(["simulator", "stitcher", "detector", "streamer", "relay"]),
+            "STREAMER__HOST": "0.0.0.0",
+            "STREAMER__PORT": str(port),
+            "STREAMER__DETECTIONS": "both",
+            "BROKER__URL": "amqp://rabbitmq",
+            "BROKER__USERNAME": "framebus",
+            "BROKER__PASSWORD_FILE": "/run/secrets/broker",
+            "STORAGE__URL": "file:///var/lib/framebus/objects",
+            "RELAY__SPOOL": "/var/lib/framebus/spool",
+        }
+        options = [
+            *("--network", f"{self._name}_broker", "--publish", f"127.0.0.1:{port}:{port}", "--shm-size", "256m"),
+            *(argument for name, value in settings.items() for argument in ("--env", f"FRAMEBUS_{name}={value}")),
+            *("--volume", f"{self._secret}:/run/secrets/broker:ro", "--volume", f"{MODEL}:/app/models/default:ro"),
+        ]
+        work = f"{sys.executable} -m bench.image_usage.view http://127.0.0.1:{port} {lasts_s:g}"
+        return measure.of_image(
+            _image(IMAGES[ALL]), options, [], work=Work((work,)), base=BASE, tell=_tell, share_layers=False
+        )
+
     def start(self) -> None:
         """Start all services. Retry, because on a busy machine a health check that services wait for may time out."""
         for trial in range(TRIALS):
@@ -115,14 +150,32 @@ class Project:
                 return
 
     def measure(self, service: str, lasts_s: float) -> Report:
-        """Watch one of its containers while the others continue."""
+        """Watch one of its containers, of an image with layers of its own, while the others continue."""
         work = f"{sys.executable} -m bench.image_usage.view {self.url} {lasts_s:g}"
-        identity = self.compose("ps", "-q", service).strip()
-        return measure.of_container(identity, Work((work,)), BASE, _tell)
+        image = _image(IMAGES.get(service, service))
+        _tell(f"copying {image}")
+        with unshared(image) as copy, tempfile.NamedTemporaryFile("w", suffix=".json") as override:
+            json.dump({"services": {service: {"image": copy}}}, override)
+            override.flush()
+            start = ("up", "--detach", "--no-deps", "--no-build", service)
+            self.compose("-f", override.name, *start)
+            try:
+                identity = self.compose("ps", "-q", service).strip()
+                return measure.of_container(identity, Work((work,)), BASE, _tell, copy_of=image)
+            finally:
+                self.compose(*start)
+
+
+def _build() -> None:
+    """Build the images of all stacks."""
+    for stack in STACKS:
+        files = [argument for file in stack.files for argument in ("-f", str(ROOT / file))]
+        _tell(f"building the images of {stack.name}")
+        docker("compose", "--project-directory", str(ROOT), *files, "build", "--quiet", timeout_s=BUILD_S)
 
 
 @contextmanager
-def running(stack: Stack, folder: Path, *, build: bool) -> Iterator[Project]:
+def running(stack: Stack, folder: Path) -> Iterator[Project]:
     """Start a stack, and remove it at the end."""
     # Each run has a secret of its own: two runs into one folder would remove each other's.
     secret = folder / f"broker-{secrets.token_hex(4)}.secret"
@@ -132,8 +185,6 @@ def running(stack: Stack, folder: Path, *, build: bool) -> Iterator[Project]:
     project = Project(stack, secret)
     try:
         _tell(f"starting {stack.name}")
-        if build:
-            project.compose("build", timeout_s=BUILD_S)
         project.start()
         yield project
     finally:
@@ -164,6 +215,21 @@ def _pulls(image: str) -> bool:
     return True
 
 
+def detector_on_a_file(lasts_s: float) -> Report:
+    """Run the detector on a video file, without a network."""
+    options = [
+        *("--network", "none", "--env", "FRAMEBUS_DETECTOR__SOURCE=file:///clip.mp4"),
+        *("--volume", f"{CLIP}:/clip.mp4:ro", "--volume", f"{MODEL}:/app/models/default:ro"),
+    ]
+    return measure.of_image(
+        _image("detector"), options, [], work=Work((), lasts_s), base=BASE, tell=_tell, share_layers=False
+    )
+
+
+def _image(name: str) -> str:
+    return f"framebus/{name}:{os.environ.get('FRAMEBUS_TAG', 'latest')}"
+
+
 def tests_in(service: str) -> Report:
     """Run a service's own tests in its image, with this environment's packages for what the image does not have."""
     packages = sysconfig.get_path("purelib")
@@ -175,9 +241,11 @@ def tests_in(service: str) -> Report:
     }
     # Read-only, so that the tests cannot change this checkout.
     options = [argument for here, there in mounts.items() for argument in ("--volume", f"{here}:{there}:ro")]
-    image = f"framebus/{service}:{os.environ.get('FRAMEBUS_TAG', 'latest')}"
     command = ["python", "-c", PYTEST, f"tests/services/{service}"]
-    return measure.of_image(image, [*options, "--user", "root"], command, work=Work((), TESTS_S), base=BASE, tell=_tell)
+    return measure.of_image(
+        _image(service), [*options, "--user", "root"], command, work=Work((), TESTS_S), base=BASE, tell=_tell,
+        share_layers=False,
+    )  # fmt: skip
 
 
 def _free_port() -> int:
@@ -203,20 +271,26 @@ def measure_all(names: Sequence[str], folder: Path, lasts_s: float, *, tests: bo
     """Measure the images of these services, or of all; write a report, JSON and a picture for each into the folder."""
     reports: list[Report] = []
     further: dict[str, dict[str, Report]] = {}
+    if build:
+        _build()
     for stack in STACKS:
         wanted = {one for one in (*stack.services, *stack.further) if not names or {one, stack.name} & {*names}}
         if not wanted:
             continue
-        with running(stack, folder, build=build) as project:
-            for service in [one for one in stack.further if one in wanted]:
-                found = project.measure(service, lasts_s)
-                # The figures are those of the other stack; this run only adds files that were opened here.
-                further.setdefault(service, {})[f"beside the {stack.name}"] = found
-                _write(found, folder, f"{service}-beside-the-{stack.name}")
+        with running(stack, folder) as project:
             measured = {}
             for service in [one for one in stack.services if one in wanted]:
                 measured[service] = project.measure(service, lasts_s)
                 _write(measured[service], folder, service)  # written now, because what follows may fail
+            # Last of all, because the container with all services stops most of the others.
+            for service in [one for one in stack.further if one in wanted]:
+                found = project.measure_all_in_one(lasts_s) if service == ALL else project.measure(service, lasts_s)
+                # The figures are those of the other stack; this run only adds files that were opened here.
+                further.setdefault(service, {})[f"beside the {stack.name}"] = found
+                _write(found, folder, f"{service}-beside-the-{stack.name}")
+        if "detector" in measured:
+            further.setdefault("detector", {})["on a file"] = detector_on_a_file(lasts_s)
+            _write(further["detector"]["on a file"], folder, "detector-on-a-file")
         for service, alone in measured.items():
             if tests and service in TESTED:
                 further.setdefault(service, {})["its tests"] = tests_in(service)

@@ -163,10 +163,18 @@ class Report:
         opened = (row.file.paths for row in self.rows if row.seen.opened or row.seen.only_in)
         return frozenset(path for paths in opened for path in paths)
 
+    @property
+    def opened_in_any(self) -> float:
+        """The part of our layers' bytes whose files the work or a further observation opened."""
+        only_there = share(row for row in self.rows if row.ours and row.seen.only_in)
+        return self.ours.opened + only_there.size_bytes / max(self.ours.size_bytes, 1)
+
     def summary(self) -> str:
         """Return the last line of the report."""
         ours = self.ours
+        further = any(row.seen.only_in for row in self.rows)
         return (
             f"{self.image}: opened {ours.opened:.0%}, touched {ours.touched:.0%} of {ours.size_bytes / MB:.0f} MB "
             f"of our layers, {self.whole.opened:.0%} of the whole opened"
+            + (f"; with the further observations {self.opened_in_any:.0%} of our layers" if further else "")
         ).replace("%", " %")

@@ -1,1 +1,1 @@
-"""The images: what their build takes out of wheels, picks from packages, and writes into the notices."""
+"""Programs for the build of the images: they reduce wheels, select files of packages, and write the notices."""

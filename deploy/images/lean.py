@@ -1,6 +1,6 @@
-"""Take out of wheels what no service loads: tests, headers, type stubs, tools for developers, debug symbols.
+"""Remove from wheels what no service loads: tests, headers, type stubs, tools for developers, debug symbols.
 
-``python lean.py FOLDER`` rewrites the wheels of the folder that get smaller, with a RECORD of what is left.
+``python lean.py FOLDER`` rewrites the wheels of the folder that become smaller, with a RECORD of the remaining files.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from pathlib import Path
 from wheel.wheelfile import WheelFile  # type: ignore[import-untyped]
 
 UNUSED = {
-    # Of every wheel: for compilers and type checkers.
+    # In every wheel: files for compilers and type checkers.
     "*": ["*.pyi", "*.pxd", "*.pyx", "*.h", "*.hpp", "*.c", "*.a", "py.typed"],
     "numpy": [
         *("*/tests/*", "*/testing/*", "numpy/_core/_simd*", "numpy/_core/*_tests.*"),
         *("numpy/f2py/*", "numpy/distutils/*", "numpy/_pyinstaller/*"),
     ],
-    # The module for Python has the library within it. The rest are programs that convert and quantize models.
+    # The module for Python contains the library. The rest are programs that convert and quantize models.
     "onnxruntime": ["*/capi/libonnxruntime.so*", "*/transformers/*", "*/quantization/*", "*/tools/*", "*/datasets/*"],
     # The trained cascades, which the pipeline's models replace.
     "opencv_python_headless": ["cv2/data/*.xml"],
@@ -31,7 +31,7 @@ UNUSED = {
 }
 """Patterns of paths in a wheel, by its distribution's name."""
 STRIPPED_AT_LEAST_BYTES = 100_000
-"""A wheel that would lose less stays as it is: to rewrite a large one takes seconds."""
+"""A wheel that would lose less is not rewritten, because rewriting a large one takes seconds."""
 
 
 def _is_unused(distribution: str, path: str) -> bool:
@@ -44,14 +44,14 @@ def _size_bytes(folder: Path) -> int:
 
 
 def _is_loadable(path: Path) -> bool:
-    """Whether each segment lies in the file where the dynamic linker can map it; see p_align in elf(5)."""
+    """Return whether the dynamic linker can map each segment at its place in the file; see p_align in elf(5)."""
     headers = subprocess.check_output(["readelf", "--program-headers", "--wide", str(path)], text=True)
     segments = [line.split() for line in headers.splitlines() if line.split()[:1] == ["LOAD"]]
     return all((int(words[1], 16) - int(words[2], 16)) % int(words[-1], 16) == 0 for words in segments)
 
 
 def _strip(path: Path) -> None:
-    """Remove the debug symbols of a library, unless it would not load any more: some that patchelf has changed."""
+    """Remove the debug symbols of a library, unless it could not be loaded then, as some that patchelf has changed."""
     before = path.read_bytes()
     subprocess.run(["strip", "--strip-debug", str(path)], check=True)
     if not _is_loadable(path):
@@ -59,7 +59,7 @@ def _strip(path: Path) -> None:
 
 
 def make_lean(wheel: Path) -> int:
-    """Rewrite a wheel without what is not used; return the bytes saved, unpacked."""
+    """Rewrite a wheel without its unused files; return the bytes saved, unpacked."""
     distribution = wheel.name.split("-", 1)[0]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

@@ -1,4 +1,4 @@
-"""Write the third-party notice of an image: what is in its environment, under which licence, and where the texts are.
+"""Write the third-party notice of an image: the packages of its environment, their licences, and where the texts are.
 
 ``python notices.py ENVIRONMENT`` writes ``ENVIRONMENT/THIRD-PARTY-NOTICES.txt``.
 """
@@ -20,7 +20,7 @@ COPYLEFT = {
     "libasound": "ALSA, LGPL-2.1-or-later",
     "libzmq": "ZeroMQ, MPL-2.0",
 }
-"""Libraries in wheels whose licence has conditions for passing them on, by the first part of the file name."""
+"""Libraries in wheels whose licence has conditions for redistribution, by the first part of the file name."""
 OWN = {"framebus", "framebus-services"}
 
 HEAD = """\
@@ -42,7 +42,7 @@ def _licence(distribution: Distribution) -> str:
         return distribution.metadata.get_all(key) or []
 
     classified = [value.split(" :: ")[-1] for value in stated("Classifier") if value.startswith("License ::")]
-    # In older metadata, License may hold the whole text.
+    # In older metadata, License may contain the whole text.
     first_lines = [value.strip().partition("\n")[0] for value in stated("License")]
     return (stated("License-Expression") or [" and ".join(classified)])[0] or "".join(first_lines) or "see its files"
 

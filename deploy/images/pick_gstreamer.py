@@ -1,8 +1,8 @@
-"""Copy what the simulator uses of Debian's GStreamer, with the libraries that it loads and the packages' notices.
+"""Copy the files of Debian's GStreamer that the simulator uses, with their libraries and the packages' notices.
 
-``python pick_gstreamer.py FOLDER BASE``: the packages bring some 300 plug-ins, of which the simulator uses ten. BASE
-lists the packages that the base image has, whose files are not copied. Each other package that a file comes from
-keeps its copyright notice, and its record where scanners look for it (/var/lib/dpkg/status.d).
+``python pick_gstreamer.py FOLDER BASE``: the packages contain some 300 plug-ins, of which the simulator uses ten. BASE
+lists the packages of the base image, whose files are not copied. For each other package that a file belongs to, also
+copy the copyright notice, and the record to where scanners read it (/var/lib/dpkg/status.d).
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 
 PLUGINS = (
-    # What the pipelines of services/simulator/rtsp.py name.
+    # With the elements that the pipelines of services/simulator/rtsp.py name.
     *("app", "coreelements", "mpegtsdemux", "rtp", "videoparsersbad"),
-    # What the RTSP server adds to them.
+    # With the elements that the RTSP server adds.
     *("rtpmanager", "rtsp", "tcp", "typefindfunctions", "udp"),
 )
 TYPELIBS = (
@@ -27,13 +27,13 @@ BINDINGS = Path("/usr/lib/python3/dist-packages/gi")
 
 
 def _libraries(path: Path) -> set[Path]:
-    """The shared libraries that the dynamic linker loads with a file."""
+    """Return the shared libraries that the dynamic linker loads with a file."""
     done = subprocess.run(["ldd", str(path)], capture_output=True, text=True, check=False)
     return {Path(found) for found in re.findall(r"=> (/\S+)", done.stdout)}
 
 
 def _package(path: Path) -> str:
-    """The package that owns a file; empty if none does."""
+    """Return the package that owns a file, or an empty string."""
     # Debian 12 lists some libraries below /lib, which is a link to /usr/lib.
     for name in (str(path), str(path).removeprefix("/usr")):
         done = subprocess.run(["dpkg", "--search", name], capture_output=True, text=True, check=False)
@@ -43,19 +43,19 @@ def _package(path: Path) -> str:
 
 
 def chosen() -> list[Path]:
-    """Return the files that the simulator uses."""
+    """Return the files to copy."""
     libraries = next(Path("/usr/lib").glob("*-linux-gnu/gstreamer-1.0")).parent
     files = [libraries / "gstreamer-1.0" / f"libgst{name}.so" for name in PLUGINS]
     files += [path for name in TYPELIBS for path in (libraries / "girepository-1.0").glob(f"{name}-*.typelib")]
     files += [path for path in BINDINGS.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-    # Libraries that are loaded by the name in a typelib.
+    # Libraries that are loaded by a name in a typelib.
     files += list(libraries.glob("libgstrtspserver-1.0.so.0"))
     files += {library for path in list(files) if ".so" in path.name for library in _libraries(path)}
     return files
 
 
 def copy(path: Path, folder: Path) -> None:
-    """Copy a file, and the link by which it is found, to the same place below the folder."""
+    """Copy a file, and the link that refers to it, to the same place below the folder."""
     place = path.parent.resolve() / path.name
     for one in {place, place.resolve()}:
         target = folder / one.relative_to("/")
@@ -64,7 +64,7 @@ def copy(path: Path, folder: Path) -> None:
 
 
 def main() -> None:
-    """Copy all into the folder that the command line names."""
+    """Copy all files into the folder that the command line names."""
     folder = Path(sys.argv[1])
     base = set(Path(sys.argv[2]).read_text().split())
     packages = set()

@@ -1,6 +1,6 @@
-"""What the schemas cannot know: that names exist, that a ring fits, and that no pod has more rights than it needs.
+"""Checks beyond the schemas: that names exist, that a ring fits, and that no pod has more rights than it needs.
 
-Every check yields a sentence a fault.
+Every check yields a sentence for each fault.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from deploy.kubernetes.manifests import FOLDER, SHM, Manifest, Pod, bytes_of, of
 
 MIB: Final = 1 << 20
 PUBLISHER: Final = "stitcher"
-"""The container that touches the ring's pages first, and pays for them."""
+"""The container that touches the ring's pages first, and is charged for them."""
 DETECTOR: Final = "detector"
 MODEL_FOLDER: Final = "/app/models/default"
 PUBLISHER_OWN_BYTES: Final = 450 * MIB
-"""What the publisher takes beside the ring: 400 MiB were measured."""
+"""Memory of the publisher without the ring: 400 MiB were measured."""
 UNPRIVILEGED: Final[Mapping[str, object]] = {
     "allowPrivilegeEscalation": False,
     "readOnlyRootFilesystem": True,
@@ -122,7 +122,7 @@ def _shared_memory(pod: Pod, manifests: Sequence[Manifest]) -> Iterator[str]:
 
 
 def _names_of(pod: Pod, manifests: Sequence[Manifest]) -> Iterator[str]:
-    """Yield what the pod refers to and what is not there."""
+    """Yield the missing objects that the pod refers to."""
     config_maps = {one["metadata"]["name"] for one in of_kind(manifests, "ConfigMap")}
     claims = {one["metadata"]["name"] for one in of_kind(manifests, "PersistentVolumeClaim")}
     secrets = example_secrets()
@@ -145,7 +145,7 @@ def _names_of(pod: Pod, manifests: Sequence[Manifest]) -> Iterator[str]:
 
 @cache
 def example_secrets() -> Mapping[str, frozenset[str]]:
-    """Return the names of the Secrets that ``secrets.example`` makes, each with its keys."""
+    """Return the names of the Secrets that ``secrets.example`` creates, each with its keys."""
     content = yaml.safe_load((FOLDER / "secrets.example" / "kustomization.yaml").read_text())
     return {
         one["name"]: frozenset(
@@ -179,7 +179,7 @@ def _selects(selector: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
 
 
 def _scaling(manifests: Sequence[Manifest]) -> Iterator[str]:
-    """Yield what KEDA's kinds refer to and what is not there; no schema looks at them."""
+    """Yield the missing objects that KEDA's kinds refer to; no schema covers these kinds."""
     deployments = {one["metadata"]["name"] for one in of_kind(manifests, "Deployment")}
     logins = {one["metadata"]["name"] for one in of_kind(manifests, "TriggerAuthentication")}
     config_maps = {one["metadata"]["name"]: one["data"].keys() for one in of_kind(manifests, "ConfigMap")}
@@ -198,7 +198,7 @@ def _scaling(manifests: Sequence[Manifest]) -> Iterator[str]:
 
 
 def _secrets(manifests: Sequence[Manifest]) -> Iterator[str]:
-    """Yield the values of secrets that the manifests hold."""
+    """Yield the values of secrets that the manifests contain."""
     for manifest in of_kind(manifests, "Secret"):
         yield f"{title(manifest)} is in the manifests: make it apart from them, see secrets.example"
     for manifest in manifests:

@@ -1,4 +1,4 @@
-"""The configuration that the containers of a pod read, checked as the services check it at their start."""
+"""The configuration that the containers of a pod read, validated as the services validate it at their start."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ CONFIGURATION_FOLDER: Final = "/app/config"
 FILE_NAME: Final = "framebus.yaml"
 BROKER: Final = "FRAMEBUS_BROKER__URL"
 RELAY: Final = "relay"
-"""The service with which the sections of broker and storage come."""
+"""The service whose installation provides the sections of broker and storage."""
 
 C = TypeVar("C", bound=CommonConfiguration)
 
 
 def configuration_faults(pod: Pod, manifests: Sequence[Manifest]) -> Iterator[str]:
-    """Yield what the services of a pod would complain of at their start."""
+    """Yield the faults that the services of a pod would report at their start."""
     declared = declared_services()
     for container in pod.containers:
         service = container["image"].rpartition("/")[2].partition(":")[0]
@@ -39,7 +39,7 @@ def configuration_faults(pod: Pod, manifests: Sequence[Manifest]) -> Iterator[st
 
 
 def environment_of(container: Mapping[str, Any], manifests: Sequence[Manifest]) -> dict[str, str]:
-    """Return the environment variables of a container, those of its ConfigMaps too."""
+    """Return the environment variables of a container, including those of its ConfigMaps."""
     known = {one["metadata"]["name"]: one.get("data", {}) for one in of_kind(manifests, "ConfigMap")}
     environment: dict[str, str] = {}
     for source in container.get("envFrom", ()):
@@ -48,20 +48,20 @@ def environment_of(container: Mapping[str, Any], manifests: Sequence[Manifest]) 
 
 
 def shm_bytes_for_stream(pod: Pod, manifests: Sequence[Manifest]) -> int:
-    """Return how large the /dev/shm has to be for the stream that the pod's stitcher publishes."""
+    """Return the required size of /dev/shm for the stream that the pod's stitcher publishes."""
     (stitcher,) = (container for container in pod.containers if container["name"] == "stitcher")
     text = _text_of(pod, stitcher, manifests) or ""
     try:
         configuration = _load(StitcherConfiguration, text, environment_of(stitcher, manifests))
     except ConfigurationError:
-        return 0  # a fault of its own
+        return 0  # another check reports this fault
     section = configuration.stitcher
     return _size_bytes(section.height_px, section.width_px, configuration.stream.slots)
 
 
 @cache
 def _size_bytes(height: int, width: int, slots: int) -> int:
-    """Ask ``framebus size``, whose ``160m`` are MiB, as Docker counts."""
+    """Run ``framebus size``, whose ``160m`` are MiB, in Docker's notation."""
     command = [sys.executable, "-m", "framebus", "size", "--json"]
     command += ["--height", str(height), "--width", str(width), "--slots", str(slots)]
     answer = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -69,7 +69,7 @@ def _size_bytes(height: int, width: int, slots: int) -> int:
 
 
 def _text_of(pod: Pod, container: Mapping[str, Any], manifests: Sequence[Manifest]) -> str | None:
-    """Return the file that the container finds as its configuration; None without one."""
+    """Return the configuration file that the container reads, or None."""
     for mount in container.get("volumeMounts", ()):
         if mount["mountPath"] == CONFIGURATION_FOLDER:
             name = pod.volumes.get(mount["name"], {}).get("configMap", {}).get("name")

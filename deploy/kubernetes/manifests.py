@@ -1,4 +1,4 @@
-"""Manifests as kubectl renders them, and the parts of them that the checks look at."""
+"""Manifests as kubectl renders them, and the parts that the checks examine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import yaml
 
 FOLDER: Final = Path(__file__).parent
 OLDEST_KUBECTL: Final = (1, 27)
-"""The first with kustomize 5, which the components are written for."""
+"""The first version with kustomize 5, which the components require."""
 SHM: Final = "/dev/shm"
 INSTALL: Final = "install kubectl 1.27 or newer, of the vendor's repository or of your cluster's tools"
 _QUANTITY: Final = re.compile(r"([0-9.]+(?:[eE][0-9]+)?)([a-zA-Z]*)")
@@ -40,7 +40,7 @@ class Kubectl:
 
     path: str
     version: str
-    """As it says itself, such as ``v1.32.4``."""
+    """As kubectl prints it, such as ``v1.32.4``."""
     kustomize: str
 
     @classmethod
@@ -48,7 +48,7 @@ class Kubectl:
         """Return the kubectl of this machine.
 
         Raises:
-            Unusable: There is none, it is too old, or it does not tell its version.
+            Unusable: There is no kubectl, it is too old, or it does not print its version.
         """
         path = path or shutil.which("kubectl")
         if path is None:
@@ -68,7 +68,7 @@ class Kubectl:
         """Return the manifests of a kustomization.
 
         Raises:
-            Unusable: kubectl refuses it; the message is kubectl's own.
+            Unusable: kubectl rejects it; the message is kubectl's own.
         """
         text = _run([self.path, "kustomize", str(folder)])
         return [manifest for manifest in yaml.safe_load_all(text) if manifest]
@@ -104,7 +104,7 @@ class Pod:
     """The pod that a manifest describes."""
 
     title: str
-    """Kind and name of what makes the pod."""
+    """Kind and name of the object that creates the pod."""
     labels: Mapping[str, str]
     spec: Mapping[str, Any]
 
@@ -115,7 +115,7 @@ class Pod:
 
     @property
     def all_containers(self) -> list[Mapping[str, Any]]:
-        """These, and the init containers."""
+        """The containers and the init containers."""
         return [*self.spec.get("initContainers", ()), *self.containers]
 
     @property
@@ -140,7 +140,7 @@ def bytes_of(quantity: object) -> int:
     """Return the bytes that a quantity of Kubernetes means, where ``160Mi`` are MiB and ``160m`` are 0.16 bytes.
 
     Raises:
-        ValueError: It is not a quantity.
+        ValueError: The quantity is invalid.
     """
     match = _QUANTITY.fullmatch(str(quantity))
     if match is None or match[2] not in _UNITS:

@@ -1,12 +1,12 @@
-"""Render the overlays and validate what comes of them, without a cluster.
+"""Render the overlays and validate the result, without a cluster.
 
 ::
 
     python -m deploy.kubernetes.validate [FOLDER ...]
 
-Each manifest is held against the newest schema of Kubernetes that the package kubernetes-validate has, strictly: a key
-that the schema does not know is a fault. Kinds that Kubernetes does not define, such as KEDA's, are named as not
-validated. Then the checks of :mod:`deploy.kubernetes.checks` are made. Exit status: 0, or 1 with each fault in a line.
+Each manifest is validated strictly against the newest schema of Kubernetes in the package kubernetes-validate: an
+unknown key is a fault. Kinds that Kubernetes does not define, such as KEDA's, are reported as not validated. Then the
+checks of :mod:`deploy.kubernetes.checks` run. Exit status: 0, or 1 with a line for each fault.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from deploy.kubernetes.manifests import Kubectl, Manifest, Unusable, overlays, t
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What the schemas say of one manifest."""
+    """Result of the validation of one manifest."""
 
     kind: str
     """API version and kind."""
     fault: str = ""
-    """What is wrong, in a sentence; empty if nothing is, or without a schema."""
+    """The fault, in a sentence; empty if there is none, or no schema."""
     has_schema: bool = True
 
 
 def judge(manifest: Manifest, version: str) -> Judgement:
-    """Hold a manifest against the schema of a version of Kubernetes."""
+    """Validate a manifest against the schema of a version of Kubernetes."""
     kind = f"{manifest.get('apiVersion')} {manifest.get('kind')}"
     if not manifest.get("apiVersion") or not manifest.get("kind"):
         return Judgement(kind, "a manifest needs an apiVersion and a kind")
@@ -64,7 +64,7 @@ def report(manifests: Sequence[Manifest], version: str) -> Iterator[tuple[str, b
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print what is valid and what is not; return the exit status."""
+    """Print the valid kinds and the faults; return the exit status."""
     folders = [Path(argument) for argument in arguments] or overlays()
     version = kubernetes_validate.latest_version()
     found = False

@@ -2,8 +2,8 @@
  *
  *     reader STREAM [HOLD_MS]
  *
- * Written from docs/spec.md alone, whose names and steps (R1 to R6) it uses. HOLD_MS keeps each lease for that long,
- * and says whether the pixels were the same at its end.
+ * Written only from docs/spec.md, with its names and steps (R1 to R6). With HOLD_MS, the reader holds each lease for
+ * that long, and reports whether the pixels were the same at its end.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -58,7 +58,7 @@ static bool take_seat(int fd, uint32_t seats) {
     return taken;
 }
 
-/* Bytes of the frame that a slot header describes, or 0 if no reader may rely on it. */
+/* Bytes of the frame that a slot header describes, or 0 if the header is invalid. */
 static uint64_t frame_bytes(const uint8_t *header, uint64_t slot_bytes) {
     static const char dtypes[][8] = {"|b1", "|u1", "|i1", "<u2", "<i2", "<u4",
                                      "<i4", "<u8", "<i8", "<f2", "<f4", "<f8"};
@@ -102,7 +102,7 @@ static void show(const uint8_t *header, const uint8_t *pixels, uint64_t bytes, l
     fflush(stdout);
 }
 
-/* Follow the ring of that path until it ends; whether another has taken its place. */
+/* Read the ring at a path until it ends. Return whether another ring has replaced it. */
 static bool follow(const char *path, uint64_t *last, long hold_ms) {
     int flags = O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC;
     int fd = open(path, flags), mapped = open(path, flags); /* one for the locks, one for the mapping */

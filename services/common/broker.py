@@ -1,19 +1,6 @@
-"""The message broker: the exchanges and queues of a stream, connections, and publishing without message loss.
-
-A stream NAME has these exchanges and queues. Each name begins with ``framebus.NAME.``.
-
-| name | what |
-| --- | --- |
-| ``frames`` | fanout exchange for references to frames; bound to a queue ``frames.GROUP`` for each group of detectors |
-| ``results`` | fanout exchange for references to results; each reader of results binds a queue of its own |
-| ``dropped`` | fanout exchange to which the broker dead-letters frames that overflowed a queue or expired |
-| ``dead`` | fanout exchange for messages that could not be processed, and the queue that keeps them |
-| ``relay`` | exclusive queue of a connected relay; ensures that a stream has a single relay |
-| ``settled`` | queue from which a relay reads the outcome of each frame |
+"""Connections to the message broker: kept through losses, and every fault explained in a sentence.
 
 The client is aio-pika; docs/decisions/0005-the-relay-on-rabbitmq-and-obstore.md says why.
-
-Source: RabbitMQ's guides "Quorum Queues", "Consumer Acknowledgements and Publisher Confirms", "Dead Letter Exchanges".
 """
 
 from __future__ import annotations
@@ -22,50 +9,36 @@ import asyncio
 import contextlib
 import logging
 import re
-import secrets
 import ssl
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 import aio_pika
 import structlog
-from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange, AbstractIncomingMessage
+from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import (
     AMQPError,
     AuthenticationError,
     ChannelNotFoundEntity,
     ChannelPreconditionFailed,
-    DeliveryError,
     ProbableAuthenticationError,
 )
 from aiormq.exceptions import ChannelLockedResource
-from pamqp.commands import Basic
 
 from services.common.credentials import MissingPassword
 from services.common.masking import mask_url
-from services.common.reference import trace_id
 from services.common.remote_config import BrokerSection
 from services.common.service import UnusableSetting
 
 CONNECT_TIMEOUT_S: Final = 10.0
-CLOSE_TIMEOUT_S: Final = 1.0
-CONFIRM_TIMEOUT_S: Final = 15.0
+CLOSE_TIMEOUT_S: Final = 1.0  # containers are killed two seconds after they were told to stop
 HEARTBEAT_S: Final = 20
 """Heartbeat interval. A broker that disappears without closing the connection is detected within two intervals."""
 RETRY_S: Final = (0.2, 5.0)
 """Shortest and longest wait before a retry to connect."""
 STOP_SLICE_S: Final = 0.1
-FRAME, RESULT = "framebus.frame", "framebus.result"
-"""Message types."""
-REASON: Final = "x-framebus-reason"
-"""Header of a dead letter: why the message could not be processed."""
-GROUP: Final = "x-framebus-group"
-"""Header of a dead letter: the group of the detector that rejected the message."""
-WORKER: Final = "x-framebus-worker"
-"""Header of a dead letter: the detector that rejected the message."""
 BROKER_ERRORS: Final = (AMQPError, ConnectionError, OSError, TimeoutError, asyncio.InvalidStateError)
 """Exceptions of aio-pika for a connection that is lost or refused, or a channel that is closed."""
 _CUT: Final = re.compile(r"connection reset|unexpectedly closed")
@@ -73,55 +46,6 @@ _CUT: Final = re.compile(r"connection reset|unexpectedly closed")
 # Both libraries log, with tracebacks, the errors that they also raise. Log them once, by the code that handles them.
 for _library in ("aio_pika", "aiormq"):
     logging.getLogger(_library).setLevel(logging.CRITICAL)
-
-
-class BrokerRefused(Exception):
-    """The broker rejected a message, for example because a queue is full. A retry may succeed."""
-
-
-class NoQueue(BrokerRefused):
-    """The exchange has no queue to route the message to."""
-
-
-@dataclass(frozen=True, slots=True)
-class Names:
-    """The names of a stream's exchanges and queues."""
-
-    stream: str
-
-    @property
-    def frames(self) -> str:
-        """Exchange for references to frames."""
-        return f"framebus.{self.stream}.frames"
-
-    @property
-    def results(self) -> str:
-        """Exchange for references to results."""
-        return f"framebus.{self.stream}.results"
-
-    @property
-    def dropped(self) -> str:
-        """Exchange for frames that the broker dropped."""
-        return f"framebus.{self.stream}.dropped"
-
-    @property
-    def dead(self) -> str:
-        """Exchange and queue for messages that could not be processed."""
-        return f"framebus.{self.stream}.dead"
-
-    @property
-    def settled(self) -> str:
-        """The relay's queue of results, dropped frames and dead letters."""
-        return f"framebus.{self.stream}.settled"
-
-    @property
-    def relay(self) -> str:
-        """Exclusive queue, which ensures that a stream has a single relay."""
-        return f"framebus.{self.stream}.relay"
-
-    def group(self, group: str) -> str:
-        """Queue of a group of detectors."""
-        return f"{self.frames}.{group}"
 
 
 class _Connection(aio_pika.Connection):
@@ -159,6 +83,7 @@ async def connect(section: BrokerSection, url: str | None = None) -> AbstractCon
         return await aio_pika.connect(
             host=parts.hostname or "",
             port=parts.port or (5671 if context else 5672),
+            # The URL of a service's own section may name another user than the section that all share.
             login=unquote(parts.username or "") or section.username or "guest",
             password=unquote(parts.password or "") or password or "guest",
             virtualhost=virtual_host,
@@ -171,9 +96,9 @@ async def connect(section: BrokerSection, url: str | None = None) -> AbstractCon
     except AMQPError as error:
         # aio-pika has no exception of its own for these two faults, so recognise them by their messages.
         if "OpenOk" in str(error):
-            reason = f"it refuses the virtual host {virtual_host}: create it, and give the user a right to it"
+            reason = f"it refuses the virtual host {virtual_host}: create it, and give the user permission to use it"
         elif context is not None and _CUT.search(str(error)):
-            reason = "it ends the connection after TLS's greeting: it may want another broker.certificate_file"
+            reason = "it ends the connection after TLS's greeting: it may require another broker.certificate_file"
         else:
             raise
         raise ConnectionError(reason) from None
@@ -229,7 +154,7 @@ async def keep_connected(
         except BROKER_ERRORS as error:
             found = why(error)
             state(f"no connection to the broker {shown}: {found}")
-            if found != reason:
+            if found != reason:  # log an outage once, not with each attempt
                 reason = found
                 log.warning("broker not connected", broker=shown, reason=found)
         if await stopped(stop, wait_s):
@@ -247,6 +172,7 @@ async def _connect_unless_stopped(
         await asyncio.wait([connecting, stopping], return_when=asyncio.FIRST_COMPLETED)
         return connecting.result() if connecting.done() else None
     finally:
+        # Await the cancelled tasks, so that no attempt to connect goes on by itself.
         for task in (connecting, stopping):
             task.cancel()
         await asyncio.gather(connecting, stopping, return_exceptions=True)
@@ -255,6 +181,7 @@ async def _connect_unless_stopped(
 async def _work_until_lost(
     connection: AbstractConnection, work: Callable[[AbstractConnection], Awaitable[None]], stop: threading.Event
 ) -> None:
+    # Work that waits for deliveries does not notice a lost connection by itself.
     lost = asyncio.Event()
     cause: list[BaseException | None] = []
 
@@ -292,7 +219,8 @@ async def together(*work: Coroutine[Any, Any, None]) -> None:
 
 
 async def stopped(stop: threading.Event, timeout_s: float | None) -> bool:
-    """Wait until ``stop`` is set, at most ``timeout_s`` seconds; return whether it is."""
+    """Wait until ``stop`` is set, at most ``timeout_s`` seconds. Return whether it is set."""
+    # Poll, because a threading.Event cannot be awaited, and a thread that waits for it could not be cancelled.
     loop = asyncio.get_running_loop()
     deadline_s = None if timeout_s is None else loop.time() + timeout_s
     while not stop.is_set():
@@ -306,11 +234,11 @@ async def stopped(stop: threading.Event, timeout_s: float | None) -> bool:
 _MEANINGS: Final[tuple[tuple[type[BaseException], str], ...]] = (
     (
         AuthenticationError,
-        "it refuses the log-in: see broker.username and broker.password_file, and the user's right to the host",
+        "it refuses the log-in: see broker.username and broker.password_file, and the user's permissions",
     ),
     (
         ProbableAuthenticationError,
-        "it refuses the log-in: see broker.username and broker.password_file, and the user's right to the host",
+        "it refuses the log-in: see broker.username and broker.password_file, and the user's permissions",
     ),
     (ssl.SSLError, "TLS fails, see broker.ca_file and broker.certificate_file: {error}"),
     (TimeoutError, "it does not answer"),
@@ -328,6 +256,7 @@ _MEANINGS: Final[tuple[tuple[type[BaseException], str], ...]] = (
 
 def why(error: BaseException | None) -> str:
     """Explain an error of aio-pika in one sentence."""
+    # aio-pika wraps some errors of aiormq and ssl, of which the cause is the one that explains.
     cause = None if error is None else error.__cause__
     for kind, meaning in _MEANINGS:
         for one in (error, cause):
@@ -338,57 +267,3 @@ def why(error: BaseException | None) -> str:
 
 def _in_short(error: BaseException | None) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
-
-
-def message(body: bytes, kind: str, key: str, *, headers: Mapping[str, Any] | None = None, **properties: Any) -> Any:
-    """Return a persistent message, with the trace context of its frame.
-
-    Args:
-        body: A reference.
-        kind: :data:`FRAME` or :data:`RESULT`.
-        key: The frame's name, from which the trace id is derived.
-        headers: Further headers.
-        **properties: Further properties of ``aio_pika.Message``.
-
-    Source: W3C Trace Context, "traceparent".
-    """
-    trace = {"traceparent": f"00-{trace_id(key)}-{secrets.token_hex(8)}-01"}
-    return aio_pika.Message(
-        body,
-        type=kind,
-        message_id=key,
-        content_type="application/json",
-        delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
-        headers={**trace, **(headers or {})},
-        **properties,
-    )
-
-
-async def publish(exchange: AbstractExchange, sent: Any, routing_key: str = "", *, mandatory: bool = False) -> None:
-    """Publish a message, and block until the broker confirms that it is stored.
-
-    Raises:
-        BrokerRefused: A queue is full.
-        NoQueue: ``mandatory`` is set, and the exchange has no queue for the message.
-        AMQPError, OSError: The connection was lost. The broker may or may not have the message.
-    """
-    try:
-        confirmed = await exchange.publish(sent, routing_key, mandatory=mandatory, timeout=CONFIRM_TIMEOUT_S)
-    except DeliveryError as error:
-        raise BrokerRefused(f"a queue of {exchange.name or routing_key} is full") from error
-    if not isinstance(confirmed, Basic.Ack):
-        raise NoQueue(f"{exchange.name or routing_key} has no queue: the relay declares them when it connects")
-
-
-async def open_channel(connection: AbstractConnection, *, prefetch: int = 0) -> AbstractChannel:
-    """Open a channel with publisher confirms, limited to ``prefetch`` unacknowledged deliveries if that is not 0."""
-    channel = await connection.channel(publisher_confirms=True)
-    if prefetch:
-        await channel.set_qos(prefetch_count=prefetch)
-    return channel
-
-
-def deliveries_before(delivered: AbstractIncomingMessage) -> int:
-    """Return how often a quorum queue delivered the message before without an acknowledgement."""
-    count = delivered.headers.get("x-delivery-count", 0)
-    return count if isinstance(count, int) else 0

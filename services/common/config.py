@@ -65,7 +65,7 @@ class LogSection(Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe event that is logged."""
     format: Literal["json", "text"] = "json"
-    """One JSON object a line, or text for people."""
+    """One JSON object per line, or text for people."""
 
 
 class CommonConfiguration(BaseModel):
@@ -94,6 +94,7 @@ def declared_services() -> Mapping[str, EntryPoint]:
     """
     declared: dict[str, EntryPoint] = {}
     faults = []
+    # Sorted, so that the messages do not depend on the order in which distributions are found.
     for entry in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda entry: (entry.name, entry.value)):
         if not _SERVICE_NAME.fullmatch(entry.name) or entry.name in _RESERVED:
             faults.append(
@@ -188,6 +189,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[Place, int]]:
         raise ConfigurationError(f"{path}: cannot be read: {reason}") from None
     try:
         content = yaml.safe_load(text)
+        # The loaded values have no lines, so read the nodes too.
         lines: dict[Place, int] = {}
         _collect_lines(yaml.compose(text, Loader=yaml.SafeLoader), (), lines)
     except RecursionError:
@@ -229,6 +231,7 @@ def _override(
     sections = section_names()
     for variable, text in sorted(environment.items()):
         keys = variable.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
+        # Other variables with the prefix, such as FRAMEBUS_BACKEND, are not settings.
         if not variable.startswith(ENVIRONMENT_PREFIX) or len(keys) != 2 or keys[0] not in sections:
             continue
         name, field = keys
@@ -248,6 +251,7 @@ def _is_text(configuration_type: type[CommonConfiguration], name: str, field: st
     found = section.annotation.model_fields.get(field)
     if found is None:
         return False
+    # A field that also takes something else than text, such as a number, is parsed as YAML.
     is_union = get_origin(found.annotation) in (Union, UnionType)
     kinds = set(get_args(found.annotation)) - {type(None)} if is_union else {found.annotation}
     return kinds <= {str, SecretStr, Path}
@@ -257,10 +261,11 @@ def _read_value(text: str) -> Any:
     try:
         return yaml.safe_load(text)
     except _UNREADABLE:
-        return text
+        return text  # the validation reports it, with the variable's name
 
 
 def _place(keys: Place, path: Path | None, lines: dict[Place, int], overridden: dict[Place, str]) -> str:
+    # A key that is missing has no place of its own, so name the nearest one above it.
     for end in range(len(keys), 0, -1):
         if keys[:end] in overridden:
             return overridden[keys[:end]]

@@ -26,6 +26,7 @@ def check_credentials(url: str) -> None:
     Raises:
         ValueError: The URL needs percent-encoding, or cannot be parsed.
     """
+    # Take the URL apart by hand: urlsplit() ends the host at a '/', '?' or '#' of the password.
     found = _AUTHORITY.match(url)
     if found is None:
         return
@@ -54,6 +55,7 @@ def read_password(file: Path | None, variable: str | None, environment: Mapping[
     """
     if file is not None:
         try:
+            # Strip the end of the line only, because a password may end with a space.
             password = file.read_text(encoding="utf-8").split("\n", 1)[0].rstrip("\r")
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"

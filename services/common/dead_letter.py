@@ -8,9 +8,11 @@ from typing import Any, Final
 import aio_pika
 from aio_pika.abc import AbstractExchange, AbstractIncomingMessage
 
-from services.common.broker import GROUP, REASON, WORKER, publish
+from services.common.broker_messages import publish
+from services.common.broker_names import GROUP, REASON, WORKER
 
 MAX_REASON: Final = 1000
+"""Largest length of a reason, in characters."""
 _DEATHS: Final = {
     "delivery_limit": "delivered {count} times without an acknowledgement: its detector died or was killed each time",
     "rejected": "a consumer rejected it",
@@ -34,6 +36,7 @@ async def bury(
         group: Group of the detector that rejects the message.
         worker: Name of that detector.
     """
+    # The message's own headers stay: they hold the trace of its frame, and how often it was delivered.
     headers: dict[str, Any] = {**delivered.headers, REASON: reason[:MAX_REASON], GROUP: group, WORKER: worker}
     sent = aio_pika.Message(
         delivered.body,
@@ -43,6 +46,7 @@ async def bury(
         content_type=delivered.content_type,
         delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
     )
+    # In this order: a death between the two repeats the letter instead of losing it.
     await publish(exchange, sent)
     await delivered.ack()
 

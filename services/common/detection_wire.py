@@ -33,13 +33,13 @@ class Detection:
     """One object found in a frame, or known to be in it."""
 
     label: str
-    """Class of the object, by its COCO name."""
+    """Class of the object, by the model's name for it."""
     score: float
     """Confidence of the model, 0 to 1."""
     x_px: float
     """Left edge, in pixels of the full frame."""
     y_px: float
-    """Upper edge."""
+    """Top edge, in pixels of the full frame."""
     width_px: float
     """Width of the box."""
     height_px: float
@@ -166,12 +166,14 @@ def unpack(message: bytes) -> Detections:
     if len(message) > MAX_MESSAGE_BYTES:
         raise MalformedDetections(f"a message of {len(message)} bytes; at most {MAX_MESSAGE_BYTES} are read")
     try:
+        # Messages have no extension types, which msgpack would unpack into other objects.
         content: Any = msgpack.unpackb(message, max_ext_len=0)
     except (ValueError, msgpack.UnpackException) as error:
         raise MalformedDetections(f"not msgpack: {error}") from None
     if isinstance(content, dict) and content.get("version") == VERSION:
         return _unpack_map(content)
     if isinstance(content, list) and len(content) == len(_PLAIN) + 2 and content[0] == OLD_VERSION:
+        # The order of version 1 is that of _PLAIN; the last value, the objects, has no name there.
         plain = dict(zip(_PLAIN, content[1:], strict=False))
         return _unpack_objects(Detections(**_fields(plain, _PLAIN), objects=()), content[-1], _read_old_object)
     raise MalformedDetections(f"not a detections message of version {VERSION} or {OLD_VERSION}")
@@ -205,6 +207,7 @@ def _unpack_map(content: Mapping[Any, Any]) -> Detections:
 def _fields(content: Mapping[Any, Any], types: Mapping[str, type]) -> dict[str, Any]:
     for name, wanted in types.items():
         value = content.get(name)
+        # Compare types exactly: isinstance() would accept True as an int.
         if type(value) is not wanted or (isinstance(value, int) and value < 0):
             raise MalformedDetections(f"{name} is missing, of a wrong type or negative")
     return {name: content[name] for name in types}
@@ -221,7 +224,7 @@ def _unpack_objects(read: Detections, objects: object, reader: Callable[[Any], D
         except BadBox:
             bad += 1
             continue
-        if not _is_sub_good(found):
+        if not _is_sub_good(found):  # the box itself is good, so keep it
             bad += 1
             found = replace(found, sub_class=None, sub_score=None)
         good.append(found)
@@ -266,6 +269,7 @@ def _four(values: Any) -> tuple[float, float, float, float]:
 
 def _check_object(found: Detection) -> Detection:
     """Return the object, or raise BadBox. Its fields are untrusted and may be of any type."""
+    # An exact type, because True would pass for a number.
     numbers = (found.score, found.x_px, found.y_px, found.width_px, found.height_px, *(found.angles or ()))
     if not isinstance(found.label, str) or type(found.track_id) is not int or found.track_id < 0:
         raise BadBox("a class or track of a wrong type")

@@ -52,6 +52,7 @@ __all__ = [
 
 SOCKET_MODE = 0o660
 LINGER_S = 5.0
+"""Longest wait at the close for slow subscribers, if no message may be lost."""
 RETRY_S = 0.005
 KIND, OLD_KIND = "detections2", "detections"
 """Prefixes of the sockets' names, for version 2 and version 1."""
@@ -81,10 +82,11 @@ class DetectionPublisher:
 
     def _bind(self, kind: int, stream: str, suffix: str) -> tuple[zmq.Socket[bytes], Path]:
         path = companion_path(stream, suffix)
+        # A killed detector of this instance leaves its socket. The status server prevents two live ones.
         path.unlink(missing_ok=True)
         bound = self._context.socket(kind)
         bound.set(zmq.LINGER, 0 if self._stop is None else round(LINGER_S * 1e3))
-        bound.set(zmq.SNDHWM, 32)
+        bound.set(zmq.SNDHWM, 32)  # bounds the memory that a subscriber that never reads can take
         bound.set(zmq.XPUB_NODROP, self._stop is not None)
         bound.bind(f"ipc://{path}")
         path.chmod(SOCKET_MODE)
@@ -101,6 +103,7 @@ class DetectionPublisher:
             )
         self.dropped += bad
         self._send(self._socket, pack(detections))
+        # Read the subscriptions that have arrived since the previous message; the newest state counts.
         with contextlib.suppress(zmq.Again):
             while True:
                 # XPUB delivers byte 1 for the first subscription and byte 0 when the last one ends.
@@ -149,6 +152,7 @@ class DetectionSubscriber:
         endpoints = {f"ipc://{path}" for path in self._paths()}
         for endpoint in endpoints - self._connected:
             self._socket.connect(endpoint)
+        # Otherwise ZeroMQ would try to reconnect to a detector that is gone, for ever.
         for endpoint in self._connected - endpoints:
             with contextlib.suppress(zmq.ZMQError):
                 self._socket.disconnect(endpoint)
@@ -197,7 +201,7 @@ class DetectionSubscriber:
 def _is_served(path: Path) -> bool:
     """Return whether a process accepts connections on a Unix socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
+        probe.setblocking(False)  # connect() would wait while the queue of connections is full
         try:
             probe.connect(os.fspath(path))
         except BlockingIOError:

@@ -18,7 +18,7 @@ class Attached:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """The stream does not exist or was lost. The next event follows when that changes."""
+    """The stream does not exist, was lost, or cannot be used yet. The next event follows when that changes."""
 
     reason: str
     """Why, in one sentence."""
@@ -79,8 +79,8 @@ def follow(
         except tolerate as error:
             found = str(error)
         else:
-            return
-        if found != reason:
+            return  # the subscription ends without an error only if stop is set
+        if found != reason:  # not with each attempt
             reason = found
             log.warning("waiting for the stream", reason=reason)
             yield Waiting(reason)

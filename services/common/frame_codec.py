@@ -92,11 +92,11 @@ def decode(data: bytes | memoryview, reference: FrameReference) -> Pixels:
     else:
         plain = np.frombuffer(_decompress(data, reference.format, size), np.uint8)
         if plain.size != size:
-            raise CannotDecode(f"the object holds {plain.size} bytes of pixels, and its reference tells of {size}")
+            raise CannotDecode(f"the object holds {plain.size} bytes of pixels, and its reference says {size}")
         pixels = plain.view(np.dtype(reference.dtype)).reshape(reference.shape)
     if pixels.shape != reference.shape or pixels.dtype != np.dtype(reference.dtype):
         raise CannotDecode(
-            f"the object holds {pixels.dtype} of shape {pixels.shape}, and its reference tells of "
+            f"the object holds {pixels.dtype} of shape {pixels.shape}, and its reference says "
             f"{np.dtype(reference.dtype)} of shape {reference.shape}"
         )
     return pixels
@@ -109,7 +109,8 @@ def _decode_picture(data: bytes | memoryview, reference: FrameReference) -> Pixe
     if found is None:
         raise CannotDecode(f"the object is not a whole {reference.format}")
     if found != reference.shape[:2]:
-        raise CannotDecode(f"the object is a picture of {found} pixels, and its reference tells of {reference.shape}")
+        raise CannotDecode(f"the object is a picture of {found} pixels, and its reference says {reference.shape}")
+    # The shape is that of the stored pixels, whatever orientation the file's metadata has.
     flags = cv2.IMREAD_COLOR if len(reference.shape) == 3 else cv2.IMREAD_GRAYSCALE
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
@@ -121,6 +122,7 @@ def _decode_picture(data: bytes | memoryview, reference: FrameReference) -> Pixe
 
 
 def _decompress(data: bytes | memoryview, encoding: str, size: int) -> bytes | memoryview:
+    # Ask for one byte more than expected: that detects a longer object, but never decompresses all of it.
     try:
         if encoding == "lz4":
             return bytes(lz4.frame.LZ4FrameDecompressor().decompress(data, max_length=size + 1))

@@ -59,6 +59,7 @@ class PanoramaGeometry:
             raise GeometryError(f"projection is {self.projection!r:.40}, and only {CYLINDRICAL!r} is understood")
         for name in ("scale_px", "yaw_min_rad", "v_min"):
             value = getattr(self, name)
+            # An int may exceed every float, so compare instead of converting; NaN compares false.
             if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
                 raise GeometryError(f"{name} is {value!r:.40}, and not a finite number")
         if self.scale_px <= 0:
@@ -121,6 +122,7 @@ class PanoramaGeometry:
             cylinder has no such point.
         """
         yaw, pitch = np.moveaxis(_points(angles), -1, 0)
+        # Whole turns away from the middle, for a yaw outside of the panorama only: one inside must not move.
         beyond = yaw - (self.yaw_min_rad + self.width_rad / 2)
         turns = np.where(np.abs(beyond) > self.width_rad / 2, np.round(beyond / TURN_RAD), 0.0)
         x = (yaw - turns * TURN_RAD - self.yaw_min_rad) * self.scale_px - 0.5

@@ -50,10 +50,11 @@ def read_status(path: Path, timeout_s: float = 1.0) -> dict[str, Any]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         client.settimeout(timeout_s)
         client.connect(os.fspath(path))
+        # The time-out bounds each recv(), not their number, so check a deadline as well.
         while part := client.recv(65536):
             content += part
             if len(content) > MAX_DOCUMENT_BYTES or time.monotonic() > deadline_s:
-                raise ValueError(f"{path}: no status, but an endless answer")
+                raise ValueError(f"{path}: the answer is too large or too slow for a status")
     document = json.loads(content)
     if not isinstance(document, dict):
         raise ValueError(f"{path}: a JSON object is expected")  # noqa: TRY004  malformed data, not a caller's type
@@ -80,7 +81,7 @@ def fault_of_service(service: str, timeout_s: float = TIMEOUT_S, *, alive: bool 
             return f"{path}: {error}"
         if not alive and document.get("healthy") is not True:
             return f"{service}: {document.get('reason') or 'it is not healthy'}"
-        fault = ""
+        fault = ""  # healthy for this stream; a fault of the same service for a further stream still counts
     return fault
 
 

@@ -31,7 +31,7 @@ def set_up_logs(service: str, section: LogSection) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
-            _mask,
+            _mask,  # after the exception has become text, which may hold a URL
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[section.level.upper()]),
@@ -44,6 +44,7 @@ def short_line(event: Mapping[str, Any]) -> str:
 
     Redundant values, such as a camera's URL beside its name, are omitted. A traceback is reduced to its last line.
     """
+    # Empty values are dropped, so that the line holds only what the operator can use.
     told = {key: value for key, value in event.items() if key not in _HIDDEN and value not in (None, "", [], {})}
     camera, reason = told.pop("camera", None), told.pop("reason", None)
     if camera is not None:
@@ -92,6 +93,7 @@ class _StandardError:
     """Standard error that drops output once its reader has closed the pipe."""
 
     def write(self, text: str) -> int:
+        # A service must not end because the program that read its log has ended.
         with contextlib.suppress(OSError):
             return sys.stderr.write(text)
         return len(text)

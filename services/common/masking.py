@@ -23,6 +23,7 @@ def mask_url(url: str) -> str:
     Everything up to the last ``@`` counts as credentials, because a password may hold any character, including those
     of another URL. Quotes around the URL are kept.
     """
+    # Credentials first: a '?' or '=' in the password must not end what is masked.
     url = _USER.sub(f"://{MASK}@", url)
     if "://" not in url:
         return url
@@ -45,5 +46,6 @@ def mask_value(value: Any) -> Any:
         return [mask_value(entry) for entry in value]
     if value is None or isinstance(value, bool | int | float):
         return value
+    # Other objects, such as exceptions, may hold a URL in their text.
     shown = repr(value)
     return mask_text(shown) if "://" in shown else value

@@ -19,6 +19,7 @@ def end_with_parent(signal_number: signal.Signals, parent_pid: int) -> None:
 
     Source: prctl(2), PR_SET_PDEATHSIG.
     """
+    # In this order: whenever the parent dies, one of the two notices it.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal_number)
     if os.getppid() != parent_pid:
         os.kill(os.getpid(), signal_number)

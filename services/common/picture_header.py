@@ -12,6 +12,7 @@ _JPEG_START: Final = b"\xff\xd8"
 _FRAME_HEADERS: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 """Second bytes of the markers SOF0 to SOF15. DHT, JPG and DAC lie in the same range and are excluded."""
 _WITHOUT_LENGTH: Final = frozenset((0x01, *range(0xD0, 0xD8)))
+"""Second bytes of TEM and RST0 to RST7, which no length follows."""
 _ENDS: Final = frozenset((0xD9, 0xDA))
 """Second bytes of EOI and SOS. The frame header precedes both."""
 
@@ -25,6 +26,7 @@ def _png_size(data: memoryview) -> tuple[int, int] | None:
     start = len(_PNG_START)
     if bytes(data[:start]) != _PNG_START or len(data) < start + 8:
         return None
+    # IHDR is the first chunk, and begins with the width and the height.
     width_px, height_px = (int.from_bytes(data[at : at + 4], "big") for at in (start, start + 4))
     return height_px, width_px
 
@@ -44,6 +46,6 @@ def _jpeg_size(data: memoryview) -> tuple[int, int] | None:
             return int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 7 : at + 9], "big")
         elif marker in _ENDS:
             return None
-        else:
+        else:  # another segment, whose length counts itself
             at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return None

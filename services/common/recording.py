@@ -96,7 +96,7 @@ class Recording:
             if self._told is not None:
                 if number >= len(self._told):
                     raise RecordingError(
-                        f"{self._sidecar} tells of {len(self._told)} frames, and {self._path} has more"
+                        f"{self._sidecar} describes {len(self._told)} frames, and {self._path} has more"
                     )
                 told = self._told[number]
             yield RecordedFrame(
@@ -108,7 +108,7 @@ class Recording:
             )
         if self._told is not None and number + 1 < len(self._told):
             raise RecordingError(
-                f"{self._sidecar} tells of {len(self._told)} frames, and {self._path} ends after {number + 1}"
+                f"{self._sidecar} describes {len(self._told)} frames, and {self._path} ends after {number + 1}"
             )
 
     def _decoded(self) -> Iterator[tuple[npt.NDArray[np.uint8], int]]:
@@ -124,6 +124,7 @@ class Recording:
         self._sidecar = own if not self._pictures and own.exists() else folder / SIDECAR
         try:
             with self._sidecar.open("rb") as file:
+                # A longer line is read in parts, of which none is JSON, so it takes no more memory than that.
                 lines = iter(lambda: file.readline(_LONGEST_LINE), b"")
                 return [_told_frame(f"{self._sidecar}:{number}", line) for number, line in enumerate(lines, 1)]
         except FileNotFoundError:
@@ -137,7 +138,7 @@ class Recording:
         if not named:
             if len(told) != len(self._pictures):
                 raise RecordingError(
-                    f"{self._sidecar} tells of {len(told)} frames, and the folder has {len(self._pictures)} pictures: "
+                    f"{self._sidecar} describes {len(told)} frames, and the folder has {len(self._pictures)} pictures: "
                     'write a line for each, or name the picture of each line with "file"'
                 )
             return self._pictures
@@ -163,6 +164,7 @@ def path_of(url: str) -> Path:
         raise RecordingError(f"{url} is not a file URL: write file:///FOLDER or file:///VIDEO")
     if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
         raise RecordingError(f"{url} names no absolute path: write three slashes, as in file:///recordings/monday")
+    # Not parts.path: a '?' or '#' is part of a file's name here.
     return Path(unquote(url.partition("://")[2].removeprefix("localhost")))
 
 
@@ -172,6 +174,7 @@ def _files(folder: Path, endings: frozenset[str]) -> list[Path]:
         found = [path for path in folder.iterdir() if path.suffix.lower() in endings and not path.name.startswith(".")]
     except OSError as error:
         raise RecordingError(f"{folder} cannot be read: {error.strerror}") from None
+    # Digits compare as numbers; the text itself orders names such as 1 and 01.
     return sorted(
         found, key=lambda path: [(int(part) if part.isdigit() else 0, part) for part in _NUMBER.split(path.name)]
     )
@@ -188,6 +191,7 @@ def _told_frame(place: str, line: bytes) -> dict[str, Any]:
     for key in ("sequence", "epoch", "captured_ns"):
         if key in told and (type(told[key]) is not int or not 0 <= told[key] < 1 << 63):
             raise RecordingError(f"{place}: {key} is a whole number from 0, not {told[key]!r}")
+    # A name with a folder could lead outside of the recording.
     if "file" in told and (not isinstance(told["file"], str) or Path(told["file"]).name != told["file"]):
         raise RecordingError(f"{place}: file is the name of a picture in the same folder, not {told['file']!r}")
     if "geometry" in told:
@@ -200,14 +204,14 @@ def _told_frame(place: str, line: bytes) -> dict[str, Any]:
 
 def _read_picture(path: Path) -> npt.NDArray[np.uint8]:
     try:
-        return read_picture(path, str(path), "remove it, or make it anew")
+        return read_picture(path, str(path), "remove it, or create it again")
     except ServiceError as error:
         raise RecordingError(str(error)) from None
 
 
 def _decode_video(path: Path) -> Iterator[tuple[npt.NDArray[np.uint8], int]]:
     try:
-        import av  # noqa: PLC0415  a folder of pictures needs none
+        import av  # noqa: PLC0415  imported lazily: a folder of pictures does not require it
     except ImportError:
         raise RecordingError(f"{path} is read by PyAV, which is not installed: run 'pip install av'") from None
     number = 0
@@ -218,6 +222,7 @@ def _decode_video(path: Path) -> Iterator[tuple[npt.NDArray[np.uint8], int]]:
             begun_ns: int | None = None
             for number, frame in enumerate(container.decode(video=0), 1):
                 at_ns = (number - 1) * INTERVAL_NS if frame.time is None else round(frame.time * 1e9)
+                # A stream's timestamps may begin anywhere, so count from its first frame.
                 begun_ns = at_ns if begun_ns is None else begun_ns
                 pixels = np.asarray(frame.to_ndarray(format="bgr24"), np.uint8)
                 # A phone held upright records a rotation, counter-clockwise as in FFmpeg's display matrix.

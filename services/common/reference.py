@@ -27,10 +27,12 @@ FRAMES, RESULTS = "frames", "results"
 FORMATS: Final = ("jpeg", "png", "raw", "lz4", "zstd")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _PART: Final = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]{0,199}")
+"""A part of an address. It must not begin with a dot, so that no address leads outside of the storage."""
 _STREAM: Final = re.compile(STREAM_NAME)
 _DTYPE: Final = re.compile(r"[|<>=]?[biufc][1-9][0-9]?")
 _NUMBERS: Final = ("size_bytes", "epoch", "sequence", "captured_ns", "captured_wall_ns")
 _BIGGEST: Final = (1 << 64) - 1
+"""Largest number. JSON has no limit, but the ring's numbers have 64 bits."""
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._+-]+")
 
 
@@ -59,14 +61,15 @@ class FrameReference(Address):
     captured_ns: int
     """CLOCK_MONOTONIC of the cameras' host; not comparable with that of another host."""
     captured_wall_ns: int
-    """Nanoseconds since 1970."""
+    """The same instant, in nanoseconds since 1970."""
     format: str
     """One of :data:`FORMATS`."""
     shape: tuple[int, ...]
     dtype: str
     pixel_format: str
     geometry: Mapping[str, Any] | None = None
-    """The panorama's, as :meth:`services.common.geometry.PanoramaGeometry.to_metadata` returns it."""
+    """Geometry of the panorama, as returned by
+    :meth:`services.common.geometry.PanoramaGeometry.to_metadata`."""
     deadline_wall_ns: int | None = None
     """Deadline for a result, in nanoseconds since 1970; None if a result is useful however late."""
     attempts: int = 0
@@ -78,7 +81,7 @@ class FrameReference(Address):
         return f"{self.stream}/{self.epoch}/{self.sequence}"
 
     def to_json(self) -> bytes:
-        """The message."""
+        """Return the message."""
         return _to_json(self, FRAMES)
 
     @classmethod
@@ -134,9 +137,9 @@ class ResultReference(Address):
     group: str
     """Name of the detectors' group. The detectors of a group are interchangeable and share the work."""
     instance: str
-    """The detector that found it."""
+    """Name of the detector that produced the result."""
     frame_address: str
-    """Address of the frame."""
+    """Address of the frame's object."""
 
     @property
     def key(self) -> tuple[str, int, int, str]:
@@ -144,7 +147,7 @@ class ResultReference(Address):
         return self.stream, self.epoch, self.sequence, self.model
 
     def to_json(self) -> bytes:
-        """The message."""
+        """Return the message."""
         return _to_json(self, RESULTS)
 
     @classmethod
@@ -175,6 +178,7 @@ def result_prefix(stream: str, epoch: int, sequence: int, model: str) -> str:
     """Return the prefix of the addresses of a frame's results by a model."""
     part = _UNSAFE.sub("_", model)
     if not _PART.fullmatch(part):  # too long, or with a dot first
+        # A model may be named by its file, whose name may hold bytes that are not UTF-8, as surrogates.
         part = f"model-{hashlib.sha256(model.encode(errors='surrogatepass')).hexdigest()[:16]}"
     return f"{RESULTS}/{stream}/{epoch}/{sequence}/{part}/"
 
@@ -206,10 +210,11 @@ def _parse(body: bytes, kind: str) -> dict[str, Any]:
         raise BadReference(f"a message of {len(body)} bytes, and a reference has at most {MAX_REFERENCE_BYTES}")
     try:
         content = json.loads(body)
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError):  # a hostile message may nest deeper than Python recurses
         raise BadReference("the message is not JSON") from None
     if not isinstance(content, dict) or "version" not in content or "kind" not in content:
         raise BadReference("the message is not a reference: it has no version and kind")
+    # type() instead of isinstance(), because True is an int and equals 1.
     if type(content["version"]) is not int or content["version"] != VERSION:
         raise BadReference(
             f"the reference is of version {content['version']!r:.20}, and only {VERSION} is understood: "
@@ -226,6 +231,7 @@ def _common(content: Mapping[str, Any], kind: str) -> dict[str, Any]:
         raise BadReference("stream is not the name of a stream")
     if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
         raise BadReference("sha256 is not 64 hexadecimal digits")
+    # The size bounds the memory of a fetch, so it must not be taken from an untrusted message without a limit.
     if _number(content, "size_bytes") > MAX_OBJECT_BYTES:
         raise BadReference(f"an object of {content['size_bytes']} bytes; at most {MAX_OBJECT_BYTES} are fetched")
     return {
@@ -263,6 +269,7 @@ def pixels_bytes(reference: FrameReference) -> int:
     Raises:
         BadReference: The size exceeds the limit for decoded frames.
     """
+    # Python's integers do not overflow, unlike numpy's.
     size = math.prod(reference.shape) * np.dtype(reference.dtype).itemsize
     if size > MAX_OBJECT_BYTES:
         raise BadReference(f"a frame of {size} bytes; at most {MAX_OBJECT_BYTES} are decoded")

@@ -24,7 +24,7 @@ def check_broker_url(url: str) -> str:
     check_credentials(url)
     parts = urlsplit(url)
     try:
-        _ = parts.port
+        _ = parts.port  # the property raises for a port that is not a number in range
     except ValueError:
         raise ValueError("the broker's URL has a malformed port") from None
     bare = parts.query or parts.fragment or re.search(r"\s", url)
@@ -43,6 +43,7 @@ def _only_one(file: Path | None, variable: str | None, file_name: str, variable_
 class BrokerSection(Section):
     """The RabbitMQ server that carries references to frames and results."""
 
+    # repr=False keeps a password in the URL, and the user, out of logs and messages.
     url: str | None = Field(None, repr=False)
     """``amqp://HOST[:PORT][/VHOST]``, or ``amqps://`` with TLS. A ``/`` in the name of the virtual host is written as
     %2F. The default virtual host is ``/``. None: no broker."""

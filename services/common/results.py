@@ -11,7 +11,8 @@ from typing import Final
 import structlog
 from aio_pika.abc import AbstractConnection, AbstractIncomingMessage, AbstractQueue
 
-from services.common.broker import Names, open_channel
+from services.common.broker_messages import open_channel
+from services.common.broker_names import Names
 from services.common.detections import MAX_MESSAGE_BYTES, Detections, MalformedDetections, unpack
 from services.common.reference import BadReference, ResultReference
 from services.common.storage import ObjectDamaged, ObjectMissing, Storage, StorageUnavailable
@@ -59,6 +60,7 @@ class ResultReader:
         """Deliver results until cancelled. Pass it as ``work`` to :func:`services.common.broker.keep_connected`."""
         self.reason = ""
         channel = await open_channel(connection, prefetch=PREFETCH)
+        # Declare the exchange as the relay does, so that a reader may connect before the first relay.
         exchange = await channel.declare_exchange(self._names.results, "fanout", durable=True)
         if self._queue_name is None:
             queue: AbstractQueue = await channel.declare_queue(
@@ -79,6 +81,7 @@ class ResultReader:
                 delivered, reading = await arrived.get()
                 await self._take(delivered, reading)
         finally:
+            # Their messages are not acknowledged, so the broker delivers them again.
             while not arrived.empty():
                 arrived.get_nowait()[1].cancel()
 
@@ -86,12 +89,14 @@ class ResultReader:
         try:
             detections = await reading
             reference = ResultReference.from_json(delivered.body)
+            # Check again: fetches are concurrent, so a duplicate may have been delivered since this one began.
             if detections is None or reference.key in self._seen:
                 self.repeated += 1
             else:
                 pending = self._deliver(reference, detections)
                 if inspect.isawaitable(pending):
                     await pending
+                # Remember only what was delivered: a redelivery after an exception must be delivered.
                 self._seen[reference.key] = None
                 if len(self._seen) > REMEMBERED:
                     self._seen.popitem(last=False)
@@ -101,6 +106,8 @@ class ResultReader:
             if not self.rejected:
                 log.warning("result rejected", reason=str(error))
             self.rejected += 1
+        # Acknowledge last, so that a result is redelivered if this process dies before it was delivered. Acknowledge
+        # missing and damaged results too: another delivery would find them the same.
         await delivered.ack()
 
     async def _read(self, delivered: AbstractIncomingMessage) -> Detections | None:
@@ -122,6 +129,7 @@ class ResultReader:
                 self.reason = str(error)
                 await asyncio.sleep(RETRY_S)
         self.reason = ""
+        # One byte more than allowed, so that unpack() rejects a larger result instead of reading a part of it.
         detections = unpack(bytes(data[: MAX_MESSAGE_BYTES + 1]))
         if (self._names.stream, detections.epoch, detections.sequence) != reference.key[:3]:
             raise MalformedDetections("the result is of another frame than its reference says")

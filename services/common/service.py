@@ -55,7 +55,7 @@ class ServiceError(Exception):
 
 
 class UnusableSetting(ServiceError):
-    """The configuration names something unusable, such as a model that cannot be read. A restart does not help."""
+    """The configuration names something unusable, such as an unreadable model. A restart does not help."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ class Service(Generic[C]):
         """Run the service until it ends or is told to stop.
 
         Args:
-            arguments: Those of the command line; ``None`` for this process's.
+            arguments: Arguments of the command line; ``None`` for those of this process.
 
         Returns:
             Exit status: 0 if :attr:`run` returned, 1 if it raised an error, 2 if the configuration or something that it
@@ -128,7 +128,7 @@ class Service(Generic[C]):
             epilog=self._help_of_commands(),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        parser.add_argument("--config", type=Path, help="the YAML file of all services; without it the defaults hold")
+        parser.add_argument("--config", type=Path, help="the YAML file of all services; without it, the defaults apply")
         parser.add_argument(
             "--check", action="store_true", help="check the configuration, load what it names, and exit"
         )
@@ -138,7 +138,7 @@ class Service(Generic[C]):
         except ConfigurationError as error:
             sys.stderr.write(f"{error}\n")
             return EXIT_USAGE
-        if options.check:
+        if options.check:  # before the logs are set up: the answer is plain text
             return self._check(configuration)
         short = self.for_people and (sys.stderr.isatty() or configuration.log.format == "text")
         set_up_logs(self.name, configuration.log.model_copy(update={"format": "text"} if short else {}))
@@ -154,6 +154,7 @@ class Service(Generic[C]):
         signal.signal(signal.SIGINT, request_stop)
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup(1) ignores it
             signal.signal(signal.SIGHUP, request_stop)
+        # After the handlers are set: the signal may be sent at once.
         if SUPERVISED in os.environ:
             end_with_parent(signal.SIGTERM, int(os.environ[SUPERVISED]))
         if not short:  # on a terminal, the service reports its start and end in its own words
@@ -204,6 +205,7 @@ class Service(Generic[C]):
             return EXIT_INTERRUPTED
         else:
             return 0
+        # The faults of a service that reads all sections name their own services.
         prefix = "" if self.reads_all else f"{self.name}: "
         sys.stderr.write("".join(f"{prefix}{mask_text(in_one_line(fault))}\n" for fault in faults))
         return EXIT_USAGE

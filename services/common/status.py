@@ -38,7 +38,9 @@ WINDOW_S = 5.0
 """Window of rates and latencies: short, so that a fault shows immediately and fades soon after its end."""
 SOCKET_MODE = 0o660
 MAX_ASKED_AT_ONCE = 16
+"""Largest number of services that are asked concurrently."""
 ACCEPT_AGAIN_S = 0.1
+"""Pause after a failed accept(2)."""
 
 
 class AlreadyServed(ServiceError, FileExistsError):
@@ -49,6 +51,7 @@ class Stage:
     """Counts the frames of one stage of a service. Thread-safe."""
 
     def __init__(self) -> None:
+        # The length bounds the memory at high rates, at which the window is then shorter.
         self._samples: deque[tuple[float, float]] = deque(maxlen=4096)
         self._lock = threading.Lock()
         self._frames = 0
@@ -78,10 +81,12 @@ class Stage:
             samples = list(self._samples)
             frames, skipped, last_s = self._frames, self._skipped, self._last_s
         latencies_s = np.array([latency for _, latency in samples])
+        # A latency that is not known is NaN, for example of a recording.
         latencies_s = latencies_s[np.isfinite(latencies_s)]
         p50, p99 = np.percentile(latencies_s, (50, 99)) * 1e3 if latencies_s.size else (None, None)
         fps = 0.0
         if len(samples) > 1:
+            # Up to now, not up to the newest sample, so that the rate falls when frames stop.
             fps = (len(samples) - 1) / max(now_s - samples[0][0], 1e-3)
         return {
             "fps": round(fps, 2),
@@ -142,6 +147,7 @@ class StatusServer:
 
     def __init__(self, stream: str, service: str, collect: Callable[[], Mapping[str, Any]]) -> None:
         self.path = companion_path(stream, f"status.{service}.sock")
+        # Serving the status is also the lock of a service's name: a second instance finds that the socket answers.
         try:
             _remove_stale_socket(self.path)
             self._server = self._bind(collect)
@@ -149,6 +155,7 @@ class StatusServer:
             raise
         except OSError as error:
             raise ServiceError(f"{self.path}: the status cannot be served: {error.strerror or error}") from None
+        # The interval bounds the time that shutdown() takes.
         self._thread = threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, name="status", daemon=True
         )
@@ -156,7 +163,7 @@ class StatusServer:
 
     def _bind(self, collect: Callable[[], Mapping[str, Any]]) -> socketserver.ThreadingUnixStreamServer:
         class Handler(socketserver.StreamRequestHandler):
-            timeout = 1.0
+            timeout = 1.0  # a client that never reads must not keep the handler's thread
 
             def handle(self) -> None:
                 with contextlib.suppress(OSError):
@@ -215,7 +222,7 @@ def _remove_stale_socket(path: Path) -> None:
             probe.connect(os.fspath(path))
         except FileNotFoundError:
             return
-        except OSError:
+        except OSError:  # refused: a killed service left its socket behind
             path.unlink(missing_ok=True)
             return
     raise AlreadyServed(f"{path} is served by another process: this service runs already")

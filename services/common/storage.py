@@ -102,6 +102,7 @@ class Storage:
         client: ClientConfig = {
             "timeout": timedelta(seconds=section.timeout_s),
             "connect_timeout": timedelta(seconds=min(CONNECT_TIMEOUT_S, section.timeout_s)),
+            # Frames travel without TLS only if the operator has written http:.
             "allow_http": (section.endpoint or "").startswith("http:"),
         }
         if section.ca_file is not None:
@@ -134,6 +135,7 @@ class Storage:
         """
         what = f"{address} is not written"
         try:
+            # One request, so that readers see the whole object or none.
             await self._try(obstore.put_async(self._store, address, data, use_multipart=False), what)
             if durable and self._folder is not None:
                 await self._try(asyncio.to_thread(_sync, self._folder / address), what)
@@ -150,8 +152,9 @@ class Storage:
         """
         what = f"{address} is not read"
         found = await self._try(obstore.get_async(self._store, address), what)
+        # Check the size before the body is read into memory.
         if found.meta["size"] > max_bytes:
-            raise ObjectDamaged(f"{address} has {found.meta['size']} bytes, and its reference tells of {max_bytes}")
+            raise ObjectDamaged(f"{address} has {found.meta['size']} bytes, and its reference says {max_bytes}")
         # obstore's Bytes supports the buffer protocol, which type checkers know only from Python 3.12 on.
         return memoryview(cast("bytes", await self._try(found.bytes_async(), what)))
 
@@ -163,10 +166,11 @@ class Storage:
             ObjectDamaged: Its size or SHA-256 differs from the reference.
         """
         data = await self.get(reference.address, max_bytes=reference.size_bytes)
+        # In a thread, because hashing megabytes would block the event loop.
         found = await asyncio.to_thread(lambda: hashlib.sha256(data).hexdigest())
         if len(data) != reference.size_bytes or found != reference.sha256:
             raise ObjectDamaged(
-                f"{reference.address} has {len(data)} bytes of SHA-256 {found[:12]}…, and its reference tells of "
+                f"{reference.address} has {len(data)} bytes of SHA-256 {found[:12]}…, and its reference says "
                 f"{reference.size_bytes} bytes of {reference.sha256[:12]}…"
             )
         return data
@@ -191,6 +195,7 @@ class Storage:
         Raises:
             StorageUnavailable: The objects could not be listed.
         """
+        # In batches, so that a bucket with millions of results is never held in memory.
         batches = obstore.list(self._store, prefix=prefix, chunk_size=_LISTED_AT_ONCE)
         while True:
             try:
@@ -216,7 +221,7 @@ class Storage:
 
     async def _try(self, request: Any, what: str) -> Any:
         try:
-            async with asyncio.timeout(2 * self._timeout_s):
+            async with asyncio.timeout(2 * self._timeout_s):  # the client may retry once by itself
                 return await request
         except TimeoutError:
             raise StorageUnavailable(f"{what}: {self.url} does not answer") from None
@@ -229,6 +234,7 @@ class Storage:
             # For a failed list, obstore raises a generic error, so look for the status code in its text.
             if isinstance(error, _REFUSED) or "status code: 403" in reason or "status code: 401" in reason:
                 raise StorageUnavailable(f"{what}: {self.url} refuses it: {reason}") from None
+            # A server that answers with an error may fail at this address only, as another_address() explains.
             raise StorageUnavailable(f"{what}: {reason}", answered="status code: 5" in reason) from None
 
 
@@ -260,6 +266,7 @@ def _share_with_group(folder: Path) -> None:
 
 def _sync(path: Path) -> None:
     """Flush an object and its directory entry to the disk."""
+    # The file's data and the folder's entry are separate: without the second, the object may be gone after a power cut.
     for place, flags in ((path, os.O_RDONLY), (path.parent, os.O_RDONLY | os.O_DIRECTORY)):
         try:
             descriptor = os.open(place, flags)
@@ -292,5 +299,5 @@ def _remove_staged(folder: Path, before_s: float) -> int:
                     path.unlink()
                     removed += 1
             except FileNotFoundError:
-                continue
+                continue  # its writer has renamed it, or another sweep has removed it
     return removed

@@ -25,6 +25,7 @@ class Activity:
     def __init__(self, tiles: Sequence[Tile]) -> None:
         self.changes = np.zeros(len(tiles), np.int64)
         """Changed samples of each tile, over all frames since the model last ran on it."""
+        # Index of the first sample at or beyond each edge: each sample counts for the tiles that contain it.
         self._spans = np.array([[-(-edge // STEP_PX) for edge in tile.xyxy] for tile in tiles]).reshape(-1, 4)
         self._before: npt.NDArray[np.uint8] | None = None
 
@@ -34,11 +35,13 @@ class Activity:
         Args:
             pixels: uint8 BGR of shape ``(height, width, 3)``; read only.
         """
+        # A copy, because the frame's slot is released before the next frame is compared.
         sample = np.ascontiguousarray(pixels[::STEP_PX, ::STEP_PX, GREEN])
         before, self._before = self._before, sample
         if before is None:
             return
         changed = (cv2.absdiff(sample, before) > CHANGED).astype(np.uint8)
+        # An integral image gives each tile's sum by four look-ups, although the tiles overlap.
         sums = cv2.integral(changed)
         left, top, right, bottom = self._spans.T
         self.changes += sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left]

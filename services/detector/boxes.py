@@ -39,6 +39,7 @@ def no_boxes() -> Boxes:
 
 def concatenate(parts: Iterable[Boxes]) -> Boxes:
     """Concatenate boxes, in order."""
+    # np.concatenate() requires at least one array.
     parts = [no_boxes(), *parts]
     return Boxes(
         np.concatenate([part.xyxy for part in parts]),
@@ -49,6 +50,7 @@ def concatenate(parts: Iterable[Boxes]) -> Boxes:
 
 def areas(xyxy: Floats) -> Floats:
     """Return the area of each box, in square pixels. The argument has shape ``(..., 4)``."""
+    # The intersection of disjoint boxes has negative sides, and an area of 0.
     sides = np.maximum(xyxy[..., 2:] - xyxy[..., :2], 0)
     product: Floats = sides[..., 0] * sides[..., 1]
     return product
@@ -64,14 +66,14 @@ def overlap_of_pairs(first: Floats, second: Floats) -> Floats:
 
 
 def intersections(first: Floats, second: Floats) -> Floats:
-    """Return the area of intersection of each box of ``first`` with each of ``second``: shape ``(first, second)``."""
+    """Return the area of intersection of each box of ``first`` with each of ``second``: ``(first, second)``."""
     starts = np.maximum(first[:, None, :2], second[None, :, :2])
     ends = np.minimum(first[:, None, 2:], second[None, :, 2:])
     return areas(np.concatenate([starts, ends], axis=2))
 
 
 def intersection_over_union(first: Floats, second: Floats) -> Floats:
-    """Return the intersection over union, 0 (disjoint) to 1 (equal): shape ``(len(first), len(second))``."""
+    """Return the intersection over union of each box of ``first`` with each of ``second``: ``(first, second)``."""
     common = intersections(first, second)
     union = areas(first)[:, None] + areas(second)[None, :] - common
     ratio: Floats = common / np.maximum(union, np.float32(1e-6))

@@ -115,8 +115,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("picture", nargs="?", type=Path, metavar="PICTURE", help="PNG or JPEG; its objects as JSON")
     parser.add_argument("--config", type=Path, help="the YAML file, for labels, thresholds, providers and tiles")
-    parser.add_argument("--classes", type=Path, metavar="FILE", help="names of the model's classes, one a line")
-    parser.add_argument("--format", help="how its outputs are read, where they fit several formats")
+    parser.add_argument("--classes", type=Path, metavar="FILE", help="names of the model's classes, one per line")
+    parser.add_argument("--format", help="format of its outputs, if they fit several")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser.parse_args(arguments)
 

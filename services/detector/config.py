@@ -27,6 +27,7 @@ _RING = re.compile(STREAM_NAME.replace("^", "^ring://"))
 def host_instance() -> str:
     """Return the host's name as an instance name. A long name is shortened, with a digest to keep it unique."""
     host = socket.gethostname()
+    # The name becomes part of file names in /dev/shm: a subset of the characters, and at most 16 of them.
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", host).lstrip("_-") or "detector"
     if len(name) <= LONGEST_INSTANCE:
         return name
@@ -122,7 +123,7 @@ class DetectorSection(Section):
         if unknown:
             raise ValueError(f"not in COCO: {', '.join(unknown)}; there are {', '.join(COCO_80)}")
         if not labels or len(set(labels)) != len(labels):
-            raise ValueError("one label at least, and none twice, is needed")
+            raise ValueError("at least one label is required, and none twice")
         return labels
 
     @field_validator("rivals")
@@ -130,11 +131,12 @@ class DetectorSection(Section):
     def _distinct_rivals(cls, rivals: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:
         names = [label for group in rivals for label in group]
         if len(set(names)) != len(names):
-            raise ValueError("a label is in one group of rivals, and only once")
+            raise ValueError("a label may be in only one group of rivals, and only once")
         return rivals
 
     @model_validator(mode="after")
     def _overlap_fits(self) -> Self:
+        # With more overlap the number of tiles grows without bound: a tile advances by what it does not overlap.
         if self.overlap_px is not None and self.overlap_px > self.tile_px * 0.75:
             raise ValueError(f"overlap_px {self.overlap_px} is more than three quarters of tile_px {self.tile_px}")
         return self
@@ -144,7 +146,7 @@ class DetectorSection(Section):
         if self.mode == "newest" and self.recording is not None:
             raise ValueError("a recording has no newest frame: leave mode out, or set every")
         if self.mode is not None and self.from_queue:
-            raise ValueError("which frames of a queue are looked at is relay.policy: leave mode out")
+            raise ValueError("relay.policy decides which frames of a queue are processed: leave mode out")
         return self
 
     def without_budget(self) -> Self:

@@ -21,17 +21,17 @@ from services.detector.merge import Rules, group_labels, merge
 from services.detector.schedule import Budget, Schedule
 from services.detector.second_stage import Network, SecondStage
 from services.detector.tiles import Pixels, Tile, plan_tiles, tile_size
-from services.detector.track import Known, Tracker
+from services.detector.tracker import Known, Tracker
 
 TRACK_WEIGHT = 2.0
 """Activity of a tracked object in each frame, in changed samples: one that stands still may start to move."""
 PIECE_WEIGHT = 50.0
-"""The same for an object cut by a tile's edge, because the tile beyond it shows the rest."""
+"""The same for an object that is cut by a tile's edge: much more, because the tile beyond the edge shows the rest."""
 IN_TIME_S = 30.0
 """Time without a late tile after which the promise holds again. It avoids filling the log if the promise breaks now and
 then."""
 PERSON_PX = 26
-"""Height in the network's input from which most people are found."""
+"""Height of a person in the network's input, in pixels, from which most people are found."""
 
 log = structlog.get_logger()
 
@@ -147,18 +147,22 @@ class Detector:
             self._begin(height_px, width_px, epoch)
         begun_s = self._clocks.cpu_s()
         self._activity.update(pixels)
+        # Follow before the tiles are chosen, because tracked objects count as activity where they are now.
         self.tracker.follow(pixels, captured_ns)
         chosen = self._schedule.choose(captured_ns, self._clocks.wall_s(), self._interest(captured_ns))
         found = self._look(pixels, chosen, captured_ns)
         merged = merge([self.tiles[index] for index in chosen], found, self._rules, self._check)
+        # The tracker must know which area was searched: an object outside of it is not missing.
         looked = None
         if len(chosen) < len(self.tiles):
             looked = np.array([self.tiles[index].xyxy for index in chosen], np.float32).reshape(-1, 4)
         known = self.tracker.update(merged, captured_ns, looked)
+        # Take the appearance from this frame, in which the model has just confirmed the boxes.
         self.tracker.remember(pixels, captured_ns)
         self._activity.looked_at(chosen)
         known = _in_frame(known, width_px, height_px)
         said = self._refine(pixels, known, captured_ns)
+        # Charge everything since the start of the frame, so that the second stage and the tracking are paid too.
         self._schedule.spend(self._clocks.cpu_s() - begun_s)
         return Seen(known, self.tiles, self._schedule.ages_ns(), len(chosen), said)
 
@@ -207,6 +211,7 @@ class Detector:
         return self.second_stage.refine(pixels, known, captured_ns, in_debt=self._schedule.is_in_debt)
 
     def _resume(self) -> None:
+        # Only the first frame may resume: a later one of another epoch or size begins anew.
         state, self._predecessor = self._predecessor, None
         if state is None:
             return
@@ -215,10 +220,12 @@ class Detector:
             if (tuple(state["labels"]), tuple(state["frame"])) == (self.model.labels, self._frame):
                 self.tracker.resume(state["tracker"])
         except (LookupError, TypeError, ValueError) as error:
-            log.warning("tracks not taken over", reason=f"what the last detector kept makes no sense: {error!r}")
+            log.warning("tracks not taken over", reason=f"the state of the last detector is not usable: {error!r}")
 
     def _new_tracker(self) -> Tracker:
         section = self._section
+        # The promise ensures that every tile is processed within that time, so that an object is searched for before it
+        # is forgotten.
         return Tracker(
             section.track_threshold, section.track_memory_s, self._rules.groups, unseen_s=2 * section.revisit_s
         )
@@ -241,7 +248,7 @@ class Detector:
         batch = max(1, self.model.batch)
         began_s, began_cpu_s = self._clocks.wall_s(), self._clocks.cpu_s()
         for start in range(0, len(chosen), batch):
-            self._check()
+            self._check()  # a frame may have many tiles, and a stop must not wait for all of them
             indices = chosen[start : start + batch]
             started_s = self._clocks.wall_s()
             found += self.model.detect([self.tiles[index].view(pixels) for index in indices])
@@ -256,7 +263,7 @@ class Detector:
         return found
 
     def _keep_promise_in_view(self) -> None:
-        """Count and log late tiles. The tiles of this frame have waited until now."""
+        """Count and log late tiles, before those of this frame are recorded as processed."""
         self.longest_age_s = self._schedule.longest_age_s
         now_s = self._clocks.wall_s()
         if self.longest_age_s > self._section.revisit_s:
@@ -285,7 +292,7 @@ def find_all(section: DetectorSection, model: Model, pixels: Pixels) -> Boxes:
 
 
 def see_all(section: DetectorSection, model: Model, pixels: Pixels, classifier: Network | None = None) -> Seen:
-    """Do the same, with the second stage."""
+    """Detect the objects of one picture on all its tiles, and classify them if a classifier is given."""
     return Detector(section.without_budget(), model, threading.Event(), classifier=classifier).detect(pixels)
 
 

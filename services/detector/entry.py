@@ -18,7 +18,7 @@ def run(configuration: DetectorConfiguration, stop: threading.Event) -> None:
 
 def check(configuration: DetectorConfiguration) -> None:
     """Load the model."""
-    from services.detector.service import check as check_service  # noqa: PLC0415  as above
+    from services.detector.loading import check as check_service  # noqa: PLC0415  as above
 
     check_service(configuration)
 

@@ -56,7 +56,7 @@ def geometry_of(frame: Frame | RecordedFrame) -> PanoramaGeometry | None:
     try:
         return geometry.read(frame.metadata)
     except geometry.GeometryError:
-        return None
+        return None  # boxes in pixels are useful without angles
 
 
 def angles_of(xyxy: Floats, panorama: PanoramaGeometry | None) -> list[tuple[float, float, float, float] | None]:

@@ -22,8 +22,8 @@ from services.common.reference import MAX_REFERENCE_BYTES, BadReference, FrameRe
 from services.common.service import EXIT_USAGE, ServiceError
 from services.common.storage import Storage, StorageError
 from services.detector.config import QUEUE, DetectorConfiguration
+from services.detector.frame_processor import frame_of
 from services.detector.service import load_service
-from services.detector.worker import frame_of
 
 EXIT_FAILED: Final = 1
 
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
     """
     parser = argparse.ArgumentParser(prog="framebus-detector run", description=(main.__doc__ or "").splitlines()[0])
     parser.add_argument("reference", type=Path, metavar="REFERENCE.json", help="a frame's reference; docs/relay.md")
-    parser.add_argument("--config", type=Path, help="the YAML file of all services; without it the defaults hold")
+    parser.add_argument("--config", type=Path, help="the YAML file of all services; without it, the defaults apply")
     options = parser.parse_args(arguments)
     set_up_logs("detector", LogSection(level="warning"))  # to standard error, separate from the output
     try:
@@ -49,6 +49,7 @@ def main(arguments: list[str]) -> int:
         data = asyncio.run(Storage(configuration.storage).fetch(reference))
     except (BadReference, StorageError) as error:
         raise ServiceError(str(error)) from None
+    # As on a queue, whatever source is configured: the whole frame, and without earlier tracks.
     section = configuration.detector.model_copy(update={"source": QUEUE})
     detector = load_service(configuration.model_copy(update={"detector": section}), threading.Event())
     try:

@@ -27,11 +27,12 @@ DEBT_S = 5.0
 SMOOTHING = 0.2
 """Weight of the newest frame in the average cost of a tile."""
 SPARE = 0.85
-"""Turns are this much shorter than ``revisit_s``, to allow for late frames, as long as that takes less than..."""
+"""A round of turns takes this share of ``revisit_s``, to allow for late frames, as long as that takes less than..."""
 SPARE_LOAD = 0.5
 """... this share of a core."""
 ROUNDING = 0.05
-"""A turn that is due but for this share is taken, because an idle frame would waste more."""
+"""A turn that is due but for this share, or a tile for which the budget lacks this share, is taken, because an idle
+frame would waste more."""
 HELD_UP = 0.25
 """Largest time for turns in one frame, as a share of ``revisit_s``."""
 DUE_INTERVALS = 1.01
@@ -70,11 +71,11 @@ class Schedule:
         self._filled_at_s: float | None = None
 
     def choose(self, captured_ns: int, now_s: float, activity: npt.NDArray[np.float64]) -> list[int]:
-        """Choose the tiles of a frame, the most urgent first.
+        """Choose the tiles of a frame: those whose turn it is, then those with the most activity.
 
         Args:
             captured_ns: Capture of the frame, the reference of the tiles' ages.
-            now_s: The clock by which the budget grows.
+            now_s: Time of the clock by which the budget grows.
             activity: Activity of each tile; 0 for none.
         """
         self._advance(captured_ns, now_s)
@@ -82,6 +83,7 @@ class Schedule:
         oldest_first: list[int] = np.argsort(-waits_s, kind="stable").tolist()
         due = int(np.count_nonzero(waits_s + DUE_INTERVALS * self._interval_s > self._budget.revisit_s))
         wanted = min(max(due, int(self._turn + ROUNDING)), len(waits_s), self._most_at_once())
+        # Late tiles may be more than the turns that are due. Later turns do not pay for them.
         self._turn -= min(wanted, self._turn)
         chosen = oldest_first[:wanted]
         # A stable sort: tiles without activity stay in the order of the least recently processed ones.
@@ -93,6 +95,7 @@ class Schedule:
         for index in indices:
             self._seen_ns[index] = captured_ns
         if indices:
+            # The first measurement counts as a whole: there is no average yet.
             weight = SMOOTHING if self.tile_cpu_s else 1.0
             self.tile_cpu_s += weight * (cpu_s / len(indices) - self.tile_cpu_s)
             self.tile_wall_s += weight * (wall_s / len(indices) - self.tile_wall_s)
@@ -112,14 +115,16 @@ class Schedule:
 
     @property
     def longest_age_s(self) -> float:
-        """Return the age of the oldest tile at the newest frame."""
+        """Age of the oldest tile at the newest frame."""
         return max((self._wait_s(index) for index in range(len(self._seen_ns))), default=0.0)
 
     def _advance(self, captured_ns: int, now_s: float) -> None:
         if self._first_ns is None:
             self._first_ns = self._newest_ns = captured_ns
+            # The first frame processes one tile, which measures the cost, and the next ones begin with a full bucket.
             self._turn = 1.0
             self._bucket_s = BUCKET_S * (self._budget.cpu_share or 0.0)
+        # Capture times are the publisher's, and may run back.
         passed_s = max(0.0, (captured_ns - self._newest_ns) * 1e-9)
         self._interval_s = passed_s if not self._interval_s else self._interval_s + 0.3 * (passed_s - self._interval_s)
         self._newest_ns = max(self._newest_ns, captured_ns)
@@ -129,12 +134,13 @@ class Schedule:
             rate = tiles / self._budget.revisit_s
         self._turn = min(self._turn + rate * passed_s, float(tiles))
         if self._filled_at_s is not None and self._budget.cpu_share is not None:
+            # Fill by the wall clock, not by the frames' times: the CPU share is one of real time.
             filled_s = self._bucket_s + self._budget.cpu_share * (now_s - self._filled_at_s)
             self._bucket_s = min(filled_s, self._budget.cpu_share * BUCKET_S)
         self._filled_at_s = now_s
 
     def _most_at_once(self) -> int:
-        """Limit the turns in a frame: on a slow processor, tiles processed together would fall due together again."""
+        """Limit the turns in a frame: tiles processed together fall due together, which may delay a frame."""
         if not self.tile_wall_s:
             return 1  # the first tile measures how long a tile takes
         return max(1, int(HELD_UP * self._budget.revisit_s / self.tile_wall_s))
@@ -148,6 +154,7 @@ class Schedule:
         """Return how many more tiles the budget permits."""
         most = math.inf
         if self._budget.cpu_share is not None:
+            # Before a first run nothing is known of the cost, so the budget permits no more than the turn.
             most = (self._bucket_s / self.tile_cpu_s if self.tile_cpu_s else 0) - taken
         if self._budget.frame_s is not None:
             most = min(most, (self._budget.frame_s / self.tile_wall_s if self.tile_wall_s else 0) - taken)

@@ -22,7 +22,7 @@ import structlog
 from services.detector.boxes import Floats
 from services.detector.models.errors import ModelError
 from services.detector.tiles import Pixels
-from services.detector.track import Known
+from services.detector.tracker import Known
 
 MOST_CROPS = 4
 """Largest number of crops per frame."""
@@ -33,17 +33,17 @@ SAVED_S = 1.0
 SMOOTHING = 0.2
 """Weight of the newest frame in the average cost of a crop."""
 FIRST_LOOKS = 3
-"""An object is settled after this many runs, ..."""
+"""The classifier runs this many times on a new object, ..."""
 SOON_S = 0.5
-"""... at this interval; ..."""
+"""... at this interval, ..."""
 AGAIN_S = 5.0
-"""... then the classifier runs on it again after this time."""
+"""... and then again after each of these intervals."""
 NEWEST_WEIGHT = 0.2
 """Least weight of the newest run in the mean, so that a few consecutive runs can change an object's class."""
 LEAST_PX = 24
 """Least length of a box's longer side; smaller boxes show too little."""
 KEPT_NS = 150_000_000_000
-"""Time after which the opinion of a lost track is discarded; no tracker remembers a track for longer."""
+"""Time after which the classification of a lost track is discarded; no tracker remembers a track for longer."""
 
 log = structlog.get_logger()
 
@@ -72,13 +72,15 @@ class _Opinion:
     weighed: int = 0
     """Runs that gave probabilities."""
     mean: Floats | None = None
+    """Mean probability of each class."""
 
     def add(self, row: Floats, captured_ns: int) -> None:
         self.looks += 1
         self.looked_ns = captured_ns
         if not np.isfinite(row).all():
-            return
+            return  # the run counts all the same, so that the next one is not due at once
         self.weighed += 1
+        # A plain mean at first; later a moving one, so that the object's class can still change.
         weight = np.float32(max(1 / self.weighed, NEWEST_WEIGHT))
         self.mean = row if self.mean is None else self.mean + weight * (row - self.mean)
 
@@ -147,6 +149,7 @@ class SecondStage:
         for index in applies:
             opinion = self._opinions.setdefault(known.tracks[index], _Opinion(captured_ns, captured_ns))
             opinion.known_ns = captured_ns
+        # The tiles' promise comes first: in debt, the second stage pauses, and objects keep their last class.
         if self.fault is None and not (in_debt and not self._every):
             self._look(pixels, known, self._choose(known, applies, captured_ns), captured_ns)
         said: list[tuple[str, float] | None] = [None] * len(known.boxes)
@@ -170,7 +173,7 @@ class SecondStage:
             opinion = self._opinions[known.tracks[index]]
             waited_s = (captured_ns - opinion.looked_ns) * 1e-9
             if not opinion.looks:
-                waits.append((-np.inf, index))
+                waits.append((-np.inf, index))  # before all others; the sort is ascending
             elif waited_s >= (SOON_S if opinion.looks < FIRST_LOOKS else AGAIN_S):
                 waits.append((-waited_s, index))
         return [index for _, index in sorted(waits)][: self._affordable()]
@@ -183,8 +186,9 @@ class SecondStage:
         try:
             rows = self._network.classify(crops)
         except ModelError as error:
+            # It failed although it ran when it was loaded, so do not try again with each frame.
             self.fault = str(error)
-            log.warning("no second stage any more", reason=self.fault)
+            log.warning("second stage failed", reason=self.fault)
             return
         cpu_s = self._cpu_s() - began_cpu_s
         self.crop_ms.extend([(self._wall_s() - began_s) / len(crops) * 1e3] * len(crops))
@@ -206,6 +210,7 @@ class SecondStage:
     def _fill(self) -> None:
         now_s = self._wall_s()
         if self._share is not None:
+            # Begin with a full bucket, so that the first objects are classified at once.
             passed_s = SAVED_S if self._filled_at_s is None else now_s - self._filled_at_s
             # Extend the capacity if a single crop costs more than could otherwise be saved.
             most_s = max(self._share * SAVED_S, self._crop_cpu_s)

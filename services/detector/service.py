@@ -8,7 +8,6 @@ import math
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from contextlib import closing
@@ -22,17 +21,18 @@ from services.common.detections import DetectionPublisher, Detections, to_map
 from services.common.follow import follow
 from services.common.recording import RecordedFrame, Recording, RecordingError
 from services.common.reference import BadReference
-from services.common.service import ServiceError, UnusableSetting
-from services.common.status import Stage, StatusServer, status_document
+from services.common.service import ServiceError
+from services.common.status import StatusServer
 from services.detector.config import DetectorConfiguration, DetectorSection
 from services.detector.detector import Detector, Stopped
+from services.detector.loading import load_second_stage, open_source, open_storage
 from services.detector.memory import Memory
 from services.detector.message import geometry_of, objects_of, tile_ages
-from services.detector.models.classifier import Classifier, load_classifier
-from services.detector.models.model import Model, ModelError, load_model
+from services.detector.models.classifier import Classifier
+from services.detector.models.model import Model
+from services.detector.status import DetectorStatus, describe
 
 if TYPE_CHECKING:
-    from services.common.storage import Storage
     from services.detector.worker import Worker
 
 SLICE_S = 0.25
@@ -75,76 +75,22 @@ def main(configuration: DetectorConfiguration, stop: threading.Event) -> None:
 
 
 def load_service(configuration: DetectorConfiguration, stop: threading.Event) -> DetectorService:
-    """Load the model, the classifier and the recording.
+    """Load the model, the classifier and the recording, and return a service that has not started yet.
 
     Raises:
         UnusableSetting: The model or the recording is unusable.
     """
     section = configuration.detector
+    # The budget measures the CPU time of the detection thread, which the work of OpenCV's own threads would escape.
     cv2.setNumThreads(1)
-    model, recording = _open(section)
-    log.info("model loaded", **_described(model))
-    second = _load_second_stage(section, model)
+    model, recording = open_source(section)
+    log.info("model loaded", **describe(model))
+    second = load_second_stage(section, model)
     if recording is not None:
         section = section.without_budget()
     elif section.from_queue:
         section = section.stateless()
     return DetectorService(configuration, section, model, stop, second=second, recording=recording)
-
-
-def check(configuration: DetectorConfiguration) -> None:
-    """Load the model and the classifier, and check the recording or the storage if the source requires it.
-
-    Raises:
-        UnusableSetting: One of them is unusable.
-    """
-    section = configuration.detector
-    model, _ = _open(section)
-    second = _load_second_stage(section, model)
-    if isinstance(second, str):
-        raise UnusableSetting(second)
-    if section.from_queue:
-        _open_storage(configuration)
-
-
-def _open_storage(configuration: DetectorConfiguration) -> Storage:
-    from services.common.storage import Storage  # noqa: PLC0415  imported lazily: a ring requires no storage client
-
-    return Storage(configuration.storage)
-
-
-def _open(section: DetectorSection) -> tuple[Model, Recording | None]:
-    try:
-        return load_model(section), None if section.recording is None else Recording(section.recording)
-    except (ModelError, RecordingError) as error:
-        raise UnusableSetting(str(error)) from None
-
-
-def _load_second_stage(section: DetectorSection, model: Model) -> Classifier | str | None:
-    """Load the classifier. Return the reason if it is unusable, and None if none is configured.
-
-    An unusable classifier does not stop the detector, which publishes boxes without second classes.
-    """
-    if section.classifier is None:
-        return None
-    try:
-        classifier = load_classifier(section.classifier, section.providers, model.classes)
-    except ModelError as error:
-        log.warning("no second stage", reason=str(error))
-        return str(error)
-    applies_to = model.labels if classifier.applies_to is None else classifier.applies_to
-    log.info(
-        "classifier loaded",
-        classifier=classifier.name,
-        version=classifier.version,
-        classes=classifier.classes,
-        applies_to=applies_to,
-        outputs=classifier.outputs,
-        input_px=classifier.input_px,
-    )
-    if not set(applies_to) & set(model.labels):
-        log.warning("second stage idle", reason="the detector looks for no label that the classifier applies to")
-    return classifier
 
 
 def _step_back(nice: int | None) -> None:
@@ -171,24 +117,22 @@ class DetectorService:
         self._recording = recording
         self.section = section
         self._model = model
-        self._classifier = None if isinstance(second, str) else second
-        self._no_classifier = second if isinstance(second, str) else None
-        # With a queue, a stop lets the current frame finish, as long as the worker waits for it.
+        # With a queue, a stop lets the current frame finish while the worker waits for it (worker.DRAIN_S).
         self._detector_stop = threading.Event() if section.from_queue else stop
-        self._detector = Detector(section, model, self._detector_stop, classifier=self._classifier)
+        classifier = None if isinstance(second, str) else second
+        self._detector = Detector(section, model, self._detector_stop, classifier=classifier)
+        self._status = DetectorStatus(section, model, self._detector, second)
         self._memory = Memory(self._stream, section.instance)
         self._stop = stop
-        self._stage = Stage()
-        self._objects = 0
-        self._refused = 0
         self._refused_format: object = None
-        self._looked: deque[int] = deque(maxlen=100)
         self._publisher: DetectionPublisher | None = None
         self._worker: Worker | None = None
         self._model_name = f"{model.name} {model.version}".strip()
 
     def run(self) -> None:
         """Process the frames of a recording or a ring until it ends, or until told to stop."""
+        # Frames that must all be processed must not lose their messages either, so let publishing wait for slow
+        # subscribers.
         every = self._recording is not None or self.section.mode == "every"
         publisher = self._publisher = DetectionPublisher(
             self._stream, self.section.instance, stop=self._stop if every else None
@@ -208,11 +152,12 @@ class DetectorService:
         from services.detector.worker import Worker  # noqa: PLC0415  imported lazily: a ring requires no broker client
 
         worker = self._worker = Worker(
-            configuration, _open_storage(configuration), self.look, pool, model=self._model_name, stop=self._stop
+            configuration, open_storage(configuration), self.look, pool, model=self._model_name, stop=self._stop
         )
         try:
             asyncio.run(worker.run())
         finally:
+            # End a detection that outlasted the worker's wait, because leaving the pool waits for its thread.
             self._detector_stop.set()
 
     def look(self, frame: RecordedFrame) -> Detections:
@@ -221,6 +166,7 @@ class DetectorService:
         Raises:
             BadReference: The network does not support such frames.
         """
+        # Successive frames of a queue are unrelated: other detectors of the group process those in between.
         self._detector.forget()
         detections = self._detect(frame)
         if detections is None:
@@ -230,7 +176,7 @@ class DetectorService:
         return detections
 
     def _read(self, recording: Recording, publisher: DetectionPublisher) -> None:
-        """Process each frame of a recording. Its detections are also printed, as one line of JSON per frame."""
+        """Process each frame of a recording. Also print its detections, as one line of JSON per frame."""
         for frame in recording.frames():
             if (detections := self._detect(frame)) is not None:
                 publisher.publish(detections)
@@ -241,7 +187,7 @@ class DetectorService:
                     return
             if self._stop.is_set():
                 return
-        log.info("recording ended", frames=self._stage.summary()["frames"])
+        log.info("recording ended", frames=self._status.stage.summary()["frames"])
 
     def _follow(self, publisher: DetectionPublisher) -> None:
         """Process the frames of a ring until told to stop."""
@@ -265,6 +211,7 @@ class DetectorService:
             self._stream,
             name=self.section.instance,
             mode=self.section.mode or "newest",
+            # follow() waits for a publisher by itself, and notices a stop meanwhile.
             attach_timeout_s=0,
             gone_after_s=GONE_AFTER_S,
             publisher_uid=self._publisher_uid,
@@ -273,6 +220,7 @@ class DetectorService:
     def _take(self, frame: Frame, publisher: DetectionPublisher) -> None:
         """Detect, publish, and wait until the next frame is due."""
         started_s = time.monotonic()
+        # Release the slot before the messages are sent, so that the publisher can reuse it.
         with frame:
             detections = self._detect(frame)
         if detections is not None:
@@ -292,9 +240,7 @@ class DetectorService:
         detected_ns = time.monotonic_ns()
         # A recording was captured by another clock, or long ago, so its latency is meaningless.
         latency_s = (detected_ns - frame.captured_ns) * 1e-9 if isinstance(frame, Frame) else math.nan
-        self._stage.record(latency_s, frame.skipped)
-        self._objects = len(seen.known.boxes)
-        self._looked.append(seen.looked)
+        self._status.record(seen, latency_s, frame.skipped)
         model = self._model
         return Detections(
             stream=self._stream,
@@ -313,64 +259,11 @@ class DetectorService:
 
     def _refuse(self, **found: object) -> None:
         """Count an unsupported frame, and log it once for each kind."""
-        self._refused += 1
+        self._status.refused += 1
         if found != self._refused_format:
             self._refused_format = found
             log.warning("frame refused", reason=SEEN, **found)
 
     def status(self) -> Mapping[str, Any]:
         """Return the status document. Called by the status server's thread."""
-        detector = self._detector
-        worker = self._worker
-        tile_ms = sorted(detector.tile_ms.copy())
-        looked = self._looked.copy()
-        document = status_document(
-            self.section.status_name,
-            {"detect": self._stage} if worker is None else {"detect": self._stage, **worker.stages},
-            stale_after_s=self.section.stale_after_s,
-            optional=() if worker is None else ("detect", *worker.stages),
-            details={
-                **_described(self._model),
-                "rejected_boxes": self._model.rejected_boxes,
-                "tile_ms": round(tile_ms[len(tile_ms) // 2], 2) if tile_ms else None,
-                "tiles": len(detector.tiles),
-                "tiles_a_frame": round(sum(looked) / len(looked), 2) if looked else None,
-                "longest_tile_age_s": round(detector.longest_age_s, 3),
-                "revisit_s": self.section.revisit_s,
-                "late_frames": detector.late,
-                "boxes_dropped": self._publisher.dropped if self._publisher else 0,
-                "objects": self._objects,
-                "refused": self._refused,
-                **({} if worker is None else worker.details()),
-                **self._second_stage_details(),
-            },
-        )
-        if worker is not None and worker.reason:  # an empty queue is healthy, an unreadable one is not
-            document.update(healthy=False, reason=worker.reason)
-        return document
-
-    def _second_stage_details(self) -> dict[str, Any]:
-        """Return the status of the second stage, or an empty map if none is configured."""
-        stage, classifier = self._detector.second_stage, self._classifier
-        if stage is None or classifier is None:
-            return {} if self._no_classifier is None else {"classifier": None, "classifier_fault": self._no_classifier}
-        crop_ms = sorted(stage.crop_ms.copy())
-        return {
-            "classifier": f"{classifier.name} {classifier.version}".strip(),
-            "classifier_fault": stage.fault,
-            "crops": stage.crops,
-            "crop_ms": round(crop_ms[len(crop_ms) // 2], 2) if crop_ms else None,
-            "rejected_crops": classifier.rejected_crops,
-        }
-
-
-def _described(model: Model) -> dict[str, Any]:
-    """Describe the model, for the log and the status."""
-    return {
-        "model": model.name,
-        "model_version": model.version,
-        "format": model.format,
-        "provider": model.provider,
-        "input_px": model.input_px,
-        "labels": model.labels,
-    }
+        return self._status.document(self._publisher, self._worker)

@@ -27,9 +27,11 @@ INNER_WIDTH, INNER_TOP, INNER_HEIGHT = 0.8, 0.05, 0.6
 REACH = 1.0, 0.25
 """Search range around the expected position, in widths and heights of the box."""
 LEAST_REACH_PX = 10.0, 6.0
+"""Least search range, to the sides and up or down."""
 USUAL_S, MOST_FURTHER = 0.2, 2.0
-"""The range applies to this many seconds; after a longer time it grows, up to this factor."""
+"""The range applies to this many seconds; after a longer time it grows in proportion, up to this factor."""
 MOST_REACH_PX = 100.0
+"""Largest search range."""
 LEAST_SIDE = 4
 """Least samples of a patch in each direction."""
 ALIKE = 0.5
@@ -70,6 +72,7 @@ class Sight:
             return None
         alike = cv2.matchTemplate(area, self.patch, cv2.TM_CCOEFF_NORMED)
         _, best, _, (column, row) = cv2.minMaxLoc(alike)
+        # A peak at the border of the range may rise further outside of it, and cannot be refined.
         if best < ALIKE or not (0 < column < alike.shape[1] - 1 and 0 < row < alike.shape[0] - 1):
             return None
         column_part = _peak(*alike[row, column - 1 : column + 2].tolist())
@@ -84,6 +87,7 @@ def look_at(pixels: Pixels, xyxy: Floats) -> Sight | None:
     """Return the template of a box, or ``None`` if it is too small, too flat or partly outside the frame."""
     left, top, right, bottom = xyxy.tolist()
     width, height = INNER_WIDTH * (right - left), INNER_HEIGHT * (bottom - top)
+    # As many samples for a large object as for a small one, so that the search takes about the same time.
     step = max(1, round(math.sqrt(width * height / SAMPLES)))
     x, y = round((left + right - width) / 2), round(top + INNER_TOP * (bottom - top))
     patch = _samples(pixels, (x, y), (int(width / step), int(height / step)), step)
@@ -99,10 +103,12 @@ def _samples(
     (x, y), (columns, rows) = first, counts
     if x < 0 or y < 0 or x + columns * step > pixels.shape[1] or y + rows * step > pixels.shape[0]:
         return None
+    # A copy: a template outlives the frame's slot, and matchTemplate() requires contiguous rows.
     return np.ascontiguousarray(pixels[y : y + rows * step : step, x : x + columns * step : step, GREEN])
 
 
 def _peak(before: float, at: float, after: float) -> float:
     """Return the vertex of the parabola through three values with the highest in the middle: -0.5 to 0.5."""
     curve = before - 2 * at + after
+    # Without a curvature, as between equal values, the vertex is undefined.
     return 0.0 if curve >= 0 else max(-0.5, min(0.5, 0.5 * (before - after) / curve))

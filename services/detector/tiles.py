@@ -22,7 +22,7 @@ class Tile:
     x_px: int
     """Left edge, in pixels of the frame."""
     y_px: int
-    """Upper edge."""
+    """Top edge."""
     width_px: int
     """Width."""
     height_px: int
@@ -56,6 +56,7 @@ def tile_size(tile_px: int, overlap_px: int | None, input_px: tuple[int, int]) -
         Height and width, and the overlap, in pixels of the frame.
     """
     size = (tile_px, max(1, round(tile_px * input_px[1] / input_px[0])))
+    # Limit the overlap as the configuration does, because a model's input may make tiles narrower than tile_px.
     return size, round(OVERLAP_SHARE * min(size)) if overlap_px is None else min(overlap_px, min(size) * 3 // 4)
 
 
@@ -96,6 +97,7 @@ def _spread(extent_px: int, tile_px: int, overlap_px: int) -> list[tuple[int, in
         raise ValueError(f"no tiles of {tile_px} px that overlap by {overlap_px} px in {extent_px} px")
     if tile_px >= extent_px:
         return [(0, extent_px)]
+    # Round up, and space the tiles evenly: the overlap grows rather than that a part is left uncovered.
     steps = -(-(extent_px - tile_px) // (tile_px - overlap_px))
     starts = [(extent_px - tile_px) * step // steps for step in range(steps + 1)]
     return [(start, start + tile_px) for start in starts]

@@ -1,55 +1,30 @@
-"""Track objects from frame to frame, including those in tiles that the model did not process.
-
-Each tracked object is expected to continue its movement. The boxes of a new frame are matched to the nearest objects
-with the same or a rival label. Nearness is measured by distance-IoU, because at low frame rates a box no longer
-overlaps its predecessor.
-
-The model does not process every part of a frame. An object that is expected in a processed part and was not found is
-missing. An object that is expected elsewhere is followed by its appearance, and stays known, with its age, while this
-succeeds. An object on the edge of a processed part shows only a piece: its cut edge is taken from the object's expected
-position.
-"""
+"""One tracked object: where it is expected to be, and which label it has."""
 
 from __future__ import annotations
 
-import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from services.detector.boxes import (
-    Boxes,
-    Flags,
-    Floats,
-    Integers,
-    areas,
-    distance_of_pairs,
-    intersections,
-    no_boxes,
-)
-from services.detector.merge import Merged
+from services.detector.boxes import Flags, Floats, Integers
 from services.detector.sight import Sight, look_at
 from services.detector.tiles import Pixels
 
 SMOOTHING_S = 0.4
-"""Time constant of the velocity, to smooth the jitter of boxes."""
+"""Time constant of the velocity's smoothing: the model's boxes jitter even around an object that stands still."""
 VOTES_KEPT = 0.8
 """Weight of the earlier sightings in an object's label, so that a few consecutive sightings can change it."""
-PIECE_INSIDE = 0.6
-"""Least share of a piece inside the box of the object that it belongs to."""
 PLACED_S = 0.5
 """Time for which the expected position of a moving object is trusted without a sighting."""
 STILL = 0.25
 """Expected movement, as a share of the width, below which the position is trusted for longer."""
-FOLLOWED = 100
-"""Largest number of objects followed by appearance; a hundred take 10 ms of CPU per frame."""
-LOOKED_SHARE = 0.5
-"""Least share of an expected box in a processed tile for an object that was not found to be missing."""
 
 
 @dataclass(slots=True)
-class _Track:
+class Track:
+    """A tracked object: its movement, its label, and when it was seen. Owned by a tracker."""
+
     number: int
     group: int
     xyxy: Floats
@@ -58,7 +33,7 @@ class _Track:
     seen_ns: int
     score: float
     votes: dict[int, float]
-    """Accumulated score of each label that it had."""
+    """Score of each label that it had, decayed by :data:`VOTES_KEPT` at each sighting."""
     open_edges: Flags
     """Which of its edges are a tile's."""
     at_ns: int
@@ -70,9 +45,11 @@ class _Track:
 
     @property
     def label(self) -> int:
+        """The label with the largest accumulated score."""
         return max(self.votes, key=self.votes.__getitem__)
 
     def expected(self, now_ns: int) -> Floats:
+        """Return its box at an instant, if it continues its movement."""
         shift = self.velocity * np.float32((now_ns - self.at_ns) * 1e-9)
         moved: Floats = self.xyxy + np.concatenate([shift, shift])
         return moved
@@ -86,6 +63,7 @@ class _Track:
         self.open_edges = open_edges & self.open_edges
         self.seen_ns = now_ns
         self.missing = False
+        # The labels of one object change between rivals, so the label with the largest decayed score counts.
         self.votes = {known: votes * VOTES_KEPT for known, votes in self.votes.items()}
         self.votes[label] = self.votes.get(label, 0.0) + (1 - VOTES_KEPT) * score
 
@@ -93,6 +71,8 @@ class _Track:
         """Return whether its expected position is trustworthy."""
         elapsed_s = (now_ns - self.at_ns) * 1e-9
         moved_px = float(np.hypot(*self.velocity)) * elapsed_s
+        # A slow object is still near its expected position after a longer time: it has moved by a part of its width
+        # only.
         return elapsed_s <= PLACED_S or moved_px <= STILL * float(self.xyxy[2] - self.xyxy[0])
 
     def follow(self, pixels: Pixels, now_ns: int) -> None:
@@ -104,243 +84,52 @@ class _Track:
             self._move(found, np.ones(4, np.bool_), now_ns)
             self.sight = look_at(pixels, found)
 
+    def to_state(self) -> dict[str, Any]:
+        """Return its state as plain values."""
+        return {
+            "number": self.number,
+            "corners": self.xyxy.tolist(),
+            "velocity": self.velocity.tolist(),
+            "seen_ns": self.seen_ns,
+            "at_ns": self.at_ns,
+            "score": self.score,
+            "votes": [[label, votes] for label, votes in self.votes.items()],
+            "seen": self.seen,
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any], groups: Integers) -> Track:
+        """Return the track of a state.
+
+        Args:
+            state: Return value of :meth:`to_state`.
+            groups: For each label, the number of its group of rivals.
+
+        Raises:
+            ValueError, TypeError, KeyError, IndexError: ``state`` is not a return value of :meth:`to_state`.
+        """
+        return cls(
+            number=int(state["number"]),
+            group=int(groups[max(state["votes"], key=lambda vote: vote[1])[0]]),
+            xyxy=np.array(state["corners"], np.float32).reshape(4),
+            velocity=np.array(state["velocity"], np.float32).reshape(2),
+            seen_ns=int(state["seen_ns"]),
+            at_ns=int(state["at_ns"]),
+            score=float(state["score"]),
+            votes={int(label): float(votes) for label, votes in state["votes"]},
+            # The state does not hold the open edges, so take the box as complete.
+            open_edges=np.zeros(4, np.bool_),
+            seen=int(state["seen"]),
+        )
+
     def _move(self, xyxy: Floats, measured: Flags, now_ns: int) -> None:
         elapsed_s = (now_ns - self.at_ns) * 1e-9
         if elapsed_s > 0:
+            # Rows are the top left and the bottom right corner. The shift of an axis is the mean over its measured
+            # edges; an axis without one keeps its velocity.
             sides = measured.reshape(2, 2)
             error = np.where(sides, (xyxy - self.expected(now_ns)).reshape(2, 2), 0).sum(axis=0)
             error /= np.maximum(sides.sum(axis=0), 1)
             weight = 1 - np.exp(-elapsed_s / SMOOTHING_S)
             self.velocity = (self.velocity + weight * error / elapsed_s).astype(np.float32)
         self.xyxy, self.at_ns = xyxy, now_ns
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """All objects known to be in a frame."""
-
-    boxes: Boxes
-    """Boxes, by descending score."""
-    tracks: list[int]
-    """The number of each."""
-    ages_ns: list[int]
-    """Time since each was last seen; 0 for those found in this frame."""
-
-
-@dataclass(slots=True)
-class Tracker:
-    """Tracks objects by their expected position. Owned by one thread."""
-
-    threshold: float
-    """Least distance-IoU of a box and an object's expected position for a match."""
-    memory_s: float
-    """Time after which a missing object is forgotten. Its number is not reused."""
-    groups: Integers
-    """For each label, the number of its group of rivals."""
-    unseen_s: float = 4.0
-    """Time after which an object is forgotten that the model did not search for."""
-    epoch: int = field(default_factory=lambda: secrets.randbits(63))
-    """Namespace of the track numbers."""
-    _tracks: list[_Track] = field(default_factory=list)
-    _last_number: int = 0
-
-    def update(self, found: Merged, captured_ns: int, looked: Floats | None = None) -> Known:
-        """Assign each object of a frame its number, from 1.
-
-        Args:
-            found: Objects found in the frame.
-            captured_ns: When the frame was captured. If the clock runs back, all tracks are discarded.
-            looked: Boxes of the processed tiles, ``(n, 4)``; ``None`` for the whole frame.
-        """
-        self._forget(captured_ns)
-        boxes = found.boxes
-        numbers = [0] * len(boxes)
-        xyxy = boxes.xyxy.copy()
-        labels = boxes.labels.copy()
-        before = list(self._tracks)
-        for index, track, completed in self._pairs(found, captured_ns):
-            track.see(
-                completed, found.open_edges[index], float(boxes.scores[index]), int(boxes.labels[index]), captured_ns
-            )
-            numbers[index], xyxy[index], labels[index] = track.number, completed, track.label
-        told = self._without_further_pieces(found, xyxy, numbers)
-        for index in told:
-            numbers[index] = numbers[index] or self._begin(found, index, captured_ns)
-        unseen = [track for track in before if track.seen_ns != captured_ns]
-        known = self._unlooked(unseen, captured_ns, looked)
-        together = Boxes(xyxy, boxes.scores, labels).take(np.array(told, np.intp))
-        numbers = [numbers[index] for index in told]
-        if not known:
-            return Known(together, numbers, [0] * len(numbers))
-        expected = Boxes(
-            np.stack([track.expected(captured_ns) for track in known]),
-            np.array([track.score for track in known], np.float32),
-            np.array([track.label for track in known], np.intp),
-        )
-        return _sorted(
-            together,
-            expected,
-            numbers + [track.number for track in known],
-            [0] * len(numbers) + [captured_ns - track.seen_ns for track in known],
-        )
-
-    def follow(self, pixels: Pixels, captured_ns: int) -> None:
-        """Move the tracked objects to their positions in a frame, before the model runs on a part of it."""
-        self._forget(captured_ns)
-        for track in sorted(self._tracks, key=lambda track: -track.score)[:FOLLOWED]:
-            track.follow(pixels, captured_ns)
-
-    def remember(self, pixels: Pixels, captured_ns: int) -> None:
-        """Save the appearance of the objects found in a frame. Call it after the update."""
-        for track in self._tracks:
-            if track.seen_ns == captured_ns:
-                track.sight = look_at(pixels, track.xyxy)
-
-    def expected(self, captured_ns: int) -> tuple[Floats, Flags]:
-        """Return the expected boxes of all tracked objects, ``(n, 4)``, and which of their edges are unknown."""
-        if not self._tracks:
-            return no_boxes().xyxy, np.zeros((0, 4), np.bool_)
-        return (
-            np.stack([track.expected(captured_ns) for track in self._tracks]),
-            np.stack([track.open_edges for track in self._tracks]),
-        )
-
-    def to_state(self) -> dict[str, Any]:
-        """Return the state from which a successor resumes the same numbers, as plain values."""
-        return {
-            "epoch": self.epoch,
-            "last_number": self._last_number,
-            "tracks": [
-                {
-                    "number": track.number,
-                    "corners": track.xyxy.tolist(),
-                    "velocity": track.velocity.tolist(),
-                    "seen_ns": track.seen_ns,
-                    "at_ns": track.at_ns,
-                    "score": track.score,
-                    "votes": [[label, votes] for label, votes in track.votes.items()],
-                    "seen": track.seen,
-                }
-                for track in self._tracks
-            ],
-        }
-
-    def resume(self, state: dict[str, Any]) -> None:
-        """Resume from the state of another tracker with the same labels.
-
-        Raises:
-            ValueError, TypeError, KeyError: ``state`` is not a return value of :meth:`to_state`.
-        """
-        tracks = [
-            _Track(
-                number=int(one["number"]),
-                group=int(self.groups[max(one["votes"], key=lambda vote: vote[1])[0]]),
-                xyxy=np.array(one["corners"], np.float32).reshape(4),
-                velocity=np.array(one["velocity"], np.float32).reshape(2),
-                seen_ns=int(one["seen_ns"]),
-                at_ns=int(one["at_ns"]),
-                score=float(one["score"]),
-                votes={int(label): float(votes) for label, votes in one["votes"]},
-                open_edges=np.zeros(4, np.bool_),
-                seen=int(one["seen"]),
-            )
-            for one in state["tracks"]
-        ]
-        self.epoch, self._last_number, self._tracks = int(state["epoch"]), int(state["last_number"]), tracks
-
-    def _without_further_pieces(self, found: Merged, xyxy: Floats, numbers: list[int]) -> list[int]:
-        """Return the indices of the boxes, without further pieces of objects that another piece was matched with.
-
-        An object across three tiles of which only the outer two were processed shows two pieces that do not touch.
-        """
-        matched = np.flatnonzero(numbers)
-        common = intersections(found.boxes.xyxy, xyxy[matched])
-        inside = common > PIECE_INSIDE * areas(found.boxes.xyxy)[:, None]
-        groups = self.groups[found.boxes.labels]
-        inside &= groups[:, None] == groups[None, matched]
-        further = np.asarray(found.open_edges.any(axis=1) & inside.any(axis=1))
-        return [index for index, number in enumerate(numbers) if number or not further[index]]
-
-    def _begin(self, found: Merged, index: int, captured_ns: int) -> int:
-        self._last_number += 1
-        boxes = found.boxes
-        label, score = int(boxes.labels[index]), float(boxes.scores[index])
-        self._tracks.append(
-            _Track(
-                number=self._last_number,
-                group=int(self.groups[label]),
-                xyxy=boxes.xyxy[index],
-                velocity=np.zeros(2, np.float32),
-                seen_ns=captured_ns,
-                at_ns=captured_ns,
-                score=score,
-                votes={label: score},
-                open_edges=found.open_edges[index],
-            )
-        )
-        return self._last_number
-
-    def _forget(self, captured_ns: int) -> None:
-        def remembered(track: _Track) -> bool:
-            limit_s = self.memory_s if track.missing else max(self.memory_s, self.unseen_s)
-            return 0 <= captured_ns - track.seen_ns <= limit_s * 1e9
-
-        self._tracks = [track for track in self._tracks if remembered(track)]
-
-    def _unlooked(self, unseen: list[_Track], captured_ns: int, looked: Floats | None) -> list[_Track]:
-        """Mark the objects that were searched for as missing. Return the others whose expected position is trusted."""
-        if not unseen:
-            return []
-        if looked is None:
-            shares = np.ones(len(unseen))
-        else:
-            expected = np.stack([track.expected(captured_ns) for track in unseen])
-            # Tiles overlap, so use the largest share inside a single tile.
-            common = intersections(expected, looked).max(axis=1, initial=0)
-            shares = common / np.maximum(areas(expected), np.float32(1e-6))
-        for track, share in zip(unseen, shares, strict=True):
-            track.missing = track.missing or bool(share >= LOOKED_SHARE)
-        return [track for track in unseen if not track.missing and track.is_placed(captured_ns)]
-
-    def _pairs(self, found: Merged, captured_ns: int) -> list[tuple[int, _Track, Floats]]:
-        """Match boxes and objects, the nearest first. Return index, track and completed box of each match."""
-        boxes = found.boxes
-        if not self._tracks or not len(boxes):
-            return []
-        expected, open_edges = self.expected(captured_ns)
-        completed = _complete(boxes.xyxy[:, None], found.open_edges[:, None], expected[None])
-        awaited = _complete(expected[None], open_edges[None], boxes.xyxy[:, None])
-        nearness = distance_of_pairs(completed, awaited)
-        groups = np.array([track.group for track in self._tracks])
-        nearness[self.groups[boxes.labels][:, None] != groups[None, :]] = -np.inf
-        pairs: list[tuple[int, _Track, Floats]] = []
-        taken_boxes: set[int] = set()
-        taken_tracks: set[int] = set()
-        for flat in np.argsort(-nearness, axis=None, kind="stable"):
-            index, row = divmod(int(flat), len(self._tracks))
-            if nearness[index, row] < self.threshold:
-                break
-            if index not in taken_boxes and row not in taken_tracks:
-                taken_boxes.add(index)
-                taken_tracks.add(row)
-                pairs.append((index, self._tracks[row], completed[index, row]))
-        return pairs
-
-
-def _complete(xyxy: Floats, open_edges: Flags, others: Floats) -> Floats:
-    """Extend the open edges of boxes to those of the other box of each pair: ``(boxes, tracks, 4)``."""
-    outer = np.concatenate(
-        [np.minimum(xyxy[..., :2], others[..., :2]), np.maximum(xyxy[..., 2:], others[..., 2:])], axis=-1
-    )
-    completed: Floats = np.where(open_edges, outer, xyxy).astype(np.float32)
-    return completed
-
-
-def _sorted(first: Boxes, second: Boxes, tracks: list[int], ages_ns: list[int]) -> Known:
-    boxes = Boxes(
-        np.concatenate([first.xyxy, second.xyxy]),
-        np.concatenate([first.scores, second.scores]),
-        np.concatenate([first.labels, second.labels]),
-    )
-    order = np.argsort(-boxes.scores, kind="stable")
-    return Known(boxes.take(order), [tracks[index] for index in order], [ages_ns[index] for index in order])

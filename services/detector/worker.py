@@ -1,4 +1,4 @@
-"""The detector on a queue: fetch a frame by reference, process it, store the result, acknowledge the message.
+"""The detector on a queue: receive a frame's reference, have the frame processed, publish the result, acknowledge.
 
 A worker keeps no state between frames, so any number of workers can share a queue. It acknowledges a frame only after
 the broker has confirmed the result's reference, so that the frame of a worker that dies is redelivered to another one.
@@ -8,69 +8,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import re
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import Executor
-from typing import Any, Final
+from typing import Final
 
-import numpy.typing as npt
 import structlog
 from aio_pika.abc import AbstractConnection, AbstractExchange, AbstractIncomingMessage
 
-from services.common import geometry
-from services.common.broker import (
-    BROKER_ERRORS,
-    FRAME,
-    RESULT,
-    BrokerRefused,
-    Names,
-    deliveries_before,
-    keep_connected,
-    message,
-    open_channel,
-    publish,
-)
+from services.common.broker import BROKER_ERRORS, keep_connected
+from services.common.broker_messages import BrokerRefused, deliveries_before, message, open_channel, publish
+from services.common.broker_names import FRAME, RESULT, Names
 from services.common.dead_letter import bury
-from services.common.detections import MAX_MESSAGE_BYTES, Detections, pack
-from services.common.frame_codec import CannotDecode, decode
-from services.common.recording import RecordedFrame
-from services.common.reference import (
-    RESULTS,
-    BadReference,
-    FrameReference,
-    ResultReference,
-    check_address,
-    result_prefix,
-    trace_id,
-)
+from services.common.frame_codec import CannotDecode
+from services.common.reference import BadReference, FrameReference, ResultReference, trace_id
 from services.common.status import Stage
-from services.common.storage import (
-    ObjectDamaged,
-    ObjectMissing,
-    Storage,
-    StorageUnavailable,
-    another_address,
-)
+from services.common.storage import ObjectDamaged, ObjectMissing, Storage
 from services.detector.config import DetectorConfiguration
+from services.detector.frame_processor import RETRY_S, FrameProcessor, Look, TooLate, check_deadline
 
-RETRY_S: Final = (0.2, 5.0)
 DRAIN_S: Final = 1.5
 """Time for the current frames to finish when the detector is told to stop; the rest is redelivered to other workers.
 Containers are killed after two seconds."""
 
-_RESULT_NAME: Final = re.compile(r"([0-9a-f]{16})(\.\d+)?")
-"""Last part of a result's address: a prefix of its SHA-256, and a number if the first addresses failed."""
-
-Look = Callable[[RecordedFrame], Detections]
-
 log = structlog.get_logger()
-
-
-class TooLate(Exception):
-    """The deadline for this frame's result has passed."""
 
 
 class Worker:
@@ -95,24 +56,30 @@ class Worker:
         model: str,
         stop: threading.Event,
     ) -> None:
-        self.fetched, self.published = Stage(), Stage()
-        self.reason = "not connected to the broker yet"
-        """Why no frame can be processed; empty while frames can be."""
-        self.late = self.dead = self.repeated = 0
-        """Frames rejected as too old, buried as dead letters, and processed before."""
+        self.published = Stage()
+        self.late = self.dead = 0
+        """Frames rejected as too old, and buried as dead letters."""
         self._section = configuration.detector
         self._broker = configuration.broker
         self._names = Names(configuration.ring)
-        self._storage = storage
-        self._look = look
-        self._executor = executor
-        self._model = model
+        self._processor = FrameProcessor(self._section, storage, look, executor, model=model)
         self._stop = stop
+        self._set_reason("not connected to the broker yet")
+
+    @property
+    def reason(self) -> str:
+        """Why no frame can be processed; empty while frames can be."""
+        return self._processor.reason
+
+    @property
+    def repeated(self) -> int:
+        """Frames that were processed before."""
+        return self._processor.repeated
 
     @property
     def stages(self) -> dict[str, Stage]:
         """The stages of the status."""
-        return {"fetch": self.fetched, "publish": self.published}
+        return {"fetch": self._processor.fetched, "publish": self.published}
 
     def details(self) -> dict[str, int]:
         """Return the counts for the status."""
@@ -123,7 +90,7 @@ class Worker:
         await keep_connected(self._broker, self._work, self._stop, url=self._section.broker_url, state=self._set_reason)
 
     def _set_reason(self, reason: str) -> None:
-        self.reason = reason
+        self._processor.reason = reason
 
     async def _work(self, connection: AbstractConnection) -> None:
         publishing = await open_channel(connection)
@@ -131,6 +98,8 @@ class Worker:
         dead = await publishing.get_exchange(self._names.dead)
         channel = await open_channel(connection, prefetch=self._section.prefetch)
         queue = await channel.get_queue(self._names.group(self._section.group))
+        # An exception that a frame's task does not handle ends the work on this connection; the broker redelivers what
+        # was not acknowledged.
         failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         tasks: set[asyncio.Task[None]] = set()
 
@@ -149,6 +118,7 @@ class Worker:
             await failed
         finally:
             if self._stop.is_set():
+                # Stop the deliveries first, so that only the frames at hand are waited for.
                 with contextlib.suppress(*BROKER_ERRORS):
                     await queue.cancel(tag)
                 if tasks:
@@ -160,25 +130,29 @@ class Worker:
     async def _take(
         self, delivered: AbstractIncomingMessage, results: AbstractExchange, dead: AbstractExchange
     ) -> None:
-        """Process a message and settle it in one of four ways: result, duplicate, too late, or dead letter."""
+        """Process a message, and settle it: by a result, as too late, by another attempt, or as a dead letter."""
         section = self._section
         try:
             reference = _reference(delivered, self._names.stream)
             with structlog.contextvars.bound_contextvars(frame=reference.key, trace_id=trace_id(reference.key)):
-                result = await self._result(reference, delivered)
+                result = await self._processor.result(reference, redelivered=bool(delivered.redelivered))
                 await self._send(result, results, reference)
+            # Acknowledge last: until here, the broker redelivers the frame to another worker if this one dies.
             await delivered.ack()
             self.published.record(time.time() - reference.captured_wall_ns * 1e-9)
         except TooLate:
+            # A queue with deadlines dead-letters to the exchange for dropped frames, from which the relay counts this
+            # one.
             self.late += 1
             await delivered.reject(requeue=False)
         except (BadReference, CannotDecode, ObjectDamaged, ObjectMissing) as error:
             await self._bury(delivered, dead, str(error))
         except (asyncio.CancelledError, *BROKER_ERRORS):
-            raise
+            raise  # without a connection the message cannot be settled, and the broker redelivers it
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             log.exception("frame failed", message=delivered.message_id)
+            # The broker counts the deliveries, so the limit holds across the workers of a group.
             if deliveries_before(delivered) + 1 < _attempts(delivered):
                 await delivered.reject(requeue=True)
             else:
@@ -189,113 +163,16 @@ class Worker:
         log.warning("dead letter", reason=reason, message=delivered.message_id)
         await bury(dead, delivered, reason, group=self._section.group, worker=self._section.instance)
 
-    async def _result(self, reference: FrameReference, delivered: AbstractIncomingMessage) -> ResultReference:
-        """Return the reference to a frame's result, after the result has been stored."""
-        if delivered.redelivered and (found := await self._found_before(reference)) is not None:
-            return found
-        _check_deadline(reference)
-        try:
-            data = await self._patiently(reference, self._storage.fetch)
-        except ObjectMissing:
-            # The relay removes a frame's object once it has seen the result. A duplicate reference, sent by a relay
-            # that was killed before the first one was confirmed, then arrives too late.
-            if (found := await self._found_before(reference)) is not None:
-                return found
-            raise
-        self.fetched.record(time.time() - reference.captured_wall_ns * 1e-9)
-        loop = asyncio.get_running_loop()
-        pixels = await loop.run_in_executor(None, decode, data, reference)
-        _check_deadline(reference)
-        detections = await loop.run_in_executor(self._executor, self._look, frame_of(pixels, reference))
-        _check_deadline(reference)
-        body = pack(detections)
-        sha256 = hashlib.sha256(body).hexdigest()
-        prefix = result_prefix(reference.stream, reference.epoch, reference.sequence, self._model)
-        address = f"{prefix}{sha256[:16]}"
-        refusals = 0
-
-        async def put(_reference: FrameReference) -> str:
-            nonlocal refusals
-            chosen = another_address(address, refusals)
-            try:
-                await self._storage.put(chosen, body, durable=True)
-            except StorageUnavailable as error:
-                refusals += error.answered
-                raise
-            return chosen
-
-        return self._result_reference(reference, await self._patiently(reference, put), len(body), sha256)
-
-    async def _found_before(self, reference: FrameReference) -> ResultReference | None:
-        """Return the result that another worker stored before it died without publishing it, or None."""
-        prefix = result_prefix(reference.stream, reference.epoch, reference.sequence, self._model)
-
-        async def find(_reference: FrameReference) -> tuple[str, memoryview] | None:
-            async for found in self._storage.list(prefix):
-                # Some servers list objects that are being written, or that a dead worker left incomplete.
-                name = _RESULT_NAME.fullmatch(found.address.removeprefix(prefix))
-                if name is None:
-                    continue
-                with contextlib.suppress(ObjectMissing, ObjectDamaged):
-                    body = await self._storage.get(found.address, max_bytes=MAX_MESSAGE_BYTES)
-                    if hashlib.sha256(body).hexdigest().startswith(name[1]):
-                        return found.address, body
-            return None
-
-        found = await self._patiently(reference, find)
-        if found is None:
-            return None
-        self.repeated += 1
-        address, body = found
-        return self._result_reference(
-            reference, check_address(address, RESULTS), len(body), hashlib.sha256(body).hexdigest()
-        )
-
-    def _result_reference(
-        self, reference: FrameReference, address: str, size_bytes: int, sha256: str
-    ) -> ResultReference:
-        return ResultReference(
-            address=address,
-            size_bytes=size_bytes,
-            sha256=sha256,
-            stream=reference.stream,
-            epoch=reference.epoch,
-            sequence=reference.sequence,
-            captured_ns=reference.captured_ns,
-            captured_wall_ns=reference.captured_wall_ns,
-            model=self._model,
-            group=self._section.group,
-            instance=self._section.instance,
-            frame_address=reference.address,
-        )
-
     async def _send(self, result: ResultReference, results: AbstractExchange, reference: FrameReference) -> None:
         wait_s = RETRY_S[0]
         while True:
-            _check_deadline(reference)
+            check_deadline(reference)
             try:
                 return await publish(results, message(result.to_json(), RESULT, reference.key))
             except BrokerRefused as error:  # the queue of a reader is full
-                self.reason = str(error)
+                self._set_reason(str(error))
                 await asyncio.sleep(wait_s)
                 wait_s = min(2 * wait_s, RETRY_S[1])
-
-    async def _patiently(self, reference: FrameReference, request: Any) -> Any:
-        """Retry while the storage is unavailable, so that an outage of the storage loses no frame."""
-        wait_s = RETRY_S[0]
-        while True:
-            try:
-                answer = await request(reference)
-            except StorageUnavailable as error:
-                if not self.reason:
-                    log.warning("storage unavailable", reason=str(error))
-                self.reason = str(error)
-                _check_deadline(reference)
-                await asyncio.sleep(wait_s)
-                wait_s = min(2 * wait_s, RETRY_S[1])
-            else:
-                self.reason = ""
-                return answer
 
 
 def _reference(delivered: AbstractIncomingMessage, stream: str) -> FrameReference:
@@ -307,25 +184,8 @@ def _reference(delivered: AbstractIncomingMessage, stream: str) -> FrameReferenc
     return reference
 
 
-def frame_of(pixels: npt.NDArray[Any], reference: FrameReference) -> RecordedFrame:
-    """Return a frame that was fetched by reference."""
-    return RecordedFrame(
-        pixels,
-        reference.sequence,
-        reference.epoch,
-        reference.captured_ns,
-        None if reference.geometry is None else {geometry.KEY: reference.geometry},
-        reference.pixel_format,
-    )
-
-
-def _check_deadline(reference: FrameReference) -> None:
-    if reference.deadline_wall_ns is not None and time.time_ns() > reference.deadline_wall_ns:
-        raise TooLate
-
-
 def _attempts(delivered: AbstractIncomingMessage) -> int:
     try:
         return FrameReference.from_json(delivered.body).attempts
     except BadReference:
-        return 0
+        return 0  # no attempt repairs the reference

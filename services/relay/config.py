@@ -29,10 +29,10 @@ class RelaySection(Section):
     groups: tuple[Group, ...] = Field(("detector",), min_length=1, max_length=16)
     """Groups of detectors. Each group gets every frame, and the detectors of a group share them."""
     live_length: int = Field(8, ge=1, le=1000)
-    """For ``policy: live``: largest number of frames that wait in the relay, and of those in the broker. Further ones
-    drop the oldest."""
+    """For ``policy: live``: largest number of frames that wait in the relay, and as many in the broker. A further frame
+    drops the oldest one."""
     max_age_s: float = Field(2.0, gt=0, le=3600)
-    """For ``policy: live``: age, since its capture, above which a frame and its result are dropped."""
+    """For ``policy: live``: age since the capture above which a frame is dropped, and its result is not published."""
     spool: Path = Path("spool")
     """For ``policy: work``: folder on a disk of this host, for accepted frames that are not yet in the storage. It must
     outlive the relay, so a container requires a volume for it."""

@@ -16,7 +16,9 @@ from typing import Any
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
-from services.common.broker import BROKER_ERRORS, GROUP, REASON, WORKER, Names, connect, open_channel, publish, why
+from services.common.broker import BROKER_ERRORS, connect, why
+from services.common.broker_messages import open_channel, publish
+from services.common.broker_names import GROUP, REASON, WORKER, Names
 from services.common.config import ConfigurationError, load
 from services.common.dead_letter import death_of, deliveries, id_of, reason_of
 from services.common.reference import BadReference, FrameReference, trace_id
@@ -25,7 +27,7 @@ from services.common.storage import Storage, StorageError
 from services.relay.config import RelayConfiguration
 
 MOST = 10_000
-"""Largest number of dead letters that one command reads."""
+"""Largest number of dead letters that one command reads. They are all held in memory."""
 
 Letter = AbstractIncomingMessage
 
@@ -33,13 +35,13 @@ Letter = AbstractIncomingMessage
 def main(arguments: list[str]) -> int:
     """Run one of the commands."""
     parser = argparse.ArgumentParser(prog="framebus-relay dead-letters", description=__doc__)
-    parser.add_argument("--config", type=Path, help="the YAML file of all services; without it the defaults hold")
+    parser.add_argument("--config", type=Path, help="the YAML file of all services; without it, the defaults apply")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="print one line for each: its ID, reason, detector and deliveries").add_argument(
         "--json", action="store_true", help="print a JSON object for each"
     )
     for name, text in (
-        ("show", "print all that is known of one, as JSON"),
+        ("show", "print everything known about one, as JSON"),
         ("run", "run the detector's code on its frame here, and print the result or the failure"),
     ):
         commands.add_parser(name, help=text).add_argument("id", metavar="ID", help="as list prints it")
@@ -86,6 +88,7 @@ async def _run(configuration: RelayConfiguration, options: argparse.Namespace) -
             for letter in letters:
                 await act(configuration, channel, letter)
             print(f"{len(letters)} {'replayed' if options.command == 'replay' else 'dropped'}")
+    # After the connection is closed: the letter is back in the queue while the model runs, which may take long.
     if reference is not None:
         return await asyncio.to_thread(_reproduce, reference, options.config)
     return 0
@@ -100,18 +103,20 @@ async def _letters(configuration: RelayConfiguration) -> AsyncIterator[tuple[Abs
         channel = await open_channel(connection)
         queue = await channel.get_queue(names.dead)
         letters: list[Letter] = []
+        # Nothing is acknowledged while reading: the connection's end returns the letters to the queue.
         while len(letters) < MOST and (letter := await queue.get(fail=False)) is not None:
             letters.append(letter)
         yield channel, letters
 
 
 async def _replay(configuration: RelayConfiguration, channel: AbstractChannel, letter: Letter) -> None:
-    """Return a letter to its original queue. If the process dies before it acknowledges, the letter is duplicated."""
+    """Publish a letter to its original queue again, then acknowledge it. A death between the two duplicates it."""
     names = Names(configuration.stream.name)
     group = str(letter.headers.get(GROUP) or "")
     queue = names.group(group) if group else str(death_of(letter).get("queue", ""))
     if queue not in {names.group(one) for one in configuration.relay.groups}:
         raise ServiceError(f"{id_of(letter)} was in the queue {queue!r}, which is of none of relay.groups")
+    # A replayed frame begins anew, without the counts and reasons of its earlier deliveries.
     ours = ("x-death", "x-first-death", "x-last-death", "x-delivery-count", REASON, WORKER, GROUP)
     headers = {name: value for name, value in letter.headers.items() if not name.startswith(ours)}
     sent = aio_pika.Message(
@@ -122,6 +127,7 @@ async def _replay(configuration: RelayConfiguration, channel: AbstractChannel, l
         headers=headers,
         delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
     )
+    # By the default exchange, to this group's queue alone: the fanout exchange would hand the frame to all groups.
     await publish(channel.default_exchange, sent, queue, mandatory=True)
     await letter.ack()
 

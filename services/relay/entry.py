@@ -17,7 +17,7 @@ def run(configuration: RelayConfiguration, stop: threading.Event) -> None:
 
 
 def check(configuration: RelayConfiguration) -> None:
-    """Check that the broker, the storage and the spool are configured and usable."""
+    """Check that the broker and the storage are configured, and that their settings are usable."""
     from services.relay.service import check as check_service  # noqa: PLC0415  as above
 
     check_service(configuration)

@@ -2,13 +2,10 @@
 
 It is a SQLite database beside the spool. One transaction accepts a frame or counts it as missed, which ensures that a
 killed relay neither forgets a frame nor counts one twice. Without a path, the ledger is in memory.
-
-Source: sqlite.org, "Write-Ahead Logging" and "PRAGMA synchronous".
 """
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,31 +14,16 @@ from pathlib import Path
 from typing import Final
 
 from services.common.reference import FrameReference, ResultReference
-from services.common.service import ServiceError
+from services.relay.ledger_file import open_file, transaction
 
-_SCHEMA: Final = """
-CREATE TABLE IF NOT EXISTS epochs (epoch TEXT PRIMARY KEY);
-CREATE TABLE IF NOT EXISTS frames (
-  id INTEGER PRIMARY KEY AUTOINCREMENT, stream TEXT, epoch TEXT, sequence INTEGER, reference BLOB, address TEXT,
-  size_bytes INTEGER, captured_wall_ns INTEGER, published INTEGER DEFAULT 0, UNIQUE (stream, epoch, sequence));
-CREATE INDEX IF NOT EXISTS frames_waiting ON frames (published, id);
-CREATE TABLE IF NOT EXISTS waiting (id INTEGER, consumers TEXT, PRIMARY KEY (id, consumers)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS missed (
-  id INTEGER PRIMARY KEY AUTOINCREMENT, epoch TEXT, first INTEGER, last INTEGER, reason TEXT);
-CREATE TABLE IF NOT EXISTS dead (address TEXT PRIMARY KEY) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS counts (name TEXT PRIMARY KEY, value INTEGER);
-"""
-VERSION: Final = 1
 KEPT_RANGES: Final = 10_000
 """Number of ranges of missed frames that are kept individually; all are counted."""
 _SQLITE_MAX: Final = (1 << 63) - 1
 """Largest integer of SQLite."""
 LAST, SPOOLED = "last sequence", "spooled bytes"
+"""Rows of the counts that are not counts of frames."""
 ACCEPTED, PUBLISHED, ANALYSED, DEAD = "accepted", "published", "analysed", "dead letters"
-
-
-class LedgerFull(ServiceError):
-    """The disk is full. The transaction was rolled back."""
+"""Names of counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,35 +61,8 @@ class Ledger:
     def __init__(self, path: Path | None, groups: Sequence[str]) -> None:
         self._groups = tuple(groups)
         self._lock = threading.Lock()
-        try:
-            self._database = sqlite3.connect(
-                ":memory:" if path is None else path, timeout=1.0, isolation_level=None, check_same_thread=False
-            )
-            try:
-                self._set_up(path)
-            except BaseException:
-                self._database.close()
-                raise
-        except sqlite3.OperationalError as error:
-            reason = "another relay uses it: give each a folder of its own" if "locked" in str(error) else str(error)
-            raise ServiceError(f"{path}: the ledger cannot be used: {reason}") from None
-        except sqlite3.DatabaseError as error:
-            raise ServiceError(f"{path} is damaged, or not a ledger: {error}: move it away") from None
-
-    def _set_up(self, path: Path | None) -> None:
-        # Lock out a second relay on the same spool, which would publish the same frames.
-        self._database.execute("PRAGMA locking_mode = EXCLUSIVE")
-        self._database.execute("PRAGMA journal_mode = WAL")
-        # Ensure that a transaction is on the disk when it returns.
-        self._database.execute("PRAGMA synchronous = FULL")
-        (version,) = self._database.execute("PRAGMA user_version").fetchone()
-        if version not in (0, VERSION):
-            raise ServiceError(f"{path} is of version {version}, and only {VERSION} is understood: move it away")
-        self._counts: dict[str, int] = {}
         self._new_epoch: str | None = None
-        self._database.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
-        self._epochs = {epoch for (epoch,) in self._database.execute("SELECT epoch FROM epochs")}
-        self._counts = dict(self._database.execute("SELECT name, value FROM counts"))
+        self._database, self._epochs, self._counts = open_file(path)
 
     def close(self) -> None:
         """Close the file."""
@@ -116,6 +71,8 @@ class Ledger:
 
     def is_new(self, epoch: int, sequence: int) -> bool:
         """Return whether a frame of the ring was neither accepted nor counted as missed."""
+        # The last sequence is of the newest epoch. Each publisher has an epoch of its own, so the frames of an unknown
+        # one are new whatever their sequences.
         return sequence > self._counts.get(LAST, 0) or str(epoch) not in self._epochs
 
     def accept(self, reference: FrameReference) -> None:
@@ -201,12 +158,14 @@ class Ledger:
             "SELECT id, address, published, size_bytes FROM frames WHERE stream = ? AND epoch = ? AND sequence = ?",
             (reference.stream, str(reference.epoch), reference.sequence),
         ).fetchone()
-        if row is None:
+        if row is None:  # settled or expired before, or accepted by a relay whose spool is lost
             return fate.outcome != DEAD
         number, address, published, size_bytes = row
+        # The broker may deliver an outcome more than once; only the first one finds its row.
         if self._database.execute("DELETE FROM waiting WHERE (id, consumers) = (?, ?)", (number, fate.group)).rowcount:
             _count(counts, fate.outcome)
             if fate.outcome == DEAD:
+                # The sweep asks this table how long to keep the object.
                 self._database.execute("INSERT OR IGNORE INTO dead VALUES (?)", (address,))
         if self._one("SELECT count(*) FROM waiting WHERE id = ?", number):
             return False
@@ -244,7 +203,7 @@ class Ledger:
 
     @property
     def spooled_bytes(self) -> int:
-        """Return the size of the unpublished frames."""
+        """Size of the unpublished frames, in bytes."""
         return self._counts.get(SPOOLED, 0)
 
     def missed(self) -> list[tuple[int, int, int, str]]:
@@ -267,6 +226,7 @@ class Ledger:
             last = 0  # a new ring, whose sequences start at 1
         if last is not None and sequence > last + 1:
             self._miss(counts, epoch, last + 1, sequence - 1, "overwritten")
+        # Text, because an epoch has 64 bits and SQLite's integers have 63 and a sign.
         if str(epoch) not in self._epochs:
             self._database.execute("INSERT INTO epochs VALUES (?)", (str(epoch),))
             self._new_epoch = str(epoch)
@@ -277,6 +237,7 @@ class Ledger:
         newest = self._database.execute(
             "SELECT id, epoch, last, reason FROM missed ORDER BY id DESC LIMIT 1"
         ).fetchone()
+        # Extend the newest range if it continues: an outage of hours is then one row.
         if newest is not None and newest[1:] == (str(epoch), first - 1, reason):
             self._database.execute("UPDATE missed SET last = ? WHERE id = ?", (last, newest[0]))
             return
@@ -300,25 +261,16 @@ class Ledger:
     @contextmanager
     def _transaction(self) -> Iterator[dict[str, int]]:
         """Change the database and a copy of the counts atomically."""
+        # Change a copy: other threads read the counts without the lock, and a rollback must not change them.
         before = self._counts
         counts = dict(before)
         self._new_epoch = None
-        try:
-            self._database.execute("BEGIN IMMEDIATE")
+        with transaction(self._database):
             yield counts
             self._database.executemany(
                 "INSERT OR REPLACE INTO counts VALUES (?, ?)",
                 [item for item in counts.items() if before.get(item[0]) != item[1]],
             )
-            self._database.execute("COMMIT")
-        except BaseException as error:
-            if self._database.in_transaction:  # after some errors, such as a full disk, SQLite rolls back by itself
-                self._database.execute("ROLLBACK")
-            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
-                raise LedgerFull("the relay's ledger cannot be written: the disk is full") from None
-            if isinstance(error, sqlite3.Error):
-                raise ServiceError(f"the relay's ledger cannot be written: {error}") from None
-            raise
         self._counts = counts
         if self._new_epoch is not None:
             self._epochs.add(self._new_epoch)

@@ -11,7 +11,8 @@ import sys
 import threading
 from pathlib import Path
 
-from services.common.broker import Names, keep_connected
+from services.common.broker import keep_connected
+from services.common.broker_names import Names
 from services.common.config import ConfigurationError, LogSection, load
 from services.common.detections import Detections, to_map
 from services.common.logs import set_up_logs
@@ -25,14 +26,14 @@ from services.relay.config import RelayConfiguration
 def main(arguments: list[str]) -> int:
     """Print results until interrupted, or until ``--count`` results have been printed."""
     parser = argparse.ArgumentParser(prog="framebus-relay results", description=__doc__)
-    parser.add_argument("--config", type=Path, help="the YAML file of all services; without it the defaults hold")
+    parser.add_argument("--config", type=Path, help="the YAML file of all services; without it, the defaults apply")
     parser.add_argument(
         "--queue",
         metavar="NAME",
-        help="keep results in a queue of this name for as long as this command does not run; several that name the "
-        "same queue share it",
+        help="keep results in a queue of this name while this command does not run; commands that name the same queue "
+        "share its results",
     )
-    parser.add_argument("--count", type=int, help="end after so many results")
+    parser.add_argument("--count", type=int, help="end after this many results")
     options = parser.parse_args(arguments)
     try:
         configuration = load(RelayConfiguration, options.config)
@@ -41,6 +42,7 @@ def main(arguments: list[str]) -> int:
         return EXIT_USAGE
     set_up_logs("relay", LogSection(level="warning"))  # to standard error, separate from the output
     stop = threading.Event()
+    # In another thread: the main thread, which runs the handler, may hold the event's lock.
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=stop.set).start())
     left = options.count
 

@@ -11,7 +11,9 @@ from typing import Any, Final
 
 from aio_pika.abc import AbstractConnection
 
-from services.common.broker import Names, keep_connected, open_channel, stopped, together
+from services.common.broker import keep_connected, stopped, together
+from services.common.broker_messages import open_channel
+from services.common.broker_names import Names
 from services.common.service import ServiceError, UnusableSetting
 from services.common.status import StatusServer, status_document
 from services.common.storage import Storage
@@ -25,6 +27,7 @@ from services.relay.topology import declare
 from services.relay.upload import Uploader
 
 SETTLED_PREFETCH: Final = 64
+"""Largest number of outcomes that the broker delivers before an acknowledgement: twice those settled together."""
 MISSED_TOLD: Final = 100
 """Number of ranges of missed frames in the status."""
 MEMORY_BYTES: Final = 1 << 30
@@ -47,10 +50,10 @@ def main(configuration: RelayConfiguration, stop: threading.Event) -> None:
 
 
 def check(configuration: RelayConfiguration) -> None:
-    """Check that the configuration is usable, without connecting.
+    """Check the settings of the broker and the storage, without connecting.
 
     Raises:
-        UnusableSetting: Something is not.
+        UnusableSetting: The broker or the storage is not configured, or is unusable.
     """
     _open_storage(configuration)
 
@@ -84,6 +87,7 @@ class _Relay:
 
     async def run(self) -> None:
         self._uploader = Uploader(self._spool, self._storage, self._section)
+        # The taker has an event of its own, because it must also stop when another part fails.
         ending = threading.Event()
         self._taker = Taker(
             self._configuration,
@@ -104,10 +108,11 @@ class _Relay:
                 done, _ = await asyncio.wait(
                     [*tasks, asyncio.ensure_future(stopped(self._stop, None))], return_when=asyncio.FIRST_COMPLETED
                 )
+                # Each part runs until told to stop, so one that has ended has failed, or must not have ended.
                 for task in done:
                     task.result()
                 if not self._stop.is_set():
-                    raise ServiceError("a part of the relay has ended by itself")
+                    raise ServiceError("a part of the relay has ended unexpectedly")
 
     async def _keep_connected(self) -> None:
         await keep_connected(self._configuration.broker, self._work, self._stop, state=self._set_broker_reason)
@@ -117,7 +122,7 @@ class _Relay:
         channel = await open_channel(connection, prefetch=SETTLED_PREFETCH)
         _, settled = await declare(connection, channel, self._names, self._section)
         publishing = await open_channel(connection)
-        frames = await publishing.get_exchange(self._names.frames, ensure=False)
+        frames = await publishing.get_exchange(self._names.frames, ensure=False)  # declare() has just declared it
         self._broker_reason = ""
         await together(self._uploader.run(frames), self._settler.run(settled))
 
@@ -149,6 +154,7 @@ class _Relay:
                 "foreign_messages": self._settler.foreign,
             },
         )
+        # Without frames nothing is published, which is healthy. Frames that wait too long, or no broker, are not.
         published_s = self._uploader.stage.summary()["age_s"]
         resting_s = time.monotonic() - self._begun_s if published_s is None else published_s
         waits = self._broker_reason or self._uploader.reason

@@ -9,7 +9,7 @@ from typing import Final
 import structlog
 from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
 
-from services.common.broker import FRAME, GROUP, REASON, RESULT, Names
+from services.common.broker_names import FRAME, GROUP, REASON, RESULT, Names
 from services.common.dead_letter import death_of
 from services.common.reference import FRAMES, BadReference, FrameReference, ResultReference
 from services.common.status import Stage
@@ -17,6 +17,7 @@ from services.common.storage import Storage, StorageUnavailable
 from services.relay.ledger import ANALYSED, DEAD, Fate, Ledger
 
 RETRY_S: Final = (0.2, 5.0)
+"""Shortest and longest wait before a retry."""
 AT_ONCE: Final = 32
 """Largest number of messages that are settled together."""
 
@@ -50,6 +51,7 @@ class Settler:
             )
             for fate in fates:
                 self.stage.record(time.time() - fate.reference.captured_wall_ns * 1e-9)
+            # Acknowledge last: after a death the outcomes are delivered again, and the ledger ignores those it has.
             for delivered in messages:
                 await delivered.ack()
 
@@ -67,7 +69,7 @@ class Settler:
                 return Fate(frame, *self._group_and_outcome(delivered))
         except BadReference:
             pass  # a dead letter that is not a reference has no object
-        self.foreign += 1
+        self.foreign += 1  # it is acknowledged with the others: another delivery would change nothing
         return None
 
     def _check_stream(self, stream: str) -> None:
@@ -82,6 +84,7 @@ class Settler:
     def _group_and_outcome(self, delivered: AbstractIncomingMessage) -> tuple[str, str]:
         """Return the group of detectors that a frame was for, and its outcome."""
         death = death_of(delivered)
+        # A detector that buries a frame writes the headers; the broker itself writes x-death only.
         if REASON in delivered.headers:
             return str(delivered.headers.get(GROUP, "")), DEAD
         group = str(death.get("queue", "")).removeprefix(f"{self._names.frames}.")

@@ -11,11 +11,13 @@ from typing import Final
 
 from services.common.reference import FrameReference
 from services.common.service import ServiceError
-from services.relay.ledger import Entry, Ledger, LedgerFull
+from services.relay.ledger import Entry, Ledger
+from services.relay.ledger_file import LedgerFull
 
 LEDGER: Final = "ledger.sqlite3"
 FRAMES: Final = "frames"
 NO_PLACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""Errors of a full disk and of an exhausted quota."""
 
 
 class SpoolFull(Exception):
@@ -52,6 +54,7 @@ class Spool:
             except OSError as error:
                 raise ServiceError(f"relay.spool {folder} cannot be made: {error.strerror}") from None
         self.ledger = Ledger(None if folder is None else folder / LEDGER, groups)
+        # After the ledger is open: its lock ensures that no other relay uses the folder.
         if self._frames is not None:
             self._remove_leftovers(self._frames)
 
@@ -68,6 +71,8 @@ class Spool:
             self.ledger.accept(reference)
             return
         path = self._path(self._frames, reference)
+        # The data first: a row of the ledger promises that the data is there. A kill in between leaves a file without
+        # a row, which the next start removes.
         try:
             _write(path, data)
         except OSError as error:
@@ -100,6 +105,7 @@ class Spool:
 
     def published(self, entry: Entry) -> None:
         """Release the data of a frame: it is in the storage, and the broker has the reference."""
+        # The ledger first: a kill in between leaves a file that the next start removes, and not a row without data.
         self.ledger.published(entry)
         self._remove(entry)
 

@@ -1,4 +1,4 @@
-"""Remove expired objects, which were not removed after their use."""
+"""Remove expired objects: those that were not removed after their use."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Sweeper:
         while True:
             try:
                 removed = await self.sweep()
-            except StorageUnavailable as error:
+            except StorageUnavailable as error:  # the next sweep finds the same objects
                 log.warning("expired objects not removed", reason=str(error))
             else:
                 if removed:
@@ -47,6 +47,7 @@ class Sweeper:
         section, now_s = self._section, time.time()
         removed = await self._sweep(FRAMES, now_s - section.expire_frames_s)
         removed += await self._sweep(RESULTS, now_s - section.expire_results_s)
+        # Their objects are removed, so drop the frames that still wait for a detector.
         await asyncio.to_thread(self._ledger.expire, round((now_s - section.expire_frames_s) * 1e9))
         for kind in (FRAMES, RESULTS):
             removed += await self._storage.remove_staged(f"{kind}/{self._stream}", section.sweep_s)
@@ -58,6 +59,7 @@ class Sweeper:
         async for found in self._storage.list(f"{kind}/{self._stream}/"):
             if found.modified_s >= before_s:
                 continue
+            # The frame of a dead letter is kept for longer, to reproduce the failure.
             if kind == FRAMES and self._ledger.is_dead(found.address):
                 if found.modified_s >= dead_before_s:
                     continue

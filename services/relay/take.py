@@ -20,11 +20,13 @@ from services.common.frame_codec import CannotEncode, check_encodable, encode
 from services.common.reference import FrameReference, frame_address
 from services.common.status import Stage
 from services.relay.config import RelayConfiguration
-from services.relay.ledger import LedgerFull
+from services.relay.ledger_file import LedgerFull
 from services.relay.spool import Spool, SpoolFull
 
 SLICE_S: Final = 0.25
+"""Longest wait without checking whether the relay must stop."""
 GONE_AFTER_S: Final = 2.0
+"""Time without a publisher after which the relay detaches from the ring."""
 HISTORY: Final = 255
 """Take frames that are still in the ring first, so that a restarted relay misses fewer."""
 HOLD_S: Final = 0.1
@@ -92,6 +94,7 @@ class Taker:
     def _take(self, frame: Frame) -> None:
         leased_s = time.monotonic()
         try:
+            # After a restart, the history of the ring contains frames that the ledger knows.
             if not self._spool.ledger.is_new(frame.epoch, frame.sequence):
                 return
             if not self._is_due(frame.captured_ns):
@@ -104,21 +107,21 @@ class Taker:
             self._refuse(str(error))
             self._miss(frame, "not encodable")
         except SpoolFull as error:
-            self._refuse(f"{error}: the broker or the storage is slower than frames come, or away")
+            self._refuse(f"{error}: the broker or the storage is slower than the frames, or unavailable")
             self._miss(frame, str(error))
         else:
             self._refused = None
             self.stage.record((time.monotonic_ns() - frame.captured_ns) * 1e-9, frame.skipped)
             self._accepted()
         finally:
-            frame.release()
+            frame.release()  # without effect if the slot has been released above
 
     def _miss(self, frame: Frame, reason: str) -> None:
         try:
             self._spool.ledger.miss(frame.epoch, frame.sequence, reason)
         except LedgerFull:
             # The next accepted frame reveals the gap, and counts it as overwritten.
-            self._refuse("disk full: the frames that are missed are counted when there is a place for it")
+            self._refuse("disk full: missed frames are counted once there is room")
 
     def _is_due(self, captured_ns: int) -> bool:
         """Return whether a frame is due at ``target_fps``. If so, schedule the next one."""
@@ -138,9 +141,10 @@ class Taker:
         panorama = _geometry(frame)
         if section.encoding == "raw" and section.policy == "live":
             data = encode(frame.pixels, "raw")
+            # Hash and write from the slot's memory; the write has what is left of HOLD_S.
             reference = self._reference(frame, panorama, data)
             put = self._put(reference.address, data, HOLD_S - (time.monotonic() - leased_s))
-            kept = b"" if put else data.tobytes()
+            kept = b"" if put else data.tobytes()  # too slow: copy, release the slot, and let the uploader write it
             self._release(frame, leased_s)
             return reference, kept
         # Copy first: a write to the disk, or a slow encoding, would hold the slot for too long.
@@ -150,8 +154,9 @@ class Taker:
             self._release(frame, leased_s)
         begun_s = time.monotonic()
         data = encode(pixels, section.encoding, section.jpeg_quality)
+        # Remember the slowest encoding, and forget it slowly, so that one fast frame does not decide.
         self._encoded_s = max(time.monotonic() - begun_s, self._encoded_s * 0.9)
-        del pixels
+        del pixels  # a view of the slot keeps its lease
         if not copied:
             self._release(frame, leased_s)
         return self._reference(frame, panorama, data), data

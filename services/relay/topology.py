@@ -11,7 +11,8 @@ from typing import Any, Final
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange, AbstractQueue
 from aio_pika.exceptions import ChannelNotFoundEntity
 
-from services.common.broker import Names, open_channel
+from services.common.broker_messages import open_channel
+from services.common.broker_names import Names
 from services.relay.config import RelaySection
 
 NEW_QUEUE_S: Final = 2.0
@@ -36,6 +37,7 @@ async def declare(
     # Lock out a second relay of the same stream, which would consume the first one's results and remove its frames. A
     # single connection can own an exclusive queue, which ends with the connection.
     await channel.declare_queue(names.relay, exclusive=True)
+    # The last group's queue is declared last: if it exists, an earlier start has declared all of them.
     new = not await _exists(connection, names.group(section.groups[-1]))
     frames, results, dropped, dead = [
         await channel.declare_exchange(name, "fanout", durable=True)
@@ -55,7 +57,7 @@ async def declare(
     for group in section.groups:
         queue = await channel.declare_queue(names.group(group), durable=True, arguments=queue_arguments(names, section))
         await queue.bind(frames)
-    if new:
+    if new:  # publish nothing into a queue that does not survive a kill yet
         await asyncio.sleep(NEW_QUEUE_S)
     return frames, settled
 
@@ -77,14 +79,14 @@ def queue_arguments(names: Names, section: RelaySection) -> dict[str, Any]:
         return {
             **common,
             "x-max-length": section.live_length,
-            "x-overflow": "drop-head",
+            "x-overflow": "drop-head",  # the oldest frame is the least useful one
             "x-dead-letter-exchange": names.dropped,
         }
     # The default strategy may lose a dead letter when a node dies between the two queues.
     return {
         **common,
         "x-max-length": section.queue_length,
-        "x-overflow": "reject-publish",
+        "x-overflow": "reject-publish",  # refuse instead of dropping, so that the spool keeps the frame
         "x-dead-letter-exchange": names.dead,
         "x-dead-letter-strategy": "at-least-once",
     }

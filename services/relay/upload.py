@@ -12,7 +12,8 @@ from typing import Final, TypeVar
 import structlog
 from aio_pika.abc import AbstractExchange
 
-from services.common.broker import FRAME, BrokerRefused, NoQueue, message, publish
+from services.common.broker_messages import BrokerRefused, NoQueue, message, publish
+from services.common.broker_names import FRAME
 from services.common.reference import trace_id
 from services.common.status import Stage
 from services.common.storage import Storage, StorageUnavailable, another_address
@@ -23,6 +24,7 @@ from services.relay.spool import Lost, Spool
 T = TypeVar("T")
 
 TRIM_S: Final = 0.02
+"""Interval of the search for frames of the live policy to drop."""
 TOO_OLD, TOO_MANY = "too old in the relay", "too many in the relay"
 """Reasons for which this stage drops frames of the live policy."""
 RETRY_S: Final = (0.1, 2.0)
@@ -47,8 +49,8 @@ class Uploader:
         self._section = section
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
-        self._stored: set[str] = set()
-        self._in_flight: set[int] = set()
+        self._stored: set[str] = set()  # addresses of objects that are written and not yet published
+        self._in_flight: set[int] = set()  # entries of the window, which trim() must not drop
 
     def accepted(self) -> None:
         """Wake the uploader after a frame was accepted. Thread-safe."""
@@ -77,7 +79,7 @@ class Uploader:
         newest = 0
         try:
             while True:
-                self._wake.clear()
+                self._wake.clear()  # before the look, so that a frame accepted meanwhile wakes the wait below
                 for entry in self._spool.ledger.pending(newest, self._section.puts - len(window)):
                     newest = entry.id
                     self._in_flight.add(entry.id)
@@ -86,6 +88,7 @@ class Uploader:
                     self.reason = ""
                     await self._wake.wait()
                     continue
+                # Objects are written concurrently, but references are published one by one, in the order of the frames.
                 entry, storing = window.popleft()
                 try:
                     entry = await storing
@@ -143,6 +146,7 @@ class Uploader:
                 self._wait_for("frame not stored", str(error), entry)
                 refusals += error.answered
                 if (address := another_address(wanted, refusals)) != entry.reference.address:
+                    # Before the write: the reference in the ledger must name the object that exists.
                     entry = await asyncio.to_thread(self._spool.ledger.move, entry, address)
                 await asyncio.sleep(wait_s)
                 wait_s = min(2 * wait_s, RETRY_S[1])
@@ -157,6 +161,7 @@ class Uploader:
             _check_age(entry)
             expiration_s = None
             if reference.deadline_wall_ns is not None:
+                # Let the broker drop the message at its deadline. An expiration must not be negative.
                 expiration_s = max(0.001, reference.deadline_wall_ns * 1e-9 - time.time())
             sent = message(reference.to_json(), FRAME, reference.key, expiration=expiration_s)
             try:
@@ -176,6 +181,7 @@ class Uploader:
 
     async def _aside(self, function: Callable[[Entry], T], entry: Entry) -> T:
         """Call a function of the spool: in a thread if the spool is on a disk, directly if it is in memory."""
+        # A thread for a spool in memory cost about a tenth of the CPU time of a frame, 5.7 instead of 5.1 ms.
         if self._section.policy == "live":
             return function(entry)
         return await asyncio.to_thread(function, entry)

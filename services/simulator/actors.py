@@ -1,4 +1,4 @@
-"""The moving actors: people walking back and forth, and a van driving through. All return to their start.
+"""The moving actors: people who walk back and forth, and a van that drives through. All return to their start.
 
 Time is the fraction of the loop, so that its end meets its beginning at any length. Lengths are reference pixels of the
 backdrop; the actors' pictures have the resolution of their canvas.
@@ -21,7 +21,9 @@ from services.simulator.footage import Cutout, Material, Picture
 NEAREST_LANE, FARTHEST_LANE = 790.0, 490.0
 """Rows of the people's feet."""
 VAN_LANE = 548.0
+"""Row of the van's wheels."""
 TURN_SHARPNESS = 0.985
+"""How abruptly people turn: 1 would reverse their speed at once, and 0 would make it a sine."""
 JACKET_TINTS = (
     (0, 0, 0), (12, 12, 82), (78, 34, 8), (16, 58, 26), (58, 14, 46), (8, 46, 74), (56, 52, 48), (84, 70, 10),
 )  # fmt: skip
@@ -85,9 +87,11 @@ class Walker:
 
     def at(self, time: float) -> Placed:
         """Place at a time from 0 to 1."""
+        # A triangle wave with rounded corners: constant speed, and slow turns.
         turn = 2 * math.pi * (time + self.start)
         offset = math.asin(TURN_SHARPNESS * math.sin(turn)) / math.asin(TURN_SHARPNESS)
         going_right = math.cos(turn) >= 0
+        # The share of the whole way, 0 to 1. The gait follows the way and not the time, so that feet do not slide.
         walked = (1 + offset if going_right else 3 - offset) / 4
         pictures = self.rightwards if going_right else self.leftwards
         step = int(walked * self.strides * len(pictures)) % len(pictures)
@@ -106,6 +110,7 @@ class Van:
 
     def at(self, time: float) -> Placed:
         """Place at a time from 0 to 1."""
+        # Wide enough for the whole van, so that it does not appear or vanish in the scene.
         margin = 320
         way = backdrop.WIDTH + 2 * margin
         return Placed(self.sprite, -margin + way * ((time + self.start) % 1.0), self.lane)
@@ -124,18 +129,22 @@ def cast(material: Material, *, walkers: int, duration_s: float, seed: int, scal
     Returns:
         The actors in drawing order, the farthest first.
     """
+    # Another sequence than that of the backdrop, which takes the seed itself.
     random = np.random.default_rng(seed + 1)
     lanes = random.permutation(np.linspace(FARTHEST_LANE, NEAREST_LANE, walkers)) if walkers else np.empty(0)
     actors: list[Actor] = [Van(101, _van(material.van, scale), 0.1)]
     for number, lane in enumerate(lanes):
         cycle = material.cycles[number % len(material.cycles)]
+        # The nearer a lane, the lower it is in the picture, and the taller its people are.
         height = 190 + (lane - FARTHEST_LANE) * 0.2
         magnification = height / cycle.height_px
         tint = JACKET_TINTS[(number + number // len(material.cycles) * 3) % len(JACKET_TINTS)]
         pictures = [_person(cutout, magnification * scale, tint) for cutout in cycle.cutouts]
         mirrored = [_mirror(picture) for picture in pictures]
         stride = cycle.stride_px * magnification
+        # In a loop, a person walks four times this far: from the middle to one side, to the other one, and back.
         reach = stride * FILM_FRAMES_PER_SECOND / len(pictures) * duration_s / 4
+        # Spread the people over the cameras' view.
         yaw_deg = -84 + 168 * (number + 0.5) / walkers + random.uniform(-4, 4)
         actors.append(
             Walker(
@@ -154,12 +163,14 @@ def cast(material: Material, *, walkers: int, duration_s: float, seed: int, scal
 
 def _person(cutout: Cutout, magnification: float, tint: tuple[int, int, int]) -> Sprite:
     pixels, body = _enlarge(cutout, magnification)
+    # Tint only what is dark between shoulders and hips: faces, hands and trousers keep their colours.
     rows = np.linspace(0, 1, body.shape[0], dtype=np.float32)
     inside = np.nonzero(body.max(axis=1) > 0.5)[0]
     head, feet = inside[0] / body.shape[0], inside[-1] / body.shape[0]
     down = (rows - head) / (feet - head)
     jacket = np.clip((down - 0.12) / 0.04, 0, 1) * np.clip((0.58 - down) / 0.06, 0, 1)
     dark = np.clip((75 - pixels.max(axis=2)) / 60, 0, 1) * jacket[:, None]
+    # Brighten the shadows like those of the backdrop: see backdrop._grade().
     pixels = np.clip(24.0 + 0.88 * (pixels + dark[..., None] * np.array(tint, np.float32)), 0, 255).astype(np.float32)
     return _with_shadow(
         pixels, body, cutout.anchor_x * magnification, cutout.feet_y * magnification, flat=0.12, half=0.34
@@ -169,7 +180,7 @@ def _person(cutout: Cutout, magnification: float, tint: tuple[int, int, int]) ->
 def _van(cutout: Cutout, scale: float) -> Sprite:
     magnification = 4.5 * scale
     pixels, body = _enlarge(cutout, magnification)
-    pixels = (24.0 + 0.86 * pixels).astype(np.float32)
+    pixels = (24.0 + 0.86 * pixels).astype(np.float32)  # as for people
     return _with_shadow(
         pixels, body, cutout.anchor_x * magnification, cutout.feet_y * magnification, flat=0.09, half=0.42
     )
@@ -178,6 +189,7 @@ def _van(cutout: Cutout, scale: float) -> Sprite:
 def _enlarge(cutout: Cutout, magnification: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     size = (round(cutout.alpha.shape[1] * magnification), round(cutout.alpha.shape[0] * magnification))
     pixels = cv2.resize(cutout.pixels, size, interpolation=cv2.INTER_CUBIC)
+    # Sharpen, because the film is enlarged several times.
     pixels = cv2.addWeighted(pixels, 1.5, cv2.GaussianBlur(pixels, (0, 0), max(0.8, magnification * 0.8)), -0.5, 0)
     soft = cv2.resize(cutout.alpha, size, interpolation=cv2.INTER_CUBIC)
     # Draw the edge slightly inside the mask, because the pixels on it are half background.
@@ -209,6 +221,7 @@ def _with_shadow(
         slice(used_rows.min(), used_rows.max() + 1),
         slice(used_columns.min(), used_columns.max() + 1),
     )
+    # Blended with the opacity, this gives the body's pixels where it is, and a black shadow beside it.
     colour = pixels * (body / np.maximum(opacity, 1e-6))[..., None]
     return Sprite(
         np.ascontiguousarray(colour[area].round(), np.uint8),

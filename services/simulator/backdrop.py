@@ -43,6 +43,7 @@ def paint(place: Picture, seed: int) -> tuple[Picture, NDArray[np.float32]]:
     Returns:
         The picture, (HEIGHT, WIDTH, 3) BGR, and a mask (HEIGHT, WIDTH), 1 where an object occludes the walkers.
     """
+    # The order of the calls is part of the picture: each one takes random numbers from the same sequence.
     random = np.random.default_rng(seed)
     columns, mirrored = _film_columns()
     picture = _lay(place, columns)
@@ -71,6 +72,7 @@ def parked_vehicles() -> list[tuple[int, int, int, int]]:
     boxes = []
     for left, top, right, bottom in ((652.0, 45.0, 723.0, 100.0), (735.0, 49.0, 768.0, 93.0)):
         inside = np.flatnonzero((columns >= left) & (columns <= right))
+        # One run of columns for each repetition of the film.
         for run in np.split(inside, np.flatnonzero(np.diff(inside) > 1) + 1):
             rows = (round((row - TOP_ROW) * MAGNIFICATION) for row in (top, bottom))
             boxes.append((int(run[0]), next(rows), int(run[-1]) + 1, next(rows)))
@@ -88,6 +90,7 @@ def _film_columns() -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     piece = (yaw - JOIN_YAW_RAD) * REFERENCE_PX_PER_RAD / (768 * MAGNIFICATION)
     mirrored = np.floor(piece) % 2 == 0
     within = np.where(mirrored, 1 - piece % 1, piece % 1)
+    # Leave out the outermost columns of the film.
     return (2 + within * 763).astype(np.float32), mirrored
 
 
@@ -121,6 +124,7 @@ def _roughen(picture: Picture, random: np.random.Generator) -> None:
 def _scatter_leaves(picture: Picture, random: np.random.Generator) -> None:
     colours = np.array([(40, 95, 160), (35, 130, 190), (50, 70, 120), (70, 165, 200), (45, 110, 110), (60, 60, 150)])
     for _ in range(2600):
+        # Larger where the ground is nearer.
         row = 235 + (HEIGHT - 240) * random.random() ** 0.8
         size = (4 + 7 * (row - 235) / (HEIGHT - 235)) * random.uniform(0.7, 1.3)
         centre = (float(random.uniform(0, WIDTH)), float(row))
@@ -137,6 +141,7 @@ def _plant(picture: Picture, random: np.random.Generator, x: int, y: int) -> Non
     across, down = int(random.integers(90, 150)), int(random.integers(24, 42))
     cv2.ellipse(picture, (x, y), (across, down), 0, 0, 360, (38, 52, 66), cv2.FILLED, cv2.LINE_AA)
     for _ in range(110):
+        # The root spreads the flowers evenly over the area of the ellipse.
         angle, radius = random.uniform(0, 2 * math.pi), math.sqrt(random.random())
         centre = (int(x + 0.93 * across * radius * math.cos(angle)), int(y + 0.9 * down * radius * math.sin(angle)))
         green = random.random() < 0.45
@@ -147,6 +152,7 @@ def _plant(picture: Picture, random: np.random.Generator, x: int, y: int) -> Non
 
 def _put_board(picture: Picture, random: np.random.Generator, x: int, y: int, number: int, *, standing: bool) -> None:
     """Draw a board with its top at row ``y``: on two posts in the grass, or on the wall or lawn behind."""
+    # Draw at three times the size and scale down, for smooth edges and legible text.
     fine = 3
     width, height = (int(random.integers(120, 165)), int(random.integers(85, 115)))
     sheet = np.empty((height * fine, width * fine, 3), np.uint8)
@@ -176,6 +182,7 @@ def _put_board(picture: Picture, random: np.random.Generator, x: int, y: int, nu
     if standing:
         for post in (left + 14, left + width - 20):
             cv2.rectangle(picture, (post, y), (post + 6, y + height + 55), (96, 90, 84), cv2.FILLED)
+    # As soft as the enlarged film around it.
     picture[y : y + height, left : left + width] = cv2.GaussianBlur(small, (0, 0), 0.8)
 
 
@@ -201,6 +208,7 @@ def _grade(picture: Picture) -> Picture:
     """
     soft = cv2.GaussianBlur(picture, (0, 0), 2.2)
     sharp = cv2.addWeighted(picture, 1.5, soft, -0.5, 0)
+    # Waves of different lengths, so that the mixture of warmth and light is another one everywhere.
     yaw = np.linspace(-1.0, 1.0, WIDTH, dtype=np.float32)
     warmth = 0.07 * np.sin(2.1 * yaw + 0.4)
     light = 1.0 + 0.08 * np.cos(3.7 * yaw)

@@ -40,6 +40,7 @@ class Camera:
     def project(self, yaw: Floats, v: Floats) -> tuple[Floats, Floats]:
         """Return pixel coordinates (x, y) of directions; NaN at 90 degrees or more from the optical axis."""
         off_axis = np.asarray(yaw, np.float64) - self.yaw_rad
+        # What is behind the camera would be projected through its centre into the picture.
         cosine = np.cos(off_axis)
         cosine = np.where(cosine > 1e-6, cosine, np.nan)
         x = (self.width_px - 1) / 2 + self.focal_px * np.sin(off_axis) / cosine
@@ -47,7 +48,7 @@ class Camera:
         return x, y
 
     def direction(self, x: Floats, y: Floats) -> tuple[Floats, Floats]:
-        """Directions (yaw, v) of pixel coordinates: the inverse of :meth:`project`."""
+        """Return the directions (yaw, v) of pixel coordinates: the inverse of :meth:`project`."""
         right = (np.asarray(x, np.float64) - (self.width_px - 1) / 2) / self.focal_px
         down = (np.asarray(y, np.float64) - (self.height_px - 1) / 2) / self.focal_px
         return self.yaw_rad + np.arctan(right), down / np.hypot(1.0, right)
@@ -75,7 +76,7 @@ class Cylinder:
         return x - 0.5, y - 0.5
 
     def direction(self, x: Floats, y: Floats) -> tuple[Floats, Floats]:
-        """Directions (yaw, v) of pixel coordinates: the inverse of :meth:`project`."""
+        """Return the directions (yaw, v) of pixel coordinates: the inverse of :meth:`project`."""
         yaw = self.yaw_min_rad + (np.asarray(x, np.float64) + 0.5) * (
             (self.yaw_max_rad - self.yaw_min_rad) / self.width_px
         )

@@ -27,6 +27,7 @@ def start(
         log_section: Configuration of its log.
         stdout: See :class:`subprocess.Popen`.
     """
+    # The child finds this project even if it is not installed and the working directory is another one.
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     return subprocess.Popen(
         [sys.executable, "-m", module, *arguments, "--log", log_section.model_dump_json()],
@@ -41,6 +42,7 @@ def set_up(log_section: LogSection) -> None:
 
     Signals end it immediately, because it has nothing to clean up, and the kernel kills it when the parent dies.
     """
+    # The parent's number comes from the environment: if it has died already, getppid() returns another process.
     end_with_parent(signal.SIGKILL, int(os.environ.get(SUPERVISED, os.getppid())))
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     set_up_logs("simulator", log_section)

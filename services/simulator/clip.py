@@ -38,6 +38,7 @@ class View:
         for one in drawn:
             part = self._where(one.area)
             if part is not None:
+                # The part has even bounds, because a sample of chroma serves 2x2 pixels.
                 rows, columns = part
                 seen = _planes(self._see(canvas, rows, columns), rows.stop - rows.start)
                 planes[0][rows, columns] = seen[0]
@@ -52,11 +53,13 @@ class View:
 
     def _where(self, area: tuple[slice, slice]) -> tuple[slice, slice] | None:
         """Return the rows and columns of the picture, in whole pairs, that cover an area of the canvas."""
+        # A straight edge of the canvas is a curve in the picture, so project several points of it.
         xs = np.linspace(area[1].start - 1, area[1].stop, 9)
         ys = np.array([area[0].start - 1, area[0].stop], np.float64)
         yaw, v = self._cylinder.direction(*np.meshgrid(xs, ys))
         if np.abs(yaw - self._camera.yaw_rad).max() > self._camera.hfov_rad:
             return None
+        # The margin covers the curve between the points, and the interpolation.
         x, y = self._camera.project(yaw, v)
         rows = _pairs(y.min() - 2, y.max() + 3, self._camera.height_px)
         columns = _pairs(x.min() - 2, x.max() + 3, self._camera.width_px)
@@ -86,6 +89,8 @@ class Clip:
         self._stream.width, self._stream.height, self._stream.pix_fmt = camera.width_px, camera.height_px, "yuv420p"
         self._stream.codec_context.colorspace = BT601
         self._stream.codec_context.color_range = LIMITED_RANGE
+        # A server starts clients at a key frame and repeats the loop, so groups are closed and of equal length, and the
+        # order of decoding is that of display.
         self._stream.options = {
             "preset": "ultrafast",
             "tune": "fastdecode",

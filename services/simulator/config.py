@@ -14,7 +14,9 @@ FRAMES_PER_SECOND = 25
 KEY_FRAME_INTERVAL = 25
 """Frames of a closed group of pictures: a client never waits longer than this for its first picture."""
 YAWS_DEG = (-72.0, -36.0, 0.0, 36.0, 72.0)
+"""Directions of the cameras, to the right of the scene's middle."""
 HFOV_DEG = 50.0
+"""Horizontal field of view of each camera: neighbours overlap by 14 degrees."""
 
 
 class SimulatorSection(Section):

@@ -99,6 +99,7 @@ def load(path: Path = PATH) -> Material:
     Raises:
         av.error.FFmpegError: The film is missing or cannot be decoded.
     """
+    # Keep only the frames of the walks and of the median in memory.
     walked = {index for walk in WALKS for index in range(walk.first_frame, walk.first_frame + walk.frames)}
     film: dict[int, Picture] = {}
     with av.open(str(path)) as container:
@@ -116,6 +117,7 @@ def _foreground(frame: Picture, place: Picture) -> NDArray[np.float32]:
 
     A shadow darkens the ground evenly in all three colours and is not part of a person.
     """
+    # The offset bounds the ratio where both pictures are almost black.
     now, empty = (cv2.GaussianBlur(picture, (0, 0), 0.9).astype(np.float32) + 4.0 for picture in (frame, place))
     sure = np.clip(np.abs(now - empty).max(axis=2) / 56.0, 0.0, 1.0)
     ratio = now / empty
@@ -127,6 +129,7 @@ def _cycle(film: dict[int, Picture], place: Picture, walk: Walk) -> Cycle:
     x, feet_y = float(walk.x), float(walk.feet_y)
     found: list[Cutout] = []
     middles: list[float] = []
+    # Follow the person from frame to frame, beginning at the marked place.
     for index in range(walk.first_frame, walk.first_frame + walk.frames):
         cutout, x, feet_y = _person(film[index], place, x, feet_y)
         found.append(cutout)
@@ -151,6 +154,7 @@ def _person(frame: Picture, place: Picture, x: float, feet_y: float) -> tuple[Cu
         (sure > 0.5).astype(np.uint8), cv2.MORPH_CLOSE, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3, 5))
     )
     mask = cv2.morphologyEx(closed, cv2.MORPH_OPEN, np.ones((2, 2), np.uint8))
+    # Other people may be in the window: take the large component near the expected place.
     count, labels, statistics, _ = cv2.connectedComponentsWithStats(mask)
     best = max(
         range(1, count),
@@ -158,6 +162,7 @@ def _person(frame: Picture, place: Picture, x: float, feet_y: float) -> tuple[Cu
     )
     body = labels == best
     filled = body.astype(np.uint8)
+    # Fill small holes, where clothes have the colour of the ground, but not the gap between the legs.
     holes, _ = cv2.findContours(1 - filled, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(filled, [hole for hole in holes if cv2.contourArea(hole) < 14], -1, 1, cv2.FILLED)
     alpha = cv2.GaussianBlur(filled.astype(np.float32), (0, 0), 0.8)
@@ -183,7 +188,7 @@ def _best_stride(silhouettes: list[NDArray[np.float32]]) -> tuple[int, int]:
     return min(
         (
             (first, length)
-            for length in range(9, 13)
+            for length in range(9, 13)  # a stride of two steps takes about a second
             for first in range(len(silhouettes) - length)
         ),
         key=lambda stretch: float(np.abs(silhouettes[stretch[0]] - silhouettes[sum(stretch)]).sum()),
@@ -192,6 +197,7 @@ def _best_stride(silhouettes: list[NDArray[np.float32]]) -> tuple[int, int]:
 
 def _van(place: Picture) -> Cutout:
     left, top, right, bottom = 646, 40, 728, 104
+    # Fill the outline at eight times the size, so that the reduced mask has a soft edge.
     fine = 8
     outline = np.array([((x - left) * fine, (y - top) * fine) for x, y in VAN_OUTLINE])
     mask = cv2.fillPoly(

@@ -83,6 +83,7 @@ def render(
     try:
         section.cache_dir.mkdir(parents=True, exist_ok=True)
         with _only_one(section.cache_dir / f"{folder.name}.lock", stop):
+            # Look again under the lock: the process that held it may have rendered these clips.
             if not folder.is_dir():
                 _render_into(section, folder, stop, progress)
     except OSError as error:
@@ -120,13 +121,14 @@ def _only_one(path: Path, stop: threading.Event | None) -> Iterator[None]:
                 break
             except BlockingIOError:
                 _check(stop)
-                (stop or threading.Event()).wait(0.1)
+                (stop or threading.Event()).wait(0.1)  # poll: a blocking flock(2) would not notice the stop
         yield
 
 
 def remove_interrupted(section: SimulatorSection) -> None:
     """Remove the leftovers of a killed render, unless another process renders the same clips."""
     folder = clips_folder(section)
+    # Without the lock, another process's unfinished render would be removed.
     with contextlib.suppress(OSError), (section.cache_dir / f"{folder.name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         _remove_parts(folder)
@@ -142,7 +144,7 @@ def _render_into(section: SimulatorSection, folder: Path, stop: threading.Event 
     part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.part-", dir=folder.parent))
     try:
         log.info("rendering", folder=str(folder), frames=section.frames)
-        part.chmod(0o755)
+        part.chmod(0o755)  # mkdtemp() makes the folder private, but other users may read the clips
         _write(section, part, stop, progress)
         part.rename(folder)
         log.info("rendered", folder=str(folder))
@@ -165,6 +167,7 @@ def _write(section: SimulatorSection, folder: Path, stop: threading.Event | None
             )
         # Each clip has one thread, which keeps its frames in order; the clips may be a few frames apart.
         threads = [stack.enter_context(ThreadPoolExecutor(1, f"render-{camera.name}")) for camera in scene.cameras]
+        # Three canvases: while the clips still read one or two of them, the next frame is composed on another.
         stages = [_Stage(scene.still.copy()) for _ in range(3)]
         for index in range(section.frames):
             _check(stop)
@@ -177,6 +180,7 @@ def _write(section: SimulatorSection, folder: Path, stop: threading.Event | None
             ]
             frames_objects.append(scene.truth(stage.drawn))
             progress("render", index + 1, section.frames)
+        # Wait for the last frames, and raise what their threads raised.
         for stage in stages:
             stage.clear(scene)
     truth = {

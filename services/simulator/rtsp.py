@@ -16,6 +16,7 @@ relate them to each other; a client that ignores these, as FFmpeg does, sees eac
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import threading
@@ -62,7 +63,7 @@ class Clip:
         return not self.units[position % len(self.units)].has_flags(Gst.BufferFlags.DELTA_UNIT)
 
     def unit_at(self, position: int) -> Any:
-        """A new ``Gst.Buffer`` without times, on the same memory."""
+        """Return a new ``Gst.Buffer`` without times, on the same memory."""
         unit = self.units[position % len(self.units)].copy()
         unit.dts = Gst.CLOCK_TIME_NONE
         unit.duration = self.frame_ns
@@ -83,16 +84,18 @@ class CameraFactory(GstRtspServer.RTSPMediaFactory):  # type: ignore[misc]  # gi
     def _configure(self, _factory: Any, media: Any) -> None:
         ended = threading.Event()
         media.connect("unprepared", lambda _media: ended.set())
+        # The stream starts only after this callback has returned, so feed it in a thread.
         threading.Thread(target=self._feed, args=(media.get_element(), ended), daemon=True).start()
 
     def _feed(self, element: Any, ended: threading.Event) -> None:
         """Push access units when they are due, until the stream ends."""
+        # The base time, from which the pictures' times count, is known only when the stream plays.
         source = element.get_by_name("source")
         while source.get_clock() is None or source.current_state != Gst.State.PLAYING:
             if ended.wait(0.005):
                 return
         position = (time.monotonic_ns() - self._t0_ns) // self._clip.frame_ns + 1
-        while not self._clip.is_key_frame(position):
+        while not self._clip.is_key_frame(position):  # a decoder cannot begin in between
             position += 1
         while True:
             due_ns = self._t0_ns + position * self._clip.frame_ns
@@ -135,7 +138,9 @@ def main() -> int:
     sys.stdout.write(f"ready: rtsp://{options.host}:{server.get_bound_port()}/{clips[0].stem} to {clips[-1].stem}\n")
     sys.stdout.flush()
     loop.run()
-    return 0
+    # GStreamer's threads still run and call back into Python. An ordinary exit would take the interpreter down beneath
+    # them, and was seen to end with a segmentation fault. Nothing here needs to be cleaned up.
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ class Scene:
     def __init__(self, section: SimulatorSection) -> None:
         self.cameras = section.cameras
         self.frames = section.frames
+        # In the middle of a camera's picture, a pixel of the canvas is as large as one of the picture.
         scale = self.cameras[0].focal_px / backdrop.REFERENCE_PX_PER_RAD
         material = footage.load()
         still, foreground = backdrop.paint(material.place, section.seed)
@@ -47,6 +48,7 @@ class Scene:
         self.still: Picture = np.asarray(cv2.resize(still, size, interpolation=shrink), np.uint8)
         """The canvas without actors, (height, width, 3) BGR."""
         self._uncovered = 1.0 - cv2.resize(foreground, size, interpolation=cv2.INTER_AREA)
+        # The exact scale, because the canvas has whole pixels.
         self._scale = (size[0] / backdrop.WIDTH, size[1] / backdrop.HEIGHT)
         half_height = backdrop.HEIGHT / 2 / backdrop.REFERENCE_PX_PER_RAD
         self.cylinder = Cylinder(
@@ -83,6 +85,7 @@ class Scene:
         told = list(self._parked)
         for order, one in enumerate(drawn):
             visible = one.body & (self._uncovered[one.area] > 0.5)
+            # Actors are drawn from the farthest to the nearest, so those that follow may occlude this one.
             for nearer in drawn[order + 1 :]:
                 _subtract(visible, one.area, nearer)
             share = int(np.count_nonzero(visible)) / one.size
@@ -95,6 +98,7 @@ class Scene:
     def _draw(self, actor: actors.Actor, placed: actors.Placed, canvas: Picture) -> Drawn | None:
         sprite = placed.sprite
         height, width = sprite.body.shape
+        # Columns to a fraction of a pixel, so that people walk smoothly; rows do not change in a walk.
         x = placed.x * self._scale[0] - sprite.anchor_x
         top = round(placed.y * self._scale[1] - sprite.anchor_y)
         left = int(np.floor(x))
@@ -117,11 +121,13 @@ class Scene:
 
     def _parked_vehicle(self, number: int, box: tuple[int, int, int, int]) -> dict[str, Any]:
         left, top, right, bottom = box
+        # Points along both edges, because a straight edge is a curve in a camera's picture.
         x = np.linspace(left, right - 1, 50) * self._scale[0]
         edges = np.concatenate([np.column_stack([x, np.full(50, row * self._scale[1])]) for row in (top, bottom - 1)])
         return self._describe(201 + number, "vehicle", 1.0, edges)
 
     def _describe(self, identity: int, label: str, share: float, outline: NDArray[np.float64]) -> dict[str, Any]:
+        # An outline goes through the middles of pixels, and a box along their edges.
         (left, top), (right, bottom) = outline.min(axis=0) - 0.5, outline.max(axis=0) + 0.5
         (yaw_min, yaw_max), (v_min, v_max) = self.cylinder.direction(np.array([left, right]), np.array([top, bottom]))
         directions = self.cylinder.direction(outline[:, 0], outline[:, 1])

@@ -1,15 +1,15 @@
-"""Serve one clip as an endless live stream over HTTP, by FFmpeg's own one-client server.
+"""Serve one clip as an endless live stream over HTTP, with FFmpeg's built-in server, which takes one client at a time.
 
-Run as a process of its own, one a camera: while FFmpeg listens it holds the interpreter's lock, and Python cannot run
-beside it. The process ends on SIGTERM at once, and with the process that started it.
+Each camera is served by a separate process, because FFmpeg holds the interpreter's lock while it listens. The process
+ends immediately on SIGTERM, and when the process that started it ends.
 
-All cameras share one timeline: at the monotonic time t the picture ``(t - t0) modulo the loop`` is shown. A client
-starts at the latest key frame and is served in real time from there. Its timestamps are positions on the timeline
-that is not folded (``t - t0``), so they grow over the loop's end and are the same for all cameras and all clients.
-A timestamp of 90 kHz over 3600 is the frame's number, modulo the loop its index in ``truth.json``.
-MPEG-TS counts 33 bits of 90 kHz: after 26.5 hours they begin anew, which readers know how to handle.
+All cameras share one timeline: at the monotonic time t, they show the picture ``(t - t0) modulo the loop``. A client
+starts at the latest key frame and is served in real time from there. Its timestamps are times since t0, not modulo the
+loop. Therefore they increase across the loop's end, and are equal for all cameras and clients. A timestamp in units of
+1/90000 s, divided by 3600, is the frame's number; modulo the loop, that is its index in ``truth.json``. MPEG-TS has 33
+bits for a timestamp, so it wraps around after 26.5 hours, which readers handle.
 
-Source: FFmpeg's http protocol, option ``listen``; the tee muxer hands protocol options on, which PyAV's own output
+Source: FFmpeg's http protocol, option ``listen``. The tee muxer passes protocol options on, which PyAV's own output
 does not.
 """
 
@@ -31,10 +31,11 @@ from services.common.config import LogSection
 from services.simulator import child
 
 EXIT_PORT_IN_USE = 3
-"""Exit status that tells the starting process why."""
+"""Exit status if the port is in use, for the parent process."""
 GREATEST_LAG_S = 1.0
-"""A client that reads more slowly than this behind real time is moved on to the latest key frame."""
+"""A client that is further behind real time than this continues at the latest key frame."""
 PACKET_TIME_BASE = Fraction(1, 90_000)
+"""Unit of a timestamp in MPEG-TS, in seconds."""
 
 log = structlog.get_logger()
 
@@ -45,16 +46,16 @@ class Loop:
 
     packets: tuple[bytes, ...]
     key_frames: tuple[int, ...]
-    """Indices of packets that decoding can start at, ascending, the first is 0."""
+    """Indices of the packets at which decoding can start, ascending; the first is 0."""
     frame_s: Fraction
-    """Seconds from a packet to the next."""
+    """Seconds from one packet to the next."""
 
     @classmethod
     def read(cls, path: Path) -> Loop:
         """Read a clip.
 
         Raises:
-            OSError: It cannot be read.
+            OSError: The clip cannot be read, or has no frame rate.
         """
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
@@ -68,7 +69,7 @@ class Loop:
             )
 
     def latest_key_frame(self, position: int) -> int:
-        """The latest key frame at or before a position on the unfolded timeline, in frames."""
+        """Return the latest key frame at or before a position, in frames since the timeline's beginning."""
         turns, index = divmod(position, len(self.packets))
         return turns * len(self.packets) + max(key for key in self.key_frames if key <= index)
 
@@ -81,7 +82,7 @@ class Timeline:
         self._frame_s = frame_s
 
     def position(self) -> int:
-        """The frame that is due now."""
+        """Return the frame that is due now."""
         return max(0, int((time.monotonic() - self._t0_s) / self._frame_s))
 
     def wait_for(self, position: int) -> None:
@@ -90,7 +91,7 @@ class Timeline:
 
 
 def serve(path: Path, host: str, port: int, t0_s: float) -> None:
-    """Serve a clip, one client after the other, for ever.
+    """Serve a clip forever, one client after the other.
 
     Args:
         path: The clip, MPEG-TS; its name is the path of the URL.
@@ -99,8 +100,8 @@ def serve(path: Path, host: str, port: int, t0_s: float) -> None:
         t0_s: ``time.monotonic()`` at the timeline's beginning.
 
     Raises:
-        av.error.AddressInUseError: Another process listens there.
-        OSError: The clip cannot be read, or the address cannot be listened on.
+        av.error.AddressInUseError: Another process listens on that port.
+        OSError: The clip cannot be read, or the process cannot listen on that address.
     """
     loop = Loop.read(path)
     timeline = Timeline(t0_s, loop.frame_s)
@@ -115,7 +116,7 @@ def _serve_client(path: Path, url: str, loop: Loop, timeline: Timeline) -> None:
         output = av.open(f"[f=mpegts:listen=1]{url}", "w", format="tee")
         stream = output.add_stream_from_template(source.streams.video[0])
         output.start_encoding()
-    log.info("client came", url=url)
+    log.info("client connected", url=url)
     sent, reason = 0, ""
     try:
         position = loop.latest_key_frame(timeline.position())
@@ -123,12 +124,15 @@ def _serve_client(path: Path, url: str, loop: Loop, timeline: Timeline) -> None:
             packet = av.Packet(loop.packets[position % len(loop.packets)])
             packet.stream = stream
             packet.time_base = PACKET_TIME_BASE
+            # Fractions are exact, so that timestamps do not drift from the frames' numbers over days.
             packet.pts = packet.dts = int(position * loop.frame_s / PACKET_TIME_BASE)
             packet.is_keyframe = position % len(loop.packets) in loop.key_frames
+            # The frames since the key frame are due already, so a new client gets them at once.
             timeline.wait_for(position)
             output.mux(packet)
             sent += 1
             position += 1
+            # A slow client blocks mux(): skip to a key frame, so that its pictures do not get older and older.
             now = timeline.position()
             if (now - position) * loop.frame_s > GREATEST_LAG_S:
                 position = max(position, loop.latest_key_frame(now))
@@ -137,11 +141,11 @@ def _serve_client(path: Path, url: str, loop: Loop, timeline: Timeline) -> None:
     finally:
         with contextlib.suppress(OSError):
             output.close()
-    log.info("client went", url=url, frames=sent, reason=reason)
+    log.info("client disconnected", url=url, frames=sent, reason=reason)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Serve the clip that the command line names; return the exit status."""
+    """Serve the clip named on the command line. Return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m services.simulator.serve", description="Serve one clip over HTTP.")
     parser.add_argument("clip", type=Path)
     parser.add_argument("--host", required=True)

@@ -1,4 +1,4 @@
-"""Run the simulator: render once, then serve five cameras until told to stop."""
+"""Run the simulator: render the clips once, then serve five cameras until stopped."""
 
 from __future__ import annotations
 
@@ -23,20 +23,21 @@ from services.simulator.render import PROGRESS, STEPS, clips_folder, remove_inte
 from services.simulator.serve import EXIT_PORT_IN_USE
 
 TERMINATION_S = 1.0
-"""How long the camera processes may take to end before they are killed."""
+"""Time that the cameras' processes have to end before they are killed."""
 SIGNAL_S = 0.3
-"""How long a signal may take to arrive here after it ended a camera's process: a terminal sends it to both."""
+"""Longest time between the end of a camera's process by a signal and the arrival of that signal in this process: a
+terminal sends it to both."""
 
 log = structlog.get_logger()
 
 
 class _State:
-    """What the status tells: how far the render is, and then which picture is shown when."""
+    """Content of the status: first the progress of the render, then the timeline of the cameras."""
 
     def __init__(self, stream: str) -> None:
         self.progress: tuple[str, int, int] | None = ("prepare", 0, 0)
-        """Step of the render, how much of it is done, and how much there is, 0 where that is not known; ``None`` once
-        the clips are there."""
+        """Step of the render, the completed amount and the total, which is 0 if it is unknown; ``None`` once the clips
+        are complete."""
         self.details: dict[str, float] = {}
         try:
             self.server = StatusServer(stream, "simulator", self.document)
@@ -44,7 +45,7 @@ class _State:
             raise ServiceError(str(error)) from None
 
     def document(self) -> dict[str, Any]:
-        """Describe the simulator as JSON; called by the status server's threads."""
+        """Return the status, ready for JSON. Called by the status server's threads."""
         document = status_document("simulator", {}, stale_after_s=math.inf, details=self.details)
         if (progress := self.progress) is not None:
             step, done, total = progress
@@ -57,12 +58,12 @@ class _State:
 def main(configuration: SimulatorConfiguration, stop: threading.Event) -> None:
     """Serve the five cameras until ``stop`` is set.
 
-    The status is served from the start. While the clips are being rendered it has ``progress``. Then its details tell
-    which picture is shown when: frame ``(t - t0_s) * fps`` modulo ``frames`` at the monotonic time t.
+    The status is served from the start. While the clips are rendered, it has ``progress``. Then its details contain the
+    cameras' timeline: at the monotonic time t, they show frame ``(t - t0_s) * fps`` modulo ``frames``.
 
     Raises:
         ServiceError: A port is in use, the cache cannot be written, a camera's process ended, or another simulator of
-            the same stream runs.
+            the same stream is running.
     """
     section = configuration.simulator
     state = _State(configuration.stream.name)
@@ -79,15 +80,16 @@ def main(configuration: SimulatorConfiguration, stop: threading.Event) -> None:
                 try:
                     cameras.check()
                 except ServiceError:
+                    # After Ctrl-C this is the normal end, not a fault.
                     if not stop.wait(SIGNAL_S):
                         raise
 
 
 def check(configuration: SimulatorConfiguration) -> None:
-    """See whether the ports are free, or held by a simulator of the same stream, and the clips there or renderable.
+    """Check that the ports are free or used by a simulator of the same stream, and the clips exist or can be rendered.
 
     Raises:
-        ServiceError: They are not; one line a fault.
+        ServiceError: Something is unusable; the message has one line for each fault.
     """
     section, faults = configuration.simulator, []
     try:
@@ -100,6 +102,7 @@ def check(configuration: SimulatorConfiguration) -> None:
     except OSError as error:
         faults.append(f"The footage {error.filename} cannot be read: {error.strerror}.")
     else:
+        # The nearest folder that exists: mkdir() creates the others in it.
         there = next(path for path in (section.cache_dir, *section.cache_dir.absolute().parents) if path.exists())
         if not folder.is_dir() and not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
             faults.append(
@@ -110,13 +113,14 @@ def check(configuration: SimulatorConfiguration) -> None:
 
 
 def check_ports(section: SimulatorSection) -> None:
-    """Find out early whether all ports are free.
+    """Check that all ports are free, before the clips are rendered.
 
     Raises:
-        ServiceError: One is not; the message says which and what to set.
+        ServiceError: A port is in use; the message names it and what to set.
     """
     for port in range(section.first_port, section.first_port + len(section.cameras)):
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            # Without it, connections of an earlier run in TIME_WAIT would make the port look used: see socket(7).
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((section.host, port))
@@ -126,13 +130,13 @@ def check_ports(section: SimulatorSection) -> None:
 
 
 def rendered(section: SimulatorSection, log_section: LogSection, stop: threading.Event, state: _State) -> Path | None:
-    """The folder with the clips, rendered if need be by another process, which ``stop`` ends at any point.
+    """Return the folder with the clips. If it is missing, render them in another process.
 
     Returns:
-        The folder; None when ``stop`` was set before it was complete.
+        The folder, or None if ``stop`` was set before the clips were complete.
 
     Raises:
-        ServiceError: They cannot be rendered.
+        ServiceError: The clips cannot be rendered.
     """
     folder = clips_folder(section)
     if folder.is_dir():
@@ -143,13 +147,14 @@ def rendered(section: SimulatorSection, log_section: LogSection, stop: threading
         reader.start()
         while process.poll() is None:
             if stop.wait(0.1):
+                # The render has nothing to finish: an unfinished folder is never used.
                 process.kill()
                 process.wait()
                 remove_interrupted(section)
                 return None
         reader.join()
     if process.returncode != 0:
-        if stop.wait(SIGNAL_S):
+        if stop.wait(SIGNAL_S):  # a signal has ended both
             return None
         raise ServiceError(
             reader.reason or f"The process that renders the clips ended with status {process.returncode}."
@@ -158,12 +163,12 @@ def rendered(section: SimulatorSection, log_section: LogSection, stop: threading
 
 
 class _RenderReader(threading.Thread):
-    """Reads what the rendering process prints, so that it never waits for a reader."""
+    """Reads the output of the rendering process, which would otherwise block when the pipe is full."""
 
     def __init__(self, process: subprocess.Popen[str], state: _State) -> None:
         super().__init__(name="render", daemon=True)
         self.reason = ""
-        """The last line that is not of progress."""
+        """The last line that does not report progress."""
         self._process = process
         self._state = state
 
@@ -178,7 +183,7 @@ class _RenderReader(threading.Thread):
 
 
 class Cameras:
-    """The five serving processes, as a context: they start together and end together."""
+    """The five serving processes. A context manager, which starts and ends them together."""
 
     def __init__(self, section: SimulatorSection, folder: Path, log_section: LogSection) -> None:
         self._host = section.host
@@ -186,12 +191,12 @@ class Cameras:
         self._clips = [folder.resolve() / f"{camera.name}.ts" for camera in section.cameras]
         self._log_section = log_section
         self.t0_s = time.monotonic()
-        """Where the cameras' common timeline begins, ``time.monotonic()``."""
+        """``time.monotonic()`` at the beginning of the cameras' common timeline."""
         self._processes: list[subprocess.Popen[str]] = []
 
     @property
     def urls(self) -> list[str]:
-        """Where a client finds the cameras, from left to right."""
+        """URLs of the cameras, from left to right."""
         return [f"http://{self._host}:{port}/{clip.name}" for port, clip in zip(self._ports, self._clips, strict=True)]
 
     def __enter__(self) -> Cameras:
@@ -202,10 +207,10 @@ class Cameras:
         return self
 
     def check(self) -> None:
-        """Find out whether all cameras are still served.
+        """Check that all cameras are still served.
 
         Raises:
-            ServiceError: One is not.
+            ServiceError: A camera's process has ended.
         """
         for process, port in zip(self._processes, self._ports, strict=True):
             status = process.poll()
@@ -215,6 +220,7 @@ class Cameras:
                 raise ServiceError(f"The process that serves port {port} ended with status {status}.")
 
     def __exit__(self, *_: object) -> None:
+        # Signal all of them first, so that they end at the same time.
         for process in self._processes:
             process.terminate()
         deadline = time.monotonic() + TERMINATION_S

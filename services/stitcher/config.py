@@ -27,7 +27,7 @@ class PoseSection(Section):
     pitch_deg: float = Field(0.0, ge=-90, le=90)
     """Upwards."""
     roll_deg: float = Field(0.0, ge=-180, le=180)
-    """Clockwise, as seen by the camera, in addition to :attr:`CameraSection.rotation_deg`."""
+    """Clockwise, as seen from behind the camera, in addition to :attr:`CameraSection.rotation_deg`."""
 
 
 class CameraSection(Section):
@@ -75,7 +75,7 @@ class CameraSection(Section):
         check_credentials(url)
         try:
             parts = urlsplit(url)
-            _ = parts.port
+            _ = parts.port  # a port is only checked when it is read
         except ValueError:
             raise ValueError("the URL cannot be parsed: its host or port is malformed") from None
         if parts.scheme in ("rtsp", "rtsps", "http", "https", "rtmp", "srt") and not parts.hostname:
@@ -153,7 +153,8 @@ class SynchronizerSection(Section):
     tolerance_s: Seconds = 0.04
     """Largest distance in time between the frames of a set; a camera beyond it shows its previous picture."""
     max_wait_s: Seconds = 0.12
-    """Longest time that a frame waits for the other cameras' frames. It bounds the added latency."""
+    """Longest time that a frame waits for the other cameras' frames, in addition to the largest ``delay_s``. It bounds
+    the added latency."""
 
 
 Point = tuple[float, float]
@@ -190,7 +191,7 @@ class CalibrationSection(Section):
     wait_s: Seconds = 10.0
     """Longest wait for all cameras before a first calibration without the missing ones."""
     retry_s: Seconds = 10.0
-    """Wait between attempts while cameras are not placed."""
+    """Wait after the first attempt while cameras are not placed; each attempt doubles it, up to 32 times this."""
     points: tuple[PointPairSection, ...] = ()
     """Point pairs marked by the operator, in addition to those that the calibration finds."""
 
@@ -240,7 +241,7 @@ class StitcherSection(Section):
     feather_px: int = Field(16, ge=0, le=256, multiple_of=2)
     """Width of the strip at a seam in which one camera fades into the next, in steps of 4; 0 for a hard cut."""
     open_timeout_s: Seconds = 10.0
-    """Longest wait for a camera to answer."""
+    """Longest wait for a camera to answer. Each time-out doubles it, up to its sum with ``key_frame_wait_s``."""
     read_timeout_s: Seconds = 5.0
     """Longest wait for a camera's next packet before reconnecting; for a slow camera, at least four of its periods."""
     key_frame_wait_s: Seconds = 30.0
@@ -263,7 +264,7 @@ class StitcherSection(Section):
             raise ValueError(f"each camera needs a name of its own: {', '.join(twice)}")
         unknown = sorted({name for pair in self.calibration.points for name in pair.cameras} - set(names))
         if unknown:
-            raise ValueError(f"calibration.points name cameras that there are not: {', '.join(unknown)}")
+            raise ValueError(f"calibration.points must name configured cameras, not: {', '.join(unknown)}")
         return self
 
 

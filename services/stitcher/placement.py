@@ -34,7 +34,8 @@ MAX_RETRY_FACTOR = 32
 """Limit of the exponential backoff, in multiples of ``retry_s``: each attempt costs seconds of work."""
 ANGLES_AND_LENS = ("yaw_deg", "pitch_deg", "roll_deg", "focal_px", "k1", "k2", "rms_px")
 FRAME_SETS, FRAME_SET_INTERVAL_S = 3, 0.5
-"""Frame sets used by one attempt. Several sets reveal moving things, and each adds features."""
+"""Frame sets used by one attempt, and the time between them. Several sets reveal what moves: of six mixes of pictures
+up to two seconds apart, one set placed all five cameras in none, and three sets in all six."""
 
 
 class Placement:
@@ -110,6 +111,7 @@ class Placement:
 
     def close(self) -> None:
         """Stop a running calibration."""
+        # The worker kills the calibration's process, so it ends soon.
         self._closing.set()
         if self._worker is not None:
             self._worker.join()
@@ -136,6 +138,7 @@ class Placement:
         there = {name for name, picture in pictures.items() if picture is not None}
         if self._first_pictures_s is None:
             self._first_pictures_s = now_s
+        # Use pictures of one instant of all cameras. After the wait, use what there is if it may place another camera.
         if there & set(fresh) != set(self._names) and (
             now_s - self._first_pictures_s < self._settings.wait_s or len(there) < 2 or not there & unplaced
         ):
@@ -145,6 +148,7 @@ class Placement:
     def _begin(self, aspects: Mapping[str, float]) -> None:
         """Start to calibrate from the last frame sets, in a thread."""
         self._sets_wanted = FRAME_SETS
+        # Cameras that cannot be placed, as at night, must not cost seconds of work again and again.
         self._next_try_s = time.monotonic() + self._retry_s
         self._retry_s = min(2 * self._retry_s, MAX_RETRY_FACTOR * self._settings.retry_s)
         self._worker = threading.Thread(target=self._find, args=(tuple(self._frame_sets), aspects), name="calibrate")
@@ -164,6 +168,7 @@ class Placement:
         """Calibrate. Runs in the worker thread."""
         if self._current is None:
             self._state = "calibrating"
+        # A camera may have changed its resolution between two sets.
         images = frame_sets[-1]
         pictures = {
             name: [one[name] for one in frame_sets if name in one and one[name].shape == newest.shape]
@@ -188,6 +193,7 @@ class Placement:
             )
             with self._lock:
                 before = self._current
+            # Without a camera more, a new calibration would only change the geometry of the panorama.
             if before is not None and len(found.cameras) <= len(before.calibration.cameras):
                 self._log.warning("cameras still not placed", reasons=dict(found.reasons))
                 return
@@ -195,7 +201,8 @@ class Placement:
         except CalibrationError as error:
             if self._current is None:
                 self._state = f"failed: {error}"
-            self._log.error("calibration failed", reason=str(error), next_try_s=self._retry_s / 2)
+            next_try_s = round(max(0.0, self._next_try_s - time.monotonic()), 1)
+            self._log.error("calibration failed", reason=str(error), next_try_s=next_try_s)
             return
         finally:
             self.progress = None
@@ -219,6 +226,7 @@ class Placement:
             renderer=self.renderer,
         )
         found = _describe(calibration, stitcher.panorama)
+        # Prepare first, which takes about a second, then exchange: the panorama goes on meanwhile.
         with self._lock:
             self._current = stitcher
             self._found = found
@@ -240,7 +248,7 @@ class Placement:
                 "cameras not placed, they are left out",
                 cameras=list(calibration.unplaced),
                 reasons=dict(calibration.reasons),
-                remedy="check that they run and overlap their neighbours; it is tried again with later pictures",
+                remedy="check that they run and overlap their neighbours; later pictures are tried as well",
             )
 
     def _save(self, calibration: Calibration) -> None:
@@ -253,7 +261,7 @@ class Placement:
 
 
 def _exposure(stitcher: Stitcher) -> dict[str, Any]:
-    """Return the correction of each camera's colours: gains of blue, green and red, and the brightness of a corner."""
+    """Return the correction of each camera's colours: gains of blue, green and red, and the factor in a corner."""
     exposure = stitcher.exposure
     return {
         pose.name: {"gains": np.round(gains, 3).tolist(), "corner": round(math.exp(lens.sum()), 3)}

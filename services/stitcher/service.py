@@ -31,9 +31,11 @@ from services.stitcher.rendering.stitch import Stitcher
 from services.stitcher.rendering.warp import NotInPlace
 
 STALE_AFTER_S = 5.0
+"""Age of the newest panorama above which the service is not healthy."""
 POLL_S = 0.02
 """Longest wait for a frame. It is short because a frame set can become due by time alone."""
 STOP_S = 0.5
+"""Longest wait for the cameras' threads at the end. Those that hang in a read are daemons."""
 
 
 class _Inbox:
@@ -94,6 +96,7 @@ class _Publishing:
                 )
             return self._converters[pose.name].planes(picture, pose.width_px, pose.height_px)
 
+        # A conversion of an unusual format or size takes milliseconds, so run those of several cameras at once.
         pictures = list(self._pool.map(convert, stitcher.calibration.cameras))
         stitcher.adapt(pictures, time.monotonic())
         placed = {pose.name for pose in stitcher.calibration.cameras}
@@ -113,6 +116,7 @@ class _Publishing:
         except NotInPlace as error:
             raise ServiceError(str(error)) from None
         self._stage.record((time.monotonic_ns() - frame_set.captured_ns) / NS, skipped=frame_set.skipped)
+        # Decoded pictures are never written to again, so the thread may read them without a copy.
         if self.quality.wants_pictures:
             whole = {self._names[index] for index in present if not frame_set.damaged[index]}
             planes = zip(stitcher.calibration.cameras, pictures, strict=True)
@@ -197,6 +201,7 @@ def main(configuration: StitcherConfiguration, stop: threading.Event) -> None:
                     frame_set = inbox.next(POLL_S)
                     if frame_set is None:
                         continue
+                    # A damaged picture is shown, if so configured, but never calibrated from.
                     whole = [
                         None if damaged else picture
                         for picture, damaged in zip(frame_set.pictures, frame_set.damaged, strict=True)
@@ -213,6 +218,7 @@ def main(configuration: StitcherConfiguration, stop: threading.Event) -> None:
 
 
 def _end(cameras: Sequence[CameraReader]) -> None:
+    # Ask all of them to stop first, so that they end at the same time.
     for camera in cameras:
         camera.request_stop()
     deadline_s = time.monotonic() + STOP_S
@@ -228,6 +234,7 @@ def _describe(
     publishing: _Publishing,
 ) -> dict[str, Any]:
     """Return the status. A lost camera is a detail, not a fault: the service renders without it."""
+    # Health is that of the panorama; the cameras' stages are shown beside it.
     publish = {"publish": stages["publish"]}
     health = status_document("stitcher", publish, stale_after_s=STALE_AFTER_S)
     document = status_document("stitcher", stages, stale_after_s=STALE_AFTER_S)
@@ -282,6 +289,7 @@ def check(configuration: StitcherConfiguration) -> None:
         try:
             load(file, [camera.name for camera in section.cameras])
         except FileNotFoundError:
+            # The file is written later, which should not fail then.
             if not file.absolute().parent.is_dir():
                 faults.append(f"the calibration cannot be written to {file}: there is no folder {file.parent}")
         except CalibrationError as error:

@@ -18,6 +18,7 @@ def parse_address(text: str | None) -> IPv4Address | IPv6Address | None:
         address = ipaddress.ip_address((text or "").partition("%")[0])
     except ValueError:
         return None
+    # A socket that listens on both versions reports IPv4 clients in mapped form.
     mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
     return mapped or address
 
@@ -46,10 +47,10 @@ def client_address(peer: str | None, headers: Mapping[str, str], proxies: Sequen
         return peer
     for entry in reversed(headers.get("X-Forwarded-For", "").split(",")):
         address = entry.strip()
-        if parse_address(address) is None:
+        if parse_address(address) is None:  # some proxies add the port, or brackets around IPv6
             address = host_name(address)
         if parse_address(address) is None:
-            return peer
+            return peer  # without a readable address, count the request to the proxy itself
         if not is_trusted(address, proxies):
             return address
     return peer
@@ -59,6 +60,7 @@ def forwarded_host(peer: str | None, headers: Mapping[str, str], proxies: Sequen
     """Return the host by which a browser reached the nearest trusted proxy, or None if no trusted proxy sends it."""
     if not is_trusted(peer, proxies):
         return None
+    # The nearest proxy appends its entry last; those before it may be the client's.
     return headers.get("X-Forwarded-Host", "").rpartition(",")[2].strip() or None
 
 

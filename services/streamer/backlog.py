@@ -9,6 +9,9 @@ which are old when the viewer receives them. The streamer can only observe the r
    ends of two such stalls, so the bytes sent in between give the throughput of the line.
 3. The throughput gives the amount in flight, which is allowed to drain. From then on, pictures are sent at slightly
    less than the throughput, for as long as the connection lasts, because an increase cannot be observed.
+
+Behind a default nginx that is read at 250 kB/s, pictures were 36 to 40 s old after a minute. With this limit they are
+at most 16 s old, and less than 0.6 s from the 30th second on.
 """
 
 from __future__ import annotations
@@ -21,15 +24,23 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 STALLED_S: Final = 1.0
+"""Time without reading after which the buffers behind the receiver count as full."""
 JUDGED_S: Final = 4.0
+"""Least time between two stalls for a measurement of the throughput."""
 WAITED_SHARE: Final = 0.35
 """Least share of the time spent waiting for a valid measurement of the throughput."""
 USED_SHARE: Final = 0.85
+"""Share of the measured throughput that is used."""
 ON_ITS_WAY_S: Final = 0.5
+"""Data in flight that need not drain, as a time at the measured throughput."""
 LONGEST_PAUSE_S: Final = 60.0
+"""Longest pause to let the buffers drain."""
 LOOK_S: Final = 0.01
+"""Interval of reading the window."""
 FIRST_PROBE_S: Final = 0.02
+"""Wait before the first bytes that provoke an acknowledgement."""
 PROBE_S: Final = 0.2
+"""Interval between further ones."""
 
 _SND_WND: Final = (struct.Struct("I"), 228)
 """tcpi_snd_wnd in struct tcp_info of linux/tcp.h: the window that the receiver advertises, in bytes."""
@@ -74,30 +85,33 @@ class Backlog:
         Raises:
             ConnectionError: The viewer disconnected.
         """
-        await self._until_read(sent_bytes)
+        await self._until_read(sent_bytes)  # step 1
         self._sent_bytes += sent_bytes
         now_s = time.monotonic()
         took_s = now_s - started_s
         self._waited_s += took_s
         pause_s = self._judge(now_s) if took_s >= STALLED_S else 0.0
+        # Step 3: once the throughput is known, a picture occupies the line for at least its share of it.
         if self.bytes_per_second is not None:
             took_s = max(took_s, sent_bytes / self.bytes_per_second)
         await asyncio.sleep(max(pause_s, started_s + took_s - now_s, 0.0))
-        if pause_s:
+        if pause_s:  # the buffers have drained, so count anew
             self._began_s, self._sent_bytes = time.monotonic(), 0
         return took_s
 
     def _judge(self, now_s: float) -> float:
-        """Measure the throughput at the end of a stall. Return how long to pause."""
+        """Measure the throughput at the end of a stall (step 2). Return how long to pause."""
         pause_s = 0.0
         if self._mark is not None:
             marked_s, marked_bytes = self._mark
             judged_s = now_s - marked_s
             if judged_s < JUDGED_S:
-                return 0.0
+                return 0.0  # keep the mark, and measure at a later stall
+            # Mostly waiting means that the line was the limit; otherwise the publisher was.
             if self._waited_s >= WAITED_SHARE * judged_s:
                 carried = (self._sent_bytes - marked_bytes) / judged_s
                 self.bytes_per_second = carried * USED_SHARE
+                # What was sent since the beginning would take this much longer than the time that has passed.
                 behind_s = self._sent_bytes / carried - (now_s - self._began_s)
                 pause_s = min(max(behind_s - ON_ITS_WAY_S, 0.0), LONGEST_PAUSE_S)
         self._mark = None if pause_s else (now_s, self._sent_bytes)

@@ -15,14 +15,16 @@ from services.streamer.order import DetectionOrder, Place
 from services.streamer.thread import StreamerThread
 
 SLICE_S = 0.1
+"""Longest wait without checking whether to stop."""
 LOOK_AGAIN_S = 1.0
+"""Interval between two searches for detectors, and wait after a failure."""
 
 
 class DetectionThread(StreamerThread):
     """Delivers the detections of each detector in the order of its frames, until stopped.
 
-    Detections of an older or a future frame are dropped and counted as skipped. Late detections are delivered
-    regardless of their age, because they show that the detector is alive.
+    Detections of an older or a future frame are dropped and counted as skipped. All others are delivered, however long
+    the detector took, because they show that it is alive.
 
     Args:
         stream: Name of the stream.
@@ -52,6 +54,7 @@ class DetectionThread(StreamerThread):
             try:
                 self._receive()
             except (OSError, zmq.ZMQError) as error:
+                # Without file descriptors the page loses its boxes for a while; the pictures must go on.
                 self.failures += 1
                 if self.failures == 1:
                     structlog.get_logger().warning("detections cannot be received", reason=str(error))
@@ -79,6 +82,7 @@ class DetectionThread(StreamerThread):
             self.failures += 1
 
     def _take(self, detections: Detections) -> None:
+        # A detector that restarts may send a frame that its predecessor has already processed.
         if self._order.place(detections) is not Place.NEWEST:
             self._late += 1
             return

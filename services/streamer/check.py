@@ -31,7 +31,7 @@ def check(configuration: StreamerConfiguration) -> None:
         raise ServiceError(f"the page's file {error.filename} cannot be read: {error.strerror}") from None
     section = configuration.streamer
     if section.from_broker:
-        from services.streamer.remote import check as check_remote  # noqa: PLC0415  a ring needs no client for a broker
+        from services.streamer.remote import check as check_remote  # noqa: PLC0415  a ring requires no broker client
 
         check_remote(configuration)
     try:
@@ -39,11 +39,13 @@ def check(configuration: StreamerConfiguration) -> None:
             section.host, section.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         with socket.socket(family, kind, protocol) as probe:
+            # As the server does: connections of a previous run in TIME_WAIT do not prevent the bind.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
             probe.listen(1)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
+            # The running streamer holds the address, and will have released it by the next start.
             if SERVICE.status(configuration) is not None:
                 return
             reason = "another program listens there: stop it, or set another streamer.port"

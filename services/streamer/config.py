@@ -57,6 +57,7 @@ class StreamerSection(Section):
 
     @model_validator(mode="after")
     def _limits_in_order(self) -> Self:
+        # The default of delayed_after_s is not a fault beside a smaller stale_after_s: limits reduces it.
         if "delayed_after_s" in self.model_fields_set and self.delayed_after_s > self.stale_after_s:
             raise ValueError(
                 f"delayed_after_s {self.delayed_after_s:g} is more than stale_after_s {self.stale_after_s:g}"

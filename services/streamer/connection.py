@@ -63,7 +63,7 @@ class Connection(asyncio.Protocol):
         self._socket: socket.socket | None = None
         self._taken_bytes = 0
         self._unread = False
-        self._tail = b""
+        self._tail = b""  # the last four received bytes
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Request admission. If it is rejected, answer 503 and close."""
@@ -79,7 +79,7 @@ class Connection(asyncio.Protocol):
                 f"Connection: close\r\nContent-Length: {len(text)}\r\n\r\n{text}".encode()
             )
             self._transport.close()
-            self._transport = None
+            self._transport = None  # aiohttp never learns of this connection, so forward no event of it
             return
         self._http.connection_made(transport)
 
@@ -90,6 +90,7 @@ class Connection(asyncio.Protocol):
         self._tail = (self._tail + data[-4:])[-4:]
         if self.phase is Phase.IDLE:
             self.enter(Phase.HEAD)
+        # In phase HEAD the deadline does not move: bytes that trickle in must not extend it.
         self._http.data_received(data)
 
     def eof_received(self) -> bool | None:
@@ -133,6 +134,7 @@ class Connection(asyncio.Protocol):
 
     def overdue(self, limits: ConnectionLimits, now_s: float) -> str:
         """Return which deadline has passed: ``head``, ``idle``, ``write``, or an empty string."""
+        # While data is pending the client has to act, and only the deadline for that applies.
         if self._is_pending(now_s):
             if now_s - self.taken_s > limits.write_timeout_s:
                 return "write"
@@ -149,6 +151,7 @@ class Connection(asyncio.Protocol):
         """Return the rank for eviction, lowest first, or None for a connection that makes progress."""
         if self.phase is not Phase.BUSY:
             return self.phase, self.since_s
+        # A response that makes progress is never evicted, however slow it is.
         return (Phase.BUSY, self.taken_s) if now_s - self.taken_s > STALLED_S else None
 
     def _is_pending(self, now_s: float) -> bool:
@@ -161,12 +164,14 @@ class Connection(asyncio.Protocol):
         unacked, acked, notsent = (
             field.unpack_from(info, at)[0] for field, at in (_UNACKED, _BYTES_ACKED, _NOTSENT_BYTES)
         )
+        # Unacknowledged by the client's kernel, not sent yet by this one, or still in asyncio's buffer.
         pending = bool(
             self._unread
             or unacked
             or notsent
             or (self._transport is not None and self._transport.get_write_buffer_size())
         )
+        # Some bytes are not enough: a client could otherwise keep its place by reading one byte at a time.
         if not pending or acked - self._taken_bytes >= MIN_TAKEN_BYTES:
             self.taken_s, self._taken_bytes = now_s, acked
         return pending

@@ -33,8 +33,11 @@ from services.streamer.connection import Connection, Phase
 from services.streamer.limits import ConnectionLimits
 
 SWEEP_S: Final = 0.25
+"""Shortest interval between two searches for passed deadlines."""
 BACKLOG: Final = 128
+"""Connections that the kernel queues before they are accepted."""
 WARN_AGAIN_S: Final = 60.0
+"""Shortest interval between two warnings of missing descriptors."""
 SERVER_OPTIONS: Final[dict[str, Any]] = {"handler_cancellation": True, "lingering_time": 1.0}
 """For ``web.AppRunner``: cancel a handler when its connection ends, and drain an unread body for a second only."""
 
@@ -64,7 +67,7 @@ class Connections:
         return sum(map(len, self._groups.values()))
 
     def summary(self) -> dict[str, Any]:
-        """Counts and caps, ready for JSON."""
+        """Return the counts and limits, ready for JSON."""
         return {
             "open": self.open,
             "max": self.limits.max_connections,
@@ -91,6 +94,7 @@ class Connections:
 
     def admit(self, connection: Connection) -> str:
         """Admit a connection, or return the reason for its rejection."""
+        # Rule 3, first for the address, then for all: a busy address makes room at its own expense.
         limits = self.limits
         own = self._groups.get(connection.group, {})
         if self._has_share(connection.peer) and len(own) >= limits.max_per_address and not self._evict_one([own]):
@@ -118,6 +122,7 @@ class Connections:
         if now_s - self._swept_s < SWEEP_S:
             return
         self._swept_s = now_s
+        # Rules 1 and 2. Copy the connections, because dropping one changes the groups.
         for connection in [connection for group in self._groups.values() for connection in group]:
             if deadline := connection.overdue(self.limits, now_s):
                 self._drop(connection, deadline)
@@ -127,6 +132,7 @@ class Connections:
         """Mark the connection as busy while its request is served. This must be the outermost middleware."""
         connection = None if request.transport is None else request.transport.get_protocol()
         try:
+            # Connection.end_request() relies on requests without a body.
             if request.body_exists:
                 raise _refusal(web.HTTPRequestEntityTooLarge(0, 1, text="no request here has a body\n"))
             if not isinstance(connection, Connection):
@@ -151,7 +157,7 @@ class Connections:
             return
         client = client_address(connection.peer, request.headers, self.limits.trusted_proxies)
         if not self._has_share(client):
-            return
+            return  # the request is the proxy's own, such as a health check
         if len(self._groups.get(group_of(client), ())) >= self.limits.max_per_address:
             self.refused["address"] += 1
             raise _refusal(
@@ -175,6 +181,7 @@ class Connections:
         """Close the connection that has been inactive for longest, in the first group that has an inactive one."""
         now_s = time.monotonic()
         for group in groups:
+            # Of one group only: the smallest rank of all might belong to an address with few connections.
             ranked = [(rank, connection) for connection in group if (rank := connection.rank(now_s)) is not None]
             if ranked:
                 self._drop(min(ranked, key=lambda entry: entry[0])[1], "evicted")
@@ -183,11 +190,12 @@ class Connections:
 
     def _drop(self, connection: Connection, reason: str) -> None:
         self.dropped[reason] += 1
-        self.forget(connection)
+        self.forget(connection)  # now, because connection_lost() is called only later
         connection.abort()
 
     def _handle_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Handle asyncio's report that accept(2) failed. asyncio itself retries after a second."""
+        # Only a failed accept(2) has the listening socket in its context.
         error = context.get("exception")
         if isinstance(error, OSError) and error.errno in _EXHAUSTED and "socket" in context:
             self._note_exhaustion(error)
@@ -195,7 +203,7 @@ class Connections:
             loop.default_exception_handler(context)
 
     def _note_exhaustion(self, error: OSError) -> None:
-        """Count the failure once, although asyncio reports it many times, and close inactive connections."""
+        """Count the failure once, although asyncio reports it many times, and close inactive connections (rule 4)."""
         now_s = time.monotonic()
         if now_s - self._exhausted_s < SWEEP_S:
             return
@@ -210,6 +218,6 @@ class Connections:
 
 
 def _refusal(error: web.HTTPException) -> web.HTTPException:
-    """Make the connection close after the response."""
+    """Make the connection close after the response: it has unread data, or its place is needed."""
     error.force_close()
     return error

@@ -80,6 +80,7 @@ class PictureEncoder:
             raise UnsupportedFrame(f"a frame of {pixels.shape[1]}x{pixels.shape[0]} is too small to be shown")
         if self._small.shape != (height, width, channels):
             self._small = np.empty((height, width, channels), np.uint8)
+        # Without an odd last row or column: OpenCV's fast path requires exactly one half.
         cv2.resize(pixels[: height * 2, : width * 2], (width, height), dst=self._small, interpolation=cv2.INTER_AREA)
         return self._small
 
@@ -95,6 +96,7 @@ class PictureEncoder:
         """
         wanted = LEVELS[level]
         if wanted.divisor > 1:
+            # From the half-size picture: the frame itself is released by then, and has four times the pixels.
             size = (small.shape[1] // wanted.divisor, small.shape[0] // wanted.divisor)
             small = np.asarray(cv2.resize(small, size, interpolation=cv2.INTER_AREA), np.uint8)
         return _encode(small, max(1, round(self._quality * wanted.quality)))
@@ -108,6 +110,7 @@ def level_of(small: NDArray[np.uint8], wanted: int) -> int:
 def message_picture(width_px: int, height_px: int, lines: Sequence[str]) -> bytes:
     """Return a JPEG of a dark panel with lines of ASCII text, for viewers that can show only pictures."""
     panel = np.full((height_px, width_px, 3), 24, np.uint8)
+    # As large as the lines' number and the longest line permit.
     scale = min(height_px / 40 / (len(lines) + 1), width_px / 20 / max(map(len, lines), default=1))
     for row, line in enumerate(lines, start=1):
         place = (width_px // 40, round(height_px * row / (len(lines) + 1)))

@@ -17,7 +17,7 @@ def run(configuration: StreamerConfiguration, stop: threading.Event) -> None:
 
 
 def check(configuration: StreamerConfiguration) -> None:
-    """Read the page's files, and check whether its address can be bound."""
+    """Read the page's files, check broker and storage if they are used, and check that the address can be bound."""
     from services.streamer.check import check as check_service  # noqa: PLC0415  as above
 
     check_service(configuration)

@@ -22,7 +22,9 @@ from services.streamer.thread import StreamerThread
 SLICE_S = 0.05
 """Longest wait without checking whether to stop, or whether a new viewer wants the current frame."""
 RETRY_S = 0.2
+"""Wait between two attempts to subscribe."""
 GONE_AFTER_S = 1.0
+"""Time without a publisher after which the stream counts as ended."""
 
 
 class Demand(NamedTuple):
@@ -123,7 +125,7 @@ class FrameThread(StreamerThread):
             self._stop,
             slice_s=SLICE_S,
             retry_s=RETRY_S,
-            tolerate=(FramebusError,),
+            tolerate=(FramebusError,),  # whatever is wrong with the stream, the page stays up and shows the reason
         )
         try:
             with closing(events):
@@ -133,17 +135,19 @@ class FrameThread(StreamerThread):
                             self.absent = ""
                         case Waiting():
                             self.absent = event.reason
+                            # A held frame would keep the memory of a ring without a publisher.
                             pending, newest = _replace(pending, None), None
                         case Frame():
                             self._count(event)
                             pending = _replace(pending, event)
+                    # After every event, because a viewer may have joined without a new frame.
                     demand = self._demand()
                     if not demand.levels:
                         continue
                     if pending is not None:
                         frame, pending = pending, None
                         newest = self._encode(frame, demand.levels)
-                        served = 0
+                        served = 0  # no demand has this number, so the new frame is delivered below
                     # Deliver also to viewers that joined, or changed their level, after the newest frame was encoded.
                     if newest is not None and demand.number != served:
                         newest = self._add_levels(newest, demand.levels)
@@ -164,6 +168,7 @@ class FrameThread(StreamerThread):
 
     def _count(self, frame: Frame) -> None:
         now_ns = time.monotonic_ns()
+        # A frame that is received again, after a new attachment, keeps the time of its first arrival.
         if (frame.epoch, frame.sequence) != self._newest_key:
             self._newest_key, self._newest_arrival_ns = (frame.epoch, frame.sequence), now_ns
         self.captured_ns = self._captured_ns(frame)
@@ -176,7 +181,7 @@ class FrameThread(StreamerThread):
     def _encode(self, frame: Frame, levels: frozenset[int]) -> EncodedFrame | None:
         captured_ns = self._captured_ns(frame)
         try:
-            with frame:
+            with frame:  # release the slot before the encoding, which needs the small copy only
                 height, width = frame.pixels.shape[:2]
                 self._small = self._encoder.shrink(frame.pixels, frame.pixel_format)
             pictures = self._pictures(self._small, levels)
@@ -216,6 +221,7 @@ class FrameThread(StreamerThread):
 
 
 def _replace(held: Frame | None, by: Frame | None) -> Frame | None:
+    """Release a held frame. Return the one to hold instead."""
     if held is not None:
         held.release()
     return by

@@ -78,6 +78,7 @@ class Hub:
         self.sent = Stage()
         """Pictures that a viewer acknowledged (WebSocket), or that its connection took (MJPEG)."""
         self.bytes_per_second = 0.0
+        """Bytes per second that are sent to all viewers."""
         self.max_clients = max_clients
         self._judge = judge
         self._boxes_max_age_ns = round(boxes_max_age_s * 1e9)
@@ -90,6 +91,7 @@ class Hub:
 
     def count(self, kind: str) -> int:
         """Return the number of viewers of a kind."""
+        # A copy, because the status server's thread counts too.
         return sum(viewer.kind == kind for viewer in tuple(self._viewers))
 
     @property
@@ -103,10 +105,11 @@ class Hub:
         Raises:
             TooManyViewers: ``max_clients`` viewers are already watching.
         """
+        # A snapshot takes one picture and leaves, so it needs no place.
         if viewer.kind != "snapshot" and self.clients >= self.max_clients:
             raise TooManyViewers(f"all {self.max_clients} places are taken (streamer.max_clients)")
         self._viewers.add(viewer)
-        viewer.changed.set()
+        viewer.changed.set()  # it takes the current state and picture without waiting for a change
         self.update_demand()
 
     def leave(self, viewer: Viewer) -> None:
@@ -118,6 +121,7 @@ class Hub:
         """Update the demand for the frame thread. While no viewer watches, drop the newest picture."""
         levels = frozenset(viewer.level for viewer in self._viewers if viewer.watching())
         number = self.demand.number
+        # The frame thread then encodes the current frame for the new level, without waiting for the next frame.
         if levels - self.demand.levels:
             number += 1
         if not levels:
@@ -126,6 +130,7 @@ class Hub:
 
     def set_frame(self, frame: EncodedFrame) -> None:
         """Set the newest picture, and notify the viewers."""
+        # The frame thread may deliver once more after the last viewer has left.
         if self.demand.levels:
             self.newest = frame
         self.update_state()
@@ -136,6 +141,7 @@ class Hub:
         now_ns = time.monotonic_ns()
         if detections.instance not in self.detectors and len(self.detectors) >= MAX_DETECTORS:
             del self.detectors[min(self.detectors, key=lambda instance: self.detectors[instance].received_ns)]
+        # However old, it is a sign of life; only the boxes expire.
         self.detectors[detections.instance] = DetectorSeen(detections.captured_ns, now_ns)
         if now_ns - detections.captured_ns <= self._boxes_max_age_ns:
             self._detections_count += 1
@@ -145,6 +151,7 @@ class Hub:
     def detections_after(self, count: int) -> Iterator[tuple[int, Detections]]:
         """Yield the recent detections with a number above ``count``, with their numbers."""
         oldest_ns = time.monotonic_ns() - self._boxes_max_age_ns
+        # A copy, because new ones may arrive before the caller takes the next one.
         for number, detections in tuple(self._detections):
             if number > count and detections.captured_ns >= oldest_ns:
                 yield number, detections

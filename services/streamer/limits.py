@@ -31,6 +31,7 @@ def limits_of(section: StreamerSection) -> ConnectionLimits:
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 2 * section.max_connections
+    # A process may raise its soft limit up to the hard one without privileges.
     if soft != resource.RLIM_INFINITY and soft < wanted:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -43,6 +44,7 @@ def limits_of(section: StreamerSection) -> ConnectionLimits:
         )
     return ConnectionLimits(
         max_connections=cap,
+        # A single address must leave connections for the others.
         max_per_address=max(min(section.max_connections_per_address, cap * 3 // 4), 1),
         head_timeout_s=section.head_timeout_s,
         idle_timeout_s=section.idle_timeout_s,

@@ -90,6 +90,7 @@ def frame_message(
             **_clock(echo),
         }
     ).encode()
+    # One message, so that a picture and its times cannot be separated.
     return b"".join((HEAD_LENGTH.pack(len(head)), head, picture.jpeg))
 
 
@@ -201,6 +202,7 @@ def read_page_message(message: str) -> PageMessage:
         raise MalformedMessage(EXPECTED)
     sequence = content.get("ack")
     at_ms, held_ms = (_number(content.get(key)) for key in ("at", "held_ms"))
+    # type() instead of isinstance(), because True is an int.
     if (sequence is None and at_ms is None) or (sequence is not None and type(sequence) is not int):
         raise MalformedMessage(EXPECTED)
     return PageMessage(sequence, at_ms, None if held_ms is None else max(held_ms, 0.0) / 1e3)

@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 from services.streamer import stitching
 
 QUANTILES = {"0.5": "latency_p50_ms", "0.99": "latency_p99_ms"}
-
+"""Fields of a stage's summary, by quantile."""
 
 STREAM_GAUGES = {
     "live": ("live", "1 while a publisher serves the stream"),
@@ -23,18 +23,18 @@ STREAM_GAUGES = {
     "seats": ("seats", "Leases that the ring has for subscribers"),
     "seats_taken": ("seats_taken", "Leases that the subscribers may take together"),
     "ring_bytes": ("ring_bytes", "Size of the ring"),
-    "subscribers": ("subscribers", "Subscribers that live"),
+    "subscribers": ("subscribers", "Live subscribers"),
 }
 """Metrics of a stream: name and help, by the key in its description."""
 
 PAIR_HELP = {
-    "residual_px": "By how much two neighbouring cameras differ in their overlap, root mean square",
-    "drift_px": "What the differences of two neighbouring cameras have in common: one of them was moved",
-    "parallax_px": "What is left of the differences of two neighbouring cameras without the drift",
+    "residual_px": "Difference of two neighbouring cameras in their overlap, root mean square",
+    "drift_px": "Common part of the differences of two neighbouring cameras, as after one was moved",
+    "parallax_px": "Differences of two neighbouring cameras that remain without the drift",
 }
 COVERAGE_HELP = {
-    "shown": "Width of what the panorama shows, in degrees of yaw",
-    "all": "Width of what the cameras see, in degrees of yaw",
+    "shown": "Width that the panorama shows, in degrees of yaw",
+    "all": "Width that the cameras see, in degrees of yaw",
 }
 
 
@@ -73,21 +73,21 @@ class StatusCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics of every service and stage."""
-        up = GaugeMetricFamily("framebus_service_up", "1 when the service tells its status", labels=["service"])
+        up = GaugeMetricFamily("framebus_service_up", "1 if the service answers, 0 if not", labels=["service"])
         healthy = GaugeMetricFamily(
-            "framebus_service_healthy", "1 when the service does its work, 0 when not", labels=["service"]
+            "framebus_service_healthy", "1 if the service is healthy, 0 if not", labels=["service"]
         )
         detail = GaugeMetricFamily(
-            "framebus_service_detail", "A number that the service tells about itself", labels=["service", "detail"]
+            "framebus_service_detail", "A number of the details in the service's status", labels=["service", "detail"]
         )
         labels = ["service", "stage"]
         frames = CounterMetricFamily("framebus_stage_frames", "Frames that passed the stage", labels=labels)
-        skipped = CounterMetricFamily("framebus_stage_skipped", "Frames that the stage did not see", labels=labels)
-        fps = GaugeMetricFamily("framebus_stage_fps", "Frames a second, of the last seconds", labels=labels)
-        age = GaugeMetricFamily("framebus_stage_age_seconds", "Seconds since a frame passed the stage", labels=labels)
+        skipped = CounterMetricFamily("framebus_stage_skipped", "Frames that the stage skipped", labels=labels)
+        fps = GaugeMetricFamily("framebus_stage_fps", "Frames per second, over the last seconds", labels=labels)
+        age = GaugeMetricFamily("framebus_stage_age_seconds", "Seconds since the stage's last frame", labels=labels)
         latency = SummaryMetricFamily(
             "framebus_stage_latency_seconds",
-            "Seconds from a frame's capture to the end of the stage, of the last seconds",
+            "Seconds from a frame's capture to the end of the stage, over the last seconds",
             labels=labels,
         )
         for service, document in self._statuses.items():
@@ -101,6 +101,7 @@ class StatusCollector(Collector):
                 if silent and "fps" in values:
                     values["fps"] = 0.0
                 place = [service, str(stage)]
+                # Counters keep their last values: Prometheus would take a lower one for a restart of the service.
                 for family, key in ((frames, "frames"), (skipped, "skipped"), (fps, "fps"), (age, "age_s")):
                     if key in values:
                         family.add_metric(place, values[key])
@@ -108,6 +109,7 @@ class StatusCollector(Collector):
                     if key in _mapping(summary):  # the quantiles are NaN if no frame passed in the last seconds
                         seconds = math.nan if silent else values.get(key, math.nan) / 1e3
                         where = dict(zip(labels, place, strict=True)) | {"quantile": quantile}
+                        # add_metric() takes a sum and a count, which the services do not keep.
                         latency.add_sample(latency.name, where, seconds)
         yield from (up, healthy, detail, frames, skipped, fps, age, latency)
 
@@ -124,17 +126,19 @@ class StitchingCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics of every camera, each pair of neighbours, and the panorama's coverage."""
         of_camera = ["service", "camera"]
-        up = GaugeMetricFamily("framebus_camera_up", "1 when the camera is connected", labels=of_camera)
+        up = GaugeMetricFamily("framebus_camera_up", "1 if the camera is connected, 0 if not", labels=of_camera)
         cause = GaugeMetricFamily(
-            "framebus_camera_cause", "1 for the cause why the camera is not connected", labels=[*of_camera, "cause"]
+            "framebus_camera_cause",
+            "1 for the cause of a camera's disconnection",
+            labels=[*of_camera, "cause"],
         )
         skew = GaugeMetricFamily(
             "framebus_camera_skew_seconds",
-            "How much later the camera's picture was captured than the panorama that it is in",
+            "Capture time of the camera's picture minus that of the panorama that contains it",
             labels=of_camera,
         )
         placed = GaugeMetricFamily(
-            "framebus_camera_placed", "1 when the calibration has a place for the camera, 0 when not", labels=of_camera
+            "framebus_camera_placed", "1 if the calibration places the camera, 0 if not", labels=of_camera
         )
         fits = {
             name: GaugeMetricFamily(f"framebus_pair_{name}", f"{text}, in panorama pixels", labels=["service", "pair"])
@@ -155,6 +159,7 @@ class StitchingCollector(Collector):
                     skew.add_metric(place, math.nan if silent else camera.skew_s)
                 if camera.placed is not None:
                     placed.add_metric(place, math.nan if silent else float(camera.placed))
+            # Pairs have no up or down of their own: NaN says that the last number is not current.
             for pair, numbers in stitching.pairs(document):
                 for name, number in numbers.items():
                     fits[name].add_metric([service, pair], math.nan if silent else number)
@@ -172,13 +177,13 @@ class ConnectionCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield the connections that are open, and how many were opened, refused and dropped."""
         prefix = "framebus_web_connections"
-        yield GaugeMetricFamily(f"{prefix}_open", "Connections that are open", value=self._counts["open"])
-        yield GaugeMetricFamily(f"{prefix}_limit", "Connections that may be open", value=self._counts["max"])
+        yield GaugeMetricFamily(f"{prefix}_open", "Open connections", value=self._counts["open"])
+        yield GaugeMetricFamily(f"{prefix}_limit", "Largest number of open connections", value=self._counts["max"])
         yield CounterMetricFamily(f"{prefix}_opened", "Connections that were accepted", value=self._counts["opened"])
         for name, key, text in (
             (f"{prefix}_refused", "refused", "Connections that were refused, by the limit that was reached"),
             (f"{prefix}_dropped", "dropped", "Connections that were closed, by the deadline that had passed"),
-            ("framebus_web_requests_forbidden", "forbidden", "Requests answered 403, by the rule that they broke"),
+            ("framebus_web_requests_forbidden", "forbidden", "Requests answered 403, by the rule that rejected them"),
         ):
             family = CounterMetricFamily(name, text, labels=["reason"])
             for reason, count in self._counts[key].items():
@@ -200,6 +205,7 @@ def render(
         streams: Descriptions by ``services.streamer.web.describe``.
         connections: The web server's ``Connections.summary``, with ``forbidden`` for the counts of the gatekeeper.
     """
+    # A registry for each answer, because the collectors hold the documents of one.
     registry = CollectorRegistry(auto_describe=False)
     registry.register(StatusCollector(statuses))
     registry.register(StitchingCollector(statuses))

@@ -35,7 +35,7 @@ class DetectionOrder:
         """Return the position of detections. Remember them if they are the newest."""
         instance, captured_ns = detections.instance, detections.captured_ns
         if captured_ns > time.monotonic_ns():
-            return Place.FUTURE
+            return Place.FUTURE  # remembering it would make all true ones late
         with self._lock:
             newest_ns = self._newest_captured_ns.get(instance, 0)
             if captured_ns == newest_ns:

@@ -15,9 +15,13 @@ MAX_IN_FLIGHT = 2
 ONE_IN_FLIGHT_S = 0.15
 """If a picture takes longer, a second one in flight would only make both older."""
 TOO_LONG_S = 0.4
+"""If a picture takes longer, pictures get smaller."""
 SHORT_S = 0.25
+"""Larger pictures must be expected to take at most this long. The gap to :data:`TOO_LONG_S` keeps the level steady."""
 FIRST_WAIT_S = 1.0
+"""Time for which larger pictures must be expected to be short before they are tried."""
 LONGEST_WAIT_S = 64.0
+"""Largest value of that time, after failed attempts."""
 FAILED_WITHIN_S = 8.0
 """If larger pictures must shrink again within this time, the attempt failed."""
 BYTES = (1.0, 0.55, 0.21, 0.1)
@@ -60,7 +64,8 @@ class Pace:
         self._acknowledged_s = now_s
         self.in_flight = 1 if held_s is not None and took_s > ONE_IN_FLIGHT_S else MAX_IN_FLIGHT
         if level != self.level:
-            return
+            return  # a picture from before the last change says nothing about the current level
+        # The first picture is the smallest. Go to the level that suits the line at once, not step by step.
         if first:
             self.level = next(
                 other for other in range(self._largest, SMALLEST + 1) if self._is_short(took_s, level, other)
@@ -81,6 +86,7 @@ class Pace:
         self._wait_s = min(self._wait_s * 2, LONGEST_WAIT_S) if failed else FIRST_WAIT_S
         self._short_since_s = None
         level = self.level
+        # Skip the levels that would take too long as well.
         while self.level < SMALLEST:
             self.level += 1
             if took_s * BYTES[self.level] / BYTES[level] <= TOO_LONG_S:

@@ -41,8 +41,9 @@ class PageFiles:
             copies = {path.relative_to(self._folder).as_posix(): self._read(path) for path in paths}
         except OSError:
             if not self._copies:
-                raise
+                raise  # at the start, a page without files is of no use
             return self.version
+        # The version covers all files, so that a page notices that any of its scripts has changed.
         if copies != self._copies:
             self._copies = copies
             tags = "".join(f"{name} {copy.tag}\n" for name, copy in copies.items())
@@ -55,6 +56,7 @@ class PageFiles:
         Raises:
             web.HTTPNotFound: The file does not exist.
         """
+        # Costs a stat(2) for each file; only changed ones are read.
         self.refresh()
         copy = self._copies.get(name)
         if copy is None:

@@ -17,7 +17,9 @@ from services.common.status import read_statuses
 from services.streamer import stitching
 
 ASK_EVERY_S = 0.5
+"""Shortest interval between two polls."""
 ANSWER_WITHIN_S = 1.0
+"""Time-out of a service's answer."""
 MAX_SERVICES = 64
 """Largest number of services. It is bounded because any member of the group can create files in the directory."""
 
@@ -76,7 +78,7 @@ class Presence:
         """
         async with self._asking:
             if time.monotonic() - self._asked_s < ASK_EVERY_S:
-                return
+                return  # another caller has polled just now
             answers = await asyncio.to_thread(read_statuses, self._stream, ANSWER_WITHIN_S)
             self._asked_s = time.monotonic()
             for name, document in answers.items():
@@ -130,7 +132,7 @@ class Presence:
         for camera in stitching.cameras(seen.document):
             age_s = _mapping(stages.get(camera.name)).get("age_s")
             if not isinstance(age_s, int | float):
-                # No picture since the service started: silent for as long as the service has run.
+                # No picture since the service started, so there is no instant from which to count the silence.
                 found.append(Absent("camera", camera.name, 0.0, camera.trouble or "no picture yet"))
             elif age_s > self._silent_after_s:
                 found.append(Absent("camera", camera.name, float(age_s), camera.trouble or "silent"))
@@ -148,6 +150,7 @@ def _silenced(document: Mapping[str, Any], silent_s: float) -> dict[str, Any]:
             "fps": 0.0,
             "latency_p50_ms": None,
             "latency_p99_ms": None,
+            # The age at the last answer, and the time since then.
             "age_s": round(age_s + silent_s, 3) if isinstance(age_s, int | float) else None,
         }
     return {

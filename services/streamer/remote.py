@@ -37,7 +37,7 @@ MAX_AGE_S: Final = 86_400.0
 """A frame that claims to be older is not of this boot of the host."""
 CLOCKS_AGREE_S: Final = 60.0
 """Tolerance between a frame's ages by the two clocks, because the wall clock may be set while the host runs."""
-NOTICE: Final = "results of detectors on other hosts do not come"
+NOTICE: Final = "results of detectors on other hosts do not arrive"
 _GROUP: Final = re.compile(STREAM_NAME)
 
 log = structlog.get_logger()
@@ -118,6 +118,7 @@ class ResultThread(StreamerThread):
         self._set_reason(reason)
 
     async def _read(self) -> None:
+        # Keep the reader over faults: it remembers which results it has delivered.
         if self._reader is None:
             storage = Storage(self._configuration.storage)
             self._reader = ResultReader(self._configuration.stream.name, storage, self.take)
@@ -134,6 +135,7 @@ class ResultThread(StreamerThread):
             return
         # Each detector of the group has its own tracker epoch, which is meaningless if no object has a track.
         tracker = detections.tracker if any(found.track_id for found in detections.objects) else 0
+        # By the group's name, the results of several detectors are one detector's, in the order of their frames.
         told = replace(detections, instance=reference.group, tracker=tracker)
         place = self._order.place(told)
         if place is Place.NEWEST:
@@ -141,6 +143,7 @@ class ResultThread(StreamerThread):
             self._skipped = 0
             self._deliver(told)
             return
+        # The next newest result reports these as skipped, as a gap in the sequences of a ring would be.
         self._skipped += 1
         self.late += place is Place.LATE
         self.repeated += place is Place.REPEATED

@@ -77,6 +77,7 @@ class Gatekeeper:
     """
 
     def __init__(self, allowed_hosts: Collection[str], proxies: Sequence[Network] = ()) -> None:
+        # A browser may send a fully qualified name with its final dot.
         names = (*allowed_hosts, socket.gethostname(), socket.getfqdn())
         self._names = {name.lower().rstrip(".") for name in names}
         self._proxies = proxies
@@ -91,6 +92,7 @@ class Gatekeeper:
                 structlog.get_logger().warning(
                     "request refused", kind=refusal.kind, reason=refusal.reason, setting=refusal.setting
                 )
+            # Insert it anew: the first entry of the dictionary is the one to forget.
             self._last.pop((refusal.kind, refusal.origin), None)
             self._last[refusal.kind, refusal.origin] = refusal, time.monotonic()
             if len(self._last) > MAX_REMEMBERED:
@@ -104,6 +106,7 @@ class Gatekeeper:
         peername = None if request.transport is None else request.transport.get_extra_info("peername")
         forwarded = forwarded_host(peername[0] if peername else None, request.headers, self._proxies)
         origin = request.headers.get("Origin", "")
+        # Rule 1.
         for host in filter(None, (request.host, forwarded)):
             name = host_name(host)
             if not self._is_own_name(name):
@@ -112,9 +115,11 @@ class Gatekeeper:
                     f"add it to {HOST_SETTING} if it is"
                 )
                 return Refusal("host", reason, HOST_SETTING, origin[:MAX_QUOTED])
+        # Rule 2.
         host = (forwarded or request.host).lower()
         site = request.headers.get("Sec-Fetch-Site")
         if origin and _netloc(origin) != host:
+            # A proxy replaced Host. The browser itself says that the origins are the same, so check the name alone.
             if site == "same-origin" and self._is_own_name(host_name(_netloc(origin))):
                 return None
             reason = (
@@ -123,12 +128,13 @@ class Gatekeeper:
                 f"'{ORIGIN_SETTING}'"
             )
             return Refusal("origin", reason, ORIGIN_SETTING, origin[:MAX_QUOTED])
+        # Rule 3.
         if site in {"cross-site", "same-site"} and request.headers.get("Sec-Fetch-Mode") != "navigate":
             return Refusal("embedded", "pages of another site may not embed this", "", origin[:MAX_QUOTED])
         return None
 
     def summary(self) -> list[dict[str, Any]]:
-        """Return the last refusals of each kind and origin, ready for JSON, the newest first."""
+        """Return the last refusal of each kind and origin, ready for JSON, the newest first."""
         now_s = time.monotonic()
         return [
             {

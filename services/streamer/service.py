@@ -33,8 +33,11 @@ if TYPE_CHECKING:
     from services.streamer.remote import ResultThread
 
 TICK_S = 0.1
+"""Interval of the supervision."""
 TICKS_A_MEASUREMENT = 10
+"""The rates are measured, and the state is sent, every so many ticks."""
 SHUTDOWN_S = 0.3
+"""Longest wait for open requests at the end. Containers are killed after two seconds."""
 
 T = TypeVar("T")
 
@@ -51,6 +54,7 @@ def main(configuration: StreamerConfiguration, stop: threading.Event) -> None:
 
 async def _serve(configuration: StreamerConfiguration, stop: threading.Event) -> None:
     streamer = _Streamer(configuration)
+    # The signals are those of Service.main(), which sets the event.
     runner = web.AppRunner(
         streamer.site.application,
         access_log=None,
@@ -61,6 +65,7 @@ async def _serve(configuration: StreamerConfiguration, stop: threading.Event) ->
     await runner.setup()
     try:
         assert runner.server is not None
+        # Bind before the threads start, so that nothing has to be stopped if the address is taken.
         listening = await _listen(streamer.connections, runner.server, configuration.streamer)
         try:
             with StatusServer(streamer.stream, "streamer", streamer.status):
@@ -70,7 +75,7 @@ async def _serve(configuration: StreamerConfiguration, stop: threading.Event) ->
                     await streamer.supervise(stop)
                 finally:
                     watching.cancel()
-                    await streamer.end()
+                    await streamer.end()  # before the loop closes, to which the threads deliver
         finally:
             listening.close()
     finally:
@@ -116,7 +121,7 @@ class _Streamer:
             self._boxes = DetectionThread(stream, order, deliver=deliver, stop=self._ending)
         self._results: ResultThread | None = None
         if section.from_broker:
-            from services.streamer import remote  # noqa: PLC0415  a ring needs no client for a broker
+            from services.streamer import remote  # noqa: PLC0415  a ring requires no broker client
 
             remote.check_named(configuration)
             self._results = remote.ResultThread(configuration, order, deliver=deliver, stop=self._ending)
@@ -163,9 +168,11 @@ class _Streamer:
                 if not thread.alive:
                     raise ServiceError(f"the {name} thread has failed")
             self.connections.sweep()
+            # Both change by the passing of time alone: a viewer stops to acknowledge, a picture becomes stale.
             self._hub.update_demand()
             self._hub.update_state()
             absent = [(one.kind, one.name, one.reason) for one in self.presence.absent()]
+            # Without the seconds of silence, which differ each time and which the page counts by itself.
             if (now_said := (absent, self._notices())) != said:
                 said = now_said
                 self._hub.tell_state()
@@ -213,6 +220,7 @@ class _Streamer:
             },
         )
         freshness = self._judge()
+        # The stages judge by arrivals, but a frame that is received again does not make the stream healthy.
         if not freshness.served:
             document.update(healthy=False, reason=freshness.reason)
         return document

@@ -26,8 +26,10 @@ UNSENT_BYTES = 1 << 14
 """Limit of unsent data in that buffer. It bounds the age of the pictures, because the viewer sends no
 acknowledgements."""
 NO_SIGNAL_EVERY_S = 1.0
+"""Interval of the panels that say why there is no picture."""
 NO_SIGNAL_SIZE_PX = (1224, 172)
 SNAPSHOT_WAIT_S = 1.0
+"""Longest wait for a picture: while no viewer watches, none is encoded until one is requested."""
 
 
 class _PictureViewer:
@@ -76,7 +78,7 @@ async def stream_mjpeg(hub: Hub, request: web.Request) -> web.StreamResponse:
             "X-Received-Ms": str(server_ms()),
         }
     )
-    response.force_close()
+    response.force_close()  # the response has no end after which another request could follow
     viewer = _PictureViewer(hub, "mjpeg", largest)
     hub.join(viewer)
     pace = Pace(largest, largest)
@@ -96,6 +98,7 @@ async def stream_mjpeg(hub: Hub, request: web.Request) -> web.StreamResponse:
                 async with asyncio.timeout(NO_SIGNAL_EVERY_S):
                     frame = await viewer.next()
             except TimeoutError:
+                # Otherwise the stream is merely slower than a frame a second.
                 if not hub.freshness.served:
                     reason = hub.freshness.reason
                     panel = message_picture(*NO_SIGNAL_SIZE_PX, ["no signal", _ascii(reason)])
@@ -112,12 +115,13 @@ async def stream_mjpeg(hub: Hub, request: web.Request) -> web.StreamResponse:
             hub.count_bytes(len(part))
             started_s = time.monotonic()
             await response.write(part)
-            await request.writer.drain()
+            await request.writer.drain()  # write() returns earlier, while its buffer has room
             # The time until the connection had room is the only information about the line.
             occupied_s = await backlog.clear(len(part), started_s)
             pace.acknowledge(level, started_s, started_s + occupied_s)
             viewer.level = pace.level
             hub.update_demand()
+            # Sequences of two epochs cannot be compared.
             same_life = previous is not None and previous.epoch == frame.epoch
             skipped = frame.sequence - previous.sequence - 1 if previous is not None and same_life else 0
             hub.sent.record(math.nan, max(skipped, 0))
@@ -173,7 +177,7 @@ def _bound_send_buffer(request: web.Request) -> None:
     if transport is None:
         return
     with contextlib.suppress(AttributeError, ValueError):
-        transport.set_write_buffer_limits(high=0)
+        transport.set_write_buffer_limits(high=0)  # drain() then waits until the kernel has taken all
     connection = transport.get_extra_info("socket")
     if connection is not None:
         with contextlib.suppress(OSError):

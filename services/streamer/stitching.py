@@ -69,13 +69,14 @@ def cameras(document: Mapping[str, Any]) -> list[CameraReport]:
 
 def pairs(document: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
     """Yield the measured :data:`PAIR_NUMBERS` of each pair of neighbours, by ``left-right``."""
+    # Measured pairs only; those of the calibration have no live numbers.
     told = _mapping(_calibration(document).get("quality")).get("pairs")
     seen: set[str] = set()
     for content in told[:MAX_CAMERAS] if isinstance(told, list) else []:
         pair = _mapping(content)
         names = _texts(pair.get("cameras"))
         label = "-".join(names)
-        if len(names) == 2 and label not in seen:
+        if len(names) == 2 and label not in seen:  # a second sample with the same labels would spoil the metrics
             seen.add(label)
             numbers = {name: _number(pair.get(name)) for name in PAIR_NUMBERS}
             yield label, {name: value for name, value in numbers.items() if value is not None}
@@ -97,6 +98,7 @@ def notices(document: Mapping[str, Any]) -> list[str]:
     found = [warning] if isinstance(warning, str) and warning else []
     if _texts(coverage.get("outside")) and isinstance(sentence, str):
         found.append(f"shown: {sentence}")
+    # Any member of the group can serve a document, so bound what reaches the page.
     return [text[:MAX_SENTENCE] for text in found]
 
 

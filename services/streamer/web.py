@@ -82,6 +82,7 @@ class Site:
         self._gatekeeper = Gatekeeper((section.host, *section.allowed_hosts), section.trusted_proxies)
         self._streams: dict[str, tuple[dict[str, Any], float]] = {}
         self._sockets: set[WebSocketViewer] = set()
+        # In this order, the outermost first: rejected requests count to their connection too.
         self.application = web.Application(
             middlewares=[connections.middleware, self._gatekeeper.middleware, _answer_full]
         )
@@ -91,6 +92,7 @@ class Site:
             [
                 web.get("/", self._index),
                 web.get("/calibration", self._calibration),
+                # No HEAD for what has no end: aiohttp would run the handler, and never finish.
                 web.get("/ws", self._websocket, allow_head=False),
                 web.get("/stream.mjpg", self._mjpeg, allow_head=False),
                 web.get("/snapshot.jpg", self._snapshot),
@@ -109,9 +111,11 @@ class Site:
         return self._page.answer(request, "calibration.html")
 
     async def _page_file(self, request: web.Request) -> web.StreamResponse:
+        # The name is looked up among the files that were read, so it cannot lead outside of the folder.
         return self._page.answer(request, request.match_info["name"])
 
     async def _websocket(self, request: web.Request) -> web.StreamResponse:
+        # Before the viewer takes a place: a program that asks for the address without an upgrade needs none.
         if not web.WebSocketResponse().can_prepare(request):
             raise web.HTTPUpgradeRequired(text="this is a WebSocket\n", headers={"Upgrade": "websocket"})
         viewer = WebSocketViewer(self._hub, self._state_text)
@@ -147,7 +151,7 @@ class Site:
 
     def _health(self) -> tuple[bool, dict[str, Any]]:
         """Return whether the picture may be served, and its description."""
-        self._hub.update_state()
+        self._hub.update_state()  # a tick may be a tenth of a second old
         freshness = self._hub.freshness
         return freshness.served, {
             "state": freshness.state,
@@ -191,7 +195,7 @@ class Site:
         self._streams = {
             name: entry
             for name, entry in self._streams.items()
-            if now_s - entry[1] <= GONE_KEPT_S or name == self._stream
+            if now_s - entry[1] <= GONE_KEPT_S or name == self._stream  # its own stream is listed for ever
         }
         return [
             stream if seen_s == now_s else _gone(stream, now_s - seen_s) for stream, seen_s in self._streams.values()

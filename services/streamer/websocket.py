@@ -32,6 +32,7 @@ HEARTBEAT_S = 6.0
 """Ping interval. A viewer that does not answer within half of it is disconnected, so its place is free within ten
 seconds."""
 CLOSE_S = 0.3
+"""Longest wait for the page's answer to a close."""
 
 StateText = Callable[[float, Echo | None], str]
 """Returns the state's message, given the time of receipt of the viewer's request in milliseconds, and its echo."""
@@ -55,6 +56,7 @@ class WebSocketViewer:
         self._hub = hub
         self._state_text = state_text
         self._received_ms = server_ms()
+        # Without compression, which would not make JPEG files smaller.
         self._socket = web.WebSocketResponse(
             timeout=CLOSE_S, heartbeat=HEARTBEAT_S, compress=False, max_msg_size=MAX_PAGE_MESSAGE_BYTES
         )
@@ -73,6 +75,7 @@ class WebSocketViewer:
 
     def watching(self) -> bool:
         """Return whether a new picture can be sent now or soon."""
+        # A slow line has no room most of the time, but acknowledges now and then; a hidden tab does not.
         return len(self._in_flight) < self._pace.in_flight or time.monotonic() - self._acknowledged_s < WATCHED_S
 
     async def serve(self, request: web.Request) -> web.WebSocketResponse:
@@ -84,6 +87,7 @@ class WebSocketViewer:
         self._hub.join(self)
         try:
             await self._socket.prepare(request)
+            # Each half ends with the connection, or by an error; the other one must then end too.
             halves = {asyncio.create_task(self._send()), asyncio.create_task(self._read())}
             try:
                 done, _ = await asyncio.wait(halves, return_when=asyncio.FIRST_COMPLETED)
@@ -121,14 +125,16 @@ class WebSocketViewer:
 
     def _acknowledge(self, sequence: int, held_s: float | None) -> None:
         """Release the acknowledged frame and all earlier ones."""
+        # Otherwise a faulty page could clear the queue, and with it the limit of frames in flight.
         if all(sent.frame.sequence != sequence for sent in self._in_flight):
-            raise MalformedMessage("acknowledged a frame that is not on its way")
+            raise MalformedMessage("acknowledged a frame that is not in flight")
         self._acknowledged_s = time.monotonic()
         while self._in_flight:
             sent = self._in_flight.popleft()
             if sent.frame.sequence == sequence:
                 self._latency_s = (time.monotonic_ns() - sent.frame.captured_ns) / 1e9
                 self._hub.sent.record(self._latency_s, sent.skipped)
+                # Only this frame measures the line: earlier ones waited on the page for a newer one.
                 self._pace.acknowledge(sent.level, sent.sent_s, self._acknowledged_s, held_s)
                 break
             self._hub.sent.record(math.nan, sent.skipped)
@@ -139,7 +145,7 @@ class WebSocketViewer:
         state_version = -1
         while True:
             await self.changed.wait()
-            self.changed.clear()
+            self.changed.clear()  # before the sends, so that a change during one of them is not missed
             if self._hub.state_version != state_version:
                 state_version = self._hub.state_version
                 await self._socket.send_str(self._state_text(self._received_ms, self._echo))

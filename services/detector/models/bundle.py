@@ -37,7 +37,7 @@ class InputSection(_Part):
     width_px: int | None = Field(None, ge=16, le=4096)
     colour: Literal["bgr", "rgb"] | None = None
     scale: float | None = Field(None, gt=0, allow_inf_nan=False)
-    """Factor of the pixels' 0 to 255."""
+    """Factor of the pixels' values, which are 0 to 255."""
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     fit: Literal["stretch", "corner", "centre"] | None = None
@@ -51,7 +51,7 @@ class Manifest(_Part):
     dimension: Dimension
     """Dimension of the bundle."""
     files: dict[str, str] = Field(default_factory=dict)
-    """SHA-256 of each file of the bundle, by name."""
+    """SHA-256 of each file of the bundle, by the file's name."""
     model: str | None = None
     """File name of the network; by default the only ``.onnx`` or ``.ort`` file."""
     format: str | None = None
@@ -80,7 +80,7 @@ class Manifest(_Part):
     @classmethod
     def _inside(cls, files: dict[str, str]) -> dict[str, str]:
         for name, digest in files.items():
-            path = PurePosixPath(name)
+            path = PurePosixPath(name)  # a manifest must not name files outside of the bundle
             if path.is_absolute() or ".." in path.parts or not path.parts:
                 raise ValueError(f"{name!r} is not a file of the bundle")
             if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
@@ -147,6 +147,7 @@ def read_bundle(directory: Path, dimension: Dimension | None) -> Manifest:
             f"the bundle {directory} cannot be used: it is for the dimension {manifest.dimension!r}, and one for "
             f"{dimension!r} is needed"
         )
+    # All files, not only the network: external weights are read by ONNX Runtime without a check.
     for name, digest in manifest.files.items():
         _check(directory, name, digest)
     return manifest

@@ -57,6 +57,7 @@ class Chooser:
         best = np.take_along_axis(wanted, labels[:, None], axis=1)[:, 0]
         if factor is not None:
             best = best * np.asarray(factor, np.float32)
+        # "Not below" instead of "at least": a comparison with NaN is false, so this selects NaN too.
         rows = np.flatnonzero(~(best < self._thresholds[labels]))
         return Chosen(rows, best[rows], labels[rows])
 
@@ -64,6 +65,7 @@ class Chooser:
         """Select from rows with one score and one class each: two arrays ``(rows,)``."""
         values = np.asarray(scores, np.float32)
         numbers = np.asarray(classes, np.float64)
+        # Keep rows whose class is not a number: with NaN as score and a wanted class, they are counted as invalid.
         finite = np.isfinite(numbers)
         values = np.where(finite, values, np.float32(np.nan))
         numbers = np.where(finite, np.rint(numbers), self._columns[0])
@@ -78,7 +80,7 @@ def usable(xyxy: Floats, scores: Floats, height_px: int, width_px: int) -> Flags
 
     Args:
         xyxy: Boxes in pixels of the tile, ``(n, 4)``; not clipped yet.
-        scores: Of each.
+        scores: Score of each.
         height_px: Height of the tile.
         width_px: Width of the tile.
     """
@@ -86,6 +88,7 @@ def usable(xyxy: Floats, scores: Floats, height_px: int, width_px: int) -> Flags
     with np.errstate(invalid="ignore", over="ignore"):
         in_range = ((xyxy > -FARTHEST * sides) & (xyxy < (1 + FARTHEST) * sides)).all(axis=1)
         clipped = np.clip(xyxy, 0, sides)
+        # A box that lies beyond the tile has no area within it.
         has_area = (clipped[:, 2:] > clipped[:, :2]).all(axis=1)
         good: Flags = np.isfinite(xyxy).all(axis=1) & in_range & has_area & (scores <= 1 + SLACK)
     return good

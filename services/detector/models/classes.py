@@ -15,6 +15,7 @@ from services.detector.models.errors import ModelError
 METADATA_KEYS = ("names", "class_names", "classes", "labels")
 """Metadata keys in which exporters store the names; Ultralytics uses ``names``."""
 MAX_CLASSES = 10_000
+"""Largest number of a class. It prevents one large key of a mapping from making a list of that length."""
 MAX_NAME = 64
 """Largest length of a class's name."""
 Names = tuple[str | None, ...]
@@ -52,7 +53,7 @@ def names_of_metadata(metadata: Mapping[str, str]) -> Names | None:
         text = metadata.get(key, "").strip()
         if not text:
             continue
-        for parse in (json.loads, ast.literal_eval):
+        for parse in (json.loads, ast.literal_eval):  # Ultralytics writes the text of a Python dict, which is not JSON
             try:
                 names = _names_of(parse(text))
             except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):

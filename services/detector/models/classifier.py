@@ -26,6 +26,7 @@ DEFAULT_INPUT_PX = 224
 """Default side of the input of a classifier that takes any size."""
 DEFAULT_THRESHOLD = 0.5
 LARGEST_BATCH = 8
+"""Largest batch of a network with a dynamic batch size."""
 SUM_TOLERANCE = 0.02
 """Tolerance of the sum of a picture's probabilities, for rounding of float16 and int8."""
 
@@ -36,9 +37,9 @@ class Classifier:
     """A loaded classifier. Owned by one thread."""
 
     name: str
-    """Of the bundle, or the file's name."""
+    """Name of the bundle, or of the file."""
     version: str
-    """Of the bundle; empty for a file."""
+    """Version of the bundle; empty for a file."""
     classes: tuple[str, ...]
     """All classes, in the network's order."""
     named_by: str
@@ -125,6 +126,7 @@ class Classifier:
         """Run the network on at most one batch of crops."""
         for crop, out in zip(crops, self._tensor, strict=False):
             self._preparation.fill(crop, out)
+        # A network with a fixed batch takes a whole one; the rows of earlier crops are dropped below.
         tensor = self._tensor[: self._image.batch or len(crops)]
         try:
             (values,) = self._session.run(None, {self._image.name: tensor})
@@ -150,12 +152,14 @@ class Classifier:
         return np.concatenate([self._run([picture]) for picture in pictures])
 
     def _recognise(self, probed: Floats) -> Outputs:
-        """Return whether the outputs are probabilities: between 0 and 1, with a sum of 1 for each picture."""
+        """Return the kind of the outputs: probabilities lie between 0 and 1 and sum to 1 for each picture."""
         finite = probed[np.isfinite(probed).all(axis=1)]
         if not len(finite) or not ((finite >= -SLACK) & (finite <= 1 + SLACK)).all():
             return "logits"
         if (np.abs(finite.sum(axis=1) - 1) <= SUM_TOLERANCE).all():
             return "probabilities"
+        # Independent scores lie in the same range. Softmax would make nearly even probabilities of them, which reach no
+        # threshold.
         log.warning(
             "outputs taken for logits",
             classifier=self.name,
@@ -259,6 +263,7 @@ def is_classifier(path: Path) -> bool:
 def softmax(values: Array) -> Floats:
     """Return the probabilities of logits, ``(n, classes)``, without overflow."""
     with np.errstate(invalid="ignore", over="ignore"):
+        # Softmax does not change if a constant is subtracted, and the largest exponent is then 0.
         powers = np.exp(values - values.max(axis=1, keepdims=True))
         result: Floats = powers / powers.sum(axis=1, keepdims=True)
     return result

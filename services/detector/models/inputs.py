@@ -92,6 +92,7 @@ def _sides(
         asked = wanted[axis]
         if isinstance(side, int) and asked not in (None, side):
             raise ModelError(f"the model {path} takes {list(declared)} pixels, and its bundle says {list(wanted)}")
+        # Ultralytics writes "[640, 640]"; a single number is the side of a square.
         exported = told[axis if len(told) > axis else 0].strip()
         usual = min(int(exported), LARGEST_INPUT_PX) if exported.isdecimal() else usual_px
         sides.append(side if isinstance(side, int) else asked or usual)

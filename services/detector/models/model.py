@@ -30,7 +30,7 @@ LARGEST_BATCH = 8
 """Largest batch of a network with a dynamic batch size; more tiles would only require more memory."""
 MOST_BOXES = 1000
 """Largest number of boxes of one tile, by score."""
-GREY = 114
+GREY = 114  # as the border in YOLO's training
 
 log = structlog.get_logger()
 
@@ -39,9 +39,9 @@ class Model:
     """A loaded network. Owned by one thread."""
 
     name: str
-    """Of the bundle, or the file's name."""
+    """Name of the bundle, or of the file."""
     version: str
-    """Of the bundle; empty for a file."""
+    """Version of the bundle; empty for a file."""
     format: str
     """Format of its outputs."""
     provider: str
@@ -79,6 +79,7 @@ class Model:
         file = inspect_file(path)
         self._session = open_session(path, file, section.providers)
         self.provider = self._session.get_providers()[0]
+        # Of a file in ONNX Runtime's own format, only ONNX Runtime reads the metadata.
         metadata = {**file.metadata, **self._session.get_modelmeta().custom_metadata_map}
         image, self._others = read_inputs(path, self._session, manifest, metadata)
         self._image = image
@@ -121,6 +122,7 @@ class Model:
     def _detect(self, tiles: Sequence[Pixels]) -> list[Boxes]:
         """Detect objects in at most one batch of tiles."""
         placements = [self._format.prepare(tile, out) for tile, out in zip(tiles, self._tensor, strict=False)]
+        # A network with a fixed batch takes a whole one; the results for the rows of earlier tiles are not decoded.
         count = self._image.batch or len(tiles)
         outputs = self._run(self._tensor[:count])
         return [
@@ -130,6 +132,7 @@ class Model:
 
     def _run(self, tensor: Array) -> list[Array]:
         feeds = {self._image.name: tensor}
+        # RT-DETR scales its boxes to this size: with the input's own, they are in its pixels, as of other formats.
         for name, dtype in self._others.items():
             feeds[name] = np.array([[self._image.width_px, self._image.height_px]] * len(tensor), dtype)
         outputs: list[Array] = self._session.run(self._outputs, feeds)
@@ -146,6 +149,7 @@ class Model:
             self._reject(xyxy[~good], scores[~good])
             xyxy, scores, labels = xyxy[good], scores[good], labels[good]
         if len(scores) > MOST_BOXES:
+            # In any order: the suppression of duplicates sorts by score.
             best = np.argpartition(-scores, MOST_BOXES)[:MOST_BOXES]
             xyxy, scores, labels = xyxy[best], scores[best], labels[best]
         xyxy = np.clip(xyxy, 0, np.array([width_px, height_px, width_px, height_px], np.float32))
@@ -155,7 +159,7 @@ class Model:
         """Count invalid boxes, and log them once."""
         self.rejected_boxes += len(scores)
         logits = bool((scores > 1).any())
-        if "rejected" in self._told:
+        if "rejected" in self._told:  # a faulty export would otherwise fill the log with every frame
             return
         self._told.add("rejected")
         log.warning(
@@ -197,6 +201,7 @@ class Model:
             found = find_format(graph, section.format or (None if manifest is None else manifest.format))
         except ModelError as error:
             raise ModelError(f"the model {path} {error}") from None
+        # The format's defaults hold where the bundle says nothing; the input's size has been read already.
         if manifest is not None:
             changed = manifest.input.model_dump(exclude_none=True, exclude={"height_px", "width_px"})
             found.preparation = dataclasses.replace(found.preparation, **changed)

@@ -29,6 +29,7 @@ TYPE_INT8 = 3
 VARINT, FIXED_64, LENGTH, FIXED_32 = 0, 1, 2, 5
 """Wire types of protocol buffers."""
 LARGEST_7_BIT = 64
+"""Largest magnitude of a weight of 7 bits: two products with uint8 activations then fit into 16 bits, 2 * 255 * 64."""
 QUANTISED = frozenset({"QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger"})
 """Operators that quantise activations, not only weights."""
 
@@ -61,7 +62,7 @@ class OnnxFile:
 
     @property
     def may_saturate(self) -> bool:
-        """Return whether 16-bit sums of two products of uint8 activations and int8 weights can overflow."""
+        """Whether 16-bit sums of two products of uint8 activations and int8 weights can overflow."""
         return self.largest_int8 is not None and self.largest_int8 > LARGEST_7_BIT
 
 
@@ -86,9 +87,11 @@ def inspect_file(path: Path) -> OnnxFile:
 
 
 def _inspect(path: Path, view: memoryview) -> OnnxFile:
+    # Recognise foreign files first: the parser would call each of them malformed, which does not say what to do.
     kind = _foreign_kind(path, bytes(view[:512]))
     if kind:
         raise ModelError(f"the model {path} is not a usable ONNX file: it is {kind}")
+    # The identifier of the FlatBuffers schema of ONNX Runtime's own format.
     if bytes(view[4:8]) == b"ORTM":
         return OnnxFile(runtime_format=True)
     try:
@@ -190,6 +193,7 @@ def _parse_graph(graph: memoryview, operators: set[tuple[str, str]], external: s
                 raise _Malformed
             operators.add((_text(domain), _text(operator)))
         elif number == GRAPH_INITIALIZER:
+            # The fields of a message may be in any order, so read all of them before their values are used.
             tensor = list(_fields(value))
             for key, part in tensor:
                 if key == TENSOR_EXTERNAL and not isinstance(part, int):
@@ -198,6 +202,7 @@ def _parse_graph(graph: memoryview, operators: set[tuple[str, str]], external: s
                         external.add(text)
                 elif key == TENSOR_RAW and not isinstance(part, int) and (TENSOR_TYPE, TYPE_INT8) in tensor and part:
                     weights = np.frombuffer(part, np.int8)
+                    # As Python's integers: the magnitude of -128 does not fit into int8.
                     int8.append(max(int(weights.max()), -int(weights.min())))
 
 
@@ -244,6 +249,6 @@ def _varint(view: memoryview, position: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, position
         shift += 7
-        if shift > 63:
+        if shift > 63:  # a varint holds at most 64 bits, in ten bytes
             raise _Malformed
     raise _Truncated

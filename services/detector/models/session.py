@@ -45,6 +45,7 @@ def open_session(path: Path, file: OnnxFile, providers: tuple[str, ...], cpuinfo
         if name not in installed:
             log.warning("provider not installed", provider=name, installed=installed, instead=(*usable, CPU)[0])
     options = onnxruntime.SessionOptions()
+    # One thread, the caller's: the budget measures its CPU time.
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
@@ -65,6 +66,7 @@ def open_session(path: Path, file: OnnxFile, providers: tuple[str, ...], cpuinfo
         session = onnxruntime.InferenceSession(str(path), options, providers=list(dict.fromkeys([*usable, CPU])))
     except Exception as error:  # noqa: BLE001  onnxruntime's own errors share no base but Exception
         raise ModelError(f"the model {path} is not a usable ONNX file: {_explain(file, str(error))}") from None
+    # ONNX Runtime falls back to the next provider without an error, for example without a driver.
     used = session.get_providers()[0]
     if usable and used != usable[0]:
         log.warning("provider not usable", provider=usable[0], instead=used)
@@ -78,7 +80,7 @@ def has_exact_int8(cpuinfo: Path = CPUINFO, machine: str = platform.machine()) -
     try:
         lines = cpuinfo.read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
-        return False
+        return False  # the exact kernels are correct on every processor, and only slower
     flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
     return not VNNI.isdisjoint(flags)
 

@@ -24,6 +24,7 @@ def given_names(
     if section.classes is not None:
         return names_of_file(section.classes), str(section.classes)
     if manifest is not None and manifest.classes is not None:
+        # None for COCO: the number of outputs decides which of its numberings applies.
         return (None if manifest.classes == "coco" else manifest.classes), "the bundle"
     return names_of_metadata(metadata), "the file"
 
@@ -64,6 +65,7 @@ def thresholds_of(
         return (section.score_threshold,) * len(labels)
     sources = [source for source in (site, manifest) if source is not None]
     general = next((one.score_threshold for one in sources if one.score_threshold is not None), DEFAULT_THRESHOLD)
+    # In reverse, so that the site's thresholds replace those of the model's bundle.
     single: dict[str, float] = {}
     for source in reversed(sources):
         single |= source.score_thresholds

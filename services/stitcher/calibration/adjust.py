@@ -35,7 +35,10 @@ class Free:
 
 @dataclass(frozen=True, slots=True)
 class Prior:
-    """Prior of the lenses: values and deviations, by kind; a deviation of 0 means no prior."""
+    """Prior of the lenses. Focal lengths have a value and a deviation by kind; a deviation of 0 means no prior.
+
+    Distortion and the offset of the centre have a prior of 0.
+    """
 
     log_focal: Matrix
     log_focal_deviation: Matrix
@@ -46,7 +49,7 @@ class Prior:
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """Layout of the Jacobian's columns."""
+    """Layout of the Jacobian's columns: rotations by camera, lenses by kind, and centres by camera."""
 
     cameras: int
     kinds: int
@@ -101,7 +104,7 @@ def adjust(
         free: Parameters to solve for.
         scale_px: Scale of the Cauchy loss: points with larger errors lose weight.
         prior: Prior of the lenses.
-        iterations: Largest number of steps.
+        iterations: Maximum number of steps.
     """
     prior = prior or no_prior(rig)
     layout = _Layout(len(rig.rotations), len(rig.focal), free)
@@ -110,6 +113,8 @@ def adjust(
         hessian, gradient = _normal(rig, points, scale_px, prior, layout)
         is_better = False
         while damping < 1e8:
+            # Marquardt: damp by the diagonal, because the columns have different units (rad, logarithm, px).
+            # The constant keeps the system solvable if a parameter has no influence on any point.
             damped = hessian + damping * np.diag(np.diag(hessian) + 1e-9)
             step = np.asarray(np.linalg.solve(damped, -gradient), np.float64)
             moved = _move(rig, step, layout)
@@ -140,9 +145,11 @@ def jacobian(rig: Rig, points: Points, layout: _Layout) -> Matrix:
 
 
 def _cost(rig: Rig, points: Points, scale_px: float, prior: Prior, free: Free) -> float:
+    # Cauchy's loss grows with the logarithm, so that a false match cannot outweigh many true ones.
     squared = (distances(rig, points) / scale_px) ** 2
     cost = float((points.weight * scale_px**2 * np.log1p(squared)).sum())
     known = prior.log_focal_deviation > 0
+    # Without a prior, divide by infinity: the term is then 0.
     off = (np.log(rig.focal) - prior.log_focal) / np.where(known, prior.log_focal_deviation, np.inf)
     cost += float((off**2).sum())
     cost += float(((rig.k1 / prior.k1_deviation) ** 2).sum()) if free.k1 else 0.0
@@ -154,6 +161,7 @@ def _cost(rig: Rig, points: Points, scale_px: float, prior: Prior, free: Free) -
 def _normal(rig: Rig, points: Points, scale_px: float, prior: Prior, layout: _Layout) -> tuple[Matrix, Matrix]:
     linear = _Linear(rig, points)
     residual = np.nan_to_num(linear.residual)
+    # The derivative of Cauchy's loss, as a weight of the squares. The factor 2 of all terms is left out: it cancels.
     weight = points.weight / (1 + (residual**2).sum(axis=1) / scale_px**2)
     rows = linear.jacobian(layout)
     weighted = (rows * weight[:, None, None]).reshape(-1, layout.width)
@@ -186,9 +194,13 @@ def _normal(rig: Rig, points: Points, scale_px: float, prior: Prior, layout: _La
 
 def _move(rig: Rig, step: Matrix, layout: _Layout) -> Rig:
     turns = step[: 3 * layout.cameras].reshape(-1, 3)
+    # Rotate about the camera's own axes (R exp(t)), as the Jacobian assumes. The projection removes rounding errors,
+    # which would accumulate over the steps.
     rotations = np.stack([nearest_rotation(r @ rotation_of(t)) for r, t in zip(rig.rotations, turns, strict=True)])
     lens = step[layout.lens_start : layout.center_start].reshape(layout.kinds, -1)
     changes = {name: lens[:, number] for number, name in enumerate(layout.lens)}
+    # The focal length is solved for as a logarithm, which keeps it positive. A single step may not change it by more
+    # than a third, because the linear model does not hold that far.
     focal = rig.focal * np.exp(np.clip(changes["focal"], -0.3, 0.3)) if "focal" in changes else rig.focal
     k1 = np.clip(rig.k1 + changes["k1"], -MAX_K1, MAX_K1) if "k1" in changes else rig.k1
     k2 = np.clip(rig.k2 + changes["k2"], -MAX_K2, MAX_K2) if "k2" in changes else rig.k2
@@ -197,10 +209,11 @@ def _move(rig: Rig, step: Matrix, layout: _Layout) -> Rig:
 
 
 class _Linear:
-    """Residuals and their derivatives at one place. Names follow the module's formulas.
+    """Residuals of a rig, and their derivatives.
 
-    A point ``b`` of camera i on its distorted plane is ``x (1 + k1 |x|^2 + k2 |x|^4)`` of the plain one ``x``. It is
-    seen by camera j as ``v = Rj' Ri (x, 1)``, on its plane as ``u = v / v_z``, distorted likewise.
+    A measured point ``b`` on the plane ``z = 1`` of camera i is ``x (1 + k1 |x|^2 + k2 |x|^4)``, where ``x`` is the
+    point without distortion. In the axes of camera j its ray is ``v = Rj' Ri (x, 1)``, which meets that camera's plane
+    at ``u = v / v_z`` and is distorted likewise.
     """
 
     def __init__(self, rig: Rig, points: Points) -> None:
@@ -219,8 +232,10 @@ class _Linear:
         self.ray = np.concatenate([self.x, np.ones((len(points), 1))], axis=1)
         self.turn = np.einsum("nba,nbc->nac", rig.rotations[points.j], rig.rotations[points.i])
         self.v = np.einsum("nab,nb->na", self.turn, self.ray)
+        # A ray from behind camera j would be projected through the centre to a plausible position: mark it as unseen.
         depth = np.where(self.v[:, 2] > 1e-3, self.v[:, 2], np.nan)
         self.u = self.v[:, :2] / depth[:, None]
+        # Keep clear of the largest radius, where the derivative of the distortion is 0.
         is_seen = (self.u**2).sum(axis=1) < (0.999 * limit) ** 2
         self.u[~is_seen] = np.nan
         squared = (self.u**2).sum(axis=1)
@@ -238,12 +253,16 @@ class _Linear:
         eye = np.broadcast_to(np.eye(2), (count, 2, 2))
         along_v = np.concatenate([along_u @ (eye / depth), along_u @ (-self.u[:, :, None] / depth)], axis=2)
         each = np.arange(count)
+        # For R exp(t), the derivative is the cross product of the axis with the ray: in camera i before the rotation to
+        # camera j, in camera j after it. Below, cameras of one kind share the columns of their lens. Add to a column in
+        # separate statements, because one assignment with a repeated index would keep only the last value.
         for a in range(3):
             columns_i, columns_j = 3 * self.points.i + a, 3 * self.points.j + a
             axis = np.eye(3)[a]
             rows[each, :, columns_i] += np.einsum("nab,nb->na", along_v @ self.turn, np.cross(axis, self.ray))
             rows[each, :, columns_j] -= np.einsum("nab,nb->na", along_v, np.cross(axis, self.v))
-        # By the lens of camera i: its distortion is removed, so the inverse applies.
+        # Camera i's distortion is removed from the point, so the inverse of its derivative applies. The small constant
+        # prevents an exception for points without a solution, whose matrix is 0.
         along_x = along_v @ self.turn[:, :, :2]
         along_b = along_x @ np.linalg.inv(np.nan_to_num(_bending(self.x, self.k_i)) + 1e-9 * np.eye(2))
         radius_i, radius_j = (self.x**2).sum(axis=1)[:, None], (self.u**2).sum(axis=1)[:, None]
@@ -263,6 +282,7 @@ class _Linear:
             for a in range(2):
                 rows[each, :, layout.center_start + 2 * self.points.i + a] += by_center[:, :, a]
                 rows[each, a, layout.center_start + 2 * self.points.j + a] += 1
+        # A point that camera j cannot see has a constant error (FAR_PX), so it does not pull in any direction.
         rows[np.isnan(rows).any(axis=(1, 2)) | np.isnan(self.residual).any(axis=1)] = 0
         return rows
 

@@ -32,12 +32,12 @@ Image = npt.NDArray[np.uint8]
 Matrix = npt.NDArray[np.float64]
 
 WHAT_TO_DO = (
-    "let neighbouring cameras overlap by a sixth of their width, on still and textured things far away,"
+    "let neighbouring cameras overlap by a sixth of their width, where they show still, textured and distant things,"
     " or give calibration.hfov_deg, pairs of points, or a saved calibration.file"
 )
 MAX_ROUNDS = 12
 HFOV_TOLERANCE = 0.2
-"""A field of view that differs by more from the configured one is rejected."""
+"""Largest logarithm of the ratio of the found and the configured field of view. A camera beyond it is removed."""
 
 
 Progress = Callable[[int, int], None]
@@ -122,6 +122,7 @@ class _Task:
         for one in points:
             if not set(one.cameras) <= set(self._names):
                 continue
+            # Pairs are keyed by ascending index, in whatever order the operator named the cameras.
             ends = sorted(zip(map(self._names.index, one.cameras), one.points_px, strict=True))
             (i, a), (j, b) = ends
             gathered.setdefault((i, j), []).append(
@@ -134,9 +135,11 @@ class _Task:
 
     def _guess_lenses(self) -> list[Lens]:
         widths = [float(view.size[0]) for view in self._views]
+        # Assume that cameras of one picture size and pixel aspect are of one model, and therefore share a lens.
         alike = [(view.source_size, self._priors[view.name].pixel_aspect) for view in self._views]
         groups = [alike.index(one) for one in alike]
         known = [self._priors[view.name].hfov_deg for view in self._views]
+        # Marked points come first, because the search uses only the first matches of a pair.
         pairs = {
             pair: Matches(*(np.concatenate([getattr(self._marked[pair], side), getattr(found, side)]) for side in "pq"))
             if pair in self._marked
@@ -162,8 +165,10 @@ class _Task:
         links = find_links(self._pairs, self._lenses, widths)
         for pair, marks in self._marked.items():
             if pair not in links and len(marks) >= 2:
+                # Two exact points determine a rotation. A match counts for at most 1, so 1.5 requires two that agree.
                 links |= find_links({pair: marks}, self._lenses, widths, least=1.5)
         banned: set[int] = set()
+        # Each round that does not return removes a link or a camera.
         for _ in range(MAX_ROUNDS):
             usable = {pair: link for pair, link in links.items() if not set(pair) & banned}
             group = groups_of(list(usable), len(views))[0]
@@ -223,6 +228,7 @@ class _Task:
         against = {number: sum(number in pair for pair in against_pairs) for number in places}
         if not any(against.values()):
             return self._against_hint(solution)
+        # Of the cameras with most contradictions, remove the one with the least support: the other one may be right.
         number = max(support, key=lambda one: (against[one], -support[one]))
         other = next(pair for pair in against_pairs if number in pair)
         a, b = (self._names[solution.cameras[one]] for one in other)
@@ -239,7 +245,7 @@ class _Task:
             found = hfov_deg(solution, self._views, number)
             if known is not None and abs(math.log(found / known)) > HFOV_TOLERANCE:
                 self._reasons[name] = (
-                    f"its pictures say that it sees {found:.0f} degrees from left to right, configured are {known:.0f}"
+                    f"its pictures show a horizontal field of view of {found:.0f} degrees, configured are {known:.0f}"
                 )
                 return camera
         return None

@@ -18,10 +18,11 @@ FEATURES = 1800
 DETECTION_PIXELS = 400_000
 """Approximate size of the picture for SIFT: its time grows with the pixels, and the later tracking adds precision."""
 RATIO = 0.82
-"""How much nearer the nearest descriptor must be than the second."""
+"""Largest ratio of the distances to the nearest and to the second nearest descriptor (Lowe's ratio test)."""
 CELLS = (8, 6)
+"""Columns and rows of the cells over which features are spread."""
 SAME_PLACE_PX = 3.0
-"""Matches that move by less are fixed to the picture: overlaid text, dirt on a dome."""
+"""A match that moves by less than this is fixed to the picture: overlaid text, or dirt on a dome."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ def find_features(view: View) -> Features:
     size = (round(width * shrink), round(height * shrink))
     small = cv2.resize(view.grey, size, interpolation=cv2.INTER_AREA) if shrink < 1 else view.grey
     mask = cv2.resize(view.mask, size, interpolation=cv2.INTER_NEAREST) if shrink < 1 else view.mask
+    # Find more than are kept, so that each cell has some to choose from.
     finder = cv2.SIFT.create(nfeatures=4 * FEATURES, contrastThreshold=0.02)
     keypoints, raw = finder.detectAndCompute(small, mask)
     if raw is None or not len(keypoints):
@@ -50,8 +52,11 @@ def find_features(view: View) -> Features:
     places = np.array([keypoint.pt for keypoint in keypoints], np.float64)
     order = _spread(places, np.array([keypoint.response for keypoint in keypoints]), size)[:FEATURES]
     scale = np.array([width / size[0], height / size[1]])
+    # Positions count from the middle of the first pixel, whereas a change of scale keeps its edge in place.
     points = (places[order] + 0.5) * scale - 0.5 - view.half
     descriptors = np.asarray(raw, np.float32)[order]
+    # RootSIFT (R. Arandjelovic and A. Zisserman, CVPR 2012): the scalar product is then the Hellinger kernel of the
+    # histograms, in which the largest bins do not dominate.
     descriptors = np.sqrt(descriptors / np.maximum(descriptors.sum(axis=1, keepdims=True), 1e-9))
     return Features(points, descriptors)
 
@@ -75,9 +80,10 @@ def match(a: Features, b: Features) -> Indices:
     rows = np.arange(len(a.points))
     best = likeness.argmax(axis=1)
     top = likeness[rows, best]
-    is_mutual = likeness.max(axis=0)[best] <= top
+    is_mutual = likeness.max(axis=0)[best] <= top  # before the best entries are overwritten
     likeness[rows, best] = -1
     second = likeness.max(axis=1)
+    # For vectors of length 1, the squared distance is 2 - 2 * likeness.
     ratio = np.sqrt(np.maximum(1 - top, 0) / np.maximum(1 - second, 1e-9))
     moved = np.linalg.norm(a.points - b.points[best], axis=1) > SAME_PLACE_PX
     good = np.flatnonzero(is_mutual & (ratio < RATIO) & moved)

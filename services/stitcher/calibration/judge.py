@@ -20,23 +20,31 @@ Matrix = npt.NDArray[np.float64]
 GOOD_PX = 1.6
 """A tracked point that is further than this from its position by the calibration, in working pixels, disagrees."""
 STRAY_PX = 3.0
+"""A tracked point that is further than this from it is a stray: something moved, or is near."""
 LEAST_GOOD = 14
 LEAST_SHARE = 0.6
 """Least share of an overlap's corners that must be found where the calibration predicts them."""
 LEAST_CELLS = 0.4
+"""Least share of the overlap's parts with corners in which some must be found."""
 MOST_STRAY = 0.012
-"""Share of the tracked points that may be more than :data:`STRAY_PX` away: things that moved."""
+"""Share of the tracked points that may be more than :data:`STRAY_PX` away."""
 CONTRADICTED_SHARE = 0.15
 CONTRADICTED_CORNERS = 40
 CONTRADICTED_OVERLAP = 0.03
+"""Two cameras contradict each other if less than this share of the corners is found, of at least this many, in an
+overlap of at least this share of a picture."""
 MOST_MISFIT = 0.08
 """Share of the tracked points that may be more than :data:`GOOD_PX` away."""
 MOST_GONE, MOST_GONE_SHARE = 9, 0.025
-"""Points of the overlap that may lie in parts of which nothing is found in the other picture."""
+"""Points that may lie in parts of the overlap of which nothing is found in the other picture: a number, and a share."""
 STRICT = 0.3
+"""Factor of the limits of strays and of missing parts if the lenses are implausible."""
 MOST_RIVAL = 0.5
+"""Largest fit of another displacement, relative to that of the calibration."""
 MOST_ON_ANOTHER = 7
+"""Matches that may agree among themselves on another rotation than the calibration's."""
 ANOTHER_PX = 8.0
+"""Distance from which a match counts as not explained, in working pixels of a picture 1920 wide."""
 MOST_OPEN_PX = 1.3
 """Largest uncertainty of a seam, as twice its deviation."""
 
@@ -81,7 +89,8 @@ def judge(
         marked: Number of points marked by the operator, by pair.
     """
     opens = _open_px(solution, views)
-    # If the lenses are implausible, be strict about what remains unexplained.
+    # If the lenses are implausible, be strict about what remains unexplained: near things, seen from different places,
+    # can be explained by wrong lenses in most of an overlap.
     strict = STRICT if solution.is_odd else 1.0
     verdicts = {}
     for pair, tracks in solution.tracks.items():
@@ -91,6 +100,7 @@ def judge(
         unlike = float(focal.max() / focal.min())
         count, strays = int(good.sum()), int((tracks.moved_px > STRAY_PX).sum()) + tracks.elsewhere
         share = count / max(tracks.corners, 1)
+        # Brown and Lowe's criterion of a match, n_i > 8 + 0.3 n_f, as OpenCV's stitcher counts it.
         confidence = count / (8 + 0.3 * tracks.corners)
         rms = float(np.sqrt(np.mean(tracks.moved_px[good] ** 2))) if count else 0.0
         open_px = opens.get(pair, np.inf)
@@ -102,29 +112,29 @@ def judge(
         elif strays > strict * max(4, MOST_STRAY * len(tracks.moved_px)):
             fault = (
                 f"{strays} of {len(tracks.moved_px)} points of their overlap are more than {STRAY_PX:.0f} px apart,"
-                " as of cameras that do not stand at one point, or of things that move"
+                " as with cameras that do not stand at one point, or with things that move"
             )
         elif count < (1 - MOST_MISFIT) * len(tracks.moved_px):
             fault = (
                 f"{len(tracks.moved_px) - count} of {len(tracks.moved_px)} points of their overlap are more than"
-                f" {GOOD_PX:.1f} px apart: the lens is not of the solved kind, or the cameras do not stand at one point"
+                f" {GOOD_PX:.1f} px apart: the lens is not as modelled, or the cameras do not stand at one point"
             )
         elif tracks.gone > strict * unlike * max(MOST_GONE, MOST_GONE_SHARE * tracks.corners):
             fault = (
                 f"{tracks.gone} of {tracks.corners} points lie in parts of their overlap that look different in both,"
-                " as of near things seen by cameras that do not stand at one point, or of things that moved"
+                " as with near things if the cameras do not stand at one point, or with things that moved"
             )
         elif tracks.rival > MOST_RIVAL:
-            fault = f"their overlap repeats itself: another place fits {tracks.rival:.0%} as well"
+            fault = f"their overlap is repetitive: a displaced picture fits {tracks.rival:.0%} as well"
         elif (others := _on_another_turn(solution, views, pair, matches[pair])) > MOST_ON_ANOTHER:
             fault = (
-                f"{others} of their matches agree on another turn of the two cameras: they show things that repeat,"
-                " or do not stand at one point"
+                f"{others} of their matches agree on another rotation of the two cameras: what they show is repetitive,"
+                " or they do not stand at one point"
             )
         elif open_px > MOST_OPEN_PX:
-            fault = f"what they show leaves open {open_px:.1f} px of their seam"
+            fault = f"what they show determines their seam only to {open_px:.1f} px"
         if fault and marked.get(pair, 0) >= 3:
-            fault = ""
+            fault = ""  # trust the operator: two points determine the rotation, and the third confirms it
         is_contradiction = bool(
             share < CONTRADICTED_SHARE
             and tracks.corners >= CONTRADICTED_CORNERS
@@ -165,6 +175,7 @@ def _open_px(solution: Solution, views: list[View]) -> dict[Pair, float]:
     """
     rig, prior = apart(solution.rig, solution.prior)
     rough = solution.free.k2
+    # The deviations of the lens that are plausible although the solved model does not include them.
     prior = replace(
         prior,
         log_focal_deviation=np.full(len(rig.focal), 0.02),
@@ -186,6 +197,7 @@ def _open_px(solution: Solution, views: list[View]) -> dict[Pair, float]:
         i, j = pair
         directions, _ = overlap_directions(rig, views, i, j, 10)
         if not len(directions):
+            # A narrow overlap lies between the points of a coarse grid.
             directions, _ = overlap_directions(rig, views, i, j, 24)
         if not len(directions):
             continue

@@ -45,10 +45,10 @@ class CameraPose(BaseModel):
     """Radial distortion; negative in lenses that bend straight lines outwards (barrel)."""
     k2: float = Field(0.0, allow_inf_nan=False)
     center_x_px: float = Field(allow_inf_nan=False)
-    """Where the optical axis meets the picture."""
+    """Where the optical axis meets the picture, from the middle of the first pixel."""
     center_y_px: float = Field(allow_inf_nan=False)
     rotation: Rows
-    """From the camera's axes (x right, y down, z ahead) to the panorama's (the same; y is plumb)."""
+    """From the camera's axes (x right, y down, z ahead) to the panorama's (the same, with y vertical)."""
     confidence: float = Field(ge=0)
     """Confidence of its best match with another camera, as defined by OpenCV's stitcher: above 1 is reliable."""
     rms_px: float | None = Field(None, ge=0)
@@ -95,7 +95,7 @@ class CameraPose(BaseModel):
             directions: float64 of shape ``(..., 3)`` in the panorama's axes, of any length.
 
         Returns:
-            float64 of shape ``(..., 2)``: x and y. It may lie outside of the picture.
+            float64 of shape ``(..., 2)``: x and y, which may lie outside the picture.
         """
         rays = directions @ self.r
         ahead = rays[..., 2] > 1e-6
@@ -134,6 +134,7 @@ def max_radius(k1: float, k2: float) -> float:
 def distort(plane: Matrix, k1: float, k2: float) -> Matrix:
     """Apply the distortion to positions of shape ``(..., 2)`` on the plane ``z = 1``; NaN outside the lens' view."""
     squared = (plane**2).sum(axis=-1)
+    # Beyond the largest radius the polynomial turns back, and would map rays into the picture that the lens cannot see.
     squared = np.where(squared < max_radius(k1, k2) ** 2, squared, np.nan)
     return np.asarray(plane * (1 + squared * (k1 + squared * k2))[..., None])
 
@@ -147,12 +148,14 @@ def undistort(plane: Matrix, k1: float, k2: float) -> Matrix:
     radius = np.minimum(bent, limit)
     for _ in range(20):  # Newton's method; the function increases up to the limit
         squared = radius**2
+        # At the limit the slope is 0, so bound it, and keep the radius where the function increases.
         slope = np.maximum(1 + squared * (3 * k1 + 5 * k2 * squared), 1e-3)
         step = (radius * (1 + squared * (k1 + k2 * squared)) - bent) / slope
         radius = np.minimum(np.maximum(radius - step, 0.0), limit)
         if not (np.abs(step) > 1e-13).any():
             break
     squared = radius**2
+    # A position beyond the image of the largest radius has no solution: the iteration ends at the limit.
     reached = np.abs(radius * (1 + squared * (k1 + k2 * squared)) - bent) < 1e-6 * np.maximum(bent, 1)
     factor = np.where(bent > 1e-12, radius / np.maximum(bent, 1e-12), 1.0)
     return np.asarray(plane * np.where(reached, factor, np.nan)[..., None])
@@ -254,6 +257,7 @@ def save(calibration: Calibration, path: Path, view: SavedView | None = None) ->
     now = datetime.now(UTC).replace(microsecond=0)
     document = _Document(date=now, cameras=calibration.cameras, pairs=calibration.pairs, view=view)
     text = document.model_dump_json(indent=2)
+    # Rename a complete file, so that a reader, or a start after a crash, never finds a part of one.
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         beside.write_text(text + "\n", encoding="utf-8")
@@ -271,6 +275,7 @@ def load(path: Path, names: Sequence[str]) -> Calibration:
     """
     try:
         content = path.read_bytes()
+        # Check the version first: a later one has fields that the validation would report instead.
         version = _version(content)
         if version > VERSION:
             raise CalibrationError(
@@ -283,7 +288,7 @@ def load(path: Path, names: Sequence[str]) -> Calibration:
         place = ".".join(map(str, first["loc"])) or "the file"
         raise CalibrationError(f"{path} is not a saved calibration: {place}: {first['msg']}; delete it") from None
     except FileNotFoundError:
-        raise
+        raise  # expected at the first start, so the caller has to distinguish it
     except OSError as error:
         raise CalibrationError(f"{path} cannot be read: {error.strerror}") from None
     poses = sorted((pose for pose in document.cameras if pose.name in names), key=lambda pose: pose.yaw_rad)

@@ -29,7 +29,7 @@ NORM_WINDOW_PX = 31
 NORM_DEVIATION = 48.0
 """Deviation of the normalised picture around each pixel, in levels."""
 OVERLAY_EDGE = 60.0
-"""Least gradient, in levels of a Sobel operator over 4, that may be overlaid text."""
+"""Least gradient of overlaid text, in levels: the response of a Sobel operator, divided by 4."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +82,7 @@ def prepare(pictures: Mapping[str, Sequence[Image]], priors: Mapping[str, Camera
 def _luma(several: Sequence[Image], prior: CameraPrior) -> tuple[Floats, Image, tuple[float, float]]:
     """Return luma as float32 in the working size, the mask, and the scale."""
     height, width = several[0].shape[:2]
+    # Make pixels square by stretching one side, never by shrinking the other, which would lose resolution.
     square = (max(width * prior.pixel_aspect, width), max(height / prior.pixel_aspect, height))
     shrink = min(1.0, WORKING_WIDTH / max(square))
     size = (max(round(square[0] * shrink), 1), max(round(square[1] * shrink), 1))
@@ -99,6 +100,7 @@ def _luma(several: Sequence[Image], prior: CameraPrior) -> tuple[Floats, Image, 
         stack = np.stack(planes)
         luma = np.median(stack, axis=0).astype(np.float32)
         spread = (stack.max(axis=0) - stack.min(axis=0)).astype(np.float32)
+        # Noise differs from picture to picture as well, so compare with the spread of most pixels.
         limit = max(25.0, 6 * float(np.median(spread)))
         moves = cv2.dilate((cv2.blur(spread, (5, 5)) > limit).astype(np.uint8), np.ones((15, 15), np.uint8))
         mask[moves > 0] = 0
@@ -109,6 +111,7 @@ def _stretch(luma: Floats) -> Image:
     low, high = np.percentile(luma[::4, ::4], (1, 99))
     if high - low >= FLAT_RANGE:
         return np.asarray(np.clip(luma, 0, 255), np.uint8)
+    # Stretching amplifies the noise, so smooth it first.
     soft = cv2.GaussianBlur(luma, (0, 0), 1.0)
     stretched = np.clip((soft - low) * (255 / max(high - low, 8.0)), 0, 255).astype(np.uint8)
     return np.asarray(cv2.createCLAHE(2.0, (8, 8)).apply(stretched), np.uint8)
@@ -148,7 +151,7 @@ def _find_overlays(lumas: Mapping[str, Floats]) -> dict[str, npt.NDArray[np.bool
         edges, same = (cv2.blur(one.astype(np.float32), (9, 9)) for one in (is_strong, is_same))
         painted = ((same > 0.6 * edges) & (same > 0.08)).astype(np.uint8)
         if not 0 < painted.mean() < 0.2:
-            continue
+            continue  # nothing, or two pictures of the same thing
         # Close the mask widely in x, because changing digits stand between constant ones.
         reach = max(5, round(0.03 * painted.shape[1]))
         wide = cv2.dilate(painted, np.ones((max(5, reach // 2), 2 * reach), np.uint8))

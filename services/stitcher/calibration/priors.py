@@ -53,7 +53,7 @@ def read_mask(camera: CameraSection) -> Image | None:
 
 def _prior(section: StitcherSection, camera: CameraSection | None, shape: Shape, aspect: float) -> CameraPrior:
     hfov_deg = section.calibration.hfov_deg
-    if section.calibration.focal_px is not None:
+    if section.calibration.focal_px is not None:  # a configuration gives one of the two, not both
         hfov_deg = 2 * math.degrees(math.atan(shape[1] / 2 / section.calibration.focal_px))
     if camera is None:
         return CameraPrior(hfov_deg=hfov_deg, pixel_aspect=aspect)
@@ -67,6 +67,7 @@ def _prior(section: StitcherSection, camera: CameraSection | None, shape: Shape,
         pixel_aspect=aspect if camera.pixel_aspect is None else camera.pixel_aspect,
         yaw_deg=pose.yaw_deg if pose else None,
         pitch_deg=pose.pitch_deg if pose else None,
+        # The sum of both rotations may exceed half a turn.
         roll_deg=(roll_deg + 180) % 360 - 180 if pose or camera.rotation_deg else None,
         mask=mask,
     )

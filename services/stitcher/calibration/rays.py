@@ -50,7 +50,7 @@ class Rig:
         """Return the positions of the rig's directions in a picture; NaN if the camera cannot see them."""
         kind = self.kinds[camera]
         rays = directions @ self.rotations[camera]
-        ahead = rays[..., 2] > 1e-6
+        ahead = rays[..., 2] > 1e-6  # a ray from behind would be projected through the centre
         plane = rays[..., :2] / np.where(ahead, rays[..., 2], np.nan)[..., None]
         bent = distort(plane, float(self.k1[kind]), float(self.k2[kind]))
         return np.asarray(bent * self.focal[kind] + self.centers[camera])
@@ -111,7 +111,7 @@ def lens_rays(points: Matrix, focal: float, k1: float, k2: float) -> Matrix:
 def rotation_of(vector: Matrix) -> Matrix:
     """Return the matrix of the rotation about a vector by its length (Rodrigues)."""
     angle = float(np.linalg.norm(vector))
-    x, y, z = vector / max(angle, 1e-15)
+    x, y, z = vector / max(angle, 1e-15)  # any axis will do for an angle of 0
     cross = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
     return np.asarray(np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross)
 
@@ -119,4 +119,5 @@ def rotation_of(vector: Matrix) -> Matrix:
 def nearest_rotation(matrix: Matrix) -> Matrix:
     """Return the rotation nearest to a matrix (Kabsch)."""
     u, _, vt = np.linalg.svd(matrix)
+    # The determinant of the product is -1 for a reflection: turn the sign of the weakest axis.
     return np.asarray(u @ np.diag([1.0, 1.0, np.linalg.det(u @ vt)]) @ vt)

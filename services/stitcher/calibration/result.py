@@ -51,6 +51,7 @@ def to_calibration(
     """
     names = [view.name for view in views]
     rotations = {names[camera]: solution.rig.rotations[n] for n, camera in enumerate(solution.cameras)}
+    # Only the cameras' rotations against each other are solved, so the rig may be rotated as a whole.
     turn = align(rotations, priors)
     if turn is None:
         turn = straighten(rotations)
@@ -59,6 +60,7 @@ def to_calibration(
     poses = []
     for number, camera in enumerate(solution.cameras):
         mine = [pair for pair in links if number in pair]
+        # Average the squares over all points, so that a pair with many of them counts for more.
         total = sum(links[pair].good for pair in mine)
         squares = sum(links[pair].good * residuals[pair] ** 2 for pair in mine)
         poses.append(
@@ -71,6 +73,7 @@ def to_calibration(
                 rms_px=math.sqrt(squares / total) if total else None,
             )
         )
+    # A configured direction means something only if the rig was aligned with configured directions.
     if any(rotation_from(priors[name]) is not None for name in rotations):
         poses += _as_configured(solution, views, priors, lenses, {*rotations, *refused})
     poses.sort(key=lambda pose: pose.yaw_rad)
@@ -111,6 +114,7 @@ def _some_points(
 def _source_px(solution: Solution, views: Sequence[View], pair: Pair) -> float:
     """Return the source pixels per working pixel of the coarser camera of a pair."""
     focal = [_lens(solution, number)[0] for number in pair]
+    # The camera with the smaller focal length in pixels has the coarser pixels.
     own = [f / views[solution.cameras[number]].scale[0] for f, number in zip(focal, pair, strict=True)]
     return min(own) / min(focal)
 

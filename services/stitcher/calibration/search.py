@@ -25,15 +25,18 @@ K1S = (0.0, -0.1, -0.2, -0.3, 0.1)
 SAMPLES = 160
 MATCHES = 120
 TOLERANCE = 0.007
-"""Of the picture's width: trial lenses are up to half a step wrong."""
+"""Largest error of a match that agrees, as a share of the picture's width: trial lenses are up to half a step wrong."""
 LEAST_MATCHES = 8
 POOR_SHARE = 0.5
-"""If less than this share of a pair agrees with equal lenses, unequal ones are tried."""
+"""If less than this share of a pair's matches agrees with equal lenses, unequal ones are tried."""
 HINT_GAIN = 0.15
+"""Share by which the score rises if all configured fields of view hold."""
 COARSE_SCORE = 1.5
+"""Least score of a pair in the coarse search."""
 UNEQUAL_MATCHES = 40
+"""Least number of matches of a pair for which unequal lenses are tried."""
 UNEQUAL_GAIN = 1.25
-"""Factor by which unequal lenses must explain more."""
+"""Factor by which the score must increase for a single camera to get a lens of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +52,17 @@ class Matches:
 
 @dataclass(frozen=True, slots=True)
 class Lens:
-    """A trial lens: half the picture's width is seen under half of ``hfov_deg``."""
+    """A trial lens."""
 
     focal: float
+    """Focal length, in working pixels."""
     k1: float
 
 
 def trial_lens(width: float, hfov_deg: float, k1: float) -> Lens | None:
     """Return a lens with this field of view, or ``None`` if none exists with this k1."""
     half = np.tan(np.radians(hfov_deg) / 2)
+    # The distortion must still increase clearly at the picture's edge: see max_radius().
     if k1 < 0 and 1 + 3 * k1 * half**2 < 0.15:
         return None
     return Lens(float(width / 2 / (half * (1 + k1 * half**2))), k1)
@@ -75,12 +80,15 @@ def count_agreeing(matches: Matches, lens_i: Lens, lens_j: Lens, widths: tuple[f
     angle = TOLERANCE * max(widths[0] / lens_i.focal, widths[1] / lens_j.focal)
     a, b = _sample_pairs(count)
     spread_i, spread_j = (rays_i[a] * rays_i[b]).sum(axis=1), (rays_j[a] * rays_j[b]).sum(axis=1)
+    # A rotation keeps the angle between two rays. Two rays that are close together determine it poorly.
     apart = np.abs(np.arccos(np.clip(spread_i, -1, 1)) - np.arccos(np.clip(spread_j, -1, 1)))
     is_possible = (apart < 2 * angle) & (spread_i < np.cos(6 * angle))
     a, b = a[is_possible], b[is_possible]
     if not len(a):
         return 0.0, np.eye(3)
     turns = _frames(rays_j[a], rays_j[b]) @ _frames(rays_i[a], rays_i[b]).transpose(0, 2, 1)
+    # float32 halves the bytes and is far finer than the tolerance. A missing ray gets the squared distance 9, which is
+    # more than two unit vectors can have.
     moved = (turns.astype(np.float32) @ np.nan_to_num(rays_i.T).astype(np.float32)).transpose(0, 2, 1)
     squared = np.nan_to_num(((moved - rays_j.astype(np.float32)) ** 2).sum(axis=2), nan=9.0)
     scores = np.maximum(1 - squared / np.float32(angle**2), 0).sum(axis=1)
@@ -88,6 +96,7 @@ def count_agreeing(matches: Matches, lens_i: Lens, lens_j: Lens, widths: tuple[f
     is_near = squared[best] < (angle / 2) ** 2
     if is_near.sum() < 2:
         return float(scores[best]), turns[best]
+    # Two matches gave this rotation: fit it to all that are near.
     return float(scores[best]), nearest_rotation(rays_j[is_near].T @ rays_i[is_near])
 
 
@@ -151,12 +160,12 @@ def find_lenses(
         known = known_hfov_deg[camera]
         return list(HFOVS_DEG) if known is None else [*HFOVS_DEG, known]
 
-    # Most pairs do not overlap: drop those that agree with no lens of a coarse search.
+    # Most pairs do not overlap: drop those that agree with no lens of a coarse search, unless they have many matches.
     coarse = list(itertools.product(HFOVS_DEG[::2], K1S[:3:2]))
     firm = {pair for pair in useful if max(score(pair, [hfov] * cameras, k1) for hfov, k1 in coarse) > COARSE_SCORE}
     useful = {pair: matches for pair, matches in useful.items() if pair in firm or len(matches) > MATCHES}
 
-    # First, all cameras share a lens; then each group has its own; then each camera, if that explains more.
+    # First, all cameras share a lens; then each group has its own; then each camera of a pair that fits poorly.
     best: tuple[float, list[float], float] = (-1.0, [60.0] * cameras, 0.0)
     for hfov_deg, k1 in itertools.product(HFOVS_DEG, K1S):
         best = max(best, (total([hfov_deg] * cameras, k1), [hfov_deg] * cameras, k1), key=lambda one: one[0])
@@ -184,4 +193,5 @@ def find_lenses(
             now = total(hfovs, other)
             if now > agreed:
                 agreed, k1 = now, other
+    # The distortion may be impossible for a wide lens: take one of 60 degrees then, as a start for the adjustment.
     return [trial_lens(widths[c], hfovs[c], k1) or Lens(widths[c] / 1.15, 0.0) for c in range(cameras)]

@@ -24,11 +24,12 @@ FAR_PX = (150.0, 40.0, 15.0, 8.0)
 NEAR_PX = 15.0
 LEAST_IN_PAIR = 6
 FOCAL_PRIOR = 0.1
-"""Deviation of a configured field of view, as a share."""
+"""Deviation of the focal length from that of a configured field of view, as a share."""
 ODD_FOCAL, ODD_CENTER = 0.01, 0.012
-"""Lenses of one kind differ by less: focal lengths as a share, centres as a share of the picture's width."""
+"""Lenses are implausible beyond these: the difference of two focal lengths of one kind, as a share, and the offset of a
+centre, as a share of the picture's width."""
 RICHER_GAIN = 12.0
-"""Least reduction of the cost, in variances of a point, for which another parameter is used."""
+"""Least reduction of the cost by each additional parameter, in variances of a point."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,23 +43,23 @@ class Solution:
     points: Points
     """Points of the last adjustment; cameras by their place in the rig."""
     tracks: dict[Pair, Tracks]
-    """By places in the rig."""
+    """Tracked points by pair of places in the rig."""
     prior: Prior
     unit: float
-    """Working pixels a pixel of a picture 1920 wide."""
+    """Working pixels per pixel of a picture 1920 wide."""
     is_odd: bool
-    """Whether cameras of one type came out with lenses that differ implausibly."""
+    """Whether the solved lenses are implausible: see :data:`ODD_FOCAL`."""
 
     def follows(self, i: int, j: int, matches: Matches) -> bool:
         """Return whether the rig agrees with enough of the matches of two of its cameras."""
         if len(matches) < 2:
-            return True
+            return True  # such a link is of points marked by the operator
         near = distances(self.rig, points_of(i, j, matches.p, matches.q)) < NEAR_PX * self.unit
         return int(near.sum()) >= LEAST_IN_PAIR
 
 
 def make_prior(rig: Rig, known: Mapping[int, float]) -> Prior:
-    """Return each kind's known focal length or, if it is unknown, the estimate with a negligible weight."""
+    """Return each kind's known focal length or, if it is unknown, the estimate with a small weight."""
     log_focal = np.log(rig.focal)
     deviation = np.full(len(rig.focal), 0.7)
     for kind, focal in known.items():
@@ -92,6 +93,7 @@ def groups_of(links: Sequence[Pair], count: int) -> list[list[int]]:
 def chain(group: Sequence[int], links: Mapping[Pair, tuple[float, Matrix]]) -> tuple[list[Matrix], list[Pair]]:
     """Return the rotations of a group's cameras along their strongest links, and those links."""
     inside = {pair: link for pair, link in links.items() if set(pair) <= set(group)}
+    # The maximum spanning tree, by Prim's algorithm: a weak link could rotate all cameras behind it wrongly.
     first = max(inside, key=lambda pair: inside[pair][0])[0]
     rotations: dict[int, Matrix] = {first: np.eye(3)}
     tree: list[Pair] = []
@@ -153,6 +155,8 @@ class Solver:
             in_tree |= everything.between(place[i], place[j])
         unit = max(view.size[0] for view in (self._views[c] for c in group)) / 1920
         trunk = everything[in_tree]
+        # Adjust to the tree alone first: it has no loops in which links could contradict each other. Then judge all
+        # matches by the rig that it gives, more strictly each time.
         for far, scale in ((90.0, 12.0), (30.0, 5.0)):
             near = trunk[distances(rig, trunk) < far * unit]
             rig = adjust(rig, near, Free(), scale * unit, prior=prior, iterations=15)
@@ -169,12 +173,14 @@ class Solver:
 
     def _by_hand(self, place: Mapping[int, int]) -> list[Points]:
         inside = [(pair, m) for pair, m in self._marked.items() if set(pair) <= set(place)]
+        # The weight exceeds LEAST_IN_PAIR, so that a single marked point is enough for its pair.
         return [points_of(place[i], place[j], m.p, m.q, 25.0) for (i, j), m in inside]
 
     @staticmethod
     def _near(rig: Rig, points: Points, far_px: float) -> Points:
         """Return the points close to their expected position, of pairs with enough of them; marked points always."""
         keep = (distances(rig, points) < far_px) | (points.weight > 1)
+        # Both directions of a pair count together: see points_of().
         low, high = np.minimum(points.i, points.j), np.maximum(points.i, points.j)
         pair = low * len(rig.rotations) + high
         enough = np.bincount(pair, keep * points.weight, len(rig.rotations) ** 2) >= LEAST_IN_PAIR
@@ -234,9 +240,10 @@ class Solver:
         for trial_free, own in ((replace(free, k2=True), False), (free, True), (replace(free, centers=True), False)):
             trial, trial_prior = (apart(rig, prior)) if own else (rig, prior)
             if trial_free == free and len(trial.focal) == len(rig.focal):
-                continue
+                continue  # used already
             before, after = rig, adjust(trial, thin, trial_free, scale_px, prior=trial_prior, iterations=12)
             costs = [float(np.log1p((distances(r, thin) / scale_px) ** 2).sum()) for r in (before, after)]
+            # More parameters always reduce the cost: require more than each of them would explain of the noise.
             spread = np.median(distances(after, thin)) ** 2 / scale_px**2 + 1e-4
             more = 2 * len(rig.rotations) if trial_free.centers and not free.centers else 0
             more += len(trial.focal) * (1 + trial_free.k1 + trial_free.k2) - len(rig.focal) * (1 + free.k1 + free.k2)

@@ -28,23 +28,30 @@ LEAST_OVERLAP = 0.015
 """Least overlap that is used, as a share of a picture."""
 FRAME_PIXELS = 900_000
 MAX_ANGLE = math.radians(62)
-"""Of the overlap's edge to its middle; what lies further out is not drawn."""
+"""Largest angle from the overlap's middle; what lies further out is not drawn."""
 MAP_STEP = 8
+"""Pixels of the frame for each computed position in a map."""
 BACK_PX = 0.6
-"""Largest distance between a corner and what following it there and back gives."""
+"""Largest error of a corner that is tracked to the other picture and back."""
 MAX_ERROR = 22.0
 """Mean difference of the levels around a corner, in evened pictures of deviation 48: unlike things differ by 50."""
 SAMPLES = 24
+"""Points along each side of a picture that are tested for the overlap."""
 ELSEWHERE_CORNERS = 60
+"""Corners that are searched for elsewhere, at most; the result is extrapolated to all."""
 ELSEWHERE_PX = 112
 """Distance up to which corners that could not be tracked are searched for."""
 ELSEWHERE_LIKENESS = 0.8
 PATCH = 9
-"""Half the side of what is looked for, in a picture of half the size."""
+"""Half the side of the patch that is searched for, in a picture of half the size."""
 RIVAL_PIXELS = 60_000
+"""Size to which pictures are scaled down to search for alternative displacements."""
 RIVAL_AREA = 0.4
+"""Least area that two displaced pictures share, relative to that without displacement."""
 RIVAL_DISTANCE_PX = 14.0
+"""A displacement below this, in pixels of the frame, is not an alternative."""
 RIVAL_CHANCE = 8.0
+"""Correlation by chance, times the root of the area in pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +62,13 @@ class Tracks:
     q: Matrix
     """Positions in both pictures of the corners that were tracked."""
     moved_px: Matrix
-    """Distance of each corner from its position by the calibration, in working pixels."""
+    """Distance of each tracked corner from its position by the calibration, in working pixels of the coarser camera."""
     corners: int
     """Number of corners to track."""
     overlap: float
-    """The overlap, as a share of the smaller picture."""
+    """The overlap, as a share of the picture with the smaller field of view."""
     cells: float
-    """Share of the overlap's parts with corners in which some were tracked."""
+    """Of the overlap's parts that have corners, the share in which some were tracked."""
     gone: int
     """Corners in parts of the overlap, a hundredth of it each, in which none could be tracked."""
     elsewhere: int
@@ -102,6 +109,7 @@ def follow(rig: Rig, views: list[View], i: int, j: int, levels: int, *, with_riv
         return None
     frame = _Frame(rig, np.concatenate([directions, back]), i, j)
     drawn = [frame.draw(rig, views[camera], camera) for camera in (i, j)]
+    # A corner's surroundings must lie in both pictures too, so keep clear of the edges and of masked areas.
     both = cv2.erode(np.minimum(drawn[0][1], drawn[1][1]), np.ones((15, 15), np.uint8))
     area = int(np.count_nonzero(both))
     nothing = Tracks(np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0), 0, max(share, share_j), 0.0, 0, 0, 0.0)
@@ -115,6 +123,7 @@ def follow(rig: Rig, views: list[View], i: int, j: int, levels: int, *, with_riv
     window = {"winSize": (WINDOW_PX, WINDOW_PX), "maxLevel": levels}
     there, status, error = cv2.calcOpticalFlowPyrLK(drawn[0][0], drawn[1][0], corners, None, **window)  # type: ignore[call-overload]
     again, status_back, _ = cv2.calcOpticalFlowPyrLK(drawn[1][0], drawn[0][0], there, None, **window)  # type: ignore[call-overload]
+    # A corner that was tracked to a similar but wrong place rarely leads back to where it came from.
     returned = np.linalg.norm((again - corners).reshape(-1, 2), axis=1)
     good = (status.ravel() > 0) & (status_back.ravel() > 0) & (returned < BACK_PX) & (error.ravel() < MAX_ERROR)
     here, target = corners.reshape(-1, 2).astype(np.float64), there.reshape(-1, 2).astype(np.float64)
@@ -143,6 +152,7 @@ class _Frame:
     def __init__(self, rig: Rig, directions: Matrix, i: int, j: int) -> None:
         middle = directions.mean(axis=0)
         ahead = middle / np.linalg.norm(middle)
+        # Horizontal as camera i has it, so that its picture is not rolled in the frame.
         right = rig.rotations[i][:, 0] - (rig.rotations[i][:, 0] @ ahead) * ahead
         right /= np.linalg.norm(right)
         self.axes = np.stack([right, np.cross(ahead, right), ahead], axis=1)
@@ -150,6 +160,7 @@ class _Frame:
         seen = seen[seen[:, 2] > math.cos(MAX_ANGLE)]
         plane = seen[:, :2] / seen[:, 2:]
         low, high = plane.min(axis=0), plane.max(axis=0)
+        # No finer than the coarser camera: more pixels would hold no more detail.
         focal = float(rig.camera_focal[[i, j]].min())
         self.scale = min(focal, math.sqrt(FRAME_PIXELS / max(float(np.prod(high - low)), 1e-9)))
         margin = 4 * MAP_STEP
@@ -166,6 +177,7 @@ class _Frame:
     def draw(self, rig: Rig, view: View, camera: int) -> tuple[Image, Image]:
         """Render the camera's picture of the frame. Return it with the mask of what may be matched."""
         # The map is smooth, so compute one pixel in 64, with a margin of one, and interpolate.
+        # Positions are those of the middles that cv2.resize() assumes.
         x = (np.arange(-1, self.width // MAP_STEP + 1) + 0.5) * MAP_STEP - 0.5
         y = (np.arange(-1, self.height // MAP_STEP + 1) + 0.5) * MAP_STEP - 0.5
         pixels = rig.project(camera, self.directions(np.stack(np.meshgrid(x, y), axis=-1))) + view.half
@@ -202,6 +214,7 @@ def _count_elsewhere(drawn: list[tuple[Image, Image]], corners: Matrix) -> int:
         if patch.shape != (2 * PATCH + 1,) * 2 or min(place.shape) <= 2 * PATCH + 1:
             continue
         likeness = cv2.matchTemplate(place, patch, cv2.TM_CCOEFF_NORMED)
+        # Erase the best place with its surroundings: if another one is nearly as good, the patch is ambiguous.
         _, best, _, (at_x, at_y) = cv2.minMaxLoc(likeness)
         cv2.circle(likeness, (at_x, at_y), 3, -1.0, -1)
         second = float(likeness.max())
@@ -230,6 +243,8 @@ def _rival(drawn: list[tuple[Image, Image]]) -> float:
     def correlate(a: Floats, b: Floats) -> Matrix:
         return np.asarray(np.fft.irfft2(np.fft.rfft2(a, shape).conj() * np.fft.rfft2(b, shape), shape))
 
+    # The correlation coefficient at all shifts at once. Outside their masks, pictures are 0, and each shift is
+    # normalised by the energy of the pixels that both pictures have there.
     area = correlate(masks[0], masks[1])
     energy = correlate(pictures[0] ** 2, masks[1]) * correlate(masks[0], pictures[1] ** 2)
     likeness = correlate(pictures[0], pictures[1]) / np.sqrt(np.maximum(energy, 1.0))
@@ -237,5 +252,6 @@ def _rival(drawn: list[tuple[Image, Image]]) -> float:
     here = float(likeness[0, 0])
     likeness -= RIVAL_CHANCE / np.sqrt(np.maximum(area, 1.0))  # small areas fit by chance
     reach = max(2, round(RIVAL_DISTANCE_PX * shrink))
+    # Shifts to the left and upwards are at the ends of the axes, so no shift is at all four corners.
     likeness[:reach, :reach] = likeness[-reach:, :reach] = likeness[:reach, -reach:] = likeness[-reach:, -reach:] = 0
     return float(likeness.max()) / max(here, 1e-3)

@@ -34,14 +34,16 @@ def calibrate_apart(
     Raises:
         CalibrationError: The cameras could not be placed, or the process died.
     """
+    # Not a fork: other threads of the parent may hold locks at that moment, which nothing would release in the child.
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_work, args=(theirs,), name="calibrate", daemon=True)
     process.start()
-    theirs.close()
+    theirs.close()  # so that recv() raises EOFError when the child dies
     try:
         ours.send((dict(pictures), dict(priors or {}), tuple(points), min_confidence))
         result: object = None
+        # The child sends tuples of progress, and then a calibration or the message of an error.
         while result is None or isinstance(result, tuple):
             while not ours.poll(POLL_S):
                 if stop.is_set():

@@ -1,1 +1,1 @@
-"""Pictures of the cameras, as they come: connections, clocks, damage, and sets of one instant."""
+"""Capture of the cameras' pictures: connections, clocks, damage, and frame sets of one instant."""

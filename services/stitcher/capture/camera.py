@@ -72,7 +72,7 @@ class CameraReader:
         self.connections = 0
         """Number of connections."""
         self.broken_packets = 0
-        """Packets that could not be decoded, those before the first key frame of a connection left out."""
+        """Packets that could not be decoded, not counting those before the first picture of a connection."""
         self._cause: Cause | None = None
         self._state = "connecting"
         self._waiting_since_ns: int | None = None
@@ -122,7 +122,8 @@ class CameraReader:
         return Cause.DAMAGED if self._damaged_ns(time.monotonic_ns()) else self._cause
 
     def _damaged_ns(self, now_ns: int) -> int:
-        """Return the time since the last intact picture, or 0 if it is below the threshold."""
+        """Return for how long pictures have been damaged, or 0 if that is below the threshold."""
+        # Read it once: the camera's thread may change it meanwhile.
         since_ns = self._damage.since_ns
         is_open = self._waiting_since_ns is not None or self._state == "connected"
         return now_ns - since_ns if is_open and since_ns is not None and now_ns - since_ns > DAMAGED_S * NS else 0
@@ -168,10 +169,11 @@ class CameraReader:
             if self._stop.is_set():
                 return
             refused = cause is Cause.REFUSED
+            # A connection that opens and fails at once must not reset the backoff. A rejected log-in has its own one.
             good = self.connections > before and time.monotonic() - started_s > STEADY_S
             failures = 0 if good else 1 if refused != was_refused else failures + 1
             was_refused = refused
-            wait_s = backoff_s(failures, self._reconnect, random.random(), cause)  # noqa: S311  jitter is no secret
+            wait_s = backoff_s(failures, self._reconnect, random.random(), cause)  # noqa: S311  jitter needs no secrecy
             self._cause = cause
             self._state = f"refused: {reason}" if refused else f"lost: {reason}"
             self._waiting_since_ns = None
@@ -184,6 +186,7 @@ class CameraReader:
         while (left_s := until_s - time.monotonic()) > 0:
             if self._stop.wait(min(left_s, PASSWORD_CHECK_S) if refused else left_s):
                 return
+            # The operator may correct the password long before a wait of minutes is over.
             if refused and self._connector.has_new_password():
                 return
 
@@ -204,6 +207,7 @@ class CameraReader:
         stream.thread_type = "NONE"  # each decoder thread of FFmpeg would add a frame of delay
         paced = is_file(self._section.url)
         self._clock.held_packets = held_packets(container, stream)
+        # The wait for a key frame begins with the connection.
         self._newest_frame_ns = time.monotonic_ns()
         self._waiting_since_ns = self._newest_frame_ns
         numbers = FrameNumbers() if has_start_codes(container, stream) and not paced else None
@@ -221,6 +225,7 @@ class CameraReader:
                 )
                 if verdict is Verdict.HELD:
                     continue
+                # A camera whose pictures are all held back shows nothing, so it does not count as connected.
                 if not connected:
                     connected = True
                     self._connected(frame, stream)
@@ -240,9 +245,11 @@ class CameraReader:
             frames = [frame for frame in packet.decode() if isinstance(frame, VideoFrame)]
         except av.error.FFmpegError:
             frames = []
-            if connected:  # before the first key frame nothing can be decoded
+            # Before the first key frame nothing can be decoded: with key frames 20 s apart, 251 packets failed.
+            if connected:
                 self.broken_packets += 1
                 self._damage.lose(arrival_ns)
+        # Packets arrive, so the read time-out does not apply. Damaged pictures count as decoded here.
         if not frames and arrival_ns - self._newest_frame_ns > self._key_frame_wait_s * NS:
             raise Unreadable(Cause.DECODING, f"no picture could be decoded for {self._key_frame_wait_s:g} s")
         return frames
@@ -266,6 +273,7 @@ class CameraReader:
             pts_ns = frame.pts * frame.time_base.numerator * NS // frame.time_base.denominator
         if file_period_ns:
             pts_ns = self._file_frames * file_period_ns if pts_ns is None else pts_ns
+            # A file is decoded faster than it plays, so its pictures arrive when they are due.
             captured_ns = arrival_ns = self._pace_file(pts_ns, arrival_ns)
         else:
             captured_ns = self._clock.captured_ns(pts_ns, arrival_ns)
@@ -273,7 +281,7 @@ class CameraReader:
         self._stage.record((time.monotonic_ns() - captured_ns) / NS)
 
     def _pace_file(self, pts_ns: int, arrival_ns: int) -> int:
-        """Hold a frame of a plain file back until it is due. Return the time at which it was due."""
+        """Hold a frame of a plain file back until it is due. Return when that was, CLOCK_MONOTONIC."""
         self._file_frames += 1
         if self._file_start_ns is None:
             self._file_start_ns = arrival_ns - pts_ns

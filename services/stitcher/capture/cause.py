@@ -20,9 +20,9 @@ class Cause(StrEnum):
     NOT_FOUND = "not found"
     """The camera answers but does not have the stream, or the file does not exist."""
     UNREACHABLE = "unreachable"
-    """No host answers at that address."""
+    """Nothing answers at that address, or the host name has no address."""
     TIMEOUT = "time-out"
-    """The camera is connected but sends nothing in time."""
+    """The camera does not answer in time, or is connected but sends nothing in time."""
     UNSUPPORTED = "unsupported"
     """FFmpeg cannot read the protocol, transport or codec, or the stream has no video."""
     DECODING = "decoding"
@@ -54,7 +54,7 @@ _BY_NUMBER = {
 _BY_TYPE = (
     ((av.error.HTTPUnauthorizedError, av.error.HTTPForbiddenError), Cause.REFUSED),
     ((av.error.HTTPNotFoundError,), Cause.NOT_FOUND),
-    ((av.error.ExitError,), Cause.TIMEOUT),
+    ((av.error.ExitError,), Cause.TIMEOUT),  # PyAV interrupts FFmpeg when a time-out expires
     (
         (
             av.error.ProtocolNotFoundError,
@@ -91,9 +91,10 @@ def cause_of(error: Exception, url: str = "", *, late: bool = False) -> tuple[Ca
     if late or isinstance(error, av.error.ExitError):
         return Cause.TIMEOUT, "no data in time"
     number = getattr(error, "errno", None)
+    # FFmpeg reports a failed name look-up only as EIO, so look the name up again.
     if number == errno.EIO and (host := _unknown_host(url)):
         return Cause.UNREACHABLE, f"the name {host} has no address"
-    # Do not use str(error): it contains the URL.
+    # Do not use str(error): it contains the URL, which may hold a password.
     reason = getattr(error, "strerror", None) or type(error).__name__
     for types, cause in _BY_TYPE:
         if isinstance(error, types):
@@ -123,7 +124,9 @@ def backoff_s(failures: int, section: ReconnectSection, jitter: float, cause: Ca
             by up to a tenth instead, because the camera may lock the account.
         cause: Why the last attempt failed.
     """
+    # Without a bound, the power overflows after a thousand failures.
     doublings = min(max(0, failures - 1), 32)
     if cause is Cause.REFUSED:
+        # With the other waits there were eight log-ins in 37 s, which lock a camera.
         return min(section.refused_max_s, section.refused_first_s * 2.0**doublings) * (1.0 + 0.1 * jitter)
     return min(section.max_s, section.first_s * 2.0**doublings) * (0.5 + 0.5 * jitter)

@@ -24,20 +24,24 @@ from services.stitcher.capture.sender import SenderClocks
 Source = Literal["sender", "pts", "arrival"]
 
 WINDOW_NS = 5_000_000_000
-"""Length of a window. A drift of 100 parts per million costs 1 ms of accuracy in it."""
+"""Length of a window. The least offset is that of two windows, in which a drift of 100 parts per million costs 1 ms."""
 JUMP_NS = 1_000_000_000
-"""A jump of the stream's time against the wall clock by more than this, from packet to packet, means a new clock."""
+"""If a stream's time advances by this much more than the wall clock from packet to packet, a new clock began. A
+presentation time may step back by less than this, because of B-frames; a decoding time may not step back at all."""
 UNPROVEN_LAG_NS = 200_000_000
 """Longest time before its arrival at which an unproven pts may place a frame."""
 BIN_NS, BIN_PACKETS, LONGEST_BIN_NS = 1_000_000_000, 8, 4_000_000_000
-"""Least duration and number of packets of a bin, of which the least offset is compared with the next bin's."""
+"""The least offset of a bin is compared with that of the next one. A bin ends when it has lasted the first duration and
+has this many packets, or after the last duration with fewer packets."""
 SLOPES_TO_JUDGE, SLOPES_KEPT = 3, 5
+"""Least number of slopes from bin to bin for a verdict, and number of the newest slopes whose median is judged."""
 RUNS_WRONG, RUNS_RIGHT = 0.03, 0.02
-"""Relative error of a clock's rate below which it is right and above which it is wrong; in between, the earlier verdict
-holds."""
+"""Relative error of a clock's rate above which it is wrong, and below which it is right; in between, the earlier
+verdict holds."""
 SMOOTHED_NS = 100_000_000
-"""Jitter of arrivals that is smoothed."""
+"""Largest jitter of arrivals that is smoothed."""
 STEPS = 32
+"""Packets that a period is estimated from."""
 
 
 class StreamClock:
@@ -76,12 +80,14 @@ class StreamClock:
         if jumped:
             self.reset()
         offset_ns = arrival_ns - time_ns
+        # The offset is that of the presentation, but jumps and steps are those of the decoding order.
         now_ns = time_ns if order_ns is None else order_ns
         if self._last is None:
             self._window_start_ns, self._minimum_ns = arrival_ns, offset_ns
             self._bin, self._bin_packets = (arrival_ns, offset_ns), 0
         else:
             self._steps_ns.append(abs(now_ns - self._last[0]))
+            # Keep the minimum of the previous window, so that a new one does not begin with a delayed packet's offset.
             if arrival_ns - self._window_start_ns > WINDOW_NS:
                 self._previous_minimum_ns = self._minimum_ns
                 self._window_start_ns, self._minimum_ns = arrival_ns, offset_ns
@@ -106,6 +112,7 @@ class StreamClock:
         if self._last is None:
             return False
         step_ns = order_ns - self._last[0]
+        # A camera that restarts begins at another time, and time stamps may wrap around.
         back_ns = 0 if ordered else -JUMP_NS
         ahead_ns = max(JUMP_NS, 3 * self.period_ns // 2)  # frames of a slow camera may arrive together after a stall
         return step_ns <= back_ns or step_ns > arrival_ns - self._last[1] + ahead_ns
@@ -115,6 +122,7 @@ class StreamClock:
 
         A network stall or a permanent increase of the delay causes a single step, which the median ignores.
         """
+        # Compare minima, because a single offset contains the packet's jitter.
         started_ns, least_ns = self._bin
         lasted_ns = arrival_ns - started_ns
         if not (lasted_ns >= BIN_NS and self._bin_packets >= BIN_PACKETS) and lasted_ns < LONGEST_BIN_NS:
@@ -130,6 +138,7 @@ class StreamClock:
             if slope > RUNS_WRONG:
                 self.runs_right = False
             elif slope < RUNS_RIGHT or self.runs_right is None:
+                # Between the bounds, a clock without an earlier verdict counts as right.
                 if self.runs_right is False:  # the recorded offsets are from the time when the clock ran wrong
                     self._window_start_ns, self._minimum_ns = arrival_ns, min(offset_ns, least_ns)
                     self._previous_minimum_ns = None
@@ -178,7 +187,7 @@ class CaptureClock:
 
     @property
     def period_ns(self) -> int:
-        """Mean time between the last packets; 0 while there is none."""
+        """Mean time between the last packets; 0 before the second one."""
         if len(self._arrivals) < 2:
             return 0
         return (self._arrivals[-1] - self._arrivals[0]) // (len(self._arrivals) - 1)
@@ -214,15 +223,19 @@ class CaptureClock:
         smooth_ns = self._smooth(arrival_ns)
         self.source, found_ns, held_ns = "arrival", smooth_ns, self.held_packets * self.period_ns
         if pts_ns is not None and self._best != "arrival" and self._pts.runs_right is not False:
+            # The stream's own period is exact, whereas arrivals may come in bursts.
             held_ns = self.held_packets * self._pts.period_ns
             self.source, found_ns = "pts", pts_ns + self._pts.offset_ns
             if self._pts.runs_right is None:
+                # Without bound and verdict, MJPEG over HTTP at 10 fps, which FFmpeg numbers at 25, was 4.8 s old.
                 found_ns = max(found_ns, arrival_ns - UNPROVEN_LAG_NS)
             if self._senders is not None and self._sender_less_pts_ns is not None and self._sender.runs_right:
                 clocks, name = self._senders
+                # Compare the cameras without what their parsers hold back, which is not a delay of the network.
                 offset_ns = clocks.offset_ns(name, self._sender.offset_ns - held_ns, arrival_ns) + held_ns
                 self.source, found_ns = "sender", pts_ns + self._sender_less_pts_ns + offset_ns
         found_ns = min(found_ns, arrival_ns) - held_ns - self._delay_ns
+        # A correction of the offset may move a frame before its predecessor, but the synchronizer requires an order.
         self._newest_ns = max(found_ns, self._newest_ns + 1)
         return self._newest_ns
 
@@ -241,6 +254,7 @@ class CaptureClock:
         else:
             expected_ns = self._smooth_ns + period_ns
             late_ns = arrival_ns - expected_ns
+            # Beyond the bound it is not jitter but a stall or a lasting delay: follow at that distance.
             bound_ns = min(SMOOTHED_NS, period_ns)
             self._smooth_ns = arrival_ns if late_ns <= 0 else expected_ns + max(late_ns // 32, late_ns - bound_ns)
         return self._smooth_ns

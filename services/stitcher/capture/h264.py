@@ -16,12 +16,13 @@ SLICE, IDR_SLICE, SPS = 1, 5, 7
 HIGH_PROFILES = (100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135)
 """Profiles whose sequence parameters contain the chroma format and scaling lists."""
 ENOUGH = 64
-"""Prefix of a NAL unit that contains all parsed fields of a slice header or, without scaling lists, of a sequence
+"""Bytes of a NAL unit that contain all parsed fields of a slice header or, without scaling lists, of a sequence
 parameter set."""
 
 
 BELIEVED_AFTER, BELIEVED_BELOW = 50, 0.5
-"""If an encoder seems to lose more than this share of its pictures, its numbering is not standard: ignore it."""
+"""If, after this many pictures, an encoder seems to lose more than this share of them, its numbering is not standard:
+ignore it."""
 
 
 class FrameNumbers:
@@ -51,9 +52,10 @@ class FrameNumbers:
             bits.unsigned()
         number, before = bits.take(self._bits), self._newest
         if is_reference:
-            self._newest = number
+            self._newest = number  # any other picture has the number of the reference picture that follows it
         if kind == IDR_SLICE or before is None:
             return False
+        # The number wraps around. It repeats in the second field of a frame.
         misses = number not in (before, (before + 1) % (1 << self._bits))
         self._pictures, self._missed = self._pictures + 1, self._missed + misses
         return misses and not (self._pictures >= BELIEVED_AFTER and self._missed > BELIEVED_BELOW * self._pictures)
@@ -63,7 +65,7 @@ def _units(packet: bytes) -> Iterator[tuple[int, bool, bytes]]:
     """Yield the type of each NAL unit, whether it is a reference, and the beginning of its payload."""
     start = packet.find(START)
     while 0 <= start < len(packet) - 4:
-        head = packet[start + 3]
+        head = packet[start + 3]  # forbidden_zero_bit, nal_ref_idc (2 bits), nal_unit_type (5 bits)
         yield head & 31, bool(head >> 5 & 3), _unescaped(packet[start + 4 : start + 4 + ENOUGH])
         start = packet.find(START, start + 4)
 
@@ -83,19 +85,19 @@ def _number_bits(payload: bytes) -> int:
         if bits.unsigned() == 3:  # chroma_format_idc
             bits.take(1)  # separate_colour_plane_flag puts colour_plane_id before the number
             return 0
-        bits.unsigned()  # bit depths
-        bits.unsigned()
-        bits.take(1)
+        bits.unsigned()  # bit_depth_luma_minus8
+        bits.unsigned()  # bit_depth_chroma_minus8
+        bits.take(1)  # qpprime_y_zero_transform_bypass_flag
         if bits.take(1):  # scaling lists, which cameras do not send
             return 0
-    length = bits.unsigned() + 4
+    length = bits.unsigned() + 4  # log2_max_frame_num_minus4, at most 12
     order = bits.unsigned()  # pic_order_cnt_type
     if order == 0:
-        bits.unsigned()
+        bits.unsigned()  # log2_max_pic_order_cnt_lsb_minus4
     elif order == 1:
-        return 0
+        return 0  # offsets follow, which this function does not parse
     bits.unsigned()  # max_num_ref_frames
-    gaps_are_allowed = bits.take(1)
+    gaps_are_allowed = bits.take(1)  # gaps_in_frame_num_value_allowed_flag
     return 0 if gaps_are_allowed or length > 16 else length
 
 

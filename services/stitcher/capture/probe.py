@@ -85,7 +85,7 @@ class _Watch:
         self._container = container
         self._connector = connector
         self._stream = container.streams.video[0]
-        self._stream.thread_type = "NONE"
+        self._stream.thread_type = "NONE"  # as in the service: threads would delay the pictures
         self._clock = CaptureClock("sender", senders=(SenderClocks(), section.name))
         self._clock.held_packets = held_packets(container, self._stream)
         self._arrivals_ns: list[int] = []
@@ -100,7 +100,7 @@ class _Watch:
         report.profile = str(self._stream.profile or "")
         end_s: float | None = None
         for packet, arrival_ns in packets_of(self._container, self._stream, self._connector):
-            now_s = arrival_ns / NS
+            now_s = arrival_ns / NS  # of the clock of time.monotonic(), as started_s
             if now_s > (started_s + longest_s if end_s is None else end_s):
                 break
             self._observe(packet, arrival_ns)
@@ -110,7 +110,7 @@ class _Watch:
                     end_s = now_s + seconds
                 self._look(frame, packet, arrival_ns)
         if end_s is None:
-            raise Unreadable(Cause.DECODING, f"no picture came in {longest_s:g} s")
+            raise Unreadable(Cause.DECODING, f"no picture arrived within {longest_s:g} s")
         self._sum_up()
 
     def _observe(self, packet: Packet[VideoStream], arrival_ns: int) -> None:
@@ -157,7 +157,7 @@ class _Watch:
         if is_file(report.url):
             report.fps, report.clock = float(self._stream.average_rate or self._stream.guessed_rate or 0), "pts"
         else:
-            # Packets that FFmpeg read while it probed the stream arrive together, so use their own times.
+            # Packets that FFmpeg read while it probed the stream arrive together, so use their own times if possible.
             times_ns = self._arrivals_ns if report.clock == "arrival" else sorted(self._pts_ns)
             lasted_s = (times_ns[-1] - times_ns[0]) / NS
             report.fps = round((len(times_ns) - 1) / lasted_s, 2) if lasted_s > 0 else 0.0
@@ -171,14 +171,14 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command. Return 0, or 1 if a camera cannot be read."""
     parser = argparse.ArgumentParser(
         prog="framebus-stitcher probe",
-        description="Read cameras for some seconds, all at once, and tell what they send and what to set for them.",
+        description="Read cameras for some seconds, all at once, and report what they send and what to set for them.",
     )
     parser.add_argument(
-        "url", nargs="+", help="what stitcher.cameras would name; other users see it in the list of processes"
+        "url", nargs="+", help="URL as in stitcher.cameras; other users see it in the list of processes"
     )
     parser.add_argument("--seconds", type=float, default=10.0, help="how long to watch after the first picture (10)")
     parser.add_argument("--transport", choices=("auto", "tcp", "udp"), default="auto", help="of RTSP (auto)")
-    parser.add_argument("--username", help="of URLs that name none")
+    parser.add_argument("--username", help="user of URLs that name none")
     parser.add_argument("--password-file", type=Path, help="file whose first line is the password")
     parser.add_argument("--password-env", help="environment variable with the password")
     parser.add_argument("--json", action="store_true", help="print one JSON object, {cameras: [...]}")

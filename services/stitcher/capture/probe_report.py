@@ -31,12 +31,12 @@ class Report:
     matrix: str = NOT_TOLD
     pixel_format: str = ""
     fps: float = 0.0
-    """Measured by arrival."""
+    """Measured by the packets' own times, or by their arrival if the clock is ``arrival``; for a file, as declared."""
     kbit_s: int = 0
     first_picture_s: float | None = None
     """Time from the first attempt to connect."""
     gop_frames: int | None = None
-    """Longest interval of two key frames; ``None`` if fewer than two arrived."""
+    """Longest interval between two key frames; ``None`` if fewer than two arrived."""
     gop_s: float | None = None
     b_frames: bool = False
     clock: str = "arrival"
@@ -56,25 +56,25 @@ def advise(report: Report, section: CameraSection, defaults: StitcherSection) ->
     lines = [f"- name: {section.name}", f'  url: "{section.masked_url}"']
     hints = []
     if "***" in section.masked_url:
-        hints.append("the URL is shown without what may be secret in it; a password may come from password_file")
+        hints.append("the URL is shown without its secrets; a password may come from password_file")
     if report.error:
         return [], hints
     if report.transport == "udp":
         lines.append("  transport: udp       # it refuses TCP")
     if report.pixel_aspect == NOT_TOLD and report.width_px * 4 < report.height_px * 5:
-        lines.append('  # aspect: "2:1"      # the stream tells none: set it if the picture looks too narrow')
+        lines.append('  # aspect: "2:1"      # the stream declares none: set it if the picture looks too narrow')
     elif report.pixel_aspect == NOT_TOLD and (report.width_px, report.height_px) in ((704, 576), (720, 576)):
-        lines.append('  # aspect: "16:11"    # the stream tells none: 16:11 or 12:11 are usual for this size')
+        lines.append('  # aspect: "16:11"    # the stream declares none: 16:11 or 12:11 are usual for this size')
     if report.clock == "arrival":
-        hints.append("its pictures have no clock to go by: they are placed by their arrival, to some 0.1 s")
+        hints.append("its pictures have no usable clock: their arrival gives the time of capture, to some 0.1 s")
     elif report.clock == "pts" and not is_file(report.url):
-        hints.append("it does not tell the time of capture: if it is later than the others, set delay_s")
+        hints.append("its stream does not contain the time of capture: if it is later than the others, set delay_s")
     if report.damaged_frames or report.lost_packets:
-        hints.append("pictures arrive damaged: TCP, a lower bit rate or another cable may help; see damaged")
+        hints.append("pictures arrive damaged: TCP, a lower bit rate or another cable may help; see the key damaged")
     gop_s = report.gop_s if report.gop_frames else None
     if report.codec != "mjpeg" and (gop_s is None or gop_s > 5) and not is_file(report.url):
-        shown = "none came a second time" if gop_s is None else f"they are {gop_s:g} s apart"
-        hints.append(f"key frames are rare ({shown}): after a loss it takes so long until there is a picture again")
+        shown = "there was no second one" if gop_s is None else f"they are {gop_s:g} s apart"
+        hints.append(f"key frames are rare ({shown}): after a loss there is no picture until the next one")
     if gop_s is not None and gop_s > defaults.key_frame_wait_s * 0.8:
         hints.append(f"set stitcher.key_frame_wait_s to {round(gop_s * 2)}")
     if report.fps and report.fps < 1 / defaults.gone_after_s:
@@ -83,7 +83,7 @@ def advise(report: Report, section: CameraSection, defaults: StitcherSection) ->
 
 
 def show(report: Report) -> str:
-    """Return the report for people."""
+    """Return the report as text."""
     if report.error:
         return f"{report.url}\n  cannot be read ({report.cause}): {report.error}"
     aspect = "" if report.pixel_aspect == "1:1" else f", pixel aspect {report.pixel_aspect}"

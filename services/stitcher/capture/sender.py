@@ -34,6 +34,7 @@ class SenderClocks:
         Returns:
             The least offset among the cameras whose clocks agree with this one's, including itself.
         """
+        # A camera that is delayed more has a larger offset, so the least one is that of the shortest delay.
         with self._lock:
             self._offsets[camera] = (own_ns, now_ns)
             others = [

@@ -22,13 +22,17 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 QUEUE_FRAMES = 64
+"""Most frames of a camera that are kept."""
 KEPT_FRAMES = 16
 """Frames of each camera that are kept regardless of their age."""
 STEPS_TO_BELIEVE = 3
 """Intervals between frames that are required for a reliable estimate of a camera's period."""
 OWED_PAIRS = 3
+"""Most sets that are still delivered when several are due at once."""
 FIRST_PERIOD_NS = 40_000_000
+"""Period that is assumed before the first interval: 25 frames a second."""
 STEPS_TO_KNOW_PERIOD = 10
+"""A camera with fewer intervals does not become the pacing one if another camera has this many."""
 FASTER = 0.7
 """A camera becomes the pacing one if its period is shorter than the current pacing camera's by this factor."""
 SLOWER = 1.5
@@ -92,9 +96,11 @@ class _Queue(Generic[T]):
         if self.frames:
             step_ns = frame.captured_ns - self.frames[-1].captured_ns
             if step_ns <= 0:
+                # The capture times restarted, so they cannot be compared with those of the earlier frames.
                 self.frames.clear()
             elif SHORTEST_STEP_NS < step_ns < LONGEST_STEP_NS:
                 self.steps += 1
+                # The mean of the first eight intervals, and then a moving average.
                 self.period_ns += (step_ns - self.period_ns) / min(self.steps, 8)
         lag_ns = frame.arrival_ns - frame.captured_ns
         self.lag_ns += (lag_ns - self.lag_ns) / min(self.steps + 1, 8)
@@ -118,7 +124,7 @@ class FrameSynchronizer(Generic[T]):
 
     Args:
         cameras: Number of cameras.
-        tolerance_ns: Largest distance in time from the pacing camera's frame.
+        tolerance_ns: Largest distance in time from the pacing camera's frame of a picture that counts as fresh.
         max_wait_ns: How long a frame waits for the other cameras.
         gone_after_ns: A camera whose newest frame is older than this, and than three of its periods, is left out.
     """
@@ -154,8 +160,10 @@ class FrameSynchronizer(Generic[T]):
             return None
         self._pace = self._choose_pace(live, now_ns)
         pace = self._queues[self._pace]
+        # After a stall, several frames are due at once: leave some time between two sets.
         if now_ns - self._last_pair_ns < pace.period_ns * 0.4:
             return None
+        # The half period prevents a second set of the same instant when another camera has become the pacing one.
         due = [
             (frame.captured_ns, due_ns)
             for frame in pace.frames
@@ -164,6 +172,7 @@ class FrameSynchronizer(Generic[T]):
         ]
         if not due:
             return None
+        # A set that has been due for a whole period has been overtaken by the next one: the consumer is too slow.
         skipped = max(0, len(due) - OWED_PAIRS)
         while skipped < len(due) - 1 and now_ns - due[skipped][1] >= pace.period_ns:
             skipped += 1
@@ -173,14 +182,17 @@ class FrameSynchronizer(Generic[T]):
         return self._take(instant_ns, live, skipped)
 
     def _choose_pace(self, live: list[int], now_ns: int) -> int:
+        # A camera that stalls must not stop the panorama until it counts as gone.
         stalled_ns = self._max_wait_ns
         running = [
             index
             for index in live
             if now_ns - self._queues[index].frames[-1].arrival_ns <= stalled_ns + 2 * self._queues[index].period_ns
         ] or live
+        # The period of a new camera is a guess, which may be too short.
         known = [index for index in running if self._queues[index].steps >= STEPS_TO_KNOW_PERIOD] or running
         fastest = min(known, key=lambda index: (self._queues[index].period_ns, index))
+        # Hysteresis: cameras of nearly the same rate would otherwise take turns, and their frames differ in time.
         if self._pace in running and self._queues[fastest].period_ns >= FASTER * self._queues[self._pace].period_ns:
             return self._pace
         return fastest
@@ -192,8 +204,10 @@ class FrameSynchronizer(Generic[T]):
         due_ns = frame.arrival_ns
         for index in live:
             queue = self._queues[index]
+            # Its frames arrive later than the longest wait, so waiting for them would only delay each panorama.
             is_hopeless = queue.lag_ns - pace.lag_ns > self._max_wait_ns + pace.period_ns
             if queue.pace_ns(now_ns) < SLOWER * pace.period_ns and not is_hopeless:
+                # A frame this close to the instant is the nearest one: the next one comes a whole period later.
                 enough_ns = frame.captured_ns - max(pace.period_ns, queue.period_ns) / 2
                 reached = (other.arrival_ns for other in queue.frames if other.captured_ns >= enough_ns)
                 due_ns = max(due_ns, next(reached, last_ns))
@@ -204,6 +218,7 @@ class FrameSynchronizer(Generic[T]):
         for index in live:
             queue = self._queues[index]
             chosen[index] = queue.nearest(instant_ns)
+            # Keep the chosen frame: a slow or late camera shows it again.
             while queue.frames[0] is not chosen[index]:
                 queue.frames.popleft()
         skews_ns = {index: frame.captured_ns - instant_ns for index, frame in chosen.items()}

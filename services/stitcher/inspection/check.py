@@ -55,7 +55,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="framebus-stitcher check", description=main.__doc__)
     parser.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE", help="one of each camera, named after it")
     parser.add_argument("--config", type=Path, help="the YAML file, for the cameras' settings and the panorama's size")
-    parser.add_argument("--hfov-deg", type=float, help="about the horizontal field of view of the cameras")
+    parser.add_argument("--hfov-deg", type=float, help="approximate horizontal field of view of the cameras")
     parser.add_argument("--size", type=_size, metavar="WxH", help="size of the panorama, such as 4896x688")
     parser.add_argument("--view", choices=("crop", "fit"), help="fill the panorama, or show all with bars")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -108,6 +108,7 @@ def _in_words(document: Mapping[str, Any]) -> str:
             lines.append(f"{camera['name']:{width}}  not placed: {camera['reason']}")
             continue
         residual = "" if camera["rms_px"] is None else f"{camera['rms_px']:.2f} px"
+        # + 0.0 avoids -0.0
         yaw, pitch, roll = (f"{round(camera[key], 1) + 0.0:6.1f}" for key in ("yaw_deg", "pitch_deg", "roll_deg"))
         lines.append(
             f"{camera['name']:{width}} {yaw} {pitch} {roll}"

@@ -39,7 +39,8 @@ Array = npt.NDArray[np.float64]
 
 STEP_S: Final = 0.01
 SLOPE_S: Final = 0.06
-"""Half the interval over which changes are compared: longer than a frame, shorter than a passing object."""
+"""Half the interval over which a change is measured. The interval is longer than a frame's, and shorter than the time
+that an object takes to pass."""
 LONGEST_S: Final = 2.0
 """Largest difference of two delays that is searched for."""
 LEAST_S: Final = 2 * LONGEST_S
@@ -49,8 +50,9 @@ LEAST_LIKENESS: Final = 0.2
 MOST_RIVAL: Final = 0.7
 """Largest correlation at any other lag, as a share of the best. Periodic motion fits several lags."""
 RIVAL_S: Final = 0.3
+"""Distance from the best lag beyond which another one counts as a rival."""
 NOISE: Final = 3.0
-"""Smaller changes, in levels, count as noise or slow changes of the light."""
+"""Smaller changes, in levels, count as noise or as slow changes of the light."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,17 +85,21 @@ def lag_between(left: Record, right: Record) -> Lag | None:
     energy = [float((change**2).sum()) for change in changes]
     if min(energy) == 0:
         return None
+    # Cross-correlation of all points at once. Twice the length prevents the end of one record from meeting the
+    # beginning of the other. A positive lag says that the right camera is later.
     count = len(changes[0])
     spectra = [np.fft.rfft(change, 2 * count, axis=0) for change in changes]
     together = np.fft.irfft((spectra[0].conj() * spectra[1]).sum(axis=1), 2 * count)
     most = round(LONGEST_S / STEP_S)
-    lags = np.arange(-most, most + 1)
+    lags = np.arange(-most, most + 1)  # the correlation has negative lags at its end, where negative indices point
     # Large lags have less overlap in time, so normalise by it.
     alike = together[lags] / np.sqrt(energy[0] * energy[1]) * count / (count - np.abs(lags))
+    # A peak at the end of the range may be the slope of one beyond it.
     best = int(alike.argmax())
     rival = alike[np.abs(lags - lags[best]) * STEP_S > RIVAL_S].max()
     if alike[best] < LEAST_LIKENESS or rival > MOST_RIVAL * alike[best] or best in (0, len(lags) - 1):
         return None
+    # The parabola through the three values has its peak between the steps.
     before, at, after = alike[best - 1 : best + 2]
     between = 0.5 * (before - after) / (before - 2 * at + after)
     return Lag(float((lags[best] + between) * STEP_S), float(alike[best]))
@@ -101,11 +107,13 @@ def lag_between(left: Record, right: Record) -> Lag | None:
 
 def _changes(record: Record, instants_s: Array) -> Array:
     """Return the change of each point at each instant, in levels; 0 if it is only noise."""
+    # The cameras' pictures have different rates and instants, so interpolate between them at common instants.
     place = np.interp(instants_s, record.times_s, np.arange(len(record.times_s)))
     first = np.minimum(place.astype(np.intp), len(record.times_s) - 2)
     share = (place - first)[:, None]
     levels = record.levels[first] * (1 - share) + record.levels[first + 1] * share
     steps = round(SLOPE_S / STEP_S)
+    # Differences, because cameras differ in brightness; bounded, so that a single strong contrast does not decide.
     changes = levels[2 * steps :] - levels[: -2 * steps]
     return np.where(np.abs(changes) < NOISE, 0.0, changes.clip(-60, 60))
 
@@ -120,9 +128,10 @@ def delays_of(names: Sequence[str], lags: Mapping[tuple[str, str], Lag]) -> dict
     matrix = np.zeros((len(rows) + 1, len(members)))
     wanted = np.zeros(len(rows) + 1)
     for row, ((left, right), lag) in enumerate(rows):
+        # Least squares over all pairs, weighted by their likeness: lags around a circle do not add up to 0 exactly.
         matrix[row, members.index(right)], matrix[row, members.index(left)] = lag.likeness, -lag.likeness
         wanted[row] = lag.likeness * lag.seconds
-    matrix[-1] = 1.0
+    matrix[-1] = 1.0  # only differences are measured, so fix the sum
     solved = np.linalg.lstsq(matrix, wanted, rcond=None)[0]
     return dict(zip(members, (solved - solved.min()).tolist(), strict=True))
 
@@ -164,7 +173,7 @@ def measure(section: StitcherSection, calibration: Calibration, seconds: float) 
     Args:
         section: The configured cameras. Their ``delay_s`` is ignored.
         calibration: Their directions.
-        seconds: How long to watch, once each camera has a picture.
+        seconds: How long to watch, once each camera is connected or the wait for it has ended.
 
     Returns:
         ``cameras`` with ``name`` and ``delay_s``, or ``None`` and a ``reason``; ``pairs`` with ``cameras``, ``lag_s``
@@ -174,7 +183,7 @@ def measure(section: StitcherSection, calibration: Calibration, seconds: float) 
     placed, senders = {pose.name for pose in calibration.cameras}, SenderClocks()
     readers = {
         camera.name: CameraReader(
-            camera.model_copy(update={"delay_s": 0.0}),
+            camera.model_copy(update={"delay_s": 0.0}),  # a delay that was set before would be subtracted
             partial(recorder.take, camera.name),
             Stage(),
             open_timeout_s=section.open_timeout_s,
@@ -193,6 +202,7 @@ def measure(section: StitcherSection, calibration: Calibration, seconds: float) 
         time.sleep(0.1)
     time.sleep(seconds)
     states = {name: reader.state for name, reader in readers.items()}
+    # Ask all of them to stop first, so that they end at the same time.
     for reader in readers.values():
         reader.request_stop()
     for reader in readers.values():
@@ -230,7 +240,7 @@ def main(arguments: Sequence[str]) -> int:
     """Measure how late each camera's pictures are, from motion in the overlaps of two cameras."""
     parser = argparse.ArgumentParser(prog="framebus-stitcher delays", description=main.__doc__)
     parser.add_argument("--config", type=Path, help="the YAML file, for the cameras; without it the defaults hold")
-    parser.add_argument("--calibration", type=Path, help="where the cameras look; stitcher.calibration.file otherwise")
+    parser.add_argument("--calibration", type=Path, help="the saved calibration, instead of stitcher.calibration.file")
     parser.add_argument("--seconds", type=float, default=30.0, help="how long to watch what moves (30)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)

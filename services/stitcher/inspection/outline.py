@@ -80,10 +80,12 @@ def outline(camera: CameraPose, panorama: Panorama, points_a_side: int = POINTS_
     rays = camera.directions(edge)
     rays = rays[np.isfinite(rays).all(axis=1)]
     level = np.hypot(rays[:, 0], rays[:, 2])
+    # An outline across the back would otherwise jump by a turn.
     yaw = np.unwrap(np.arctan2(rays[:, 0], rays[:, 2]))
     middle = panorama.yaw_min_rad + panorama.width_px / panorama.scale_px / 2
     yaw -= 2 * math.pi * round((float(yaw.min() + yaw.max()) / 2 - middle) / (2 * math.pi))
     v = np.clip(rays[:, 1] / np.maximum(level, 1e-9), -MAX_V, MAX_V)
+    # The middle of pixel x is x + 0.5 steps from the edge: see Panorama.
     x = (yaw - panorama.yaw_min_rad) * panorama.scale_px - 0.5
     return np.stack([x, (v - panorama.v_min) * panorama.scale_px - 0.5], axis=-1)
 

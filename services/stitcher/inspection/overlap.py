@@ -36,11 +36,12 @@ MAX_V: Final = 2.0
 """Directions steeper than 63 degrees are ignored, because a cylinder stretches them too much."""
 PATCH_PX: Final = 17
 MAX_CELLS: Final = 400
-"""Size of the cells. Each has at most one patch, to spread the patches over the overlap."""
+"""Cells of the overlap. Each has at most one patch, to spread the patches over the overlap."""
 LEAST_CELL_PX: Final = 14
+"""Least side of a cell."""
 LEAST_SLOPE: Final = 1.0
-"""Levels a pixel, root mean square in the direction in which a patch has the least of them; a patch below it has too
-little texture."""
+"""Least slope of a patch, in levels per pixel: the root mean square in the direction in which it is smallest. A patch
+below it has too little texture."""
 SLOPE_OF_NOISE: Final = 0.3
 """Steepest slope that noise with a deviation of one level causes; measured 0.24 to 0.28."""
 LEAST_CORRELATION: Final = 0.75
@@ -65,7 +66,7 @@ class Displacements:
     shifts_px: Array
     """Displacement to the right and downwards, in pixels of the panorama."""
     still: Mask
-    """Which patches look as they did in the previous comparison."""
+    """Which patches of the left picture look as they did in the previous comparison."""
 
 
 class Overlap:
@@ -94,7 +95,9 @@ class Overlap:
         if min(self._shape) < LEAST_SIDE_PX:
             return
         maps = [self._map(camera) for camera in self.cameras]
+        # Kept between measurements, so as fixed-point numbers: six bytes a pixel instead of eight.
         self._maps = [cv2.convertMaps(x, y, cv2.CV_16SC2) for x, y in maps]
+        # A patch must lie in both pictures with all of its pixels.
         seen = [inside(camera, x, y) for camera, (x, y) in zip(self.cameras, maps, strict=True)]
         brim = np.ones((PATCH_PX, PATCH_PX), np.uint8)
         # A constant border of 0 treats the window's own edge like an edge of the pictures.
@@ -121,6 +124,7 @@ class Overlap:
             )
             for luma, camera, maps in zip((left, right), self.cameras, self._maps, strict=True)
         ]
+        # Measure the slopes before the contrast is evened out, which would turn noise into texture.
         least = max(LEAST_SLOPE, SLOPE_OF_NOISE * max(_noise(one, self._both > 0) for one in warped))
         smooth = [np.asarray(cv2.GaussianBlur(one, (0, 0), 1.0), np.float32) for one in warped]
         cells, corners = self._corners(smooth[0], least)
@@ -132,8 +136,10 @@ class Overlap:
         there = (ends >= 0).all(axis=1) & (ends[:, 0] < columns) & (ends[:, 1] < rows)
         there[there] &= self._whole[1][ends[there, 1], ends[there, 0]]
         found &= there
+        # Keep the picture, so that the next comparison can tell which patches have changed.
         before, self._before = self._before, even[0]
         still = _alike(even[0], even[0] if before is None else before, corners[found], corners[found])
+        # The pixel of yaw 0 and v = 0, as _map() places the middles of pixels.
         middle = np.array([columns / 2 - 0.5, -0.5 - self._v_min * self._scale_px])
         return Displacements(
             textured=len(corners),
@@ -168,13 +174,15 @@ class Overlap:
         return cells, np.stack([x, y], axis=-1).astype(np.float64)
 
     def _guess(self, even: list[Image]) -> Array:
-        """Estimate the dominant displacement: without it, optical flow finds at most a dozen pixels."""
+        """Estimate the dominant displacement. Without it, optical flow finds at most a dozen pixels."""
+        # The window fades towards its edges, whose step would otherwise correlate best without a displacement.
         window = self._both * cv2.createHanningWindow(self._shape[::-1], cv2.CV_32F)
         centered = [(one.astype(np.float32) - 128) * window for one in even]
         (x, y), _ = cv2.phaseCorrelate(*centered)
         shift = np.array([x, y])
         if (np.abs(shift) > np.array(self._shape[::-1]) / 2).any():
             return np.zeros(2)
+        # Phase correlation always returns some displacement: use it only if the pictures fit better with it.
         still = _correlation(even[0], even[1], self._both)
         move = np.array([[1.0, 0.0, x], [0.0, 1.0, y]])
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
@@ -198,6 +206,7 @@ def _bounds(left: CameraPose, right: CameraPose) -> tuple[float, float, float, f
     rays, level = rays[np.abs(rays[:, 1]) < MAX_V * level], level[np.abs(rays[:, 1]) < MAX_V * level]
     if len(rays) < 16:
         return None
+    # Count yaws from the middle, because they wrap around at the back.
     middle = rays.mean(axis=0)
     yaw = math.atan2(middle[0], middle[2])
     beside = np.arctan2(rays[:, 0], rays[:, 2]) - yaw
@@ -227,6 +236,7 @@ def _noise(picture: Plane, mask: Mask) -> float:
     kernel = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)
     values = np.abs(cv2.filter2D(picture, cv2.CV_32F, kernel))[mask]
     # The lower quartile of a normal distribution's absolute value is 0.319 deviations; the kernel multiplies it by 6.
+    # The source takes the mean, which texture increases: the quartile needs a flat quarter only.
     return float(np.percentile(values, 25)) / (0.319 * 6) if values.size else 0.0
 
 
@@ -242,6 +252,7 @@ def _follow(even: list[Image], corners: Array, guess: Array) -> tuple[Mask, Arra
         criteria=(cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 20, 0.01),
         flags=cv2.OPTFLOW_USE_INITIAL_FLOW,
     )
+    # A patch that was tracked to a similar but wrong place rarely leads back to where it came from.
     ends, there, _ = flow(even[0], even[1], start, start + guess.astype(np.float32))
     back, again, _ = flow(even[1], even[0], ends, ends - guess.astype(np.float32))
     places, returned = (np.asarray(points, np.float64).reshape(-1, 2) for points in (ends, back))

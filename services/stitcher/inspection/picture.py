@@ -86,6 +86,7 @@ def draw(calibration: Calibration, panorama: Panorama, pictures: Mapping[str, Im
 
 def _view(calibration: Calibration, panorama: Panorama, pictures: Mapping[str, Image]) -> tuple[Panorama, Image]:
     """Render everything that the cameras see as a separate panorama. Return its geometry and the blended pictures."""
+    # Include the frame of the panorama, which may show bars beyond the cameras' pictures.
     shown = np.array([[0.0, 0.0], [panorama.width_px, panorama.height_px]])
     ends = np.concatenate([shown, *(outline(camera, panorama) for camera in calibration.cameras)])
     low, high = ends.min(axis=0), ends.max(axis=0)
@@ -117,6 +118,7 @@ def _view(calibration: Calibration, panorama: Panorama, pictures: Mapping[str, I
             count += inside[..., None]
     mean = np.where(count > 0, total / np.maximum(count, 1), np.float32(GROUND[0]))
     (left, top), (right, bottom) = (_place(view, panorama, x, y) for x, y in ((0, 0), shown[1]))
+    # What the panorama leaves out is darker.
     dim = np.full((height, width, 1), 0.45, np.float32)
     dim[max(round(top), 0) : round(bottom), max(round(left), 0) : round(right)] = 1.0
     return view, np.ascontiguousarray(np.clip(np.where(count > 0, mean * dim, mean), 0, 255).astype(np.uint8))
@@ -147,6 +149,7 @@ def _draw_shown(canvas: Image, view: Panorama, panorama: Panorama) -> None:
 
 def _draw_name(canvas: Image, points: Array, name: str, colour: Colour) -> None:
     x = float(points[:, 0].min() + points[:, 0].max()) / 2
+    # The upper edge of a picture, which may be curved or rolled.
     y = float(np.sort(points[:, 1])[: len(points) // 4].mean())
     _label(canvas, (x, max(y, 0) + 24), [name], colour, 0.7)
 

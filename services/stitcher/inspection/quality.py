@@ -51,7 +51,8 @@ class PairQuality:
     drift_px: float | None = None
     """Root mean square of the common rotation."""
     drift_xy_px: tuple[float, float] | None = None
-    """The same in the middle of the overlap, to the right and downwards: of the right picture against the left."""
+    """Displacement by that rotation in the middle of the overlap, to the right and downwards: of the right picture
+    against the left."""
     parallax_px: float | None = None
     """Root mean square of the remainder."""
 
@@ -110,7 +111,7 @@ class QualityMonitor:
         """
         result = tuple(self._measure(pair, planes) for pair in self._pairs if self._is_wanted())
         if len(result) < len(self._pairs):
-            return result
+            return result  # warnings compare pairs with each other, so they need all of them
         for quality in result:
             self._count(quality)
         self._result = result, "; ".join(self._warnings())
@@ -148,6 +149,7 @@ class QualityMonitor:
 
     def _stayed(self, pair: tuple[str, str], found: Displacements, left_px: Array, agree: Mask) -> Mask:
         """Return which outliers were the same in the previous measurement. Remember them for the next one."""
+        # Near things that stand still are parallax, whereas a passer-by is elsewhere in the next measurement.
         before = self._strays.get(pair, {})
         strays = np.flatnonzero(~agree)
         self._strays[pair] = {int(found.cells[index]): left_px[index] for index in strays}
@@ -165,6 +167,7 @@ class QualityMonitor:
             self._judged[pair] = quality
             self._over[pair] = self._over[pair] + 1 if quality.residual_px > self._limit_px else 0
         elif quality.state == "nothing in common" and pair in self._have_agreed:
+            # It fitted before, so a camera was turned by more than can be measured.
             self._judged[pair] = quality
             self._over[pair] += 1
 
@@ -179,10 +182,11 @@ class QualityMonitor:
             quality = self._judged[pair]
             names = f"{pair[0]} and {pair[1]}"
             residual_px, drift_px = quality.residual_px, quality.drift_px or 0.0
+            # Drift explains less of it than parallax does, so do not name a camera as moved.
             if residual_px is not None and drift_px < (quality.parallax_px or 0.0):
                 yield (
                     f"{names} are {residual_px:.1f} px apart, by place:"
-                    " near things that both see, or a lens that was set anew; calibrate again if it was"
+                    " near things that both see, or a lens that was zoomed or focused; calibrate again if it was"
                 )
             else:
                 moved.setdefault(self._suspect(pair), []).append(quality)
@@ -195,7 +199,11 @@ class QualityMonitor:
                 yield f"{names} no longer fit by {worst.residual_px:.1f} px: {suspect} was moved? calibrate again"
 
     def _suspect(self, pair: tuple[str, str]) -> str:
-        """Return the camera of a pair that fits none of its neighbours, or both if neither or both do not fit."""
+        """Return the camera of a pair that seems to have moved, or ``a or b`` if either may have.
+
+        That is the one that fits none of its other neighbours. If this holds for both or for neither, it is the one
+        that is in several pairs beyond the limit.
+        """
         fits = [
             any(name in other and self._over[other] == 0 for other in self._have_agreed if other != pair)
             for name in pair
@@ -235,11 +243,13 @@ def _common(found: Displacements) -> tuple[Array, Mask]:
     Iteratively reweighted least squares with Tukey's weights, starting at the median.
     """
     effect = _effect(found.angles)
+    # Begin at the median, because wrong patches would pull a first least-squares fit towards them.
     middle = np.median(found.shifts_px, axis=0)
     off = np.linalg.norm(found.shifts_px - middle, axis=1)
     turn = np.zeros(3)
     for _ in range(ROUNDS):
         width = max(CLOSE_PX, FAR * _deviation(off))
+        # lstsq() squares the weighted rows, so these are the roots of Tukey's weights.
         weights = np.maximum(1 - (off / (1.5 * width)) ** 2, 0.0)
         turn, *_ = np.linalg.lstsq(
             (effect * weights[:, None, None]).reshape(-1, 3), (found.shifts_px * weights[:, None]).reshape(-1), None

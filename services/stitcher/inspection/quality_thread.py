@@ -46,7 +46,7 @@ class QualityThread:
 
     @property
     def wants_pictures(self) -> bool:
-        """Return whether a measurement is due and none is running. This check is cheap."""
+        """Return whether a measurement is due and none is running. This check is cheap, without a lock."""
         return not self._busy and time.monotonic() >= self._next_s
 
     def offer(self, calibration: Calibration, panorama: Panorama, planes: Mapping[str, Image]) -> None:
@@ -77,6 +77,7 @@ class QualityThread:
         with self._changed:
             self._closing = True
             self._changed.notify()
+        # If the interpreter ends while a daemon thread is inside OpenCV, C++ terminates the process.
         self._thread.join()
 
     def _run(self) -> None:
@@ -98,6 +99,7 @@ class QualityThread:
                 if warning and warning != warned:
                     self._log.warning("cameras do not fit", reason=warning)
                 warned = warning
+            # Pictures take megabytes, and this thread sleeps for a minute.
             del planes
             self._busy = False
 

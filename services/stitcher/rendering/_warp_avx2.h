@@ -1,12 +1,12 @@
-/* Blocks by AVX2: the bytes of make_block() in _warp.h. Included after it.
+/* Blocks by AVX2, with the same bytes as make_block() in _warp.h. Include it after that file.
  *
- * The 16 pixels of a block nearly always lie within a few rows, and each half of them within 16 samples of a row. Such a
- * half is read by one load a row, and a shuffle puts the two samples beside each position in place: that is several times
- * faster than to gather them one by one, which is what remains for pictures that are turned, much smaller in the panorama,
- * or cut by their edge.
+ * The 16 pixels of a block nearly always lie within a few rows, and each half of them within 16 samples of a row. Such
+ * a half is read by one load per row, and a shuffle moves the two samples beside each position into place. That is
+ * several times faster than to gather them one by one, as is done for pictures that are rotated by more than 8 degrees,
+ * shown at less than half their size, or cut by their edge.
  *
- * Vectors have a 16-bit word a pixel, the first half in the lower lane. Of a position, a word holds the lowest 16 bits: all
- * of the fraction, and as much of the whole part as distances within a window need.
+ * Vectors have a 16-bit word per pixel, the first half in the lower lane. A word holds the lowest 16 bits of a
+ * position: the whole fraction, and as much of the integer part as distances within a window need.
  */
 
 #include <immintrin.h>
@@ -17,9 +17,9 @@
 enum {
     HALF = BLOCK_PIXELS / 2,
     WINDOW = 16,                                     /* samples that one load reads */
-    MAX_STEP_X = 2 << POSITION_BITS,                 /* with which a half lies within a window */
-    MAX_STEP_Y = (1 << POSITION_BITS) / (HALF - 1),  /* with which it lies within three rows */
-    ROWS_AHEAD = 12,                                 /* how far below what is read the cache is told to fetch */
+    MAX_STEP_X = 2 << POSITION_BITS,                 /* largest one with which a half lies within a window */
+    MAX_STEP_Y = (1 << POSITION_BITS) / (HALF - 1),  /* largest one with which it lies within three rows */
+    ROWS_AHEAD = 12,                                 /* distance of the prefetched row below the rows that are read */
     FRACTION = (WEIGHT_ONE - 1) << (POSITION_BITS - WEIGHT_BITS),
 };
 
@@ -30,12 +30,12 @@ typedef struct {
     int64_t right, top, bottom;
 } Limits;
 
-/* Where the samples of the two halves begin. */
+/* Offsets of the first samples of the two halves' windows. */
 typedef struct {
     ptrdiff_t first, second;
 } Corners;
 
-/* Where each pixel reads, and with which weights. */
+/* Which samples of a window each pixel reads, and with which weights. */
 typedef struct {
     __m256i shuffle;   /* puts the samples to the left and right of each position side by side */
     __m256i across;    /* weights of these two */
@@ -45,7 +45,7 @@ typedef struct {
 
 static inline int64_t least(int64_t one, int64_t other) { return one < other ? one : other; }
 
-/* Narrow the limits to those of a plane: the second half's window, and the third row of any, have to lie in it. */
+/* Narrow the limits to those of a plane: the second half's window and the third row of both windows must lie in it. */
 INLINE void narrow(Limits *limits, const Plane *plane)
 {
     int64_t columns = plane->width - WINDOW + 1, rows = plane->height - 2;
@@ -59,17 +59,18 @@ INLINE bool fits(const Limits *limits, const Place *place)
 {
     if (place->step_x < 0 || place->step_x > MAX_STEP_X || place->step_y < -MAX_STEP_Y || place->step_y > MAX_STEP_Y)
         return false;
+    /* 64 bits, because places from Python may be any numbers. */
     int64_t last_y = place->y + (int64_t)place->step_y * (BLOCK_PIXELS - 1);
     int64_t upper = least(place->y, last_y), lower = place->y + last_y - upper;
     return place->x >= 0 && place->x + (int64_t)place->step_x * HALF <= limits->right && upper >= limits->top &&
            lower <= limits->bottom;
 }
 
-/* Of a place that fits. */
+/* Return where the windows of a place that fits begin. */
 INLINE Corners find_corners(const Plane *plane, const Place *place, int shift_x, int shift_y)
 {
     int32_t x = place->x, y = place->y - plane->offset_y;
-    y += place->step_y < 0 ? place->step_y * (HALF - 1) : 0; /* the highest pixel of the half is its first or its last */
+    y += place->step_y < 0 ? place->step_y * (HALF - 1) : 0; /* the highest pixel of a half is its first or last one */
     int32_t next_x = x + place->step_x * HALF, next_y = y + place->step_y * HALF;
     int bits_x = POSITION_BITS + shift_x, bits_y = POSITION_BITS + shift_y;
     return (Corners){(y >> bits_y) * plane->stride + (x >> bits_x), (next_y >> bits_y) * plane->stride + (next_x >> bits_x)};
@@ -80,20 +81,20 @@ INLINE __m256i halves(__m128i first, __m128i second)
     return _mm256_inserti128_si256(_mm256_castsi128_si256(first), second, 1);
 }
 
-/* The word of one pixel of each half in all of its pixels. */
+/* Copy the word of one pixel of each half to all pixels of that half. */
 INLINE __m256i everywhere(__m256i words, int pixel)
 {
     short bytes = (short)(2 * pixel + 256 * (2 * pixel + 1));
     return _mm256_shuffle_epi8(words, _mm256_set1_epi16(bytes));
 }
 
-/* Bytes for PMADDUBSW: 64 - w and w. */
+/* Bytes for PMADDUBSW, 64 - w and w: 64 + 255 w is (64 - w) + 256 w. */
 INLINE __m256i pair_weights(__m256i weights)
 {
     return _mm256_add_epi16(_mm256_set1_epi16(WEIGHT_ONE), _mm256_mullo_epi16(weights, _mm256_set1_epi16(255)));
 }
 
-/* Weights for PMULHRSW. */
+/* Weights for PMULHRSW, which drops 15 bits. */
 INLINE __m256i row_weights(__m256i weights) { return _mm256_slli_epi16(weights, 15 - WEIGHT_BITS); }
 
 INLINE __m256i weights_of(__m256i positions, int shift)
@@ -105,9 +106,11 @@ INLINE __m256i weights_of(__m256i positions, int shift)
 INLINE Taps find_taps(__m256i x, __m256i y, bool rises, int shift_x, int shift_y)
 {
     __m256i column = _mm256_srli_epi16(x, POSITION_BITS + shift_x), row = _mm256_srli_epi16(y, POSITION_BITS + shift_y);
-    /* Columns are known modulo 16 >> shift_x, and a half has fewer of them. */
+    /* A word holds columns modulo 16 >> shift_x. A half spans fewer, so differences from its first column are exact. */
     __m256i from_left = _mm256_and_si256(_mm256_sub_epi16(column, everywhere(column, 0)), _mm256_set1_epi16(15 >> shift_x));
     __m256i both = _mm256_or_si256(from_left, _mm256_slli_epi16(from_left, 8));
+    /* In the shuffle, a pixel's low byte takes the sample to the left, and its high byte the one to the right. Pixels
+     * lie between the first and the second row, as the highest one of a half does, or between the second and third. */
     return (Taps){
         .shuffle = _mm256_add_epi16(both, _mm256_set1_epi16(0x0100)),
         .across = pair_weights(weights_of(x, shift_x)),
@@ -134,14 +137,15 @@ INLINE __m256i read_windows(const Plane *plane, const Corners *corners, const Ta
     __m256i first = read_row(plane->samples, corners, taps);
     __m256i second = read_row(plane->samples + plane->stride, corners, taps);
     __m256i third = read_row(plane->samples + 2 * plane->stride, corners, taps);
-    /* As a number, for this may be below the plane, where a fetch does nothing. */
+    /* As an integer, because a pointer must not be computed beyond the plane. A prefetch of an unmapped address does
+     * nothing. */
     _mm_prefetch((const char *)((uintptr_t)plane->samples + (uintptr_t)(corners->first + ROWS_AHEAD * plane->stride)),
                  _MM_HINT_T0);
     return between(_mm256_blendv_epi8(second, first, taps->upper_two), _mm256_blendv_epi8(third, second, taps->upper_two),
                    taps->down);
 }
 
-/* The planes of a block, with WEIGHT_BITS. */
+/* The samples of a block, interpolated, with WEIGHT_BITS. */
 typedef struct {
     __m256i luma, u, v;
 } Read;
@@ -164,7 +168,7 @@ INLINE Read read_block(const Picture *picture, const Place *place, int shift_x, 
     return read;
 }
 
-/* ---- blocks that fit into no window --------------------------------------------------------------------------- */
+/* ---- blocks that do not fit into windows ---------------------------------------------------------------------- */
 
 /* Positions of the 8 pixels from `first` on, in samples of the plane, clamped to it. */
 INLINE __m256i clamped(int32_t start, int32_t step, int first, int shift, int32_t samples)
@@ -175,9 +179,10 @@ INLINE __m256i clamped(int32_t start, int32_t step, int first, int shift, int32_
     return _mm256_min_epi32(_mm256_max_epi32(at, _mm256_setzero_si256()), _mm256_set1_epi32(last_position(samples)));
 }
 
-/* A word a pixel of two vectors that have a number below 2^16 a pixel. */
+/* Pack two vectors of 32-bit numbers below 2^16, one per pixel, into words. */
 INLINE __m256i to_words(__m256i first, __m256i second)
 {
+    /* PACKUSDW packs within lanes: 0xd8 exchanges the two quarters in the middle. */
     return _mm256_permute4x64_epi64(_mm256_packus_epi32(first, second), 0xd8);
 }
 
@@ -232,7 +237,7 @@ INLINE __m256i read_apart(const Plane *plane, const Apart *apart)
     return between(above, below, apart->down);
 }
 
-/* Not inlined: it is rarely needed, and would take registers from what is. */
+/* Not inlined, because it is rarely needed and would take registers from the code around it. */
 __attribute__((noinline)) static void read_block_apart(const Picture *picture, const Place *place, Read *read)
 {
     Apart apart;
@@ -264,7 +269,7 @@ INLINE __m128i to_colour(const int16_t factors[3], __m256i luma, __m256i u, __m2
     return _mm_packus_epi16(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
 }
 
-/* Put three colours of 16 pixels one after the other. A -1 in a shuffle leaves the byte to another colour. */
+/* Interleave three colours of 16 pixels. A -1 in a shuffle clears the byte, for another colour to fill. */
 INLINE void store_bgr(uint8_t *bgr, __m128i blue, __m128i green, __m128i red)
 {
     const __m128i blue_of[3] = {
@@ -301,11 +306,11 @@ INLINE void colour_block(const Picture *picture, const Read *read, const Brightn
               to_colour(picture->factors[2], luma, u, v));
 }
 
-/* The shifts are those of the picture's chroma, as constants where that is worth it. */
+/* Compute blocks side by side. The shifts are those of the picture's chroma. */
 INLINE void make_run(const Picture *picture, int shift_x, int shift_y, const Place *places, const Brightness *brightness,
                      int count, uint8_t *bgr)
 {
-    const Picture own = *picture; /* which no store to `bgr` can change, so that its numbers stay in registers */
+    const Picture own = *picture; /* a copy: no store to `bgr` can change it, so its fields stay in registers */
     Limits limits = {INT64_MAX, 0, INT64_MAX};
     narrow(&limits, &own.luma);
     narrow(&limits, &own.u);
@@ -325,6 +330,7 @@ INLINE void make_run(const Picture *picture, int shift_x, int shift_y, const Pla
 static void make_blocks_avx2(const Picture *picture, const Place *places, const Brightness *brightness, int count,
                              uint8_t *bgr)
 {
+    /* 4:2:0, the usual format, gets code of its own with constant shifts. */
     int shift_x = picture->u.shift_x, shift_y = picture->u.shift_y;
     if (shift_x == 1 && shift_y == 1)
         make_run(picture, 1, 1, places, brightness, count, bgr);

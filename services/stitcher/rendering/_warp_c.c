@@ -1,10 +1,11 @@
 /* Warps a camera's planes into columns of the panorama: positions, interpolation, colours and blending in one pass.
  *
- * services/stitcher/rendering/compiled.py prepares what warp() takes, and docs/decisions/0003-a-compiled-warp.md says why
- * this is not left to OpenCV. _warp.h makes a block of 16 pixels in portable C, _warp_avx2.h the same bytes by AVX2, which
- * is chosen at run time. Nothing is kept between calls, and the interpreter's lock is released while pixels are made.
+ * services/stitcher/rendering/compiled.py prepares the arguments of warp(), and docs/decisions/0003-a-compiled-warp.md
+ * says why OpenCV does not do this. _warp.h renders a block of 16 pixels in portable C, and _warp_avx2.h the same bytes
+ * by AVX2, which is chosen at run time. Nothing is kept between calls, and the interpreter's lock is released while
+ * pixels are computed.
  *
- * No number from Python is believed: arrays are checked for type, shape and strides before the first byte is read, and
+ * No number from Python is trusted: arrays are checked for type, shape and strides before the first byte is read, and
  * positions are clamped to the planes where they are used.
  *
  * Sources: PEP 384 (stable ABI), PEP 489 (multi-phase initialisation), PEP 3118 (buffers).
@@ -25,19 +26,19 @@
 
 enum {
     MAX_SAMPLES = 1 << 16, /* width and height of a plane */
-    WHOLE_SHARE = 256,
-    MAX_ARRAYS = 9, /* that warp() takes */
+    WHOLE_SHARE = 256,     /* a share of 1 */
+    MAX_ARRAYS = 9,        /* arguments of warp() that are arrays */
 };
 
-/* A rectangle of the panorama, and what fills it. */
+/* A rectangle of the panorama, and the source of its pixels. */
 typedef struct {
-    uint8_t *target; /* its first pixel */
+    uint8_t *target; /* the first pixel */
     ptrdiff_t stride;
     int32_t rows, width, blocks;
-    const Place *places;          /* of each block, row by row, as in all that follows */
-    const uint16_t *seen;         /* a bit a pixel that the camera sees, the lowest first; NULL: all */
+    const Place *places;          /* of each block, row by row, as the following arrays */
+    const uint16_t *seen;         /* a bit for each pixel that the camera sees, the lowest first; NULL: all */
     const Brightness *brightness; /* NULL: 1 */
-    const uint16_t *shares;       /* of this camera in each pixel, the rest is what is there; NULL: all */
+    const uint16_t *shares;       /* this camera's share of each pixel, over the existing content; NULL: all */
     Picture picture;
 } Task;
 
@@ -45,7 +46,7 @@ static bool has_avx2;
 
 /* ---- pixels --------------------------------------------------------------------------------------------------- */
 
-/* Store the pixels of a block that is cut by the rectangle's edge or the picture's, or mixed with what is there. */
+/* Store the pixels of a block that is cut by the edge of the rectangle or the picture, or blended with the content. */
 static void store_partly(uint8_t *target, const uint8_t *bgr, int count, uint16_t seen, const uint16_t *shares)
 {
     for (int pixel = 0; pixel < count; pixel++, target += 3, bgr += 3) {
@@ -61,13 +62,13 @@ static void store_partly(uint8_t *target, const uint8_t *bgr, int count, uint16_
     }
 }
 
-/* Whether all pixels of a block are this camera's alone. */
+/* Return whether the block can be stored as a whole: all of its pixels belong to this camera alone. */
 static bool is_whole(const Task *task, int32_t block, ptrdiff_t at)
 {
     return !task->shares && (block + 1) * BLOCK_PIXELS <= task->width && (!task->seen || task->seen[at] == ALL_SEEN);
 }
 
-/* Fill one row; whole blocks in runs, because a run has to load its constants. */
+/* Fill one row. Whole blocks are rendered in runs, so that constants are loaded once per run. */
 static void fill_row(const Task *task, MakeBlocks *make, int32_t row)
 {
     for (int32_t block = 0; block < task->blocks;) {
@@ -82,7 +83,7 @@ static void fill_row(const Task *task, MakeBlocks *make, int32_t row)
             block += run;
             continue;
         }
-        uint8_t bgr[BLOCK_BYTES] = {0};
+        uint8_t bgr[BLOCK_BYTES] = {0}; /* a whole block, which may extend beyond the rectangle */
         uint16_t seen = task->seen ? task->seen[at] : ALL_SEEN;
         if (seen)
             make(&task->picture, task->places + at, brightness, 1, bgr);
@@ -111,7 +112,7 @@ static MakeBlocks *choose(bool may_use_avx2)
 
 /* ---- the boundary --------------------------------------------------------------------------------------------- */
 
-/* The arrays of a call, which are released together. */
+/* The array arguments of a call, which are released together. */
 typedef struct {
     Py_buffer views[MAX_ARRAYS];
     int count;
@@ -123,15 +124,15 @@ static void release(Arrays *arrays)
         PyBuffer_Release(&arrays->views[--arrays->count]);
 }
 
-/* What an array has to be. */
+/* Requirements of an array. */
 typedef struct {
     const char *name;
-    char format; /* of struct */
+    char format; /* as of Python's struct */
     int axes;
-    int packed_axes; /* how many of them, from the last, lie side by side */
+    int packed_axes; /* number of axes, from the last one, whose elements lie side by side */
 } Kind;
 
-/* Get an array of a kind, which `arrays` keeps; NULL with an exception. */
+/* Get an array of a kind, and let `arrays` hold it. Return NULL with an exception if it is another kind of array. */
 static const Py_buffer *get_array(Arrays *arrays, PyObject *object, const Kind *kind, int flags)
 {
     Py_buffer *view = &arrays->views[arrays->count];
@@ -146,6 +147,7 @@ static const Py_buffer *get_array(Arrays *arrays, PyObject *object, const Kind *
     Py_ssize_t packed = view->itemsize;
     for (int axis = view->ndim - 1; axis >= 0; axis--) {
         bool is_packed = axis >= view->ndim - kind->packed_axes;
+        /* The bound keeps products, such as a number of blocks times BLOCK_BYTES, within 32 bits. */
         if (view->shape[axis] < 1 || view->shape[axis] > INT32_MAX / 64) {
             PyErr_Format(PyExc_ValueError, "%s: %zd elements along axis %d", kind->name, view->shape[axis], axis);
             return NULL;
@@ -159,7 +161,8 @@ static const Py_buffer *get_array(Arrays *arrays, PyObject *object, const Kind *
     return view;
 }
 
-/* Get an array of `rows` by `columns`, and by `last` if that is not 0, without gaps. NULL for None, or with an exception. */
+/* Get an array of `rows` by `columns`, and by `last` if that is not 0, without gaps. Return NULL for None, or with an
+ * exception. */
 static const void *get_table(Arrays *arrays, PyObject *object, const Kind *kind, Py_ssize_t rows, Py_ssize_t columns,
                              Py_ssize_t last)
 {
@@ -176,7 +179,7 @@ static const void *get_table(Arrays *arrays, PyObject *object, const Kind *kind,
     return view->buf;
 }
 
-/* Get one plane of a picture; -1 with an exception. */
+/* Get one plane of a picture. Return -1 with an exception. */
 static int get_plane(Arrays *arrays, PyObject *object, const char *name, Plane *plane)
 {
     const Kind kind = {name, 'B', 2, 1};
@@ -196,7 +199,7 @@ static int get_plane(Arrays *arrays, PyObject *object, const char *name, Plane *
     return 0;
 }
 
-/* The binary logarithm of 1 or 2; -1 with an exception. */
+/* Return the binary logarithm of 1 or 2, or -1 with an exception. */
 static int shift_of(int step)
 {
     if (step == 1 || step == 2)
@@ -205,7 +208,7 @@ static int shift_of(int step)
     return -1;
 }
 
-/* What the planes are like beside their samples; -1 with an exception. */
+/* Set the fields of the planes that do not depend on their samples. Return -1 with an exception. */
 static int describe_planes(Picture *picture, int step_y, int step_x, int black)
 {
     Plane *u = &picture->u, *v = &picture->v;
@@ -222,19 +225,20 @@ static int describe_planes(Picture *picture, int step_y, int step_x, int black)
         return -1;
     u->shift_y = v->shift_y = shift_y;
     u->shift_x = v->shift_x = shift_x;
-    /* A sample for two rows lies in the middle of them; one for two columns lies on the first. */
+    /* As in MPEG-2, a sample for two rows lies in the middle of them, and one for two columns lies on the first. */
     u->offset_y = v->offset_y = shift_y ? 1 << (POSITION_BITS - 1) : 0;
     picture->black = (int16_t)(black * WEIGHT_ONE);
     return 0;
 }
 
-/* Find the rectangle in the panorama; -1 with an exception. */
+/* Find the rectangle in the panorama. Return -1 with an exception if it does not lie in it. */
 static int place_target(Task *task, const Py_buffer *out, int row, int column, int width)
 {
     if (out->shape[2] != 3) {
         PyErr_Format(PyExc_ValueError, "out: pixels of 3 bytes are needed, not of %zd", out->shape[2]);
         return -1;
     }
+    /* Subtract from the shape, because the sum of two ints might overflow. */
     if (row < 0 || column < 0 || width < 1 || task->rows > out->shape[0] - row || width > out->shape[1] - column) {
         PyErr_Format(PyExc_ValueError, "%dx%d pixels from column %d and row %d on are not all within %zdx%zd", width,
                      (int)task->rows, column, row, out->shape[1], out->shape[0]);
@@ -250,12 +254,12 @@ static int place_target(Task *task, const Py_buffer *out, int row, int column, i
     return 0;
 }
 
-/* The arguments of warp() that are arrays. */
+/* The array arguments of warp(). */
 typedef struct {
     PyObject *out, *places, *seen, *y, *u, *v, *factors, *brightness, *shares;
 } Given;
 
-/* Get the arrays for a task, whose numbers are checked against them; -1 with an exception. */
+/* Get the arrays of a task, and check the numbers against them. Return -1 with an exception. */
 static int get_arrays(Arrays *arrays, const Given *given, Task *task, int row, int column, int width)
 {
     const Kind of_out = {"out", 'B', 3, 2}, of_places = {"places", 'i', 3, 3}, of_factors = {"factors", 'h', 2, 2};
@@ -309,6 +313,7 @@ static PyObject *warp(PyObject *Py_UNUSED(module), PyObject *arguments)
         release(&arrays);
         return NULL;
     }
+    /* The buffers stay valid without the lock: as long as they are held, NumPy does not resize or free them. */
     PyThreadState *state = PyEval_SaveThread();
     fill(&task, choose(may_use_avx2));
     PyEval_RestoreThread(state);

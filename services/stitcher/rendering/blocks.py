@@ -17,7 +17,7 @@ Brightness = npt.NDArray[np.int16]
 
 BLOCK_PX = 16
 POSITION = 4096
-"""Fixed-point unit of a position: one pixel of the picture."""
+"""Fixed-point 1 of a position, in pixels of the picture."""
 BRIGHTNESS = 16384
 """Fixed-point 1 of a brightness factor."""
 HALF_PIXEL = 0.5
@@ -27,13 +27,13 @@ still covered by one of them."""
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """A rectangle of the panorama in blocks, the last of each row with pixels beyond its edge."""
+    """A rectangle of the panorama in blocks. The last block of each row may extend beyond its edge."""
 
     width_px: int
     places: Places
-    """Shape ``(rows, blocks, 4)``: x and y of the first pixel and their steps a pixel, in 1/4096 pixels."""
+    """Shape ``(rows, blocks, 4)``: x and y of the first pixel and their steps per pixel, in 1/4096 pixels."""
     seen: Seen | None
-    """Shape ``(rows, blocks)``: a bit for each pixel that lies in the picture; ``None`` if all do."""
+    """Shape ``(rows, blocks)``: a bit for each pixel that lies in the picture, the lowest first; ``None`` if all do."""
 
     def rows(self, rows: slice) -> Blocks:
         """Return some of its rows."""
@@ -49,13 +49,14 @@ def to_blocks(camera: CameraPose, map_x: Map, map_y: Map) -> Blocks:
         map_y: Likewise.
     """
     rows, width_px = map_x.shape
-    count = -(-width_px // BLOCK_PX)
+    count = -(-width_px // BLOCK_PX)  # rounded up
     padding = ((0, 0), (0, count * BLOCK_PX - width_px))
     x, y = (np.pad(one, padding, mode="edge").reshape(rows, count, BLOCK_PX) for one in (map_x, map_y))
     seen = (x >= -HALF_PIXEL) & (x <= camera.width_px - HALF_PIXEL)
     seen &= (y >= -HALF_PIXEL) & (y <= camera.height_px - HALF_PIXEL)
     is_padding = (np.arange(count * BLOCK_PX) >= width_px).reshape(count, BLOCK_PX)
     places = np.zeros((rows, count, 4), np.int32)
+    # Padding and unseen pixels have positions that a line through the others must not be fitted to.
     usable = seen & ~is_padding
     first, last = usable.argmax(axis=2), BLOCK_PX - 1 - usable[:, :, ::-1].argmax(axis=2)
     some = usable.any(axis=2)
@@ -78,6 +79,7 @@ def _fit(positions: Array, first: npt.NDArray[np.intp], last: npt.NDArray[np.int
     length = last - first
     step = (at(last) - at(first)) / np.maximum(length, 1)
     middle = first + length // 2
+    # A lens bends the line, most in its middle: half of that as an offset halves the largest error.
     bulge = at(middle) - (at(first) + step * (length // 2))
     return at(first) - step * first + bulge / 2, step
 
@@ -93,6 +95,7 @@ def brightness(camera: CameraPose, blocks: Blocks, lens: Array) -> Brightness:
     Returns:
         Shape ``(rows, blocks, 2)``: factors at the first pixel of each block and 16 pixels further, in 1/16384.
     """
+    # The warp interpolates between the two factors of a block, because vignetting changes slowly.
     x, y, step_x, step_y = np.moveaxis(blocks.places / POSITION, -1, 0)
     ends = [radius_squared(camera, x + length * step_x, y + length * step_y) for length in (0, BLOCK_PX)]
     factors = lens_factors(lens, np.stack(ends, axis=-1))

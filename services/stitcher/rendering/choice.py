@@ -48,6 +48,6 @@ def make_renderer(kind: Kind, pool: Executor | None, parts: int) -> Renderer:
     """
     if kind == "opencv":
         return OpenCvRenderer(pool, parts)
-    from services.stitcher.rendering.compiled import CompiledRenderer  # noqa: PLC0415
+    from services.stitcher.rendering.compiled import CompiledRenderer  # noqa: PLC0415  as above
 
     return CompiledRenderer(pool, parts)

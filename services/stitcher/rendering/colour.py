@@ -37,6 +37,7 @@ def to_bgr(matrix: int, is_full_range: bool, gains: Array | None = None) -> Arra
         is_full_range: Whether luma runs from 0 to 255, not from 16 to 235.
         gains: Factors of blue, green and red, shape ``(3,)``.
     """
+    # U and V are the differences of blue and red from the luma, scaled to the range -0.5 to 0.5.
     red, blue = LUMA_WEIGHTS[matrix]
     green = 1 - red - blue
     luma, chroma = (1.0, 1.0) if is_full_range else (255 / 219, 255 / 224)
@@ -55,7 +56,7 @@ def to_bgr(matrix: int, is_full_range: bool, gains: Array | None = None) -> Arra
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """A conversion from planes to BGR that uses OpenCV's only one, BT.601 in limited range, if possible."""
+    """How to convert planes to BGR with OpenCV, whose only conversion from planes is BT.601 in limited range."""
 
     luma: tuple[float, float] | None
     """Factor and offset to apply to Y beforehand; ``None`` if none is needed."""
@@ -81,6 +82,7 @@ def conversion(matrix: int, is_full_range: bool, gains: Array) -> Conversion:
         is_full_range: Whether luma runs from 0 to 255.
         gains: Factors of blue, green and red, shape ``(3,)``.
     """
+    # One gain of all colours is a factor of each plane, which costs less than a matrix.
     mean = float(gains.mean())
     is_grey = np.abs(gains / mean - 1).max() < SMALL_TINT
     if LUMA_WEIGHTS[matrix] != LUMA_WEIGHTS[BT601] or not is_grey:

@@ -88,6 +88,7 @@ class _Source:
     def of(picture: Planes, gains: npt.NDArray[np.float64]) -> _Source:
         factors = np.rint(to_bgr(picture.matrix, picture.is_full_range, gains)[:, :3] * FACTOR)
         u, v = _at_least(picture.u), _at_least(picture.v)
+        # The warp computes the offset of a sample once, for both planes.
         if u.strides != v.strides:
             u, v = np.ascontiguousarray(u), np.ascontiguousarray(v)
         return _Source(
@@ -139,7 +140,7 @@ class CompiledRenderer:
 
     def render(self, pictures: Sequence[Planes | None], out: Image) -> None:
         """Fill ``out``."""
-        correction = self._correction
+        correction = self._correction  # read once: another thread may replace it
         sources = [
             None if picture is None else _Source.of(picture, gains)
             for picture, gains in zip(pictures, correction.exposure.gains, strict=True)
@@ -169,6 +170,7 @@ class CompiledRenderer:
             for camera in strip.cameras
         )
         sees_left, sees_right = strip.seen
+        # Where only one of the two sees a pixel, its share is the whole.
         share = np.where(sees_left & sees_right, strip.fade, sees_right)
         shares = np.asarray(np.rint(share * WHOLE_SHARE), np.uint16)
         over = _Rectangle(right.camera, rows, strip.columns, right.blocks, shares)
@@ -176,6 +178,7 @@ class CompiledRenderer:
 
     def _correct(self, exposure: Exposure, before: _Correction | None = None) -> _Correction:
         """Compute the corrections. Vignetting is corrected only if two lenses differ along a seam."""
+        # ExposureControl keeps the same array while the lenses' coefficients stay: only the gains differ then.
         if before is not None and exposure.lens is before.exposure.lens:
             return _Correction(exposure, before.regions, before.blends)
         if not self._layout.lenses_differ(exposure):
@@ -210,6 +213,7 @@ class CompiledRenderer:
         left, right = (sources[camera] for camera in blend.strip.cameras)
         if left is None and right is None:
             np.copyto(out[:, blend.strip.columns], blend.strip.mark)
+        # In this order: the right camera's warp blends over what the left one's has written.
         if left is not None:
             self._warp(blend.left, left, lenses[0], out)
         if right is not None:

@@ -73,7 +73,7 @@ class Converter:
         if is_right_size and is_known(matrix) and name in PLANAR and PLANAR[name][1] == 8:
             y, u, v = (_view(plane) for plane in frame.planes)
             return Planes(y, u, v, matrix, _is_full_range(frame), PLANAR[name][0])
-        # A late camera's picture is shown again, so cache its conversion.
+        # A late or slow camera's picture is shown again, so keep its conversion.
         kept = self._converted
         if kept is None or frame is not self._last or kept.y.shape != (height_px, width_px):
             kept = (_repack(frame, matrix) if is_right_size and is_known(matrix) else None) or self._scale(
@@ -112,6 +112,7 @@ def _repack(frame: VideoFrame, matrix: int) -> Planes | None:
         return Planes(y, u, v, matrix, is_full, step)
     if name in GREY:
         y = _narrow(frame.planes[0], GREY[name], is_full)
+        # Renderers take three planes: 128 is a U or V without colour.
         none = np.full(((y.shape[0] + 1) // 2, (y.shape[1] + 1) // 2), 128, np.uint8)
         return Planes(y, none, none, matrix, is_full)
     if name in {"nv12", "nv21"}:
@@ -133,5 +134,6 @@ def _narrow(plane: VideoPlane, bits: int, is_full: bool) -> Image:
 
 def _view(plane: VideoPlane, bytes_a_sample: int = 1) -> Image:
     """Return a view of the plane's bytes, without the padding of its rows."""
+    # The decoder pads each row to line_size bytes.
     padded = np.frombuffer(memoryview(plane), np.uint8, plane.line_size * plane.height)
     return padded.reshape(plane.height, plane.line_size)[:, : plane.width * bytes_a_sample]

@@ -69,6 +69,7 @@ def cover(
     span_rad = (len(seen) - (0 if len(seen) == COLUMNS else 1)) * STEP_RAD
     height = float(sight.high.max() - sight.low.min())
     return Coverage(
+        # The edges are rounded to pixels, so the parts may be wider than what the cameras see.
         shown_deg=min(math.degrees(sum(width_px) / scale_px), math.degrees(all_rad)),
         all_deg=math.degrees(all_rad),
         outside=tuple(

@@ -22,7 +22,7 @@ Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
 
 POINTS = 300
-"""Points of a pair of cameras."""
+"""Largest number of points of a pair of cameras."""
 GRID = 100
 """Candidate points along each side of a picture."""
 LEAST_POINTS = 30
@@ -37,17 +37,17 @@ NOISE = 2.0
 """Levels of noise in the mean of a patch."""
 ITERATIONS = 5
 OUTLIER = 2.0
-"""A point that deviates by this many standard deviations keeps a fifth of its weight."""
+"""A point that deviates by this many standard deviations keeps a quarter of its weight."""
 GAIN_PRIOR = 0.5
 """Standard deviation of the logarithm of a gain, before anything is measured."""
 LENS_PRIOR = 0.3
-"""The same for the coefficients of the vignetting."""
+"""The same for the common coefficients of the vignetting."""
 SPREAD_PRIOR = 0.02
 """The same for the difference between a camera's coefficients and the common ones, as of lenses of one type."""
 POINT_SHARE = 0.03
 """Weight of a point relative to the priors. It is below 1 because the errors of neighbouring points correlate."""
 LIMIT = 0.7
-"""Largest logarithm of a gain."""
+"""Largest logarithm of a gain: a factor of two."""
 MEDIAN_OF = 5
 """Measurements whose median is followed. It ignores changes that last for two measurements or less."""
 TIME_CONSTANT_S = 8.0
@@ -127,7 +127,9 @@ class ExposureMeter:
             usable = np.asarray(((np.minimum(a, b) > DARKEST) & (np.maximum(a, b) < BRIGHTEST)).all(axis=1))
             if usable.sum() < LEAST_POINTS:
                 continue
-            a, b = a.clip(1), b.clip(1)
+            a, b = a.clip(1), b.clip(1)  # for the logarithm of unused points
+            # The error of a logarithm is relative. A textured patch is less precise, because the patches of the two
+            # cameras do not lie on each other exactly.
             variance = (NOISE**2 + spread_a**2 / 4)[:, None] / a**2 + (NOISE**2 + spread_b**2 / 4)[:, None] / b**2
             values[index, : len(a)] = np.log(a) - np.log(b)
             precision[index, : len(a)] = usable[:, None] / variance
@@ -147,6 +149,7 @@ class ExposureMeter:
         gains, size = 3 * self._count, 5 * self._count + 2
         prior = np.zeros((size, size))
         prior[range(gains), range(gains)] = GAIN_PRIOR**-2
+        # Each camera's coefficients have a prior around the common ones, which are unknowns themselves.
         for unknown in range(gains, size - 2):
             common = size - 2 + (unknown - gains) % 2
             prior[unknown, unknown] += SPREAD_PRIOR**-2
@@ -164,6 +167,7 @@ class ExposureMeter:
             np.add.at(right, self._unknowns, np.einsum("gpk,gp->gk", weighted, values))
             solution = np.asarray(np.linalg.solve(normal, right), np.float64)
             errors = values - np.einsum("gpk,gk->gp", self._slopes, solution[self._unknowns])
+            # 1.4826 times the median of absolute values is a standard deviation that outliers do not change.
             deviations = errors * np.sqrt(precision)
             scale = max(1.4826 * float(np.median(np.abs(deviations[precision > 0]))), 1e-6)
             weights = precision / (1 + (deviations / (OUTLIER * scale)) ** 2) ** 2
@@ -181,6 +185,7 @@ def _pair(i: int, left: CameraPose, j: int, right: CameraPose) -> tuple[Patches,
     x, y = np.meshgrid(*(np.linspace(0, size_px - 1, GRID) for size_px in (left.width_px, left.height_px)))
     here = np.stack([x.ravel(), y.ravel()], axis=-1)
     there = right.project(left.directions(here))
+    # The whole patch must lie in both pictures.
     inner = _is_inner(here, left) & _is_inner(there, right)
     chosen = np.flatnonzero(inner)
     if len(chosen) < LEAST_POINTS:
@@ -273,6 +278,7 @@ class ExposureControl:
             self._recent.extend([measured] * MEDIAN_OF)
             self.exposure = measured
             return measured
+        # Without one of its cameras, a measurement has another mean, and no gain of that camera: ignore it.
         if present == self._seen:
             self._recent.append(measured)
             self.exposure = self._approach()
@@ -282,6 +288,7 @@ class ExposureControl:
         gains = np.median([np.log(one.gains) for one in self._recent], axis=0)
         lens = np.median([one.lens for one in self._recent], axis=0)
         now = np.log(self.exposure.gains)
+        # Follow logarithms, so that brightening and darkening by the same factor take the same time.
         share = 1 - np.exp(-self._period_s / TIME_CONSTANT_S)
         most = RATE_PER_S * self._period_s
         now += ((gains - now) * share).clip(-most, most)

@@ -30,16 +30,16 @@ class Strip:
     fade: Map
     """Weight of the right camera for each pixel that both see, of the shape of the strip."""
     seen: tuple[Mask, Mask]
-    """Which pixels either camera sees."""
+    """Which pixels each camera sees."""
     radii: tuple[Array, Array]
-    """``r^2`` in either camera of the pixels of the seam that both see."""
+    """``r^2`` in each camera's picture of the pixels of the seam that both see."""
     mark: Image
     """Pixels to show while both cameras are gone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A rectangle that one camera fills, beside the strips."""
+    """A rectangle that one camera fills, between the strips."""
 
     camera: int
     rows: slice
@@ -118,6 +118,8 @@ def _strip(cameras: Sequence[CameraPose], panorama: Panorama, part: int, half: i
     if left is None or right is None:
         return None
     edge = edges_px[part + 1]
+    # A strip takes at most half of each part beside it, so that strips do not overlap. Its half is even, because a
+    # sample of chroma serves two columns.
     half = min(half, (edge - edges_px[part]) // 2, (edges_px[part + 2] - edge) // 2) // 2 * 2
     both = cameras[left], cameras[right]
     height_px = panorama.height_px

@@ -24,6 +24,7 @@ def write(mark: Image, lines: Sequence[str]) -> None:
     """Write lines across the middle of a placeholder, in a font size that fits."""
     height_px, width_px = mark.shape[:2]
     for index, line in enumerate(lines):
+        # The width at scale 1 says how much of the placeholder the text would take.
         (natural_px, _), _ = cv2.getTextSize(line, cv2.FONT_HERSHEY_SIMPLEX, 1.0, 2)
         scale = min(2.0, height_px / 200, 0.8 * width_px / max(natural_px, 1))
         (text_px, text_height_px), _ = cv2.getTextSize(line, cv2.FONT_HERSHEY_SIMPLEX, scale, 2)

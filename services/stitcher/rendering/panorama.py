@@ -118,6 +118,7 @@ def source_maps(panorama: Panorama, camera: CameraPose, x0: int, x1: int) -> tup
 
     Pixels that the camera cannot see get a position far outside the picture.
     """
+    # Middles of pixels: see Panorama.
     yaw = panorama.yaw_min_rad + (np.arange(x0, x1, dtype=np.float64) + 0.5) / panorama.scale_px
     v = panorama.v_min + (np.arange(panorama.height_px, dtype=np.float64) + 0.5) / panorama.scale_px
     maps = np.empty((2, panorama.height_px, x1 - x0), np.float32)
@@ -171,6 +172,8 @@ def _assign(sight: Sight, rows: tuple[float, float] | None) -> Indices:
     cost = np.where(sight.height > 0, UNCOVERED * (1 - covered) + sight.offset, NOT_SEEN)
     if _is_circle(sight):
         cost[1:-1, [0, -1]] = len(sight.yaws) * NOT_SEEN  # the cut goes through one camera, which must have both ends
+    # Dynamic programming: the least cost of all columns so far, by the place that owns the last of them. Places only
+    # increase from left to right, so each one gets a single run of columns.
     total = cost[:, 0]
     places = np.arange(len(cost))
     came_from = np.zeros(cost.shape, np.intp)
@@ -199,6 +202,7 @@ def _crop(sight: Sight, owner: Indices, width_px: int, height_px: int) -> _Windo
     count = len(sight.yaws)
     low, high = sight.low[owner, np.arange(count)], sight.high[owner, np.arange(count)]
     if _is_circle(sight):
+        # The rectangle may extend across the ends of the arrays, which meet.
         low, high = np.tile(low, 2), np.tile(high, 2)
 
     def slack(columns: int) -> tuple[float, int, float]:
@@ -210,6 +214,7 @@ def _crop(sight: Sight, owner: Indices, width_px: int, height_px: int) -> _Windo
         best = int((spare - preference).argmax())
         return float(spare[best]), best, float(lows[best] + spare[best] / 2)
 
+    # A part of a covered rectangle is covered too, so bisect for the largest number of columns.
     fitting, too_wide = 0, count + 1
     while too_wide - fitting > 1:
         columns = (fitting + too_wide) // 2
@@ -221,6 +226,7 @@ def _crop(sight: Sight, owner: Indices, width_px: int, height_px: int) -> _Windo
         raise CalibrationError("the cameras' pictures leave no room for a panorama of this shape: calibrate again")
     _, start, v_min = slack(fitting)
     scale_px = width_px / _span_rad(sight, fitting)
+    # Columns stand for their middles, but a full circle begins at the edge of its first column.
     half = STEP_RAD / 2 if fitting == COLUMNS else 0.0
     return _Window(start, fitting, scale_px, float(sight.yaws[0]) + start * STEP_RAD - half, v_min)
 
@@ -241,13 +247,15 @@ def _parts(
     for index in range(1, window.count):
         if cameras[index] == cameras[index - 1]:
             continue
-        # Between two columns, or where both cameras see it if one of them does not see the other's.
+        # Cut midway between the two columns. If only one of the cameras sees both of them, cut on the other's column,
+        # which both see.
         left, right = full[places[index - 1], columns[index]], full[places[index], columns[index - 1]]
         edges.append(index - 0.5 + (0.5 * (int(left) - int(right))))
         owners.append(cameras[index])
     edges.append(window.count - 1 + half)
     first_rad = float(sight.yaws[0]) + window.start * STEP_RAD
     at_px = [(first_rad + edge * STEP_RAD - window.yaw_min_rad) * window.scale_px for edge in edges]
+    # Even edges, because a sample of chroma serves two columns.
     edges_px = [0, *(min(max(round(x / 2) * 2, 0), width_px) for x in at_px), width_px]
     parts = [
         (start, end, camera)

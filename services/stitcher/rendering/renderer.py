@@ -21,6 +21,7 @@ from services.stitcher.rendering.tasks import run_all
 from services.stitcher.rendering.warp import LENS_SCALE, Warp, check_place
 
 LENS_CELL_PX = 16
+"""Pixels between the computed factors of a lens, along each axis."""
 
 
 class Renderer(Protocol):
@@ -36,7 +37,7 @@ class Renderer(Protocol):
         """
 
     def set_exposure(self, exposure: Exposure) -> None:
-        """Render with these gains from the next frame on; from any thread."""
+        """Use these gains from the next frame on. Thread-safe."""
 
     def render(self, pictures: Sequence[Planes | None], out: Image) -> None:
         """Fill every pixel of ``out``, as :meth:`services.stitcher.rendering.stitch.Stitcher.render` does."""
@@ -107,13 +108,13 @@ class OpenCvRenderer:
         self._correction = self._correct(Exposure.neutral(len(cameras)))
 
     def set_exposure(self, exposure: Exposure) -> None:
-        """Render with these gains from the next frame on; from any thread."""
+        """Use these gains from the next frame on. Thread-safe."""
         if exposure is not self._correction.exposure:
             self._correction = self._correct(exposure, self._correction)
 
     def render(self, pictures: Sequence[Planes | None], out: Image) -> None:
         """Fill ``out``."""
-        correction = self._correction
+        correction = self._correction  # read once: another thread may replace it
         conversions = [
             None if picture is None else conversion(picture.matrix, picture.is_full_range, gains)
             for picture, gains in zip(pictures, correction.exposure.gains, strict=True)
@@ -122,6 +123,7 @@ class OpenCvRenderer:
             partial(_fill, region, pictures[region.camera], conversions[region.camera], lens, out)
             for region, lens in zip(self._regions, correction.lens, strict=True)
         ]
+        # Strips need the pixels of both cameras, so blend them after all regions.
         run_all(self._pool, tasks)
         for blend in self._blends:
             left, right = (pictures[camera] is not None for camera in blend.strip.cameras)
@@ -137,6 +139,7 @@ class OpenCvRenderer:
         scratch = {id(blend.strip): blend.scratch for blend in self._blends}
         regions = []
         for rows in part.tops(self._parts):
+            # Of the strip to its left this camera is the right one, and vice versa.
             ends = []
             if part.left:
                 ends.append((slice(0, start - first), scratch[id(part.left)][1][rows]))
@@ -153,6 +156,7 @@ class OpenCvRenderer:
 
         Vignetting is corrected only if two lenses differ along a seam, because it costs a pass over all luma.
         """
+        # ExposureControl keeps the same array while the lenses' coefficients stay: only the gains differ then.
         if before is not None and exposure.lens is before.exposure.lens:
             return _Correction(exposure, before.lens)
         if not self._layout.lenses_differ(exposure):

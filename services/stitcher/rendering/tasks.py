@@ -16,7 +16,7 @@ def run_all(pool: Executor | None, tasks: Sequence[Callable[[], None]]) -> None:
         for task in tasks:
             task()
         return
-    # Wait for all tasks before raising: afterwards, the slot may be reused for another frame.
+    # Wait for all tasks before raising: afterwards the slot may hold another frame, into which they would write.
     futures = [pool.submit(task) for task in tasks]
     wait(futures)
     for future in futures:

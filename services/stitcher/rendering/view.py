@@ -25,8 +25,9 @@ STEP_RAD = 2 * math.pi / COLUMNS
 COARSE = 4
 """Step of the columns in the first, coarse pass."""
 PITCHES_RAD = np.radians(np.linspace(-76, 76, 128))
-"""Rows of the grid. A camera that covers less than two rows (2.4 degrees) of every column is not found."""
+"""Rows of the grid. A camera that covers less than their distance (1.2 degrees) of every column may be missed."""
 BISECTIONS = 14
+"""Halvings of that distance, which find an edge to a ten-thousandth of a degree."""
 MARGIN_PX = 1.0
 """Distance from the picture's edge that bilinear interpolation requires."""
 
@@ -85,6 +86,7 @@ def unroll(sight: Sight) -> tuple[Sight, list[int]]:
     if not seen:
         nothing = np.empty(0, np.intp)
         return sight.take(nothing, nothing, np.empty(0)), []
+    # Angles wrap around, so average points on the unit circle.
     directions = np.exp(1j * sight.yaws)
     middles = {camera: float(np.angle((height[camera] * directions).sum())) for camera in seen}
     covered = np.asarray(height.any(axis=0))
@@ -134,6 +136,7 @@ def _depth(camera: CameraPose, yaws: Array, v: Array) -> Array:
 def _columns_of(camera: CameraPose, yaws: Array) -> Indices:
     """Return the columns of which the camera may see a part."""
     coarse = _depth(camera, yaws[::COARSE, None], np.tan(PITCHES_RAD)[None, :]).max(axis=1) >= 0
+    # An edge may lie between two of the coarse columns. The columns are a circle, as roll() has it.
     near = coarse | np.roll(coarse, 1) | np.roll(coarse, -1)
     return np.asarray(np.flatnonzero(near.repeat(COARSE)), np.intp)
 
@@ -142,6 +145,7 @@ def _extent(camera: CameraPose, yaws: Array) -> tuple[Array, Array]:
     """Return the range of v in which the camera sees each column. If its edge splits a column, take the longer part."""
     rows = np.tan(PITCHES_RAD)
     inside = _depth(camera, yaws[None, :], rows[:, None]) >= 0
+    # Find the longest run of rows inside, for all columns at once.
     run, longest, last = (np.zeros(len(yaws), np.intp) for _ in range(3))
     for row in range(len(rows)):
         run = np.where(inside[row], run + 1, 0)

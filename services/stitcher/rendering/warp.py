@@ -46,7 +46,7 @@ class _Scratch:
     wide: tuple[Image, Image]
     """``u`` and ``v`` with each sample twice in its row."""
     yuv: Image
-    """Every other row of the band with all three."""
+    """Y, U and V of every other row of the band."""
 
     @staticmethod
     def make(width: int) -> _Scratch:
@@ -121,7 +121,7 @@ class Warp:
             self._set_chroma_step(picture.chroma_step)
         black = 0 if picture.is_full_range else 16
         for rows, bounds, scratch in self._bands:
-            half = slice(rows.start // 2, rows.stop // 2)
+            half = slice(rows.start // 2, rows.stop // 2)  # the panorama's chroma always has half the resolution
             if bounds is not None:
                 _fetch(picture, bounds)
             self._remap(picture.y, self._luma, rows, scratch.y, black)
@@ -153,7 +153,7 @@ class Warp:
         )
 
     def _set_chroma_step(self, step: tuple[int, int]) -> None:
-        # Where the picture's samples lie: see Planes.
+        # Where the picture's samples lie: see Planes. In x on the first of their columns, in y between their rows.
         down, across = step
         x, y = self.middles
         self._chroma = _fixed(x / np.float32(across), y / np.float32(down) - np.float32((down - 1) / 2 / down))
@@ -215,6 +215,7 @@ def _scale(plane: Image, by: tuple[float, float]) -> None:
 
 
 def _brighten(y: Image, factors: Image, black: int) -> None:
+    # A lens darkens the light, not the offset of limited range.
     if black:
         cv2.subtract(y, black, dst=y)  # type: ignore[call-overload]  # a number does
     cv2.multiply(y, factors, dst=y, scale=1 / LENS_SCALE)
@@ -223,7 +224,8 @@ def _brighten(y: Image, factors: Image, black: int) -> None:
 
 
 def _fixed(map_x: Map, map_y: Map) -> Fixed:
-    # Fixed-point maps take six bytes a pixel instead of eight: rendering is bound by memory bandwidth.
+    # Fixed-point maps take six bytes a pixel instead of eight: rendering is bound by memory bandwidth. They reduced a
+    # panorama from 19.5 to 17.4 ms.
     whole, fraction = cv2.convertMaps(map_x, map_y, cv2.CV_16SC2)
     return np.asarray(whole, np.int16), np.asarray(fraction, np.uint16)
 

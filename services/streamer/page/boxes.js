@@ -3,8 +3,10 @@
 // Bright enough for dark text on them; the first are reserved for the most frequent labels.
 const COLOURS = ["#ffb347", "#b9a7ff", "#4cc9f0", "#ffe066", "#80ed99", "#ff8fa3", "#5eead4", "#e9c9ff"];
 const FREQUENT = ["person", "car", "bus", "truck", "bicycle", "motorcycle", "traffic light", "dog"];
+// Largest number of canvas pixels for one CSS pixel, in each direction.
 const LARGEST_RATIO = 2;
 const LABEL_HEIGHT = 15;
+// Room for the labels of boxes at the picture's edge.
 const MARGIN = LABEL_HEIGHT + 2;
 // Least size on the screen at which a box has room for the track's number and the score.
 const DETAILED_PX = 120;
@@ -49,6 +51,7 @@ export class Boxes {
     }
   }
 
+  // Draw in the next animation frame, once however often the view changes until then.
   redraw() {
     if (!this.#requested) {
       this.#requested = true;
@@ -71,6 +74,7 @@ export class Boxes {
   #draw() {
     this.#requested = false;
     const objects = this.visible ? this.#objects : [];
+    // A hidden canvas is not composited at all.
     this.#canvas.hidden = objects.length === 0;
     if (this.#canvas.hidden) {
       return;

@@ -1,9 +1,11 @@
 // Shows the cameras' positions in the panorama and how well they fit, from the stitcher's status and the newest picture.
 
 const ASK_MS = 2000;
+// Shortest interval between two pictures.
 const PICTURE_MS = 5000;
 const SVG = "http://www.w3.org/2000/svg";
 const COLOURS = ["#5ab4f0", "#fac878", "#8cdc8c", "#dc96dc", "#dcdc78", "#faa096"];
+// Residuals below which neighbours fit well, and from which they do not: the default of stitcher.quality.limit_px.
 const FAIR_PX = 1.5;
 const POOR_PX = 3;
 const NONE = "–";
@@ -30,6 +32,7 @@ function stitcherOf(services) {
   return Object.values(services).find(({ details }) => details?.calibration !== undefined);
 }
 
+// Merges, for each pair of neighbours, the numbers of the calibration and those of the live pictures.
 function pairsOf(calibration) {
   const pairs = new Map();
   for (const pair of calibration.pairs ?? []) {
@@ -107,7 +110,7 @@ function draw(calibration, pairs) {
   const outlines = new Map(Object.entries(drawing.outlines_px ?? {}));
   const all = bounds([[0, 0], [width, height], ...[...outlines.values()].flat()]);
   const margin = (all.right - all.left) * 0.01;
-  const size = (all.right - all.left) / 90; // of the letters, so that they are read at any width
+  const size = (all.right - all.left) / 90; // of the letters, in proportion to the drawing, which is scaled to the window
   const picture = element("drawing").querySelector("image") ?? svg("image", { preserveAspectRatio: "none" });
   const parts = [picture, svg("rect", { class: "frame", width, height })];
   picture.setAttribute("width", width);
@@ -148,13 +151,14 @@ function draw(calibration, pairs) {
 function show(services) {
   const stitcher = stitcherOf(services);
   if (stitcher === undefined) {
-    element("summary").textContent = "no stitcher has told of a calibration yet";
+    element("summary").textContent = "no stitcher has reported a calibration yet";
     return;
   }
   const { calibration, cameras = {} } = stitcher.details;
   const isSilent = stitcher.silent ? ` (the stitcher is ${stitcher.reason})` : "";
   const pairs = pairsOf(calibration);
   const key = JSON.stringify([calibration, cameras, isSilent]);
+  // Do not rebuild the tables without a change: that would end a selection in them.
   if (key === drawn) {
     return;
   }
@@ -172,6 +176,7 @@ function renewPicture() {
   const picture = element("drawing").querySelector("image");
   if (picture !== null && !document.hidden && performance.now() - pictureAt > PICTURE_MS) {
     pictureAt = performance.now();
+    // The number makes the address differ, because an unchanged one is not requested again.
     picture.setAttribute("href", new URL(`snapshot.jpg?${Date.now()}`, document.baseURI));
   }
 }
@@ -182,7 +187,7 @@ async function ask() {
     show((await answer.json()).services);
     renewPicture();
   } catch (error) {
-    drawn = "";
+    drawn = ""; // show everything anew once the connection is back
     element("summary").textContent = "connection lost, trying again";
     console.warn(`no status: ${error}`);
   }

@@ -5,6 +5,7 @@
 // bound of the last echoes. It ensures that a picture's displayed age is never less than its true age, and exceeds it by
 // at most the latency of an acknowledgement.
 
+// Number of echoes whose bounds are kept.
 const KEPT = 64;
 
 export class Clock {
@@ -19,6 +20,7 @@ export class Clock {
       this.#openedAt = openedAt;
       this.#least = [openedAt - received];
     }
+    // Messages repeat the last echo until the page sends again; count it once.
     if (echo && echo[0] !== this.#echoed) {
       this.#echoed = echo[0];
       this.#least.push(echo[0] - echo[1]);

@@ -5,6 +5,7 @@ const FIRST_WAIT_MS = 300;
 const LONGEST_WAIT_MS = 1500;
 // The server sends its state every second; a connection that is silent for this long is dead.
 const SILENCE_MS = 6000;
+// Longest time without sending the page's clock.
 const TELL_TIME_MS = 1000;
 
 export class Connection {
@@ -28,6 +29,7 @@ export class Connection {
       [window, "online"],
       [document, "visibilitychange"],
     ]) {
+      // Do not wait for the retry when the network or the user returns.
       target.addEventListener(event, () => this.#retry && !document.hidden && this.open());
     }
     // Send the clock even without frames to acknowledge, to keep the offset known.
@@ -65,6 +67,7 @@ export class Connection {
     if (place < 0 || this.#socket?.readyState !== WebSocket.OPEN) {
       return;
     }
+    // The time from arrival to drawing is the page's, not the line's, so the server must know it.
     const { cameAt } = this.#unacknowledged[place];
     this.#unacknowledged.splice(0, place + 1);
     this.#tell({ ack: sequence, held_ms: Math.round(performance.now() - cameAt) });
@@ -78,6 +81,7 @@ export class Connection {
   }
 
   #receive(socket, data) {
+    // A connection that was given up may still deliver messages.
     if (socket !== this.#socket) {
       return;
     }
@@ -108,9 +112,10 @@ export class Connection {
     }
     this.#socket = null;
     clearTimeout(this.#watchdog);
+    // The close may take a while on a dead line, so do not wait for its event.
     socket.onclose = null;
     socket.close();
-    // onopen has set it to 0.
+    // onopen has set it to 0, so a connection that was open counts as the first of a new series.
     this.refusals += 1;
     // Add jitter, to prevent many pages from reconnecting at the same time.
     const waitMs = this.#waitMs * (0.75 + Math.random() / 2);

@@ -11,14 +11,19 @@ import { Picture } from "./picture.js";
 import { missing, pictureState } from "./status.js";
 import { View } from "./view.js";
 
+// Interval of the bar's ages, which grow without messages.
 const REFRESH_MS = 200;
 // Shortest interval between updates of the bar's figures; the boxes are updated with each picture.
 const LIST_MS = 120;
+// Interval of the status requests while pictures arrive by MJPEG.
 const ASK_MS = 2000;
 // Number of failed attempts, while the server answers other requests, after which the WebSocket counts as blocked.
 const REFUSALS = 3;
+// Interval of the attempts to open the WebSocket meanwhile.
 const TRY_WEBSOCKET_MS = 30000;
+// Time for which the bars of a full screen stay after the pointer has moved.
 const BARS_MS = 3000;
+// A reload that brings no other files must not be repeated at once.
 const RELOAD_AT_MOST_EVERY_MS = 60000;
 
 const element = (id) => document.getElementById(id);
@@ -34,7 +39,7 @@ let connected = false;
 let attempted = false;
 let refusal = "";
 let hindrance = ""; // why the server refuses this page's WebSocket
-let version = null;
+let version = null; // of the server's files when this page was opened
 let marked = { objects: [], seenAt: null };
 let listedAt = 0;
 
@@ -56,6 +61,7 @@ const picture = new Picture(pictureCanvas, (head, drawn) => {
     overview.redraw(false);
   }
   connection.acknowledge(head.sequence);
+  // Show the end of a stale state with the picture that ends it, not up to REFRESH_MS later.
   if (stage.classList.contains("stale")) {
     refresh();
   }
@@ -64,6 +70,7 @@ const connection = new Connection(clock, {
   frame: (head, jpeg) => picture.show(head, jpeg),
   detections: (message) => motion.add(message),
   state: (message) => {
+    // The WebSocket works, so a second stream of pictures would only take the line from it.
     fallback.stop();
     takeState(message);
   },
@@ -101,7 +108,7 @@ function lose() {
   connected = false;
   attempted = true;
   meters.restart();
-  motion.clear();
+  motion.clear(); // the old boxes must not appear on the first picture of the next connection
   refresh();
 }
 
@@ -126,6 +133,7 @@ async function askWhy() {
     }
     const { viewers, page, refusals } = await answer.json();
     hindrance = refusals.find(({ origin }) => origin === location.origin)?.reason ?? "";
+    // If all places are taken, MJPEG would be refused as well.
     const full = viewers.websocket + viewers.mjpeg >= viewers.max;
     refusal = full ? `all ${viewers.max} places are taken` : "";
     if (!full && connection.refusals >= REFUSALS && !fallback.running) {
@@ -180,7 +188,7 @@ function refresh() {
   list();
   const phrases = missing(connected ? server : null, clock);
   if (fallback.running) {
-    const why = hindrance || "the way to the server does not pass WebSocket upgrades";
+    const why = hindrance || "the path to the server blocks WebSocket upgrades";
     phrases.unshift(`pictures by MJPEG, without boxes: ${why}`);
   }
   write("missing", phrases.join(" · "));
@@ -218,6 +226,7 @@ function listFound() {
   for (const { label } of marked.objects) {
     counts.set(label, (counts.get(label) ?? 0) + 1);
   }
+  // A hidden kind keeps its button, by which it is shown again, even while none is found.
   for (const label of hiddenKinds) {
     counts.set(label, counts.get(label) ?? 0);
   }
@@ -227,6 +236,7 @@ function listFound() {
     return;
   }
   listFound.key = key;
+  // The buttons are replaced, so return the focus to the one with the same label.
   const focused = document.activeElement?.dataset?.label;
   element("found").replaceChildren(
     ...kinds.map(([label, count]) => {
@@ -286,6 +296,7 @@ for (const name of ["pointermove", "pointerdown", "keydown"]) {
   document.addEventListener(name, showBars);
 }
 document.addEventListener("keydown", (event) => {
+  // Leave the browser's own shortcuts alone.
   if (event.ctrlKey || event.metaKey || event.altKey) {
     return;
   }

@@ -15,6 +15,7 @@ export class Meters {
     if (ageMs !== null) {
       this.#latencies.push([now, ageMs]);
     }
+    // Sequences of two epochs cannot be compared.
     if (this.#last?.epoch === head.epoch) {
       this.skipped += Math.max(head.sequence - this.#last.sequence - 1, 0);
     }
@@ -33,7 +34,7 @@ export class Meters {
     return this.#drawn.length / (WINDOW_MS / 1000);
   }
 
-  // Median of the last seconds; null without any.
+  // Median latency of the last seconds, in milliseconds; null without a frame.
   get latencyMs() {
     const now = performance.now();
     this.#latencies = this.#latencies.filter(([at]) => at > now - WINDOW_MS);

@@ -2,7 +2,9 @@
 
 const END_OF_HEAD = "\r\n\r\n";
 const RETRY_MS = 1000;
+// A head that is longer is not one of this server.
 const LARGEST_HEAD = 4096;
+// Index of the smallest pictures, as in encode.py.
 const LAST_LEVEL = 3;
 // Time without delay after which larger pictures are tried again.
 const STEADY_MS = 60000;
@@ -69,6 +71,7 @@ export class PictureStream {
     }
     const received = Number(answer.headers.get("X-Received-Ms"));
     for await (const [headers, jpeg] of parts(answer.body.getReader())) {
+      // The page shows the reason by itself, in large letters.
       if (headers["x-no-signal"] !== undefined) {
         continue;
       }
@@ -100,7 +103,8 @@ export class PictureStream {
   }
 }
 
-// Yields each part's headers, by lower-case name, and its body. The server declares the length of every part.
+// Yields each part's headers, by lower-case name, and its body. The server declares the length of every part, so the
+// boundary is not searched for in the body: it precedes the next part's headers, and is skipped as it has no colon.
 async function* parts(reader) {
   let held = new Uint8Array(0);
   const more = async () => {
@@ -115,6 +119,7 @@ async function* parts(reader) {
     return true;
   };
   while (true) {
+    // A part arrives in pieces of any size, and a piece may hold parts of two.
     let end = -1;
     while ((end = find(held, END_OF_HEAD)) < 0) {
       if (held.length > LARGEST_HEAD) {

@@ -5,15 +5,21 @@
 // tracker's epoch, the publisher's epoch and the track's number together identify an object: each tracker numbers its
 // objects from 1, and a detector that restarts may have a new tracker.
 
+// Messages of each detector that are kept, because a slow line delivers pictures later than detections.
 const KEPT = 12;
+// Weight of the newest movement in an object's speed.
 const SMOOTHING = 0.5;
+// Longest time for which an object is moved at its speed.
 const FURTHEST_MS = 1000;
 // A detector that was silent for this long may have restarted, so that its numbers mean other objects.
 const LONGEST_GAP_MS = 1500;
 // Largest speed, in sizes of the object per second; a larger jump is another object.
 const FASTEST_SIZES = 6;
+// Movement that the inexact boxes of an object at rest may show.
 const JITTER_PX = 8;
+// Largest ratio of an object's sizes in two messages.
 const LARGEST_GROWTH = 2;
+// Least intersection over union of one object's boxes by two detectors.
 const SAME_OVERLAP = 0.5;
 // Speed, in sizes per second, above which the prediction is soon wrong, so that the box fades twice as early.
 const STANDING_SIZES = 0.25;
@@ -61,6 +67,7 @@ export class Motion {
   at(epoch, captured, maxAgeMs) {
     const shown = [];
     let seenAt = null;
+    // If two detectors see an object, the box of the newer message is shown.
     const newestFirst = [...this.#detectors.values()].sort((a, b) => b.at(-1).captured - a.at(-1).captured);
     for (const seen of newestFirst) {
       const found = place(
@@ -128,6 +135,7 @@ function place(seen, captured) {
   const [earlier, later] = [seen[after - 1], seen[after]];
   const elapsed = later.captured - earlier.captured;
   const share = (captured - earlier.captured) / elapsed;
+  // Show the objects of the nearer message only: one that has just come or gone is in one of the two.
   const nearest = share < 0.5 ? earlier : later;
   const other = nearest === earlier ? later : earlier;
   const objects = nearest.objects.map((object) => {

@@ -4,6 +4,7 @@ const LARGEST_WIDTH = 640;
 const LARGEST_HEIGHT = 120;
 const MARGIN = 10;
 const LARGEST_RATIO = 2;
+// Shortest interval between two drawings for new pictures; changes of the view are drawn at once.
 const REDRAW_MS = 200;
 
 export class Overview {
@@ -21,6 +22,7 @@ export class Overview {
     for (const name of ["pointerdown", "pointermove"]) {
       canvas.addEventListener(name, (event) => this.#point(event));
     }
+    // A double click on the stage resets the view.
     canvas.addEventListener("dblclick", (event) => event.stopPropagation());
   }
 

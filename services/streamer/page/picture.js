@@ -29,11 +29,13 @@ export class Picture {
       this.#onDone(head, false);
       return;
     }
+    // Decoding is concurrent, so an older frame may be ready after a newer one.
     if (arrival < this.#newestArrival) {
       bitmap.close();
       return;
     }
     this.#newestArrival = arrival;
+    // Free the memory now: a bitmap that is only forgotten stays until the next garbage collection.
     this.#decoded?.bitmap.close();
     this.#decoded = { head, bitmap };
     if (!this.#requested) {

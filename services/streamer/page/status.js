@@ -1,5 +1,6 @@
 // Texts about the state of the picture, and about missing parts.
 
+// Age of a detector's newest frame from which the page says that it is behind.
 const BEHIND_MS = 1500;
 
 // Formats seconds for reading at a glance, rounded up.
@@ -29,6 +30,7 @@ export function pictureState({ connected, attempted, refusal, server, ageMs }) {
     const reason = server.reason ? `waiting for the stream: ${server.reason}` : "waiting for the first picture";
     return ["waiting", "waiting", reason];
   }
+  // By the age of the displayed picture, not by the server's state: the line may be slow where the stream is live.
   if (ageMs >= server.stale_after_ms) {
     const reason = server.reason ? `: ${server.reason}` : "";
     const age = `${Math.ceil(ageMs / 1000)} s`;
@@ -46,6 +48,7 @@ export function missing(server, clock) {
   if (server === null) {
     return [];
   }
+  // The ages in the message were true when it was sent.
   const sinceMs = Math.max(clock.since(server.sent_ms) ?? 0, 0);
   const services = new Set();
   const phrases = server.absent.map(({ kind, name, silent_s: silent, reason }) => {

@@ -3,7 +3,9 @@
 
 // CSS pixels for one of the frame's.
 const LARGEST_SCALE = 4;
+// Factor of one press of the keys and buttons that zoom.
 const STEP = 1.3;
+// Distance of one press of an arrow key.
 const MOVE_PX = 60;
 // Aspect ratio of the stage up to which a panorama fills the height.
 const TALL = 1.2;
@@ -56,7 +58,7 @@ export class View {
     return this.width * this.scale <= this.stageWidth + 1 && this.height * this.scale <= this.stageHeight + 1;
   }
 
-  // A picture of a frame of this size was drawn on the canvas.
+  // Called when a picture of a frame of this size was drawn on the canvas, whose size may have changed with its level.
   setSize(width, height) {
     if (width !== this.width || height !== this.height) {
       this.width = width;
@@ -160,7 +162,7 @@ export class View {
     this.y = inside(this.y, this.height * this.scale, this.stageHeight);
     this.#middle = [(this.stageWidth / 2 - this.x) / this.scale, (this.stageHeight / 2 - this.y) / this.scale];
     this.#transform();
-    this.#stage.classList.toggle("close", this.scale > 1.5);
+    this.#stage.classList.toggle("close", this.scale > 1.5); // shows single pixels instead of blurring them
     this.#onChange();
   }
 
@@ -171,6 +173,7 @@ export class View {
 
   #wheel(event) {
     event.preventDefault();
+    // Some mice and browsers count lines instead of pixels.
     const lines = event.deltaMode === WheelEvent.DOM_DELTA_LINE ? 30 : 1;
     const box = this.#stage.getBoundingClientRect();
     this.zoomBy(Math.exp(-event.deltaY * lines * 0.0015), event.clientX - box.left, event.clientY - box.top);
@@ -181,7 +184,7 @@ export class View {
       return;
     }
     this.#pointers.set(event.pointerId, { x: event.clientX, y: event.clientY });
-    this.#stage.setPointerCapture(event.pointerId);
+    this.#stage.setPointerCapture(event.pointerId); // a drag goes on outside of the stage
     this.#stage.classList.add("dragging");
   }
 
@@ -198,6 +201,7 @@ export class View {
       const factor = distance(now, other) / Math.max(distance(before, other), 1);
       this.zoomBy(factor, (now.x + other.x) / 2 - box.left, (now.y + other.y) / 2 - box.top);
     }
+    // With two fingers, each of the two events moves the picture by half of its distance.
     const share = other ? 2 : 1;
     this.#move((now.x - before.x) / share, (now.y - before.y) / share);
   }

@@ -11,6 +11,7 @@ import pytest
 from bench.image_usage import pagecache
 from bench.image_usage.errors import CannotMeasure
 from bench.image_usage.pagecache import alone, cached_bytes, cached_pages, drop, no_read_ahead, write_back
+from tests.support import lacks
 
 PAGES = 300
 
@@ -23,7 +24,7 @@ def file(tmp_path: Path) -> Path:
     write_back(tmp_path)
     drop([path])
     if cached_pages(path):
-        pytest.skip("the file system of temporary files keeps them in memory")
+        lacks("the file system of temporary files keeps them in memory: set TMPDIR to a folder on a disk")
     return path
 
 

@@ -141,6 +141,22 @@ def test_planted_files_of_an_image_are_told_apart(planted: str, tmp_path: Path) 
     assert ours["touched_bytes"] == FILE_BYTES + 2 * PAGE_BYTES + script["size_bytes"]
 
 
+def test_what_other_containers_of_the_image_read_is_not_counted_for_a_copy(planted: str, tmp_path: Path) -> None:
+    reader = "while true; do cat /planted/*.bin >/dev/null; sleep 0.1; done"
+    other = docker("run", "--detach", "--entrypoint", "sh", planted, "-c", reader).strip()
+    try:
+        by_command = "docker exec $CONTAINER python -c \"open('/planted/by-command.bin', 'rb', 0).read(1)\"; sleep 3"
+        report = measure(tmp_path, planted, "--unshared", "--during", by_command, "--base", "python:3.11-slim-bookworm")
+    finally:
+        docker("rm", "--force", other)
+    files = by_name(report)
+    check_planted(files)
+    assert seen(files["by-command"][0]) == (True, True, PAGE_BYTES)
+    assert report["held_bytes"] == 0
+    assert report["image"] == planted
+    assert "image-usage-" not in {name[:12] for name in docker("images", "--format", "{{.Repository}}").split()}
+
+
 def test_planted_files_of_a_folder_are_told_apart(planted: str, tmp_path: Path) -> None:
     folder = tmp_path / "rootfs"
     folder.mkdir()

@@ -10,7 +10,6 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import aio_pika
@@ -20,7 +19,7 @@ from aio_pika.exceptions import AMQPError, AuthenticationError, ChannelNotFoundE
 from aiormq.exceptions import ChannelLockedResource
 
 from services.common import broker
-from services.common.broker import BROKER_ERRORS, FRAME, connect, deliveries_before, keep_connected, message, why
+from services.common.broker import BROKER_ERRORS, connect, keep_connected, why
 from services.common.remote_config import BrokerSection
 from services.common.service import UnusableSetting
 from tests.rabbitmq import RabbitMq
@@ -121,21 +120,6 @@ def test_the_log_in_is_that_of_the_configuration(
     monkeypatch.setattr(aio_pika, "connect", pretend)
     asyncio.run(connect(BrokerSection.model_validate(section), url))
     assert tuple(seen[name] for name in ("host", "port", "login", "password", "virtualhost")) == wanted
-
-
-def test_a_message_outlives_the_broker_and_carries_its_trace() -> None:
-    one, other = (message(b"body", FRAME, "roof/7/1", headers={"a": 1}, expiration=2.0) for _ in range(2))
-    assert one.delivery_mode == aio_pika.DeliveryMode.PERSISTENT
-    assert (one.type, one.message_id, one.headers["a"]) == (FRAME, "roof/7/1", 1)
-    version, trace, span, flags = one.headers["traceparent"].split("-")
-    assert (version, len(trace), len(span), flags) == ("00", 32, 16, "01")
-    assert other.headers["traceparent"].split("-")[1] == trace
-    assert other.headers["traceparent"].split("-")[2] != span
-
-
-@pytest.mark.parametrize(("headers", "count"), [({}, 0), ({"x-delivery-count": 3}, 3), ({"x-delivery-count": "x"}, 0)])
-def test_earlier_deliveries_are_counted(headers: dict[str, Any], count: int) -> None:
-    assert deliveries_before(SimpleNamespace(headers=headers)) == count  # type: ignore[arg-type]
 
 
 # Without a broker
@@ -337,7 +321,7 @@ def test_a_wrong_password_is_reported(
 @pytest.mark.slow
 def test_a_missing_virtual_host_is_reported(server: RabbitMq) -> None:
     told = refusal(BrokerSection(url=f"{server.url}/no%2Fsuch"))
-    assert told == "it refuses the virtual host no/such: create it, and give the user a right to it"
+    assert told == "it refuses the virtual host no/such: create it, and give the user permission to use it"
 
 
 def over_tls(server: RabbitMq, tls: Path, ca: str | None, client: str | None, host: str = "127.0.0.1") -> BrokerSection:

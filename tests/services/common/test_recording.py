@@ -165,11 +165,11 @@ def test_an_invalid_line_is_reported_with_its_number(tmp_path: Path, line: str, 
 def test_more_or_fewer_lines_than_frames_are_reported(tmp_path: Path, lines: int) -> None:
     write_pictures(tmp_path / "pictures", "1.png", "2.png")
     tell(tmp_path / "pictures" / "frames.jsonl", *[{}] * lines)
-    with pytest.raises(RecordingError, match=rf"tells of {lines} frames, and the folder has 2 pictures: write a line"):
+    with pytest.raises(RecordingError, match=rf"describes {lines} frames, and the folder has 2 pictures: write a line"):
         Recording(f"file://{tmp_path}/pictures")
     write_video(tmp_path / "clip.mp4", 2)
     tell(tmp_path / "clip.frames.jsonl", *[{}] * lines)
-    with pytest.raises(RecordingError, match=rf"tells of {lines} frames, and .*clip.mp4 (has more|ends after 2)"):
+    with pytest.raises(RecordingError, match=rf"describes {lines} frames, and .*clip.mp4 (has more|ends after 2)"):
         list(Recording(f"file://{tmp_path}/clip.mp4").frames())
 
 

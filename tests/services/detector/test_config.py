@@ -60,7 +60,7 @@ def test_all_faults_are_reported_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "told"),
     [
-        ({"labels": "[]"}, "one label at least"),
+        ({"labels": "[]"}, "at least one label"),
         ({"labels": "[dog, dog]"}, "none twice"),
         ({"tile_px": "300", "overlap_px": "250"}, "more than three quarters of tile_px 300"),
         ({"score_threshold": "1.5"}, "less than 1"),
@@ -79,7 +79,7 @@ def test_all_faults_are_reported_at_once(tmp_path: Path) -> None:
         ({"source": "amqp://rabbit/a/b"}, "%2F"),
         ({"source": "amqp://rabbit:x"}, "malformed port"),
         ({"source": "amqp://rabbit?x=1"}, "write amqp://HOST"),
-        ({"source": "amqp://", "mode": "newest"}, r"which frames of a queue are looked at is relay\.policy"),
+        ({"source": "amqp://", "mode": "newest"}, r"relay\.policy decides which frames of a queue are processed"),
         ({"source": "amqp://rabbit", "mode": "every"}, "leave mode out"),
         ({"group": "a/b"}, "pattern"),
         ({"prefetch": "0"}, "greater than or equal to 1"),

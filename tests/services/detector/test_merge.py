@@ -127,7 +127,7 @@ def test_without_detections_there_are_no_boxes() -> None:
     tile=st.sampled_from([450, 600, 688]),
 )
 def test_a_person_anywhere_is_one_box(x: int, y: int, width: int, height: int, tile: int) -> None:
-    """A person that is no larger than the overlap is one correct box, wherever the edges of the tiles are."""
+    """A person that fits into the overlap is one correct box, wherever the edges of the tiles are."""
     row = (float(x), float(y), float(min(x + width, 3000)), float(min(y + height, 688)), 0.7, 0)
     tiles = plan_tiles(688, 3000, tile, 220)
     merged = merge(tiles, [seen(part, row) for part in tiles], 0.5, 0.6)

@@ -12,7 +12,7 @@ from services.detector.boxes import Boxes, Floats
 from services.detector.models.errors import ModelError
 from services.detector.second_stage import AGAIN_S, MOST_CROPS, SHARE, SecondStage
 from services.detector.tiles import Pixels
-from services.detector.track import Known
+from services.detector.tracker import Known
 from tests.services.detector.test_detector import FRAME_NS, PEOPLE, Trial
 
 LABELS = ("person", "car")
@@ -169,7 +169,7 @@ def test_a_failing_classifier_is_logged_once_and_detection_continues() -> None:
     scene.network.fails = True
     with capture_logs() as logs:
         assert [scene.frame([0]) for _ in range(3)] == [["dark"]] * 3
-    assert [entry["event"] for entry in logs] == ["no second stage any more"]
+    assert [entry["event"] for entry in logs] == ["second stage failed"]
     assert scene.stage.fault == "the classifier fails when it runs: out of memory"
 
 

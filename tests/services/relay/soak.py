@@ -27,7 +27,7 @@ from typing import Any, Final
 import yaml
 
 from framebus import Publisher
-from services.common.broker import Names
+from services.common.broker_names import Names
 from services.common.detections import Detections
 from services.common.reference import ResultReference
 from services.common.status import read_statuses

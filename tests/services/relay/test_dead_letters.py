@@ -18,7 +18,9 @@ import pytest
 import yaml
 
 from framebus import FrameFormat, Publisher
-from services.common.broker import Names, connect, publish
+from services.common.broker import connect
+from services.common.broker_messages import publish
+from services.common.broker_names import Names
 from services.common.detections import Detections
 from services.common.recording import RecordedFrame
 from services.common.reference import FrameReference

@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 
 from framebus import FrameFormat, Publisher
-from services.common.broker import BROKER_ERRORS, FRAME, Names, connect, why
+from services.common.broker import BROKER_ERRORS, connect, why
+from services.common.broker_names import FRAME, Names
 from services.common.dead_letter import reason_of
 from services.common.detections import Detections
 from services.common.frame_codec import encode

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from services.common.service import ServiceError
-from services.relay.ledger import ANALYSED, DEAD, VERSION, Entry, Fate, Ledger
+from services.relay.ledger import ANALYSED, DEAD, Entry, Fate, Ledger
 from tests.services.relay.frames import DATA, frame, result
 from tests.support import ROOT
 
@@ -264,37 +263,6 @@ def test_published_frames_expire_and_waiting_ones_do_not() -> None:
         assert ledger.counts()["dropped: expired in the storage"] == 3
         assert ledger.waiting()[:2] == (1, 1)
         assert ledger.expire(frame(4).captured_wall_ns) == 0
-
-
-def test_a_second_relay_on_one_ledger_is_refused(tmp_path: Path) -> None:
-    with opened(tmp_path / "ledger") as ledger:
-        ledger.accept(frame(1))
-        with pytest.raises(ServiceError, match="another relay uses it: give each a folder of its own") as caught:
-            Ledger(tmp_path / "ledger", ONE)
-        assert "\n" not in str(caught.value)
-        ledger.accept(frame(2))
-
-
-@pytest.mark.parametrize("content", [b"not a database" * 1000, b"SQLite format 3\0" + b"\xff" * 8000])
-def test_a_damaged_file_is_reported(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "ledger").write_bytes(content)
-    with pytest.raises(ServiceError, match=r"ledger is damaged, or not a ledger: .*: move it away") as caught:
-        Ledger(tmp_path / "ledger", ONE)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_missing_folder_is_reported(tmp_path: Path) -> None:
-    with pytest.raises(ServiceError, match="the ledger cannot be used: unable to open"):
-        Ledger(tmp_path / "missing" / "ledger", ONE)
-
-
-def test_a_ledger_of_another_version_is_reported(tmp_path: Path) -> None:
-    with opened(tmp_path / "ledger"):
-        pass
-    with closing(sqlite3.connect(tmp_path / "ledger")) as database:
-        database.execute(f"PRAGMA user_version = {VERSION + 1}")
-    with pytest.raises(ServiceError, match=f"of version {VERSION + 1}, and only {VERSION} is understood: move it away"):
-        Ledger(tmp_path / "ledger", ONE)
 
 
 @pytest.mark.slow

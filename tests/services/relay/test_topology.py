@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.common.broker import Names
+from services.common.broker_names import Names
 from services.relay.config import RelaySection
 from services.relay.topology import queue_arguments
 

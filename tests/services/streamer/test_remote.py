@@ -130,7 +130,7 @@ def test_an_unreachable_broker_is_reported_and_the_thread_continues(
         assert reason in thread.reason
         assert thread.details()["connected"] is False
         (notice,) = thread.notices()
-        assert notice == "results of detectors on other hosts do not come: there is no connection to the broker"
+        assert notice == "results of detectors on other hosts do not arrive: there is no connection to the broker"
         assert thread.alive
     finally:
         stop.set()

@@ -26,7 +26,7 @@ from tests.support import PATIENCE_S, free_ports, wait_until
 
 pytestmark = pytest.mark.slow
 
-NOTICE = "results of detectors on other hosts do not come"
+NOTICE = "results of detectors on other hosts do not arrive"
 
 
 @pytest.fixture(scope="module")

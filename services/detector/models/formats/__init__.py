@@ -54,4 +54,4 @@ def find_format(graph: Graph, name: str | None) -> Format:
     if name is not None:
         raise ModelError(f"gives {outputs}, which does not fit the format {name}")
     known = "; ".join(f"{kind.name} {kind.known}" for kind in FORMATS)
-    raise ModelError(f"gives {outputs}, which no known format has; known are: {known}; export it for detection as one")
+    raise ModelError(f"gives {outputs}, which no known format has; known are: {known}; export it in one of them")

@@ -21,7 +21,7 @@ Array = npt.NDArray[Any]
 MOST_QUERIES = 1000
 """Largest number of rows of a list of detections; grids of anchors have more."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of red, green and blue, 0 to 1."""
+"""Mean and standard deviation of ImageNet's red, green and blue, 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Graph:
     width_px: int
     channels_first: bool
     dtype: str
-    """Of the image: ``uint8``, ``float16`` or ``float32``."""
+    """Type of the image: ``uint8``, ``float16`` or ``float32``."""
     inputs: tuple[str, ...]
     """Names of the inputs beside the image."""
     outputs: Mapping[str, Array]
@@ -47,7 +47,7 @@ class Graph:
         return tuple(output.shape for output in self.outputs.values())
 
     def cells(self, strides: Sequence[int]) -> int:
-        """Number of cells of grids with these strides over the input."""
+        """Return the number of cells of grids with these strides over the input."""
         return sum(math.ceil(self.height_px / stride) * math.ceil(self.width_px / stride) for stride in strides)
 
     def preparation(self, **wanted: Any) -> Preparation:
@@ -84,7 +84,7 @@ class Format(ABC):
 
         Args:
             outputs: All outputs for this tile, without the axis of the batch.
-            chooser: Which rows are wanted.
+            chooser: Selects the wanted rows.
         """
 
     def prepare(self, tile: Pixels, out: Tensor) -> Placement:
@@ -99,11 +99,11 @@ class Grid:
     centres: Floats
     """x and y in pixels: ``(cells, 2)``."""
     strides: Floats
-    """``(cells,)``."""
+    """Stride of each cell, in pixels: ``(cells,)``."""
 
     @classmethod
     def over(cls, height_px: int, width_px: int, strides: Sequence[int], offset: float) -> Grid:
-        """Lay the grids; a cell's centre is ``(index + offset) * stride``."""
+        """Create the grids; a cell's centre is ``(index + offset) * stride``."""
         centres, sizes = [], []
         for stride in strides:
             rows, columns = np.mgrid[: math.ceil(height_px / stride), : math.ceil(width_px / stride)]
@@ -113,13 +113,15 @@ class Grid:
 
 
 def around(centres: Array, sizes: Array) -> Floats:
-    """Corners ``(n, 4)`` from centres and sizes, both ``(n, 2)``."""
+    """Return boxes ``(n, 4)`` from centres and sizes, both ``(n, 2)``."""
+    # A network may give any number. What is not finite is dropped later, by usable().
     with np.errstate(invalid="ignore", over="ignore"):
         middle, half = np.asarray(centres, np.float32), np.asarray(sizes, np.float32) / 2
         return np.concatenate([middle - half, middle + half], axis=1)
 
 
 def sigmoid(values: Array) -> Floats:
-    """The logistic function, without overflow."""
+    """Return the logistic function of the values, without overflow."""
+    # By tanh(), because exp() overflows for large negative values.
     result: Floats = 0.5 * (1 + np.tanh(0.5 * np.asarray(values, np.float32)))
     return result

@@ -4,7 +4,8 @@
   ``labels`` ``(N, queries)``, ``boxes`` ``(N, queries, 4)`` as corners in pixels of that size, and ``scores``. From 0
   to 1.
 - RT-DETR by Hugging Face: ``logits`` ``(N, queries, classes)``, ``pred_boxes`` as centre and size, 0 to 1. From 0 to 1.
-- RT-DETR by Ultralytics: one output ``(N, queries, 4 + classes)``, scores done, boxes as before. From 0 to 1.
+- RT-DETR by Ultralytics: one output ``(N, queries, 4 + classes)``, scores after the sigmoid, boxes as before. From 0
+  to 1.
 - RF-DETR: ``dets`` as centre and size, 0 to 1, ``labels`` ``(N, queries, classes)`` as logits. Normalised as ImageNet.
 
 Sources: lyuwenyu/RT-DETR, rtdetrv2_pytorch/tools/export_onnx.py; roboflow/rf-detr, rfdetr/deploy/export.py.
@@ -32,17 +33,17 @@ from services.detector.models.formats.base import (
 from services.detector.models.prepare import Preparation
 
 SIZES = "orig_target_sizes"
-"""RT-DETR's input with the size that its boxes are scaled to: the input's own here."""
+"""RT-DETR's input for the size to which it scales the boxes. It receives the size of the image input."""
 
 
 class RtDetr(Format):
-    """Labels, boxes and scores, one each a query."""
+    """One label, box and score for each query."""
 
     name = "rt-detr"
     known = "labels, boxes (N, queries, 4) and scores (N, queries)"
 
     def __init__(self, preparation: Preparation, order: tuple[int, int, int]) -> None:
-        """Keep the places of the labels, boxes and scores."""
+        """Keep the indices of the outputs with labels, boxes and scores."""
         super().__init__(preparation, None)
         self._labels, self._boxes, self._scores = order
 
@@ -73,7 +74,7 @@ class Queries(Format):
     _box_output, _class_output = "pred_boxes", "logits"
 
     def __init__(self, preparation: Preparation, classes: int, order: tuple[int, int]) -> None:
-        """Keep the places of the boxes and the classes."""
+        """Keep the indices of the outputs with boxes and classes."""
         super().__init__(preparation, classes)
         self._boxes, self._classes = order
 
@@ -95,13 +96,14 @@ class Queries(Format):
 
     def decode(self, outputs: Sequence[Array], chooser: Chooser) -> Candidates:
         """Decode ``(queries, 4)`` and ``(queries, classes)``."""
+        # Independent scores: there is no class for nothing, and softmax would be wrong.
         chosen = chooser.dense(sigmoid(outputs[self._classes]))
         xyxy = _in_pixels(outputs[self._boxes][chosen.rows], self.preparation)
         return Candidates(xyxy, chosen.scores, chosen.labels)
 
 
 class RfDetr(Queries):
-    """The same under other names, from a normalised picture."""
+    """The same outputs under other names, from a normalised picture."""
 
     name = "rf-detr"
     known = "dets (N, queries, 4) with labels (N, queries, classes)"
@@ -113,17 +115,18 @@ class RfDetr(Queries):
 
 
 class UltralyticsRtDetr(Format):
-    """One output of boxes and scores, a row a query."""
+    """One output of boxes and scores, with a row for each query."""
 
     name = "rt-detr-ultralytics"
     known = "(N, queries, 4 + classes)"
 
     @classmethod
     def recognise(cls, graph: Graph) -> Self | None:
-        """Recognise as many columns as the names ask for; without names, objectness and classes look alike."""
+        """Recognise the columns by the number of names; without names, objectness cannot be told from a class."""
         if len(graph.outputs) != 1 or len(graph.shapes[0]) != 3 or graph.names is None:
             return None
         _, queries, columns = graph.shapes[0]
+        # Six columns are also those of an end-to-end list, so require that the exporter names RT-DETR.
         said = "rtdetr" in graph.metadata.get("description", "").lower().replace("-", "")
         if columns != 4 + len(graph.names) or queries > MOST_QUERIES or (columns == 6 and not said):
             return None

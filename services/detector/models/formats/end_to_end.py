@@ -15,18 +15,18 @@ from services.detector.models.formats.base import MOST_QUERIES, Array, Format, G
 
 
 class EndToEnd(Format):
-    """Duplicates are gone already; unused rows have a score of 0."""
+    """One row for each detection, without duplicates; unused rows have a score of 0."""
 
     name = "end-to-end"
     known = "(N, detections, 6)"
 
     @classmethod
     def recognise(cls, graph: Graph) -> Self | None:
-        """Recognise six columns; a grid of that many cells is YOLOX with one class."""
+        """Recognise six columns, unless there is a row for each cell: that is YOLOX with one class."""
         if len(graph.outputs) != 1 or len(graph.shapes[0]) != 3:
             return None
         _, detections, columns = graph.shapes[0]
-        # RT-DETR by Ultralytics has six columns too where it knows two classes; its exporter says so.
+        # RT-DETR by Ultralytics also has six columns if it has two classes. Its exporter writes its name.
         other = "rtdetr" in graph.metadata.get("description", "").lower().replace("-", "")
         if columns != 6 or not 0 < detections <= MOST_QUERIES or detections == graph.cells((8, 16, 32)) or other:
             return None

@@ -22,9 +22,9 @@ from services.detector.models.formats.ssd import Ssd, boxes_and_scores, is_nanod
 from services.detector.models.prepare import Preparation
 
 MEAN, STD = (103.53, 116.28, 123.675), (57.375, 57.12, 58.395)
-"""Of blue, green and red, 0 to 255."""
+"""Mean and standard deviation of blue, green and red, 0 to 255."""
 BINS = (8, 11)
-"""Bins of a distribution: of most of NanoDet's configurations, and of NanoDet-g and EfficientLite."""
+"""Numbers of bins of a distribution: that of most configurations, and that of NanoDet-g and EfficientLite."""
 PLUS_STRIDES, OLD_STRIDES = (8, 16, 32, 64), (8, 16, 32)
 MOST_CLASSES = 1000
 
@@ -33,10 +33,10 @@ class NanoDet(Format):
     """Distributions of the distances to the four sides."""
 
     name = "nanodet"
-    known = "(N, cells, classes + 4 * bins), or scores and distances a stride"
+    known = "(N, cells, classes + 4 * bins), or scores and distances for each stride"
 
     def __init__(self, preparation: Preparation, classes: int, bins: int, grid: Grid, order: Sequence[int]) -> None:
-        """Keep the grid, and the places of each stride's scores and then of its distances; empty for one output."""
+        """Keep the grid, and the indices of the outputs: each stride's scores, then its distances; empty for one."""
         super().__init__(preparation, classes)
         self._bins = bins
         self._grid = grid
@@ -74,6 +74,7 @@ class NanoDet(Format):
         chosen = chooser.dense(scores)
         bins = np.asarray(distances[chosen.rows], np.float32).reshape(-1, 4, self._bins)
         with np.errstate(over="ignore", invalid="ignore"):
+            # The distance to a side is the mean of its distribution, in strides.
             weights = np.exp(bins - bins.max(axis=2, keepdims=True))
             reach = (weights * np.arange(self._bins, dtype=np.float32)).sum(axis=2) / weights.sum(axis=2)
             reach *= self._grid.strides[chosen.rows, None]
@@ -98,15 +99,16 @@ class DecodedNanoDet(Ssd):
 
     @classmethod
     def wanted(cls) -> dict[str, Any]:
-        """Blue first, as NanoDet is trained."""
+        """Return the colours of NanoDet's training, blue first."""
         return {"colour": "bgr"}
 
 
 def _bins(channels: int, graph: Graph) -> int | None:
-    """Bins of each distribution, from the number of channels and, if known, of classes."""
+    """Return the number of bins of each distribution, from the number of channels and, if known, of classes."""
     if graph.names is not None:
         count = channels - len(graph.names)
         return count // 4 if count % 4 == 0 and count // 4 > 1 else None
+    # Prefer the number of bins that leaves COCO's 80 classes.
     for bins in sorted(BINS, key=lambda bins: channels - 4 * bins != 80):
         if 0 < channels - 4 * bins <= MOST_CLASSES:
             return bins
@@ -114,7 +116,7 @@ def _bins(channels: int, graph: Graph) -> int | None:
 
 
 def _by_stride(graph: Graph) -> list[int] | None:
-    """Return the places of the scores of each stride, then of the distances; None if the outputs are others."""
+    """Return the indices of the outputs with each stride's scores, then its distances; None if it has others."""
     shapes = graph.shapes
     strides = OLD_STRIDES if len(shapes) == 2 * len(OLD_STRIDES) else PLUS_STRIDES
     if len(shapes) != 2 * len(strides):
@@ -125,6 +127,7 @@ def _by_stride(graph: Graph) -> list[int] | None:
         if len(places) != 2:
             return None
         names = list(graph.outputs)
+        # Distances have a known number of bins for each of four sides.
         widths = sorted({shapes[place][2] for place in places} & {4 * bins for bins in BINS})
         if not widths:
             return None

@@ -17,13 +17,13 @@ from services.detector.models.prepare import Preparation
 
 
 class Ssd(Format):
-    """Each anchor has a box and a score for each class."""
+    """A box for each anchor, and a score for each anchor and class."""
 
     name = "ssd"
     known = "boxes (N, anchors, 4) with scores (N, anchors, classes)"
 
     def __init__(self, preparation: Preparation, classes: int, order: tuple[int, int]) -> None:
-        """Keep which outputs are the boxes and the scores."""
+        """Keep the indices of the outputs with boxes and scores."""
         super().__init__(preparation, classes)
         self._boxes, self._scores = order
 
@@ -37,19 +37,20 @@ class Ssd(Format):
 
     @classmethod
     def wanted(cls) -> dict[str, Any]:
-        """What the input wants beside its size and type."""
+        """Return the requirements of the input besides its size and type."""
         return {}
 
     def decode(self, outputs: Sequence[Array], chooser: Chooser) -> Candidates:
         """Decode ``(anchors, 4)`` and ``(anchors, classes)``."""
         chosen = chooser.dense(outputs[self._scores])
         sides = np.array([self.preparation.width_px, self.preparation.height_px] * 2, np.float32)
+        # From top, left, bottom, right to left, top, right, bottom.
         xyxy = np.asarray(outputs[self._boxes][chosen.rows][:, [1, 0, 3, 2]], np.float32) * sides
         return Candidates(xyxy, chosen.scores, chosen.labels)
 
 
 def boxes_and_scores(graph: Graph) -> tuple[int, int] | None:
-    """Return the places of ``boxes`` and ``scores``, if there are just these two outputs and they fit each other."""
+    """Return the indices of ``boxes`` and ``scores``, if they are the only outputs and have the same rows."""
     names = list(graph.outputs)
     if sorted(names) != ["boxes", "scores"]:
         return None
@@ -61,5 +62,5 @@ def boxes_and_scores(graph: Graph) -> tuple[int, int] | None:
 
 
 def is_nanodet(graph: Graph) -> bool:
-    """Whether there is a row for each cell of NanoDet's grids, rather than for each of SSD's anchors."""
+    """Return whether there is a row for each cell of NanoDet's grids, rather than for each of SSD's anchors."""
     return any(shape[1] in (graph.cells((8, 16, 32)), graph.cells((8, 16, 32, 64))) for shape in graph.shapes)

@@ -12,11 +12,11 @@ from services.detector.models.choose import Candidates, Chooser
 from services.detector.models.formats.base import MOST_QUERIES, Array, Format, Graph, around
 
 STRIDES = ((8, 16, 32), (8, 16, 32, 64), (4, 8, 16, 32))
-"""The usual heads, and those for larger and for smaller objects."""
+"""Strides of the usual heads, and of those for larger and for smaller objects."""
 
 
 class Ultralytics(Format):
-    """A score for each cell and class, transposed; no objectness."""
+    """A box and a score of each class for each cell, transposed; no objectness."""
 
     name = "ultralytics"
     known = "(N, 4 + classes, cells)"
@@ -29,6 +29,7 @@ class Ultralytics(Format):
         _, channels, cells = graph.shapes[0]
         if graph.metadata.get("task", "detect") != "detect" or channels < 5:
             return None
+        # Custom heads have other strides; the number of names then recognises them.
         named = graph.names is not None and channels == 4 + len(graph.names)
         laid = any(cells == graph.cells(strides) for strides in STRIDES)
         if not (laid or (named and cells > channels and channels <= MOST_QUERIES)):

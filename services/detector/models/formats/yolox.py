@@ -1,8 +1,8 @@
 """One output ``(N, cells, 5 + classes)`` of centre, size, objectness and classes: YOLOX, YOLOv5 and YOLOv7.
 
 YOLOX: BGR from 0 to 255, padded with grey below and to the right; boxes relative to a grid of strides 8, 16 and 32
-unless exported with ``--decode_in_inference``. YOLOv5 and YOLOv7: three boxes a cell, in pixels; RGB from 0 to 1,
-padded on all sides.
+unless exported with ``--decode_in_inference``. YOLOv5 and YOLOv7: three boxes for each cell, in pixels; RGB from 0 to
+1, padded on all sides.
 
 Source: Megvii-BaseDetection/YOLOX, yolox/utils/demo_utils.py.
 """
@@ -20,9 +20,9 @@ from services.detector.models.prepare import Preparation
 
 STRIDES = (8, 16, 32)
 ANCHORS = 3
-"""Boxes a cell of YOLOv5 and YOLOv7."""
+"""Boxes of each cell of YOLOv5 and YOLOv7."""
 NEAR_CELLS = 4.0
-"""A decoded centre lies within so many cells of its own; one that is relative to the grid is far from most."""
+"""A decoded centre lies within this many cells of its own; one that is relative to the grid is far from most cells."""
 
 
 class Yolox(Format):
@@ -32,7 +32,7 @@ class Yolox(Format):
     known = "(N, cells, 5 + classes)"
 
     def __init__(self, preparation: Preparation, classes: int, grid: Grid | None) -> None:
-        """Keep the grid that boxes are relative to; None where they are in pixels."""
+        """Keep the grid that boxes are relative to; None if they are in pixels."""
         super().__init__(preparation, classes)
         self._grid = grid
 
@@ -45,6 +45,7 @@ class Yolox(Format):
         cells = graph.cells(STRIDES)
         if columns < 6:
             return None
+        # YOLOv5 and YOLOv7, whose larger models have a fourth grid.
         if rows == ANCHORS * cells or rows == ANCHORS * graph.cells((*STRIDES, 64)):
             return cls(graph.preparation(scale=1 / 255, fit="centre"), columns - 5, None)
         if rows != cells:
@@ -62,6 +63,7 @@ class Yolox(Format):
         boxes = np.asarray(output[chosen.rows, :4], np.float32)
         if self._grid is not None:
             strides = self._grid.strides[chosen.rows, None]
+            # Sizes are logarithms. One that overflows becomes infinite, and is dropped as out of range.
             with np.errstate(over="ignore", invalid="ignore"):
                 centres = boxes[:, :2] * strides + self._grid.centres[chosen.rows]
                 sizes = np.exp(boxes[:, 2:]) * strides
@@ -71,6 +73,7 @@ class Yolox(Format):
 
 
 def _decoded(output: Array, grid: Grid) -> bool:
-    """Whether the centres of the first run are in pixels already."""
+    """Return whether the centres of the first run are in pixels already."""
     distance = np.abs(np.asarray(output[:, :2], np.float32) - grid.centres) / grid.strides[:, None]
+    # The median, because single cells may predict a centre anywhere.
     return bool(np.median(distance) < NEAR_CELLS)

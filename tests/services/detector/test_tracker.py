@@ -11,8 +11,8 @@ import pytest
 from services.detector.boxes import Boxes
 from services.detector.merge import Merged
 from services.detector.tiles import Pixels
-from services.detector.track import Known
-from services.detector.track import Tracker as Following
+from services.detector.tracker import Known
+from services.detector.tracker import Tracker as Following
 
 SECOND = 1_000_000_000
 
