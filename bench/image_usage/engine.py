@@ -61,7 +61,7 @@ class Image:
     """Command line of its health check."""
     base_label: str = ""
     unshared: bool = False
-    """Whether the folders are those of a copy, which no other image has."""
+    """Whether the folders belong to a copy, whose layers no other image has."""
 
 
 def inspect_image(name: str) -> Image:

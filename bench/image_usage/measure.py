@@ -33,13 +33,13 @@ def of_image(
     """Run a container of an image, with the options of ``docker run``, and remove it.
 
     Args:
-        image: Its name.
+        image: Name of the image.
         options: Options of ``docker run``.
-        command: Command line; without any, the image's own.
-        work: What to watch.
-        base: Name of the image that it was built from; None: find out.
-        tell: Takes what is being done.
-        share_layers: False: run a copy of the image with layers of its own.
+        command: Command line; if empty, that of the image.
+        work: The work to watch.
+        base: Name of the image that it was built from; None to find out.
+        tell: Called with a line for each step.
+        share_layers: Whether to run the image itself, or else a copy of it with separate layers.
 
     Raises:
         CannotMeasure: Something is missing or has failed.
@@ -64,11 +64,11 @@ def of_container(name: str, work: Work, base: str | None, tell: Tell, *, copy_of
     """Stop and start a container, such as a service of compose, and leave it as it was: running or stopped.
 
     Args:
-        name: Its name.
-        work: What to watch.
-        base: Name of the image that its image was built from; None: find out.
-        tell: Takes what is being done.
-        copy_of: Name of the image of which the container's image is a copy with layers of its own.
+        name: Name of the container.
+        work: The work to watch.
+        base: Name of the image that its image was built from; None to find out.
+        tell: Called with a line for each step.
+        copy_of: Name of the image of which the container's image is a copy with separate layers.
 
     Raises:
         CannotMeasure: Something is missing or has failed.

@@ -41,7 +41,7 @@ GROUP: Final = 2000
 ALL: Final = "framebus"
 """The container with all services, of compose.single.yaml."""
 IMAGES: Final = {ALL: "all"}
-"""Names of the images of services whose names are others."""
+"""Names of images that differ from the names of their services."""
 CLIP: Final = ROOT / "services/simulator/footage/pedestrians.mp4"
 MODEL: Final = ROOT / "models/default"
 

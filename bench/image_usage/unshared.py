@@ -1,8 +1,8 @@
-"""A copy of an image whose layers no other image has, so that no other container's use of its pages is counted.
+"""Copies an image, with layers that no other image has, so that the use of pages by other containers does not count.
 
 An engine stores a layer once for all images that have it, and the page cache holds its files once for all containers.
-The copy's layers have the same content, but other digests: each archive is longer by a block of zeros, which tar
-ignores after the two that end an archive. So the engine unpacks them into folders of their own.
+The copy's layers have the same content, but other digests: each archive has a further block of zeros, which tar ignores
+after the two blocks that end an archive. The engine therefore unpacks them into separate folders.
 
 Source: Docker Image Specification v1.2, "Combined Image JSON + Filesystem Changeset Format"; POSIX.1-2017, pax,
 "ustar Interchange Format".
@@ -32,7 +32,7 @@ MANIFEST: Final = "manifest.json"
 
 @contextmanager
 def unshared(image: str) -> Iterator[str]:
-    """Load a copy of an image into the engine under a name of its own, and remove it at the end.
+    """Load a copy of an image into the engine under another name, and remove it at the end.
 
     Raises:
         CannotMeasure: The engine has no such image, or cannot load the copy.
@@ -43,6 +43,7 @@ def unshared(image: str) -> Iterator[str]:
         docker("save", "--output", str(saved), image, timeout_s=600)
         with tarfile.open(saved) as source, tarfile.open(copied, "w") as target:
             _copy(source, target, name)
+        # Remove the first archive now, because the disk must also hold the second one and the loaded image.
         saved.unlink()
         docker("load", "--quiet", "--input", str(copied), timeout_s=600)
     try:
@@ -52,20 +53,21 @@ def unshared(image: str) -> Iterator[str]:
 
 
 def _copy(source: tarfile.TarFile, target: tarfile.TarFile, name: str) -> None:
-    """Write an archive for ``docker load`` of the one image that another such archive holds."""
+    """Write an archive for ``docker load`` with the only image of another such archive."""
     (saved,) = json.load(_member(source, MANIFEST))
     configuration = json.load(_member(source, saved["Config"]))
     digests, layers = [], []
     for number, layer in enumerate(saved["Layers"]):
         digests.append(_copy_layer(source, target, layer, f"{number}.tar"))
         layers.append(f"{number}.tar")
+    # The engine compares the layers with these digests.
     configuration["rootfs"]["diff_ids"] = digests
     _add(target, "config.json", configuration)
     _add(target, MANIFEST, [{"Config": "config.json", "RepoTags": [name], "Layers": layers}])
 
 
 def _copy_layer(source: tarfile.TarFile, target: tarfile.TarFile, layer: str, name: str) -> str:
-    """Copy a layer with a block of zeros behind it; return its digest."""
+    """Copy a layer, append a block of zeros, and return the new digest."""
     content = tarfile.TarInfo(name)
     with tempfile.TemporaryFile() as longer:
         digest = hashlib.sha256()
@@ -82,7 +84,7 @@ def _copy_layer(source: tarfile.TarFile, target: tarfile.TarFile, layer: str, na
 
 
 def _member(archive: tarfile.TarFile, name: str) -> IO[bytes]:
-    found = archive.extractfile(name)  # of a link, the file that it names: engines save equal layers once
+    found = archive.extractfile(name)  # follows links, because engines save equal layers once
     if found is None:
         raise CannotMeasure(f"the engine saved the image without {name}")
     return found

@@ -165,7 +165,7 @@ class Report:
 
     @property
     def opened_in_any(self) -> float:
-        """The part of our layers' bytes whose files the work or a further observation opened."""
+        """Share of our layers' bytes whose files were opened by the work or a further observation."""
         only_there = share(row for row in self.rows if row.ours and row.seen.only_in)
         return self.ours.opened + only_there.size_bytes / max(self.ours.size_bytes, 1)
 

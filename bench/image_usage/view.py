@@ -23,7 +23,7 @@ def view(url: str, lasts_s: float) -> None:
             try:
                 page.goto(url)
                 break
-            except Error:  # a container without a health check is not awaited: its server may not listen yet
+            except Error:  # without a health check, the server may not listen yet
                 if time.monotonic() > deadline_s:
                     raise
                 time.sleep(1)

@@ -1,4 +1,4 @@
-"""Messages: they outlive the broker, carry their frame's trace, and know how often they were delivered."""
+"""Messages survive a restart of the broker, carry the trace of their frame, and count their deliveries."""
 
 from __future__ import annotations
 

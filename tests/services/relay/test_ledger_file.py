@@ -1,4 +1,4 @@
-"""The ledger's file: of one relay, of one version, and every fault told in a sentence."""
+"""The ledger's file belongs to one relay and one version, and every fault is reported in one sentence."""
 
 from __future__ import annotations
 
