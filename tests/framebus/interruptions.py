@@ -23,7 +23,7 @@ _CHECKING: Final = ("RESUME", "CALL", "JUMP_BACKWARD")
 
 
 class Interrupted(Exception):
-    """What the signal handler of a test raises."""
+    """The exception that a test's signal handler raises."""
 
 
 def interrupt() -> None:
@@ -32,7 +32,7 @@ def interrupt() -> None:
 
 
 def in_a_thread(action: Callable[[], object]) -> Callable[[], None]:
-    """Let another thread do it meanwhile."""
+    """Let another thread run the action meanwhile."""
 
     def run() -> None:
         thread = threading.Thread(target=action, daemon=True)
@@ -76,7 +76,7 @@ class Points:
             if frame.f_back is not None:
                 self._before.pop(frame.f_back, None)  # a return in Python does not count as a point
         elif event == "exception":
-            self._before.pop(frame, None)  # nor is what catches one
+            self._before.pop(frame, None)  # nor does a handler of exceptions
         elif event == "opcode":
             before = self._before.get(frame, "")
             self._before[frame] = dis.opname[frame.f_code.co_code[frame.f_lasti]]
@@ -91,7 +91,7 @@ class Points:
 
 
 def each_point(action: Callable[[], object]) -> Iterator[Points]:
-    """The points of a call, one after the other, until it ends before the next."""
+    """Yield the points of a call in turn, until the call ends before the next one."""
     number = 0
     while True:
         points = Points(action, number)

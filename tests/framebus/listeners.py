@@ -35,17 +35,17 @@ class PlainListener:
         self._socket.connect(endpoint)
 
     def take(self, timeout_ms: int = 0) -> bytes | None:
-        """The next message, or ``None`` if none comes in time."""
+        """Return the next message, or ``None`` if none arrives in time."""
         return self._socket.recv() if self._socket.poll(timeout_ms) else None
 
     def has_seen(self, event: int) -> bool:
-        """Whether the event has happened to its connection."""
+        """Return whether the event has happened to its connection."""
         while self._monitor.poll(0):
             self.events.add(parse_monitor_message(self._monitor.recv_multipart())["event"])
         return event in self.events
 
     def close(self) -> None:
-        """Go away."""
+        """Close the socket."""
         self._socket.disable_monitor()
         self._monitor.close(0)
         self._socket.close(0)

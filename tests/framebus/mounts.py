@@ -1,4 +1,4 @@
-"""A /dev/shm, or a clock, of its own for a function of a test that runs as root."""
+"""Runs a function of a test with its own /dev/shm or clock. The test must run as root."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def in_other_time(offset_s: int, function: Callable[..., Any], *arguments: Any) 
 
 
 def command(*arguments: str) -> tuple[int, str, str]:
-    """Run ``framebus ARGUMENTS`` in this process; its exit status, output and complaints."""
+    """Run ``framebus ARGUMENTS`` in this process; return its exit status, output and errors."""
     output, complaints = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(complaints):
         status = main(arguments)
@@ -64,7 +64,7 @@ def command(*arguments: str) -> tuple[int, str, str]:
 
 
 def answer(*arguments: str) -> tuple[int, Any]:
-    """Run ``framebus ARGUMENTS --json``; its exit status and what it printed."""
+    """Run ``framebus ARGUMENTS --json``; return its exit status and output."""
     status, output, complaints = command(*arguments, "--json")
     assert complaints == "", complaints
     return status, json.loads(output)

@@ -59,18 +59,18 @@ State = tuple[frozenset[tuple[str, str]], list[str]]
 
 
 def state() -> State:
-    """What must not change: this process's descriptors, and the files of the streams of this module."""
+    """Return what must not change: this process's descriptors, and the files of this module's streams."""
     return open_descriptors(), sorted(path.name for path in SHM.glob(f"framebus.{STREAM}*"))
 
 
 def check(before: State) -> None:
-    """Nothing was lost since."""
+    """Check that the state is unchanged since ``before``."""
     assert state()[1] == before[1]
     assert not left_open(before[0])
 
 
 def call(function: Callable[..., Any], *arguments: Any, **named: Any) -> None:
-    """Call it: it gives a result, which is closed, or one of framebus's errors."""
+    """Call the function, and close its result. It may only raise an error of framebus."""
     before = state()
     with contextlib.suppress(FramebusError):
         result = function(*arguments, **named)
@@ -83,7 +83,7 @@ def call(function: Callable[..., Any], *arguments: Any, **named: Any) -> None:
 
 
 def is_modest(name: str, value: Any) -> bool:
-    """Whether a test has the time and the memory for it."""
+    """Return whether a test has the time and the memory for the arguments."""
     if name.endswith("_s"):  # forever, or for long
         short = isinstance(value, (bool, int, float, np.generic, np.ndarray)) and np.ndim(value) == 0
         with contextlib.suppress(OverflowError, TypeError, ValueError):  # not a time
@@ -108,7 +108,7 @@ def test_any_stream_name_is_accepted_or_rejected(value: Any) -> None:
     call(companion_path, STREAM, value)
     call(companion_paths, value, "*")
     call(companion_paths, STREAM, value)
-    if value is not None:  # else it would remove what other tests have left for a moment
+    if value is not None:  # otherwise it would remove files that other tests use for a moment
         call(remove_leftovers, value)
 
 
@@ -121,7 +121,7 @@ def publisher() -> Any:
 
 @pytest.fixture(scope="module")
 def alone() -> Any:
-    """A publisher to which nothing connects, which would change the number of descriptors."""
+    """Return a publisher to which no peer connects, because a connection would change the number of descriptors."""
     with Publisher(f"{STREAM}-alone", SMALL, slots=20) as opened:
         yield opened
 

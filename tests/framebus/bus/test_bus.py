@@ -1,4 +1,4 @@
-"""Publisher and Subscriber, as a program uses them."""
+"""Publisher and Subscriber as programs use them."""
 
 from __future__ import annotations
 

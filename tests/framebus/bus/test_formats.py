@@ -1,4 +1,4 @@
-"""Formats of frames: what an array of each looks like, and how frames give themselves to numpy and others."""
+"""Formats of frames: the array of each format, and the protocols by which numpy and others read frames."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("each_steps")
 
 
 def handed_over(stream: str, frame_format: FrameFormat, array: Any) -> tuple[Frame, Subscriber]:
-    """The frame that a subscriber gets of an array."""
+    """Publish an array and return the frame that a subscriber receives."""
     with Publisher(stream, frame_format) as publisher:
         subscriber = Subscriber(stream)
         publisher.publish(array)

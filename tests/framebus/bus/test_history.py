@@ -1,4 +1,4 @@
-"""Frames that were there before: ``history``; several loans, and waiting for a slot."""
+"""Frames from before the subscription (``history``), several loans, and waiting for a slot."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SMALL = FrameFormat(4, 6)
 
 
 def received(subscriber: Subscriber) -> list[tuple[int, int, int]]:
-    """Sequence, skipped frames and value of all frames that are there."""
+    """Return sequence, skipped frames and value of all available frames."""
     seen = []
     while True:
         try:

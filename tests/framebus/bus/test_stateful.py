@@ -104,7 +104,7 @@ class Reader:
         self.attach(self.ring)
 
     def attach(self, ring: ExpectedRing) -> None:
-        """Begin with the last ``history`` frames that the ring holds; one that takes every frame misses none."""
+        """Begin with the last ``history`` frames in the ring. A subscriber that takes every frame misses none."""
         self.ring = ring
         self.last = min(self.last, ring.first_sequence - 1)
         newest = ring.frames[ring.newest][0] if self.history and ring.newest >= 0 else 0
@@ -127,7 +127,7 @@ class Reader:
 
 @dataclass(eq=False)
 class View:
-    """Something that keeps a frame: the frame itself, or only an array made of its pixels."""
+    """An object that keeps a frame: the frame itself, or only an array on its pixels."""
 
     ring: ExpectedRing
     slot: int
@@ -141,7 +141,7 @@ class View:
 
 
 class Bus(RuleBasedStateMachine):
-    """One stream: at most one publisher that lives, up to four subscribers, every geometry in turn."""
+    """One stream: at most one live publisher, up to four subscribers, every geometry in turn."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -280,7 +280,7 @@ class Bus(RuleBasedStateMachine):
             with pytest.raises(ZeroDivisionError), loan:
                 loan.pixels[:] = 1 // 0
 
-    # One rule for both ends: more often than not there is to be a publisher, and subscribers with something to receive.
+    # One rule for both ends, so that there usually is a publisher, and subscribers with frames to receive.
     @precondition(lambda self: self.publisher is not None)
     @rule(crashes=st.booleans())
     def publisher_ends(self, crashes: bool) -> None:
@@ -397,7 +397,7 @@ class Bus(RuleBasedStateMachine):
         reader.frames.append(view)
 
     def _look_after(self, reader: Reader) -> None:
-        """Nothing new: a tick, on which the subscriber may move on to the file that has the name now."""
+        """There is no new frame: on its tick, the subscriber may move to the file that has the name now."""
         reader.subscriber._attachment._check_at_s = 0.0
         with pytest.raises(ReceiveTimeout):
             reader.subscriber.receive(0)
@@ -405,7 +405,7 @@ class Bus(RuleBasedStateMachine):
         if self.publisher is None or path is None or path is reader.ring:
             return
         if not path.room_for(reader.max_leases):
-            return  # no seat there: it stays, and asks again
+            return  # there is no free seat, so it stays and tries again
         path.seats += reader.max_leases
         old = [view for view in reader.frames if view.ring is reader.ring]
         self._leave(reader.ring, reader.max_leases, old)
@@ -479,7 +479,7 @@ class Bus(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.patch.undo()
-        # Any other code that keeps a reader, as Hypothesis does what it drew, must keep no view.
+        # Other code may keep a reader, as Hypothesis keeps drawn values, but must keep no view.
         for view in [*self.loose, *(view for reader in self.readers for view in reader.frames)]:
             view.drop()
         for reader in self.readers:
@@ -499,7 +499,7 @@ class Bus(RuleBasedStateMachine):
 
 
 class BusAtLength(Bus):
-    """The same, several times as long."""
+    """The same test, several times as long."""
 
 
 TestBus = pytest.mark.slow(Bus.TestCase)

@@ -1,4 +1,4 @@
-"""Whose frames a subscriber takes: publisher, subscriber and a false publisher are three users."""
+"""Which user's frames a subscriber accepts: publisher, subscriber and a false publisher are three users."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def people() -> Iterator[Callable[..., Person]]:
 
 
 def publish(stream: str, value: int, stop: Event) -> None:
-    """Publish frames of one value until told to stop."""
+    """Publish frames of one value until the event is set."""
     with Publisher(stream, SMALL, slots=SLOTS) as publisher:
         while not stop.wait(0.01):
             with publisher.loan() as loan:
@@ -43,7 +43,7 @@ def publish(stream: str, value: int, stop: Event) -> None:
 
 
 def take(stream: str, publisher_uid: int | None) -> int:
-    """The value of one frame."""
+    """Receive one frame and return its value."""
     with Subscriber(stream, publisher_uid=publisher_uid) as subscriber:
         return int(subscriber.receive(10).pixels[0, 0, 0])
 
@@ -72,7 +72,7 @@ def test_a_ring_of_another_user_is_refused_and_both_are_named(stream: str, peopl
 
 
 def cut(stream: str) -> None:
-    """Put a false ring in place, and cut it short again and again."""
+    """Put a false ring in place, and truncate it repeatedly."""
     path = SHM / f"framebus.{stream}.ring"
     path.write_bytes(b"FRAMEBUS" * 1024)
     path.chmod(0o644)

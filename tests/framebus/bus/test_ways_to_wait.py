@@ -37,7 +37,7 @@ Start = Callable[..., Program]
 
 
 def cpu_of_a_wait(subscriber: Subscriber) -> float:
-    """Seconds of CPU that this thread takes to wait in vain for ``WAIT_S``."""
+    """Return the seconds of CPU that this thread uses while it waits ``WAIT_S`` without a frame."""
     before_ns = time.thread_time_ns()
     with pytest.raises(ReceiveTimeout):
         subscriber.receive(WAIT_S)
@@ -45,14 +45,14 @@ def cpu_of_a_wait(subscriber: Subscriber) -> float:
 
 
 class Waiter:
-    """A subscriber that waits in a thread of its own, which is all that uses it."""
+    """A subscriber that waits in its own thread, which is the only one that uses it."""
 
     def __init__(self, subscriber: Subscriber) -> None:
         self.subscriber = subscriber
         self._pool = ThreadPoolExecutor(1)
 
     def receive(self) -> Callable[[], int]:
-        """Begin to wait; what is returned waits for the frame and tells its sequence."""
+        """Begin to wait; return a function that waits for the frame and returns its sequence."""
 
         def take() -> int:
             with self.subscriber.receive(PATIENCE_S) as frame:
@@ -164,7 +164,7 @@ def test_what_a_dead_publisher_did_not_tell_the_next_one_tells(
     program.send("publish 1")
     assert program.read() == "1"
     assert waiter.receive()() == 1
-    if wake != "zmq":  # which first has to connect to the next publisher: meanwhile the tick looks
+    if wake != "zmq":  # this one must connect to the next publisher first; until then, the tick checks the ring
         end_the_tick(monkeypatch)
     answer = waiter.receive()
     time.sleep(ASLEEP_AFTER_S)

@@ -1,4 +1,4 @@
-"""What the cases share."""
+"""Fixtures of the cases."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture(autouse=True, scope="module")
 def _quick_collections() -> Iterator[None]:
-    """Keep the collector from the objects that the modules of the tests are made of."""
+    """Exclude the objects of the tests' modules from garbage collection, so that collections are quick."""
     gc.collect()
     gc.freeze()
     yield

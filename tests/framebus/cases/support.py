@@ -32,22 +32,22 @@ from framebus import *
 
 
 def open_descriptors() -> frozenset[tuple[str, str]]:
-    """The descriptors that this process has open: their numbers, and what they are of."""
+    """Return the open descriptors of this process: their numbers and targets."""
     found = set()
     for link in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # that of the listing itself
+        with contextlib.suppress(FileNotFoundError):  # the descriptor of the listing itself
             found.add((link.name, os.readlink(link)))
     return frozenset(found)
 
 
 def descriptors() -> frozenset[tuple[str, str]]:
-    """Those that are open once what is garbage is collected."""
+    """Return the descriptors that are open after a garbage collection."""
     gc.collect()
     return open_descriptors()
 
 
 def left_open(before: frozenset[tuple[str, str]]) -> frozenset[tuple[str, str]]:
-    """Those that were opened since and stay open; threads of other tests open some for a moment."""
+    """Return the descriptors that were opened since and stay open. Threads of other tests open some for a moment."""
     deadline_s = time.monotonic() + 1
     while (more := open_descriptors() - before) and time.monotonic() < deadline_s:
         gc.collect()
@@ -56,7 +56,7 @@ def left_open(before: frozenset[tuple[str, str]]) -> frozenset[tuple[str, str]]:
 
 
 def in_child(function: Callable[[], object]) -> int:
-    """Run the function in a forked child; its exit status, or the negative number of the signal that ended it."""
+    """Run the function in a forked child; return its exit status, or minus the number of the signal that ended it."""
     pid = os.fork()
     if not pid:
         status = 1
@@ -73,7 +73,7 @@ def in_child(function: Callable[[], object]) -> int:
 
 
 def run(code: str, backend: str, *arguments: str) -> str:
-    """Run a program; what it prints. One that hangs prints the stacks of its threads, and fails the test."""
+    """Run a program and return its output. If it hangs, it prints the stacks of its threads, and the test fails."""
     program = subprocess.Popen(
         [sys.executable, "-W", "error", "-c", HEAD + code, *arguments],
         stdout=subprocess.PIPE,
@@ -94,5 +94,5 @@ def run(code: str, backend: str, *arguments: str) -> str:
 
 
 def by_type(value: object) -> str:
-    """A test's name for a value that may be too large to write."""
+    """Return the ID of a test's value, which may be too large to print."""
     return type(value).__name__

@@ -1,4 +1,4 @@
-"""Arguments of every type: taken where they mean a number, refused at once where they do not."""
+"""Arguments of every type are accepted if they are a number, and rejected at once if not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``close()`` at any moment: from a signal handler, from another thread, twice at once, and interrupted itself."""
+"""``close()`` at any moment: from a signal handler, from another thread, twice at the same time, and interrupted."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PIXELS = np.zeros((4, 6, 3), np.uint8)
 
 
 class Outcome(threading.Thread):
-    """What a call in another thread came to."""
+    """The outcome of a call in another thread."""
 
     def __init__(self, call: Callable[[], object]) -> None:
         super().__init__(daemon=True)
@@ -288,7 +288,7 @@ class _nothing:  # noqa: N801  a context manager
 
 @pytest.fixture
 def pinned(stream: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Publisher]:
-    """A publisher whose slots are all held, so that its next loan replaces the ring."""
+    """Return a publisher whose slots are all held, so that its next loan replaces the ring."""
     monkeypatch.setattr("framebus.bus.served_stream.REPLACE_AFTER_S", 0.0)
     publisher = Publisher(stream, SMALL, slots=3)
     publish(publisher)
@@ -317,7 +317,7 @@ def test_another_thread_closes_while_the_ring_is_replaced(
     monkeypatch.setattr(shm, "create", close_first)
     with pytest.raises(Closed):
         pinned.loan(timeout_s=PATIENCE_S)
-    assert seen, "the stream is its own until the replacement has ended"
+    assert seen, "the stream belongs to it until the replacement has ended"
     assert files_of(stream) == []
 
 

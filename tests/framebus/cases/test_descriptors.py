@@ -1,4 +1,4 @@
-"""Out of descriptors, or of memory: one error that says what to do, and nothing is left behind."""
+"""Without descriptors or memory, one error says what to do, and no file or descriptor is left behind."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.support import files_of, publish
 
 @contextlib.contextmanager
 def descriptors_left(count: int) -> Iterator[list[int]]:
-    """This process has so many descriptors left; those that take the others are in the list."""
+    """Leave this process ``count`` free descriptors; yield the list of those that occupy the others."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (200, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     fillers: list[int] = []
     try:
@@ -47,7 +47,7 @@ def descriptors_left(count: int) -> Iterator[list[int]]:
 
 
 def exhausts_at_every_count(stream: str, open_it: Callable[[], Any], needs: int) -> None:
-    """With fewer descriptors than it needs it is refused, with as many it opens, and neither leaves anything."""
+    """Check that opening fails with too few descriptors, succeeds with enough, and leaves none open in either case."""
     files, before = files_of(stream), descriptors()
     for left in range(needs + 1):
         with descriptors_left(left):

@@ -1,4 +1,4 @@
-"""A ``with publisher.loan()`` that is left early publishes what was written, and nothing where nothing was."""
+"""A ``with publisher.loan()`` that is left early publishes what was written, if anything was."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a forked child inherits is its parent's: a child can use none of it, and harms none of it."""
+"""A forked child can neither use nor harm what it inherits from its parent."""
 
 from __future__ import annotations
 

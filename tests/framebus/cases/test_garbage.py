@@ -20,7 +20,7 @@ NO_FORMAT: Any = None
 
 
 class Cycle:
-    """Refers to itself, as an application whose callbacks know it, and to whatever it is given."""
+    """Refers to itself, like an application that its callbacks know, and to the given objects."""
 
     def __init__(self, *held: Any) -> None:
         self.me = self

@@ -1,4 +1,4 @@
-"""Frames in garbage are not held; those that are held are named."""
+"""Frames in garbage are not held, and errors name the frames that are."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_the_error_names_the_frames_that_are_held(stream: str, hold: Callable[[F
 def test_an_exception_at_any_point_of_a_receive_holds_nothing(
     stream: str, wake: Wake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # An exception in __del__ goes no further, and pytest's hook would keep what it is about to end.
+    # An exception in __del__ is not propagated, and pytest's hook would keep the object alive that is being deleted.
     monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)
     for points in each_point(interrupt):
         with Publisher(stream, SMALL, slots=4) as publisher, Subscriber(stream, wake=wake) as subscriber:

@@ -1,4 +1,4 @@
-"""Loans that are lost: no variable has them any more, and the publisher goes on."""
+"""Lost loans: no variable refers to them any more, and the publisher continues."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("each_steps")
 
 
 def works(publisher: Publisher, subscriber: Subscriber) -> None:
-    """Every slot can be written and read, one after the other."""
+    """Check that every slot can be written and read, one after another."""
     for value in range(2 * inspect(publisher.stream).slots):
         publish(publisher, value)
         with subscriber.receive(5) as frame:
@@ -113,7 +113,7 @@ def points_seen(stream: str, monkeypatch: pytest.MonkeyPatch, use: Callable[[Pub
 
     Whatever the point, the frame is published whole or not at all, and the slot is free afterwards.
     """
-    # An exception in __del__ goes no further, and pytest's hook would keep what it is about to end.
+    # An exception in __del__ is not propagated, and pytest's hook would keep the object alive that is being deleted.
     monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)
     seen = set()
     with Publisher(stream, SMALL, slots=4) as publisher, Subscriber(stream) as subscriber:
@@ -166,7 +166,7 @@ def test_a_loan_describes_itself(stream: str) -> None:
 
 
 def test_a_real_alarm_at_any_time_loses_no_slot(stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # An exception in __del__ goes no further, and pytest's hook would keep what it is about to end.
+    # An exception in __del__ is not propagated, and pytest's hook would keep the object alive that is being deleted.
     monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)
 
     def ring(*_: object) -> None:
@@ -186,7 +186,7 @@ def test_a_real_alarm_at_any_time_loses_no_slot(stream: str, monkeypatch: pytest
                             assert (frame.pixels == 9).all()
                 except Interrupted:
                     loan = frame = None  # type: ignore[assignment]
-            with contextlib.suppress(Interrupted):  # the last alarm, if that many frames took less than its time
+            with contextlib.suppress(Interrupted):  # the last alarm, if the frames took less time than it
                 signal.setitimer(signal.ITIMER_PROF, 0)
             publish(publisher, 9)
             subscriber.receive(5).release()

@@ -1,4 +1,4 @@
-"""Metadata: what is published can be read, and what could not be read is refused before it is published."""
+"""Published metadata can be read, and metadata that could not be read is rejected before its publication."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command, as a person and as a program call it."""
+"""The command, called by a person and by a program."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_size_prints_what_the_ring_takes(stream: str, capsys: pytest.CaptureFixt
 
 
 def crash(stream: str) -> None:
-    """Leave what a publisher leaves that is killed."""
+    """Leave the files of a killed publisher."""
     publisher = Publisher(stream, FrameFormat(4, 6))
     publish(publisher)
     os._exit(1)
@@ -149,7 +149,7 @@ def test_a_kept_ring_is_not_a_problem(stream: str, capsys: pytest.CaptureFixture
     service.bind(str(SHM / f"framebus.{stream}.status.detector.sock"))
     publisher.close()
     service.close()
-    assert main(["doctor", "--json"]) in (0, 1)  # other tests may leave something at this moment
+    assert main(["doctor", "--json"]) in (0, 1)  # other tests may leave files at this moment
     findings = json.loads(capsys.readouterr().out)
     mine = [finding for finding in findings if stream in finding["what"]]
     assert sorted(finding["level"] for finding in mine) == ["note", "note", "note", "ok"]

@@ -1,4 +1,4 @@
-"""What goes wrong with a stream, or under the command itself, is one sentence with what to do."""
+"""Every fault of a stream, or of the command itself, is one sentence that says what to do."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SMALL = FrameFormat(4, 6)
 
 
 def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """What a command that fails prints to standard error."""
+    """Return what a failing command prints to standard error."""
     assert main(arguments) == 1
     return capsys.readouterr().err
 
@@ -59,8 +59,8 @@ def test_a_snapshot_without_opencv_names_what_to_install(
 
 
 def doctor(stream: str, capsys: pytest.CaptureFixture[str]) -> list[tuple[str, str, str]]:
-    """What the doctor finds about the stream: level, what, remedy."""
-    assert main(["doctor", "--json"]) in (0, 1)  # other tests may leave something at this moment
+    """Return the doctor's finding on the stream: level, what, remedy."""
+    assert main(["doctor", "--json"]) in (0, 1)  # other tests may leave files at this moment
     findings = json.loads(capsys.readouterr().out)
     return [tuple(finding.values()) for finding in findings if stream in finding["what"]]
 

@@ -1,4 +1,4 @@
-"""What the command prints as JSON is what docs/cli.schema.json says."""
+"""The JSON output of the command conforms to docs/cli.schema.json."""
 
 from __future__ import annotations
 

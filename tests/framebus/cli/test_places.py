@@ -1,4 +1,4 @@
-"""The command where it does not own everything: other users, odd file systems on /dev/shm, other clocks."""
+"""The command in other environments: other users, unusual file systems on /dev/shm, other clocks."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def levels(findings: list[dict[str, Any]], part: str) -> list[str]:
 
 @contextlib.contextmanager
 def served(end: Callable[[Publisher], None], user: int = OWNER, group: int = GROUP) -> Iterator[None]:
-    """A publisher of another user that has published a frame, and then came to its end."""
+    """Let another user's publisher publish a frame and end in the given way."""
     reader, writer = os.pipe()
 
     def serve() -> None:
@@ -464,7 +464,7 @@ def test_an_age_by_another_clock_is_unknown(offset_s: int) -> None:
 
 
 def look_at_recording() -> None:
-    """The pictures are of another day, and the clock is the same: a further frame shows that."""
+    """The pictures are of another day, but the clock is the same, as a further frame shows."""
 
     def record() -> None:
         with Publisher("panorama", SMALL) as publisher:

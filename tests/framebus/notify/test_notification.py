@@ -63,7 +63,7 @@ def test_connections_are_polled_with_every_frame_of_the_first_second(stream: str
     assert server.poll_at_ns == later_ns
     patience_ns = later_ns + CONNECTING_NS + POLL_EVERY_NS
     server.poll(patience_ns)
-    assert server.poll_at_ns == patience_ns + POLL_EVERY_NS, "a peer that never subscribes costs no look a frame"
+    assert server.poll_at_ns == patience_ns + POLL_EVERY_NS, "a peer that never subscribes is not polled every frame"
     stranger.close()
     listener.close()
     server.close()
@@ -112,7 +112,7 @@ def test_garbage_is_counted(stream: str, garbage: bytes) -> None:
 
 @contextlib.contextmanager
 def connected_to(stream: str) -> Iterator[tuple[socket.socket, Listener]]:
-    """A socket in the place of the publisher's, as far as a listener has connected to it, and the listener."""
+    """Bind a socket in place of the publisher's, and connect a listener to it; yield both."""
     with socket.socket(socket.AF_UNIX) as publisher:
         publisher.bind(str(socket_path(stream)))
         publisher.listen()
@@ -142,4 +142,4 @@ def test_a_peer_that_is_not_a_publisher_is_disconnected_and_counted(stream: str)
         hello = zmtp.hello(b"SUB")
         assert connected.recv(len(hello), socket.MSG_WAITALL) == hello
         with contextlib.suppress(ConnectionResetError):
-            assert connected.recv(1) == b"", "the listener has hung up"
+            assert connected.recv(1) == b"", "the listener has closed the connection"

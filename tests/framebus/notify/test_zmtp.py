@@ -46,7 +46,7 @@ def server(path: Path) -> Iterator[NotificationServer]:
 
 @pytest.fixture
 def connect(path: Path) -> Iterator[Callable[..., socket.socket]]:
-    """Connects, sends what it is given, and has what the server answers at once."""
+    """Return a function that connects, sends the given bytes, and returns the immediate answer of the server."""
     opened = []
 
     def connect(content: bytes = b"") -> socket.socket:
@@ -63,7 +63,7 @@ def connect(path: Path) -> Iterator[Callable[..., socket.socket]]:
 
 
 def hears(server: NotificationServer) -> bool:
-    """Poll; whether any peer subscribes."""
+    """Poll the server, and return whether any peer subscribes."""
     server.poll(0)
     return bool(server.listening)
 
@@ -82,7 +82,7 @@ def take(connected: socket.socket, size: int) -> bytes:
 
 
 def take_all(connected: socket.socket) -> bytes:
-    """What is there; if the other end is closed, all that came before."""
+    """Return the available bytes; if the other end is closed, all that it sent before."""
     received = bytearray()
     connected.setblocking(False)
     with contextlib.suppress(BlockingIOError, ConnectionResetError):
