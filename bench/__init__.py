@@ -1,1 +1,1 @@
-"""The benchmarks: what a hand-over costs with framebus, and with what one would take instead."""
+"""The benchmarks: what a hand-over costs with framebus and with its alternatives."""

@@ -23,7 +23,7 @@ from bench.targets import verdicts
 ROOT: Final = Path(__file__).resolve().parent.parent
 PAGE: Final = ROOT / "docs/benchmarks.md"
 SAVED: Final = ROOT / ".bench"
-"""Where each run is saved, which git ignores."""
+"""Where each run is saved. Git ignores this folder."""
 REPORT: Final = SAVED / "report"
 PUBLISHED: Final = ROOT / "bench/results"
 FORMS: Final = {"short": plan.short, "full": plan.full}
@@ -47,6 +47,7 @@ def measure(form: str, only: str) -> Results:
         "pipeline": {},
     }
     peers = all_peers()
+    # A peer that is not installed is listed with the reason, instead of being an empty row.
     missing = {name: reason for name, peer in peers.items() if (reason := peer.missing())}
     here = {name: peer for name, peer in peers.items() if name not in missing}
     results["missing"] = {peers[name].title: reason for name, reason in missing.items()}
@@ -54,18 +55,20 @@ def measure(form: str, only: str) -> Results:
     scenarios = [one for one in FORMS[form](list(here)) if only in one.name]
     with ExitStack() as stack:
         starts: dict[str, Start] = {"processes": start_process}
-        if any(candidate.where == "containers" for one in scenarios for candidate in one.candidates):
+        # Build and start containers only if a selected scenario uses them: this can take minutes.
+        if any(candidate.placement == "containers" for one in scenarios for candidate in one.candidates):
             try:
                 starts["containers"] = stack.enter_context(containers())
             except PeerFailed as error:
                 results["missing"]["two containers"] = str(error)
         for scenario in scenarios:
-            able = _able(scenario, set(here), set(starts))
+            runnable = _runnable(scenario, set(here), set(starts))
             started = now()
-            outcomes = run_scenario(able, here, starts, _tell)
-            results["scenarios"].append(scenario_results(able, outcomes, started))
+            outcomes = run_scenario(runnable, here, starts, _tell)
+            results["scenarios"].append(scenario_results(runnable, outcomes, started))
     _tell("attaching")
     results["attach"] = attach.summary(attach.measure(ATTACHMENTS[form]))
+    # The pipeline takes a minute or more, so the five minutes of the short form exclude it.
     if form == "full" and only in PIPELINE:
         from bench import pipeline  # imported lazily, because every worker imports this module
 
@@ -74,14 +77,15 @@ def measure(form: str, only: str) -> Results:
             results["pipeline"] = pipeline.measure(f"bench-{secrets.token_hex(4)}", PIPELINE_S)
         except PeerFailed as error:
             results["missing"]["the pipeline"] = str(error)
+    # A copy of each frame size gives the floor for every peer that copies.
     results["copy_us"] = {size: copy_us(size) for size in SHAPES}
     results["seconds"] = time.monotonic() - begun_s
     return results
 
 
-def _able(scenario: Scenario, peers: set[str], places: set[str]) -> Scenario:
+def _runnable(scenario: Scenario, peers: set[str], places: set[str]) -> Scenario:
     """The scenario without the candidates that cannot run here."""
-    candidates = tuple(one for one in scenario.candidates if one.peer in peers and one.where in places)
+    candidates = tuple(one for one in scenario.candidates if one.peer in peers and one.placement in places)
     return replace(scenario, candidates=candidates)
 
 
@@ -90,6 +94,7 @@ def _tell(line: str) -> None:
 
 
 def _save(results: Results) -> Path:
+    # A part of a run has a name of its own, so that compare and publish do not take it for a whole run.
     name = f"{results['form']}{'-part' if results['only'] else ''}"
     path = SAVED / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{name}.json"
     save(results, path)
@@ -106,6 +111,7 @@ def _run(options: argparse.Namespace) -> int:
     results = measure(options.form, options.only)
     path = _save(results)
     _print_verdicts(results)
+    # A part of a run has too few scenarios for the tables.
     if not options.only:
         report.write(results, REPORT)
         print(f"the tables and the pictures are in {REPORT.relative_to(ROOT)}")
@@ -136,6 +142,7 @@ def _last(folder: Path, *forms: str) -> Path | None:
 
 def _last_saved(form: str) -> Path | None:
     """Return the latest run of this form, saved here or published; if there is none, the published run."""
+    # A checkout without a saved run still has the published one, though it may be of the other form.
     runs = [run for folder in (SAVED, PUBLISHED) if (run := _last(folder, form))]
     return max(runs, key=lambda run: run.name, default=_last(PUBLISHED, *FORMS))
 
@@ -155,8 +162,10 @@ def _compare(options: argparse.Namespace) -> int:
         after = measure(options.form, options.only)
         _save(after)
     worse = 0
+    # The largest slow-down comes first.
     for change in sorted(compare(before, after), key=lambda change: -change.ratio):
         word = ("slower" if change.ratio > 1 else "faster") if change.is_clear else "same"
+        # Only framebus decides the exit status.
         worse += change.is_clear and change.ratio > 1 and change.candidate.startswith("framebus")
         print(
             f"{word:6} {change.ratio:5.2f}  {change.before_us:9.1f} us -> {change.after_us:9.1f} us  "
@@ -174,14 +183,14 @@ def main() -> int:
     run.set_defaults(command=_run)
     versus = commands.add_parser("compare", help="measure, and compare with the last saved run")
     versus.set_defaults(command=_compare)
-    versus.add_argument("--before", type=Path, help="the saved run to compare with, if not the last")
+    versus.add_argument("--before", type=Path, help="the saved run to compare with; default: the last")
     versus.add_argument("--after", type=Path, help="a saved run to compare, instead of measuring")
     for command in (run, versus):
         command.add_argument("--form", choices=FORMS, default="short", help="short takes less than 5 minutes")
-        command.add_argument("--only", default="", metavar="TEXT", help="only scenarios whose name has TEXT; no tables")
+        command.add_argument("--only", default="", metavar="TEXT", help="only scenarios named with TEXT; no tables")
     public = commands.add_parser("publish", help="put the last saved run into bench/results/ and docs/benchmarks.md")
     public.set_defaults(command=_publish)
-    public.add_argument("run", type=Path, nargs="?", help="the saved run to publish, if not the last")
+    public.add_argument("run", type=Path, nargs="?", help="the saved run to publish; default: the last")
     options = parser.parse_args()
     try:
         result: int = options.command(options)

@@ -1,4 +1,4 @@
-"""What it costs to attach to a live ring, in a process of its own each time, and what the first lap costs."""
+"""What attaching to a live ring costs, in a new process each time, and what reading its first lap costs."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class Attached:
     first_frame_ms: float
     """From the call that subscribes to the first frame's array."""
     first_lap_faults: int
-    """Minor faults while one byte of every page of the first eight frames was read: what its pixels' reader pays."""
+    """Minor faults while one byte of every page of the first eight frames was read: the cost to the pixels' reader."""
     second_lap_faults: int
     """The same for the eight frames after them."""
     waiting_faults: int
-    """Minor faults from the first frame to the end, but those: of the ring's pages, mapped while nothing was to do."""
+    """All other minor faults from the first frame to the end: the subscriber maps the ring's pages while it waits."""
     touched_pages: int
     """Pages of eight frames."""
 
@@ -44,8 +44,9 @@ def _minor_faults() -> int:
 
 
 def faults_of_reading(content: npt.NDArray[np.uint8]) -> int:
-    """Minor faults while one byte of each of its pages is read."""
+    """Count the minor faults while one byte of each page of ``content`` is read."""
     before = _minor_faults()
+    # One byte a page maps the page; reading all pixels would measure the memory's bandwidth too.
     np.add.reduce(content[::PAGESIZE])
     return _minor_faults() - before
 
@@ -53,7 +54,7 @@ def faults_of_reading(content: npt.NDArray[np.uint8]) -> int:
 def _attach(connection: Connection[Any, Any], stream: str) -> None:
     begun_ns = time.monotonic_ns()
     with Subscriber(stream, wake="futex", mode="every") as subscriber:
-        subscriber.receive(WAIT_S).pixels  # noqa: B018  the array is what is waited for
+        subscriber.receive(WAIT_S).pixels  # noqa: B018  the time ends when the array exists
         first_frame_ms = (time.monotonic_ns() - begun_ns) / 1e6
         begun = _minor_faults()
         reading = [0] * LAPS
@@ -61,14 +62,16 @@ def _attach(connection: Connection[Any, Any], stream: str) -> None:
             for _ in range(SLOTS):
                 with subscriber.receive(WAIT_S) as frame:
                     reading[lap] += faults_of_reading(frame.pixels.reshape(-1))
+        # Separate the faults that delay a reader from those that the subscriber takes while it waits.
         waiting = _minor_faults() - begun - sum(reading)
     pages = SLOTS * int(np.prod(SHAPES["10 MB"])) // PAGESIZE
     connection.send(Attached(first_frame_ms, reading[0], reading[1], waiting, pages))
 
 
 def measure(times: int) -> list[Attached]:
-    """Attach so many times to a stream of 100 frames a second."""
+    """Attach ``times`` times to a stream of 100 frames a second."""
     height, width, channels = SHAPES["10 MB"]
+    # A forked child would inherit mappings that are already faulted in, and report too few faults.
     context = get_context("spawn")
     results = []
     stream = f"bench-{secrets.token_hex(4)}"
@@ -77,11 +80,13 @@ def measure(times: int) -> list[Attached]:
             ours, theirs = context.Pipe(duplex=False)
             process = context.Process(target=_attach, args=(theirs, stream), daemon=True)
             process.start()
+            # Close this copy of the child's end, so that a child that dies is an EOFError here.
             theirs.close()
+            # Publish every 10 ms until the child has attached, read its two laps and reported.
             while not ours.poll(0.01):
                 publisher.loan().publish()
                 if not process.is_alive() and not ours.poll():
-                    raise RuntimeError("the process that attaches died")
+                    raise RuntimeError("the process that attaches to the ring died")
             results.append(ours.recv())
             process.join()
     return results

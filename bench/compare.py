@@ -1,4 +1,4 @@
-"""Compares a run with one before: each candidate's latency, less what the machine itself has changed."""
+"""Compares two runs: the change of each candidate's latency, after removing the change of the machine itself."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bench.results import Results, figure
 
 FLOOR: Final = "floor-futex"
 FASTER_OR_SLOWER: Final = 1.15
-"""A change by less is called none, whatever the spread."""
+"""A change by a smaller factor counts as none, whatever the spread of the rounds."""
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,13 @@ class Change:
     before_us: float
     after_us: float
     ratio: float
-    """After to before, divided by the same of the scenario's bare futex where it has one."""
+    """The figure after, divided by that before and by the change of the scenario's bare futex, if it has one."""
     is_clear: bool
     """Whether the rounds' ranges do not overlap, and the ratio is not near one."""
 
 
 def compare(before: Results, after: Results) -> Iterator[Change]:
-    """Every candidate that both runs measured under the same conditions."""
+    """Yield the change of every candidate that both runs measured under the same conditions."""
     scenarios = {one["name"]: one for one in before["scenarios"]}
     for scenario in after["scenarios"]:
         old = scenarios.get(scenario["name"])
@@ -41,7 +41,9 @@ def compare(before: Results, after: Results) -> Iterator[Change]:
             second = figure(scenario["candidates"][key]["rounds"], "p50_us")
             if first is None or second is None:
                 continue
+            # A bare futex wake contains no code of framebus, so its change is the machine's. Divide by it.
             ratio = second.median / first.median / machine
+            # The rounds of a run vary by more than most changes, so the ranges of the two runs must not overlap.
             apart = second.least / machine > first.most or second.most / machine < first.least
             near = 1 / FASTER_OR_SLOWER < ratio < FASTER_OR_SLOWER
             yield Change(scenario["name"], key, first.median, second.median, ratio, apart and not near)

@@ -1,8 +1,8 @@
-"""What detectors find and cost, beside each other: ``python -m bench.detect [MODEL|BUNDLE …]``.
+"""Compares what detectors find and cost: ``python -m bench.detect [MODEL|BUNDLE …]``.
 
 On a film of pedestrians at three scales, in tiles of the service's size: recall, and boxes that match no person. The
-people are those on whom two models agree at full size in small tiles, so that no single model is its own judge. On the
-simulator's panorama, whose truth is known, the same. CPU time is measured in turns, on one thread.
+people are those on whom two models agree at full size in small tiles, so that no model judges itself. The same figures
+follow on the simulator's panorama, whose truth is known. CPU time is measured in turns, on one thread.
 """
 
 from __future__ import annotations
@@ -44,14 +44,15 @@ GREY: Final = 110
 
 
 def find(model: Model, pixels: Pixels, tile_px: int, overlap_px: int) -> Floats:
-    """Corners of the people in a picture."""
+    """Return the corners of the people that a model finds in a picture."""
     boxes = find_all(DetectorSection(tile_px=tile_px, overlap_px=overlap_px), model, pixels)
     return boxes.take(boxes.labels == model.labels.index("person")).xyxy
 
 
 def agreed(found: Sequence[Floats]) -> Floats:
-    """Corners that at least two models gave, once each."""
+    """Return the boxes that at least two models found, once each."""
     kept: list[Floats] = []
+    # A box counts if another model has seconded it, and once, however many models have.
     for index, boxes in enumerate(found):
         for box in boxes:
             others = (other for place, other in enumerate(found) if place != index)
@@ -63,16 +64,17 @@ def agreed(found: Sequence[Floats]) -> Floats:
 
 
 def scaled(pixels: Pixels, scale: float) -> Pixels:
-    """A picture made smaller, in the upper left corner of a tile of grey where it is smaller than one."""
+    """Return a picture made smaller; if it is smaller than a tile, it is in the top left corner of a grey one."""
     small = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else pixels
     height, width = max(TILE_PX, small.shape[0]), max(TILE_PX, small.shape[1])
+    # Models take whole tiles. Pad with grey instead of enlarging, because the scale is what is compared.
     canvas = np.full((height, width, 3), GREY, np.uint8)
     canvas[: small.shape[0], : small.shape[1]] = small
     return canvas
 
 
 def film() -> list[Pixels]:
-    """Pictures of the film, evenly spread."""
+    """Return pictures of the film, evenly spread."""
     path = next(path for path in FILMS if path.exists())
     capture = cv2.VideoCapture(str(path))
     pictures = []
@@ -82,18 +84,19 @@ def film() -> list[Pixels]:
             break
         pictures.append(np.asarray(picture, np.uint8))
     capture.release()
+    # Leave out the film's first and last picture.
     places = np.linspace(0, len(pictures) - 1, PICTURES + 2)[1:-1].round().astype(int)
     return [pictures[place] for place in places]
 
 
 def panorama(section: SimulatorSection, stage: Scene, index: int, visible: float) -> tuple[Pixels, list[int], Floats]:
-    """A panorama of the simulator.
+    """Render a panorama of the simulator.
 
     Args:
         section: The simulator's settings.
         stage: Its scene.
         index: Number of the frame.
-        visible: People of whom at least this part is visible are told.
+        visible: Include only people of whom at least this part is visible.
 
     Returns:
         The pixels, the people's numbers, and their corners, ``(n, 4)``.
@@ -111,7 +114,7 @@ def panorama(section: SimulatorSection, stage: Scene, index: int, visible: float
 
 
 def panoramas() -> list[tuple[Pixels, Floats]]:
-    """Panoramas of the simulator with the people who are mostly visible."""
+    """Return panoramas of the simulator, with the corners of the people who are mostly visible."""
     section = SimulatorSection()
     stage = scene(section)
     indices = (0, section.frames // 3, section.frames * 2 // 3)
@@ -120,7 +123,7 @@ def panoramas() -> list[tuple[Pixels, Floats]]:
 
 
 def judge(model: Model, pictures: Sequence[tuple[Pixels, Floats]], scale: float) -> tuple[float, float]:
-    """Recall, and boxes a picture that match no person."""
+    """Return the recall, and the number of boxes a picture that match no person."""
     hits = people = false = 0
     for pixels, truth in pictures:
         found = find(model, scaled(pixels, scale), TILE_PX, OVERLAP_PX)
@@ -132,7 +135,7 @@ def judge(model: Model, pictures: Sequence[tuple[Pixels, Floats]], scale: float)
 
 
 def cpu_ms(models: Mapping[str, Model], tile: Pixels) -> dict[str, float]:
-    """Median CPU time of a tile, the models in turns."""
+    """Return the median CPU time of a tile for each model."""
     taken: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(TURNS):
         for name, model in models.items():
@@ -143,10 +146,11 @@ def cpu_ms(models: Mapping[str, Model], tile: Pixels) -> dict[str, float]:
 
 
 def main() -> None:
-    """Compare the default model, its peers where their weights are, and what is named."""
+    """Compare the default model, its peers whose weights are there, and the models named on the command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.detect", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("models", nargs="*", type=Path, metavar="MODEL|BUNDLE")
     options = parser.parse_args()
+    # One thread, as in the service.
     cv2.setNumThreads(1)
     paths = [None, *(WEIGHTS / name for name in PEERS if (WEIGHTS / name).exists()), *options.models]
     try:
@@ -155,8 +159,9 @@ def main() -> None:
         parser.exit(1, f"{error}\n")
     models = {model.name: model for model in loaded}
     if len(models) < 2:
-        parser.exit(1, "one model alone would be its own judge: name another\n")
+        parser.exit(1, "one model alone would judge itself: name another\n")
     pictures = film()
+    # Small tiles at full size show people larger, so the models miss few of them.
     truth = [
         (picture, agreed([find(model, picture, SMALL_TILE_PX, SMALL_OVERLAP_PX) for model in models.values()]))
         for picture in pictures

@@ -1,13 +1,13 @@
-"""How soon people are found who walk into view, by the CPU that the detector may take: ``python -m bench.first_found``.
+"""Measures how soon people in view are found, by the CPU that the detector may take: ``python -m bench.first_found``.
 
-Rounds of the simulator's panorama at five frames a second, each with other people, with the model that comes with the
-detector. A look costs what it does here at the median; the clocks are simulated, so that other load changes nothing but
-that median. *Needed* is what looking at every tile of every frame takes.
+It runs rounds of the simulator's panorama at five frames a second, each with other people, with the model that comes
+with the detector. A look costs the median of what it takes on this machine. The clocks are simulated, so that other
+load changes only that median. *Needed* is what looking at every tile of every frame takes.
 
 An appearance begins when a person becomes visible after a second or more out of sight, and counts if the person then
 stays visible for a second. It is found in time if a box has an intersection over union of at least a half with the
-person within that second. Not every person that is visible is found by the model: the row of the full share is what
-the budgets are measured against.
+person within that second. The model does not find every visible person, so compare the budgets with the row of the
+full share.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from services.simulator.scene import scene
 
 WITHIN_S: Final = 1.0
 SETTLED_S: Final = 3.0
-"""The beginning of a round is not judged: all its people appear at once."""
+"""How long a round runs before it is judged, because all its people appear at once."""
 ROUND_S: Final = 1000.0
-"""Between the beginnings of rounds."""
+"""Time between the beginnings of rounds, so long that no appearance continues into the next."""
 PARTS: Final = (1.0, 0.5, 0.2, 0.1)
-"""Of the CPU that is needed."""
+"""The budgets, as parts of the CPU that is needed."""
 
 
 @dataclass(slots=True)
@@ -48,22 +48,22 @@ class Appearances:
     _seen_s: dict[Any, float] = field(default_factory=dict)
     """When each person was visible last."""
     _open: dict[Any, tuple[float, bool]] = field(default_factory=dict)
-    """Appearances that are not judged yet: when they began, and whether the person was found since."""
+    """Appearances that are not judged yet: when each began, and whether the person has been found since."""
 
     def add(self, at_s: float, people: Sequence[Any], truth: Floats, boxes: Floats) -> None:
-        """Take in a frame.
+        """Add a frame.
 
         Args:
-            at_s: Its time.
+            at_s: Time of the frame.
             people: Names of the people who are visible.
             truth: Their corners, ``(n, 4)``.
-            boxes: Corners that were told, ``(m, 4)``.
+            boxes: Corners of the reported boxes, ``(m, 4)``.
         """
         overlap = intersection_over_union(truth, boxes)
         hit = {name for name, row in zip(people, overlap, strict=True) if (row >= MATCH).any()}
         for name in list(self._open):
             if name not in people:
-                del self._open[name]  # it was too short
+                del self._open[name]  # too short to count
         for name in people:
             if at_s - self._seen_s.get(name, -WITHIN_S) >= WITHIN_S:
                 self._open[name] = (at_s, False)
@@ -72,18 +72,19 @@ class Appearances:
                 began_s, found = self._open[name]
                 found |= name in hit
                 self._open[name] = (began_s, found)
+                # Times are multiples of a frame's period, so allow for their rounding.
                 if at_s - began_s >= WITHIN_S - 1e-6:
                     self.judged += 1
                     self.found += found
                     del self._open[name]
 
     def skip(self, at_s: float, people: Sequence[Any]) -> None:
-        """Take in a frame in which no appearance begins, such as of a round's beginning."""
+        """Add a frame whose people count as seen before, such as one of a round's beginning."""
         self._seen_s.update(dict.fromkeys(people, at_s))
 
     @property
     def share(self) -> float:
-        """Part of the appearances that was found in time."""
+        """Share of the appearances that were found in time."""
         return self.found / max(1, self.judged)
 
 
@@ -109,10 +110,12 @@ def main() -> None:
         own: dict[float, Own] = {}
         for place, index in enumerate(range(0, simulator.frames, 25 // FPS)):
             pixels, people, truth = panorama(simulator, stage, index, VISIBLE)
+            # Run the model once for each tile; all budgets share the boxes and only count the time.
             median_s = looked.look(model, tiles, pixels)
+            # Keep the first median for all rounds, so that later load does not change the budgets.
             tile_s = looked.tile_s = tile_s or median_s
             own = own or {part: Own(None if part == 1 else part * tile_s * len(tiles) * FPS, looked) for part in PARTS}
-            # The names of people of different rounds differ.
+            # The simulator numbers people from the beginning in each round: the seed tells them apart.
             names = [(seed, name) for name in people]
             for part, one in own.items():
                 boxes, _ = one.update(place, pixels)
@@ -123,7 +126,7 @@ def main() -> None:
                     longest_s[part] = max(longest_s[part], one.longest_age_s)
         for part, one in own.items():
             late[part] += one.late
-    print(f"A look at a tile takes {tile_s * 1e3:.1f} ms of CPU; {len(tiles)} tiles, {FPS} frames a second.\n")
+    print(f"Looking at a tile takes {tile_s * 1e3:.1f} ms of CPU; {len(tiles)} tiles, {FPS} frames a second.\n")
     print("| CPU, of what is needed | appearances | found within 1 s | longest without a look, s | late frames |")
     print("| --- | --- | --- | --- | --- |")
     for part, one_count in counts.items():

@@ -1,8 +1,8 @@
-"""What images take on disk and to pull: ``python -m bench.image_sizes IMAGE...``.
+"""Prints what images take on disk and to pull: ``python -m bench.image_sizes IMAGE...``.
 
-For each image: the bytes of its layers, unpacked and compressed as registries keep them (gzip, level 6), and of them
-those that a host has to pull which has the base and the images named before. The time to pull follows from these bytes
-and the given rate; the registry's latency and the unpacking come on top.
+For each image: the bytes of its layers, unpacked and compressed as registries keep them (gzip, level 6), and those that
+are new on a host with the base and the images named before. The time to pull follows from the new bytes and the given
+rate; the registry's latency and the unpacking come on top.
 """
 
 from __future__ import annotations
@@ -30,20 +30,21 @@ class Layer(NamedTuple):
     """A layer of an image."""
 
     digest: str
-    """``sha256:…`` of its unpacked tar, by which engines tell layers apart."""
+    """``sha256:…`` of its unpacked tar, by which engines identify a layer."""
     unpacked_bytes: int
     compressed_bytes: int
 
 
 def compressed_bytes(content: IO[bytes]) -> int:
-    """Return the length of a stream's gzip form."""
+    """Return the length of a stream after compression by gzip."""
+    # 31 selects gzip's header and the largest window, as registries use.
     squeeze = zlib.compressobj(level=6, wbits=31)
     total = sum(len(squeeze.compress(chunk)) for chunk in iter(lambda: content.read(CHUNK_BYTES), b""))
     return total + len(squeeze.flush())
 
 
 def layers_of(image: str, known: dict[str, Layer]) -> list[Layer]:
-    """Return an image's layers, from the bottom; those in ``known`` are not compressed again, new ones are added to it.
+    """Return an image's layers, from the bottom. Those in ``known`` are not compressed again; new ones are added to it.
 
     Raises:
         subprocess.CalledProcessError: The engine has no such image, or none answers.
@@ -61,6 +62,7 @@ def layers_of(image: str, known: dict[str, Layer]) -> list[Layer]:
             (manifest,) = json.load(read("manifest.json"))
             digests = json.load(read(manifest["Config"]))["rootfs"]["diff_ids"]
             for digest, name in zip(digests, manifest["Layers"], strict=True):
+                # Compressing is slow, and most layers occur in several images.
                 if digest not in known:
                     target = _target(archive, name)
                     known[digest] = Layer(digest, archive.getmember(target).size, compressed_bytes(read(target)))
@@ -68,15 +70,16 @@ def layers_of(image: str, known: dict[str, Layer]) -> list[Layer]:
 
 
 def _target(archive: tarfile.TarFile, name: str) -> str:
-    """Follow a layer that an older engine saves as a link to an equal one before it."""
+    """Return the member that holds a layer: an older engine saves a repeated layer as a link to the first."""
     member = archive.getmember(name)
     return os.path.normpath(Path(name).parent / member.linkname) if member.issym() else name
 
 
 def report(images: Iterable[str], base: str, rate_mbit_s: float) -> Table:
-    """Measure the images in order and return a table, a row each."""
+    """Measure the images in order and return a table with a row for each."""
     known: dict[str, Layer] = {}
     of_base = set(layers_of(base, known))
+    # A host is assumed to have the base already, and, after each row, that row's image.
     present = set(of_base)
     heads = ("image", "MB", "own MB", "own, compressed MB", "new on a host with those above, MB", "pull s")
     table = Table(*heads, title=f"own: without {base}; pull at {rate_mbit_s:g} Mbit/s")
@@ -102,7 +105,7 @@ def main() -> int:
     )
     parser.add_argument("image", nargs="+", help="an image that the engine has")
     parser.add_argument("--base", default=BASE, help=f"the image whose layers count as the base's; default {BASE}")
-    parser.add_argument("--rate", type=float, default=100.0, metavar="MBIT_S", help="of the registry; default 100")
+    parser.add_argument("--rate", type=float, default=100.0, metavar="MBIT_S", help="rate of the registry; default 100")
     arguments = parser.parse_args()
     try:
         Console().print(report(arguments.image, arguments.base, arguments.rate))

@@ -1,4 +1,4 @@
-"""Markdown: figures as cells, and tables of them."""
+"""Markdown: tables, and figures as their cells."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from bench.results import Figure
 
 
 def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterable[str]:
-    """Yield the lines of a table, and an empty one."""
+    """Yield the lines of a table, and an empty line."""
     heads = list(heads)
     yield f"| {' | '.join(heads)} |"
     yield f"|{' --- |' * len(heads)}"
@@ -35,5 +35,5 @@ def number(value: float) -> str:
 
 
 def percent(value: Figure | None) -> str:
-    """Return the median of a part of one."""
+    """Return the median of a share, in percent."""
     return f"{value.median:.1%}" if value else ""

@@ -1,6 +1,6 @@
-"""The whole pipeline on five simulated cameras: how old a picture is at each stage, and what each service takes.
+"""Measures the whole pipeline on five simulated cameras: a picture's age at each stage, and the CPU of each service.
 
-A subscriber in this process and a viewer of the page in another see what comes out; the viewer decodes nothing.
+A subscriber in this process and a viewer of the page in another receive the output; the viewer decodes nothing.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from services.streamer.messages import split_frame_message
 ROOT: Final = Path(__file__).resolve().parent.parent
 CAMERAS: Final = 5
 START_TIMEOUT_S: Final = 300.0
-"""The cameras' clips may have to be rendered first."""
+"""So long because the cameras' clips may have to be rendered first."""
 WARM_UP_S: Final = 5.0
 FRAME_TIMEOUT_S: Final = 5.0
 HAND_OVER: Final = "published to a subscriber's array"
@@ -41,7 +41,7 @@ AT_THE_PAGE: Final = "captured to the picture at the page"
 
 @dataclass(frozen=True)
 class Panorama:
-    """A frame of the stream as a subscriber got it; times are CLOCK_MONOTONIC."""
+    """A frame of the stream as a subscriber received it; times are CLOCK_MONOTONIC."""
 
     sequence: int
     skipped: int
@@ -52,12 +52,12 @@ class Panorama:
 
 @dataclass
 class Watched:
-    """What came to the page."""
+    """What the page received."""
 
     pictures: dict[int, int] = field(default_factory=dict)
-    """When a picture came, CLOCK_MONOTONIC in ns, by the sequence of its panorama."""
+    """When each picture arrived, CLOCK_MONOTONIC in ns, by the sequence of its panorama."""
     boxes: dict[int, float] = field(default_factory=dict)
-    """How old a panorama was in ms when its boxes were sent, by its sequence."""
+    """The age of a panorama in ms when its boxes were sent, by its sequence."""
 
 
 async def _watch(url: str, seconds: float) -> Watched:
@@ -73,6 +73,7 @@ async def _watch(url: str, seconds: float) -> Watched:
             if message.type is aiohttp.WSMsgType.BINARY:
                 head, _ = split_frame_message(message.data)
                 watched.pictures[head["sequence"]] = now_ns
+                # The page acknowledges each picture, as the browser does, so that the streamer sends the next one.
                 await page.send_json({"ack": head["sequence"]})
             elif message.type is aiohttp.WSMsgType.TEXT:
                 told = json.loads(message.data)
@@ -86,7 +87,7 @@ def _view(connection: Connection[Any, Any], url: str, seconds: float) -> None:
 
 
 def simulated(stream: str, first_port: int) -> dict[str, str]:
-    """The environment in which the services take simulated cameras, on :data:`CAMERAS` ports from ``first_port`` on."""
+    """Return an environment with simulated cameras for the services, on :data:`CAMERAS` ports from ``first_port``."""
     cameras = [{"name": f"cam{i}", "url": f"http://127.0.0.1:{first_port + i}/cam{i}.ts"} for i in range(CAMERAS)]
     return {
         "FRAMEBUS_STREAM__NAME": stream,
@@ -97,7 +98,7 @@ def simulated(stream: str, first_port: int) -> dict[str, str]:
 
 @contextmanager
 def _services(stream: str) -> Iterator[tuple[str, psutil.Process]]:
-    """Run them on a stream and ports of their own; yields the page's URL and the supervisor, once the page is live."""
+    """Run the services on their own stream and ports. Yields the page's URL and the supervisor if the page is live."""
     first = free_ports(CAMERAS + 1)
     url = f"http://127.0.0.1:{first + CAMERAS}"
     environment = {
@@ -131,42 +132,45 @@ def _follow(stream: str, seconds: float) -> list[Panorama]:
         end_s = time.monotonic() + seconds
         while time.monotonic() < end_s:
             with subscriber.receive(FRAME_TIMEOUT_S) as frame:
-                frame.pixels  # noqa: B018  the array is what is waited for
+                frame.pixels  # noqa: B018  the time ends when the array exists
                 now_ns = time.monotonic_ns()
                 seen.append(Panorama(frame.sequence, frame.skipped, frame.captured_ns, frame.published_ns, now_ns))
     return seen
 
 
 def _cpu_s(supervisor: psutil.Process) -> dict[str, float]:
-    """CPU time of each service, with the processes that it has started."""
+    """Return the CPU time of each service, including the processes that it has started."""
     taken = {}
     for service in supervisor.children():
         times = [one.cpu_times() for one in (service, *service.children(recursive=True))]
+        # The fourth word of the command line is the name of the service.
         taken[service.cmdline()[3]] = sum(time_.user + time_.system for time_ in times)
     return taken
 
 
 def measure(stream: str, seconds: float) -> dict[str, Any]:
-    """Run the pipeline, and look at it for a time.
+    """Run the pipeline, and measure it for a time.
 
     Args:
-        stream: Name for its stream that no other has.
-        seconds: For how long.
+        stream: A name that no other stream has.
+        seconds: How long to measure.
 
     Returns:
-        When it started, and what :func:`summary` says, in types of JSON.
+        The time of the start, and the result of :func:`summary`, in JSON's types.
 
     Raises:
-        PeerFailed: It did not start, or showed nothing.
+        PeerFailed: The pipeline did not start, or the page showed nothing.
     """
     started = now()
     context = get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     try:
         with _services(stream) as (url, supervisor):
+            # The viewer has a process of its own, because its work would delay the subscriber in this one.
             viewer = context.Process(target=_view, args=(theirs, url, WARM_UP_S + seconds), daemon=True)
             viewer.start()
             theirs.close()
+            # The services are measured only once they run steadily.
             time.sleep(WARM_UP_S)
             before, begun_s = _cpu_s(supervisor), time.monotonic()
             panoramas = _follow(stream, seconds)
@@ -182,21 +186,21 @@ def measure(stream: str, seconds: float) -> dict[str, Any]:
 
 
 def summary(panoramas: Sequence[Panorama], watched: Watched, cores: dict[str, float]) -> dict[str, Any]:
-    """Rates, ages and costs.
+    """Return rates, ages and costs.
 
     Args:
-        panoramas: What the subscriber got, in order.
-        watched: What came to the page.
-        cores: How many cores each service has used.
+        panoramas: What the subscriber received, in order.
+        watched: What the page received.
+        cores: How many cores each service used.
 
     Raises:
-        PeerFailed: The subscriber or the page got next to nothing.
+        PeerFailed: The subscriber or the page received next to nothing.
     """
     if len(panoramas) < 2:
         raise PeerFailed("the stitcher published next to nothing")
     seconds = (panoramas[-1].received_ns - panoramas[0].received_ns) / 1e9
     captured = {one.sequence for one in panoramas}
-    # The stages are compared, so they are those of the same frames.
+    # The medians of the stages are compared, so take all of them from the same frames.
     shown = [one for one in panoramas if one.sequence in watched.pictures]
     pictures_ms = [(watched.pictures[one.sequence] - one.captured_ns) / 1e6 for one in shown]
     boxes_ms = [age for number, age in watched.boxes.items() if number in captured]
@@ -212,6 +216,7 @@ def summary(panoramas: Sequence[Panorama], watched: Watched, cores: dict[str, fl
     return {
         "seconds": seconds,
         "panoramas_per_s": (len(panoramas) - 1) / seconds,
+        # The first frame counts what was published before the subscriber attached.
         "skipped": sum(one.skipped for one in panoramas[1:]),
         "pictures_per_s": len(pictures_ms) / seconds,
         "boxes_per_s": len(boxes_ms) / seconds,

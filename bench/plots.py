@@ -1,4 +1,4 @@
-"""The plots of a run's report."""
+"""Draws the pictures of a run's report."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import matplotlib as mpl
 
+# Select the backend before pyplot is imported: the machine may have no display.
 mpl.use("Agg")
 
 import matplotlib.pyplot as plt
@@ -20,7 +21,7 @@ FLOOR_COLOUR = "#d9a441"
 
 
 def draw(results: Results, folder: Path) -> list[Path]:
-    """Draw what the run has the figures for; returns the files."""
+    """Draw the pictures whose scenarios the run has, and return their files."""
     plots = (
         ("latency-by-peer", _by_peer, "peers"),
         ("latency-by-frame-size", _by_size, "sizes"),
@@ -37,6 +38,7 @@ def draw(results: Results, folder: Path) -> list[Path]:
         axes.set_axisbelow(True)
         chart.tight_layout()
         file = folder / f"{name}.png"
+        # Without the version of matplotlib in the file, the same figures give the same bytes.
         chart.savefig(file, dpi=110, metadata={"Software": None})
         plt.close(chart)
         files.append(file)
@@ -57,6 +59,7 @@ def _by_peer(axes: Any, scenario: dict[str, Any], peers: dict[str, Any]) -> None
             rows.append((p50.median, p99.median, one["peer"]))
     rows.sort(reverse=True)
     places = range(len(rows))
+    # Draw p99 first and p50 over it, so that both start at the axis.
     axes.barh(places, [p99 for _, p99, _ in rows], color=[_colour(peer) for *_, peer in rows], alpha=0.35)
     axes.barh(places, [p50 for p50, _, _ in rows], color=[_colour(peer) for *_, peer in rows])
     axes.set_yticks(places, [peers[peer]["title"] for *_, peer in rows])
@@ -66,7 +69,7 @@ def _by_peer(axes: Any, scenario: dict[str, Any], peers: dict[str, Any]) -> None
 
 
 def _lines(scenario: dict[str, Any], over: str, name: str) -> Iterator[tuple[str, list[float], list[Figure]]]:
-    """For each peer the values of ``over`` and the figures there, in order."""
+    """Yield, for each peer, the values of ``over`` and the figure at each of them, in order."""
     for peer in dict.fromkeys(one["peer"] for one in scenario["candidates"].values()):
         points = [
             (one[over], value)
@@ -86,6 +89,7 @@ def _draw_lines(axes: Any, scenario: dict[str, Any], peers: dict[str, Any], over
             [value.most - value.median for value in values],
         ]
         axes.errorbar(at, middle, yerr=spread, marker="o", capsize=3, label=peers[peer]["title"])
+    # The axis begins at zero, because a cut axis would exaggerate the differences.
     axes.set_ylim(bottom=0)
     axes.legend()
 

@@ -18,16 +18,16 @@ from bench.targets import verdicts
 BEGIN: Final = "<!-- Made by 'make bench-publish': change bench/publish.py instead. -->"
 END: Final = "<!-- End of what 'make bench-publish' makes. -->"
 BEST_PEERS: Final = 6
-"""How many other peers stand beside framebus in the page's table."""
+"""Number of other peers in the page's table."""
 COSTS: Final = ("p99_us", "sender_cpu_us", "receiver_cpu_us")
 
 
 def publish(run: Path, folder: Path, page: Path) -> None:
-    """Put a saved run in place of the one that is published.
+    """Replace the published run by a saved one.
 
     Args:
         run: The run's figures, JSON.
-        folder: Where figures, tables and pictures go. Those of the run before are removed.
+        folder: Folder of figures, tables and pictures. Those of the previous run are removed.
         page: The page whose generated part is replaced; the text around it stays.
 
     Raises:
@@ -38,7 +38,7 @@ def publish(run: Path, folder: Path, page: Path) -> None:
     results = load(run)
     written = page.read_text()
     before, after = _around(written, page)
-    # What is published stays until all of the new is there; ``run`` may be a part of it.
+    # Keep the published files until all new ones are written, also because ``run`` may be one of them.
     with tempfile.TemporaryDirectory(prefix=".publish-", dir=folder.parent) as made:
         fresh = Path(made) / folder.name
         pictures = report.write(results, fresh)
@@ -63,7 +63,7 @@ def summary(results: Results, place: str, run: str, pictures: list[str]) -> Iter
 
     Args:
         results: The run.
-        place: What leads from the page to the published files, with ``/`` at its end.
+        place: Path from the page to the published files, ending in ``/``.
         run: Name of the file with the run's figures.
         pictures: Names of the pictures' files.
     """
@@ -88,7 +88,7 @@ def summary(results: Results, place: str, run: str, pictures: list[str]) -> Iter
 
 
 def _hand_over(results: Results) -> Iterable[str]:
-    """The ways of framebus, the best of the others and the floors with one panorama and one receiver."""
+    """Yield the table of framebus's ways to wait, the best other peers and the floors: panoramas, one receiver."""
     scenario = of_panoramas(results, report.PEERS)
     if scenario is None:
         return
@@ -111,6 +111,7 @@ def _hand_over(results: Results) -> Iterable[str]:
         ("peer", "p50", "p99", "sender's CPU", "receiver's CPU"),
         (
             (results["peers"][peer]["title"], spread(latencies[peer][0]), *_costs(latencies[peer][1]))
+            # Sorted by their median, so these are the best.
             for peer in (*ours, *others[:BEST_PEERS], *floors)
         ),
     )

@@ -1,12 +1,13 @@
-"""What the relay costs, and how far it is from its floor: ``python -m bench.relay [--quick]``.
+"""Measures what the relay costs, and how far it is from its floor: ``python -m bench.relay [--quick]``.
 
-By size of frames, encoding, policy and number of planted detectors, which answer at once. Beside it, in turns: the
-floor, which encodes, puts and publishes in one loop; and, for the frames as they are, RabbitMQ and a Redis stream with
-the frames in their messages, and the ring alone. The storage is a folder. Results are saved in .bench/relay/.
+The relay is measured by frame size, encoding, policy and number of planted detectors, which answer at once. In turns
+with it run the floor, which encodes, stores and publishes in one loop, and, for frames that are not encoded, RabbitMQ
+and a Redis stream with the frames in their messages, and the ring alone. The storage is a folder. Results are saved in
+.bench/relay/.
 
-The relay's throughput is that with as many frames on their way as it writes at a time; with detectors, it is that of
-their results. A latency is that of frames that come one at a time: from the capture until a consumer has the reference,
-and until a reader has the result. CPU time is that of the sending process, the relay's or the loop's, for each frame.
+The throughput of the relay is measured with as many frames on their way as it writes at a time; with detectors, it is
+that of their results. A latency is that of single frames: from the capture until a consumer has the reference, and
+until a reader has the result. CPU time is that of the sending process, the relay or the loop, for each frame.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from rich.table import Table
 
 from bench.detect import panorama
 from bench.harness import PeerFailed, Session
-from bench.peers import Peer, Pixels, Setting, all_peers
+from bench.peers import Config, Peer, Pixels, all_peers
 from bench.peers.places import temporary_folder
 from bench.peers.rabbitmq_server import PEERS as RABBITMQ
 from bench.relay_parts import ROOT, Child, bare, configured, detect, relay_configuration
@@ -54,21 +55,23 @@ QUICK: Final = Form(
 
 
 async def measure(form: Form, console: Console) -> list[dict[str, Any]]:
-    """All rounds of all that is compared."""
+    """Run all rounds of everything that is compared."""
     cells: list[dict[str, Any]] = []
     whole = picture()
     children: list[Child] = []
     with ExitStack() as stack:
         folder = stack.enter_context(temporary_folder())
         port = await asyncio.to_thread(
-            stack.enter_context, RABBITMQ[0].prepare(Setting(f"bench-{secrets.token_hex(4)}", (1, 1, 1), 0))
+            stack.enter_context, RABBITMQ[0].prepare(Config(f"bench-{secrets.token_hex(4)}", (1, 1, 1), 0))
         )
         broker = f"amqp://127.0.0.1:{port}"
+        # Start the children once: their imports must not be a part of any round.
         children += [Child(bare), *(Child(detect, f"bench{number}") for number in range(max(form.detectors)))]
         for child in children:
             stack.callback(child.close)
         for size in form.sizes:
             height, width = SIZES_PX[size]
+            # The same picture in each size, so that only the size differs.
             pixels = np.ascontiguousarray(cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
             np.save(folder / "pixels.npy", pixels)
             for encoding in form.encodings:
@@ -98,6 +101,7 @@ async def _scenario(  # noqa: PLR0917
     connection = await connect(relay_configuration(configured("bench", broker, folder, "live", encoding)).broker)
     async with connection, relays(broker, folder, pixels, encoding, connection) as candidates:
         for number in range(form.rounds):
+            # Reverse the order in every other round, so that no candidate always follows the same other one.
             for (policy, count), cell in sorted(cells.items(), key=str, reverse=bool(number % 2)):
                 candidate = candidates[policy]
                 if count is None:
@@ -116,7 +120,7 @@ async def _scenario(  # noqa: PLR0917
 
 
 def _transports(form: Form, size: str, shape: tuple[int, int, int]) -> list[dict[str, Any]]:
-    """The frames as they are, by other ways: flat out, then each 40 ms."""
+    """Measure other ways to send frames that are not encoded: at full speed, then one each 40 ms."""
     cells: list[dict[str, Any]] = []
     peers: dict[str, Peer] = {name: peer for name, peer in all_peers().items() if name in form.transports}
     with ExitStack() as stack:
@@ -131,23 +135,23 @@ def _transports(form: Form, size: str, shape: tuple[int, int, int]) -> list[dict
                 "rounds": [],
             }
             cells.append(cell)
-            setting = Setting(f"bench-{secrets.token_hex(4)}", shape, 1, pinned=False)
+            config = Config(f"bench-{secrets.token_hex(4)}", shape, 1, pinned=False)
             try:
-                sessions.append((cell, Session(stack, peer, setting)))
+                sessions.append((cell, Session(stack, peer, config)))
             except (PeerFailed, OSError, ImportError) as error:
                 cell["failure"] = str(error)
         runs = itertools.count(1)
         for _ in range(form.rounds):
             for cell, session in sessions:
                 with contextlib.suppress(PeerFailed):
-                    fast = session.turn(Round(next(runs), form.frames[size], 2, 0.0))
-                    paced = session.turn(Round(next(runs), 10, 2, 0.04))
+                    fast = session.run_round(Round(next(runs), form.frames[size], 2, 0.0))
+                    paced = session.run_round(Round(next(runs), 10, 2, 0.04))
                     latencies_ns = paced.received[0].latencies_ns
                     cell["rounds"].append(
                         {
                             "sent": form.frames[size],
                             "references": len(fast.received[0].latencies_ns),
-                            # Of the sender: those that keep the newest frame drop others when the receiver is slower.
+                            # The sender's rate: if the receiver is slower, peers that keep the newest drop frames.
                             "fps": (form.frames[size] - 1) / max(fast.sent.seconds, 1e-6),
                             "cpu_ms": paced.sent.cpu_ns / paced.sent.frames / 1e6,
                             "reference_ms": statistics.median(latencies_ns) / 1e6 if latencies_ns else float("nan"),
@@ -158,25 +162,26 @@ def _transports(form: Form, size: str, shape: tuple[int, int, int]) -> list[dict
 
 
 def picture() -> Pixels:
-    """The simulator's panorama."""
+    """Return the simulator's panorama."""
     section = SimulatorSection()
     pixels, _, _ = panorama(section, scene(section), 0, 0.5)
     return np.ascontiguousarray(pixels, np.uint8)
 
 
 def median(cell: Mapping[str, Any], figure: str) -> float:
-    """The median of the rounds of a figure; NaN without one."""
+    """Return the median of a figure over the rounds; NaN if no round has it."""
     values = [round_[figure] for round_ in cell["rounds"] if round_.get(figure) is not None]
     return statistics.median(values) if values else float("nan")
 
 
 def overhead(cell: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], figure: str) -> float:
-    """By which part a relay's figure is above that of the bare loop; NaN for other cells."""
+    """Return by which share a relay's figure exceeds that of the bare loop; NaN for other cells."""
     same = ("size", "encoding", "policy")
     floors = [one for one in cells if one["name"] == "bare" and all(one[key] == cell[key] for key in same)]
     if cell["name"] != "relay" or not floors:
         return float("nan")
     here, floor = median(cell, figure), median(floors[0], figure)
+    # A higher rate is better, and a lower one of all other figures.
     return floor / here - 1 if figure == "fps" else here / floor - 1
 
 
@@ -184,7 +189,7 @@ HEAD: Final = ("size", "encoding", "what", "detectors", "fps", "CPU-ms", "ref. m
 
 
 def rows(cells: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """The cells of the table."""
+    """Return the cells of the table."""
     return [
         (
             cell["size"],
@@ -196,7 +201,7 @@ def rows(cells: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
             _number(median(cell, "reference_ms"), ".1f"),
             _number(median(cell, "result_ms"), ".1f"),
             _number(overhead(cell, cells, "cpu_ms"), "+.0%"),
-            # With detectors the time is theirs too.
+            # With detectors, the time includes theirs.
             _number(overhead(cell, cells, "fps") if cell["detectors"] == 0 else float("nan"), "+.0%"),
         )
         for cell in cells
@@ -211,7 +216,7 @@ def main() -> None:
     """Measure, print a table, and save it."""
     parser = argparse.ArgumentParser(prog="python -m bench.relay", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="1 MB, JPEG and raw, in less than a minute")
-    parser.add_argument("--output", type=Path, help="where the results are saved as JSON")
+    parser.add_argument("--output", type=Path, help="the file in which the results are saved as JSON")
     options = parser.parse_args()
     set_up_logs("bench", LogSection(level="error"))
     logging.getLogger("pika").setLevel(logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""The parts of the relay's benchmark: a relay, planted detectors and the bare loop, each in a process of its own."""
+"""The processes of the relay's benchmark: a relay, planted detectors and the bare loop."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ START_TIMEOUT_S: Final = 60.0
 
 
 def cpu_s(pid: int) -> float:
-    """CPU time of a process and of all threads that it has had.
+    """Return the CPU time of a process, including that of threads that have ended.
 
-    Source: Linux, ``clock_getcpuclockid(3)``; the number is made as glibc makes it.
+    Source: Linux, ``clock_getcpuclockid(3)``; the clock's number is computed as in glibc.
     """
     return time.clock_gettime((~pid << 3) | 2)
 
 
 def configured(stream: str, broker: str, folder: Path, policy: str, encoding: str) -> dict[str, Any]:
-    """The configuration that the relay, the detectors and the bare loop share."""
+    """Return the configuration that the relay, the detectors and the bare loop share."""
     return {
         "stream": {"name": stream},
         "broker": {"url": broker},
@@ -62,13 +62,13 @@ def configured(stream: str, broker: str, folder: Path, policy: str, encoding: st
 
 
 def relay_configuration(document: dict[str, Any]) -> RelayConfiguration:
-    """The same, parsed."""
+    """Return the parsed configuration."""
     return RelayConfiguration.model_validate(document)
 
 
 @contextmanager
 def running_relay(document: dict[str, Any], folder: Path) -> Iterator[int]:
-    """A relay in a process of its own, from the time at which its queues are declared; yields the process's ID."""
+    """Run a relay in a process of its own. Yields its PID once its queues are declared."""
     stream = document["stream"]["name"]
     path = folder / f"{stream}.json"
     # JSON is YAML.
@@ -101,7 +101,7 @@ class Child:
         """Send a command, and wait for its answer.
 
         Raises:
-            TimeoutError: There was none.
+            TimeoutError: There was no answer in time.
             RuntimeError: The command failed, or the process died.
         """
         self._connection.send(command)
@@ -112,7 +112,7 @@ class Child:
         except EOFError:
             raise RuntimeError("a process of the benchmark died") from None
         if isinstance(answer, str):
-            raise RuntimeError(answer)  # noqa: TRY004  it is the text of an error
+            raise RuntimeError(answer)  # noqa: TRY004  a text is an error
         return answer
 
     def close(self) -> None:
@@ -125,7 +125,7 @@ class Child:
 
 
 def detect(connection: Connection[Any, Any], instance: str) -> None:
-    """A planted detector: a command is the configuration of a stream, or None to leave it."""
+    """Run a planted detector. A command is the configuration of a stream, or None to leave the stream."""
     set_up_logs("bench", LogSection(level="error"))
     end: Callable[[], None] | None = None
     while True:
@@ -137,6 +137,7 @@ def detect(connection: Connection[Any, Any], instance: str) -> None:
             ended = False
         if end is not None:
             end()
+        # A new configuration ends the detector of the one before.
         end = None if document is None else _start_detector(document, instance)
         if ended:
             return
@@ -184,7 +185,7 @@ def _planted(frame: RecordedFrame, stream: str, instance: str) -> Detections:
 
 
 def bare(connection: Connection[Any, Any]) -> None:
-    """The bare loop: a command is a configuration, the file of a frame's pixels, and a number of frames."""
+    """Run the bare loop. A command is a configuration, the file of a frame's pixels, and a number of frames."""
     while True:
         try:
             document, path, frames = connection.recv()
@@ -192,7 +193,7 @@ def bare(connection: Connection[Any, Any]) -> None:
             return
         try:
             answer: Any = asyncio.run(_bare(relay_configuration(document), np.load(path), frames))
-        except Exception as error:  # noqa: BLE001  told by the parent
+        except Exception as error:  # noqa: BLE001  the parent raises it
             answer = f"the bare loop: {type(error).__name__}: {error}"
         connection.send(answer)
 
@@ -220,17 +221,19 @@ async def _bare(
         await asyncio.sleep(0.5)
         cpu_begun_s = begun_s = 0.0
         for number in range(-2, frames):
-            if number == 0:  # the first two are not measured
+            if number == 0:  # the first two frames are not measured
                 cpu_begun_s, begun_s = time.process_time(), time.perf_counter()
                 stages_s = dict.fromkeys(stages_s, 0.0)
                 latencies_ms.clear()
             at_s = [time.perf_counter()]
+            # Change a pixel, so that no two frames are equal.
             pixels[0, 0, 0] = number % 256
             data = encode(pixels, section.encoding, section.jpeg_quality)
             at_s.append(time.perf_counter())
             addresses.append(f"frames/{names.stream}/1/{number + 3}")
             await storage.put(addresses[-1], data, durable=durable)
             at_s.append(time.perf_counter())
+            # A body as long as a frame's reference.
             await publish(exchange, message(addresses[-1].encode().ljust(500), FRAME, addresses[-1]), mandatory=True)
             at_s.append(time.perf_counter())
             for stage, before_s, after_s in zip(stages_s, at_s, at_s[1:], strict=False):
@@ -238,6 +241,7 @@ async def _bare(
             latencies_ms.append((at_s[-1] - at_s[0]) * 1e3)
         seconds, taken_s = time.perf_counter() - begun_s, time.process_time() - cpu_begun_s
         begun_s = time.perf_counter()
+        # The relay computes this sum too. It is measured apart from the loop, because the loop works without it.
         for _ in range(frames):
             hashlib.sha256(data).hexdigest()
         stages_s["sha256"] = time.perf_counter() - begun_s

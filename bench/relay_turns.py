@@ -1,4 +1,4 @@
-"""What takes the turns of the relay's benchmark: relays that run, each with a ring and a consumer of its references."""
+"""The candidates of the relay's benchmark: running relays, each with a ring and a consumer of its references."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from services.common.status import read_statuses
 from services.common.storage import ObjectDamaged, ObjectMissing, Storage
 
 SIZES_PX: Final = {"10 MB": (688, 4896), "1 MB": (216, 1536), "0.1 MB": (68, 480)}
-"""Height and width of the panorama, as the simulator's cameras make it, and of smaller ones."""
+"""Height and width of the panorama of the simulator's cameras, and of smaller ones."""
 POLICIES: Final = ("live", "work")
 TRANSPORTS: Final = ("rabbitmq", "redis-stream", "framebus-futex")
 SLOTS: Final = 16
@@ -34,7 +34,7 @@ ARRIVAL_TIMEOUT_S: Final = 60.0
 
 @dataclass(frozen=True)
 class Form:
-    """How much is measured."""
+    """The extent of a run."""
 
     sizes: Sequence[str] = tuple(SIZES_PX)
     encodings: Sequence[str] = ("jpeg", "lz4", "zstd", "raw")
@@ -42,14 +42,14 @@ class Form:
     rounds: int = 3
     frames: Mapping[str, int] = field(default_factory=lambda: {"10 MB": 10, "1 MB": 30, "0.1 MB": 50})
     paced: int = 6
-    """Frames of a round that come one at a time."""
+    """Frames of a round that are sent one at a time."""
     window: int = 4
     """Frames that are on their way at a time."""
     transports: Sequence[str] = TRANSPORTS
 
 
 class Arrivals:
-    """When references and results came, by sequence. Owned by one event loop."""
+    """When references and results arrived, by sequence. Used in one event loop only."""
 
     def __init__(self) -> None:
         self.references: dict[int, FrameReference] = {}
@@ -58,7 +58,7 @@ class Arrivals:
         self._changed = asyncio.Event()
 
     def refer(self, delivered: AbstractIncomingMessage) -> None:
-        """A reference has come."""
+        """Record a reference."""
         at_ns = time.monotonic_ns()
         reference = FrameReference.from_json(delivered.body)
         self.references[reference.sequence] = reference
@@ -66,15 +66,15 @@ class Arrivals:
         self._changed.set()
 
     def result(self, reference: Any, _detections: Any) -> None:
-        """A result has come."""
+        """Record a result."""
         self.result_ns[reference.sequence] = time.monotonic_ns()
         self._changed.set()
 
     async def wait(self, seen: Mapping[int, int], sequences: Sequence[int], most_missing: int) -> None:
-        """Wait until no more than so many of the sequences are missing.
+        """Wait until at most ``most_missing`` of the sequences are missing.
 
         Raises:
-            TimeoutError: They did not come.
+            TimeoutError: More are still missing after :data:`ARRIVAL_TIMEOUT_S`.
         """
         async with asyncio.timeout(ARRIVAL_TIMEOUT_S):
             while sum(one not in seen for one in sequences) > most_missing:
@@ -83,7 +83,7 @@ class Arrivals:
 
 
 class Candidate:
-    """A relay that runs, with a ring of its own and a consumer of its references."""
+    """A running relay, with its own ring and a consumer of its references."""
 
     def __init__(self, document: dict[str, Any], pid: int, publisher: Publisher, pixels: Pixels) -> None:
         self.document = document
@@ -94,7 +94,7 @@ class Candidate:
         self._names = Names(document["stream"]["name"])
 
     async def open(self, connection: AbstractConnection) -> asyncio.Task[None]:
-        """Consume references and results; returns the task that reads results."""
+        """Consume references and results; return the task that reads results."""
         self._channel = await open_channel(connection)
         queue = await self._channel.declare_queue(exclusive=True)
         await queue.bind(self._names.frames)
@@ -107,30 +107,33 @@ class Candidate:
         return asyncio.create_task(reader.read(connection))
 
     def publish(self) -> tuple[int, int]:
-        """Publish a frame; its sequence, and when it was captured."""
+        """Publish a frame; return its sequence and its capture time."""
         with self._publisher.loan() as loan:
             loan.pixels[:] = self._pixels
+            # Change a pixel, so that no two frames are equal.
             loan.pixels[0, 0, 0] = len(self.arrivals.references) % 256
             captured_ns = time.monotonic_ns()
         assert loan.sequence is not None
         return loan.sequence, captured_ns
 
     async def turn(self, form: Form, frames: int, detectors: int) -> dict[str, Any]:
-        """A round: frames in a row, then frames one at a time."""
+        """Run a round: frames at full speed, then frames one at a time."""
         arrivals = self.arrivals
         seen = arrivals.result_ns if detectors else arrivals.reference_ns
         sent: list[int] = []
-        for _ in range(2):  # they are not measured
+        for _ in range(2):  # these are not measured
             sent.append(self.publish()[0])
             await arrivals.wait(seen, sent, 0)
         begun_s, cpu_begun_s, before = time.perf_counter(), cpu_s(self._pid), len(sent)
         for _ in range(frames):
             sent.append(self.publish()[0])
+            # Keep as many frames on their way as the relay writes at a time.
             await arrivals.wait(seen, sent, form.window - 1)
         await arrivals.wait(seen, sent, 0)
         seconds, taken_s = time.perf_counter() - begun_s, cpu_s(self._pid) - cpu_begun_s
         captured_ns: dict[int, int] = {}
         for _ in range(form.paced):
+            # A pause, so that each frame finds an idle relay.
             await asyncio.sleep(0.02)
             sequence, captured_ns[sequence] = self.publish()
             sent.append(sequence)
@@ -149,7 +152,7 @@ class Candidate:
         return {**round_, **await self._verify(sent)}
 
     async def _verify(self, sent: Sequence[int]) -> dict[str, int]:
-        """Fetch and verify the objects that no detector has taken; then remove them, and their references."""
+        """Fetch and verify the objects that no detector has consumed; then remove them and their references."""
         counts = {"verified": 0, "damaged": 0, "removed": 0}
         for sequence in sent:
             reference = self.arrivals.references[sequence]
@@ -162,12 +165,13 @@ class Candidate:
                 counts["damaged"] += 1
         assert self._channel is not None
         queue = await self._channel.get_queue(self._names.group("detector"))
+        # Without a detector, references would stay in the queue and count in the next round.
         await queue.purge()
         await self._storage.delete([self.arrivals.references[sequence].address for sequence in sent])
         return counts
 
     def counts(self) -> dict[str, int]:
-        """What the relay has counted."""
+        """Return the relay's counters."""
         counts: dict[str, int] = read_statuses(self._names.stream)["relay"]["details"]["counts"]
         return counts
 
@@ -180,7 +184,7 @@ def _median_ms(at_ns: Mapping[int, int], captured_ns: Mapping[int, int]) -> floa
 async def relays(
     broker: str, folder: Path, pixels: Pixels, encoding: str, connection: AbstractConnection
 ) -> AsyncIterator[dict[str, Candidate]]:
-    """A relay of each policy."""
+    """Run a relay for each policy."""
     async with AsyncExitStack() as stack:
         candidates = {}
         for policy in POLICIES:

@@ -1,4 +1,4 @@
-"""A run's tables in full, as Markdown: what the page of the benchmarks summarizes and links."""
+"""Writes all tables of a run as Markdown. The page of the benchmarks summarizes them and links to them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ FIGURES: Final = {"p50_us": "p50", "p99_us": "p99", "sender_cpu_us": "sender's C
 OURS: Final = "framebus"
 FLOOR: Final = "floor"
 PEERS: Final = "peers"
-"""How the names of the scenarios begin in which every peer takes part."""
+"""Beginning of the names of the scenarios in which every peer takes part."""
 TABLES: Final = {
     "targets.md": "what framebus sets out to reach, and where another is ahead",
     "peers.md": "every peer, by frame size and by subscribers, and how each hands over",
     "conditions.md": "frame rate, jitter, frame sizes, subscribers, cores, containers; attaching; copies",
 }
-"""What each file holds."""
+"""The files and their contents."""
 Rows = list[dict[str, float]]
 
 
@@ -32,6 +32,7 @@ def write(results: Results, folder: Path) -> list[Path]:
     Raises:
         ImportError: matplotlib is not installed.
     """
+    # Imported here, because only the pictures need matplotlib.
     from bench.plots import draw
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -46,7 +47,7 @@ def write(results: Results, folder: Path) -> list[Path]:
 
 
 def statement(results: Results) -> str:
-    """Return the sentence that says when, where and by what command a run was made."""
+    """Return the sentence that says when, where and by which command a run was made."""
     machine = results["machine"]
     command = "make bench" if results["form"] == "short" else "make bench-full"
     return (
@@ -121,9 +122,10 @@ def _targets(all_verdicts: list[Verdict]) -> Iterable[str]:
 
 
 def _ahead(results: Results) -> Iterable[str]:
-    """The peers whose figure is better than that of every way of framebus in the same conditions."""
+    """Yield the table of peers with a better figure than every way of framebus under the same conditions."""
     rows = []
     for scenario in results["scenarios"]:
+        # Compare only candidates of the same size, number of receivers and place.
         groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
         for one in scenario["candidates"].values():
             if one["rounds"]:
@@ -131,6 +133,7 @@ def _ahead(results: Results) -> Iterable[str]:
         for (size, receivers, _), candidates in groups.items():
             for name, what in FIGURES.items():
                 values = {one["peer"]: value.median for one in candidates if (value := figure(one["rounds"], name))}
+                # Any way of framebus will do, because a user may choose it.
                 ours = min((value for peer, value in values.items() if peer.startswith(OURS)), default=0.0)
                 rows += [
                     (
@@ -143,6 +146,7 @@ def _ahead(results: Results) -> Iterable[str]:
                         number(ours),
                     )
                     for peer, value in values.items()
+                    # A floor hands no frame over, so it is not a competitor.
                     if value < ours and not peer.startswith(FLOOR)
                 ]
     if not rows:
@@ -190,6 +194,7 @@ def _scenario(scenario: Mapping[str, Any], peers: Mapping[str, Any]) -> Iterable
         rounds, title = one["rounds"], peers[one["peer"]]["title"]
         if one["failure"]:
             what = ", ".join((title, *(str(one[name]) for name in varied)))
+            # A candidate that failed in a later round still has figures of the rounds before.
             failures.append(f"- {what}: {_last_line(one['failure'])}")
         if not rounds:
             continue

@@ -1,4 +1,4 @@
-"""A run's results: numbers of each round, from which every figure of the report is made. Saved as JSON."""
+"""The results of a run: numbers of each round, from which every figure of the report is computed. Saved as JSON."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from bench.harness import SHAPES, Candidate, Outcome, Scenario, Turn
+from bench.harness import SHAPES, Candidate, Outcome, RoundResult, Scenario
 from bench.peers import Peer
 from bench.worker import Memory
 
 FORMAT: Final = 1
 Results = dict[str, Any]
-"""What :func:`save` writes: JSON's own types alone."""
+"""What :func:`save` writes; it contains only JSON's types."""
 
 
 class Figure(NamedTuple):
@@ -32,13 +32,13 @@ class Figure(NamedTuple):
 
     @classmethod
     def of(cls, rounds: Iterable[float]) -> Figure | None:
-        """Of one value a round; ``None`` without any."""
+        """Return the figure of one value for each round; ``None`` if there are no values."""
         values = list(rounds)
         return cls(statistics.median(values), min(values), max(values)) if values else None
 
 
 def machine() -> dict[str, Any]:
-    """What the run ran on."""
+    """Return a description of the machine."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -48,33 +48,36 @@ def machine() -> dict[str, Any]:
         "memory_gib": round(pages / 2**30, 1),
         "kernel": platform.release(),
         "python": platform.python_version(),
+        # Before the run, because the load average during it is that of the run.
         "load_before": round(os.getloadavg()[0], 2),
     }
 
 
 def describe_peer(peer: Peer) -> dict[str, Any]:
-    """What the report says of a peer."""
+    """Return what the report says about a peer."""
     return {"title": peer.title, "how": peer.how, "version": peer.version(), "exact": getattr(peer, "exact", True)}
 
 
-def _round(turn: Turn) -> dict[str, float]:
-    latencies_us = np.array([value for side in turn.received for value in side.latencies_ns], np.float64) / 1e3
+def _round(result: RoundResult) -> dict[str, float]:
+    latencies_us = np.array([value for side in result.received for value in side.latencies_ns], np.float64) / 1e3
     arrived = len(latencies_us)
-    missed = sum(side.skipped for side in turn.received)
+    # A receiver that got nothing knows of no missed frames, so its share is 0 instead of undefined.
+    missed = sum(side.skipped for side in result.received)
     row = {
         "delivered": arrived / (arrived + missed) if arrived else 0.0,
-        "torn": float(sum(side.torn for side in turn.received)),
-        "disordered": float(sum(side.disordered for side in turn.received)),
-        "sender_cpu_us": turn.sent.cpu_ns / turn.sent.frames / 1e3,
+        "torn": float(sum(side.torn for side in result.received)),
+        "disordered": float(sum(side.disordered for side in result.received)),
+        "sender_cpu_us": result.sent.cpu_ns / result.sent.frames / 1e3,
     }
     if arrived:
         p50, p99 = np.percentile(latencies_us, (50, 99))
         row |= {"p50_us": float(p50), "p99_us": float(p99)}
+        # Frames that a receiver skipped cost it nothing, so divide by those that it received.
         row["receiver_cpu_us"] = statistics.mean(
-            side.cpu_ns / side.frames / 1e3 for side in turn.received if side.frames
+            side.cpu_ns / side.frames / 1e3 for side in result.received if side.frames
         )
         row["fps"] = statistics.mean(
-            max(len(side.latencies_ns) - 1, 0) / side.seconds if side.seconds else 0.0 for side in turn.received
+            max(len(side.latencies_ns) - 1, 0) / side.seconds if side.seconds else 0.0 for side in result.received
         )
     return row
 
@@ -86,17 +89,18 @@ def _memory(idle: list[Memory]) -> dict[str, Any]:
         "receiver_rss": statistics.mean(one.rss_bytes for one in receivers),
         "sender_private": sender.private_bytes,
         "receiver_private": statistics.mean(one.private_bytes for one in receivers),
+        # Each process has its part of the shared pages, so the sum counts each page once.
         "shared": sum(one.shared_bytes for one in idle),
     }
 
 
 def now() -> str:
-    """The time, as results tell it."""
+    """Return the time in the format of the results."""
     return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def scenario_results(scenario: Scenario, outcomes: Mapping[str, Outcome], started: str) -> dict[str, Any]:
-    """A scenario as it is saved."""
+    """Return a scenario in the saved form."""
     return {
         "name": scenario.name,
         "started": started,
@@ -116,15 +120,15 @@ def _candidate(candidate: Candidate, outcome: Outcome) -> dict[str, Any]:
         "size": candidate.size,
         "frame_bytes": int(np.prod(SHAPES[candidate.size])),
         "receivers": candidate.receivers,
-        "where": candidate.where,
-        "rounds": [_round(turn) for turn in outcome.turns],
+        "where": candidate.placement,
+        "rounds": [_round(result) for result in outcome.rounds],
         "memory": _memory(outcome.idle) if outcome.idle else None,
         "failure": outcome.failure,
     }
 
 
 def copy_us(size: str, times: int = 7) -> list[float]:
-    """How long a copy of a frame takes, each time: the floor of whatever copies."""
+    """Return the times of ``times`` copies of a frame, the floor of every peer that copies."""
     source, target = np.zeros(SHAPES[size], np.uint8), np.zeros(SHAPES[size], np.uint8)
     np.copyto(target, source)
     taken = []
@@ -136,10 +140,10 @@ def copy_us(size: str, times: int = 7) -> list[float]:
 
 
 def find(
-    results: Results, scenario: str, peer: str, *, size: str = "10 MB", receivers: int = 1, where: str = "processes"
+    results: Results, scenario: str, peer: str, *, size: str = "10 MB", receivers: int = 1, placement: str = "processes"
 ) -> list[dict[str, float]]:
-    """A candidate's rounds; none if it was not measured."""
-    key = Candidate(peer, size, receivers, where).key
+    """Return the rounds of a candidate; none if it was not measured."""
+    key = Candidate(peer, size, receivers, placement).key
     for one in results["scenarios"]:
         if one["name"] == scenario and key in one["candidates"]:
             return list(one["candidates"][key]["rounds"])
@@ -156,7 +160,7 @@ def of_panoramas(results: Results, prefix: str) -> dict[str, Any] | None:
 
 
 def figure(rounds: Iterable[Mapping[str, float]], name: str) -> Figure | None:
-    """A figure of rounds, by its name."""
+    """Return the figure with this name over the rounds."""
     return Figure.of(row[name] for row in rounds if name in row)
 
 
@@ -171,7 +175,7 @@ def load(path: Path) -> Results:
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: It holds none, or of another format.
+        ValueError: The file has no results, or results of another format.
     """
     try:
         results: Results = json.loads(path.read_text())

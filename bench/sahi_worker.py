@@ -1,7 +1,7 @@
-"""Finds people by SAHI's slices, with the detector's own model: run by the Python of an environment that has SAHI.
+"""Finds people in SAHI's slices, with the detector's model: run by the Python of an environment that has SAHI.
 
 ``PYTHONPATH=CHECKOUT PYTHON -m bench.sahi_worker PICTURE.npy … TILE_PX OVERLAP_PX`` prints a line of JSON for each
-picture: the people's boxes, and the seconds of CPU and of the clock. The first picture is looked at once before.
+picture: the people's boxes, and the seconds of CPU and of the clock. The first picture is processed once before.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from services.detector.models.model import load_model
 
 
 class Ours(DetectionModel):  # type: ignore[misc]  # the package has no types here
-    """The detector's default model, as SAHI wants one."""
+    """The detector's default model, with the interface of SAHI."""
 
     def set_model(self, model: Any, **_: Any) -> None:
-        """Take the model, which is loaded."""
+        """Set the model, which is already loaded."""
         self.model = model
 
     @property
     def category_names(self) -> list[str]:
-        """What it looks for."""
+        """Return the labels of the model."""
         return list(self.model.labels)
 
     @property
     def has_mask(self) -> bool:
-        """It knows boxes alone."""
+        """Return False: the model gives boxes, not masks."""
         return False
 
     @property
     def num_categories(self) -> int:
-        """How many kinds it looks for."""
+        """Return the number of labels."""
         return len(self.model.labels)
 
     def perform_inference(self, image: np.ndarray[Any, Any]) -> None:
-        """Look at a slice."""
+        """Run the model on a slice."""
         (self._original_predictions,) = self.model.detect([image])
 
     def _create_object_prediction_list_from_original_predictions(
@@ -68,10 +68,11 @@ class Ours(DetectionModel):  # type: ignore[misc]  # the package has no types he
 
 
 def main() -> None:
-    """Look at each picture."""
+    """Process each picture, and print its boxes and times."""
     *paths, tile_px, overlap_px = sys.argv[1:]
     cv2.setNumThreads(1)
     own = load_model(DetectorSection())
+    # The lowest threshold, because the model applies those of its classes itself.
     model = Ours(model=own, confidence_threshold=min(own.thresholds))
     ratio = int(overlap_px) / int(tile_px)
 
@@ -83,10 +84,12 @@ def main() -> None:
             slice_width=int(tile_px),
             overlap_height_ratio=ratio,
             overlap_width_ratio=ratio,
+            # The detector does not run on the whole frame either.
             perform_standard_pred=False,
             verbose=0,
         )
 
+    # Once without measuring, to warm the caches.
     look(np.load(paths[0]))
     for path in paths:
         pixels = np.load(path)

@@ -1,8 +1,8 @@
-"""Tiles beside a look at the whole frame, and beside SAHI: ``python -m bench.slices [--sahi PYTHON]``.
+"""Compares tiles with detection on the whole frame, and with SAHI: ``python -m bench.slices [--sahi PYTHON]``.
 
-The same model, the same tiles, the simulator's panoramas with their truth, as they are and, with the tiles, made
-smaller. PYTHON is that of an environment of its own, since SAHI brings another OpenCV: ``pip install sahi onnxruntime``
-and what ``framebus-services[detector]`` needs but for OpenCV.
+All use the same model and the same tiles, on the simulator's panoramas with their truth. Panoramas and tiles are taken
+at full size, and then smaller. PYTHON is that of another environment, because SAHI installs another OpenCV: ``pip
+install sahi onnxruntime``, and what ``framebus-services[detector]`` needs, except OpenCV.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SCALES: Final = (1.0, 0.5)
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What was found in a picture, and what it took."""
+    """The boxes found in a picture, and the time that it took."""
 
     boxes: Floats
     cpu_s: float
@@ -43,7 +43,7 @@ class Look:
 
 
 def timed(look: Callable[[], Floats]) -> Look:
-    """Look once unmeasured, and once measured."""
+    """Detect once without measuring, to warm the caches, and once with."""
     look()
     cpu_s, wall_s = time.process_time(), time.perf_counter()
     boxes = look()
@@ -51,20 +51,22 @@ def timed(look: Callable[[], Floats]) -> Look:
 
 
 def by_sahi(python: str, pictures: Sequence[Pixels], tile_px: int, overlap_px: int) -> list[Look]:
-    """What SAHI finds, in a process of its environment."""
+    """Return what SAHI finds, in a process of its environment."""
     with tempfile.TemporaryDirectory() as folder:
         paths = [str(Path(folder) / f"{number}.npy") for number in range(len(pictures))]
         for path, pixels in zip(paths, pictures, strict=True):
             np.save(path, pixels)
         command = [python, "-m", "bench.sahi_worker", *paths, str(tile_px), str(overlap_px)]
+        # One thread, as the detector has, so that the CPU times can be compared.
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    # SAHI and its libraries may print other lines.
     told: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     return [Look(np.array(one["boxes"], np.float32).reshape(-1, 4), one["cpu_s"], one["wall_s"]) for one in told]
 
 
 def row(looks: Sequence[Look], truth: Sequence[Floats]) -> str:
-    """Recall, precision and medians of the times, as cells of a table."""
+    """Return recall, precision and the medians of the times, as cells of a table."""
     hits = right = found = 0
     for look, people in zip(looks, truth, strict=True):
         overlap = intersection_over_union(people, look.boxes) > MATCH
@@ -77,15 +79,15 @@ def row(looks: Sequence[Look], truth: Sequence[Floats]) -> str:
 
 
 def whole(model: Model, pixels: Pixels) -> Floats:
-    """The people that one look at the whole frame finds."""
+    """Return the people that the model finds in the whole frame at once."""
     (boxes,) = model.detect([pixels])
     return boxes.take(boxes.labels == model.labels.index("person")).xyxy
 
 
 def main() -> None:
-    """Compare the ways to look at a panorama."""
+    """Compare the ways to detect people in a panorama."""
     parser = argparse.ArgumentParser(prog="python -m bench.slices", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--sahi", metavar="PYTHON", help="of an environment that has SAHI")
+    parser.add_argument("--sahi", metavar="PYTHON", help="the Python of an environment that has SAHI")
     options = parser.parse_args()
     cv2.setNumThreads(1)
     set_up_logs("bench", LogSection(level="error"))

@@ -1,8 +1,8 @@
-"""What a panorama costs: ``python -m bench.stitch``.
+"""Measures what a panorama costs: ``python -m bench.stitch``.
 
-Decoding, rendering, a copy of the panorama's size and OpenCV's stitcher, once it is calibrated, take turns in one run,
-so that whatever else the machine does is shared. What counts is the ratio to what OpenCV takes to render 4:2:0 of
-BT.601, limited range, without gains. With ``--before PATH``, the stitcher of another source tree takes turns too.
+Decoding, rendering, a copy of the panorama's size, and OpenCV's calibrated stitcher take turns in one run, so that
+other work of the machine affects all of them. Compare the ratios: the baseline is OpenCV rendering 4:2:0 of BT.601,
+limited range, without gains. With ``--before PATH``, the stitcher of another source tree takes turns too.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 WORKER: Final = Path(__file__).with_name("stitch_worker.py")
 SIZE_PX: Final = (4896, 688)
 SETS: Final = 6
-"""Sets of frames that are rendered a turn: more than fit into the caches."""
+"""Sets of frames that are rendered in a turn: more than the caches can hold."""
 BT601, BT709, LIMITED, FULL = 6, 1, 1, 2
 SIGNALS: Final = {
     "BT.601": ("yuv420p", BT601, LIMITED),
@@ -42,7 +42,7 @@ SIGNALS: Final = {
 GREY_GAINS: Final = np.array([1.0, 0.8, 1.2, 0.9, 1.15])
 TINTS: Final = np.array([(1.0, 1.0, 1.0), (1.08, 1.0, 0.93), (0.95, 1.0, 1.04), (1.0, 0.97, 1.0), (0.94, 1.02, 1.06)])
 LENSES: Final = [[0.1 * camera, 0.05 * camera] for camera in range(5)]
-"""Vignetting that differs enough between neighbours to be corrected."""
+"""Vignetting that differs so much between neighbours that it is corrected."""
 Exposure = dict[str, list[list[float]]]
 EXPOSURES: Final[dict[str, Exposure | None]] = {
     "": None,
@@ -61,7 +61,7 @@ class Row:
     cpu_ms: float
     wall_ms: float
     ratio: float
-    """Of CPU time to the baseline's in the same round."""
+    """Median of the CPU time divided by the baseline's in the same round."""
 
 
 class Renderer:
@@ -70,6 +70,7 @@ class Renderer:
     def __init__(self, tree: Path, task: dict[str, Any]) -> None:
         environment = {**os.environ, "PYTHONPATH": str(tree)}
         self._process = subprocess.Popen(
+            # With -P, the worker's folder is not on the path: only PYTHONPATH decides which source tree is imported.
             [sys.executable, "-P", str(WORKER)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -79,7 +80,7 @@ class Renderer:
         self._ask(task)
 
     def render(self, signal: tuple[str, int, int], exposure: Exposure | None) -> tuple[float, float] | None:
-        """Seconds of CPU and of the clock a panorama; ``None`` if that tree knows no gains."""
+        """Return the seconds of CPU and of the clock for a panorama; ``None`` if that source tree has no gains."""
         pixel_format, matrix, color_range = signal
         request = {"format": pixel_format, "matrix": matrix, "range": color_range, "exposure": exposure}
         answer = self._ask(request)
@@ -106,15 +107,16 @@ Candidate = Callable[[], "tuple[float, float] | None"]
 def measure(
     section: SimulatorSection, size_px: tuple[int, int], rounds: int, before: Path | None, *, with_opencv: bool = True
 ) -> list[Row]:
-    """Let all candidates take turns.
+    """Measure all candidates in turns.
 
     Args:
         section: The cameras, whose clips are rendered if they are not there yet.
         size_px: Width and height of the panorama.
         rounds: Turns of each candidate.
         before: Another source tree whose stitcher takes turns.
-        with_opencv: Whether ``cv2.Stitcher`` does.
+        with_opencv: Whether ``cv2.Stitcher`` takes turns.
     """
+    # Encoded clips, because decoding is one of the candidates.
     folder = render_clips(section)
     task = {
         "folder": str(folder),
@@ -156,7 +158,7 @@ def measure(
 
 def _take_turns(candidates: dict[str, Candidate], rounds: int) -> list[Row]:
     results: dict[str, list[tuple[float, float]]] = {name: [] for name in candidates}
-    for turn in range(rounds + 1):  # the first is for the caches and the allocators
+    for turn in range(rounds + 1):  # the first turn only warms the caches and the allocators
         for name, candidate in candidates.items():
             taken = candidate()
             if turn and taken is not None:
@@ -167,6 +169,7 @@ def _take_turns(candidates: dict[str, Candidate], rounds: int) -> list[Row]:
             name,
             1e3 * statistics.median(cpu_s for cpu_s, _ in taken),
             1e3 * statistics.median(wall_s for _, wall_s in taken),
+            # Divide within a round, because other load on the machine changes from round to round.
             statistics.median(cpu_s / base_s for (cpu_s, _), base_s in zip(taken, baseline, strict=True)),
         )
         for name, taken in results.items()
@@ -188,6 +191,7 @@ def _decode(clips: Sequence[Path]) -> tuple[float, float]:
     def decode() -> None:
         for clip in clips:
             with av.open(str(clip)) as container:
+                # Stop after as many frames as are rendered, so that both figures are for the same work.
                 for _ in zip(range(SETS), container.decode(video=0), strict=False):
                     pass
 
@@ -207,7 +211,7 @@ def _copying(size_px: tuple[int, int]) -> Candidate:
 
 
 def _composing(section: SimulatorSection) -> Candidate:
-    """OpenCV's stitcher with pictures of noise: it does not place those of the simulator's street."""
+    """Return OpenCV's stitcher on pictures of noise, because it cannot place those of the simulator's street."""
     random = np.random.default_rng(1)
     scale_px, yaw_limit_rad, v_limit = section.cameras[0].focal_px, 2.0, 0.6
     width, height = round(2 * yaw_limit_rad * scale_px), round(2 * v_limit * scale_px)
@@ -234,7 +238,7 @@ def _turned(yaw_rad: float) -> list[list[float]]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as text."""
+    """Return the rows as text."""
     width = max(len(row.name) for row in rows)
     lines = [f"{'':{width}}  CPU ms  wall ms  ratio"]
     lines += [f"{row.name:{width}}  {row.cpu_ms:6.2f}  {row.wall_ms:7.2f}  {row.ratio:5.2f}" for row in rows]
@@ -245,7 +249,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m bench.stitch", description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=15, help="turns of each candidate")
-    parser.add_argument("--before", type=Path, help="another source tree, whose stitcher takes turns too")
+    parser.add_argument("--before", type=Path, help="another source tree whose stitcher takes turns too")
     options = parser.parse_args(arguments)
     print(table(measure(SimulatorSection(duration_s=2), SIZE_PX, options.rounds, options.before)))
     return 0

@@ -1,6 +1,6 @@
-"""Renders panoramas when told to, with the stitcher of whatever source tree is on PYTHONPATH.
+"""Renders panoramas on request, with the stitcher of the source tree that is on PYTHONPATH.
 
-It reads a line of JSON a request from its standard input, and answers with one.
+Each request is a line of JSON on the standard input, and so is each answer on the standard output.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Worker:
         self._pool = ThreadPoolExecutor(THREADS)
         self._size_px = task["width_px"], task["height_px"]
         self._poses = poses
-        choice = {"renderer": task["renderer"]} if "renderer" in task else {}  # which not every tree has
+        choice = {"renderer": task["renderer"]} if "renderer" in task else {}  # not every source tree has this
         self._stitcher = Stitcher(Calibration(poses), *self._size_px, pool=self._pool, parts=THREADS, **choice)
         self._converters = [Converter() for _ in poses]
         self._out = np.zeros((task["height_px"], task["width_px"], 3), np.uint8)
@@ -41,14 +41,14 @@ class Worker:
         self._sets = {"yuv420p": list(zip(*clips, strict=True))}
 
     def can(self, request: dict[str, Any]) -> bool:
-        """Whether this tree's stitcher has what is asked for."""
+        """Return whether the stitcher of this source tree can do what is requested."""
         return request["exposure"] is None or hasattr(self._stitcher, "set_exposure")
 
     def render(self, request: dict[str, Any]) -> tuple[float, float]:
-        """Seconds of CPU and of the clock for a panorama, from decoded frames of that format with these tags."""
+        """Return the seconds of CPU and of the clock for a panorama from frames with this format and these tags."""
         sets = self._frames(request["format"])
         if hasattr(self._stitcher, "set_exposure"):
-            from services.stitcher.rendering.exposure import Exposure  # which not every tree has
+            from services.stitcher.rendering.exposure import Exposure  # not every source tree has this
 
             count = len(self._poses)
             exposure, wanted = Exposure.neutral(count), request["exposure"]
@@ -58,6 +58,7 @@ class Worker:
         for frames in sets:
             for frame in frames:
                 frame.colorspace, frame.color_range = request["matrix"], request["range"]
+        # Measure only conversion and rendering. Decoding is a candidate of its own.
         start_s, start_cpu_s = time.perf_counter(), time.process_time()
         for frames in sets:
             jobs = list(zip(self._converters, frames, self._poses, strict=True))
@@ -68,6 +69,7 @@ class Worker:
     def _frames(self, pixel_format: str) -> list[tuple[VideoFrame, ...]]:
         if pixel_format not in self._sets:
             decoded = self._sets["yuv420p"]
+            # Converted once, outside the measurement, as a camera would send them.
             self._sets[pixel_format] = [
                 tuple(one.reformat(format=pixel_format) for one in frames) for frames in decoded
             ]
@@ -75,13 +77,13 @@ class Worker:
 
 
 def decode(path: Path, count: int) -> list[VideoFrame]:
-    """The first frames of a clip."""
+    """Return the first frames of a clip."""
     with av.open(str(path)) as container:
         return [frame for _, frame in zip(range(count), container.decode(video=0), strict=False)]
 
 
 def main() -> None:
-    """Answer until the input ends."""
+    """Answer requests until the input ends."""
     worker = Worker(json.loads(sys.stdin.readline()))
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:

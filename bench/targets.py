@@ -1,4 +1,4 @@
-"""What framebus sets out to reach, as ratios within one run, and what the run says to it."""
+"""The targets of framebus, as ratios within one run, and whether a run meets them."""
 
 from __future__ import annotations
 
@@ -33,18 +33,19 @@ class Verdict:
 
     @property
     def text(self) -> str:
-        """``met``, ``missed`` or ``not measured``."""
+        """Whether the target is ``met``, ``missed`` or ``not measured``."""
         if self.value is None:
             return "not measured"
         return "met" if self.value <= self.target.limit else "missed"
 
 
 def ratio(results: Results, scenario: str, candidate: str, baseline: str, figure: str = "p50_us") -> float | None:
-    """The median over the rounds of one peer's figure to another's: both had their turn in each."""
+    """Return the median, over the rounds, of the ratio of two peers' figures: in each round both had their turn."""
     return _paired(find(results, scenario, candidate), find(results, scenario, baseline), figure)
 
 
 def _paired(candidate: list[dict[str, float]], baseline: list[dict[str, float]], figure: str) -> float | None:
+    # Compare within a round, not between medians: other load on the machine affects both turns of a round alike.
     pairs = [
         one[figure] / other[figure]
         for one, other in zip(candidate, baseline, strict=False)
@@ -74,7 +75,7 @@ def _jitter(candidate: str, baseline: str, limit: float) -> Iterator[Target]:
 def _across_containers(peer: str) -> Target:
     def measure(results: Results) -> float | None:
         name = "containers, 50 fps"
-        return _paired(find(results, name, peer, where="containers"), find(results, name, peer), "p50_us")
+        return _paired(find(results, name, peer, placement="containers"), find(results, name, peer), "p50_us")
 
     return Target(f"{peer} between two containers to two processes, p50, 50 fps", 1.1, measure)
 
@@ -87,6 +88,7 @@ def _flat(results: Results) -> float | None:
 def _further_subscriber_us(results: Results) -> float | None:
     name, peer = "subscribers, 25 fps", "framebus-futex"
     one, many = find(results, name, peer, receivers=1), find(results, name, peer, receivers=16)
+    # 15 receivers more than one, so the difference divided by 15 is the cost of each further one.
     costs = [(b["sender_cpu_us"] - a["sender_cpu_us"]) / 15 for a, b in zip(one, many, strict=False)]
     return statistics.median(costs) if costs else None
 
@@ -98,6 +100,7 @@ def _first_frame_ms(results: Results) -> float | None:
 
 def _first_lap_faults(results: Results) -> float | None:
     attach = results["attach"]
+    # A share of the pages, so that the limit does not depend on the size of frames.
     return attach["first_lap_faults"] / attach["touched_pages"] if attach else None
 
 
@@ -130,5 +133,5 @@ TARGETS: Final = (
 
 
 def verdicts(results: Results) -> list[Verdict]:
-    """Every claim with its value in a run."""
+    """Return every claim with its value in a run."""
     return [Verdict(target, target.measure(results)) for target in TARGETS]

@@ -1,4 +1,4 @@
-"""What each part of a hand-over costs, in one process with warm caches: ``make bench``."""
+"""Measures each part of a hand-over, in one process with warm caches: ``make bench``."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _publisher(stream: str, request: pytest.FixtureRequest) -> Iterator[Publishe
 
 @pytest.fixture(name="subscriber")
 def _subscriber(stream: str, publisher: Publisher) -> Iterator[Subscriber]:
-    del publisher  # it opens the stream
+    del publisher  # requested because it opens the stream
     with Subscriber(stream, wake="futex", max_leases=1) as subscriber:
         yield subscriber
 
@@ -40,7 +40,7 @@ def _subscriber(stream: str, publisher: Publisher) -> Iterator[Subscriber]:
 def time_call(
     benchmark: BenchmarkFixture, call: Callable[..., object], before: Callable[[], Any], after: Callable[[], object]
 ) -> None:
-    """Time a call that needs something prepared each time, and something undone."""
+    """Measure a call, with a preparation before it and a clean-up after it that are not measured."""
     benchmark.pedantic(call, setup=before, teardown=lambda *_: after(), rounds=ROUNDS)  # type: ignore[no-untyped-call]
 
 
@@ -76,7 +76,7 @@ def test_release(benchmark: BenchmarkFixture, publisher: Publisher, subscriber: 
 
 
 @pytest.mark.benchmark(group="notify: publish()")
-@pytest.mark.parametrize("listens", [False, True], ids=["nobody listens", "one listens"])
+@pytest.mark.parametrize("listens", [False, True], ids=["without a listener", "with one listener"])
 def test_notify(benchmark: BenchmarkFixture, stream: str, publisher: Publisher, listens: bool) -> None:
     listener = Listener(stream) if listens else None
 
@@ -86,6 +86,7 @@ def test_notify(benchmark: BenchmarkFixture, stream: str, publisher: Publisher, 
         return (publisher.loan(),), {}
 
     try:
+        # The publisher learns of the listener at a publication, so publish until it has.
         while listener is not None and not publisher._served.server.listening:
             listener.drain()
             publisher.loan().publish()
@@ -111,7 +112,7 @@ def test_hand_over(benchmark: BenchmarkFixture, stream: str, publisher: Publishe
     def hand_over() -> None:
         publisher.loan().publish()
         with subscriber.receive(1) as frame:
-            frame.pixels  # noqa: B018  the array is what is timed
+            frame.pixels  # noqa: B018  creating the array is measured too
 
     with Subscriber(stream, wake=wake, max_leases=1) as subscriber:
         benchmark(hand_over)

@@ -1,8 +1,8 @@
-"""What the detector costs beside its network: ``python -m bench.tile_cost``.
+"""Measures what the detector costs in addition to its network: ``python -m bench.tile_cost``.
 
-The detector looks at every tile of panoramas of the simulator in a row, in this thread: activity, following, resizing,
-network, boxes, merging, tracking. In turns with that, the network alone runs as often, on a prepared tensor. What is
-beyond it is divided by the tiles.
+The detector processes every tile of the simulator's panoramas one after another, in this thread: activity, following,
+resizing, network, boxes, merging, tracking. In turns with it, the network alone runs as often, on a prepared tensor.
+The difference is divided by the number of tiles.
 """
 
 from __future__ import annotations
@@ -34,12 +34,13 @@ VISIBLE: Final = 0.3
 
 
 def main() -> None:
-    """Measure."""
+    """Measure, and print the medians."""
     parser = argparse.ArgumentParser(prog="python -m bench.tile_cost", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--frames", type=int, default=FRAMES, help=f"panoramas; default {FRAMES}")
     options = parser.parse_args()
     cv2.setNumThreads(1)
     set_up_logs("bench", LogSection(level="error"))
+    # Without a budget, so that every tile of every frame is processed.
     section = DetectorSection().without_budget()
     detector = Detector(section, load_model(section), threading.Event())
     folder = ROOT / "models/default"
@@ -60,9 +61,10 @@ def main() -> None:
             session.run(None, feeds)
         whole_ms.append((middle_s - started_s) * 1e3 / seen.looked)
         network_ms.append((time.thread_time() - middle_s) * 1e3 / seen.looked)
+    # Leave out the first panorama: it fills the caches and the allocators.
     whole, network = statistics.median(whole_ms[1:]), statistics.median(network_ms[1:])
     print(f"{len(detector.tiles)} tiles, {options.frames} panoramas; medians of CPU-ms a tile:")
-    print(f"all {whole:.2f}, network {network:.2f}, beside it {whole - network:.2f}: {whole / network - 1:.1%}")
+    print(f"all {whole:.2f}, network {network:.2f}, the rest {whole - network:.2f}: {whole / network - 1:.1%}")
 
 
 if __name__ == "__main__":

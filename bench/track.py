@@ -1,8 +1,8 @@
-"""How true boxes and their numbers stay: ``python -m bench.track``.
+"""Measures how well boxes and track numbers match the people: ``python -m bench.track``.
 
-One round of the simulator's panorama at five frames a second, with the model that comes with the detector. Each tile is
-looked at once, for all that are compared; a look costs what it does here at the median. The detector's own tracker runs
-on the whole frame and on shares of a core, other trackers on the whole frame, where they are installed: they need
+It runs one round of the simulator's panorama at five frames a second, with the model that comes with the detector. The
+model processes each tile once, for all trackers; the time of a tile is the median on this machine. The detector's own
+tracker runs on the whole frame and on shares of a core. Other trackers run on the whole frame, if they are installed:
 pyxtrackers and edgefirst-tracker.
 
 A box and a truth belong together from an intersection over union of half. IDF1 pairs each person with the number that
@@ -41,16 +41,16 @@ from services.simulator.scene import scene
 FPS: Final = 5
 MATCH: Final = 0.5
 ASTRAY: Final = 0.1
-"""A box that overlaps no person by more is astray."""
+"""A box is astray if its overlap with every person is smaller."""
 VISIBLE: Final = 0.3
 SETTLED: Final = 15
-"""The first frames are not judged: at a small share not every tile has been looked at."""
+"""The first frames do not count: with a small share, not every tile has been processed by then."""
 SHARES: Final = (None, 0.5, 0.2, 0.1)
 
 
 @dataclass(slots=True)
 class Tally:
-    """Counts of reported people against the people that were there."""
+    """Counts of reported people, compared with the people in the picture."""
 
     told: int = 0
     right: int = 0
@@ -67,8 +67,8 @@ class Tally:
         Args:
             people: Names of the people in the frame.
             truth: Their corners, ``(n, 4)``.
-            boxes: Corners that were told, ``(m, 4)``.
-            numbers: The numbers of those.
+            boxes: Corners of the reported boxes, ``(m, 4)``.
+            numbers: Track numbers of these boxes.
         """
         overlap = intersection_over_union(truth, boxes)
         best = overlap.max(axis=0, initial=0)
@@ -78,6 +78,7 @@ class Tally:
         self.numbers |= set(numbers)
         taken_people: set[int] = set()
         taken_boxes: set[int] = set()
+        # Pair the best overlaps first; each person and each box has at most one partner.
         for flat in np.argsort(-overlap, axis=None):
             person, box = divmod(int(flat), len(boxes))
             if overlap[person, box] < MATCH:
@@ -94,7 +95,7 @@ class Tally:
 
     @property
     def idf1(self) -> float:
-        """Share of boxes and of people's appearances that have the one number of their person."""
+        """Share of boxes and of people's appearances that are paired by the one number of their person."""
         paired = 0
         names: set[Any] = set()
         numbers: set[int] = set()
@@ -106,7 +107,7 @@ class Tally:
         return 2 * paired / max(1, self.told + self.there)
 
     def row(self) -> str:
-        """The counts as cells of a table."""
+        """Return the counts as cells of a table."""
         return (
             f"{self.right / max(1, self.told):.2f} | {self.right / max(1, self.there):.2f} | "
             f"{self.astray / max(1, self.told):.2f} | {self.idf1:.2f} | {self.switches} | {len(self.numbers)}"
@@ -115,7 +116,7 @@ class Tally:
 
 @dataclass(slots=True)
 class Looked:
-    """A model that has looked already: it gives the boxes of a tile, and takes the time that they took."""
+    """A model with stored results: it returns the boxes of a tile, and counts the time that computing them takes."""
 
     name: str
     version: str
@@ -126,11 +127,11 @@ class Looked:
     rejected_boxes: int = 0
     frame: Pixels | None = None
     boxes: dict[int, Boxes] = field(default_factory=dict)
-    """By the left edge of the tile."""
+    """Boxes by the left edge of their tile."""
     spent_s: float = 0.0
 
     def look(self, model: Model, tiles: Sequence[Tile], pixels: Pixels) -> float:
-        """Let a model look at every tile of the next frame; return the median CPU time of a tile, in seconds."""
+        """Run a model on every tile of the next frame; return the median CPU time of a tile, in seconds."""
         times_s = []
         for tile in tiles:
             started_s = time.thread_time()
@@ -140,9 +141,11 @@ class Looked:
         return statistics.median(times_s)
 
     def detect(self, tiles: Sequence[Pixels]) -> list[Boxes]:
-        """The boxes of tiles of :attr:`frame`."""
+        """Return the boxes of tiles of :attr:`frame`."""
         assert self.frame is not None
+        # A tile is a view of the frame, so its address tells its left edge. A pixel has three bytes.
         begin = self.frame.__array_interface__["data"][0]
+        # The simulated clocks advance by this, so that other load on the machine changes nothing.
         self.spent_s += self.tile_s * len(tiles)
         return [self.boxes[(tile.__array_interface__["data"][0] - begin) // 3] for tile in tiles]
 
@@ -166,16 +169,16 @@ class Own:
 
     @property
     def longest_age_s(self) -> float:
-        """How long the tile that waits longest had not been looked at."""
+        """The longest time that a tile has waited to be processed."""
         return self._detector.longest_age_s
 
     @property
     def late(self) -> int:
-        """Frames in which a tile had waited longer than is promised."""
+        """Frames in which a tile had waited longer than promised."""
         return self._detector.late
 
     def update(self, index: int, pixels: Pixels) -> tuple[Floats, list[int]]:
-        """The people of a frame and their numbers."""
+        """Return the people of a frame and their numbers."""
         self._frame_s, self._spent_before_s = index / FPS, self._model.spent_s
         known = self._detector.detect(pixels, round(self._frame_s * 1e9) + 1).known
         people = np.flatnonzero(known.boxes.labels == self._model.labels.index("person"))
@@ -183,15 +186,15 @@ class Own:
 
 
 Peer = Callable[[Floats, Floats], tuple[Floats, list[int]]]
-"""Corners and scores of the people of a frame; those that are told, and their numbers."""
+"""Takes corners and scores of the people of a frame; returns the reported corners and their numbers."""
 
 
 def peers() -> Iterator[tuple[str, Peer]]:
-    """The other trackers that are installed, with the best of the settings that were tried."""
+    """Yield the other trackers that are installed, with the best of the settings that were tried."""
     try:
         library = importlib.import_module("pyxtrackers")
     except ImportError:
-        print("pyxtrackers is left out: run 'pip install pyxtrackers' to compare with it")
+        print("pyxtrackers is not installed: run 'pip install pyxtrackers' to compare with it")
     else:
         made = {
             "pyxtrackers OC-SORT": library.OCSort(0.35, max_age=10, min_hits=1, iou_threshold=0.1),
@@ -205,7 +208,7 @@ def peers() -> Iterator[tuple[str, Peer]]:
     try:
         edgefirst = importlib.import_module("edgefirst.tracker")
     except ImportError:
-        print("edgefirst-tracker is left out: run 'pip install edgefirst-tracker' to compare with it")
+        print("edgefirst-tracker is not installed: run 'pip install edgefirst-tracker' to compare with it")
     else:
         yield "edgefirst ByteTrack", _of_edgefirst(edgefirst.ByteTrack(high_conf=0.35, iou=0.1, lifespan_ns=10**9))
 
@@ -224,6 +227,7 @@ def _of_edgefirst(tracker: Any) -> Peer:
     frames = iter(range(10**9))
 
     def update(xyxy: Floats, scores: Floats) -> tuple[Floats, list[int]]:
+        # This tracker takes corners as parts of the picture.
         size = np.array([WIDTH_PX, HEIGHT_PX] * 2, np.float32)
         at_ns = next(frames) * 10**9 // FPS + 1
         found = tracker.update(xyxy / size, scores, np.zeros(len(xyxy), np.uint64), at_ns)
@@ -257,13 +261,14 @@ def main() -> None:
             own = [Own(share, looked) for share in SHARES]
             tallies = {name: Tally() for name in (*(one.name for one in own), *rivals)}
         told = {one.name: one.update(place, pixels) for one in own}
+        # The other trackers get the merged boxes of all tiles.
         whole = merge(tiles, [looked.boxes[tile.xyxy[0]] for tile in tiles], rules, lambda: None).boxes
         persons = whole.take(whole.labels == person)
         told |= {name: update(persons.xyxy, persons.scores) for name, update in rivals.items()}
         if place >= SETTLED:
             for name, (boxes, numbers) in told.items():
                 tallies[name].add(people, truth, boxes, numbers)
-    print(f"A look at a tile takes {looked.tile_s * 1e3:.1f} ms of CPU; {len(tiles)} tiles, {FPS} frames a second.\n")
+    print(f"Looking at a tile takes {looked.tile_s * 1e3:.1f} ms of CPU; {len(tiles)} tiles, {FPS} frames a second.\n")
     print("| tracker | right | found | astray | IDF1 | switches | numbers |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for name, tally in tallies.items():

@@ -47,6 +47,7 @@ def seconds(value: Any, what: str) -> float | None:
     if value is None:
         return None
     try:
+        # float() would also accept text.
         number = float(value) if not isinstance(value, (str, bytes, bytearray)) else math.nan
     except (TypeError, ValueError, OverflowError):
         number = math.nan

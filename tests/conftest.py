@@ -1,4 +1,4 @@
-"""What all tests share: a stream name of their own, and nothing left in /dev/shm."""
+"""Fixtures of all tests: a stream name for each test, which must leave nothing in /dev/shm."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from framebus import companion_paths
 from framebus.ring import _ring_py, backend
 from tests.support import ASKED, BACKENDS, IN_CI, PROGRAMS, SHM, Program, files_of, lacks
 
-# Warnings are errors in every process that a test starts, too; one that nobody can catch, as that of an unclosed file,
-# is printed to its standard error, where the helpers look for it.
+# Warnings are errors in every process that a test starts. A warning that cannot be caught, such as that of an unclosed
+# file, is printed to the standard error, where the helpers look for it.
 os.environ["PYTHONWARNINGS"] = "error"
 
-# A machine that does other work beside the tests is no fault of theirs.
+# The tests must not fail because the machine does other work at the same time.
 hypothesis.settings.register_profile("framebus", deadline=None)
 hypothesis.settings.register_profile("quick", deadline=None, max_examples=20)  # what 'make check' takes
 hypothesis.settings.load_profile("framebus")
@@ -29,7 +29,7 @@ TESTS = Path(__file__).parent
 
 
 def module_marks(item: pytest.Item) -> list[pytest.Mark]:
-    """The marks of all tests of the item's module."""
+    """Return the marks of all tests of the item's module."""
     module = item.getparent(pytest.Module)
     return [] if module is None else list(module.iter_markers())
 
@@ -49,7 +49,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture
 def stream() -> Iterator[str]:
-    """A stream name that no other test has; the test must leave no file of it."""
+    """Yield a stream name that no other test has; the test must leave no file of this stream."""
     name = f"test-{secrets.token_hex(6)}"
     yield name
     for state in companion_paths(name, "state.*"):
@@ -62,7 +62,7 @@ def stream() -> Iterator[str]:
 
 @pytest.fixture
 def compiled_steps() -> None:
-    """The test needs the compiled steps of a hand-over."""
+    """Skip the test if the compiled steps of a hand-over were not built."""
     if ASKED == "python":
         pytest.skip("this run asks for the steps in Python, and the test needs the compiled ones")
     if backend.steps is _ring_py:

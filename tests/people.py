@@ -18,12 +18,12 @@ GROUP = 43210
 
 
 def shared_event() -> Event:
-    """Return an event that people share who are forked afterwards."""
+    """Return an event that is shared by the people that are forked afterwards."""
     return multiprocessing.get_context("fork").Event()
 
 
 class Person:
-    """A child process that is another user and runs one function; its result, or error, is sent back."""
+    """A child process that runs one function as another user, and sends its result or error back."""
 
     def __init__(self, user: int, function: Callable[..., Any], *arguments: Any, group: int = GROUP) -> None:
         reader, writer = os.pipe()
@@ -40,7 +40,7 @@ class Person:
                     answer: tuple[bool, Any] = True, function(*arguments)
                     gc.collect()
                     if unraisable:
-                        raise AssertionError(f"nobody could catch {unraisable}")  # noqa: TRY301
+                        raise AssertionError(f"no process could catch {unraisable}")  # noqa: TRY301
                 except BaseException as error:  # noqa: BLE001  it is raised again by the parent
                     answer = False, error
                 os.write(writer, pickle.dumps(answer))
@@ -52,7 +52,7 @@ class Person:
         """Number of the signal that ended the process before it answered; 0 for none."""
 
     def result(self, timeout_s: float = 30.0) -> Any:
-        """Wait for what the function returns, or raise what it raised."""
+        """Return the result of the function, or raise its error."""
         content = b""
         while select.select([self._reader], [], [], timeout_s)[0]:
             part = os.read(self._reader, 65536)
@@ -69,7 +69,7 @@ class Person:
         return answer
 
     def end(self) -> int:
-        """Kill the process if it still runs; its status, as of waitpid(2)."""
+        """Kill the process if it still runs; return its status as of waitpid(2)."""
         status = 0
         if self.pid:
             os.kill(self.pid, signal.SIGKILL)

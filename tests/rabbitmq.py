@@ -1,4 +1,4 @@
-"""A RabbitMQ server for tests: with a node name, ports and folders of its own, which outlive its kill and restart."""
+"""A RabbitMQ server for tests: its own node name, ports and folders survive a kill and a restart."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class RabbitMq:
     """A server that runs within the context.
 
     Args:
-        folder: For its data, configuration and log.
+        folder: Folder of its data, configuration and log.
         host: Address to listen on.
         settings: Further lines for rabbitmq.conf.
         prefix: Command in front of the server's, such as ``ip netns exec NAME``.
@@ -59,20 +59,20 @@ class RabbitMq:
             "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
             "RABBITMQ_CONF_ENV_FILE": str(folder / "environment"),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
-            # The schedulers of an idle server spin for work, which costs the tests beside it.
+            # Idle schedulers of the server would spin, which takes CPU from the other tests.
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+sbwt none +sbwtdcpu none +sbwtdio none",
         }
 
     @property
     def url(self) -> str:
-        """Its address."""
+        """The server's address."""
         return f"amqp://{self.host}:{self.port}"
 
     def start(self) -> None:
         """Start, and wait until it accepts log-ins."""
         with (self.folder / "server.log").open("ab") as output:
             if self._names is None:
-                # Erlang would start this one as a daemon that outlives the node.
+                # Start epmd here, because Erlang would start it as a daemon that outlives the node.
                 self._names = subprocess.Popen(
                     [*self._prefix, "epmd", "-port", str(self.port + 1), "-address", "127.0.0.1"],
                     env=self._environment,
@@ -93,20 +93,20 @@ class RabbitMq:
             time.sleep(0.1)
 
     def _answers(self) -> bool:
-        # From within its own host, as other hosts may be cut off from it.
+        # Run it on its own host, because other hosts may be cut off.
         greet = f"exec 3<>/dev/tcp/{self.host}/{self.port}; printf 'AMQP\\0\\0\\x09\\x01' >&3"
         probe = [*self._prefix, "bash", "-c", f"{greet}; timeout 1 head -c 1 <&3 | grep -q ."]
         return subprocess.run(probe, check=False, stderr=subprocess.DEVNULL).returncode == 0
 
     def kill(self) -> None:
-        """End it as a crash does."""
+        """Kill the server, as a crash would."""
         if self._process is not None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
 
     def stop(self) -> None:
-        """End it in order."""
+        """Stop the server in the regular way."""
         if self._process is not None:
             self._process.send_signal(signal.SIGTERM)
             try:

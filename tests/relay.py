@@ -1,4 +1,4 @@
-"""A network between a browser and the page that a test can slow down, stall and cut."""
+"""A network between a browser and the page, which a test can slow down, stall and cut."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class Relay:
         self._stop = asyncio.Event()
 
     def stall(self) -> None:
-        """Pass nothing on, and keep the connections: a line that is lost without a sign."""
+        """Forward nothing, and keep the connections, as a connection that is lost silently."""
         self._loop.call_soon_threadsafe(self._flows.clear)
 
     def flow(self) -> None:
-        """Pass on again, also what came meanwhile, and accept connections."""
+        """Forward again, also what arrived meanwhile, and accept connections."""
         self._accepts = True
         self._loop.call_soon_threadsafe(self._flows.set)
 

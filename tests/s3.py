@@ -1,4 +1,4 @@
-"""An S3 server for tests, nanio: its objects are files, so that it may be killed and started again."""
+"""An S3 server for tests, nanio. Its objects are files, so it may be killed and started again."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class S3Server:
     """A server that runs within the context.
 
     Args:
-        folder: For its objects and log.
+        folder: Folder of its objects and log.
         host: Address to listen on.
         prefix: Command in front of the server's, such as ``ip netns exec NAME``.
     """
@@ -37,7 +37,7 @@ class S3Server:
 
     @property
     def endpoint(self) -> str:
-        """Its address."""
+        """The server's address."""
         return f"http://{self.host}:{self.port}"
 
     @property
@@ -81,7 +81,7 @@ class S3Server:
         os.killpg(self._process.pid, number)
 
     def kill(self) -> None:
-        """End it as a crash does."""
+        """Kill the server, as a crash would."""
         if self._process is not None:
             self.signal(signal.SIGKILL)
             self._process.wait()

@@ -41,10 +41,10 @@ Value = TypeVar("Value")
 
 
 def lacks(reason: str) -> NoReturn:
-    """Skip the test because the machine lacks a part; in CI, where nothing may be lacking, fail it.
+    """Skip the test because a part is missing on this machine; in CI, where none may be missing, fail it.
 
     Args:
-        reason: What is lacking, and the command that installs or allows it.
+        reason: What is missing, and the command that installs or allows it.
     """
     if IN_CI:
         pytest.fail(reason)
@@ -124,12 +124,12 @@ def faults_of_reading(content: npt.NDArray[np.uint8]) -> int:
 
 
 def files_of(stream: str) -> list[str]:
-    """Names of the stream's files in /dev/shm."""
+    """Return the names of the stream's files in /dev/shm."""
     return sorted(path.name for path in SHM.glob(f"framebus.{stream}.*"))
 
 
 def publish(publisher: Publisher, value: int = 1) -> int:
-    """Publish a frame of one value; its sequence."""
+    """Publish a frame of one value; return its sequence."""
     with publisher.loan() as loan:
         loan.pixels[:] = value
     assert loan.sequence is not None
@@ -137,7 +137,7 @@ def publish(publisher: Publisher, value: int = 1) -> int:
 
 
 def report_of(module: str, *arguments: str) -> dict[str, Any]:
-    """What a program of the tests prints as JSON; it has nothing to complain of, and its end is a good one."""
+    """Return what a program of the tests printed as JSON. It must have printed no error and ended with status 0."""
     answer = subprocess.run(
         [sys.executable, "-m", module, *arguments], capture_output=True, text=True, timeout=100, check=False, cwd=ROOT
     )
@@ -149,14 +149,14 @@ def report_of(module: str, *arguments: str) -> dict[str, Any]:
 
 
 def complaints(log: str) -> list[str]:
-    """The lines of a process's standard error that tell of an exception or a warning that nobody took."""
+    """Return the lines of a process's standard error that report an uncaught exception or a warning."""
     return [
         line for line in log.splitlines() if re.search(r"Traceback \(|^Exception ignored|^\S*:\d+: \w+Warning", line)
     ]
 
 
 class Program:
-    """A process of a test that talks in lines: what it prints is read, what is sent it reads.
+    """A process of a test that exchanges lines with it.
 
     It must not write to its standard error.
     """
@@ -175,18 +175,18 @@ class Program:
         )
 
     def read(self) -> str:
-        """The next line that it prints."""
+        """Return the next line that the process prints."""
         assert self.process.stdout is not None
         return str(self.process.stdout.readline()).rstrip("\n")
 
     def send(self, line: str = "") -> None:
-        """Let it read a line."""
+        """Send the process a line."""
         assert self.process.stdin is not None
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
 
     def end(self) -> int:
-        """Let it read the end of its input and wait for its exit status."""
+        """Close the process's input and wait for its exit status."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.close()
@@ -195,7 +195,7 @@ class Program:
         return int(status)
 
     def kill(self) -> str:
-        """End it if it still runs; what it wrote to its standard error."""
+        """Kill the process if it still runs; return what it wrote to its standard error."""
         self.process.kill()
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):

@@ -1,4 +1,4 @@
-"""What a checkout has beside code: the changelog, checks before a commit, workflows, forms."""
+"""The files of a checkout beside the code: changelog, checks before a commit, workflows, forms."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def test_checks_before_a_commit_are_those_of_lint() -> None:
         for tool in re.findall(r"\$\(BIN\)/([\w-]+)", block)
     }
     (local,) = read(".pre-commit-config.yaml")["repos"]
-    assert local["repo"] == "local", "hooks of other places are downloaded"
+    assert local["repo"] == "local", "hooks from other places would be downloaded"
     before_commit = {re.findall(r"^\.venv/bin/([\w-]+)", hook["entry"])[0] for hook in local["hooks"]}
     assert len(by_make) > 5
     assert before_commit == by_make
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=[path.stem for path in WORKFLOWS])
-def test_workflows_run_what_there_is_with_few_rights(path: Any) -> None:
+def test_workflows_run_existing_targets_with_few_rights(path: Any) -> None:
     text = path.read_text()
     workflow = yaml.safe_load(text)
     assert workflow["permissions"] == {"contents": "read"}

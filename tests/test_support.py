@@ -1,4 +1,4 @@
-"""The helpers see what they are there to see."""
+"""The helpers report the faults that they look for."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support import Program, complaints, free_ports, wait_until
 LEAK = "open('/dev/null')"
 
 
-def test_a_program_that_leaks_is_seen() -> None:
+def test_a_program_that_leaks_is_reported() -> None:
     program = Program([sys.executable, "-c", LEAK])
     assert program.end() == 0
     said = program.kill()
@@ -23,7 +23,7 @@ def test_a_program_that_leaks_is_seen() -> None:
     assert complaints(said)
 
 
-def test_a_program_that_has_nothing_to_say_is_quiet() -> None:
+def test_a_program_without_a_complaint_passes() -> None:
     program = Program([sys.executable, "-c", "pass"])
     assert program.end() == 0
     assert program.kill() == ""
@@ -33,7 +33,7 @@ def test_a_program_that_has_nothing_to_say_is_quiet() -> None:
     "log",
     ["sys:1: ResourceWarning: unclosed file", "Exception ignored in: <file>", "Traceback (most recent call last):"],
 )
-def test_a_log_that_complains_is_seen(log: str) -> None:
+def test_a_complaint_in_a_log_is_reported(log: str) -> None:
     assert complaints(f"started\n{log}\nstopped\n") == [log]
     assert complaints("one Warning: of our own, without a Traceback\n") == []
 
@@ -42,7 +42,7 @@ def leak() -> None:
     open("/dev/null")  # noqa: SIM115
 
 
-def test_a_person_that_leaks_is_seen() -> None:
+def test_a_leak_in_the_process_of_another_user_is_reported() -> None:
     person = Person(os.geteuid(), leak, group=os.getegid())
     with pytest.raises(AssertionError, match="ResourceWarning"):
         person.result()
@@ -53,7 +53,7 @@ def test_waiting_ends_with_the_first_true_value() -> None:
     assert wait_until(lambda: next(values), "a number") == "seven"
 
 
-def test_waiting_in_vain_tells_what_was_waited_for_and_what_was_seen() -> None:
+def test_a_time_out_names_the_condition_and_the_last_state() -> None:
     with pytest.raises(AssertionError, match=r"waited 0 s in vain: a frame; last seen: \[\]\nthe log of the service"):
         wait_until(lambda: [], "a frame", timeout_s=0, detail=lambda: "the log of the service")
 

@@ -1,1 +1,1 @@
-"""The slot protocol of framebus as a model, checked state by state: see docs/verification.md."""
+"""A model of framebus's slot protocol, which is checked state by state: see docs/verification.md."""

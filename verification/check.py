@@ -47,13 +47,14 @@ def search(model: Model[State], *, limit: int = 2_000_000) -> Outcome:
     If no state does, check whether a good state is reachable from every state. If not, a process waits forever.
 
     Args:
-        model: What to search.
-        limit: Most states to visit.
+        model: The model to search.
+        limit: Maximum number of states to visit.
 
     Raises:
         MemoryError: There are more than ``limit`` states: the model's bounds are too wide.
     """
     start = model.initial()
+    # States are numbered in the order in which they are found. A number takes less memory than a state.
     numbers = {start: 0}
     states = [start]
     came_from = [(-1, "")]
@@ -61,6 +62,7 @@ def search(model: Model[State], *, limit: int = 2_000_000) -> Outcome:
     depth, level_end = 0, 1
     steps = 0
     for number, state in _growing(states):
+        # States are found level by level, so the level of a state is its distance from the initial state.
         if number == level_end:
             depth, level_end = depth + 1, len(states)
         if (broken := model.broken(state)) is not None:
@@ -98,11 +100,12 @@ def _trace(came_from: list[tuple[int, str]], number: int) -> tuple[str, ...]:
 
 
 def _first_stuck(followers: list[list[int]], good: list[bool]) -> int | None:
-    """The first state from which no good state can be reached."""
+    """Return the first state from which no good state can be reached."""
     before: list[list[int]] = [[] for _ in followers]
     for number, reached in enumerate(followers):
         for after in reached:
             before[after].append(number)
+    # Search backwards from the good states, which visits each step once.
     alive = list(good)
     todo = [number for number, is_good in enumerate(good) if is_good]
     while todo:

@@ -1,4 +1,4 @@
-"""Every protocol that differs from the true one in one step, and in which configuration each shows what it breaks."""
+"""Every protocol that differs from the true one in one step, and the configurations in which its fault shows."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ CONFIGURATIONS: Final = {
     "lost": SlotProtocol(slots=4, max_loans=2, subscriber_dies=False),
     "files": SlotProtocol(publisher_deaths=1, subscriber_dies=False, new_files=1),
 }
-"""Three slots and a subscriber, with any number of deaths on both sides; two subscribers that compete for a seat; four
-slots and two leases; four slots and two loans; the same, with publishers that die with open loans; a file that is
-replaced. The number of frames is unbounded in all."""
+"""In order: three slots and a subscriber, with any number of deaths on both sides; two subscribers that compete for a
+seat; four slots and two leases; four slots and two loans; the same, with publishers that die with open loans; a file
+that is replaced. The number of frames is unbounded in all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +32,10 @@ class Mutant:
     protocol: Protocol
     configurations: tuple[str, ...] = ("deaths",)
     max_leases: int | None = None
-    """Leases that a subscriber takes, if it would be refused them without the fault."""
+    """Leases that a subscriber takes, if it would be rejected without the fault."""
 
     def hunt(self) -> Outcome:
-        """Search its configurations until a property is violated."""
+        """Search the configurations of the mutant until a property is violated."""
         for configuration in self.configurations:
             model = replace(CONFIGURATIONS[configuration], protocol=self.protocol)
             outcome = search(replace(model, max_leases=self.max_leases or model.max_leases))
@@ -61,10 +61,10 @@ def _moved(steps: tuple[str, ...], kept: tuple[str, ...] = ()) -> Iterator[tuple
 
 
 def orders() -> Iterator[Mutant]:
-    """Every omission and every move of a step of publication, of a lease and of its end."""
+    """Yield every omission and every move of a step of a publication, of a lease and of its end."""
     for name, order in _moved(TRUE.publish, kept=("lock",)):
         if not {"first", "second"} - set(order):  # a publisher that writes no pixels is meaningless
-            # A death would unlock what the publisher does not.
+            # Without deaths, because the kernel would unlock what the mutant does not.
             configurations = ("deaths",) if "unlock" in order else ("two",)
             yield Mutant(f"publish: {name}", replace(TRUE, publish=order), configurations)
     yield Mutant("publish: without 'lock'", replace(TRUE, publish=TRUE.publish[1:]))
@@ -77,7 +77,7 @@ def orders() -> Iterator[Mutant]:
 
 
 def switches() -> Iterator[Mutant]:
-    """The other faults, and pairs of which each alone is harmless."""
+    """Yield the other faults, and pairs of faults of which each alone is harmless."""
     yield Mutant("claim: the newest slot too", replace(TRUE, spares_newest=False))
     yield Mutant("claim: one pass", replace(TRUE, second_pass=False))
     yield Mutant("claim: a slot that is loaned too", replace(TRUE, spares_loans=False), ("loans",))
@@ -96,6 +96,7 @@ def switches() -> Iterator[Mutant]:
     yield Mutant("tick: does not check the path", replace(TRUE, checks_path=False), ("files",))
     late_header = tuple(step for step in TRUE.publish if step != "header")
     late_header = (*late_header[: late_header.index("seq") + 1], "header", *late_header[late_header.index("seq") + 1 :])
+    # Either check alone finds such a frame, so each pair removes one check and relies on the other.
     believed = replace(TRUE, lease=("lock", "check"))
     yield Mutant("pair: 'header' after 'seq', not compared", replace(believed, publish=late_header))
     yield Mutant("pair: neither 'check' nor 'header'", replace(TRUE, lease=("lock",)))

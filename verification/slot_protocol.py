@@ -89,6 +89,7 @@ class SlotProtocol:
     def steps(self, state: State) -> Steps:
         """Yield every possible next step."""
         for name, after in self._publisher(state):
+            # Equivalent states are merged here, which keeps the number of states finite.
             yield f"publisher: {name}", canonical(after)
         for reader in range(self.subscribers):
             for name, after in self._subscriber(state, reader):
@@ -102,6 +103,7 @@ class SlotProtocol:
         if publisher.at in BROKEN:
             return BROKEN[publisher.at]
         for ring in state.rings:
+            # A late subscriber starts at the tail, so its slot must hold the frame that the tail names.
             if ring.tail_seq and ring.slots[ring.tail_slot].seq != ring.tail_seq:
                 return NEWEST
         for subscriber in state.subscribers:
@@ -115,6 +117,7 @@ class SlotProtocol:
             if (
                 subscriber.at == "sleep"
                 and not subscriber.woken
+                # While the publisher is still publishing, it may yet wake the subscriber.
                 and publisher.at == "rest"
                 and publisher.told
                 and publisher.ring == subscriber.ring
@@ -167,7 +170,7 @@ class SlotProtocol:
             yield from self._publish(state)
 
     def _begin(self, state: State) -> Steps:
-        """What a publisher at rest may do."""
+        """Yield what a publisher at rest may do."""
         publisher = state.publisher
         if len(publisher.loans) < self.max_loans:
             yield "wants a slot", state._replace(publisher=self._wanting(publisher))
@@ -187,6 +190,7 @@ class SlotProtocol:
             max(slot.seq for slot in ring.slots) if protocol.counts_seq else 0,
             ring.base if protocol.counts_base else 0,
         )
+        # The lock LIVE of a dead publisher may outlast the publisher's lock for a moment. No file is adopted before.
         if not ring.live:
             order = tuple(sorted(range(self.slots), key=lambda place: (ring.slots[place].seq, place)))
             adopter = Publisher("adopt", state.path, order=order, top=top)
@@ -249,7 +253,7 @@ class SlotProtocol:
         spared = (place == publisher.newest and self.protocol.spares_newest) or (
             self.protocol.spares_loans and publisher.writes(publisher.ring, place)
         )
-        # Its own lock, 1, does not stop it: the locks of one descriptor do not conflict.
+        # The publisher's own lock, 1, does not prevent this: the locks of one descriptor do not conflict.
         if spared or (locks and (slot.writer == 2 or slot.readers)):
             return "cannot lock a slot", state._replace(publisher=publisher._replace(tries=publisher.tries + 1))
         if self._is_newer(ring, publisher):
@@ -262,7 +266,7 @@ class SlotProtocol:
         return "write-locks a slot" if locks else "takes a slot", state._replace(publisher=claimed)
 
     def _is_newer(self, ring: Ring, publisher: Publisher) -> bool:
-        """Whether the first pass is about to take a slot whose frame is newer than that of one not yet tried."""
+        """Return whether the first pass is about to take a slot with a newer frame than one that was not tried yet."""
         order, tries = publisher.order, publisher.tries
         return tries < len(order) and any(
             0 < ring.slots[other].seq < ring.slots[order[tries]].seq
@@ -289,6 +293,7 @@ class SlotProtocol:
             written = slot._replace(header=MINE, header_seq=sequence)
             after, name = self._with_slot(state, number, place, written), "writes the header"
         elif step == "seq":
+            # A subscriber may have seen this sequence with another frame.
             if sequence <= state.highest:
                 next_publisher = publisher._replace(at="reused")
             after = self._with_slot(state, number, place, slot._replace(seq=sequence))
@@ -307,10 +312,11 @@ class SlotProtocol:
         yield name, after._replace(publisher=next_publisher)
 
     def _leave_open(self, state: State) -> Steps:
-        """Set the loan aside, or give it up: what a program does with one, or what the loss of one comes to."""
+        """Yield the steps that set the loan aside or abandon it. Losing a loan has the same effect as abandoning it."""
         publisher, order = state.publisher, self.protocol.publish
+        # With a single loan, setting it aside changes nothing: no other step of the publisher can come in between.
         if self.max_loans > 1 and order[publisher.tries] == "second":
-            # Nothing of a locked slot is seen, so half-written stands for any state of the pixels.
+            # No process sees the content of a locked slot, so half-written pixels represent every state.
             loans = tuple(sorted((*publisher.loans, Loan(publisher.slot, publisher.tries, publisher.seq))))
             yield "sets the loan aside", state._replace(publisher=self._rested(publisher)._replace(loans=loans))
         if self._may_abandon(order, publisher.tries):
@@ -320,7 +326,7 @@ class SlotProtocol:
 
     @staticmethod
     def _may_abandon(order: tuple[str, ...], done: int) -> bool:
-        """In the middle of the pixels, by an exception; once they are written, because the metadata do not fit."""
+        """Return whether an exception may end the publication here: in the pixels, or due to the metadata."""
         return order[done] == "second" or (order[done] == "header" and "seq" not in order[:done])
 
     @staticmethod
@@ -338,7 +344,7 @@ class SlotProtocol:
             )
         )
 
-    # Death: a dead process does nothing any more, and its locks are freed a little later, file by file.
+    # Death: a dead process takes no further step, and the kernel releases its locks a little later, file by file.
 
     @staticmethod
     def _is_dying(state: State) -> bool:
@@ -434,7 +440,7 @@ class SlotProtocol:
         return sum(lease.ended <= counted for lease in subscriber.leases)
 
     def _views(self, state: State, reader: int) -> Steps:
-        """A view may end at any time, in any thread."""
+        """Yield the ends of views, which may happen at any time and in any thread."""
         subscriber = state.subscribers[reader]
         for number, lease in enumerate(subscriber.leases):
             step = self.protocol.release[lease.ended]
@@ -468,6 +474,7 @@ class SlotProtocol:
             seated = subscriber._replace(at="leave" if mine == self.max_leases else "seat", done=0)
             after = self._with_ring(state, subscriber.ring, ring._replace(seats=tuple(seats)))
             publisher = after.publisher
+            # A new subscriber may lease a slot that the pass has already tried, so this claim may find none.
             if publisher.at == "claim" and publisher.ring == subscriber.ring:
                 after = after._replace(publisher=publisher._replace(joined=True))
             yield "takes the seat", self._with_subscriber(after, reader, seated)
@@ -483,11 +490,15 @@ class SlotProtocol:
                 yield "the path names another file", self._with_subscriber(self._left(after, reader), reader, out)
 
     def _search(self, state: State, reader: int) -> Steps:
-        """Newest takes what ``tail`` says; every takes a later one among ``seq``: here any, which allows for more."""
+        """Yield the frames that a subscriber may find: that of ``tail``, or any later one in ``seq``.
+
+        The mode ``every`` takes the lowest of the later ones. Any of them is a superset of its behaviour.
+        """
         subscriber = state.subscribers[reader]
         ring = state.rings[subscriber.ring]
         seen = {(ring.tail_seq, ring.tail_slot)}
         if subscriber.last >= 0:
+            # Only the mode "every" reads these, and only after its first frame.
             seen |= {(slot.seq, place) for place, slot in enumerate(ring.slots)}
         later = [(seq, place) for seq, place in seen if seq > max(subscriber.last, 0)]
         for seq, place in later:
@@ -515,14 +526,15 @@ class SlotProtocol:
         elif step == "header":
             name = "the header is that frame's"
             if slot.header_seq != subscriber.seq:
+                # The frame counts as seen, because a subscriber that retried it would never get past it.
                 rejected = self._with_subscriber(state, reader, subscriber._replace(last=subscriber.seq))
                 return "the header is another frame's", self._passed_over(rejected, reader)
             going = going._replace(frame=slot.header)
-        else:  # a mutant's: released while the view lives
+        else:  # a step of a mutant, which unlocks while the view lives
             name = "unlocks"
             after = self._unlocked(state, reader, subscriber.slot)
         if going.done == len(protocol.lease):
-            # Without the step "header" it is read all the same, and believed.
+            # Without the step "header", the mutant reads the header too, but does not compare its sequence.
             frame = going.frame if "header" in protocol.lease else slot.header
             leases = (*subscriber.leases, Lease(subscriber.slot, frame))
             going = subscriber._replace(
@@ -539,7 +551,7 @@ class SlotProtocol:
         return self._retry(state, reader)
 
     def _retry(self, state: State, reader: int) -> State:
-        """Retry any number of times. The real subscriber sleeps for a tick after eight attempts."""
+        """Search again, any number of times. The real subscriber sleeps for a tick after eight attempts."""
         searching = state.subscribers[reader]._replace(at="search", slot=NONE, seq=0, frame=NONE, done=0)
         return self._with_subscriber(state, reader, searching)
 
@@ -554,7 +566,7 @@ class SlotProtocol:
             yield "sees another file at the path", self._with_subscriber(self._left(state, reader), reader, out)
 
     def _left(self, state: State, reader: int) -> State:
-        """The state when the kernel has freed the locks of a subscriber's descriptor."""
+        """Return the state after the kernel has released the locks of a subscriber's descriptor."""
         number = state.subscribers[reader].ring
         ring = state.rings[number]
         freed = ring._replace(

@@ -1,8 +1,8 @@
-"""What the processes of a stream share, and where each of them is: one value, the same for states that differ in names.
+"""The state of a stream: its files, and the next step of each process. States that differ only in names are equal.
 
-Sequences have no bound in the protocol. It only compares them and takes the next, so a state keeps their order and
-forgets how large they are; slots are sorted, since nothing depends on their numbers. So the states are finite though
-frames, deaths and adoptions are not, and an exhausted search says something of every run.
+Sequences have no bound in the protocol, which only compares them and takes the next one. A state therefore keeps their
+order, but not their size. Slots are sorted, because nothing depends on their numbers. This makes the number of states
+finite, although frames, deaths and adoptions are unbounded, so an exhaustive search covers every run.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 NONE: Final = -1
 MINE: Final = 9
-"""Content that the publisher writes just now; other contents are numbered within their slot."""
+"""The content that the publisher is writing now. Other contents are numbered within their slot."""
 
 
 class Slot(NamedTuple):
@@ -24,7 +24,7 @@ class Slot(NamedTuple):
     first: int = 0
     second: int = 0
     writer: int = 0
-    """0 free, 1 locked by the publisher, 2 by one that died and is not yet cleared away."""
+    """0 if free, 1 if locked by the publisher, 2 if locked by a dead publisher whose locks are not released yet."""
     readers: int = 0
     """A bit for each subscriber."""
 
@@ -33,17 +33,17 @@ GARBAGE: Final = Slot(0, 0, 0, 1, 2)
 
 
 class Ring(NamedTuple):
-    """A file."""
+    """A ring file."""
 
     slots: tuple[Slot, ...]
     seats: tuple[int, ...]
     """A bit for each subscriber that holds the seat."""
     base: int = 0
-    """First sequence of the file, less one."""
+    """One less than the first sequence of the file."""
     tail_seq: int = 0
     tail_slot: int = NONE
     live: int = 0
-    """As a slot's ``writer``."""
+    """0, 1 or 2, like ``writer`` of a slot."""
     flock: int = NONE
 
 
@@ -52,9 +52,9 @@ class Loan(NamedTuple):
 
     slot: int
     done: int
-    """Steps done of its publication."""
+    """Number of steps done of its publication."""
     seq: int = 0
-    """The sequence that it was given at the claim; a mutant's."""
+    """The sequence assigned at the claim, in a mutant only."""
 
 
 class Publisher(NamedTuple):
@@ -63,32 +63,32 @@ class Publisher(NamedTuple):
     at: str = "none"
     ring: int = NONE
     old: int = NONE
-    """The file that it leaves for a new one."""
+    """The file that the publisher replaces by a new one."""
     slot: int = NONE
-    """The slot that it writes just now."""
+    """The slot that the publisher is writing now."""
     seq: int = 0
-    """The sequence that this slot was given at the claim; a mutant's."""
+    """The sequence assigned to this slot at the claim, in a mutant only."""
     loans: tuple[Loan, ...] = ()
-    """The others that it has claimed."""
+    """The other slots that it has claimed."""
     newest: int = NONE
     order: tuple[int, ...] = ()
     """All slots, from the oldest frame to the newest."""
     tries: int = 0
-    """Slots tried in this claim; steps done of this publication."""
+    """Number of slots tried in this claim, or of steps done of this publication."""
     top: int = 0
-    """The next sequence, less one."""
+    """One less than the next sequence."""
     told: bool = False
-    """Whether it has published in this life."""
+    """Whether this publisher has published a frame."""
     joined: bool = False
     """Whether a subscriber took a seat during this claim."""
 
     def writes(self, ring: int, slot: int) -> bool:
-        """Whether it has claimed the slot."""
+        """Return whether the publisher has claimed the slot."""
         return ring == self.ring and (slot == self.slot or any(loan.slot == slot for loan in self.loans))
 
 
 class Lease(NamedTuple):
-    """A view, and how much of its end is done."""
+    """A view on a frame, and the number of steps done of its end."""
 
     slot: int
     frame: int
@@ -104,16 +104,16 @@ class Subscriber(NamedTuple):
     slot: int = NONE
     seq: int = 0
     frame: int = NONE
-    """The attempt that the header was of."""
+    """The content to which the header belongs."""
     done: int = 0
-    """Steps done of this lease."""
+    """Number of steps done of this lease."""
     woken: bool = False
     """Whether the event word has changed since it was read."""
     leases: tuple[Lease, ...] = ()
 
 
 class State(NamedTuple):
-    """All of it."""
+    """The state of a stream."""
 
     rings: tuple[Ring, ...]
     publisher: Publisher
@@ -121,22 +121,23 @@ class State(NamedTuple):
     path: int = NONE
     """The file that has the stream's name."""
     publisher_lock: int = 0
-    """As a slot's ``writer``."""
+    """0, 1 or 2, like ``writer`` of a slot."""
     highest: int = 0
     """The highest sequence that was ever visible to a process."""
     files: int = 0
-    """Files that the publishers moved on to; counted where the search bounds them."""
+    """Files to which publishers moved. They are counted only if the search limits them."""
     deaths: int = 0
-    """Publishers that died; counted where the search bounds them."""
+    """Publishers that died. They are counted only if the search limits them."""
 
 
 def canonical(state: State) -> State:
-    """The one state that stands for all that differ only in the names of files, slots and frames."""
+    """Return the state that represents all states which differ only in the names of files, slots and frames."""
     return _forget_frames(_sort_slots(_forget_sizes(_forget_garbage(_drop_files(state)))))
 
 
 def _drop_files(state: State) -> State:
     publisher = state.publisher
+    # A file that no process uses and no path names cannot affect any later step.
     used = [state.path, publisher.ring, publisher.old, *(subscriber.ring for subscriber in state.subscribers)]
     kept = list(dict.fromkeys(ring for ring in used if ring >= 0))
     if kept == list(range(len(state.rings))):
@@ -199,6 +200,7 @@ def _forget_sizes(state: State) -> State:
     values.discard(-1)
     if max(values) == len(values) - 1:
         return state
+    # Keep only the order of the values, because the protocol never compares their distance.
     rank = {value: number for number, value in enumerate(sorted(values))} | {-1: -1}
     return state._replace(
         rings=tuple(
@@ -226,7 +228,7 @@ def _sort_slots(state: State) -> State:
     for number, ring in enumerate(state.rings):
         publisher = state.publisher
         order = publisher.order if publisher.ring == number else ()
-        # The order is one of all slots, so what the publisher holds needs no mark of its own.
+        # The order contains every slot, so the slots that the publisher holds need no mark of their own.
         present = [subscriber for subscriber in state.subscribers if subscriber.ring == number]
         marks = [
             (*slot, order.index(place) if order else 0, ring.tail_slot == place, _marks(present, place))
@@ -235,6 +237,7 @@ def _sort_slots(state: State) -> State:
         ranking = sorted(range(len(marks)), key=marks.__getitem__)
         if ranking == list(range(len(marks))):
             continue
+        # Every reference to a slot must follow its new place.
         place_of = {old: new for new, old in enumerate(ranking)} | {NONE: NONE}
         sorted_ring = ring._replace(slots=tuple(ring.slots[old] for old in ranking), tail_slot=place_of[ring.tail_slot])
         if publisher.ring == number:
@@ -280,7 +283,7 @@ def _forget_frames(state: State) -> State:
 
 @cache
 def _names(frames: tuple[int, ...], writing: bool) -> dict[int, int] | None:
-    """The names that a slot's frames get, in the order in which they are met; ``None`` if they have them already."""
+    """Return new names of a slot's frames, in the order in which they occur; ``None`` if they have these names."""
     names: dict[int, int] = {MINE: MINE} if writing else {}
     for frame in frames:
         names.setdefault(frame, len(names))
@@ -288,7 +291,7 @@ def _names(frames: tuple[int, ...], writing: bool) -> dict[int, int] | None:
 
 
 def _frames_in_hand(state: State, ring: int) -> dict[int, list[int]]:
-    """The frames that subscribers have in hand, by slot."""
+    """Return the frames that subscribers hold, by slot."""
     frames: dict[int, list[int]] = {}
     for subscriber in state.subscribers:
         if subscriber.ring == ring:

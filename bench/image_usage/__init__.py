@@ -1,1 +1,1 @@
-"""How much of a container image does its work use? ``python -m bench.image_usage IMAGE``; docs/image-usage.md."""
+"""Measures how much of a container image its work uses: ``python -m bench.image_usage IMAGE``; docs/image-usage.md."""

@@ -1,4 +1,4 @@
-"""How much of a container image does its work use? ``python -m bench.image_usage IMAGE [-- OPTIONS [-- COMMAND]]``."""
+"""Measures how much of an image its work uses: ``python -m bench.image_usage IMAGE [-- OPTIONS [-- COMMAND]]``."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str], list
     parser.add_argument("--base", metavar="IMAGE", help="whose layers are not ours; by default the longest image here "
                         "whose layers are the image's first")  # fmt: skip
     parser.add_argument("--during", action="append", default=[], metavar="COMMAND", help="the work to watch, in a "
-                        "shell of this host; repeated: a further observation, such as the service's tests")  # fmt: skip
+                        "shell of this host; each further one is another observation, such as the tests")  # fmt: skip
     parser.add_argument("--for", type=float, default=10.0, dest="lasts_s", metavar="SECONDS", help="how long to watch "
                         "without --during, 10 by default")  # fmt: skip
     parser.add_argument("--also", type=Path, action="append", default=[], metavar="JSON", help="a report of another "
@@ -62,6 +62,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str], list
         parser.error("a container has its options already")
     if parsed.unshared and not parsed.image:
         parser.error("--unshared takes an image: name it instead of a container or a folder")
+    # The container must exist before it starts, to be watched from its first program on, and after its end.
     if {"--rm", "-d", "--detach"}.intersection(options):
         parser.error("the container is started apart and removed at the end: leave --rm and --detach out")
     if parsed.rootfs and (options or not command):
@@ -73,6 +74,7 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str], list[str]]:
     parts: list[list[str]] = [[], [], []]
     index = 0
     for argument in arguments:
+        # The third part is the command, which may contain "--" itself.
         if argument == "--" and index < 2:
             index += 1
         else:
@@ -81,11 +83,12 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str], list[str]]:
 
 
 def measured(parsed: argparse.Namespace, options: list[str], command: list[str]) -> Report:
-    """Measure what the options name.
+    """Measure the image, the container or the folder that the options name.
 
     Raises:
-        CannotMeasure: Something is lacking or has failed.
+        CannotMeasure: Something is missing or has failed.
     """
+    # Ask for root first, so that nothing has to be undone.
     if os.geteuid():
         raise CannotMeasure("fanotify, the layers' folders and reading ahead need root: run this with sudo")
     work = Work(tuple(parsed.during), parsed.lasts_s)
@@ -110,7 +113,7 @@ def with_others(found: Report, paths: Sequence[Path]) -> Report:
     """Add the observations of saved reports.
 
     Raises:
-        CannotMeasure: One cannot be read.
+        CannotMeasure: A report cannot be read.
     """
     for path in paths:
         try:
@@ -126,8 +129,9 @@ def _tell(what: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print and write what was asked for; return the exit status."""
+    """Measure, then print and write the report; return the exit status."""
     parsed, options, command = parse(sys.argv[1:] if arguments is None else arguments)
+    # End by an exception on SIGTERM too, so that the kernel's settings are restored and the container is removed.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         found = with_others(measured(parsed, options, command), parsed.also)

@@ -1,4 +1,4 @@
-"""Sentences to act on: what an image could do without, and what that saves."""
+"""Advice on an image: what it could do without, and how much that saves."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bench.image_usage.layers import State
 from bench.image_usage.usage import MB, Row, share
 
 LEAST_BYTES: Final = 100_000
-"""Less than this is not worth a sentence."""
+"""Smaller savings get no sentence."""
 DROP: Final = {
     "docs": "drop them",
     "tests": "drop them",
@@ -19,20 +19,20 @@ DROP: Final = {
     "source of compiled code": "drop it",
     "type stubs": "drop them",
     "translations": "drop them",
-    "Python": "drop them only where byte code stands in their place",
+    "Python": "drop them only where byte code replaces them",
     "byte code": "drop it, or leave it out where nothing imports its source",
     "package lists": "remove them in the instruction that made them",
     "plug-ins": "keep those that are used",
-    "licences": "keep them: licences ask for it",
+    "licences": "keep them: licences require it",
 }
 
 
 METADATA: Final = frozenset({"package lists", "licences"})
-"""A package of which only these were opened was looked at, such as for its entry points, and not used."""
+"""If only these files of a package were opened, the package was listed, such as for its entry points, but not used."""
 
 
 class Advice(NamedTuple):
-    """A sentence, and how many bytes it is about."""
+    """A sentence, and the number of bytes that it would save."""
 
     saves_bytes: int
     text: str
@@ -58,11 +58,13 @@ def advise(rows: Sequence[Row], least_bytes: int = LEAST_BYTES) -> list[Advice]:
 def _packages(rows: Iterable[Row]) -> Iterable[Advice]:
     groups: dict[str, list[Row]] = {}
     for row in rows:
+        # Hidden files have sentences of their own: dropping their package would not remove them.
         if row.visible:
             groups.setdefault(str(row.package), []).append(row)
     for name, group in groups.items():
         used = any(row.used and row.kind not in METADATA for row in group)
         if not used and group[0].package.manager:
+            # One sentence on the whole package, instead of one for each kind of its files.
             total = share(group)
             yield Advice(
                 total.size_bytes, f"{_title(name)}: {_amount(group)}, of which the work used nothing; {_leave(group)}."
@@ -74,8 +76,8 @@ def _packages(rows: Iterable[Row]) -> Iterable[Advice]:
                 kinds.setdefault(row.kind, []).append(row)
         for kind, idle in kinds.items():
             whole = not any(row.used and row.kind == kind for row in group)
-            never = "never opened" if whole else "never opened, beside others of them that were"
-            action = DROP.get(kind, "look whether they are needed")
+            never = "never opened" if whole else "never opened, unlike others of this kind"
+            action = DROP.get(kind, "check whether they are needed")
             yield Advice(
                 sum(row.file.size_bytes for row in idle),
                 f"{_possessive(name)} {kind}: {_amount(idle)}, {never}; {action}.",
@@ -91,7 +93,7 @@ def _leave(group: Sequence[Row]) -> str:
 
 
 def _hidden(rows: Iterable[Row]) -> Iterable[Advice]:
-    """Files of our own layers that a later layer of ours hides."""
+    """Yield advice on files of our layers that a later one of our layers hides."""
     for state, text in (
         (State.SUPERSEDED, "written again by a later layer; make each file once, in one instruction"),
         (
@@ -135,6 +137,7 @@ def lost_without(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 def largest_idle(rows: Iterable[Row], count: int) -> list[Row]:
     """Return the largest files that nothing opened, or that no container can see."""
+    # A hidden file is never used, so it is listed too.
     idle = [row for row in rows if not row.used]
     return sorted(idle, key=lambda row: (-row.file.size_bytes, row.file.path))[:count]
 

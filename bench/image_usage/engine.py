@@ -1,4 +1,4 @@
-"""What the Docker engine tells of images and containers, and how they are started and ended."""
+"""Images and containers of the Docker engine: what it reports of them, and how they are started and stopped."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _WITHOUT_LAYER: Final = frozenset(
     {"ARG", "CMD", "ENTRYPOINT", "ENV", "EXPOSE", "HEALTHCHECK", "LABEL", "MAINTAINER", "ONBUILD", "SHELL"}
     | {"STOPSIGNAL", "USER", "VOLUME"}
 )
-"""Instructions that change no file. Where counts differ all the same, instructions cannot be told to layers."""
+"""Instructions that change no file. If the counts differ even so, layers are shown without their instruction."""
 _BASE_LABEL: Final = "org.opencontainers.image.base.name"
 
 
@@ -28,7 +28,7 @@ def docker(*arguments: str, timeout_s: float = STOP_TIMEOUT_S) -> str:
     """Run the client; return what it printed.
 
     Raises:
-        CannotMeasure: It failed; the text is its last line.
+        CannotMeasure: The command failed; the text is the last line of its error.
     """
     try:
         done = subprocess.run(
@@ -36,7 +36,7 @@ def docker(*arguments: str, timeout_s: float = STOP_TIMEOUT_S) -> str:
             stdin=subprocess.DEVNULL,
         )  # fmt: skip
     except FileNotFoundError:
-        raise CannotMeasure("there is no docker command: install Docker, or measure a folder with --rootfs") from None
+        raise CannotMeasure("docker is not installed: install it, or measure a folder with --rootfs") from None
     except subprocess.TimeoutExpired:
         raise CannotMeasure(f"docker {arguments[0]} did not end within {timeout_s:g} s") from None
     if done.returncode:
@@ -52,11 +52,11 @@ class Image:
     name: str
     identity: str
     layers: tuple[str, ...]
-    """Digests of what the layers hold, from the bottom."""
+    """Digests of the layers' contents, from the bottom."""
     folders: tuple[Path, ...]
-    """Where they lie unpacked."""
+    """Folders of the unpacked layers."""
     commands: tuple[str, ...]
-    """Which instruction made each layer."""
+    """The instruction that made each layer."""
     check: tuple[str, ...]
     """Command line of its health check."""
     base_label: str = ""
@@ -80,10 +80,11 @@ def inspect_image(name: str) -> Image:
             "the folder with --rootfs"
         )
     data = driver["Data"]
+    # The engine lists the topmost lower folder first, and digests from the bottom.
     lower = [Path(one) for one in reversed(data.get("LowerDir", "").split(":")) if one]
     folders = (*lower, Path(data["UpperDir"]))
     if len(folders) != len(layers):
-        raise CannotMeasure(f"the engine tells of {len(layers)} layers and {len(folders)} folders of {name}")
+        raise CannotMeasure(f"the engine reports {len(layers)} layers but {len(folders)} folders of {name}")
     history = docker("history", "--no-trunc", "--format", "{{json .}}", found["Id"])
     configuration = found.get("Config") or {}
     return Image(
@@ -106,14 +107,16 @@ def _commands(history: str, layers: int) -> tuple[str, ...]:
     steps = [json.loads(line)["CreatedBy"] for line in reversed(history.splitlines())]
     steps = [step.removeprefix("/bin/sh -c #(nop)").strip() for step in steps]
     made = [step for step in steps if step.partition(" ")[0] not in _WITHOUT_LAYER]
+    # Without one instruction for each layer, any assignment could be wrong: show none.
     return tuple(made) if len(made) == layers else ("",) * layers
 
 
 def other_images() -> dict[str, tuple[str, ...]]:
-    """Layers of all images that have a name, by name."""
+    """Return the layers of all images that have a name, by name."""
     identities = docker("images", "--quiet", "--no-trunc").split()
     if not identities:
         return {}
+    # An image with several names has one identity, so ask for it once.
     found = json.loads(docker("image", "inspect", *dict.fromkeys(identities)))
     return {tag: tuple(one["RootFS"].get("Layers") or ()) for one in found for tag in one.get("RepoTags") or ()}
 
@@ -123,7 +126,7 @@ def base_of(image: Image, named: str | None, others: Mapping[str, Sequence[str]]
 
     Args:
         image: The image.
-        named: What the user says that it is.
+        named: The base that the user has named, if any.
         others: Layers of the engine's images.
 
     Raises:
@@ -133,8 +136,9 @@ def base_of(image: Image, named: str | None, others: Mapping[str, Sequence[str]]
         layers = inspect_image(named).layers
         if image.layers[: len(layers)] != layers:
             raise CannotMeasure(f"{image.name} was not built from {named}, whose layers are not its first ones")
-        return named, len(layers), "as told"
+        return named, len(layers), "named by --base"
     label = {name: layers for name, layers in others.items() if name == image.base_label}
+    # The label is a statement by the image's author, so it comes before a comparison of layers.
     for candidates, how in ((label, f"its label {_BASE_LABEL}"), (others, "an image here whose layers are its first")):
         name, length = base_length(image.layers, candidates)
         if length:
@@ -156,28 +160,28 @@ class Container:
         """Ask the engine about a container.
 
         Raises:
-            CannotMeasure: There is none of that name.
+            CannotMeasure: There is no container with this name.
         """
         (found,) = json.loads(docker("container", "inspect", name))
         merged = ((found.get("GraphDriver") or {}).get("Data") or {}).get("MergedDir", "")
         return cls(found["Id"], found["Image"], merged, _check(found["Config"]))
 
     def state(self) -> Mapping[str, Any]:
-        """What the engine tells of its state."""
+        """Return the state of the container, as the engine reports it."""
         state: Mapping[str, Any] = json.loads(
             docker("container", "inspect", "--format", "{{json .State}}", self.identity)
         )
         return state
 
     def process(self) -> int:
-        """Number of its process 1; 0 while it does not run."""
+        """Return the PID of its process 1; 0 while it does not run."""
         return int(self.state()["Pid"])
 
     def wait_until_ready(self, timeout_s: float) -> None:
-        """Wait until it is healthy; without a health check, until it runs; or until it has ended.
+        """Wait until the container is healthy or has ended. Without a health check, wait until it runs.
 
         Raises:
-            CannotMeasure: It is not in time.
+            CannotMeasure: It is not healthy in time.
         """
         ends_s = time.monotonic() + timeout_s
         while True:
@@ -198,18 +202,19 @@ def create(image: str, options: Sequence[str], command: Sequence[str]) -> Contai
 
 
 def sharers(folders: Sequence[Path], container: str) -> list[str]:
-    """Names of the running containers, other than this one, whose layers are among these folders."""
+    """Return the names of the other running containers whose layers are among these folders."""
     running = docker("ps", "--quiet", "--no-trunc").split()
     if not running:
         return []
     names = []
     for found in json.loads(docker("container", "inspect", *running)):
         lower = ((found.get("GraphDriver") or {}).get("Data") or {}).get("LowerDir", "").split(":")
+        # Pages of a shared layer that another container has mapped cannot be dropped.
         if found["Id"] != container and {str(folder) for folder in folders}.intersection(lower):
             names.append(found["Name"].lstrip("/"))
     return sorted(names)
 
 
 def environment(container: str) -> dict[str, str]:
-    """Environment of a command that works on the container."""
+    """Return the environment for a command that works on the container."""
     return {**os.environ, "CONTAINER": container}

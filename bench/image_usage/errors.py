@@ -1,7 +1,7 @@
-"""What a measurement cannot do without."""
+"""The error of a measurement that cannot be made."""
 
 from __future__ import annotations
 
 
 class CannotMeasure(RuntimeError):
-    """Something is lacking or has failed; the text is one sentence that says what to do."""
+    """Something is missing or has failed; the text is one sentence that says what to do."""

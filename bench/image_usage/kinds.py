@@ -1,4 +1,4 @@
-"""What kind of file a path is: documentation, tests, headers, byte code and so on."""
+"""The kind of a file by its path: documentation, tests, headers, byte code and so on."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ KINDS: Final[tuple[tuple[str, re.Pattern[str]], ...]] = tuple(
         ("scripts of the page", r"\.(js|mjs|css|html?|map)$"),
     )
 )  # fmt: skip
-"""In this order: tests' byte code is tests."""
+"""The first pattern that matches decides: byte code of tests counts as tests."""
 
 
 def kind(path: str) -> str:

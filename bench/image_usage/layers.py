@@ -1,7 +1,7 @@
-"""The files of an image's layers: what is visible, and what a later layer has superseded or deleted.
+"""The files of an image's layers: which are visible, and which a later layer has superseded or deleted.
 
-A layer is a folder, as overlayfs stacks it. A character device 0:0 in it deletes what lies below at its path (a
-*whiteout*); a folder that is marked as opaque hides the content of the same folder below.
+Overlayfs stacks layers, which are folders. A character device 0:0 in a layer (a *whiteout*) deletes the path in the
+layers below; a folder that is marked as opaque hides the content of the same folder below.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from bench.image_usage.errors import CannotMeasure
 
 OPAQUE: Final = ("trusted.overlay.opaque", "user.overlay.opaque")
 MAX_LINKS: Final = 40
-"""As many symbolic links the kernel follows in one path."""
+"""How many symbolic links the kernel follows in one path."""
 Inode = tuple[int, int]
 """Device and number."""
 
 
 class State(StrEnum):
-    """What became of a layer's file in the layers above."""
+    """Whether a file of a layer is visible, or what a later layer did to it."""
 
     VISIBLE = "visible"
     SUPERSEDED = "superseded"
@@ -33,13 +33,13 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class Content:
-    """What a layer holds; paths start with a slash, in the order of the folder."""
+    """The content of a layer; paths start with a slash, in the order of the folder."""
 
     files: Mapping[str, Inode]
     """Regular files. Hard links share an inode."""
     sizes_bytes: Mapping[Inode, int]
     links: Mapping[str, str] = field(default_factory=dict)
-    """Symbolic links, and where they lead."""
+    """Symbolic links and their targets."""
     folders: frozenset[str] = frozenset()
     whiteouts: frozenset[str] = frozenset()
     opaque: frozenset[str] = frozenset()
@@ -50,16 +50,16 @@ class ImageFile:
     """A regular file of a layer."""
 
     layer: int
-    """From the bottom, which is 0."""
+    """Number of the layer; the bottom is 0."""
     inode: Inode
     size_bytes: int
     state: State
     paths: tuple[str, ...]
-    """All its names, those first by which it is visible."""
+    """All its names; those that are visible come first."""
 
     @property
     def path(self) -> str:
-        """The name to tell."""
+        """The name to show."""
         return self.paths[0]
 
 
@@ -72,7 +72,7 @@ class View:
     links: Mapping[str, str]
 
     def resolve(self, path: str) -> str:
-        """Return the path without symbolic links, the last part's too, as far as the image has them."""
+        """Return the path with all symbolic links of the image resolved, that of its last part too."""
         done: list[str] = []
         parts = [part for part in reversed(path.split("/")) if part]
         followed = 0
@@ -83,6 +83,7 @@ class View:
                 continue
             done.append(part)
             target = self.links.get("/" + "/".join(done))
+            # A loop of links ends here, as the kernel ends it, and the path stays as far as it was resolved.
             if target is not None and followed < MAX_LINKS:
                 followed += 1
                 done = [] if target.startswith("/") else done[:-1]
@@ -94,7 +95,7 @@ def scan(folder: Path) -> Content:
     """Read a layer's folder.
 
     Raises:
-        CannotMeasure: It cannot be read.
+        CannotMeasure: The folder cannot be read.
     """
     files: dict[str, Inode] = {}
     sizes_bytes: dict[Inode, int] = {}
@@ -141,11 +142,11 @@ def _is_opaque(path: str) -> bool:
 
 
 class _Tree:
-    """The names that are visible while layers are laid upon each other."""
+    """The names that are visible while layers are stacked."""
 
     def __init__(self) -> None:
         self.owner: dict[str, int] = {}
-        """Which layer a path, of a file or a symbolic link, comes from."""
+        """The layer from which a file or a symbolic link comes, by its path."""
         self._below: dict[str, set[str]] = {}
 
     def add(self, path: str, layer: int) -> None:
@@ -159,7 +160,7 @@ class _Tree:
             path = parent
 
     def remove(self, path: str) -> Iterator[tuple[str, int]]:
-        """Remove a path and all below it; yield the names that had an owner."""
+        """Remove a path and all below it; yield the removed files and links with their layers."""
         owner = self.owner.pop(path, None)
         if owner is not None:
             yield path, owner
@@ -173,13 +174,16 @@ class _Tree:
 
 
 def _lay(tree: _Tree, layer: int, content: Content) -> Iterator[tuple[str, int, State]]:
-    """Lay a layer upon the tree; yield each name that it hides, whose that was, and how."""
+    """Stack a layer on the tree; yield each name that it hides, the layer of that name, and its new state."""
+    # Whiteouts apply to the layers below only, so take them before this layer's own files.
     for hidden in [*content.whiteouts, *content.opaque]:
         removed = tree.remove(hidden) if hidden in content.whiteouts else tree.empty(hidden)
         for path, owner in removed:
+            # A folder that is deleted and written again in one layer has both a whiteout, or is opaque, and new files.
             again = path in content.files or path in content.links
             yield path, owner, State.SUPERSEDED if again else State.DELETED
     for path in content.folders:
+        # A folder takes the place of a file or a symbolic link of the same name.
         if path in tree.owner:
             for name, owner in tree.remove(path):
                 yield name, owner, State.SUPERSEDED
@@ -190,7 +194,7 @@ def _lay(tree: _Tree, layer: int, content: Content) -> Iterator[tuple[str, int, 
 
 
 def merge(layers: Sequence[Content]) -> View:
-    """Lay the layers upon each other, the first at the bottom."""
+    """Stack the layers, the first at the bottom."""
     tree = _Tree()
     fates: dict[tuple[int, str], State] = {}
     for number, content in enumerate(layers):
@@ -199,7 +203,9 @@ def merge(layers: Sequence[Content]) -> View:
     files: list[ImageFile] = []
     visible: dict[str, ImageFile] = {}
     for number, content in enumerate(layers):
+        # Names that are hard links of one file count once, by its inode.
         for inode, paths in _names(content.files.items()).items():
+            # A hard link that is hidden under one name may still be visible under another.
             seen = [path for path in paths if tree.owner.get(path) == number]
             hidden = [path for path in paths if tree.owner.get(path) != number]
             state = State.VISIBLE if seen else fates[number, hidden[0]]
@@ -218,14 +224,14 @@ def _names(files: Iterable[tuple[str, Inode]]) -> dict[Inode, list[str]]:
 
 
 def base_length(layers: Sequence[str], others: Mapping[str, Sequence[str]]) -> tuple[str, int]:
-    """Find the image that this one was built from: the longest one whose layers are this one's first.
+    """Find the base of an image: the image with the most layers, all of which are the first layers of this image.
 
     Args:
-        layers: Identities of the image's layers, from the bottom.
-        others: The same of other images, by name.
+        layers: Digests of the image's layers, from the bottom.
+        others: Those of other images, by name.
 
     Returns:
-        Its name and how many layers it has; an empty name and 0 without any.
+        Its name and its number of layers; an empty name and 0 if there is none.
     """
     best = ("", 0)
     for name, candidate in others.items():

@@ -1,4 +1,4 @@
-"""From an image, a container or a folder to a report."""
+"""Measures an image, a container or a folder, and makes its report."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def of_image(
         share_layers: False: run a copy of the image with layers of its own.
 
     Raises:
-        CannotMeasure: Something is lacking or has failed.
+        CannotMeasure: Something is missing or has failed.
     """
     found = engine.inspect_image(image)
     with contextlib.ExitStack() as ending:
@@ -61,7 +61,7 @@ def _remove(container: Container) -> None:
 
 
 def of_container(name: str, work: Work, base: str | None, tell: Tell, *, copy_of: str | None = None) -> Report:
-    """Restart a container, such as a service of compose, and leave it as it was: running or stopped.
+    """Stop and start a container, such as a service of compose, and leave it as it was: running or stopped.
 
     Args:
         name: Its name.
@@ -71,9 +71,10 @@ def of_container(name: str, work: Work, base: str | None, tell: Tell, *, copy_of
         copy_of: Name of the image of which the container's image is a copy with layers of its own.
 
     Raises:
-        CannotMeasure: Something is lacking or has failed.
+        CannotMeasure: Something is missing or has failed.
     """
     container = Container.named(name)
+    # Remember the state, to leave the container as it was.
     ran = container.state()["Running"]
     if ran:
         docker("stop", container.identity)
@@ -83,6 +84,7 @@ def of_container(name: str, work: Work, base: str | None, tell: Tell, *, copy_of
             _with_folders_of(engine.inspect_image(copy_of or image), image), container, work, base, tell
         )
     finally:
+        # The user's container runs again, whatever the measurement did.
         if ran:
             docker("start", container.identity)
 
@@ -107,6 +109,7 @@ def _of_container(image: Image, container: Container, work: Work, base: str | No
         Layer(
             digest,
             image.commands[number],
+            # The base's layers come first, so the others are ours.
             number >= base_layers,
             tuple(
                 name
@@ -127,7 +130,7 @@ def of_rootfs(folder: Path, command: Sequence[str], work: Work, tell: Tell) -> R
     """Run a command in a folder that holds a root file system.
 
     Raises:
-        CannotMeasure: Something is lacking or has failed.
+        CannotMeasure: Something is missing or has failed.
     """
     if not folder.is_dir():
         raise CannotMeasure(f"{folder} is not a folder")
@@ -147,5 +150,5 @@ def _told(work: Work) -> str:
 
 
 def _seen(seen: Observation) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    again = f"the engine has started it again {seen.restarts} times" if seen.restarts else ""
+    again = f"the engine has restarted it {seen.restarts} times" if seen.restarts else ""
     return seen.service, seen.sharers, (*seen.remarks, *filter(None, (again, seen.failure)))

@@ -1,4 +1,4 @@
-"""One observation of an image at its work: its files cold, then the work, then what was opened, read and touched."""
+"""Observes an image at work: which files were opened, read and touched. At the start, none of them is in memory."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ SETTLE_S: Final = 0.3
 
 
 class Subject(Protocol):
-    """What is run: a container or a folder."""
+    """The container or the folder that is run and watched."""
 
     mount: str
-    """Where its root file system is while it runs."""
+    """Mount point of its root file system while it runs."""
     whole: bool
     check: tuple[str, ...]
 
@@ -43,7 +43,7 @@ class Subject(Protocol):
 
 
 class Contained:
-    """A container of the engine as what is run."""
+    """A container of the engine as the subject."""
 
     whole = True
 
@@ -55,61 +55,61 @@ class Contained:
         self._firsts: set[int] = set()
 
     def start(self) -> None:
-        """Start it, after it was stopped if it ran."""
+        """Start the container."""
         docker("start", self._container.identity)
 
     def wait_until_ready(self, timeout_s: float) -> None:
-        """Wait until it is healthy."""
+        """Wait until the container is healthy."""
         self._container.wait_until_ready(timeout_s)
 
     def running(self) -> bool:
-        """Whether it has not ended."""
+        """Return whether the container is running."""
         return bool(self._container.state()["Running"])
 
     def firsts(self) -> set[int]:
-        """Numbers of its process 1, in all its lives so far."""
+        """Return the PIDs of its process 1, one for each start so far."""
         number = self._container.process()
         if number:
             self._firsts.add(number)
         return self._firsts
 
     def stop(self) -> None:
-        """Ask it to end, as the engine does."""
+        """Stop the container, as the engine does."""
         docker("stop", self._container.identity)
 
     def environment(self) -> dict[str, str]:
-        """Environment of a command that works on it."""
+        """Return the environment for a command that works on the container."""
         return engine.environment(self._container.identity)
 
     def sharers(self) -> list[str]:
-        """Other running containers that have layers of its image."""
+        """Return the other running containers that have layers of its image."""
         return engine.sharers(self._folders, self._container.identity)
 
     def failure(self) -> str:
-        """What became of it, if it has ended by itself with an error."""
+        """Return how the program ended, if it ended by itself with an error; else an empty string."""
         state = self._container.state()
         if state["Running"] or not state["ExitCode"]:
             return ""
         return f"its program ended by itself with exit status {state['ExitCode']}; 'docker run' shows what it printed"
 
     def restarts(self) -> int:
-        """How many times the engine has started it again by itself."""
+        """Return how many times the engine has restarted the container by itself."""
         return int(docker("container", "inspect", "--format", "{{.RestartCount}}", self._container.identity))
 
 
 @dataclass(frozen=True)
 class Work:
-    """What the container is to do meanwhile."""
+    """What the container does while it is watched."""
 
     commands: tuple[str, ...] = ()
     """Shell commands on this host. Each is an observation of its own, and the figures are those of the first."""
     lasts_s: float = 10.0
-    """How long to wait where there is no command."""
+    """How long to wait if there is no command."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What was seen of a file."""
+    """How a file was used."""
 
     order: int | None = None
     """Place among the files of the work by first use, from 1."""
@@ -118,16 +118,16 @@ class Seen:
     """Whether its bytes were read, or it was seen mapped."""
     touched_bytes: int = 0
     held_bytes: int = 0
-    """In memory before the start, where another process holds them; whether the work touched them cannot be seen."""
+    """Bytes that another process held in memory before the start. Whether the work touched them cannot be seen."""
     apart: frozenset[Role] = frozenset()
-    """Who else opened it: a health check, or what starts the service."""
+    """Other roles that opened it: a health check, or what starts the service."""
     only_in: str = ""
-    """The later command that alone opened it."""
+    """The further command that opened it, if the work did not."""
 
 
 @dataclass(frozen=True)
 class Observation:
-    """All that was seen, by file."""
+    """How each file was used, and what else was seen."""
 
     seen: Mapping[Inode, Seen]
     service: tuple[str, ...]
@@ -141,26 +141,31 @@ class Observation:
 def observe(
     subject: Subject, folders: Sequence[Path], view: View, work: Work, tell: Callable[[str], None]
 ) -> Observation:
-    """Run a subject from cold files and watch it.
+    """Drop a subject's files from memory, then run it and watch it.
 
     Raises:
-        CannotMeasure: Something is lacking or has failed.
+        CannotMeasure: Something is missing or has failed.
     """
     files = {one.inode: (Path(f"{folders[one.layer]}{one.path}"), one.size_bytes) for one in view.files}
     numbers = {inode[1]: inode for inode in files}
+    # Under overlayfs, events and mappings name a file by its inode number; without the device, it must be unique.
     if len(numbers) < len(files):
         raise CannotMeasure("the image's layers lie on several file systems, whose files cannot be told apart")
     with ExitStack() as stack:
         stack.enter_context(pagecache.alone())
+        # With read-ahead, the kernel would load pages that the work never touches, and they would count as touched.
         stack.enter_context(pagecache.no_read_ahead(folders))
         tell("dropping the image's files from memory")
         for folder in folders[:1]:
+            # Dirty pages cannot be dropped. All layers are on one file system, so one of the folders is enough.
             pagecache.write_back(folder)
         pagecache.drop(path for path, _ in files.values())
+        # Pages that are still in memory are mapped by other processes. They must not count as touched by the work.
         held = pagecache.cached_bytes(files)
         sharing = subject.sharers()
         watch = stack.enter_context(Watch(numbers, subject.mount, whole=subject.whole))
         stack.callback(subject.stop)
+        # A folder is mounted before its program starts; a container only when it starts.
         if not subject.whole:
             _wait_for_mark(watch)
         subject.start()
@@ -173,10 +178,11 @@ def observe(
             tell(f"running {command}" if command else f"watching it for {work.lasts_s:g} s")
             _work(subject, watch, command, work.lasts_s)
             watch.drain()
+            # The pages after the first command: a further command must not add to the figures of the work.
             first = first or pagecache.cached_bytes(files)
         alive, firsts = watch.alive(), subject.firsts()
         failure = subject.failure()
-        watch.phase = 0  # how it ends is a part of its work
+        watch.phase = 0  # the end of the service is a part of its work
         subject.stop()
         watch.drain()
         memory = _Memory(held, first, pagecache.cached_bytes(files))
@@ -184,7 +190,7 @@ def observe(
     lives = watch.processes.lives
     start = service_start(lives, firsts, alive)
     if start is None:
-        raise CannotMeasure("no program of the container was seen: it began before it was watched, so run this again")
+        raise CannotMeasure("no program of the container was seen: it started before it was watched, so run this again")
     found = roles(lives, firsts, start, subject.check)
     seen = _join(watch, found, numbers, memory, work.commands)
     return Observation(seen, start.arguments, tuple(sharing), restarts, _remarks(lives, found), failure)
@@ -203,7 +209,7 @@ def _wait_for_mark(watch: Watch) -> None:
 
 
 def _work(subject: Subject, watch: Watch, command: str, lasts_s: float) -> None:
-    """Let it work: while a command runs, or for a while, or until it has ended."""
+    """Wait while the subject works: until the command ends, or the time is over, or the subject has ended."""
     ends_s = time.monotonic() + lasts_s
     process = subprocess.Popen(command, shell=True, env=subject.environment()) if command else None
     while True:
@@ -219,9 +225,10 @@ def _work(subject: Subject, watch: Watch, command: str, lasts_s: float) -> None:
             except subprocess.TimeoutExpired:
                 continue
             if code:
-                raise CannotMeasure(f"the work has failed with exit status {code}: {command}")
+                raise CannotMeasure(f"the work failed with exit status {code}: {command}")
             break
     watch.look_at_mappings()
+    # Events of the last accesses may still be on the way.
     time.sleep(SETTLE_S)
 
 
@@ -254,6 +261,7 @@ def _join(
     seen = {}
     for number, inode in numbers.items():
         phases = opened.get(number, set())
+        # A file that a further command used counts as it was before; all others also include the end of the service.
         pages = memory.first if phases - {0} else memory.end
         held_bytes = memory.held.get(inode, 0)
         touched_bytes = max(pages.get(inode, 0) - held_bytes, 0)
@@ -278,7 +286,7 @@ def _remarks(lives: Sequence[Life], found: Sequence[Role]) -> tuple[str, ...]:
             names.setdefault(role, set()).add(life.name)
     texts = {
         Role.CHECK: "health checks",
-        Role.START: "shells and what starts the service",
+        Role.START: "shells, and what starts the service",
         Role.COMMAND: "from outside",
     }
     return tuple(f"{text}: {', '.join(sorted(names[role]))}" for role, text in texts.items() if role in names)

@@ -1,9 +1,8 @@
-"""How much of this project's images their work uses: ``python -m bench.image_usage.ours [--folder FOLDER] [NAME …]``.
+"""Measures how much of our images their work uses: ``python -m bench.image_usage.ours [--folder FOLDER] [NAME …]``.
 
-Each image is watched in its place: among the other services of its compose file, while a browser shows the page. What
-is watched is a copy with layers of its own, because the page cache is shared with the others.
-Further observations are the runs beside the relay, the detector's run on a file, and with ``--tests`` the services'
-tests.
+Each image is watched among the other services of its compose file, while a browser shows the page. What is measured is
+a copy of the image with layers of its own, because the page cache is shared with the others. Further observations are
+the runs beside the relay, the detector's run on a file, and with ``--tests`` the services' tests.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ class Stack:
     files: tuple[str, ...]
     services: tuple[str, ...]
     further: tuple[str, ...] = ()
-    """Those whose runs here are further observations of images that are measured elsewhere."""
+    """Services whose runs here are further observations of images that another stack measures."""
 
 
 STACKS: Final = (
@@ -63,13 +62,13 @@ STACKS: Final = (
     Stack("pipeline", ("compose.yaml",), ("stitcher", "detector", "streamer", "simulator")),
     Stack("single", ("compose.single.yaml",), (ALL,)),
 )
-"""Further observations come before those that the figures are of."""
+"""Stacks with further observations come before those that the figures are of."""
 TESTED: Final = ("stitcher", "detector", "streamer", "relay")
-"""Services whose tests are run in their images, too, where that is asked for."""
+"""Services whose tests are also run in their images, with ``--tests``."""
 TESTS_S: Final = 1800.0
 PYTEST: Final = """\
 import sys
-sys.path.append("/dev-packages")  # behind what the image has itself
+sys.path.append("/dev-packages")  # after the image's own packages
 import pytest
 arguments = ["--continue-on-collection-errors", "-p", "no:cacheprovider", "-m", "not slow and not long and not docker"]
 sys.exit(pytest.main([sys.argv[1], "--quiet", *arguments]))
@@ -77,7 +76,7 @@ sys.exit(pytest.main([sys.argv[1], "--quiet", *arguments]))
 
 
 class Project:
-    """A stack that runs, under names and on ports of its own."""
+    """A running stack, with its own names and ports."""
 
     def __init__(self, stack: Stack, secret: Path) -> None:
         self._secret = secret
@@ -89,6 +88,7 @@ class Project:
             **os.environ,
             "FRAMEBUS_PORT": str(port),
             "FRAMEBUS_BROKER_PORT": str(_free_port()),
+            # Names and ports of its own, so that a stack of the user on the same engine keeps running.
             "FRAMEBUS_HOLDER": f"{self._name}-holder",
             "FRAMEBUS_SINGLE": f"{self._name}-single",
             "FRAMEBUS_BROKER_SECRET": str(secret),
@@ -101,7 +101,7 @@ class Project:
         """Run a command of compose.
 
         Raises:
-            CannotMeasure: It failed; the text is the end of what it printed.
+            CannotMeasure: The command failed; the text is the end of what it printed.
         """
         command = ["docker", "compose", "-p", self._name, *self._files, *arguments]
         done = subprocess.run(
@@ -139,7 +139,7 @@ class Project:
         )
 
     def start(self) -> None:
-        """Start it all; where a busy machine took too long for a health check that others wait for, once more."""
+        """Start all services. Retry, because on a busy machine a health check that services wait for may time out."""
         for trial in range(TRIALS):
             try:
                 self.compose("up", "--detach")
@@ -150,7 +150,7 @@ class Project:
                 return
 
     def measure(self, service: str, lasts_s: float) -> Report:
-        """Watch one of its containers, of an image with layers of its own, while the others go on."""
+        """Watch one of its containers, made from an image with layers of its own, while the others continue."""
         work = f"{sys.executable} -m bench.image_usage.view {self.url} {lasts_s:g}"
         image = _image(IMAGES.get(service, service))
         _tell(f"copying {image}")
@@ -177,6 +177,7 @@ def _build() -> None:
 @contextmanager
 def running(stack: Stack, folder: Path) -> Iterator[Project]:
     """Start a stack, and remove it at the end."""
+    # Each run has a secret of its own: two runs into one folder would remove each other's.
     secret = folder / f"broker-{secrets.token_hex(4)}.secret"
     secret.write_text(f"{secrets.token_hex(24)}\n")
     secret.chmod(0o640)
@@ -187,13 +188,14 @@ def running(stack: Stack, folder: Path) -> Iterator[Project]:
         project.start()
         yield project
     finally:
+        # Also when the start failed, because some containers may run by then.
         project.compose("--profile", "*", "down", "-v", "-t", "2", "--remove-orphans")
         secret.unlink(missing_ok=True)
 
 
 @contextmanager
 def broker_image() -> Iterator[None]:
-    """Where no registry is reached, an image of Debian's server has the name of the official one meanwhile."""
+    """If the broker's image cannot be pulled, give its name to an image of Debian's server, until the end."""
     made = not docker("images", "--quiet", BROKER).strip() and not _pulls(BROKER)
     if made:
         with STAND_IN.open() as dockerfile:
@@ -229,7 +231,7 @@ def _image(name: str) -> str:
 
 
 def tests_in(service: str) -> Report:
-    """Run a service's own tests in its image, with this environment's packages for what they need beside it."""
+    """Run a service's own tests in its image, with this environment's packages for what the image does not have."""
     packages = sysconfig.get_path("purelib")
     mounts = {
         ROOT / "tests": "/app/tests",
@@ -237,6 +239,7 @@ def tests_in(service: str) -> Report:
         ROOT / "pyproject.toml": "/app/pyproject.toml",
         Path(packages): "/dev-packages",
     }
+    # Read-only, so that the tests cannot change this checkout.
     options = [argument for here, there in mounts.items() for argument in ("--volume", f"{here}:{there}:ro")]
     command = ["python", "-c", PYTEST, f"tests/services/{service}"]
     return measure.of_image(
@@ -265,7 +268,7 @@ def _joined(found: Report, name: str, other: Report) -> Report:
 
 
 def measure_all(names: Sequence[str], folder: Path, lasts_s: float, *, tests: bool, build: bool) -> list[Report]:
-    """Measure the images of these services, or of all; write a report, JSON and a picture of each into the folder."""
+    """Measure the images of these services, or of all; write a report, JSON and a picture for each into the folder."""
     reports: list[Report] = []
     further: dict[str, dict[str, Report]] = {}
     if build:
@@ -278,10 +281,11 @@ def measure_all(names: Sequence[str], folder: Path, lasts_s: float, *, tests: bo
             measured = {}
             for service in [one for one in stack.services if one in wanted]:
                 measured[service] = project.measure(service, lasts_s)
-                _write(measured[service], folder, service)  # what follows may fail
+                _write(measured[service], folder, service)  # written now, because what follows may fail
             # Last of all, because the container with all services stops most of the others.
             for service in [one for one in stack.further if one in wanted]:
                 found = project.measure_all_in_one(lasts_s) if service == ALL else project.measure(service, lasts_s)
+                # The figures are those of the other stack; this run only adds files that were opened here.
                 further.setdefault(service, {})[f"beside the {stack.name}"] = found
                 _write(found, folder, f"{service}-beside-the-{stack.name}")
         if "detector" in measured:
@@ -301,12 +305,12 @@ def measure_all(names: Sequence[str], folder: Path, lasts_s: float, *, tests: bo
 
 
 def main() -> int:
-    """Measure what is named, and print a line an image at the end."""
+    """Measure the named images, and print a line for each at the end."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.image_usage.ours", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help="relay, pipeline, single, or a service of theirs; all without any"
+        "names", nargs="*", metavar="NAME", help="relay, pipeline, single, or one of their services; default: all"
     )
     parser.add_argument("--folder", type=Path, default=ROOT / ".bench/image-usage", help="where reports are written")
     parser.add_argument(
@@ -316,6 +320,7 @@ def main() -> int:
                         "observations")  # fmt: skip
     parser.add_argument("--no-build", action="store_false", dest="build", help="measure the images that are there")
     options = parser.parse_args()
+    # End by an exception on SIGTERM too, so that every stack is removed.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     options.folder.mkdir(parents=True, exist_ok=True)
     try:

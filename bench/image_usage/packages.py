@@ -1,6 +1,6 @@
 """Which package a file of an image belongs to: Debian's, Alpine's, or a wheel of Python.
 
-What no package lists belongs to the folder that it lies in, and byte code to the package of its source.
+A file that no package lists belongs to the folder that contains it, and byte code to the package of its source.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from bench.image_usage.layers import View
 DPKG_STATUS: Final = "/var/lib/dpkg/status"
 DPKG_LISTS: Final = "/var/lib/dpkg/info/"
 DISTROLESS: Final = "/var/lib/dpkg/status.d/"
-"""Where images without dpkg keep one status, and sums of the files, a package."""
+"""Folder in which images without dpkg keep, for each package, a status and the sums of its files."""
 APK_DATABASE: Final = "/lib/apk/db/installed"
 BYTE_CODE: Final = re.compile(r"(?P<folder>.*/)__pycache__/(?P<stem>[^/]+)\.cpython-\d+(\.opt-\d)?\.pyc")
 UNPACKAGED_PARTS: Final = 2
-"""How many parts of its path name the folder of a file without a package."""
+"""How many leading parts of its path name the folder of a file without a package."""
 
 
 class Package(NamedTuple):
-    """What a file belongs to."""
+    """The package, or the folder, that a file belongs to."""
 
     name: str
     version: str = ""
@@ -37,7 +37,7 @@ class Package(NamedTuple):
 
 
 def parse_dpkg_status(text: str) -> dict[str, str]:
-    """Return the version of each installed package, by the name that its list of files has."""
+    """Return the version of each installed package, by the name of its file list."""
     versions: dict[str, str] = {}
     for paragraph in text.split("\n\n"):
         fields = _fields(paragraph)
@@ -52,7 +52,7 @@ def _fields(paragraph: str) -> dict[str, str]:
 
 
 def parse_dpkg_sums(text: str) -> list[str]:
-    """Return the paths of a ``.md5sums``."""
+    """Return the paths of a ``.md5sums`` file."""
     return ["/" + line.split(None, 1)[1].removeprefix("./") for line in text.splitlines() if len(line.split()) > 1]
 
 
@@ -80,7 +80,7 @@ def parse_record(text: str, folder: str) -> list[str]:
 
     Args:
         text: Its lines: path, hash and size.
-        folder: Where the wheel is installed, from which its paths count.
+        folder: The folder in which the wheel is installed; its paths are relative to it.
     """
     return [_join(folder, row[0]) for row in csv.reader(text.splitlines()) if row and row[0]]
 
@@ -111,7 +111,9 @@ def owners(view: View, read: Callable[[str], str]) -> dict[str, Package]:
     owner: dict[str, Package] = {}
     for package, paths in _listed(view, read):
         for path in paths:
+            # Packages list paths from before /bin, /lib and /sbin became symbolic links into /usr.
             owner.setdefault(path if path in view.visible else view.resolve(path), package)
+    # The most specific source of a name comes first.
     return {path: owner.get(path) or _of_source(path, owner) or _of_folder(path) for path in view.visible}
 
 
@@ -121,8 +123,10 @@ def _listed(view: View, read: Callable[[str], str]) -> Iterator[tuple[Package, I
         for path in view.visible:
             if path.startswith(DPKG_LISTS):
                 name, _, kind = path.removeprefix(DPKG_LISTS).rpartition(".")
+                # Lists of packages for several architectures are named NAME:ARCHITECTURE.
                 name = name.partition(":")[0]
                 package = Package(name, versions.get(name, ""), "deb")
+                # The lists of dpkg are themselves files of the package.
                 yield package, [path]
                 if kind == "list":
                     yield package, read(path).splitlines()
@@ -142,6 +146,7 @@ def _listed(view: View, read: Callable[[str], str]) -> Iterator[tuple[Package, I
 
 def _of_source(path: str, owner: Mapping[str, Package]) -> Package | None:
     found = BYTE_CODE.fullmatch(path)
+    # Byte code that was compiled at the build is in no package's list.
     return owner.get(f"{found['folder']}{found['stem']}.py") if found else None
 
 
@@ -151,7 +156,7 @@ def _of_folder(path: str) -> Package:
 
 
 def reader(view: View, folders: list[Path]) -> Callable[[str], str]:
-    """Return what reads a visible file, from the folders of the layers."""
+    """Return a function that reads a visible file from the folders of the layers."""
 
     def read(path: str) -> str:
         return Path(f"{folders[view.visible[path].layer]}{path}").read_text(errors="replace")

@@ -1,4 +1,4 @@
-"""The page cache of files: what of them is in memory, how to drop it, and how to switch reading ahead off.
+"""The page cache of files: counts and drops their pages, and disables read-ahead.
 
 A page that a process has read or touched through a mapping stays in the page cache of its file. Under overlayfs that is
 the file in the layer's folder, whichever container has read it.
@@ -23,7 +23,7 @@ from bench.image_usage.layers import Inode
 CACHESTAT: Final = 451
 """Number of the system call, on every architecture."""
 NOTE: Final = Path("/run/image-usage.note")
-"""What reading ahead was, so that the next run can restore it if this one is killed; locked while a run lasts."""
+"""The read-ahead settings before this run. If it is killed, the next run restores them. Locked during a run."""
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
@@ -40,14 +40,17 @@ def _cachestat(descriptor: int) -> int:
     if _LIBC.syscall(CACHESTAT, descriptor, ctypes.byref(_Range(0, 0)), ctypes.byref(pages), 0) < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
+    # A page that was touched and then reclaimed counts as touched.
     return int(pages.cached + pages.evicted)
 
 
 def _mincore(descriptor: int) -> int:
+    # mincore needs a mapping, and an empty file cannot be mapped.
     length = os.fstat(descriptor).st_size
     if not length:
         return 0
-    # A private mapping is writable without a write to the file, which ctypes needs to find its address.
+    # ctypes needs a writable buffer to find the mapping's address. A private mapping is writable without changing the
+    # file.
     with mmap.mmap(descriptor, length, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE) as mapping:
         states = (ctypes.c_ubyte * -(-length // mmap.PAGESIZE))()
         first = ctypes.c_ubyte.from_buffer(mapping)
@@ -61,9 +64,9 @@ def _mincore(descriptor: int) -> int:
 
 
 def cached_pages(path: Path) -> int:
-    """Return how many pages of a file are in memory, or were until the kernel needed their room.
+    """Return how many pages of a file are in memory, or were until the kernel reclaimed them.
 
-    Asks ``cachestat``, or where the kernel is older than 6.5, ``mincore``, which does not know of the latter.
+    This uses ``cachestat`` or, on kernels before 6.5, ``mincore``, which does not count reclaimed pages.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NOATIME)
     try:
@@ -77,7 +80,7 @@ def cached_pages(path: Path) -> int:
 
 
 def cached_bytes(files: Mapping[Inode, tuple[Path, int]]) -> dict[Inode, int]:
-    """Return how many bytes of each file are in memory, without those of none.
+    """Return how many bytes of each file are in memory; files without any are left out.
 
     Args:
         files: Path and size of each.
@@ -90,7 +93,7 @@ def cached_bytes(files: Mapping[Inode, tuple[Path, int]]) -> dict[Inode, int]:
 
 
 def drop(paths: Iterable[Path]) -> None:
-    """Drop the pages of these files, save those that a process has mapped. No other file loses any."""
+    """Drop the pages of these files, except those that a process has mapped. No other file loses pages."""
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOATIME)
         try:
@@ -100,7 +103,7 @@ def drop(paths: Iterable[Path]) -> None:
 
 
 def write_back(folder: Path) -> None:
-    """Write what the file system of a folder holds in memory alone, which could not be dropped."""
+    """Write the dirty pages of a folder's file system to the disk, because dirty pages cannot be dropped."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         _LIBC.syncfs(descriptor)
@@ -109,10 +112,10 @@ def write_back(folder: Path) -> None:
 
 
 def read_ahead_setting(folder: Path) -> Path:
-    """Return the file that says how far the kernel reads ahead on the file system of a folder.
+    """Return the file with the read-ahead setting of a folder's file system.
 
     Raises:
-        CannotMeasure: It has none.
+        CannotMeasure: There is no such file.
     """
     device = os.stat(folder).st_dev
     setting = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
@@ -124,9 +127,10 @@ def read_ahead_setting(folder: Path) -> Path:
 
 
 def _of_btrfs(folder: Path) -> Path | None:
-    """A subvolume of btrfs has a device number of its own, and its file system a setting by its UUID."""
+    """Find the setting by the file system's UUID, because a subvolume of btrfs has a device number of its own."""
     mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     above = [one for one in mounts if folder.resolve().is_relative_to(one[4])]
+    # The longest mount point above the folder is the one that it is on.
     found = max(above, key=lambda one: len(one[4]), default=None)
     if found is None or found[found.index("-") + 1] != "btrfs":
         return None
@@ -137,17 +141,17 @@ def _of_btrfs(folder: Path) -> Path | None:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Ensure that one measurement runs at a time, and that one which was killed leaves nothing behind.
+    """Ensure that only one measurement runs at a time, and undo the settings of one that was killed.
 
     Raises:
-        CannotMeasure: Another runs.
+        CannotMeasure: Another measurement runs.
     """
     with NOTE.open("a+") as note:
         try:
             fcntl.flock(note, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise CannotMeasure(
-                "another measurement runs, and would read files of this one: wait for its end"
+                "another measurement runs, and its reads would count in this one: wait until it ends"
             ) from None
         note.seek(0)
         _restore(note.read())
@@ -164,13 +168,14 @@ def _restore(note: str) -> None:
 
 @contextmanager
 def no_read_ahead(folders: Iterable[Path]) -> Iterator[None]:
-    """Switch reading ahead off on the file systems of these folders, and restore it at the end.
+    """Disable read-ahead on the file systems of these folders, and restore it at the end.
 
     Raises:
         CannotMeasure: A file system has no such setting, or this process may not change it.
     """
     settings = {read_ahead_setting(folder) for folder in folders}
     before = {setting: setting.read_text().strip() for setting in settings}
+    # Save the settings before changing them, so that a kill at any time can be repaired.
     NOTE.write_text("".join(f"{setting} {value}\n" for setting, value in before.items()))
     try:
         for setting in settings:

@@ -17,7 +17,7 @@ COMMAND_CHARACTERS: Final = 60
 
 
 def text(report: Report) -> str:
-    """Return the report to read; its last line is the summary."""
+    """Return the report as text; its last line is the summary."""
     return "\n".join([*_lines(report), report.summary()])
 
 
@@ -41,7 +41,7 @@ def _lines(report: Report) -> Iterator[str]:
     yield from _table(
         "kind, of our layers", _most(shares(ours, lambda row: row.kind if row.visible else row.file.state.value))
     )
-    yield "The largest that nothing used:"
+    yield "The largest files that nothing used:"
     yield ""
     for row in largest_idle(ours, LARGEST):
         state = "" if row.visible else f" ({row.file.state.value})"
@@ -62,10 +62,11 @@ def _sharing(report: Report) -> Iterator[str]:
         yield f"Images here with layers in common, whose files in memory are the same pages: {', '.join(shared)}."
     if report.held_bytes:
         holders = f" by {', '.join(report.sharers)}" if report.sharers else ""
+        # Only of opened files: the work cannot have touched the pages of the others.
         unsure = sum(row.seen.held_bytes for row in report.rows if row.seen.opened)
         yield (
-            f"{megabytes(report.held_bytes)} were held in memory{holders} before the start, so that it cannot be seen "
-            f"whether the work touched them: they are not counted, and may be up to {megabytes(unsure)} more."
+            f"{megabytes(report.held_bytes)} were held in memory{holders} before the start. Whether the work touched "
+            f"them cannot be seen, so they are not counted: up to {megabytes(unsure)} more may have been touched."
         )
 
 
@@ -76,10 +77,12 @@ def _layer_name(report: Report, number: int) -> str:
 
 
 def _of_layer(report: Report, number: int) -> Share:
+    # Hidden files count too, because the layer contains and transfers them.
     return share(row for row in report.rows if row.file.layer == number)
 
 
 def _most(groups: Mapping[str, Share]) -> dict[str, Share]:
+    # The groups are sorted by what was not opened, so the rest has little to save.
     kept = dict(list(groups.items())[:GROUPS])
     rest = list(groups.items())[GROUPS:]
     if rest:
@@ -105,7 +108,7 @@ def _apart(report: Report) -> Iterator[str]:
     only = [row for row in report.rows if row.seen.apart and not row.seen.opened]
     if only:
         size = megabytes(sum(row.file.size_bytes for row in only))
-        yield f"Only health checks, shells and what starts the service opened {len(only)} files, {size}."
+        yield f"Only health checks, shells, and what starts the service opened {len(only)} files, {size}."
         yield ""
     for name, group in lost_without(report.rows).items():
         size = megabytes(sum(row.file.size_bytes for row in group))
@@ -177,16 +180,17 @@ def _file_json(row: Row) -> dict[str, Any]:
 
 
 def opened_in(content: str) -> tuple[str, frozenset[str]]:
-    """Return the work of a saved report, and all paths that it, or a further command of it, opened.
+    """Return the work of a saved report, and all paths that the work or a further command opened.
 
     Raises:
-        ValueError: The content is not such a report.
+        ValueError: The content is not a saved report.
     """
     try:
         saved = json.loads(content)
         if saved["format"] != FORMAT:
             raise ValueError(f"its format is {saved['format']} instead of {FORMAT}")
+        # Files of further commands count as opened by that run too.
         files = [one for one in saved["files"] if one["opened"] or one["only_in"]]
         return saved["work"], frozenset(path for one in files for path in (one["path"], *one["other_paths"]))
     except (KeyError, TypeError) as error:
-        raise ValueError(f"it lacks {error}") from None
+        raise ValueError(f"it has no {error}") from None

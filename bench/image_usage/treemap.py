@@ -1,4 +1,4 @@
-"""A picture of an image: each file an area of its size, by package, coloured by what was seen of it. SVG.
+"""A picture of an image as SVG: the area of each file is its size, and the colour shows how it was used.
 
 The areas are laid out as squarified treemaps (Bruls, Huizing, van Wijk, 2000).
 """
@@ -19,9 +19,9 @@ LETTER_PX: Final = 6.2
 """Width of a letter of the labels, roughly."""
 BOLD_PX: Final = 7.0
 LEAST_LETTERS: Final = 8
-"""A name of which fewer would be seen is left out."""
+"""A label with room for fewer letters is left out."""
 LEAST_PART: Final = 2e-4
-"""Files smaller than this part of the picture are drawn as one area a package and colour."""
+"""Files smaller than this part of the picture are joined into one area for each package and colour."""
 COLOURS: Final = {
     "touched": "#1b7837",
     "opened": "#a6dba0",
@@ -60,11 +60,11 @@ class Part(NamedTuple):
 
 
 def squarify(sizes: Sequence[float], box: Box) -> list[Box]:
-    """Divide a box into areas of these proportions, as square as may be.
+    """Divide a box into areas of these proportions, as square as possible.
 
     Args:
         sizes: Positive, in descending order.
-        box: What to divide.
+        box: The box to divide.
     """
     total = sum(sizes)
     scale = box.width * box.height / total if total else 0.0
@@ -74,6 +74,7 @@ def squarify(sizes: Sequence[float], box: Box) -> list[Box]:
     while begin < len(areas):
         side = min(box.width, box.height)
         end = begin + 1
+        # Add areas to the row as long as its worst aspect ratio does not grow.
         while end < len(areas) and _worst(areas[begin : end + 1], side) <= _worst(areas[begin:end], side):
             end += 1
         row, box = _lay(areas[begin:end], box)
@@ -86,11 +87,12 @@ def _worst(areas: Sequence[float], side: float) -> float:
     total = sum(areas)
     if not total or not side:
         return 0.0
+    # The larger of the aspect ratios of the row's largest and smallest area.
     return max(side * side * max(areas) / total**2, total**2 / (side * side * max(min(areas), 1e-12)))
 
 
 def _lay(areas: Sequence[float], box: Box) -> tuple[list[Box], Box]:
-    """Place a row along the shorter side; return it, and what is left of the box."""
+    """Place a row along the shorter side; return it and the rest of the box."""
     total = sum(areas)
     row = []
     if box.width >= box.height:
@@ -111,7 +113,7 @@ def _lay(areas: Sequence[float], box: Box) -> tuple[list[Box], Box]:
 
 
 def parts(row: Row) -> Iterator[Part]:
-    """Yield the areas of a file: what was touched of it apart from the rest."""
+    """Yield the areas of a file: its touched bytes, and the rest."""
     name, size, seen = row.file.path, row.file.size_bytes, row.seen
     if not row.visible:
         yield Part(size, "hidden", f"{name}, {row.file.state.value}")
@@ -125,7 +127,7 @@ def parts(row: Row) -> Iterator[Part]:
 
 
 def _joined(found: Iterable[Part], least: float) -> list[Part]:
-    """Join small parts of one colour; the largest first."""
+    """Join the small parts of each colour; return all parts, the largest first."""
     kept: list[Part] = []
     small: dict[str, tuple[float, int]] = {}
     for part in found:
@@ -142,7 +144,9 @@ def svg(report: Report) -> str:
     """Draw the layers above the base's, and the base as one package."""
     groups: dict[str, list[Row]] = {}
     for row in report.rows:
+        # Files that no container sees have no package, so group them by their state.
         name = str(row.package) if row.visible else row.file.state.value
+        # The base is one group, because only another base can change it.
         groups.setdefault(name if row.ours else f"base: {report.base}", []).append(row)
     total = sum(row.file.size_bytes for row in report.rows)
     drawn = {
@@ -150,6 +154,7 @@ def svg(report: Report) -> str:
         for name, group in groups.items()
     }
     ordered = sorted(((sum(part.size for part in found), name, found) for name, found in drawn.items()), reverse=True)
+    # A group of empty files has no area.
     ordered = [one for one in ordered if one[0] > 0]
     canvas = Box(0, HEADER_PX, WIDTH_PX, HEIGHT_PX - HEADER_PX - FOOTER_PX)
     lines = [

@@ -1,4 +1,4 @@
-"""What was seen, joined with layers, packages and kinds: a row a file, and sums of rows."""
+"""The use of files, joined with their layers, packages and kinds: a row for each file, and sums of rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ UNSEEN: Final = Seen()
 
 @dataclass(frozen=True)
 class Row:
-    """A file and what was seen of it."""
+    """A file and how it was used."""
 
     file: ImageFile
     package: Package
@@ -33,7 +33,7 @@ class Row:
 
     @property
     def used(self) -> bool:
-        """Whether anything opened it: the work, a later command, a shell or a health check."""
+        """Whether it was opened by the work, a further command, a shell or a health check."""
         return bool(self.seen.opened or self.seen.apart or self.seen.only_in)
 
 
@@ -53,12 +53,12 @@ class Share:
 
     @property
     def opened(self) -> float:
-        """The part of the bytes whose files were opened."""
+        """Share of the bytes whose files were opened."""
         return self.opened_bytes / self.size_bytes if self.size_bytes else 0.0
 
     @property
     def touched(self) -> float:
-        """The part of the bytes that were touched."""
+        """Share of the bytes that were touched."""
         return self.touched_bytes / self.size_bytes if self.size_bytes else 0.0
 
     @property
@@ -68,7 +68,7 @@ class Share:
 
 
 def share(rows: Iterable[Row]) -> Share:
-    """Sum rows up."""
+    """Return the sums of rows."""
     total = Share()
     for row in rows:
         size_bytes, seen = row.file.size_bytes, row.seen
@@ -79,13 +79,14 @@ def share(rows: Iterable[Row]) -> Share:
             total.opened_bytes + size_bytes * seen.opened,
             total.read_files + seen.read,
             total.read_bytes + size_bytes * seen.read,
+            # Pages of files that the work did not open were touched by a shell, a check or a further command.
             total.touched_bytes + seen.touched_bytes * seen.opened,
         )
     return total
 
 
 def shares(rows: Iterable[Row], key: Callable[[Row], str]) -> dict[str, Share]:
-    """Sum rows up by a key, those with the most bytes that were not opened first."""
+    """Return the sums of rows by a key; the group with the most bytes that were not opened comes first."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(key(row), []).append(row)
@@ -94,12 +95,13 @@ def shares(rows: Iterable[Row], key: Callable[[Row], str]) -> dict[str, Share]:
 
 
 def rows(view: View, owners: Mapping[str, Package], seen: Mapping[Inode, Seen], base_layers: int) -> tuple[Row, ...]:
-    """Return a row for each file of the image, hidden ones too."""
+    """Return a row for each file of the image, including hidden files."""
     return tuple(
         Row(
             file,
             owners.get(file.path, Package("hidden")),
             kind(file.path),
+            # No container can open a hidden file, so a use seen of its inode is not one of this image.
             seen.get(file.inode, UNSEEN) if file.state is State.VISIBLE else UNSEEN,
             file.layer >= base_layers,
         )
@@ -108,7 +110,7 @@ def rows(view: View, owners: Mapping[str, Package], seen: Mapping[Inode, Seen], 
 
 
 def also(found: Sequence[Row], name: str, opened: frozenset[str]) -> tuple[Row, ...]:
-    """Add another run's observation: what it alone opened counts as used there."""
+    """Add the observation of another run: files that only it opened are marked with its name."""
     return tuple(
         replace(row, seen=replace(row.seen, only_in=name))
         if row.visible and not row.seen.opened and not row.seen.only_in and opened.intersection(row.file.paths)
@@ -118,18 +120,18 @@ def also(found: Sequence[Row], name: str, opened: frozenset[str]) -> tuple[Row, 
 
 
 class Layer(NamedTuple):
-    """A layer as it is told of."""
+    """A layer in the report."""
 
     digest: str
     command: str
     ours: bool
     shared_with: tuple[str, ...]
-    """Other images here that have it, whose containers use the same pages in memory."""
+    """Other images of this engine with the layer. Their containers use the same pages in memory."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that is told of an image."""
+    """The report of an image."""
 
     image: str
     base: str
@@ -153,11 +155,11 @@ class Report:
 
     @property
     def held_bytes(self) -> int:
-        """What other processes held in memory before the start."""
+        """Bytes that other processes held in memory before the start."""
         return sum(row.seen.held_bytes for row in self.rows)
 
     def opened_paths(self) -> frozenset[str]:
-        """All names of the files that the work, or a further command, opened."""
+        """Return all names of the files that the work or a further command opened."""
         opened = (row.file.paths for row in self.rows if row.seen.opened or row.seen.only_in)
         return frozenset(path for paths in opened for path in paths)
 
@@ -168,7 +170,7 @@ class Report:
         return self.ours.opened + only_there.size_bytes / max(self.ours.size_bytes, 1)
 
     def summary(self) -> str:
-        """The line that stands last."""
+        """Return the last line of the report."""
         ours = self.ours
         further = any(row.seen.only_in for row in self.rows)
         return (

@@ -1,4 +1,4 @@
-"""A viewer of the page, as the work to watch: ``python -m bench.image_usage.view URL SECONDS``."""
+"""Shows the page in a browser, as the work to watch: ``python -m bench.image_usage.view URL SECONDS``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LIVE_S: Final = 120.0
 
 
 def view(url: str, lasts_s: float) -> None:
-    """Open the page in a browser, wait until its picture is live, and look at it for a while."""
+    """Open the page in a browser, wait until its picture is live, and leave it open for a while."""
     from playwright.sync_api import Error, expect, sync_playwright
 
     with sync_playwright() as playwright:
@@ -29,6 +29,7 @@ def view(url: str, lasts_s: float) -> None:
                 time.sleep(1)
         expect(page.locator("#state")).to_have_text("live", timeout=LIVE_S * 1e3)
         page.wait_for_timeout(lasts_s * 1e3)
+        # Monitoring reads these, so their code counts as used.
         for path in ("/api/status", "/metrics"):
             page.request.get(f"{url}{path}")
         browser.close()

@@ -1,4 +1,4 @@
-"""What the processes of one root file system open, read and map, in order, by fanotify and ``/proc/PID/maps``."""
+"""Records what the processes of one root file system open, read and map, by fanotify and ``/proc/PID/maps``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _POLL_MS: Final = 200
 
 
 class Use(NamedTuple):
-    """A process has opened, or begun to read, a file for the first time."""
+    """The first time that a process opened, or read from, a file."""
 
     moment: int
     phase: int
@@ -36,10 +36,9 @@ class Watch:
     """Listens in a thread of its own while the container runs.
 
     Args:
-        inodes: Numbers of the files to know of; the rest is not the image's.
-        mount: Where the root file system will appear, which is watched from then on. Its mount is watched alone if
-            ``whole`` is False.
-        whole: Whether to watch the file system in every mount.
+        inodes: Inode numbers of the image's files; other files are ignored.
+        mount: Mount point at which the root file system will appear. It is watched from then on.
+        whole: Whether to watch the file system through every mount, or only through this one.
     """
 
     def __init__(self, inodes: Collection[int], mount: str, *, whole: bool = True) -> None:
@@ -47,9 +46,9 @@ class Watch:
         self.processes = Processes(Lookup(fanotify.executable, fanotify.arguments, fanotify.parent))
         self.uses: list[Use] = []
         self.mapped: set[tuple[int, int]] = set()
-        """Phase, and number of the file that was seen in a mapping."""
+        """Phase and inode number of each file that was seen in a mapping."""
         self.marks = 0
-        """How many times the root file system has appeared."""
+        """How many times the root file system has been mounted."""
         self._inodes = frozenset(inodes)
         self._mount = mount
         self._whole = whole
@@ -63,39 +62,39 @@ class Watch:
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
     def __enter__(self) -> Watch:
-        """Begin to listen."""
+        """Start to listen."""
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End it; processes that wait for an answer go on."""
+        """Stop to listen; processes that wait for an answer continue."""
         self._ended = True
         self._thread.join()
         self._listener.close()
 
     def drain(self) -> None:
-        """Wait until what has happened so far is known.
+        """Wait until all events so far are recorded.
 
         Raises:
-            CannotMeasure: Listening has failed.
+            CannotMeasure: The listening thread has failed.
         """
         while self._error is None and (self._busy or self._listener.unread_bytes()):
             time.sleep(0.005)
         if self._error is not None:
-            raise CannotMeasure(f"watching has failed: {self._error}") from self._error
+            raise CannotMeasure(f"watching the container failed: {self._error}") from self._error
 
     def next_phase(self) -> None:
-        """Count what happens from now on apart."""
+        """Record the following events as those of a new phase."""
         self.drain()
         self.phase += 1
 
     def alive(self) -> list[int]:
-        """Numbers of the processes seen that still run."""
+        """Return the PIDs of the recorded processes that still run."""
         numbers = {life.number for life in list(self.processes.lives)}
         return [number for number in numbers if Path(f"/proc/{number}/maps").exists()]
 
     def look_at_mappings(self) -> None:
-        """Take down which files the processes have mapped."""
+        """Record which files the processes have mapped now."""
         for number in self.alive():
             for device, inode in _mappings(number):
                 if inode in self._inodes and device in self._devices:
@@ -105,6 +104,8 @@ class Watch:
         poll = select.poll()
         try:
             with MOUNTS.open() as mounts:
+                # mountinfo signals POLLPRI at each change, so the root file system is marked before its first program
+                # runs.
                 poll.register(mounts, select.POLLPRI | select.POLLERR)
                 poll.register(self._listener, select.POLLIN)
                 present = self._look_for_mount(mounts.read(), present=False)
@@ -115,10 +116,11 @@ class Watch:
                             present = self._look_for_mount(mounts.read(), present=present)
                         else:
                             self._busy = True
+                            # drain() must not return between reading an event from the queue and recording it.
                             for event in self._listener.events():
                                 self._take(event)
                             self._busy = False
-        except Exception as error:  # noqa: BLE001  (drain() raises it in the thread that can tell of it)
+        except Exception as error:  # noqa: BLE001  (drain() raises it in the caller's thread)
             self._error = error
         finally:
             self._busy = False
@@ -136,10 +138,13 @@ class Watch:
         self._moment += 1
         if event.mask & (ASK_EXEC | EXEC):
             self.processes.executes(event.process, os.readlink(f"/proc/self/fd/{event.descriptor}"), self._moment)
+            # The process waits for the answer. The event of the execution itself follows.
             if event.mask & ASK_EXEC:
                 return
         status = os.fstat(event.descriptor)
+        # Mappings count only on these devices, because other file systems may have equal inode numbers.
         self._devices.add(status.st_dev)
+        # The kernel also opens the files that a process executes; these do not show that its program has started.
         opens_itself = event.mask & OPEN and not event.mask & EXEC
         of = self.processes.opens if opens_itself else self.processes.of
         life = of(event.process, self._moment)
@@ -152,7 +157,7 @@ class Watch:
 
 
 def mount_points(mounts: str) -> set[str]:
-    """Return where something is mounted, of the text of ``/proc/PID/mountinfo``."""
+    """Return the mount points in the text of ``/proc/PID/mountinfo``."""
     fields = (line.split() for line in mounts.splitlines())
     return {_ESCAPED.sub(lambda found: chr(int(found[1], 8)), one[4]) for one in fields if len(one) > 4}
 
@@ -166,7 +171,7 @@ def _mappings(process: int) -> Iterator[tuple[int, int]]:
 
 
 def parse_maps(lines: list[str]) -> set[tuple[int, int]]:
-    """Return device and number of the files in the lines of ``/proc/PID/maps``."""
+    """Return the device and the inode number of each file in the lines of ``/proc/PID/maps``."""
     found = set()
     for line in lines:
         fields = line.split(None, 5)

@@ -1,8 +1,8 @@
 """Ways to hand a frame to another process, behind one interface: one module a technology.
 
-A peer is described in the harness's process and used in two others: a sender, and one or more receivers. The harness
-times from just before :meth:`Sender.publish` to just after :meth:`Receiver.receive`, so what a peer must do with the
-frame between the two belongs into these calls, and what it can do once belongs into opening.
+A peer is described in the harness's process and used in others: a sender, and one or more receivers. The harness
+measures from just before :meth:`Sender.publish` to just after :meth:`Receiver.receive`, so these calls must contain all
+that a peer has to do with each frame. What it can do once belongs into the opening of a side.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ OPEN_TIMEOUT_S: Final = 15.0
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What both sides know before they open. It is pickled into the workers."""
+class Config:
+    """What both sides know before they open. It is pickled for the workers."""
 
     channel: str
     """Name that no other run uses: letters, digits, ``-``; at most 40 characters."""
@@ -36,7 +36,7 @@ class Setting:
     receivers: int
     """How many receivers there are."""
     pinned: bool = True
-    """Whether the sender has one core for itself and the receivers the others; else the scheduler moves them."""
+    """Whether the sender has one core for itself and the receivers the others; if not, the scheduler moves them."""
     handles: Any = None
     """What :meth:`Peer.prepare` yielded."""
 
@@ -47,48 +47,48 @@ class Setting:
 
 
 class Sender(ABC):
-    """The side that has the frames. It lives in one thread of a process of its own."""
+    """The side that sends frames. It runs in one thread of a process of its own."""
 
     @abstractmethod
     def loan(self) -> Pixels:
-        """Writable array of the setting's shape for the next frame: shared memory where the peer has it, else private.
+        """Return a writable array for the next frame: in shared memory if the peer has it, else in private memory.
 
-        Its content is undefined. What is loaned is always published.
+        It has the config's shape, and its content is undefined. Every loaned frame is published.
         """
 
     @abstractmethod
     def publish(self) -> None:
-        """Hand the loaned frame to every receiver. It may drop older frames, or wait for room."""
+        """Hand the loaned frame to every receiver. The peer may drop older frames, or wait for room."""
 
     def close(self) -> None:  # noqa: B027  many have nothing to free
         """Free what was opened."""
 
 
 class Receiver(ABC):
-    """A side that gets the frames. It lives in one thread of a process of its own."""
+    """A side that receives frames. It runs in one thread of a process of its own."""
 
     @abstractmethod
     def receive(self, timeout_s: float) -> Pixels:
-        """The next frame, as an array of the setting's shape that is valid until :meth:`release`.
+        """Return the next frame, as an array of the config's shape that is valid until :meth:`release`.
 
         Raises:
-            TimeoutError: None came in time.
+            TimeoutError: No frame arrived in time.
         """
 
     def release(self) -> None:  # noqa: B027  many have nothing to give back
-        """Give the frame of the last :meth:`receive` back; the harness holds no view on it any more."""
+        """Release the frame of the last :meth:`receive`; the harness no longer holds a view on it."""
 
     def close(self) -> None:  # noqa: B027  many have nothing to free
         """Free what was opened."""
 
 
 class Peer(ABC):
-    """One way to hand over frames. Instances are small and pickled into the workers."""
+    """One way to hand over frames. Instances are small, and are pickled for the workers."""
 
     name: ClassVar[str]
     """Short and unique: letters, digits, ``-``."""
     title: ClassVar[str]
-    """In the report, e.g. ``Redis pub/sub``."""
+    """Name in the report, such as ``Redis pub/sub``."""
     how: ClassVar[str]
     """One sentence for the report: what is copied where, and what the receiver waits on."""
     distribution: ClassVar[str | None] = None
@@ -96,31 +96,32 @@ class Peer(ABC):
     module: ClassVar[str | None] = None
     """The module of that package."""
     lossless: ClassVar[bool] = False
-    """Whether every receiver gets every frame; else the newest may take the place of those before."""
+    """Whether every receiver gets every frame; if not, a newer frame may replace those that wait."""
 
     def missing(self) -> str | None:
-        """Why it cannot run on this machine, with the command that would change that; ``None`` when it can."""
+        """Return why the peer cannot run on this machine and what to install, or ``None`` if it can run."""
+        # Look for the module without importing it: an import may start threads or take seconds.
         if self.module is not None and importlib.util.find_spec(self.module) is None:
             return f"{self.distribution} is not installed: pip install {self.distribution}"
         return None
 
     def version(self) -> str:
-        """Version of what is measured."""
+        """Return the version of what is measured."""
         return importlib.metadata.version(self.distribution) if self.distribution else ""
 
     @contextmanager
-    def prepare(self, setting: Setting) -> Iterator[Any]:
-        """In the harness, before the workers: start a server, make queues. Yields the handles, picklable by spawn."""
-        del setting
+    def prepare(self, config: Config) -> Iterator[Any]:
+        """Start a server or make queues, in the harness, before the workers start. Yields handles; they are pickled."""
+        del config
         yield None
 
     @abstractmethod
-    def sender(self, setting: Setting) -> Sender:
-        """Open the sending side. Both sides open at the same time, each waits for the other if it must."""
+    def sender(self, config: Config) -> Sender:
+        """Open the sending side. Both sides open at the same time, and wait for each other if they must."""
 
     @abstractmethod
-    def receiver(self, setting: Setting, index: int) -> Receiver:
-        """Open the receiving side number ``index``, from 0."""
+    def receiver(self, config: Config, index: int) -> Receiver:
+        """Open the receiving side with the number ``index``, from 0."""
 
 
 MODULES: Final = (
@@ -142,5 +143,5 @@ MODULES: Final = (
 
 
 def all_peers() -> dict[str, Peer]:
-    """Every peer by its name."""
+    """Return every peer by its name."""
     return {peer.name: peer for name in MODULES for peer in importlib.import_module(f"bench.peers.{name}").PEERS}

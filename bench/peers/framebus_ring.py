@@ -1,29 +1,29 @@
-"""framebus itself, once for each way to wait."""
+"""framebus itself, as one peer for each way to wait."""
 
 from __future__ import annotations
 
 from typing import ClassVar, Final
 
-from bench.peers import OPEN_TIMEOUT_S, Peer, Pixels, Receiver, Sender, Setting
+from bench.peers import OPEN_TIMEOUT_S, Config, Peer, Pixels, Receiver, Sender
 from framebus import Frame, FrameFormat, Loan, Publisher, Subscriber
 from framebus.bus.options import Wake
 
 SLOTS: Final = 8
-"""At the least."""
+"""Minimum number of slots."""
 
 
 def slots_for(receivers: int) -> int:
-    """Slots of the ring: for every receiver its two leases, and some to spare."""
+    """Return the slots of a ring: two leases for every receiver, and some spare ones."""
     return max(SLOTS, 2 * receivers + 3)
 
 
 class RingSender(Sender):
     """A publisher."""
 
-    def __init__(self, setting: Setting) -> None:
-        height, width, channels = setting.shape
+    def __init__(self, config: Config) -> None:
+        height, width, channels = config.shape
         self._publisher = Publisher(
-            setting.channel, FrameFormat(height, width, channels), slots=slots_for(setting.receivers)
+            config.channel, FrameFormat(height, width, channels), slots=slots_for(config.receivers)
         )
         self._loan: Loan
 
@@ -41,10 +41,11 @@ class RingSender(Sender):
 class RingReceiver(Receiver):
     """A subscriber to the newest frame."""
 
-    def __init__(self, setting: Setting, index: int, wake: Wake) -> None:
+    def __init__(self, config: Config, index: int, wake: Wake) -> None:
         self._subscriber = Subscriber(
-            setting.channel,
+            config.channel,
             name=f"bench-{index}",
+            # The mode and the number of leases are the defaults.
             wake=wake,
             attach_timeout_s=OPEN_TIMEOUT_S,
         )
@@ -68,11 +69,11 @@ class Ring(Peer):
     distribution = "framebus"
     module = "framebus"
 
-    def sender(self, setting: Setting) -> Sender:
-        return RingSender(setting)
+    def sender(self, config: Config) -> Sender:
+        return RingSender(config)
 
-    def receiver(self, setting: Setting, index: int) -> Receiver:
-        return RingReceiver(setting, index, self.wake)
+    def receiver(self, config: Config, index: int) -> Receiver:
+        return RingReceiver(config, index, self.wake)
 
 
 class RingZmq(Ring):
@@ -92,14 +93,14 @@ class RingFutex(Ring):
 class RingPredict(Ring):
     name = "framebus-predict"
     title = "framebus, predict"
-    how = "No copy. The receiver sleeps until shortly before a frame is due, and then looks for it."
+    how = "No copy. The receiver sleeps until shortly before a frame is due, and then polls."
     wake = "predict"
 
 
 class RingBusy(Ring):
     name = "framebus-busy"
     title = "framebus, busy"
-    how = "No copy. The receiver looks again and again, a whole core of it."
+    how = "No copy. The receiver polls without a pause, which takes a whole core."
     wake = "busy"
 
 

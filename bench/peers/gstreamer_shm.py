@@ -1,4 +1,4 @@
-"""GStreamer's shmsink and shmsrc."""
+"""GStreamer, with its elements shmsink and shmsrc."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from bench.peers import Peer, Pixels, Receiver, Sender, Setting
-from bench.peers.places import SEND_TIMEOUT_S, NobodyTakes, pixels_of, temporary_folder, wait_until
+from bench.peers import Config, Peer, Pixels, Receiver, Sender
+from bench.peers.places import SEND_TIMEOUT_S, ReceiverStalled, pixels_of, temporary_folder, wait_until
 
 DEBIAN_PACKAGES: Final = "/usr/lib/python3/dist-packages"
-"""Where Debian's PyGObject is, which no virtual environment sees."""
+"""Folder of Debian's PyGObject, which is not on the path of a virtual environment."""
 FRAMES: Final = 8
 """Frames that the shared memory has room for."""
 SLACK_BYTES: Final = 1 << 20
@@ -28,11 +28,11 @@ PROBE: Final = (
 
 
 def gstreamer() -> Any:
-    """The Gst module, initialized, taken from Debian's packages and nothing else from there."""
+    """Return the Gst module, initialized. Only it and what it imports are taken from Debian's packages."""
     sys.path.append(DEBIAN_PACKAGES)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PyGObject warns of its own parts
+            warnings.simplefilter("ignore")  # PyGObject raises warnings about its own modules
             import gi
 
             gi.require_version("Gst", "1.0")
@@ -40,25 +40,26 @@ def gstreamer() -> Any:
             from gi.repository import Gst, GstApp
     finally:
         sys.path.remove(DEBIAN_PACKAGES)
-    del GstApp  # its methods of appsrc and appsink are there from now on
+    del GstApp  # importing it has added the methods of appsrc and appsink
     Gst.init(None)
     return Gst
 
 
 @functools.cache
 def found_version() -> str:
-    """GStreamer's version, found by a process of its own; empty if a part is missing."""
+    """Return GStreamer's version, or an empty string if a part of it is missing."""
+    # Probe in another process: GStreamer starts threads and loads plugins, and cannot be unloaded.
     return subprocess.run([sys.executable, "-c", PROBE], check=False, capture_output=True, text=True).stdout.strip()
 
 
-def caps(setting: Setting) -> str:
-    """What the frames are."""
-    height, width, _ = setting.shape
+def caps(config: Config) -> str:
+    """Return the format of the frames as GStreamer's caps."""
+    height, width, _ = config.shape
     return f"video/x-raw,format=BGR,width={width},height={height},framerate=0/1"
 
 
 class Pipeline:
-    """A pipeline that plays."""
+    """A pipeline of GStreamer's elements."""
 
     def __init__(self, gst: Any, description: str) -> None:
         self._gst = gst
@@ -68,7 +69,7 @@ class Pipeline:
         self.top.set_state(self._gst.State.PLAYING)
 
     def fault(self) -> str:
-        """Text of the first error on the bus, if any."""
+        """Return the text of the first error on the bus, or an empty string."""
         message = self.top.get_bus().pop_filtered(self._gst.MessageType.ERROR)
         return "" if message is None else f": {message.parse_error()[0].message}"
 
@@ -77,26 +78,28 @@ class Pipeline:
 
 
 class ShmSender(Sender):
-    """Fills buffers of shmsink's own allocator, so that it need not copy them."""
+    """Fills buffers of shmsink's own allocator, so that shmsink does not copy them."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, config: Config) -> None:
         self._gst = gstreamer()
-        self._shape, self._bytes = setting.shape, setting.frame_bytes
+        self._shape, self._bytes = config.shape, config.frame_bytes
         self._pipeline = Pipeline(
             self._gst,
-            f"appsrc name=source format=time is-live=true max-buffers=2 leaky-type=downstream caps={caps(setting)} "
-            f"! shmsink name=sink socket-path={setting.handles} shm-size={FRAMES * setting.frame_bytes + SLACK_BYTES} "
+            f"appsrc name=source format=time is-live=true max-buffers=2 leaky-type=downstream caps={caps(config)} "
+            f"! shmsink name=sink socket-path={config.handles} shm-size={FRAMES * config.frame_bytes + SLACK_BYTES} "
             "wait-for-connection=false sync=false async=false enable-last-sample=false",
         )
         self._source = self._pipeline.top.get_by_name("source")
         clients: list[int] = []
+        # Count the clients, to begin when every receiver is connected.
         self._pipeline.top.get_by_name("sink").connect("client-connected", lambda _, fd: clients.append(fd))
         self._pipeline.play()
+        # Ask shmsink for its allocator, as an element upstream of it would.
         query = self._gst.Query.new_allocation(self._source.get_property("caps"), True)
         if not self._source.get_static_pad("src").peer_query(query) or not query.get_n_allocation_params():
             raise OSError(f"shmsink offers no shared memory{self._pipeline.fault()}")
         self._allocator, self._parameters = query.parse_nth_allocation_param(0)
-        wait_until(lambda: len(clients) >= setting.receivers, "a shmsrc")
+        wait_until(lambda: len(clients) >= config.receivers, "a shmsrc")
         self._buffer: Any = None
         self._map: Any = None
 
@@ -104,11 +107,11 @@ class ShmSender(Sender):
         deadline_s = time.monotonic() + SEND_TIMEOUT_S
         while True:
             self._buffer = self._gst.Buffer.new_allocate(self._allocator, self._bytes, self._parameters)
-            # Without room, it would give private memory, which shmsink has to copy.
+            # When its memory is full, the allocator returns private memory, which shmsink would have to copy.
             if self._buffer.peek_memory(0).allocator == self._allocator:
                 break
             if time.monotonic() > deadline_s:
-                raise NobodyTakes("a shmsrc")
+                raise ReceiverStalled("a shmsrc")
             time.sleep(0.0005)
         self._map = self._buffer.map(self._gst.MapFlags.WRITE)
         return pixels_of(self._map.data, self._shape)
@@ -117,20 +120,20 @@ class ShmSender(Sender):
         self._buffer.unmap(self._map)
         buffer, self._buffer, self._map = self._buffer, None, None
         if self._source.push_buffer(buffer) != self._gst.FlowReturn.OK:
-            raise OSError(f"GStreamer took no frame{self._pipeline.fault()}")
+            raise OSError(f"GStreamer did not accept a frame{self._pipeline.fault()}")
 
     def close(self) -> None:
         self._pipeline.close()
 
 
 class ShmReceiver(Receiver):
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, config: Config) -> None:
         self._gst = gstreamer()
-        self._shape = setting.shape
-        wait_until(Path(setting.handles).exists, "shmsink's socket")
+        self._shape = config.shape
+        wait_until(Path(config.handles).exists, "shmsink's socket")
         self._pipeline = Pipeline(
             self._gst,
-            f"shmsrc socket-path={setting.handles} is-live=true ! {caps(setting)} "
+            f"shmsrc socket-path={config.handles} is-live=true ! {caps(config)} "
             "! appsink name=sink max-buffers=1 drop=true sync=false enable-last-sample=false",
         )
         self._pipeline.play()
@@ -141,7 +144,7 @@ class ShmReceiver(Receiver):
     def receive(self, timeout_s: float) -> Pixels:
         sample = self._sink.try_pull_sample(int(timeout_s * self._gst.SECOND))
         if sample is None:
-            raise TimeoutError(f"no frame came{self._pipeline.fault()}")
+            raise TimeoutError(f"no frame arrived{self._pipeline.fault()}")
         self._buffer = sample.get_buffer()
         self._map = self._buffer.map(self._gst.MapFlags.READ)
         return pixels_of(self._map.data, self._shape)
@@ -165,8 +168,8 @@ class GStreamer(Peer):
     def missing(self) -> str | None:
         if not found_version():
             return (
-                "GStreamer's Python binding or its shm plugin is missing, or not for this Python: apt-get install "
-                "python3-gi python3-gst-1.0 gir1.2-gst-plugins-base-1.0 gstreamer1.0-plugins-base "
+                "GStreamer's Python binding or its shm plugin is missing, or for another Python version: apt-get "
+                "install python3-gi python3-gst-1.0 gir1.2-gst-plugins-base-1.0 gstreamer1.0-plugins-base "
                 "gstreamer1.0-plugins-bad"
             )
         return None
@@ -175,17 +178,17 @@ class GStreamer(Peer):
         return found_version()
 
     @contextmanager
-    def prepare(self, setting: Setting) -> Iterator[str]:
-        del setting
+    def prepare(self, config: Config) -> Iterator[str]:
+        del config
         with temporary_folder() as folder:
             yield str(folder / "frames")
 
-    def sender(self, setting: Setting) -> Sender:
-        return ShmSender(setting)
+    def sender(self, config: Config) -> Sender:
+        return ShmSender(config)
 
-    def receiver(self, setting: Setting, index: int) -> Receiver:
+    def receiver(self, config: Config, index: int) -> Receiver:
         del index
-        return ShmReceiver(setting)
+        return ShmReceiver(config)
 
 
 PEERS = (GStreamer(),)

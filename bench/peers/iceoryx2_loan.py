@@ -1,4 +1,4 @@
-"""iceoryx2: loaned shared memory, with its event listener or waiting busily."""
+"""iceoryx2: loaned shared memory, where the receiver waits on an event listener or polls."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Final
 
 import numpy as np
 
-from bench.peers import Peer, Pixels, Receiver, Sender, Setting
+from bench.peers import Config, Peer, Pixels, Receiver, Sender
 from bench.peers.places import shared_files_removed, temporary_folder, wait_until
 
 BUFFER_FRAMES: Final = 2
@@ -18,31 +18,33 @@ BORROWED_FRAMES: Final = 2
 
 
 class Port:
-    """A node with the frames' service and, if asked for, the events' service."""
+    """A node with the service of the frames and, if ``events`` is set, that of the events."""
 
-    def __init__(self, setting: Setting, *, events: bool) -> None:
+    def __init__(self, config: Config, *, events: bool) -> None:
         import iceoryx2
 
         self.iceoryx2: Any = iceoryx2
         iceoryx2.set_log_level(iceoryx2.LogLevel.Error)
-        # Names and a folder of its own, so that what it leaves behind can be told from what is other programs'.
-        config = iceoryx2.config.default()
-        config.global_cfg.prefix = iceoryx2.FileName.new(f"{setting.channel}_")
-        config.global_cfg.root_path = iceoryx2.Path.new(setting.handles)
-        self.node: Any = iceoryx2.NodeBuilder.new().config(config).create(iceoryx2.ServiceType.Ipc)
-        self._array: Any = ctypes.c_uint8 * setting.frame_bytes
-        self._shape = setting.shape
-        name = iceoryx2.ServiceName.new(setting.channel)
-        nodes = setting.receivers + 2
+        # Its own prefix and folder, so that the files that it leaves behind can be told from those of other programs.
+        node_config = iceoryx2.config.default()
+        node_config.global_cfg.prefix = iceoryx2.FileName.new(f"{config.channel}_")
+        node_config.global_cfg.root_path = iceoryx2.Path.new(config.handles)
+        self.node: Any = iceoryx2.NodeBuilder.new().config(node_config).create(iceoryx2.ServiceType.Ipc)
+        self._array: Any = ctypes.c_uint8 * config.frame_bytes
+        self._shape = config.shape
+        name = iceoryx2.ServiceName.new(config.channel)
+        # The sender, the receivers, and one to spare.
+        nodes = config.receivers + 2
         self.frames: Any = (
             self.node.service_builder(name)
             .publish_subscribe(iceoryx2.Slice[ctypes.c_uint8])
-            .max_subscribers(setting.receivers)
+            .max_subscribers(config.receivers)
             .max_publishers(1)
             .max_nodes(nodes)
             .subscriber_max_buffer_size(BUFFER_FRAMES)
             .subscriber_max_borrowed_samples(BORROWED_FRAMES)
             .history_size(0)
+            # A full buffer drops its oldest frame instead of blocking the sender.
             .enable_safe_overflow(True)
             .open_or_create()
         )
@@ -51,26 +53,27 @@ class Port:
             self.events = (
                 self.node.service_builder(name)
                 .event()
-                .max_listeners(setting.receivers)
+                .max_listeners(config.receivers)
                 .max_notifiers(1)
                 .max_nodes(nodes)
                 .open_or_create()
             )
 
     def pixels(self, sample: Any) -> Pixels:
-        """Array on a sample's payload."""
+        """Return an array on a sample's payload."""
         return np.frombuffer(self._array.from_address(sample.payload_ptr), np.uint8).reshape(self._shape)
 
 
 class LoanSender(Sender):
-    def __init__(self, setting: Setting, *, events: bool) -> None:
-        self._port = Port(setting, events=events)
-        self._bytes = setting.frame_bytes
+    def __init__(self, config: Config, *, events: bool) -> None:
+        self._port = Port(config, events=events)
+        self._bytes = config.frame_bytes
         self._publisher: Any = self._port.frames.publisher_builder().initial_max_slice_len(self._bytes).create()
         self._notifier: Any = self._port.events.notifier_builder().create() if events else None
         self._sample: Any = None
         subscribers = self._port.frames.dynamic_config
-        wait_until(lambda: subscribers.number_of_subscribers >= setting.receivers, "a subscriber")
+        # Without a history, frames sent before a subscriber attached would be lost.
+        wait_until(lambda: subscribers.number_of_subscribers >= config.receivers, "a subscriber")
 
     def loan(self) -> Pixels:
         self._sample = self._publisher.loan_slice_uninit(self._bytes)
@@ -88,8 +91,8 @@ class LoanSender(Sender):
 
 
 class LoanReceiver(Receiver):
-    def __init__(self, setting: Setting, *, events: bool) -> None:
-        self._port = Port(setting, events=events)
+    def __init__(self, config: Config, *, events: bool) -> None:
+        self._port = Port(config, events=events)
         self._subscriber: Any = self._port.frames.subscriber_builder().buffer_size(BUFFER_FRAMES).create()
         self._listener: Any = self._port.events.listener_builder().create() if events else None
         self._sample: Any = None
@@ -98,6 +101,7 @@ class LoanReceiver(Receiver):
         sample = None
         deadline_s = time.monotonic() + timeout_s
         while True:
+            # Keep only the newest frame, as a subscriber of framebus does by default.
             while (newer := self._subscriber.receive()) is not None:
                 if sample is not None:
                     sample.delete()
@@ -127,16 +131,16 @@ class Iceoryx2(Peer):
     events: ClassVar[bool]
 
     @contextmanager
-    def prepare(self, setting: Setting) -> Iterator[str]:
-        with temporary_folder() as folder, shared_files_removed(f"{setting.channel}_*"):
+    def prepare(self, config: Config) -> Iterator[str]:
+        with temporary_folder() as folder, shared_files_removed(f"{config.channel}_*"):
             yield str(folder)
 
-    def sender(self, setting: Setting) -> Sender:
-        return LoanSender(setting, events=self.events)
+    def sender(self, config: Config) -> Sender:
+        return LoanSender(config, events=self.events)
 
-    def receiver(self, setting: Setting, index: int) -> Receiver:
+    def receiver(self, config: Config, index: int) -> Receiver:
         del index
-        return LoanReceiver(setting, events=self.events)
+        return LoanReceiver(config, events=self.events)
 
 
 class Listening(Iceoryx2):
@@ -149,7 +153,7 @@ class Listening(Iceoryx2):
 class Busy(Iceoryx2):
     name = "iceoryx2-busy"
     title = "iceoryx2, busy"
-    how = "No copy. The receiver asks again and again, a whole core of it."
+    how = "No copy. The receiver polls without a pause, which takes a whole core."
     events = False
 
 

@@ -1,4 +1,4 @@
-"""MomentumX: a stream of buffers in shared memory."""
+"""MomentumX: a stream of buffers in shared memory, whose receiver polls."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import Any, ClassVar
 
-from bench.peers import OPEN_TIMEOUT_S, Peer, Pixels, Receiver, Sender, Setting
-from bench.peers.places import SEND_TIMEOUT_S, NobodyTakes, pixels_of, shared_files_removed, wait_until
+from bench.peers import OPEN_TIMEOUT_S, Config, Peer, Pixels, Receiver, Sender
+from bench.peers.places import SEND_TIMEOUT_S, ReceiverStalled, pixels_of, shared_files_removed, wait_until
 
 
 class Deadline:
-    """Stands in for the ``threading.Event`` that ends MomentumX's waits: its calls take no timeout."""
+    """Replaces the ``threading.Event`` that cancels MomentumX's waits, because its calls take no time-out."""
 
     def __init__(self) -> None:
         self._at_s = 0.0
@@ -23,38 +23,39 @@ class Deadline:
         self._at_s = time.monotonic() + timeout_s
 
     def is_set(self) -> bool:
-        """Whether it is over."""
+        """Return whether the time is over."""
         return time.monotonic() >= self._at_s
 
     def wait(self, timeout_s: float) -> bool:
-        """Sleep, then say whether it is over."""
+        """Sleep, and return whether the time is over."""
         time.sleep(timeout_s)
         return self.is_set()
 
 
 class StreamSender(Sender):
-    def __init__(self, setting: Setting, polling_s: float) -> None:
+    def __init__(self, config: Config, polling_s: float) -> None:
         import momentumx
 
-        self._shape, self._bytes = setting.shape, setting.frame_bytes
+        self._shape, self._bytes = config.shape, config.frame_bytes
         self._deadline = Deadline()
         self._producer: Any = momentumx.Producer(
-            setting.channel,
-            buffer_size=setting.frame_bytes,
-            buffer_count=2 * setting.receivers + 3,
+            config.channel,
+            buffer_size=config.frame_bytes,
+            # As many as framebus's ring has slots, see framebus_ring.slots_for.
+            buffer_count=2 * config.receivers + 3,
             sync=False,
             cancel_event=self._deadline,
             polling_interval=polling_s,
         )
         self._buffer: Any = None
-        setting.handles.set()
-        wait_until(lambda: self._producer.subscriber_count >= setting.receivers, "a consumer")
+        config.handles.set()
+        wait_until(lambda: self._producer.subscriber_count >= config.receivers, "a consumer")
 
     def loan(self) -> Pixels:
         self._deadline.start(SEND_TIMEOUT_S)
         self._buffer = self._producer.next_to_send()
         if self._buffer is None:
-            raise NobodyTakes("a consumer")
+            raise ReceiverStalled("a consumer")
         return pixels_of(self._buffer, self._shape)
 
     def publish(self) -> None:
@@ -67,16 +68,16 @@ class StreamSender(Sender):
 
 
 class StreamReceiver(Receiver):
-    def __init__(self, setting: Setting, polling_s: float) -> None:
+    def __init__(self, config: Config, polling_s: float) -> None:
         import momentumx
 
-        self._shape = setting.shape
+        self._shape = config.shape
         self._deadline = Deadline()
-        # The producer tells when it is ready: an early consumer would make MomentumX log an error.
-        if not setting.handles.wait(OPEN_TIMEOUT_S):
-            raise TimeoutError("the producer did not come")
+        # Wait until the producer is ready: an early consumer would make MomentumX log an error.
+        if not config.handles.wait(OPEN_TIMEOUT_S):
+            raise TimeoutError("the producer did not open in time")
         self._consumer: Any = momentumx.Consumer(
-            setting.channel, cancel_event=self._deadline, polling_interval=polling_s
+            config.channel, cancel_event=self._deadline, polling_interval=polling_s
         )
         self._buffer: Any = None
 
@@ -85,6 +86,7 @@ class StreamReceiver(Receiver):
         newest = self._consumer.receive()
         if newest is None:
             raise TimeoutError
+        # Keep only the newest frame, as a subscriber of framebus does by default.
         while (newer := self._consumer.receive(blocking=False)) is not None:
             newest.release()
             newest = newer
@@ -106,16 +108,16 @@ class MomentumX(Peer):
     polling_s: ClassVar[float]
 
     @contextmanager
-    def prepare(self, setting: Setting) -> Iterator[Any]:
-        with shared_files_removed(f"mx.{setting.channel}*"):
+    def prepare(self, config: Config) -> Iterator[Any]:
+        with shared_files_removed(f"mx.{config.channel}*"):
             yield get_context("spawn").Event()
 
-    def sender(self, setting: Setting) -> Sender:
-        return StreamSender(setting, self.polling_s)
+    def sender(self, config: Config) -> Sender:
+        return StreamSender(config, self.polling_s)
 
-    def receiver(self, setting: Setting, index: int) -> Receiver:
+    def receiver(self, config: Config, index: int) -> Receiver:
         del index
-        return StreamReceiver(setting, self.polling_s)
+        return StreamReceiver(config, self.polling_s)
 
 
 class Eager(MomentumX):
@@ -128,7 +130,7 @@ class Eager(MomentumX):
 class Plain(MomentumX):
     name = "momentumx"
     title = "MomentumX, polling every 10 ms"
-    how = "No copy. The receiver asks for a buffer 100 times a second, as MomentumX does unless told otherwise."
+    how = "No copy. The receiver asks for a buffer 100 times a second, MomentumX's default."
     polling_s = 0.01
 
 

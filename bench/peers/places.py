@@ -1,4 +1,4 @@
-"""Where two sides meet, and how long one waits for the other: shared by the peers."""
+"""Helpers that the peers share: ports, folders, servers, buffers, and waiting with a time-out."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ import numpy as np
 from bench.peers import OPEN_TIMEOUT_S, Pixels, Receiver
 
 LOG_CHARACTERS: Final = 300
-"""As much of a server's log is told."""
+"""How much of a server's log an error contains."""
 SEND_TIMEOUT_S: Final = 2.0
-"""How long a sender waits for a receiver that takes nothing."""
+"""How long a sender waits for a receiver that does not take a frame."""
 
 
-class NobodyTakes(TimeoutError):
-    """A receiver, or the server between, took nothing for :data:`SEND_TIMEOUT_S`."""
+class ReceiverStalled(TimeoutError):
+    """A receiver, or the server in between, took no frame for :data:`SEND_TIMEOUT_S`."""
 
     def __init__(self, what: str) -> None:
-        super().__init__(f"{what} took nothing for {SEND_TIMEOUT_S:g} s: look whether every receiver lives")
+        super().__init__(f"{what} took no frame for {SEND_TIMEOUT_S:g} s: check that every receiver is running")
 
 
 def wait_until(met: Callable[[], object], what: str, timeout_s: float = OPEN_TIMEOUT_S) -> None:
-    """Ask every 10 ms until the answer is true.
+    """Call ``met`` every 10 ms until its result is true.
 
     Raises:
-        TimeoutError: It was not within ``timeout_s``; the text says ``what`` did not come.
+        TimeoutError: It was not true within ``timeout_s``; the text names ``what`` was waited for.
     """
     deadline_s = time.monotonic() + timeout_s
     while not met():
@@ -46,8 +46,9 @@ def wait_until(met: Callable[[], object], what: str, timeout_s: float = OPEN_TIM
 
 
 def free_ports(count: int) -> int:
-    """The first of some consecutive TCP ports of the loopback that are free now; none that the system gives out."""
+    """Return the first of ``count`` consecutive loopback TCP ports that are free now, outside the ephemeral range."""
     while True:
+        # Random, so that parallel runs do not try the same ports at the same time.
         first = random.randrange(20_000, 30_000)
         try:
             for port in range(first, first + count):
@@ -59,7 +60,7 @@ def free_ports(count: int) -> int:
 
 
 def free_port() -> int:
-    """A TCP port of the loopback that is free now."""
+    """Return a TCP port of the loopback that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -67,17 +68,17 @@ def free_port() -> int:
 
 @contextmanager
 def temporary_folder(parent: str | None = None) -> Iterator[Path]:
-    """A folder that is removed at the end, whatever is in it by then."""
+    """Make a temporary folder, and remove it at the end with all that it contains."""
     with tempfile.TemporaryDirectory(prefix="bench-", dir=parent, ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 
 
 @contextmanager
 def server(arguments: list[str], log: Path, environment: dict[str, str] | None = None) -> Iterator[int]:
-    """A server with its output in ``log``. At the end it is terminated; what remains of its group after 15 s is killed.
+    """Run a server, with its output in ``log``. At the end, terminate it, and kill the rest of its group after 15 s.
 
-    ``environment`` is added to that of this process. Yields the server's PID. A TimeoutError of the caller is
-    given the end of the log.
+    ``environment`` is added to that of this process. Yields the server's PID. If the caller raises TimeoutError, the
+    end of the log is added to its text.
     """
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -85,15 +86,17 @@ def server(arguments: list[str], log: Path, environment: dict[str, str] | None =
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
+            # The C locale, so that the end of the log is in English.
             env={**os.environ, "LC_ALL": "C", **(environment or {})},
             cwd=log.parent,
+            # A process group of its own, so that the children of the server can be killed with it.
             start_new_session=True,
         )
         try:
             yield process.pid
         except TimeoutError as error:
             said = " ".join(log.read_text(errors="replace").split())[-LOG_CHARACTERS:]
-            raise TimeoutError(f"{error}; {arguments[0]} said: {said or 'nothing'}") from None
+            raise TimeoutError(f"{error}; {arguments[0]} printed: {said or 'nothing'}") from None
         finally:
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -104,7 +107,7 @@ def server(arguments: list[str], log: Path, environment: dict[str, str] | None =
 
 
 class HoldingReceiver(Receiver):
-    """Holds the frame that it received until it is released, so that to free it counts as the peer's work."""
+    """Holds the received frame until it is released, so that freeing it counts as work of the peer."""
 
     _held: Pixels | None = None
 
@@ -118,18 +121,18 @@ class HoldingReceiver(Receiver):
 
 
 def touched(shape: tuple[int, int, int]) -> Pixels:
-    """A private array with all its pages mapped already, as a frame that is used again and again has them."""
+    """Return a private array whose pages are all mapped, like those of a buffer that is used again and again."""
     return np.full(shape, 1, np.uint8)
 
 
 def pixels_of(buffer: Any, shape: tuple[int, int, int]) -> Pixels:
-    """Array on a buffer's bytes, without copying them."""
+    """Return an array on a buffer's bytes, without copying them."""
     return np.frombuffer(buffer, np.uint8, shape[0] * shape[1] * shape[2]).reshape(shape)
 
 
 @contextmanager
 def shared_files_removed(pattern: str) -> Iterator[None]:
-    """Remove the files in /dev/shm that match, when all is over: those that a killed process could not."""
+    """At the end, remove the matching files in /dev/shm, which a killed process could not remove."""
     try:
         yield
     finally:
@@ -138,7 +141,7 @@ def shared_files_removed(pattern: str) -> Iterator[None]:
 
 
 def zenoh_files(pid: int | str = "self") -> set[Path]:
-    """The files in /dev/shm that a process has from zenoh, which leaves them there until it is next opened."""
+    """Return zenoh's files in /dev/shm that a process has mapped. Zenoh leaves them there until it is opened again."""
     maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
     return {Path(line.split()[-1]) for line in maps if line.endswith(".zenoh")}
 

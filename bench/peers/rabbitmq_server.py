@@ -1,4 +1,4 @@
-"""RabbitMQ, with a server of its own."""
+"""RabbitMQ, with a server that runs only for the measurement."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from bench.peers import Peer, Pixels, Receiver, Sender, Setting
+from bench.peers import Config, Peer, Pixels, Receiver, Sender
 from bench.peers.places import (
     SEND_TIMEOUT_S,
     HoldingReceiver,
-    NobodyTakes,
+    ReceiverStalled,
     free_port,
     pixels_of,
     server,
@@ -24,20 +24,20 @@ from bench.peers.places import (
 )
 
 SCRIPT: Final = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
-"""What /usr/sbin/rabbitmq-server runs as another user, in folders of its own."""
+"""The script that /usr/sbin/rabbitmq-server runs as another user and in other folders."""
 LIBRARIES: Final = Path("/usr/lib/rabbitmq/lib")
 START_TIMEOUT_S: Final = 30.0
 START_ATTEMPTS: Final = 2
-"""A port that was free may be another's by the time the server binds it."""
+"""Another process may take a free port before the server binds it."""
 UNACKNOWLEDGED: Final = 2
-"""Frames that are at a receiver or on the way to it."""
+"""Frames that a receiver holds or that are on the way to it, at most."""
 
 
 def connect(port: int) -> Any:
-    """A connection to the server.
+    """Connect to the server.
 
     Raises:
-        pika.exceptions.AMQPConnectionError: It is not up.
+        pika.exceptions.AMQPConnectionError: The server does not answer yet.
     """
     import pika
 
@@ -46,22 +46,23 @@ def connect(port: int) -> Any:
     )
 
 
-def declare(channel: Any, setting: Setting) -> None:
-    """The fanout exchange, and a queue for each receiver that keeps the newest frame. Each side may be the first."""
-    channel.exchange_declare(setting.channel, "fanout")
-    for index in range(setting.receivers):
-        queue = f"{setting.channel}-{index}"
+def declare(channel: Any, config: Config) -> None:
+    """Declare the exchange, and a queue for each receiver that keeps the newest frame. Either side may be first."""
+    channel.exchange_declare(config.channel, "fanout")
+    for index in range(config.receivers):
+        # Keep only the newest frame, as a subscriber of framebus does by default.
+        queue = f"{config.channel}-{index}"
         channel.queue_declare(queue, durable=False, arguments={"x-max-length": 1, "x-overflow": "drop-head"})
-        channel.queue_bind(queue, setting.channel)
+        channel.queue_bind(queue, config.channel)
 
 
 class QueueSender(Sender):
-    def __init__(self, setting: Setting) -> None:
-        self._connection = connect(setting.handles)
+    def __init__(self, config: Config) -> None:
+        self._connection = connect(config.handles)
         self._channel = self._connection.channel()
-        declare(self._channel, setting)
-        self._exchange = setting.channel
-        self._pixels = touched(setting.shape)
+        declare(self._channel, config)
+        self._exchange = config.channel
+        self._pixels = touched(config.shape)
 
     def loan(self) -> Pixels:
         return self._pixels
@@ -72,22 +73,23 @@ class QueueSender(Sender):
         try:
             self._channel.basic_publish(self._exchange, "", self._pixels.tobytes())
         except pika.exceptions.ConnectionBlockedTimeout:
-            raise NobodyTakes("the RabbitMQ server") from None
+            raise ReceiverStalled("the RabbitMQ server") from None
 
     def close(self) -> None:
         self._connection.close()
 
 
 class QueueReceiver(HoldingReceiver):
-    def __init__(self, setting: Setting, index: int) -> None:
-        self._shape = setting.shape
-        self._connection = connect(setting.handles)
+    def __init__(self, config: Config, index: int) -> None:
+        self._shape = config.shape
+        self._connection = connect(config.handles)
         self._channel = self._connection.channel()
-        declare(self._channel, setting)
+        declare(self._channel, config)
         self._arrived: list[tuple[int, bytes]] = []
         self._tag = 0
+        # One frame at the receiver and one on the way, so that the receiver does not wait for a round trip.
         self._channel.basic_qos(prefetch_count=UNACKNOWLEDGED)
-        self._channel.basic_consume(f"{setting.channel}-{index}", self._keep)
+        self._channel.basic_consume(f"{config.channel}-{index}", self._keep)
 
     def _keep(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
         del channel, properties
@@ -115,8 +117,8 @@ class RabbitMq(Peer):
     name = "rabbitmq"
     title = "RabbitMQ"
     how = (
-        "Many copies: in AMQP frames of 128 KiB through TCP into the server, out of it, and put together again. A "
-        "queue a receiver, not durable, keeps the newest; the receiver waits on its socket and acknowledges each frame."
+        "Many copies: in AMQP frames of 128 KiB through TCP into the server, out of it, and reassembled. A queue for "
+        "each receiver, not durable, keeps the newest; the receiver waits on its socket and acknowledges each frame."
     )
     distribution = "pika"
     module = "pika"
@@ -132,11 +134,11 @@ class RabbitMq(Peer):
         return f"server {number}, client {importlib.metadata.version('pika')}"
 
     @contextmanager
-    def prepare(self, setting: Setting) -> Iterator[int]:
+    def prepare(self, config: Config) -> Iterator[int]:
         for attempt in range(1, START_ATTEMPTS + 1):
             with ExitStack() as stack:
                 try:
-                    port = stack.enter_context(self._running(setting))
+                    port = stack.enter_context(self._running(config))
                 except TimeoutError:
                     if attempt == START_ATTEMPTS:
                         raise
@@ -145,7 +147,7 @@ class RabbitMq(Peer):
                     return
 
     @contextmanager
-    def _running(self, setting: Setting) -> Iterator[int]:
+    def _running(self, config: Config) -> Iterator[int]:
         import pika.exceptions
 
         port, names_port = free_port(), free_port()
@@ -156,9 +158,10 @@ class RabbitMq(Peer):
             (folder / "environment").touch()
             environment = {
                 "HOME": str(folder),
+                # Every port and every path is its own, so that a server of the machine is not touched.
                 "ERL_EPMD_PORT": str(names_port),
                 "ERL_EPMD_ADDRESS": "127.0.0.1",
-                "RABBITMQ_NODENAME": f"{setting.channel}@localhost",
+                "RABBITMQ_NODENAME": f"{config.channel}@localhost",
                 "RABBITMQ_DIST_PORT": str(free_port()),
                 "RABBITMQ_MNESIA_BASE": str(folder / "data"),
                 "RABBITMQ_LOG_BASE": str(folder / "logs"),
@@ -168,7 +171,7 @@ class RabbitMq(Peer):
                 "RABBITMQ_CONF_ENV_FILE": str(folder / "environment"),
                 "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
             }
-            # Erlang would start this one as a daemon that outlives the node.
+            # Start epmd here, because Erlang would start it as a daemon that outlives the node.
             stack.enter_context(
                 server(["epmd", "-port", str(names_port), "-address", "127.0.0.1"], folder / "epmd.log", environment)
             )
@@ -184,11 +187,11 @@ class RabbitMq(Peer):
             wait_until(answers, "the RabbitMQ server", START_TIMEOUT_S)
             yield port
 
-    def sender(self, setting: Setting) -> Sender:
-        return QueueSender(setting)
+    def sender(self, config: Config) -> Sender:
+        return QueueSender(config)
 
-    def receiver(self, setting: Setting, index: int) -> Receiver:
-        return QueueReceiver(setting, index)
+    def receiver(self, config: Config, index: int) -> Receiver:
+        return QueueReceiver(config, index)
 
 
 PEERS = (RabbitMq(),)

@@ -1,4 +1,4 @@
-"""Redis, with a server of its own: pub/sub, and streams."""
+"""Redis, with a server that runs only for the measurement: pub/sub, and streams."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from bench.peers import Peer, Pixels, Receiver, Sender, Setting
+from bench.peers import Config, Peer, Pixels, Receiver, Sender
 from bench.peers.places import (
     SEND_TIMEOUT_S,
     HoldingReceiver,
-    NobodyTakes,
+    ReceiverStalled,
     pixels_of,
     server,
     temporary_folder,
@@ -24,24 +24,24 @@ from bench.peers.places import (
 )
 
 QUEUED: Final = 8
-"""Frames that the server keeps for a subscriber at most, before it cuts it off."""
+"""Frames that the server keeps for a subscriber at most, before it disconnects it."""
 KEPT: Final = 2
-"""Entries that the stream keeps."""
+"""Entries that the stream keeps, at least: MAXLEN is approximate."""
 PACKED_BYTES: Final = 6000
-"""Commands up to this size are sent in one piece: redis-py's own limit."""
+"""Commands up to this size are sent in one piece. It is redis-py's default."""
 RECONNECTIONS: Final = 3
-"""How often one call connects again, after the server has cut a slow subscriber off."""
+"""How often one call reconnects after the server has disconnected a slow subscriber."""
 
 
 def client(path: str, timeout_s: float) -> Any:
-    """A connection to the server, once it answers."""
+    """Return a connection to the server, once it answers."""
     import redis
     from redis.backoff import NoBackoff
     from redis.connection import PythonRespSerializer
     from redis.retry import Retry
 
-    # hiredis would copy a frame twice to send it, in 10 ms; redis-py's own serializer sends it as it is. With RESP3,
-    # redis-py formats each published message for a debug line, 80 ms for 10 MB: so RESP2.
+    # To send a frame, hiredis would copy it twice, in 10 ms; redis-py's own serializer does not copy it. RESP2, because
+    # with RESP3 redis-py formats each published message for a debug line, which takes 80 ms for 10 MB.
     encoder: Any = redis.Redis().get_encoder()
     pool = redis.ConnectionPool(
         connection_class=redis.UnixDomainSocketConnection,
@@ -64,13 +64,13 @@ def client(path: str, timeout_s: float) -> Any:
 
 
 class RedisSender(Sender):
-    """Has the array and the connection; what is sent is up to the kinds."""
+    """Holds the array and the connection. The subclasses send the array."""
 
-    def __init__(self, setting: Setting) -> None:
-        self.pixels = touched(setting.shape)
+    def __init__(self, config: Config) -> None:
+        self.pixels = touched(config.shape)
         self.bytes = self.pixels.reshape(-1).data
-        self.client = client(setting.handles, SEND_TIMEOUT_S)
-        self.channel = setting.channel
+        self.client = client(config.handles, SEND_TIMEOUT_S)
+        self.channel = config.channel
 
     def loan(self) -> Pixels:
         return self.pixels
@@ -81,7 +81,7 @@ class RedisSender(Sender):
         try:
             self.send()
         except redis.TimeoutError:
-            raise NobodyTakes("the Redis server") from None
+            raise ReceiverStalled("the Redis server") from None
 
     @abstractmethod
     def send(self) -> None:
@@ -92,20 +92,21 @@ class RedisSender(Sender):
 
 
 class ChannelSender(RedisSender):
-    def __init__(self, setting: Setting) -> None:
-        super().__init__(setting)
-        wait_until(lambda: self.client.pubsub_numsub(self.channel)[0][1] >= setting.receivers, "a subscriber")
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        # Pub/sub does not keep messages, so wait until every receiver has subscribed.
+        wait_until(lambda: self.client.pubsub_numsub(self.channel)[0][1] >= config.receivers, "a subscriber")
 
     def send(self) -> None:
         self.client.publish(self.channel, self.bytes)
 
 
 class ChannelReceiver(HoldingReceiver):
-    def __init__(self, setting: Setting) -> None:
-        self._shape = setting.shape
-        self._client = client(setting.handles, 10)
+    def __init__(self, config: Config) -> None:
+        self._shape = config.shape
+        self._client = client(config.handles, 10)
         self._subscription = self._client.pubsub(ignore_subscribe_messages=True)
-        self._subscription.subscribe(setting.channel)
+        self._subscription.subscribe(config.channel)
 
     def receive(self, timeout_s: float) -> Pixels:
         deadline_s = time.monotonic() + timeout_s
@@ -126,10 +127,10 @@ class StreamSender(RedisSender):
 
 
 class StreamReceiver(HoldingReceiver):
-    def __init__(self, setting: Setting) -> None:
-        self._shape = setting.shape
-        self._channel = setting.channel
-        self._client = client(setting.handles, 60)
+    def __init__(self, config: Config) -> None:
+        self._shape = config.shape
+        self._channel = config.channel
+        self._client = client(config.handles, 60)
         self._last: Any = b"0-0"
 
     def receive(self, timeout_s: float) -> Pixels:
@@ -158,7 +159,7 @@ class RedisPeer(Peer):
         return f"server {number}, client {importlib.metadata.version('redis')}"
 
     @contextmanager
-    def prepare(self, setting: Setting) -> Iterator[str]:
+    def prepare(self, config: Config) -> Iterator[str]:
         with temporary_folder() as folder:
             path = folder / "redis.sock"
             options = {
@@ -166,9 +167,11 @@ class RedisPeer(Peer):
                 "unixsocket": str(path),
                 "unixsocketperm": "700",
                 "dir": str(folder),
+                # No persistence, which would add writes to the disk.
                 "save": "",
                 "appendonly": "no",
-                "client-output-buffer-limit": f"pubsub {QUEUED * setting.frame_bytes} 0 0",
+                # Redis's default limit, 32 MB, holds only three frames of 10 MB.
+                "client-output-buffer-limit": f"pubsub {QUEUED * config.frame_bytes} 0 0",
             }
             arguments = ["redis-server", *(word for key, value in options.items() for word in (f"--{key}", value))]
             with server(arguments, folder / "log"):
@@ -184,12 +187,12 @@ class Channel(RedisPeer):
         "its socket."
     )
 
-    def sender(self, setting: Setting) -> Sender:
-        return ChannelSender(setting)
+    def sender(self, config: Config) -> Sender:
+        return ChannelSender(config)
 
-    def receiver(self, setting: Setting, index: int) -> Receiver:
+    def receiver(self, config: Config, index: int) -> Receiver:
         del index
-        return ChannelReceiver(setting)
+        return ChannelReceiver(config)
 
 
 class Stream(RedisPeer):
@@ -197,12 +200,12 @@ class Stream(RedisPeer):
     title = "Redis stream"
     how = "As Redis pub/sub, by XADD with MAXLEN ~ 2 and XREAD BLOCK."
 
-    def sender(self, setting: Setting) -> Sender:
-        return StreamSender(setting)
+    def sender(self, config: Config) -> Sender:
+        return StreamSender(config)
 
-    def receiver(self, setting: Setting, index: int) -> Receiver:
+    def receiver(self, config: Config, index: int) -> Receiver:
         del index
-        return StreamReceiver(setting)
+        return StreamReceiver(config)
 
 
 PEERS = (Channel(), Stream())

@@ -1,4 +1,4 @@
-"""What Python brings: shared memory with queues of indices, and pipes."""
+"""Python's standard library: shared memory with queues of indices, and pipes."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from bench.peers import Peer, Pixels, Receiver, Sender, Setting
-from bench.peers.places import SEND_TIMEOUT_S, NobodyTakes, touched
+from bench.peers import Config, Peer, Pixels, Receiver, Sender
+from bench.peers.places import SEND_TIMEOUT_S, ReceiverStalled, touched
 
 SEGMENTS: Final = 4
 
@@ -28,43 +28,45 @@ class Pool:
 
     names: list[str]
     ready: list[Any]
-    """One queue a receiver: the index of the next frame."""
+    """One queue for each receiver, with the indices of its frames."""
     read: Any
-    """Back from all receivers: an index for each frame that one is done with."""
+    """The queue back from all receivers: the index of each frame that a receiver has released."""
 
 
 class Segments:
-    """The pool's segments, mapped."""
+    """The segments of the pool, mapped into this process."""
 
-    def __init__(self, setting: Setting) -> None:
-        self.pool: Pool = setting.handles
+    def __init__(self, config: Config) -> None:
+        self.pool: Pool = config.handles
         self._segments = [SharedMemory(name) for name in self.pool.names]
-        self.pixels: list[Pixels] = [np.ndarray(setting.shape, np.uint8, each.buf) for each in self._segments]
+        self.pixels: list[Pixels] = [np.ndarray(config.shape, np.uint8, each.buf) for each in self._segments]
 
     def close(self) -> None:
         self.pixels.clear()
         for each in self._segments:
             each.close()
         for each in (self.pool.read, *self.pool.ready):
+            # The other side may be gone: do not wait until it has read the rest of the queue.
             each.cancel_join_thread()
             each.close()
 
 
 class SegmentSender(Sender):
-    def __init__(self, setting: Setting) -> None:
-        self._segments = Segments(setting)
+    def __init__(self, config: Config) -> None:
+        self._segments = Segments(config)
         self._readers = [0] * SEGMENTS
         self._free = list(range(SEGMENTS))
         self._index = 0
-        self._receivers = setting.receivers
+        self._receivers = config.receivers
 
     def loan(self) -> Pixels:
         read = self._segments.pool.read
+        # Collect all returned indices, not only the one that is needed, to keep the queue short.
         while not self._free or not read.empty():
             try:
                 index = read.get(timeout=SEND_TIMEOUT_S)
             except queue.Empty:
-                raise NobodyTakes("a receiver") from None
+                raise ReceiverStalled("a receiver") from None
             self._readers[index] -= 1
             if not self._readers[index]:
                 self._free.append(index)
@@ -81,8 +83,8 @@ class SegmentSender(Sender):
 
 
 class SegmentReceiver(Receiver):
-    def __init__(self, setting: Setting, index: int) -> None:
-        self._segments = Segments(setting)
+    def __init__(self, config: Config, index: int) -> None:
+        self._segments = Segments(config)
         self._ready = self._segments.pool.ready[index]
         self._index = 0
 
@@ -104,20 +106,21 @@ class SharedMemoryQueue(Peer):
     name = "shared-memory-queue"
     title = "multiprocessing.shared_memory with a Queue"
     how = (
-        "No copy: four segments, whose indices go through one multiprocessing.Queue a receiver and come back through "
-        "another. The receiver waits on its queue, the sender for a free segment."
+        "No copy: four segments, whose indices go to each receiver through a multiprocessing.Queue and come back "
+        "through another. The receiver waits on its queue, the sender for a free segment."
     )
     lossless = True
 
     @contextmanager
-    def prepare(self, setting: Setting) -> Iterator[Pool]:
+    def prepare(self, config: Config) -> Iterator[Pool]:
         spawn = get_context("spawn")
         segments: list[SharedMemory] = []
-        queues = [spawn.Queue() for _ in range(setting.receivers + 1)]
+        queues = [spawn.Queue() for _ in range(config.receivers + 1)]
         try:
             for _ in range(SEGMENTS):
-                segments.append(SharedMemory(create=True, size=setting.frame_bytes))
-                np.ndarray(setting.frame_bytes, np.uint8, segments[-1].buf)[:] = 0
+                segments.append(SharedMemory(create=True, size=config.frame_bytes))
+                # Touch every page, so that the first frames do not pay for allocating them.
+                np.ndarray(config.frame_bytes, np.uint8, segments[-1].buf)[:] = 0
             yield Pool([each.name for each in segments], queues[1:], queues[0])
         finally:
             for each in segments:
@@ -127,23 +130,23 @@ class SharedMemoryQueue(Peer):
                 queue_.cancel_join_thread()
                 queue_.close()
 
-    def sender(self, setting: Setting) -> Sender:
-        return SegmentSender(setting)
+    def sender(self, config: Config) -> Sender:
+        return SegmentSender(config)
 
-    def receiver(self, setting: Setting, index: int) -> Receiver:
-        return SegmentReceiver(setting, index)
+    def receiver(self, config: Config, index: int) -> Receiver:
+        return SegmentReceiver(config, index)
 
 
 class PipeSender(Sender):
-    def __init__(self, setting: Setting) -> None:
-        self._connections: list[Connection[Any, Any]] = [sending for _, sending in setting.handles]
-        for receiving, sending in setting.handles:
+    def __init__(self, config: Config) -> None:
+        self._connections: list[Connection[Any, Any]] = [sending for _, sending in config.handles]
+        for receiving, sending in config.handles:
             receiving.close()
-            # A timeout belongs to the socket, not to the descriptor that sets it: socket(7), SO_SNDTIMEO. After a write
-            # that has sent a part by then comes another, so each may take half of the time.
+            # The time-out applies to the socket, not to the descriptor: socket(7), SO_SNDTIMEO. A write may take half
+            # of the time, because a write that sent only a part before its time-out is followed by another.
             with socket.socket(fileno=os.dup(sending.fileno())) as handle:
                 handle.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, pack("ll", int(SEND_TIMEOUT_S / 2), 0))
-        self._pixels = touched(setting.shape)
+        self._pixels = touched(config.shape)
         self._bytes = self._pixels.reshape(-1).data
 
     def loan(self) -> Pixels:
@@ -154,7 +157,7 @@ class PipeSender(Sender):
             for each in self._connections:
                 each.send_bytes(self._bytes)
         except BlockingIOError:
-            raise NobodyTakes("a receiver") from None
+            raise ReceiverStalled("a receiver") from None
 
     def close(self) -> None:
         for each in self._connections:
@@ -162,13 +165,14 @@ class PipeSender(Sender):
 
 
 class PipeReceiver(Receiver):
-    def __init__(self, setting: Setting, index: int) -> None:
-        for number, (receiving, sending) in enumerate(setting.handles):
+    def __init__(self, config: Config, index: int) -> None:
+        for number, (receiving, sending) in enumerate(config.handles):
             sending.close()
+            # Close the ends of the others, so that the end of the sender is the end of the stream.
             if number != index:
                 receiving.close()
-        self._connection: Connection[Any, Any] = setting.handles[index][0]
-        self._pixels = touched(setting.shape)
+        self._connection: Connection[Any, Any] = config.handles[index][0]
+        self._pixels = touched(config.shape)
         self._bytes = self._pixels.reshape(-1).data
 
     def receive(self, timeout_s: float) -> Pixels:
@@ -185,24 +189,25 @@ class Pipe(Peer):
     name = "pipe"
     title = "multiprocessing.Pipe"
     how = (
-        "Two copies a receiver, into a Unix socket and out of it into one array; the sender serves one after the other."
+        "Two copies for each receiver, into a Unix socket and out of it into one array; the receivers are served in "
+        "turn."
     )
     lossless = True
 
     @contextmanager
-    def prepare(self, setting: Setting) -> Iterator[list[tuple[Connection[Any, Any], Connection[Any, Any]]]]:
-        pairs = [get_context("spawn").Pipe() for _ in range(setting.receivers)]
+    def prepare(self, config: Config) -> Iterator[list[tuple[Connection[Any, Any], Connection[Any, Any]]]]:
+        pairs = [get_context("spawn").Pipe() for _ in range(config.receivers)]
         try:
             yield pairs
         finally:
             for connection in (each for pair in pairs for each in pair):
                 connection.close()
 
-    def sender(self, setting: Setting) -> Sender:
-        return PipeSender(setting)
+    def sender(self, config: Config) -> Sender:
+        return PipeSender(config)
 
-    def receiver(self, setting: Setting, index: int) -> Receiver:
-        return PipeReceiver(setting, index)
+    def receiver(self, config: Config, index: int) -> Receiver:
+        return PipeReceiver(config, index)
 
 
 PEERS = (SharedMemoryQueue(), Pipe())

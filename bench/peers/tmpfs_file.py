@@ -1,4 +1,4 @@
-"""A file for each frame, in a folder of shared memory or of a disk, as a shared volume is."""
+"""A file for each frame, in a folder in shared memory, or on a disk as with a shared volume."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from bench.peers import Peer, Pixels, Receiver, Sender, Setting
+from bench.peers import Config, Peer, Pixels, Receiver, Sender
 from bench.peers.places import HoldingReceiver, pixels_of, temporary_folder
 
 KEPT: Final = 2
-"""Files that stay for receivers that are late."""
+"""Files that are kept for late receivers."""
 
 
 class FileSender(Sender):
-    """Fills a new file through a map, then gives it the name that receivers look for: rename(2) is atomic."""
+    """Fills a new file through a map, and then renames it to a name that receivers wait for: rename(2) is atomic."""
 
-    def __init__(self, setting: Setting) -> None:
-        self._folder = Path(setting.handles)
+    def __init__(self, config: Config) -> None:
+        self._folder = Path(config.handles)
         self._new = self._folder / ".new"
-        self._setting = setting
+        self._setting = config
         self._kept: deque[Path] = deque()
         self._number = 0
         self._map: mmap.mmap
@@ -34,8 +34,9 @@ class FileSender(Sender):
             self._kept.popleft().unlink()
         fd = os.open(self._new, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o640)
         try:
+            # Allocate now, so that a full tmpfs is an error and not a SIGBUS.
             os.posix_fallocate(fd, 0, self._setting.frame_bytes)
-            # It is kept until the next takes its place: to unmap it takes longer than to publish it.
+            # Keep the map until the next one replaces it, because unmapping takes longer than publishing.
             self._map = mmap.mmap(fd, self._setting.frame_bytes, mmap.MAP_SHARED | mmap.MAP_POPULATE)
         finally:
             os.close(fd)
@@ -49,21 +50,22 @@ class FileSender(Sender):
 
 
 class FileReceiver(HoldingReceiver):
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, config: Config) -> None:
         from inotify_simple import INotify, flags
 
-        self._folder = Path(setting.handles)
-        self._shape, self._bytes = setting.shape, setting.frame_bytes
+        self._folder = Path(config.handles)
+        self._shape, self._bytes = config.shape, config.frame_bytes
         self._inotify: Any = INotify()
         self._inotify.add_watch(self._folder, flags.MOVED_TO)
 
     def receive(self, timeout_s: float) -> Pixels:
         deadline_s = time.monotonic() + timeout_s
         while True:
+            # Several files may be there: only the newest is mapped.
             events = self._inotify.read(timeout=max(0, int((deadline_s - time.monotonic()) * 1000)))
             if not events:
                 raise TimeoutError
-            with suppress(FileNotFoundError):  # removed already: a newer one has come
+            with suppress(FileNotFoundError):  # the sender has removed it, so a newer file is there
                 fd = os.open(self._folder / events[-1].name, os.O_RDONLY)
                 try:
                     return self.hold(pixels_of(mmap.mmap(fd, self._bytes, prot=mmap.PROT_READ), self._shape))
@@ -79,32 +81,32 @@ class TmpfsFile(Peer):
     title = "A file in a shared tmpfs"
     how = (
         "No copy: the sender fills a new file through a map and renames it; the receiver waits on inotify and maps the "
-        "newest, whose pages come as it reads them."
+        "newest, whose pages are mapped as it reads them."
     )
     distribution = "inotify-simple"
     module = "inotify_simple"
     parent: ClassVar[Path] = Path("/dev/shm")
-    """Where the folder is made."""
+    """The folder in which the frames' folder is created."""
 
     @contextmanager
-    def prepare(self, setting: Setting) -> Iterator[str]:
-        del setting
+    def prepare(self, config: Config) -> Iterator[str]:
+        del config
         self.parent.mkdir(exist_ok=True)
         with temporary_folder(str(self.parent)) as folder:
             yield str(folder)
 
-    def sender(self, setting: Setting) -> Sender:
-        return FileSender(setting)
+    def sender(self, config: Config) -> Sender:
+        return FileSender(config)
 
-    def receiver(self, setting: Setting, index: int) -> Receiver:
+    def receiver(self, config: Config, index: int) -> Receiver:
         del index
-        return FileReceiver(setting)
+        return FileReceiver(config)
 
 
 class VolumeFile(TmpfsFile):
     name = "volume-file"
     title = "A file in a shared volume on disk"
-    how = TmpfsFile.how + " The kernel writes what is not removed in time to the disk."
+    how = TmpfsFile.how + " The kernel writes files to the disk that are not removed in time."
     # A named volume and a bind mount are folders of the host's disk, as this checkout is.
     parent = Path(__file__).resolve().parent.parent.parent / ".bench"
 

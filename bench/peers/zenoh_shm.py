@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from bench.peers import Peer, Pixels, Receiver, Sender, Setting
+from bench.peers import Config, Peer, Pixels, Receiver, Sender
 from bench.peers.places import (
     SEND_TIMEOUT_S,
     HoldingReceiver,
-    NobodyTakes,
+    ReceiverStalled,
     pixels_of,
     remove,
     temporary_folder,
@@ -26,12 +26,13 @@ PAYLOADS: Final = 6
 
 
 def session(listen: list[str], connect: list[str]) -> Any:
-    """A session of a peer that finds others by these endpoints alone."""
+    """Open a session in peer mode that finds others only by these endpoints."""
     import zenoh
 
     config = zenoh.Config()
     for key, value in {
         "mode": "peer",
+        # Without scouting, so that a session never connects to other programs of the network.
         "scouting/multicast/enabled": False,
         "scouting/gossip/enabled": False,
         "transport/shared_memory/enabled": True,
@@ -44,26 +45,27 @@ def session(listen: list[str], connect: list[str]) -> Any:
 
 
 def close(opened: Any) -> None:
-    """Close the session, and remove what it leaves in /dev/shm."""
+    """Close the session, and remove the files that it leaves in /dev/shm."""
+    # List the files before closing: closing unmaps them, and they can no longer be found.
     files = zenoh_files()
     opened.close()
     remove(files)
 
 
 class ShmSender(Sender):
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, config: Config) -> None:
         import zenoh
 
         self._policy = zenoh.shm.GarbageCollect()
-        self._session = session([setting.handles], [])
+        self._session = session([config.handles], [])
         self._publisher = self._session.declare_publisher(
-            setting.channel, congestion_control=zenoh.CongestionControl.DROP, express=True
+            config.channel, congestion_control=zenoh.CongestionControl.DROP, express=True
         )
-        self._provider = zenoh.shm.ShmProvider.default_backend(PAYLOADS * setting.frame_bytes)
-        self._frame = bytearray(setting.frame_bytes)
-        self._pixels = pixels_of(self._frame, setting.shape)
-        ready = f"{setting.channel}/ready/*"
-        wait_until(lambda: len(list(self._session.liveliness().get(ready))) >= setting.receivers, "a subscriber")
+        self._provider = zenoh.shm.ShmProvider.default_backend(PAYLOADS * config.frame_bytes)
+        self._frame = bytearray(config.frame_bytes)
+        self._pixels = pixels_of(self._frame, config.shape)
+        ready = f"{config.channel}/ready/*"
+        wait_until(lambda: len(list(self._session.liveliness().get(ready))) >= config.receivers, "a subscriber")
 
     def loan(self) -> Pixels:
         return self._pixels
@@ -74,10 +76,11 @@ class ShmSender(Sender):
         deadline_s = time.monotonic() + SEND_TIMEOUT_S
         while True:
             try:
+                # Memory is freed when the receivers have dropped the payload, so allocation may have to wait.
                 payload = self._provider.alloc(len(self._frame), self._policy)
             except zenoh.ZError:
                 if time.monotonic() > deadline_s:
-                    raise NobodyTakes("a subscriber") from None
+                    raise ReceiverStalled("a subscriber") from None
                 time.sleep(0.0005)
             else:
                 break
@@ -89,15 +92,15 @@ class ShmSender(Sender):
 
 
 class ShmReceiver(HoldingReceiver):
-    """Keeps the newest sample that zenoh's thread brings: its own channels cannot be waited on for a limited time."""
+    """Keeps the newest sample from zenoh's thread, because waiting on zenoh's own channels takes no time-out."""
 
-    def __init__(self, setting: Setting, index: int) -> None:
-        self._shape = setting.shape
+    def __init__(self, config: Config, index: int) -> None:
+        self._shape = config.shape
         self._arrived = threading.Condition()
         self._sample: Any = None
-        self._session = session([], [setting.handles])
-        self._subscriber = self._session.declare_subscriber(setting.channel, self._keep)
-        self._token = self._session.liveliness().declare_token(f"{setting.channel}/ready/{index}")
+        self._session = session([], [config.handles])
+        self._subscriber = self._session.declare_subscriber(config.channel, self._keep)
+        self._token = self._session.liveliness().declare_token(f"{config.channel}/ready/{index}")
 
     def _keep(self, sample: Any) -> None:
         with self._arrived:
@@ -109,6 +112,7 @@ class ShmReceiver(HoldingReceiver):
             if not self._arrived.wait_for(lambda: self._sample is not None, timeout_s):
                 raise TimeoutError
             sample, self._sample = self._sample, None
+        # This copy is a part of the cost: the Python binding gives no view.
         return self.hold(pixels_of(bytes(sample.payload), self._shape))
 
     def close(self) -> None:
@@ -127,16 +131,16 @@ class Zenoh(Peer):
     module = "zenoh"
 
     @contextmanager
-    def prepare(self, setting: Setting) -> Iterator[str]:
-        del setting
+    def prepare(self, config: Config) -> Iterator[str]:
+        del config
         with temporary_folder() as folder:
             yield f"unixsock-stream/{folder}/zenoh"
 
-    def sender(self, setting: Setting) -> Sender:
-        return ShmSender(setting)
+    def sender(self, config: Config) -> Sender:
+        return ShmSender(config)
 
-    def receiver(self, setting: Setting, index: int) -> Receiver:
-        return ShmReceiver(setting, index)
+    def receiver(self, config: Config, index: int) -> Receiver:
+        return ShmReceiver(config, index)
 
 
 PEERS = (Zenoh(),)

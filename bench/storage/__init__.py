@@ -1,4 +1,5 @@
-"""Where bytes lie and what that costs: ``python -m bench.storage``. docs/storage.md holds the answers.
+"""Measures where bytes are stored and what that costs: ``python -m bench.storage``. The answers are in docs/storage.md.
 
-A section is a module with a question of that page: ``NAME`` and ``measure(form, place)``, which returns its tables.
+Each section is a module that answers a question of that page. It has a ``NAME``, and ``measure(form, place)`` returns
+its tables.
 """

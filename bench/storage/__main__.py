@@ -1,4 +1,4 @@
-"""``python -m bench.storage [SECTION...]``: where bytes lie and what that costs; as root, for all of it."""
+"""``python -m bench.storage [SECTION...]``: measures where bytes are stored and what that costs. Run it as root."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SECTIONS: Final = {one.NAME: one for one in (union, drivers, disks, handover, su
 
 
 def measure(names: list[str], form: Form, console: Console) -> dict[str, Any]:
-    """Run sections; return their results."""
+    """Run the sections, print their tables, and return their results."""
     results: dict[str, Any] = {
         "format": FORMAT, "form": form.name, "image": "", "rounds": None,
         "started": now(), "machine": machine(), "sections": {},
@@ -37,6 +37,7 @@ def measure(names: list[str], form: Form, console: Console) -> dict[str, Any]:
     with work_folder(FOLDER) as place:
         for name in names:
             console.print(f"{name} …")
+            # The load before each section, because the load average during it is its own.
             begun_s, load_before = time.monotonic(), round(os.getloadavg()[0], 2)
             tables = SECTIONS[name].measure(form, place / name)
             results["sections"][name] = {
@@ -53,26 +54,28 @@ def _interrupt(number: int, frame: object) -> NoReturn:
 
 
 def main() -> int:
-    """Measure, print the tables, save them, and put them into the page if asked."""
+    """Measure, print and save the tables, and publish them in the page with ``--publish``."""
     parser = argparse.ArgumentParser(prog="python -m bench.storage", description=(__doc__ or "").strip())
-    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"{', '.join(SECTIONS)}; without one, all")
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"{', '.join(SECTIONS)}; default: all")
     parser.add_argument("--form", choices=FORMS, default="short", help="short takes less than 5 minutes")
-    parser.add_argument("--rounds", type=int, metavar="N", help="so many rounds of everything, instead of the form's")
-    parser.add_argument("--image", help="the image that the storage drivers are compared with")
+    parser.add_argument("--rounds", type=int, metavar="N", help="number of rounds of everything, instead of the form's")
+    parser.add_argument("--image", help="the image with which the storage drivers are compared")
     parser.add_argument("--keep-caches", action="store_true", help="never drop the machine's caches: no cold figures")
     parser.add_argument("--output", type=Path, help="where the results are saved as JSON")
     parser.add_argument("--publish", action="store_true", help="put the tables into docs/storage.md")
-    parser.add_argument("--from", dest="saved", type=Path, help="results of before, instead of measuring")
+    parser.add_argument("--from", dest="saved", type=Path, help="saved results, instead of measuring")
     options = parser.parse_args()
     names = options.sections or list(SECTIONS)
     if unknown := [name for name in names if name not in SECTIONS]:
-        parser.error(f"there is no section {unknown[0]}: there are {', '.join(SECTIONS)}")
+        parser.error(f"there is no section {unknown[0]}: the sections are {', '.join(SECTIONS)}")
     form = FORMS[options.form]
+    # Cold figures need the caches of the whole machine dropped, which slows down other programs.
     form = replace(form, may_drop_caches=not options.keep_caches, image=options.image or form.image)
     if (rounds := options.rounds) is not None:
         if rounds < 1:
-            parser.error("--rounds is 1 or more")
+            parser.error("--rounds must be 1 or more")
         form = replace(form, rounds=rounds, engine_rounds=rounds, hand_over_rounds=rounds)
+    # End by an exception on SIGTERM too, so that mounts, loop disks, groups and engines are removed.
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         if options.saved:
@@ -85,7 +88,7 @@ def main() -> int:
             print(path)
         if options.publish:
             PAGE.write_text(published(PAGE.read_text(), results))
-            print(f"published in {PAGE.relative_to(ROOT)}: read its sentences against the new tables")
+            print(f"published in {PAGE.relative_to(ROOT)}: check its sentences against the new tables")
     except KeyboardInterrupt:
         return 130
     except (OSError, ValueError) as error:

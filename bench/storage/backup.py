@@ -1,4 +1,4 @@
-"""Back up, restore and prune the volume of the calibration: the commands of the page, tried on a second engine."""
+"""Backs up, restores and prunes the calibration's volume: runs the commands of the page on a second engine."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class Shell:
         """Run a command; return what it printed.
 
         Raises:
-            NotHere: It failed.
+            NotHere: The command failed.
         """
         return command("env", f"DOCKER_HOST={self._ours.host}", "sh", "-c", line, directory=self._folder)
 
     def content(self) -> str:
-        """Return owner and content of the calibration in the volume; empty if it is not there."""
+        """Return the owner and the content of the calibration in the volume; empty if there is none."""
         program = "stat -c %u:%g /volume/calibration.json; cat /volume/calibration.json"
         try:
             return " ".join(self(f"{RUN} {BASE} sh -c '{program}'").split("\n"))
@@ -50,7 +50,7 @@ class Shell:
 
 
 def measure(form: Form, place: Path) -> list[FigureTable]:
-    """Return the table of commands and what each left."""
+    """Return the table of commands and of what the volume holds after each."""
     del form
     found = FigureTable("The calibration's volume, on a second engine", "what the volume held before")
     with ExitStack() as stack:
@@ -65,9 +65,10 @@ def measure(form: Form, place: Path) -> list[FigureTable]:
 
 
 def tried(shell: Shell, found: FigureTable) -> None:
-    """Run the commands one after the other, and tell what the volume holds after each."""
+    """Run the commands one after another, and note what the volume holds after each."""
     write = f"echo {CONTENT} >/volume/calibration.json; chown {OWNER} /volume /volume/calibration.json"
     shell(f"docker volume create {VOLUME} && {RUN} {BASE} sh -c '{write}'")
+    # What was written is compared as the volume shows it, with its owner.
     before = shell.content()
     shell(BACK_UP)
     found.row("back up").note = f"the volume holds {before}"
@@ -82,6 +83,7 @@ def tried(shell: Shell, found: FigureTable) -> None:
     shell("docker rm held")
     shell(PRUNE)
     found.row("prune after the container is removed").note = "it stays" if shell.content() == before else "it is gone"
+    # A second volume, because the first has been pruned by now.
     shell(f"docker volume create --label keep {VOLUME}_2")
     shell(KEEP)
     left = shell("docker volume ls --quiet").split()

@@ -1,4 +1,4 @@
-"""N services and M bundles: layers in every image, volumes filled from data-only images, or folders mounted."""
+"""Brings M bundles to N services: as layers of each image, volumes filled from data-only images, or mounted folders."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FILE: Final = "/bundle/model"
 
 
 class Bundles:
-    """Services and bundles on an engine: what is built anew for each round."""
+    """Services and bundles on an engine, which are built again in each round."""
 
     def __init__(self, ours: Engine, folder: Path, form: Form) -> None:
         self.ours = ours
@@ -35,6 +35,7 @@ class Bundles:
         tags = []
         for number in range(self._form.services):
             here = self._fresh(f"service{number}")
+            # Random content, so that no layer equals one of the round before.
             (here / "code").write_bytes(os.urandom(1024))
             (here / "Dockerfile").write_text(f"FROM {BASE}\nCOPY code /code\n")
             self.ours.build(here, f"service{number}")
@@ -50,6 +51,7 @@ class Bundles:
             (here / "bundle").mkdir()
             with (here / "bundle" / "model").open("wb") as file:
                 for _ in range(0, self._form.bundle_bytes, MIB):
+                    # Random bytes, as weights are: they do not compress.
                     file.write(os.urandom(MIB))
             made.append(here)
         return made
@@ -71,7 +73,7 @@ class Bundles:
         return tags
 
     def data_only(self, models: Sequence[Path]) -> list[str]:
-        """Build an image of each bundle alone, and fill a volume of its name from it."""
+        """Build an image that contains only the bundle, for each bundle, and fill a volume of the same name from it."""
         for model in models:
             (model / "Dockerfile").write_text("FROM scratch\nCOPY bundle /bundle\n")
             self.ours.build(model, model.name)
@@ -91,11 +93,12 @@ class Bundles:
 
     def registry_bytes(self, images: Sequence[str]) -> int:
         """Return the bundles' bytes in a registry, which keeps each distinct layer once."""
+        # The bundle is the last layer. Equal layers are one blob in a registry.
         last = {self.ours.inspect("--type", "image", image)["RootFS"]["Layers"][-1] for image in images}
         return len(last) * self._form.bundle_bytes
 
     def remove(self, images: Sequence[str], volumes: Sequence[str] = ()) -> None:
-        """Remove what a round made, and the builder's cache of it."""
+        """Remove the images and volumes of a round, and the builder's cache."""
         self.ours.docker("rmi", "--force", *images)
         if volumes:
             self.ours.docker("volume", "rm", *volumes)
@@ -135,6 +138,7 @@ def _volumes(bundles: Bundles, disk: Path, can_drop: bool, keep_image: bool) -> 
     figures["in a registry, MB"] = bundles.registry_bytes(tags) / 1e6
     if not keep_image:
         bundles.remove(tags)
+    # The cache holds a copy of the build context, which would count as stored.
     bundles.forget_builds()
     figures["stored by the engine, MB"] = (used_bytes(disk) - before) / 1e6
     mount = ("--volume", f"{tags[0]}:/bundle:ro")

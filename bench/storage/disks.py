@@ -1,4 +1,4 @@
-"""What of an engine's storage can lie on another disk: each split is tried, and what was seen is told."""
+"""Tries which parts of an engine's storage can be on another disk, and notes what happened."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DOCKERFILE: Final = "FROM scratch\nCOPY file /data/file\n"
 
 
 def measure(form: Form, place: Path) -> list[FigureTable]:
-    """Return the tables of overlay's rule and of an engine's folders."""
+    """Return the tables of the rule of overlay mounts and of an engine's folders."""
     del form
     return [_rule(place / "rule"), _engine(place / "engine")]
 
@@ -56,7 +56,7 @@ def _rule(place: Path) -> FigureTable:
 
 
 def container_writes(ours: Engine, folder: Path) -> str:
-    """Build an image, make a container and a volume filled from it; return where they lie."""
+    """Build an image, make a container and a volume filled from it; return the disks that they are on."""
     folder.mkdir(parents=True)
     (folder / "file").write_bytes(b"x" * 4096)
     (folder / "Dockerfile").write_text(DOCKERFILE)
@@ -71,7 +71,8 @@ def container_writes(ours: Engine, folder: Path) -> str:
 
 
 def _disk(path: Path) -> str:
-    """Return the mount point that a path lies on, by its last two names."""
+    """Return which of the two disks a path is on, by the name of its mount point."""
+    # The disk of a path is that of the nearest mount point above it.
     while not path.is_mount():
         path = path.parent
     return (
@@ -110,6 +111,7 @@ def _engine(place: Path) -> FigureTable:
                 row.note = container_writes(ours, here / "build")
         except NotHere as error:
             row.note = f"refused: {error}"
+    # This needs no other data root: the volume's own options name the disk.
     _volume_elsewhere(found, place / "volume")
     return found
 
@@ -125,14 +127,15 @@ def _linked(stack: ExitStack, root: Path, disk: Path) -> Path:
 def _bound(stack: ExitStack, root: Path, disk: Path, name: str, *, shared: bool = True) -> Path:
     (disk / name).mkdir()
     if shared:
-        # As systemd has all mounts. Otherwise the engine mounts its data root over itself, without what is below.
+        # Systemd makes all mounts shared. If they are not, the engine mounts its data root over itself, which hides
+        # what is mounted below.
         stack.enter_context(mounted(root, "--bind", "--make-shared", str(root)))
     stack.enter_context(mounted(root / name, "--bind", str(disk / name)))
     return root
 
 
 def _volume_elsewhere(found: FigureTable, place: Path) -> None:
-    """One named volume alone, by the local driver's options."""
+    """Put a single named volume on the other disk, by options of the local driver."""
     row = found.row("one named volume on another disk: --opt type=none --opt o=bind --opt device=PATH")
     try:
         with ExitStack() as stack:

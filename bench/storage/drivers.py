@@ -1,4 +1,4 @@
-"""What storage drivers cost, each on an engine and a loop disk of its own: disk, build, create, start and reads."""
+"""Measures what storage drivers cost, each with its own engine and loop disk: disk, build, create, start and reads."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from bench.storage.residency import shared_part
 
 NAME: Final = "drivers"
 DRIVERS: Final = {"overlay2": "ext4", "fuse-overlayfs": "ext4", "btrfs": "btrfs", "vfs": "ext4"}
-"""Those that run where the kernel has them, and the file system below."""
+"""Drivers that are measured if the kernel supports them, and the file system below each."""
 OTHERS: Final = {"devicemapper": "device-mapper", "zfs": "zfs", "aufs": "aufs"}
-"""Those that need more of a kernel than Debian's or this one's has."""
+"""Drivers that need a kernel module which Debian's kernel does not have, or an older engine, and the module."""
 CONTROL: Final = Path("/dev/mapper/control")
 DISK_MIB: Final = 24 * 1024
 DOCKERFILE: Final = """\
@@ -35,7 +35,7 @@ RUN touch /bench/built
 USER 1000:2000
 """
 SHARED: Final = "/usr/bin/perl"
-"""A file of Debian's base that the measurement does not run."""
+"""A file of Debian's base that the measurement does not execute."""
 READ: Final = """\
 import json, pathlib, time
 paths = [p for p in pathlib.Path("/usr/lib").rglob("*") if p.is_file() and not p.is_symlink()]
@@ -54,12 +54,12 @@ print(json.dumps({"files": len(paths), "bytes": total, "first_s": each(read), "l
 
 
 def dockerfile(image: str) -> str:
-    """Return the build of the measurement: four layers of code on an image."""
+    """Return the Dockerfile of the measured build: four layers of code on an image."""
     return DOCKERFILE.format(image=image)
 
 
 def context(folder: Path, image: str, source: Path) -> Path:
-    """Make the folder of a build from the sources of this checkout."""
+    """Make the build context from the sources of this checkout."""
     folder.mkdir(parents=True)
     for name in ("framebus", "services"):
         shutil.copytree(source / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -68,7 +68,7 @@ def context(folder: Path, image: str, source: Path) -> Path:
 
 
 def one_round(ours: Engine, image: str, build: Path, can_drop: bool) -> Mapping[str, float]:
-    """Return one round's figures of an engine."""
+    """Return the figures of one round on an engine."""
     before = used_bytes(ours.data_root)
     figures = {"build, s": _build_s(ours, build)}
     figures["disk of the build, MB"] = (used_bytes(ours.data_root) - before) / 1e6
@@ -76,6 +76,7 @@ def one_round(ours: Engine, image: str, build: Path, can_drop: bool) -> Mapping[
     begun_s = time.perf_counter()
     container = ours.docker("create", "--network", "none", image, "true").strip()
     figures["create, ms"] = (time.perf_counter() - begun_s) * 1e3
+    # Before the start, so that only the layer of the container is counted.
     figures["disk of a container, MB"] = (used_bytes(ours.data_root) - before) / 1e6
     begun_s = time.perf_counter()
     ours.docker("start", "--attach", container)
@@ -114,16 +115,19 @@ def measure(form: Form, place: Path) -> list[FigureTable]:
         for driver, file_system in DRIVERS.items():
             row = found.row(driver)
             try:
+                # A disk of its own, so that its used bytes are those of this driver alone.
                 disk = stack.enter_context(loop_disk(place / driver, file_system, DISK_MIB))
                 ours = stack.enter_context(engine(place / driver / "engine", driver, disk / "data"))
                 before = used_bytes(disk)
                 begun_s = time.perf_counter()
                 ours.load(archive)
+                # Loading is measured once: a second load finds its layers already there.
                 row.add({"load, s": time.perf_counter() - begun_s})
                 row.add({"disk of the image, MB": (used_bytes(disk) - before) / 1e6})
                 engines[driver] = ours
             except NotHere as error:
                 row.note = str(error)
+        # The engines take turns, so that other load on the machine affects all of them.
         take_turns(
             found,
             {
@@ -138,7 +142,7 @@ def measure(form: Form, place: Path) -> list[FigureTable]:
 
 
 def other(folder: Path, driver: str, module: str) -> str:
-    """Start an engine with a driver that hardly any kernel has; return what came of it."""
+    """Try to start an engine with a driver that hardly any kernel supports; return the result in words."""
     here = kernel_knows(module) or module in Path("/proc/devices").read_text().split()
     had_control = CONTROL.exists()
     try:
@@ -147,7 +151,8 @@ def other(folder: Path, driver: str, module: str) -> str:
     except NotHere as error:
         return f"{error}" if here else f"{NOT_IN_KERNEL}; the engine said: {error}"
     finally:
-        if not had_control and CONTROL.exists() and not here:  # the engine's library makes it, for no device
+        # The engine's library creates it, though there is no device.
+        if not had_control and CONTROL.exists() and not here:
             CONTROL.unlink()
             with contextlib.suppress(OSError):
                 CONTROL.parent.rmdir()
@@ -178,5 +183,5 @@ def _creates(ours: Engine, image: str) -> str:
     try:
         ours.docker("create", "--network", "none", image, "none")
     except NotHere as error:
-        return f"no container is made of it: {error}"
-    return "a container is made of it"
+        return f"no container could be made of it: {error}"
+    return "a container was made of it"

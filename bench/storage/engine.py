@@ -1,4 +1,4 @@
-"""A second Docker engine with a data root of its own, beside the machine's, which it leaves alone."""
+"""A second Docker engine with its own data root. It does not touch the machine's engine."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ class Engine:
         """Run the client on this engine; return what it printed.
 
         Raises:
-            NotHere: It failed; the text is the end of what it said.
+            NotHere: The command failed; the text is the end of what it printed.
         """
         return command("docker", "-H", self.host, *arguments, timeout_s=timeout_s)
 
     def inspect(self, *arguments: str) -> Any:
-        """Return what ``docker inspect`` tells of one thing."""
+        """Return what ``docker inspect`` reports about one object."""
         (found,) = json.loads(self.docker("inspect", *arguments))
         return found
 
     def load(self, archive: Path) -> None:
-        """Load images from a file of ``docker save``."""
+        """Load images from a file made by ``docker save``."""
         self.docker("load", "--quiet", "--input", str(archive))
 
     def build(self, folder: Path, tag: str) -> None:
-        """Build an image without a network, and without what was built before."""
+        """Build an image without a network and without the builder's cache."""
         self.docker("build", "--quiet", "--network", "none", "--no-cache", "--tag", tag, str(folder))
 
     def run(self, *arguments: str) -> str:
@@ -59,7 +59,7 @@ class Engine:
 
 
 def client_missing() -> str:
-    """Return why no second engine can be started here; empty if it can."""
+    """Return why no second engine can be started here; empty if one can."""
     for program in ("dockerd", "docker"):
         if shutil.which(program) is None:
             return f"{NOT_HERE}: {program} is missing: install Docker Engine"
@@ -68,12 +68,12 @@ def client_missing() -> str:
 
 @contextmanager
 def engine(folder: Path, driver: str, data_root: Path | None = None) -> Iterator[Engine]:
-    """Start an engine, and end it with all that it started and mounted.
+    """Start an engine. At the end, stop it, and remove all that it started and mounted.
 
     Args:
         folder: A new folder, for its log and its images.
         driver: Its storage driver.
-        data_root: Where images, containers and volumes are, if not in ``folder``.
+        data_root: Folder of images, containers and volumes, if it is not in ``folder``.
 
     Raises:
         NotHere: There is no dockerd, or it ended or did not answer; the text is its last error.
@@ -83,10 +83,10 @@ def engine(folder: Path, driver: str, data_root: Path | None = None) -> Iterator
         raise NotHere(reason)
     folder.mkdir(parents=True)
     root = data_root or folder / "data"
-    # Paths of sockets have 107 characters at most.
+    # A short path of its own, because a socket's path has at most 107 characters.
     sockets = Path(tempfile.mkdtemp(prefix="bench-engine-"))
     ours = Engine(sockets, root)
-    # In a network namespace of its own: a dockerd without a bridge removes docker0, which the machine's engine needs.
+    # Use a network namespace: a dockerd without a bridge removes docker0, which the machine's engine needs.
     arguments = [
         "unshare", "--net",
         "dockerd", "--data-root", str(root), "--exec-root", str(sockets / "exec"), "--pidfile", str(sockets / "pid"),
@@ -103,6 +103,7 @@ def engine(folder: Path, driver: str, data_root: Path | None = None) -> Iterator
             _wait(ours, process, log)
             yield ours
         finally:
+            # An interrupt here would leave mounts and containers behind.
             with held_back():
                 _end(ours, process)
     finally:
@@ -110,7 +111,7 @@ def engine(folder: Path, driver: str, data_root: Path | None = None) -> Iterator
 
 
 def _configuration(folder: Path) -> Path:
-    """An empty configuration, so that the machine's own is not read."""
+    """Write an empty configuration, so that the engine does not read the machine's."""
     path = folder / "daemon.json"
     path.write_text("{}")
     return path
@@ -122,6 +123,7 @@ def _wait(ours: Engine, process: subprocess.Popen[bytes], log: Path) -> None:
         with contextlib.suppress(NotHere):
             ours.docker("version", timeout_s=10)
             return
+        # The engine has ended, so waiting longer is pointless: its last error says why.
         if process.poll() is not None:
             raise NotHere(last_error(log.read_text(errors="replace")))
         if time.monotonic() > deadline_s:
@@ -130,14 +132,14 @@ def _wait(ours: Engine, process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def last_error(log: str) -> str:
-    """Return the sentence with which an engine ended, without the prefix that all of them have."""
+    """Return the last error of an engine, without the prefix that is the same in all of them."""
     said = [line for line in log.splitlines() if line.strip()]
-    last = said[-1] if said else "the engine ended without a word"
+    last = said[-1] if said else "the engine ended without a message"
     return last.rpartition("failed to start daemon: ")[2].rpartition("graphdriver: ")[2].strip()
 
 
 def _end(ours: Engine, process: subprocess.Popen[bytes]) -> None:
-    """Remove its containers, stop it, and end what is left of its session."""
+    """Remove the engine's containers, stop it, and kill what is left of its session."""
     if process.poll() is None:
         with contextlib.suppress(NotHere):
             left = ours.docker("ps", "--all", "--quiet", timeout_s=30).split()
@@ -151,7 +153,7 @@ def _end(ours: Engine, process: subprocess.Popen[bytes]) -> None:
     process.wait()
     for one in _of_folder(ours.sockets):
         with contextlib.suppress(psutil.NoSuchProcess):
-            family = [one, *one.children(recursive=True)]  # of a shim, the processes of its container
+            family = [one, *one.children(recursive=True)]  # the children of a shim are the processes of its container
             for member in family:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     member.kill()
@@ -161,7 +163,7 @@ def _end(ours: Engine, process: subprocess.Popen[bytes]) -> None:
 
 
 def _of_folder(folder: Path) -> list[psutil.Process]:
-    """Return containerd and shims whose command line names a folder: what an engine that was killed has left."""
+    """Return containerd and shims whose command line names the folder: a killed engine leaves them running."""
     found = []
     for one in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
@@ -173,7 +175,7 @@ def _of_folder(folder: Path) -> list[psutil.Process]:
 
 @contextmanager
 def saved(image: str, folder: Path) -> Iterator[Path]:
-    """Yield a file of ``docker save`` of an image of the machine's engine.
+    """Save an image of the machine's engine with ``docker save``, and yield the file.
 
     Raises:
         NotHere: No engine answers, or it has no such image.
@@ -181,7 +183,7 @@ def saved(image: str, folder: Path) -> Iterator[Path]:
     try:
         command("docker", "image", "inspect", image)
     except NotHere as error:
-        raise NotHere(f"{NOT_HERE}: {error}: build it, or name another by --image") from None
+        raise NotHere(f"{NOT_HERE}: {error}: build it, or name another with --image") from None
     folder.mkdir(parents=True, exist_ok=True)
     archive = folder / "image.tar"
     try:

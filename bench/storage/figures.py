@@ -1,4 +1,4 @@
-"""Tables of figures: a row is what is compared, a cell the figures of all its rounds. Saved as JSON as they are."""
+"""Tables of figures: a row for each candidate, whose cells hold the figures of all rounds. They are saved as JSON."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ Measurement = Callable[[], Mapping[str, float]]
 
 
 class NotHere(RuntimeError):
-    """A row cannot be measured on this machine; the text says what is missing, and goes into the row."""
+    """A row cannot be measured on this machine; the text says what is missing, and is shown in the row."""
 
 
 @dataclass
 class Row:
-    """One of the things that are compared."""
+    """One of the candidates that are compared."""
 
     name: str
     cells: dict[str, list[float]] = field(default_factory=dict)
     """Figures of the rounds, by column."""
     note: str = ""
-    """What was seen, or why there are no figures."""
+    """What happened, or why there are no figures."""
 
     def add(self, figures: Mapping[str, float]) -> None:
         """Add a round's figures."""
@@ -39,7 +39,7 @@ class Row:
 
 @dataclass
 class FigureTable:
-    """What a section measured."""
+    """A table of a section."""
 
     title: str
     baseline: str
@@ -49,7 +49,7 @@ class FigureTable:
     """A sentence below the title."""
 
     def row(self, name: str) -> Row:
-        """Return the row of that name; a new one if there is none."""
+        """Return the row with this name; add one if there is none."""
         for one in self.rows:
             if one.name == name:
                 return one
@@ -60,23 +60,25 @@ class FigureTable:
 def take_turns(into: FigureTable, candidates: Mapping[str, Measurement], rounds: int, seed: str = "") -> None:
     """Measure the candidates in turns, in an order that changes from round to round.
 
-    A candidate that raises :class:`NotHere` keeps the rounds that it had, and its row tells why there are no more.
+    A candidate that raises :class:`NotHere` keeps its earlier rounds, and its row says why there are no more.
     """
+    # Seeded by the title, so that a run can be repeated in the same order.
     order = random.Random(seed or into.title)
-    able = dict(candidates)
+    runnable = dict(candidates)
     for name in candidates:
         into.row(name)
     for _ in range(rounds):
-        for name in order.sample(sorted(able), len(able)):
+        # Take turns in a changing order, so that a busy minute of the machine affects all candidates.
+        for name in order.sample(sorted(runnable), len(runnable)):
             try:
-                into.row(name).add(able[name]())
+                into.row(name).add(runnable[name]())
             except NotHere as error:
                 into.row(name).note = str(error)
-                del able[name]
+                del runnable[name]
 
 
 def lines(one: FigureTable) -> Iterator[str]:
-    """Yield a table as Markdown: medians with the least and the most of the rounds."""
+    """Yield a table as Markdown: medians, with the minimum and maximum of the rounds."""
     columns = list(dict.fromkeys(column for row in one.rows for column in row.cells))
     heads = ["", *columns, *(["seen"] if any(row.note for row in one.rows) else [])]
     yield f"**{one.title}.** Baseline: {one.baseline}.{' ' + one.text if one.text else ''}"
@@ -91,6 +93,7 @@ def _cells(row: Row, columns: list[str], width: int) -> list[str]:
 
 def _shown(values: list[float]) -> str:
     found = Figure.of(values)
+    # Rounds that look the same when printed need no range.
     if found is not None and number(found.least) == number(found.most):
         return number(found.median)
     return spread(found)

@@ -1,4 +1,4 @@
-"""How much is measured: the short form takes less than five minutes, the full form more rounds and larger images."""
+"""The forms of a run: the short one takes less than five minutes; the full one has more rounds and larger images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 
 MIB: Final = 1 << 20
 BASE: Final = "python:3.11-slim-bookworm"
-"""The image that all others begin with."""
+"""The base of all images that are built."""
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,9 @@ class Form:
     copy_up_bytes: tuple[int, ...] = (4096, MIB, 16 * MIB, 256 * MIB)
     engine_rounds: int = 1
     depths: tuple[int, ...] = ()
-    """Images of how many layers are tried."""
+    """Numbers of layers of the images that are tried."""
     image: str = BASE
-    """What the engines load from the main one."""
+    """The image that the second engines load from the machine's."""
     models: int = 2
     services: int = 2
     bundle_bytes: int = 32 * MIB

@@ -1,4 +1,4 @@
-"""Frames through a shared volume, a broker or Redis beside the ring: the benchmark of hand-overs, with fewer peers."""
+"""Compares the ring with a shared volume, a broker and Redis: the benchmark of hand-overs, with fewer peers."""
 
 from __future__ import annotations
 

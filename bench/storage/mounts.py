@@ -1,4 +1,4 @@
-"""Mounts, loop disks and cold caches. Each is undone when its ``with`` block ends, also by Ctrl-C."""
+"""Mounts, loop disks and cold caches. Mounts and disks are removed when their ``with`` block ends, also by Ctrl-C."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ PACKAGES: Final = {"xfs": "xfsprogs", "btrfs": "btrfs-progs", "ext4": "e2fsprogs
 
 
 def kernel_knows(file_system: str) -> bool:
-    """Whether the running kernel has a file system."""
+    """Return whether the running kernel supports a file system."""
     return file_system in Path("/proc/filesystems").read_text().split()
 
 
 def need_root() -> None:
-    """Raise unless this process may mount.
+    """Check that this process may mount.
 
     Raises:
-        NotHere: It is not root's.
+        NotHere: The process does not run as root.
     """
     if os.geteuid() != 0:
         raise NotHere(f"{NOT_HERE}: mounting needs root, run it with sudo")
 
 
 def need_file_system(name: str) -> None:
-    """Raise unless the kernel has a file system.
+    """Check that the kernel supports a file system.
 
     Raises:
-        NotHere: It has not.
+        NotHere: The kernel does not support it.
     """
     if not kernel_knows(name):
         raise NotHere(f"{NOT_IN_KERNEL}: /proc/filesystems has no {name}")
@@ -50,7 +50,7 @@ def command(*arguments: str, directory: Path | None = None, timeout_s: float = 1
     """Run a program and return what it printed.
 
     Raises:
-        NotHere: There is no such program, or it failed; the text is the end of what it said.
+        NotHere: There is no such program, or it failed; the text is the end of what it printed.
     """
     try:
         done = subprocess.run(
@@ -68,7 +68,7 @@ def command(*arguments: str, directory: Path | None = None, timeout_s: float = 1
 
 @contextmanager
 def work_folder(parent: Path) -> Iterator[Path]:
-    """Yield a folder that is removed at the end, after all that is mounted below it is unmounted."""
+    """Yield a temporary folder. At the end, unmount all that is mounted below it, and remove it."""
     parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="storage-", dir=parent))
     try:
@@ -81,10 +81,11 @@ def work_folder(parent: Path) -> Iterator[Path]:
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Hold SIGINT and SIGTERM back while something is undone; what came is raised afterwards.
+    """Hold SIGINT and SIGTERM back during a clean-up, and raise a signal that arrived afterwards.
 
-    To block the signals would not do: the kernel hands them to another thread, such as one of numpy's.
+    Blocking the signals is not enough: the kernel delivers them to another thread, such as one of numpy's.
     """
+    # Only the main thread may set handlers of signals, and Python runs them only there.
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -101,15 +102,17 @@ def held_back() -> Iterator[None]:
 
 
 def mounted_below(folder: Path) -> list[Path]:
-    """Return the mount points at or below a folder, the latest first."""
+    """Return the mount points at or below a folder; the latest mount comes first."""
     fields = (line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines())
+    # mountinfo escapes spaces and other characters in octal.
     points = [Path(field[4].encode().decode("unicode_escape")) for field in fields]
     return [point for point in reversed(points) if point == folder or folder in point.parents]
 
 
 def unmount_below(folder: Path) -> None:
-    """Unmount all that is mounted at or below a folder; what is in use is detached."""
+    """Unmount everything at or below a folder. A mount that is in use is detached."""
     for point in mounted_below(folder):
+        # A process that is just ending may still use the mount, so try twice before detaching it.
         for flags in ([], [], ["--lazy"]):
             if subprocess.run(["umount", *flags, point], capture_output=True, check=False).returncode == 0:
                 break
@@ -118,12 +121,12 @@ def unmount_below(folder: Path) -> None:
 
 @contextmanager
 def mounted(target: Path, *arguments: str, directory: Path | None = None, log: str = "") -> Iterator[Path]:
-    """Mount something at a folder, which is made: ``arguments`` are those of mount(8) before it.
+    """Create a folder and mount something on it: ``arguments`` are those of mount(8) before the folder.
 
-    If it is refused, the reason is the last line of the kernel's log with ``log`` in it, if there is one.
+    If mount(8) fails, the reason is the last line of the kernel's log that contains ``log``, if there is one.
 
     Raises:
-        NotHere: mount(8) refused.
+        NotHere: mount(8) failed.
     """
     need_root()
     target.mkdir(parents=True, exist_ok=True)
@@ -146,16 +149,16 @@ def _kernel_said(log: str) -> str:
 
 @contextmanager
 def loop_disk(folder: Path, file_system: str, size_mib: int, at: Path | None = None) -> Iterator[Path]:
-    """Yield a mounted disk in a file: sparse, so that it takes only what is written to it.
+    """Yield a mounted disk whose content is a sparse file, which takes only the space that is written.
 
     Args:
-        folder: Where the file and the mount point are.
+        folder: Folder of the file and of the mount point.
         file_system: ``ext4``, ``xfs`` or ``btrfs``.
-        size_mib: Its size; xfs wants 300 MiB or more.
-        at: The mount point, if not in ``folder``.
+        size_mib: Size of the disk; xfs needs 300 MiB or more.
+        at: The mount point, if it is not in ``folder``.
 
     Raises:
-        NotHere: The kernel has no such file system, its mkfs is not installed, or there is no loop device.
+        NotHere: The kernel does not support the file system, its mkfs is not installed, or there is no loop device.
     """
     need_file_system(file_system)
     if shutil.which(f"mkfs.{file_system}") is None:
@@ -177,10 +180,10 @@ def loop_disk(folder: Path, file_system: str, size_mib: int, at: Path | None = N
 def overlay(target: Path, lower: Sequence[Path], upper: Path, work: Path) -> Iterator[Path]:
     """Yield an overlay mount; ``lower`` begins with the topmost layer.
 
-    The layers have short names below one folder, as the engine gives them, because mount(2) takes one page of options.
+    The layers have short names relative to one folder, as with the engine, because mount(2) takes one page of options.
 
     Raises:
-        NotHere: The kernel refused.
+        NotHere: The kernel rejected the mount.
     """
     need_file_system("overlay")
     parent = Path(os.path.commonpath([*lower, upper, work]))
@@ -193,21 +196,22 @@ def overlay(target: Path, lower: Sequence[Path], upper: Path, work: Path) -> Ite
 
 
 def drop_caches() -> None:
-    """Write all back, then drop the page cache, the dentries and the inodes of the whole machine.
+    """Write dirty pages back, then drop the page cache, dentries and inodes of the whole machine.
 
     Raises:
-        NotHere: This is not root's, or the kernel is a container's that may not.
+        NotHere: The process does not run as root, or it is in a container that may not drop them.
     """
     need_root()
     os.sync()
     try:
+        # 3 drops pages, dentries and inodes: a lookup through layers is slow only without its dentry.
         DROP_CACHES.write_text("3")
     except OSError as error:
         raise NotHere(f"{NOT_HERE}: {DROP_CACHES} cannot be written ({error.strerror})") from None
 
 
 def used_bytes(disk: Path) -> int:
-    """Return what is taken of the file system that holds a path, after all is written."""
+    """Return the used bytes of the file system of a path, after writing dirty pages back."""
     os.sync()
     space = os.statvfs(disk)
     return (space.f_blocks - space.f_bfree) * space.f_frsize

@@ -1,4 +1,4 @@
-"""Puts the tables of a run into docs/storage.md, each section between its two marks; the text around them stays."""
+"""Writes the tables of a run into docs/storage.md, each section between its two marks; the rest of the page stays."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def begin(section: str) -> str:
 
 
 def end(section: str) -> str:
-    """Return the mark after them."""
+    """Return the mark after a section's tables."""
     return f"<!-- End of {section} -->"
 
 
 def published(page: str, results: Mapping[str, Any]) -> str:
-    """Return the page with the tables of all sections that were run.
+    """Return the page with the new tables of all sections in ``results``.
 
     Raises:
         ValueError: The page has no place for a section.

@@ -1,4 +1,4 @@
-"""Which part of a file is in memory, asked from within containers: whether two of them share its pages."""
+"""Measures, from within containers, which part of a file is in memory: whether two containers share its pages."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ if "read" in sys.argv:
 
 
 def shared_part(ours: Engine, path: str, first: Sequence[str], second: Sequence[str]) -> float:
-    """Return the part of a file that a second container finds in memory once a first has read it; 0 to 1.
+    """Return the share of a file that a second container finds in memory after a first has read it, from 0 to 1.
 
     Args:
         ours: The engine.
         path: The file in both containers.
         first: Options and image of the container that reads it.
-        second: The same of the other, which only asks.
+        second: Options and image of the container that only calls mincore.
 
     Raises:
         NotHere: The caches cannot be dropped, or a container failed.
@@ -42,4 +42,5 @@ def shared_part(ours: Engine, path: str, first: Sequence[str], second: Sequence[
     drop_caches()
     before = float(ours.run(*first, "python3", "-c", PROGRAM, path, "read"))
     after = float(ours.run(*second, "python3", "-c", PROGRAM, path))
+    # Subtract what was in memory already before the first container read the file.
     return max(0.0, after - before)

@@ -1,6 +1,6 @@
-"""Who is charged for a ring, and what the kernel does when its room ends: tried with processes in control groups.
+"""Measures which control group is charged for a ring, and what the kernel does when there is no room for it.
 
-Each process has a mount namespace, and in it a /dev/shm of the measurement's own.
+Each process is in a control group and a mount namespace, with a /dev/shm that belongs to the measurement.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ for at in range(0, len(memory), 4096):
 print("written", flush=True)
 """
 SIZES: Final = ((240, 320, 16), (688, 4896, 8), (688, 4896, 16), (688, 4896, 32), (1080, 7680, 16))
-"""Height, width and slots of the rings whose size is told."""
+"""Height, width and slots of the rings whose sizes are listed."""
 
 
 def _shm(folder: Path) -> str:
@@ -61,7 +61,7 @@ def _line(process: subprocess.Popen[str]) -> str:
 
 
 def _finish(process: subprocess.Popen[str]) -> str:
-    """End a process by the end of its input; return how it ended and the last line of its errors."""
+    """End a process by closing its input; return how it ended, and the last line of its errors."""
     try:
         out, errors = process.communicate("", timeout=60)
     except subprocess.TimeoutExpired:
@@ -72,7 +72,7 @@ def _finish(process: subprocess.Popen[str]) -> str:
 
 
 def ended(status: int, last: str) -> str:
-    """Return in words how a process ended."""
+    """Return a phrase that says how a process ended."""
     if status < 0:
         return f"killed by {signal.Signals(-status).name}"
     return f"{'ended well' if status == 0 else 'ended with an error'}: {last}" if last else "ended well"
@@ -80,7 +80,7 @@ def ended(status: int, last: str) -> str:
 
 def _charges(place: Path) -> FigureTable:
     found = FigureTable(
-        "Who is charged for a ring of 155 MiB",
+        "The groups that are charged for a ring of 155 MiB",
         "what both groups had before",
         text="MiB of shmem in memory.stat of the two groups.",
     )
@@ -96,10 +96,13 @@ def _charges(place: Path) -> FigureTable:
                 groups = [stack.enter_context(group()) for _ in order]
                 processes: list[subprocess.Popen[str]] = []
                 for one, program in zip(groups, order, strict=True):
+                    # A stream has one publisher: the second adopts the ring after the first has ended.
                     if program is PUBLISH and processes:
                         _finish(processes.pop())
                     processes.append(one.start("-c", program, before=_shm(shm)))
                     stack.callback(processes[-1].kill)
+                    # Wait for the line that the program prints, so that its pages are charged before the counters are
+                    # read.
                     _line(processes[-1])
                 for which, one in zip(("first", "second"), groups, strict=True):
                     row.add({f"{which} group, MiB": one.shared_bytes() / MIB})
@@ -136,7 +139,9 @@ def _room(place: Path) -> FigureTable:
 
 
 def _tried(ours: Group, program: str, shm: Path) -> str:
+    # The program may be killed by SIGBUS or SIGKILL, which is the answer.
     said = _finish(ours.start("-c", program, before=_shm(shm)))
+    # st_blocks counts allocated pages; st_size is the length, also without pages.
     left_bytes = sum(file.stat().st_blocks * 512 for file in shm.iterdir())
     kills = ours.kills()
     parts = [said, f"{left_bytes / MIB:.0f} MiB stay in /dev/shm"]
@@ -158,6 +163,6 @@ def _sizes() -> FigureTable:
 
 
 def measure(form: Form, place: Path) -> list[FigureTable]:
-    """Return the tables of sizes, charges and of what happens without room."""
+    """Return the tables of the sizes, of the charges, and of what happens without room."""
     del form
     return [_sizes(), _charges(place), _room(place)]

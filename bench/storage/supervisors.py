@@ -1,4 +1,4 @@
-"""Merged containers: what supervisord and this project's supervisor cost beside each other, with the same services."""
+"""Merged containers: compares the cost of supervisord and of this project's supervisor, with the same services."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def service(name):
 
 
 def names() -> list[str]:
-    """Return the services that both supervise."""
+    """Return the names of the services that both supervise."""
     return [f"sleeper{number}" for number in range(SERVICES)]
 
 
 def install_sleepers(folder: Path) -> None:
-    """Write a distribution with the services into a folder of PYTHONPATH."""
+    """Write a distribution with the services into a folder that is on PYTHONPATH."""
     services = "\n".join(f'{one.upper()} = service("{one}")' for one in names())
     (folder / "bench_sleeper.py").write_text(SLEEPER + services)
     information = folder / "bench_sleeper-1.dist-info"
@@ -72,11 +72,12 @@ def supervisord(folder: Path) -> Path:
     """Install supervisord into an environment of its own; return its program.
 
     Raises:
-        NotHere: It cannot be installed.
+        NotHere: supervisord cannot be installed.
     """
     environment = folder / "supervisord"
     command(sys.executable, "-m", "venv", str(environment))
     pip = [str(environment / "bin/python"), "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
+    # supervisor imports pkg_resources, which newer versions of setuptools do not have.
     command(*pip, f"supervisor=={VERSION}", "setuptools<81", timeout_s=300)
     return environment / "bin/supervisord"
 
@@ -105,7 +106,7 @@ def _theirs(folder: Path, stream: str, program: Path) -> list[str]:
 
 @contextmanager
 def running(arguments: list[str], path: Path) -> Iterator[psutil.Process]:
-    """Run a supervisor; at the end it is asked to end, and what is left of it is killed."""
+    """Run a supervisor. At the end, terminate it, and kill what is left of its processes."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(path), str(ROOT)])}
     process = subprocess.Popen(
         arguments, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
@@ -116,6 +117,7 @@ def running(arguments: list[str], path: Path) -> Iterator[psutil.Process]:
         yield here
     finally:
         with contextlib.suppress(psutil.NoSuchProcess):
+            # List the children first: after the supervisor's end they are no longer its children.
             family = here.children(recursive=True)
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -131,7 +133,7 @@ def _until(met: Callable[[], bool], what: str) -> None:
     deadline_s = time.monotonic() + PATIENCE_S
     while not met():
         if time.monotonic() > deadline_s:
-            raise NotHere(f"{what} did not come within {PATIENCE_S:g} s")
+            raise NotHere(f"{what} did not appear within {PATIENCE_S:g} s")
         time.sleep(0.005)
 
 
@@ -148,17 +150,20 @@ def _child(supervisor: psutil.Process, name: str) -> psutil.Process | None:
 
 
 def one_round(arguments: list[str], path: Path, stream: str, form: Form) -> dict[str, float]:
-    """Start a supervisor, let it rest, kill a service some times; return what all of that took."""
+    """Start a supervisor, leave it idle, and kill a service; return the figures of all three."""
     begun_s = time.perf_counter()
     with running(arguments, path) as supervisor:
         _until(lambda: len(_serving(stream)) == SERVICES, "the status of all services")
         figures = {"start of all, s": time.perf_counter() - begun_s}
+        # Wait until the start is over, so that the figures at rest do not include it.
         time.sleep(2)
         cpu = supervisor.cpu_times()
         time.sleep(form.idle_s)
         now = supervisor.cpu_times()
+        # CPU times are multiples of the kernel's clock tick, 10 ms.
         taken_s = max(0.0, now.user + now.system - cpu.user - cpu.system)
         figures["CPU at rest, ms/s"] = round(taken_s, 3) / form.idle_s * 1e3
+        # The unique set size: pages that are shared with the services would be there without the supervisor.
         figures["memory of its own, MB"] = supervisor.memory_full_info().uss / 1e6
         victim = _child(supervisor, names()[0])
         if victim is None:
@@ -176,7 +181,7 @@ def one_round(arguments: list[str], path: Path, stream: str, form: Form) -> dict
 
 
 def measure(form: Form, place: Path) -> list[FigureTable]:
-    """Return the table of supervisors."""
+    """Return the table that compares the supervisors."""
     found = FigureTable(
         f"Supervisors of {SERVICES} idle services",
         "this project's supervisor",

@@ -1,4 +1,4 @@
-"""Why frames never cross a union file system: what layers cost to open, to miss and to read, and what copy-up costs."""
+"""Measures what layers of a union file system cost: to open a file, to miss one, to read one, and to copy one up."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SHARED_MEMORY: Final = "/dev/shm (a tmpfs)"
 
 
 def fill(folder: Path, files: int) -> None:
-    """Write what the probes look for: small files and one of a frame's size."""
+    """Write the files that are probed: small files, and one of a frame's size."""
     inside = folder / FOLDER
     inside.mkdir(parents=True, exist_ok=True)
     for number in range(files):
@@ -36,7 +36,7 @@ def fill(folder: Path, files: int) -> None:
 
 
 def _each_us(call: Callable[[str], object], names: list[str]) -> float:
-    """Return the median of the calls: others on the same cores delay some of them."""
+    """Return the median time of the calls, because other work on the same cores delays some of them."""
     taken_ns = []
     for name in names:
         begun_ns = time.perf_counter_ns()
@@ -63,31 +63,35 @@ def _read(name: str, buffer: bytearray) -> None:
 
 
 def probe(folder: Path, files: int, can_drop: bool) -> dict[str, float]:
-    """Return one round's figures of a folder that :func:`fill` made: cold first, then with all caches warm."""
+    """Return the figures of one round on a folder of :func:`fill`: first with cold caches, then with warm ones."""
     inside = folder / FOLDER
     small = [str(inside / f"small{number}") for number in range(files)]
     absent = [str(inside / f"absent{number}") for number in range(files)]
     buffer = bytearray(FRAME_BYTES)
     figures: dict[str, float] = {}
+    # Layers cost while the caches are cold, so open and miss before the first warm access of this round.
     if can_drop:
         drop_caches()
         figures["open, cold, us"] = _each_us(_open, small)
         figures["stat of a missing name, cold, us"] = _each_us(_miss, absent)
         figures["read 10 MB, cold, ms"] = _each_us(lambda name: _read(name, buffer), [str(inside / "frame")]) / 1e3
+    # Fill the dentry cache, also with the negative entries of the missing names.
     for call, names in ((_open, small), (_miss, absent)):
         _each_us(call, names)
     figures["open, us"] = _each_us(_open, small * 5)
     figures["stat of a missing name, us"] = _each_us(_miss, absent * 5)
+    # Read once, so that the file is in the page cache.
     _read(str(inside / "frame"), buffer)
     figures["read 10 MB, ms"] = _each_us(lambda name: _read(name, buffer), [str(inside / "frame")] * 5) / 1e3
     return figures
 
 
 def layers(folder: Path, count: int, files: int) -> list[Path]:
-    """Make ``count`` layers, the topmost first: each has the folder and a file of its own, the last has the files."""
+    """Make ``count`` layers, the topmost first. Each has the folder and a file; the last also has the probed files."""
     made = [folder / str(number) for number in range(count)]
     for number, layer in enumerate(made):
         (layer / FOLDER).mkdir(parents=True)
+        # The folder must exist in every layer: a lookup asks each layer that has it.
         (layer / FOLDER / f"own{number}").write_bytes(b"own")
     fill(made[-1], files)
     return made
@@ -100,7 +104,7 @@ def _layered(folder: Path, count: int, files: int) -> Iterator[Path]:
 
 
 def deepest(folder: Path) -> str:
-    """Try how many layers the kernel takes; return what was seen."""
+    """Try how many layers the kernel accepts; return the result in words."""
     one = folder / "l"
     for number in range(KERNEL_LIMIT + 1):
         (one / str(number)).mkdir(parents=True)
@@ -157,6 +161,7 @@ def _lookups(form: Form, place: Path) -> FigureTable:
 
 def _write_ms(path: Path) -> float:
     begun_ns = time.perf_counter_ns()
+    # Opening for writing already copies the file up, so the open is measured too.
     fd = os.open(path, os.O_WRONLY | os.O_APPEND)
     try:
         os.write(fd, b"x")
@@ -197,7 +202,7 @@ def _append(folder: Path, size_bytes: int, layered: bool) -> dict[str, float]:
     lower = folder / "l"
     lower.mkdir(parents=True, exist_ok=True)
     file = lower / "file"
-    # The content is written anew and is in the page cache; it is on the disk too, so that no write-back is timed.
+    # Write the file again, so that it is in the page cache. It is synced, so that no write-back is measured.
     block = os.urandom(min(MIB, size_bytes))
     with file.open("wb") as target:
         for _ in range(0, size_bytes, MIB):

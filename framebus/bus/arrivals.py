@@ -30,6 +30,7 @@ class ArrivalPredictor:
         """Record the sequence of a frame and when it was published, CLOCK_MONOTONIC."""
         frames = sequence - self._sequence
         if self._sequence and frames > 0:  # a restarted publisher may number its frames from 1 again
+            # Divide by the sequences in between, because a subscriber may have skipped frames.
             self._periods_ns.append((published_ns - self._published_ns) / frames)
         self._sequence, self._published_ns = sequence, published_ns
 
@@ -41,6 +42,9 @@ class ArrivalPredictor:
         # Drop an eighth of the intervals at either end, which excludes a single pause or late frame.
         outliers = len(periods_ns) // 8
         least_ns, most_ns = periods_ns[outliers], periods_ns[-1 - outliers]
+        # A window for such a spread would be too wide to spin in.
         if least_ns <= 0 or most_ns - least_ns > periods_ns[len(periods_ns) // 2] * MAX_SPREAD:
             return 0, 0
+        # The window is for the frame after the last one. If the stream pauses, it passes, and the subscriber sleeps
+        # again.
         return int(self._published_ns + least_ns) - WAKE_UP_NS, int(self._published_ns + most_ns) + WAKE_UP_NS

@@ -112,6 +112,7 @@ class Attachment:
 
     def wait(self, timeout_s: float) -> Lease | None:
         """Wait for an event of the ring, for at most ``timeout_s``. Some ways to wait also lease the frame."""
+        # The value from before the search, so that a frame published since then ends the wait at once.
         return self._waiter.wait(self._reader, self._event, timeout_s)
 
     def fileno(self) -> int:
@@ -142,6 +143,7 @@ class Attachment:
         lifecycle.collect_garbage()  # frees the frames in reference cycles, as a traceback creates them
         if reader.leases < self._max_leases:
             return
+        # The sequences help to find the variable that still holds a frame.
         held = ", ".join(map(str, reader.held()))
         raise TooManyLeases(
             f"{self._max_leases} frames are still held, with the sequences {held}: a variable of an earlier turn, a "
@@ -194,6 +196,7 @@ class Attachment:
         """Move to the ring that replaced this one, and detect when the publisher is gone."""
         now_s = time.monotonic()
         ring = self._ring
+        # The state word is in mapped memory, so this costs no system call.
         if now_s < self._check_at_s and ring.is_open():
             return
         # The checks below take system calls, so repeat them only once a tick, or when the state word says so.
@@ -202,6 +205,7 @@ class Attachment:
         if live and ring.is_current():
             self._gone_since_s = None
             return
+        # If the old file is still locked, its publisher is in the middle of the move, and not gone.
         if self._reattach() or live:
             self._gone_since_s = None
             return
@@ -209,6 +213,7 @@ class Attachment:
             self._gone_since_s = now_s
         if self._gone_after_s is not None and now_s - self._gone_since_s >= self._gone_after_s:
             if self._obstacle is not None:
+                # The reason why the next ring cannot be used helps more than the fact that this publisher is gone.
                 raise self._obstacle
             raise StreamGone(f"the publisher of {self._stream!r} is gone for {self._gone_after_s:g} s")
 
@@ -223,17 +228,20 @@ class Attachment:
         except (LayoutMismatch, PermissionDenied, ResourceExhausted, SubscriberLimitReached) as error:
             self._obstacle = error
             return False
+        # Continue the sequences, so that frames missed during the move are counted as skipped.
         ring.reader.resume_from(self._reader, ring.header.first_sequence)
         self._reattached += 1
         if self._record is not None:
             ring.reader.report_to(self._record.segment)
         self._ring, self._reader = ring, ring.reader
+        # The event word of the new file is unrelated to that of the old one.
         self._event = 0
         return True
 
     def _attach(self) -> SubscriberRing:
         for _ in range(MAX_ATTACH_RETRIES):
             ring = SubscriberRing(self._stream, self._publisher_uid, every=self._every, history=self._history)
+            # Seats first, because a lease without a seat could block the publisher.
             take_seats(ring.segment, ring.geometry, self._max_leases)
             # A publisher may have replaced the file before the seats were taken: they must be in the current one.
             if ring.is_current():

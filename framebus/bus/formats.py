@@ -50,6 +50,7 @@ class FrameFormat:
             set_field(self, name, whole_number(getattr(self, name), f"a frame's {name}", 1, MAX_SIDE))
         if self.channels is not None:
             set_field(self, "channels", whole_number(self.channels, "the number of channels", 1, MAX_SIDE))
+        # Store numpy's name, so that formats given by a name, a type or a dtype are equal.
         set_field(self, "dtype", _dtype_name(self.dtype))
         set_field(self, "planar", boolean(self.planar, "planar"))
         label = self.pixel_format
@@ -68,6 +69,7 @@ class FrameFormat:
                 f"{self.pixel_format} is uint8 in 4:2:0, of an even height and width: give these alone, not "
                 f"{self.height} x {self.width} x {self.channels} {self.dtype}{' planar' if self.planar else ''}"
             )
+        # With three channels, the format equals the one that is read back from a slot's header.
         object.__setattr__(self, "channels", 3)
 
     @classmethod
@@ -89,6 +91,7 @@ class FrameFormat:
         except (TypeError, ValueError, RuntimeError, FramebusError) as error:
             raise InvalidArgument(f"a frame is made of an array, not of {type(array).__name__}: {error}") from None
         shape, dtype, planar = pixels.shape, pixels.dtype, boolean(planar, "planar")
+        # The array of these formats has one and a half times the rows of the picture.
         if isinstance(pixel_format, str) and pixel_format in SUBSAMPLED:
             if len(shape) != 2 or shape[0] % 3:
                 raise InvalidArgument(f"an array in {pixel_format} has the shape (height * 3 // 2, width), not {shape}")
@@ -178,6 +181,7 @@ def _require_subsampled(frame_format: FrameFormat) -> None:
 def _dtype_name(dtype: Any) -> str:
     allowed = ", ".join(np.dtype(typestr).name for typestr in DTYPES)
     found = None
+    # numpy also accepts None, lists and dicts, and would turn them into types that were not meant.
     if isinstance(dtype, (str, type, np.dtype)):
         try:
             found = np.dtype(dtype)

@@ -50,6 +50,7 @@ class Frame:
         lease = self._lease
         if lease is None or lease.is_inherited:  # hot path: avoids a call
             lease = self._held()
+        # One array for each frame: its base is the lease, so every view on it holds the slot.
         if self._pixels is None:
             self._pixels = np.asarray(lease)
         return self._pixels
@@ -151,6 +152,7 @@ class Frame:
         pixels = self.pixels
         if dtype is None or np.dtype(dtype) == pixels.dtype:
             return pixels.copy() if copy else pixels
+        # numpy 2 passes copy=False if a program must not get a copy.
         if copy is False:
             raise ValueError(f"a frame of {pixels.dtype} cannot be an array of {np.dtype(dtype)} without a copy")
         return pixels.astype(dtype)
@@ -202,6 +204,7 @@ class Frame:
 
 def _unpack_metadata(packed: memoryview) -> Mapping[str, Any]:
     try:
+        # The slot is untrusted, so invalid bytes must become an error of framebus.
         content = msgpack.unpackb(packed) if packed else {}
     except (ValueError, msgpack.UnpackException) as error:
         raise LayoutMismatch(f"the frame's metadata is not msgpack: {error}") from None

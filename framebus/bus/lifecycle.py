@@ -61,6 +61,7 @@ class Endpoint:
         """
         self._check_open()
         thread = get_ident()
+        # The first thread that uses the endpoint owns it, so it may be created in another one.
         if self._thread is None:
             self._thread = thread
         if self._thread != thread:
@@ -99,6 +100,7 @@ class Endpoint:
         self.close()
 
 
+# Weak, so that registering an endpoint does not keep it from being garbage-collected.
 _open: weakref.WeakSet[Endpoint] = weakref.WeakSet()
 
 
@@ -131,5 +133,6 @@ def collect_garbage() -> None:
 
 @atexit.register
 def _close_all() -> None:
+    # A copy, because closing may drop the last reference to another endpoint.
     for opened in list(_open):
         opened.close()

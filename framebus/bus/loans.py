@@ -154,12 +154,14 @@ class Loan:
             with contextlib.suppress(FramebusError):  # an error here must not replace the exception of the block
                 self.abandon()
         elif self._claim.is_open:
+            # An untouched loan is still an older frame, which must not be published again.
             self.abandon() if self._is_untouched() else self.publish()
 
     def _freeze(self) -> None:
         pixels = self._array
         if pixels is not None:
             self._array = None
+            # The frame is published: a later write through this array must fail instead of changing it.
             pixels.setflags(False)  # type: ignore[call-arg]  # as a keyword argument it takes 2,000 more instructions
 
     def _is_untouched(self) -> bool:
@@ -167,6 +169,7 @@ class Loan:
         times = ((self.captured_ns, claim.now_ns), (self.captured_wall_ns, claim.now_wall_ns))
         return (
             self._array is None
+            # Compare exact types, because a subclass may define its own equality.
             and type(self.metadata) is dict
             and not self.metadata
             and all(type(found) is int and found == given for found, given in times)

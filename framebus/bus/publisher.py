@@ -142,6 +142,7 @@ class Publisher(lifecycle.Endpoint):
         given = {name: whole_number(value, name, *_INT64) for name, value in times.items() if value is not None}
         loan = self.loan(timeout_s=timeout_s)
         try:
+            # The only copy of this call. A loan avoids it.
             loan.pixels[...] = pixels
             for name, value in given.items():
                 setattr(loan, name, value)
@@ -182,11 +183,13 @@ class Publisher(lifecycle.Endpoint):
             prepared = served.prepare(frame_format)
         if timeout_s is not NO_WAIT:  # the default requires no validation
             timeout_s = seconds(timeout_s, "timeout_s")
+        # Hot path: the full checks run only if this first attempt finds no slot.
         claim = served.writer.claim(prepared.description)
         if claim is None:
             claim = self._retry_claim(prepared.description, timeout_s)
             if prepared.arrays is not None:
                 prepared = served.prepared  # the claim may be in a new ring, with other arrays
+        # A slot was free, so the time until the ring is replaced starts again.
         served.full_since_s = None
         now_ns = claim.now_ns
         server = served.server
@@ -202,6 +205,7 @@ class Publisher(lifecycle.Endpoint):
         ends. Open loans can no longer be published.
         """
         served: ServedStream | None = self.__dict__.get("_served")
+        # The constructor may have failed before it opened the stream, and a child must not close the parent's.
         if served is None or self._forked:
             return
         self._begin_close()
@@ -219,6 +223,7 @@ class Publisher(lifecycle.Endpoint):
         deadline_s = None if timeout_s is None else monotonic() + timeout_s
         while True:
             self._check_owner()
+            # claim() also returns None while all loans are open: tell this case from a ring without a free slot.
             self._check_loans()
             claim = served.writer.claim(description) or served.claim_in_new_ring(description)
             if claim is not None:
@@ -227,6 +232,7 @@ class Publisher(lifecycle.Endpoint):
                 break
             time.sleep(FREE_SLOT_TICK_S)
         self._check_owner()
+        # Counted only here: a loan that is refused for other reasons drops no frame.
         self._dropped += 1
         raise NoFreeSlot(
             f"all {served.ring.geometry.slots} slots of {self.stream!r} are held: drop this frame, and see in "
@@ -269,6 +275,7 @@ class Publisher(lifecycle.Endpoint):
         thread = self._thread
         if thread is not None and get_ident() != thread:
             self._check_owner()
+        # In a forked child the lock belongs to the parent.
         if claim.is_open and not self._forked:
             claim.abandon()
             self._abandoned += 1

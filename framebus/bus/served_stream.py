@@ -93,6 +93,7 @@ class ServedStream:
         self._replace_not_before_s = 0.0
         self._is_replacing = self._is_closed = False
         self._lock_path = companion_path(stream, "lock")
+        # The lock comes first: it excludes other publishers while this one adopts or creates the ring.
         lock = PublisherLock.acquire(self._lock_path.name, LOCK_TIMEOUT_S)
         if lock is None:
             raise StreamExists(f"another publisher serves the stream {stream!r}")
@@ -106,6 +107,7 @@ class ServedStream:
         except BaseException:
             ring: PublisherRing | None = self.__dict__.pop("ring", None)
             if ring is not None:
+                # An adopted ring may have subscribers, so leave it to the next publisher.
                 ring.close(unlink=not ring.adopted)
             with contextlib.suppress(OSError):  # a signal handler may have raised after the bind
                 companion_path(stream, "sock").unlink(missing_ok=True)
@@ -157,6 +159,7 @@ class ServedStream:
             if self._is_closed:  # by another thread, which left this to the end of the replacement
                 self.close()
         self._use_ring()
+        # Keep the count of the old writer, which is not used any more.
         self.lost += old.lost
         self.replaced += 1
         return self.writer.claim(description)
@@ -171,6 +174,7 @@ class ServedStream:
             self.ring.close(unlink=not self._keep_ring, then=self._close_rest)
 
     def _close_rest(self) -> None:
+        # The lock is released last, so that no other publisher opens the stream before this one has left it.
         self.server.close()
         self._release_lock(unlink=not self._keep_ring)
 
@@ -188,6 +192,7 @@ class ServedStream:
         self.writer: Writer = ring.writer
         """Claims and publishes the ring's slots."""
         arrays = ring.slot_arrays(prepared.shape, self._format.typestr)
+        # The writer sees views on these arrays as references to the claim.
         self.writer.watch(arrays)
         self.prepared: PreparedFormat = replace(prepared, arrays=arrays)
         """The stream's own format, on the ring that is in use."""

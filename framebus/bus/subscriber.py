@@ -141,6 +141,7 @@ class Subscriber(lifecycle.Endpoint):
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
             try:
+                # Try once without waiting, and sleep in the event loop instead of in the constructor.
                 return cls(stream, attach_timeout_s=0.0, **options)
             except (StreamNotFound, StaleRing):
                 if deadline_s is not None and time.monotonic() >= deadline_s:
@@ -218,11 +219,13 @@ class Subscriber(lifecycle.Endpoint):
         try:
             self._check_open()
             descriptor = self.fileno()  # stays open until close(), so the reader is removed below with the same number
+            # The event loop watches the descriptor only during this call, so that cancelling leaves nothing behind.
             loop.add_reader(descriptor, ready.set)
             attachment = self._attachment
             attachment.check_leases()
             while (lease := attachment.find()) is None:
                 slice_s = self._slice(deadline_s)
+                # A notification that came after the search is still in the socket, so the loop sets the event again.
                 ready.clear()
                 with contextlib.suppress(TimeoutError):  # wake up at the end of the slice, to check the publisher
                     async with asyncio.timeout(slice_s):
@@ -281,6 +284,7 @@ class Subscriber(lifecycle.Endpoint):
         left_s = TICK_S if deadline_s is None else deadline_s - time.monotonic()
         if left_s <= 0:
             raise ReceiveTimeout(f"no new frame of {self.stream!r} in time")
+        # Wake up after a tick at the latest: a publisher that is killed wakes no subscriber.
         return min(TICK_S, left_s)
 
     def _check_use(self) -> None:

@@ -117,6 +117,7 @@ class PredictiveWaiter(Waiter):
         # Spin for SPIN_NS at most: the next call warms the caches again.
         if begin_ns <= now_ns < until_ns:
             return spin(reader, min(until_ns, now_ns + SPIN_NS, end_ns))
+        # Before the window, sleep until it begins. An earlier frame still ends the sleep.
         if now_ns < begin_ns < end_ns:
             end_ns = begin_ns
         return reader.sleep(event, end_ns - now_ns)
@@ -137,6 +138,7 @@ def spin(reader: Reader, until_ns: int) -> Lease | None:
         reader: The subscriber's reader of the ring.
         until_ns: When to give up, CLOCK_MONOTONIC.
     """
+    # Create an array too, so that the code of numpy is in the caches when the frame arrives.
     if (lease := reader.warm_up()) is not None:
         Frame(lease).pixels  # noqa: B018  accessing the property creates the array
         del lease

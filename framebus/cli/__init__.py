@@ -61,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         output.complain("there is not enough memory")
         status = _finish(FAILED)
     except KeyboardInterrupt:
+        # As a shell reports a process that the signal has ended.
         status = _finish(SIGNALLED + signal.SIGINT)
     except _Ended as end:
         status = _finish(SIGNALLED + end.number)

@@ -148,6 +148,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int | Non
         title: How many of a row's cells begin its paragraph without their names.
     """
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    # Programs and logs get one line for each row, whatever its length.
     if width is None or sum(widths) + 2 * (len(widths) - 1) <= width:
         return "".join(
             "  ".join(cell.ljust(room) for cell, room in zip(row, widths, strict=True)).rstrip() + "\n"

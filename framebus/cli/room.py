@@ -84,6 +84,7 @@ def _judge_room(status: os.stat_result, space: os.statvfs_result, kind: str) -> 
 def _judge_limits(total: int) -> Iterator[Finding]:
     """Check what else ends a pod when /dev/shm fills up: eviction beyond a sizeLimit, and the memory limit."""
     limit = memory_limit_bytes()
+    # The kernel does not report whether a size was given, so compare with its default.
     if total >= UNSIZED * machine_memory_bytes():
         what = f"/dev/shm may grow to {total // MIB} MiB, half of this node's memory or more"
         consequence = "Kubernetes evicts a pod that fills it too far, before a publisher gets an error"

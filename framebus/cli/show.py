@@ -105,6 +105,7 @@ def run_top(options: argparse.Namespace) -> int:
             write_json([*rows, *(_unreadable_row(stream) for stream in after.unreadable)])
         else:
             if sys.stdout is not None and sys.stdout.isatty() and not options.once:
+                # Redraw in place on a terminal; elsewhere each table follows the last.
                 control("\x1b[H\x1b[J")
             if rows:
                 write(_top_table(rows))
@@ -163,7 +164,9 @@ def _rates(before: _Sample, after: _Sample) -> list[dict[str, Any]]:
     rows = []
     for name, stream in after.streams.items():
         old = before.streams.get(name)
+        # A new publisher may have started a new ring, whose sequences are unrelated to the old ones.
         since = old.sequence if old is not None and old.epoch == stream.epoch else stream.sequence
+        # A name alone may be used by two subscribers, or again after a restart.
         counted = {(s.record.name, s.record.since_wall_ns): s.record.received for s in old.subscribers} if old else {}
         subscribers = []
         for subscriber in stream.subscribers:

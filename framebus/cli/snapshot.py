@@ -43,6 +43,7 @@ def run_snapshot(options: argparse.Namespace) -> int:
                 f"{options.file}: not written as a picture: {reason}. The file's ending tells the format: .png, .jpg"
             ) from None
         finally:
+            # The view holds the lease, and the file may take long to write.
             del pixels
     if not encoded:
         raise FramebusError(f"{options.file}: not written as a picture: take another format, such as .png")

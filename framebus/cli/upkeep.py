@@ -52,6 +52,7 @@ def run_doctor(options: argparse.Namespace) -> int:
     findings += [
         _judge_leftover(leftover)
         for leftover in find_leftovers()
+        # An unreadable ring has a finding already.
         if leftover.judgement != "unknown" or leftover.path not in unreadable
     ]
     if options.json:

@@ -68,6 +68,7 @@ def find_leftovers(stream: str | None = None, *, remove: bool = False) -> list[L
     """
     found = []
     for name in [check_name(stream)] if stream is not None else stream_names():
+        # While the lock is held, no publisher can adopt a file that is about to be removed.
         with _publisher_locked(name) as (locked, permitted):
             for candidate in _leftovers_of(name, locked=locked, permitted=permitted):
                 try:
@@ -171,6 +172,7 @@ def _leftovers_of(stream: str, *, locked: bool, permitted: bool) -> list[_Candid
             found.append(_Candidate(lock_path, f"only {readers} can tell whether it is in use", "unknown"))
         return found
     found += [_Candidate(path, "its creation was interrupted") for path in companion_paths(stream, "ring.*")]
+    # A publisher may come back and adopt a ring that subscribers still hold.
     if ring in ("live", "held", "denied"):
         return found
     if ring == "closed":
@@ -220,6 +222,7 @@ def _ring_use(ring_path: Path) -> RingUse:
 
 def _was_closed(fd: int) -> bool:
     """Return whether the file is a ring whose publisher closed it."""
+    # pread(2) instead of a mapping, because the owner may truncate the file.
     head = os.pread(fd, PAGE_BYTES, 0)
     try:
         RingHeader.unpack(head, os.fstat(fd).st_size)
@@ -234,6 +237,7 @@ def _has_no_listener(path: Path) -> bool:
         if not stat.S_ISSOCK(path.lstat().st_mode):
             return False
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            # A service that does not accept must not make the probe wait.
             probe.setblocking(False)
             probe.connect(os.fspath(path))
     except ConnectionRefusedError:

@@ -123,6 +123,7 @@ def inspect(stream: str, *, timeout_s: float = 0.0) -> StreamInfo:
         geometry = header.geometry
         (tail,) = struct.unpack_from("<Q", head, TAIL)
         frame = _read_frame(fd, header, tail)
+        # The kernel's lock decides: the state word stays "open" after a crash.
         live = locks.is_locked(fd, LIVE_PROBE)
         age_s, age_unknown = None, ""
         if frame is not None:
@@ -141,6 +142,7 @@ def inspect(stream: str, *, timeout_s: float = 0.0) -> StreamInfo:
             slots=geometry.slots,
             slot_bytes=geometry.slot_bytes,
             ring_bytes=geometry.total_bytes,
+            # Query a write lock, which conflicts with loans and leases, without acquiring it.
             slots_held=sum(locks.is_locked(fd, LOCK_WRITE[slot]) for slot in range(geometry.slots)),
             seats_taken=seats_taken(fd, geometry),
             seats=geometry.seats,
@@ -226,6 +228,7 @@ def _read_frame(fd: int, header: RingHeader, tail: int) -> FrameHeader | None:
     if not sequence or slot >= header.geometry.slots:
         return None
     offset = header.geometry.slot_header(slot)
+    # Without a lease, so the publisher may rewrite the header meanwhile. The sequence is checked afterwards.
     content = os.pread(fd, PAGE_BYTES, offset)
     try:
         frame = FrameHeader.unpack_from(content, 0, header.geometry.slot_bytes)

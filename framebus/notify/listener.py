@@ -90,6 +90,7 @@ class Listener:
     def wait(self, timeout_s: float) -> None:
         """Sleep until a message arrives, for at most ``timeout_s``. Call :meth:`drain` first."""
         if self._socket is None:
+            # Without a connection, wake up earlier to connect to a new publisher.
             timeout_s = min(timeout_s, CONNECT_EVERY_S)
         self._poll(int(timeout_s * 1000) or 1)  # at least 1 ms: poll(0) would make the caller spin
 
@@ -109,6 +110,7 @@ class Listener:
         for flags, body in self._decoder.feed(received):
             if flags & COMMAND:
                 self._handle_command(body)
+            # The content is not needed: a notification only ends the wait, and the ring has the frame.
             elif flags & MORE or not body.startswith(self._topic):
                 self.rejected += 1
 

@@ -31,6 +31,7 @@ def topic(stream: str) -> bytes:
 def notification_message(stream: str, epoch: int, frame: Description) -> Message:
     """Return the notification of all frames of one format, as a complete ZMTP frame to fill in."""
     head = topic(stream) + bytes((_UINT64,)) + epoch.to_bytes(8, "big") + bytes((_UINT64,))
+    # These fields are the same for all frames of the format, so pack them only once.
     described = b"".join(map(msgpack.packb, frame[:5]))
     body = head + bytes(8) + bytes((_UINT8, 0)) + described + bytes((_INT64, *bytes(8), _INT64, *bytes(8)))
     # The offsets follow from the order of the fields: each number is preceded by one byte for its msgpack type.

@@ -78,6 +78,7 @@ class Connection:
         self._decoder = Decoder(MAX_FRAME_BYTES)
         self._is_subscriber = False
         self._unknown_subscriptions = 0
+        # Before the greeting, so that the limit holds from the first byte on.
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         send_all((connected,), hello(b"XPUB"))
 
@@ -199,6 +200,7 @@ class NotificationServer:
             self._is_used = False
             if self._is_closed:  # by another thread, which left this to the end of the poll
                 self._close_descriptors()
+        # While a peer is connecting, poll with each frame, so that it soon gets notifications.
         is_settled = now_ns >= self._poll_closely_until_ns and self._is_settled(now_ns)
         self.poll_at_ns = now_ns + POLL_EVERY_NS if is_settled else now_ns
 
@@ -223,6 +225,7 @@ class NotificationServer:
         self._is_closed, self._is_bound = True, False
         for connection in self._connections.values():
             connection.socket.close()
+        # No shutdown: it would end the parent's connections too.
         self._connections, self.listening = {}, []
         self._socket.close()
         self._epoll.close()
@@ -230,6 +233,7 @@ class NotificationServer:
     def _poll(self) -> None:
         events = self._epoll.poll(0, MAX_READS)
         for descriptor, _ in events:
+            # An unknown descriptor is the listening socket's.
             connection = self._connections.get(descriptor)
             if connection is None:
                 self._accept()

@@ -85,6 +85,7 @@ class Decoder:
         Raises:
             ProtocolError: The bytes are not ZMTP 3, or a frame is too long.
         """
+        # A peer may send any number of bytes at a time, so keep what does not complete a frame.
         self._received += received
         if not self._greeted and self._received:
             self._greeted = self._take_greeting()
@@ -104,6 +105,7 @@ class Decoder:
             return False
         if content[MECHANISM].rstrip(b"\0") != b"NULL":
             raise ProtocolError("the security mechanism is not NULL")
+        # The rest may already contain frames, because a peer need not wait for an answer.
         del content[:GREETING_BYTES]
         return True
 

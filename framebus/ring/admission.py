@@ -51,9 +51,11 @@ def take_seats(segment: Segment, geometry: Geometry, count: int) -> None:
             if len(taken) == count:
                 break
             offset = LOCK_SEATS + seat
+            # Query a write lock, because the read locks of two subscribers would not conflict.
             if not segment.is_locked(locks.write_lock(offset)) and segment.try_lock(locks.read_lock(offset)):
                 taken.append(offset)
         if len(taken) < count:
+            # Return the seats at once, instead of when the descriptor closes, for other subscribers.
             for offset in taken:
                 segment.unlock(locks.unlock(offset))
             raise SubscriberLimitReached(

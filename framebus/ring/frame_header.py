@@ -133,6 +133,7 @@ def check_description(
         raise LayoutMismatch(f"a slot's header declares the arrangement {code}: it is corrupted") from None
     shape = arrangement.shape(height, width, channels)
     frame_bytes = prod(shape) * element_bytes
+    # A larger frame would reach into the next slot, which this lease does not lock.
     if not 0 < frame_bytes <= slot_bytes or metadata_bytes > MAX_METADATA_BYTES:
         raise LayoutMismatch(
             f"the header of a slot of {slot_bytes} bytes declares a frame of {frame_bytes} bytes: it is corrupted"

@@ -162,6 +162,7 @@ class RingHeader:
             or not 1 <= max_loans <= slots - 2
         ):
             raise LayoutMismatch(f"the ring's header declares {slots} slots of {slot_bytes} bytes: it is corrupted")
+        # Reading beyond the end of a file that is too short would raise SIGBUS.
         if geometry.total_bytes != file_bytes:
             raise LayoutMismatch(
                 f"the ring's header declares {geometry.total_bytes} bytes, the file has {file_bytes}: it is corrupted"

@@ -87,6 +87,7 @@ class OpenClaims:
 
     def is_viewed(self, slot: int) -> bool:
         """Return whether there are views on the slot's array."""
+        # A view has the slot's array as its base, so each one is a further reference.
         return slot < len(self.arrays) and getrefcount(self.arrays[slot]) > OWN_REFERENCES
 
     def referenced(self) -> int:

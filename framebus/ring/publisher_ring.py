@@ -64,6 +64,7 @@ class PublisherRing:
         first_sequence = 1
         if old is not None:
             header, segment = old
+            # Continue the sequences of the old ring, so that subscribers can count the frames that they missed.
             first_sequence = 1 + _highest_sequence(segment, header)
             if header is not None and header.geometry == geometry and segment.try_lock(LIVE_WRITE):
                 self.adopted = True
@@ -119,6 +120,7 @@ class PublisherRing:
             segment.words32[STATE_WORD] = OPEN
             if not segment.try_lock(LIVE_WRITE):
                 raise FramebusError(f"{segment.path} was locked by another process at once")  # noqa: TRY301  undone below
+            # Only a complete and locked file gets the stream's name. The rename is atomic, so subscribers see no other.
             segment.rename(name)
             self._use(segment, first_sequence)
         except BaseException:
@@ -157,6 +159,7 @@ class PublisherRing:
         """
         old = self.segment
         self._create(stream, self.writer.next_sequence)
+        # The new file is in place, so a subscriber that is woken here finds it.
         _supersede(old)
         old.unlock(locks.unlock(LOCK_LIVE))
 

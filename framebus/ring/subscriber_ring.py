@@ -42,6 +42,7 @@ class SubscriberRing:
         try:
             self.header: RingHeader = read_header(self.segment)
         except LayoutMismatch as error:
+            # A publisher that starts replaces a stale file, so a subscriber can wait for it.
             raise error if self.is_live() else StaleRing(str(error)) from None
         self.geometry: Geometry = self.header.geometry
         if not self.is_live():

@@ -38,6 +38,7 @@ def directory_fault(*, writable: bool) -> tuple[int, tuple[str, str]] | None:
         return error.errno or errno.ENOENT, (f"{SHM_DIRECTORY} {what}", f"mount a tmpfs on {SHM_DIRECTORY}")
     if not stat.S_ISDIR(status.st_mode):
         return errno.ENOTDIR, (f"{SHM_DIRECTORY} is not a directory", f"mount a tmpfs on {SHM_DIRECTORY}")
+    # access(2) would also report this, but not why.
     if writable and read_only:
         return errno.EROFS, (f"{SHM_DIRECTORY} is mounted read-only", "mount it writable")
     for verb, needed in [("read", os.R_OK | os.X_OK), *([("written", os.W_OK)] if writable else [])]:
@@ -52,6 +53,7 @@ def stream_names() -> list[str]:
     """Return the names of all streams that have a file in /dev/shm, sorted."""
     names = set()
     for file in file_names():
+        # The name of a stream contains no dot, so the first one ends it.
         name, dot, _ = file.removeprefix(PREFIX).partition(".")
         if not dot or not file.startswith(PREFIX):
             continue

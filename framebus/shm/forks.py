@@ -20,6 +20,7 @@ class Inherited(Protocol):
         """Close the child's duplicates of what belongs to the parent."""
 
 
+# Weak, so that registering does not keep objects and their descriptors alive.
 _inherited: weakref.WeakSet[Inherited] = weakref.WeakSet()
 
 

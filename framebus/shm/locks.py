@@ -62,6 +62,7 @@ class LockHolder:
         """Close the descriptor, which releases its locks."""
         fd = getattr(self, "fd", -1)  # missing if a signal handler interrupted the constructor
         if fd >= 0:
+            # Before the close, because the number may be reused as soon as it is closed.
             self.fd = -1
             _close(fd)
 
@@ -110,6 +111,7 @@ class PublisherLock(LockHolder):
         while True:
             fd = _open_lock_file(path, create=create)
             try:
+                # Another user could create this file to block the stream, so accept only a file of this user.
                 if os.fstat(fd).st_uid != os.geteuid():
                     raise denied(path, None)
                 fcntl.fcntl(fd, fcntl.F_OFD_SETLK, write_lock(0))
@@ -119,6 +121,7 @@ class PublisherLock(LockHolder):
                     lock, fd = cls(fd), -1
                     return lock
             except (BlockingIOError, FileNotFoundError):
+                # If the path is gone, the lock in the way is on an unlinked file: retry, whatever the time.
                 if path.exists() and time.monotonic() >= deadline_s:
                     return None
                 time.sleep(RETRY_AFTER_S)

@@ -82,6 +82,7 @@ class Mapping:
 
     # Bind _munmap early, because the last view may go when the interpreter has already cleared its modules.
     def __del__(self, _munmap: Any = _munmap) -> None:
+        # Forget the address first, so that a second call cannot unmap memory that was mapped since.
         address, self.address = self.address, 0
         if address:
             _munmap(address, self._size)

@@ -49,6 +49,7 @@ class Segment(LockHolder):
     def map(self, map_fd: int, *, writable: bool) -> None:
         """Map the file, which is open as ``fd`` for its locks and separately as ``map_fd`` for the mapping."""
         status = os.fstat(self.fd)
+        # Device and inode identify the file after its path was unlinked or given to another file.
         self.identity: tuple[int, int] = status.st_dev, status.st_ino
         self.size: int = status.st_size
         mapping = Mapping(map_fd, self.size, writable=writable)
@@ -150,6 +151,7 @@ def _create(name: str, size: int, mode: int) -> Segment:
     map_fd = -1
     try:
         segment.fd = posix_ipc.SharedMemory(f"/{name}", posix_ipc.O_CREX, mode=mode).fd
+        # shm_open(3) applies the umask to the mode, so set it again.
         os.fchmod(segment.fd, mode)
         # Allocate every page now. ftruncate() would succeed on a full tmpfs, and the first access to a page that cannot
         # be allocated would raise SIGBUS.
@@ -208,6 +210,7 @@ def attach(name: str, *, writable: bool = False, min_bytes: int = 1, owner: int 
         except OSError as error:
             raise exhausted(error) or error from None
         else:
+            # From here on the caller owns the segment, so it is not closed below.
             mapped = True
             return segment
         finally:

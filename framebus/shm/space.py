@@ -35,6 +35,7 @@ def no_room(error: OSError, size: int, what: str) -> NotEnoughSharedMemory | Non
         size: Bytes that were requested.
         what: What they were requested for.
     """
+    # The control group's limit, not the file system, has rejected the allocation.
     if error.errno == errno.ENOMEM:
         remedy = "raise limits.memory of this container" if is_pod() else "raise mem_limit"
         reason = f"the memory limit leaves no {-(-size // MIB)} MiB for {what}: {remedy}"

@@ -1,4 +1,4 @@
-"""Results as a run would have them, with figures that a test chooses."""
+"""Results in the format of a run, with figures that a test chooses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FAILURE = "Traceback (most recent call last):\n  ...\nRuntimeError: the server i
 
 
 def row(p50_us: float, **others: float) -> Row:
-    """A round's figures."""
+    """Return the figures of a round."""
     usual = {"p99_us": 2 * p50_us, "sender_cpu_us": 50.0, "receiver_cpu_us": 60.0, "fps": 25.0}
     return {"p50_us": p50_us, **usual, "delivered": 1.0, "torn": 0.0, "disordered": 0.0, **others}
 
@@ -26,7 +26,7 @@ def row(p50_us: float, **others: float) -> Row:
 def scenario(
     plan: Scenario, rounds: Callable[[Candidate, int], Row | None], failures: dict[str, str] | None = None
 ) -> dict[str, Any]:
-    """A scenario's results: each candidate has the rounds that are not ``None``."""
+    """Return the results of a scenario: each candidate has the rounds that are not ``None``."""
     return {
         "name": plan.name,
         "started": "2030-01-02 03:05 UTC",
@@ -40,7 +40,7 @@ def scenario(
                 "size": one.size,
                 "frame_bytes": math.prod(SHAPES[one.size]),
                 "receivers": one.receivers,
-                "where": one.where,
+                "where": one.placement,
                 "rounds": [figures for number in range(plan.rounds) if (figures := rounds(one, number)) is not None],
                 "memory": {
                     "sender_rss": GIB,
@@ -57,7 +57,7 @@ def scenario(
 
 
 def results(scenarios: Iterable[dict[str, Any]], **others: Any) -> Results:
-    """A whole run's."""
+    """Return the results of a whole run."""
     return {
         "format": FORMAT,
         "form": "short",
@@ -85,7 +85,7 @@ def results(scenarios: Iterable[dict[str, Any]], **others: Any) -> Results:
 
 
 def whole_run() -> Results:
-    """The short form, in which Redis failed after its first round and iceoryx2 does not exist."""
+    """Return a run of the short form, in which Redis failed after its first round and iceoryx2 is not installed."""
 
     def figures(one: Candidate, number: int) -> Row | None:
         if one.peer == "iceoryx2-listener" or (one.peer.startswith("redis") and number):

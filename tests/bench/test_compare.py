@@ -1,4 +1,4 @@
-"""Two runs compared: what changed beyond what the machine did, and what the command says."""
+"""The comparison of two runs: changes beyond those of the machine, and the output of the command."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SPREAD = (0.98, 1.0, 1.02)
 
 
 def a_run(*times_us: float, spread: tuple[float, ...] = SPREAD, plan: Scenario = PLAN) -> Results:
-    """A run with that time for each of the peers."""
+    """Return a run with this time for each of the peers."""
     times = dict(zip(PEERS, times_us, strict=True))
     return made_up.results([made_up.scenario(plan, lambda one, number: made_up.row(times[one.peer] * spread[number]))])
 
@@ -36,7 +36,7 @@ def test_a_slower_machine_is_no_change() -> None:
     assert (seen["framebus-futex"].before_us, seen["framebus-futex"].after_us) == (100, 200)
 
 
-def test_what_got_slower_or_faster_is_clear() -> None:
+def test_a_large_change_is_clear() -> None:
     seen = changes(a_run(100, 200, 50), a_run(150, 100, 50))
     assert [seen[peer].ratio for peer in PEERS] == pytest.approx([1.5, 0.5, 1])
     assert [seen[peer].is_clear for peer in PEERS] == [True, True, False]
@@ -49,7 +49,7 @@ def test_a_small_change_or_one_within_the_spread_is_not_clear() -> None:
     assert not changes(before, after)["framebus-futex"].is_clear
 
 
-def test_only_what_both_runs_measured_is_compared() -> None:
+def test_only_candidates_that_both_runs_measured_are_compared() -> None:
     other = Scenario("another", PLAN.candidates, fps=25, rounds=3, frames=1)
     assert changes(a_run(1, 1, 1), a_run(1, 1, 1, plan=other)) == {}
     failed = made_up.results([made_up.scenario(PLAN, lambda _one, _number: None)])
@@ -84,7 +84,7 @@ class TestCommand:
         assert line.split()[0] == word
         assert lines[-1].startswith("compared with the run of 2030-01-02")
 
-    def test_without_a_run_before_it_says_what_saves_one(
+    def test_without_a_saved_run_it_says_which_command_saves_one(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.setattr(command, "SAVED", tmp_path)
@@ -119,7 +119,7 @@ class TestCommand:
         assert self.compared(monkeypatch, "--after", tmp_path / "after.json") == 0
         assert f"compared with the run of {before};" in capsys.readouterr().out
 
-    def test_a_file_that_is_none_is_named(
+    def test_a_file_without_results_is_named(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         assert self.compared(monkeypatch, "--before", tmp_path / "none.json") == 2

@@ -1,4 +1,4 @@
-"""The comparison of detectors counts hits and false boxes right."""
+"""The comparison of detectors counts hits and false boxes correctly."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def xyxy(*boxes: list[int]) -> Floats:
 
 
 class Told:
-    """A model that finds given people in every tile."""
+    """A model that finds the given people in every tile."""
 
     labels = ("person", "car")
     input_px = (480, 480)
@@ -35,7 +35,7 @@ class Told:
         return [Boxes(self._boxes, np.full(count, 0.9, np.float32), labels) for _ in tiles]
 
 
-def test_people_are_those_on_whom_two_agree() -> None:
+def test_people_are_those_on_which_two_models_agree() -> None:
     found = [xyxy(FIRST, SECOND), xyxy([12, 12, 51, 91]), xyxy(SECOND, THIRD)]
     np.testing.assert_array_equal(detect.agreed(found), xyxy(FIRST, SECOND))
     assert detect.agreed([xyxy(), xyxy()]).shape == (0, 4)

@@ -16,7 +16,7 @@ def corners(*boxes: list[int]) -> Floats:
 
 
 def watched(visible: str, found: str) -> Appearances:
-    """Five frames a second, in which a person is visible, and found, where there is an x."""
+    """Count five frames a second. A person is visible, or found, in the frames that are marked with an x."""
     counts = Appearances()
     for frame, (is_visible, is_found) in enumerate(zip(visible, found, strict=True)):
         people = ["a"] if is_visible == "x" else []
@@ -31,7 +31,7 @@ def watched(visible: str, found: str) -> Appearances:
         ("..xxxxxxxx", ".....x....", 1, 1),  # within the second
         ("..xxxxxxxx", ".......x..", 1, 1),  # at its end
         ("..xxxxxxxx", "........x.", 1, 0),  # after it
-        ("..xxxxxxxx", "xx........", 1, 0),  # a box where the person will be later is not of the person
+        ("..xxxxxxxx", "xx........", 1, 0),  # a box at the person's later place does not count
         ("..xxxx....", "..........", 0, 0),  # too short to count
         ("..xxxxxxxx....xxxxxxx", "..x..................", 1, 1),  # out of sight for less than a second
         ("..xxxxxxxx.....xxxxxxx", "..x...................", 2, 1),  # and for a second and more
@@ -44,7 +44,7 @@ def test_appearances_are_counted_once_they_are_a_second_old(
     assert (counts.judged, counts.found) == (judged, in_time)
 
 
-def test_who_is_there_from_the_beginning_does_not_appear() -> None:
+def test_a_person_present_from_the_beginning_is_not_an_appearance() -> None:
     counts = Appearances()
     counts.skip(0.0, ["a"])
     for frame in range(1, 10):

@@ -1,4 +1,4 @@
-"""The harness runs real peers side by side, and sees a peer's faults as what they are."""
+"""The harness runs real peers side by side, and recognises the faults of a peer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from bench.harness import Candidate, Outcome, Scenario, run_scenario, start_process
-from bench.peers import Peer, Pixels, Receiver, Sender, Setting, all_peers
+from bench.peers import Config, Peer, Pixels, Receiver, Sender, all_peers
 from bench.worker import RUN, SEQUENCE, stamp_words
 
 pytestmark = pytest.mark.slow
@@ -24,9 +24,9 @@ NO_FRAME_S = 1.0
 
 
 class PipeSender(Sender):
-    def __init__(self, setting: Setting) -> None:
-        self._writer = setting.handles[1]
-        self._pixels: Pixels = np.zeros(setting.shape, np.uint8)
+    def __init__(self, config: Config) -> None:
+        self._writer = config.handles[1]
+        self._pixels: Pixels = np.zeros(config.shape, np.uint8)
 
     def loan(self) -> Pixels:
         return self._pixels
@@ -40,9 +40,9 @@ class PipeSender(Sender):
 
 
 class PipeReceiver(Receiver):
-    def __init__(self, setting: Setting) -> None:
-        self._reader = setting.handles[0]
-        self._shape = setting.shape
+    def __init__(self, config: Config) -> None:
+        self._reader = config.handles[0]
+        self._shape = config.shape
 
     def receive(self, timeout_s: float) -> Pixels:
         if not self._reader.poll(min(timeout_s, NO_FRAME_S)):
@@ -58,16 +58,16 @@ class Sound(Peer):
     side: type[PipeSender] = PipeSender
 
     @contextmanager
-    def prepare(self, setting: Setting) -> Iterator[Any]:
+    def prepare(self, config: Config) -> Iterator[Any]:
         reader, writer = Pipe(duplex=False)
         with reader, writer:
             yield reader, writer
 
-    def sender(self, setting: Setting) -> Sender:
-        return self.side(setting)
+    def sender(self, config: Config) -> Sender:
+        return self.side(config)
 
-    def receiver(self, setting: Setting, index: int) -> Receiver:
-        return PipeReceiver(setting)
+    def receiver(self, config: Config, index: int) -> Receiver:
+        return PipeReceiver(config)
 
 
 class TearingSender(PipeSender):
@@ -132,7 +132,7 @@ class Unprepared(Sound):
     name = "unprepared"
 
     @contextmanager
-    def prepare(self, setting: Setting) -> Iterator[Any]:
+    def prepare(self, config: Config) -> Iterator[Any]:
         raise OSError("no server answers")
         yield
 
@@ -140,15 +140,15 @@ class Unprepared(Sound):
 class Closed(Sound):
     name = "closed"
 
-    def receiver(self, setting: Setting, index: int) -> Receiver:
-        raise RuntimeError("nobody lets it in")
+    def receiver(self, config: Config, index: int) -> Receiver:
+        raise RuntimeError("no peer lets it in")
 
 
 FAULTY = (Sound(), Tearing(), Dropping(), Repeating(), Dying(), Raising(), Unprepared(), Closed())
 
 
 def run(peers: dict[str, Peer], fps: float) -> dict[str, Outcome]:
-    """Each peer's outcome of two short rounds."""
+    """Return the outcome of two short rounds for each peer."""
     candidates = tuple(Candidate(name, "0.1 MB") for name in peers)
     scenario = Scenario("test", candidates, fps, ROUNDS, FRAMES, WARM_UP, pinned=False)
     told: list[str] = []
@@ -157,31 +157,31 @@ def run(peers: dict[str, Peer], fps: float) -> dict[str, Outcome]:
     return {candidate.peer: outcomes[candidate.key] for candidate in candidates}
 
 
-def test_a_short_session_of_framebus_and_of_the_floor() -> None:
+def test_a_short_session_of_framebus_and_a_floor_has_no_failure() -> None:
     every = all_peers()
     for outcome in run({name: every[name] for name in ("framebus-futex", "floor-futex")}, 100).values():
         assert outcome.failure == ""
-        assert len(outcome.turns) == ROUNDS
-        for turn in outcome.turns:
-            (received,) = turn.received
-            assert turn.sent.frames == WARM_UP + FRAMES
-            assert len(received.latencies_ns) + received.skipped == FRAMES, "the last frame is never passed over"
+        assert len(outcome.rounds) == ROUNDS
+        for result in outcome.rounds:
+            (received,) = result.received
+            assert result.sent.frames == WARM_UP + FRAMES
+            assert len(received.latencies_ns) + received.skipped == FRAMES, "the last frame is never skipped"
             assert (received.torn, received.disordered) == (0, 0)
-            assert min(turn.sent.cpu_ns, received.cpu_ns, *received.latencies_ns) > 0
+            assert min(result.sent.cpu_ns, received.cpu_ns, *received.latencies_ns) > 0
         assert len(outcome.idle) == 2
         assert all(memory.rss_bytes > memory.private_bytes > 0 for memory in outcome.idle)
 
 
 @pytest.mark.long
-def test_each_fault_is_seen_as_what_it_is_and_harms_no_other_peer() -> None:
+def test_each_fault_is_recognised_and_affects_no_other_peer() -> None:
     outcomes = run({peer.name: peer for peer in FAULTY}, 200)
 
     def seen(name: str) -> list[tuple[int, int, int, int]]:
-        """What the receiver counted, round by round: measured frames, skipped, torn, disordered ones."""
+        """Return the receiver's counts of each round: measured, skipped, torn and disordered frames."""
         return [
             (len(side.latencies_ns), side.skipped, side.torn, side.disordered)
-            for turn in outcomes[name].turns
-            for side in turn.received
+            for result in outcomes[name].rounds
+            for side in result.received
         ]
 
     assert seen("sound") == [(FRAMES, 0, 0, 0)] * ROUNDS
@@ -196,4 +196,4 @@ def test_each_fault_is_seen_as_what_it_is_and_harms_no_other_peer() -> None:
     assert failures["raising"].rstrip().endswith("RuntimeError: the wire is cut")
     assert failures["unprepared"] == "no server answers"
     assert failures["closed"].startswith("closed receiver-0: ")
-    assert "RuntimeError: nobody lets it in" in failures["closed"]
+    assert "RuntimeError: no peer lets it in" in failures["closed"]

@@ -17,7 +17,7 @@ LAYERS = {"sha256:a": b"a" * 5000, "sha256:b": bytes(range(256)) * 8}
 
 @pytest.fixture
 def saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Put a ``docker`` first that saves an image of the layers a, b and, as older engines do, a link to a."""
+    """Put a fake ``docker`` first on the path. It saves the layers a, b and, like older engines, a link to a."""
     archive = tmp_path / "saved.tar"
     contents = {"1/layer.tar": LAYERS["sha256:a"], "2/layer.tar": LAYERS["sha256:b"]}
     contents["config.json"] = json.dumps({"rootfs": {"diff_ids": ["sha256:a", "sha256:b", "sha256:a2"]}}).encode()
@@ -39,7 +39,7 @@ def saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return archive
 
 
-def test_layers_are_told_from_the_bottom_with_both_sizes(saves: Path) -> None:
+def test_layers_are_listed_from_the_bottom_with_both_sizes(saves: Path) -> None:
     assert saves.exists()
     first, second, link = layers_of("image", {})
     assert [layer.digest for layer in (first, second, link)] == ["sha256:a", "sha256:b", "sha256:a2"]
@@ -48,7 +48,7 @@ def test_layers_are_told_from_the_bottom_with_both_sizes(saves: Path) -> None:
     assert link[1:] == first[1:], "a link is followed"
 
 
-def test_a_layer_that_is_known_is_not_measured_again(saves: Path) -> None:
+def test_a_known_layer_is_not_measured_again(saves: Path) -> None:
     assert saves.exists()
     known: dict[str, Layer] = {}
     layers_of("image", known)

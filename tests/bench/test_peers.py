@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bench.harness import Session
-from bench.peers import Peer, Setting, all_peers, rabbitmq_server
+from bench.peers import Config, Peer, all_peers, rabbitmq_server
 from bench.peers.places import server, wait_until
 from bench.worker import Round
 from tests.support import SHM, lacks
@@ -27,25 +27,25 @@ ROUNDS = 5
 
 @pytest.mark.long
 @pytest.mark.parametrize("peer", all_peers().values(), ids=all_peers().keys())
-def test_hands_stamped_frames_to_two_processes(peer: Peer) -> None:
+def test_stamped_frames_reach_two_processes(peer: Peer) -> None:
     if reason := peer.missing():
         lacks(reason)
-    setting = Setting(f"peer-{secrets.token_hex(6)}", SHAPE, RECEIVERS)
+    config = Config(f"peer-{secrets.token_hex(6)}", SHAPE, RECEIVERS)
     with ExitStack() as stack:
-        session = Session(stack, peer, setting)
+        session = Session(stack, peer, config)
         for number in range(1, ROUNDS + 1):
-            turn = session.turn(Round(number, FRAMES, 0, PERIOD_S))
-            assert turn.sent.frames == FRAMES
-            assert [(received.torn, received.disordered) for received in turn.received] == [(0, 0)] * RECEIVERS
-            if [received.frames for received in turn.received] == [FRAMES] * RECEIVERS:
+            result = session.run_round(Round(number, FRAMES, 0, PERIOD_S))
+            assert result.sent.frames == FRAMES
+            assert [(received.torn, received.disordered) for received in result.received] == [(0, 0)] * RECEIVERS
+            if [received.frames for received in result.received] == [FRAMES] * RECEIVERS:
                 break
             assert not peer.lossless
         else:
             pytest.fail(f"no round of {ROUNDS} in which each receiver got all frames")
-    assert not [path for path in SHM.iterdir() if setting.channel in path.name]
+    assert not [path for path in SHM.iterdir() if config.channel in path.name]
 
 
-def test_every_peer_says_what_the_report_needs() -> None:
+def test_every_peer_has_the_texts_that_the_report_needs() -> None:
     for name, peer in all_peers().items():
         assert peer.name == name
         assert peer.title
@@ -54,7 +54,7 @@ def test_every_peer_says_what_the_report_needs() -> None:
             assert peer.version() or peer.distribution is None
 
 
-def test_a_server_that_does_not_come_is_told_of_with_what_it_said(tmp_path: Path) -> None:
+def test_the_log_of_a_server_that_does_not_start_is_in_the_error(tmp_path: Path) -> None:
     program = [sys.executable, "-c", "print('the port is\\n taken', flush=True); import time; time.sleep(60)"]
     log = tmp_path / "log"
     pid = 0
@@ -66,14 +66,16 @@ def test_a_server_that_does_not_come_is_told_of_with_what_it_said(tmp_path: Path
             wait_until(lambda: False, "it", 0.1)
 
     with pytest.raises(
-        TimeoutError, match=f"^it did not come within 0.1 s; {re.escape(sys.executable)} said: the port"
+        TimeoutError, match=f"^it did not come within 0.1 s; {re.escape(sys.executable)} printed: the port"
     ):
         start()
     assert not Path(f"/proc/{pid}").exists()
 
 
 @pytest.mark.parametrize("fails", [1, 2])
-def test_rabbitmq_is_started_again_once(monkeypatch: pytest.MonkeyPatch, fails: int) -> None:
+def test_rabbitmq_is_started_a_second_time_if_the_first_start_fails(
+    monkeypatch: pytest.MonkeyPatch, fails: int
+) -> None:
     attempts = 0
 
     @contextmanager
@@ -85,7 +87,7 @@ def test_rabbitmq_is_started_again_once(monkeypatch: pytest.MonkeyPatch, fails: 
         yield 77
 
     monkeypatch.setattr(rabbitmq_server.RabbitMq, "_running", running)
-    prepared = rabbitmq_server.RabbitMq().prepare(Setting("unused", SHAPE, 1))
+    prepared = rabbitmq_server.RabbitMq().prepare(Config("unused", SHAPE, 1))
     if fails < rabbitmq_server.START_ATTEMPTS:
         with prepared as port:
             assert port == 77

@@ -1,4 +1,4 @@
-"""The benchmark of the whole pipeline: real services and a viewer of the page, and what is made of what they saw."""
+"""The benchmark of the whole pipeline: real services and a viewer of the page, and the figures that result."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MS = 1_000_000
 
 
 def panoramas(count: int) -> list[Panorama]:
-    """One each 40 ms; published 75 ms after its capture, received 1 ms later; two missed before each."""
+    """Return a panorama each 40 ms, published 75 ms after its capture, received 1 ms later, with two missed before."""
     captured = [1 + 40 * MS * number for number in range(count)]
     return [
         Panorama(3 * number, 2, at_ns, at_ns + 75 * MS, at_ns + 76 * MS)

@@ -17,7 +17,7 @@ Form = Callable[[list[str]], list[Scenario]]
 
 
 @FORMS
-def test_every_name_is_one(form: Form) -> None:
+def test_every_scenario_has_a_name_of_its_own(form: Form) -> None:
     peers = all_peers()
     scenarios = form(list(peers))
     names = [scenario.name for scenario in scenarios]
@@ -29,7 +29,7 @@ def test_every_name_is_one(form: Form) -> None:
         for candidate in scenario.candidates:
             assert candidate.peer in peers
             assert candidate.size in SHAPES
-            assert candidate.where in ("processes", "containers")
+            assert candidate.placement in ("processes", "containers")
 
 
 @FORMS
@@ -41,7 +41,7 @@ def test_every_peer_takes_part(form: Form) -> None:
 
 
 @pytest.mark.parametrize(("form", "most_s"), [(plan.short, SHORT_S), (plan.full, FULL_S)])
-def test_the_frames_are_sent_in_the_time_that_is_promised(form: Form, most_s: float) -> None:
+def test_the_frames_of_the_short_form_are_sent_in_the_promised_time(form: Form, most_s: float) -> None:
     frames_s = sum(
         len(scenario.candidates)
         * scenario.rounds
@@ -51,7 +51,7 @@ def test_the_frames_are_sent_in_the_time_that_is_promised(form: Form, most_s: fl
     assert frames_s < most_s
 
 
-def test_a_round_is_that_of_its_scenario() -> None:
+def test_a_round_has_the_conditions_of_its_scenario() -> None:
     scenario = Scenario("x", (), fps=50, rounds=2, frames=7, warm_up=3, jitter=0.1, limit_s=4.0)
     one = scenario.round(2)
     assert (one.run, one.frames, one.warm_up, one.period_s, one.jitter, one.limit_s) == (2, 7, 3, 0.02, 0.1, 4.0)

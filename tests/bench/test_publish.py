@@ -1,4 +1,4 @@
-"""The published page is short, its links lead somewhere, and publishing a run again changes nothing."""
+"""The published page is short, its links are valid, and publishing a run again changes nothing."""
 
 from __future__ import annotations
 
@@ -85,13 +85,13 @@ def test_every_row_of_the_page_has_its_figures_in_the_full_tables() -> None:
         assert row in full
 
 
-def test_the_published_run_is_said_to_be_of_one_machine_and_time() -> None:
+def test_the_page_names_the_machine_and_the_time_of_the_run() -> None:
     (statement,) = re.findall(r"^Made by `make bench.*$", command.PAGE.read_text(), re.MULTILINE)
     for name in report.TABLES:
         assert statement in (command.PUBLISHED / name).read_text()
 
 
-def test_what_is_written_by_hand_stays(published: Published) -> None:
+def test_text_outside_the_generated_part_stays(published: Published) -> None:
     assert published.text.startswith(BEFORE + BEGIN)
     assert published.text.endswith(END + AFTER)
     assert "of a run before" not in published.text
@@ -108,7 +108,7 @@ def test_publishing_the_same_run_again_changes_no_file(published: Published) -> 
     assert content() == before
 
 
-def test_the_files_of_the_run_before_go(tmp_path: Path) -> None:
+def test_the_files_of_the_previous_run_are_removed(tmp_path: Path) -> None:
     published = Published(tmp_path, NOTHING)
     (published.folder / "20290102T030405-full.json").write_text("{}")
     published.publish()
@@ -124,7 +124,7 @@ def test_every_published_file_is_linked_and_every_link_leads_to_one(published: P
     assert load(published.folder / RUN) == made_up.whole_run()
 
 
-def test_the_best_peers_stand_between_framebus_and_the_floors(published: Published) -> None:
+def test_the_best_peers_are_listed_between_framebus_and_the_floors(published: Published) -> None:
     titles = [row[0] for row in published.table("A hand-over beside the best peers")]
     ours, floors = (titles[:4], titles[4 + BEST_PEERS :])
     assert all(title.startswith("framebus, ") for title in ours)
@@ -147,14 +147,14 @@ def test_the_pipeline_has_its_stages_and_its_costs(published: Published) -> None
     assert "| stitcher | 0.75 |" in text
 
 
-def test_a_run_of_nothing_is_published_too(tmp_path: Path) -> None:
+def test_a_run_without_any_figures_can_be_published(tmp_path: Path) -> None:
     published = Published(tmp_path, NOTHING)
     assert "0 of" in published.text
     assert "![" not in published.text
     assert "###" not in published.text
 
 
-def test_a_page_without_its_marks_loses_nothing(tmp_path: Path) -> None:
+def test_a_page_without_its_marks_is_left_unchanged(tmp_path: Path) -> None:
     published = Published(tmp_path, NOTHING)
     files = sorted(published.folder.iterdir())
     published.page.write_text(BEFORE)
@@ -196,14 +196,14 @@ class TestCommand:
         assert self.run(monkeypatch, other) == 0
         assert [path.name for path in places.folder.glob("*.json")] == ["another.json"]
 
-    def test_without_a_run_it_says_what_saves_one(
+    def test_without_a_run_it_says_which_command_saves_one(
         self, places: Published, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         places.run.unlink()
         assert self.run(monkeypatch) == 2
         assert capsys.readouterr().err == "no saved run to publish: make bench-full saves one\n"
 
-    def test_a_file_that_is_no_run_is_named(
+    def test_a_file_without_a_run_is_named(
         self, places: Published, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         assert self.run(monkeypatch, places.page) == 2

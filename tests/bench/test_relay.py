@@ -1,4 +1,4 @@
-"""The benchmark of the relay, in a form that is as short as can be: all frames arrive, and the table has them."""
+"""The benchmark of the relay in its shortest form: all frames arrive and are in the table."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def cell(name: str, policy: str, fps: float, cpu_ms: float, detectors: int = 0) 
     return {**common, "name": name, "policy": policy, "detectors": detectors}
 
 
-def test_the_overhead_is_over_the_bare_loop_of_the_same_policy() -> None:
+def test_the_overhead_is_relative_to_the_bare_loop_of_the_same_policy() -> None:
     cells = [cell("bare", "work", 50, 4), cell("relay", "work", 40, 5), cell("bare", "live", 100, 1)]
     assert overhead(cells[1], cells, "cpu_ms") == pytest.approx(0.25)
     assert overhead(cells[1], cells, "fps") == pytest.approx(0.25)
@@ -43,7 +43,7 @@ def test_the_overhead_is_over_the_bare_loop_of_the_same_policy() -> None:
 
 @pytest.mark.long  # it needs the benchmark's peers
 @pytest.mark.timeout(240)
-def test_every_frame_arrives_as_it_was() -> None:
+def test_every_frame_arrives_unchanged() -> None:
     if (missing := RABBITMQ[0].missing()) is not None:
         lacks(missing)
     cells = asyncio.run(measure(SHORT, Console(quiet=True)))

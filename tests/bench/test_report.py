@@ -1,4 +1,4 @@
-"""The tables of a run: every question, every peer, what failed, what is missing."""
+"""The tables of a run: every question, every peer, failures and missing peers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_figure_has_its_range_and_its_ratio(folder: Path) -> None:
     assert "| 200 (100 to 300) | 1.00 | 400 (200 to 600) |" in rows[0]
 
 
-def test_where_another_is_ahead_is_said_but_not_of_floors(folder: Path) -> None:
+def test_peers_that_are_ahead_are_listed_but_floors_are_not(folder: Path) -> None:
     section = (folder / "targets.md").read_text().partition("## Where another is ahead")[2]
     rows = [line for line in section.splitlines() if line.startswith("| ") and "---" not in line][1:]
     redis = [f"| peers, 25 fps | 10 MB | 1 | Redis {kind} | p50 | 100 | 200 |" for kind in ("pub/sub", "stream")]
@@ -57,18 +57,18 @@ def test_where_another_is_ahead_is_said_but_not_of_floors(folder: Path) -> None:
     assert not [row for row in rows if "floor" in row or "framebus," in row]
 
 
-def test_it_is_said_too_if_no_peer_is_ahead(tmp_path: Path) -> None:
+def test_a_report_says_if_no_peer_is_ahead(tmp_path: Path) -> None:
     rounds = made_up.scenario(plan.short(["floor-futex"])[1], lambda *_: made_up.row(100.0))
     report.write(made_up.results([rounds]), tmp_path)
     assert "## Where another is ahead\n\nNowhere in this run.\n" in (tmp_path / "targets.md").read_text()
 
 
-def test_a_failure_is_its_last_line(text: str) -> None:
+def test_a_failure_is_shown_by_its_last_line(text: str) -> None:
     assert re.search(r"^- .*[Rr]edis.*: RuntimeError: the server is gone$", text, re.MULTILINE)
     assert "Traceback" not in text
 
 
-def test_torn_frames_are_shown_where_pixels_cross(text: str) -> None:
+def test_torn_frames_are_counted_only_for_peers_that_transfer_pixels(text: str) -> None:
     assert re.search(r"^\| floor: bare futex wake \|.* not checked \|$", text, re.MULTILINE)
     titles = all_peers()["tmpfs-file"].title
     assert re.search(rf"^\| {re.escape(titles)} \|.* 2 \|$", text, re.MULTILINE)
@@ -84,7 +84,7 @@ def test_each_table_has_as_many_cells_in_each_row(text: str) -> None:
         assert line.count("|") == cells, line
 
 
-def test_a_run_without_anything_has_tables_too(tmp_path: Path) -> None:
+def test_a_run_without_any_figures_has_tables(tmp_path: Path) -> None:
     assert report.write(made_up.results([], form="full"), tmp_path) == []
     text = (tmp_path / "targets.md").read_text()
     assert "Made by `make bench-full`" in text

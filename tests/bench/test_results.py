@@ -1,4 +1,4 @@
-"""What a run's rounds become: figures, a file, and errors that say what is wrong with it."""
+"""The results of a run: figures of its rounds, the saved file, and clear errors for other files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.harness import Candidate, Outcome, Scenario, Turn
+from bench.harness import Candidate, Outcome, RoundResult, Scenario
 from bench.peers import all_peers
 from bench.results import Figure, copy_us, describe_peer, figure, find, load, machine, save, scenario_results
 from bench.worker import Memory, Received, Sent
@@ -23,19 +23,19 @@ def received(latencies_us: list[int], **others: int | float) -> Received:
 
 
 def outcomes() -> dict[str, Outcome]:
-    """Two receivers of a good peer; a peer of which nothing arrives; one that failed."""
+    """Return outcomes: two receivers of a good peer, a peer whose frames never arrive, and a peer that failed."""
     sent = Sent(seconds=4.0, cpu_ns=12 * MS, frames=120)
-    first = Turn(
+    first = RoundResult(
         sent,
         [
             received(list(range(1, 101)), cpu_ns=20 * MS, seconds=3.96),
             received([50] * 75, skipped=25, torn=2, disordered=1, cpu_ns=30 * MS, seconds=2.96),
         ],
     )
-    second = Turn(sent, [received([10, 20, 30], seconds=0.08, cpu_ns=3000)])
+    second = RoundResult(sent, [received([10, 20, 30], seconds=0.08, cpu_ns=3000)])
     return {
         GOOD.key: Outcome([first, second], [Memory(100, 40, 10), Memory(90, 30, 20), Memory(70, 10, 30)]),
-        SILENT.key: Outcome([Turn(sent, [Received()])]),
+        SILENT.key: Outcome([RoundResult(sent, [Received()])]),
         BROKEN.key: Outcome(failure="Traceback ...\nRuntimeError: no"),
     }
 
@@ -80,7 +80,7 @@ def test_a_candidate_is_found_by_its_conditions() -> None:
     assert find(results, "another", "framebus-futex", size="0.1 MB") == []
 
 
-def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+def test_saved_results_can_be_loaded(tmp_path: Path) -> None:
     results = made_up.results([scenario_results(PLAN, outcomes(), "2030-01-02 03:05 UTC")], machine=machine())
     path = tmp_path / "deeper/run.json"
     save(results, path)
@@ -88,20 +88,20 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 0}', "{}", "\x00"])
-def test_a_file_without_results_is_told(tmp_path: Path, content: str) -> None:
+def test_a_file_without_results_is_reported(tmp_path: Path, content: str) -> None:
     path = tmp_path / "run.json"
     path.write_text(content)
     with pytest.raises(ValueError, match=r"run\.json holds no results of this version of the benchmarks"):
         load(path)
 
 
-def test_what_is_said_of_machine_and_peers_is_json() -> None:
+def test_the_descriptions_of_machine_and_peers_are_json() -> None:
     told = [machine(), *(describe_peer(peer) for peer in all_peers().values() if peer.missing() is None)]
     assert json.loads(json.dumps(told)) == told
     assert told[0]["cores"] >= 1
 
 
-def test_a_copy_takes_its_time() -> None:
+def test_a_copy_is_measured() -> None:
     taken = copy_us("0.1 MB", times=3)
     assert len(taken) == 3
     assert min(taken) > 0

@@ -1,4 +1,4 @@
-"""The benchmark of the stitcher, with small pictures: each candidate takes its turns, in this tree and another."""
+"""The benchmark of the stitcher with small pictures: each candidate takes turns, from this tree and another."""
 
 from __future__ import annotations
 

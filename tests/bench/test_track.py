@@ -1,4 +1,4 @@
-"""The comparison of trackers counts what it says."""
+"""The comparison of trackers counts correctly."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_right_found_and_astray_are_counted() -> None:
     assert tally.row() == "0.50 | 0.33 | 0.50 | 0.40 | 0 | 2"
 
 
-def test_two_boxes_on_one_person_are_one_that_is_right() -> None:
+def test_of_two_boxes_on_one_person_one_is_right() -> None:
     tally = Tally()
     tally.add(["a"], xyxy(LEFT), xyxy(LEFT, [2, 0, 42, 100]), [1, 2])
     assert (tally.right, tally.told, tally.astray) == (1, 2, 0)
@@ -32,21 +32,21 @@ def test_two_boxes_on_one_person_are_one_that_is_right() -> None:
 @pytest.mark.parametrize(
     ("numbers", "idf1", "switches"), [([1, 1, 1, 1], 1.0, 0), ([1, 1, 1, 2], 0.75, 1), ([1, 2, 1, 2], 0.5, 3)]
 )
-def test_a_person_has_one_number(numbers: list[int], idf1: float, switches: int) -> None:
+def test_only_one_number_of_a_person_counts(numbers: list[int], idf1: float, switches: int) -> None:
     tally = Tally()
     for number in numbers:
         tally.add(["a"], xyxy(LEFT), xyxy(LEFT), [number])
     assert (tally.idf1, tally.switches) == (idf1, switches)
 
 
-def test_a_number_is_of_one_person() -> None:
+def test_a_number_counts_for_one_person_only() -> None:
     tally = Tally()
     for person in ("a", "a", "b"):
         tally.add([person], xyxy(LEFT), xyxy(LEFT), [1])
     assert tally.idf1 == pytest.approx(2 / 3)
 
 
-def test_a_small_share_looks_at_fewer_tiles_and_tells_all_that_stand() -> None:
+def test_a_small_share_looks_at_fewer_tiles_and_still_reports_people_that_stand() -> None:
     pixels = np.zeros((688, 2000, 3), np.uint8)
     model = Looked("told", "1", ("person",), (480, 480), tile_s=0.1)
     model.frame = pixels

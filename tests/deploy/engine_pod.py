@@ -1,6 +1,6 @@
 """The containers of a pod on a Docker engine, with the users, mounts, limits and probes of its manifest.
 
-They share a network and a tmpfs, as the containers of a pod do. Nothing here is a cluster.
+They share a network and a tmpfs, as the containers of a pod do. There is no cluster.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class EnginePod:
     """The containers of one pod.
 
     Args:
-        pod: What to make.
-        manifests: What it refers to.
-        folder: Where the files of its ConfigMaps are written.
+        pod: The pod to create.
+        manifests: The manifests to which it refers.
+        folder: Folder for the files of its ConfigMaps.
     """
 
     def __init__(self, pod: Pod, manifests: Sequence[Manifest], folder: Path) -> None:
@@ -70,8 +70,8 @@ class EnginePod:
         """Return how the engine runs a container of the pod, up to its image.
 
         Args:
-            container: Of the manifest.
-            memory: Another limit than the manifest's.
+            container: The container of the manifest.
+            memory: A memory limit to use instead of the manifest's.
         """
         own, common = container["securityContext"], self._pod.spec["securityContext"]
         assert own["readOnlyRootFilesystem"]
@@ -84,7 +84,7 @@ class EnginePod:
         for key, value in environment.items():
             options += ["--env", f"{key}={value}"]
         for mount in container.get("volumeMounts", ()):
-            # As the kubelet does: what the volume holds there is mounted, and must be there already.
+            # Like the kubelet: mount a folder of the volume, which must exist already.
             place = Path(self._places[mount["name"]], mount.get("subPath", ""))
             options += ["--volume", f"{place}:{mount['mountPath']}" + (":ro" if mount.get("readOnly") else "")]
         return [*options, container["image"].rpartition(":")[0] + f":{TAG}"]
@@ -107,7 +107,7 @@ class EnginePod:
         return self.run_in(name, *self.container(name)[kind]["exec"]["command"])
 
     def state(self, name: str) -> dict[str, Any]:
-        """Return what the engine says of a container's state."""
+        """Return a container's state as the engine reports it."""
         return dict(json.loads(docker("inspect", "--format", "{{json .State}}", self._owned(name))))
 
     def restart(self, name: str) -> None:
@@ -116,16 +116,16 @@ class EnginePod:
         docker("start", self._owned(name))
 
     def stop(self, name: str) -> None:
-        """End a container."""
+        """Stop a container."""
         docker("stop", "--time", "2", self._owned(name))
 
     def logs(self) -> str:
-        """Return the end of what the containers have logged."""
+        """Return the end of the containers' logs."""
         names = [container["name"] for container in self._pod.containers]
         return "\n".join(docker("logs", "--tail", "15", self._owned(name), check=False) for name in names)
 
     def down(self) -> None:
-        """Remove all that belongs to the pod."""
+        """Remove everything that belongs to the pod."""
         names = [*self._others, *(container["name"] for container in self._pod.containers)]
         docker("rm", "--force", *map(self._owned, names), self.name, check=False)
         docker("volume", "rm", "--force", *map(self._owned, self._pod.volumes), check=False)

@@ -1,4 +1,4 @@
-"""Kubernetes: the overlays as kubectl renders them, and what the checks find in broken ones. No cluster is asked."""
+"""Kubernetes: the overlays as kubectl renders them, and the faults that the checks find. No cluster is used."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_no_container_has_a_right_that_it_does_not_need(overlay: str) -> None:
 
 
 @pytest.mark.parametrize("overlay", NAMES)
-def test_all_that_work_on_the_ring_share_a_sticky_folder_of_memory(overlay: str) -> None:
+def test_all_containers_that_use_the_ring_share_a_sticky_folder_in_memory(overlay: str) -> None:
     pod = pod_of(rendered(overlay), "framebus")
     names = {"stitcher", "detector", "streamer"} | ({"relay"} if overlay == "cluster" else set())
     assert {one["name"] for one in pod.containers} == names
@@ -161,7 +161,7 @@ def test_the_images_are_of_this_version() -> None:
         }
 
 
-def test_the_document_names_what_is_there() -> None:
+def test_the_document_names_every_overlay_and_the_current_versions() -> None:
     text = (ROOT / "docs/kubernetes.md").read_text()
     folders = [
         path.parent for kind in ("overlays", "components") for path in FOLDER.glob(f"{kind}/*/kustomization.yaml")
@@ -186,7 +186,7 @@ def test_detectors_are_scaled_by_the_queue_of_the_stream_that_is_published() -> 
     assert scaled["scaleTargetRef"] == {"name": "detectors"}
     assert "replicas" not in one(manifests, "Deployment", "detectors")["spec"]
     assert pod_of(manifests, "detectors").spec["terminationGracePeriodSeconds"] >= 30
-    # KEDA asks from another namespace, where a name without the broker's namespace means nothing.
+    # KEDA queries from another namespace, where a name without the broker's namespace cannot be resolved.
     url = one(manifests, "ConfigMap", "framebus-broker")["data"]["FRAMEBUS_BROKER__URL"]
     assert re.match(r"amqps://[a-z-]+\.[a-z-]+\.svc:\d+/$", url)
 
@@ -415,7 +415,7 @@ BROKEN: dict[str, tuple[Break, str]] = {
 
 
 @pytest.mark.parametrize("what", BROKEN)
-def test_what_is_broken_is_named(what: str) -> None:
+def test_a_broken_manifest_is_reported_with_its_fault(what: str) -> None:
     change, sentence = BROKEN[what]
     whole = rendered("cluster")
     manifests = copy.deepcopy(whole)
@@ -429,7 +429,7 @@ def test_what_is_broken_is_named(what: str) -> None:
 # The command
 
 
-def test_the_command_names_its_tools_and_counts_what_is_valid(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_names_its_tools_and_counts_valid_manifests(capsys: pytest.CaptureFixture[str]) -> None:
     version = kubectl().version
     assert validate.main([]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -453,7 +453,7 @@ def test_the_command_fails_at_a_fault(tmp_path: Path, capsys: pytest.CaptureFixt
     assert re.search(r"fault: Deployment framebus: spec: .*'replica' was unexpected", printed)
 
 
-def test_a_folder_that_cannot_be_rendered_is_a_sentence_of_kubectl(
+def test_a_folder_that_cannot_be_rendered_is_reported_with_kubectls_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kubectl()
@@ -478,12 +478,12 @@ def program(folder: Path, text: str) -> str:
         ("echo 'unknown flag: --output' >&2; exit 1", "unknown flag: --output"),
     ],
 )
-def test_a_kubectl_that_is_of_no_use_is_a_sentence(text: str, sentence: str, tmp_path: Path) -> None:
+def test_an_unusable_kubectl_is_reported_in_one_sentence(text: str, sentence: str, tmp_path: Path) -> None:
     with pytest.raises(Unusable, match=sentence):
         Kubectl.find(program(tmp_path, text))
 
 
-def test_a_machine_without_kubectl_is_told_what_to_do(
+def test_a_missing_kubectl_is_reported_with_how_to_install_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -500,6 +500,6 @@ def test_a_quantity_is_counted_as_kubernetes_does(quantity: object, count: int) 
 
 
 @pytest.mark.parametrize("text", ["", "Mi", "160MB", "1.2.3", "-1Mi"])
-def test_what_is_no_quantity_is_refused(text: str) -> None:
+def test_an_invalid_quantity_is_rejected(text: str) -> None:
     with pytest.raises(ValueError, match="is not a quantity of bytes"):
         bytes_of(text)

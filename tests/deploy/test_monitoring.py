@@ -1,4 +1,4 @@
-"""The rules, alerts and dashboard of config/monitoring, without a pipeline; test_overlays.py has them with one."""
+"""The rules, alerts and dashboard of config/monitoring without a pipeline; test_overlays.py tests them with one."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The compose files on top of compose.yaml, in every combination that makes sense, as compose merges them.
+"""The compose files on top of compose.yaml, in every useful combination, as compose merges them.
 
-No engine is asked. tests/e2e/compose/test_overlays.py starts those that an engine of the tests can run.
+No engine is used. tests/e2e/compose/test_overlays.py starts those that an engine of the tests can run.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PINNED = re.compile(r"[^:]+:(?!latest$)[\w.-]+")
 
 
 def sensible() -> Iterator[tuple[str, ...]]:
-    """Every subset of the overlays that is worth a start."""
+    """Return every useful subset of the overlays."""
     for count in range(len(OVERLAYS) + 1):
         for names in combinations(OVERLAYS, count):
             needs_relay = "relay-tls" in names and "relay" not in names
@@ -40,7 +40,7 @@ def sensible() -> Iterator[tuple[str, ...]]:
 
 @cache
 def merged(names: tuple[str, ...]) -> dict[str, Any]:
-    """What compose makes of compose.yaml and the overlays."""
+    """Return compose.yaml and the overlays as compose merges them."""
     files = ["compose.yaml", *(f"compose.{name}.yaml" for name in names)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("FRAMEBUS_", "COMPOSE_"))}
     environment["FRAMEBUS_TAG"] = "test"
@@ -61,7 +61,7 @@ def merged(names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def faults(content: dict[str, Any]) -> list[str]:
-    """What the specification's schema finds."""
+    """Return the faults that the specification's schema finds."""
     found = jsonschema.Draft7Validator(SCHEMA).iter_errors(content)
     return [f"{error.json_path}: {error.message}" for error in found]
 
@@ -73,7 +73,7 @@ def test_no_overlay_is_forgotten() -> None:
 
 
 @pytest.mark.parametrize("names", list(sensible()), ids=lambda names: "+".join(names) or "alone")
-def test_every_combination_is_clean(names: tuple[str, ...]) -> None:
+def test_compose_accepts_every_combination(names: tuple[str, ...]) -> None:
     content = merged(names)
     assert faults(content) == []
     for name, service in content["services"].items():
@@ -86,7 +86,7 @@ def test_every_combination_is_clean(names: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("names", list(sensible()), ids=lambda names: "+".join(names) or "alone")
-def test_each_overlay_brings_what_it_is_for_beside_the_others(names: tuple[str, ...]) -> None:
+def test_each_overlay_adds_its_services_in_every_combination(names: tuple[str, ...]) -> None:
     services = merged(names)["services"]
     detector = services["detector"]
     mounts = {volume["target"]: volume["type"] for volume in detector["volumes"]}
@@ -102,7 +102,7 @@ def test_each_overlay_brings_what_it_is_for_beside_the_others(names: tuple[str, 
     assert detector["read_only"]
 
 
-def test_the_schema_finds_what_it_is_for() -> None:
+def test_the_schema_finds_a_planted_fault() -> None:
     content = json.loads(json.dumps(merged(("model-image",))))
     (image,) = (one for one in content["services"]["detector"]["volumes"] if one["type"] == "image")
     image["type"] = "picture"

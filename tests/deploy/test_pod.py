@@ -24,7 +24,7 @@ PATIENCE_S = 60.0
 
 @pytest.fixture(scope="module")
 def pod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EnginePod]:
-    """The pod of the simulator's overlay, with its cameras."""
+    """Run the pod of the simulator's overlay, with its cameras."""
     need_engine()
     try:
         manifests = Kubectl.find().render(FOLDER / "overlays/simulator")
@@ -68,7 +68,7 @@ def test_no_container_can_remove_the_ring_of_another(pod: EnginePod) -> None:
     assert identity(pod) == before
 
 
-def test_the_doctor_has_nothing_to_say_against_it(pod: EnginePod) -> None:
+def test_the_doctor_finds_no_problem_in_the_pod(pod: EnginePod) -> None:
     for name in SERVICES:
         status, printed = pod.run_in(name, "framebus", "doctor", "--json")
         findings: list[dict[str, Any]] = json.loads(printed)
@@ -76,7 +76,7 @@ def test_the_doctor_has_nothing_to_say_against_it(pod: EnginePod) -> None:
         assert {finding["level"] for finding in findings} <= {"ok", "note"}, findings
 
 
-def test_a_stitcher_that_dies_alone_goes_on_in_the_same_ring(pod: EnginePod) -> None:
+def test_a_stitcher_that_dies_continues_in_the_same_ring(pod: EnginePod) -> None:
     before = identity(pod)
     pod.restart("stitcher")
     wait_until(lambda: is_ready(pod), "every probe succeeds again", timeout_s=PATIENCE_S, detail=pod.logs)
@@ -87,7 +87,7 @@ def test_a_stitcher_whose_memory_does_not_hold_the_ring_is_killed(pod: EnginePod
     pod.stop("stitcher")
     assert pod.run_in("detector", "true")[0] == 0
     name = f"{pod.name}-small"
-    # The ring that is there counts to the one that made it.
+    # The existing ring is charged to the container that created it.
     docker("exec", "--user", "1001:2000", pod.name, "rm", "--force", "/held/shared-memory/shm/framebus.panorama.ring")
     try:
         docker("run", "--name", name, *pod.options(pod.container("stitcher"), memory="128Mi"), check=False)

@@ -1,4 +1,4 @@
-"""``make demo`` as a process of a test, on ports and a stream of its own."""
+"""``make demo`` as a process of a test, with its own ports and stream."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CAMERAS = 5
 
 
 def demo_environment(stream: str, first_port: int) -> dict[str, str]:
-    """Let the demo run on a stream and ports of its own: the cameras', and the page's after them."""
+    """Return an environment with a stream and ports for the demo: those of the cameras, and then that of the page."""
     cameras = [{"name": f"cam{i}", "url": f"http://127.0.0.1:{first_port + i}/cam{i}.ts"} for i in range(CAMERAS)]
     return {
         "PORT": str(first_port + CAMERAS),
@@ -51,16 +51,16 @@ class Demo:
             )
 
     def output(self) -> str:
-        """All that it has printed."""
+        """Everything that the demo has printed."""
         return self.log.read_text()
 
     def processes(self) -> list[psutil.Process]:
-        """It and all that it started."""
+        """The demo's process and all its descendants."""
         parent = psutil.Process(self.process.pid)
         return [parent, *parent.children(recursive=True)]
 
     def service(self, name: str) -> psutil.Process | None:
-        """The process of one service, if it runs."""
+        """Return the process of one service, if it runs."""
         for process in self.processes():
             with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
                 if process.cmdline()[1:4] == ["-m", "services", name]:
@@ -68,27 +68,27 @@ class Demo:
         return None
 
     def service_pid(self, name: str) -> int:
-        """Its process number; 0 when it does not run."""
+        """Return its PID; 0 if it does not run."""
         process = self.service(name)
         return 0 if process is None else process.pid
 
     def status(self) -> dict[str, Any]:
-        """What ``/api/status`` answers."""
+        """Return the answer of ``/api/status``."""
         with urllib.request.urlopen(f"{self.url}/api/status", timeout=10) as answer:
             content: dict[str, Any] = json.load(answer)
         return content
 
     def interrupt(self) -> int:
-        """What Ctrl-C in a terminal does: SIGINT to the whole foreground group. Returns the exit status."""
+        """Send SIGINT to the whole group, as Ctrl-C in a terminal does; return the exit status."""
         os.killpg(self.process.pid, signal.SIGINT)
         return self.process.wait(20)
 
     def kill(self) -> None:
-        """End it the hard way, for a test that failed."""
+        """Kill the demo, after a test that failed."""
         if self.process.poll() is None:
             processes = self.processes()
             for process in processes:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
             self.process.wait()
-            psutil.wait_procs(processes, timeout=10)  # what they hold in /dev/shm can be removed then
+            psutil.wait_procs(processes, timeout=10)  # afterwards, their files in /dev/shm can be removed

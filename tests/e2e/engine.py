@@ -1,4 +1,4 @@
-"""A real Docker engine, and compose projects on it with names and a port of their own."""
+"""A real Docker engine, and compose projects on it with their own names and port."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TAG = "test"
 def _run(
     command: list[str], timeout_s: float, directory: Path | None = None, environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end; errors are in its output too."""
+    """Run a command to its end; its output includes its errors."""
     return subprocess.run(
         command,
         cwd=directory,
@@ -40,10 +40,10 @@ def _run(
 
 
 def docker(*arguments: str, check: bool = True, timeout_s: float = 120) -> str:
-    """Run the client; return what it printed, errors included.
+    """Run the client; return its output, including errors.
 
     Raises:
-        AssertionError: It failed, and ``check`` is set.
+        AssertionError: The command failed, and ``check`` is set.
     """
     done = _run(["docker", *arguments], timeout_s)
     assert not check or done.returncode == 0, f"docker {' '.join(arguments)}: {done.stdout}"
@@ -64,7 +64,7 @@ def _why_no_engine() -> str:
 
 
 def need_engine() -> None:
-    """Skip the test, or in CI fail it, where no engine answers."""
+    """Skip the test, or in CI fail it, if no engine answers."""
     if reason := _why_no_engine():
         lacks(reason)
 
@@ -74,8 +74,8 @@ class Project:
 
     Args:
         files: Compose files; none takes ``compose.yaml``.
-        directory: Where they are, and what relative paths in them refer to.
-        environment: Overrides of what ``.env`` sets.
+        directory: Their folder, to which relative paths in them refer.
+        environment: Variables that override those of ``.env``.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Project:
         }
 
     def compose(self, *arguments: str, timeout_s: float = 300) -> str:
-        """Run a command of compose; return what it printed, errors included.
+        """Run a command of compose; return its output, including errors.
 
         Raises:
             AssertionError: It failed.
@@ -108,18 +108,18 @@ class Project:
         return done.stdout
 
     def container(self, service: str) -> dict[str, Any]:
-        """What the engine tells of a service's container."""
+        """Return the engine's description of a service's container."""
         identity = self.compose("ps", "-aq", service).strip()
         (found,) = json.loads(docker("inspect", identity))
         return dict(found)
 
     def containers(self) -> dict[str, dict[str, Any]]:
-        """What the engine tells of all containers, by service."""
+        """Return the engine's descriptions of all containers, by service."""
         found = json.loads(docker("inspect", *self.compose("ps", "-aq").split()))
         return {one["Config"]["Labels"]["com.docker.compose.service"]: one for one in found}
 
     def starts(self) -> dict[str, tuple[str, str]]:
-        """Which container runs since when, by service: what a restart changes."""
+        """Return each service's container and its start time, which a restart changes."""
         return {service: (one["Id"], one["State"]["StartedAt"]) for service, one in self.containers().items()}
 
     def kill(self, service: str) -> None:
@@ -131,22 +131,22 @@ class Project:
         return docker("exec", self.container(service)["Id"], "python", "-c", program)
 
     def ring(self) -> str:
-        """Which file the ring is, as the holder sees it: device and inode."""
+        """Return device and inode of the ring's file, as the holder sees it."""
         program = "import os; s = os.stat('/dev/shm/framebus.panorama.ring'); print(s.st_dev, s.st_ino)"
         return self.run_in("holder", program).strip()
 
     def logs(self) -> str:
-        """The end of what the containers have logged."""
+        """Return the end of the containers' logs."""
         found = docker("ps", "-aq", "--filter", f"label=com.docker.compose.project={self.name}").split()
         return "\n".join(docker("logs", "--tail", "15", identity, check=False) for identity in found)
 
     def ask(self, path: str) -> Any:
-        """What the page's server answers, as JSON."""
+        """Return the JSON answer of the page's server."""
         with urllib.request.urlopen(f"{self.url}{path}", timeout=10) as answer:
             return json.load(answer)
 
     def healthy(self) -> set[str]:
-        """The services that tell of themselves that they do their work."""
+        """Return the services that report themselves as healthy."""
         try:
             services = self.ask("/api/status")["services"]
         except (OSError, ValueError):
@@ -157,10 +157,10 @@ class Project:
         """Wait until the condition holds; the message of a time-out ends with the containers' logs.
 
         Raises:
-            AssertionError: It does not in time.
+            AssertionError: It does not hold in time.
         """
         wait_until(condition, what, timeout_s=patience_s, interval_s=0.1, detail=self.logs)
 
     def down(self) -> None:
-        """Remove all that belongs to the project."""
+        """Remove everything that belongs to the project."""
         self.compose("--profile", "*", "down", "-v", "-t", "2", "--remove-orphans")

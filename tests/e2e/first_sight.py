@@ -1,9 +1,9 @@
-"""What somebody sees who runs ``make demo`` and opens the page: ``python -m tests.e2e.first_sight [--minutes 10]``.
+"""What a user sees after ``make demo`` when the page opens: ``python -m tests.e2e.first_sight [--minutes 10]``.
 
 It runs the demo and a browser on the cores that there are, and prints panoramas a second at the page, the age of
 detections, and how true the boxes are: of the people's boxes that were right in their own frame, those that still are
-on the same person when they are painted, over the picture that is shown then. Seconds in which other programs took the
-processor are told apart.
+on the same person when they are painted, over the picture that is shown then. Seconds in which other programs used the
+processor are counted separately.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ KEPT_IOU: Final = 0.4
 FOREIGN_CORES: Final = 0.1
 """Other programs disturb a second in which they take more."""
 SETTLE_S: Final = 15
-# Beside what the page does: notes what it is told, and each picture with the boxes over it. Listening to the WebSocket
-# from outside would hand every picture to this process too.
+# Runs in the page: records the messages, and each picture with the boxes over it. Listening to the WebSocket from
+# outside would also transfer every picture to this process.
 NOTED: Final = {
     "motion.add(message)": "((window.told ??= []).push(message), motion.add(message))",
     "    overview.redraw(false);": """    const { objects } = marked;
@@ -46,13 +46,13 @@ NOTED: Final = {
 
 @dataclass(slots=True)
 class Seconds:
-    """Panoramas shown in each second, and the cores that other programs took in it."""
+    """Panoramas shown in each second, and the cores that other programs used in it."""
 
     shown: list[float] = field(default_factory=list)
     foreign: list[float] = field(default_factory=list)
 
     def told(self, *, quiet: bool) -> str:
-        """Median and tenth percentile of the seconds with or without foreign load."""
+        """Return median and tenth percentile of the seconds with or without foreign load."""
         chosen = [n for n, cores in zip(self.shown, self.foreign, strict=True) if (cores <= FOREIGN_CORES) == quiet]
         if not chosen:
             return "none"
@@ -62,7 +62,7 @@ class Seconds:
 
 @dataclass(slots=True)
 class Boxes:
-    """How many boxes were right in their own frame, and still were when they were painted."""
+    """Counts boxes that were right in their own frame, and those that still were when they were painted."""
 
     told: int = 0
     right: int = 0
@@ -86,7 +86,7 @@ class Boxes:
                 self._on[key] = best
 
     def paint(self, painted: dict[str, Any], truth: Truth) -> None:
-        """Count what was painted over a picture."""
+        """Count the boxes that were painted over a picture."""
         people = truth.people(painted["captured"])
         for found in painted["objects"]:
             person = self._on.get((found["instance"], found["track"]))
@@ -96,7 +96,7 @@ class Boxes:
 
 
 def note_boxes(page: Page) -> None:
-    """Load the page again so that it notes what it is told and paints."""
+    """Load the page again, so that it records its messages and what it paints."""
 
     def serve(route: Route) -> None:
         answer = route.fetch()
@@ -112,7 +112,7 @@ def note_boxes(page: Page) -> None:
 
 
 def busy_s(processes: Sequence[psutil.Process]) -> tuple[float, float]:
-    """Seconds of CPU of the whole machine, and of these processes."""
+    """Return the seconds of CPU of the whole machine, and of these processes."""
     times = psutil.cpu_times()
     own = 0.0
     for process in processes:
@@ -124,7 +124,7 @@ def busy_s(processes: Sequence[psutil.Process]) -> tuple[float, float]:
 
 
 def watch(demo: Demo, page: Page, duration_s: float) -> tuple[Seconds, Boxes, list[float]]:
-    """Look at the page for so long."""
+    """Watch the page for a time."""
     note_boxes(page)
     truth, seconds, boxes = Truth(demo.stream), Seconds(), Boxes()
     ages_ms: list[float] = []
@@ -149,7 +149,7 @@ def watch(demo: Demo, page: Page, duration_s: float) -> tuple[Seconds, Boxes, li
 
 
 def main() -> None:
-    """Run the demo, look at the page, and tell what is seen."""
+    """Run the demo, watch the page, and print the results."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.e2e.first_sight", description=(__doc__ or "").splitlines()[0]
     )

@@ -1,4 +1,4 @@
-"""The page in a real browser, and what is counted there."""
+"""The page in a real browser, and counts of its pictures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LEAST_SHOWN = 1 / 3
 WINDOW_S = 3
 WINDOWS = 10
 
-# Counts pictures that differ from the one before, by the pixels of the band in which people walk.
+# Counts pictures that differ from the previous one, in the pixels of the band in which people walk.
 COUNT_PICTURES = """seconds => new Promise(resolve => {
     const canvas = document.getElementById("picture");
     const context = canvas.getContext("2d");
@@ -37,7 +37,7 @@ COUNT_PICTURES = """seconds => new Promise(resolve => {
 
 @contextmanager
 def open_page(url: str) -> Iterator[Page]:
-    """The page at ``url``, once it is live."""
+    """Open the page at ``url``, and wait until it is live."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGUMENTS)
         opened = browser.new_page(viewport={"width": 1280, "height": 500})
@@ -53,17 +53,17 @@ def wait_until_live(page: Page) -> None:
 
 
 def part_shown(page: Page, encoded: Callable[[], int]) -> float:
-    """How many distinct panoramas the page shows, as a part of those encoded meanwhile.
+    """Return the number of distinct panoramas that the page shows, as a share of those encoded meanwhile.
 
     Other work on the machine may take some windows of time, so several are looked at until one has
     :data:`LEAST_SHOWN`.
 
     Args:
         page: The page, live.
-        encoded: Tells how many pictures the streamer has encoded so far.
+        encoded: Returns how many pictures the streamer has encoded so far.
 
     Returns:
-        The part in the last window.
+        The share in the last window.
     """
     shown = 0.0
     for _ in range(WINDOWS):
@@ -76,7 +76,7 @@ def part_shown(page: Page, encoded: Callable[[], int]) -> float:
 
 
 def collect_detections(page: Page) -> dict[int, list[dict[str, Any]]]:
-    """The objects that reach the page from now on, by the frame's sequence; filled while the page waits."""
+    """Collect the objects that reach the page from now on, by the frame's sequence, while the page waits."""
     at_page: dict[int, list[dict[str, Any]]] = {}
 
     def listen(websocket: WebSocket) -> None:

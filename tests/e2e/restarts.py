@@ -1,4 +1,4 @@
-"""What may happen to the containers, and how long the page is without pictures and boxes then.
+"""Events that containers may meet, and how long the page is without pictures and boxes afterwards.
 
 ``python -m tests.e2e.restarts`` measures the rows of the table in docs/operations.md and prints them.
 """
@@ -22,7 +22,7 @@ WORKERS = {"stitcher", "detector", "streamer"}
 
 @dataclass(frozen=True)
 class Case:
-    """Something that happens to one service."""
+    """An event of one service."""
 
     row: str
     """How docs/operations.md calls it."""
@@ -31,12 +31,12 @@ class Case:
 
 
 def restart(service: str, project: Project) -> None:
-    """What an operator does to restart a service."""
+    """Restart a service as an operator does."""
     project.compose("restart", service)
 
 
 def recreate(service: str, project: Project) -> None:
-    """What an operator does to replace a service's container."""
+    """Replace a service's container as an operator does."""
     project.compose("up", "-d", "--force-recreate", service)
 
 
@@ -49,7 +49,7 @@ CASES = [
 
 
 def wait_until_it_works(project: Project, watcher: Watcher, since_s: float) -> None:
-    """Wait until pictures and boxes of frames that were published after ``since_s`` have come, and all are healthy.
+    """Wait until pictures and boxes of frames published after ``since_s`` have arrived, and all services are healthy.
 
     Raises:
         AssertionError: They do not in time.

@@ -1,4 +1,4 @@
-"""Cameras that fail as real ones do, before the real stitcher, streamer and page: the others keep their rate."""
+"""Cameras that fail like real ones, with the real stitcher, streamer and page: the other cameras keep their rate."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def open_page(url: str) -> Iterator[Page]:
 
 
 class Watched:
-    """A stitcher of the five cameras, a streamer, and its page."""
+    """A stitcher with five cameras, a streamer, and its page."""
 
     def __init__(self, stack: ExitStack, stream: str, folder: Path, urls: Sequence[str], *prefix: str) -> None:
         file = folder / "calibration.json"
@@ -56,7 +56,7 @@ class Watched:
         self.stitcher.wait_for(self.subscriber, lambda frame: set(names) <= set(frame.metadata["cameras"]))
 
     def wait_for_page(self, *phrases: str) -> str:
-        """The page's line of what is missing, once it has all of the phrases."""
+        """Wait until the page's line of missing parts has all phrases; return the line."""
 
         def told() -> str:
             line = self.page.locator("#missing").inner_text()
@@ -121,7 +121,7 @@ def test_a_camera_that_is_off_frozen_or_of_another_size_is_named_and_disturbs_no
 
 
 class LossyNetwork:
-    """A network namespace in which a share is lost of the packets by UDP, and by TCP from 127.0.0.2."""
+    """A network namespace that loses a share of the packets by UDP, and by TCP from 127.0.0.2."""
 
     def __init__(self) -> None:
         self.name = f"fbt-{secrets.token_hex(4)}"
@@ -148,7 +148,7 @@ class LossyNetwork:
 
 
 @pytest.mark.root
-def test_packets_that_are_lost_cost_their_camera_alone(stream: str, tmp_path: Path) -> None:
+def test_lost_packets_affect_only_their_camera(stream: str, tmp_path: Path) -> None:
     clip = rendered() / "cam0.ts"
     with ExitStack() as stack:
         network = stack.enter_context(LossyNetwork())

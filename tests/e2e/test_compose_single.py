@@ -28,7 +28,7 @@ def single() -> Iterator[Project]:
 
 
 def processes(project: Project) -> dict[str, int]:
-    """Process numbers on the host, by service."""
+    """Return the PIDs on the host, by service."""
     found = {}
     for line in docker("top", project.container("framebus")["Id"], "-eo", "pid,args").splitlines()[1:]:
         number, *arguments = line.split()
@@ -48,7 +48,7 @@ def test_all_services_run_without_a_privilege_or_a_file_written(single: Project)
     assert single.container("framebus")["HostConfig"]["ReadonlyRootfs"]
 
 
-def test_its_page_is_on_this_machine_only_and_gets_new_frames(single: Project) -> None:
+def test_the_page_is_reachable_only_from_this_machine_and_gets_new_frames(single: Project) -> None:
     (bound,) = single.container("framebus")["NetworkSettings"]["Ports"]["8080/tcp"]
     assert bound == {"HostIp": "127.0.0.1", "HostPort": str(single.port)}
     first = single.ask("/api/status")["streams"][0]["sequence"]
@@ -67,7 +67,7 @@ def test_a_killed_service_comes_back_in_the_same_container(single: Project) -> N
     assert single.starts() == container
 
 
-def test_a_stop_ends_it_by_itself(single: Project) -> None:
+def test_a_stop_ends_the_container_without_a_kill(single: Project) -> None:
     single.compose("stop")
     assert single.container("framebus")["State"]["ExitCode"] == 0, single.logs()
     assert "Traceback" not in single.logs()

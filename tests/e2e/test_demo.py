@@ -1,4 +1,4 @@
-"""``make demo`` from end to end: five cameras, a page in a real browser, boxes on people, an end without a trace."""
+"""``make demo`` from end to end: five cameras, a page in a real browser, boxes on people, and a clean end."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_the_page_shows_distinct_panoramas(demo: Demo, page: Page) -> None:
     assert part_shown(page, encoded) >= LEAST_SHOWN, demo.status()
 
 
-def test_the_status_tells_every_stage(demo: Demo) -> None:
+def test_the_status_contains_every_stage(demo: Demo) -> None:
     services = demo.status()["services"]
     stages = {(service, stage) for service, status in services.items() for stage in status["stages"]}
     wanted = {("stitcher", f"cam{i}") for i in range(5)}
@@ -90,7 +90,8 @@ def test_boxes_are_on_the_true_people(demo: Demo, page: Page) -> None:
     while len(recalls) < 12 and time.monotonic() < deadline_s:
         detections.look_for_detectors()
         for found in detections.receive(0.2):
-            if all(tile.age_ms is not None for tile in found.tiles):  # what nobody has looked at yet is not missed
+            # A person in a tile that was never looked at is not missed: wait until every tile was looked at.
+            if all(tile.age_ms is not None for tile in found.tiles):
                 captured_ns[found.sequence] = found.captured_ns
         page.wait_for_timeout(200)
         for sequence in sorted(at_page.keys() & captured_ns.keys()):
@@ -102,12 +103,12 @@ def test_boxes_are_on_the_true_people(demo: Demo, page: Page) -> None:
 
 
 def recall(people: Sequence[Box], objects: list[dict[str, Any]]) -> float:
-    """Share of the true people that have a box labelled person on them."""
+    """Return the share of the true people that have a box labelled person."""
     found = [box_of(one) for one in objects if one["label"] == "person"]
     return sum(any(overlap(person, box) >= LEAST_IOU for box in found) for person in people) / len(people)
 
 
-def test_a_second_demo_says_so_and_harms_nothing(demo: Demo) -> None:
+def test_a_second_demo_says_that_one_runs_and_does_not_affect_it(demo: Demo) -> None:
     second = subprocess.run(
         ["make", "--no-print-directory", "demo"],
         cwd=ROOT,
@@ -155,7 +156,7 @@ def test_ctrl_c_leaves_no_process_and_no_file(demo: Demo) -> None:
     assert "all is ended after" in end[0]
 
 
-def test_a_part_that_is_dead_for_good_ends_all(stream: str, tmp_path: Path) -> None:
+def test_a_service_that_stays_dead_ends_the_demo(stream: str, tmp_path: Path) -> None:
     demo = Demo(stream, tmp_path / "log", FRAMEBUS_SUPERVISOR__RESTARTS="1", FRAMEBUS_STREAMER__HOST="192.0.2.1")
     try:
         assert demo.process.wait(120) != 0

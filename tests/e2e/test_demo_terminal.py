@@ -1,4 +1,4 @@
-"""``make demo`` on a terminal: its first minute and its end, as they are seen."""
+"""``make demo`` on a terminal: what a user sees in its first minute and at its end."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SEEN_S = 15.0
 
 @pytest.fixture
 def environment(stream: str, tmp_path: Path) -> dict[str, str]:
-    """A demo that renders small clips anew, in a locale of UTF-8."""
+    """Return the environment of a demo that renders small clips again, in a locale of UTF-8."""
     kept = {name: text for name, text in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
     small = {"DURATION_S": "6", "CACHE_DIR": str(tmp_path)}
     rendered = {f"FRAMEBUS_SIMULATOR__{name}": text for name, text in small.items()}
@@ -41,7 +41,7 @@ def shows(words: str) -> Callable[[str], bool]:
 
 
 def interrupted(terminal: Terminal, stream: str) -> None:
-    """Ctrl-C ends all with one line more, and leaves the terminal as it was, no process and no file."""
+    """Press Ctrl-C: all ends with one more line, the terminal is as before, and no process and no file is left."""
     processes = psutil.Process(terminal.process.pid).children(recursive=True)
     before = len(terminal.scrolled()) + sum(bool(EVENT.match(line)) for line in terminal.text().splitlines())
     terminal.type("\x03")
@@ -60,7 +60,7 @@ def interrupted(terminal: Terminal, stream: str) -> None:
 
 
 @pytest.mark.parametrize(("columns", "lines"), [(80, 24), (200, 50)])
-def test_its_first_minute_and_its_end(
+def test_the_first_minute_and_the_end_on_a_terminal_are_clean(
     stream: str, environment: dict[str, str], columns: int, lines: int, tmp_path: Path
 ) -> None:
     terminal = Terminal(["make", "--no-print-directory", "demo"], environment, columns, lines)

@@ -1,4 +1,4 @@
-"""An open page while every part is killed and stopped at random: it never shows a picture older than its label says."""
+"""An open page while parts are killed and stopped at random: no picture is older than its label says."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Site:
 
     def restart_supervisor(self) -> None:
         self.supervisor.wait()
-        # Its services end by themselves, and another supervisor's would find them running.
+        # Wait until its services have ended, or those of the next supervisor would find them running.
         wait_until(lambda: not self.serves(), "the services have ended")
         self.supervisor = self._start("-m", "services", "supervisor")
 
@@ -117,7 +117,7 @@ def open_site(stream: str, folder: Path) -> Iterator[Site]:
 
 
 class Watch:
-    """Compares the label with the time in the pixels, again and again."""
+    """Compares the label with the time in the pixels repeatedly."""
 
     def __init__(self, page: Page) -> None:
         self.looks = 0
@@ -132,7 +132,7 @@ class Watch:
         if seen["number"] >= 0:
             ticks = (round(seen["now_ms"] / 1000 * TICKS_PER_S) - seen["number"]) % (1 << BITS)
             age_s = ticks / TICKS_PER_S
-            # A picture that is drawn at this moment may be a hundredth ahead.
+            # A picture that is drawn at this moment may be a hundredth of a second ahead.
             age_s = 0.0 if ticks > (1 << BITS) - 10 else age_s
             if age_s > self._allowed_s(seen) + SLACK_S:
                 self.faults.append(f"{age_s:.2f} s old, and the page says {seen}")
@@ -140,13 +140,13 @@ class Watch:
 
     @staticmethod
     def _allowed_s(seen: dict[str, Any]) -> float:
-        """The oldest that the label admits."""
+        """Return the greatest age that the label allows."""
         if seen["state"] == "live":
             return 1.0
         if seen["state"] == "delayed":
             told = re.search(r"([\d.]+) s", seen["text"])
             assert told is not None, seen
-            # One decimal, and none from ten seconds on.
+            # The label has one decimal, and none from ten seconds on.
             return float(told[1]) + (0.1 if "." in told[1] else 1.0)
         return float("inf")
 
@@ -157,7 +157,7 @@ class Watch:
             self._page.wait_for_timeout(30)
 
     def until_live(self, site: Site) -> float:
-        """Wait until the page is live again; return for how long it was not after the server said that it is."""
+        """Wait until the page is live again; return how long it was not after the server reported that it is."""
         end_s = time.monotonic() + 60
         served_s = None
         while self.look()["state"] != "live":
@@ -218,7 +218,7 @@ def test_no_picture_is_older_than_its_label_says(stream: str, tmp_path: Path) ->
         watch = Watch(page)
         watch.until_live(site)
         late_s: list[tuple[float, str]] = []
-        # Each at least twice.
+        # Each fault occurs at least twice.
         names = [*faults, *faults, *choose.choices(list(faults), k=FAULTS - 2 * len(faults))]
         for name in choose.sample(names, len(names)):
             seconds = choose.choice([0.4, 1.5, 4.0])

@@ -1,4 +1,4 @@
-"""Where the simulator's people are in the demo's panorama, and whether a box of the page is on one."""
+"""The places of the simulator's people in the demo's panorama, and whether a box of the page is on a person."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Box = tuple[float, float, float, float]
 
 
 class Truth:
-    """Where the simulator's people are in the panorama."""
+    """The places of the simulator's people in the panorama."""
 
     def __init__(self, stream: str) -> None:
         content = (render(SimulatorSection(cache_dir=ROOT / ".cache/simulator")) / "truth.json").read_text()
@@ -25,7 +25,7 @@ class Truth:
         self._panorama = statuses["stitcher"]["details"]["calibration"]["panorama"]
 
     def people(self, captured_ms: float) -> dict[Any, Box]:
-        """The box of each person at a time, in pixels."""
+        """Return the box of each person at a time, in pixels."""
         frame = round((captured_ms / 1e3 - self._timeline["t0_s"]) * self._timeline["fps"]) % self._timeline["frames"]
         scale, left, top = (self._panorama[name] for name in ("scale_px", "yaw_min_rad", "v_min"))
         return {
@@ -41,7 +41,7 @@ class Truth:
 
 
 def overlap(one: Box, other: Box) -> float:
-    """Intersection over union."""
+    """Return the intersection over union."""
     width = min(one[2], other[2]) - max(one[0], other[0])
     height = min(one[3], other[3]) - max(one[1], other[1])
     if width <= 0 or height <= 0:
@@ -51,5 +51,5 @@ def overlap(one: Box, other: Box) -> float:
 
 
 def box_of(found: dict[str, Any]) -> Box:
-    """The corners of an object as the page has it."""
+    """Return the corners of an object in the page's format."""
     return found["x"], found["y"], found["x"] + found["width"], found["y"] + found["height"]

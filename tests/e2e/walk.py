@@ -1,4 +1,4 @@
-"""A page of the documentation whose commands are run as they stand there, in a checkout of their own."""
+"""Runs the commands of a page of the documentation unchanged, in a checkout of their own."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ TIMEOUT_S = 300.0
 
 
 def commands(page: str, section: str) -> list[str]:
-    """The shell blocks of a section of a page of ``docs/``."""
+    """Return the shell blocks of a section of a page of ``docs/``."""
     content = (ROOT / "docs" / page).read_text()
     (found,) = re.findall(rf"^## {re.escape(section)}\n(.*?)(?=^## |\Z)", content, re.DOTALL | re.MULTILINE)
     return re.findall(r"^```sh\n(.*?)^```$", found, re.DOTALL | re.MULTILINE)
 
 
 def copy_checkout(folder: Path) -> Path:
-    """Copy what the commands need into a folder, where they may write; return it."""
+    """Copy what the commands need into a folder that they may write; return it."""
     for path in [*(ROOT / name for name in NEEDED), *ROOT.glob("compose*.yaml")]:
         if path.is_dir():
             shutil.copytree(path, folder / path.name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
@@ -44,7 +44,7 @@ def copy_checkout(folder: Path) -> Path:
 
 
 def with_two_cameras(checkout: Path) -> Path:
-    """Leave the simulated site the last two of its cameras, which costs less than half; return the checkout."""
+    """Keep only the last two cameras of the simulated site, to save CPU; return the checkout."""
     path = checkout / "config/simulated.yaml"
     content = yaml.safe_load(path.read_text())
     lines = [line for line in path.read_text().splitlines(keepends=True) if not re.search(r"name: cam[012]\b", line)]
@@ -57,11 +57,11 @@ def with_two_cameras(checkout: Path) -> Path:
 
 @contextmanager
 def stand_in(name: str, compose_file: str) -> Iterator[str]:
-    """Where no registry is reached, an image of our own has the name of the official one; yields the name.
+    """If no registry is reachable, give the name of the official image to an image of ours; yield the name.
 
     Args:
-        name: Of the image, without tag and folder: ``standins/NAME.Dockerfile`` describes ours.
-        compose_file: The one whose service is to have that image.
+        name: Name of the image, without tag and folder: ``standins/NAME.Dockerfile`` describes ours.
+        compose_file: The compose file whose service uses this image.
     """
     (image,) = re.findall(rf"image: ((?:\w+/)?{name}:\S+)", (ROOT / compose_file).read_text())
     made = all(starter.exists() for starter in STARTERS) and not docker("images", "--quiet", image).strip()
@@ -76,11 +76,11 @@ def stand_in(name: str, compose_file: str) -> Iterator[str]:
 
 
 class Shell:
-    """A shell on a host, in a checkout of its own: what a block exports, the next one has.
+    """A shell on a host, in a checkout of its own. Variables that a block exports are set in the next one.
 
     Args:
         checkout: Where the blocks run.
-        environment: What the blocks find set. Their project has a name of its own.
+        environment: Variables of the blocks. Their project has its own name.
         placeholders: Texts of the page to replace, such as names of hosts that only the reader has.
     """
 
@@ -93,7 +93,7 @@ class Shell:
         self._state.touch()
 
     def run(self, block: str, *, check: bool = True) -> str:
-        """Run a block to its end; return what it printed, errors included."""
+        """Run a block to its end; return its output, including errors."""
         for name, value in self._placeholders.items():
             block = block.replace(name, value)
         script = f"set -a; source {self._state}; set -euo pipefail\n{block}\nexport -p >{self._state}"
@@ -113,7 +113,7 @@ class Shell:
         return done.stdout
 
     def states(self) -> dict[str, list[str]]:
-        """The health of each service's containers, or their state where nothing checks it."""
+        """Return the health of each service's containers, or their state if there is no health check."""
         found: dict[str, list[str]] = {}
         for line in self.run("docker compose ps --all --format json").splitlines():
             one = json.loads(line)
@@ -121,7 +121,7 @@ class Shell:
         return found
 
     def down(self, *files: str) -> None:
-        """Remove all that belongs to the project, as far as these compose files tell of it."""
-        # A block that has failed exports nothing, not even the names of the files.
+        """Remove everything that belongs to the project, as far as these compose files name it."""
+        # A failed block exports nothing, not even the names of the files.
         named = " ".join(f"-f {file}" for file in files)
         self.run(f"docker compose {named} --profile '*' down -v -t 2 --remove-orphans", check=False)

@@ -1,4 +1,4 @@
-"""A viewer that keeps watching: it connects anew whenever the page's server goes, and remembers when what came."""
+"""A viewer that reconnects whenever the page's server goes, and records the arrival of pictures and boxes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RETRY_S = 0.05
 
 @dataclass(frozen=True)
 class Seen:
-    """A picture, or the boxes of one."""
+    """A picture, or the boxes of a picture."""
 
     at_s: float
     """When it came, ``time.monotonic()``."""
@@ -41,7 +41,7 @@ class Watcher:
         self._thread = threading.Thread(target=lambda: asyncio.run(self._watch()))
 
     def pauses_s(self, since_s: float) -> tuple[float, float]:
-        """The longest time without a picture, and without boxes, from ``since_s`` (``time.monotonic()``) on."""
+        """Return the longest time without a picture, and without boxes, since ``since_s`` (``time.monotonic()``)."""
         return _longest_s(self.pictures, since_s), _longest_s(self.boxes, since_s)
 
     async def _watch(self) -> None:

@@ -1,4 +1,4 @@
-"""A desk whose terminals run the commands of a page."""
+"""Desks whose terminals run the commands of a page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.examples.terminals import Desk, NewDesk
 
 @pytest.fixture
 def new_desk() -> Iterator[NewDesk]:
-    """Makes desks with stream names that no other test has; at the end, none may have left a file in /dev/shm."""
+    """Return a function that makes desks with unique stream names. None may leave a file in /dev/shm."""
     desks: list[Desk] = []
 
     def new(**options: object) -> Desk:
@@ -26,5 +26,5 @@ def new_desk() -> Iterator[NewDesk]:
 
 @pytest.fixture
 def desk(new_desk: NewDesk) -> Desk:
-    """A desk with this interpreter and this checkout."""
+    """Return a desk with this interpreter and this checkout."""
     return new_desk()

@@ -1,4 +1,4 @@
-"""The pieces of docs/use-with.md, and how they are run; the interpreter may be that of another environment."""
+"""Runs the pieces of docs/use-with.md; the interpreter may be that of another environment."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ for cell in json.load(sys.stdin):
 
 
 class Piece(NamedTuple):
-    """A program of the page, and what the page says it prints, if it does."""
+    """A program of the page, and the output that the page shows, if any."""
 
     heading: str
     number: int
@@ -82,20 +82,20 @@ def run(desk: Desk, arguments: list[str], folder: Path, given: str = "") -> str:
 
 
 def check_piece(piece: Piece, desk: Desk, folder: Path) -> None:
-    """Run a piece beside a stream that the desk calls camera: it prints what the page says."""
+    """Run a piece with a live stream that the desk calls camera, and check that it prints what the page says."""
     prepare(piece.heading, folder)
     (folder / "piece.py").write_text(desk.rename(piece.program, *STREAMS))
     assert run(desk, ["piece.py"], folder) == piece.printed
 
 
 def in_a_notebook(desk: Desk, cells: list[str], folder: Path) -> list[str]:
-    """Run cells one after the other in one shell of IPython, and return what each shows."""
+    """Run cells one after another in one shell of IPython, and return what each shows."""
     shown = [json.loads(line) for line in run(desk, ["-c", RUNS_CELLS], folder, json.dumps(cells)).splitlines()]
     return [re.sub(r"^Out\[\d+\]: ", "", one) for one in shown]
 
 
 def check_notebook(desk: Desk, folder: Path) -> None:
-    """Run the cells of the notebook, and those that the page warns of."""
+    """Run the cells of the notebook, and the cells that the page warns of."""
     cells = [one for one in PIECES if one.heading == "Notebooks"]
     opening, receiving, emptying = (desk.rename(one.program, *STREAMS) for one in cells)
     # The first cell is run twice, and views are shown until the subscriber has no lease left.
@@ -111,7 +111,7 @@ def check_notebook(desk: Desk, folder: Path) -> None:
 
 
 def check_fixture(desk: Desk, folder: Path) -> None:
-    """Run the test that has the fixture, and one that fails."""
+    """Run the page's test with the fixture, and a test that fails."""
     (piece,) = (one for one in PIECES if one.heading == "pytest")
     failing = piece.program.replace("test_brightness", "test_failure").replace("== 7", "== 8")
     (folder / "test_right.py").write_text(piece.program)
@@ -130,7 +130,7 @@ def check_fixture(desk: Desk, folder: Path) -> None:
 
 
 def prepare(heading: str, folder: Path) -> None:
-    """Make the files that the pieces of a heading read."""
+    """Create the files that the pieces of a heading read."""
     if heading in ("OpenCV", "PyAV"):
         make_clip(folder / "clip.mp4")
     elif heading == "onnxruntime":

@@ -1,4 +1,4 @@
-"""What a reader of the examples does and sees, with the commands of their README files.
+"""Follows the README files of the examples, and checks what they print.
 
 Each run takes a desk, whose interpreter may be that of another environment.
 """
@@ -35,7 +35,7 @@ def check_bars(lines: list[str]) -> None:
 
 
 def publisher_and_subscriber(desk: Desk) -> None:
-    """Interrupt the publisher; the subscriber says that it is gone."""
+    """Interrupt the publisher, and check that the subscriber says that it is gone."""
     publish, subscribe = terminal_commands(page("publish_subscribe"))
     publisher = desk.open(publish, "camera")
     assert publisher.line() == f"publishing {desk.name('camera')}"
@@ -49,7 +49,7 @@ def publisher_and_subscriber(desk: Desk) -> None:
 
 
 def subscriber_first(desk: Desk) -> None:
-    """Interrupt the subscriber, and then the publisher."""
+    """Start the subscriber first; interrupt it, and then the publisher."""
     publish, subscribe = terminal_commands(page("publish_subscribe"))
     subscriber = desk.open(subscribe, "camera")
     publisher = desk.open(publish, "camera")
@@ -60,7 +60,7 @@ def subscriber_first(desk: Desk) -> None:
 
 
 def event_loops(desk: Desk) -> None:
-    """Both streams come through one loop, and both sides end on Ctrl-C."""
+    """Check that both streams arrive in one loop, and that both sides end on Ctrl-C."""
     publish, subscribe = terminal_commands(page("asyncio"))
     publisher = desk.open(publish, "left", "right")
     publisher.lines(2)
@@ -76,7 +76,7 @@ def event_loops(desk: Desk) -> None:
 
 
 def chain(desk: Desk) -> None:
-    """The picture and its metadata pass two stages; the end of the source ends them all."""
+    """Check that pictures and metadata pass two stages, and that the end of the source ends all stages."""
     source, halve, negate, report = terminal_commands(page("chain"))
     publisher = desk.open(source, "camera")
     stages = [desk.open(halve, "camera", "half"), desk.open(negate, "half", "negative")]
@@ -96,7 +96,7 @@ def chain(desk: Desk) -> None:
 
 
 def opencv(desk: Desk) -> None:
-    """A file's pictures reach the subscriber, and differ."""
+    """Check that a file's pictures reach the subscriber, and differ."""
     capture, motion = terminal_commands(page("opencv"))
     publisher = desk.open(capture, "camera")
     publisher.line()
@@ -108,7 +108,7 @@ def opencv(desk: Desk) -> None:
 
 
 def onnxruntime(desk: Desk) -> None:
-    """The network finds people in the footage."""
+    """Check that the network finds people in the footage."""
     capture, detect = terminal_commands(page("onnxruntime"))
     publisher = desk.open(capture, "camera")
     publisher.line()
@@ -120,7 +120,7 @@ def onnxruntime(desk: Desk) -> None:
 
 
 def torch(desk: Desk) -> None:
-    """The mean is that of a picture with one white column."""
+    """Check that the mean is that of a picture with one white column."""
     publish, average = terminal_commands(page("torch"))
     publisher = desk.open(publish, "camera")
     publisher.line()

@@ -33,7 +33,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 class Terminal:
-    """A process that was started by a command, and that a test reads line by line."""
+    """A process that was started by a command, and whose output a test reads line by line."""
 
     def __init__(self, command: Sequence[str], folder: Path, environment: dict[str, str]) -> None:
         self.process = subprocess.Popen(
@@ -54,7 +54,7 @@ class Terminal:
         return line.rstrip("\n")
 
     def lines(self, count: int) -> list[str]:
-        """Return that many further lines."""
+        """Return the next ``count`` lines."""
         return [self.line() for _ in range(count)]
 
     def interrupt(self) -> str:
@@ -80,7 +80,7 @@ class Desk:
     """Opens terminals for the commands of a page, with stream names of the test's own.
 
     Args:
-        prefix: What the names begin with.
+        prefix: Beginning of the names.
         python: The interpreter that ``python`` stands for.
         environment: The environment of the commands.
         folder: Where the commands run; the root of this checkout unless given.
@@ -104,12 +104,12 @@ class Desk:
         self._names: set[str] = set()
 
     def name(self, word: str) -> str:
-        """Return this test's name for the stream that the page calls by that word."""
+        """Return this test's name of the stream that the page calls by this word."""
         self._names.add(f"{self._prefix}-{word}")
         return f"{self._prefix}-{word}"
 
     def rename(self, program: str, *streams: str) -> str:
-        """Return the program with this test's names in the place of the page's."""
+        """Return the program with this test's names instead of the page's."""
         for word in streams:
             if f'"{word}"' in program:
                 program = program.replace(f'"{word}"', f'"{self.name(word)}"')
@@ -132,7 +132,7 @@ class Desk:
         return self.open(line, *streams).ended()[0]
 
     def close(self) -> None:
-        """Kill what still runs, and check that nothing is left in /dev/shm."""
+        """Kill the processes that still run, and check that no file is left in /dev/shm."""
         for terminal in self._terminals:
             terminal.close()
         left = [file for name in self._names for file in files_of(name)]
@@ -146,5 +146,5 @@ NewDesk = Callable[..., Desk]
 
 
 def has_compiler() -> bool:
-    """Return whether a C compiler and make are here."""
+    """Return whether a C compiler and make are installed."""
     return shutil.which("cc") is not None and shutil.which("make") is not None

@@ -1,4 +1,4 @@
-"""The reader in C beside a live publisher: what it prints, and what its lease keeps."""
+"""The reader in C with a live publisher: its output, and the effect of its lease."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Build = Callable[[str], Path]
 
 @pytest.fixture(scope="module")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
-    """Builds the reader from a given text by the example's Makefile, with warnings as errors."""
+    """Return a function that builds the reader from a source text with the example's Makefile; warnings are errors."""
     if not has_compiler():
         lacks("no C compiler with make here: apt-get install gcc libc6-dev make")
 
@@ -56,7 +56,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
 
 @pytest.fixture(scope="module")
 def reader(build: Build) -> Path:
-    """The reader as it is."""
+    """Return the reader, built from its own source."""
     return build((FOLDER / "reader.c").read_text())
 
 
@@ -88,7 +88,7 @@ def publishing(stream: str) -> Iterator[Publisher]:
 
 
 def value_of(sequence: int) -> int:
-    """Return what the bytes of a frame add up to."""
+    """Return the sum of the bytes of a frame."""
     return 64 * 64 * 3 * (sequence % 251)
 
 
@@ -107,7 +107,7 @@ def check(lines: list[str], word: str | None) -> list[int]:
     return sequences
 
 
-def test_it_reads_what_a_publisher_writes_and_ends_with_it(reader: Path, stream: str, desk: Desk) -> None:
+def test_the_reader_prints_the_publishers_frames_and_ends_with_it(reader: Path, stream: str, desk: Desk) -> None:
     with publishing(stream):
         terminal = desk.open(f"{reader} {stream}")
         lines = terminal.lines(20)
@@ -116,7 +116,7 @@ def test_it_reads_what_a_publisher_writes_and_ends_with_it(reader: Path, stream:
     assert last == "the publisher is gone"
 
 
-def test_ctrl_c_ends_it_and_frees_its_seat(reader: Path, stream: str, desk: Desk) -> None:
+def test_ctrl_c_ends_the_reader_and_frees_its_seat(reader: Path, stream: str, desk: Desk) -> None:
     def seats() -> int:
         (info,) = (one for one in streams() if one.name == stream)
         return info.seats_taken
@@ -129,18 +129,18 @@ def test_ctrl_c_ends_it_and_frees_its_seat(reader: Path, stream: str, desk: Desk
         assert seats() == 0
 
 
-def test_the_publisher_leaves_a_leased_slot_alone(reader: Path, stream: str, desk: Desk) -> None:
+def test_the_publisher_does_not_overwrite_a_leased_slot(reader: Path, stream: str, desk: Desk) -> None:
     with publishing(stream) as publisher:
         terminal = desk.open(f"{reader} {stream} 200")
         sequences = check(terminal.lines(4), "unchanged")
-        # It went round the ring several times while each frame was held, and dropped none.
+        # The publisher went around the ring several times while each frame was held, and dropped none.
         assert all(later - earlier > 3 * SLOTS for earlier, later in itertools.pairwise(sequences))
         assert publisher.statistics.dropped == 0
         terminal.interrupt()
 
 
 def test_without_the_lease_the_slot_is_overwritten(build: Build, stream: str, desk: Desk) -> None:
-    # What the test above would see of a reader that takes no lease.
+    # What the test above would find for a reader that takes no lease.
     source = (FOLDER / "reader.c").read_text()
     assert source.count(LEASE) == 1
     broken = build(source.replace(LEASE, ""))
@@ -172,7 +172,7 @@ def locked(descriptor: int, lock: bytes) -> bool:
     return True
 
 
-def test_it_moves_on_to_the_ring_that_supersedes_the_first(reader: Path, stream: str, desk: Desk) -> None:
+def test_the_reader_follows_to_the_ring_that_supersedes_the_first(reader: Path, stream: str, desk: Desk) -> None:
     with publishing(stream) as publisher:
         terminal = desk.open(f"{reader} {stream}")
         lines = terminal.lines(3)
@@ -193,11 +193,11 @@ def test_it_moves_on_to_the_ring_that_supersedes_the_first(reader: Path, stream:
         ("", "usage: reader STREAM [HOLD_MS]"),
     ],
 )
-def test_a_mistake_gets_one_sentence(reader: Path, arguments: str, sentence: str, desk: Desk) -> None:
+def test_a_wrong_call_prints_one_sentence(reader: Path, arguments: str, sentence: str, desk: Desk) -> None:
     assert desk.open(f"{reader} {arguments}").ended(status=1) == ("", f"reader: {sentence}\n")
 
 
-def test_a_full_ring_refuses_it(reader: Path, stream: str, desk: Desk) -> None:
+def test_a_ring_without_a_free_seat_refuses_the_reader(reader: Path, stream: str, desk: Desk) -> None:
     with publishing(stream):  # four slots: two seats
         held: list[Terminal] = [desk.open(f"{reader} {stream}") for _ in range(2)]
         for terminal in held:
@@ -206,7 +206,7 @@ def test_a_full_ring_refuses_it(reader: Path, stream: str, desk: Desk) -> None:
         assert errors == "reader: no seat is free: close a subscriber, or give the ring more slots\n"
 
 
-def test_a_damaged_ring_is_refused(reader: Path, stream: str, desk: Desk) -> None:
+def test_the_reader_rejects_a_damaged_ring(reader: Path, stream: str, desk: Desk) -> None:
     path = Path(f"/dev/shm/framebus.{stream}.ring")
     with publishing(stream) as publisher:
         wait_until(lambda: publisher.statistics.sequence > 3, "a few frames")
@@ -217,7 +217,7 @@ def test_a_damaged_ring_is_refused(reader: Path, stream: str, desk: Desk) -> Non
     assert errors == "reader: the ring is damaged\n"
 
 
-def test_the_commands_of_its_page(reader: Path, desk: Desk) -> None:
+def test_the_commands_of_the_readers_page_work(reader: Path, desk: Desk) -> None:
     (build_command,) = (block.strip() for block in blocks(page("c-reader"), "sh") if block.startswith("make"))
     assert build_command == "make -C examples/c-reader"
     publish, read = terminal_commands(page("c-reader"))

@@ -31,7 +31,7 @@ def compose_file(terminal: int) -> str:
 
 @pytest.fixture(scope="module")
 def projects() -> Iterator[tuple[Project, Project]]:
-    """The publishing project, and one that joins it; both with a name and an image of their own."""
+    """Run the publishing project and one that joins it, each with its own name and image."""
     need_engine()
     name = f"test-{secrets.token_hex(4)}"
     image = f"{IMAGE}:{name}"
@@ -68,7 +68,7 @@ def test_a_container_of_another_project_reads_the_frames(projects: tuple[Project
     assert seen == sorted(set(seen))
 
 
-def test_it_has_another_user_and_no_network_and_no_capability(projects: tuple[Project, Project]) -> None:
+def test_the_reader_has_another_user_no_network_and_no_capability(projects: tuple[Project, Project]) -> None:
     first, second = projects
     watch, publisher = second.container("watch"), first.container("publisher")
     users = [one["Config"]["User"].split(":") for one in (watch, publisher)]
@@ -79,7 +79,7 @@ def test_it_has_another_user_and_no_network_and_no_capability(projects: tuple[Pr
     assert watch["HostConfig"]["ReadonlyRootfs"]
 
 
-def test_it_goes_on_after_a_restart_of_the_publisher(projects: tuple[Project, Project]) -> None:
+def test_the_reader_continues_after_a_restart_of_the_publisher(projects: tuple[Project, Project]) -> None:
     first, second = projects
     second.wait_for(lambda: bool(sequences(second)), "a frame in the watcher's log")
     first.kill("publisher")
@@ -92,7 +92,7 @@ def test_it_goes_on_after_a_restart_of_the_publisher(projects: tuple[Project, Pr
     assert seen == sorted(set(seen)), "the ring was adopted, and the sequences went on"
 
 
-def test_stopping_the_watcher_is_a_clean_end(projects: tuple[Project, Project]) -> None:
+def test_the_watcher_stops_cleanly(projects: tuple[Project, Project]) -> None:
     _, second = projects
     second.compose("stop", "watch")
     assert second.container("watch")["State"]["ExitCode"] == 0

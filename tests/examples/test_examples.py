@@ -18,7 +18,7 @@ Run = Callable[[Desk], None]
 FOLDERS = sorted(path.name for path in EXAMPLES.iterdir() if path.is_dir() and not path.name.startswith("__"))
 
 
-def test_publisher_and_subscriber(desk: Desk) -> None:
+def test_a_subscriber_prints_the_publishers_frames_until_it_is_gone(desk: Desk) -> None:
     runs.publisher_and_subscriber(desk)
 
 
@@ -26,19 +26,19 @@ def test_publisher_and_subscriber(desk: Desk) -> None:
 @pytest.mark.parametrize(
     "run", [runs.subscriber_first, runs.event_loops, runs.chain], ids=["subscriber first", "event loops", "chain"]
 )
-def test_with_framebus_alone(run: Run, desk: Desk) -> None:
+def test_an_example_that_needs_only_framebus_works(run: Run, desk: Desk) -> None:
     run(desk)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("run", [runs.opencv, runs.onnxruntime], ids=["opencv", "onnxruntime"])
-def test_with_a_library(run: Run, desk: Desk) -> None:
+def test_an_example_that_uses_a_library_works(run: Run, desk: Desk) -> None:
     run(desk)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="no torch here: pip install torch")
-def test_with_torch(desk: Desk) -> None:
+def test_the_torch_example_works(desk: Desk) -> None:
     runs.torch(desk)
 
 
@@ -49,14 +49,14 @@ def test_with_torch(desk: Desk) -> None:
         ("opencv/capture.py no-such-file.mp4", "no picture comes from 'no-such-file.mp4'"),
     ],
 )
-def test_a_mistake_gets_one_sentence(command: str, sentence: str, desk: Desk) -> None:
+def test_a_wrong_call_prints_one_sentence(command: str, sentence: str, desk: Desk) -> None:
     output, errors = desk.open(f"python examples/{command}").ended(status=1)
     assert output == ""
     assert sentence in errors
     assert "Traceback" not in errors
 
 
-def test_a_second_publisher_is_told_of_the_first(desk: Desk) -> None:
+def test_a_second_publisher_names_the_first(desk: Desk) -> None:
     publish, _ = terminal_commands(runs.page("publish_subscribe"))
     first = desk.open(publish, "camera")
     first.line()
@@ -77,7 +77,7 @@ def test_each_folder_has_terminals_and_no_program_without_one(folder: str) -> No
     commands = terminal_commands(runs.page(folder))
     assert len(commands) >= 2
     for word in " ".join(commands).split():
-        if word.startswith("examples/") and word != "examples/c-reader/reader":  # which make builds
+        if word.startswith("examples/") and word != "examples/c-reader/reader":  # make builds this program
             assert (ROOT / word).is_file(), word
     compose = "".join(file.read_text() for file in (EXAMPLES / folder).glob("*.yaml"))
     named = {Path(word).name for word in [*" ".join(commands).split(), *re.findall(r"[\w.]+\.py", compose)]}

@@ -1,4 +1,4 @@
-"""The tutorial, typed as it says: its programs, its commands, and what it says one sees."""
+"""The tutorial, step by step: its programs, its commands, and their output."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from tests.support import ROOT
 
 
 @pytest.mark.slow
-def test_the_tutorial(new_desk: NewDesk, tmp_path: Path) -> None:
+def test_every_step_of_the_tutorial_works(new_desk: NewDesk, tmp_path: Path) -> None:
     tutorial.run(new_desk(folder=tmp_path))
 
 
-def test_its_last_command_is_a_target_of_the_makefile() -> None:
+def test_the_tutorials_last_command_is_a_target_of_the_makefile() -> None:
     last = tutorial.COMMAND_BLOCKS[-1]
     assert last == ["make demo"]
     assert "\ndemo: install ##" in (ROOT / "Makefile").read_text()
 
 
-def test_its_first_commands_install_what_pyproject_offers() -> None:
+def test_the_tutorials_first_commands_install_extras_of_pyproject() -> None:
     assert tutorial.COMMAND_BLOCKS[0][-1] == "pip install '.[snapshot]'"
     assert "\nsnapshot = [" in (ROOT / "pyproject.toml").read_text()

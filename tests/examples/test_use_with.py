@@ -1,4 +1,4 @@
-"""The pieces of docs/use-with.md: each is run, and prints what the page says."""
+"""The pieces of docs/use-with.md run, and print what the page says."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SLOW_HEADINGS: Final = ("PyAV", "torch", "DataLoader", "onnxruntime", "multiproc
 
 
 def need(heading: str) -> None:
-    """Skip, or in CI fail, where the library of the heading is not installed."""
+    """Skip the test, or in CI fail it, if the library of the heading is not installed."""
     module = NEEDED.get(heading)
     if module is None or importlib.util.find_spec(module) is not None:
         return
@@ -42,7 +42,7 @@ def need(heading: str) -> None:
 
 @pytest.fixture(scope="module")
 def camera() -> Iterator[Desk]:
-    """A desk beside a live stream, which the page calls camera; whatever the pieces do, the publisher goes on."""
+    """Return a desk with a live stream, the page's camera. The publisher continues, whatever the pieces do."""
     desk = Desk(f"test-{secrets.token_hex(6)}")
     try:
         publish, _ = terminal_commands(ROOT / "examples/publish_subscribe/README.md")
@@ -78,10 +78,10 @@ def test_a_piece_prints_what_the_page_says(piece: Piece, camera: Desk, tmp_path:
     check_piece(piece, camera, tmp_path)
 
 
-def test_the_cells_of_the_notebook(camera: Desk, tmp_path: Path) -> None:
+def test_the_cells_of_the_notebook_show_what_the_page_says(camera: Desk, tmp_path: Path) -> None:
     need("Notebooks")
     check_notebook(camera, tmp_path)
 
 
-def test_the_fixture_for_pytest(desk: Desk, tmp_path: Path) -> None:
+def test_the_fixture_for_pytest_passes_and_fails_as_the_page_says(desk: Desk, tmp_path: Path) -> None:
     check_fixture(desk, tmp_path)

@@ -1,4 +1,4 @@
-"""Does what docs/tutorial.md says, and checks what it promises; the interpreter may be that of another environment."""
+"""Follows docs/tutorial.md and checks its promises; the interpreter may be that of another environment."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def start_publisher(desk: Desk, block: list[str]) -> tuple[Terminal, int, int]:
 
 
 def check_frames(lines: list[str], life: int) -> list[tuple[int, int]]:
-    """Check lines of the subscriber; return each frame's sequence, and what was skipped before it."""
+    """Check lines of the subscriber; return each frame's sequence, and the number of frames skipped before it."""
     frames: list[tuple[int, int]] = []
     for line in lines:
         found = FRAME.fullmatch(line)
@@ -102,6 +102,6 @@ def look_from_outside(desk: Desk, block: list[str], folder: Path) -> None:
 
 
 def line_of(desk: Desk, command: str) -> str:
-    """Return the line of ``framebus list`` on the tutorial's stream, or nothing."""
+    """Return the line of ``framebus list`` on the tutorial's stream, if there is one."""
     lines = desk.run(command).splitlines()
     return next((line for line in lines if line.split()[:1] == [desk.name(STREAM)]), "")

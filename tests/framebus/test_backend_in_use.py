@@ -16,13 +16,13 @@ IS_BUILT = importlib.util.find_spec("framebus.ring._ring_c") is not None
 WANTED = {"c": "c", "python": "python", "auto": "c" if IS_BUILT else "python"}[ASKED]
 
 
-def test_this_process_runs_what_is_asked_for() -> None:
+def test_this_process_runs_the_requested_backend() -> None:
     assert framebus.backend == WANTED
     assert (backend.steps is _ring_py) == (WANTED == "python")
     backend.check()
 
 
-def test_a_process_that_a_test_starts_runs_it_too() -> None:
+def test_a_process_started_by_a_test_runs_the_same_backend() -> None:
     command = [sys.executable, "-c", "import framebus; print(framebus.backend)"]
     assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == f"{WANTED}\n"
 

@@ -245,7 +245,7 @@ def test_a_wheel_without_the_module_is_tagged_as_pure_python(pure_wheel: Path) -
     assert not [name for name in names_in(pure_wheel) if name.endswith(".so")]
 
 
-def test_the_wheel_is_the_library_alone(wheel: Path) -> None:
+def test_the_wheel_contains_only_the_library(wheel: Path) -> None:
     names = names_in(wheel)
     assert {name.partition("/")[0] for name in names} == {"framebus", f"framebus-{framebus.__version__}.dist-info"}
     assert "framebus/py.typed" in names

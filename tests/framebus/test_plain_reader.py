@@ -65,7 +65,7 @@ def pin_all(ring: plain_reader.Ring) -> None:
 class TestReader:
     """A reader written from the page alone, and a publisher of framebus."""
 
-    def test_it_reads_pixels_metadata_and_sequence(self, publisher: Publisher, ring: plain_reader.Ring) -> None:
+    def test_the_reader_gets_pixels_metadata_and_sequence(self, publisher: Publisher, ring: plain_reader.Ring) -> None:
         assert ring.receive() is None
         for number in (1, 2):
             pixels = np.arange(72, dtype=np.uint8).reshape(4, 6, 3) + number
@@ -95,7 +95,7 @@ class TestReader:
             FrameFormat(2, 2, 2, "float64", "sixteen letters!"),
         ],
     )  # fmt: skip
-    def test_it_reads_every_arrangement(
+    def test_the_reader_reads_every_arrangement(
         self, publisher: Publisher, ring: plain_reader.Ring, other: FrameFormat
     ) -> None:
         loan = publisher.loan(other)
@@ -107,7 +107,7 @@ class TestReader:
         assert (picture.shape, picture.dtype, picture.pixel_format) == (other.shape, other.typestr, other.pixel_format)
         assert picture.pixels == expected
 
-    def test_its_lease_keeps_the_slot_and_ends(self, publisher: Publisher, ring: plain_reader.Ring) -> None:
+    def test_a_lease_of_the_reader_keeps_the_slot_and_ends(self, publisher: Publisher, ring: plain_reader.Ring) -> None:
         publisher.publish(np.full((4, 6, 3), 1, np.uint8))
         slot = ring.lease()
         assert slot is not None
@@ -132,7 +132,9 @@ class TestReader:
         assert picture is not None
         assert picture.sequence == 15
 
-    def test_its_locks_are_those_of_the_publisher(self, publisher: Publisher, ring: plain_reader.Ring) -> None:
+    def test_the_readers_locks_conflict_with_the_publishers(
+        self, publisher: Publisher, ring: plain_reader.Ring
+    ) -> None:
         publisher.publish(np.zeros((4, 6, 3), np.uint8))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(ring, "word", lambda *_: 1 << 8)  # slot 0 of sequence 1, whatever it is
@@ -145,14 +147,14 @@ class TestReader:
             publisher.loan()
 
     @pytest.mark.usefixtures("publisher")
-    def test_its_seat_counts(self, stream: str, ring: plain_reader.Ring) -> None:
+    def test_the_readers_seat_counts(self, stream: str, ring: plain_reader.Ring) -> None:
         assert ring.seat == 0
         with pytest.raises(plain_reader.NotReadable, match="no seat"):
             plain_reader.Ring(stream)
         told = inspect(stream)
         assert (told.seats_taken, told.seats) == (1, 1)
 
-    def test_it_reads_frames_in_order(self, stream: str, publisher: Publisher) -> None:
+    def test_the_reader_reads_frames_in_order(self, stream: str, publisher: Publisher) -> None:
         ring = plain_reader.Ring(stream, in_order=True)
         for first in (1, 3):
             for value in (first, first + 1):
@@ -210,7 +212,7 @@ class TestReader:
             }  # fmt: skip
             frame.release()
 
-    def test_it_sees_the_end(self, publisher: Publisher, ring: plain_reader.Ring) -> None:
+    def test_the_reader_sees_the_end_of_the_stream(self, publisher: Publisher, ring: plain_reader.Ring) -> None:
         assert ring.is_live()
         event = ring.event
         publisher.close()
@@ -233,7 +235,7 @@ class TestReader:
         assert (picture.sequence, picture.pixels) == (2, bytes([1]) * 72)
 
     @pytest.mark.usefixtures("publisher")
-    def test_its_record_is_read(self, stream: str) -> None:
+    def test_the_readers_record_is_shown(self, stream: str) -> None:
         written = plain_reader.Record(stream, "spec-reader")
         written.count(5, 9)
         ((path, told, is_alive),) = read_records(stream)
@@ -245,7 +247,7 @@ class TestReader:
         written.close()
         assert not [name for name in files_of(stream) if ".sub." in name]
 
-    def test_it_is_notified(self, stream: str, publisher: Publisher, ring: plain_reader.Ring) -> None:
+    def test_the_reader_is_notified(self, stream: str, publisher: Publisher, ring: plain_reader.Ring) -> None:
         listener = plain_reader.Notifications(stream, 10.0)
         publisher.loan().abandon()  # polls: accepts, and greets
         listener.subscribe()

@@ -59,7 +59,7 @@ def test_every_error_is_exported_and_prints_its_sentence_alone() -> None:
     assert framebus.NotEnoughSharedMemory(28, "a sentence").errno == 28
 
 
-def test_the_library_needs_its_three_packages_alone() -> None:
+def test_the_library_needs_only_its_three_dependencies() -> None:
     code = (
         "import sys; before = set(sys.modules); import framebus; "
         "print(*sorted({name.partition('.')[0] for name in set(sys.modules) - before} - sys.stdlib_module_names))"

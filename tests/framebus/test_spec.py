@@ -116,7 +116,7 @@ class TestTables:
         assert len(word) == len(states) == len(lock_bytes) == 3
         assert header["version"].offset == len(layout.MAGIC)
 
-    def test_ring_header(self) -> None:
+    def test_the_table_of_the_ring_header_matches_the_code(self) -> None:
         names = ["magic", "version", "slots", "slot_bytes", "first_sequence", "epoch", "created_wall_ns", "max_loans"]
         assert fields("Ring header") == packed(names, (0, layout.HEADER.format))
         ring = RingHeader(Geometry(9, 8192, 4), 5, 6, 7)
@@ -126,14 +126,14 @@ class TestTables:
             assert value == getattr(ring, name, None) or value == getattr(ring.geometry, name, None), name
         assert sorted(told.values(), key=int) == [4, 5, 6, 7, 9, 8192]
 
-    def test_words(self) -> None:
+    def test_the_table_of_words_matches_the_code(self) -> None:
         assert fields("Words") == [
             Field(layout.TAIL, 8, "u64", "tail"),
             Field(layout.EVENT, 4, "u32", "event"),
             Field(layout.STATE, 4, "u32", "state"),
         ]
 
-    def test_slot_header(self) -> None:
+    def test_the_table_of_the_slot_header_matches_the_code(self) -> None:
         seq, *packed_fields, metadata = fields("Slot headers")
         names = list(FrameHeader._fields[:-1])  # the shape follows from the others
         head = frame_header.SLOT.format.rpartition(str(frame_header.DESCRIPTION.size))[0]
@@ -154,7 +154,7 @@ class TestTables:
             name: getattr(header, name) for name in names
         }
 
-    def test_subscriber_record(self) -> None:
+    def test_the_table_of_the_subscriber_record_matches_the_code(self) -> None:
         names = ["magic", "version", "max_leases", "since_wall_ns", "name", "mode", "wake"]
         names += list(SubscriberRecord.__dataclass_fields__)[-record.RECORD_COUNTERS :]
         table = fields("Subscriber records")
@@ -176,7 +176,7 @@ class TestTables:
                 assert field.type[0] not in "ui" or field.type.startswith("u8") or field.offset % field.size == 0, field
                 end = field.offset + field.size
 
-    def test_arrangements_and_types_of_values(self) -> None:
+    def test_the_tables_of_arrangements_and_types_match_the_code(self) -> None:
         arrangements, types = tables("Pixels")
         assert {int(code): name for code, name, _ in arrangements} == {
             one.value: one.name.lower() for one in Arrangement
@@ -188,7 +188,7 @@ class TestTables:
             assert meant == Arrangement(int(code)).shape(6, 4, 3)
         assert {name.strip("`"): int(size) for name, size, _ in types} == frame_header.DTYPES
 
-    def test_files(self) -> None:
+    def test_the_table_of_files_matches_the_code(self) -> None:
         rows = {
             row[0].strip("`").removeprefix("framebus.NAME."): (int(row[1], 8), row[2]) for row in tables("Files")[0]
         }
@@ -201,14 +201,14 @@ class TestTables:
             f"sub.ID{UNFINISHED}": (segment.RING_MODE, "subscriber"),
         }
 
-    def test_steps(self) -> None:
+    def test_the_steps_of_the_page_are_those_of_the_code(self) -> None:
         rows = tables("The steps")[0]
         for side, letter, count in ((0, "P", 8), (1, "R", 6)):
             written = [row[side] for row in rows if row[side]]
             assert [step.split(".")[0] for step in written] == [f"{letter}{number}" for number in range(1, count + 1)]
 
     @pytest.mark.parametrize("large", [False, True])
-    def test_notification(self, large: bool) -> None:
+    def test_the_table_of_the_notification_matches_the_code(self, large: bool) -> None:
         rows = tables("Notifications")[-1]
         assert [int(row[0]) for row in rows] == list(range(len(rows)))
         side = 70_000 if large else 2
@@ -272,7 +272,7 @@ def joined(cell: str) -> bytes:
     return content
 
 
-def test_the_handshake() -> None:
+def test_the_table_of_the_handshake_matches_the_bytes() -> None:
     greeting, publisher, subscriber, subscription = [
         (who, joined(content)) for who, content, *_ in tables("Notifications")[0]
     ]

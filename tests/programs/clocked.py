@@ -1,4 +1,4 @@
-"""Publishes frames that tell when they were made: ``clocked.py STREAM``, 25 a second, until it is killed.
+"""Publishes 25 frames a second that show when they were made, until it is killed: ``clocked.py STREAM``.
 
 The number in the pixels counts hundredths of a second of the wall clock, so that a page can compare it with its own.
 """

@@ -1,4 +1,4 @@
-"""Publishes as fast as it can for some seconds: ``flat_out.py STREAM HEIGHT WIDTH SLOTS SECONDS LOANS``.
+"""Publishes at full speed for some seconds: ``flat_out.py STREAM HEIGHT WIDTH SLOTS SECONDS LOANS``.
 
 It holds as many loans as it may and publishes any of them. Every byte of a frame is its sequence modulo 251, so a frame
 of two generations shows itself.

@@ -1,4 +1,4 @@
-"""Publishers that die in the middle of the pixels, one after the other: ``lives.py STREAM HEIGHT WIDTH SLOTS SECONDS``.
+"""Publishers that die one after another amid the pixels: ``lives.py STREAM HEIGHT WIDTH SLOTS SECONDS``.
 
 Every byte of a frame is its sequence modulo 251, as in ``flat_out.py``. Prints how many lives there were.
 """

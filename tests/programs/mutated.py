@@ -1,6 +1,6 @@
 """Runs another program of this folder with faults in framebus: ``mutated.py FAULT[,FAULT] PROGRAM ARGUMENTS``.
 
-Instead of faults it takes a library of compiled steps that has them.
+Instead of faults, it accepts a library of compiled steps with faults.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A detector on a queue whose answer is known: ``planted_detector.py CONFIGURATION INSTANCE WORK_S [RAISES_AT]``.
+"""A detector on a queue with planted answers: ``planted_detector.py CONFIGURATION INSTANCE WORK_S [RAISES_AT]``.
 
 It is the detector's own worker with another network: each frame takes ``WORK_S``, and the sequence ``RAISES_AT`` fails.
 The configuration is a relay's, as JSON. It ends with its input.

@@ -128,7 +128,7 @@ def scribble(stream: str) -> dict[str, str]:
     return failures
 
 
-def test_it_can_change_no_file(stream: str, people: Callable[..., Person]) -> None:
+def test_a_hostile_neighbour_can_change_no_file(stream: str, people: Callable[..., Person]) -> None:
     stop, end = shared_event(), shared_event()
     publisher = people(PUBLISHER, publish_until, stream, end)
     watcher = people(SUBSCRIBER, watch_until, stream, stop)

@@ -1,4 +1,4 @@
-"""What the services' tests share: a log as it is before a service sets it up."""
+"""Fixtures of the services' tests: logging as it is before a service sets it up."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ import structlog
 
 @pytest.fixture(autouse=True)
 def own_log() -> Iterator[None]:
-    """A service or command that ran in this process leaves its level and form to no other test."""
+    """Restore the logging after a service or command that ran in this process, so that other tests do not see it."""
     yield
     structlog.reset_defaults()

@@ -46,7 +46,7 @@ class Site:
         self.environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{folder}"}
 
     def install(self, distribution: str, entry_point: str, **modules: str) -> None:
-        """Put a distribution there, as pip does it."""
+        """Install a distribution into the folder, as pip does."""
         metadata = self.folder / f"{distribution}-1.0.dist-info"
         metadata.mkdir()
         (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
@@ -67,7 +67,7 @@ class Site:
         )
 
     def faults(self, *arguments: str, **environment: str) -> list[str]:
-        """What Python says of a configuration that cannot be used."""
+        """Return the errors that Python prints for an unusable configuration."""
         done = self.run(*arguments, **environment)
         assert (done.returncode, done.stdout) == (2, "")
         return done.stderr.splitlines()

@@ -1,4 +1,4 @@
-"""A camera's password is seen nowhere: not in the logs, the status, over HTTP, or in the list of processes.
+"""A camera's password is shown nowhere: not in the logs, the status, over HTTP, or in the list of processes.
 
 The whole pipeline runs, with cameras of every kind of failure, and one more of which the password stands in the
 environment.
@@ -36,7 +36,7 @@ PATHS = ("/healthz", "/metrics", "/api/status", "/")
 
 
 class Refusing(socketserver.StreamRequestHandler):
-    """An RTSP and HTTP server that lets nobody in."""
+    """An RTSP and HTTP server that refuses every client."""
 
     timeout = 5
 
@@ -85,7 +85,7 @@ def environment_of(process: psutil.Process) -> str:
 
 
 @pytest.mark.parametrize("given_by", ["file", "environment"])
-def test_a_password_is_seen_nowhere(stream: str, refusing: int, tmp_path: Path, given_by: str) -> None:
+def test_a_password_is_shown_nowhere(stream: str, refusing: int, tmp_path: Path, given_by: str) -> None:
     video = tmp_path / "no.ts"
     video.write_bytes(b"this is no video" * 1000)
     closed, port = free_ports(1), free_ports(1)

@@ -1,4 +1,4 @@
-"""The reference of the library has every public name once."""
+"""The reference of the library contains every public name once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def test_every_public_name_is_in_the_reference() -> None:
     assert sorted(named) == sorted(framebus.__all__)
 
 
-def test_a_name_without_a_group_and_a_group_of_no_name_are_faults(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_without_a_group_and_an_empty_group_are_faults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(framebus, "__all__", [*framebus.__all__, "__version__"])
     with pytest.raises(ValueError, match="put into one of GROUPS, or take out: __version__"):
         api.groups()
@@ -24,7 +24,7 @@ def test_a_name_without_a_group_and_a_group_of_no_name_are_faults(monkeypatch: p
         api.page()
 
 
-def test_errors_come_with_their_base_first() -> None:
+def test_errors_begin_with_their_base_class() -> None:
     assert api.errors()[0] == "FramebusError"
     assert "NoFreeSlot" in api.errors()
     assert "Publisher" not in api.errors()

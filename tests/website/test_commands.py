@@ -34,7 +34,7 @@ def test_every_installed_command_has_a_section(page: str) -> None:
         assert f"\n{name} [" in section(page, name)
 
 
-def test_every_option_and_command_of_the_help_is_there(page: str) -> None:
+def test_every_option_and_command_of_the_help_is_in_the_reference(page: str) -> None:
     named = {command.name for command in commands.commands()}
     assert {"framebus top", "framebus-stitcher probe", "framebus-relay dead-letters replay"} <= named
     for command in commands.commands():
@@ -64,7 +64,7 @@ def test_a_command_without_a_parser_is_a_fault(monkeypatch: pytest.MonkeyPatch) 
         commands.commands()
 
 
-def test_names_of_arguments_and_options() -> None:
+def test_arguments_and_options_are_shown_as_in_the_help() -> None:
     parser = argparse.ArgumentParser()
     assert commands.names_of(parser.add_argument("file")) == "file"
     assert commands.names_of(parser.add_argument("-n", "--number", type=int)) == "-n NUMBER, --number NUMBER"

@@ -69,7 +69,7 @@ class Bakery(BaseModel):
     baker: Oven = Oven()
 
 
-def test_a_key_has_the_text_below_it_and_one_without_has_none() -> None:
+def test_a_key_has_the_text_of_its_docstring() -> None:
     fuel, told = configuration.all_keys(configuration.schema(Bakery))
     assert (fuel.path, fuel.description, fuel.default, fuel.kind) == ("baker.fuel", "", '"wood"', "text")
     assert (told.path, told.default, told.kind) == ("baker.told", "3", "integer, at least 1")
@@ -86,7 +86,7 @@ def test_the_named_variable_sets_the_key() -> None:
     assert all(key.variable is None for key in nested)
 
 
-def test_the_schema_takes_the_example_and_refuses_a_fault_in_it() -> None:
+def test_the_schema_accepts_the_example_and_rejects_a_fault_in_it() -> None:
     schema = configuration.schema()
     validator = jsonschema.Draft202012Validator(schema)
     validator.check_schema(schema)

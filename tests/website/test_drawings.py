@@ -1,4 +1,4 @@
-"""Drawings show what the code has: every field of the bytes, every step, every module of a contract."""
+"""The drawings match the code: every field of the bytes, every step, every module of a contract."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def texts(markdown: str) -> list[str]:
     return [text.text or "" for picture in pictures for text in ET.fromstring(picture).iter("text")]
 
 
-def test_bytes_of_the_ring() -> None:
+def test_the_drawing_of_the_ring_shows_every_field() -> None:
     drawn = "\n".join(texts(bytes_of_ring.drawing())).replace("_\n", "_")
     for field in (*header_fields(), *slot_fields()):
         assert field.name in drawn, field
@@ -31,7 +31,7 @@ def test_bytes_of_the_ring() -> None:
         assert f"{number}" in drawn.splitlines()
 
 
-def test_fields_are_where_the_layout_has_them() -> None:
+def test_fields_are_drawn_at_their_offsets() -> None:
     header = {field.name: field for field in header_fields()}
     assert (header["magic"].size, header["version"].offset) == (len(layout.MAGIC), len(layout.MAGIC))
     assert (header["tail"].offset, header["max_loans"].offset + 4) == (layout.TAIL, layout.HEADER.size)
@@ -43,7 +43,9 @@ def test_fields_are_where_the_layout_has_them() -> None:
         assert all(end <= later.offset for end, later in zip(ends, fields[1:], strict=False))
 
 
-def test_steps_of_the_slots_life_are_the_specifications(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_drawing_of_a_slots_life_has_the_steps_of_the_specification(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     drawn = " ".join(texts(life_of_slot.drawing()))
     assert [
         step for step in ("P1", "P2", "P3", "P4", "P5", "P6", "P7", "P8", "R2", "R3", "R6") if step not in drawn
@@ -56,7 +58,7 @@ def test_steps_of_the_slots_life_are_the_specifications(tmp_path: Path, monkeypa
         life_of_slot.drawing()
 
 
-def test_imports_follow_the_layers() -> None:
+def test_the_drawing_of_the_layers_shows_the_contracts_of_the_imports() -> None:
     found = contracts()
     assert found[0].modules[-1] == "framebus.errors"
     drawn = texts(import_graph.drawing())

@@ -1,4 +1,4 @@
-"""Links of pages lead somewhere, and dead ones are found."""
+"""Links of pages are valid, and dead links are found."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def page(tmp_path: Path) -> Path:
         ("Of `code` and [a](gone.md)", "gone.md leads nowhere"),
     ],
 )
-def test_dead_links_are_named_with_their_place(page: Path, text: str, expected: str) -> None:
+def test_dead_links_are_reported_with_their_line(page: Path, text: str, expected: str) -> None:
     page.write_text(text)
     found = "\n".join(faults_of(page, page.parent))
     assert expected in found
     assert bool(found) == bool(expected)
 
 
-def test_targets_are_replaced_and_all_else_is_kept() -> None:
+def test_only_the_targets_of_links_are_replaced() -> None:
     text = "[a](x.md#y) ![p](p.png)\n\n```\n[a](x.md)\n```\n[b](https://example.org)"
     seen = []
 
@@ -62,7 +62,7 @@ def test_targets_are_replaced_and_all_else_is_kept() -> None:
     assert seen == [("p.png", 1), ("x.md#y", 1)]
 
 
-def test_headings_in_code_are_no_anchors(tmp_path: Path) -> None:
+def test_headings_in_code_blocks_are_not_anchors(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("# A\n\n```\n# a comment\n```\n\n## B_c\n")
     assert anchors_of(page) == {"a", "b_c"}

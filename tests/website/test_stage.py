@@ -1,4 +1,4 @@
-"""The tree that Sphinx reads: pages with turned links, generated parts, and tables of contents."""
+"""The tree that Sphinx reads: pages with rewritten links, generated parts, and tables of contents."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_every_page_is_there_with_its_generated_parts(tree: Path) -> None:
+def test_every_page_has_its_generated_parts(tree: Path) -> None:
     for page in stage.pages():
         text = (tree / stage.place_of(page)).read_text()
         assert "\n<!-- site:" not in text, page
@@ -33,7 +33,7 @@ def test_every_page_is_there_with_its_generated_parts(tree: Path) -> None:
     assert json.loads((tree / stage.SCHEMAS[0]).read_text())["$defs"]
 
 
-def test_links_out_of_the_folder_lead_to_pages_that_show_the_file(tree: Path) -> None:
+def test_a_link_out_of_the_folder_leads_to_a_page_that_shows_the_file(tree: Path) -> None:
     assert "](source/framebus/ring/__init__.py.md)" in (tree / "design.md").read_text()
     assert "SVG" not in (tree / "source/constraints.txt.md").read_text()
     shown = (tree / "source/framebus/ring/_ring_c.c.md").read_text()
@@ -73,13 +73,13 @@ def test_a_page_that_the_index_does_not_list_is_found(docs: Path, tmp_path: Path
     assert index.index("\nA <a>\n") < index.index("\ntutorial\n")
 
 
-def test_a_dead_link_ends_it(docs: Path, tmp_path: Path) -> None:
+def test_a_dead_link_ends_the_build(docs: Path, tmp_path: Path) -> None:
     (docs / "a.md").write_text("# A\n\n[b](b.md)\n")
     with pytest.raises(StageError, match=r"a\.md:3: b\.md leads nowhere"):
         Stage(tmp_path / "out").write()
 
 
-def test_a_part_that_is_not_generated_ends_it(docs: Path, tmp_path: Path) -> None:
+def test_an_unknown_generated_part_ends_the_build(docs: Path, tmp_path: Path) -> None:
     (docs / "a.md").write_text("# A\n\n<!-- site: weather -->\n")
     with pytest.raises(StageError, match="nothing is generated for 'site: weather'"):
         Stage(tmp_path / "out").write()

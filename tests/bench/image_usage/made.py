@@ -1,4 +1,4 @@
-"""Images that do not exist, for the parts of the tool that need no engine."""
+"""Made-up images, for the parts of the tool that need no engine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bench.image_usage.usage import UNSEEN, Layer, Report, Row
 
 
 class Inodes:
-    """Contents of layers whose files have inodes of their own."""
+    """Contents of layers, whose files have distinct inodes."""
 
     def __init__(self) -> None:
         self._next = 1
@@ -24,7 +24,7 @@ class Inodes:
         opaque: tuple[str, ...] = (),
         folders: tuple[str, ...] = (),
     ) -> Content:
-        """A layer with files of these sizes; a name of the form ``old=new`` is a hard link to an earlier one."""
+        """Return a layer with files of these sizes; a name of the form ``old=new`` is a hard link to an earlier one."""
         inodes: dict[str, tuple[int, int]] = {}
         sizes: dict[tuple[int, int], int] = {}
         for name, size in files.items():
@@ -48,18 +48,18 @@ def row(
     state: State = State.VISIBLE,
     ours: bool = True,
 ) -> Row:
-    """A file of an image; ``package`` is the name of a wheel."""
+    """Return a file of an image; ``package`` is the name of a wheel."""
     owner = Package(package, "1", "wheel") if package else Package("/app")
     file = ImageFile(1 if ours else 0, (1, abs(hash(path))), size_bytes, state, (path,))
     return Row(file, owner, kind, seen, ours)
 
 
 def used(touched_bytes: int = 0) -> Seen:
-    """What was seen of a file that the work read."""
+    """Return the use of a file that the work read."""
     return Seen(order=1, opened=True, read=True, touched_bytes=touched_bytes)
 
 
 def report(*rows: Row) -> Report:
-    """A report of an image with a layer of the base and one of ours."""
+    """Return a report of an image with a layer of the base and one of ours."""
     layers = (Layer("sha256:" + "0" * 64, "base", False, ("other:1",)), Layer("sha256:" + "1" * 64, "COPY", True, ()))
-    return Report("made:1", "base:1", "as told", layers, rows, "its work", ("server",))
+    return Report("made:1", "base:1", "named by --base", layers, rows, "its work", ("server",))

@@ -1,4 +1,4 @@
-"""Layers upon each other: what is visible, and what became of the rest."""
+"""Stacked layers: which files are visible, and which are superseded or deleted."""
 
 from __future__ import annotations
 
@@ -54,19 +54,19 @@ def test_an_opaque_folder_hides_what_lies_below_it() -> None:
     }
 
 
-def test_what_was_deleted_can_come_back() -> None:
+def test_a_deleted_file_can_be_created_again_by_a_later_layer() -> None:
     made = Inodes()
     layers = [made.content({"/a": 1}), made.content({}, whiteouts=("/a",)), made.content({"/a": 2})]
     assert states(*layers) == {(0, "/a"): State.DELETED, (2, "/a"): State.VISIBLE}
 
 
-def test_a_folder_takes_the_place_of_a_file() -> None:
+def test_a_folder_supersedes_a_file() -> None:
     made = Inodes()
     found = states(made.content({"/a": 1}), made.content({"/a/b": 2}, folders=("/a",)))
     assert found == {(0, "/a"): State.SUPERSEDED, (1, "/a/b"): State.VISIBLE}
 
 
-def test_hard_links_are_one_file_which_is_visible_as_long_as_one_name_is() -> None:
+def test_hard_links_are_one_file_that_is_visible_while_one_name_is() -> None:
     made = Inodes()
     lower = made.content({"/a": 5, "/a=/b": 0})
     (file,) = merge([lower]).files
@@ -112,12 +112,12 @@ def test_whiteouts_and_opaque_folders_are_read(tmp_path: Path) -> None:
     assert not content.files
 
 
-def test_a_layer_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_missing_layer_is_reported(tmp_path: Path) -> None:
     with pytest.raises(CannotMeasure, match="cannot be read"):
         scan(tmp_path / "absent")
 
 
-def test_the_base_is_the_longest_image_whose_layers_come_first() -> None:
+def test_the_base_is_the_longest_image_whose_layers_are_the_first_ones() -> None:
     others = {
         "a": ["1"],
         "ab": ["1", "2"],

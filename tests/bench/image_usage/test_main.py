@@ -34,14 +34,14 @@ def test_further_commands_are_further_observations() -> None:
         ["--rootfs", "/x", "--", "-p", "1", "--", "c"],
     ],
 )
-def test_what_cannot_be_meant_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_contradictory_arguments_are_rejected(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         parse(arguments)
     assert ended.value.code == 2
     assert "error:" in capsys.readouterr().err
 
 
-def test_without_root_one_sentence_tells_what_is_lacking(
+def test_without_root_one_sentence_says_what_is_missing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)

@@ -1,4 +1,4 @@
-"""Pages of files in memory, and reading ahead, which is restored whatever happens."""
+"""Pages of files in memory, and read-ahead, which is restored in every case."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PAGES = 300
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """A file of which nothing is in memory."""
+    """Return a file of which no page is in memory."""
     path = tmp_path / "file"
     path.write_bytes(os.urandom(PAGES * mmap.PAGESIZE - 100))
     write_back(tmp_path)
@@ -30,7 +30,7 @@ def file(tmp_path: Path) -> Path:
 
 def test_pages_that_were_read_are_counted_and_dropped(file: Path) -> None:
     with file.open("rb", buffering=0) as opened:
-        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # no reading ahead
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # no read-ahead
         opened.read(1)
         opened.seek(100 * mmap.PAGESIZE)
         opened.read(1)
@@ -44,7 +44,7 @@ def test_pages_that_were_read_are_counted_and_dropped(file: Path) -> None:
     assert cached_pages(file) == 0
 
 
-def test_an_older_kernel_is_asked_by_mincore(file: Path) -> None:
+def test_mincore_is_used_on_an_older_kernel(file: Path) -> None:
     with file.open("rb", buffering=0) as opened:
         os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
         opened.read(3 * mmap.PAGESIZE)
@@ -57,7 +57,7 @@ def test_an_older_kernel_is_asked_by_mincore(file: Path) -> None:
 
 @pytest.fixture
 def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Stands for how far the kernel reads ahead."""
+    """Return a file that replaces the kernel's read-ahead setting."""
     path = tmp_path / "read_ahead_kb"
     path.write_text("128\n")
     monkeypatch.setattr(pagecache, "read_ahead_setting", lambda _: path)
@@ -65,7 +65,7 @@ def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_reading_ahead_is_restored_after_a_failure(setting: Path, tmp_path: Path) -> None:
+def test_read_ahead_is_restored_after_a_failure(setting: Path, tmp_path: Path) -> None:
     def fail() -> None:
         with alone(), no_read_ahead([tmp_path]):
             assert setting.read_text() == "0"
@@ -76,7 +76,7 @@ def test_reading_ahead_is_restored_after_a_failure(setting: Path, tmp_path: Path
     assert setting.read_text() == "128"
 
 
-def test_what_a_killed_run_left_is_restored_by_the_next(setting: Path, tmp_path: Path) -> None:
+def test_the_next_run_restores_the_settings_of_a_killed_one(setting: Path, tmp_path: Path) -> None:
     killed = no_read_ahead([tmp_path])
     with alone():
         killed.__enter__()  # and never left
@@ -85,12 +85,12 @@ def test_what_a_killed_run_left_is_restored_by_the_next(setting: Path, tmp_path:
         assert setting.read_text() == "128"
 
 
-def test_one_measurement_runs_at_a_time(setting: Path) -> None:
+def test_only_one_measurement_runs_at_a_time(setting: Path) -> None:
     del setting
     with alone(), pytest.raises(CannotMeasure, match="another measurement runs"), alone():
         pass
 
 
-def test_a_file_system_without_the_setting_is_told() -> None:
+def test_a_file_system_without_the_setting_is_reported() -> None:
     with pytest.raises(CannotMeasure, match="cannot be set"):
         pagecache.read_ahead_setting(Path("/proc"))

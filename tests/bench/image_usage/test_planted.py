@@ -1,6 +1,6 @@
-"""Files that are used in known ways are told apart exactly, in a container and in a folder; on a real server, too.
+"""Files that are used in known ways are classified exactly, in a container and in a folder, and on a real server.
 
-Runs alone: it drops files from memory, and switches reading ahead off meanwhile.
+These tests run alone, because they drop files from memory and disable read-ahead meanwhile.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ Report = dict[str, Any]
 
 
 def read_ahead() -> dict[str, str]:
-    """How far the kernel reads ahead, by device; other programs may mount one, or unmount it."""
+    """Return the read-ahead settings by device. Other programs may mount a device or unmount it meanwhile."""
     return {one.parent.name: one.read_text() for one in Path("/sys/class/bdi").glob("*/read_ahead_kb")}
 
 
 def measure(folder: Path, *arguments: str) -> Report:
-    """Run the tool; return its report."""
+    """Run the tool and return its report."""
     path = folder / f"{secrets.token_hex(4)}.json"
     separator = arguments.index("--") if "--" in arguments else len(arguments)
     before = read_ahead()
@@ -79,7 +79,7 @@ def server() -> Iterator[str]:
 
 
 def by_name(report: Report) -> dict[str, list[dict[str, Any]]]:
-    """The planted files, by name; one that was superseded is there twice."""
+    """Return the planted files by name; a superseded file is there twice."""
     found: dict[str, list[dict[str, Any]]] = {}
     for one in report["files"]:
         folder, _, name = one["path"].rpartition("/")
@@ -96,7 +96,7 @@ NOT_SEEN = (False, False, 0)
 
 
 def check_planted(files: dict[str, list[dict[str, Any]]]) -> None:
-    """What holds in a container and in a folder."""
+    """Check what is the same in a container and in a folder."""
     (never,), (opened,), (one_page,), (mapped,) = (files[name] for name in ("never", "opened", "one-page", "mapped"))
     assert seen(never) == NOT_SEEN
     assert seen(opened) == (True, False, 0)
@@ -135,7 +135,7 @@ def test_planted_files_of_an_image_are_told_apart(planted: str, tmp_path: Path) 
     assert any(one.startswith("1.0 MB in 1 file written again by a later layer") for one in sentences), sentences
     ours = report["ours"]
     assert ours["size_bytes"] == sum(one["size_bytes"] for same in files.values() for one in same)
-    # opened, one page, mapped, whole and that of the command, beside the script
+    # opened, one page, mapped, whole, and the file of the command, in addition to the script
     (script,) = files["server.py"]
     assert ours["opened_bytes"] == 5 * FILE_BYTES + script["size_bytes"]
     assert ours["touched_bytes"] == FILE_BYTES + 2 * PAGE_BYTES + script["size_bytes"]
@@ -173,12 +173,12 @@ def test_planted_files_of_a_folder_are_told_apart(planted: str, tmp_path: Path) 
     assert not [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if "image-usage-" in line]
 
 
-def test_too_little_use_fails(planted: str) -> None:
+def test_use_below_the_given_percentage_fails(planted: str) -> None:
     assert main([planted, "--for", "1", "--fail-under", "0"]) == 0
     assert main([planted, "--for", "1", "--fail-under", "99"]) == 1
 
 
-def test_figures_of_a_real_server_are_the_same_again(server: str, tmp_path: Path) -> None:
+def test_two_runs_of_a_real_server_give_the_same_figures(server: str, tmp_path: Path) -> None:
     address = "$(docker inspect -f '{{.NetworkSettings.IPAddress}}' $CONTAINER)"
     request = f"curl --silent --fail --retry 40 --retry-connrefused --retry-delay 1 http://{address}/"
     work = f"for turn in 1 2 3; do {request} >/dev/null; done"
@@ -187,7 +187,7 @@ def test_figures_of_a_real_server_are_the_same_again(server: str, tmp_path: Path
         for figure in ("size_bytes", "opened_bytes", "read_bytes", "touched_bytes"):
             assert first[sums][figure] > 0
             if figure == "touched_bytes" and sums == "whole" and (first["held_bytes"] or second["held_bytes"]):
-                continue  # other containers of the base come and go
+                continue  # other containers of the base start and stop
             assert second[sums][figure] == pytest.approx(first[sums][figure], rel=SAME), (sums, figure)
     (binary,) = (one for one in first["files"] if one["path"] == "/usr/sbin/nginx")
     assert (binary["package"], binary["manager"], binary["kind"]) == ("nginx-light", "deb", "programs") or (
@@ -199,7 +199,7 @@ def test_figures_of_a_real_server_are_the_same_again(server: str, tmp_path: Path
     assert page["opened"]
 
 
-def test_a_container_that_runs_is_watched_and_runs_again(server: str, tmp_path: Path) -> None:
+def test_a_running_container_is_watched_and_runs_afterwards(server: str, tmp_path: Path) -> None:
     container = docker("run", "--detach", server).strip()
     try:
         report = measure(tmp_path, "--container", container, "--for", "1")
@@ -210,7 +210,9 @@ def test_a_container_that_runs_is_watched_and_runs_again(server: str, tmp_path: 
         docker("rm", "--force", container)
 
 
-def test_what_cannot_be_measured_is_one_sentence(planted: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_measurement_that_is_not_possible_fails_with_one_sentence(
+    planted: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["no-such-image"]) == 2
     assert main([planted, "--during", "exit 3"]) == 2
     assert main(["--rootfs", "/no/such/folder", "--", "--", "true"]) == 2

@@ -1,4 +1,4 @@
-"""Shares, sentences, the report and the picture of images that are made up."""
+"""Shares, advice, the report and the picture of made-up images."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ROWS = (
 )
 
 
-def test_sums_of_files() -> None:
+def test_files_are_summed_by_use() -> None:
     total = share(ROWS)
     assert (total.files, total.size_bytes) == (10, 30_250_000)
     assert (total.opened_files, total.opened_bytes, total.touched_bytes) == (2, 9_000_000, 3_000_000)
@@ -41,13 +41,13 @@ def test_sums_of_files() -> None:
     assert (share([]).opened, share([]).touched) == (0, 0)
 
 
-def test_groups_come_by_what_was_not_opened() -> None:
+def test_groups_are_sorted_by_the_bytes_that_were_not_opened() -> None:
     groups = shares((one for one in ROWS if one.ours and one.visible), lambda one: str(one.package))
     assert list(groups) == ["numpy", "pip", "no package, /app"]
     assert groups["numpy"].opened == pytest.approx(5 / 13)
 
 
-def test_the_last_line() -> None:
+def test_the_last_line_is_the_summary() -> None:
     expected = "made:1: opened 25 %, touched 10 % of 20 MB of our layers, 30 % of the whole opened"
     assert report(*(row for row in ROWS if not row.seen.only_in)).summary() == expected
     found = report(*ROWS)
@@ -55,7 +55,7 @@ def test_the_last_line() -> None:
     assert found.summary() == text(found).splitlines()[-1] == with_further
 
 
-def test_sentences_to_act_on() -> None:
+def test_the_advice_names_what_to_drop_and_what_it_saves() -> None:
     sentences = [one.text for one in advise(ROWS)]
     assert sentences == [
         "numpy's tests: 8.0 MB in 2 files, never opened; drop them.",
@@ -69,7 +69,7 @@ def test_sentences_to_act_on() -> None:
     assert base_note([one for one in ROWS if one.ours]) == ""
 
 
-def test_a_package_whose_metadata_alone_was_read_was_not_used() -> None:
+def test_a_package_of_which_only_metadata_was_read_was_not_used() -> None:
     rows = [
         row("/pip/x.py", 2_000_000, package="pip", kind="Python"),
         row("/pip-1.dist-info/METADATA", 1_000, package="pip", kind="package lists", seen=used()),
@@ -79,7 +79,7 @@ def test_a_package_whose_metadata_alone_was_read_was_not_used() -> None:
     ]
 
 
-def test_no_sentence_asks_to_drop_what_a_check_or_a_test_used() -> None:
+def test_no_advice_asks_to_drop_files_that_a_check_or_a_test_used() -> None:
     told = "\n".join(one.text for one in advise(ROWS, least_bytes=0))
     assert "/app" not in told
     idle = [one.file.path for one in largest_idle(ROWS, 20)]
@@ -98,12 +98,12 @@ def test_another_run_is_a_further_observation() -> None:
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"format": 99}', '{"format": 1}', '{"format": 1, "files": [{}]}'])
-def test_what_is_not_a_report_is_rejected(content: str) -> None:
+def test_a_file_that_is_not_a_report_is_rejected(content: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         opened_in(content)
 
 
-def test_the_report_tells_what_it_saw() -> None:
+def test_the_report_shows_what_was_observed() -> None:
     found = replace(report(*ROWS), sharers=("holder",))
     held = replace(found, rows=(*ROWS, row("/held", 10, seen=Seen(held_bytes=2_000_000))))
     told = text(held)
@@ -111,7 +111,7 @@ def test_the_report_tells_what_it_saw() -> None:
     assert "held in memory" not in text(found)
     assert "Images here with layers in common, whose files in memory are the same pages: other:1." in told
     assert "Only 'the tests' opened 1 files, 0.2 MB" in told
-    assert "Base: base:1 (as told)." in told
+    assert "Base: base:1 (named by --base)." in told
 
 
 def test_the_report_as_json_is_complete() -> None:

@@ -1,4 +1,4 @@
-"""What the kernel writes about mounts and mappings."""
+"""The kernel's lists of mounts and mappings."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import os
 from bench.image_usage.watch import mount_points, parse_maps
 
 
-def test_mount_points_may_hold_spaces() -> None:
+def test_mount_points_may_contain_spaces() -> None:
     text = (
         "36 35 98:0 / /mnt/a\\040b rw - ext4 /dev/x rw\n37 35 0:50 / /var/lib/merged rw - overlay overlay rw\nshort\n"
     )
     assert mount_points(text) == {"/mnt/a b", "/var/lib/merged"}
 
 
-def test_mappings_of_files() -> None:
+def test_mappings_give_device_and_inode_of_each_file() -> None:
     lines = [
         "7f00-7f01 r--p 00000000 00:33 1234567                    /usr/lib/libc.so.6",
         "7f01-7f02 r-xp 00001000 00:33 1234567                    /usr/lib/libc.so.6",

@@ -1,11 +1,11 @@
-"""Tables of figures: rounds in turns, rows without figures, and what the page shows of them."""
+"""Tables of figures: rounds in turns, rows without figures, and how the page shows them."""
 
 from __future__ import annotations
 
 from bench.storage.figures import FigureTable, NotHere, from_json, lines, take_turns, to_json
 
 
-def test_every_candidate_has_every_round_and_no_order_is_kept() -> None:
+def test_every_candidate_has_every_round_in_a_changing_order() -> None:
     table = FigureTable("lookups", "a folder")
     asked: list[str] = []
 
@@ -20,7 +20,7 @@ def test_every_candidate_has_every_round_and_no_order_is_kept() -> None:
     assert {row.name: len(row.cells["us"]) for row in table.rows} == {"a": 20, "b": 20, "c": 20}
 
 
-def test_a_candidate_that_cannot_run_tells_why_and_the_others_go_on() -> None:
+def test_a_candidate_that_cannot_run_says_why_and_the_others_continue() -> None:
     table = FigureTable("drivers", "overlay2")
     tries: list[str] = []
 
@@ -52,7 +52,7 @@ def test_a_table_shows_medians_spreads_and_notes() -> None:
     ]
 
 
-def test_tables_come_back_from_json_as_they_were() -> None:
+def test_tables_survive_a_round_trip_through_json() -> None:
     table = FigureTable("one", "none")
     table.row("a").add({"x": 1.5})
     assert from_json(to_json([table])) == [table]

@@ -1,4 +1,4 @@
-"""What is mounted and started is gone afterwards, also after an interrupt or a killed engine; as root."""
+"""Mounts and processes are removed, also after an interrupt or the kill of an engine. These tests need root."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SHORT = Form(rounds=1, files=5, copy_up_bytes=(4096,), bundle_bytes=MIB, may_dro
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A folder on the checkout's disk, since a temporary folder may be an overlay or a tmpfs."""
+    """Return a folder on the checkout's disk, because a temporary folder may be on an overlay or a tmpfs."""
     if os.geteuid() != 0:
         lacks("mounting needs root")
     with work_folder(ROOT / ".bench" / "tests") as folder:
@@ -66,14 +66,14 @@ def test_an_overlay_shows_its_layers_and_keeps_writes_in_the_upper_one(place: Pa
     assert mounted_below(place) == []
 
 
-def test_the_kernel_refuses_one_layer_more_than_its_limit(place: Path) -> None:
+def test_the_kernel_rejects_one_layer_more_than_its_limit(place: Path) -> None:
     said = union.deepest(place)
     assert f"{union.KERNEL_LIMIT} layers were mounted" in said
     assert f"{union.KERNEL_LIMIT + 1} layers were refused" in said
 
 
 @pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs"])
-def test_a_loop_disk_is_one_of_its_kind_and_goes(place: Path, kind: str) -> None:
+def test_a_loop_disk_has_its_file_system_and_is_removed(place: Path, kind: str) -> None:
     try:
         with loop_disk(place / kind, kind, 512) as disk:
             assert command("stat", "-f", "-c", "%T", str(disk)).strip() in {kind, "ext2/ext3"}
@@ -101,7 +101,7 @@ def test_an_interrupt_unmounts_all(place: Path) -> None:
     assert list(place.iterdir()) == []
 
 
-def test_upper_and_work_on_two_disks_are_refused(place: Path) -> None:
+def test_upper_and_work_on_two_disks_are_rejected(place: Path) -> None:
     found = notes(disks._rule(place))
     assert found["all on one disk"] == "mounted; a write was copied up"
     assert found["lower on another disk"] == "mounted; a write was copied up"
@@ -121,7 +121,7 @@ def test_the_group_that_touches_the_ring_first_is_charged(place: Path) -> None:
     assert "the kernel killed 1 for memory" in found["framebus, 256m, memory limit 128 MiB"]
 
 
-def test_a_group_goes_with_the_processes_in_it(place: Path) -> None:
+def test_a_group_is_removed_with_its_processes(place: Path) -> None:
     with group() as one:
         process = one.start("-c", "import time; print('on', flush=True); time.sleep(60)")
         assert process.stdout is not None
@@ -132,7 +132,7 @@ def test_a_group_goes_with_the_processes_in_it(place: Path) -> None:
 
 
 @pytest.mark.docker
-def test_an_engine_that_is_killed_leaves_nothing(place: Path) -> None:
+def test_a_killed_engine_leaves_no_mount_and_no_process(place: Path) -> None:
     if reason := client_missing():
         lacks(reason)
     need_engine()
@@ -146,7 +146,7 @@ def test_an_engine_that_is_killed_leaves_nothing(place: Path) -> None:
 
 
 @pytest.mark.docker
-def test_drivers_that_the_kernel_lacks_are_told(place: Path) -> None:
+def test_drivers_that_the_kernel_does_not_support_are_reported(place: Path) -> None:
     if reason := client_missing():
         lacks(reason)
     for number, (driver, module) in enumerate(drivers.OTHERS.items()):
@@ -155,7 +155,7 @@ def test_drivers_that_the_kernel_lacks_are_told(place: Path) -> None:
 
 
 @pytest.mark.docker
-def test_a_volume_on_another_disk_and_a_hidden_one(ours: Engine, place: Path) -> None:
+def test_a_single_volume_can_be_on_another_disk(ours: Engine, place: Path) -> None:
     assert disks.container_writes(ours, place / "build").startswith("layers on the first disk, volumes on the first")
     table = FigureTable("", "")
     disks._volume_elsewhere(table, place / "volume")
@@ -163,7 +163,7 @@ def test_a_volume_on_another_disk_and_a_hidden_one(ours: Engine, place: Path) ->
 
 
 @pytest.mark.docker
-def test_the_calibration_comes_back_with_its_owner(place: Path) -> None:
+def test_the_calibration_is_restored_with_its_owner(place: Path) -> None:
     need_engine()
     (table,) = backup.measure(SHORT, place)
     found = notes(table)
@@ -180,7 +180,7 @@ def test_bundles_are_stored_and_built_as_often_as_the_page_says(place: Path) -> 
     size_mb = MIB / 1e6
     images = SHORT.services * SHORT.models
     registry = {row.name: row.cells["in a registry, MB"][0] for row in table.rows if row.cells}
-    # Two builds of the same folder make the same layer if they give its files the same times, which is within a second.
+    # Two builds of the same folder make equal layers if its files get the same times, that is, in the same second.
     assert SHORT.models * size_mb <= registry["layers in the image"] + 1e-6
     assert registry["layers in the image"] <= images * size_mb + 1e-6
     assert registry["volumes filled from data-only images"] == pytest.approx(SHORT.models * size_mb)

@@ -22,7 +22,7 @@ def results(section: str, value: float) -> dict[str, object]:
     }  # fmt: skip
 
 
-def test_a_run_replaces_the_tables_of_its_sections_alone() -> None:
+def test_a_run_replaces_only_the_tables_of_its_sections() -> None:
     page = (
         f"# Storage\n\nWhy.\n\n{begin('union')}\nbefore\n{end('union')}\n\n{begin('ring')}\nkept\n{end('ring')}\nlast\n"
     )
@@ -38,7 +38,7 @@ def test_a_run_replaces_the_tables_of_its_sections_alone() -> None:
         assert text.endswith(f"{begin('ring')}\nkept\n{end('ring')}\nlast\n")
 
 
-def test_a_page_without_a_place_for_a_section_is_refused() -> None:
+def test_a_page_without_a_place_for_a_section_is_rejected() -> None:
     with pytest.raises(ValueError, match=r"the page needs the line .*: union -->"):
         published("# Storage\n", results("union", 1.0))
 
@@ -49,7 +49,7 @@ def test_the_page_has_a_place_for_every_section() -> None:
         assert published(page, results(section, 1.0)).count("| overlay | 1 |") == 1
 
 
-def test_the_page_tells_the_commands_that_are_tried() -> None:
+def test_the_page_shows_the_commands_that_are_tried() -> None:
     page = PAGE.read_text()
     for line in (backup.BACK_UP, backup.RESTORE, backup.LIST_UNUSED):
         assert line in page

@@ -23,16 +23,16 @@ def test_a_probe_has_a_figure_of_each_kind(tmp_path: Path) -> None:
     assert min(figures.values()) > 0
 
 
-def test_the_bottom_layer_alone_has_the_files(tmp_path: Path) -> None:
+def test_only_the_bottom_layer_has_the_files(tmp_path: Path) -> None:
     made = union.layers(tmp_path, 3, 2)
     names = [{path.name for path in (layer / union.FOLDER).iterdir()} for layer in made]
     assert names == [{"own0"}, {"own1"}, {"own2", "small0", "small1", "frame"}]
 
 
-def test_the_last_error_of_an_engine_is_its_sentence() -> None:
+def test_the_last_error_of_an_engine_is_found_in_its_log() -> None:
     log = "time=1 level=info msg=ok\nfailed to start daemon: error initializing graphdriver: driver not supported\n\n"
     assert engine.last_error(log) == "driver not supported"
-    assert engine.last_error("") == "the engine ended without a word"
+    assert engine.last_error("") == "the engine ended without a message"
 
 
 def test_a_build_context_has_the_sources_without_caches(tmp_path: Path) -> None:
@@ -53,11 +53,11 @@ def test_a_build_context_has_the_sources_without_caches(tmp_path: Path) -> None:
         (0, "", "ended well"),
     ],
 )
-def test_how_a_process_ended_is_told_in_words(status: int, last: str, words: str) -> None:
+def test_the_end_of_a_process_is_described_in_words(status: int, last: str, words: str) -> None:
     assert ended(status, last) == words
 
 
-def test_a_command_that_fails_or_is_missing_is_a_sentence() -> None:
+def test_a_failed_or_missing_command_raises_with_one_sentence() -> None:
     with pytest.raises(NotHere, match="no-such-program is not installed"):
         command("no-such-program")
     with pytest.raises(NotHere, match=r"^no room here$"):
@@ -70,7 +70,7 @@ def test_the_kernel_is_asked_for_file_systems() -> None:
     assert not kernel_knows("no-such-file-system")
 
 
-def test_a_work_folder_goes_with_its_content(tmp_path: Path) -> None:
+def test_a_work_folder_is_removed_with_its_content(tmp_path: Path) -> None:
     def interrupted() -> None:
         with work_folder(tmp_path) as folder:
             (folder / "file").write_bytes(b"x")
@@ -82,7 +82,7 @@ def test_a_work_folder_goes_with_its_content(tmp_path: Path) -> None:
     assert Path("/proc") in mounted_below(Path("/proc"))
 
 
-def test_a_signal_waits_until_what_is_undone_is_undone() -> None:
+def test_a_signal_is_raised_after_the_clean_up() -> None:
     program = (
         "import os, signal\nfrom bench.storage.mounts import held_back\n"
         "try:\n    with held_back():\n        os.kill(os.getpid(), signal.SIGINT)\n        print('undone')\n"

@@ -1,1 +1,1 @@
-"""Tests of what the images are built with."""
+"""Tests of the programs that build the images."""

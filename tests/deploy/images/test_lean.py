@@ -1,4 +1,4 @@
-"""What is taken out of wheels, and what must stay."""
+"""Which files are removed from wheels, and which must stay."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ REMOVED = {
 
 
 def write(folder: Path, name: str, files: dict[str, bytes], programs: tuple[str, ...] = ()) -> Path:
-    """Make a wheel of the given files."""
+    """Make a wheel from the given files."""
     content = folder / "content"
     for path, data in files.items():
         target = content / path
@@ -53,7 +53,7 @@ def names(wheel: Path) -> set[str]:
     return set(zipfile.ZipFile(wheel).namelist())
 
 
-def test_files_for_compilers_and_type_checkers_go(tmp_path: Path) -> None:
+def test_files_for_compilers_and_type_checkers_are_removed(tmp_path: Path) -> None:
     wheel = write(tmp_path, "demo", KEPT | REMOVED)
     assert make_lean(wheel) == sum(len(content) for content in REMOVED.values())
     left = names(wheel)
@@ -61,7 +61,7 @@ def test_files_for_compilers_and_type_checkers_go(tmp_path: Path) -> None:
     assert not left & REMOVED.keys()
 
 
-def test_the_record_lists_what_is_left(tmp_path: Path) -> None:
+def test_the_record_lists_the_files_that_remain(tmp_path: Path) -> None:
     wheel = write(tmp_path, "demo", KEPT | REMOVED)
     make_lean(wheel)
     with WheelFile(str(wheel)) as opened:  # which checks each file's hash when it is read
@@ -96,7 +96,7 @@ def test_a_wheel_that_would_lose_little_stays_as_it_is(tmp_path: Path) -> None:
         ("pyzmq", "zmq/error.py", "zmq/tests/test_socket.py"),
     ],
 )
-def test_what_a_library_has_for_other_purposes_goes(tmp_path: Path, name: str, kept: str, removed: str) -> None:
+def test_files_of_a_library_for_other_purposes_are_removed(tmp_path: Path, name: str, kept: str, removed: str) -> None:
     wheel = write(tmp_path, name, {kept: b"", removed: PADDING})
     assert make_lean(wheel) == len(PADDING)
     assert kept in names(wheel)
@@ -107,7 +107,7 @@ def test_in_another_library_a_file_of_that_name_stays(tmp_path: Path) -> None:
     assert make_lean(write(tmp_path, "other", {"other/f2py/core.py": PADDING, "other/data/model.xml": PADDING})) == 0
 
 
-def test_debug_symbols_go_and_the_module_still_loads(tmp_path: Path) -> None:
+def test_debug_symbols_are_removed_and_the_module_still_loads(tmp_path: Path) -> None:
     if not (compiler := shutil.which("gcc")):
         lacks("gcc is not installed: make system-packages")
     source = tmp_path / "demo.c"

@@ -38,12 +38,12 @@ def install(environment: Path, name: str, metadata: str = "", files: tuple[str, 
         ("", "see its files"),
     ],
 )
-def test_a_licence_is_told_however_it_is_stated(environment: Path, metadata: str, licence: str) -> None:
+def test_a_licence_is_found_in_each_form_of_metadata(environment: Path, metadata: str, licence: str) -> None:
     install(environment, "demo", metadata)
     assert f"demo 2.0: {licence}\n" in notice(environment)
 
 
-def test_the_texts_are_named_where_they_are(environment: Path) -> None:
+def test_the_notice_names_the_licence_texts_with_their_places(environment: Path) -> None:
     text = "demo-2.0.dist-info/licenses/LICENSE.txt"
     install(environment, "demo", files=(text, "demo/licence_plate.py", "demo/module.py"))
     said = notice(environment)
@@ -59,7 +59,7 @@ def test_a_library_under_the_gpl_is_explained(environment: Path) -> None:
     assert "under the GPL, version 2 or later" in said
 
 
-def test_without_one_the_gpl_is_not_spoken_of(environment: Path) -> None:
+def test_without_a_gpl_library_the_notice_does_not_mention_the_gpl(environment: Path) -> None:
     install(environment, "images", files=("images.libs/libavcodec-1f2e.so.62.1",))
     said = notice(environment)
     assert "FFmpeg, LGPL" in said
@@ -72,7 +72,7 @@ def test_framebus_itself_is_not_a_third_party(environment: Path) -> None:
     assert "framebus" not in notice(environment).replace("framebus itself", "")
 
 
-def test_this_environment_is_described_whole() -> None:
+def test_every_package_of_this_environment_is_described() -> None:
     said = notice(Path(sys.prefix))
     for name in ("numpy", "opencv-python-headless", "av", "pyzmq"):
         assert f"\n{name} " in said

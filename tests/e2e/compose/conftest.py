@@ -1,4 +1,4 @@
-"""One pipeline in containers for all tests of this folder."""
+"""One pipeline in containers, for all tests of this folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.e2e.engine import Project, need_engine
 
 @pytest.fixture(scope="package")
 def pipeline() -> Iterator[Project]:
-    """The services of ``compose.yaml``, started from built images."""
+    """Run the services of ``compose.yaml`` from built images."""
     need_engine()
     project = Project()
     try:

@@ -1,4 +1,4 @@
-"""The containers on a real engine: what the page shows, what they may do, and who may join them."""
+"""The containers on a real engine: what the page shows, what they may do, and which projects may join them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GID = "2000"
 
 
 def health(pipeline: Project) -> dict[str, str | None]:
-    """What the engine says of each service's health; ``None`` where nothing checks it."""
+    """Return each service's health as the engine reports it; ``None`` without a health check."""
     return {name: one["State"].get("Health", {}).get("Status") for name, one in pipeline.containers().items()}
 
 
@@ -38,7 +38,7 @@ def page(pipeline: Project) -> Iterator[Page]:
 
 @pytest.mark.parametrize("environment", [{}, {"COMPOSE_PROFILES": "", "FRAMEBUS_CONFIG": ""}], ids=["as it is", "own"])
 @pytest.mark.parametrize("file", ["compose.yaml", "compose.single.yaml"])
-def test_the_files_are_clean(file: str, environment: dict[str, str]) -> None:
+def test_compose_accepts_the_files_without_a_warning(file: str, environment: dict[str, str]) -> None:
     need_engine()
     project = Project(file, environment=environment)
     assert project.compose("config", "--quiet") == ""
@@ -51,7 +51,7 @@ def test_the_files_are_clean(file: str, environment: dict[str, str]) -> None:
         assert model["read_only"]
 
 
-def test_built_images_show_a_first_picture_soon(pipeline: Project) -> None:
+def test_the_first_picture_is_shown_soon_after_the_start(pipeline: Project) -> None:
     with Watcher(pipeline.url) as watcher:
         pipeline.wait_for(lambda: bool(watcher.pictures), "a first picture", FIRST_PICTURE_S)
     pipeline.compose("up", "-d", "--build", "--wait")
@@ -91,7 +91,7 @@ def test_the_page_is_published_on_this_machine_only(pipeline: Project) -> None:
     assert bound == [{"HostIp": "127.0.0.1", "HostPort": str(pipeline.port)}]
 
 
-def test_a_foreign_site_may_not_look(pipeline: Project) -> None:
+def test_a_foreign_site_is_refused(pipeline: Project) -> None:
     for headers in ({"Host": "rebound.example.org"}, {"Origin": "http://example.org"}):
         with pytest.raises(urllib.error.HTTPError, match="403"):
             urllib.request.urlopen(urllib.request.Request(f"{pipeline.url}/snapshot.jpg", headers=headers), timeout=10)
@@ -138,12 +138,12 @@ with Subscriber("panorama", name="clock", wake="futex") as subscriber:
 """
 
 
-def test_times_are_of_one_clock_in_all_containers(pipeline: Project) -> None:
+def test_all_containers_share_one_clock(pipeline: Project) -> None:
     # The frame after the next was published after the first was held here, and before it was held itself.
     assert pipeline.run_in("detector", CLOCK) == "True True\n"
 
 
-# Distributions that one image alone has, beside what all have.
+# Distributions that only one image has, in addition to those of all.
 OWN = {
     "av": {"stitcher", "detector"},
     "onnxruntime": {"detector"},
@@ -168,7 +168,7 @@ def test_the_simulators_image_has_no_package(pipeline: Project) -> None:
 
 
 def readme_block(language: str, word: str) -> str:
-    """The block of the README in that language that has the word."""
+    """Return the README's code block in this language that contains the word."""
     blocks = re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     (found,) = (block for block in blocks if word in block)
     return str(found)
@@ -207,7 +207,7 @@ def test_with_a_wrong_group_the_error_names_the_right_one(pipeline: Project) -> 
     assert f"run this process with group {GID}" in output
 
 
-def test_a_small_dev_shm_is_told_with_the_size_to_set() -> None:
+def test_a_small_dev_shm_is_reported_with_the_size_to_set() -> None:
     need_engine()
     command = ["--user", f"1001:{GID}", "--network", "none", "--shm-size", "64m", "--read-only"]
     output = docker("run", "--rm", *command, f"framebus/stitcher:{TAG}", check=False)

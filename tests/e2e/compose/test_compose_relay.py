@@ -1,4 +1,4 @@
-"""Detectors that share a queue, on a real engine, by the commands of docs/scale-out.md as they stand there."""
+"""Detectors that share a queue, on a real engine, with the commands of docs/scale-out.md."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def gateway() -> str:
-    """Address at which containers reach this machine."""
+    """Return the address at which containers reach this machine."""
     need_engine()
     (network,) = json.loads(docker("network", "inspect", "bridge"))
     (described,) = network["IPAM"]["Config"]
-    # An engine that was started again does not tell of the address that it has chosen itself.
+    # A restarted engine does not report the address that it has chosen itself.
     return described.get("Gateway") or str(ip_network(described["Subnet"])[1])
 
 
@@ -58,14 +58,14 @@ Opener = Callable[[], Shell]
 
 @pytest.fixture(scope="module")
 def shells(checkout: Path, gateway: str, storage: s3.S3Server, broker_image: None) -> Iterator[Opener]:
-    """Opens shells on hosts, of which the second one has detectors alone."""
+    """Return a function that opens shells on hosts, of which the second one has only detectors."""
     del broker_image
     port = free_ports(3)
     environment = {
         "FRAMEBUS_PORT": str(port),
         "FRAMEBUS_BROKER_PORT": str(port + 1),
         "FRAMEBUS_HOLDER": f"test-{secrets.token_hex(4)}-holder",
-        # Boxes are wanted at the page, however late a busy machine has them.
+        # The page must get boxes, however late they are on a busy machine.
         "FRAMEBUS_STREAMER__BOXES_MAX_AGE_S": "60",
     }
     placeholders = {
@@ -94,7 +94,7 @@ def shell(shells: Opener) -> Shell:
 
 
 def walk(shell: Shell, section: str) -> list[str]:
-    """Run the blocks of a section of the page; return what each printed."""
+    """Run the blocks of a section of the page; return the output of each."""
     return [shell.run(block) for block in commands(PAGE, section)]
 
 
@@ -108,14 +108,14 @@ def test_the_overlay_starts_healthy(shell: Shell) -> None:
     assert shell.states() == {**expected, "holder": ["running"]}
 
 
-def test_the_queue_and_the_results_are_seen(shell: Shell) -> None:
+def test_the_queue_and_the_results_can_be_listed(shell: Shell) -> None:
     (printed,) = walk(shell, "Look at the queue")
     assert re.search(r"framebus\.panorama\.frames\.detector\s+\d+\s+1\b", printed)
     assert len(results(printed)) == 3
     assert 'detail="unsettled",service="relay"' in printed
 
 
-def test_what_the_services_write_is_shared_by_their_group_alone(shell: Shell) -> None:
+def test_the_group_of_the_services_can_write_their_files(shell: Shell) -> None:
     listing = shell.run("docker compose exec -T relay find /var/lib/framebus/objects -printf '%m %g %U %y\\n'")
     found = [line.split() for line in listing.splitlines()]
     assert {(mode, group) for mode, group, _, kind in found if kind == "d"} == {("2775", "2000")}
@@ -128,13 +128,13 @@ def test_three_detectors_share_the_queue(shell: Shell) -> None:
     assert shell.states()["detector"] == ["healthy"] * 3
 
 
-def test_a_killed_one_comes_back_and_results_go_on(shell: Shell) -> None:
+def test_a_killed_detector_is_restarted_and_results_continue(shell: Shell) -> None:
     (printed,) = walk(shell, "Kill one")
     assert len(results(printed)) == 5
     wait_until(lambda: shell.states()["detector"] == ["healthy"] * 3, "three detectors are healthy", timeout_s=60)
 
 
-def test_a_dead_letter_is_read_run_and_replayed(shell: Shell) -> None:
+def test_a_dead_letter_can_be_shown_run_and_replayed(shell: Shell) -> None:
     _, told, handled = walk(shell, "A dead letter")
     assert '"reason"' in told
     failure, _, mended = handled.partition("it fails as it did")
@@ -178,6 +178,6 @@ def test_the_page_shows_the_queues_boxes(shell: Shell) -> None:
         assert any(one["label"] == "person" for objects in at_page.values() for one in objects)
 
 
-def test_it_stops(shell: Shell) -> None:
+def test_the_overlay_stops(shell: Shell) -> None:
     shell.run(commands(PAGE, "TLS, and other hosts")[-1])
     assert shell.states() == {}

@@ -1,4 +1,4 @@
-"""What happens to the rest when a container dies, restarts or is replaced: the rows of docs/operations.md."""
+"""What happens to the others if a container dies, restarts or is replaced: the table in docs/operations.md."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def watcher(pipeline: Project) -> Iterator[Watcher]:
 
 
 def changed(before: Mapping[str, object], after: Mapping[str, object]) -> set[str]:
-    """The services that are not what they were."""
+    """Return the services whose values differ."""
     return {name for name in before if after[name] != before[name]}
 
 
@@ -38,7 +38,9 @@ def in_the_table(row: str) -> bool:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.row.replace(" ", "-").replace("`", ""))
-def test_one_that_goes_comes_back_and_disturbs_no_other(pipeline: Project, watcher: Watcher, case: Case) -> None:
+def test_a_service_that_dies_or_restarts_returns_and_disturbs_no_other(
+    pipeline: Project, watcher: Watcher, case: Case
+) -> None:
     assert in_the_table(case.row)
     before, ring, last = pipeline.starts(), pipeline.ring(), watcher.pictures[-1]
     case.act(pipeline)
@@ -62,7 +64,7 @@ def test_after_a_minute_no_container_has_written(pipeline: Project) -> None:
     assert {name: docker("diff", one["Id"]) for name, one in containers.items()} == dict.fromkeys(containers, "")
 
 
-def test_the_holders_death_disturbs_nobody(pipeline: Project, watcher: Watcher) -> None:
+def test_the_death_of_the_holder_disturbs_no_service(pipeline: Project, watcher: Watcher) -> None:
     assert in_the_table("holder killed")
     before = pipeline.starts()
     pipeline.kill("holder")
@@ -73,7 +75,7 @@ def test_the_holders_death_disturbs_nobody(pipeline: Project, watcher: Watcher) 
     assert "panorama" in pipeline.run_in("stitcher", LIST_STREAMS)
 
 
-def test_who_restarts_after_the_holders_death_is_alone(pipeline: Project, watcher: Watcher) -> None:
+def test_a_service_that_restarts_after_the_holders_death_is_alone(pipeline: Project, watcher: Watcher) -> None:
     assert in_the_table("holder killed, then another restarts")
     before = pipeline.starts()
     pipeline.kill("stitcher")
@@ -85,7 +87,7 @@ def test_who_restarts_after_the_holders_death_is_alone(pipeline: Project, watche
     pipeline.wait_for(lambda: not pipeline.healthy() & {"detector", "streamer"}, "neither subscriber is healthy")
 
 
-def test_a_restart_of_the_holder_brings_all_together_again(pipeline: Project, watcher: Watcher) -> None:
+def test_a_restart_of_the_holder_reconnects_all_services(pipeline: Project, watcher: Watcher) -> None:
     assert in_the_table("`restart holder`")
     before = pipeline.starts()
     pipeline.compose("restart", "holder")
@@ -94,7 +96,7 @@ def test_a_restart_of_the_holder_brings_all_together_again(pipeline: Project, wa
     assert "framebus.panorama.ring" in pipeline.run_in("holder", LIST_FILES)
 
 
-def test_another_holder_is_followed_at_the_next_up(pipeline: Project, watcher: Watcher) -> None:
+def test_the_next_up_moves_all_services_to_a_new_holder(pipeline: Project, watcher: Watcher) -> None:
     assert in_the_table("`up --force-recreate holder`")
     before = pipeline.starts()
     pipeline.compose("up", "-d", "--force-recreate", "holder")

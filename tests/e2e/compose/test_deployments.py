@@ -1,4 +1,4 @@
-"""Models are data: one image, and each detector with each site and classifier, by what is mounted."""
+"""Models are data: one image runs each detector with each site and classifier, depending on what is mounted."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ SAID = {
 
 
 def bundle(folder: Path, dimension: str, **content: object) -> Path:
-    """Write ``bundle.yaml`` for what the folder holds."""
+    """Write ``bundle.yaml`` for the content of the folder."""
     folder.mkdir(exist_ok=True)
     files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.onnx")}
     manifest = {"name": folder.name, "version": "1.2.0", "dimension": dimension, "files": files, **content}
@@ -62,7 +62,7 @@ def bundle(folder: Path, dimension: str, **content: object) -> Path:
 
 @pytest.fixture(scope="module")
 def mounts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A picture, two detectors, three sites and three classifiers, that every user may read."""
+    """Return a picture, two detectors, three sites and three classifiers, readable by every user."""
     folder = tmp_path_factory.mktemp("mounts")
     for name in ("pictures", "yolo", "ssd"):
         (folder / name).mkdir()
@@ -88,7 +88,7 @@ def mounts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def told(*arguments: str) -> dict[str, object]:
-    """What a container tells of the picture, in its only line of JSON."""
+    """Return what a container reports of the picture, in its only line of JSON."""
     output = docker(
         "run", "--rm", "--network", "none", "--read-only", "--cap-drop", "ALL", "--user", "1002:2000",
         "--env", "FRAMEBUS_DETECTOR__SOURCE=file:///pictures", *arguments, IMAGE_NAME,
@@ -105,7 +105,7 @@ def classes(found: dict[str, object]) -> dict[str, int]:
 
 @pytest.mark.usefixtures("pipeline")
 @pytest.mark.parametrize(("detector", "site"), list(FOUND))
-def test_each_detector_goes_with_each_site(mounts: Path, detector: str, site: str) -> None:
+def test_every_detector_works_with_every_site(mounts: Path, detector: str, site: str) -> None:
     model = ROOT / "models" / "default" if detector == "default" else mounts / detector
     found = told(
         *("--volume", f"{mounts}/pictures:/pictures:ro"),
@@ -123,8 +123,8 @@ def test_each_detector_goes_with_each_site(mounts: Path, detector: str, site: st
 @pytest.mark.usefixtures("pipeline")
 @pytest.mark.parametrize("detector", ["yolo", "ssd"])
 @pytest.mark.parametrize("classifier", list(CLASSIFIERS))
-def test_each_detector_goes_with_each_classifier(mounts: Path, detector: str, classifier: str) -> None:
-    """One that was altered is left out, and the boxes are told."""
+def test_every_detector_works_with_every_classifier(mounts: Path, detector: str, classifier: str) -> None:
+    """An altered classifier is left out, and the boxes are reported."""
     found = told(
         *("--volume", f"{mounts}/pictures:/pictures:ro"),
         *("--volume", f"{mounts / detector}:/app/models/default:ro"),
@@ -134,8 +134,8 @@ def test_each_detector_goes_with_each_classifier(mounts: Path, detector: str, cl
 
 
 @pytest.mark.usefixtures("pipeline")
-def test_a_bundle_comes_as_an_image_of_data_alone(mounts: Path, tmp_path: Path) -> None:
-    """By a volume with the version in its name, as docs/models.md has it."""
+def test_a_bundle_can_come_from_a_data_only_image(mounts: Path, tmp_path: Path) -> None:
+    """The volume has the version in its name, as in docs/models.md."""
     project = f"test-{tmp_path.name.replace('_', '-')}"
     image, volume = f"{project}-yolo:1.2.0", f"{project}-yolo-1.2.0"
     (mounts / "Dockerfile").write_text('FROM scratch\nCOPY yolo /bundle\nCMD ["none"]\n')

@@ -1,4 +1,4 @@
-"""What an operator does, on a real engine, by the commands of docs/operations.md as they stand there."""
+"""The work of an operator, on a real engine, with the commands of docs/operations.md."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PATIENCE_S = 180.0
 @pytest.fixture(scope="module")
 def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
     need_engine()
-    tag = f"test-{secrets.token_hex(4)}"  # one image is built anew from other code, and the last block removes them all
+    tag = f"test-{secrets.token_hex(4)}"  # one image is built again from other code, and the last block removes all
     port = free_ports(3)
     environment = {
         "FRAMEBUS_TAG": tag,
@@ -46,12 +46,12 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
 
 
 def walk(shell: Shell, section: str) -> list[str]:
-    """Run the blocks of a section of the page; return what each printed."""
+    """Run the blocks of a section of the page; return the output of each."""
     return [shell.run(block) for block in commands("operations.md", section)]
 
 
 def starts(shell: Shell) -> dict[str, str]:
-    """Since when the container of each service runs, with its number: what a restart changes."""
+    """Return the start time and number of each service's container, which a restart changes."""
     identities = shell.run("docker compose ps --all --quiet").split()
     return {
         one["Config"]["Labels"]["com.docker.compose.service"]: one["Id"] + one["State"]["StartedAt"]
@@ -60,7 +60,7 @@ def starts(shell: Shell) -> dict[str, str]:
 
 
 def changed(shell: Shell, before: dict[str, str]) -> set[str]:
-    """The services whose container was started since."""
+    """Return the services whose container was started since."""
     after = starts(shell)
     assert after.keys() == before.keys()
     return {name for name, start in after.items() if start != before[name]}
@@ -71,23 +71,23 @@ def calibration(shell: Shell) -> str:
 
 
 def samples(printed: str) -> dict[str, float]:
-    """The series that ``promtool query instant`` printed, and their values."""
+    """Return the series and values that ``promtool query instant`` printed."""
     found = re.findall(r"^(\S.*) => (\S+) @\[", printed, re.MULTILINE)
     return {series: float(value) for series, value in found}
 
 
 def value_of(found: dict[str, float], *labels: str) -> float:
-    """The value of the one series that has all labels, each as ``name="value"``."""
+    """Return the value of the only series with all labels, each as ``name="value"``."""
     (value,) = (value for series, value in found.items() if all(label in series for label in labels))
     return value
 
 
 def skipped_share(printed: str) -> float:
-    """The share of the pictures that the stitcher did not see."""
+    """Return the share of the pictures that the stitcher skipped."""
     return value_of(samples(printed), "ratio_rate1m", 'service="stitcher"', 'stage="publish"')
 
 
-def test_it_starts_healthy(shell: Shell) -> None:
+def test_all_services_start_healthy(shell: Shell) -> None:
     walk(shell, "Start")
     states = shell.states()
     assert states == {
@@ -97,7 +97,7 @@ def test_it_starts_healthy(shell: Shell) -> None:
     }
 
 
-def test_a_camera_is_changed(shell: Shell) -> None:
+def test_a_camera_can_be_changed(shell: Shell) -> None:
     before = starts(shell)
     (printed,) = walk(shell, "Change a camera")
     assert "1920x1080" in printed.replace(" ", "")
@@ -107,7 +107,7 @@ def test_a_camera_is_changed(shell: Shell) -> None:
     assert changed(shell, before) == {"stitcher"}
 
 
-def test_a_model_is_replaced_and_put_back(shell: Shell) -> None:
+def test_a_model_can_be_replaced_and_restored(shell: Shell) -> None:
     before = starts(shell)
     replaced, _ = walk(shell, "Replace a model")
     assert '"model_version": "1.0.1"' in replaced
@@ -121,7 +121,7 @@ def test_a_model_is_replaced_and_put_back(shell: Shell) -> None:
     assert changed(shell, before) == {"detector"}
 
 
-def test_one_service_is_upgraded_and_put_back_while_the_others_run(shell: Shell) -> None:
+def test_one_service_can_be_upgraded_and_rolled_back_while_the_others_run(shell: Shell) -> None:
     program = "from services.streamer import security; print(security.MAX_REMEMBERED)"
     asked = f"docker compose exec -T streamer python -c '{program}'"
     before = starts(shell)
@@ -134,7 +134,7 @@ def test_one_service_is_upgraded_and_put_back_while_the_others_run(shell: Shell)
     assert shell.states()["streamer"] == ["healthy"]
 
 
-def test_the_calibration_is_backed_up_and_restored(shell: Shell) -> None:
+def test_the_calibration_can_be_backed_up_and_restored(shell: Shell) -> None:
     backup, restore = commands("operations.md", "Back up the calibration")
     shell.run(backup)
     known = calibration(shell)
@@ -148,12 +148,12 @@ def test_the_calibration_is_backed_up_and_restored(shell: Shell) -> None:
     assert "no saved calibration yet" not in shell.run("docker compose logs stitcher")
 
 
-def test_the_dashboards_data_are_read(shell: Shell) -> None:
+def test_the_queries_of_the_dashboard_give_data(shell: Shell) -> None:
     (printed,) = walk(shell, "Read the dashboard's data")
     assert value_of(samples(printed), 'service="stitcher"', 'stage="publish"') > 0
 
 
-def test_the_stage_that_is_slow_is_found(shell: Shell) -> None:
+def test_the_documented_commands_find_a_slow_stage(shell: Shell) -> None:
     limited = shell.run("docker compose ps --quiet stitcher").strip()
     (block,) = commands("operations.md", "Find out why it is slow")
     before = skipped_share(shell.run(block))
@@ -173,7 +173,7 @@ def test_the_stage_that_is_slow_is_found(shell: Shell) -> None:
     assert "backend: c" in printed, "framebus doctor"
 
 
-def test_nothing_is_left(shell: Shell) -> None:
+def test_the_clean_up_leaves_no_container_no_volume_and_no_image(shell: Shell) -> None:
     tag = shell.run("echo $FRAMEBUS_TAG").strip()
     assert docker("images", "--quiet", f"framebus/*:{tag}").split()
     walk(shell, "Clean up")

@@ -1,4 +1,4 @@
-"""The compose files on top of compose.yaml on a real engine, as far as that one can run them.
+"""The compose files on top of compose.yaml on a real engine, as far as this engine can run them.
 
 Not here: compose.gpu.yaml, for want of a GPU, and compose.model-image.yaml, for want of an engine that mounts images.
 tests/deploy/test_overlays.py has them. compose.relay.yaml has test_compose_relay.py.
@@ -45,7 +45,7 @@ def of_dashboard() -> set[str]:
 
 
 def of_alerts() -> set[str]:
-    """Each alert's expression without its limit, which gives data while all is well."""
+    """Return each alert's expression without its limit, which gives data while all is well."""
     content = yaml.safe_load((MONITORING / "prometheus/alerts.yaml").read_text())
     rules = [rule["expr"] for group in content["groups"] for rule in group["rules"]]
     assert all(LIMIT.search(rule) for rule in rules)
@@ -59,7 +59,7 @@ EXPRESSIONS = of_dashboard() | of_alerts()
 
 @pytest.fixture(scope="module")
 def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
-    """In a checkout, with images of models of two versions that are the test's own."""
+    """Open a shell in a checkout, with the test's own images of models in two versions."""
     need_engine()
     port = free_ports(4)
     holder = f"test-{secrets.token_hex(4)}"
@@ -94,7 +94,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
 
 
 def series(shell: Shell, expressions: set[str]) -> dict[str, int]:
-    """How many series there are for each expression, asked in Grafana's container at the datasource's address."""
+    """Return the number of series of each expression, queried in Grafana's container at the datasource's address."""
     provisioned = "/etc/grafana/provisioning/datasources/prometheus.yaml"
     (datasource,) = yaml.safe_load(shell.run(f"docker compose exec -T grafana cat {provisioned}"))["datasources"]
     identity = shell.run("docker compose ps --quiet grafana").strip()
@@ -113,7 +113,7 @@ def without_data(shell: Shell, expressions: set[str]) -> set[str]:
 
 
 def wait_for_data(shell: Shell, expressions: set[str]) -> None:
-    """Wait until each has some; the first minute of rates, and of the cameras' fit, has none."""
+    """Wait until each expression has series. Rates, and the cameras' fit, have none in the first minute."""
     wait_until(
         lambda: not without_data(shell, expressions),
         "every expression has data",
@@ -129,13 +129,13 @@ def detector(shell: Shell) -> dict[str, Any]:
 
 
 def starts(shell: Shell) -> dict[str, str]:
-    """Which container runs since when, by service."""
+    """Return each service's container and its start time."""
     identities = shell.run("docker compose ps --quiet").split()
     found = json.loads(docker("inspect", *identities))
     return {one["Config"]["Labels"]["com.docker.compose.service"]: one["State"]["StartedAt"] for one in found}
 
 
-def test_the_model_comes_from_an_image_into_a_volume(shell: Shell) -> None:
+def test_the_model_is_copied_from_an_image_into_a_volume(shell: Shell) -> None:
     shell.run("docker compose up --build --detach --wait")
     states = shell.states()
     assert states.pop("model") == ["exited"]
@@ -147,7 +147,7 @@ def test_the_model_comes_from_an_image_into_a_volume(shell: Shell) -> None:
     assert detector(shell)["model_version"] == "1.0.0"
 
 
-def test_another_version_replaces_the_detector_alone(shell: Shell) -> None:
+def test_another_version_of_the_model_replaces_only_the_detector(shell: Shell) -> None:
     before = starts(shell)
     shell.run("export FRAMEBUS_BUNDLE_VERSION=1.0.1\ndocker compose up --detach --wait")
     wait_until(
@@ -166,11 +166,11 @@ def test_dashboard_and_alerts_have_data(shell: Shell) -> None:
     wait_for_data(shell, {expression for expression in EXPRESSIONS if RELAY not in expression})
 
 
-def test_nothing_fires_while_all_is_well(shell: Shell) -> None:
+def test_no_alert_fires_while_all_is_well(shell: Shell) -> None:
     assert series(shell, {'ALERTS{alertstate="firing"}'}) == {'ALERTS{alertstate="firing"}': 0}
 
 
-def test_dashboard_and_alerts_have_data_of_a_queue_too(shell: Shell) -> None:
+def test_dashboard_and_alerts_also_have_data_of_a_queue(shell: Shell) -> None:
     shell.run(
         "mkdir -p secrets && install -m 640 -g 2000 /dev/null secrets/broker && openssl rand -hex 24 >secrets/broker\n"
         "export COMPOSE_FILE=$COMPOSE_FILE:compose.relay.yaml FRAMEBUS_RELAY__TARGET_FPS=1\n"
@@ -193,7 +193,7 @@ stitcher:
 
 
 def small(folder: Path, name: str, *cameras: int) -> dict[str, str]:
-    """What a project with a panorama of two of the simulator's cameras finds set."""
+    """Return the environment of a project with a panorama of two of the simulator's cameras."""
     path = folder / f"{name}.yaml"
     path.write_text(SMALL % cameras)
     path.chmod(0o644)
@@ -219,7 +219,7 @@ def north(tmp_path: Path) -> Iterator[Project]:
 
 
 def serves(project: Project, name: str) -> bool:
-    """Whether the project's page has a picture of that stream."""
+    """Return whether the project's page has a picture of this stream."""
     try:
         return bool(project.ask("/api/status")["stream"] == name and project.ask("/healthz")["healthy"])
     except OSError:
@@ -227,7 +227,7 @@ def serves(project: Project, name: str) -> bool:
 
 
 def fault(project: Project, service: str) -> str:
-    """What the health check of a service's container says; empty if it is healthy."""
+    """Return the output of a container's health check; empty if the service is healthy."""
     identity = project.container(service)["Id"]
     return docker("exec", identity, "python", "-m", "services.common.health", service, check=False)
 
@@ -252,12 +252,12 @@ def test_another_panorama_joins_the_holder_of_the_first(north: Project, tmp_path
         assert streams(north) == streams(south) == {"north", "south"}
         south.compose("stop", "stitcher")
         north.wait_for(lambda: not serves(south, "south"), "the second one is missed at its page")
-        assert fault(north, "stitcher") == "", "what is wrong with one panorama is no fault of the other"
+        assert fault(north, "stitcher") == "", "a fault of one panorama does not affect the other"
     finally:
         south.down()
 
 
-def test_another_panorama_has_a_holder_of_its_own(north: Project, tmp_path: Path) -> None:
+def test_another_panorama_can_have_its_own_holder(north: Project, tmp_path: Path) -> None:
     south = Project("compose.yaml", environment=small(tmp_path, "south", 3, 4))
     try:
         south.compose("up", "--detach", *CAMERAS_TO_PAGE)

@@ -93,14 +93,14 @@ def is_modest(name: str, value: Any) -> bool:
 
 @examples
 @given(name=st.sampled_from(["frame_format", "slots", "max_loans", "keep_ring"]), value=anything)
-def test_publisher(name: str, value: Any) -> None:
+def test_publisher_accepts_arbitrary_arguments_or_raises_its_own_error(name: str, value: Any) -> None:
     options: dict[str, Any] = {"frame_format": SMALL, name: value}
     call(Publisher, STREAM, **options)
 
 
 @examples
 @given(value=anything)
-def test_names(value: Any) -> None:
+def test_any_stream_name_is_accepted_or_rejected(value: Any) -> None:
     if not (isinstance(value, str) and value.isalnum() and value.isascii()):
         call(Publisher, value, SMALL)
     call(Subscriber, value, attach_timeout_s=0)
@@ -133,7 +133,9 @@ OPTIONS = st.sampled_from(
 
 @examples
 @given(name=OPTIONS, value=anything)
-def test_subscriber(publisher: Publisher, name: str, value: Any) -> None:
+def test_subscriber_accepts_arbitrary_arguments_or_raises_its_own_error(
+    publisher: Publisher, name: str, value: Any
+) -> None:
     call(Subscriber, STREAM, **{name: value})
 
     async def attach() -> Subscriber:
@@ -147,7 +149,7 @@ def test_subscriber(publisher: Publisher, name: str, value: Any) -> None:
 
 @examples
 @given(value=anything)
-def test_receive(publisher: Publisher, value: Any) -> None:
+def test_receive_accepts_arbitrary_arguments_or_raises_its_own_error(publisher: Publisher, value: Any) -> None:
     if not is_modest("timeout_s", value):
         return
     with Subscriber(STREAM, max_leases=1, history=1) as subscriber:
@@ -158,7 +160,7 @@ def test_receive(publisher: Publisher, value: Any) -> None:
 
 @examples
 @given(value=anything)
-def test_loan(alone: Publisher, value: Any) -> None:
+def test_loan_accepts_arbitrary_arguments_or_raises_its_own_error(alone: Publisher, value: Any) -> None:
     call(alone.loan, value)
     if is_modest("timeout_s", value):
         call(alone.loan, timeout_s=value)
@@ -167,7 +169,7 @@ def test_loan(alone: Publisher, value: Any) -> None:
 
 @examples
 @given(name=st.sampled_from(["array", "captured_ns", "captured_wall_ns", "metadata", "timeout_s"]), value=anything)
-def test_publish(alone: Publisher, name: str, value: Any) -> None:
+def test_publish_accepts_arbitrary_arguments_or_raises_its_own_error(alone: Publisher, name: str, value: Any) -> None:
     if is_modest(name, value):
         call(alone.publish, **{"array": PIXELS, name: value})
         publish(alone)
@@ -175,7 +177,9 @@ def test_publish(alone: Publisher, name: str, value: Any) -> None:
 
 @examples
 @given(name=st.sampled_from(["captured_ns", "captured_wall_ns", "metadata"]), value=anything, touch=st.booleans())
-def test_attributes_of_a_loan(alone: Publisher, name: str, value: Any, touch: bool) -> None:
+def test_attributes_of_a_loan_accept_arbitrary_values_or_raise_an_error(
+    alone: Publisher, name: str, value: Any, touch: bool
+) -> None:
     before = state()
     with contextlib.suppress(FramebusError, TypeError, OverflowError), alone.loan() as loan:
         setattr(loan, name, value)
@@ -191,7 +195,7 @@ FIELDS = st.sampled_from(["height", "width", "channels", "dtype", "pixel_format"
 
 @examples
 @given(st.dictionaries(FIELDS, anything, max_size=3))
-def test_frame_format(fields: dict[str, Any]) -> None:
+def test_frame_format_accepts_arbitrary_arguments_or_raises_its_own_error(fields: dict[str, Any]) -> None:
     try:
         frame_format = FrameFormat(**{"height": 4, "width": 6, **fields})
     except FramebusError:
@@ -203,7 +207,7 @@ def test_frame_format(fields: dict[str, Any]) -> None:
 
 @examples
 @given(anything, anything, anything)
-def test_the_format_of_anything(array: Any, pixel_format: Any, planar: Any) -> None:
+def test_the_format_of_an_arbitrary_object_is_found_or_rejected(array: Any, pixel_format: Any, planar: Any) -> None:
     call(FrameFormat.of, array)
     call(FrameFormat.of, PIXELS, pixel_format)
     call(FrameFormat.of, PIXELS, planar=planar)
@@ -214,7 +218,7 @@ def test_the_format_of_anything(array: Any, pixel_format: Any, planar: Any) -> N
 @given(
     st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), max_size=40), st.binary(max_size=9000)
 )
-def test_streams_of_a_directory_with_any_file(suffix: str, content: bytes) -> None:
+def test_a_directory_with_arbitrary_files_can_be_inspected(suffix: str, content: bytes) -> None:
     path = SHM / f"framebus.{STREAM}-x{suffix}"
     if len(os.fsencode(path.name)) > 255:
         return

@@ -108,7 +108,7 @@ class TestFrames:
         "arguments",
         [(0, 1), (1, 1, -1), (1, 1, 3, "complex64"), (1, 1, 3, "nonsense"), (1, 1, 3, "uint8", "x" * 17)],
     )
-    def test_a_format_that_cannot_be(self, arguments: tuple[int, int]) -> None:
+    def test_an_impossible_format_is_rejected(self, arguments: tuple[int, int]) -> None:
         with pytest.raises(ValueError, match=r"frame|pixel format|channels"):
             FrameFormat(*arguments)
 
@@ -161,7 +161,7 @@ class TestPublisher:
                 assert subscriber.receive(5).sequence == 1
 
     @pytest.mark.parametrize("name", ["a/b", "..", "", "x" * 60])
-    def test_a_name_that_is_none(self, name: str) -> None:
+    def test_an_invalid_name_is_rejected(self, name: str) -> None:
         with pytest.raises(InvalidName):
             Publisher(name, SMALL)
         with pytest.raises(InvalidName):
@@ -173,7 +173,7 @@ class TestPublisher:
         assert files_of(stream) == []
 
     @pytest.mark.root
-    def test_a_name_that_another_user_took_first(self, stream: str) -> None:
+    def test_a_name_that_another_user_took_first_is_an_error(self, stream: str) -> None:
         for suffix in ("lock", "ring"):
             path = SHM / f"framebus.{stream}.{suffix}"
             path.write_bytes(b"taken")
@@ -232,7 +232,7 @@ class TestPublisher:
             end(loan)
             assert publish(publisher) == (2 if end is Loan.publish else 1)
 
-    def test_it_belongs_to_one_thread(self, stream: str) -> None:
+    def test_a_publisher_belongs_to_one_thread(self, stream: str) -> None:
         with Publisher(stream, SMALL) as publisher:
             publish(publisher)
             caught: list[BaseException] = []
@@ -248,7 +248,7 @@ class TestPublisher:
             thread.join()
             assert caught
 
-    def test_closed_is_closed(self, stream: str) -> None:
+    def test_a_closed_publisher_rejects_every_call(self, stream: str) -> None:
         publisher = Publisher(stream, SMALL)
         loan = publisher.loan()
         publisher.close()
@@ -262,20 +262,20 @@ class TestPublisher:
 
 
 class TestSubscriber:
-    def test_no_stream(self, stream: str) -> None:
+    def test_a_missing_stream_is_an_error(self, stream: str) -> None:
         with pytest.raises(StreamNotFound, match=stream):
             Subscriber(stream, attach_timeout_s=0)
         with pytest.raises(StreamNotFound):
             Subscriber(stream, attach_timeout_s=0.1)
 
-    def test_waiting_for_the_stream(self, stream: str, start_program: Start) -> None:
+    def test_a_subscriber_can_wait_for_the_stream(self, stream: str, start_program: Start) -> None:
         program = start_program("publish", stream, "4", "6", "8")
         program.send("publish 3")
         with Subscriber(stream, attach_timeout_s=20) as subscriber:
             assert subscriber.receive(20).pixels.shape == (4, 6, 3)
         assert program.end() == 0
 
-    def test_its_descriptor_is_told_while_all_leases_are_held(self, stream: str) -> None:
+    def test_the_descriptor_signals_a_frame_while_all_leases_are_held(self, stream: str) -> None:
         with Publisher(stream, SMALL) as publisher, Subscriber(stream, max_leases=1) as subscriber:
             publish(publisher)
             with subscriber.receive(5):
@@ -387,7 +387,7 @@ class TestSubscriber:
             assert subscriber.statistics.received == 1
 
     @WAKES
-    def test_it_belongs_to_one_thread_but_frames_are_released_in_any(self, stream: str, wake: Wake) -> None:
+    def test_a_subscriber_belongs_to_one_thread_but_frames_are_released_in_any(self, stream: str, wake: Wake) -> None:
         with Publisher(stream, SMALL) as publisher, Subscriber(stream, wake=wake) as subscriber:
             publish(publisher)
             frame = subscriber.receive(5)
@@ -407,7 +407,7 @@ class TestSubscriber:
             assert subscriber.statistics.leases == 0
 
     @WAKES
-    def test_a_time_out_is_not_the_end(self, stream: str, wake: Wake) -> None:
+    def test_a_subscriber_can_receive_after_a_time_out(self, stream: str, wake: Wake) -> None:
         with Publisher(stream, SMALL) as publisher, Subscriber(stream, wake=wake) as subscriber:
             for timeout_s in (0, 0.001, 0.12):
                 with pytest.raises(ReceiveTimeout, match=stream):
@@ -515,13 +515,13 @@ class TestSubscriber:
                 signal.signal(signal.SIGALRM, before)
 
     @pytest.mark.parametrize("arguments", [{"mode": "all"}, {"wake": "bell"}, {"max_leases": 0}])
-    def test_arguments_that_cannot_be(self, stream: str, arguments: dict[str, object]) -> None:
+    def test_impossible_arguments_are_rejected(self, stream: str, arguments: dict[str, object]) -> None:
         with pytest.raises(ValueError, match="is"):
             Subscriber(stream, **arguments)  # type: ignore[arg-type]
 
 
 class TestAsync:
-    def test_async_for(self, stream: str) -> None:
+    def test_async_for_receives_frames(self, stream: str) -> None:
         async def consume() -> list[int]:
             seen = []
             async for frame in subscriber:
@@ -535,7 +535,7 @@ class TestAsync:
             publish(publisher)
             assert asyncio.run(consume()) == [1, 2, 3, 4, 5]
 
-    def test_a_cancel_loses_no_frame(self, stream: str) -> None:
+    def test_a_cancelled_receive_loses_no_frame(self, stream: str) -> None:
         async def interrupt() -> int:
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.15):
@@ -546,7 +546,7 @@ class TestAsync:
         with Publisher(stream, SMALL) as publisher, Subscriber(stream) as subscriber:
             assert asyncio.run(interrupt()) == 1
 
-    def test_time_out(self, stream: str) -> None:
+    def test_receive_async_times_out(self, stream: str) -> None:
         with Publisher(stream, SMALL), Subscriber(stream) as subscriber, pytest.raises(ReceiveTimeout):
             asyncio.run(subscriber.receive_async(0.1))
 

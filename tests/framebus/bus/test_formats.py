@@ -57,7 +57,7 @@ def test_a_frame_arrives_in_its_shape_and_tells_its_format(
 
 
 @pytest.mark.parametrize("typestr", DTYPES)
-def test_every_type_of_value(stream: str, typestr: str) -> None:
+def test_frames_of_every_element_type_arrive(stream: str, typestr: str) -> None:
     array = counting((3, 5), np.dtype(typestr).name)
     frame, subscriber = handed_over(stream, FrameFormat.of(array), array)
     assert frame.dtype == array.dtype
@@ -78,7 +78,7 @@ def test_every_type_of_value(stream: str, typestr: str) -> None:
         ([[True, False]], {}, FrameFormat(1, 2, None, "bool", "gray")),
     ],
 )
-def test_the_format_of_an_array(array: Any, arguments: dict[str, Any], wanted: FrameFormat) -> None:
+def test_the_format_of_an_array_is_found(array: Any, arguments: dict[str, Any], wanted: FrameFormat) -> None:
     assert FrameFormat.of(array, **arguments) == wanted
     assert FrameFormat.of(array, **arguments).shape == np.shape(array)
 
@@ -102,7 +102,7 @@ def test_the_format_of_an_array(array: Any, arguments: dict[str, Any], wanted: F
         (object(), {}),
     ],
 )
-def test_arrays_that_are_no_frames(array: Any, arguments: dict[str, Any]) -> None:
+def test_an_array_that_cannot_be_a_frame_is_rejected(array: Any, arguments: dict[str, Any]) -> None:
     with pytest.raises(InvalidArgument):
         FrameFormat.of(array, **arguments)
 

@@ -104,7 +104,7 @@ def test_a_returning_publisher_of_another_geometry_continues_the_history(stream:
 
 
 class TestLoans:
-    def test_they_are_numbered_as_they_are_published(self, stream: str) -> None:
+    def test_loans_are_numbered_as_they_are_published(self, stream: str) -> None:
         with (
             Publisher(stream, SMALL, slots=6, max_loans=3) as publisher,
             Subscriber(stream, mode="every") as subscriber,
@@ -122,7 +122,7 @@ class TestLoans:
             assert received(subscriber) == [(2, 0, 2), (3, 0, 0)]
             assert publisher.statistics.abandoned == 1
 
-    def test_each_has_its_slot_whatever_else_is_published(self, stream: str) -> None:
+    def test_each_loan_keeps_its_slot_whatever_else_is_published(self, stream: str) -> None:
         with Publisher(stream, SMALL, slots=5, max_loans=2) as publisher, Subscriber(stream) as subscriber:
             waiting = publisher.loan()
             waiting.pixels[:] = 77
@@ -155,7 +155,7 @@ class TestLoans:
         with pytest.raises(InvalidArgument, match="loans"):
             Publisher(stream, SMALL, slots=6, max_loans=max_loans)
 
-    def test_a_lost_one_is_given_back_and_counted(self, stream: str) -> None:
+    def test_a_lost_loan_is_returned_and_counted(self, stream: str) -> None:
         with Publisher(stream, SMALL) as publisher:
             publisher.loan().pixels[:] = 1
             pixels = publisher.loan().pixels
@@ -188,7 +188,7 @@ class TestWaiting:
             assert publisher.statistics.dropped == 1
 
     @pytest.mark.parametrize("timeout_s", [-1, float("nan"), float("inf"), "1"])
-    def test_times_are_finite(self, stream: str, timeout_s: float) -> None:
+    def test_waiting_times_must_be_finite(self, stream: str, timeout_s: float) -> None:
         with Publisher(stream, SMALL) as publisher, Subscriber(stream) as subscriber:
             for call in (publisher.loan, subscriber.receive):
                 with pytest.raises(InvalidArgument, match="timeout_s is a finite number of seconds"):
@@ -228,7 +228,7 @@ class TestAttach:
         assert turns > 10
         opened[0].close()
 
-    def test_it_gives_up_in_time_and_can_be_cancelled(self, stream: str) -> None:
+    def test_waiting_for_a_slot_times_out_and_can_be_cancelled(self, stream: str) -> None:
         async def work() -> None:
             with pytest.raises(StreamNotFound):
                 await Subscriber.attach(stream, attach_timeout_s=0.1)

@@ -112,7 +112,7 @@ def test_an_argument_that_is_not_a_time_is_named(stream: str, value: Any) -> Non
 
 
 @pytest.mark.parametrize("value", NO_FLAGS)
-def test_what_is_neither_true_nor_false_is_refused_by_name(stream: str, value: Any) -> None:
+def test_a_value_that_is_not_a_bool_is_rejected_by_name(stream: str, value: Any) -> None:
     with pytest.raises(InvalidArgument, match="planar"):
         FrameFormat(4, 6, planar=value)
     with pytest.raises(InvalidArgument, match="keep_ring"):
@@ -179,7 +179,7 @@ def test_an_argument_that_is_not_a_format_is_rejected(stream: str, value: Any) -
 @pytest.mark.usefixtures("each_steps")
 @pytest.mark.parametrize("value", ["1", 1.5, None, HUGE, -HUGE, np.array([1, 2]), object()], ids=by_type)
 @pytest.mark.parametrize("name", ["captured_ns", "captured_wall_ns"])
-def test_a_time_of_capture_that_is_none_abandons_the_loan(stream: str, name: str, value: Any) -> None:
+def test_an_invalid_capture_time_abandons_the_loan(stream: str, name: str, value: Any) -> None:
     with Publisher(stream, SMALL) as publisher:
         for touch in (True, False):
             with pytest.raises((TypeError, OverflowError)), publisher.loan() as loan:  # noqa: PT012

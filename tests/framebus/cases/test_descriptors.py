@@ -65,13 +65,13 @@ def exhausts_at_every_count(stream: str, open_it: Callable[[], Any], needs: int)
 
 
 @pytest.mark.usefixtures("each_steps")
-def test_a_publisher_with_too_few_descriptors(stream: str) -> None:
+def test_a_publisher_with_too_few_descriptors_raises_and_leaks_none(stream: str) -> None:
     # The lock, the ring and its mapping, then the socket and the poll set in the mapping's place.
     assert in_child(lambda: exhausts_at_every_count(stream, lambda: Publisher(stream, SMALL), 4)) == 0
 
 
 @WAKES
-def test_a_subscriber_with_too_few_descriptors(stream: str, wake: Wake) -> None:
+def test_a_subscriber_with_too_few_descriptors_raises_and_leaks_none(stream: str, wake: Wake) -> None:
     def use() -> None:
         exhausts_at_every_count(stream, lambda: Subscriber(stream, wake=wake), 3)
 
@@ -144,7 +144,7 @@ def test_a_ring_that_cannot_be_opened_anew_is_met_with_the_reason(stream: str) -
 
 
 @pytest.mark.parametrize("number", [errno.ENFILE, errno.ENOMEM, errno.EMFILE])
-def test_a_host_that_has_no_more(stream: str, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_host_without_descriptors_is_reported(stream: str, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     open_file = os.open
 
     def refuse(path: Any, *arguments: Any, **named: Any) -> int:
@@ -165,7 +165,7 @@ def test_a_host_that_has_no_more(stream: str, number: int, monkeypatch: pytest.M
         assert (files_of(stream), left_open(before)) == (files, frozenset())
 
 
-def test_an_address_space_that_is_too_small(stream: str) -> None:
+def test_a_too_small_address_space_is_reported(stream: str) -> None:
     large = FrameFormat(4096, 4096)
 
     def publish_it() -> None:

@@ -53,7 +53,7 @@ LEAVE = pytest.mark.parametrize(
 
 @LEAVE
 @pytest.mark.usefixtures("each_steps")
-def test_what_was_not_touched_is_not_published(stream: str, leave: Callable[..., None]) -> None:
+def test_an_untouched_loan_is_not_published(stream: str, leave: Callable[..., None]) -> None:
     with Publisher(stream, SMALL, slots=3) as publisher, Subscriber(stream, mode="every", max_leases=1) as subscriber:
         for value in (1, 2, 3):
             publish(publisher, value)
@@ -69,7 +69,7 @@ def test_what_was_not_touched_is_not_published(stream: str, leave: Callable[...,
 @LEAVE
 @pytest.mark.usefixtures("each_steps")
 @pytest.mark.parametrize("what", ["pixels", "metadata", "captured_ns"])
-def test_what_was_touched_is_published(stream: str, leave: Callable[..., None], what: str) -> None:
+def test_a_touched_loan_is_published(stream: str, leave: Callable[..., None], what: str) -> None:
     def write(loan: Loan) -> None:
         if what == "pixels":
             loan.pixels[:] = 9

@@ -139,7 +139,7 @@ def _inherit(frame: Frame) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 @pytest.mark.usefixtures("each_steps")
-def test_processes_and_pools_of_multiprocessing_beside_a_subscriber(stream: str) -> None:
+def test_multiprocessing_works_beside_a_subscriber(stream: str) -> None:
     with Publisher(stream, SMALL) as publisher, Subscriber(stream, mode="every") as subscriber:
         publish(publisher, 7)
         frame = subscriber.receive(5)
@@ -198,7 +198,7 @@ print("went on")
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
-def test_a_fork_in_a_finalizer(stream: str) -> None:
+def test_a_finalizer_may_fork(stream: str) -> None:
     class Forks:
         status = -1
 

@@ -72,7 +72,7 @@ def test_a_publisher_in_a_cycle_is_collected(stream: str) -> None:
 
 
 @pytest.mark.usefixtures("each_steps")
-def test_both_sides_in_one_cycle(stream: str) -> None:
+def test_both_sides_in_one_cycle_are_collected(stream: str) -> None:
     before = descriptors()
     publisher = Publisher(stream, SMALL, max_loans=2)
     publish(publisher)
@@ -153,7 +153,7 @@ def test_callbacks_of_weak_references_may_use_the_bus(stream: str) -> None:
 @pytest.mark.parametrize(
     "attempt", [lambda name: Subscriber(name, attach_timeout_s=0), lambda name: Publisher(name, NO_FORMAT)]
 )
-def test_what_did_not_open_is_collected_in_silence(stream: str, attempt: Callable[[str], object]) -> None:
+def test_an_endpoint_that_did_not_open_is_collected_silently(stream: str, attempt: Callable[[str], object]) -> None:
     before = descriptors()
     for _ in range(3):
         try:

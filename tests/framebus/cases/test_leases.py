@@ -110,7 +110,7 @@ def test_the_last_traceback_of_an_interactive_session_holds_its_frames(stream: s
         lambda frame: iter(frame.pixels),
     ],
 )
-def test_what_is_held_is_named(stream: str, hold: Callable[[Frame], object]) -> None:
+def test_the_error_names_the_frames_that_are_held(stream: str, hold: Callable[[Frame], object]) -> None:
     with Publisher(stream, SMALL) as publisher, Subscriber(stream, max_leases=1) as subscriber:
         publish(publisher, 7)
         held = hold(subscriber.receive(5))
@@ -147,7 +147,7 @@ def test_an_exception_at_any_point_of_a_receive_holds_nothing(
             assert publisher.statistics.dropped == 0
 
 
-def test_what_reads_a_frame_cannot_write_it(stream: str) -> None:
+def test_a_consumer_of_a_frame_cannot_write_it(stream: str) -> None:
     with Publisher(stream, SMALL) as publisher, Subscriber(stream) as subscriber:
         publish(publisher, 7)
         frame = subscriber.receive(5)

@@ -39,7 +39,7 @@ def test_a_loan_that_no_variable_holds_is_given_back(stream: str) -> None:
         works(publisher, subscriber)
 
 
-def test_a_list_of_loans_is_cleared(stream: str) -> None:
+def test_clearing_a_list_of_loans_returns_them(stream: str) -> None:
     with Publisher(stream, SMALL, max_loans=3) as publisher, Subscriber(stream) as subscriber:
         loans = [publisher.loan() for _ in range(3)]
         with pytest.raises(LoanOutstanding):
@@ -133,7 +133,7 @@ def points_seen(stream: str, monkeypatch: pytest.MonkeyPatch, use: Callable[[Pub
     return seen
 
 
-def test_an_alarm_between_loan_and_with(stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_alarm_between_loan_and_with_loses_no_slot(stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The exception comes at each point from the call of loan() to the end of the block, one after the other."""
 
     def use(publisher: Publisher) -> None:
@@ -144,7 +144,7 @@ def test_an_alarm_between_loan_and_with(stream: str, monkeypatch: pytest.MonkeyP
     assert {"Publisher.loan", "Publisher._publish", "Loan._freeze"} <= points_seen(stream, monkeypatch, use)
 
 
-def test_an_exception_at_any_point_of_publish(stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exception_at_any_point_of_publish_loses_no_slot(stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
     array = np.full((4, 6, 3), 9, np.uint8)
 
     def use(publisher: Publisher) -> None:
@@ -154,7 +154,7 @@ def test_an_exception_at_any_point_of_publish(stream: str, monkeypatch: pytest.M
     assert {"Publisher.publish", "Publisher.loan", "Publisher._publish"} <= seen
 
 
-def test_a_loan_tells_of_itself(stream: str) -> None:
+def test_a_loan_describes_itself(stream: str) -> None:
     with Publisher(stream, SMALL) as publisher:
         loan = publisher.loan()
         assert repr(loan) == "<Loan (4, 6, 3) uint8 bgr open>"
@@ -165,7 +165,7 @@ def test_a_loan_tells_of_itself(stream: str) -> None:
         assert repr(given_back) == "<Loan (4, 6, 3) uint8 bgr abandoned>"
 
 
-def test_a_real_alarm_at_any_time(stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_real_alarm_at_any_time_loses_no_slot(stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # An exception in __del__ goes no further, and pytest's hook would keep what it is about to end.
     monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)
 

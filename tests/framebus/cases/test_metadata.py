@@ -63,7 +63,7 @@ READABLE: list[Mapping[str, Any]] = [
 
 @pytest.mark.usefixtures("each_steps")
 @pytest.mark.parametrize("metadata", UNREADABLE.values(), ids=UNREADABLE)
-def test_what_no_subscriber_could_read_is_refused(stream: str, metadata: Any) -> None:
+def test_metadata_that_no_subscriber_could_read_is_rejected(stream: str, metadata: Any) -> None:
     with Publisher(stream, SMALL) as publisher, Subscriber(stream) as subscriber:
         with pytest.raises(InvalidMetadata, match="metadata"):
             publisher.publish(PIXELS, metadata=metadata)
@@ -81,7 +81,7 @@ def test_what_no_subscriber_could_read_is_refused(stream: str, metadata: Any) ->
 
 @pytest.mark.usefixtures("each_steps")
 @pytest.mark.parametrize("metadata", READABLE, ids=range(len(READABLE)))
-def test_what_is_published_is_read(stream: str, metadata: Mapping[str, Any]) -> None:
+def test_published_metadata_is_read_unchanged(stream: str, metadata: Mapping[str, Any]) -> None:
     with Publisher(stream, SMALL) as publisher, Subscriber(stream) as subscriber:
         publisher.publish(PIXELS, metadata=metadata)
         assert subscriber.receive(5).metadata == metadata

@@ -47,7 +47,7 @@ def output(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 0)
 
 
 @pytest.mark.parametrize("width", ["", "60", "80", "nonsense", "-1"])
-def test_list_and_inspect(
+def test_list_and_inspect_show_a_live_stream(
     stream: str, width: str, publisher: Publisher, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", width)
@@ -108,7 +108,7 @@ def test_snapshot_turns_rgb_for_the_file(stream: str, tmp_path: Path, capsys: py
     assert (picture == np.array((3, 2, 1))).all()
 
 
-def test_size_is_what_the_ring_takes(stream: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_size_prints_what_the_ring_takes(stream: str, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ("size", "--height", "40", "--width", "60", "--slots", "5")
     answer = json.loads(output(capsys, *arguments, "--json"))
     with Publisher(stream, FrameFormat(40, 60), slots=5):
@@ -127,7 +127,7 @@ def crash(stream: str) -> None:
     os._exit(1)
 
 
-def test_doctor_and_gc_put_right_what_a_crash_leaves(stream: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_reports_and_gc_removes_what_a_crash_leaves(stream: str, capsys: pytest.CaptureFixture[str]) -> None:
     child = Person(0, crash, stream, group=0)
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     child.end()

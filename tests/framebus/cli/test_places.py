@@ -178,7 +178,7 @@ def look_at_leftovers(end: Callable[[Publisher], None], level: str, others: str)
 
 
 @pytest.mark.parametrize(("end", "level", "others"), [(crash, "problem", "warning"), (close, "note", "note")])
-def test_a_leftover_is_its_owners(end: Callable[[Publisher], None], level: str, others: str) -> None:
+def test_only_the_owner_is_told_to_remove_a_leftover(end: Callable[[Publisher], None], level: str, others: str) -> None:
     alone(look_at_leftovers, end, level, others)
 
 
@@ -194,7 +194,7 @@ def look_at_damaged_ring() -> None:
     assert (row["readable"], row["denied"]) == (False, False)
 
 
-def test_a_damaged_ring_is_its_owners_problem() -> None:
+def test_a_damaged_ring_is_a_problem_only_for_its_owner() -> None:
     alone(look_at_damaged_ring)
 
 
@@ -342,7 +342,7 @@ def look_at_room(prepare: Callable[[], None]) -> tuple[int, list[dict[str, Any]]
         ("size=100m,mode=0777", lambda: None, 0, "warning", "mode 0777", "chmod 1777 /dev/shm"),
     ],
 )
-def test_the_doctor_judges_the_room(
+def test_the_doctor_checks_the_room_in_dev_shm(
     options: str, prepare: Callable[[], None], status: int, level: str, what: str, remedy: str
 ) -> None:
     found_status, findings = alone(look_at_room, prepare, options=options)
@@ -384,7 +384,7 @@ def fill_pod() -> None:
         ("size=100m,mode=2777", enter_pod, 0, "warning", "mode 2777", "by 'subPath'"),
     ],
 )
-def test_the_doctor_judges_the_room_of_a_pod(
+def test_the_doctor_checks_the_room_of_a_pod(
     options: str, prepare: Callable[[], None], status: int, level: str, what: str, remedy: str
 ) -> None:
     found_status, findings = alone(look_at_room, prepare, options=options)

@@ -10,7 +10,7 @@ from pathlib import Path
 from framebus.notify.local_socket import LocalSocket
 
 
-def test_it_is_closed_with_its_last_reference() -> None:
+def test_a_socket_is_closed_with_its_last_reference() -> None:
     opened = LocalSocket()
     descriptor = os.fstat(opened.fileno())
     number = opened.fileno()
@@ -18,7 +18,7 @@ def test_it_is_closed_with_its_last_reference() -> None:
     assert not is_open(number, descriptor)
 
 
-def test_it_is_closed_though_its_making_was_interrupted() -> None:
+def test_a_socket_whose_creation_was_interrupted_is_closed() -> None:
     interrupted = LocalSocket.__new__(LocalSocket)
     _socket.socket.__init__(interrupted, socket.AF_UNIX, socket.SOCK_STREAM)  # the rest of socket.__init__() never ran
     number = interrupted.fileno()
@@ -27,7 +27,7 @@ def test_it_is_closed_though_its_making_was_interrupted() -> None:
     assert not is_open(number, descriptor)
 
 
-def test_one_that_was_never_made_ends_without_an_error() -> None:
+def test_a_socket_that_was_never_created_ends_without_an_error() -> None:
     LocalSocket.__new__(LocalSocket)
 
 

@@ -116,7 +116,9 @@ def test_a_path_that_cannot_be_bound_is_told_of(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("prefix", [b"", TOPIC[:1], TOPIC])
-def test_libzmq_hears_what_it_subscribes_to(server: NotificationServer, path: Path, prefix: bytes) -> None:
+def test_libzmq_receives_the_topics_that_it_subscribes_to(
+    server: NotificationServer, path: Path, prefix: bytes
+) -> None:
     context = zmq.Context()
     listener = context.socket(zmq.SUB)
     listener.connect(f"ipc://{path}")

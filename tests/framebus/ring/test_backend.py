@@ -28,7 +28,7 @@ def run(backend: str, code: str) -> str:
 
 @pytest.mark.usefixtures("compiled_steps")
 @pytest.mark.parametrize(("asked", "used"), [("", "c"), ("auto", "c"), ("c", "c"), ("python", "python")])
-def test_the_environment_chooses(asked: str, used: str) -> None:
+def test_the_environment_selects_the_backend(asked: str, used: str) -> None:
     assert run(asked, LOOK) == used
 
 
@@ -39,7 +39,7 @@ def test_without_the_compiled_steps_python_takes_their_place() -> None:
 @pytest.mark.parametrize(
     "call", ["Publisher('no-backend', framebus.FrameFormat(2, 2))", "Subscriber('no-backend', attach_timeout_s=0)"]
 )
-def test_what_cannot_be_had_is_said_where_a_stream_is_opened(call: str) -> None:
+def test_an_unavailable_backend_is_reported_when_a_stream_is_opened(call: str) -> None:
     told = run("c", HIDE + OPEN.format(call))
     assert told.startswith("FRAMEBUS_BACKEND=c asks for the compiled part of framebus, which was not built")
     assert run("rust", OPEN.format(call)) == "FRAMEBUS_BACKEND is one of auto, c, python, not 'rust'"
@@ -69,7 +69,7 @@ def test_the_doctor_says_how_to_get_the_compiled_backend() -> None:
     assert remedy == "install a C compiler, Python's headers and framebus again"
 
 
-def test_the_doctor_has_a_problem_with_a_backend_that_cannot_be_had() -> None:
+def test_the_doctor_reports_an_unavailable_backend_as_a_problem() -> None:
     level, what, remedy = told_by_doctor("c", HIDE)
     assert (level, remedy) == (
         "problem", "install a C compiler, Python's headers and framebus again, or unset the variable",

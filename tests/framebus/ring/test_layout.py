@@ -32,7 +32,7 @@ def test_slots_are_whole_pages_and_do_not_overlap(slots: int, frame_bytes: int) 
 
 
 @pytest.mark.parametrize(("slots", "frame_bytes"), [(2, 1), (256, 1), (8, 0), (8, 1 << 60)])
-def test_geometry_that_makes_no_ring(slots: int, frame_bytes: int) -> None:
+def test_impossible_geometry_is_rejected(slots: int, frame_bytes: int) -> None:
     with pytest.raises(ValueError, match="ring"):
         Geometry.for_frames(slots, frame_bytes)
 
@@ -92,10 +92,10 @@ def test_record_survives_a_round_trip() -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "../x", "a.b", "-a", "é", "a" * 49, "a b", "a\n"])
-def test_names_that_are_no_file_names(name: str) -> None:
+def test_invalid_stream_names_are_rejected(name: str) -> None:
     with pytest.raises(InvalidName, match="letters, digits"):
         check_name(name)
 
 
-def test_names_that_are() -> None:
+def test_valid_stream_names_are_accepted() -> None:
     assert [check_name(name) for name in ("a", "Cam-0_x", "9", "a" * 48)]

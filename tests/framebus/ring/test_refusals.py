@@ -140,7 +140,7 @@ def test_a_slot_that_cannot_be_unlocked_is_an_error(publisher: PublisherRing, en
 
 
 @pytest.mark.usefixtures("each_steps")
-def test_what_ends_and_cannot_be_unlocked_is_told(
+def test_a_failed_unlock_in_a_finalizer_is_reported(
     stream: str, publisher: PublisherRing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publisher.writer.publish(claimed(publisher), 1, 2)

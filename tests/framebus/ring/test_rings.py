@@ -166,7 +166,7 @@ def test_a_leased_slot_is_not_claimed_until_the_last_view_goes(stream: str, publ
     assert held in claimed
 
 
-def test_no_free_slot_is_none(stream: str, publisher: PublisherRing) -> None:
+def test_without_a_free_slot_claim_returns_none(stream: str, publisher: PublisherRing) -> None:
     subscribers = [SubscriberRing(stream) for _ in range(4)]
     leases = []
     for subscriber in subscribers:

@@ -34,7 +34,7 @@ def of(slots: int, max_loans: int = 1) -> Geometry:
     return Geometry.for_frames(slots, 1, max_loans)
 
 
-def test_seats_are_as_many_as_slots_but_the_newest_and_the_loans(ring: Segment) -> None:
+def test_there_is_a_seat_for_each_slot_except_the_newest_and_the_loans(ring: Segment) -> None:
     first, second, third = (shm.attach(ring.name) for _ in range(3))
     take_seats(first, of(6), 2)
     take_seats(second, of(6), 2)
@@ -50,7 +50,7 @@ def test_seats_are_as_many_as_slots_but_the_newest_and_the_loans(ring: Segment) 
         take_seats(shm.attach(ring.name), of(6, max_loans=2), 1)
 
 
-def test_a_refused_subscriber_takes_none(ring: Segment) -> None:
+def test_a_refused_subscriber_takes_no_seat(ring: Segment) -> None:
     first, second = shm.attach(ring.name), shm.attach(ring.name)
     take_seats(first, of(5), 2)
     with pytest.raises(SubscriberLimitReached):
@@ -118,7 +118,7 @@ def dead_record(stream: str) -> Path:
     return path
 
 
-def test_the_dead_of_this_user_are_cleared_away_and_the_living_stay(stream: str) -> None:
+def test_records_of_this_users_dead_subscribers_are_removed_and_live_ones_stay(stream: str) -> None:
     living = RecordFile(stream, new_record("detector", "newest", "zmq", 2))
     dead = [dead_record(stream) for _ in range(3)]
     other = dead_record(f"{stream}-2")
@@ -131,7 +131,7 @@ def test_the_dead_of_this_user_are_cleared_away_and_the_living_stay(stream: str)
 
 
 @pytest.mark.root
-def test_the_dead_of_another_user_are_left_to_it(stream: str) -> None:
+def test_records_of_another_users_dead_subscribers_stay(stream: str) -> None:
     path = dead_record(stream)
     os.chown(path, 12345, 12345)
     assert remove_dead_records(stream) == 0
@@ -153,7 +153,7 @@ def test_a_file_that_is_not_our_record_is_inspected_without_harm(stream: str, tm
     folder.rmdir()
 
 
-def test_no_more_than_some_are_looked_at_in_one_go(stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_records_checked_at_a_time_is_limited(stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("framebus.ring.admission.MAX_RECORDS_CHECKED", 2)
     for _ in range(5):
         dead_record(stream)

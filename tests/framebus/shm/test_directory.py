@@ -54,7 +54,7 @@ def test_a_live_stream_is_never_left_over(stream: str) -> None:
         assert subscriber.receive(5).sequence == 1
 
 
-def test_what_a_kill_leaves_is_found_and_removed(stream: str, start_program: Start) -> None:
+def test_files_left_by_a_killed_process_are_found_and_removed(stream: str, start_program: Start) -> None:
     publisher = start_program("publish", stream, "4", "6", "8")
     assert publisher.read() == "open"
     reader = start_program("check_frames", stream, "newest", "zmq", "0")
@@ -95,7 +95,7 @@ def test_a_kept_ring_is_left_over(stream: str) -> None:
     remove_leftovers(stream)
 
 
-def test_what_a_service_kept_is_left_over_when_the_stream_has_ended(stream: str) -> None:
+def test_files_that_a_service_kept_are_left_over_after_the_stream(stream: str) -> None:
     publisher = Publisher(stream, SMALL)
     (SHM / f"framebus.{stream}.state.detector").write_bytes(b"tracks")
     assert names_left(stream) == []
@@ -106,7 +106,7 @@ def test_what_a_service_kept_is_left_over_when_the_stream_has_ended(stream: str)
 
 
 @pytest.mark.root
-def test_what_another_user_owns_is_reported_not_removed(stream: str) -> None:
+def test_files_of_another_user_are_reported_and_not_removed(stream: str) -> None:
     Publisher(stream, SMALL, keep_ring=True).close()
     child = os.fork()
     if child == 0:
@@ -123,7 +123,7 @@ def test_what_another_user_owns_is_reported_not_removed(stream: str) -> None:
     assert len(remove_leftovers(stream)) == 2
 
 
-def test_files_of_others_are_no_streams() -> None:
+def test_files_of_other_programs_are_not_streams() -> None:
     assert all("/" not in name and "." not in name for name in stream_names())
 
 
@@ -145,7 +145,7 @@ def test_no_publisher_opens_what_is_about_to_be_removed(stream: str, monkeypatch
 
 
 @pytest.mark.parametrize("remove", [False, True])
-def test_two_that_look_for_leftovers_at_once_both_find_them(stream: str, remove: bool) -> None:
+def test_two_processes_that_look_for_leftovers_at_once_both_find_them(stream: str, remove: bool) -> None:
     Publisher(stream, SMALL, keep_ring=True).close()
     held = locks.PublisherLock.acquire(companion_path(stream, "lock").name)
     assert held is not None

@@ -42,7 +42,7 @@ def test_create_refuses_a_name_that_is_taken(name: str) -> None:
     segment.unlink()
 
 
-def test_too_large_leaves_nothing_and_says_what_to_set(name: str) -> None:
+def test_a_too_large_segment_leaves_no_file_and_says_what_to_set(name: str) -> None:
     size = 1 << 50
     with pytest.raises(
         NotEnoughSharedMemory, match=r"^/dev/shm has \d+ MiB free, .* needs 1073741824 MiB: set shm_size"

@@ -1,4 +1,4 @@
-"""Connections to the broker: kept through losses, ended at once, and every refusal told in a sentence."""
+"""Connections to the broker: they survive losses and end at once, and every refusal is reported in one sentence."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SECRET = "s3cr-t"
 
 
 def refusal(section: BrokerSection) -> str:
-    """The sentence that tells why there is no connection."""
+    """Return the sentence that says why there is no connection."""
 
     async def work() -> None:
         await (await connect(section)).close()
@@ -57,20 +57,20 @@ def refusal(section: BrokerSection) -> str:
         (RuntimeError("x" * 5000), "xxx"),
     ],
 )
-def test_each_error_is_told_in_a_sentence(error: BaseException, told: str) -> None:
+def test_each_error_is_reported_in_one_sentence(error: BaseException, told: str) -> None:
     sentence = why(error)
     assert told in sentence
     assert "\n" not in sentence
     assert len(sentence) < 400
 
 
-def test_the_cause_of_an_error_is_told() -> None:
+def test_the_cause_of_an_error_is_reported() -> None:
     error = ConnectionError("lost")
     error.__cause__ = AuthenticationError(403, "ACCESS_REFUSED")
     assert "it refuses the log-in" in why(error)
 
 
-def test_no_broker_is_told_with_what_to_set() -> None:
+def test_a_missing_broker_is_reported_with_the_setting() -> None:
     with pytest.raises(UnusableSetting, match=r"set broker\.url to amqp://HOST"):
         asyncio.run(connect(BrokerSection()))
 
@@ -87,7 +87,7 @@ def test_no_broker_is_told_with_what_to_set() -> None:
         ),
     ],
 )
-def test_a_file_that_cannot_be_used_is_told(section: dict[str, Any], told: str) -> None:
+def test_an_unusable_file_is_reported(section: dict[str, Any], told: str) -> None:
     with pytest.raises(UnusableSetting, match=told) as caught:
         asyncio.run(connect(BrokerSection.model_validate(section)))
     assert "\n" not in str(caught.value)
@@ -142,13 +142,13 @@ class FakeConnection:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Try again at once."""
+    """Retry without a pause."""
     monkeypatch.setattr(broker, "RETRY_S", (0.001, 0.002))
     monkeypatch.setattr(broker, "STOP_SLICE_S", 0.001)
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_connection_is_tried_until_there_is_one_and_again_when_it_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_is_retried_until_it_succeeds_and_after_each_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     stop = threading.Event()
     states: list[str] = []
     connections: list[FakeConnection] = []
@@ -176,7 +176,7 @@ def test_a_connection_is_tried_until_there_is_one_and_again_when_it_is_lost(monk
 
 
 @pytest.mark.usefixtures("quick")
-def test_what_the_work_raises_is_told_or_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_the_work_is_reported_or_passes_through(monkeypatch: pytest.MonkeyPatch) -> None:
     connection = FakeConnection()
 
     async def pretend(_section: BrokerSection, _url: str | None = None) -> FakeConnection:
@@ -193,7 +193,7 @@ def test_what_the_work_raises_is_told_or_passes(monkeypatch: pytest.MonkeyPatch)
 
 @asynccontextmanager
 async def listening(answer: bytes | None) -> AsyncIterator[str]:
-    """A server that says something to the first words, and closes; None: it never says anything."""
+    """Run a server that answers the first bytes and closes the connection; with None, it never answers."""
     writers = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -215,7 +215,7 @@ async def listening(answer: bytes | None) -> AsyncIterator[str]:
 
 
 @pytest.mark.usefixtures("quick")
-def test_stop_ends_it_while_the_broker_does_not_answer() -> None:
+def test_stop_ends_the_connection_while_the_broker_does_not_answer() -> None:
     async def work(_connection: AbstractConnection) -> None:
         raise AssertionError
 
@@ -225,7 +225,7 @@ def test_stop_ends_it_while_the_broker_does_not_answer() -> None:
             keeping = asyncio.ensure_future(keep_connected(BrokerSection(url=url), work, stop))
             await asyncio.sleep(0.02)
             stop.set()
-            # Far less than the broker has to answer.
+            # Far less than the time that the broker has to answer.
             await asyncio.wait_for(keeping, broker.CONNECT_TIMEOUT_S / 2)
 
     asyncio.run(run())
@@ -234,7 +234,7 @@ def test_stop_ends_it_while_the_broker_does_not_answer() -> None:
 @pytest.mark.parametrize(
     "answer", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"AMQP\0\0\x08\0", bytes(64), b"\x01" * 64]
 )
-def test_a_server_that_is_no_broker_is_told(answer: bytes) -> None:
+def test_a_server_that_is_not_a_broker_is_reported(answer: bytes) -> None:
     async def work() -> str:
         async with listening(answer) as url:
             try:
@@ -248,7 +248,7 @@ def test_a_server_that_is_no_broker_is_told(answer: bytes) -> None:
     assert "\n" not in sentence
 
 
-def test_the_library_does_not_log_by_itself() -> None:
+def test_the_client_library_does_not_log() -> None:
     for name in ("aio_pika", "aiormq"):
         assert not logging.getLogger(name).isEnabledFor(logging.ERROR)
 
@@ -280,7 +280,7 @@ def make_certificate(folder: Path, name: str, authority: str) -> None:
 
 @pytest.fixture(scope="module")
 def tls(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Certificates of a server and a client that one authority vouches for, and of a stranger to it."""
+    """Make certificates of a server and a client from one authority, and a certificate from another authority."""
     folder = tmp_path_factory.mktemp("tls")
     for authority in ("ours", "others"):
         make_authority(folder, authority)
@@ -303,21 +303,23 @@ def running(folder: Path, tls: Path) -> Iterator[RabbitMq]:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, tls: Path) -> Iterator[RabbitMq]:
-    """A broker that takes TLS with clients' certificates too."""
+    """Run a broker that also accepts TLS with certificates of clients."""
     with running(tmp_path_factory.mktemp("rabbitmq"), tls) as started:
         yield started
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("section", [{"username": "guest"}, {"username": "unknown"}, {}])
-def test_a_wrong_password_is_told(server: RabbitMq, monkeypatch: pytest.MonkeyPatch, section: dict[str, Any]) -> None:
+def test_a_wrong_password_is_reported(
+    server: RabbitMq, monkeypatch: pytest.MonkeyPatch, section: dict[str, Any]
+) -> None:
     monkeypatch.setenv("WRONG", SECRET)
     told = refusal(BrokerSection(url=server.url, password_env="WRONG", **section))
     assert "it refuses the log-in: see broker.username and broker.password_file" in told
 
 
 @pytest.mark.slow
-def test_a_virtual_host_that_does_not_exist_is_told(server: RabbitMq) -> None:
+def test_a_missing_virtual_host_is_reported(server: RabbitMq) -> None:
     told = refusal(BrokerSection(url=f"{server.url}/no%2Fsuch"))
     assert told == "it refuses the virtual host no/such: create it, and give the user permission to use it"
 
@@ -333,7 +335,7 @@ def over_tls(server: RabbitMq, tls: Path, ca: str | None, client: str | None, ho
 
 @pytest.mark.slow
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_both_show_who_they_are_by_certificates(server: RabbitMq, tls: Path, host: str) -> None:
+def test_client_and_server_authenticate_with_certificates(server: RabbitMq, tls: Path, host: str) -> None:
     async def work() -> bool:
         async with await connect(over_tls(server, tls, "ours", "client", host)) as connection:
             channel = await connection.channel()
@@ -346,7 +348,7 @@ def test_both_show_who_they_are_by_certificates(server: RabbitMq, tls: Path, hos
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ca", ["others", None])
-def test_a_server_that_an_unknown_authority_vouches_for_is_refused(server: RabbitMq, tls: Path, ca: str | None) -> None:
+def test_a_server_certificate_of_an_unknown_authority_is_rejected(server: RabbitMq, tls: Path, ca: str | None) -> None:
     told = refusal(over_tls(server, tls, ca, "client"))
     assert "TLS fails, see broker.ca_file" in told
     assert "certificate verify failed" in told
@@ -354,13 +356,13 @@ def test_a_server_that_an_unknown_authority_vouches_for_is_refused(server: Rabbi
 
 @pytest.mark.slow
 @pytest.mark.parametrize("client", [None, "stranger"])
-def test_a_client_that_the_server_does_not_know_is_told(server: RabbitMq, tls: Path, client: str | None) -> None:
+def test_a_rejected_client_certificate_is_reported(server: RabbitMq, tls: Path, client: str | None) -> None:
     told = refusal(over_tls(server, tls, "ours", client))
     assert "TLS" in told
     assert "broker.certificate_file" in told
 
 
 @pytest.mark.slow
-def test_tls_to_a_port_without_it_is_told(server: RabbitMq, tls: Path) -> None:
+def test_tls_to_a_port_without_tls_is_reported(server: RabbitMq, tls: Path) -> None:
     plain = BrokerSection(url=f"amqps://127.0.0.1:{server.port}", ca_file=tls / "ours.pem")
     assert "TLS" in refusal(plain)

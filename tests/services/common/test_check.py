@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 
 def check(service: str, **sections: Mapping[str, Any]) -> tuple[int, list[str]]:
-    """Exit status and the lines of ``--check``; each section as keyword, the stream's too."""
+    """Return the exit status and the lines of ``--check``. Each section of the configuration is a keyword."""
     environment = {name: text for name, text in os.environ.items() if not name.startswith("FRAMEBUS_")}
     for section, values in sections.items():
         for key, value in values.items():
@@ -73,7 +73,7 @@ def test_a_calibration_and_a_camera_that_cannot_be_read_are_faults(tmp_path: Pat
     assert check("stitcher", stitcher={"calibration": {"file": str(tmp_path / "calibration2.json")}}) == (0, [])
 
 
-def test_an_address_that_cannot_be_listened_on_is_a_fault_unless_the_streamer_runs(stream: str) -> None:
+def test_an_unavailable_address_is_a_fault_unless_the_streamer_runs(stream: str) -> None:
     status, (line,) = check("streamer", streamer={"host": "192.0.2.1"})
     assert (status, line) == (2, "streamer: cannot listen on 192.0.2.1 port 8080: Cannot assign requested address")
     port = free_ports(1)
@@ -87,7 +87,7 @@ def test_an_address_that_cannot_be_listened_on_is_a_fault_unless_the_streamer_ru
             assert check("streamer", **sections) == (0, [])
 
 
-def test_ports_and_a_cache_that_the_simulator_cannot_have_are_faults(stream: str, tmp_path: Path) -> None:
+def test_unavailable_ports_and_an_unusable_cache_are_faults_of_the_simulator(stream: str, tmp_path: Path) -> None:
     port = free_ports(5)
     (tmp_path / "file").write_text("")
     simulator = {"first_port": port, "cache_dir": str(tmp_path / "file")}

@@ -1,4 +1,4 @@
-"""The configuration: read whole, checked whole, every fault named with its place."""
+"""The configuration is read and checked as a whole, and every fault is named with its place."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_defaults_hold_without_a_file() -> None:
     assert configuration.source is None
 
 
-def test_the_file_is_read_and_other_services_sections_are_left_alone(tmp_path: Path) -> None:
+def test_the_file_is_read_and_sections_of_other_services_are_ignored(tmp_path: Path) -> None:
     file = write(tmp_path, "stream: {name: front}\nstreamer:\n  port: 9000\ndetector: {whatever: 1}\n")
     configuration = load(Configuration, file, {})
     assert configuration.stream.name == "front"
@@ -51,7 +51,7 @@ def test_the_file_is_read_and_other_services_sections_are_left_alone(tmp_path: P
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "streamer:\n  # port: 9000\nstream:\n"])
-def test_what_is_empty_or_commented_out_leaves_the_defaults(tmp_path: Path, text: str) -> None:
+def test_an_empty_or_commented_file_leaves_the_defaults(tmp_path: Path, text: str) -> None:
     configuration = load(Configuration, write(tmp_path, text), {})
     assert configuration.streamer.port == 8080
     assert configuration.stream.name == "panorama"
@@ -87,12 +87,12 @@ def test_every_fault_is_named_with_its_line(tmp_path: Path) -> None:
         ("stream: !!python/object:os.system {}\n", "is not YAML"),
     ],
 )
-def test_what_is_no_yaml_mapping_is_one_sentence(tmp_path: Path, text: str, reason: str) -> None:
+def test_a_file_that_is_not_a_yaml_mapping_is_reported_in_one_sentence(tmp_path: Path, text: str, reason: str) -> None:
     (fault,) = faults(write(tmp_path, text))
     assert reason in fault
 
 
-def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_reported_in_one_sentence(tmp_path: Path) -> None:
     assert faults(tmp_path / "missing") == [f"{tmp_path / 'missing'}: cannot be read: No such file or directory"]
     assert faults(tmp_path) == [f"{tmp_path}: cannot be read: Is a directory"]
     (tmp_path / "latin").write_bytes(b"stream: \xff")
@@ -108,7 +108,7 @@ def test_the_environment_overrides_the_file(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["12345", "yes", "a: b", "# x", "", "2026-99-99", "[", "null"])
-def test_text_from_the_environment_is_taken_as_it_stands(text: str) -> None:
+def test_text_from_the_environment_is_taken_literally(text: str) -> None:
     environment = {f"FRAMEBUS_STREAMER__{name}": text for name in ("HOST", "TOKEN", "PASSWORD")}
     streamer = load(Configuration, None, environment).streamer
     assert streamer.host == text
@@ -128,12 +128,12 @@ def test_a_secret_is_never_shown() -> None:
     assert "hunter2" not in repr(configuration)
 
 
-def test_nothing_changes_after_the_start() -> None:
+def test_a_configuration_cannot_be_changed_after_the_start() -> None:
     configuration = load(Configuration, None, {})
     with pytest.raises(ValueError, match="frozen"):
         configuration.streamer.port = 1  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("name", ["", "-x", "a/b", "a.b", "a" * 49, "\u00e4"])
-def test_a_stream_name_is_a_file_name(tmp_path: Path, name: str) -> None:
+def test_a_stream_name_must_be_a_valid_file_name(tmp_path: Path, name: str) -> None:
     assert "stream.name" in faults(None, {"FRAMEBUS_STREAM__NAME": name})[0]

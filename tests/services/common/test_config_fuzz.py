@@ -1,4 +1,4 @@
-"""Any file and any environment: a valid configuration, or every fault named, and never another error."""
+"""An arbitrary file and environment give a valid configuration or a list of all faults, and never another error."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TYPES: tuple[type[CommonConfiguration], ...] = (
 
 
 def fields_of(model: type[BaseModel]) -> set[str]:
-    """Names of the model's fields, and of those of the models in it."""
+    """Return the names of the model's fields, and of the fields of the models in it."""
     names = set(model.model_fields)
     for field in model.model_fields.values():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
@@ -77,7 +77,7 @@ def shown(text: str) -> str:
 
 
 def check(configuration_type: type[CommonConfiguration], path: Path | None, environment: dict[str, str]) -> list[str]:
-    """Load it; the faults, each a line that begins with its place."""
+    """Load the configuration; return the faults, each a line that begins with its place."""
     try:
         configuration = load(configuration_type, path, environment)
     except ConfigurationError as error:
@@ -94,7 +94,9 @@ def check(configuration_type: type[CommonConfiguration], path: Path | None, envi
 
 
 @given(types, documents, environments)
-def test_any_document_of_known_words(kind: type[CommonConfiguration], document: Any, environment: Any) -> None:
+def test_a_document_of_known_words_is_valid_or_every_fault_is_named(
+    kind: type[CommonConfiguration], document: Any, environment: Any
+) -> None:
     with file_of(yaml.safe_dump(document, allow_unicode=True).encode()) as path:
         check(kind, path, environment)
 
@@ -124,7 +126,7 @@ def test_any_document_of_known_words(kind: type[CommonConfiguration], document: 
 @example(DetectorConfiguration, b"%YAML 9.9\n---\ndetector: {}\n")
 @example(StreamerConfiguration, b"source: 5\nstreamer: {host: 5}\n")
 @example(StreamerConfiguration, b"5: {}\nstreamer: {}\n")
-def test_any_bytes(kind: type[CommonConfiguration], content: bytes) -> None:
+def test_arbitrary_bytes_are_valid_or_every_fault_is_named(kind: type[CommonConfiguration], content: bytes) -> None:
     with file_of(content) as path:
         check(kind, path, {})
 
@@ -137,7 +139,9 @@ def test_any_bytes(kind: type[CommonConfiguration], content: bytes) -> None:
 @example(DetectorConfiguration, {"FRAMEBUS_DETECTOR__TILE_PX": "{? [a] : b}"})
 @example(DetectorConfiguration, {"FRAMEBUS_DETECTOR__LABELS": "!!python/name:os.system"})
 @example(DetectorConfiguration, {"FRAMEBUS_DETECTOR__LABELS": "a\nb: \x01"})
-def test_any_environment(kind: type[CommonConfiguration], environment: dict[str, str]) -> None:
+def test_an_arbitrary_environment_is_valid_or_every_fault_is_named(
+    kind: type[CommonConfiguration], environment: dict[str, str]
+) -> None:
     check(kind, None, environment)
 
 

@@ -1,4 +1,4 @@
-"""Detections on the wire: what is sent arrives, and nothing of what strangers send is believed."""
+"""Detections on the wire: messages arrive unchanged, and messages of other programs are validated."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ CONTENT = msgpack.unpackb(pack(FRAME))
 
 @settings(deadline=None)
 @given(frames)
-def test_what_is_packed_is_unpacked(detections: Detections) -> None:
+def test_packed_detections_are_unpacked_unchanged(detections: Detections) -> None:
     assert unpack(pack(detections)) == detections
 
 
@@ -99,7 +99,7 @@ def test_what_is_packed_is_unpacked(detections: Detections) -> None:
 @example(msgpack.packb([VERSION, "\ud800"], unicode_errors="surrogatepass"))
 @example(b"\xdd\xff\xff\xff\xff")
 @example(b"\xc6\xff\xff\xff\xff")
-def test_bytes_are_detections_or_malformed(message: bytes) -> None:
+def test_arbitrary_bytes_are_detections_or_malformed(message: bytes) -> None:
     with pytest.raises(MalformedDetections):
         unpack(message)
 
@@ -113,7 +113,7 @@ def test_other_messages_are_malformed(content: Any) -> None:
 
 @settings(deadline=None)
 @given(detections=frames)
-def test_an_old_streamer_gets_the_same_boxes(detections: Detections) -> None:
+def test_a_streamer_of_version_1_gets_the_same_boxes(detections: Detections) -> None:
     read = unpack(pack_old(detections))
     assert msgpack.unpackb(pack_old(detections))[0] == 1
     plain = [replace(one, angles=None, age_ms=0.0, sub_class=None, sub_score=None) for one in detections.objects]
@@ -122,13 +122,13 @@ def test_an_old_streamer_gets_the_same_boxes(detections: Detections) -> None:
 
 @settings(deadline=None)
 @given(name=st.sampled_from(sorted(CONTENT)), value=anything)
-def test_a_wrong_field_is_malformed_or_a_fair_value(name: str, value: Any) -> None:
+def test_a_message_with_a_wrong_field_is_malformed_or_has_valid_values(name: str, value: Any) -> None:
     accept_or_refuse(CONTENT | {name: value})
 
 
 @settings(deadline=None)
 @given(position=st.integers(0, 9), value=anything)
-def test_a_wrong_field_of_version_1_is_malformed_or_a_fair_value(position: int, value: Any) -> None:
+def test_a_version_1_message_with_a_wrong_field_is_malformed_or_has_valid_values(position: int, value: Any) -> None:
     content = msgpack.unpackb(pack_old(FRAME))
     content[position] = value
     accept_or_refuse(content)
@@ -136,7 +136,7 @@ def test_a_wrong_field_of_version_1_is_malformed_or_a_fair_value(position: int, 
 
 @settings(deadline=None)
 @given(name=st.sampled_from(sorted(CONTENT["objects"][0])), value=readable)
-def test_a_wrong_field_of_an_object_costs_that_object_at_most(name: str, value: Any) -> None:
+def test_a_wrong_field_of_an_object_drops_at_most_that_object(name: str, value: Any) -> None:
     wrong = CONTENT["objects"][0] | {name: value}
     found = accept_or_refuse(CONTENT | {"objects": [wrong, CONTENT["objects"][0]]})
     assert found is not None
@@ -151,7 +151,7 @@ def test_a_wrong_field_of_an_object_costs_that_object_at_most(name: str, value: 
 
 @settings(deadline=None)
 @given(position=st.integers(0, 6), value=readable)
-def test_a_wrong_field_of_an_object_of_version_1_costs_that_object_at_most(position: int, value: Any) -> None:
+def test_a_wrong_field_of_an_object_of_version_1_drops_at_most_that_object(position: int, value: Any) -> None:
     content = msgpack.unpackb(pack_old(FRAME))
     good = list(content[-1][0])
     content[-1][0][position] = value
@@ -163,7 +163,7 @@ def test_a_wrong_field_of_an_object_of_version_1_costs_that_object_at_most(posit
 
 @settings(deadline=None)
 @given(cut=st.integers(0, len(pack(FRAME)) - 1), flip=st.integers(0, 255))
-def test_a_damaged_message_is_malformed_or_fair(cut: int, flip: int) -> None:
+def test_a_damaged_message_is_malformed_or_has_valid_values(cut: int, flip: int) -> None:
     message = bytearray(pack(FRAME))
     with pytest.raises(MalformedDetections):
         unpack(bytes(message[:cut]))
@@ -172,7 +172,7 @@ def test_a_damaged_message_is_malformed_or_fair(cut: int, flip: int) -> None:
 
 
 def accept_or_refuse(content: Any) -> Detections | None:
-    """Whatever is accepted is of the promised types and ranges, so that no client needs to look again."""
+    """Check that an accepted message has the promised types and ranges, so that clients need no further check."""
     try:
         found = unpack(content if isinstance(content, bytes) else msgpack.packb(content))
     except MalformedDetections:
@@ -211,15 +211,15 @@ BAD = [
 
 
 @pytest.mark.parametrize(("field", "value"), BAD)
-def test_a_bad_box_costs_no_other(field: str, value: Any) -> None:
-    """In the detector, and in a message of one that did not look."""
+def test_a_bad_box_drops_no_other_box(field: str, value: Any) -> None:
+    """Both in the detector, and in a message of a detector that did not check."""
     wrong: Any = {field: value}
     found = unpack(pack(replace(FRAME, objects=(PERSON, replace(PERSON, **wrong), PERSON))))
     assert (found.objects, found.dropped) == ((PERSON, PERSON), 1)
 
 
 @pytest.mark.parametrize("xyxy", [[10.0, 20.0, math.nan, 60.0], [40.0, 20.0, 10.0, 60.0], [1.0], "box", None])
-def test_a_bad_box_of_another_detector_costs_no_other(xyxy: object) -> None:
+def test_a_bad_box_of_another_detector_drops_no_other_box(xyxy: object) -> None:
     good = CONTENT["objects"][0]
     found = unpack(msgpack.packb(CONTENT | {"objects": [good | {"xyxy": xyxy}, good]}))
     assert (found.objects, found.dropped) == ((PERSON,), 1)
@@ -229,8 +229,8 @@ BAD_SUB = [("helmet", math.nan), ("helmet", 1.5), ("helmet", None), (None, 0.5),
 
 
 @pytest.mark.parametrize(("sub_class", "sub_score"), BAD_SUB)
-def test_a_bad_second_class_costs_no_box(sub_class: Any, sub_score: Any) -> None:
-    """In the detector, and in a message of one that did not look."""
+def test_a_bad_second_class_drops_no_box(sub_class: Any, sub_score: Any) -> None:
+    """Both in the detector, and in a message of a detector that did not check."""
     without = replace(PERSON, sub_class=None, sub_score=None)
     wrong = replace(PERSON, sub_class=sub_class, sub_score=sub_score)
     found = unpack(pack(replace(FRAME, objects=(wrong, PERSON))))
@@ -240,13 +240,13 @@ def test_a_bad_second_class_costs_no_box(sub_class: Any, sub_score: Any) -> None
     assert (found.objects, found.dropped) == ((without,), 1)
 
 
-def test_an_object_without_a_second_class_is_told_as_before() -> None:
+def test_an_object_without_a_second_class_is_packed_as_before() -> None:
     plain = replace(PERSON, sub_class=None, sub_score=None)
     (content,) = msgpack.unpackb(pack(replace(FRAME, objects=(plain,))))["objects"]
     assert set(content) == {"xyxy", "class", "score", "track", "age_ms", "angles"}
 
 
-def test_what_a_later_version_adds_is_ignored() -> None:
+def test_fields_of_a_later_version_are_ignored() -> None:
     added = CONTENT | {"masks": [1], "objects": [CONTENT["objects"][0] | {"speed": 3.5}]}
     assert unpack(msgpack.packb(added)) == FRAME
 
@@ -269,7 +269,7 @@ def test_a_long_message_is_not_even_read() -> None:
 
 
 def first_from(publisher: DetectionPublisher, subscriber: DetectionSubscriber, detections: Detections) -> Detections:
-    """Publish until it arrives: a listener misses what was sent before its connection stood."""
+    """Publish until a message arrives, because a listener misses messages sent before it was connected."""
     deadline_s = time.monotonic() + 20
     while time.monotonic() < deadline_s:
         subscriber.look_for_detectors()
@@ -292,7 +292,7 @@ def test_detections_arrive_from_every_instance(stream: str) -> None:
             one.close()
 
 
-def test_a_detector_that_comes_back_is_heard(stream: str) -> None:
+def test_a_detector_that_restarts_is_received_again(stream: str) -> None:
     subscriber = DetectionSubscriber(stream)
     sent = replace(FRAME, stream=stream)
     try:
@@ -316,8 +316,8 @@ def test_a_socket_left_by_a_crash_is_replaced(stream: str) -> None:
         subscriber.close()
 
 
-def test_an_old_streamer_hears_a_new_detector_and_nothing_is_packed_for_none(stream: str) -> None:
-    """One of before version 2, which knows one name of sockets and one version."""
+def test_an_old_streamer_receives_a_new_detector_and_without_listeners_nothing_is_packed(stream: str) -> None:
+    """The streamer is older than version 2: it knows one name of sockets, and one version."""
     context = zmq.Context()
     old = context.socket(zmq.SUB)
     old.subscribe(b"")
@@ -336,8 +336,8 @@ def test_an_old_streamer_hears_a_new_detector_and_nothing_is_packed_for_none(str
 
 
 @pytest.mark.parametrize("left_over", [False, True])
-def test_a_new_streamer_hears_an_old_detector(stream: str, left_over: bool) -> None:
-    """Even where it has replaced a new one that was killed, whose socket is still there."""
+def test_a_new_streamer_receives_an_old_detector(stream: str, left_over: bool) -> None:
+    """This also works if the old detector has replaced a new one that was killed and left its socket."""
     new_path = companion_path(stream, "detections2.detector.sock")
     if left_over:
         with socket.socket(socket.AF_UNIX) as killed:
@@ -363,8 +363,8 @@ def test_a_new_streamer_hears_an_old_detector(stream: str, left_over: bool) -> N
         new_path.unlink(missing_ok=True)
 
 
-def test_who_is_slow_misses_nothing_of_what_may_not_be_lost(stream: str) -> None:
-    """Though there is more than the sockets hold."""
+def test_a_slow_listener_misses_no_message_that_must_not_be_lost(stream: str) -> None:
+    """The messages are larger than the buffers of the sockets."""
     stop = threading.Event()
     publisher, subscriber = DetectionPublisher(stream, "detector", stop=stop), DetectionSubscriber(stream)
     sent = replace(FRAME, stream=stream, objects=(PERSON,) * 200)
@@ -423,7 +423,7 @@ def test_a_killed_detectors_old_socket_is_not_taken_for_an_old_detector(stream: 
             publisher.close()
 
 
-def test_a_detector_is_heard_once(stream: str) -> None:
+def test_each_message_of_a_detector_is_received_once(stream: str) -> None:
     publisher, subscriber = DetectionPublisher(stream, "detector"), DetectionSubscriber(stream)
     try:
         sent = replace(FRAME, stream=stream)
@@ -436,7 +436,7 @@ def test_a_detector_is_heard_once(stream: str) -> None:
         subscriber.close()
 
 
-def test_bad_boxes_are_counted_and_told_once(stream: str) -> None:
+def test_bad_boxes_are_counted_and_logged_once(stream: str) -> None:
     publisher = DetectionPublisher(stream, "detector")
     bad = replace(PERSON, x_px=math.nan)
     try:
@@ -459,7 +459,7 @@ def test_only_owner_and_group_may_connect(stream: str) -> None:
 
 
 @pytest.mark.parametrize("strange", [b"junk", pack(replace(FRAME, stream="another"))])
-def test_what_is_no_detections_message_of_the_stream_is_counted(stream: str, strange: bytes) -> None:
+def test_a_message_that_is_not_detections_of_the_stream_is_counted(stream: str, strange: bytes) -> None:
     context = zmq.Context()
     socket = context.socket(zmq.PUB)
     path = companion_path(stream, "detections.stranger.sock")

@@ -1,4 +1,4 @@
-"""Services of another distribution: a folder and one line make one, and what is wrong with it is one sentence."""
+"""Services of another distribution: a folder and one line make one, and a fault of it is reported in one sentence."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_the_services_of_this_distribution_are_declared() -> None:
 
 
 @pytest.mark.long
-def test_its_section_is_accepted_and_checked_with_the_rest(bakery: Site, tmp_path: Path) -> None:
+def test_a_foreign_services_section_is_accepted_and_checked(bakery: Site, tmp_path: Path) -> None:
     config = tmp_path / "framebus.yaml"
     config.write_text("stream: {slots: 8}\nbaker:\n  loaves: 5\n")
     for arguments in (CHECK, ("-m", "services", "baker", "--check"), ("-m", "services.streamer", "--check")):
@@ -84,12 +84,12 @@ def test_its_section_is_accepted_and_checked_with_the_rest(bakery: Site, tmp_pat
     assert [fault.partition(": ")[0] for fault in faults] == [f"{config}:3", f"{config}:4"]
 
 
-def test_the_environment_overrides_its_section(bakery: Site) -> None:
+def test_the_environment_overrides_a_foreign_services_section(bakery: Site) -> None:
     (fault,) = bakery.faults(*CHECK, FRAMEBUS_BAKER__LOAVES="many")
     assert fault.startswith("FRAMEBUS_BAKER__LOAVES: baker.loaves: Input should be a valid integer")
 
 
-def test_without_it_its_section_is_a_fault(site: Site, tmp_path: Path) -> None:
+def test_the_section_of_a_service_that_is_not_installed_is_a_fault(site: Site, tmp_path: Path) -> None:
     config = tmp_path / "framebus.yaml"
     config.write_text("baker: {loaves: 5}\nsupervisor:\n  services: [streamer, baker, supervisor]\n")
     unknown, *listed = site.faults(*CHECK, "--config", str(config))
@@ -127,11 +127,11 @@ def supervised(site: Site, stream: str, log: Path, **settings: str) -> Iterator[
 
 
 def starts(log: Path) -> list[str]:
-    """The services that have started, in that order."""
+    """Return the services that have started, in order."""
     return [json.loads(line)["service"] for line in log.read_text().splitlines() if '"started"' in line]
 
 
-def test_the_supervisor_starts_restarts_and_ends_it(bakery: Site, stream: str, tmp_path: Path) -> None:
+def test_the_supervisor_starts_restarts_and_stops_a_foreign_service(bakery: Site, stream: str, tmp_path: Path) -> None:
     log = tmp_path / "log"
     settings = {
         "FRAMEBUS_SUPERVISOR__SERVICES": "[baker]",
@@ -156,7 +156,7 @@ def test_the_supervisor_starts_restarts_and_ends_it(bakery: Site, stream: str, t
     assert starts(log) == ["supervisor", "baker", "baker"]
 
 
-def test_the_supervisor_waits_for_the_status_of_one_that_is_awaited(site: Site, stream: str, tmp_path: Path) -> None:
+def test_the_supervisor_waits_for_the_status_of_an_awaited_service(site: Site, stream: str, tmp_path: Path) -> None:
     hot, log = tmp_path / "hot", tmp_path / "log"
     wait = f"    while not stop.wait(0.02) and not pathlib.Path({str(hot)!r}).exists(): pass\n"
     oven = "import pathlib\n" + BAKER.replace("baker", "oven").replace(", run)", ", run, awaited=True)")
@@ -185,7 +185,7 @@ def test_a_service_is_asked_for_its_status_by_the_name_that_it_serves(stream: st
         assert detector.status(detector.load(None, night | {"FRAMEBUS_DETECTOR__INSTANCE": "detector"})) is None
 
 
-def test_its_settings_are_hidden_from_the_others(bakery: Site) -> None:
+def test_the_settings_of_a_foreign_service_are_hidden_from_the_others(bakery: Site) -> None:
     program = (
         "import os; from services.supervisor.process import environment_for\n"
         "print(*sorted(name for name in environment_for('streamer', os.environ) if name.startswith('FRAMEBUS_')))"
@@ -193,7 +193,7 @@ def test_its_settings_are_hidden_from_the_others(bakery: Site) -> None:
     settings = {f"FRAMEBUS_{name}__X": "1" for name in ("BAKER", "STITCHER", "STREAMER", "LOG", "MILLER")}
     done = bakery.run("-c", program, **settings)
     assert done.stdout.split() == ["FRAMEBUS_LOG__X", "FRAMEBUS_MILLER__X", "FRAMEBUS_STREAMER__X"], done.stderr
-    assert "FRAMEBUS_BAKER__X" in environment_for("streamer", settings), "where it is not installed, nothing is known"
+    assert "FRAMEBUS_BAKER__X" in environment_for("streamer", settings), "the section is unknown without it"
 
 
 ABSENT = "AttributeError: module 'baker' has no attribute 'SERVICE'"
@@ -214,7 +214,7 @@ BROKEN = {
 
 @pytest.fixture
 def site_here(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    """The same folder on the path of this process."""
+    """Put the same folder on the path of this process."""
     monkeypatch.syspath_prepend(site.folder)
     declared_services.cache_clear()
     yield site
@@ -223,7 +223,7 @@ def site_here(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
 
 
 @pytest.mark.parametrize(("module", "reason"), BROKEN.values(), ids=BROKEN.keys())
-def test_what_is_broken_is_told_in_one_sentence(site_here: Site, module: str, reason: str) -> None:
+def test_a_broken_distribution_is_reported_in_one_sentence(site_here: Site, module: str, reason: str) -> None:
     site_here.install("bakery", "baker = baker:SERVICE", baker=module)
     sentence = f"the service 'baker' of bakery 1.0 (baker:SERVICE) cannot be loaded: {reason}"
     with pytest.raises(ConfigurationError) as caught:
@@ -232,16 +232,16 @@ def test_what_is_broken_is_told_in_one_sentence(site_here: Site, module: str, re
     with pytest.raises(ConfigurationError) as caught:
         find_service("supervisor").load(None, {})
     assert str(caught.value) == sentence
-    assert find_service("streamer").load(None, {}).streamer.port == 8080, "those that do not need it work on"
+    assert find_service("streamer").load(None, {}).streamer.port == 8080, "services that do not need it still work"
 
 
 @pytest.mark.parametrize("arguments", [CHECK, ("-m", "services", "baker")])
-def test_what_is_broken_shows_no_traceback(site: Site, arguments: tuple[str, ...]) -> None:
+def test_a_broken_distribution_shows_no_traceback(site: Site, arguments: tuple[str, ...]) -> None:
     site.install("bakery", "baker = baker:SERVICE", baker="")
     assert site.faults(*arguments) == [f"the service 'baker' of bakery 1.0 (baker:SERVICE) cannot be loaded: {ABSENT}"]
 
 
-def test_a_name_that_is_taken_is_told_in_one_sentence(site: Site) -> None:
+def test_a_service_name_that_is_taken_is_reported_in_one_sentence(site: Site) -> None:
     site.install("bakery", "detector = baker:SERVICE", baker=BAKER)
     for service in ("detector", "streamer", "supervisor"):
         (sentence,) = site.faults("-m", f"services.{service}", "--check")
@@ -251,7 +251,7 @@ def test_a_name_that_is_taken_is_told_in_one_sentence(site: Site) -> None:
 
 
 @pytest.mark.parametrize("name", ["stream", "log", "source", "Baker", "a-b", "a__b", "9"])
-def test_a_name_that_no_section_can_have_is_told_in_one_sentence(site_here: Site, name: str) -> None:
+def test_a_name_that_no_section_can_have_is_reported_in_one_sentence(site_here: Site, name: str) -> None:
     site_here.install("bakery", f"{name} = baker:SERVICE", baker=BAKER)
     with pytest.raises(ConfigurationError) as caught:
         find_service("streamer")
@@ -277,5 +277,5 @@ def test_without_any_service_the_sentence_names_the_distribution(monkeypatch: py
         (("cook",), f"no service 'cook' is installed; there are {', '.join(SERVICES)}"),
     ],
 )
-def test_a_service_that_is_not_there_is_told(site: Site, arguments: tuple[str, ...], message: str) -> None:
+def test_a_missing_service_is_reported(site: Site, arguments: tuple[str, ...], message: str) -> None:
     assert site.faults("-m", "services", *arguments) == [message]

@@ -1,4 +1,4 @@
-"""Following a stream: whatever becomes of its publisher, frames come again, and a stop ends it in every state."""
+"""Following a stream: frames arrive again after every end of its publisher, and a stop ends it in every state."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def following(
 
 
 def next_of(kind: type[E], events: Events) -> E:
-    """The next event but for quiet slices, which has to be of that kind."""
+    """Return the next event, which must be of this kind. Quiet slices are skipped."""
     deadline_s = time.monotonic() + PATIENCE_S
     while isinstance(event := next(events), Quiet) and kind is not Quiet:
         assert time.monotonic() < deadline_s, f"in vain waited for {kind.__name__}"
@@ -60,7 +60,7 @@ def next_of(kind: type[E], events: Events) -> E:
 
 
 def value_of(frame: Frame) -> int:
-    """What all elements of the frame are; the frame is released."""
+    """Return the value of all elements of the frame, and release it."""
     with frame:
         assert np.ptp(frame.pixels) == 0
         return int(frame.pixels.flat[0])
@@ -81,7 +81,7 @@ def test_a_stream_that_is_absent_appears(stream: str, events: Events) -> None:
     assert [entry["event"] for entry in log] == ["waiting for the stream", "attached"]
 
 
-def test_a_publisher_that_closes_is_waited_for_and_its_successor_is_followed(stream: str, events: Events) -> None:
+def test_after_a_publisher_closes_its_successor_is_followed(stream: str, events: Events) -> None:
     with Publisher(stream, SMALL) as publisher:
         next_of(Attached, events)
         publish(publisher, 1)
@@ -96,7 +96,9 @@ def test_a_publisher_that_closes_is_waited_for_and_its_successor_is_followed(str
             assert frame.pixels[0, 0, 0] == 2
 
 
-def test_a_publisher_that_is_killed_is_lost(stream: str, events: Events, start_program: Callable[..., Program]) -> None:
+def test_a_killed_publisher_is_reported_as_lost(
+    stream: str, events: Events, start_program: Callable[..., Program]
+) -> None:
     program = start_program("publish", stream, "4", "6", "6")
     assert program.read() == "open"
     next_of(Attached, events)
@@ -110,7 +112,7 @@ def test_a_publisher_that_is_killed_is_lost(stream: str, events: Events, start_p
 
 
 @pytest.mark.parametrize("later", [SMALL, LARGE])
-def test_a_quick_restart_is_no_loss(stream: str, events: Events, later: FrameFormat) -> None:
+def test_a_quick_restart_is_not_reported_as_a_loss(stream: str, events: Events, later: FrameFormat) -> None:
     with Publisher(stream, SMALL) as publisher:
         next_of(Attached, events)
         publish(publisher, 1)
@@ -132,7 +134,7 @@ def test_a_frame_outlives_the_loss_of_its_stream(stream: str, events: Events) ->
     assert value_of(frame) == 5
 
 
-def test_a_frame_that_is_dropped_is_not_held_by_the_iterator(stream: str, stop: threading.Event) -> None:
+def test_the_iterator_does_not_hold_a_frame_that_the_caller_has_dropped(stream: str, stop: threading.Event) -> None:
     with Publisher(stream, SMALL) as publisher, closing(following(stream, stop, max_leases=1)) as events:
         next_of(Attached, events)
         for value in range(1, 4):
@@ -147,7 +149,7 @@ def test_an_error_that_is_not_tolerated_is_raised(stream: str, stop: threading.E
     (SHM / f"framebus.{stream}.ring").unlink()
 
 
-def test_an_error_that_is_tolerated_is_told_once_and_tried_again(stream: str, stop: threading.Event) -> None:
+def test_a_tolerated_error_is_reported_once_and_retried(stream: str, stop: threading.Event) -> None:
     ring = SHM / f"framebus.{stream}.ring"
     ring.write_bytes(b"not a ring")
     with capture_logs() as log, closing(following(stream, stop, tolerate=(LayoutMismatch,))) as events:
@@ -162,7 +164,7 @@ def test_a_stop_ends_the_wait_for_a_stream(stream: str, stop: threading.Event) -
     events = following(stream, stop, retry_s=10 * PATIENCE_S)
     next_of(Waiting, events)
     threading.Timer(0.1, stop.set).start()
-    assert list(events) == [], "without another try, or the test would time out"
+    assert list(events) == [], "without a retry, or the test would time out"
 
 
 def test_a_stop_ends_the_wait_for_a_frame_and_the_subscription(
@@ -176,7 +178,7 @@ def test_a_stop_ends_the_wait_for_a_frame_and_the_subscription(
         assert not any(".sub." in name for name in files_of(stream))
 
 
-def test_a_loop_that_is_left_ends_the_subscription(stream: str, stop: threading.Event) -> None:
+def test_leaving_the_loop_ends_the_subscription(stream: str, stop: threading.Event) -> None:
     with Publisher(stream, SMALL):
         with closing(following(stream, stop)) as events:
             next_of(Attached, events)
@@ -184,7 +186,7 @@ def test_a_loop_that_is_left_ends_the_subscription(stream: str, stop: threading.
         assert not any(".sub." in name for name in files_of(stream))
 
 
-def test_a_stop_that_is_set_already_subscribes_to_nothing(stream: str, stop: threading.Event) -> None:
+def test_if_stop_is_set_already_no_subscription_is_made(stream: str, stop: threading.Event) -> None:
     stop.set()
     with Publisher(stream, SMALL):
         assert list(following(stream, stop)) == []

@@ -1,4 +1,4 @@
-"""Frames as objects and back: bit by bit, or nearly so; and what is damaged or lies is refused before it costs."""
+"""Frames as objects and back: equal or nearly equal. Damaged or false objects are rejected before they cost memory."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def reference_of(pixels: npt.NDArray[Any], encoding: str, **changed: Any) -> Fra
 
 
 def scene(*shape: int) -> npt.NDArray[np.uint8]:
-    """Smooth with a few edges, so that JPEG has what it was made for."""
+    """Return a smooth picture with a few edges, as JPEG was made for."""
     y, x = np.mgrid[: shape[0], : shape[1]]
     plane = (100 + 60 * np.sin(x / 9) + 40 * np.cos(y / 7) + 30 * (x > shape[1] // 2)).astype(np.uint8)
     return plane if len(shape) == 2 else np.stack([plane, plane // 2, 255 - plane], axis=-1)
@@ -70,7 +70,7 @@ def test_lossless_formats_lose_nothing(encoding: str, shape: tuple[int, ...]) ->
 @pytest.mark.parametrize("encoding", PLAIN)
 @pytest.mark.parametrize("dtype", ["|u1", "|i1", "<u2", ">u2", "<i4", "<f2", "<f4", ">f8", "<c8", "|b1"])
 @pytest.mark.parametrize("shape", [(5,), (3, 4), (3, 4, 2), (2, 1, 3, 1, 2)])
-def test_any_shape_and_type_travels_plain(encoding: str, dtype: str, shape: tuple[int, ...]) -> None:
+def test_frames_of_any_shape_and_type_can_be_encoded_raw(encoding: str, dtype: str, shape: tuple[int, ...]) -> None:
     pixels = noise(*shape, dtype=dtype) if dtype != "|b1" else noise(*shape) > 100
     found = decode(encode(pixels, encoding), reference_of(pixels, encoding))
     assert found.dtype == pixels.dtype
@@ -91,7 +91,7 @@ def test_jpeg_loses_little_and_less_at_a_higher_quality(shape: tuple[int, ...]) 
 
 
 @pytest.mark.parametrize("encoding", ALL)
-def test_a_view_with_gaps_is_encoded_as_what_it_shows(encoding: str) -> None:
+def test_a_view_with_gaps_is_encoded_as_its_visible_pixels(encoding: str) -> None:
     view = scene(96, 128, 3)[::2, 10:70]
     assert not view.flags.c_contiguous
     whole = np.ascontiguousarray(view)
@@ -117,7 +117,7 @@ def test_raw_is_not_copied() -> None:
         ((4, 5, 3), "uint8", "rgb"),
     ],
 )
-def test_what_a_picture_cannot_hold_is_refused_with_what_to_set(
+def test_a_frame_that_a_format_cannot_hold_is_rejected_with_the_setting(
     encoding: str, shape: tuple[int, ...], dtype: str, pixel_format: str
 ) -> None:
     with pytest.raises(CannotEncode, match=r"set relay\.encoding to raw, lz4 or zstd"):
@@ -132,21 +132,21 @@ def test_bgr_and_gray_fit_every_format(shape: tuple[int, ...], pixel_format: str
         check_encodable(shape, np.dtype("uint8"), pixel_format, encoding)
 
 
-def test_a_frame_too_wide_for_jpeg_is_refused() -> None:
+def test_a_frame_too_wide_for_jpeg_is_rejected() -> None:
     with pytest.raises(CannotEncode, match="OpenCV cannot write jpeg"):
         encode(np.zeros((1, 70_000), np.uint8), "jpeg")
 
 
 @pytest.mark.parametrize("encoding", ALL)
 @pytest.mark.parametrize("shape", [(47, 64, 3), (48, 65, 3), (49, 64, 3), (48, 64, 3, 2)])
-def test_an_object_of_another_shape_is_refused(encoding: str, shape: tuple[int, ...]) -> None:
+def test_an_object_of_another_shape_is_rejected(encoding: str, shape: tuple[int, ...]) -> None:
     pixels = scene(48, 64, 3)
     with pytest.raises(CannotDecode, match="reference"):
         decode(encode(pixels, encoding), reference_of(pixels, encoding, shape=shape))
 
 
 @pytest.mark.parametrize("encoding", ["png", "jpeg"])
-def test_a_picture_of_another_type_is_refused(encoding: str) -> None:
+def test_a_picture_of_another_type_is_rejected(encoding: str) -> None:
     pixels = scene(48, 64, 3)
     with pytest.raises(CannotDecode, match="float32"):
         decode(encode(pixels, encoding), reference_of(pixels, encoding, dtype="<f4"))
@@ -154,7 +154,7 @@ def test_a_picture_of_another_type_is_refused(encoding: str) -> None:
 
 @pytest.mark.parametrize("encoding", ["png", "raw", "lz4", "zstd"])
 @pytest.mark.parametrize("kept", [0, 1, 20, -9])
-def test_a_truncated_object_is_refused(encoding: str, kept: int) -> None:
+def test_a_truncated_object_is_rejected(encoding: str, kept: int) -> None:
     pixels = noise(48, 64, 3)
     with pytest.raises(CannotDecode):
         decode(encode(pixels, encoding)[:kept], reference_of(pixels, encoding))
@@ -162,7 +162,7 @@ def test_a_truncated_object_is_refused(encoding: str, kept: int) -> None:
 
 @pytest.mark.parametrize("suffix", [".webp", ".bmp", ".tiff", ".png", ".jpg"])
 @pytest.mark.parametrize("encoding", ["png", "jpeg"])
-def test_a_picture_of_another_format_is_refused(encoding: str, suffix: str) -> None:
+def test_a_picture_of_another_format_is_rejected(encoding: str, suffix: str) -> None:
     if suffix == {"png": ".png", "jpeg": ".jpg"}[encoding]:
         return
     pixels = scene(48, 64, 3)
@@ -215,7 +215,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
 def test_small_objects_that_claim_to_be_huge_take_no_memory(tmp_path: Path) -> None:
     for encoding, bomb in BOMBS.items():
         (tmp_path / encoding).write_bytes(bomb())
-    # Linux counts the most memory that a process ever had: a child's begins anew.
+    # Linux counts the peak memory of a process. A child starts its own count.
     measure = f"""
 import pathlib, resource
 from services.common.frame_codec import CannotDecode, decode
@@ -234,7 +234,7 @@ for encoding in {tuple(BOMBS)}:
     assert max(taken_kb) < 40_000
 
 
-def test_a_reference_to_more_than_is_ever_decoded_is_refused() -> None:
+def test_a_reference_to_more_pixels_than_allowed_is_rejected() -> None:
     pixels = scene(48, 64, 3)
     for encoding in ALL:
         with pytest.raises(BadReference, match="at most"):

@@ -1,4 +1,4 @@
-"""The panorama's geometry: pixels to angles and back, and its way through a frame's metadata."""
+"""The panorama's geometry: from pixels to angles and back, and as metadata of a frame."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ def test_pixels_come_back_where_they_were(geometry: PanoramaGeometry) -> None:
     st.floats(0, 1, exclude_max=True),
     st.floats(0, 1, exclude_max=True),
 )
-def test_any_panorama_finds_its_pixels_again(scale: float, yaw: float, v: float, across: float, down: float) -> None:
+def test_pixels_of_any_panorama_survive_a_round_trip_through_angles(
+    scale: float, yaw: float, v: float, across: float, down: float
+) -> None:
     geometry = PanoramaGeometry(scale, yaw, v, 4896, 688)
     pixel = np.array([across * 4895, down * 687])
     np.testing.assert_allclose(geometry.pixels(geometry.angles(pixel)), pixel, atol=1e-6)
@@ -51,7 +53,7 @@ def test_angles_are_what_the_panorama_says() -> None:
     assert DEMO.angles(np.zeros((3, 4, 2))).shape == (3, 4, 2)
 
 
-def test_a_whole_circle_goes_round() -> None:
+def test_a_full_circle_continues_across_its_cut() -> None:
     middle = CIRCLE.pixels([0.1, 0.0])
     for turns in (-2, -1, 1, 5):
         np.testing.assert_allclose(CIRCLE.pixels([0.1 + 2 * math.pi * turns, 0.0]), middle, atol=1e-9)
@@ -67,7 +69,7 @@ def test_a_direction_that_is_not_shown_is_outside_on_its_nearer_side() -> None:
     assert DEMO.pixels([-2.5, 0.0])[0] < 0
 
 
-def test_straight_up_is_on_no_cylinder() -> None:
+def test_straight_up_is_outside_the_panorama() -> None:
     x, y = DEMO.pixels([0.0, math.pi / 2])
     assert np.isfinite(x)
     assert np.isnan(y)
@@ -79,14 +81,14 @@ def test_points_have_two_coordinates() -> None:
 
 
 @pytest.mark.parametrize("geometry", [DEMO, CIRCLE, BARS, replace(DEMO, scale_px=1000, v_min=0, yaw_min_rad=-2)])
-def test_it_takes_the_same_few_bytes(geometry: PanoramaGeometry) -> None:
+def test_a_geometry_takes_few_bytes_of_metadata(geometry: PanoramaGeometry) -> None:
     packed = msgpack.packb({KEY: geometry.to_metadata()})
     # One byte for the map around it, which other keys share.
     assert len(packed) - 1 == 112 - (geometry.height_px < 256)
     assert read(msgpack.unpackb(packed)) == geometry
 
 
-def test_it_travels_with_a_frame(stream: str) -> None:
+def test_a_geometry_arrives_with_its_frame(stream: str) -> None:
     with Publisher(stream, FrameFormat(4, 8), slots=8) as publisher:
         with publisher.loan() as loan:
             loan.pixels[:] = 0
@@ -103,7 +105,7 @@ def test_it_travels_with_a_frame(stream: str) -> None:
     assert found == [DEMO, None]
 
 
-def test_a_key_of_a_later_version_does_no_harm() -> None:
+def test_a_key_of_a_later_version_is_ignored() -> None:
     assert PanoramaGeometry.from_metadata(DEMO.to_metadata() | {"roll_rad": 0.1}) == DEMO
 
 
@@ -129,11 +131,11 @@ def test_a_wrong_field_is_named(change: dict[str, Any], name: str) -> None:
 
 
 @pytest.mark.parametrize("content", [None, 3, [1, 2], "cylindrical", {}])
-def test_what_is_no_geometry_is_refused(content: object) -> None:
+def test_metadata_that_is_not_a_geometry_is_rejected(content: object) -> None:
     with pytest.raises(GeometryError, match=r"a map|lacks scale_px"):
         read({KEY: content})
 
 
 @pytest.mark.parametrize("metadata", [None, {}, {"cameras": ["cam0"]}])
-def test_frames_without_it_are_no_error(metadata: dict[str, Any] | None) -> None:
+def test_a_frame_without_a_geometry_is_not_an_error(metadata: dict[str, Any] | None) -> None:
     assert read(metadata) is None

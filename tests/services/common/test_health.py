@@ -1,4 +1,4 @@
-"""The health check: what it says, and with which exit status."""
+"""The health check: its output and its exit status."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_service_with_fresh_frames_is_healthy(stream: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_a_service_without_frames_is_not(stream: str) -> None:
+def test_a_service_without_frames_is_not_healthy(stream: str) -> None:
     with StatusServer(stream, stream, lambda: status_document(stream, {"work": Stage()}, stale_after_s=math.inf)):
         done = check(stream)
     assert (done.returncode, done.stdout, done.stderr) == (1, f"{stream}: work: no frame yet\n", "")
@@ -43,24 +43,24 @@ def test_a_service_without_frames_is_alive(stream: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_a_service_that_is_not_there_is_not_alive(stream: str) -> None:
+def test_a_missing_service_is_not_alive(stream: str) -> None:
     done = check("--alive", stream)
     assert (done.returncode, done.stdout) == (1, f"no {stream} serves its status in /dev/shm\n")
 
 
-def test_a_service_whose_newest_frame_is_old_is_not(stream: str) -> None:
+def test_a_service_whose_newest_frame_is_old_is_not_healthy(stream: str) -> None:
     stage = Stage()
     stage.record()
     with StatusServer(stream, stream, lambda: status_document(stream, {"work": stage}, stale_after_s=-1.0)):
         assert health.fault_of_service(stream).startswith(f"{stream}: work: newest frame is ")
 
 
-def test_a_service_that_is_not_there_is_not(stream: str) -> None:
+def test_a_missing_service_is_not_healthy(stream: str) -> None:
     done = check(stream)
     assert (done.returncode, done.stdout) == (1, f"no {stream} serves its status in /dev/shm\n")
 
 
-def test_the_socket_that_a_killed_service_left_counts_for_nothing(stream: str) -> None:
+def test_a_socket_left_by_a_killed_service_is_not_healthy(stream: str) -> None:
     path = companion_path(stream, f"status.{stream}.sock")
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(path))
@@ -70,7 +70,7 @@ def test_the_socket_that_a_killed_service_left_counts_for_nothing(stream: str) -
         path.unlink()
 
 
-def test_the_stream_of_the_environment_alone_is_judged(stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_stream_of_the_environment_is_checked(stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ill = status_document(stream, {"work": Stage()}, stale_after_s=math.inf)
     with (
         StatusServer(f"{stream}-a", stream, lambda: {**ill, "healthy": True}),
@@ -83,10 +83,10 @@ def test_the_stream_of_the_environment_alone_is_judged(stream: str, monkeypatch:
         monkeypatch.setenv("FRAMEBUS_STREAM__NAME", f"{stream}-c")
         assert check(stream).stdout == f"no {stream} serves its status for the stream {stream}-c in /dev/shm\n"
         monkeypatch.delenv("FRAMEBUS_STREAM__NAME")
-        assert check(stream).returncode == 1, "one of the two is ill"
+        assert check(stream).returncode == 1, "one of the two is unhealthy"
 
 
-def test_a_service_that_hangs_is_not_waited_for(stream: str) -> None:
+def test_the_check_does_not_wait_for_a_service_that_hangs(stream: str) -> None:
     path = companion_path(stream, f"status.{stream}.sock")
     with socket.socket(socket.AF_UNIX) as hung:
         hung.bind(str(path))
@@ -100,7 +100,7 @@ def test_a_service_that_hangs_is_not_waited_for(stream: str) -> None:
 
 @contextmanager
 def answering(answer: bytes) -> Iterator[str]:
-    """An RTSP server that says one thing; yields a camera's URL."""
+    """Run an RTSP server with a fixed answer; yield a camera's URL."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve() -> None:
@@ -133,7 +133,7 @@ def test_a_port_without_a_server_is_a_fault() -> None:
     assert (done.returncode, done.stdout) == (1, f"rtsp://127.0.0.1:{port}/cam0: Connection refused\n")
 
 
-def test_a_wrong_command_line_is_told() -> None:
+def test_a_wrong_command_line_is_reported() -> None:
     assert health.main([]) == health.EXIT_USAGE
 
 

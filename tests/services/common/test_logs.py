@@ -1,4 +1,4 @@
-"""Logs: one line an event, whoever logs."""
+"""Logs: one line for each event, whichever library logs it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = structlog.get_logger()
 
 
 def lines_of(body: str, level: str = "info", log_format: str = "json") -> list[str]:
-    """What a program of that body logs."""
+    """Return the lines that a program with this body logs."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM.format(body=body), level, log_format],
         capture_output=True,
@@ -57,14 +57,14 @@ def test_the_level_hides_what_is_less_severe(level: str) -> None:
     assert [json.loads(line)["event"] for line in lines_of(body, level)] == levels[levels.index(level) :]
 
 
-def test_text_is_for_people() -> None:
+def test_the_text_format_is_readable() -> None:
     (line,) = lines_of("log.warning('late', frames=3)", log_format="text")
     assert "late" in line
     assert "frames=3" in line
     assert "\x1b" not in line
 
 
-def test_what_libraries_log_has_the_same_form() -> None:
+def test_records_of_libraries_have_the_same_format() -> None:
     body = """
 logging.getLogger('aiohttp').info('hidden')
 logging.getLogger('aiohttp').warning('100 %% of %s', 'it')
@@ -88,7 +88,7 @@ except ZeroDivisionError:
         assert "ZeroDivisionError" in json.loads(line)["exception"]
 
 
-def test_no_password_is_logged_whoever_logs_it() -> None:
+def test_no_logger_writes_a_password() -> None:
     body = """
 url = 'rtsp://user:hunter2@host/x?hunter2'
 log.warning(f'lost {url}', url=url, urls=[url, {'of': url}], **{url: 1})

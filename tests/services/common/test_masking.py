@@ -1,4 +1,4 @@
-"""What may hold a password is masked."""
+"""Everything that may contain a password is masked."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SECRET = "hunter2"
         ("/videos/a@b=c?.ts", "/videos/a@b=c?.ts"),
     ],
 )
-def test_an_url_keeps_what_is_no_secret(url: str, masked: str) -> None:
+def test_a_url_keeps_its_parts_that_are_not_secret(url: str, masked: str) -> None:
     assert mask_url(url) == masked
     assert mask_text(url) == masked
     assert SECRET not in masked
@@ -66,12 +66,12 @@ def test_values_are_masked_wherever_they_are() -> None:
     assert (masked["n"], masked["x"], masked["t"], masked["f"]) == (1, None, True, 1.5)
 
 
-# What the configuration takes for an URL: no space, no control character.
+# What the configuration accepts as a URL: no space, no control character.
 PASSWORDS = st.text(st.characters(min_codepoint=0x21, exclude_categories=("Cs", "Cc", "Z")), max_size=20)
 
 
 @given(PASSWORDS, PASSWORDS)
-def test_no_password_with_an_at_sign_behind_it_is_shown(before: str, after: str) -> None:
+def test_a_password_before_an_at_sign_is_never_shown(before: str, after: str) -> None:
     url = f"rtsp://user:{before}{SECRET}{after}@host/live"
     assert mask_url(url) == "rtsp://***@host/live"
     assert SECRET not in mask_text(f"failed: {url}")

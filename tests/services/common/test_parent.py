@@ -44,5 +44,5 @@ def test_a_child_does_not_outlive_its_parent(tmp_path: Path, dies_first: bool) -
     parent.kill()
     parent.wait()
     go_on.touch()
-    # Nobody waits for an orphan where process 1 does not.
+    # If process 1 does not wait for orphans, an orphan stays as a zombie.
     wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, "the child has ended")

@@ -1,4 +1,4 @@
-"""The size of a picture by its header: that of OpenCV's own pictures, and None of anything else."""
+"""The size of a picture from its header: equal to OpenCV's for its pictures, and None for anything else."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def test_height_and_width_are_those_of_the_picture(encoding: str, options: tuple
     assert picture_size(memoryview(data), encoding) == (3, 700)
 
 
-def test_what_stands_before_the_frame_header_of_a_jpeg_is_passed_over() -> None:
+def test_segments_before_the_frame_header_of_a_jpeg_are_skipped() -> None:
     data = written(".jpg")
     comment = b"\xff\xfe\x00\x06abcd"
     assert picture_size(memoryview(data[:2] + comment + b"\xff\xff\xff" + data[3:]), "jpeg") == (3, 700)
 
 
 @pytest.mark.parametrize("suffix", [".webp", ".bmp", ".tiff"])
-def test_other_pictures_have_no_size(suffix: str) -> None:
+def test_unknown_pictures_have_no_size(suffix: str) -> None:
     data = memoryview(written(suffix))
     assert picture_size(data, "png") is None
     assert picture_size(data, "jpeg") is None
@@ -47,7 +47,7 @@ def test_other_pictures_have_no_size(suffix: str) -> None:
 @given(st.sampled_from(["png", "jpeg"]), st.binary(max_size=64), st.integers(0, 64))
 @example("jpeg", b"\xff\xd8" + b"\xff" * 40, 0)
 @example("jpeg", b"\xff\xd8\xff\xe0\x00\x00" * 8, 0)
-def test_no_data_breaks_it(encoding: str, data: bytes, kept: int) -> None:
+def test_arbitrary_data_raises_no_error(encoding: str, data: bytes, kept: int) -> None:
     whole = written("." + encoding.replace("jpeg", "jpg"))
     for content in (data, whole[:kept] + data):
         size = picture_size(memoryview(content), encoding)

@@ -1,4 +1,4 @@
-"""Recordings as frames: in order, whole, with what is told of them, and kind about what cannot be read."""
+"""Recordings as frames: in order, complete, with their metadata, and with clear errors for unreadable files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GEOMETRY = geometry.PanoramaGeometry(100.0, -1.0, -0.2, 64, 48).to_metadata()
 
 
 def write_pictures(folder: Path, *names: str) -> None:
-    """Pictures of one colour each, which tells its place among the names."""
+    """Write pictures of one colour each. The colour encodes the place among the names."""
     folder.mkdir(exist_ok=True)
     for place, name in enumerate(names):
         assert cv2.imwrite(str(folder / name), np.full((48, 64, 3), 10 * place + 5, np.uint8))
@@ -42,7 +42,7 @@ def tell(path: Path, *lines: Mapping[str, Any]) -> None:
 
 
 def places(recording: Recording) -> list[int]:
-    """The place that each frame's colour tells."""
+    """Return the place that each frame's colour encodes."""
     return [round((float(frame.pixels.mean()) - 5) / 10) for frame in recording.frames()]
 
 
@@ -67,7 +67,7 @@ def test_a_video_comes_with_its_times(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(("degrees", "bright"), [(0, (0, 0)), (-90, (0, 47)), (90, (63, 0)), (180, (47, 63))])
-def test_a_video_is_turned_as_it_was_held(tmp_path: Path, degrees: int, bright: tuple[int, int]) -> None:
+def test_a_video_is_rotated_by_its_metadata(tmp_path: Path, degrees: int, bright: tuple[int, int]) -> None:
     picture = np.zeros((48, 64, 3), np.uint8)
     picture[:16, :16] = 255
     with av.open(str(tmp_path / "clip.mp4"), "w") as container:
@@ -83,7 +83,7 @@ def test_a_video_is_turned_as_it_was_held(tmp_path: Path, degrees: int, bright: 
 
 
 @pytest.mark.parametrize("pixel_format", ["gray", "yuv420p10le", "yuv444p"])
-def test_any_kind_of_pixel_becomes_bgr(tmp_path: Path, pixel_format: str) -> None:
+def test_every_pixel_format_becomes_bgr(tmp_path: Path, pixel_format: str) -> None:
     with av.open(str(tmp_path / "clip.mkv"), "w") as container:
         stream = container.add_stream("ffv1", rate=10)
         stream.width, stream.height, stream.pix_fmt = 66, 50, pixel_format
@@ -101,7 +101,7 @@ def test_a_folder_with_one_video_is_that_video(tmp_path: Path) -> None:
     assert [frame.sequence for frame in Recording(f"file://{tmp_path}").frames()] == [7, 8, 11]
 
 
-def test_a_videos_own_lines_come_before_those_of_its_folder(tmp_path: Path) -> None:
+def test_a_videos_own_metadata_takes_precedence_over_its_folders(tmp_path: Path) -> None:
     for name in ("one.mp4", "two.mp4"):
         write_video(tmp_path / name, 1)
     tell(tmp_path / "frames.jsonl", {"epoch": 1})
@@ -109,7 +109,7 @@ def test_a_videos_own_lines_come_before_those_of_its_folder(tmp_path: Path) -> N
     assert [next(Recording(f"file://{tmp_path}/{name}.mp4").frames()).epoch for name in ("one", "two")] == [1, 2]
 
 
-def test_all_that_is_told_of_a_frame_travels_with_it(tmp_path: Path) -> None:
+def test_the_metadata_of_a_frame_arrives_with_it(tmp_path: Path) -> None:
     write_pictures(tmp_path, "1.png", "2.png")
     first = {"sequence": 17, "epoch": 5, "captured_ns": 81_234_000_000, "geometry": GEOMETRY, "weather": "rain"}
     tell(tmp_path / "frames.jsonl", first, {})
@@ -119,7 +119,7 @@ def test_all_that_is_told_of_a_frame_travels_with_it(tmp_path: Path) -> None:
     assert (other.sequence, other.epoch, other.captured_ns, other.metadata) == (2, 0, INTERVAL_NS, None)
 
 
-def test_lines_may_name_the_pictures(tmp_path: Path) -> None:
+def test_metadata_lines_may_name_the_pictures(tmp_path: Path) -> None:
     write_pictures(tmp_path, "a.png", "b.png", "c.png")
     tell(tmp_path / "frames.jsonl", {"file": "c.png"}, {"file": "a.png"})
     assert places(Recording(f"file://{tmp_path}")) == [2, 0]
@@ -152,7 +152,7 @@ def test_grey_deep_and_transparent_pictures_become_bgr(tmp_path: Path) -> None:
         ('{"file": "gone.png"}', "names gone.png, which"),
     ],
 )
-def test_a_line_that_makes_no_sense_is_named(tmp_path: Path, line: str, sentence: str) -> None:
+def test_an_invalid_line_is_reported_with_its_number(tmp_path: Path, line: str, sentence: str) -> None:
     write_pictures(tmp_path, "1.png")
     (tmp_path / "frames.jsonl").write_text(f"{line}\n")
     with pytest.raises(RecordingError, match=sentence) as raised:
@@ -162,7 +162,7 @@ def test_a_line_that_makes_no_sense_is_named(tmp_path: Path, line: str, sentence
 
 
 @pytest.mark.parametrize("lines", [1, 3])
-def test_more_or_fewer_lines_than_frames_are_told(tmp_path: Path, lines: int) -> None:
+def test_more_or_fewer_lines_than_frames_are_reported(tmp_path: Path, lines: int) -> None:
     write_pictures(tmp_path / "pictures", "1.png", "2.png")
     tell(tmp_path / "pictures" / "frames.jsonl", *[{}] * lines)
     with pytest.raises(RecordingError, match=rf"describes {lines} frames, and the folder has 2 pictures: write a line"):
@@ -183,12 +183,12 @@ def test_more_or_fewer_lines_than_frames_are_told(tmp_path: Path, lines: int) ->
         ("file:///nowhere/at/all", "/nowhere/at/all does not exist"),
     ],
 )
-def test_address_that_is_not_a_recording_is_rejected(url: str, sentence: str) -> None:
+def test_an_address_that_is_not_a_recording_is_rejected(url: str, sentence: str) -> None:
     with pytest.raises(RecordingError, match=sentence):
         Recording(url)
 
 
-def test_a_folder_of_nothing_or_of_too_much_is_told(tmp_path: Path) -> None:
+def test_an_empty_or_ambiguous_folder_is_reported(tmp_path: Path) -> None:
     with pytest.raises(RecordingError, match="holds no picture and no video: name a folder with pictures, or a video"):
         Recording(f"file://{tmp_path}")
     for name in ("one.mp4", "two.mp4"):
@@ -198,7 +198,7 @@ def test_a_folder_of_nothing_or_of_too_much_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>not found</html>"])
-def test_a_picture_or_video_that_is_none_is_named_after_those_before_it(tmp_path: Path, content: bytes) -> None:
+def test_an_unreadable_picture_or_video_is_named_after_the_frames_before_it(tmp_path: Path, content: bytes) -> None:
     write_pictures(tmp_path, "1.png", "2.png", "3.png")
     (tmp_path / "2.png").write_bytes(content)
     frames = Recording(f"file://{tmp_path}").frames()
@@ -210,7 +210,7 @@ def test_a_picture_or_video_that_is_none_is_named_after_those_before_it(tmp_path
         next(Recording(f"file://{tmp_path}/clip.mp4").frames())
 
 
-def test_a_video_that_is_cut_off_gives_what_it_has(tmp_path: Path) -> None:
+def test_a_truncated_video_gives_its_readable_frames(tmp_path: Path) -> None:
     write_video(tmp_path / "whole.ts", 20)
     content = (tmp_path / "whole.ts").read_bytes()
     (tmp_path / "cut.ts").write_bytes(content[: len(content) // 2])
@@ -223,7 +223,7 @@ def test_a_video_that_is_cut_off_gives_what_it_has(tmp_path: Path) -> None:
     assert 3 <= len(found) < 20
 
 
-def test_sound_alone_is_no_recording(tmp_path: Path) -> None:
+def test_a_file_with_only_sound_is_not_a_recording(tmp_path: Path) -> None:
     with av.open(str(tmp_path / "sound.mp4"), "w") as container:
         stream = container.add_stream("aac", rate=48_000)
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 4096), np.float32), format="fltp", layout="mono")
@@ -235,7 +235,7 @@ def test_sound_alone_is_no_recording(tmp_path: Path) -> None:
 
 
 @pytest.mark.root
-def test_what_this_user_may_not_read_is_told(tmp_path: Path) -> None:
+def test_a_file_that_this_user_may_not_read_is_reported(tmp_path: Path) -> None:
     write_pictures(tmp_path, "1.png")
     (tmp_path / "1.png").chmod(0)
     child = os.fork()

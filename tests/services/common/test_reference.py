@@ -1,4 +1,4 @@
-"""References: there and back, and nothing but BadReference for whatever else a broker may hand over."""
+"""References survive a round trip, and any other message from a broker raises only BadReference."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def without(reference: FrameReference | ResultReference, field: str) -> bytes:
 
 
 @pytest.mark.parametrize("reference", [FRAME, RESULT], ids=["frame", "result"])
-def test_a_reference_comes_back_as_it_was(reference: FrameReference | ResultReference) -> None:
+def test_a_reference_survives_a_round_trip(reference: FrameReference | ResultReference) -> None:
     body = reference.to_json()
     assert type(reference).from_json(body) == reference
     assert len(body) < MAX_REFERENCE_BYTES
@@ -127,13 +127,13 @@ def test_a_newer_field_is_ignored() -> None:
 
 
 @pytest.mark.parametrize("version", [0, 2, -1, True, 1.0, "1", None, [], 10**40])
-def test_another_version_is_refused_with_what_to_do(version: object) -> None:
+def test_another_version_is_rejected_with_what_to_do(version: object) -> None:
     for reference in (FRAME, RESULT):
         with pytest.raises(BadReference, match="only 1 is understood: update this service"):
             type(reference).from_json(changed(reference, version=version))
 
 
-def test_a_reference_of_the_other_kind_is_refused() -> None:
+def test_a_reference_of_the_other_kind_is_rejected() -> None:
     with pytest.raises(BadReference, match="of kind 'results', and frames are wanted"):
         FrameReference.from_json(RESULT.to_json())
     with pytest.raises(BadReference, match="of kind 'frames', and results are wanted"):
@@ -157,12 +157,12 @@ def test_a_results_field_that_is_missing_is_named(field: str) -> None:
 
 @pytest.mark.parametrize("field", [*NUMBERS, "attempts", "deadline_wall_ns"])
 @pytest.mark.parametrize("value", [-1, BIGGEST + 1, 10**400, 1.0, True, "1", [1]])
-def test_a_number_is_whole_and_of_64_bits(field: str, value: object) -> None:
+def test_a_number_must_be_an_integer_of_64_bits(field: str, value: object) -> None:
     with pytest.raises(BadReference, match=field):
         FrameReference.from_json(changed(FRAME, **{field: value}))
 
 
-def test_the_biggest_numbers_are_taken() -> None:
+def test_the_largest_numbers_are_accepted() -> None:
     biggest = {name: BIGGEST for name in (*NUMBERS, "attempts", "deadline_wall_ns") if name != "size_bytes"}
     reference = FrameReference.from_json(changed(FRAME, **biggest, size_bytes=MAX_OBJECT_BYTES))
     assert reference.sequence == reference.epoch == BIGGEST
@@ -205,7 +205,7 @@ def test_the_biggest_numbers_are_taken() -> None:
         ("geometry", GEOMETRY | {"projection": "x" * 10_000}),
     ],
 )
-def test_a_field_of_nonsense_is_refused_in_a_short_sentence(field: str, value: object) -> None:
+def test_an_invalid_field_is_rejected_in_a_short_sentence(field: str, value: object) -> None:
     with pytest.raises(BadReference) as caught:
         FrameReference.from_json(changed(FRAME, **{field: value}))
     assert "\n" not in str(caught.value)
@@ -239,7 +239,7 @@ def test_a_results_texts_are_bounded(field: str, value: object) -> None:
     ],
     ids=lambda body: f"{len(body)} bytes",
 )
-def test_what_is_no_reference_is_refused(body: bytes) -> None:
+def test_a_message_that_is_not_a_reference_is_rejected(body: bytes) -> None:
     for kind in (FrameReference, ResultReference):
         with pytest.raises(BadReference) as caught:
             kind.from_json(body)
@@ -247,7 +247,7 @@ def test_what_is_no_reference_is_refused(body: bytes) -> None:
 
 
 @given(st.binary(max_size=200))
-def test_no_bytes_raise_anything_else(body: bytes) -> None:
+def test_arbitrary_bytes_raise_only_bad_reference(body: bytes) -> None:
     for kind in (FrameReference, ResultReference):
         with contextlib.suppress(BadReference):
             kind.from_json(body)
@@ -255,7 +255,7 @@ def test_no_bytes_raise_anything_else(body: bytes) -> None:
 
 @given(st.sampled_from([field.name for field in dataclasses.fields(FrameReference)]), json_values)
 @example("geometry", GEOMETRY | {"v_min": -(10**400)})
-def test_no_json_in_a_frames_field_raises_anything_else(field: str, value: object) -> None:
+def test_arbitrary_json_in_a_frames_field_raises_only_bad_reference(field: str, value: object) -> None:
     with contextlib.suppress(BadReference):
         reference = FrameReference.from_json(changed(FRAME, **{field: value}))
         pixels_bytes(reference)
@@ -263,7 +263,7 @@ def test_no_json_in_a_frames_field_raises_anything_else(field: str, value: objec
 
 
 @given(st.sampled_from([field.name for field in dataclasses.fields(ResultReference)]), json_values)
-def test_no_json_in_a_results_field_raises_anything_else(field: str, value: object) -> None:
+def test_arbitrary_json_in_a_results_field_raises_only_bad_reference(field: str, value: object) -> None:
     with contextlib.suppress(BadReference):
         reference = ResultReference.from_json(changed(RESULT, **{field: value}))
         assert ResultReference.from_json(reference.to_json()) == reference
@@ -287,14 +287,14 @@ def test_an_address_never_leaves_its_kind_and_the_storage(address: object) -> No
 
 
 @given(st.text(alphabet="./%\\ ~:?#*\x00\nframesx", max_size=40))
-def test_what_is_taken_stays_below_its_folder(text: str) -> None:
+def test_an_accepted_address_stays_below_its_folder(text: str) -> None:
     with contextlib.suppress(BadReference):
         parts = check_address(f"frames/{text}", FRAMES).split("/")
         assert not any(part.startswith(".") or part == "" for part in parts)
 
 
 @pytest.mark.parametrize("encoding", FORMATS)
-def test_the_relays_own_addresses_are_good(encoding: str) -> None:
+def test_the_relays_own_addresses_are_accepted(encoding: str) -> None:
     address = frame_address("s" * 48, BIGGEST, BIGGEST, encoding, "f" * 64)
     assert check_address(address, FRAMES) == address
 
@@ -305,7 +305,7 @@ def test_the_relays_own_addresses_are_good(encoding: str) -> None:
 @example("x" * 256)
 @example("")
 @example("YOLOX nano / 2 + Geländer")
-def test_any_models_name_gives_a_good_address(model: str) -> None:
+def test_any_model_name_gives_a_valid_address(model: str) -> None:
     prefix = result_prefix("roof", 7, 42, model)
     assert prefix.startswith("results/roof/7/42/")
     assert prefix.count("/") == 5
@@ -317,7 +317,7 @@ def test_an_address_depends_on_the_content() -> None:
     assert one != other
 
 
-def test_the_trace_id_is_the_same_everywhere_and_of_w3cs_form() -> None:
+def test_the_trace_id_is_the_same_everywhere_and_has_w3cs_format() -> None:
     assert trace_id("roof/7/42") == trace_id(FRAME.key) != trace_id("roof/7/43")
     assert len(trace_id(FRAME.key)) == 32
     int(trace_id(FRAME.key), 16)
@@ -333,7 +333,7 @@ def test_the_size_of_the_pixels_is_known_beforehand(dtype: str, size: int) -> No
     assert pixels_bytes(dataclasses.replace(FRAME, shape=(2, 2, 3), dtype=dtype)) == size
 
 
-def test_more_pixels_than_are_ever_decoded_are_refused() -> None:
+def test_more_pixels_than_allowed_are_rejected() -> None:
     for shape in ((1 << 28, 2), (BIGGEST,) * 8):
         with pytest.raises(BadReference, match=f"at most {MAX_OBJECT_BYTES}"):
             pixels_bytes(dataclasses.replace(FRAME, shape=shape))

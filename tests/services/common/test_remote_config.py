@@ -1,4 +1,4 @@
-"""The sections ``broker`` and ``storage``: what they take, what they refuse in words, and what they never show."""
+"""The sections ``broker`` and ``storage``: what they accept, what they reject and why, and what they never show."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from services.stitcher.config import StitcherConfiguration
 SECRET = "s3cr-t"
 
 
-def test_by_default_there_is_neither_broker_nor_storage() -> None:
+def test_by_default_neither_broker_nor_storage_is_configured() -> None:
     configuration = load(RemoteConfiguration, None, {})
     assert configuration.broker.url is None
     assert configuration.storage.url is None
@@ -40,7 +40,7 @@ def test_by_default_there_is_neither_broker_nor_storage() -> None:
         "amqp://192.0.2.1",
     ],
 )
-def test_a_brokers_url_is_taken_as_it_is(url: str) -> None:
+def test_a_valid_broker_url_is_accepted_unchanged(url: str) -> None:
     assert load(RemoteConfiguration, None, {"FRAMEBUS_BROKER__URL": url}).broker.url == url
 
 
@@ -67,7 +67,7 @@ def test_a_brokers_url_is_taken_as_it_is(url: str) -> None:
         (f"amqp://user:{SECRET}@rabbit:port", "malformed port"),
     ],
 )
-def test_a_malformed_url_of_a_broker_is_refused_in_a_line_without_its_password(url: str, told: str) -> None:
+def test_a_malformed_broker_url_is_rejected_without_showing_its_password(url: str, told: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         load(RemoteConfiguration, None, {"FRAMEBUS_BROKER__URL": url})
     message = str(caught.value)
@@ -78,7 +78,7 @@ def test_a_malformed_url_of_a_broker_is_refused_in_a_line_without_its_password(u
 
 
 @pytest.mark.parametrize("url", ["file:///data/frames", "file://localhost/data", "s3://frames", "s3://frames/site/one"])
-def test_a_storages_url_is_taken_as_it_is(url: str) -> None:
+def test_a_valid_storage_url_is_accepted_unchanged(url: str) -> None:
     assert load(RemoteConfiguration, None, {"FRAMEBUS_STORAGE__URL": url}).storage.url == url
 
 
@@ -100,7 +100,7 @@ def test_a_storages_url_is_taken_as_it_is(url: str) -> None:
         "https://frames.example",
     ],
 )
-def test_a_malformed_url_of_a_storage_is_refused_in_a_line_without_its_secret(url: str) -> None:
+def test_a_malformed_storage_url_is_rejected_without_showing_its_secret(url: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         load(RemoteConfiguration, None, {"FRAMEBUS_STORAGE__URL": url})
     message = str(caught.value)
@@ -124,7 +124,7 @@ def test_a_malformed_url_of_a_storage_is_refused_in_a_line_without_its_secret(ur
         ({"password": SECRET}, "Extra inputs are not permitted"),
     ],
 )
-def test_a_log_in_that_is_not_clear_is_refused(tmp_path: Path, section: dict[str, str], told: str) -> None:
+def test_an_ambiguous_log_in_is_rejected(tmp_path: Path, section: dict[str, str], told: str) -> None:
     path = tmp_path / "framebus.yaml"
     path.write_text("broker:\n" + "".join(f"  {name}: '{value}'\n" for name, value in section.items()))
     with pytest.raises(ConfigurationError, match=told) as caught:
@@ -146,14 +146,14 @@ def test_a_log_in_that_is_not_clear_is_refused(tmp_path: Path, section: dict[str
         ({"region": ""}, "at least 1 character"),
     ],
 )
-def test_a_storage_that_is_not_clear_is_refused(section: dict[str, str], told: str) -> None:
+def test_an_ambiguous_storage_is_rejected(section: dict[str, str], told: str) -> None:
     environment = {f"FRAMEBUS_STORAGE__{name.upper()}": value for name, value in section.items()}
     with pytest.raises(ConfigurationError, match=told) as caught:
         load(RemoteConfiguration, None, environment)
     assert SECRET not in str(caught.value)
 
 
-def test_secrets_are_read_anew_from_their_file(tmp_path: Path) -> None:
+def test_secrets_are_read_again_from_their_file(tmp_path: Path) -> None:
     file = tmp_path / "password"
     broker = BrokerSection(password_file=file)
     storage = StorageSection(access_key_id="key", secret_key_file=file)
@@ -172,7 +172,7 @@ def test_secrets_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("content", "told"), [(None, "No such file or directory"), (b"", "is empty"), (b"\xff", "not UTF-8")]
 )
-def test_a_secret_that_cannot_be_read_is_told_in_a_sentence(tmp_path: Path, content: bytes | None, told: str) -> None:
+def test_an_unreadable_secret_is_reported_in_one_sentence(tmp_path: Path, content: bytes | None, told: str) -> None:
     file = tmp_path / "password"
     if content is not None:
         file.write_bytes(content)
@@ -182,7 +182,7 @@ def test_a_secret_that_cannot_be_read_is_told_in_a_sentence(tmp_path: Path, cont
     assert "\n" not in str(caught.value)
 
 
-def test_a_variable_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TOKEN", raising=False)
     with pytest.raises(MissingPassword, match="the environment variable TOKEN"):
         StorageSection(access_key_id="key", secret_key_env="TOKEN").secret_key()
@@ -227,7 +227,7 @@ def test_a_service_that_uses_neither_section_ignores_both(tmp_path: Path) -> Non
     assert not hasattr(configuration, "broker")
 
 
-def test_sections_do_not_change_after_the_start() -> None:
+def test_sections_cannot_be_changed_after_the_start() -> None:
     section = BrokerSection(url="amqp://rabbit")
     with pytest.raises(ValidationError, match="frozen"):
         section.url = "amqp://other"  # type: ignore[misc]

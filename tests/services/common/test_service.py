@@ -1,4 +1,4 @@
-"""Start and stop, as a process sees them."""
+"""Start and stop of a service in a process."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def start(tmp_path: Path) -> Start:
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, list[dict[str, Any]]]:
-    """Exit status, standard error, and the events in it."""
+    """Return the exit status, the standard error, and the events in it."""
     output, errors = process.communicate(timeout=20)
     assert output.replace("ready\n", "") == ""
     return process.returncode, errors, [json.loads(line) for line in errors.splitlines() if line.startswith("{")]
@@ -68,7 +68,7 @@ def test_a_service_that_returns_has_started_and_stopped(start: Start) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_stops_it(start: Start, number: signal.Signals) -> None:
+def test_a_signal_stops_the_service(start: Start, number: signal.Signals) -> None:
     process = start("print('ready', flush=True); stop.wait()")
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
@@ -78,8 +78,8 @@ def test_a_signal_stops_it(start: Start, number: signal.Signals) -> None:
     assert events[-1]["event"] == "stopped"
 
 
-def test_a_signal_stops_it_at_any_moment(start: Start) -> None:
-    # The loop is nearly always inside the event's own code, where a handler that took its lock would wait for ever.
+def test_a_signal_stops_the_service_at_any_moment(start: Start) -> None:
+    # The loop is nearly always in the event's own code, where a handler that acquired its lock would wait forever.
     body = "print('ready', flush=True)\n    while not stop.wait(0): stop.is_set()"
     for _ in range(10):
         process = start(body)
@@ -90,7 +90,7 @@ def test_a_signal_stops_it_at_any_moment(start: Start) -> None:
 
 
 @pytest.mark.parametrize("error", ["ServiceError('no camera')", "StreamNotFound('no camera')"])
-def test_giving_up_is_one_sentence(start: Start, error: str) -> None:
+def test_a_service_error_is_reported_in_one_sentence(start: Start, error: str) -> None:
     status, errors, events = finish(start(f"raise {error}"))
     assert status == 1
     assert (events[-1]["event"], events[-1]["reason"], events[-1]["level"]) == ("failed", "no camera", "error")
@@ -104,7 +104,7 @@ def test_an_error_of_the_program_keeps_its_traceback(start: Start) -> None:
     assert "a fault of ours" in errors
 
 
-def test_a_faulty_configuration_is_told_before_the_start(start: Start, tmp_path: Path) -> None:
+def test_a_faulty_configuration_is_reported_before_the_start(start: Start, tmp_path: Path) -> None:
     file = tmp_path / "framebus.yaml"
     file.write_text("stream: {slots: 1}\n")
     status, errors, events = finish(start("pass", "--config", str(file)))
@@ -158,7 +158,7 @@ def test_check_loads_what_a_start_would_and_names_each_fault_in_a_line(check: st
     assert errors == "".join(f"sample: {line}\n" for line in told.splitlines())
 
 
-def test_a_setting_that_cannot_be_used_ends_with_another_status() -> None:
+def test_an_unusable_setting_ends_with_a_status_of_its_own() -> None:
     status, errors = run_checked(
         "pass", "from services.common.service import UnusableSetting as U; raise U('no model')"
     )

@@ -1,4 +1,4 @@
-"""Stages count, documents judge, sockets serve."""
+"""Stages count frames, documents say whether a service is healthy, and sockets serve them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from services.common.status import AlreadyServed, Stage, StatusServer, read_stat
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Sets the time that stages see, in seconds."""
+    """Return a function that sets the time that stages see, in seconds."""
     now_s = [100.0]
 
     class Clock:
@@ -42,7 +42,7 @@ def test_a_stage_without_frames_has_no_age_and_no_latency() -> None:
     }
 
 
-def test_a_stage_tells_rate_totals_and_latencies(clock: Callable[[float], None]) -> None:
+def test_a_stage_reports_rate_totals_and_latencies(clock: Callable[[float], None]) -> None:
     stage = Stage()
     for number in range(101):
         clock(100 + number * 0.04)
@@ -57,7 +57,7 @@ def test_a_stage_tells_rate_totals_and_latencies(clock: Callable[[float], None])
     }
 
 
-def test_rates_are_those_of_the_last_seconds_and_totals_stay(clock: Callable[[float], None]) -> None:
+def test_rates_cover_the_last_seconds_and_totals_all_time(clock: Callable[[float], None]) -> None:
     stage = Stage()
     for number in range(10):
         clock(100 + number)
@@ -129,7 +129,7 @@ def test_the_status_is_served_until_it_is_closed(stream: str) -> None:
         read_status(server.path)
 
 
-def test_a_client_that_stays_does_not_keep_others_waiting(stream: str) -> None:
+def test_a_client_that_stays_connected_does_not_block_others(stream: str) -> None:
     with (
         StatusServer(stream, "one", lambda: {"long": "x" * 900_000}) as server,
         socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as idle,
@@ -148,14 +148,14 @@ def test_a_socket_that_a_dead_service_left_is_replaced(stream: str) -> None:
         assert read_statuses(stream) == {"one": {"alive": True}}
 
 
-def test_a_service_that_runs_already_is_left_alone(stream: str) -> None:
+def test_the_socket_of_a_running_service_is_not_replaced(stream: str) -> None:
     with StatusServer(stream, "one", lambda: {"first": True}):
         with pytest.raises(AlreadyServed, match="this service runs already"):
             StatusServer(stream, "one", lambda: {"second": True})
         assert read_statuses(stream) == {"one": {"first": True}}
 
 
-def test_a_path_that_cannot_be_bound_is_one_sentence(stream: str) -> None:
+def test_a_path_that_cannot_be_bound_is_reported_in_one_sentence(stream: str) -> None:
     path = companion_path(stream, "status.one.sock")
     path.mkdir()
     try:
@@ -167,7 +167,7 @@ def test_a_path_that_cannot_be_bound_is_one_sentence(stream: str) -> None:
 
 @pytest.fixture
 def answering(tmp_path: Path) -> Iterator[Callable[[bytes], Path]]:
-    """Starts a server of the given bytes, not of a status, and returns its path."""
+    """Return a function that starts a server which sends the given bytes instead of a status; it returns the path."""
     ends: list[tuple[threading.Thread, socket.socket]] = []
 
     def start(content: bytes) -> Path:
@@ -193,12 +193,12 @@ def answering(tmp_path: Path) -> Iterator[Callable[[bytes], Path]]:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b'"' + b"x" * (2 << 20)])
-def test_what_is_no_status_is_refused(answering: Callable[[bytes], Path], content: bytes) -> None:
+def test_an_answer_that_is_not_a_status_is_rejected(answering: Callable[[bytes], Path], content: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         read_status(answering(content))
 
 
-def test_a_service_that_does_not_answer_is_given_up(stream: str) -> None:
+def test_a_service_that_does_not_answer_times_out(stream: str) -> None:
     path = companion_path(stream, "status.hung.sock")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as hung:
         hung.bind(str(path))

@@ -1,4 +1,4 @@
-"""Objects in a folder and in a bucket: whole or not at all, verified, and every failure told in a sentence."""
+"""Objects in a folder and in a bucket: complete or missing, verified, and every failure reported in one sentence."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def in_folder(folder: Path) -> Storage:
 
 @pytest.fixture(params=["folder", pytest.param("bucket", marks=pytest.mark.slow)])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    """A folder, and then a bucket of a real server."""
+    """Return a storage in a folder, and then one in a bucket of a real server."""
     if request.param == "folder":
         return in_folder(tmp_path / "objects")
     return in_bucket(request.getfixturevalue("s3"), url=f"s3://frames/{tmp_path.name}")
@@ -67,7 +67,7 @@ def run(work: Coroutine[Any, Any, Result]) -> Result:
 
 
 def refusal(kind: type[StorageError], work: Coroutine[Any, Any, object]) -> str:
-    """The sentence of the error that is raised."""
+    """Return the text of the raised error."""
     with pytest.raises(StorageError) as caught:
         asyncio.run(work)
     assert type(caught.value) is kind
@@ -89,7 +89,7 @@ def address_of(data: bytes, **changed: Any) -> Address:
 
 
 @pytest.mark.parametrize("durable", [False, True])
-def test_an_object_comes_back_as_it_was(storage: Storage, durable: bool) -> None:
+def test_an_object_is_fetched_unchanged(storage: Storage, durable: bool) -> None:
     async def work() -> None:
         for data in (b"", b"x", os.urandom(1 << 20)):
             await storage.put(FRAME, data, durable=durable)
@@ -99,7 +99,7 @@ def test_an_object_comes_back_as_it_was(storage: Storage, durable: bool) -> None
     run(work())
 
 
-def test_a_put_replaces_what_a_died_writer_left(storage: Storage) -> None:
+def test_a_put_replaces_files_left_by_a_dead_writer(storage: Storage) -> None:
     async def work() -> None:
         await storage.put(FRAME, b"one")
         await storage.put(FRAME, memoryview(b"another"))
@@ -108,7 +108,7 @@ def test_a_put_replaces_what_a_died_writer_left(storage: Storage) -> None:
     run(work())
 
 
-def test_a_list_is_of_a_prefix_and_of_all_objects_below(storage: Storage) -> None:
+def test_a_list_contains_all_objects_below_a_prefix(storage: Storage) -> None:
     async def work() -> None:
         wanted = {f"frames/roof/{epoch}/{sequence}-0.png": sequence for epoch in (1, 2) for sequence in range(1, 30)}
         for address, size in wanted.items():
@@ -122,7 +122,7 @@ def test_a_list_is_of_a_prefix_and_of_all_objects_below(storage: Storage) -> Non
     run(work())
 
 
-def test_what_is_deleted_is_gone_and_may_be_deleted_again(storage: Storage) -> None:
+def test_a_deleted_object_is_gone_and_may_be_deleted_again(storage: Storage) -> None:
     async def work() -> None:
         await storage.put(FRAME, b"x")
         await storage.put(f"{FRAME}.3", b"x")
@@ -134,7 +134,7 @@ def test_what_is_deleted_is_gone_and_may_be_deleted_again(storage: Storage) -> N
     run(work())
 
 
-def test_a_missing_object_is_told_apart(storage: Storage) -> None:
+def test_a_missing_object_has_an_error_of_its_own(storage: Storage) -> None:
     assert "no such object" in refusal(ObjectMissing, storage.get(FRAME, max_bytes=9))
     assert FRAME in refusal(ObjectMissing, storage.fetch(address_of(b"x")))
 
@@ -150,7 +150,7 @@ def test_an_object_that_is_not_what_its_reference_says_is_damaged(storage: Stora
     assert "its reference says" in refusal(ObjectDamaged, work())
 
 
-def test_an_object_that_is_too_big_is_not_read(storage: Storage) -> None:
+def test_an_object_that_is_too_large_is_not_read(storage: Storage) -> None:
     async def work() -> None:
         await storage.put(FRAME, bytes(100))
         await storage.get(FRAME, max_bytes=99)
@@ -158,7 +158,7 @@ def test_an_object_that_is_too_big_is_not_read(storage: Storage) -> None:
     assert "has 100 bytes" in refusal(ObjectDamaged, work())
 
 
-def test_another_address_is_taken_after_some_refusals() -> None:
+def test_another_address_is_tried_after_some_refusals() -> None:
     addresses = [another_address(FRAME, refusals) for refusals in range(6)]
     assert addresses[0] == FRAME
     assert len(set(addresses)) > 2
@@ -168,33 +168,33 @@ def test_another_address_is_taken_after_some_refusals() -> None:
 # Folders
 
 
-def test_a_folder_is_made_where_it_is_missing(tmp_path: Path) -> None:
+def test_a_missing_folder_is_created(tmp_path: Path) -> None:
     run(in_folder(tmp_path / "a" / "b").put(FRAME, b"x"))
     assert (tmp_path / "a" / "b" / FRAME).read_bytes() == b"x"
     run(Storage(StorageSection(url=f"file://{tmp_path}/d%20e")).put(FRAME, b"x"))
     assert (tmp_path / "d e" / FRAME).read_bytes() == b"x"
 
 
-def test_no_storage_is_told_with_what_to_set() -> None:
+def test_a_missing_storage_is_reported_with_the_setting() -> None:
     with pytest.raises(UnusableSetting, match=r"set storage\.url to file:///FOLDER or s3://BUCKET"):
         Storage(StorageSection())
 
 
 @pytest.mark.parametrize("below", ["", "/below"])
-def test_a_file_in_place_of_the_folder_is_told(tmp_path: Path, below: str) -> None:
+def test_a_file_in_place_of_the_folder_is_reported(tmp_path: Path, below: str) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UnusableSetting, match=f"storage.url file://{tmp_path}/file{below}: ") as caught:
         in_folder(Path(f"{tmp_path}/file{below}"))
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_in_place_of_an_inner_folder_is_told(tmp_path: Path) -> None:
+def test_a_file_in_place_of_an_inner_folder_is_reported(tmp_path: Path) -> None:
     storage = in_folder(tmp_path)
     (tmp_path / "frames").write_bytes(b"")
     assert "Not a directory" in refusal(StorageUnavailable, storage.put(FRAME, b"x"))
 
 
-def test_a_folder_that_is_removed_under_way_is_made_again(tmp_path: Path) -> None:
+def test_a_folder_that_is_removed_meanwhile_is_created_again(tmp_path: Path) -> None:
     storage = in_folder(tmp_path / "objects")
     (tmp_path / "objects").rmdir()
     run(storage.put(FRAME, b"x", durable=True))
@@ -202,7 +202,7 @@ def test_a_folder_that_is_removed_under_way_is_made_again(tmp_path: Path) -> Non
 
 
 @pytest.mark.root
-def test_a_folder_that_may_not_be_written_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_write_permission_is_reported(tmp_path: Path) -> None:
     storage = in_folder(tmp_path / "objects")
     os.seteuid(NOBODY)
     try:
@@ -215,7 +215,7 @@ def test_a_folder_that_may_not_be_written_is_told(tmp_path: Path) -> None:
 
 @contextmanager
 def small_disk(folder: Path, size_bytes: int) -> Iterator[Path]:
-    """A file system of a size."""
+    """Mount a file system of this size."""
     folder.mkdir()
     options = ["-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs"]
     mounted = subprocess.run(["mount", *options, str(folder)], check=False, capture_output=True, text=True)
@@ -228,7 +228,7 @@ def small_disk(folder: Path, size_bytes: int) -> Iterator[Path]:
 
 
 @pytest.mark.root
-def test_a_full_folder_is_told_and_keeps_no_half_object(tmp_path: Path) -> None:
+def test_a_full_folder_is_reported_and_keeps_no_partial_object(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 1 << 20) as disk:
         storage = in_folder(disk / "objects")
         run(storage.put(FRAME, bytes(500_000)))
@@ -240,7 +240,7 @@ def test_a_full_folder_is_told_and_keeps_no_half_object(tmp_path: Path) -> None:
         run(storage.put(other, bytes(900_000), durable=True))
 
 
-def test_a_failure_to_reach_the_disk_is_one_of_the_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_flush_to_the_disk_is_a_storage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(_descriptor: int) -> None:
         raise OSError(5, "Input/output error")
 
@@ -248,7 +248,7 @@ def test_a_failure_to_reach_the_disk_is_one_of_the_storage(tmp_path: Path, monke
     assert "Input/output error" in refusal(StorageUnavailable, in_folder(tmp_path).put(FRAME, b"x", durable=True))
 
 
-def test_what_a_died_writer_left_goes_and_a_living_writers_stays(tmp_path: Path) -> None:
+def test_files_of_a_dead_writer_are_removed_and_those_of_a_live_one_stay(tmp_path: Path) -> None:
     storage = in_folder(tmp_path)
     run(storage.put(FRAME, b"x"))
     place = (tmp_path / FRAME).parent
@@ -262,7 +262,7 @@ def test_what_a_died_writer_left_goes_and_a_living_writers_stays(tmp_path: Path)
     assert run(storage.remove_staged("frames/none", 60)) == 0
 
 
-def test_empty_folders_go_with_their_last_object_but_not_those_of_a_stream(tmp_path: Path) -> None:
+def test_empty_folders_are_removed_but_not_those_of_a_stream(tmp_path: Path) -> None:
     storage = in_folder(tmp_path)
     result = "results/roof/7/42/planted_1/0f3a"
     for address in (FRAME, "frames/roof/7/43-0.png", result):
@@ -303,7 +303,7 @@ os._exit(0)  # threads of obstore may outlive the interpreter, and abort it
 
 @pytest.fixture
 def requests(s3: S3Server) -> Callable[..., list[Coroutine[Any, Any, object]]]:
-    """One request of each kind, of a storage with changed settings."""
+    """Send one request of each kind to a storage with changed settings."""
 
     def make(**changed: Any) -> list[Coroutine[Any, Any, object]]:
         storage = in_bucket(s3, **changed)
@@ -318,7 +318,7 @@ def requests(s3: S3Server) -> Callable[..., list[Coroutine[Any, Any, object]]]:
 
 
 @pytest.mark.slow
-def test_wrong_keys_are_told(requests: Callable[..., list[Coroutine[Any, Any, object]]]) -> None:
+def test_wrong_keys_are_reported(requests: Callable[..., list[Coroutine[Any, Any, object]]]) -> None:
     for request in requests(secret_key_env="WRONG_SECRET"):
         told = refusal(StorageUnavailable, request)
         assert "s3://frames/site refuses it" in told
@@ -326,19 +326,19 @@ def test_wrong_keys_are_told(requests: Callable[..., list[Coroutine[Any, Any, ob
 
 
 @pytest.mark.slow
-def test_a_bucket_that_is_missing_is_told(requests: Callable[..., list[Coroutine[Any, Any, object]]]) -> None:
+def test_a_missing_bucket_is_reported(requests: Callable[..., list[Coroutine[Any, Any, object]]]) -> None:
     for request in requests(url="s3://missing/site"):
         assert "there is no bucket s3://missing/site: create it" in refusal(StorageUnavailable, request)
 
 
 @pytest.mark.slow
-def test_a_server_that_is_away_is_told(requests: Callable[..., list[Coroutine[Any, Any, object]]]) -> None:
+def test_an_unreachable_server_is_reported(requests: Callable[..., list[Coroutine[Any, Any, object]]]) -> None:
     for request in requests(endpoint="http://127.0.0.1:1", timeout_s=0.3):
         assert "http://127.0.0.1:1" in refusal(StorageUnavailable, request)
 
 
 @pytest.mark.slow
-def test_a_server_that_hangs_is_given_up(
+def test_a_server_that_hangs_times_out(
     s3: S3Server, requests: Callable[..., list[Coroutine[Any, Any, object]]]
 ) -> None:
     s3.signal(signal.SIGSTOP)
@@ -358,13 +358,13 @@ def test_a_server_that_hangs_is_given_up(
         ({"ca_file": "/etc/hostname"}, "No certificates found"),
     ],
 )
-def test_a_setting_that_cannot_be_used_is_told(s3: S3Server, changed: dict[str, Any], told: str) -> None:
+def test_an_unusable_setting_is_reported(s3: S3Server, changed: dict[str, Any], told: str) -> None:
     with pytest.raises(UnusableSetting, match=told) as caught:
         in_bucket(s3, **changed)
     assert "\n" not in str(caught.value)
 
 
-def test_an_array_can_be_put(storage: Storage) -> None:
+def test_an_array_can_be_stored(storage: Storage) -> None:
     pixels = np.arange(12, dtype=np.uint8)
     run(storage.put(FRAME, pixels.data))
     assert bytes(run(storage.get(FRAME, max_bytes=12))) == pixels.tobytes()

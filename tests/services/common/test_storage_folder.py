@@ -1,4 +1,4 @@
-"""A folder as storage: whose users may change what lies there."""
+"""A folder as storage: which users may change its files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Detector and streamer take frames of the user that the configuration names, alone."""
+"""Detector and streamer accept only frames of the user that the configuration names."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def running(service: str, stream: str, publisher_uid: int, log: Path) -> Iterato
 
 
 def reasons(log: Path, event: str) -> list[str]:
-    """Why the event came, each time that it did."""
+    """Return the reason of each of these events."""
     entries = [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]
     return [entry.get("reason", "") for entry in entries if entry["event"] == event]
 
 
 @pytest.mark.parametrize(("service", "event"), [("detector", "failed"), ("streamer", "waiting for the stream")])
-def test_frames_of_another_user_are_refused(stream: str, tmp_path: Path, service: str, event: str) -> None:
+def test_frames_of_another_user_are_rejected(stream: str, tmp_path: Path, service: str, event: str) -> None:
     log = tmp_path / "log"
     with Publisher(stream, SMALL), running(service, stream, SOMEBODY_ELSE, log):
         wait_until(lambda: reasons(log, event), f"the {service} refuses the ring")
@@ -59,7 +59,7 @@ def test_frames_of_another_user_are_refused(stream: str, tmp_path: Path, service
 
 
 @pytest.mark.parametrize("service", ["detector", "streamer"])
-def test_frames_of_the_right_user_are_taken(stream: str, tmp_path: Path, service: str) -> None:
+def test_frames_of_the_configured_user_are_accepted(stream: str, tmp_path: Path, service: str) -> None:
     log = tmp_path / "log"
     with Publisher(stream, SMALL), running(service, stream, os.geteuid(), log):
         wait_until(lambda: reasons(log, "attached"), f"the {service} attaches")

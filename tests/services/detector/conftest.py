@@ -1,4 +1,4 @@
-"""The picture that the detector's tests share, read once."""
+"""The picture of the detector's tests, which is read once."""
 
 from __future__ import annotations
 

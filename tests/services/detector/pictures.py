@@ -1,4 +1,4 @@
-"""The picture that the detector's tests share."""
+"""The pictures of the detector's tests."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ def frame(seed: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     return noise.clip(0, 255).astype(np.uint8)
 
 
-def test_one_who_walks_is_seen_and_noise_is_not() -> None:
+def test_a_walking_person_is_activity_and_noise_is_not() -> None:
     tiles = plan_tiles(688, 2000, 688, 220)
     activity = Activity(tiles)
     for step in range(5):
@@ -25,7 +25,7 @@ def test_one_who_walks_is_seen_and_noise_is_not() -> None:
     assert [bool(changes) for changes in activity.changes] == inside
 
 
-def test_it_counts_until_the_tile_is_looked_at() -> None:
+def test_activity_counts_until_the_tile_is_looked_at() -> None:
     activity = Activity(plan_tiles(688, 2000, 688, 220))
     activity.update(np.zeros((688, 2000, 3), np.uint8))
     activity.update(np.full((688, 2000, 3), 200, np.uint8))
@@ -35,7 +35,7 @@ def test_it_counts_until_the_tile_is_looked_at() -> None:
     assert activity.changes.tolist() == [before[0], 0, *before[2:]]
 
 
-def test_a_frame_smaller_than_a_step_is_no_fault() -> None:
+def test_a_frame_smaller_than_a_step_is_not_an_error() -> None:
     activity = Activity(plan_tiles(5, 9, 688, 220))
     for value in (0, 200):
         activity.update(np.full((5, 9, 3), value, np.uint8))

@@ -1,4 +1,4 @@
-"""``framebus-detector check`` says what a model is and what a picture shows, or one sentence with status 1."""
+"""``framebus-detector check`` describes a model and a picture, or prints one sentence with status 1."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ def test_names_and_format_may_be_given(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture"])
-def test_a_fault_is_one_sentence(tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_fault_is_reported_in_one_sentence(
+    tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "thing"
     path.write_bytes(content)
     assert SERVICE.main(["check", str(path)]) == 1
@@ -76,7 +78,7 @@ def test_a_classifier_is_described(tmp_path: Path, capsys: pytest.CaptureFixture
     )  # fmt: skip
 
 
-def test_a_classifier_takes_a_picture_for_one_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_classifier_classifies_the_whole_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = bundle(tmp_path / "colours", colours(tmp_path / "c.onnx"))
     picture = np.zeros((40, 60, 3), np.uint8)
     for name, value in (("red", 200), ("black", 0)):
@@ -90,7 +92,7 @@ def test_a_classifier_takes_a_picture_for_one_object(tmp_path: Path, capsys: pyt
     assert (told["probabilities"], told["rejected_crops"]) == (None, 1)
 
 
-def test_a_classifier_that_cannot_be_used_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unusable_classifier_is_reported_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = colours(tmp_path / "c.onnx", "one", Input("images", [1, 3, 32, 32]))
     assert SERVICE.main(["check", str(path)]) == 1
     told = capsys.readouterr().err

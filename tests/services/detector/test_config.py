@@ -1,4 +1,4 @@
-"""The section ``detector``: faults are told in words, and the longest names still fit a socket's path."""
+"""The section ``detector``: faults are reported in words, and the longest names still fit a socket's path."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LONGEST_SOCKET_PATH = 107
 """unix(7): 108 bytes, one of them a zero."""
 
 
-def test_defaults_are_fair() -> None:
+def test_the_default_configuration_is_valid() -> None:
     section = load(DetectorConfiguration, None, {}).detector
     assert section.model is None
     assert section.status_name == "detector"
@@ -32,7 +32,7 @@ def test_defaults_are_fair() -> None:
         ("camera-server-of-hall-2", "camera-se-f08113"),
     ],
 )
-def test_the_host_gives_the_instance_its_name(host: str, instance: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_instance_is_named_after_the_host(host: str, instance: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("socket.gethostname", lambda: host)
     assert DetectorSection().instance == instance
     assert DetectorSection().status_name == "detector"
@@ -45,7 +45,7 @@ def test_the_longest_names_fit_a_socket() -> None:
         assert len(str(companion_path("s" * 48, suffix))) <= LONGEST_SOCKET_PATH
 
 
-def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
+def test_all_faults_are_reported_at_once(tmp_path: Path) -> None:
     path = tmp_path / "framebus.yaml"
     path.write_text("detector:\n  labels: [person, unicorn]\n  nice: -5\n  instance: a/b\n  speed: 9\n")
     with pytest.raises(ConfigurationError) as caught:
@@ -85,7 +85,7 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
         ({"prefetch": "0"}, "greater than or equal to 1"),
     ],
 )
-def test_a_value_out_of_range_is_told(values: dict[str, str], told: str) -> None:
+def test_a_value_out_of_range_is_reported(values: dict[str, str], told: str) -> None:
     environment = {f"FRAMEBUS_DETECTOR__{key.upper()}": value for key, value in values.items()}
     with pytest.raises(ConfigurationError, match=told):
         load(DetectorConfiguration, None, environment)
@@ -141,7 +141,7 @@ def test_other_sources_need_no_broker(source: str) -> None:
 @pytest.mark.parametrize(
     "source", ["amqp://user:s3cr-t@@rabbit", "amqp://user:s3cr-t@rabbit/a/b", "http://u:s3cr-t@h/"]
 )
-def test_a_source_that_is_refused_does_not_show_its_password(source: str) -> None:
+def test_a_rejected_source_does_not_show_its_password(source: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         load(DetectorConfiguration, None, {"FRAMEBUS_DETECTOR__SOURCE": source})
     assert "s3cr-t" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""What is known of each frame on a small budget, with a model that sees what is planted, and clocks that are told."""
+"""What the detector knows of each frame on a small budget, with a model of planted objects and simulated clocks."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ TILE_S = 0.02
 
 
 class World:
-    """People and cars who move at even speeds; a frame's pixels tell where a tile is."""
+    """People and cars that move at constant speeds. The pixels of a frame encode the place of a tile."""
 
     def __init__(self, *movers: tuple[float, float, float, float, float, int]) -> None:
-        """Take left and upper edge, width, height, speed in pixels a second and label of each."""
+        """Take the left and top edge, width, height, speed in pixels a second, and label of each object."""
         self._movers = movers
         columns = np.arange(WIDTH, dtype=np.uint32)
         self._still = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
@@ -53,7 +53,7 @@ class World:
 
 
 class Planted:
-    """A model that sees the world as it is, cut by each tile, at so many seconds a tile."""
+    """A model that finds every object of the world, cut by each tile, in a given time for each tile."""
 
     name, version = "planted", "1"
     labels: tuple[str, ...] = ("person", "car", "truck")
@@ -79,7 +79,7 @@ class Planted:
 
 
 class Trial:
-    """Frames of a world, looked at by a detector whose clocks are the model's."""
+    """Frames of a world, and a detector whose clocks are those of the model."""
 
     def __init__(self, world: World, classifier: Network | None = None, **values: object) -> None:
         self.model = Planted(world)
@@ -111,7 +111,7 @@ def test_at_a_tenth_of_the_cpu_every_person_is_known_in_every_frame() -> None:
         truth = PEOPLE.boxes(index * FRAME_NS / 1e9)
         found = seen.known.boxes.xyxy[np.argsort(seen.known.boxes.xyxy[:, 0])]
         assert len(found) == len(truth), index
-        assert np.abs(found - truth).max() < 45, "what one at 15 px a second is away after 2 s"
+        assert np.abs(found - truth).max() < 45, "the distance after 2 s at 15 px a second"
         assert max(seen.known.ages_ns) <= 2_000_000_000
         assert trial.model.time_s - before_s <= 0.2
         numbers |= set(seen.known.tracks)
@@ -120,8 +120,8 @@ def test_at_a_tenth_of_the_cpu_every_person_is_known_in_every_frame() -> None:
     assert trial.detector.late == 0
 
 
-def test_a_van_over_the_edges_of_tiles_stays_one() -> None:
-    """It is larger than the tiles' overlap, and seldom are all of its tiles looked at in one frame."""
+def test_a_van_across_the_edges_of_tiles_remains_one_object() -> None:
+    """It is larger than the tiles' overlap, and its tiles are seldom all processed in one frame."""
     world = World((500.0, 100.0, 900.0, 400.0, 40.0, 2), (3900.0, 300.0, 500.0, 250.0, -60.0, 1))
     trial = Trial(world, cpu_share=0.15)
     numbers = set()
@@ -135,7 +135,7 @@ def test_a_van_over_the_edges_of_tiles_stays_one() -> None:
     assert len(numbers) == 2
 
 
-def test_a_broken_promise_is_told_once_and_so_is_its_return() -> None:
+def test_a_broken_promise_is_logged_once_and_so_is_its_return() -> None:
     trial = Trial(PEOPLE, cpu_share=0.5)
     with capture_logs() as logs:
         for index in (0, 1, 2, 3, 30, 31, 32, 60, *range(61, 220), 250, 251):
@@ -149,14 +149,14 @@ def test_a_broken_promise_is_told_once_and_so_is_its_return() -> None:
     assert trial.detector.late == 3
 
 
-def test_a_whole_budget_looks_at_the_whole_frame_in_batches() -> None:
+def test_with_a_full_budget_the_whole_frame_is_looked_at_in_batches() -> None:
     trial = Trial(PEOPLE, cpu_share=None, target_fps=None)
     seen = trial.frame(0)
     assert (seen.looked, trial.model.calls) == (10, [4, 4, 2])
     assert len(seen.known.boxes) == 11
 
 
-def test_tiles_are_told_with_the_height_of_people_that_are_found() -> None:
+def test_the_log_names_the_tiles_and_the_height_of_people_that_are_found() -> None:
     trial = Trial(PEOPLE)
     with capture_logs() as logs:
         trial.frame(0)
@@ -173,7 +173,7 @@ def test_a_stop_is_seen_between_batches() -> None:
     assert len(trial.model.calls) == 3
 
 
-def test_another_epoch_begins_anew() -> None:
+def test_another_epoch_starts_with_new_tracks() -> None:
     trial = Trial(PEOPLE)
     trial.frame(0)
     first = trial.detector.tracker.epoch
@@ -181,7 +181,7 @@ def test_another_epoch_begins_anew() -> None:
     assert trial.detector.tracker.epoch != first
 
 
-def test_a_successor_goes_on_with_the_tracks() -> None:
+def test_a_successor_continues_the_tracks() -> None:
     first = Trial(PEOPLE, cpu_share=None)
     before = first.frame(0)
     second = Trial(PEOPLE, cpu_share=None)
@@ -197,7 +197,7 @@ def by_place(seen: Seen) -> list[int]:
 
 
 @pytest.mark.parametrize("change", [{"labels": ["car"]}, {"frame": [688, 4896, 1]}, {"frame": None}, {"tracker": {}}])
-def test_what_another_frame_or_model_left_is_not_taken_over(change: dict[str, object]) -> None:
+def test_the_state_of_another_frame_size_or_model_is_not_restored(change: dict[str, object]) -> None:
     first, second = Trial(PEOPLE), Trial(PEOPLE)
     first.frame(0)
     second.detector.succeed(first.detector.to_state() | change)

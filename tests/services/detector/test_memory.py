@@ -1,4 +1,4 @@
-"""What a detector leaves to its successor: read whole or not at all, and in nobody's way."""
+"""The state that a detector leaves to its successor: read as a whole or not at all, and never in the way."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support import files_of
 STATE = {"labels": ["person"], "frame": [688, 4896, 7]}
 
 
-def test_the_last_that_was_saved_is_loaded(stream: str) -> None:
+def test_the_last_saved_state_is_loaded(stream: str) -> None:
     memory = Memory(stream, "day")
     assert memory.load() is None
     for number in range(3):
@@ -27,7 +27,7 @@ def test_the_last_that_was_saved_is_loaded(stream: str) -> None:
     assert memory.path.stat().st_mode & 0o777 == 0o600
 
 
-def test_one_that_was_killed_while_it_saved_is_in_nobodys_way(stream: str) -> None:
+def test_a_detector_killed_while_saving_does_not_block_its_successor(stream: str) -> None:
     companion_path(stream, "state.day.new").write_bytes(b"half")
     memory = Memory(stream, "day")
     memory.save(STATE)
@@ -48,13 +48,13 @@ def test_one_that_was_killed_while_it_saved_is_in_nobodys_way(stream: str) -> No
         bytes(MAX_BYTES + 1),
     ],
 )
-def test_what_makes_no_sense_is_nothing(stream: str, content: bytes) -> None:
+def test_an_invalid_state_file_is_ignored(stream: str, content: bytes) -> None:
     memory = Memory(stream, "day")
     memory.path.write_bytes(content)
     assert memory.load() is None
 
 
-def test_a_link_is_not_followed(stream: str, tmp_path: Path) -> None:
+def test_a_symbolic_link_is_not_followed(stream: str, tmp_path: Path) -> None:
     memory = Memory(stream, "day")
     memory.save(STATE)
     (tmp_path / "elsewhere").write_bytes(msgpack.packb({"version": 1, **STATE}))
@@ -67,14 +67,14 @@ def test_a_link_is_not_followed(stream: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.root
-def test_another_users_is_not_read(stream: str) -> None:
+def test_the_state_of_another_user_is_not_read(stream: str) -> None:
     memory = Memory(stream, "day")
     memory.save(STATE)
     os.chown(memory.path, 54321, 54321)
     assert memory.load() is None
 
 
-def test_where_nothing_can_be_saved_it_is_said_once(stream: str) -> None:
+def test_a_failure_to_save_is_logged_once(stream: str) -> None:
     memory = Memory(stream, "day")
     memory.path.mkdir()
     with capture_logs() as logs:

@@ -1,4 +1,4 @@
-"""Merging: one box an object, whatever the tiles do to it."""
+"""Merging: one box for each object, however the tiles cut it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def merge(
 
 
 def seen(tile: Tile, frame_row: Row) -> Boxes:
-    """What a perfect network sees of an object in a tile."""
+    """Return what a perfect network finds of an object in a tile."""
     left, upper, right, lower, score, label = frame_row
     left, right = (min(max(x - tile.x_px, 0), tile.width_px) for x in (left, right))
     upper, lower = (min(max(y - tile.y_px, 0), tile.height_px) for y in (upper, lower))
@@ -60,7 +60,7 @@ def test_an_object_seen_whole_by_two_tiles_is_one_box() -> None:
     assert merged.scores.tolist() == pytest.approx([0.9])
 
 
-def test_a_piece_goes_where_the_neighbour_sees_the_whole() -> None:
+def test_a_piece_is_dropped_if_a_neighbouring_tile_shows_the_whole_object() -> None:
     tiles = plan_tiles(600, 1000, 600, 200)
     found = [boxes((560, 100, 598, 250, 0.95, 0)), boxes((160, 100, 240, 250, 0.6, 0))]
     assert merge(tiles, found, 0.5, 0.6).xyxy.tolist() == [[560, 100, 640, 250]]
@@ -74,7 +74,7 @@ def test_an_object_larger_than_the_overlap_is_joined() -> None:
     assert merged.scores.tolist() == pytest.approx([0.8])
 
 
-def test_an_object_over_three_tiles_is_joined() -> None:
+def test_an_object_across_three_tiles_is_joined() -> None:
     tiles = plan_tiles(600, 1400, 600, 200)
     row = (100.0, 100.0, 1300.0, 400.0, 0.7, 0)
     merged = merge(tiles, [seen(tile, row) for tile in tiles], 0.5, 0.6)
@@ -93,7 +93,7 @@ def test_a_box_at_the_edge_of_the_frame_is_whole() -> None:
     assert len(merge(tiles, found, 0.5, 0.6)) == 2
 
 
-def test_two_who_stand_close_stay_two() -> None:
+def test_two_people_close_to_each_other_stay_two_boxes() -> None:
     tiles = plan_tiles(600, 1000, 600, 200)
     found = [boxes((480, 100, 540, 250, 0.8, 0), (520, 100, 580, 250, 0.7, 0)), boxes((81, 100, 141, 250, 0.6, 0))]
     assert sorted(merge(tiles, found, 0.5, 0.6).xyxy[:, 0].tolist()) == [480, 520]
@@ -106,13 +106,13 @@ def test_labels_do_not_suppress_each_other() -> None:
     assert merged.labels.tolist() == [0, 1]
 
 
-def test_the_most_certain_comes_first() -> None:
+def test_the_most_certain_box_comes_first() -> None:
     tiles = plan_tiles(600, 600, 600, 200)
     found = [boxes((0, 0, 50, 50, 0.5, 0), (100, 0, 150, 50, 0.9, 1), (200, 0, 250, 50, 0.7, 0))]
     assert merge(tiles, found, 0.5, 0.6).scores.tolist() == pytest.approx([0.9, 0.7, 0.5])
 
 
-def test_nothing_found_is_no_box() -> None:
+def test_without_detections_there_are_no_boxes() -> None:
     tiles = plan_tiles(600, 1000, 600, 200)
     assert len(merge(tiles, [no_boxes(), no_boxes()], 0.5, 0.6)) == 0
     assert len(merge((), (), 0.5, 0.6)) == 0
@@ -127,14 +127,14 @@ def test_nothing_found_is_no_box() -> None:
     tile=st.sampled_from([450, 600, 688]),
 )
 def test_a_person_anywhere_is_one_box(x: int, y: int, width: int, height: int, tile: int) -> None:
-    """Wherever the edges of the tiles fall, a person no larger than the overlap is one box, and the right one."""
+    """A person that is no larger than the overlap is one correct box, wherever the edges of the tiles are."""
     row = (float(x), float(y), float(min(x + width, 3000)), float(min(y + height, 688)), 0.7, 0)
     tiles = plan_tiles(688, 3000, tile, 220)
     merged = merge(tiles, [seen(part, row) for part in tiles], 0.5, 0.6)
     assert merged.xyxy.tolist() == [list(row[:4])]
 
 
-def test_overlap_measures() -> None:
+def test_overlap_is_measured_by_union_and_by_the_smaller_box() -> None:
     first = boxes((0, 0, 10, 10, 1, 0), (20, 20, 30, 30, 1, 0)).xyxy
     second = boxes((5, 0, 15, 10, 1, 0), (0, 0, 5, 10, 1, 0), (7, 7, 7, 7, 1, 0)).xyxy
     assert intersection_over_union(first, second) == pytest.approx(np.array([[1 / 3, 0.5, 0], [0, 0, 0]]))
@@ -145,7 +145,7 @@ def test_overlap_measures() -> None:
 
 
 SCENE: tuple[Row, ...] = (
-    # A van as wide as 1.4 tiles, a car, a bus beyond a van, people in pairs and one who is cut by the top of the frame.
+    # A van as wide as 1.4 tiles, a car, a bus beyond a van, pairs of people, and a person cut by the top of the frame.
     (150, 150, 1100, 560, 0.8, 4),
     (1500, 300, 1900, 520, 0.7, 2),
     (2200, 80, 2800, 500, 0.75, 3),
@@ -159,7 +159,7 @@ VEHICLES = (2, 3, 4)
 
 
 def flipped(part: Boxes, whole: bool, rng: np.random.Generator) -> Boxes:
-    """A piece may pass for another vehicle, or be as certain as it likes."""
+    """Give pieces another vehicle's label and an arbitrary score."""
     if whole or not len(part) or int(part.labels[0]) not in VEHICLES:
         return part
     return Boxes(part.xyxy, rng.uniform(0.4, 0.95, 1).astype(np.float32), rng.choice(VEHICLES, 1))
@@ -167,7 +167,7 @@ def flipped(part: Boxes, whole: bool, rng: np.random.Generator) -> Boxes:
 
 @pytest.mark.parametrize(("tile_px", "overlap_px"), [(688, 220), (688, 40), (400, 150)])
 def test_each_object_is_one_box_of_one_class_wherever_the_tiles_are(tile_px: int, overlap_px: int) -> None:
-    """A panorama that is rolled under the tiles, with an ideal model that labels pieces as it likes."""
+    """The panorama is rolled under the tiles, and an ideal model gives pieces arbitrary labels."""
     rng = np.random.default_rng(7)
     width_px = 4200
     tiles = plan_tiles(688, width_px, tile_px, overlap_px)
@@ -190,7 +190,7 @@ def test_each_object_is_one_box_of_one_class_wherever_the_tiles_are(tile_px: int
         assert sorted(people.tolist()) == [0, 0, 0, 0, 1]
 
 
-def test_an_end_with_a_strangers_label_belongs_to_the_van() -> None:
+def test_the_end_of_a_van_with_another_label_belongs_to_the_van() -> None:
     tiles = plan_tiles(600, 1000, 600, 200)
     found = [boxes((250, 100, 599, 300, 0.9, 4)), boxes((1, 102, 100, 299, 0.5, 1))]
     merged = merge(tiles, found, 0.5, 0.6)
@@ -198,7 +198,7 @@ def test_an_end_with_a_strangers_label_belongs_to_the_van() -> None:
     assert merged.labels.tolist() == [4]
 
 
-def test_two_rivals_in_one_place_are_one() -> None:
+def test_two_rival_boxes_in_one_place_become_one() -> None:
     tiles = plan_tiles(600, 600, 600, 200)
     found = [boxes((100, 100, 400, 300, 0.6, 2), (105, 100, 400, 300, 0.7, 4))]
     assert merge(tiles, found, 0.5, 0.6).labels.tolist() == [2, 4][::-1]
@@ -212,14 +212,14 @@ def test_a_person_before_a_van_on_a_tiles_edge_stays() -> None:
     assert merge(tiles, found, 0.5, 0.6).labels.tolist() == [4, 0]
 
 
-def test_tiles_that_only_meet_join_what_is_on_their_edge() -> None:
+def test_tiles_without_an_overlap_join_objects_on_their_edge() -> None:
     tiles = plan_tiles(600, 1200, 600, 0)
     row = (500.0, 100.0, 800.0, 300.0, 0.7, 2)
     assert merge(tiles, [seen(tile, row) for tile in tiles], 0.5, 0.6).xyxy.tolist() == [list(row[:4])]
 
 
-def test_no_more_than_the_most_certain_boxes_are_compared() -> None:
-    """Boxes of a broken model, all of which touch all others: they are as many as a frame may have."""
+def test_only_the_most_certain_boxes_are_compared() -> None:
+    """The boxes are those of a broken model: each touches all others, and there are as many as a frame may have."""
     rng = np.random.default_rng(3)
     tiles = plan_tiles(688, 4896, 688, 220)
     starts = rng.uniform(0, 300, (len(tiles), 2000, 2))
@@ -235,7 +235,7 @@ def test_no_more_than_the_most_certain_boxes_are_compared() -> None:
     assert len(calls) >= 3
 
 
-def test_it_stops_when_told() -> None:
+def test_merging_stops_on_request() -> None:
     class Told(Exception):
         pass
 

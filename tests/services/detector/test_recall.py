@@ -1,4 +1,4 @@
-"""How many of the people in a panorama whose truth is known the defaults find."""
+"""How many people the defaults find in a panorama whose truth is known."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ YAW_RAD = math.radians(97)
 V = YAW_RAD * HEIGHT_PX / WIDTH_PX
 PX_PER_RAD = WIDTH_PX / (2 * YAW_RAD)
 EASILY_VISIBLE = 0.5
-"""Share of a person that nothing hides, for one who must be found."""
+"""Share of a person that is visible, at least, if the person must be found."""
 MATCH = 0.5
 """Intersection over union of a box with the truth, to be right."""
 

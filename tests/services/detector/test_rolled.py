@@ -1,4 +1,4 @@
-"""A real picture that is rolled under the tiles: the real model's boxes become one box an object at every offset."""
+"""A real picture is rolled under the tiles: at every offset, each object has one box of the real model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LABELS = ("person", *VEHICLES)
 
 @pytest.fixture(scope="module")
 def road() -> npt.NDArray[np.uint8]:
-    """A van and a person on a lawn, in a panorama of 688 x 2000 pixels."""
+    """Return a van and a person on a lawn, in a panorama of 688 x 2000 pixels."""
     frame = film_frame()
 
     def enlarged(part: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""``framebus-detector run``: the objects of one frame of the storage, or what went wrong."""
+"""``framebus-detector run``: the objects of one frame in the storage, or the reason of the failure."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_the_objects_are_printed_as_json(
     assert len([one for one in told["objects"] if one["class"] == "person"]) >= 6
 
 
-def test_a_failure_is_told_with_its_traceback(
+def test_a_failure_is_printed_with_its_traceback(
     reference: FrameReference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(*_arguments: object) -> None:
@@ -71,7 +71,7 @@ def test_a_failure_is_told_with_its_traceback(
     assert last == f"the detector fails on frame {reference.key}: ZeroDivisionError: no tile"
 
 
-def test_what_cannot_be_run_is_told_in_a_sentence(
+def test_a_reference_that_cannot_be_run_is_reported_in_one_sentence(
     reference: FrameReference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "other.json").write_text("{}")

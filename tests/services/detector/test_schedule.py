@@ -1,4 +1,4 @@
-"""The budget and its promise, with a clock and a processor that are simulated."""
+"""The budget and its promise, with a simulated clock and processor."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FRAME_S = 0.2
 
 
 class Machine:
-    """Looks at the tiles that a schedule chooses, at so many CPU seconds a tile, on so much of a core."""
+    """Processes the tiles that a schedule chooses, with a given CPU time for each tile, on a share of a core."""
 
     def __init__(self, budget: Budget, tile_cpu_s: float, *, core: float = 1.0, frame_cpu_s: float = 0.0) -> None:
         self.schedule = Schedule(TILES, budget)
@@ -53,20 +53,20 @@ def test_at_a_tenth_of_the_needed_cpu_every_tile_is_seen_in_time() -> None:
 
 
 def test_on_a_processor_ten_times_too_slow_every_tile_is_seen_in_time() -> None:
-    """The machine has no more than a tenth of a core left, whatever the budget says; frames go on."""
+    """The machine has only a tenth of a core left, whatever the budget says, and frames continue to arrive."""
     machine = Machine(Budget(None, FRAME_S, 2.0), FRAME_S / TILES, core=0.1)
     machine.run(60)
     assert machine.longest_s <= 2.0 + 1e-6
     assert len(machine.looked) > 60
 
 
-def test_where_even_that_is_too_little_the_longest_age_tells() -> None:
+def test_if_the_cpu_is_too_little_the_longest_age_shows_it() -> None:
     machine = Machine(Budget(0.1, FRAME_S, 2.0), FRAME_S / TILES, core=0.05)
     machine.run(60)
     assert 2.0 < machine.longest_s < 5.0
 
 
-def test_the_budget_is_kept_where_it_pays_for_more_than_the_promise() -> None:
+def test_the_budget_is_kept_if_it_is_larger_than_the_promise_needs() -> None:
     machine = Machine(Budget(0.3, FRAME_S, 2.0), FRAME_S / TILES, frame_cpu_s=0.004)
     machine.run(60)
     assert 0.25 < machine.cpu_s / 60 < 0.32
@@ -90,7 +90,7 @@ def test_tiles_with_something_to_see_come_first_and_the_others_in_turn() -> None
     assert machine.longest_s <= 2.0
 
 
-def test_what_waits_longest_is_first_where_nothing_moves() -> None:
+def test_if_nothing_moves_the_tile_that_waited_longest_is_first() -> None:
     schedule = Schedule(4, Budget(1.0, None, 100.0))
     nothing = np.zeros(4)
     schedule.choose(0, 0.0, nothing)

@@ -1,4 +1,4 @@
-"""The second stage with a network that says what is planted, and clocks that are told."""
+"""The second stage with a planted network and simulated clocks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LABELS = ("person", "car")
 
 
 class Brightness:
-    """Says ``dark``, ``grey`` or ``bright`` of a crop by its first pixel, and takes so many seconds a crop."""
+    """Classifies a crop as ``dark``, ``grey`` or ``bright`` by its first pixel, in a given time for each crop."""
 
     name, batch = "brightness", 8
     classes: tuple[str, ...] = ("dark", "grey", "bright")
@@ -63,7 +63,7 @@ class Scene:
         at_s: float | None = None,
         in_debt: bool = False,
     ) -> list[str | None]:
-        """What is said of objects of these brightnesses; the next frame comes 0.2 s later."""
+        """Return the classes of objects with these brightnesses; the next frame comes 0.2 s later."""
         self.now_s = self.now_s + 0.2 if at_s is None else at_s
         pixels = np.zeros((60, 40 * len(values), 3), np.uint8)
         for index, value in enumerate(values):
@@ -76,7 +76,7 @@ class Scene:
         return [None if one is None else one[0] for one in said]
 
 
-def test_what_it_applies_to_is_told_where_it_is_certain() -> None:
+def test_objects_of_the_configured_labels_get_a_class_if_it_is_certain() -> None:
     scene = Scene(Brightness(), cpu_share=None)
     assert scene.frame([0, 255, 128, 0], [0, 0, 0, 1]) == ["dark", "bright", None, None]
     assert scene.network.calls == [[0, 255, 128]]
@@ -85,7 +85,7 @@ def test_what_it_applies_to_is_told_where_it_is_certain() -> None:
     assert scene.frame([]) == []
 
 
-def test_a_frame_has_so_many_crops_at_most_and_each_object_has_its_turn() -> None:
+def test_the_number_of_crops_in_a_frame_is_limited_and_each_object_has_its_turn() -> None:
     scene = Scene(Brightness(crop_s=0.0001))
     people = [0, 255] * 5
     for _ in range(5):
@@ -94,7 +94,7 @@ def test_a_frame_has_so_many_crops_at_most_and_each_object_has_its_turn() -> Non
     assert scene.frame(people) == ["dark", "bright"] * 5
 
 
-def test_new_objects_come_first_and_then_who_has_waited_longest() -> None:
+def test_new_objects_come_first_and_then_those_that_waited_longest() -> None:
     scene = Scene(Brightness(crop_s=0.0001))
     scene.frame([0])
     scene.frame([0, 128, 128, 128, 128, 255])
@@ -103,7 +103,7 @@ def test_new_objects_come_first_and_then_who_has_waited_longest() -> None:
     assert scene.network.calls[-1] == [255, 0, 128, 128]
 
 
-def test_a_settled_object_is_left_alone_for_a_while() -> None:
+def test_a_settled_object_is_not_classified_again_for_a_while() -> None:
     scene = Scene(Brightness(crop_s=0.0001))
     for index in range(25):
         assert scene.frame([0], at_s=0.2 * (index + 1)) == ["dark"]
@@ -112,7 +112,7 @@ def test_a_settled_object_is_left_alone_for_a_while() -> None:
     assert len(scene.network.calls) == 4
 
 
-def test_one_odd_look_renames_no_object_and_a_few_do() -> None:
+def test_a_single_odd_result_renames_no_object_but_several_do() -> None:
     scene = Scene(Brightness(), every=True)
     for _ in range(6):
         scene.frame([255])
@@ -122,7 +122,7 @@ def test_one_odd_look_renames_no_object_and_a_few_do() -> None:
     assert told.index("dark") > told.index(None), "in between it is not certain"
 
 
-def test_a_box_that_was_only_moved_on_or_is_too_small_is_not_looked_at() -> None:
+def test_a_predicted_or_too_small_box_is_not_classified() -> None:
     scene = Scene(Brightness(), every=True)
     assert scene.frame([0, 255], ages_ns=[0, 200_000_000]) == ["dark", None]
     assert scene.frame([0, 255], ages_ns=[200_000_000, 0]) == ["dark", "bright"]
@@ -132,7 +132,7 @@ def test_a_box_that_was_only_moved_on_or_is_too_small_is_not_looked_at() -> None
     assert scene.stage.refine(pixels, Known(small, [9], [0]), 10**9) == [None]
 
 
-def test_what_is_not_a_number_says_nothing_and_takes_no_part() -> None:
+def test_a_score_of_nan_is_ignored() -> None:
     scene = Scene(Brightness(), every=True)
     assert scene.frame([1]) == [None]
     assert scene.frame([255]) == ["bright"]
@@ -141,7 +141,7 @@ def test_what_is_not_a_number_says_nothing_and_takes_no_part() -> None:
 
 
 @pytest.mark.parametrize("crop_s", [0.002, 0.02, 0.2])
-def test_it_takes_its_share_and_no_more(crop_s: float) -> None:
+def test_the_second_stage_keeps_to_its_share_of_the_cpu(crop_s: float) -> None:
     scene = Scene(Brightness(crop_s=crop_s), cpu_share=0.2)
     for _ in range(500):
         scene.frame([0, 255] * 50)
@@ -149,21 +149,21 @@ def test_it_takes_its_share_and_no_more(crop_s: float) -> None:
     assert scene.network.time_s <= SHARE * 0.2 * (500 * 0.2 + 1) + 2 * crop_s
 
 
-def test_it_pauses_while_the_detector_is_in_debt() -> None:
+def test_the_second_stage_pauses_while_the_detector_is_over_its_budget() -> None:
     scene = Scene(Brightness())
     assert scene.frame([0], in_debt=True) == [None]
     assert scene.frame([0]) == ["dark"]
     assert scene.frame([0, 255], in_debt=True) == ["dark", None]
 
 
-def test_without_a_budget_each_object_is_looked_at_in_each_frame() -> None:
+def test_without_a_budget_each_object_is_classified_in_each_frame() -> None:
     scene = Scene(Brightness(crop_s=1.0), cpu_share=None, every=True)
     for _ in range(3):
         assert scene.frame([0, 255] * 10, in_debt=True) == ["dark", "bright"] * 10
     assert [len(call) for call in scene.network.calls] == [20] * 3
 
 
-def test_one_that_fails_is_told_once_and_the_objects_go_on() -> None:
+def test_a_failing_classifier_is_logged_once_and_detection_continues() -> None:
     scene = Scene(Brightness(), every=True)
     scene.frame([0])
     scene.network.fails = True
@@ -174,7 +174,7 @@ def test_one_that_fails_is_told_once_and_the_objects_go_on() -> None:
 
 
 class OnTheClock(Brightness):
-    """A network whose time is the model's; everything is dark to it."""
+    """A network on the clock of the model, which classifies everything as dark."""
 
     trial: Trial
 
@@ -185,7 +185,7 @@ class OnTheClock(Brightness):
 
 
 @pytest.mark.parametrize("crop_s", [0.005, 0.05])
-def test_tiles_pay_for_it_and_the_promise_is_kept(crop_s: float) -> None:
+def test_tiles_give_up_cpu_for_the_second_stage_and_the_promise_is_kept(crop_s: float) -> None:
     network = OnTheClock(crop_s=crop_s)
     network.trial = Trial(PEOPLE, network, cpu_share=0.2, revisit_s=2.0)
     dark: set[int] = set()
@@ -199,7 +199,7 @@ def test_tiles_pay_for_it_and_the_promise_is_kept(crop_s: float) -> None:
     assert len(dark) >= 11, "each person was looked at"
 
 
-def test_another_epoch_forgets_what_was_said() -> None:
+def test_another_epoch_discards_earlier_classes() -> None:
     network = OnTheClock(crop_s=0.001)
     trial = network.trial = Trial(PEOPLE, network, cpu_share=None, target_fps=None)
     assert {said[0] for said in trial.frame(0).said if said} == {"dark"}

@@ -1,4 +1,4 @@
-"""The service as a process of its own: real frames in, detections out, and a clean end in every state."""
+"""The service in a process of its own: it turns real frames into detections, and ends cleanly in every state."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ STOP_S = 10.0
 
 
 class Camera:
-    """Publishes one picture again and again, and remembers when it said that it was captured."""
+    """Publishes one picture repeatedly, and remembers the capture times that it gave."""
 
     def __init__(self, stream: str, picture: npt.NDArray[np.uint8]) -> None:
         self.captured_ns: dict[int, int] = {}
@@ -85,7 +85,7 @@ def start(stream: str, tmp_path: Path) -> Iterator[Callable[..., subprocess.Pope
 
 
 def stop(process: subprocess.Popen[str]) -> str:
-    """Ask the service to end; its log."""
+    """Stop the service and return its log."""
     process.send_signal(signal.SIGTERM)
     _, log = process.communicate(timeout=STOP_S)
     assert process.returncode == 0, log
@@ -114,7 +114,7 @@ def heard(
 
 
 def knows_every_tile(detections: Detections) -> bool:
-    """Whether its time allowed the detector to look at each tile by now."""
+    """Return whether the detector has processed every tile by now."""
     return bool(detections.tiles) and all(tile.age_ms is not None for tile in detections.tiles)
 
 
@@ -125,7 +125,7 @@ def ready(stream: str, process: subprocess.Popen[str], instance: str = "detector
 
 
 def own_files(stream: str) -> list[str]:
-    """What a detector has of its own in /dev/shm; the rest is the publisher's."""
+    """Return the detector's own files in /dev/shm; the others belong to the publisher."""
     return [
         path.name
         for path in companion_paths(stream, "*")
@@ -136,7 +136,7 @@ def own_files(stream: str) -> list[str]:
 Start = Callable[..., subprocess.Popen[str]]
 
 
-def test_people_of_a_frame_are_told_with_its_names(
+def test_people_are_reported_with_the_frame_and_the_names_of_the_stream(
     stream: str, start: Start, listener: DetectionSubscriber, place: npt.NDArray[np.uint8]
 ) -> None:
     with Camera(stream, place) as camera:
@@ -173,7 +173,7 @@ def test_people_of_a_frame_are_told_with_its_names(
     assert own_files(stream) == []
 
 
-def test_it_waits_for_the_stream_and_ends_while_it_waits(stream: str, start: Start) -> None:
+def test_the_detector_waits_for_the_stream_and_can_be_stopped_while_it_waits(stream: str, start: Start) -> None:
     process = start()
     ready(stream, process)
     assert not read_status(companion_path(stream, "status.detector.sock"), PATIENCE_S)["healthy"]
@@ -181,7 +181,7 @@ def test_it_waits_for_the_stream_and_ends_while_it_waits(stream: str, start: Sta
     assert companion_paths(stream, "*") == []
 
 
-def test_a_publisher_that_comes_later_is_found(
+def test_a_publisher_that_starts_later_is_found(
     stream: str, start: Start, listener: DetectionSubscriber, place: npt.NDArray[np.uint8]
 ) -> None:
     process = start()
@@ -207,7 +207,7 @@ def test_a_publisher_that_restarts_is_followed(
 def test_a_publisher_that_returns_late_is_followed(
     stream: str, start: Start, listener: DetectionSubscriber, place: npt.NDArray[np.uint8]
 ) -> None:
-    """Later than the detector waits for it on the old ring, which it must have let go of by then."""
+    """It returns later than the detector waits on the old ring, which the detector must have released by then."""
     process = start()
     with Camera(stream, place):
         first = heard(listener, process)
@@ -218,7 +218,7 @@ def test_a_publisher_that_returns_late_is_followed(
     assert log.count("attached") == 2
 
 
-def test_it_ends_while_the_publisher_is_gone(
+def test_the_detector_can_be_stopped_while_the_publisher_is_gone(
     stream: str, start: Start, listener: DetectionSubscriber, place: npt.NDArray[np.uint8]
 ) -> None:
     process = start()
@@ -229,7 +229,7 @@ def test_it_ends_while_the_publisher_is_gone(
     assert own_files(stream) == []
 
 
-def test_frames_that_are_no_colour_pictures_are_refused(
+def test_frames_that_are_not_colour_pictures_are_rejected(
     stream: str, start: Start, listener: DetectionSubscriber, place: npt.NDArray[np.uint8]
 ) -> None:
     process = start(instance="night")
@@ -243,7 +243,7 @@ def test_frames_that_are_no_colour_pictures_are_refused(
     assert log.count("frame refused") == 1
 
 
-def test_it_is_nice_and_keeps_to_its_rate(
+def test_the_detector_is_nice_and_keeps_to_its_rate(
     stream: str, start: Start, listener: DetectionSubscriber, place: npt.NDArray[np.uint8]
 ) -> None:
     process = start(nice=7, max_rate_fps=2, track_memory_s=0)
@@ -259,10 +259,10 @@ def test_it_is_nice_and_keeps_to_its_rate(
     assert found[-1].sequence - found[0].sequence > 4
 
 
-def test_one_that_was_killed_is_replaced(
+def test_a_killed_detector_can_be_replaced(
     stream: str, start: Start, listener: DetectionSubscriber, place: npt.NDArray[np.uint8]
 ) -> None:
-    """What it left in /dev/shm stands in nobody's way, and listeners hear the next one."""
+    """Its files in /dev/shm do not hinder the next detector, and listeners receive the next detector's messages."""
     with Camera(stream, place):
         killed = start()
         heard(listener, killed)
@@ -273,7 +273,7 @@ def test_one_that_was_killed_is_replaced(
         heard(listener, process, lambda found: found.detected_ns > last_ns)
         assert read_status(companion_path(stream, "status.detector.sock"), PATIENCE_S)["healthy"]
         stop(process)
-        remove_leftovers(stream)  # the killed one's record as a subscriber
+        remove_leftovers(stream)  # the record of the killed detector as a subscriber
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
@@ -290,13 +290,13 @@ def test_objects_keep_their_numbers_when_the_detector_restarts(
             listener, second, lambda found: found.detected_ns > before.detected_ns and knows_every_tile(found)
         )
         stop(second)
-        remove_leftovers(stream)  # the killed one's record as a subscriber
+        remove_leftovers(stream)  # the record of the killed detector as a subscriber
     assert after.tracker == before.tracker
     assert len(before.objects) >= 5
     assert {one.track_id for one in after.objects} == {one.track_id for one in before.objects}
 
 
-def test_two_instances_serve_one_stream_but_not_one_twice(
+def test_two_instances_can_serve_one_stream_but_an_instance_runs_only_once(
     stream: str, start: Start, listener: DetectionSubscriber, place: npt.NDArray[np.uint8]
 ) -> None:
     day, night = start(instance="day"), start(instance="night")
@@ -315,7 +315,7 @@ def test_two_instances_serve_one_stream_but_not_one_twice(
 
 
 @pytest.mark.parametrize(("model", "told"), [("nowhere.onnx", "cannot be read"), ("README", "not a usable ONNX file")])
-def test_a_model_that_cannot_be_used_is_one_sentence(tmp_path: Path, start: Start, model: str, told: str) -> None:
+def test_an_unusable_model_is_reported_in_one_sentence(tmp_path: Path, start: Start, model: str, told: str) -> None:
     (tmp_path / "README").write_text("no model")
     process = start(model=tmp_path / model)
     _, log = process.communicate(timeout=PATIENCE_S)
@@ -324,7 +324,7 @@ def test_a_model_that_cannot_be_used_is_one_sentence(tmp_path: Path, start: Star
     assert complaints(log) == []
 
 
-def test_a_classifier_says_more_of_each_person(
+def test_a_classifier_adds_a_class_to_each_person(
     stream: str, tmp_path: Path, start: Start, listener: DetectionSubscriber, place: npt.NDArray[np.uint8]
 ) -> None:
     path = bundle(tmp_path / "b", colours(tmp_path / "c.onnx"), applies_to=["person"], score_threshold=0.1)
@@ -353,7 +353,7 @@ def test_a_classifier_says_more_of_each_person(
         (None, "cannot be read"),
     ],
 )
-def test_without_a_usable_classifier_detection_goes_on(  # the fixtures, and two parameters
+def test_without_a_usable_classifier_detection_continues(  # the fixtures, and two parameters
     stream: str,
     tmp_path: Path,
     start: Start,
@@ -395,7 +395,7 @@ def run_on(recording: Path, stream: str, **values: str) -> subprocess.CompletedP
     )
 
 
-def test_every_frame_of_a_recording_is_looked_at_whole(
+def test_every_tile_of_every_frame_of_a_recording_is_looked_at(
     stream: str, tmp_path: Path, place: npt.NDArray[np.uint8]
 ) -> None:
     for number in range(5):
@@ -433,7 +433,7 @@ def test_each_person_of_a_recording_is_classified_in_each_frame(
     assert {one["sub_class"] for one in people} <= {"red", "green", "blue"}
 
 
-def test_a_recording_that_cannot_be_read_is_one_sentence(stream: str, tmp_path: Path) -> None:
+def test_an_unreadable_recording_is_reported_in_one_sentence(stream: str, tmp_path: Path) -> None:
     ended = run_on(tmp_path / "nowhere", stream, FRAMEBUS_LOG__FORMAT="text")
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr.splitlines()[-1].endswith("does not exist: name a folder with pictures, or a video")
@@ -445,7 +445,7 @@ def test_a_recording_that_cannot_be_read_is_one_sentence(stream: str, tmp_path: 
     assert own_files(stream) == []
 
 
-def test_a_reader_of_its_lines_may_end_first(stream: str, tmp_path: Path) -> None:
+def test_the_reader_of_the_output_may_end_first(stream: str, tmp_path: Path) -> None:
     for number in range(20):
         cv2.imwrite(str(tmp_path / f"{number}.png"), np.zeros((64, 64, 3), np.uint8))
     command = f"{sys.executable} -m services.detector | head -n 1"

@@ -1,4 +1,4 @@
-"""An object is found again where it is, to a fraction of a sample, and nowhere else."""
+"""A moved object is found again, to a fraction of a sample, and nowhere else."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GROUND: Pixels = cv2.GaussianBlur(texture(HEIGHT, WIDTH, 1) // 8 + 100, (0, 0), 
 
 
 def frame(x: float, y: float, width: int, height: int) -> Pixels:
-    """An object before the ground, at a place between pixels."""
+    """Return a frame with an object in front of the ground, at a place between pixels."""
     shift = np.array([[1, 0, x], [0, 1, y]], np.float32)
     coat = cv2.warpAffine(texture(height, width, 2), shift, (WIDTH, HEIGHT))
     mask = cv2.warpAffine(np.full((height, width), 255, np.uint8), shift, (WIDTH, HEIGHT))
@@ -38,7 +38,7 @@ def box(x: float, y: float, width: int, height: int) -> Floats:
 
 @pytest.mark.parametrize(("width", "height"), [(12, 30), (45, 120), (90, 250), (400, 200)])
 @pytest.mark.parametrize(("x", "y"), [(0.0, 0.0), (7.3, -2.5), (-9.5, 3.0)])
-def test_it_is_found_where_it_has_gone(width: int, height: int, x: float, y: float) -> None:
+def test_an_object_is_found_where_it_has_moved(width: int, height: int, x: float, y: float) -> None:
     before, after = (600.0, 300.0), (600.0 + x, 300.0 + y)
     sight = look_at(frame(*before, width, height), box(*before, width, height))
     assert sight is not None
@@ -47,7 +47,7 @@ def test_it_is_found_where_it_has_gone(width: int, height: int, x: float, y: flo
     assert found == pytest.approx(box(*after, width, height), abs=max(0.7, 0.3 * sight.step_px))
 
 
-def test_what_is_gone_or_out_of_reach_is_not_found() -> None:
+def test_an_object_that_is_gone_or_out_of_reach_is_not_found() -> None:
     sight = look_at(frame(600, 300, 45, 120), box(600, 300, 45, 120))
     assert sight is not None
     assert sight.find(frame(800, 300, 45, 120), box(600, 300, 45, 120)) is None
@@ -55,22 +55,22 @@ def test_what_is_gone_or_out_of_reach_is_not_found() -> None:
 
 
 @pytest.mark.parametrize("place", [(-30.0, 300.0), (1570.0, 300.0), (600.0, -100.0), (600.0, 660.0)])
-def test_what_leaves_the_frame_is_no_error(place: tuple[float, float]) -> None:
+def test_an_object_that_leaves_the_frame_is_not_an_error(place: tuple[float, float]) -> None:
     inside = look_at(frame(600, 300, 45, 120), box(600, 300, 45, 120))
     assert inside is not None
     assert inside.find(GROUND, box(*place, 45, 120)) is None
 
 
 @pytest.mark.parametrize(("width", "height"), [(0, 0), (3, 5), (2, 300), (5000, 4000)])
-def test_what_is_too_small_or_too_large_has_no_sight(width: int, height: int) -> None:
+def test_too_small_or_too_large_objects_have_no_sight(width: int, height: int) -> None:
     assert look_at(GROUND, box(600, 300, width, height)) is None
 
 
-def test_what_is_even_has_no_sight() -> None:
+def test_an_object_without_texture_has_no_sight() -> None:
     assert look_at(np.full((HEIGHT, WIDTH, 3), 80, np.uint8), box(600, 300, 45, 120)) is None
 
 
-def test_the_frame_is_read_in_place_and_nothing_of_it_is_kept() -> None:
+def test_the_frame_is_read_in_place_and_not_kept() -> None:
     pixels = frame(600, 300, 45, 120)
     pixels.flags.writeable = False
     sight = look_at(pixels, box(600, 300, 45, 120))

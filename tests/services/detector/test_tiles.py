@@ -1,4 +1,4 @@
-"""Tiles: they cover every pixel, overlap enough, and are views."""
+"""Tiles cover every pixel, overlap enough, and are views."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_tiles_cover_every_pixel(height: int, width: int, tile: int, overlap_par
 
 @settings(deadline=None)
 @given(width=st.integers(701, 20000), overlap=st.integers(0, 500))
-def test_neighbours_overlap_as_wanted_and_none_is_spare(width: int, overlap: int) -> None:
+def test_neighbours_have_the_requested_overlap_and_no_tile_is_superfluous(width: int, overlap: int) -> None:
     tiles = plan_tiles(700, width, 700, overlap)
     common = [left.x_px + left.width_px - right.x_px for left, right in pairwise(tiles)]
     assert min(common) >= overlap
@@ -63,6 +63,6 @@ def test_tiles_are_views() -> None:
 
 
 @pytest.mark.parametrize(("extent", "tile", "overlap"), [(0, 300, 0), (300, 300, 300), (300, 300, -1)])
-def test_impossible_tiles_are_refused(extent: int, tile: int, overlap: int) -> None:
+def test_impossible_tiles_are_rejected(extent: int, tile: int, overlap: int) -> None:
     with pytest.raises(ValueError, match="no tiles"):
         plan_tiles(extent, 300, tile, overlap)

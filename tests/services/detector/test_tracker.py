@@ -28,7 +28,7 @@ def merged(boxes: Boxes, open_edges: Sequence[Sequence[bool]] | None = None) -> 
 
 
 class Tracker:
-    """Follows in frames that are looked at as a whole; in the order of the boxes that it is given."""
+    """Follows objects in frames of which every tile was processed; it keeps the order of the given boxes."""
 
     def __init__(self, threshold: float, memory_s: float) -> None:
         self._tracker = Following(threshold, memory_s, np.arange(5), unseen_s=memory_s)
@@ -38,39 +38,39 @@ class Tracker:
         return known.tracks
 
 
-def test_numbers_start_at_one_and_stay_in_any_order() -> None:
+def test_numbers_start_at_1_and_do_not_depend_on_the_order_of_boxes() -> None:
     tracker = Tracker(-0.4, 1.0)
     assert tracker.update(people(0, 500), 0) == [1, 2]
     assert tracker.update(people(505, 5), SECOND // 5) == [2, 1]
 
 
-def test_a_newcomer_gets_a_new_number() -> None:
+def test_a_new_object_gets_a_new_number() -> None:
     tracker = Tracker(-0.4, 1.0)
     tracker.update(people(0), 0)
     assert tracker.update(people(600, 0), SECOND // 5) == [2, 1]
 
 
-def test_who_is_hidden_for_a_moment_keeps_the_number() -> None:
+def test_a_person_hidden_for_a_moment_keeps_the_number() -> None:
     tracker = Tracker(-0.4, 1.0)
     tracker.update(people(0), 0)
     assert tracker.update(people(), SECOND // 2) == []
     assert tracker.update(people(5), SECOND) == [1]
 
 
-def test_who_is_hidden_for_long_is_forgotten() -> None:
+def test_a_person_hidden_for_long_is_forgotten() -> None:
     tracker = Tracker(-0.4, 1.0)
     tracker.update(people(0), 0)
     assert tracker.update(people(0), SECOND + 1) == [2]
 
 
-def test_a_label_is_not_taken_for_another() -> None:
+def test_objects_of_different_labels_are_not_matched() -> None:
     tracker = Tracker(-0.4, 1.0)
     tracker.update(people(0), 0)
     assert tracker.update(people(0, label=1), SECOND // 5) == [2]
 
 
-def test_two_who_cross_keep_their_numbers() -> None:
-    """They meet at 150 px; the movement so far says who goes on to which side."""
+def test_two_people_that_cross_keep_their_numbers() -> None:
+    """They meet at 150 px. The movement before tells to which side each person continues."""
     tracker = Tracker(-0.4, 1.0)
     seen = set()
     for step in range(13):
@@ -79,38 +79,38 @@ def test_two_who_cross_keep_their_numbers() -> None:
     assert seen == {(1, 2)}
 
 
-def test_the_nearest_wins_and_the_other_is_new() -> None:
+def test_the_nearest_box_keeps_the_number_and_the_other_is_new() -> None:
     tracker = Tracker(-0.4, 1.0)
     tracker.update(people(100), 0)
     assert tracker.update(people(400, 104), SECOND // 5) == [2, 1]
 
 
 def test_a_third_pair_is_still_matched() -> None:
-    """A pair that is no longer free does not end the search."""
+    """A pair of which one is taken already does not end the search."""
     tracker = Tracker(-0.4, 1.0)
     tracker.update(people(0, 20, 400), 0)
     assert tracker.update(people(1, 22, 430), SECOND // 5) == [1, 2, 3]
 
 
-def test_a_clock_that_runs_back_starts_anew() -> None:
+def test_a_clock_that_runs_backwards_starts_new_tracks() -> None:
     tracker = Tracker(-0.4, 1.0)
     tracker.update(people(0), 10 * SECOND)
     assert tracker.update(people(0), SECOND) == [2]
 
 
-def test_who_walks_is_followed_at_one_frame_a_second() -> None:
-    """Boxes of one person, 120 px apart, do not even touch."""
+def test_a_walking_person_is_followed_at_one_frame_a_second() -> None:
+    """The boxes of the person are 120 px apart and do not touch."""
     tracker = Tracker(-0.4, 2.0)
     assert [tracker.update(people(step * 120), step * SECOND) for step in range(5)] == [[1]] * 5
 
 
-def test_who_is_far_from_where_anyone_is_expected_is_new() -> None:
+def test_a_person_far_from_every_expected_place_is_new() -> None:
     tracker = Tracker(-0.4, 2.0)
     tracker.update(people(0), 0)
     assert tracker.update(people(500), SECOND) == [2]
 
 
-def test_two_frames_of_one_moment_do_no_harm() -> None:
+def test_two_frames_with_the_same_time_are_accepted() -> None:
     tracker = Tracker(-0.4, 2.0)
     assert tracker.update(people(0), SECOND) == tracker.update(people(4), SECOND) == [1]
     assert tracker.update(people(8), 2 * SECOND) == [1]
@@ -127,7 +127,7 @@ def boxes_of(known: Known) -> list[list[int]]:
     return [[round(float(edge)) for edge in xyxy] for xyxy in known.boxes.xyxy]
 
 
-def test_who_was_not_looked_at_is_known_and_moves_on() -> None:
+def test_a_person_that_was_not_looked_at_is_predicted() -> None:
     tracker = following()
     for step in range(10):
         tracker.update(merged(people(700 + step * 10)), step * SECOND // 5)
@@ -139,7 +139,7 @@ def test_who_was_not_looked_at_is_known_and_moves_on() -> None:
     assert known.ages_ns[known.tracks.index(2)] == 0
 
 
-def test_who_moves_and_was_not_seen_for_longer_is_told_again_when_seen() -> None:
+def test_a_moving_person_not_seen_for_long_is_reported_again_when_seen() -> None:
     tracker = following()
     for step in range(10):
         tracker.update(merged(people(700 + step * 10)), step * SECOND // 5)
@@ -147,7 +147,7 @@ def test_who_moves_and_was_not_seen_for_longer_is_told_again_when_seen() -> None
     assert tracker.update(merged(people(840)), 14 * SECOND // 5, RIGHT).tracks == [1]
 
 
-def test_who_stands_still_is_told_without_a_look() -> None:
+def test_a_person_that_stands_still_is_reported_without_a_look() -> None:
     tracker = following()
     for step in range(10):
         tracker.update(merged(people(700)), step * SECOND // 5)
@@ -155,7 +155,7 @@ def test_who_stands_still_is_told_without_a_look() -> None:
 
 
 def scene(left: float, *, dark: bool = False) -> Pixels:
-    """Somebody in a coat of many colours, before a lawn."""
+    """A person in a coat of many colours, in front of a lawn."""
     random = np.random.default_rng(3)
     drawn = random.integers(90, 110, (300, 1600, 3)).astype(np.uint8)
     coat = random.integers(0, 256, (13, 6, 3)).astype(np.uint8).repeat(12, 0).repeat(10, 1)[:150]
@@ -165,8 +165,8 @@ def scene(left: float, *, dark: bool = False) -> Pixels:
 
 
 @pytest.mark.parametrize("speed_px", [0, 9, -23, 45])
-def test_who_is_not_looked_at_is_followed_by_what_is_seen(speed_px: int) -> None:
-    """Though it was seen but once, and nothing is known of its speed."""
+def test_a_person_that_is_not_looked_at_is_followed_in_the_pixels(speed_px: int) -> None:
+    """The person was seen only once, and its speed is unknown."""
     tracker = following()
     tracker.update(merged(people(800)), 0)
     tracker.remember(scene(800), 0)
@@ -176,10 +176,10 @@ def test_who_is_not_looked_at_is_followed_by_what_is_seen(speed_px: int) -> None
         known = tracker.update(merged(people()), now_ns, LEFT)
         assert known.tracks == [1]
         assert known.boxes.xyxy[0] == pytest.approx([left, 100, left + 60, 250], abs=3)
-        assert known.ages_ns == [now_ns], "it is the model's sighting that counts"
+        assert known.ages_ns == [now_ns], "the sighting of the model counts"
 
 
-def test_who_is_no_longer_seen_is_not_told() -> None:
+def test_a_person_that_is_no_longer_seen_is_not_reported() -> None:
     tracker = following()
     tracker.update(merged(people(800)), 0)
     tracker.remember(scene(800), 0)
@@ -192,7 +192,7 @@ def test_who_is_no_longer_seen_is_not_told() -> None:
     assert known.tracks == []
 
 
-def test_who_was_looked_for_in_vain_is_not_told_and_comes_back_with_the_number() -> None:
+def test_a_missed_person_is_not_reported_and_returns_with_the_same_number() -> None:
     tracker = following()
     tracker.update(merged(people(100)), 0)
     assert tracker.update(merged(people()), SECOND // 5, LEFT).tracks == []
@@ -200,7 +200,7 @@ def test_who_was_looked_for_in_vain_is_not_told_and_comes_back_with_the_number()
     assert tracker.update(merged(people(102)), 3 * SECOND // 5, LEFT).tracks == [1]
 
 
-def test_who_is_never_looked_for_is_forgotten() -> None:
+def test_a_person_that_is_never_looked_for_is_forgotten() -> None:
     tracker = following()
     tracker.update(merged(people(1500)), 0)
     assert tracker.update(merged(people()), 4 * SECOND, LEFT).tracks == [1]
@@ -208,7 +208,7 @@ def test_who_is_never_looked_for_is_forgotten() -> None:
 
 
 def test_a_piece_is_completed_by_its_track() -> None:
-    """A car over the edge of two tiles, of which one is looked at."""
+    """A car crosses the edge of two tiles, of which one is processed."""
     tracker = following()
     car = Boxes(np.array([[300, 100, 800, 300]], np.float32), np.ones(1, np.float32), np.array([2]))
     piece = Boxes(np.array([[302, 100, 600, 300]], np.float32), np.ones(1, np.float32), np.array([3]))
@@ -219,7 +219,7 @@ def test_a_piece_is_completed_by_its_track() -> None:
     assert known.boxes.labels.tolist() == [2], "one sighting as a rival does not rename it"
 
 
-def test_two_pieces_seen_one_after_the_other_are_one() -> None:
+def test_two_pieces_seen_one_after_another_are_one_object() -> None:
     tracker = following()
     first = Boxes(np.array([[300, 100, 600, 300]], np.float32), np.ones(1, np.float32), np.array([2]))
     second = Boxes(np.array([[400, 100, 800, 300]], np.float32), np.ones(1, np.float32), np.array([2]))
@@ -229,7 +229,7 @@ def test_two_pieces_seen_one_after_the_other_are_one() -> None:
     assert boxes_of(known) == [[300, 100, 800, 300]]
 
 
-def test_a_successor_goes_on_with_the_numbers() -> None:
+def test_a_successor_continues_the_numbers() -> None:
     tracker, successor = following(), following()
     tracker.update(merged(people(0, 500)), 0)
     successor.resume(msgpack.unpackb(msgpack.packb(tracker.to_state())))
@@ -238,7 +238,7 @@ def test_a_successor_goes_on_with_the_numbers() -> None:
 
 
 @pytest.mark.parametrize("state", [{}, {"epoch": 1, "last_number": 2, "tracks": [{"number": 1}]}, {"tracks": 3}])
-def test_a_strange_state_is_refused_whole(state: dict[str, object]) -> None:
+def test_an_invalid_state_is_rejected_as_a_whole(state: dict[str, object]) -> None:
     tracker = following()
     epoch = tracker.epoch
     with pytest.raises((ValueError, TypeError, KeyError)):

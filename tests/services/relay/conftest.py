@@ -1,4 +1,4 @@
-"""What the relay's tests share: a RabbitMQ server for all of them."""
+"""Fixtures of the relay's tests: one RabbitMQ server for all of them."""
 
 from __future__ import annotations
 
@@ -19,6 +19,6 @@ def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMq]:
 
 @pytest.fixture(autouse=True)
 def no_wait_for_new_queues(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spare the tests of one server the wait that protects new queues from a kill of the broker within a second."""
+    """Skip the wait that protects new queues from a kill of the broker within a second: no such kill happens here."""
     if "rabbitmq" in request.fixturenames:
         monkeypatch.setattr(topology, "NEW_QUEUE_S", 0.0)

@@ -1,4 +1,4 @@
-"""Hosts for tests: network namespaces of this machine, each joined to it by a cable of its own."""
+"""Hosts for tests: network namespaces of this machine, each connected to it by its own virtual cable."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Host:
 
     @property
     def prefix(self) -> tuple[str, ...]:
-        """The command that runs another one there."""
+        """The command prefix that runs another command on the host."""
         return ("ip", "netns", "exec", self.name)
 
 
@@ -55,7 +55,7 @@ def _host(name: str, number: int) -> Iterator[Host]:
             _ip("-n", name, *command)
         yield Host(name, gateway)
     finally:
-        subprocess.run(["ip", "netns", "delete", name], check=False)  # the cable goes with it
+        subprocess.run(["ip", "netns", "delete", name], check=False)  # this removes the cable too
 
 
 def _ip(*arguments: str) -> None:

@@ -1,4 +1,4 @@
-"""A relay and detectors that run in threads of the test, with a detector whose answer is known."""
+"""A relay and detectors that run in threads of the test; the detectors give planted answers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MODEL = "planted 1"
 
 
 def configuration(stream: str, broker: str, storage: Path | dict[str, Any], **relay: Any) -> RelayConfiguration:
-    """A relay's configuration; ``storage`` is a folder, or a section."""
+    """Return a relay's configuration; ``storage`` is a folder, or a section."""
     section = {"url": f"file://{storage}"} if isinstance(storage, Path) else storage
     return RelayConfiguration.model_validate(
         {"stream": {"name": stream}, "broker": {"url": broker}, "storage": section, "relay": relay}
@@ -40,7 +40,7 @@ def configuration(stream: str, broker: str, storage: Path | dict[str, Any], **re
 
 
 def publish_frames(publisher: Publisher, count: int, interval_s: float = 0.0) -> int:
-    """Publish frames whose first pixel is their sequence, by which the planted detector answers; the last sequence."""
+    """Publish frames with the sequence as first pixel, for the planted detector; return the last sequence."""
     sequence = 0
     for _ in range(count):
         with publisher.loan() as loan:
@@ -59,7 +59,7 @@ def open_publisher(stream: str, slots: int = 16) -> Publisher:
 
 @contextmanager
 def running_relay(configured: RelayConfiguration) -> Iterator[Callable[[], dict[str, Any]]]:
-    """Run a relay; yields what reads its status."""
+    """Run a relay; yield a function that reads its status."""
     stop = threading.Event()
     failures: list[BaseException] = []
 
@@ -163,7 +163,7 @@ def reading_results(
         running = runner.submit(lambda: asyncio.run(read()))
         try:
             assert connected.wait(20)
-            time.sleep(0.2)  # for the queue to be bound
+            time.sleep(0.2)  # until the queue is bound
             yield results
         finally:
             stop.set()
@@ -171,7 +171,7 @@ def reading_results(
 
 
 def objects_in(folder: Path, kind: str) -> list[str]:
-    """Addresses of the objects in a storage's folder."""
+    """Return the addresses of the objects in a storage's folder."""
     return sorted(str(path.relative_to(folder)) for path in (folder / kind).rglob("*") if path.is_file())
 
 

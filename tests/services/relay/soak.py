@@ -1,4 +1,4 @@
-"""Frames through three hosts, of which everything dies in turn: ``python -m tests.services.relay.soak --frames 10000``.
+"""Sends frames through three hosts while every part dies: ``python -m tests.services.relay.soak --frames 10000``.
 
 A publisher and a relay on one host, two detectors on two others, a broker and an S3 server beside them. Detectors are
 killed every few seconds, the relay three times, the broker twice, the storage once, and slow once. Each frame must
@@ -43,7 +43,7 @@ SETTLE_TIMEOUT_S: Final = 600.0
 
 @dataclass
 class Report:
-    """What a soak has seen."""
+    """The result of a soak."""
 
     published: int = 0
     accepted: int = 0
@@ -62,7 +62,7 @@ class Report:
 
     @property
     def good(self) -> bool:
-        """Whether all promises were kept."""
+        """Return whether all promises were kept."""
         return not (self.lost or self.doubled or self.unaccounted or self.left_over)
 
     @property
@@ -102,7 +102,7 @@ class _Service:
         self._process.stdin.close()
 
     def stop(self) -> None:
-        """End it in order."""
+        """Stop the service in the regular way."""
         os.killpg(self._process.pid, signal.SIGTERM)
         self._process.wait(20)
         assert self._process.stdin is not None
@@ -218,7 +218,7 @@ def _plan(
     broker: RabbitMq,
     storage: S3Server,
 ) -> list[tuple[float, str, Callable[[], None]]]:
-    """What happens when, in seconds from the first frame."""
+    """Return the events with their times, in seconds from the first frame."""
 
     def restart_broker() -> None:
         broker.kill()

@@ -1,4 +1,4 @@
-"""The section ``relay``: defaults that lose nothing unasked, and faults told in words."""
+"""The section ``relay``: its defaults lose no frame, and faults are reported in words."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_each_format_can_be_chosen(encoding: str) -> None:
         ({"speed": "1"}, "Extra inputs"),
     ],
 )
-def test_a_value_out_of_range_is_told(values: dict[str, str], told: str) -> None:
+def test_a_value_out_of_range_is_reported(values: dict[str, str], told: str) -> None:
     with pytest.raises(ConfigurationError, match=told) as caught:
         read(**values)
     (name,) = values
@@ -75,5 +75,5 @@ def test_the_broker_and_the_storage_must_be_named(tmp_path: Path) -> None:
     check(RelayConfiguration.model_validate(content))
 
 
-def test_the_service_reads_its_own_section_and_those_beyond_the_host() -> None:
+def test_the_service_reads_its_own_section_and_those_of_broker_and_storage() -> None:
     assert set(SERVICE.configuration.model_fields) == {"stream", "log", "source", "broker", "storage", "relay"}

@@ -53,7 +53,7 @@ class Relay:
         self.config.write_text(yaml.safe_dump(sections))
 
     def dead_letters(self, *arguments: str) -> tuple[int, str, str]:
-        """Exit status, output and complaints of ``dead-letters``."""
+        """Return the exit status, output and errors of ``dead-letters``."""
         done = subprocess.run(
             [sys.executable, "-m", "services.relay", "dead-letters", "--config", str(self.config), *arguments],
             cwd=ROOT,
@@ -67,13 +67,13 @@ class Relay:
         return done.returncode, done.stdout, done.stderr
 
     def listed(self) -> list[dict[str, Any]]:
-        """The dead letters."""
+        """Return the listed dead letters."""
         status, output, complaints = self.dead_letters("list", "--json")
         assert (status, complaints) == (0, "")
         return [json.loads(line) for line in output.splitlines()]
 
     def send(self, *bodies: bytes) -> None:
-        """Put messages among the dead letters."""
+        """Add messages to the dead letters."""
 
         async def sending() -> None:
             async with await connect(self.configured.broker) as connection:
@@ -97,7 +97,7 @@ def work_policy(rabbitmq: RabbitMq, stream: str, folder: Path, **relay: Any) -> 
 
 @contextmanager
 def letters(rabbitmq: RabbitMq, stream: str, folder: Path, count: int = 1) -> Iterator[Relay]:
-    """A relay that runs, and as many dead letters of a detector that fails."""
+    """Run a relay, and make a given number of dead letters by a detector that fails."""
     relay = Relay(work_policy(rabbitmq, stream, folder), folder)
     with open_publisher(stream) as publisher, running_relay(relay.configured) as status:
         with running_detector(relay.configured, instance="broken", look=failing) as worker:
@@ -106,7 +106,7 @@ def letters(rabbitmq: RabbitMq, stream: str, folder: Path, count: int = 1) -> It
         yield relay
 
 
-def test_letters_are_listed_and_shown(rabbitmq: RabbitMq, stream: str, tmp_path: Path) -> None:
+def test_dead_letters_are_listed_and_shown(rabbitmq: RabbitMq, stream: str, tmp_path: Path) -> None:
     with letters(rabbitmq, stream, tmp_path, 2) as relay:
         told = relay.listed()
         assert {one["reference"]["sequence"] for one in told} == {1, 2}
@@ -122,7 +122,9 @@ def test_letters_are_listed_and_shown(rabbitmq: RabbitMq, stream: str, tmp_path:
         assert shown["traceparent"].split("-")[1] == shown["trace_id"]
 
 
-def test_a_letter_is_worked_on_once_the_cause_is_mended(rabbitmq: RabbitMq, stream: str, tmp_path: Path) -> None:
+def test_a_replayed_letter_gives_a_result_once_the_cause_is_fixed(
+    rabbitmq: RabbitMq, stream: str, tmp_path: Path
+) -> None:
     with letters(rabbitmq, stream, tmp_path, 2) as relay:
         first, second = (one["id"] for one in relay.listed())
         with reading_results(relay.configured) as results, running_detector(relay.configured):
@@ -135,7 +137,7 @@ def test_a_letter_is_worked_on_once_the_cause_is_mended(rabbitmq: RabbitMq, stre
         assert relay.dead_letters("list") == (0, "there are no dead letters\n", "")
 
 
-def test_a_dropped_letter_takes_its_object_along(rabbitmq: RabbitMq, stream: str, tmp_path: Path) -> None:
+def test_dropping_a_letter_deletes_its_object(rabbitmq: RabbitMq, stream: str, tmp_path: Path) -> None:
     with letters(rabbitmq, stream, tmp_path, 2) as relay:
         objects = tmp_path / "objects"
         first, second = relay.listed()
@@ -144,7 +146,9 @@ def test_a_dropped_letter_takes_its_object_along(rabbitmq: RabbitMq, stream: str
         assert objects_in(objects, "frames") == [second["reference"]["address"]]
 
 
-def test_what_is_not_a_reference_is_a_letter_too(rabbitmq: RabbitMq, stream: str, tmp_path: Path) -> None:
+def test_a_message_that_is_not_a_reference_becomes_a_dead_letter(
+    rabbitmq: RabbitMq, stream: str, tmp_path: Path
+) -> None:
     relay = Relay(work_policy(rabbitmq, stream, tmp_path), tmp_path)
     with open_publisher(stream), running_relay(relay.configured):
         wait_until(lambda: not relay.dead_letters("list")[0], "the relay has declared the queue")
@@ -163,7 +167,7 @@ def test_what_is_not_a_reference_is_a_letter_too(rabbitmq: RabbitMq, stream: str
         assert relay.listed() == []
 
 
-def test_the_detector_s_code_runs_on_a_letter(rabbitmq: RabbitMq, stream: str, tmp_path: Path) -> None:
+def test_the_detector_can_run_on_the_frame_of_a_letter(rabbitmq: RabbitMq, stream: str, tmp_path: Path) -> None:
     relay = Relay(work_policy(rabbitmq, stream, tmp_path, encoding="png"), tmp_path)
     place = campus_path()
     with Publisher(stream, FrameFormat(*place.shape[:2]), slots=4) as publisher, running_relay(relay.configured):
@@ -187,7 +191,7 @@ def test_the_detector_s_code_runs_on_a_letter(rabbitmq: RabbitMq, stream: str, t
         assert_one_sentence(relay.dead_letters("run", told["id"]), f"{reference.address} has 7 bytes")
         (tmp_path / "objects" / reference.address).unlink()
         assert_one_sentence(relay.dead_letters("run", told["id"]), f"{reference.address} is not read: there is no such")
-        # It stays where it was, whatever came of it.
+        # The letter stays in the queue, whatever the result was.
         assert relay.listed() == [told]
 
 
@@ -198,14 +202,14 @@ def assert_one_sentence(done: tuple[int, str, str], told: str) -> None:
     assert complaints.count("\n") == 1
 
 
-def test_a_letter_that_is_not_there_is_told_in_a_sentence(rabbitmq: RabbitMq, stream: str, tmp_path: Path) -> None:
+def test_a_missing_letter_is_reported_in_one_sentence(rabbitmq: RabbitMq, stream: str, tmp_path: Path) -> None:
     with letters(rabbitmq, stream, tmp_path) as relay:
         for command in ("show", "run", "replay", "drop"):
             assert_one_sentence(relay.dead_letters(command, "none/1/2"), "there is no dead letter none/1/2: ")
         assert len(relay.listed()) == 1
 
 
-def test_a_broker_that_is_away_is_told_in_a_sentence(stream: str, tmp_path: Path) -> None:
+def test_an_unreachable_broker_is_reported_in_one_sentence(stream: str, tmp_path: Path) -> None:
     relay = Relay(configuration(stream, f"amqp://127.0.0.1:{free_ports(1)}", tmp_path / "objects"), tmp_path)
     for arguments in (("list",), ("show", "any"), ("replay", "--all")):
         assert_one_sentence(relay.dead_letters(*arguments), "the broker: ")

@@ -1,4 +1,4 @@
-"""What goes wrong between hosts: bad messages and objects, dead detectors, a broker and a storage that come and go."""
+"""Faults between hosts: bad messages and objects, dead detectors, a broker and a storage that stop and return."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ pytestmark = pytest.mark.slow
 
 
 def frame_in(objects: Path, stream: str, sequence: int = 1, **changed: Any) -> FrameReference:
-    """Put a frame into the storage's folder; its reference, with changes."""
+    """Put a frame into the storage's folder; return its reference, with changes."""
     data = bytes(encode(pixels_of(), "png"))
     sha256 = hashlib.sha256(data).hexdigest()
     reference = FrameReference(
@@ -88,7 +88,7 @@ def send(configured: RelayConfiguration, *bodies: bytes, kind: str | None = FRAM
 
 
 def letters_of(configured: RelayConfiguration) -> list[str]:
-    """The reasons of all dead letters, which stay."""
+    """Return the reasons of all dead letters, and leave them in the queue."""
 
     async def read() -> list[str]:
         async with await connect(configured.broker) as connection:
@@ -129,7 +129,9 @@ BAD_MESSAGES: dict[str, tuple[Callable[[FrameReference], bytes], str]] = {
 }
 
 
-def test_what_cannot_be_worked_on_becomes_a_dead_letter(rabbitmq: RabbitMq, stream: str, tmp_path: Path) -> None:
+def test_a_message_that_cannot_be_processed_becomes_a_dead_letter(
+    rabbitmq: RabbitMq, stream: str, tmp_path: Path
+) -> None:
     objects = tmp_path / "objects"
     configured = configuration(stream, rabbitmq.url, objects, policy="work", spool=tmp_path / "spool", attempts=3)
     with (
@@ -152,7 +154,7 @@ def test_what_cannot_be_worked_on_becomes_a_dead_letter(rabbitmq: RabbitMq, stre
     assert not objects_in(objects, "etc")
 
 
-def test_a_frame_on_which_the_model_fails_is_tried_again_and_then_given_up(
+def test_a_frame_on_which_the_model_fails_is_retried_and_then_given_up(
     rabbitmq: RabbitMq, stream: str, tmp_path: Path
 ) -> None:
     configured = configuration(
@@ -229,7 +231,7 @@ def test_a_detector_that_dies_leaves_its_frames_to_the_others(
 
 
 @pytest.mark.long
-def test_a_broker_that_comes_late_and_is_killed_loses_no_frame(stream: str, tmp_path: Path) -> None:
+def test_a_broker_that_starts_late_and_is_killed_loses_no_frame(stream: str, tmp_path: Path) -> None:
     broker = RabbitMq(tmp_path / "rabbitmq")
     configured = configuration(
         stream, broker.url, tmp_path / "objects", policy="work", spool=tmp_path / "spool", stale_after_s=0.5
@@ -257,7 +259,7 @@ def test_a_broker_that_comes_late_and_is_killed_loses_no_frame(stream: str, tmp_
     assert counts["accepted"] == counts["analysed"] == 10
 
 
-def test_a_storage_that_comes_late_and_is_killed_loses_no_frame(
+def test_a_storage_that_starts_late_and_is_killed_loses_no_frame(
     rabbitmq: RabbitMq, stream: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("S3_SECRET", SECRET_KEY)
@@ -282,7 +284,7 @@ def test_a_storage_that_comes_late_and_is_killed_loses_no_frame(
             wait_until(lambda: not objects_in(kept, "frames"), "the objects are removed", detail=status)
 
 
-def test_a_full_spool_and_a_full_queue_are_counted_to_the_frame(
+def test_frames_lost_to_a_full_spool_or_queue_are_counted_exactly(
     rabbitmq: RabbitMq, stream: str, tmp_path: Path
 ) -> None:
     # Of the spool's megabyte each raw frame takes 9,216 bytes.
@@ -310,7 +312,7 @@ def test_a_full_spool_and_a_full_queue_are_counted_to_the_frame(
     assert counts["accepted"] + missed == 200
 
 
-def test_a_frame_that_comes_twice_gives_its_first_result_again(rabbitmq: RabbitMq, stream: str, tmp_path: Path) -> None:
+def test_a_frame_delivered_twice_gives_its_first_result_again(rabbitmq: RabbitMq, stream: str, tmp_path: Path) -> None:
     objects = tmp_path / "objects"
     configured = configuration(stream, rabbitmq.url, objects, policy="work", spool=tmp_path / "spool")
     with (
@@ -373,7 +375,7 @@ def test_a_frame_that_is_removed_from_the_spool_is_counted(rabbitmq: RabbitMq, s
             assert status()["details"]["counts"]["dropped: lost from the spool"] == 1
 
 
-def test_a_second_relay_of_a_stream_is_told_so(rabbitmq: RabbitMq, stream: str, tmp_path: Path) -> None:
+def test_a_second_relay_of_a_stream_is_refused(rabbitmq: RabbitMq, stream: str, tmp_path: Path) -> None:
     first = configuration(stream, rabbitmq.url, tmp_path / "objects", policy="work", spool=tmp_path / "one")
     second = configuration(stream, rabbitmq.url, tmp_path / "objects", policy="work", spool=tmp_path / "two")
     with running_relay(first) as status, ThreadPoolExecutor(1) as pool:
@@ -393,7 +395,7 @@ def test_a_second_relay_of_a_stream_is_told_so(rabbitmq: RabbitMq, stream: str, 
         assert "another relay" in why(refused.value)
 
 
-def test_a_queue_that_is_deleted_is_declared_anew(rabbitmq: RabbitMq, stream: str, tmp_path: Path) -> None:
+def test_a_deleted_queue_is_declared_again(rabbitmq: RabbitMq, stream: str, tmp_path: Path) -> None:
     configured = configuration(stream, rabbitmq.url, tmp_path / "objects", policy="work", spool=tmp_path / "spool")
 
     async def delete() -> None:
@@ -413,7 +415,7 @@ def test_a_queue_that_is_deleted_is_declared_anew(rabbitmq: RabbitMq, stream: st
             wait_until(lambda: len(results) == 3, "all results", detail=status)
 
 
-def test_a_relay_that_is_killed_goes_on_where_it_was(rabbitmq: RabbitMq, stream: str, tmp_path: Path) -> None:
+def test_a_killed_relay_continues_where_it_stopped(rabbitmq: RabbitMq, stream: str, tmp_path: Path) -> None:
     configured = configuration(stream, rabbitmq.url, tmp_path / "objects", policy="work", spool=tmp_path / "spool")
     path = tmp_path / "configuration.json"
     path.write_text(configured.model_dump_json(exclude={"source"}))
@@ -428,7 +430,7 @@ def test_a_relay_that_is_killed_goes_on_where_it_was(rabbitmq: RabbitMq, stream:
             assert publisher.statistics.sequence == before + 20
             relay.kill()
             relay.wait()
-            # More than the ring has slots: some are overwritten before the next relay looks.
+            # More frames than the ring has slots: some are overwritten before the next relay reads them.
             publish_frames(publisher, 10)
         with (
             reading_results(configured) as results,
@@ -454,11 +456,11 @@ def test_a_relay_that_is_killed_goes_on_where_it_was(rabbitmq: RabbitMq, stream:
 
 
 def publisher_subscribers(stream: str) -> list[Path]:
-    """Records of the subscribers of a stream."""
+    """Return the records of a stream's subscribers."""
     return [path for path in Path("/dev/shm").glob(f"framebus.{stream}.sub.*") if not path.name.endswith(".new")]
 
 
-def test_live_gives_no_result_that_is_too_old_and_counts_what_was_dropped(
+def test_the_live_policy_gives_no_old_result_and_counts_dropped_frames(
     rabbitmq: RabbitMq, stream: str, tmp_path: Path
 ) -> None:
     max_age_s = 0.6
@@ -494,7 +496,7 @@ def test_live_gives_no_result_that_is_too_old_and_counts_what_was_dropped(
     assert max(ages_s) <= max_age_s
 
 
-def test_frames_of_any_type_travel_raw(rabbitmq: RabbitMq, stream: str, tmp_path: Path) -> None:
+def test_frames_of_any_type_can_be_sent_raw(rabbitmq: RabbitMq, stream: str, tmp_path: Path) -> None:
     for policy in ("live", "work"):
         name = f"{stream}{policy}"
         configured = configuration(

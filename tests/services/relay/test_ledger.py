@@ -44,7 +44,7 @@ def published(ledger: Ledger, sequence: int, epoch: int = 7) -> Entry:
     return entry
 
 
-def test_accepted_frames_wait_in_their_order() -> None:
+def test_accepted_frames_wait_in_order() -> None:
     with opened() as ledger:
         for sequence in (1, 2, 3):
             ledger.accept(frame(sequence))
@@ -60,7 +60,7 @@ def test_accepted_frames_wait_in_their_order() -> None:
         assert ledger.counts() == {"accepted": 3, "published": 1}
 
 
-def test_what_the_ring_had_in_between_is_missed() -> None:
+def test_frames_skipped_in_the_ring_are_missed() -> None:
     with opened() as ledger:
         ledger.accept(frame(5))  # a relay that starts later has missed nothing
         ledger.accept(frame(9))
@@ -70,7 +70,7 @@ def test_what_the_ring_had_in_between_is_missed() -> None:
         assert ledger.counts() == {"accepted": 3, "missed: overwritten": 5, "missed: thinned": 1}
 
 
-def test_neighbouring_misses_are_one_range() -> None:
+def test_adjacent_misses_become_one_range() -> None:
     with opened() as ledger:
         for sequence in range(1, 6):
             ledger.miss(7, sequence, "spool full")
@@ -88,7 +88,7 @@ def test_the_oldest_ranges_are_forgotten_and_stay_counted(monkeypatch: pytest.Mo
         assert total(ledger, "missed") == 40
 
 
-def test_a_publisher_that_returns_goes_on_in_its_ring() -> None:
+def test_a_publisher_that_returns_continues_in_its_ring() -> None:
     with opened() as ledger:
         ledger.accept(frame(3, epoch=1))
         ledger.accept(frame(6, epoch=2))
@@ -119,7 +119,7 @@ def test_an_epoch_of_64_bits_is_kept(tmp_path: Path, number: int) -> None:
         assert ledger.settle([Fate(result(frame(1, epoch=number)), "detector", ANALYSED)]) == [True]
 
 
-def test_everything_is_known_after_a_restart(tmp_path: Path) -> None:
+def test_the_ledger_is_complete_after_a_restart(tmp_path: Path) -> None:
     path = tmp_path / "ledger"
     with opened(path, TWO) as ledger:
         ledger.accept(frame(1))
@@ -135,7 +135,7 @@ def test_everything_is_known_after_a_restart(tmp_path: Path) -> None:
         assert ledger.missed() == [(7, 2, 2, "overwritten")]
 
 
-def test_a_copy_of_the_files_at_any_point_goes_on_from_there(tmp_path: Path) -> None:
+def test_a_copy_of_the_files_at_any_point_can_be_continued(tmp_path: Path) -> None:
     # What a loss of power leaves: the database and its log, without a close.
     path = tmp_path / "one" / "ledger"
     path.parent.mkdir()
@@ -171,7 +171,7 @@ def test_a_transaction_that_fails_changes_nothing() -> None:
         assert ledger.missed() == []
 
 
-def test_a_frame_is_settled_once_however_often_it_is_told() -> None:
+def test_a_frame_is_settled_once_however_often_it_is_reported() -> None:
     with opened() as ledger:
         published(ledger, 1)
         fate = Fate(result(frame(1)), "detector", ANALYSED)
@@ -192,7 +192,7 @@ def test_an_object_is_needed_until_every_group_has_settled() -> None:
         assert ledger.counts() == {"accepted": 1, "published": 1, "analysed": 1, "dropped: too old": 1}
 
 
-def test_a_group_that_is_not_known_settles_nothing() -> None:
+def test_an_unknown_group_settles_nothing() -> None:
     with opened() as ledger:
         published(ledger, 1)
         assert ledger.settle([Fate(result(frame(1), "other"), "other", ANALYSED)]) == [False]
@@ -215,13 +215,13 @@ def test_the_object_of_a_dead_letter_is_kept_until_it_is_removed(dead_first: boo
 
 
 @pytest.mark.parametrize("sequence", [99, (1 << 63) - 1, 1 << 63, (1 << 64) - 1])
-def test_a_message_of_a_frame_that_is_not_known_is_no_fault(sequence: int) -> None:
+def test_a_message_about_an_unknown_frame_is_not_an_error(sequence: int) -> None:
     with opened() as ledger:
         ledger.settle([Fate(result(frame(sequence)), "detector", ANALYSED), Fate(frame(sequence), "detector", DEAD)])
         assert ledger.counts() == {}
 
 
-def test_a_detector_that_is_faster_than_the_confirmation_counts_once() -> None:
+def test_a_result_before_the_brokers_confirmation_counts_once() -> None:
     with opened() as ledger:
         ledger.accept(frame(1))
         (entry,) = ledger.pending(0, -1)
@@ -243,7 +243,7 @@ def test_a_drop_counts_the_groups_that_have_not_settled() -> None:
         assert ledger.spooled_bytes == 0
 
 
-def test_a_frame_that_is_moved_is_found_at_its_new_address(tmp_path: Path) -> None:
+def test_a_moved_frame_is_found_at_its_new_address(tmp_path: Path) -> None:
     with opened(tmp_path / "ledger") as ledger:
         ledger.accept(frame(1))
         moved = ledger.move(ledger.pending(0, 1)[0], f"{frame(1).address}.3")
@@ -266,7 +266,7 @@ def test_published_frames_expire_and_waiting_ones_do_not() -> None:
 
 
 @pytest.mark.slow
-def test_a_relay_that_is_killed_anywhere_forgets_and_doubles_nothing(tmp_path: Path) -> None:
+def test_a_relay_killed_at_any_point_loses_and_doubles_no_frame(tmp_path: Path) -> None:
     path = tmp_path / "ledger"
     code = f"""
 import pathlib
@@ -295,7 +295,7 @@ while True:
             told = max([told, *map(int, child.stdout.read().split())])
         with opened(path) as ledger:
             done = total(ledger, "accepted") + total(ledger, "missed")
-            # The last one may be in the ledger, and not told yet.
+            # The last frame may be in the ledger, but not reported yet.
             assert done in (told, told + 1)
             assert len(ledger.pending(0, -1)) == total(ledger, "accepted")
             assert not ledger.is_new(7, done)
@@ -303,7 +303,7 @@ while True:
 
 
 class LedgerMachine(RuleBasedStateMachine):
-    """A publisher that goes on, dies and begins anew, and a relay that takes, misses, publishes, settles and drops."""
+    """A publisher that continues, dies and restarts, and a relay that takes, misses, publishes, settles and drops."""
 
     @initialize()
     def begin(self) -> None:

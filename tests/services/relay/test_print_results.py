@@ -1,4 +1,4 @@
-"""``framebus-relay results`` with a real broker: each result once, kept for a reader that is away, and a quiet end."""
+"""``framebus-relay results`` with a real broker: each result once, also while no reader runs, and a quiet end."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def work_policy(rabbitmq: RabbitMq, stream: str, folder: Path) -> RelayConfigura
     return configuration(stream, rabbitmq.url, folder / "objects", policy="work", spool=folder / "spool")
 
 
-def test_a_queue_keeps_results_for_a_reader_that_is_away(rabbitmq: RabbitMq, stream: str, tmp_path: Path) -> None:
+def test_a_queue_keeps_results_while_no_reader_runs(rabbitmq: RabbitMq, stream: str, tmp_path: Path) -> None:
     configured = work_policy(rabbitmq, stream, tmp_path)
     queued = ("--queue", "archive", "--count")
     with open_publisher(stream) as publisher, running_relay(configured) as status, running_detector(configured):
@@ -75,7 +75,7 @@ def test_a_queue_keeps_results_for_a_reader_that_is_away(rabbitmq: RabbitMq, str
         def analysed(count: int) -> bool:
             return bool(status()["details"]["counts"].get("analysed") == count)
 
-        # The first reader declares the queue. It may come after the first frames, which are then none of its.
+        # The first reader declares the queue. If it starts after the first frames, it does not get them.
         with Results(configured, tmp_path, *queued, "1") as first:
             published = 0
             while first.process.poll() is None:
@@ -91,7 +91,7 @@ def test_a_queue_keeps_results_for_a_reader_that_is_away(rabbitmq: RabbitMq, str
         with Results(configured, tmp_path, *queued, str(last - oldest - 1)) as rest:
             assert rest.process.wait(PATIENCE_S) == 0, rest.complaints
             assert rest.sequences == list(range(oldest + 2, last + 1))
-        # None is left: the next one is of a new frame.
+        # No result is left: the next one is of a new frame.
         with Results(configured, tmp_path, *queued, "1") as third:
             newest = publish_frames(publisher, 1)
             assert third.process.wait(PATIENCE_S) == 0, third.complaints
@@ -99,7 +99,7 @@ def test_a_queue_keeps_results_for_a_reader_that_is_away(rabbitmq: RabbitMq, str
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_without_a_word(
+def test_a_signal_ends_the_command_silently(
     rabbitmq: RabbitMq, stream: str, tmp_path: Path, ending: signal.Signals
 ) -> None:
     configured = work_policy(rabbitmq, stream, tmp_path)

@@ -1,4 +1,4 @@
-"""The relay with a real broker and storage: each frame's way to a detector and back, and its end."""
+"""The relay with a real broker and storage: each frame reaches a detector, its result returns, and it is removed."""
 
 from __future__ import annotations
 

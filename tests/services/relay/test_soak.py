@@ -1,4 +1,4 @@
-"""A short soak: everything dies in turn, and no frame is lost or told twice."""
+"""A short soak: every part dies in turn, and no frame is lost or reported twice."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.services.relay import soak
 pytestmark = [pytest.mark.long, pytest.mark.timeout(400)]
 
 
-def test_nothing_is_lost_or_doubled_while_everything_dies_in_turn() -> None:
+def test_no_frame_is_lost_or_doubled_while_every_part_dies_in_turn() -> None:
     report = soak.run(1000, fps=25.0)
     assert report.good, report
     assert report.kills["relay"] == 3

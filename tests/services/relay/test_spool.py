@@ -1,4 +1,4 @@
-"""The spool: a frame is kept whole or refused with a word for the count, and a killed relay leaves nothing behind."""
+"""The spool: a frame is kept whole or refused with a reason to count, and a killed relay leaves no files behind."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def files(folder: Path) -> list[str]:
 
 @pytest.fixture(params=["folder", "memory"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path | None:
-    """A spool's folder, and then none."""
+    """Return a folder for the spool, and then None."""
     return tmp_path / "a" / "spool" if request.param == "folder" else None
 
 
-def test_a_frame_is_there_until_it_is_published_or_dropped(folder: Path | None) -> None:
+def test_a_frame_is_kept_until_it_is_published_or_dropped(folder: Path | None) -> None:
     with opened(folder) as spool:
         for sequence in (1, 2):
             spool.accept(frame(sequence, data=b"pixels %d" % sequence), b"pixels %d" % sequence)
@@ -52,7 +52,7 @@ def test_a_frame_is_there_until_it_is_published_or_dropped(folder: Path | None) 
             assert files(folder) == []
 
 
-def test_a_full_spool_takes_no_more_until_there_is_room(folder: Path | None) -> None:
+def test_a_full_spool_accepts_no_frame_until_there_is_room(folder: Path | None) -> None:
     data = bytes(100)
     with opened(folder, 250) as spool:
         for sequence in (1, 2):
@@ -75,14 +75,14 @@ def test_frames_outlive_the_relay(tmp_path: Path) -> None:
         assert spool.read(entry) == b"pixels"
 
 
-def test_a_relay_without_a_folder_begins_anew() -> None:
+def test_a_relay_without_a_folder_starts_with_an_empty_spool() -> None:
     with opened(None) as spool:
         spool.accept(frame(1), b"pixels")
     with opened(None) as spool:
         assert spool.ledger.pending(0, -1) == []
 
 
-def test_what_a_killed_relay_left_is_removed(tmp_path: Path) -> None:
+def test_files_of_a_killed_relay_are_removed(tmp_path: Path) -> None:
     with opened(tmp_path) as spool:
         for sequence in (1, 2):
             spool.accept(frame(sequence), b"pixels")
@@ -93,7 +93,7 @@ def test_what_a_killed_relay_left_is_removed(tmp_path: Path) -> None:
         assert spool.read(spool.ledger.pending(0, -1)[0]) == b"pixels"
 
 
-def test_a_frame_whose_file_is_gone_is_lost(tmp_path: Path) -> None:
+def test_a_frame_whose_file_is_missing_counts_as_lost(tmp_path: Path) -> None:
     with opened(tmp_path) as spool:
         spool.accept(frame(1), b"pixels")
         (tmp_path / "frames" / "7-1").unlink()
@@ -101,14 +101,14 @@ def test_a_frame_whose_file_is_gone_is_lost(tmp_path: Path) -> None:
             spool.read(spool.ledger.pending(0, -1)[0])
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(ServiceError, match=r"relay\.spool .*file/spool cannot be made: Not a directory") as caught:
         Spool(tmp_path / "file" / "spool", MANY_BYTES, ("detector",))
     assert "\n" not in str(caught.value)
 
 
-def test_two_relays_on_one_spool_are_told_and_the_first_goes_on(tmp_path: Path) -> None:
+def test_a_second_relay_on_one_spool_is_refused_and_the_first_continues(tmp_path: Path) -> None:
     with opened(tmp_path) as spool:
         spool.accept(frame(1), b"pixels")
         with pytest.raises(ServiceError, match="another relay uses it"):
@@ -116,7 +116,7 @@ def test_two_relays_on_one_spool_are_told_and_the_first_goes_on(tmp_path: Path) 
         assert spool.read(spool.ledger.pending(0, -1)[0]) == b"pixels"
 
 
-def test_a_folder_that_is_removed_under_way_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_is_removed_meanwhile_is_reported(tmp_path: Path) -> None:
     with opened(tmp_path) as spool:
         shutil.rmtree(tmp_path / "frames")
         with pytest.raises(ServiceError, match=r"relay\.spool: .* cannot be written: No such file") as caught:
@@ -125,7 +125,7 @@ def test_a_folder_that_is_removed_under_way_is_told(tmp_path: Path) -> None:
 
 
 def accept_until_full(spool: Spool, first: int, data: bytes) -> int:
-    """Accept frames until the disk is full; how many there were."""
+    """Accept frames until the disk is full; return their number."""
     for sequence in range(first, first + 10_000):
         try:
             spool.accept(frame(sequence, data=data), data)

@@ -1,4 +1,4 @@
-"""The sweep: what is old goes, of this stream alone; the frames of dead letters stay longer."""
+"""The sweep removes old objects of its stream only; the frames of dead letters stay longer."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def left(folder: Path) -> set[str]:
 
 
 def sweep(folder: Path, ledger: Ledger) -> tuple[int, int]:
-    """What one search removed, and what was removed in all."""
+    """Return what one search removed, and what was removed in total."""
 
     async def work() -> tuple[int, int]:
         sweeper = Sweeper(ledger, Storage(StorageSection(url=f"file://{folder}")), STREAM, SECTION)
@@ -52,7 +52,7 @@ def sweep(folder: Path, ledger: Ledger) -> tuple[int, int]:
     return asyncio.run(work())
 
 
-def test_what_has_expired_goes_and_the_rest_stays(tmp_path: Path, ledger: Ledger) -> None:
+def test_only_expired_objects_are_removed(tmp_path: Path, ledger: Ledger) -> None:
     put(tmp_path, "frames/roof/7/1-0.png", 150)
     put(tmp_path, "frames/roof/7/2-0.png", 50)
     put(tmp_path, "results/roof/7/1/m/0", 1500)
@@ -89,7 +89,7 @@ def test_frames_that_no_detector_took_are_given_up_with_their_objects(tmp_path: 
     assert ledger.waiting()[1] == 1
 
 
-def test_what_died_writers_left_goes(tmp_path: Path, ledger: Ledger) -> None:
+def test_files_of_dead_writers_are_removed(tmp_path: Path, ledger: Ledger) -> None:
     put(tmp_path, "frames/roof/7/1-0.png#1", 70)
     put(tmp_path, "results/roof/7/1/m/0#2", 70)
     put(tmp_path, "frames/roof/7/2-0.png#1", 5)

@@ -1,4 +1,4 @@
-"""Taking frames out of a ring: which are taken and which are counted, and for how long a slot is held."""
+"""Taking frames from a ring: which are taken, which are counted, and how long a slot is held."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def taking(
 
 
 def done(spool: Spool) -> int:
-    """Frames that were accepted or missed."""
+    """Return the number of frames that were accepted or missed."""
     return sum(number for name, number in spool.ledger.counts().items() if name == "accepted" or "missed" in name)
 
 
@@ -77,7 +77,7 @@ def publish_at(publisher: Publisher, *captured_s: float) -> None:
 
 @pytest.mark.parametrize("encoding", ["jpeg", "png", "raw", "lz4", "zstd"])
 @pytest.mark.parametrize("policy", ["live", "work"])
-def test_a_frame_is_accepted_with_all_that_its_header_says(
+def test_a_frame_is_accepted_with_all_fields_of_its_header(
     stream: str, tmp_path: Path, encoding: str, policy: str
 ) -> None:
     with (
@@ -96,7 +96,7 @@ def test_a_frame_is_accepted_with_all_that_its_header_says(
     assert abs(int(pixels.max()) - 77) <= 2
 
 
-def test_at_a_lower_rate_the_others_are_counted_as_thinned(stream: str) -> None:
+def test_at_a_lower_rate_skipped_frames_are_counted_as_thinned(stream: str) -> None:
     with open_publisher(stream, slots=64) as publisher, taking(stream, target_fps=10) as (_, spool):
         publish_at(publisher, *(1000 + number / 25 for number in range(50)))
         counts = wait_for(spool, 50)
@@ -110,14 +110,14 @@ def test_a_rate_above_the_streams_takes_every_frame(stream: str) -> None:
         assert wait_for(spool, 40) == {"accepted": 40}
 
 
-def test_a_clock_that_is_set_back_ends_no_stream(stream: str) -> None:
+def test_a_clock_that_is_set_back_does_not_end_the_stream(stream: str) -> None:
     with open_publisher(stream, slots=64) as publisher, taking(stream, target_fps=10) as (_, spool):
         publish_at(publisher, 5000.0, 5000.2, 1000.0, 1000.2, 1000.4)
         assert wait_for(spool, 5) == {"accepted": 5}
 
 
 @pytest.mark.parametrize("encoding", ["jpeg", "png"])
-def test_frames_that_a_format_cannot_hold_are_told_once_and_counted(stream: str, encoding: str) -> None:
+def test_frames_that_a_format_cannot_hold_are_logged_once_and_counted(stream: str, encoding: str) -> None:
     with (
         structlog.testing.capture_logs() as logs,
         Publisher(stream, FrameFormat(4, 5, None, "float32", "depth")) as publisher,
@@ -131,7 +131,7 @@ def test_frames_that_a_format_cannot_hold_are_told_once_and_counted(stream: str,
     assert "set relay.encoding to raw, lz4 or zstd" in told[0]["reason"]
 
 
-def test_a_full_spool_is_told_once_and_counted(stream: str) -> None:
+def test_a_full_spool_is_logged_once_and_counted(stream: str) -> None:
     size = 48 * 64 * 3
     with (
         structlog.testing.capture_logs() as logs,
@@ -143,7 +143,7 @@ def test_a_full_spool_is_told_once_and_counted(stream: str) -> None:
     assert len([entry for entry in logs if entry["event"] == "frame not taken"]) == 1
 
 
-def test_a_relay_that_returns_takes_what_the_ring_still_has_and_nothing_twice(stream: str, tmp_path: Path) -> None:
+def test_a_restarted_relay_takes_the_frames_left_in_the_ring_and_none_twice(stream: str, tmp_path: Path) -> None:
     with open_publisher(stream, slots=8) as publisher:
         for count in (2, 6):
             with taking(stream, folder=tmp_path, policy="work") as (_, spool):
@@ -202,7 +202,7 @@ def test_a_storage_that_hangs_holds_no_slot(stream: str) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["jpeg", "raw"])
-def test_an_encoding_that_is_slow_holds_one_slot_at_most(
+def test_a_slow_encoding_holds_at_most_one_slot(
     stream: str, tmp_path: Path, encoding: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     goes_on, began = threading.Semaphore(0), threading.Semaphore(0)
@@ -217,7 +217,7 @@ def test_an_encoding_that_is_slow_holds_one_slot_at_most(
         taking(stream, folder=tmp_path, policy="work", encoding=encoding) as (taker, spool),
     ):
         monkeypatch.setattr(take, "encode", slow)
-        taker._encoded_s = take.HOLD_S  # as an encoding that took long has left it
+        taker._encoded_s = take.HOLD_S  # as after an encoding that took long
         publish(publisher, 1)
         assert began.acquire(timeout=20)
         for number in range(2, 12):  # the publisher overwrites its ring while the relay encodes

@@ -1,4 +1,4 @@
-"""The settings of a group's queue, by which the broker keeps the policy's promise."""
+"""The settings of a group's queue, with which the broker keeps the promise of the policy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from services.relay.topology import queue_arguments
 NAMES = Names("roof")
 
 
-def test_a_live_queue_drops_its_oldest_frame_and_says_so() -> None:
+def test_a_live_queue_drops_its_oldest_frame_and_reports_it() -> None:
     assert queue_arguments(NAMES, RelaySection(policy="live", live_length=5, attempts=3)) == {
         "x-queue-type": "quorum",
         "x-delivery-limit": 3,
@@ -19,7 +19,7 @@ def test_a_live_queue_drops_its_oldest_frame_and_says_so() -> None:
     }
 
 
-def test_a_work_queue_refuses_what_it_has_no_place_for_and_loses_no_dead_letter() -> None:
+def test_a_full_work_queue_rejects_frames_and_loses_no_dead_letter() -> None:
     assert queue_arguments(NAMES, RelaySection(policy="work", queue_length=7, attempts=4)) == {
         "x-queue-type": "quorum",
         "x-delivery-limit": 4,
@@ -30,7 +30,7 @@ def test_a_work_queue_refuses_what_it_has_no_place_for_and_loses_no_dead_letter(
     }
 
 
-def test_every_name_is_of_its_stream_alone() -> None:
+def test_every_name_belongs_to_one_stream() -> None:
     def names(stream: str) -> set[str]:
         of = Names(stream)
         return {of.frames, of.results, of.dropped, of.dead, of.settled, of.relay, of.group("a"), of.group("b")}

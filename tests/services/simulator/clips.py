@@ -1,4 +1,4 @@
-"""Small clips for the tests of the simulator and the stitcher, and the real RTSP server that serves them."""
+"""Small clips for the tests of the simulator and the stitcher, and a real RTSP server for them."""
 
 import functools
 import hashlib
@@ -23,7 +23,7 @@ _WANTED = (
 
 
 def _cache_dir() -> Path:
-    """A folder for clips that this version of the simulator rendered, whatever process of whatever run did."""
+    """Return a folder for clips of this version of the simulator, which all processes and runs share."""
     digest = hashlib.sha256()
     for source in sorted((ROOT / "services" / "simulator").rglob("*.py")):
         digest.update(source.read_bytes())
@@ -36,12 +36,12 @@ FULL = SimulatorSection(duration_s=2, cache_dir=SMALL.cache_dir)
 
 @functools.cache
 def rendered() -> Path:
-    """The folder with small clips of two seconds."""
+    """Return the folder with small clips of two seconds."""
     return render(SMALL)
 
 
 def need_rtsp() -> None:
-    """Skip the test, or in CI fail it, where the system's Python cannot serve RTSP."""
+    """Skip the test, or in CI fail it, if the system's Python cannot serve RTSP."""
     try:
         found = subprocess.run([*SYSTEM_COMMAND, "-c", _WANTED], capture_output=True, check=False).returncode == 0
     except FileNotFoundError:
@@ -52,7 +52,7 @@ def need_rtsp() -> None:
 
 @contextmanager
 def rtsp_server() -> Iterator[str]:
-    """The address of a running RTSP server with the five cameras; it ends cleanly with the block."""
+    """Yield the address of an RTSP server with the five cameras, which must end cleanly."""
     need_rtsp()
     command = [*SYSTEM_COMMAND, str(RTSP_PROGRAM), str(rendered()), "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:

@@ -52,13 +52,13 @@ def test_edges_of_the_picture_are_the_field_of_view() -> None:
     assert math.degrees(float(right[0] - left[0])) == pytest.approx(50)
 
 
-def test_what_is_behind_a_camera_has_no_place_in_its_picture() -> None:
+def test_directions_behind_a_camera_have_no_place_in_its_picture() -> None:
     x, y = CAMERAS[0].project(np.array([math.radians(72)]), np.array([0.0]))
     assert np.isnan(x[0])
     assert np.isnan(y[0])
 
 
-def test_lookup_leads_from_pixels_to_the_source() -> None:
+def test_the_lookup_maps_pixels_to_the_source() -> None:
     source = Cylinder(720, 110, -1.75, 1.75, -0.27, 0.27)
     columns, rows = lookup(CAMERAS[3], source)
     assert columns.shape == rows.shape == (1080, 1920)

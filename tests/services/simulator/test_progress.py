@@ -1,4 +1,4 @@
-"""The simulator tells how far it is, from its start on, and leaves no half-made clips."""
+"""The simulator reports its progress from its start on, and leaves no incomplete clips."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def status(stream: str) -> dict[str, Any]:
 
 
 @pytest.mark.long
-def test_the_status_tells_how_far_the_render_is(
+def test_the_status_shows_the_progress_of_the_render(
     stream: str, simulator: subprocess.Popen[str], section: SimulatorSection
 ) -> None:
     seen: list[dict[str, Any]] = []
@@ -75,7 +75,7 @@ def test_the_status_tells_how_far_the_render_is(
     assert complaints(log) == []
 
 
-def test_an_interrupted_render_leaves_nothing(
+def test_an_interrupted_render_leaves_no_file(
     stream: str, simulator: subprocess.Popen[str], section: SimulatorSection
 ) -> None:
     folder = clips_folder(section)

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 
 def seen(camera: Camera, stage: Scene, canvas: np.ndarray) -> np.ndarray:
-    """What the camera sees, computed directly, BGR."""
+    """Return what the camera sees, computed directly, BGR."""
     return np.asarray(cv2.remap(canvas, *lookup(camera, stage.cylinder), cv2.INTER_LINEAR))
 
 
@@ -61,7 +61,7 @@ def test_clips_show_the_frames_in_order() -> None:
         assert index == int(np.argmax([cv2.PSNR(picture, expected) for expected in raw]))
 
 
-def test_only_what_moves_is_computed_anew_and_nothing_is_missed() -> None:
+def test_only_moving_parts_are_computed_again_and_none_is_missed() -> None:
     stage = scene(SMALL)
     view = View(stage.cameras[1], stage)
     canvas = stage.still.copy()
@@ -81,7 +81,7 @@ def test_clips_are_cheap_to_decode_and_to_cut() -> None:
         assert all(packet.pts == packet.dts for packet in packets), "no B-frames"
 
 
-def test_truth_tells_of_every_frame() -> None:
+def test_the_truth_describes_every_frame() -> None:
     truth = json.loads((rendered() / "truth.json").read_text())
     assert (truth["fps"], truth["frames"], len(truth["frames_objects"])) == (25, 50, 50)
     assert truth["cameras"][1] == {
@@ -102,7 +102,7 @@ def test_a_finished_render_is_used_again(monkeypatch: pytest.MonkeyPatch) -> Non
     assert render(SMALL) == folder
 
 
-def test_everything_that_decides_about_the_clips_is_in_the_key(tmp_path: Path) -> None:
+def test_every_setting_that_changes_the_clips_is_in_the_key(tmp_path: Path) -> None:
     assert (
         clips_folder(SMALL).name == clips_folder(SMALL.model_copy(update={"cache_dir": tmp_path, "first_port": 9})).name
     )
@@ -110,7 +110,7 @@ def test_everything_that_decides_about_the_clips_is_in_the_key(tmp_path: Path) -
         assert clips_folder(SMALL) != clips_folder(SMALL.model_copy(update=change))
 
 
-def test_a_failed_render_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_render_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     section = TINY.model_copy(update={"cache_dir": tmp_path})
     write = Clip.write
 
@@ -127,7 +127,7 @@ def test_a_failed_render_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     assert (render(section) / "truth.json").is_file()
 
 
-def test_a_stopped_render_leaves_nothing(tmp_path: Path) -> None:
+def test_a_stopped_render_leaves_no_file(tmp_path: Path) -> None:
     section = TINY.model_copy(update={"cache_dir": tmp_path})
     stop = threading.Event()
     stop.set()
@@ -149,7 +149,7 @@ def _render_and_die(section: SimulatorSection) -> None:
 
 
 @pytest.mark.long
-def test_what_a_killed_render_left_is_not_taken_for_complete(tmp_path: Path) -> None:
+def test_files_of_a_killed_render_are_not_taken_for_complete(tmp_path: Path) -> None:
     section = TINY.model_copy(update={"cache_dir": tmp_path})
     process = multiprocessing.get_context("spawn").Process(target=_render_and_die, args=(section,))
     process.start()
@@ -164,7 +164,7 @@ def test_what_a_killed_render_left_is_not_taken_for_complete(tmp_path: Path) -> 
     assert [path for path in tmp_path.iterdir() if path.is_dir()] == [folder]
 
 
-def test_two_renderers_at_once_render_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_renderers_at_the_same_time_render_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     section = TINY.model_copy(update={"cache_dir": tmp_path})
     opened = []
     begin = Clip.__init__
@@ -184,7 +184,7 @@ def test_two_renderers_at_once_render_once(tmp_path: Path, monkeypatch: pytest.M
     assert len(opened) == 5
 
 
-def test_a_cache_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_reported_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ServiceError, match=r"Set simulator\.cache_dir"):
         render(TINY.model_copy(update={"cache_dir": tmp_path / "file" / "cache"}))

@@ -21,7 +21,7 @@ def gstreamer() -> None:
 
 @pytest.fixture
 def base() -> Iterator[str]:
-    """The RTSP address of the running server."""
+    """Return the RTSP address of the running server."""
     with rtsp_server() as address:
         yield address
 
@@ -43,7 +43,7 @@ def read(url: str, count: int) -> list[Any]:
 def test_timestamps_grow_over_the_end_of_the_loop(base: str) -> None:
     found = read(f"{base}/cam1", SMALL.frames + 30)
     assert found[0].is_keyframe
-    # FFmpeg may know no time for the very first packet, before the server's first report.
+    # FFmpeg may have no time for the first packet, because it precedes the server's first report.
     times = [packet.pts for packet in found[1:] if packet.pts is not None]
     assert len(times) == len(found) - 1
     assert {later - earlier for earlier, later in pairwise(times)} == {3600}, "25 a second"
@@ -56,7 +56,7 @@ def test_every_camera_is_served(base: str) -> None:
             assert (frame.width, frame.height) == (SMALL.width_px, SMALL.height_px)
 
 
-def test_a_port_in_use_is_one_sentence(gstreamer: None) -> None:
+def test_a_port_in_use_is_reported_in_one_sentence(gstreamer: None) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = subprocess.run(
@@ -70,7 +70,7 @@ def test_a_port_in_use_is_one_sentence(gstreamer: None) -> None:
     assert complaints(done.stderr) == []
 
 
-def test_a_folder_without_clips_is_one_sentence(gstreamer: None, tmp_path: Path) -> None:
+def test_a_folder_without_clips_is_reported_in_one_sentence(gstreamer: None, tmp_path: Path) -> None:
     done = subprocess.run(
         [*SYSTEM_COMMAND, str(RTSP_PROGRAM), str(tmp_path), "0"], capture_output=True, text=True, check=False
     )

@@ -23,7 +23,7 @@ def composed(index: int) -> tuple[np.ndarray, list[Drawn]]:
     return canvas, scene(SMALL).compose(index, canvas)
 
 
-def test_truth_covers_exactly_what_moves(stage: Scene) -> None:
+def test_the_truth_covers_exactly_the_moving_parts(stage: Scene) -> None:
     canvas, drawn = composed(11)
     changed = cv2.absdiff(canvas, stage.still).max(axis=2) > 40
     boxes = np.zeros(changed.shape, bool)
@@ -38,7 +38,7 @@ def test_truth_covers_exactly_what_moves(stage: Scene) -> None:
             assert inside.any(axis=0).mean() > 0.6
             assert inside.any(axis=1).mean() > 0.8
     assert changed.sum() > 10_000
-    assert boxes[changed].mean() > 0.9, "what differs strongly from the still picture is in a box"
+    assert boxes[changed].mean() > 0.9, "every large difference from the still picture is in a box"
 
 
 def test_people_and_vehicles_are_in_the_truth_and_large_enough(stage: Scene) -> None:
@@ -53,7 +53,7 @@ def test_people_and_vehicles_are_in_the_truth_and_large_enough(stage: Scene) -> 
     assert min((one["v_max"] - one["v_min"]) * 2058.7 for one in whole) >= 170
 
 
-def test_identities_are_unique_in_a_frame_and_kept_over_frames(stage: Scene) -> None:
+def test_identities_are_unique_in_a_frame_and_constant_over_frames(stage: Scene) -> None:
     first, later = ([one["id"] for one in stage.truth(composed(index)[1])] for index in (5, 6))
     assert len(set(first)) == len(first)
     assert len(set(first) & set(later)) >= len(first) - 2
@@ -81,7 +81,7 @@ def test_the_loop_has_no_seam(stage: Scene) -> None:
         before, after = ({one.identity: one for one in composed(i)[1]} for i in (index, index + 1))
         shared = before.keys() & after.keys() - {101}
         steps.append(max(abs(before[i].area[1].start - after[i].area[1].start) for i in shared))
-    assert steps[1] <= steps[0] + 6, "nobody jumps where the loop begins anew"
+    assert steps[1] <= steps[0] + 6, "no person jumps where the loop starts again"
 
 
 def test_erasing_restores_the_still_picture(stage: Scene) -> None:

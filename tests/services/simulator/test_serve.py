@@ -58,7 +58,7 @@ def packets(url: str, count: int) -> list[tuple[int, bool]]:
 
 
 def pictures(url: str, count: int) -> dict[int, np.ndarray]:
-    """Decoded pictures by their place in the loop."""
+    """Return decoded pictures by their place in the loop."""
     with connect(url) as container:
         found: dict[int, np.ndarray] = {}
         for frame in container.decode(video=0):
@@ -95,7 +95,7 @@ def test_a_timestamp_names_the_same_frame_for_all_cameras(cameras: Cameras) -> N
             np.testing.assert_array_equal(picture, clip[place])
 
 
-def test_a_client_that_vanishes_makes_room_for_the_next(cameras: Cameras) -> None:
+def test_a_client_that_disconnects_makes_room_for_the_next(cameras: Cameras) -> None:
     for _ in range(3):
         assert packets(cameras.urls[4], 2)[0][1]
     cameras.check()
@@ -125,7 +125,7 @@ def test_a_port_in_use_is_named_before_anything_starts() -> None:
         check_ports(section)
 
 
-def test_a_port_taken_later_is_named_too() -> None:
+def test_a_port_that_is_taken_later_is_also_named() -> None:
     section = SMALL.model_copy(update={"first_port": free_ports(5)})
     taken = socket.create_server(("127.0.0.1", section.first_port))
     with taken, Cameras(section, rendered(), LogSection()) as served:

@@ -1,4 +1,4 @@
-"""The calibration against ground truth: a table of success and of the worst seams, and random rigs, right or refused.
+"""The calibration against ground truth: a table of successes and of the worst seams, and random rigs.
 
 ``python -m tests.services.stitcher.calibration_trials`` (or ``make calibration-trials``) prints both. ``cv2.Stitcher``
 places the same pictures beside it, and so does ``stitching-headless`` with ``--stitching PYTHON``, the interpreter of
@@ -40,7 +40,7 @@ world = functools.lru_cache(maxsize=6)(lambda paint, seed: paint(seed))
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one trial gave."""
+    """The result of one trial."""
 
     placed: int
     of: int
@@ -50,7 +50,7 @@ class Outcome:
 
     @property
     def is_right(self) -> bool:
-        """All are placed, within the limits."""
+        """Return whether all cameras are placed within the limits."""
         error = self.error
         return error is not None and self.placed == self.of and error.seam_px <= SEAM_PX and error.focal <= FOCAL
 
@@ -58,7 +58,7 @@ class Outcome:
 def attempt(
     rig: Rig, seed: int, place: Callable[..., Calibration] = calibrate, priors: Mapping[str, CameraPrior] | None = None
 ) -> Outcome:
-    """Calibrate one rig and hold it against the truth."""
+    """Calibrate one rig and compare the result with the truth."""
     pictures = rig.take(seed)
     started = time.process_time()
     try:
@@ -71,13 +71,13 @@ def attempt(
 
 
 def five(overlap: float, k1: float, run: int, size: tuple[int, int] = (1920, 1080)) -> Rig:
-    """Five cameras as the table has them."""
+    """Return five cameras as in the table."""
     seen = world(WORLDS[run % len(WORLDS)], run // len(WORLDS))
     return row(seen, 5, overlap=overlap, k1=k1, tilt_deg=3, gains=GAINS, noise=1.5, vignetting=0.2, seed=run, size=size)
 
 
 def special_rigs() -> Iterator[tuple[str, Rig, dict[str, CameraPrior]]]:
-    """Rigs of cameras that differ, with what is known of them."""
+    """Return rigs of different cameras, with what is known of them."""
     street = world(worlds.street, 1)
     for count in (2, 3, 16):
         yield f"{count} cameras", row(street, count, hfov_deg=60 if count < 16 else 30, overlap=0.28), {}
@@ -105,7 +105,7 @@ def special_rigs() -> Iterator[tuple[str, Rig, dict[str, CameraPrior]]]:
 
 
 def random_rig(seed: int) -> Rig:
-    """Any rig, also an impossible one."""
+    """Return a random rig, which may be impossible."""
     random = np.random.default_rng(seed)
 
     def chance(share: float) -> bool:

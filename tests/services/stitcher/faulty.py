@@ -1,4 +1,4 @@
-"""Cameras with faults, served over HTTP as real ones send them, and one that refuses every log-in."""
+"""Cameras with the faults of real ones, served over HTTP, and a camera that refuses every log-in."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TICKS = 90_000
 
 @dataclass(frozen=True)
 class Units:
-    """The packets of a clip, as they leave an encoder."""
+    """The packets of a clip as an encoder emits them."""
 
     codec: str
     packets: tuple[bytes, ...]
@@ -77,7 +77,7 @@ def encode_units(
 
 @dataclass
 class FaultyCamera:
-    """How the camera behaves."""
+    """The behaviour of the camera."""
 
     units: Units
     fps: float = 25.0
@@ -97,7 +97,7 @@ class FaultyCamera:
     connections: int = field(default=0, init=False)
 
     def unit(self, index: int, chance: random.Random) -> bytes:
-        """Return what is sent in the place of a unit."""
+        """Return what the camera sends instead of a unit."""
         position = index % len(self.units.packets)
         data = self.units.packets[position]
         if chance.random() >= self.damaged or self.units.is_key[position]:
@@ -108,7 +108,7 @@ class FaultyCamera:
         return bytes(wrong)
 
     def send(self, connection: socket.socket) -> None:
-        """Send until the client is gone."""
+        """Send until the client disconnects."""
         self.connections += 1
         kinds = {
             "ts": "video/mp2t",
@@ -151,7 +151,7 @@ class FaultyCamera:
 
 
 class _Sink(io.RawIOBase):
-    """A socket as PyAV wants a file."""
+    """A socket with the interface of a file, for PyAV."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -166,7 +166,7 @@ class _Sink(io.RawIOBase):
 
 @contextmanager
 def serve(camera: FaultyCamera) -> Iterator[str]:
-    """The URL of the camera, for as long as the block lasts."""
+    """Serve the camera during the block; yield its URL."""
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:
@@ -191,7 +191,7 @@ class Denying:
 
 @contextmanager
 def deny() -> Iterator[tuple[str, Denying]]:
-    """The address of a camera that refuses, as ``HOST:PORT``, and what counts the log-ins."""
+    """Yield the address of a camera that refuses, as ``HOST:PORT``, and the counter of its log-ins."""
     seen = Denying()
 
     class Handler(socketserver.StreamRequestHandler):
@@ -220,12 +220,12 @@ def deny() -> Iterator[tuple[str, Denying]]:
 
 @contextmanager
 def rtsp_cameras(clip: Path, *, prefix: Sequence[str] = (), **wanted: Any) -> Iterator[str]:
-    """The address of a server whose cameras all show the clip, as ``HOST:PORT``.
+    """Yield the address of a server whose cameras all show the clip, as ``HOST:PORT``.
 
     Args:
-        clip: What they show.
-        prefix: What its command begins with, as of a network namespace.
-        wanted: What tests/programs/rtsp_cameras.py takes.
+        clip: The clip that they show.
+        prefix: Beginning of its command, such as that of a network namespace.
+        wanted: The options of tests/programs/rtsp_cameras.py.
     """
     need_rtsp()
     program = [*SYSTEM_COMMAND, str(ROOT / "tests/programs/rtsp_cameras.py"), str(clip), json.dumps(wanted)]

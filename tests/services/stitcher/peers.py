@@ -1,4 +1,4 @@
-"""Other stitchers, for comparison: where they say that the cameras are."""
+"""Other stitchers, for comparison: where they place the cameras."""
 
 from __future__ import annotations
 

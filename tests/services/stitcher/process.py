@@ -86,7 +86,7 @@ class StitcherProcess:
                 assert time.monotonic() < deadline, (frame.metadata, self.log.read_text())
 
     def check_rate(self, well: str = "cam0", frames: int = 75) -> None:
-        """So many frames more of a camera that is well make about as many panoramas."""
+        """Check that the frames of a healthy camera give about as many panoramas."""
         first = self.status()["stages"]
         wait_until(
             lambda: self.status()["stages"][well]["frames"] >= first[well]["frames"] + frames,

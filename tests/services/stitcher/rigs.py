@@ -24,7 +24,7 @@ Matrix = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class World:
-    """A far cylinder, and perhaps things before it."""
+    """A far cylinder, and optional objects in front of it."""
 
     picture: Image
     """BGR; its width is the full circle."""
@@ -40,7 +40,7 @@ class World:
         return float(self.picture.shape[1] / (2 * math.pi))
 
     def sample(self, directions: Matrix, position_m: Matrix) -> Image:
-        """What is seen from a position in these directions, of shape ``(height, width, 3)``."""
+        """Return what is seen from a position in these directions, of shape ``(height, width, 3)``."""
         seen = _sample(self.picture, directions, self.scale_px)
         if self.near is not None and self.near_mask is not None:
             hits = self.meet_near(directions, position_m)
@@ -49,7 +49,7 @@ class World:
         return seen
 
     def meet_near(self, directions: Matrix, position_m: Matrix) -> Matrix:
-        """Where rays from a position meet the nearer cylinder."""
+        """Return where rays from a position meet the nearer cylinder."""
         a = directions[..., 0] ** 2 + directions[..., 2] ** 2
         b = directions[..., 0] * position_m[0] + directions[..., 2] * position_m[2]
         c = position_m[0] ** 2 + position_m[2] ** 2 - self.near_m**2
@@ -57,7 +57,7 @@ class World:
         return np.asarray(position_m + along[..., None] * directions)
 
     def is_near(self, hits: Matrix) -> npt.NDArray[np.bool_]:
-        """Whether something stands there on the nearer cylinder."""
+        """Return whether there is an object at this place of the nearer cylinder."""
         assert self.near_mask is not None
         return np.asarray(_sample(self.near_mask, hits[None], self.scale_px)[0] > 127)
 
@@ -73,7 +73,7 @@ def _sample(picture: Image, directions: Matrix, scale_px: float) -> Image:
 
 @dataclass(frozen=True)
 class Shot:
-    """One camera, and what its pictures suffer."""
+    """One camera, and the faults of its pictures."""
 
     pose: CameraPose
     gain: float = 1.0
@@ -132,7 +132,7 @@ def camera(
 ) -> CameraPose:
     """A camera that truly sees ``hfov_deg`` from its left to its right edge, distortion included."""
     half = math.tan(math.radians(hfov_deg) / 2)
-    assert half < max_radius(k1, k2), "no such lens"
+    assert half < max_radius(k1, k2), "there is no such lens"
     focal_px = size[0] / 2 / (half * (1 + k1 * half**2 + k2 * half**4))
     return CameraPose(
         name=name,
@@ -163,7 +163,7 @@ class Rig:
         return {shot.pose.name: shot.pose for shot in self.shots}
 
     def take(self, seed: int = 0) -> dict[str, Image]:
-        """One picture of each camera, in an order that tells nothing."""
+        """Take one picture with each camera, in an order that reveals nothing."""
         order = np.random.default_rng(seed).permutation(len(self.shots))
         return {
             self.shots[i].pose.name: self.shots[i].take(
@@ -225,7 +225,7 @@ class Error:
 
 
 def compare(found: Calibration, rig: Rig, grid: int = 40) -> Error:
-    """Hold a calibration against the rig's truth."""
+    """Compare a calibration with the truth of the rig."""
     placed = {pose.name: pose for pose in found.cameras}
     shots = {shot.pose.name: shot for shot in rig.shots}
     scale_px = float(np.median([shot.pose.focal_px for shot in rig.shots]))
@@ -244,7 +244,7 @@ def compare(found: Calibration, rig: Rig, grid: int = 40) -> Error:
 
 
 def _same_things(rig: Rig, a: Shot, b: Shot, grid: int) -> tuple[Matrix, Matrix]:
-    """Pixels of two pictures that show the same thing."""
+    """Return pixels of two pictures that show the same point."""
     width, height = a.pose.width_px, a.pose.height_px
     here = np.stack(np.meshgrid(np.linspace(0, width - 1, grid), np.linspace(0, height - 1, grid)), axis=-1)
     here = here.reshape(-1, 2)

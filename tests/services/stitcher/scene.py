@@ -42,7 +42,7 @@ def paint_world(seed: int = 5) -> Image:
 
 
 def rotation(yaw_deg: float, pitch_deg: float = 0.0, roll_deg: float = 0.0) -> Matrix:
-    """From the camera's axes to the world's."""
+    """Return the rotation from the camera's axes to those of the world."""
     yaw, pitch, roll = (math.radians(angle) for angle in (yaw_deg, pitch_deg, roll_deg))
     about_y = cv2.Rodrigues(np.array([0.0, yaw, 0.0]))[0]
     about_x = cv2.Rodrigues(np.array([pitch, 0.0, 0.0]))[0]
@@ -53,7 +53,7 @@ def rotation(yaw_deg: float, pitch_deg: float = 0.0, roll_deg: float = 0.0) -> M
 def pose(
     name: str, turned: Matrix, width_px: int = 640, height_px: int = 360, hfov_deg: float = HFOV_DEG
 ) -> CameraPose:
-    """A camera that sees ``hfov_deg``."""
+    """Return a camera with this horizontal field of view."""
     return CameraPose(
         name=name,
         width_px=width_px,
@@ -67,12 +67,12 @@ def pose(
 
 
 def rig(yaws_deg: Sequence[float] = YAWS_DEG, width_px: int = 640, height_px: int = 360) -> Calibration:
-    """The true calibration of level cameras."""
+    """Return the true calibration of level cameras."""
     return Calibration(tuple(pose(f"cam{i}", rotation(yaw), width_px, height_px) for i, yaw in enumerate(yaws_deg)))
 
 
 def photograph(world: Image, camera: CameraPose) -> Image:
-    """What the camera sees."""
+    """Return the picture that the camera sees."""
     x, y = np.meshgrid(np.arange(camera.width_px, dtype=np.float64), np.arange(camera.height_px, dtype=np.float64))
     rays = camera.directions(np.stack([x, y], axis=-1))
     yaw, v = np.arctan2(rays[..., 0], rays[..., 2]), rays[..., 1] / np.hypot(rays[..., 0], rays[..., 2])
@@ -80,7 +80,7 @@ def photograph(world: Image, camera: CameraPose) -> Image:
 
 
 def planes(picture: Image) -> Planes:
-    """The BGR picture as a decoder would give it."""
+    """Return the planes that a decoder would give for the BGR picture."""
     frame = av.VideoFrame.from_ndarray(picture, format="bgr24")
     return Converter().planes(frame, frame.width, frame.height)
 
@@ -88,7 +88,7 @@ def planes(picture: Image) -> Planes:
 def true_panorama(
     world: Image, width_px: int, height_px: int, yaw_min_rad: float, scale_px: float, v_min: float
 ) -> Image:
-    """What a perfect stitcher would make of that part of the world."""
+    """Return the panorama of a perfect stitcher for this part of the world."""
     yaw = yaw_min_rad + (np.arange(width_px) + 0.5) / scale_px
     v = v_min + (np.arange(height_px) + 0.5) / scale_px
     return _sample(world, *np.meshgrid(yaw, v))

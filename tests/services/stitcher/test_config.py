@@ -82,7 +82,7 @@ def test_faults_of_a_camera_are_named(settings: dict[str, Any], expected: str) -
         camera(**settings)
 
 
-def test_every_setting_of_a_camera_is_taken() -> None:
+def test_every_setting_of_a_camera_is_read() -> None:
     section = camera(
         username="admin",
         password_env="CAMERA_PASSWORD",
@@ -121,7 +121,7 @@ BARE = [
 
 
 @pytest.mark.parametrize("url", BARE)
-def test_bare_characters_of_a_password_are_refused_with_how_to_write_them(url: str) -> None:
+def test_unencoded_characters_of_a_password_are_rejected_with_their_encoding(url: str) -> None:
     with pytest.raises(ValidationError) as caught:
         camera(url=url)
     fault = caught.value.errors(include_input=False)[0]["msg"]
@@ -144,11 +144,11 @@ def test_bare_characters_of_a_password_are_refused_with_how_to_write_them(url: s
         "udp://@:5000",
     ],
 )
-def test_a_url_that_is_meant_so_is_taken(url: str) -> None:
+def test_an_unusual_but_valid_url_is_accepted(url: str) -> None:
     assert camera(url=url).url == url
 
 
-def test_the_password_comes_from_a_file_or_the_environment(tmp_path: Path) -> None:
+def test_the_password_is_read_from_a_file_or_the_environment(tmp_path: Path) -> None:
     secret = tmp_path / "password"
     secret.write_text("p#w/d\n")
     assert read_password(secret, None) == "p#w/d"
@@ -159,7 +159,7 @@ def test_the_password_comes_from_a_file_or_the_environment(tmp_path: Path) -> No
     assert with_credentials("rtsp://you:p@h/x", None, None) == "rtsp://you:p@h/x"
 
 
-def test_a_password_that_is_missing_is_told(tmp_path: Path) -> None:
+def test_a_missing_password_is_reported(tmp_path: Path) -> None:
     with pytest.raises(MissingPassword, match=r"none cannot be read: No such file"):
         read_password(tmp_path / "none", None)
     (tmp_path / "empty").write_text("\n")

@@ -112,7 +112,7 @@ def test_a_camera_that_was_turned_is_named(stream: str, tmp_path: Path) -> None:
     assert stitcher.events("cameras do not fit")
 
 
-def test_a_camera_that_dies_is_marked_and_comes_back(stream: str, tmp_path: Path) -> None:
+def test_a_camera_that_dies_is_marked_and_returns(stream: str, tmp_path: Path) -> None:
     port, file = free_ports(5), tmp_path / "calibration.json"
     calibration = rig(width_px=SMALL.width_px, height_px=SMALL.height_px)
     save(calibration, file)
@@ -122,14 +122,14 @@ def test_a_camera_that_dies_is_marked_and_comes_back(stream: str, tmp_path: Path
         Subscriber(stream, name="test", attach_timeout_s=PATIENCE_S) as subscriber,
     ):
         others = [name for name in NAMES if name != "cam2"]
-        # Never there: the saved calibration is enough to start without it.
+        # This camera never exists: the saved calibration is enough to start without it.
         stitcher.wait_for(subscriber, lambda frame: frame.metadata["cameras"] == others)
         for _ in range(8):  # more than there are slots
             with subscriber.receive(timeout_s=PATIENCE_S) as frame:
                 assert is_marked(frame, calibration, "cam2")
                 assert not any(is_marked(frame, calibration, name) for name in frame.metadata["cameras"])
         assert stitcher.status()["details"]["cameras"]["cam2"]["state"].startswith("lost: Connection refused")
-        for _ in range(2):  # it comes, dies, comes, dies
+        for _ in range(2):  # the camera starts and dies twice
             with http_camera(2, port + 2):
                 stitcher.wait_for(subscriber, lambda frame: "cam2" in frame.metadata["cameras"])
                 with subscriber.receive(timeout_s=PATIENCE_S) as frame:
@@ -143,7 +143,7 @@ def test_a_camera_that_dies_is_marked_and_comes_back(stream: str, tmp_path: Path
 
 
 @pytest.mark.long
-def test_without_calibration_it_goes_on_without_a_missing_camera_and_adds_it_later(stream: str, tmp_path: Path) -> None:
+def test_without_a_calibration_a_missing_camera_is_left_out_and_added_later(stream: str, tmp_path: Path) -> None:
     port = free_ports(5)
     settings = {"wait_s": 0.5, "retry_s": 0.5}
     with (
@@ -163,7 +163,7 @@ def test_without_calibration_it_goes_on_without_a_missing_camera_and_adds_it_lat
 
 def test_cameras_that_show_nothing_give_an_error_with_a_remedy(stream: str, tmp_path: Path) -> None:
     port = free_ports(5)
-    # Both ends of the rig: they have nothing in common.
+    # The cameras at both ends of the rig do not overlap.
     urls = [http_urls(port)[i] for i in (0, 2)]
     process = StitcherProcess(
         stream, tmp_path, [*urls, *["/nonexistent"] * 3], calibration={"wait_s": 0.2, "retry_s": 0.2}
@@ -178,7 +178,7 @@ def test_cameras_that_show_nothing_give_an_error_with_a_remedy(stream: str, tmp_
         assert status["details"]["calibration"]["state"] in (f"failed: {reason}", "calibrating")
 
 
-def test_a_stream_that_is_published_already_is_one_sentence(stream: str, tmp_path: Path) -> None:
+def test_a_stream_that_is_already_published_is_reported_in_one_sentence(stream: str, tmp_path: Path) -> None:
     with Publisher(stream, FrameFormat(16, 16), slots=3):
         command = StitcherProcess(stream, tmp_path, ["/nonexistent"] * 5).command
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
@@ -189,7 +189,7 @@ def test_a_stream_that_is_published_already_is_one_sentence(stream: str, tmp_pat
 
 @pytest.fixture
 def rtsp_base() -> Iterator[str]:
-    """Address of a real RTSP server with the five cameras."""
+    """Return the address of a real RTSP server with the five cameras."""
     with rtsp_server() as address:
         yield address
 
@@ -210,7 +210,7 @@ def test_five_rtsp_cameras_become_one_panorama(stream: str, tmp_path: Path, rtsp
         np.testing.assert_allclose(yaws, (-72, -36, 0, 36, 72), atol=2)
 
 
-def test_a_wrong_configuration_is_exit_status_2(tmp_path: Path) -> None:
+def test_a_wrong_configuration_ends_with_status_2(tmp_path: Path) -> None:
     config = tmp_path / "framebus.yaml"
     config.write_text("stitcher: {width_px: 10}\n")
     command = [sys.executable, "-m", "services.stitcher", "--config", str(config)]

@@ -1,4 +1,4 @@
-"""What the test rigs look at: worlds that look like photographs, and worlds that give nothing to go by."""
+"""Worlds for the test rigs: some look like photographs, others have nothing to match."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _scatter(picture: Floats, random: Random, count: int, size: int, rows: tuple
 
 
 def shapes(seed: int, scale_px: float = 1100.0) -> World:
-    """As the stitcher's other tests have it: features everywhere."""
+    """Return a world with features everywhere, as in the stitcher's other tests."""
     random = np.random.default_rng(seed)
     height, width = _canvas(scale_px)
     picture = np.full((height, width, 3), 120, np.float32)
@@ -113,7 +113,7 @@ def film(seed: int) -> World:
 
 
 def facade(seed: int, scale_px: float = 1100.0) -> World:
-    """One window, again and again."""
+    """Return a facade that repeats one window."""
     random = np.random.default_rng(seed)
     height, width = _canvas(scale_px)
     step = int(0.08 * scale_px)
@@ -135,12 +135,12 @@ def water(seed: int, scale_px: float = 1100.0) -> World:
 
 
 def plain(level: int = 120) -> World:
-    """Nothing to see: fog, or a cap on the lens."""
+    """Return an empty view: fog, or a cap on the lens."""
     return World(np.full((64, 400, 3), level, np.uint8))
 
 
 def before(world: World, seed: int, distance_m: float, share: float = 0.3) -> World:
-    """The world with things before it."""
+    """Return the world with objects in front of it."""
     random = np.random.default_rng(seed)
     height, width = world.picture.shape[:2]
     scale_px = world.scale_px

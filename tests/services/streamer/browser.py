@@ -1,4 +1,4 @@
-"""What a test reads from the page in a browser, and a detector whose boxes it knows."""
+"""Reads of the page in a browser, and a detector with planted boxes."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ MARKED = """([x, y, width, height]) => {
 
 
 class Detecting:
-    """Sends the boxes of the newest frame, again and again, until its ``with`` block ends.
+    """Sends the boxes of the newest frame repeatedly, until its ``with`` block ends.
 
     Args:
         stream: Name of the stream.
-        publisher: Of its frames.
-        objects: What is in each frame; with ``find``, nothing.
+        publisher: Publisher of its frames.
+        objects: The objects in each frame; none with ``find``.
         instance: Name of the detector.
         find: Gives the objects by the frame's sequence.
     """
@@ -108,7 +108,7 @@ class Detecting:
 
 
 def axe_findings(page: Page) -> Any:
-    """What axe has against the page as it is now, a line a rule."""
+    """Return the rules of axe that the page violates now, a line for each."""
     page.evaluate(AXE.read_text())
     return page.evaluate(RUN_AXE)
 

@@ -1,4 +1,4 @@
-"""The browser that the streamer's tests share."""
+"""The browser of the streamer's tests."""
 
 from __future__ import annotations
 

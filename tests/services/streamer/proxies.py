@@ -1,4 +1,4 @@
-"""A real nginx before a streamer, with the servers that people write."""
+"""A real nginx in front of a streamer, with ``server`` blocks as users write them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Nginx:
     """An nginx with one ``server`` for each text, on a port of its own, until its ``with`` block ends.
 
     Args:
-        folder: Where its files are.
+        folder: Folder of its files.
         upstream: Host and port of the streamer, for ``UPSTREAM`` in the texts.
         servers: What stands in each ``server``, by a name for it; or what stands around them too, with ``LISTEN``.
     """
@@ -51,7 +51,7 @@ class Nginx:
         temporary = "".join(
             f"  {kind}_temp_path {folder}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         )
-        # Workers of a root's nginx are another user, who may not enter the folder.
+        # The workers of root's nginx run as another user, which may not enter the folder.
         user = "user root;" if os.geteuid() == 0 else ""
         configuration = folder / "nginx.conf"
         configuration.write_text(
@@ -67,7 +67,7 @@ class Nginx:
         )
 
     def url(self, name: str, scheme: str = "http") -> str:
-        """Where a browser finds the page behind that server."""
+        """Return the URL of the page behind that server."""
         return f"{scheme}://127.0.0.1:{self._ports[name]}/{'cams/' if name == 'sub-path' else ''}"
 
     def __enter__(self) -> Nginx:

@@ -1,4 +1,4 @@
-"""A stitcher's status, as the streamer's tests serve it."""
+"""Status documents of a stitcher for the streamer's tests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REASON = "it matches none of the others: its best pair is cam4 with 6 inliers of
 
 
 def document(*, warning: str = WARNING) -> dict[str, Any]:
-    """That of five placed cameras and one that is not, of which cam3 is refused and cam5 has pictures."""
+    """Return the status of five placed cameras and one without a place; cam3 is refused, and cam5 has pictures."""
     pairs = tuple(
         PairResidual(cameras=(f"cam{i}", f"cam{i + 1}"), matches=40 + i, rms_px=rms_px, points_px=MATCHES)
         for i, rms_px in enumerate((0.4, 0.7, 2.0, 4.1))
@@ -72,7 +72,7 @@ def document(*, warning: str = WARNING) -> dict[str, Any]:
 
 
 def of_an_earlier_version() -> dict[str, Any]:
-    """That of a stitcher that knows neither causes nor qualities nor drawings."""
+    """Return the status of an earlier stitcher, which has neither causes nor qualities nor drawings."""
     stage = Stage()
     stage.record(0.01)
     details = {

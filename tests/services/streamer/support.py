@@ -1,4 +1,4 @@
-"""Helpers of the streamer's tests: the real service in a process of its own, and frames that tell their number."""
+"""Helpers of the streamer's tests: the real service in a process of its own, and frames that show their number."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def draw_number(pixels: NDArray[np.uint8], number: int) -> None:
 
 
 def read_number(jpeg: bytes) -> int:
-    """The number that a picture shows."""
+    """Return the number that a picture shows."""
     pixels = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_GRAYSCALE)
     assert pixels is not None
     width = pixels.shape[1] // BITS
@@ -44,7 +44,7 @@ class StreamerProcess:
 
     Args:
         stream: Name of the stream.
-        log: Where its standard error goes.
+        log: File for its standard error.
         sections: Settings of other sections.
         **settings: Those of the streamer's.
     """
@@ -68,18 +68,18 @@ class StreamerProcess:
             )
 
     def events(self, event: str) -> list[dict[str, Any]]:
-        """The events of that name in its log."""
+        """Return the events with this name in its log."""
         lines = self.log.read_text().splitlines()
         found = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
         return [entry for entry in found if entry["event"] == event]
 
     @property
     def url(self) -> str:
-        """Where it listens, with a slash at the end."""
+        """Return its URL, with a slash at the end."""
         return str(wait_until(lambda: self.events("listening"), "the streamer listens")[0]["url"])
 
     def stop(self) -> int:
-        """End it by SIGTERM and return its exit status."""
+        """Terminate it with SIGTERM and return its exit status."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(PATIENCE_S)
 
@@ -120,7 +120,7 @@ class RunningPublisher:
 
     @property
     def sequence(self) -> int:
-        """Of the newest frame; 0 before the first."""
+        """Sequence of the newest frame; 0 before the first."""
         return self.newest[1]
 
     def __enter__(self) -> RunningPublisher:
@@ -134,7 +134,7 @@ class RunningPublisher:
 
 
 def publish(publisher: Publisher, count: int = 1) -> int:
-    """Publish numbered frames, one after the other; return the last one's sequence."""
+    """Publish numbered frames one after another; return the sequence of the last."""
     sequence = 0
     for _ in range(count):
         with publisher.loan() as loan:

@@ -1,4 +1,4 @@
-"""The page in a real browser: moving pictures, boxes in their place, zoom, and what it says when something is lost."""
+"""The page in a real browser: moving pictures, boxes in the right place, zoom, and notices when something is lost."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TIMES, NONE = "\u00d7", "\u2013"
 pytestmark = [pytest.mark.slow, needs_browser]
 
 
-def test_moving_pictures_and_boxes(stream: str, page: Page, tmp_path: Path) -> None:
+def test_the_page_shows_moving_pictures_and_boxes(stream: str, page: Page, tmp_path: Path) -> None:
     car = Detection("car", 0.91, 1000.0, 400.0, 600.0, 200.0, 12)
     person = Detection("person", 0.55, 3000.0, 300.0, 300.0, 300.0)
     with (
@@ -57,13 +57,13 @@ def test_moving_pictures_and_boxes(stream: str, page: Page, tmp_path: Path) -> N
             expect(page.locator("#boxes")).to_have_attribute("aria-pressed", "false")
             page.keyboard.press("b")
             wait_until(lambda: marked(page, 1000, 500), "the box")
-        # Without new ones the boxes go away.
+        # Without new detections the boxes disappear.
         expect(page.locator("#objects")).to_have_text(NONE)
         expect(page.locator("#overlay")).to_be_hidden()
         expect(page.locator("#found")).to_be_empty()
 
 
-def test_zoom_by_wheel_keys_and_drag(stream: str, page: Page, tmp_path: Path) -> None:
+def test_the_view_zooms_by_wheel_keys_and_drag(stream: str, page: Page, tmp_path: Path) -> None:
     with (
         RunningPublisher(stream, FrameFormat(HEIGHT, WIDTH), 10) as publisher,
         StreamerProcess(stream, tmp_path / "log") as streamer,
@@ -83,7 +83,7 @@ def test_zoom_by_wheel_keys_and_drag(stream: str, page: Page, tmp_path: Path) ->
         near = picture.bounding_box()
         assert near is not None
         assert near["width"] > 1.5 * fitted["width"]
-        # What was under the pointer stays there.
+        # The point under the pointer stays there.
         assert (640 - near["x"]) / near["width"] == pytest.approx(640 / 1280, abs=0.005)
         wait_until(lambda: marked(page, 2200, 400), "the box")
         page.mouse.down()
@@ -101,7 +101,7 @@ def test_zoom_by_wheel_keys_and_drag(stream: str, page: Page, tmp_path: Path) ->
         assert picture.bounding_box() == fitted
 
 
-def test_it_waits_for_the_stream_and_for_the_streamer(stream: str, page: Page, tmp_path: Path) -> None:
+def test_the_page_waits_for_the_stream_and_for_the_streamer(stream: str, page: Page, tmp_path: Path) -> None:
     with StreamerProcess(stream, tmp_path / "log") as streamer:
         page.goto(streamer.url)
         expect(page.locator("#notice")).to_have_text(f"waiting for the stream: stream {stream} has not started")
@@ -122,7 +122,7 @@ def test_it_waits_for_the_stream_and_for_the_streamer(stream: str, page: Page, t
 
 
 def test_a_hidden_page_is_sent_nothing_until_it_is_seen(stream: str, browser: Browser, tmp_path: Path) -> None:
-    """A page that does not draw acknowledges nothing: here its frames' callbacks are held, as a hidden tab's are."""
+    """A page that does not draw acknowledges nothing. Here its callbacks are held back, as those of a hidden tab."""
     page = browser.new_page()
     try:
         page.add_init_script(
@@ -166,7 +166,7 @@ def test_without_javascript_the_pictures_come_as_mjpeg(stream: str, browser: Bro
         context.close()
 
 
-def test_the_page_loads_itself_anew_when_the_server_has_other_files(stream: str, page: Page, tmp_path: Path) -> None:
+def test_the_page_reloads_itself_if_the_server_has_other_files(stream: str, page: Page, tmp_path: Path) -> None:
     versions = ["one", "two", "two"]  # of the first connection, after it was lost, and of the page loaded anew
 
     def relay(browser_side: WebSocketRoute) -> None:
@@ -192,6 +192,6 @@ def test_the_page_loads_itself_anew_when_the_server_has_other_files(stream: str,
         with page.expect_event("load"):
             routes[0].close()
         expect(page.locator("#state")).to_have_text("live")
-        page.wait_for_timeout(1000)  # it does not go on loading
+        page.wait_for_timeout(1000)  # it does not keep loading
         assert len(loads) == 2
         assert len(routes) == 3

@@ -26,7 +26,7 @@ PLACE = """async ([messages, epoch, captured, maxAge]) => {
     messages.forEach((message) => motion.add(message));
     return motion.at(epoch, captured, maxAge);
 }"""
-# Shows objects one after the other, and counts how often they are drawn at once.
+# Shows objects one after another, and counts how often they are drawn at once.
 DRAWN = """([shown, scale]) => import("./page/boxes.js").then(({ Boxes }) => {
     const canvas = document.createElement("canvas");
     const view = { scale, x: 0, y: 20, width: 900, height: 500, stageWidth: 900, stageHeight: 600 };
@@ -63,7 +63,7 @@ MISSING = """async (server) => {
 
 @pytest.fixture(scope="module")
 def modules(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    """A page of which the tests use the modules alone."""
+    """Return a page of which the tests use only the modules."""
     with StreamerProcess("none", tmp_path_factory.mktemp("modules") / "log") as streamer:
         page = browser.new_page()
         page.goto(streamer.url)
@@ -110,7 +110,7 @@ def test_a_box_is_where_its_object_is_in_the_picture(modules: Page, captured_ms:
     assert places(modules, WALK, captured_ms) == pytest.approx([x], abs=1)
 
 
-def test_what_is_not_tracked_stays_where_it_was_seen(modules: Page) -> None:
+def test_an_untracked_object_stays_where_it_was_seen(modules: Page) -> None:
     lamps = [message(1000 + 200 * step, walker(300, track=0)) for step in range(3)]
     assert places(modules, lamps, 1950) == [300]
     assert places(modules, lamps, 1100) == [300]
@@ -122,7 +122,7 @@ def test_what_is_not_tracked_stays_where_it_was_seen(modules: Page) -> None:
         message(1200, walker(1385)),  # a jump of 1,285 pixels in 0.2 s
         message(1200, walker(130), epoch="b"),  # another life of the publisher
         message(1200, walker(130, label="car")),  # another kind
-        message(3000, walker(130)),  # a detector that restarted meanwhile begins at the same numbers
+        message(3000, walker(130)),  # a detector that restarted meanwhile starts with the same numbers
         message(1200, {**walker(130), "width": 200, "height": 400}),  # ten times as large
     ],
     ids=["jump", "epoch", "kind", "gap", "size"],
@@ -138,7 +138,7 @@ def test_the_same_number_on_another_object_moves_no_box(modules: Page, second: d
     assert {round(box["x"]) for box in found["objects"]} <= {100, second["objects"][0]["x"]}
 
 
-def test_two_detectors_with_the_same_numbers_are_two_series(modules: Page) -> None:
+def test_equal_numbers_of_two_detectors_are_separate_tracks(modules: Page) -> None:
     messages = []
     for step in range(4):
         messages.append(message(1000 + 200 * step, walker(100 + 20 * step), instance="one"))
@@ -160,14 +160,14 @@ def test_an_object_that_two_detectors_see_has_one_box(modules: Page) -> None:
 
 
 @pytest.mark.parametrize(("late_ms", "opacity"), [(0, 1), (900, 1), (1500, 0.5), (1999, 0.001)])
-def test_a_box_fades_as_its_time_goes_away_from_the_picture(modules: Page, late_ms: float, opacity: float) -> None:
+def test_a_box_fades_with_the_time_between_it_and_the_picture(modules: Page, late_ms: float, opacity: float) -> None:
     for captured_ms in (5000 + late_ms, 5000 - late_ms):
         found = modules.evaluate(PLACE, [[message(5000, walker(100))], "a", captured_ms, 2000])
         assert found["objects"][0]["opacity"] == pytest.approx(opacity, abs=0.01)
 
 
 @pytest.mark.parametrize(("late_ms", "opacity"), [(400, 1), (750, 0.5), (1100, None)])
-def test_a_box_that_moves_goes_twice_as_early(modules: Page, late_ms: float, opacity: float | None) -> None:
+def test_a_moving_box_disappears_twice_as_early(modules: Page, late_ms: float, opacity: float | None) -> None:
     standing = [message(1000 + 200 * step, walker(100 + 20 * step), walker(900, 8)) for step in range(5)]
     found = modules.evaluate(PLACE, [standing, "a", 1800 + late_ms, 2000])
     by_track = {box["track"]: box["opacity"] for box in found["objects"]}
@@ -176,14 +176,12 @@ def test_a_box_that_moves_goes_twice_as_early(modules: Page, late_ms: float, opa
 
 
 @pytest.mark.parametrize(("epoch", "captured_ms"), [("a", 7000), ("a", 3000), ("b", 5000)])
-def test_a_box_of_too_different_a_time_or_of_another_epoch_is_gone(
-    modules: Page, epoch: str, captured_ms: float
-) -> None:
+def test_a_box_of_a_distant_time_or_another_epoch_is_not_shown(modules: Page, epoch: str, captured_ms: float) -> None:
     found = modules.evaluate(PLACE, [[message(5000, walker(100))], epoch, captured_ms, 2000])
     assert found == {"objects": [], "seenAt": None}
 
 
-def test_a_message_of_an_earlier_frame_begins_anew(modules: Page) -> None:
+def test_a_message_of_an_earlier_frame_starts_new_tracks(modules: Page) -> None:
     found = places(modules, [*WALK, message(900, walker(500))], 900)
     assert found == [500]
 
@@ -197,21 +195,21 @@ def test_a_message_of_an_earlier_frame_begins_anew(modules: Page) -> None:
         ("helmet", 8, "person 7 · helmet · 90%"),
     ],
 )
-def test_what_the_second_stage_says_follows_the_label(
+def test_the_class_of_the_second_stage_follows_the_label(
     modules: Page, sub_class: str | None, scale: float, text: str
 ) -> None:
     more = {} if sub_class is None else {"sub_class": sub_class, "sub_score": 0.8}
     assert modules.evaluate(TEXTS, [walker(50) | more, scale]) == [text]
 
 
-def test_boxes_are_drawn_with_the_picture_and_only_where_they_look_different(modules: Page) -> None:
+def test_boxes_are_drawn_with_the_picture_and_only_if_they_changed(modules: Page) -> None:
     shown = [walker(50), walker(50), walker(50.1), walker(52), walker(52) | {"label": "car"}, None, None]
     assert modules.evaluate(DRAWN, [shown, 1]) == [1, 0, 0, 1, 1, "hidden", "hidden"]
-    # Zoomed in, a tenth of a pixel of the frame is to be seen.
+    # Zoomed in, a tenth of a pixel of the frame is visible.
     assert modules.evaluate(DRAWN, [shown[:3], 8]) == [1, 0, 1]
 
 
-def test_two_real_detectors_and_their_silence(stream: str, page: Page, tmp_path: Path) -> None:
+def test_two_detectors_are_shown_and_named_when_they_fall_silent(stream: str, page: Page, tmp_path: Path) -> None:
     car = Detection("car", 0.91, 1000.0, 400.0, 600.0, 200.0, 1)
     bus = Detection("bus", 0.55, 3000.0, 300.0, 300.0, 300.0, 1)
     with (
@@ -240,18 +238,18 @@ def test_two_real_detectors_and_their_silence(stream: str, page: Page, tmp_path:
 @pytest.mark.parametrize(
     ("state", "picture_ms", "captured_ms", "received_ms", "phrases"),
     [
-        # The message was under way for 6 s: nothing of that is the detector's.
+        # The message was in transit for 6 s, which does not count as the detector's silence.
         ("live", 9900, 9700, 9800, []),
         ("live", 9900, 7000, 9800, ["detection 3.0 s behind"]),
         ("live", 9900, 6900, 7000, ["detector silent for 9 s"]),
-        # Pictures come rarely, and the detector has seen none of the last.
+        # Pictures arrive rarely, and the detector has not seen the last ones.
         ("delayed", 8500, 6000, 6100, ["detector silent for 9 s"]),
-        # No pictures come, and the detector has seen the last.
+        # No pictures arrive, and the detector has seen the last one.
         ("stale", 5000, 4900, 5000, []),
         ("absent", None, 4900, 5000, []),
     ],
 )
-def test_a_slow_line_is_not_the_detectors_silence(
+def test_on_a_slow_connection_a_detector_is_not_called_silent(
     modules: Page, state: str, picture_ms: int | None, captured_ms: int, received_ms: int, phrases: list[str]
 ) -> None:
     server = {
@@ -266,7 +264,7 @@ def test_a_slow_line_is_not_the_detectors_silence(
 
 
 @pytest.mark.long
-def test_on_a_slow_line_a_box_stays_on_its_object(stream: str, page: Page, tmp_path: Path) -> None:
+def test_on_a_slow_connection_a_box_stays_on_its_object(stream: str, page: Page, tmp_path: Path) -> None:
     step_px = 40.0
 
     def object_in(sequence: int) -> Detection:
@@ -281,7 +279,7 @@ def test_on_a_slow_line_a_box_stays_on_its_object(stream: str, page: Page, tmp_p
         relay.bytes_per_s = 250_000
         page.goto(f"http://127.0.0.1:{relay.port}/")
         expect(page.locator("#found")).to_have_text("1 car")
-        page.wait_for_timeout(5000)  # the line is learnt
+        page.wait_for_timeout(5000)  # by now the rate of the connection is known
         late_frames = []
         for _ in range(60):
             number, left_px = page.evaluate(READ_NUMBER_AND_LEFT, [375, WIDTH, HEIGHT])

@@ -1,4 +1,4 @@
-"""What a browser tells of cameras, their places and how well they fit."""
+"""What the page shows of cameras, their places and how well they fit."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_the_calibration_has_a_page_of_its_own(url: str, page: Page) -> None:
     expect(page.locator("#drawing polygon")).to_have_count(5)
     expect(page.locator("#drawing .seam")).to_have_count(4)
     expect(page.locator("#drawing circle.match")).to_have_count(12)
-    # The live residual where there is one, else the calibration's.
+    # The live residual if there is one, else that of the calibration.
     expect(page.locator("#drawing text.good, #drawing text.warn, #drawing text.bad")).to_have_text(
         ["0.3 px", "7.4 px", "2.0 px", "4.1 px"]
     )
@@ -79,7 +79,7 @@ def test_axe_finds_nothing_and_nothing_is_cut_off(url: str, browser: Browser, wi
     page.close()
 
 
-def test_an_earlier_stitcher_is_shown_as_far_as_it_tells(stream: str, page: Page, tmp_path: Path) -> None:
+def test_the_fields_that_an_earlier_stitcher_reports_are_shown(stream: str, page: Page, tmp_path: Path) -> None:
     with (
         StatusServer(stream, "stitcher", stitcher.of_an_earlier_version),
         StreamerProcess(stream, tmp_path / "log") as streamer,

@@ -1,4 +1,4 @@
-"""What the page says of the age of its picture, and of what is missing."""
+"""What the page shows of the age of its picture, and of what is missing."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ AGES = """async ([openedAt, messages]) => {
 
 @pytest.fixture(scope="module")
 def clock_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Where the page's modules are served."""
+    """Return the URL of the page's modules."""
     with StreamerProcess("no-clock", tmp_path_factory.mktemp("clock") / "log") as streamer:
         yield streamer.url
 
@@ -44,7 +44,7 @@ def port_of(streamer: StreamerProcess) -> int:
     return int(streamer.url.rstrip("/").rpartition(":")[2])
 
 
-def test_a_picture_gets_old_in_front_of_the_viewer(stream: str, page: Page, tmp_path: Path) -> None:
+def test_a_picture_that_stays_on_the_page_is_shown_as_old(stream: str, page: Page, tmp_path: Path) -> None:
     with (
         Publisher(stream, SMALL, slots=8) as publisher,
         StreamerProcess(stream, tmp_path / "log", delayed_after_s=1, stale_after_s=3) as streamer,
@@ -91,7 +91,7 @@ def test_a_stopped_streamer_does_not_leave_a_live_label(stream: str, page: Page,
 
 @pytest.mark.long
 @pytest.mark.parametrize("bytes_per_s", [60_000, 15_000])
-def test_a_slow_line_gets_smaller_pictures_and_true_ages(
+def test_a_slow_connection_gets_smaller_pictures_and_true_ages(
     stream: str, page: Page, tmp_path: Path, bytes_per_s: int
 ) -> None:
     with (
@@ -111,7 +111,7 @@ def test_a_slow_line_gets_smaller_pictures_and_true_ages(
 
 
 @pytest.mark.long
-def test_a_picture_of_another_size_leaves_the_view_where_it_is(stream: str, page: Page, tmp_path: Path) -> None:
+def test_a_picture_of_another_size_does_not_move_the_view(stream: str, page: Page, tmp_path: Path) -> None:
     with (
         RunningPublisher(stream, FrameFormat(HEIGHT, WIDTH), 25, noisy=True),
         StreamerProcess(stream, tmp_path / "log", jpeg_quality=60) as streamer,
@@ -131,7 +131,7 @@ def test_a_picture_of_another_size_leaves_the_view_where_it_is(stream: str, page
         assert all(abs(before[side] - after[side]) < 1 for side in ("x", "y", "width", "height"))
 
 
-def test_what_falls_silent_is_named(stream: str, page: Page, tmp_path: Path) -> None:
+def test_a_service_that_falls_silent_is_named(stream: str, page: Page, tmp_path: Path) -> None:
     def stitcher() -> dict[str, object]:
         return {
             "healthy": True,
@@ -162,7 +162,7 @@ def test_what_falls_silent_is_named(stream: str, page: Page, tmp_path: Path) -> 
             ],
             [0, 6150, 6115],
         ),
-        # The page's clock stood still: what was learnt before does not hold, and a new echo tells.
+        # The page's clock stood still, so the earlier estimate is void until a new echo arrives.
         (
             [
                 [10, {"sent_ms": 1060, "received_ms": 1050, "echo": None}, 1060],

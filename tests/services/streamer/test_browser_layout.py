@@ -83,7 +83,7 @@ def test_a_tall_window_shows_the_full_height_and_a_strip_of_the_whole(
     assert strip["width"] / strip["height"] == pytest.approx(WIDTH / HEIGHT, rel=0.05)
 
     def goes_to_the_left_end_and_follows_a_drag() -> bool:
-        """Whether it did, on a stage that kept its size: a line that comes or goes above it scales the picture."""
+        """Return whether it did, on a stage of unchanged size: a line that appears above it scales the picture."""
         before = stage.bounding_box()
         # A touch on the strip's left end shows the panorama's left end.
         place = overview.bounding_box()

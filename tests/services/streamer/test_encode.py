@@ -27,7 +27,7 @@ def test_shrinking_averages_two_by_two_pixels(height: int, width: int, channels:
     assert np.abs(small - mean).max() <= 0.5
 
 
-def test_read_only_pixels_are_enough_and_the_buffer_is_used_again() -> None:
+def test_read_only_pixels_are_accepted_and_the_buffer_is_reused() -> None:
     pixels = textured(64, 512)
     pixels.flags.writeable = False
     encoder = PictureEncoder(80)
@@ -65,12 +65,12 @@ def test_a_better_quality_makes_a_larger_file() -> None:
         (np.zeros((1, 4, 3), np.uint8), "bgr"),
     ],
 )
-def test_what_cannot_be_shown_is_refused_in_a_sentence(pixels: NDArray[np.uint8], pixel_format: str) -> None:
+def test_a_frame_that_cannot_be_shown_is_rejected_in_one_sentence(pixels: NDArray[np.uint8], pixel_format: str) -> None:
     with pytest.raises(UnsupportedFrame, match="shown"):
         PictureEncoder(80).shrink(pixels, pixel_format)
 
 
-def test_a_picture_too_large_for_jpeg_is_refused_in_a_sentence() -> None:
+def test_a_picture_too_large_for_jpeg_is_rejected_in_one_sentence() -> None:
     encoder = PictureEncoder(80)
     with pytest.raises(UnsupportedFrame, match="70000x1 has no JPEG"):
         encoder.encode(encoder.shrink(np.zeros((2, 140000, 3), np.uint8)))

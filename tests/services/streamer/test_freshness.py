@@ -13,7 +13,7 @@ from services.streamer.freshness import Freshness, Limits, State
     ("age_s", "state"),
     [(0.0, State.LIVE), (0.999, State.LIVE), (1.0, State.DELAYED), (2.999, State.DELAYED), (3.0, State.STALE)],
 )
-def test_the_limits_are_ages(age_s: float, state: State) -> None:
+def test_a_picture_is_live_delayed_or_stale_by_its_age(age_s: float, state: State) -> None:
     assert Limits(1.0, 3.0).judge(age_s) is state
     assert Freshness(state, "", age_s).served is (state is not State.STALE)
 
@@ -21,7 +21,7 @@ def test_the_limits_are_ages(age_s: float, state: State) -> None:
 def test_the_limits_come_from_the_configuration() -> None:
     assert StreamerSection().limits == Limits(1.0, 3.0)
     assert StreamerSection(delayed_after_s=5.0, stale_after_s=60.0).limits == Limits(5.0, 60.0)
-    # A shorter limit that was set before there was another one needs no second setting.
+    # A shorter limit from a configuration of an older version needs no second setting.
     assert StreamerSection(stale_after_s=0.5).limits == Limits(0.5, 0.5)
     with pytest.raises(ValidationError, match="delayed_after_s 5 is more than stale_after_s 2"):
         StreamerSection(delayed_after_s=5.0, stale_after_s=2.0)

@@ -1,4 +1,4 @@
-"""What a load balancer and Prometheus are told of a picture that is late, and of services that have gone."""
+"""What a load balancer and Prometheus learn about a late picture, and about services that have gone."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def readiness(streamer: StreamerProcess) -> tuple[int, dict[str, Any]]:
     return status, document
 
 
-def test_readiness_and_metrics_tell_what_has_gone(stream: str, tmp_path: Path) -> None:
+def test_readiness_and_metrics_show_which_service_has_gone(stream: str, tmp_path: Path) -> None:
     working = {"service": "detector", "healthy": True, "reason": "", "stages": {"detect": {"fps": 5.0, "frames": 7}}}
     with StreamerProcess(stream, tmp_path / "log", stale_after_s=1, silent_after_s=0.5) as streamer:
         assert readiness(streamer)[1]["state"] == "absent"
@@ -61,7 +61,7 @@ def test_readiness_and_metrics_tell_what_has_gone(stream: str, tmp_path: Path) -
             assert line in lines
 
 
-def test_the_streamer_s_metrics_are_as_prometheus_wants_them(stream: str, tmp_path: Path) -> None:
+def test_promtool_accepts_the_streamers_metrics(stream: str, tmp_path: Path) -> None:
     if shutil.which("promtool") is None:
         lacks("no promtool here: run 'make system-packages'")
     with (

@@ -1,4 +1,4 @@
-"""Deadlines and caps: clients that hold on to a connection, and a process without descriptors."""
+"""Deadlines and caps: clients that keep a connection, and a process without descriptors."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ WEBSOCKET = (
 
 @pytest.fixture(scope="module")
 def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StreamerProcess]:
-    """A streamer with short deadlines, and pictures that fill buffers; no test leaves a connection open."""
+    """Run a streamer with short deadlines and pictures that fill buffers; no test may leave a connection open."""
     name = f"test-{secrets.token_hex(6)}"
     deadlines = {"head_timeout_s": 0.6, "idle_timeout_s": 1.2, "write_timeout_s": 1}
     with (
@@ -77,12 +77,12 @@ def status(streamer: StreamerProcess) -> dict[str, Any]:
 
 
 def dropped(streamer: StreamerProcess) -> Counter[str]:
-    """Connections closed so far, by reason."""
+    """Return the connections closed so far, by reason."""
     return Counter(status(streamer)["connections"]["dropped"])
 
 
 def read_until_closed(client: socket.socket) -> bytes:
-    """All that the server sends until it closes the connection, which it must."""
+    """Return what the server sends until it closes the connection, as it must."""
     received = b""
     with contextlib.suppress(ConnectionResetError):
         while part := client.recv(65536):
@@ -90,7 +90,7 @@ def read_until_closed(client: socket.socket) -> bytes:
     return received
 
 
-def test_a_head_must_be_whole_in_time(impatient: StreamerProcess) -> None:
+def test_a_request_head_must_be_complete_in_time(impatient: StreamerProcess) -> None:
     with Clients(impatient) as clients:
         before = dropped(impatient)
         halves = [
@@ -112,7 +112,7 @@ def test_a_head_must_be_whole_in_time(impatient: StreamerProcess) -> None:
         assert dropped(impatient) - before == {"head": len(halves) + 1}
 
 
-def test_a_connection_may_rest_for_a_while_only(impatient: StreamerProcess) -> None:
+def test_an_idle_connection_is_closed_after_a_while(impatient: StreamerProcess) -> None:
     with Clients(impatient) as clients:
         before = dropped(impatient)
         resting = clients.connect(HEALTH)
@@ -133,7 +133,7 @@ def test_pipelined_requests_are_answered_one_after_the_other(impatient: Streamer
         assert dropped(impatient) - before == {"head": 1}
 
 
-def test_a_body_is_refused(impatient: StreamerProcess) -> None:
+def test_a_request_body_is_rejected(impatient: StreamerProcess) -> None:
     with Clients(impatient) as clients:
         for framing in (b"Content-Length: 1000000", b"Transfer-Encoding: chunked"):
             client = clients.connect(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n" + framing + b"\r\n\r\n")
@@ -145,7 +145,7 @@ def test_a_body_is_refused(impatient: StreamerProcess) -> None:
     [(MJPEG, None), (MJPEG, TINY_BUFFER_BYTES), (WEBSOCKET, TINY_BUFFER_BYTES), (METRICS * 30, TINY_BUFFER_BYTES)],
     ids=["mjpeg", "mjpeg, tiny buffer", "websocket", "metrics"],
 )
-def test_clients_that_never_read_make_room(
+def test_clients_that_never_read_are_disconnected(
     impatient: StreamerProcess, request_: bytes, buffer_bytes: int | None
 ) -> None:
     with Clients(impatient) as clients:
@@ -160,8 +160,8 @@ def test_clients_that_never_read_make_room(
 
 
 @pytest.mark.long
-def test_small_pictures_that_are_never_read_make_room(stream: str, tmp_path: Path) -> None:
-    """The client's kernel could acknowledge them for minutes."""
+def test_clients_that_never_read_small_pictures_are_disconnected(stream: str, tmp_path: Path) -> None:
+    """The client's kernel could keep acknowledging them for minutes."""
     with (
         RunningPublisher(stream, FrameFormat(HEIGHT, WIDTH), 25),
         StreamerProcess(stream, tmp_path / "log", write_timeout_s=1) as streamer,
@@ -173,7 +173,7 @@ def test_small_pictures_that_are_never_read_make_room(stream: str, tmp_path: Pat
 
 
 @pytest.mark.long
-def test_a_client_that_takes_a_byte_now_and_then_makes_room(impatient: StreamerProcess) -> None:
+def test_a_client_that_reads_a_few_bytes_at_times_is_disconnected(impatient: StreamerProcess) -> None:
     with Clients(impatient) as clients:
         before = dropped(impatient)
         slow = clients.connect(MJPEG, buffer_bytes=TINY_BUFFER_BYTES)
@@ -186,7 +186,7 @@ def test_a_client_that_takes_a_byte_now_and_then_makes_room(impatient: StreamerP
         wait_until(gone, "it is disconnected", interval_s=0.1)
 
 
-def test_a_slow_client_that_reads_stays(impatient: StreamerProcess) -> None:
+def test_a_slow_client_that_keeps_reading_stays_connected(impatient: StreamerProcess) -> None:
     with Clients(impatient) as clients:
         before = dropped(impatient)
         slow = clients.connect(MJPEG, buffer_bytes=16384)
@@ -204,7 +204,7 @@ def descriptors(pid: int) -> int:
 
 
 def threads(pid: int) -> set[str]:
-    """Names of the process's threads."""
+    """Return the names of the process's threads."""
     return {path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/comm")}
 
 
@@ -226,7 +226,7 @@ def get(streamer: StreamerProcess, path: str) -> int:
 
 
 @pytest.mark.long
-def test_more_half_sent_requests_than_descriptors(stream: str, tmp_path: Path) -> None:
+def test_more_half_sent_requests_than_descriptors_do_not_stop_the_streamer(stream: str, tmp_path: Path) -> None:
     with RunningPublisher(stream, FrameFormat(HEIGHT, WIDTH), 25), contextlib.ExitStack() as stack:
         with soft_limit(1024):
             streamer = stack.enter_context(StreamerProcess(stream, tmp_path / "log", head_timeout_s=4))
@@ -236,7 +236,7 @@ def test_more_half_sent_requests_than_descriptors(stream: str, tmp_path: Path) -
         assert get(streamer, "snapshot.jpg") == 200
         before, threads_before = descriptors(pid), threads(pid)
         with Clients(streamer) as clients:
-            # Others' requests are among the half-sent ones, as they come.
+            # Complete requests come between the half-sent ones.
             for count in range(1100):
                 clients.connect(HEALTH[:-2])
                 if count % 100 == 99:
@@ -252,8 +252,8 @@ def test_more_half_sent_requests_than_descriptors(stream: str, tmp_path: Path) -
 
 
 @pytest.mark.long
-def test_without_descriptors_everything_waits_and_goes_on(stream: str, tmp_path: Path) -> None:
-    """They run out by whatever cause, here because the limit falls below what is open."""
+def test_without_descriptors_the_streamer_waits_and_continues(stream: str, tmp_path: Path) -> None:
+    """Descriptors may run out for any reason; here the limit is lowered below the number that is open."""
 
     def detect(detector: DetectionPublisher, sequence: int) -> None:
         now_ns = time.monotonic_ns()
@@ -280,7 +280,7 @@ def test_without_descriptors_everything_waits_and_goes_on(stream: str, tmp_path:
             publish(publisher)
             used_s = time_used(pid)
             time.sleep(2.5)  # longer than each of the pauses after which something is tried again
-            assert time_used(pid) - used_s < 1.5, "the process is busy although nothing can be done"
+            assert time_used(pid) - used_s < 1.5, "the process uses the CPU although it can do nothing"
             resource.prlimit(pid, resource.RLIMIT_NOFILE, (1024, hard))
             for client in waiting:
                 assert client.recv(65536).startswith((b"HTTP/1.1 200 ", b"HTTP/1.1 503 "))
@@ -301,7 +301,7 @@ def test_without_descriptors_everything_waits_and_goes_on(stream: str, tmp_path:
 
 
 def time_used(pid: int) -> float:
-    """Seconds of processor time that a process has used."""
+    """Return the seconds of CPU time that a process has used."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -315,7 +315,7 @@ def test_the_caps_follow_the_limit_on_descriptors(stream: str, tmp_path: Path) -
 
 
 @pytest.mark.long
-def test_at_the_share_and_at_the_cap_the_idle_make_room(stream: str, tmp_path: Path) -> None:
+def test_at_a_clients_share_and_at_the_cap_idle_connections_are_closed(stream: str, tmp_path: Path) -> None:
     proxied = {"max_connections": 8, "max_clients": 16, "trusted_proxies": '["127.0.0.1"]'}
     with (
         RunningPublisher(stream, FrameFormat(HEIGHT, WIDTH), 25),
@@ -334,13 +334,13 @@ def test_at_the_share_and_at_the_cap_the_idle_make_room(stream: str, tmp_path: P
         assert [watch("192.0.2.1") for _ in range(6)] == [b"HTTP/1.1 200 OK"] * 6
         assert watch("192.0.2.1") == b"HTTP/1.1 503 Service Unavailable"  # the share of that address is taken
         assert watch("192.0.2.2") == b"HTTP/1.1 200 OK"
-        assert watch("192.0.2.2") == b"HTTP/1.1 200 OK"  # in the place of the half-sent one
+        assert watch("192.0.2.2") == b"HTTP/1.1 200 OK"  # instead of the half-sent one
         assert read_until_closed(half) == b""
         assert watch("192.0.2.3") == b"HTTP/1.1 503 Service Unavailable"  # all eight are at work
 
 
 def test_a_viewer_that_leaves_frees_its_place_at_once(stream: str, tmp_path: Path) -> None:
-    """Also while there is nothing to send to it."""
+    """This also holds while there is nothing to send to the viewer."""
     with (
         Publisher(stream, FrameFormat(HEIGHT, WIDTH), slots=8) as publisher,
         StreamerProcess(stream, tmp_path / "log", stale_after_s=3600) as streamer,

@@ -26,7 +26,7 @@ from services.streamer.presence import Absent
 EPOCH = (1 << 64) - 3
 
 
-def test_a_frame_comes_back_as_it_was() -> None:
+def test_a_frame_message_survives_a_round_trip() -> None:
     captured_ns = time.monotonic_ns() - 250_000_000
     frame = EncodedFrame(
         pictures={2: Picture(b"\xff\xd8 picture \xff\xd9", 1224, 172)},
@@ -61,12 +61,12 @@ def test_a_frame_comes_back_as_it_was() -> None:
 
 
 @pytest.mark.parametrize("message", [b"", b"\0\0\0", b"\0\0\0\2[]", b"\0\0\0\2{}", b"\0\0\0\x09{", b"\xff" * 40])
-def test_what_is_no_frame_is_refused(message: bytes) -> None:
+def test_a_message_that_is_not_a_frame_is_rejected(message: bytes) -> None:
     with pytest.raises(MalformedMessage):
         split_frame_message(message)
 
 
-def test_detections_are_told_in_pixels_of_the_full_frame() -> None:
+def test_detections_are_given_in_pixels_of_the_full_frame() -> None:
     found = Detection("car", 0.87654, 10.04, 20.0, 30.0, 40.0, 5)
     now_ns = time.monotonic_ns()
     message = json.loads(detections_message(Detections("s", "one", EPOCH, 9, now_ns, now_ns, 688, 4896, (found,))))
@@ -86,7 +86,7 @@ def test_detections_are_told_in_pixels_of_the_full_frame() -> None:
     }
 
 
-def test_what_the_second_stage_says_is_told_where_it_says_something() -> None:
+def test_a_class_of_the_second_stage_is_sent_only_if_there_is_one() -> None:
     plain = Detection("person", 0.9, 10.0, 20.0, 30.0, 40.0, 5)
     found = Detection("person", 0.9, 10.0, 20.0, 30.0, 40.0, 6, sub_class="helmet", sub_score=0.87654)
     message = json.loads(detections_message(Detections("s", "one", EPOCH, 9, 1, 1, 688, 4896, (plain, found))))
@@ -103,7 +103,7 @@ def test_what_the_second_stage_says_is_told_where_it_says_something() -> None:
         (Freshness(State.ABSENT, "stream x has ended", None), False),
     ],
 )
-def test_the_state_says_how_fresh_the_picture_is_and_what_is_missing(freshness: Freshness, live: bool) -> None:
+def test_the_state_contains_the_freshness_and_what_is_missing(freshness: Freshness, live: bool) -> None:
     message = json.loads(
         state_message(
             freshness,
@@ -151,7 +151,7 @@ def test_the_state_says_how_fresh_the_picture_is_and_what_is_missing(freshness: 
         ('{"ack": 1, "at": "x", "held_ms": -5}', PageMessage(1, None, 0.0)),
     ],
 )
-def test_what_a_page_says_is_read(text: str, said: PageMessage) -> None:
+def test_a_message_of_a_page_is_parsed(text: str, said: PageMessage) -> None:
     assert read_page_message(text) == said
 
 
@@ -170,6 +170,6 @@ def test_what_a_page_says_is_read(text: str, said: PageMessage) -> None:
         "[" * 5000,
     ],
 )
-def test_anything_else_is_refused(text: str) -> None:
+def test_any_other_message_is_rejected(text: str) -> None:
     with pytest.raises(MalformedMessage):
         read_page_message(text)

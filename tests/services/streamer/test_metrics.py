@@ -79,7 +79,7 @@ def test_every_stage_of_every_service_has_its_metrics() -> None:
         {"details": {"rate": float("nan"), "text": "x", "deep": {"er": [1]}}},
     ],
 )
-def test_a_document_that_makes_no_sense_is_left_out(document: dict[str, Any]) -> None:
+def test_an_invalid_document_is_left_out(document: dict[str, Any]) -> None:
     found = samples({"odd": document})
     latency = "framebus_stage_latency_seconds"
     assert {name for name, place in found if "odd" in place} - {latency} == {
@@ -90,7 +90,7 @@ def test_a_document_that_makes_no_sense_is_left_out(document: dict[str, Any]) ->
     assert found["framebus_service_up", ("odd",)] == 1
 
 
-def test_the_process_itself_is_measured() -> None:
+def test_the_streamers_own_process_is_measured() -> None:
     found = samples({})
     assert found["process_resident_memory_bytes", ()] > 0
     assert found["process_cpu_seconds_total", ()] > 0
@@ -103,7 +103,7 @@ def working_service() -> dict[str, Any]:
     return status_document("one", stages, stale_after_s=60, optional=("send",), details={"clients": 2})
 
 
-def test_a_service_that_has_gone_stays_and_is_down() -> None:
+def test_a_service_that_has_gone_is_still_listed_as_down() -> None:
     document = working_service()
     document["stages"]["receive"] |= {"fps": 25.0, "age_s": 7.5}
     before = samples({"one": document})
@@ -136,7 +136,7 @@ def test_cameras_and_how_well_they_fit_have_their_metrics() -> None:
     assert found["framebus_panorama_all_degrees", ("stitcher",)] == 193.4
 
 
-def test_an_earlier_stitcher_has_the_metrics_that_it_tells() -> None:
+def test_an_earlier_stitcher_has_the_metrics_that_it_reports() -> None:
     found = samples({"stitcher": stitcher.of_an_earlier_version()})
     ours = {(name, place): value for (name, place), value in found.items() if name.startswith("framebus_camera")}
     assert ours == {
@@ -168,7 +168,7 @@ def test_connections_are_counted_by_reason() -> None:
     assert found["framebus_web_requests_forbidden_total", ("origin",)] == 4
 
 
-def test_prometheus_own_linter_has_nothing_to_say() -> None:
+def test_promtool_finds_nothing_in_the_metrics() -> None:
     promtool = shutil.which("promtool")
     if promtool is None:
         lacks("no promtool here: run 'make system-packages'")

@@ -1,4 +1,4 @@
-"""Of each detector, only what is of a newer frame than all before."""
+"""Of each detector, only detections of a newer frame than all before are accepted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def at(offset_ns: int, instance: str = "one") -> Detections:
     return replace(FIRST, captured_ns=FIRST.captured_ns + offset_ns, instance=instance)
 
 
-def test_older_repeated_and_future_frames_are_told_from_newer_ones() -> None:
+def test_only_frames_newer_than_all_before_are_accepted() -> None:
     order = DetectionOrder()
     offsets = (0, 0, 20, 10, 20, 30, 10**12, 40)
     assert [order.place(at(offset)) for offset in offsets] == [
@@ -31,14 +31,14 @@ def test_older_repeated_and_future_frames_are_told_from_newer_ones() -> None:
     ]
 
 
-def test_each_detector_has_an_order_of_its_own() -> None:
+def test_each_detector_has_its_own_order() -> None:
     order = DetectionOrder()
     assert order.place(at(10)) is Place.NEWEST
     assert order.place(at(0, "two")) is Place.NEWEST
     assert order.place(at(5)) is Place.LATE
 
 
-def test_invented_names_push_each_other_out() -> None:
+def test_the_oldest_of_too_many_detector_names_is_forgotten() -> None:
     order = DetectionOrder()
     for number in range(MAX_INSTANCES + 1):
         assert order.place(at(0, f"detector{number}")) is Place.NEWEST

@@ -1,4 +1,4 @@
-"""Which pictures a line gets: the real choice on simulated lines, in simulated time."""
+"""Which pictures a connection gets: the real choice, on simulated connections and in simulated time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FRAME_S = 0.04
 
 
 class Line:
-    """A viewer behind a line of some rate and delay, which draws each picture as it comes."""
+    """A viewer behind a connection of a given rate and delay, which draws each picture on arrival."""
 
     def __init__(self, bytes_per_s: float, delay_s: float = 0.01) -> None:
         self.pace = Pace()
@@ -51,7 +51,7 @@ class Line:
     ("megabits_per_s", "levels", "oldest_s"),
     [(100, {0}, 0.3), (20, {0, 1}, 0.4), (2, {1, 2}, 1.0), (0.48, {3}, 1.0), (0.24, {3}, 2.0), (0.12, {3}, 2.9)],
 )
-def test_a_line_gets_the_largest_pictures_that_it_can_take(
+def test_a_connection_gets_the_largest_pictures_that_it_can_carry(
     megabits_per_s: float, levels: set[int], oldest_s: float
 ) -> None:
     line = Line(megabits_per_s * 1e6 / 8)
@@ -66,14 +66,14 @@ def test_a_line_gets_the_largest_pictures_that_it_can_take(
 
 
 @pytest.mark.parametrize("megabits_per_s", [0.12, 1, 100])
-def test_the_first_picture_is_small_and_comes_soon(megabits_per_s: float) -> None:
+def test_the_first_picture_is_small_and_arrives_soon(megabits_per_s: float) -> None:
     line = Line(megabits_per_s * 1e6 / 8)
     line.run(4)
     assert line.levels[0] == SMALLEST
     assert line.ages_s
 
 
-def test_a_line_that_gets_better_gets_larger_pictures_again_and_one_that_gets_worse_smaller_ones() -> None:
+def test_the_size_of_pictures_follows_the_quality_of_the_connection() -> None:
     line = Line(20e6 / 8)
     line.run(5)
     assert line.pace.level == 0
@@ -85,7 +85,7 @@ def test_a_line_that_gets_better_gets_larger_pictures_again_and_one_that_gets_wo
     assert (line.pace.level, line.pace.in_flight) == (0, MAX_IN_FLIGHT)
 
 
-def test_tries_that_fail_become_rare() -> None:
+def test_failed_attempts_at_larger_pictures_become_rare() -> None:
     # By the rough sizes level 0 would take 0.24 s; it takes 0.5 s.
     pace = Pace(first=1)
     now_s, tries = 0.0, []
@@ -100,14 +100,14 @@ def test_tries_that_fail_become_rare() -> None:
     assert pauses == sorted(pauses)
 
 
-def test_a_page_that_was_hidden_is_not_a_slow_line() -> None:
+def test_a_hidden_page_is_not_taken_for_a_slow_connection() -> None:
     pace = Pace(first=0)
     pace.acknowledge(0, 0.0, 0.05, 0.01)
     pace.acknowledge(0, 0.1, 60.0, 59.88)
     assert (pace.level, pace.in_flight) == (0, MAX_IN_FLIGHT)
 
 
-def test_a_viewer_that_does_not_tell_how_long_it_held_a_picture_keeps_two_in_flight() -> None:
+def test_a_viewer_that_reports_no_holding_time_has_two_pictures_in_flight() -> None:
     pace = Pace(first=0)
     pace.acknowledge(0, 0.0, 1.0)
     pace.acknowledge(0, 1.0, 2.0)

@@ -1,4 +1,4 @@
-"""Services and cameras that were seen once and are silent now."""
+"""Services and cameras that were seen before and are silent now."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def healthy(name: str, stage: Stage | None = None, **details: Any) -> Callable[[
     return lambda: status_document(name, stages, stale_after_s=math.inf, details=details)
 
 
-def test_a_service_that_ends_is_named_and_its_last_document_is_made_true(stream: str) -> None:
+def test_a_service_that_ends_is_named_and_its_last_document_is_corrected(stream: str) -> None:
     async def scenario() -> None:
         presence = Presence(stream, SILENT_AFTER_S)
         stage = Stage()
@@ -71,14 +71,14 @@ def test_a_service_that_ends_is_named_and_its_last_document_is_made_true(stream:
     run(scenario)
 
 
-def test_a_service_that_accepts_and_does_not_answer_is_silent_and_delays_no_other(stream: str) -> None:
+def test_a_service_that_does_not_answer_is_silent_and_delays_no_other(stream: str) -> None:
     async def scenario() -> None:
         presence = Presence(stream, SILENT_AFTER_S)
         path = companion_path(stream, "status.stopped.sock")
         with ExitStack() as stack:
             with StatusServer(stream, "stopped", healthy("stopped")):
                 await presence.refresh()
-            # As a process that has been stopped (SIGSTOP): the kernel accepts for it.
+            # Like a process stopped by SIGSTOP, for which the kernel still accepts connections.
             listening = stack.enter_context(socket.socket(socket.AF_UNIX))
             listening.bind(str(path))
             stack.callback(path.unlink)
@@ -132,7 +132,7 @@ def test_a_camera_without_pictures_is_named(stream: str, state: object, age_s: o
     run(scenario)
 
 
-def test_the_cause_is_told_unless_the_state_tells_it(stream: str) -> None:
+def test_the_cause_is_reported_unless_the_state_contains_it(stream: str) -> None:
     cameras = {
         "cam0": {"state": "connecting", "cause": "unreachable"},
         "cam1": {"state": "refused: 401", "cause": "refused"},
@@ -155,7 +155,7 @@ def test_the_cause_is_told_unless_the_state_tells_it(stream: str) -> None:
     run(scenario)
 
 
-def test_cameras_without_a_place_and_cameras_that_moved_are_told(stream: str) -> None:
+def test_cameras_without_a_place_and_cameras_that_moved_are_reported(stream: str) -> None:
     async def scenario() -> None:
         presence = Presence(stream, SILENT_AFTER_S)
         with StatusServer(stream, "stitcher", stitcher.document):
@@ -163,7 +163,7 @@ def test_cameras_without_a_place_and_cameras_that_moved_are_told(stream: str) ->
             assert Absent("camera", "cam5", 0.0, "not placed") in presence.absent()
             assert presence.notices() == [stitcher.WARNING, f"shown: {stitcher.SHOWN}"]
         await until(presence, lambda absent: [one.reason for one in absent] == ["silent"])
-        assert presence.notices() == [], "of a stitcher that has gone, nothing is known"
+        assert presence.notices() == [], "nothing is known of a stitcher that has gone"
         with StatusServer(stream, "stitcher", stitcher.of_an_earlier_version):
             await until(presence, lambda absent: absent == [Absent("camera", "cam1", 0.0, "lost: no data in time")])
             assert presence.notices() == []
@@ -174,7 +174,7 @@ def test_cameras_without_a_place_and_cameras_that_moved_are_told(stream: str) ->
 @pytest.mark.parametrize(
     "document", [{}, {"details": 3, "stages": []}, {"details": {"cameras": [1]}, "stages": {"x": 1}}]
 )
-def test_a_document_that_makes_no_sense_harms_nothing(stream: str, document: dict[str, Any]) -> None:
+def test_an_invalid_document_is_ignored(stream: str, document: dict[str, Any]) -> None:
     async def scenario() -> None:
         presence = Presence(stream, SILENT_AFTER_S)
         with StatusServer(stream, "odd", lambda: document):

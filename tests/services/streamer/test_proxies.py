@@ -88,7 +88,7 @@ def origin(url: str) -> str:
 
 
 def run(work: Coroutine[Any, Any, Result]) -> Result:
-    """Run it in a thread: the browser's library has a loop of its own in this one."""
+    """Run it in a thread, because the browser's library has its own event loop in this one."""
 
     async def whole() -> Result:
         try:
@@ -109,7 +109,7 @@ def fetch(url: str, **headers: str) -> tuple[int, str, Mapping[str, str]]:
 
 
 def handshake(url: str, **headers: str) -> tuple[int, str]:
-    """Status and text of the answer to a request for a WebSocket; 101 only if a message follows."""
+    """Return status and text of the answer to a WebSocket request; 101 only if a message follows."""
 
     async def ask() -> tuple[int, str]:
         upgrade = {
@@ -129,7 +129,7 @@ def handshake(url: str, **headers: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("name", SERVERS)
-def test_the_page_s_files_come_through_every_proxy(nginx: Nginx, name: str) -> None:
+def test_every_file_of_the_page_arrives_through_every_proxy(nginx: Nginx, name: str) -> None:
     url = nginx.url(name)
     status, page, headers = fetch(url)
     assert (status, headers["Cache-Control"]) == (200, "no-cache")
@@ -144,7 +144,7 @@ def test_the_page_s_files_come_through_every_proxy(nginx: Nginx, name: str) -> N
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", SERVERS)
-def test_pictures_flow_through_every_proxy(nginx: Nginx, name: str) -> None:
+def test_pictures_arrive_through_every_proxy(nginx: Nginx, name: str) -> None:
     async def scenario() -> None:
         async with (
             aiohttp.ClientSession() as session,
@@ -159,7 +159,7 @@ def test_pictures_flow_through_every_proxy(nginx: Nginx, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["$http_host", "sub-path"])
-def test_a_websocket_works_where_host_is_passed_on(nginx: Nginx, name: str) -> None:
+def test_a_websocket_works_if_the_proxy_passes_host_on(nginx: Nginx, name: str) -> None:
     url = nginx.url(name)
     assert handshake(url, Origin=origin(url)) == (101, "state")
     status, text = handshake(url, Origin="http://evil.example")
@@ -185,12 +185,12 @@ def test_a_refusal_names_the_setting(streamer: StreamerProcess, nginx: Nginx, na
     assert handshake(url, Origin=origin(url), **{"Sec-Fetch-Site": "cross-site"})[0] == 403
 
 
-def test_without_upgrade_the_answer_says_so(nginx: Nginx) -> None:
+def test_without_upgrade_the_answer_is_426(nginx: Nginx) -> None:
     url = nginx.url("no Upgrade")
     assert handshake(url, Origin=origin(url)) == (426, "this is a WebSocket\n")
 
 
-def test_a_trusted_proxy_tells_host_and_client(stream: str, tmp_path: Path) -> None:
+def test_host_and_client_are_taken_from_a_trusted_proxy(stream: str, tmp_path: Path) -> None:
     forwarding = f"location / {{ proxy_pass http://UPSTREAM; {UPGRADE} proxy_set_header X-Forwarded-Host $http_host; }}"
     with (
         StreamerProcess(
@@ -222,7 +222,7 @@ def test_a_browser_shows_the_page_through_every_proxy(nginx: Nginx, browser: Bro
 
 
 def write_page(folder: Path, version: str) -> None:
-    """A page that shows the version of each of its parts."""
+    """Write a page that shows the version of each of its parts."""
     (folder / "index.html").write_text(
         f'<!doctype html><script type="module" src="page/main.js"></script><p id="index">{version}</p><p id="main"></p>'
     )
@@ -231,12 +231,12 @@ def write_page(folder: Path, version: str) -> None:
     )
     (folder / "part.js").write_text(f'export const part = "{version}";')
     for path in folder.iterdir():
-        os.utime(path, (0, 0))  # as files of an image that is built to be the same each time
+        os.utime(path, (0, 0))  # like the files of an image that is built reproducibly
 
 
 @contextlib.contextmanager
 def served(folder: Path) -> Iterator[str]:
-    """The files of a folder as those of a page, from a thread; the URL of the page."""
+    """Serve the files of a folder as those of a page, in a thread; yield the page's URL."""
     files = PageFiles(folder)
 
     async def index(request: web.Request) -> web.Response:
@@ -263,7 +263,7 @@ def served(folder: Path) -> Iterator[str]:
         loop.close()
 
 
-def test_a_file_has_a_tag_of_its_content(tmp_path: Path) -> None:
+def test_a_file_has_an_etag_of_its_content(tmp_path: Path) -> None:
     write_page(tmp_path, "old")
     with served(tmp_path) as url:
         tag = fetch(f"{url}page/main.js")[2]["ETag"]
@@ -307,8 +307,8 @@ def test_the_version_follows_the_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_pictures_that_are_read_slowly_through_a_proxy_get_no_older(stream: str, tmp_path: Path) -> None:
-    """What the buffers before the reader hold is old by its size; it is seen, and then kept short."""
+def test_pictures_read_slowly_through_a_proxy_do_not_grow_older(stream: str, tmp_path: Path) -> None:
+    """Pictures in the buffers before the reader grow old. The streamer notices it, and then keeps the buffers short."""
     bytes_per_second, seconds = 250_000, 60.0
     ages_s: list[tuple[float, float]] = []
     connected_s = 0.0
@@ -326,7 +326,7 @@ def test_pictures_that_are_read_slowly_through_a_proxy_get_no_older(stream: str,
                 ages_s += read_slowly(client, began_s, began_s + seconds, bytes_per_second)
     # Without a bound they are 36 s old by the end, and get older.
     assert max(age_s for _, age_s in ages_s) < 25, ages_s
-    # A proxy that took nothing for eight seconds was dropped; once the line has been learnt the pictures are fresh.
+    # A proxy that read nothing for eight seconds was disconnected. Once the rate is known, the pictures are fresh.
     late = [age_s for passed_s, age_s in ages_s if passed_s > max(seconds - 10, connected_s + 45)]
     assert all(age_s < 5 for age_s in late), ages_s
 
@@ -354,7 +354,7 @@ def read_slowly(
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate for cam.example.org and its key, in one file."""
+    """Make a certificate for cam.example.org and its key, in one file."""
     folder = tmp_path_factory.mktemp("certificate")
     if shutil.which("openssl") is None:
         lacks("no openssl here: run 'make system-packages'")
@@ -368,7 +368,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def documented(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StreamerProcess]:
-    """A streamer with the settings that the document gives."""
+    """Run a streamer with the settings of the document."""
     document = (ROOT / "docs" / "deployment.md").read_text()
     settings = yaml.safe_load(document.split("### Behind a reverse proxy", 1)[1].split("```yaml\n")[1].split("```")[0])
     values = {name: json.dumps(value) for name, value in settings["streamer"].items()}
@@ -380,13 +380,13 @@ def documented(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StreamerPro
 
 
 def snippet(heading: str, language: str) -> str:
-    """What the document shows below a heading."""
+    """Return the code block below a heading of the document."""
     section = (ROOT / "docs" / "deployment.md").read_text().split(f"#### {heading}\n", 1)[1]
     return section.split(f"```{language}\n", 1)[1].split("```", 1)[0]
 
 
 def check_documented(url: str, streamer: StreamerProcess) -> None:
-    """The page, its files and its WebSocket come through, by the name of the document."""
+    """Check that the page, its files and its WebSocket work under the host name of the document."""
     host = {"Host": "cam.example.org"}
     assert "main.js" in fetch(url, **host)[1]
     assert fetch(f"{url}page/main.js", **host, Origin="https://cam.example.org")[0] == 200

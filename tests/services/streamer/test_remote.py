@@ -1,4 +1,4 @@
-"""Results of detectors on other hosts: one detector a group, in order, once, and without a broker no harm."""
+"""Results of detectors on other hosts: a group is one detector, in order and once; a missing broker is harmless."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def configured(folder: Path, **broker: Any) -> StreamerConfiguration:
 
 
 class Shown:
-    """A thread that is not started, and what it hands over."""
+    """A thread that is not started, and the results that it passes on."""
 
     def __init__(self, folder: Path) -> None:
         self.detections: list[Detections] = []
@@ -68,7 +68,7 @@ class Shown:
         return told["late"], told["repeated"], told["foreign"]
 
 
-def test_the_detectors_of_a_group_are_shown_as_one_in_order_and_once(tmp_path: Path) -> None:
+def test_the_results_of_a_group_are_shown_as_of_one_detector_in_order_and_once(tmp_path: Path) -> None:
     shown = Shown(tmp_path)
     start_ns = time.monotonic_ns() - SECOND_NS
     for offset_ns, instance in ((0, "one"), (20, "two"), (10, "one"), (20, "one"), (30, "two")):
@@ -85,7 +85,7 @@ def test_the_detectors_of_a_group_are_shown_as_one_in_order_and_once(tmp_path: P
     assert (summary["frames"], summary["skipped"]) == (4, 2)
 
 
-def test_trackers_of_a_group_are_told_apart_only_where_there_are_tracks(tmp_path: Path) -> None:
+def test_trackers_of_a_group_are_separated_only_if_there_are_tracks(tmp_path: Path) -> None:
     shown = Shown(tmp_path)
     start_ns = time.monotonic_ns() - SECOND_NS
     found = Detection("car", 0.9, 1.0, 2.0, 3.0, 4.0)
@@ -117,7 +117,7 @@ def test_frames_of_another_boot_and_groups_without_a_name_are_dropped_and_counte
         ({"password_file": "/nowhere/password"}, "the password's file /nowhere/password cannot be read"),
     ],
 )
-def test_a_broker_that_cannot_be_reached_is_told_of_and_the_thread_goes_on(
+def test_an_unreachable_broker_is_reported_and_the_thread_continues(
     tmp_path: Path, broker: dict[str, str], reason: str
 ) -> None:
     stop = threading.Event()
@@ -153,7 +153,7 @@ def test_check_names_what_is_missing(tmp_path: Path) -> None:
         check(configured(tmp_path / "file"))
 
 
-def test_a_streamer_without_a_broker_imports_no_client_for_one() -> None:
+def test_a_streamer_without_a_broker_imports_no_broker_client() -> None:
     program = (
         "import sys, services.streamer.service, services.streamer.check; "
         "print(sorted({'aio_pika', 'aiormq', 'obstore'} & set(sys.modules)))"

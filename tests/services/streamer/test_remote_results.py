@@ -1,4 +1,4 @@
-"""The streamer with a real relay and broker: results of other hosts beside those of this one."""
+"""The streamer with a real relay and broker: results of other hosts and of this one."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMq]:
 
 
 def sections(configured: RelayConfiguration) -> dict[str, dict[str, object]]:
-    """What the streamer needs of the relay's configuration."""
+    """Return the sections of the relay's configuration that the streamer needs."""
     return {"broker": {"url": configured.broker.url}, "storage": {"url": configured.storage.url}}
 
 
 @contextmanager
 def publishing(stream: str) -> Iterator[Publisher]:
-    """Publish frames, and as a detector on this host what it finds in them, 20 a second, from a thread."""
+    """Publish 20 frames a second from a thread, with detections as from a detector on this host."""
     stop = threading.Event()
 
     def run(publisher: Publisher) -> None:
@@ -76,7 +76,7 @@ def publishing(stream: str) -> Iterator[Publisher]:
 
 @asynccontextmanager
 async def messages(url: str) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
-    """The texts that the page's WebSocket gets."""
+    """Yield the texts that the page's WebSocket receives."""
 
     async def read(socket: aiohttp.ClientWebSocketResponse) -> AsyncIterator[dict[str, Any]]:
         async for message in socket:
@@ -92,7 +92,7 @@ async def messages(url: str) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
 
 
 async def until(url: str, enough: Callable[[list[dict[str, Any]]], bool]) -> list[dict[str, Any]]:
-    """Read texts until they are enough."""
+    """Read texts until the condition holds."""
     seen: list[dict[str, Any]] = []
     async with messages(url) as read:
         async for message in read:
@@ -107,12 +107,12 @@ def boxes_of(seen: list[dict[str, Any]], instance: str) -> list[dict[str, Any]]:
 
 
 def results_of(stream: str) -> dict[str, Any]:
-    """What the streamer's status tells of the results."""
+    """Return what the streamer's status contains about the results."""
     return dict(read_statuses(stream).get("streamer", {}).get("details", {}).get("results", {}))
 
 
 def healthy(stream: str) -> dict[str, Any]:
-    """The streamer's status while it is healthy; else nothing."""
+    """Return the streamer's status if it is healthy, else None."""
     told = read_statuses(stream).get("streamer", {})
     return told if told.get("healthy") else {}
 
@@ -165,7 +165,7 @@ def test_the_page_gets_boxes_of_this_host_and_of_a_group_of_others(
 
 
 @pytest.mark.long
-def test_results_come_when_the_broker_does_and_again_after_it_was_killed(stream: str, tmp_path: Path) -> None:
+def test_results_arrive_when_the_broker_starts_and_again_after_it_was_killed(stream: str, tmp_path: Path) -> None:
     with RabbitMq(tmp_path / "rabbitmq") as rabbitmq:
         rabbitmq.kill()
         configured = configuration(stream, rabbitmq.url, tmp_path / "objects", max_age_s=30)
@@ -194,7 +194,7 @@ def test_results_come_when_the_broker_does_and_again_after_it_was_killed(stream:
                         rabbitmq.start()
 
 
-def test_a_storage_that_is_away_is_told_of_and_the_pictures_go_on(
+def test_an_unreachable_storage_is_reported_and_the_pictures_continue(
     rabbitmq: RabbitMq, stream: str, tmp_path: Path
 ) -> None:
     configured = configuration(stream, rabbitmq.url, tmp_path / "objects", max_age_s=30)

@@ -1,4 +1,4 @@
-"""Who may look."""
+"""Which requests are answered and which are refused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BEHIND = {"Host": HERE, "X-Forwarded-Host": "camera.example.org"}
 def answer(
     headers: dict[str, str], path: str = "/data", keeper: Gatekeeper | None = None
 ) -> tuple[int, str, dict[str, str]]:
-    """Status, text and headers of an answer of a guarded site."""
+    """Return status, text and headers of an answer of a guarded site."""
 
     async def hello(_request: web.Request) -> web.Response:
         return web.Response(text="hello")
@@ -42,7 +42,7 @@ def answer(
     "host",
     [HERE, "127.0.0.1", "[::1]:8080", "[fe80::1]", "localhost:8080", "streamer", "camera.example.org", "10.1.2.3:81"],
 )
-def test_own_names_are_answered(host: str) -> None:
+def test_requests_to_own_names_are_answered(host: str) -> None:
     assert answer({"Host": host})[:2] == (200, "hello")
 
 
@@ -54,7 +54,7 @@ def test_a_foreign_name_that_points_here_is_refused(host: str) -> None:
 
 
 @pytest.mark.parametrize("origin", [f"http://{HERE}", f"https://{HERE}"])
-def test_the_own_origin_is_answered(origin: str) -> None:
+def test_requests_of_the_own_origin_are_answered(origin: str) -> None:
     assert answer({"Host": HERE, "Origin": origin})[0] == 200
 
 
@@ -78,7 +78,7 @@ def test_behind_a_proxy_that_changes_host_the_browser_vouches_for_the_origin(hos
     assert answer(origin | {"Origin": "null", "Sec-Fetch-Site": "same-origin"})[0] == 403
 
 
-def test_a_trusted_proxy_tells_the_host() -> None:
+def test_the_host_is_taken_from_a_trusted_proxy() -> None:
     trusting = Gatekeeper(["camera.example.org"], LOOPBACK)
     origin = {"Origin": "https://camera.example.org"}
     assert answer(BEHIND | origin)[0] == 403
@@ -104,7 +104,7 @@ def test_both_hosts_must_be_own_names(host: str, forwarded: str) -> None:
         {"Host": HERE, "Sec-Fetch-Site": "same-site"},
     ],
 )
-def test_the_page_itself_is_given_to_everyone(path: str, headers: dict[str, str]) -> None:
+def test_the_page_itself_is_served_to_every_origin(path: str, headers: dict[str, str]) -> None:
     assert answer(headers, path)[0] == 200
 
 
@@ -128,7 +128,7 @@ def test_every_answer_carries_the_security_headers(host: str) -> None:
     assert HEADERS.items() <= headers.items()
 
 
-def test_a_refusal_is_logged_once_a_kind_and_counted() -> None:
+def test_a_refusal_is_logged_once_for_each_kind_and_counted() -> None:
     keeper = Gatekeeper([])
     with capture_logs() as log:
         for _ in range(3):
@@ -148,20 +148,20 @@ def test_a_refusal_is_logged_once_a_kind_and_counted() -> None:
 @pytest.mark.parametrize(
     ("peer", "forwarded", "client"),
     [
-        ("10.0.0.1", "192.0.2.7", "10.0.0.1"),  # an untrusted peer's word counts for nothing
+        ("10.0.0.1", "192.0.2.7", "10.0.0.1"),  # the headers of an untrusted peer are ignored
         ("127.0.0.1", "", "127.0.0.1"),
         ("127.0.0.1", "192.0.2.7", "192.0.2.7"),
         ("127.0.0.1", "192.0.2.7:1234", "192.0.2.7"),
         ("127.0.0.1", "[2001:db8::1]:1234", "2001:db8::1"),
-        ("127.0.0.1", "192.0.2.66, 192.0.2.7, 127.0.0.9", "192.0.2.7"),  # what the client claimed stands first
+        ("127.0.0.1", "192.0.2.66, 192.0.2.7, 127.0.0.9", "192.0.2.7"),  # the address claimed by the client is first
         ("127.0.0.1", "192.0.2.7, rubbish", "127.0.0.1"),
     ],
 )
-def test_the_client_behind_a_proxy(peer: str, forwarded: str, client: str) -> None:
+def test_the_client_behind_a_trusted_proxy_is_found(peer: str, forwarded: str, client: str) -> None:
     assert client_address(peer, {"X-Forwarded-For": forwarded}, LOOPBACK) == client
 
 
-def test_what_counts_as_one_client() -> None:
+def test_addresses_of_one_network_count_as_one_client() -> None:
     assert group_of("2001:db8::1") == group_of("2001:db8::ffff:1") != group_of("2001:db8:0:1::1")
     assert group_of("::ffff:192.0.2.7") == group_of("192.0.2.7") != group_of("192.0.2.8")
     assert group_of("fe80::1%eth0") == group_of("fe80::2")

@@ -47,7 +47,7 @@ def publisher(stream: str) -> Iterator[Publisher]:
 
 @pytest.fixture
 def streamer(stream: str, publisher: Publisher, tmp_path: Path) -> Iterator[StreamerProcess]:
-    """A streamer that is attached; it need not be told of a publisher that says nothing for a while."""
+    """Run a streamer that is attached. It tolerates a publisher that publishes nothing for a while."""
     with StreamerProcess(stream, tmp_path / "log", stale_after_s=60, max_clients=3) as process:
         wait_until(lambda: process.events("attached"), "the streamer attaches")
         yield process
@@ -55,7 +55,7 @@ def streamer(stream: str, publisher: Publisher, tmp_path: Path) -> Iterator[Stre
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[StreamerProcess, Publisher]]:
-    """A streamer and its publisher, for tests that ask and leave nothing behind but some more frames."""
+    """Return a streamer and its publisher, for tests that change nothing except publishing more frames."""
     name = f"test-{secrets.token_hex(6)}"
     with (
         Publisher(name, FORMAT, slots=8) as opened,
@@ -67,7 +67,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[StreamerP
 
 
 class Client:
-    """A WebSocket client that sorts what comes."""
+    """A WebSocket client that sorts the messages."""
 
     def __init__(self, socket_: aiohttp.ClientWebSocketResponse) -> None:
         self.socket = socket_
@@ -75,7 +75,7 @@ class Client:
         self.close_code: int | None = None
 
     async def frame(self, patience_s: float = PATIENCE_S) -> tuple[dict[str, Any], bytes] | None:
-        """The next frame; ``None`` when none comes."""
+        """Return the next frame, or ``None`` if none arrives."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience_s):
                 while True:
@@ -89,13 +89,13 @@ class Client:
         return None
 
     async def next_frame(self) -> tuple[dict[str, Any], bytes]:
-        """The next frame, which must come."""
+        """Return the next frame, which must arrive."""
         frame = await self.frame()
         assert frame is not None, f"closed: {self.close_code}"
         return frame
 
     async def text(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        """The next text message that is wanted."""
+        """Return the next text message that meets the condition."""
         async with asyncio.timeout(PATIENCE_S):
             while True:
                 while self.texts:
@@ -156,7 +156,7 @@ def test_two_frames_are_in_flight_and_the_newest_wins(streamer: StreamerProcess,
     run(scenario)
 
 
-def test_who_comes_later_gets_the_frame_at_hand(streamer: StreamerProcess, publisher: Publisher) -> None:
+def test_a_late_client_gets_the_newest_frame_at_once(streamer: StreamerProcess, publisher: Publisher) -> None:
     publish(publisher, 4)
 
     async def scenario() -> None:
@@ -171,7 +171,7 @@ def test_who_comes_later_gets_the_frame_at_hand(streamer: StreamerProcess, publi
     run(scenario)
 
 
-def test_who_pauses_goes_on_with_the_newest(streamer: StreamerProcess, publisher: Publisher) -> None:
+def test_a_client_that_pauses_continues_with_the_newest_frame(streamer: StreamerProcess, publisher: Publisher) -> None:
     async def scenario() -> None:
         async with connect(streamer.url) as client:
             for _ in range(2):
@@ -207,7 +207,7 @@ def test_a_slow_client_does_not_slow_another(streamer: StreamerProcess, publishe
 
 
 @pytest.mark.parametrize("message", ["{}", "ack", '{"ack": 99}', b"binary", "x" * 1000])
-def test_a_client_that_speaks_otherwise_is_closed(
+def test_a_client_that_violates_the_protocol_is_disconnected(
     shared: tuple[StreamerProcess, Publisher], message: str | bytes
 ) -> None:
     streamer, publisher = shared
@@ -215,7 +215,7 @@ def test_a_client_that_speaks_otherwise_is_closed(
     async def scenario() -> None:
         async with connect(streamer.url) as client:
             sequence = publish(publisher)
-            # The frame of the test before may come first, and this one after the message.
+            # The frame of the previous test may arrive first, and this one after the message.
             while (await client.next_frame())[0]["sequence"] != sequence:
                 pass
             await (client.socket.send_str(message) if isinstance(message, str) else client.socket.send_bytes(message))
@@ -229,7 +229,9 @@ def test_a_client_that_speaks_otherwise_is_closed(
     "headers",
     [{"Origin": "http://evil.example"}, {"Origin": "null"}, {"Host": "evil.example", "Origin": "http://evil.example"}],
 )
-def test_a_foreign_page_may_not_watch(shared: tuple[StreamerProcess, Publisher], headers: dict[str, str]) -> None:
+def test_a_page_of_another_origin_is_refused(
+    shared: tuple[StreamerProcess, Publisher], headers: dict[str, str]
+) -> None:
     async def scenario() -> None:
         with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
             async with connect(shared[0].url, headers=headers):
@@ -239,7 +241,7 @@ def test_a_foreign_page_may_not_watch(shared: tuple[StreamerProcess, Publisher],
     run(scenario)
 
 
-def test_one_client_too_many_is_told_so(streamer: StreamerProcess) -> None:
+def test_a_client_beyond_the_limit_is_told_the_reason(streamer: StreamerProcess) -> None:
     async def scenario() -> None:
         url = streamer.url
         async with contextlib.AsyncExitStack() as watching:
@@ -274,7 +276,7 @@ def test_detections_reach_the_client_and_old_ones_do_not(
             car, bus = Detection("car", 0.9, 10.0, 20.0, 30.0, 40.0, 3), Detection("bus", 0.8, 1.0, 2.0, 3.0, 4.0)
 
             async def until_seen(captured_ns: int, found: Detection) -> dict[str, Any]:
-                # Sent again until the streamer has found the detector's socket; the same frame is taken once.
+                # Send until the streamer has found the detector's socket. It accepts the same frame only once.
                 receiving = asyncio.create_task(client.text(lambda message: message["type"] == "detections"))
                 while not receiving.done():
                     detect(captured_ns, found)
@@ -288,7 +290,7 @@ def test_detections_reach_the_client_and_old_ones_do_not(
             assert message["objects"][0]["track"] == 3
             detect(first_ns - 1_000_000, car)  # of an earlier frame
             detect(time.monotonic_ns() - 3_000_000_000, car)  # too old
-            detect(time.monotonic_ns() + 3_000_000_000, car)  # of a frame to come
+            detect(time.monotonic_ns() + 3_000_000_000, car)  # of a future frame
             message = await until_seen(time.monotonic_ns(), bus)
             assert [found["label"] for found in message["objects"]] == ["bus"]
 
@@ -345,7 +347,7 @@ def test_an_mjpeg_client_that_does_not_read_gets_the_newest_later(stream: str, t
         assert len(sequences) < newest - sequences[0]
 
 
-def test_snapshot_is_the_newest_frame(streamer: StreamerProcess, publisher: Publisher) -> None:
+def test_the_snapshot_is_the_newest_frame(streamer: StreamerProcess, publisher: Publisher) -> None:
     for _ in range(2):
         sequence = publish(publisher, 3)
         end_s = time.monotonic() + PATIENCE_S
@@ -356,7 +358,7 @@ def test_snapshot_is_the_newest_frame(streamer: StreamerProcess, publisher: Publ
         assert read_number(jpeg) == sequence
 
 
-def test_without_a_publisher_everything_says_so(stream: str, tmp_path: Path) -> None:
+def test_without_a_publisher_every_endpoint_says_so(stream: str, tmp_path: Path) -> None:
     with StreamerProcess(stream, tmp_path / "log") as streamer:
         reason = f"stream {stream} has not started"
         wait_until(lambda: reason in fetch(streamer.url, "healthz")[1].decode(), "the reason")
@@ -394,7 +396,7 @@ def test_health_follows_the_frames(stream: str, publisher: Publisher, tmp_path: 
         wait_until(lambda: fetch(streamer.url, "healthz")[0] == 200, "healthy again")
 
 
-def test_frames_that_cannot_be_shown_are_said_and_survived(stream: str, tmp_path: Path) -> None:
+def test_frames_that_cannot_be_shown_are_reported_and_skipped(stream: str, tmp_path: Path) -> None:
     with (
         Publisher(stream, FrameFormat(HEIGHT, WIDTH, dtype="uint16"), slots=8) as publisher,
         StreamerProcess(stream, tmp_path / "log", stale_after_s=60) as streamer,
@@ -446,10 +448,10 @@ def test_a_killed_publisher_that_returns_is_shown_again(
 
 
 @pytest.mark.parametrize("anew", [pytest.param(False, marks=pytest.mark.long), True], ids=["goes_on", "attaches_anew"])
-def test_a_frame_that_is_handed_out_again_is_as_old_as_it_is(
+def test_a_frame_that_is_sent_again_keeps_its_age(
     stream: str, start_program: Callable[..., Program], tmp_path: Path, anew: bool
 ) -> None:
-    """A publisher is killed; the one that adopts its ring has no frame yet."""
+    """A publisher is killed, and the one that adopts its ring has no frame yet."""
     first = start_program("publish", stream, str(HEIGHT), str(WIDTH), "8")
     assert first.read() == "open"
     with StreamerProcess(stream, tmp_path / "log", stale_after_s=1.0) as streamer:
@@ -461,7 +463,7 @@ def test_a_frame_that_is_handed_out_again_is_as_old_as_it_is(
         first.process.wait()
         wait_until(lambda: fetch(url, "healthz")[0] == 503, "stale")
         if anew:
-            wait_until(lambda: b"has ended" in fetch(url, "healthz")[1], "the streamer lets go of the ring")
+            wait_until(lambda: b"has ended" in fetch(url, "healthz")[1], "the streamer releases the ring")
         with Publisher(stream, FORMAT, slots=8) as second:
             if anew:
                 wait_until(lambda: len(streamer.events("attached")) == 2, "the streamer attaches to the second")
@@ -475,7 +477,7 @@ def test_a_frame_that_is_handed_out_again_is_as_old_as_it_is(
             wait_until(lambda: fetch(url, "healthz")[0] == 200, "live again")
 
 
-def test_a_capture_that_is_to_come_does_not_stay_live(stream: str, publisher: Publisher, tmp_path: Path) -> None:
+def test_a_capture_time_in_the_future_does_not_stay_live(stream: str, publisher: Publisher, tmp_path: Path) -> None:
     with StreamerProcess(stream, tmp_path / "log", delayed_after_s=0.3, stale_after_s=0.6) as streamer:
         wait_until(lambda: streamer.events("attached"), "the streamer attaches")
         with publisher.loan() as loan:
@@ -490,7 +492,9 @@ def test_a_capture_that_is_to_come_does_not_stay_live(stream: str, publisher: Pu
         wait_until(lambda: state() == "stale", "stale")
 
 
-def test_snapshot_tells_its_age_and_a_stale_one_is_refused(stream: str, publisher: Publisher, tmp_path: Path) -> None:
+def test_a_snapshot_contains_its_age_and_a_stale_one_is_refused(
+    stream: str, publisher: Publisher, tmp_path: Path
+) -> None:
     with StreamerProcess(stream, tmp_path / "log", delayed_after_s=0.3, stale_after_s=1.5) as streamer:
         wait_until(lambda: streamer.events("attached"), "the streamer attaches")
         publish(publisher)
@@ -508,7 +512,7 @@ def test_snapshot_tells_its_age_and_a_stale_one_is_refused(stream: str, publishe
         assert 300 <= seen["delayed"] < 1500
 
 
-def test_mjpeg_tells_that_there_is_no_signal_and_goes_on(stream: str, publisher: Publisher, tmp_path: Path) -> None:
+def test_mjpeg_shows_that_there_is_no_signal_and_continues(stream: str, publisher: Publisher, tmp_path: Path) -> None:
     async def scenario(url: str) -> None:
         async with aiohttp.ClientSession() as session, session.get(f"{url}stream.mjpg") as response:
             assert response.headers["X-Accel-Buffering"] == "no"
@@ -540,13 +544,13 @@ def test_mjpeg_tells_that_there_is_no_signal_and_goes_on(stream: str, publisher:
 
 
 @pytest.mark.parametrize("level", ["4", "-1", "x", ""])
-def test_a_level_that_is_none_is_refused(shared: tuple[StreamerProcess, Publisher], level: str) -> None:
+def test_an_invalid_level_is_rejected(shared: tuple[StreamerProcess, Publisher], level: str) -> None:
     status, body, _ = fetch(shared[0].url, f"stream.mjpg?level={level}")
     assert (status, body) == (400, b"level is one of 0 to 3\n")
 
 
 @pytest.mark.long
-def test_a_slow_viewer_gets_smaller_pictures_and_a_quick_one_the_largest(stream: str, tmp_path: Path) -> None:
+def test_a_slow_viewer_gets_smaller_pictures_and_a_fast_one_the_largest(stream: str, tmp_path: Path) -> None:
     with (
         RunningPublisher(stream, FrameFormat(688, 4896), 10),
         StreamerProcess(stream, tmp_path / "log") as streamer,
@@ -594,7 +598,7 @@ def test_every_message_echoes_the_clock_of_the_page(streamer: StreamerProcess, p
     run(scenario)
 
 
-def test_two_detectors_are_told_apart_and_named_when_they_fall_silent(
+def test_two_detectors_are_separate_and_named_when_they_fall_silent(
     stream: str, streamer: StreamerProcess, publisher: Publisher
 ) -> None:
     sequence = publish(publisher)
@@ -649,7 +653,7 @@ def test_a_service_that_ends_is_named_and_stays_in_the_status(
     run(scenario)
 
 
-def test_status_and_metrics_tell_of_all_services(stream: str, streamer: StreamerProcess, publisher: Publisher) -> None:
+def test_status_and_metrics_contain_all_services(stream: str, streamer: StreamerProcess, publisher: Publisher) -> None:
     async def scenario() -> None:
         async with connect(streamer.url) as client:
             for sequence in range(1, 4):
@@ -689,7 +693,7 @@ def test_status_and_metrics_tell_of_all_services(stream: str, streamer: Streamer
     run(scenario)
 
 
-def test_the_page_is_whole_and_may_only_load_from_here(shared: tuple[StreamerProcess, Publisher]) -> None:
+def test_the_page_is_complete_and_may_load_only_from_its_own_origin(shared: tuple[StreamerProcess, Publisher]) -> None:
     streamer, _ = shared
     status, page, headers = fetch(streamer.url, "")
     assert status == 200
@@ -714,7 +718,9 @@ def test_the_page_is_whole_and_may_only_load_from_here(shared: tuple[StreamerPro
         assert fetch(streamer.url, outside)[0] in (403, 404, 426)
 
 
-def test_sigterm_ends_it_with_clients_connected(stream: str, publisher: Publisher, tmp_path: Path) -> None:
+def test_sigterm_ends_the_streamer_while_clients_are_connected(
+    stream: str, publisher: Publisher, tmp_path: Path
+) -> None:
     async def scenario(process: StreamerProcess) -> None:
         url = process.url
         async with (
@@ -739,7 +745,7 @@ def test_sigterm_ends_it_with_clients_connected(stream: str, publisher: Publishe
         assert complaints(process.log.read_text()) == []
 
 
-def test_a_taken_port_is_one_sentence(stream: str, tmp_path: Path) -> None:
+def test_a_port_in_use_is_reported_in_one_sentence(stream: str, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         process = StreamerProcess(stream, tmp_path / "log", port=port)

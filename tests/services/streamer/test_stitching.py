@@ -1,4 +1,4 @@
-"""What is read of a stitcher's status, whatever it holds."""
+"""What is read from a stitcher's status, whatever it contains."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from services.streamer.stitching import CameraReport, cameras, coverage_deg, not
 from tests.services.streamer import stitcher
 
 
-def test_everything_is_read() -> None:
+def test_every_field_of_a_stitchers_status_is_read() -> None:
     document = stitcher.document()
     assert cameras(document)[3] == CameraReport(
         "cam3", "refused: the camera wants another user or password", "refused", 0.012, True
@@ -26,7 +26,7 @@ def test_everything_is_read() -> None:
     assert notices(document) == [stitcher.WARNING, f"shown: {stitcher.SHOWN}"]
 
 
-def test_what_is_all_shown_is_worth_no_notice() -> None:
+def test_a_panorama_that_shows_everything_causes_no_notice() -> None:
     document = stitcher.document(warning="")
     document["details"]["calibration"]["coverage"]["outside"] = []
     assert notices(document) == []
@@ -44,7 +44,7 @@ def test_what_is_all_shown_is_worth_no_notice() -> None:
         {"calibration": {"coverage": {"shown_deg": "x", "all_deg": float("nan")}}},
     ],
 )
-def test_nonsense_is_left_out(details: Any) -> None:
+def test_invalid_fields_are_left_out(details: Any) -> None:
     document = {"details": details}
     assert cameras(document) == []
     assert list(pairs(document)) == []
@@ -52,7 +52,7 @@ def test_nonsense_is_left_out(details: Any) -> None:
     assert notices(document) == []
 
 
-def test_a_pair_that_is_told_twice_counts_once_and_numbers_alone_count() -> None:
+def test_a_repeated_pair_counts_once_and_only_numbers_count() -> None:
     told = [
         {"cameras": ["a", "b"], "residual_px": 1.0, "drift_px": True, "parallax_px": float("inf")},
         {"cameras": ["a", "b"], "residual_px": 2.0},
@@ -60,7 +60,7 @@ def test_a_pair_that_is_told_twice_counts_once_and_numbers_alone_count() -> None
     assert list(pairs({"details": {"calibration": {"quality": {"pairs": told}}}})) == [("a-b", {"residual_px": 1.0})]
 
 
-def test_a_document_without_end_is_cut() -> None:
+def test_an_oversized_document_is_truncated() -> None:
     many = {f"cam{i}": {"state": "connected"} for i in range(1000)}
     document = {"details": {"cameras": many, "calibration": {"quality": {"warning": "x" * 10_000}}}}
     assert len(cameras(document)) < 100

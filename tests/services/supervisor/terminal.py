@@ -38,7 +38,7 @@ class WatchedScreen(pyte.HistoryScreen):  # pyte has no types
 
 
 class Terminal:
-    """A program that believes to be on a terminal."""
+    """A program that runs on a pseudo-terminal."""
 
     def __init__(self, command: list[str], environment: Mapping[str, str], columns: int = 80, lines: int = 24) -> None:
         self.screen = WatchedScreen(columns, lines)
@@ -58,7 +58,7 @@ class Terminal:
         )
 
     def resize(self, columns: int, lines: int) -> None:
-        """Give the terminal another size, as a window that is dragged."""
+        """Resize the terminal, as when its window is dragged."""
         self.read()
         self.screen.resize(lines, columns)
         self._set_size()
@@ -73,12 +73,12 @@ class Terminal:
             self._stream.feed(os.read(self._master, 65536))
 
     def text(self) -> str:
-        """What the screen shows."""
+        """Return the text on the screen."""
         self.read()
         return "\n".join(line.rstrip() for line in self.screen.display).rstrip()
 
     def scrolled(self) -> list[str]:
-        """The lines that have left the screen at the top."""
+        """Return the lines that have scrolled off the top."""
         self.read()
         return ["".join(line[x].data for x in sorted(line)).rstrip() for line in self.screen.history.top]
 
@@ -106,7 +106,7 @@ class Terminal:
         return int(self.process.returncode)
 
     def modes_now(self) -> list[Any]:
-        """The terminal's modes, as termios has them."""
+        """Return the terminal's modes, as termios defines them."""
         return list(termios.tcgetattr(self._slave))
 
     def close(self) -> None:

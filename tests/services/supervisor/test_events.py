@@ -1,4 +1,4 @@
-"""What the services say becomes short lines; what nobody takes harms no service."""
+"""The services' output becomes short lines; if no process reads the lines, no service is blocked."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_an_event_is_one_short_line(event: dict[str, Any], line: str) -> None:
     assert told == f"{time_of_day(NOON)} stitcher: {line}"
 
 
-def test_what_is_no_event_is_shown_as_it_is() -> None:
+def test_a_line_that_is_not_an_event_is_shown_unchanged() -> None:
     for line in ("Traceback (most recent call last):", '{"broken', "[1]", '{"a": 1}'):
         event = parse("detector", line)
         assert (event.raw, event.is_log, event.text) == (line, False, f"detector: {line}")

@@ -1,4 +1,4 @@
-"""The judge of the services: by their answers, never by one that is only slow."""
+"""The health of the services is judged by their answers, and never by a slow answer alone."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def until(judge: Judge, condition: Any, what: str) -> None:
     wait_until(holds, what)
 
 
-def test_one_that_does_not_answer_is_killed_and_started_again(judge: Judge, events: Events) -> None:
+def test_a_service_that_stops_answering_is_killed_and_restarted(judge: Judge, events: Events) -> None:
     until(judge, lambda: judge.process.state == RUNNING, "it answers")
     first = judge.process.pid
     os.kill(first, signal.SIGSTOP)
@@ -101,7 +101,7 @@ def test_one_that_does_not_answer_is_killed_and_started_again(judge: Judge, even
     ]
 
 
-def test_one_that_has_never_answered_is_left_in_peace(judge: Judge, events: Events) -> None:
+def test_a_service_that_has_never_answered_is_not_killed(judge: Judge, events: Events) -> None:
     os.kill(judge.process.pid, signal.SIGSTOP)
     first = judge.process.pid
     asked_until_s = time.monotonic() + 3 * judge._hung_after_s
@@ -112,7 +112,7 @@ def test_one_that_has_never_answered_is_left_in_peace(judge: Judge, events: Even
     assert events.take() == []
 
 
-def test_an_unhealthy_one_is_named_once_and_not_restarted(judge: Judge, events: Events, sick: Path) -> None:
+def test_an_unhealthy_service_is_logged_once_and_not_restarted(judge: Judge, events: Events, sick: Path) -> None:
     until(judge, lambda: judge.has_worked, "it works")
     first = judge.process.pid
     sick.touch()
@@ -124,7 +124,7 @@ def test_an_unhealthy_one_is_named_once_and_not_restarted(judge: Judge, events: 
     assert judge.process.pid == first
 
 
-def test_a_supervisor_that_was_stopped_itself_blames_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_supervisor_that_was_itself_stopped_kills_no_service(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 0.1, 3600.0])
     asked = threading.Event()
     answers: list[object] = [{"healthy": True}, None]
@@ -146,7 +146,7 @@ def test_a_supervisor_that_was_stopped_itself_blames_nobody(monkeypatch: pytest.
     assert 0 < silent_s < health.MOST_SILENT_S + 1
 
 
-def test_a_stopped_service_does_not_hold_up_who_asks(stream: str) -> None:
+def test_a_stopped_service_does_not_block_the_query_of_its_status(stream: str) -> None:
     asked, go_on = threading.Event(), threading.Event()
 
     def collect() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What pip says becomes progress; what it says when it fails is shown."""
+"""The output of pip becomes progress; if it fails, its output is shown."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from services.supervisor.install import Installation
 from tests.support import ROOT
 
 
-def test_packages_are_counted_as_pip_tells_of_them(tmp_path: Path) -> None:
+def test_packages_are_counted_as_pip_prints_them(tmp_path: Path) -> None:
     installation = Installation(tmp_path)
     for line in (
         "Obtaining file:///here",
@@ -65,7 +65,7 @@ def test_without_a_terminal_each_part_is_a_line() -> None:
 
 
 @pytest.mark.slow
-def test_what_pip_says_when_it_fails_is_shown() -> None:
+def test_the_output_of_a_failed_pip_is_shown() -> None:
     status, said, errors = run("--no-index", "--dry-run", "no-such-package-of-ours")
     assert status == 1
     assert said == "installing a thing\n"

@@ -1,4 +1,4 @@
-"""The supervisor: what dies is started again, what dies for good ends all, what does not end is killed."""
+"""The supervisor restarts services that die, ends all if one stays dead, and kills those that do not end."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def said(events: Events) -> str:
     return "\n".join(event.text for event in events.take())
 
 
-def test_a_death_is_followed_by_a_start(tmp_path: Path) -> None:
+def test_a_service_that_dies_is_restarted(tmp_path: Path) -> None:
     mark, events = tmp_path / "starts", Events()
     child = make_child(f"open({str(mark)!r}, 'a').write('x'); import os; os.kill(os.getpid(), 9)", events, restarts=2)
     child.start()
@@ -51,7 +51,7 @@ def test_a_death_is_followed_by_a_start(tmp_path: Path) -> None:
     assert "streamer ended by signal SIGKILL; starting it again in 0.5 s" in said(events)
 
 
-def test_a_fault_that_no_restart_mends_is_for_good(tmp_path: Path) -> None:
+def test_a_fault_that_no_restart_can_fix_is_permanent(tmp_path: Path) -> None:
     config, events = tmp_path / "bad.yaml", Events()
     config.write_text("streamer: {port: nonsense}\n")
     child = ManagedProcess("streamer", config, SupervisorSection(), events)
@@ -60,7 +60,7 @@ def test_a_fault_that_no_restart_mends_is_for_good(tmp_path: Path) -> None:
     assert f"{config}:1: streamer.port" in said(events)
 
 
-def test_an_optional_service_is_given_up_and_tried_again_when_the_file_changes(tmp_path: Path) -> None:
+def test_an_optional_service_is_given_up_and_retried_when_the_file_changes(tmp_path: Path) -> None:
     config, mark, events = tmp_path / "framebus.yaml", tmp_path / "starts", Events()
     config.write_text("# first")
     program = (
@@ -100,7 +100,7 @@ def test_an_optional_service_is_given_up_and_tried_again_when_the_file_changes(t
     child.stop(time.monotonic() + 10)
 
 
-def test_an_optional_service_that_dies_too_often_is_tried_again_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_optional_service_that_dies_too_often_is_retried_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process_module, "FIRST_PAUSE_S", 0.01)
     monkeypatch.setattr(process_module, "RETRY_S", 0.01)
     events = Events()
@@ -126,7 +126,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def test_what_does_not_end_is_killed_with_all_that_it_started(tmp_path: Path) -> None:
+def test_a_service_that_does_not_end_is_killed_with_its_children(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     program = (
         "import os, signal, subprocess, sys, time\n"
@@ -143,16 +143,16 @@ def test_what_does_not_end_is_killed_with_all_that_it_started(tmp_path: Path) ->
     child.request_stop()
     child.stop(time.monotonic() + 0.2)
     assert "is killed" in said(events)
-    # A killed process is gone when the kernel has come to it.
+    # The kernel removes a killed process a little later.
     wait_until(lambda: not any(map(is_running, map(int, pids.read_text().split()))), "both are gone")
 
 
-def test_the_page_is_told_as_a_browser_of_this_machine_finds_it() -> None:
+def test_the_url_of_the_page_is_printed_as_a_local_browser_needs_it() -> None:
     configuration = SERVICE.load(None, {"FRAMEBUS_STREAMER__HOST": "0.0.0.0"})
     assert page_url(configuration) == "http://127.0.0.1:8080"
 
 
-def test_the_committed_configuration_is_good() -> None:
+def test_the_committed_configuration_is_valid() -> None:
     configuration = SERVICE.load(ROOT / "config/framebus.yaml", {})
     assert configuration.supervisor.services == ("simulator", "stitcher", "detector", "streamer")
     assert configuration.source == ROOT / "config/framebus.yaml"
@@ -169,7 +169,7 @@ def test_the_whole_file_is_checked_at_once(tmp_path: Path) -> None:
     assert [fault.partition(": ")[0] for fault in sorted(faults)] == [f"{config}:{line}" for line in (2, 4, 6)]
 
 
-def test_a_service_that_dies_for_good_ends_the_others(stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_service_that_stays_dead_ends_the_others(stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process_module, "FIRST_PAUSE_S", 0.01)
     monkeypatch.setenv("FRAMEBUS_STREAM__NAME", stream)
     monkeypatch.setenv("FRAMEBUS_STREAMER__HOST", "192.0.2.1")

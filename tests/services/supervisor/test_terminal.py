@@ -1,4 +1,4 @@
-"""The supervisor on a terminal: a table in place, events above it, nothing wraps, and an end without a trace."""
+"""The supervisor on a terminal: a table in place, events above it, no wrapped line, and a clean end."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ Start = Callable[..., Terminal]
 
 @pytest.fixture
 def kiln(tmp_path: Path) -> Path:
-    """The folder that steers the service."""
+    """Return the folder that controls the service."""
     return tmp_path
 
 
@@ -96,7 +96,7 @@ def start(stream: str, kiln: Path) -> Iterator[Start]:
 
 
 def ended(terminal: Terminal, stream: str) -> None:
-    """Press Ctrl-C; the terminal is as it was, and nothing is left."""
+    """Press Ctrl-C, and check that the terminal is as before and that nothing is left."""
     terminal.type("\x03")
     assert terminal.end() == 0
     shown = terminal.text()
@@ -115,7 +115,7 @@ def ended(terminal: Terminal, stream: str) -> None:
     ("columns", "lines"),
     [(80, 24), *(pytest.param(*size, marks=pytest.mark.long) for size in ((200, 50), (40, 24), (60, 10)))],
 )
-def test_a_long_step_is_a_bar_and_then_there_is_one_table(
+def test_a_long_step_is_shown_as_a_bar_and_then_as_one_table(
     start: Start, stream: str, kiln: Path, columns: int, lines: int
 ) -> None:
     terminal = start(columns, lines)
@@ -139,7 +139,7 @@ def test_a_long_step_is_a_bar_and_then_there_is_one_table(
 
 
 @pytest.mark.long
-def test_a_terminal_of_another_size_is_drawn_anew(start: Start, stream: str, kiln: Path) -> None:
+def test_a_resized_terminal_is_drawn_again(start: Start, stream: str, kiln: Path) -> None:
     (kiln / "hot").touch()
     terminal = start(100, 30)
     terminal.wait_for(lambda text: "kiln fire" in text, "the table")
@@ -149,7 +149,7 @@ def test_a_terminal_of_another_size_is_drawn_anew(start: Start, stream: str, kil
             lambda text: text.count("kiln publish") == 1 and text.rstrip().endswith("Ctrl-C ends it"),
             "it is drawn anew",
         )
-    terminal.screen.wrapped.clear()  # what a window's edge did to the lines that were there is the terminal's doing
+    terminal.screen.wrapped.clear()  # how resizing changes the earlier lines is up to the terminal
     terminal.screen.history.top.clear()
     ended(terminal, stream)
 
@@ -202,7 +202,7 @@ def test_what_is_typed_is_not_echoed_and_a_suspended_terminal_is_given_back(
 
 
 @pytest.mark.long
-def test_a_service_that_is_gone_or_hangs_is_named(start: Start, stream: str, kiln: Path) -> None:
+def test_a_service_that_has_gone_or_hangs_is_named(start: Start, stream: str, kiln: Path) -> None:
     (kiln / "hot").touch()
     terminal = start(FRAMEBUS_SUPERVISOR__HUNG_AFTER_S="2")
     terminal.wait_for(lambda text: "kiln fire" in text, "the table")
@@ -215,7 +215,7 @@ def test_a_service_that_is_gone_or_hangs_is_named(start: Start, stream: str, kil
 
 @pytest.mark.parametrize("columns", [1, 5, 20, 39, 79, 199])
 @pytest.mark.parametrize("lines", [1, 2, 4, 9, 22])
-def test_the_picture_fits_whatever_there_is_room_for(columns: int, lines: int) -> None:
+def test_the_table_fits_a_terminal_of_any_size(columns: int, lines: int) -> None:
     from rich.console import Console  # noqa: PLC0415
 
     rows = [Row(f"camera-{i}-with-a-long-name", "25.0 fps", "40 ms", "lost: why " * 30, "bad", True) for i in range(16)]

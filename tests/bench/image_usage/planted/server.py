@@ -1,4 +1,4 @@
-"""Opens, reads and maps files in known ways, and waits for its end."""
+"""Opens, reads and maps files in known ways, and waits until it is terminated."""
 
 import mmap
 import os

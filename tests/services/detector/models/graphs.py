@@ -1,4 +1,4 @@
-"""Small ONNX files with planted boxes, whatever picture they see, and the real weights beside the checkout."""
+"""Small ONNX files that give planted boxes for any picture, and the real weights beside the checkout."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Plant = Mapping[Any, float]
 
 
 def weights(name: str) -> Path:
-    """A file of real weights; skips the test where it is not beside the checkout."""
+    """Return a file of real weights; skip the test if it is not beside the checkout."""
     path = WEIGHTS / name
     if not path.is_file():
         lacks(f"the weights {name} are not in ../shared/models beside the checkout: put them there")
@@ -26,7 +26,7 @@ def weights(name: str) -> Path:
 
 
 def onnx(part: str = "helper") -> Any:
-    """A module of the package onnx; skips the test where it is not installed."""
+    """Return a module of the package onnx; skip the test if it is not installed."""
     try:
         return importlib.import_module(f"onnx.{part}")
     except ImportError:
@@ -110,7 +110,7 @@ IMAGE = Input("images", [1, 3, 640, 640])
 
 
 def ultralytics(path: Path, classes: int = 80, **changes: Any) -> Path:
-    """A person as YOLOv8 to YOLO11 tell it."""
+    """Return a person in the format of YOLOv8 to YOLO11."""
     dtype = changes.get("dtype", "float32")
     plant = {(0, 0, 10): 320.0, (0, 1, 10): 320.0, (0, 2, 10): 80.0, (0, 3, 10): 200.0, (0, 4, 10): 0.9}
     output = Output("output0", [1, 4 + classes, 8400], plant, dtype, changes.get("declared"))
@@ -124,13 +124,13 @@ OTHER_BOX = {(0, 1, 0): 0.3, (0, 1, 1): 0.1, (0, 1, 2): 0.7, (0, 1, 3): 0.2}
 
 
 def ssd(path: Path, boxes: Plant, scores: Plant, image: Input = SSD_IMAGE, **changes: Any) -> Path:
-    """Boxes and scores as SSDLite gives them."""
+    """Return boxes and scores in the format of SSDLite."""
     outputs = [Output("boxes", [1, 1917, 4], boxes), Output("scores", [1, 1917, 90], scores)]
     return planted(path, [image], outputs, **changes)
 
 
 def colours(path: Path, kind: str = "shares", image: Input | None = None, **changes: Any) -> Path:
-    """A classifier that tells red, green and blue by the mean of each channel.
+    """Write a classifier that distinguishes red, green and blue by the mean of each channel.
 
     Args:
         path: The file to write.

@@ -1,4 +1,4 @@
-"""A bundle is what its manifest says, or it is not loaded."""
+"""A bundle that differs from its manifest is not loaded."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ DIGEST = "0" * 64
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    """A copy of the default bundle."""
+    """Return a copy of the default bundle."""
     copy = tmp_path / "bundle"
     shutil.copytree(DEFAULT_BUNDLE, copy)
     return copy
 
 
 def change(bundle: Path, **values: Any) -> None:
-    """Set values of the manifest; None removes one."""
+    """Set values of the manifest; None removes a value."""
     content = yaml.safe_load((bundle / MANIFEST).read_text()) | values
     (bundle / MANIFEST).write_text(yaml.safe_dump({key: value for key, value in content.items() if value is not None}))
 
@@ -50,7 +50,7 @@ def test_the_default_bundle_is_complete() -> None:
     assert {"LICENSE.Apache-2.0", "LICENSE.MIT", "convert.py"} <= {path.name for path in DEFAULT_BUNDLE.iterdir()}
 
 
-def test_a_bundle_says_its_name_labels_and_thresholds(bundle: Path) -> None:
+def test_a_bundle_has_its_name_labels_and_thresholds(bundle: Path) -> None:
     change(bundle, name="mine", version=2.5, labels=["dog", "person"], score_thresholds={"dog": 0.7})
     model = load_model(DetectorSection(model=bundle))
     assert (model.name, model.version, model.labels) == ("mine", "2.5", ("dog", "person"))
@@ -58,7 +58,7 @@ def test_a_bundle_says_its_name_labels_and_thresholds(bundle: Path) -> None:
     assert load_model(DetectorSection(model=bundle, labels=("cat",))).labels == ("cat",)
 
 
-def test_a_file_that_is_altered_or_missing_is_named(bundle: Path) -> None:
+def test_an_altered_or_missing_file_is_named(bundle: Path) -> None:
     network = bundle / "nanodet_g_480_int8.onnx"
     content = bytearray(network.read_bytes())
     content[1_000_000] ^= 1
@@ -100,7 +100,7 @@ def test_a_fault_of_the_manifest_is_named(bundle: Path, values: dict[str, Any], 
     ("content", "told"),
     [("a: [", "is not YAML"), ("", "Input should be"), ("- 1", "Input should be"), ("a: !!int x", "is not YAML")],
 )
-def test_a_manifest_that_is_no_mapping_is_named(bundle: Path, content: str, told: str) -> None:
+def test_a_manifest_that_is_not_a_mapping_is_named(bundle: Path, content: str, told: str) -> None:
     (bundle / MANIFEST).write_text(content)
     assert told in fault(bundle)
 
@@ -112,7 +112,7 @@ def test_a_model_of_a_bundle_that_does_not_fit_is_named(bundle: Path) -> None:
     assert "takes [480, 480] pixels, and its bundle says [320, 320]" in fault(bundle)
 
 
-def test_a_bundle_says_what_a_file_does_not(tmp_path: Path) -> None:
+def test_a_bundle_supplies_what_the_file_does_not_say(tmp_path: Path) -> None:
     path = ultralytics(tmp_path / "net.onnx", 2, image=["batch", 3, "h", "w"])
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     manifest = {

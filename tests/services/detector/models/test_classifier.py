@@ -1,4 +1,4 @@
-"""Classifiers of the second stage, of files that tell red, green and blue apart: each layout, type and output."""
+"""Classifiers of the second stage, from files that distinguish red, green and blue: each layout, type and output."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def bundle(folder: Path, model: Path, **values: Any) -> Path:
 
 
 def crop(red: int, green: int, blue: int, height: int = 40, width: int = 40) -> Pixels:
-    """A crop of one colour, a view on a larger picture."""
+    """Return a crop of one colour, which is a view on a larger picture."""
     picture = np.zeros((height + 7, width + 9, 3), np.uint8)
     picture[3 : 3 + height, 4 : 4 + width] = (blue, green, red)
     return picture[3 : 3 + height, 4 : 4 + width]
@@ -56,7 +56,7 @@ def named(classifier: Classifier, *crops: Pixels) -> list[str]:
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("batch", ["N", 1, 4])
 @pytest.mark.parametrize("kind", ["shares", "logits"])
-def test_each_input_and_output_tells_the_colours(
+def test_each_kind_of_input_and_output_classifies_the_colours(
     tmp_path: Path, dtype: str, first: bool, batch: int | str, kind: str
 ) -> None:
     image = Input("images", [batch, 3, 32, 48] if first else [batch, 32, 48, 3], dtype)
@@ -68,7 +68,7 @@ def test_each_input_and_output_tells_the_colours(
 
 
 @pytest.mark.parametrize("kind", ["shares", "logits"])
-def test_probabilities_are_told_from_logits_by_their_sum(tmp_path: Path, kind: str) -> None:
+def test_probabilities_are_distinguished_from_logits_by_their_sum(tmp_path: Path, kind: str) -> None:
     classifier = load_classifier(bundle(tmp_path / "b", colours(tmp_path / "c.onnx", kind)))
     assert classifier.outputs == ("probabilities" if kind == "shares" else "logits")
     (row,) = classifier.classify([crop(200, 100, 0)])
@@ -77,7 +77,7 @@ def test_probabilities_are_told_from_logits_by_their_sum(tmp_path: Path, kind: s
     assert float(row.sum()) == pytest.approx(1, abs=1e-5)
 
 
-def test_the_bundle_may_say_what_the_outputs_are(tmp_path: Path) -> None:
+def test_a_bundle_may_declare_what_the_outputs_are(tmp_path: Path) -> None:
     classifier = load_classifier(bundle(tmp_path / "b", colours(tmp_path / "c.onnx"), outputs="logits"))
     (row,) = classifier.classify([crop(255, 0, 0)])
     assert row == pytest.approx(softmax(np.array([[1, 0, 0]], np.float32))[0], abs=1e-5)
@@ -92,7 +92,7 @@ def test_the_bundle_may_say_what_the_outputs_are(tmp_path: Path) -> None:
     ]
 
 
-def test_scores_that_are_not_told_to_be_probabilities_are_warned_of(tmp_path: Path) -> None:
+def test_scores_that_are_not_declared_as_probabilities_cause_a_warning(tmp_path: Path) -> None:
     path = colours(tmp_path / "c.onnx", "logits")
     with capture_logs() as logs:
         classifier = load_classifier(bundle(tmp_path / "b", path, input={"scale": 1 / 2550}))
@@ -101,7 +101,7 @@ def test_scores_that_are_not_told_to_be_probabilities_are_warned_of(tmp_path: Pa
     assert [entry["event"] for entry in logs] == ["outputs taken for logits"]
 
 
-def test_what_is_not_a_number_is_left_out_counted_and_told_once(tmp_path: Path) -> None:
+def test_scores_of_nan_are_dropped_counted_and_logged_once(tmp_path: Path) -> None:
     classifier = load_classifier(bundle(tmp_path / "b", colours(tmp_path / "c.onnx")))
     with capture_logs() as logs:
         rows = classifier.classify([RED, crop(0, 0, 0), BLUE])
@@ -112,7 +112,7 @@ def test_what_is_not_a_number_is_left_out_counted_and_told_once(tmp_path: Path) 
     assert [entry["event"] for entry in logs] == ["crops rejected"]
 
 
-def test_a_bare_file_is_taken_as_its_exporter_made_it(tmp_path: Path) -> None:
+def test_a_file_without_a_bundle_is_read_as_its_exporter_made_it(tmp_path: Path) -> None:
     metadata = {"task": "classify", "names": "{0: 'rot', 1: 'gruen', 2: 'blau'}", "imgsz": "[64, 64]"}
     image = Input("images", ["N", 3, "height", "width"])
     classifier = load_classifier(colours(tmp_path / "c.onnx", image=image, metadata=metadata), known=("person",))
@@ -127,7 +127,7 @@ def test_a_bare_file_is_taken_as_its_exporter_made_it(tmp_path: Path) -> None:
     assert named(bare, RED, GREEN, BLUE) == ["class0", "class1", "class2"]
 
 
-def test_thresholds_and_what_is_told_are_the_bundles(tmp_path: Path) -> None:
+def test_thresholds_and_reported_classes_are_those_of_the_bundle(tmp_path: Path) -> None:
     classifier = load_classifier(
         bundle(
             tmp_path / "b",
@@ -161,7 +161,9 @@ def fault(path: Path, known: tuple[str, ...] = ("person", "car")) -> str:
     ],
 )
 @pytest.mark.parametrize("batch", ["N", 3])
-def test_another_output_is_one_sentence(tmp_path: Path, kind: str, told: str, batch: int | str) -> None:
+def test_an_unsupported_output_is_reported_in_one_sentence(
+    tmp_path: Path, kind: str, told: str, batch: int | str
+) -> None:
     path = colours(tmp_path / "c.onnx", kind, Input("images", [batch, 3, 32, 32]))
     if batch == "N":
         told = told.replace("(3,", "(1,").replace("3 pictures", "1 pictures")
@@ -191,17 +193,19 @@ def test_a_file_that_takes_one_picture_despite_its_shape_is_run_for_each(tmp_pat
         ({"input": {"height_px": 64}}, "takes [32, 32] pixels, and its bundle says [64, None]"),
     ],
 )
-def test_a_bundle_that_does_not_fit_is_one_sentence(tmp_path: Path, values: dict[str, Any], told: str) -> None:
+def test_a_bundle_that_does_not_match_its_file_is_reported_in_one_sentence(
+    tmp_path: Path, values: dict[str, Any], told: str
+) -> None:
     assert told in fault(bundle(tmp_path / "b", colours(tmp_path / "c.onnx"), **values))
 
 
-def test_what_is_no_classifier_is_one_sentence(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_classifier_is_reported_in_one_sentence(tmp_path: Path) -> None:
     assert "it is for the dimension 'detector', and one for 'classifier' is needed" in fault(DEFAULT_BUNDLE)
     assert "cannot be read" in fault(tmp_path / "nowhere.onnx")
     assert "gives float32 (1, 84, 8400) for 1 pictures" in fault(ultralytics(tmp_path / "yolo.onnx"))
 
 
-def test_a_classifier_is_known_by_its_bundle_or_its_output(tmp_path: Path) -> None:
+def test_a_classifier_is_recognised_by_its_bundle_or_its_output(tmp_path: Path) -> None:
     path = colours(tmp_path / "c.onnx")
     assert is_classifier(path)
     assert is_classifier(bundle(tmp_path / "b", path))

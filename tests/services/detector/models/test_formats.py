@@ -163,7 +163,7 @@ def test_the_planted_person_is_found(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_other_classes_and_lower_scores_are_left_out(case: Case) -> None:
+def test_other_classes_and_lower_scores_are_dropped(case: Case) -> None:
     found = find_format(graph_of(case), None)
     outputs = [output[0] for output in case.outputs.values()]
     assert len(found.decode(outputs, Chooser((case.person,), (0.95,))).scores) == 0
@@ -202,7 +202,7 @@ def test_a_format_can_be_named() -> None:
         find_format(graph_of(CASES["YOLOX"]), "yolo")
 
 
-def test_what_no_format_has_is_told_with_what_is_known() -> None:
+def test_outputs_of_no_known_format_are_reported_with_the_known_formats() -> None:
     with pytest.raises(ModelError) as caught:
         find_format(graph_of(Case({"probabilities": np.zeros((1, 1000), np.float32)}, "")), None)
     told = str(caught.value)
@@ -210,7 +210,7 @@ def test_what_no_format_has_is_told_with_what_is_known() -> None:
     assert all(kind.name in told and kind.known in told for kind in FORMATS)
 
 
-def test_segmentation_is_not_taken_for_detection() -> None:
+def test_a_segmentation_model_is_not_mistaken_for_a_detector() -> None:
     outputs = {"output0": np.zeros((1, 116, 8400), np.float32), "output1": np.zeros((1, 32, 160, 160), np.float32)}
     with pytest.raises(ModelError, match="no known format"):
         find_format(graph_of(Case(outputs, "", {"task": "segment"})), None)

@@ -1,4 +1,4 @@
-"""A model of a file: its boxes arrive in pixels of the tile, whatever its input, and bad boxes do not."""
+"""A model from a file: its boxes are in pixels of the tile for every kind of input, and bad boxes are dropped."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ def people(model: Model, tile: Picture = TILE) -> Boxes:
         ({"declared": ["batch", 84, "anchors"], "image": ["batch", 3, 640, 640]}, (640, 640)),
     ],
 )
-def test_inputs_of_all_kinds_are_taken(tmp_path: Path, changes: dict[str, Any], size: tuple[int, int]) -> None:
+def test_inputs_of_all_kinds_are_accepted(tmp_path: Path, changes: dict[str, Any], size: tuple[int, int]) -> None:
     model = load(ultralytics(tmp_path / "yolo.onnx", **changes))
     assert (model.format, model.input_px, model.name) == ("ultralytics", size, "yolo.onnx")
     np.testing.assert_allclose(people(model).xyxy, [TILE_BOX], atol=0.5)
 
 
-def test_the_exporter_tells_the_size_of_an_input_of_any_size(tmp_path: Path) -> None:
+def test_the_size_of_a_dynamic_input_is_read_from_the_exporters_metadata(tmp_path: Path) -> None:
     plant = {(0, 0, 10): 160.0, (0, 1, 10): 160.0, (0, 2, 10): 40.0, (0, 3, 10): 100.0, (0, 4, 10): 0.9}
     cells = 40 * 80 + 20 * 40 + 10 * 20
     path = planted(
@@ -74,7 +74,7 @@ def test_the_exporter_tells_the_size_of_an_input_of_any_size(tmp_path: Path) -> 
     assert load(path).input_px == (320, 640)
 
 
-def test_the_classes_are_those_of_the_metadata(tmp_path: Path) -> None:
+def test_the_classes_are_read_from_the_metadata(tmp_path: Path) -> None:
     path = ultralytics(tmp_path / "two.onnx", 2, metadata={"names": "{0: 'helmet', 1: 'person'}"})
     model = load(path)
     assert model.classes == ("helmet", "person")
@@ -85,7 +85,7 @@ def test_the_classes_are_those_of_the_metadata(tmp_path: Path) -> None:
         load(path, labels=("unicorn",))
 
 
-def test_the_classes_are_those_of_a_file(tmp_path: Path) -> None:
+def test_the_classes_are_read_from_a_file(tmp_path: Path) -> None:
     path = ultralytics(tmp_path / "two.onnx", 2)
     for name, text in (("names.txt", "vest\nhelmet\n"), ("data.yaml", "names: {0: vest, 1: helmet}")):
         (tmp_path / name).write_text(text)
@@ -102,7 +102,7 @@ def test_the_classes_are_those_of_a_file(tmp_path: Path) -> None:
         load(path, classes=tmp_path / "number.yaml")
 
 
-def test_a_number_of_classes_that_is_not_of_coco_runs_without_names(tmp_path: Path) -> None:
+def test_a_number_of_classes_other_than_cocos_has_no_names(tmp_path: Path) -> None:
     model = load(ultralytics(tmp_path / "one.onnx", 1))
     assert model.labels == ("class0",)
     assert "set detector.classes" in model.named_by
@@ -144,7 +144,7 @@ def test_rt_detr_gets_its_size_as_width_and_height(tmp_path: Path) -> None:
 
 
 def colours(path: Path, batch: int | str) -> Path:
-    """A network whose one box starts at the first channel's value and is as sure as the last channel is bright."""
+    """Write a network whose only box begins at the first channel's value and has the last channel as its score."""
     helper, proto, numpy_helper = onnx(), onnx("onnx_pb").TensorProto, onnx("numpy_helper")
     nodes = [
         helper.make_node("ReduceMean", ["images"], ["means"], axes=[2, 3], keepdims=0),
@@ -178,7 +178,7 @@ def test_each_tile_has_its_own_boxes(tmp_path: Path, batch: int | str, wanted: i
     assert model.detect([]) == []
 
 
-def test_external_data_is_read_and_its_absence_named(tmp_path: Path) -> None:
+def test_external_data_is_read_and_a_missing_file_is_named(tmp_path: Path) -> None:
     network = onnx("version_converter").onnx.load(str(weights("yolox_nano_416_coco.onnx")))
     path, data = tmp_path / "yolox.onnx", tmp_path / "yolox.onnx.data"
     onnx("version_converter").onnx.save_model(
@@ -209,7 +209,7 @@ BAD = {
 
 
 @pytest.mark.parametrize(("boxes", "scores"), BAD.values(), ids=BAD)
-def test_a_bad_box_goes_and_the_others_stay(tmp_path: Path, boxes: Any, scores: Any) -> None:
+def test_a_bad_box_is_dropped_and_the_others_stay(tmp_path: Path, boxes: Any, scores: Any) -> None:
     model = load(ssd(tmp_path / "bad.onnx", boxes, scores))
     with structlog.testing.capture_logs() as logs:
         for count in (1, 2, 3):
@@ -221,7 +221,7 @@ def test_a_bad_box_goes_and_the_others_stay(tmp_path: Path, boxes: Any, scores: 
     assert ("sigmoid" in logs[0]["reason"]) == (scores[0, 0, 0] > 1)
 
 
-def test_a_box_that_reaches_over_the_edge_is_cut_there(tmp_path: Path) -> None:
+def test_a_box_that_crosses_the_edge_is_clipped(tmp_path: Path) -> None:
     model = load(ssd(tmp_path / "edge.onnx", GOOD_BOX | {(0, 0, 0): -0.1, (0, 0, 3): 1.02}, {(0, 0, 0): 0.9}))
     np.testing.assert_allclose(people(model).xyxy, [[256, 0, 640, 224]], atol=0.01)
     assert model.rejected_boxes == 0
@@ -258,7 +258,7 @@ def test_a_network_that_fails_when_it_runs_is_found_at_the_start(tmp_path: Path)
     "inputs",
     [[Input("x", [1, 10])], [Input("images", [1, 1, 64, 64])], [Input("images", [1, 3, 64, 64], "float64")]],
 )
-def test_an_input_that_is_no_picture_is_named(tmp_path: Path, inputs: list[Input]) -> None:
+def test_an_input_that_is_not_a_picture_is_named(tmp_path: Path, inputs: list[Input]) -> None:
     path = planted(tmp_path / "other.onnx", inputs, [Output("y", [1, 5], {(0, 0): 1.0})])
     with pytest.raises(ModelError, match=r"other\.onnx takes .* (needed)"):
         load(path)
@@ -310,17 +310,17 @@ def test_a_read_only_view_is_not_copied(default: Model) -> None:
         _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    # Less than a second buffer for the tile: what is left is the network's outputs and the choice among them.
+    # Less than a second buffer for the tile: the rest are the network's outputs and the selection of boxes.
     assert peak_bytes < tiles[0].view(pixels).size * 2
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3), (5, 900, 3), (480, 480, 3), (100, 100, 3), (1200, 400, 3)])
-def test_any_size_is_taken(default: Model, shape: tuple[int, int, int]) -> None:
+def test_pictures_of_any_size_are_accepted(default: Model, shape: tuple[int, int, int]) -> None:
     (found,) = default.detect([np.zeros(shape, np.uint8)])
     assert isinstance(found, Boxes)
 
 
-def test_thresholds_are_those_configured_or_of_the_bundle(default: Model) -> None:
+def test_thresholds_come_from_the_configuration_or_the_bundle(default: Model) -> None:
     assert set(default.thresholds) == {0.4}
     assert set(load(None, score_threshold=0.6).thresholds) == {0.6}
 

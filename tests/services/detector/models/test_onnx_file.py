@@ -1,4 +1,4 @@
-"""A file that cannot be used is one sentence, which says what it is and what to do."""
+"""An unusable file is reported in one sentence, which says what it is and what to do."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_foreign_file_is_named(tmp_path: Path, content: bytes, told: str) -> N
     assert told in fault(path)
 
 
-def test_archives_are_told_apart(tmp_path: Path) -> None:
+def test_each_kind_of_archive_is_named(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     for name, told in (("best/data.pkl", "a PyTorch checkpoint"), ("model.onnx", "a zip archive, so unpack it")):
         with zipfile.ZipFile(path, "w") as archive:
@@ -65,7 +65,7 @@ def test_archives_are_told_apart(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kept", [100, 100_000, 3_900_000])
-def test_a_file_that_is_cut_off_is_named(tmp_path: Path, kept: int) -> None:
+def test_a_truncated_file_is_named(tmp_path: Path, kept: int) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(NETWORK.read_bytes()[:kept])
     assert f"it is cut off after {kept} bytes, so copy it again" in fault(path)
@@ -77,7 +77,7 @@ def test_a_directory_and_a_missing_file_are_named(tmp_path: Path) -> None:
         load_model(DetectorSection(model=tmp_path))
 
 
-def test_versions_of_the_future_are_named(tmp_path: Path) -> None:
+def test_a_version_of_the_future_is_named(tmp_path: Path) -> None:
     told = fault(ssd(tmp_path / "opset.onnx", GOOD_BOX, {(0, 0, 0): 0.9}, opset=99))
     assert "it needs opset 99, and ONNX Runtime" in told
     assert "export it with opset=" in told
@@ -106,7 +106,7 @@ def test_an_operator_of_another_runtime_is_named(tmp_path: Path, operator: str, 
     assert told in fault(path)
 
 
-def test_what_a_file_says_about_itself() -> None:
+def test_the_metadata_of_a_file_is_read() -> None:
     found = inspect_file(NETWORK)
     assert (found.ir_version, found.opsets, found.external) == (8, {"": 15}, frozenset())
     assert ("", "QuantizeLinear") in found.operators
@@ -115,7 +115,9 @@ def test_what_a_file_says_about_itself() -> None:
 
 
 @given(st.binary(max_size=300), st.integers(0, 3000))
-def test_no_bytes_break_the_reader(tmp_path_factory: pytest.TempPathFactory, changed: bytes, place: int) -> None:
+def test_arbitrary_bytes_raise_no_other_error(
+    tmp_path_factory: pytest.TempPathFactory, changed: bytes, place: int
+) -> None:
     content = bytearray(NETWORK_HEAD)
     content[place : place + len(changed)] = changed
     path = tmp_path_factory.getbasetemp() / "changed.onnx"

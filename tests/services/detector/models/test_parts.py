@@ -1,4 +1,4 @@
-"""Preparation, choice and names, each on its own."""
+"""The preparation of tiles, the choice of boxes and the names of classes, each separately."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_tile_fills_the_input(dtype: str, channels_first: bool, colour: Any, f
     np.testing.assert_allclose(placement.in_tile(box), [[0, 0, 100, 50]], atol=1e-4)
 
 
-def test_mean_and_deviation_are_of_each_channel() -> None:
+def test_mean_and_deviation_apply_to_each_channel() -> None:
     preparation = Preparation(8, 8, True, "float32", "rgb", 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     tensor = preparation.tensor(1)
     preparation.fill(BLUE_ISH, tensor[0])
@@ -56,7 +56,7 @@ def test_each_class_has_its_own_threshold() -> None:
     assert chosen.rows.tolist() == [1]
 
 
-def test_a_list_has_classes_that_are_not_wanted_or_do_not_exist() -> None:
+def test_boxes_of_unwanted_or_unknown_classes_are_dropped() -> None:
     scores = np.array([0.9, 0.9, 0.9, 0.9, 0.9, 0.1, np.nan], np.float32)
     classes = np.array([0, 1, 2, 77, -1, 0, 0])
     chosen = Chooser((2, 0), (0.5, 0.5)).listed(scores, classes)
@@ -71,7 +71,7 @@ NUMBERS = st.floats(width=32, allow_nan=True, allow_infinity=True)
 
 
 @given(st.lists(st.tuples(NUMBERS, NUMBERS, NUMBERS, NUMBERS, NUMBERS), max_size=20))
-def test_what_is_usable_is_a_box_of_the_tile(rows: list[tuple[float, ...]]) -> None:
+def test_only_valid_boxes_inside_the_tile_are_usable(rows: list[tuple[float, ...]]) -> None:
     values = np.array(rows, np.float32).reshape(-1, 5)
     good = usable(values[:, :4], values[:, 4], 300, 400)
     kept: npt.NDArray[np.float32] = np.clip(values[good, :4], 0, np.array([400, 300, 400, 300]))
@@ -96,11 +96,11 @@ def test_what_is_usable_is_a_box_of_the_tile(rows: list[tuple[float, ...]]) -> N
         ({"author": "somebody"}, None),
     ],
 )
-def test_names_of_the_metadata(metadata: dict[str, str], names: tuple[str | None, ...] | None) -> None:
+def test_class_names_are_read_from_the_metadata(metadata: dict[str, str], names: tuple[str | None, ...] | None) -> None:
     assert names_of_metadata(metadata) == names
 
 
-def test_names_of_coco_by_their_number() -> None:
+def test_coco_names_are_found_by_their_number() -> None:
     for count, person, toothbrush in ((80, 0, 79), (90, 0, 89), (91, 1, 90), (None, 0, 79)):
         names = coco_names(count)
         assert names is not None

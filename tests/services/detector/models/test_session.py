@@ -1,4 +1,4 @@
-"""The provider that is really used, and int8 on a processor that saturates."""
+"""The provider that is used in the end, and int8 on a processor that saturates."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ FLAGS = "processor\t: 0\nflags\t\t: fpu sse4_1 avx2 {}\nbugs\t\t: none\n"
         ("", "aarch64", True),
     ],
 )
-def test_vnni_is_read_of_the_flags(tmp_path: Path, flags: str, machine: str, exact: bool) -> None:
+def test_vnni_is_read_from_the_flags_of_the_processor(tmp_path: Path, flags: str, machine: str, exact: bool) -> None:
     (tmp_path / "cpuinfo").write_text(FLAGS.format(flags))
     assert has_exact_int8(tmp_path / "cpuinfo", machine) == exact
 
 
-def test_a_processor_that_does_not_tell_is_taken_to_saturate(tmp_path: Path) -> None:
+def test_a_processor_without_known_flags_is_assumed_to_saturate(tmp_path: Path) -> None:
     assert not has_exact_int8(tmp_path / "nowhere", "x86_64")
 
 
@@ -42,7 +42,7 @@ def test_a_processor_that_does_not_tell_is_taken_to_saturate(tmp_path: Path) -> 
     ("largest", "flags", "asked"),
     [(127, "avx2", True), (64, "avx2", False), (None, "avx2", False), (127, "avx_vnni", False)],
 )
-def test_int8_is_made_exact_only_where_it_saturates(
+def test_int8_is_made_exact_only_on_a_processor_that_saturates(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, largest: int | None, flags: str, asked: bool
 ) -> None:
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
@@ -64,7 +64,7 @@ def test_int8_is_made_exact_only_where_it_saturates(
 def test_exact_int8_gives_the_same_boxes(
     tmp_path: Path, place: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 ) -> None:
-    """Not on a processor that saturates, but the option must not change what one with VNNI finds."""
+    """The option must not change the boxes on a processor with VNNI, which does not saturate."""
     if not has_exact_int8():
         pytest.skip("this processor has no VNNI: both runs would be made exact")
     (tmp_path / "cpuinfo").write_text(FLAGS.format("avx2"))
@@ -78,7 +78,7 @@ def test_exact_int8_gives_the_same_boxes(
         np.testing.assert_allclose(plain, exact, atol=1e-5)
 
 
-def test_a_file_of_the_runtimes_own_format_is_mapped(
+def test_a_file_in_the_runtimes_own_format_is_mapped(
     tmp_path: Path, place: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 ) -> None:
     path = tmp_path / "nanodet.ort"
@@ -102,7 +102,7 @@ def test_a_provider_that_is_not_installed_falls_back_to_the_cpu() -> None:
     assert logs[0]["instead"] == "CPUExecutionProvider"
 
 
-def test_the_providers_are_asked_for_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_providers_are_tried_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[str]] = []
     real = onnxruntime.InferenceSession
 
@@ -116,7 +116,7 @@ def test_the_providers_are_asked_for_in_order(monkeypatch: pytest.MonkeyPatch) -
     with structlog.testing.capture_logs() as logs:
         model = load_model(DetectorSection(providers=("CUDAExecutionProvider", "CPUExecutionProvider")))
     assert asked == [["CUDAExecutionProvider", "CPUExecutionProvider"]]
-    # It was there, and could not be used after all: the one that is used is told.
+    # The provider was listed, but could not be used: the one in use is reported.
     assert model.provider == "CPUExecutionProvider"
     assert logs == [
         {

@@ -1,4 +1,4 @@
-"""The adjustment on synthetic points, where the truth is known to the last digit."""
+"""The adjustment on synthetic points, whose truth is known exactly."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HALF = np.array([640.0, 360.0])
 
 
 def make(k1: float = -0.2, k2: float = 0.0, noise_px: float = 0.1, seed: int = 1) -> tuple[Rig, Points]:
-    """Five cameras of 1280x720 beside each other, and 150 points in each overlap."""
+    """Return five cameras of 1280x720 beside each other, and 150 points in each overlap."""
     random = np.random.default_rng(seed)
     turns = [
         rotation_of(np.array([0, np.radians(STEP_DEG) * i, 0])) @ rotation_of(np.radians(random.uniform(-3, 3, 3)))
@@ -59,7 +59,7 @@ def test_lens_and_rotations_are_found_from_a_wrong_start(k1: float) -> None:
     assert np.median(distances(found, points)) < 0.25
 
 
-def test_k2_is_found_too() -> None:
+def test_k2_is_also_found() -> None:
     rig, points = make(-0.2, 0.05)
     found = adjust(shaken(rig), points, Free(k2=True), 5.0)
     assert found.k2[0] == pytest.approx(0.05, abs=0.01)

@@ -56,7 +56,7 @@ def test_some_of_the_matched_points_are_kept(pictures: dict[str, Image]) -> None
         assert np.ptp(points[:, 0, 1]) > 100, "from all of the overlap"
 
 
-def test_a_tilted_rig_gets_a_straight_horizon(world: Image) -> None:
+def test_a_tilted_rig_gets_a_level_horizon(world: Image) -> None:
     cameras = [pose(f"cam{i}", rotation(yaw, 4.0)) for i, yaw in enumerate(YAWS_DEG[1:4], 1)]
     found = calibrate({camera.name: photograph(world, camera) for camera in cameras})
     for camera, true in zip(found.cameras, cameras, strict=True):
@@ -69,13 +69,13 @@ def test_a_camera_that_does_not_match_is_named_and_left_out(pictures: dict[str, 
     assert found.unplaced == ("cam0",)
 
 
-def test_the_larger_group_is_taken(pictures: dict[str, Image]) -> None:
+def test_the_larger_group_of_matching_cameras_is_placed(pictures: dict[str, Image]) -> None:
     found = calibrate({name: pictures[name] for name in ("cam4", "cam2", "cam1", "cam0")})
     check(found, ["cam0", "cam1", "cam2"])
     assert found.unplaced == ("cam4",)
 
 
-def test_nothing_to_match_is_a_sentence_with_names_and_a_remedy(pictures: dict[str, Image]) -> None:
+def test_without_matches_the_error_names_the_cameras_and_a_remedy(pictures: dict[str, Image]) -> None:
     with pytest.raises(CalibrationError, match=r"cameras cam0, cam4 match.*overlap.*calibration\.file"):
         calibrate({"cam0": pictures["cam0"], "cam4": pictures["cam4"]})
     blank = np.zeros((360, 640, 3), np.uint8)
@@ -85,7 +85,7 @@ def test_nothing_to_match_is_a_sentence_with_names_and_a_remedy(pictures: dict[s
         calibrate({"cam0": pictures["cam0"]})
 
 
-def test_a_saved_calibration_is_the_same_again(tmp_path: Path) -> None:
+def test_a_saved_calibration_survives_a_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "calibration.json"
     calibration = rig()
     save(calibration, path)
@@ -96,7 +96,7 @@ def test_a_saved_calibration_is_the_same_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"version": 1, "cameras": []}', '{"cameras": [1, 2]}'])
-def test_a_broken_file_is_a_sentence(tmp_path: Path, text: str) -> None:
+def test_a_broken_file_is_reported_in_one_sentence(tmp_path: Path, text: str) -> None:
     path = tmp_path / "calibration.json"
     path.write_text(text)
     with pytest.raises(CalibrationError, match=r"calibration\.json is not a saved calibration: .*delete it"):
@@ -104,7 +104,7 @@ def test_a_broken_file_is_a_sentence(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("fault", [{"focal_px": -1}, {"focal_px": float("nan")}, {"rotation": [[1, 0, 0]] * 3}])
-def test_impossible_values_are_a_sentence(tmp_path: Path, fault: dict[str, object]) -> None:
+def test_impossible_values_are_reported_in_one_sentence(tmp_path: Path, fault: dict[str, object]) -> None:
     path = tmp_path / "calibration.json"
     save(rig(), path)
     document = json.loads(path.read_text())
@@ -114,7 +114,7 @@ def test_impossible_values_are_a_sentence(tmp_path: Path, fault: dict[str, objec
         load(path, ["cam0", "cam1"])
 
 
-def test_a_file_of_other_cameras_is_a_sentence(tmp_path: Path) -> None:
+def test_a_file_of_other_cameras_is_reported_in_one_sentence(tmp_path: Path) -> None:
     path = tmp_path / "calibration.json"
     save(rig(), path)
     with pytest.raises(CalibrationError, match="places 1 of the cameras cam0, left"):
@@ -123,7 +123,7 @@ def test_a_file_of_other_cameras_is_a_sentence(tmp_path: Path) -> None:
         load(tmp_path / "none.json", ["cam0"])
 
 
-def test_a_file_of_version_1_is_brought_forward_and_one_of_the_future_refused(tmp_path: Path) -> None:
+def test_a_file_of_version_1_is_converted_and_a_future_one_rejected(tmp_path: Path) -> None:
     path = tmp_path / "calibration.json"
     pairs = (PairResidual(cameras=("cam0", "cam1"), matches=99, rms_px=0.2),)
     save(replace(rig(), pairs=pairs), path)

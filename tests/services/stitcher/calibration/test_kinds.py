@@ -1,4 +1,4 @@
-"""The calibration of cameras as they are: lenses, kinds, light, and what must be refused."""
+"""The calibration of real kinds of cameras: lenses, resolutions, light, and rigs that must be rejected."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def check(found: Calibration, rig: Rig, missing: Sequence[str] = ()) -> None:
     ("overlap", "k1"),
     [(0.14, -0.3), *(pytest.param(*case, marks=pytest.mark.long) for case in ((0.28, -0.2), (0.2, -0.05)))],
 )
-def test_lenses_that_bend_are_solved_for(overlap: float, k1: float) -> None:
+def test_lens_distortion_is_solved_for(overlap: float, k1: float) -> None:
     rig = row(street(), 5, overlap=overlap, k1=k1, tilt_deg=3, gains=GAINS, size=SIZE, noise=1.5, vignetting=0.2)
     found = calibrate(rig.take())
     check(found, rig)
@@ -56,20 +56,20 @@ def test_lenses_that_bend_are_solved_for(overlap: float, k1: float) -> None:
     assert [pose.name for pose in found.cameras] == ["cam0", "cam1", "cam2", "cam3", "cam4"]
 
 
-def test_k2_is_solved_for_where_it_shows() -> None:
+def test_k2_is_solved_for_if_it_is_visible() -> None:
     rig = row(shapes(), 3, k1=-0.3, k2=0.1, size=SIZE)
     found = calibrate(rig.take())
     check(found, rig)
     assert found.cameras[0].k2 == pytest.approx(0.1, abs=0.02)
 
 
-def test_a_camera_of_many_more_pixels_and_one_of_fewer() -> None:
+def test_cameras_of_very_different_resolutions_are_placed() -> None:
     rig = with_shot(row(street(), 4, size=SIZE), "cam1", pose=camera("cam1", -21.6, size=(1920, 1080)))
     rig = with_shot(rig, "cam3", pose=camera("cam3", 64.8, size=(400, 224)))
     check(calibrate(rig.take()), rig)
 
 
-def test_a_wide_lens_between_narrow_ones() -> None:
+def test_a_wide_lens_between_narrow_ones_is_placed() -> None:
     poses = (camera("a", -60, size=SIZE), camera("b", 0, hfov_deg=105, size=SIZE), camera("c", 60, size=SIZE))
     rig = Rig(street(), tuple(Shot(pose) for pose in poses))
     check(calibrate(rig.take()), rig)
@@ -93,7 +93,7 @@ def test_eight_cameras_close_the_circle() -> None:
     np.testing.assert_allclose(np.diff(yaws_deg), 45, atol=0.1)
 
 
-def test_pixels_that_are_not_square() -> None:
+def test_cameras_without_square_pixels_are_placed() -> None:
     poses = [camera(f"cam{i}", 43 * i - 43, size=(480, 540), pixel_aspect=2.0) for i in range(3)]
     rig = Rig(street(), tuple(Shot(pose) for pose in poses))
     found = calibrate(rig.take(), priors={pose.name: CameraPrior(pixel_aspect=2.0) for pose in poses})
@@ -101,12 +101,12 @@ def test_pixels_that_are_not_square() -> None:
     assert found.cameras[0].pixel_aspect == pytest.approx(2.0, rel=0.01)
 
 
-def test_night() -> None:
+def test_cameras_are_placed_at_night() -> None:
     rig = row(street(), 5, night=True, noise=2.0, size=SIZE)
     check(calibrate(rig.take()), rig)
 
 
-def test_a_clock_and_a_name_in_each_picture() -> None:
+def test_a_clock_and_a_name_in_each_picture_do_not_disturb() -> None:
     rig = row(street(), 5, overlap=0.14, overlay=True, size=SIZE)
     check(calibrate(rig.take()), rig)
 
@@ -120,7 +120,7 @@ def test_black_foggy_and_foreign_cameras_are_named() -> None:
         assert words in found.reasons["cam0"]
 
 
-def test_what_repeats_itself_or_stands_apart_is_refused() -> None:
+def test_repetitive_or_separate_views_are_rejected() -> None:
     near = worlds.before(street(), 3, 5.0, 0.4)
     for rig in (row(worlds.facade(1, SCALE_PX), 3, size=SIZE), row(near, 3, spacing_m=0.5, size=SIZE)):
         with pytest.raises(CalibrationError, match=r"cam.*overlap.*calibration\.file") as caught:
@@ -128,7 +128,7 @@ def test_what_repeats_itself_or_stands_apart_is_refused() -> None:
         assert "->" not in str(caught.value), "no text of OpenCV's"
 
 
-def test_a_configured_view_that_is_not_so_is_said() -> None:
+def test_a_wrong_configured_field_of_view_is_reported() -> None:
     rig = row(street(), 3, size=SIZE)
     found = calibrate(rig.take(), priors={"cam2": CameraPrior(hfov_deg=100.0)})
     assert found.unplaced == ("cam2",)
@@ -136,7 +136,7 @@ def test_a_configured_view_that_is_not_so_is_said() -> None:
     assert "configured are 100" in found.reasons["cam2"]
 
 
-def test_points_of_a_person_join_what_nothing_else_does() -> None:
+def test_points_set_by_a_person_join_cameras_that_do_not_match() -> None:
     rig = row(street(), 3, overlap=0.2, size=SIZE)
     rig = Rig(rig.world, rig.shots, {"cam2": worlds.plain(90)})
     here, there = rig.truth["cam1"], rig.truth["cam2"]
@@ -159,11 +159,11 @@ def test_a_configured_pose_places_a_camera_and_sets_the_axes() -> None:
     assert np.degrees(placed["cam0"].yaw_rad) == pytest.approx(-10.0, abs=0.1)
     assert np.degrees(placed["cam1"].yaw_rad) == pytest.approx(33.2, abs=0.1)
     assert np.degrees(placed["cam2"].yaw_rad) == pytest.approx(80.0, abs=0.1)
-    assert placed["cam2"].rotation[1][2] < 0, "it looks up"
+    assert placed["cam2"].rotation[1][2] < 0, "the camera looks up"
     assert placed["cam2"].confidence == 0
 
 
-def test_what_moves_between_several_pictures_is_left_out() -> None:
+def test_parts_that_move_between_several_pictures_are_left_out() -> None:
     rig = row(street(), 3, size=SIZE)
     still = rig.take()
     random = np.random.default_rng(4)
@@ -182,7 +182,7 @@ def test_what_moves_between_several_pictures_is_left_out() -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(5000, 5040))
-def test_a_random_rig_is_right_or_refused(seed: int) -> None:
+def test_a_random_rig_is_calibrated_correctly_or_rejected(seed: int) -> None:
     outcome = attempt(random_rig(seed), seed)
     assert outcome.error is None or outcome.error.seam_px <= SURE_SEAM_PX
     assert outcome.placed == outcome.of or outcome.reason

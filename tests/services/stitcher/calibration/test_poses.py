@@ -1,4 +1,4 @@
-"""The model of a camera: where a direction meets its picture, and back."""
+"""The model of a camera: from a direction to its pixel, and back."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_pixel_and_its_direction_belong_together(k1: float, k2: float) -> None
     np.testing.assert_allclose(camera.project(directions), pixels, atol=1e-5)
 
 
-def test_what_is_behind_a_camera_or_beyond_its_lens_is_in_no_picture() -> None:
+def test_directions_behind_a_camera_or_beyond_its_lens_are_in_no_picture() -> None:
     camera = lens(-0.3, 0.0)
     assert max_radius(-0.3, 0.0) == pytest.approx(math.sqrt(1 / 0.9))
     shown = camera.project((camera.r @ np.array([[0, 0, 1], [0, 0, -1], [5, 0, 1]], float).T).T)
@@ -49,7 +49,7 @@ def test_what_is_behind_a_camera_or_beyond_its_lens_is_in_no_picture() -> None:
 
 
 @pytest.mark.parametrize("angles_deg", [(0, 0, 0), (-72, 12, -5), (150, -30, 90), (10, 3, 179)])
-def test_a_pose_tells_the_angles_that_made_it(angles_deg: tuple[float, float, float]) -> None:
+def test_a_pose_returns_the_angles_that_made_it(angles_deg: tuple[float, float, float]) -> None:
     camera = pose("cam0", rotation(*angles_deg))
     found = np.degrees([camera.yaw_rad, camera.pitch_rad, camera.roll_rad])
     np.testing.assert_allclose(found, angles_deg, atol=1e-6)

@@ -22,13 +22,13 @@ def test_the_result_comes_from_another_process() -> None:
     assert [camera.name for camera in found.cameras] == ["cam0", "cam1"]
 
 
-def test_its_error_comes_too() -> None:
+def test_an_error_comes_from_the_other_process() -> None:
     blank = np.zeros((90, 160, 3), np.uint8)
     with pytest.raises(CalibrationError, match="no two of the cameras a, b match"):
         calibrate_apart({"a": blank, "b": blank}, threading.Event())
 
 
-def test_it_ends_when_told_to() -> None:
+def test_the_process_ends_on_request() -> None:
     stop = threading.Event()
     stop.set()
     blank = np.zeros((90, 160, 3), np.uint8)
@@ -36,7 +36,7 @@ def test_it_ends_when_told_to() -> None:
 
 
 def test_a_process_that_dies_is_an_error() -> None:
-    # Something that the child cannot even read ends it.
+    # An object that the child cannot unpickle ends it.
     with pytest.raises(CalibrationError, match="process died with status 1"):
         calibrate_apart({"a": Unreadable()}, threading.Event())  # type: ignore[dict-item]
 

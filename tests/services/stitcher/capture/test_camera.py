@@ -34,7 +34,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def server(content: bytes, port: int = 0, *, hang: bool = False, status: int = 200) -> Iterator[int]:
-    """An HTTP server that sends ``content`` and closes, or holds the line."""
+    """Run an HTTP server that sends ``content``, and then closes the connection or keeps it open."""
     closing = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
@@ -63,7 +63,7 @@ def server(content: bytes, port: int = 0, *, hang: bool = False, status: int = 2
 
 
 class Watched:
-    """A running camera and what it delivered."""
+    """A running camera and the frames that it delivered."""
 
     def __init__(self, url: str, read_timeout_s: float = 5.0) -> None:
         self.frames: list[Timed[VideoFrame]] = []
@@ -111,7 +111,7 @@ def test_frames_come_with_times_and_pixels(clip: Path) -> None:
     assert all(frame.picture.width == 128 for frame in watched.frames)
 
 
-def test_a_server_that_dies_and_returns_is_connected_anew(clip: Path) -> None:
+def test_a_server_that_dies_and_returns_is_reconnected(clip: Path) -> None:
     with server(clip.read_bytes(), hang=True) as port:
         watched = Watched(f"http://127.0.0.1:{port}/cam.ts")
         watched.camera.start()
@@ -125,7 +125,7 @@ def test_a_server_that_dies_and_returns_is_connected_anew(clip: Path) -> None:
             assert watched.camera.state == "connected"
             watched.camera.request_stop()
     captured = [frame.captured_ns for frame in watched.frames]
-    assert captured == sorted(set(captured)), "time goes on over a new connection"
+    assert captured == sorted(set(captured)), "the times continue over a new connection"
 
 
 @contextmanager
@@ -137,7 +137,7 @@ def watched_after(watched: Watched) -> Iterator[None]:
         watched.__exit__()
 
 
-def test_a_silent_server_is_given_up_after_the_read_timeout(clip: Path) -> None:
+def test_a_silent_server_is_disconnected_after_the_read_timeout(clip: Path) -> None:
     with (
         server(clip.read_bytes()[: 188 * 40], hang=True) as port,
         Watched(f"http://127.0.0.1:{port}/", read_timeout_s=0.3) as watched,
@@ -146,7 +146,7 @@ def test_a_silent_server_is_given_up_after_the_read_timeout(clip: Path) -> None:
         assert "no data in time" in watched.camera.state
 
 
-def test_a_port_that_accepts_and_says_nothing_is_given_up() -> None:
+def test_a_port_that_accepts_and_sends_nothing_times_out() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         with Watched(f"rtsp://127.0.0.1:{port}/", read_timeout_s=0.3) as watched:
@@ -154,7 +154,7 @@ def test_a_port_that_accepts_and_says_nothing_is_given_up() -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"no video at all " * 500])
-def test_a_server_of_something_else_is_a_state(content: bytes) -> None:
+def test_a_server_of_other_content_is_shown_in_the_state(content: bytes) -> None:
     with server(content) as port, Watched(f"http://127.0.0.1:{port}/cam") as watched:
         watched.wait_for_state("lost")
         assert watched.frames == []
@@ -169,7 +169,7 @@ def test_a_server_of_something_else_is_a_state(content: bytes) -> None:
         (500, "lost: Server returned 5XX", Cause.OTHER),
     ],
 )
-def test_an_answer_of_refusal_is_a_state_and_tried_again(clip: Path, status: int, state: str, cause: Cause) -> None:
+def test_a_refusal_is_shown_in_the_state_and_retried(clip: Path, status: int, state: str, cause: Cause) -> None:
     with server(b"", status=status) as port, Watched(f"http://user:hunter2@127.0.0.1:{port}/cam") as watched:
         watched.wait_for_state(state)
         assert watched.camera.cause is cause
@@ -184,12 +184,12 @@ def test_an_answer_of_refusal_is_a_state_and_tried_again(clip: Path, status: int
         watched.camera.request_stop()
 
 
-def test_an_unknown_protocol_is_a_state() -> None:
+def test_an_unknown_protocol_is_shown_in_the_state() -> None:
     with Watched("gopher2://host/x") as watched:
         watched.wait_for_state("lost: Protocol not found")
 
 
-def test_no_password_in_logs_or_state() -> None:
+def test_neither_logs_nor_state_contain_a_password() -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     with structlog.testing.capture_logs() as events:
@@ -210,12 +210,12 @@ def test_a_file_plays_at_its_own_speed(clip: Path) -> None:
     np.testing.assert_allclose(steps, 40_000_000, atol=100)
 
 
-def test_a_missing_file_is_a_state(tmp_path: Path) -> None:
+def test_a_missing_file_is_shown_in_the_state(tmp_path: Path) -> None:
     with Watched(str(tmp_path / "none.ts")) as watched:
         watched.wait_for_state("lost: No such file or directory")
 
 
-def test_waits_double_up_to_a_bound_and_jitter() -> None:
+def test_the_wait_doubles_up_to_a_limit_and_has_jitter() -> None:
     section = ReconnectSection(first_s=0.5, max_s=15)
     assert [backoff_s(failures, section, 1.0) for failures in range(8)] == [0.5, 0.5, 1, 2, 4, 8, 15, 15]
     assert backoff_s(10_000, section, 0.0) == 7.5

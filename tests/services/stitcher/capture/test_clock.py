@@ -30,7 +30,7 @@ def test_jitter_is_filtered_out() -> None:
             assert captured == START + frame * PERIOD
 
 
-def test_a_first_burst_of_old_frames_ends_at_the_present() -> None:
+def test_the_last_frame_of_a_first_burst_is_of_the_present() -> None:
     clock = CaptureClock()
     for frame in range(25):
         place(clock, frame * PERIOD, START + frame * MS)
@@ -69,7 +69,7 @@ def test_a_delay_that_grew_for_good_is_forgotten_after_two_windows() -> None:
     assert ages[-1] == 0
 
 
-def test_presentation_times_that_begin_anew_reset_the_clock() -> None:
+def test_presentation_times_that_start_again_reset_the_clock() -> None:
     clock = CaptureClock()
     for frame in range(50):
         place(clock, 90_000 * MS + frame * PERIOD, START + frame * PERIOD)
@@ -86,7 +86,7 @@ def test_a_leap_ahead_resets_the_clock() -> None:
     assert clock.resets == 1
 
 
-def test_a_stall_of_the_network_is_no_leap() -> None:
+def test_a_stall_of_the_network_is_not_a_leap() -> None:
     clock = CaptureClock()
     for frame in range(10):
         place(clock, frame * PERIOD, START + frame * PERIOD)
@@ -99,7 +99,7 @@ def test_a_stall_of_the_network_is_no_leap() -> None:
 
 
 @pytest.mark.parametrize("fps", [0.4, 0.9, 5, 10, 15, 20, 24, 30, 60])
-def test_pts_that_run_unlike_the_wall_are_no_clock(fps: float) -> None:
+def test_pts_with_another_rate_than_the_wall_clock_are_not_used(fps: float) -> None:
     """FFmpeg numbers the pictures of MJPEG over HTTP at 25 a second, however many come."""
     clock, jitter = CaptureClock(), random.Random(4)
     sources: list[Source] = []
@@ -108,13 +108,13 @@ def test_pts_that_run_unlike_the_wall_are_no_clock(fps: float) -> None:
         arrival = due + jitter.randrange(15) * MS
         captured = place(clock, frame * PERIOD, arrival)
         sources.append(clock.source)
-        assert arrival - captured <= UNPROVEN_LAG_NS, "never seconds off, before it is known either"
+        assert arrival - captured <= UNPROVEN_LAG_NS, "never seconds off, not even before the rate is known"
         assert captured <= arrival
     assert set(sources[len(sources) * 2 // 3 :]) == {"arrival"}
 
 
 @pytest.mark.parametrize("fps", [0.4, 0.9, 5, 25, 60])
-def test_pts_that_run_like_the_wall_are_taken(fps: float) -> None:
+def test_pts_with_the_rate_of_the_wall_clock_are_used(fps: float) -> None:
     clock, jitter = CaptureClock(), random.Random(5)
     for frame in range(round(40 * fps)):
         due = START + round(frame * 1e9 / fps)
@@ -124,7 +124,7 @@ def test_pts_that_run_like_the_wall_are_taken(fps: float) -> None:
             assert captured - due <= 15 * MS
 
 
-def test_pts_of_a_varying_rate_are_taken() -> None:
+def test_pts_of_a_varying_rate_are_used() -> None:
     clock, jitter, due = CaptureClock(), random.Random(6), 0
     for _ in range(1000):
         due += jitter.choice([17, 40, 250]) * MS
@@ -132,7 +132,7 @@ def test_pts_of_a_varying_rate_are_taken() -> None:
         assert clock.source == "pts"
 
 
-def test_pts_that_run_right_again_are_taken_again() -> None:
+def test_pts_that_are_right_again_are_used_again() -> None:
     clock, pts, arrival = CaptureClock(), 0, START
     for step in [100 * MS] * 150 + [PERIOD] * 500:
         pts, arrival = pts + PERIOD, arrival + step
@@ -152,7 +152,7 @@ def test_without_pts_arrivals_are_smoothed() -> None:
     assert np.std(errors[100:]) <= np.std([delay * MS for delay in range(30)]) / 2
 
 
-def test_arrivals_after_a_stall_are_of_the_present() -> None:
+def test_frames_that_arrive_after_a_stall_are_placed_at_the_present() -> None:
     clock = CaptureClock()
     for frame in range(100):
         place(clock, None, START + frame * PERIOD)
@@ -173,7 +173,7 @@ def test_b_frames_do_not_delay_the_others() -> None:
     assert captured[119] == START + 119 * PERIOD
 
 
-def test_packets_that_the_demuxer_holds_back_count_as_earlier() -> None:
+def test_packets_that_the_demuxer_delays_count_as_earlier() -> None:
     clock = CaptureClock(held_packets=2)
     for frame in range(50):
         captured = place(clock, frame * PERIOD, START + (frame + 2) * PERIOD)
@@ -191,7 +191,7 @@ WALL = 1_700_000_000_000_000_000
 
 
 def by_senders(*delays_ms: int, wall_errors_ms: tuple[int, ...] = (0, 0, 0)) -> list[tuple[Source, int]]:
-    """Clock in use and error, in ms, of cameras that arrive so late after ten seconds; pts begin anywhere."""
+    """Return the clock in use and the error in ms of cameras with these delays, after ten seconds of any pts."""
     senders = SenderClocks()
     found: list[tuple[Source, int]] = []
     clocks = [CaptureClock("sender", senders=(senders, f"cam{camera}")) for camera in range(len(delays_ms))]
@@ -214,21 +214,21 @@ def test_a_sender_whose_clock_is_set_otherwise_is_not_compared() -> None:
     assert by_senders(50, 60, 450, wall_errors_ms=(0, off_ms, 0)) == [("sender", 50), ("sender", 60), ("sender", 50)]
 
 
-def test_a_sender_clock_is_not_taken_where_the_configuration_forbids_it() -> None:
+def test_a_sender_clock_is_not_used_if_the_configuration_forbids_it() -> None:
     clock = CaptureClock("pts", senders=(SenderClocks(), "cam0"))
     for frame in range(300):
         place(clock, frame * PERIOD, START + frame * PERIOD, sender_ns=WALL + frame * PERIOD)
     assert clock.source == "pts"
 
 
-def test_a_sender_clock_that_stands_still_is_not_taken() -> None:
+def test_a_sender_clock_that_stands_still_is_not_used() -> None:
     clock = CaptureClock("sender", senders=(SenderClocks(), "cam0"))
     for frame in range(300):
         place(clock, frame * PERIOD, START + frame * PERIOD, sender_ns=WALL)
     assert clock.source == "pts"
 
 
-def test_only_the_arrival_counts_where_the_configuration_says_so() -> None:
+def test_only_the_arrival_counts_if_the_configuration_says_so() -> None:
     clock = CaptureClock("arrival")
     for frame in range(100):
         captured = place(clock, frame * PERIOD, START + frame * PERIOD)

@@ -1,4 +1,4 @@
-"""What --check says of a camera, and how FFmpeg is asked."""
+"""The checks of a camera's address, and the options that FFmpeg gets."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ def section(**settings: Any) -> CameraSection:
 
 
 @pytest.mark.parametrize("scheme", ["rtsp", "rtsps", "http", "https", "rtmp", "udp", "rtp", "tcp"])
-def test_what_ffmpeg_reads_passes_without_asking_the_network(scheme: str) -> None:
+def test_an_address_that_ffmpeg_can_read_passes_without_network_access(scheme: str) -> None:
     assert knows_protocol(f"{scheme}://camera.invalid/x")
 
 
 @pytest.mark.parametrize("scheme", ["nosuch", "rist"])
-def test_what_ffmpeg_cannot_read_is_refused_with_what_to_do(scheme: str) -> None:
+def test_an_address_that_ffmpeg_cannot_read_is_rejected_with_what_to_do(scheme: str) -> None:
     [fault] = faults_of(section(url=f"{scheme}://user:hunter2@host:5000"))
     assert f"cannot read {scheme}:// URLs: take another URL of the camera, such as rtsp:// or http://" in fault
     assert "hunter2" not in fault
 
 
-def test_srt_is_refused_where_ffmpeg_is_built_without_it() -> None:
+def test_srt_is_rejected_if_ffmpeg_was_built_without_it() -> None:
     try:
         av.open("srt://127.0.0.1:9", options={"protocol_whitelist": "none"}, timeout=1.0).close()
     except av.error.ProtocolNotFoundError:
@@ -41,7 +41,7 @@ def test_srt_is_refused_where_ffmpeg_is_built_without_it() -> None:
         assert faults_of(section(url="srt://host:5000")) == []
 
 
-def test_files_that_are_missing_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_files_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_PASSWORD", raising=False)
     by_file = faults_of(section(username="u", password_file=tmp_path / "none", mask=tmp_path / "mask.png"))
     assert by_file == [
@@ -54,7 +54,7 @@ def test_files_that_are_missing_are_told(tmp_path: Path, monkeypatch: pytest.Mon
     assert faults_of(section(username="u", password_env="NO_PASSWORD")) == []
 
 
-def test_a_file_that_is_no_video_is_told(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_video_is_reported(tmp_path: Path) -> None:
     (tmp_path / "x.ts").write_bytes(b"no video" * 100)
     assert "cannot be read: Invalid data" in faults_of(section(url=str(tmp_path / "x.ts")))[0]
 
@@ -142,9 +142,9 @@ def test_the_wait_for_a_packet_follows_the_pace_of_the_camera(tmp_path: Path, mo
     connector = Connector(section(url=str(clip)), open_timeout_s=10, read_timeout_s=5, longest_s=40)
     with connector.open():
         now_s = time.monotonic()
-        assert not connector.follow_pace(0.04e9), "it may still show another pace"
+        assert not connector.follow_pace(0.04e9), "the camera may still show another pace"
         monkeypatch.setattr(time, "monotonic", lambda: now_s + 60)
-        assert connector.follow_pace(0.04e9), "5 s in the place of 10"
+        assert connector.follow_pace(0.04e9), "5 s instead of 10"
         assert not connector.follow_pace(4e9)
         assert connector.follow_pace(10e9), "four periods of a camera of 0.4 fps"
         assert not connector.follow_pace(11e9)

@@ -1,4 +1,4 @@
-"""The reader on real servers that behave as real cameras do."""
+"""The reader of cameras on real servers with the faults of real cameras."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def mjpeg(tmp_path_factory: pytest.TempPathFactory) -> Units:
 
 
 class Read:
-    """A camera that is read, and what it gave."""
+    """A camera that is read, and its frames and states."""
 
     def __init__(
         self, url: str, senders: SenderClocks | None = None, *, key_frame_wait_s: float = 30.0, **settings: Any
@@ -88,12 +88,12 @@ def reading(url: str, senders: SenderClocks | None = None, **settings: Any) -> I
         assert read.reader.join(PATIENCE_S)
 
 
-def test_mjpeg_over_http_at_another_rate_than_ffmpeg_invents(mjpeg: Units) -> None:
+def test_mjpeg_over_http_is_placed_by_arrival_if_ffmpegs_rate_is_wrong(mjpeg: Units) -> None:
     with serve(FaultyCamera(mjpeg, fps=10, mode="mjpeg")) as url, reading(url) as read:
         read.wait("the pts are seen through", lambda read: read.reader.clock == "arrival" and len(read.frames) > 20)
         read.wait_for_frames(len(read.frames) + 5)
     lags_ns = [frame.arrival_ns - frame.captured_ns for frame in read.frames]
-    assert max(lags_ns) <= UNPROVEN_LAG_NS + MS, "never more, before it was known either"
+    assert max(lags_ns) <= UNPROVEN_LAG_NS + MS, "never more, not even before the rate was known"
     assert min(lags_ns) >= -len(lags_ns)
 
 
@@ -115,7 +115,7 @@ def test_raw_h264_has_no_times_and_is_read_by_arrival(h264: Units, tmp_path: Pat
     assert np.median(np.diff(captured)) / MS == pytest.approx(40, abs=15)
 
 
-def test_a_stream_that_is_joined_far_from_a_key_frame_is_waited_for(tmp_path: Path) -> None:
+def test_a_stream_joined_far_from_a_key_frame_is_read_in_the_end(tmp_path: Path) -> None:
     """Some cameras send a key frame every 20 s; more than 250 packets come before it, faster here."""
     long = encode_units(tmp_path / "long.ts", count=500, gop=500)
     with serve(FaultyCamera(long, fps=160, start=50)) as url, reading(url) as read:
@@ -137,7 +137,7 @@ def test_slow_cameras_are_shown_from_their_first_picture(h264: Units, mjpeg: Uni
             assert read.reader.connections == 1
 
 
-def test_damaged_pictures_are_held_back_or_marked(h264: Units) -> None:
+def test_damaged_pictures_are_withheld_or_marked(h264: Units) -> None:
     camera = FaultyCamera(h264, damaged=0.1, fps=50)
     with serve(camera) as url, reading(url, name="hold") as held, reading(url, name="mark", damaged="mark") as marked:
         marked.wait_for_frames(150)
@@ -151,8 +151,8 @@ def test_damaged_pictures_are_held_back_or_marked(h264: Units) -> None:
     assert all(frame.damaged or frame.picture.key_frame for frame in whole_again)
 
 
-def test_pictures_that_follow_a_lost_one_are_held_back(h264: Units) -> None:
-    """Its decoder flags nothing: all that it gets is whole."""
+def test_pictures_after_a_lost_one_are_withheld(h264: Units) -> None:
+    """The decoder marks nothing, because all packets that it gets are complete."""
     with serve(FaultyCamera(h264, lost=0.1, fps=50)) as url, reading(url) as read:
         read.wait("damage", lambda read: read.reader.damaged_frames > 60 and len(read.frames) > 30)
     with av.open(str(h264.template)) as clip:
@@ -173,7 +173,7 @@ def test_a_camera_of_which_no_picture_is_whole_is_named_and_shown_in_the_end(tmp
     assert [frame.damaged for frame in read.frames] == [False] * held + [True] * (len(read.frames) - held)
 
 
-def test_times_that_jump_do_not_end_the_connection(h264: Units) -> None:
+def test_jumps_of_the_timestamps_do_not_end_the_connection(h264: Units) -> None:
     with serve(FaultyCamera(h264, pts_jump_s=(30, 3600.0))) as url, reading(url) as read:
         read.wait_for_frames(60)
         assert read.reader.connections == 1
@@ -202,19 +202,19 @@ def test_a_new_password_is_tried_at_once(tmp_path: Path) -> None:
         wait_until(lambda: seen.log_ins == 2, "another log-in")
 
 
-def test_a_password_that_is_not_there_is_a_state(tmp_path: Path) -> None:
+def test_a_missing_password_is_shown_in_the_state(tmp_path: Path) -> None:
     with reading("rtsp://127.0.0.1:9/cam", username="user", password_file=tmp_path / "none") as read:
         read.wait("the state", lambda read: read.reader.cause is Cause.SETTING)
         assert read.reader.state.endswith("none cannot be read: No such file or directory")
 
 
-def test_a_host_without_an_address_is_told() -> None:
+def test_a_host_without_an_address_is_reported() -> None:
     with reading("rtsp://camera.invalid/live") as read:
         read.wait("the state", lambda read: read.reader.cause is Cause.UNREACHABLE)
         assert read.reader.state == "lost: the name camera.invalid has no address"
 
 
-def test_rtsp_by_udp_only(h264: Units) -> None:
+def test_a_camera_that_sends_rtsp_only_by_udp_is_read(h264: Units) -> None:
     with rtsp_cameras(h264.template, udp_only=True) as address:
         url = f"rtsp://{address}/cam0"
         with (
@@ -229,7 +229,7 @@ def test_rtsp_by_udp_only(h264: Units) -> None:
             assert by_tcp.frames == []
 
 
-def test_a_log_in_with_odd_characters(h264: Units) -> None:
+def test_a_log_in_with_special_characters_works(h264: Units) -> None:
     with (
         rtsp_cameras(h264.template, user="user", password="p#/?[@w") as address,
         reading(f"rtsp://user:p%23%2F%3F%5B%40w@{address}/cam0") as read,
@@ -256,7 +256,7 @@ def test_the_senders_clocks_show_which_camera_is_late(h264: Units) -> None:
 def test_the_stitcher_names_each_camera_and_its_cause_and_keeps_the_rate(
     stream: str, h264: Units, mjpeg: Units, tmp_path: Path
 ) -> None:
-    """Of five cameras two are well; a slow one, one without a clock and one that refuses do not disturb them."""
+    """Two of the five cameras are well. A slow one, one without a clock and one that refuses do not disturb them."""
     file = tmp_path / "calibration.json"
     save(rig(), file)
     cameras = [

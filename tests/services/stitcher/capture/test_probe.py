@@ -25,7 +25,7 @@ def probed(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 0)
     return cameras
 
 
-def test_what_cameras_send_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_probe_prints_what_cameras_send(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     h264 = encode_units(tmp_path / "clip.ts", gop=10)
     b_frames = encode_units(tmp_path / "b.ts", b_frames=2, gop=25)
     mjpeg = encode_units(tmp_path / "clip.mkv", "mjpeg")
@@ -54,7 +54,7 @@ def test_what_cameras_send_is_told(tmp_path: Path, capsys: pytest.CaptureFixture
         assert CameraSection.model_validate(section).name == f"cam{index}"
 
 
-def test_what_cannot_be_read_is_told_and_the_status_is_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unreadable_camera_is_reported_with_status_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clip = encode_units(tmp_path / "clip.ts", count=10).template
     closed, unknown, missing, good = probed(
         capsys,
@@ -70,7 +70,7 @@ def test_what_cannot_be_read_is_told_and_the_status_is_1(tmp_path: Path, capsys:
     assert "hunter2" not in json.dumps([closed, unknown])
 
 
-def test_people_get_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_text_output_lists_the_video_and_its_key_frames(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clip = encode_units(tmp_path / "clip.ts", count=60).template
     assert main([str(clip)]) == 0
     shown = capsys.readouterr().out
@@ -79,7 +79,7 @@ def test_people_get_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert f'      url: "{clip}"\n' in shown
 
 
-def test_a_password_that_is_not_encoded_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_password_with_unencoded_characters_is_rejected(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["rtsp://user:hun#ter2@host/x"]) == 2
     error = capsys.readouterr().err
     assert "must be percent-encoded: '#' as %23" in error

@@ -21,15 +21,15 @@ def steady(
 ) -> Frames:
     captures = [START + int(phase_ms * MS) + i * period_ns for i in range(count)]
     arrivals = [captured + int(delay(i) * MS) for i, captured in enumerate(captures)]
-    return list(zip(captures, accumulate(arrivals, max), strict=True))  # what came late holds up what follows
+    return list(zip(captures, accumulate(arrivals, max), strict=True))  # a late frame delays the following ones
 
 
 def play(
     cameras: list[Frames], *, step_ms: int = 2, wait_ms: int = 120, render_ms: int = 0
 ) -> list[tuple[int, FrameSet[tuple[int, int]]]]:
-    """Deliver the frames as they arrive and ask every ``step_ms``, after a pair ``render_ms`` later.
+    """Deliver the frames as they arrive and ask every ``step_ms``, after a frame set ``render_ms`` later.
 
-    Returns when each pair came.
+    Returns the time of each frame set.
     """
     synchronizer: FrameSynchronizer[tuple[int, int]] = FrameSynchronizer(
         len(cameras), tolerance_ns=PERIOD, max_wait_ns=wait_ms * MS, gone_after_ns=2000 * MS
@@ -53,14 +53,14 @@ def instants(pair: FrameSet[tuple[int, int]]) -> list[int]:
     return [picture[1] for picture in pair.pictures if picture is not None]
 
 
-def test_cameras_in_step_give_one_pair_a_frame() -> None:
+def test_cameras_in_step_give_one_frame_set_for_each_frame() -> None:
     pairs = play([steady(100) for _ in range(5)])
     assert len(pairs) == 100
     assert all(len(set(instants(pair))) == 1 and all(pair.fresh) for _, pair in pairs)
     assert [pair.captured_ns for _, pair in pairs] == [START + i * PERIOD for i in range(100)]
 
 
-def test_cameras_out_of_step_are_paired_to_the_nearest_frame() -> None:
+def test_cameras_out_of_step_are_matched_to_the_nearest_frame() -> None:
     pairs = play([steady(100, phase_ms=phase) for phase in (0, 9, 18, 27, 39)])
     assert 98 <= len(pairs) <= 101
     for _, pair in pairs[2:-2]:
@@ -68,7 +68,7 @@ def test_cameras_out_of_step_are_paired_to_the_nearest_frame() -> None:
         assert pair.captured_ns == min(instants(pair))
 
 
-def test_no_drift_and_no_burst_over_minutes_with_jitter() -> None:
+def test_with_jitter_there_is_neither_drift_nor_burst_over_minutes() -> None:
     jitter = random.Random(3)
     cameras = [
         steady(25 * 120, phase_ms=phase, period_ns=period, delay=lambda _: jitter.uniform(2, 60))
@@ -81,7 +81,7 @@ def test_no_drift_and_no_burst_over_minutes_with_jitter() -> None:
     assert max(now - pair.captured_ns for now, pair in pairs) <= (120 + 60 + 40 + 4) * MS
 
 
-def test_a_late_camera_delays_by_the_bound_and_no_more() -> None:
+def test_a_late_camera_delays_by_no_more_than_the_limit() -> None:
     late = steady(100, delay=lambda i: 700 if 40 <= i < 60 else 5)
     pairs = play([steady(100), late, steady(100)])
     assert 98 <= len(pairs) <= 100
@@ -91,12 +91,12 @@ def test_a_late_camera_delays_by_the_bound_and_no_more() -> None:
     assert all(pair.pictures[1] is not None for pair in without), "a late camera shows its previous picture"
 
 
-def test_a_lost_camera_leaves_and_the_rate_stays() -> None:
+def test_a_lost_camera_is_left_out_and_the_rate_stays() -> None:
     pairs = play([steady(250), steady(50), steady(250)])
-    assert 246 <= len(pairs) <= 250, "those that waited for it give way to the newest when it leaves"
+    assert 246 <= len(pairs) <= 250, "when it is left out, the frames that waited for it are replaced by the newest"
     assert pairs[-1][1].pictures[1] is None
     assert pairs[-1][1].fresh == (True, False, True)
-    # Before it counts as gone, its frames are waited for; afterwards nothing is.
+    # The others wait for its frames until it counts as gone.
     assert pairs[-1][0] - pairs[-1][1].captured_ns <= 10 * MS
 
 
@@ -123,7 +123,7 @@ def test_a_lost_frame_shows_its_neighbour() -> None:
     assert sum(not pair.fresh[1] for _, pair in pairs) <= 2
 
 
-def test_a_consumer_that_was_away_gets_the_newest_and_a_count() -> None:
+def test_a_late_consumer_gets_the_newest_frames_and_a_count_of_dropped_ones() -> None:
     synchronizer: FrameSynchronizer[int] = FrameSynchronizer(
         2, tolerance_ns=PERIOD, max_wait_ns=120 * MS, gone_after_ns=2000 * MS
     )
@@ -139,7 +139,7 @@ def test_a_consumer_that_was_away_gets_the_newest_and_a_count() -> None:
     assert synchronizer.skipped == 11
 
 
-def test_frames_that_the_network_held_up_are_given_without_a_burst() -> None:
+def test_frames_that_the_network_delayed_come_without_a_burst() -> None:
     synchronizer: FrameSynchronizer[int] = FrameSynchronizer(
         2, tolerance_ns=PERIOD, max_wait_ns=120 * MS, gone_after_ns=2000 * MS
     )
@@ -156,21 +156,21 @@ def test_frames_that_the_network_held_up_are_given_without_a_burst() -> None:
 @pytest.mark.parametrize("cameras", [1, 5])
 def test_a_slow_renderer_gets_the_newest_and_does_not_fall_behind(cameras: int, render_ms: int) -> None:
     pairs = play([steady(500, delay=lambda _: 5) for _ in range(cameras)], render_ms=render_ms)
-    ages_ms = [(now - pair.captured_ns) / MS for now, pair in pairs[:-1]]  # of the last there is no newer
+    ages_ms = [(now - pair.captured_ns) / MS for now, pair in pairs[:-1]]  # no newer frame follows the last one
     assert max(ages_ms) <= 5 + 40 + 2, "what arrived no more than a period ago"
-    assert len(pairs) + sum(pair.skipped for _, pair in pairs) == 500, "all dropped ones are counted"
-    assert len(pairs) >= 500 * min(1, 40 / (render_ms + 2)) - 5, "no more are dropped than must be"
+    assert len(pairs) + sum(pair.skipped for _, pair in pairs) == 500, "every dropped frame is counted"
+    assert len(pairs) >= 500 * min(1, 40 / (render_ms + 2)) - 5, "no frame is dropped without need"
 
 
 def test_capture_times_that_fall_back_do_not_stop_the_pairs() -> None:
-    """A camera whose clock begins anew may place its next frames a little earlier."""
+    """A camera whose clock starts again may place its next frames a little earlier."""
     frames = steady(50)
     frames += [(captured - 30 * MS, arrival) for captured, arrival in steady(100)[50:]]
     pairs = play([frames, steady(100)])
     assert len(pairs) >= 98
 
 
-def test_nothing_without_cameras() -> None:
+def test_without_cameras_there_is_no_frame_set() -> None:
     synchronizer: FrameSynchronizer[int] = FrameSynchronizer(
         2, tolerance_ns=PERIOD, max_wait_ns=120 * MS, gone_after_ns=2000 * MS
     )
@@ -180,7 +180,7 @@ def test_nothing_without_cameras() -> None:
     assert synchronizer.live(START + FIRST_PERIOD_NS) == [0]
 
 
-def test_a_camera_of_a_frame_in_seconds_does_not_delay_the_others() -> None:
+def test_a_camera_with_seconds_between_frames_does_not_delay_the_others() -> None:
     alone = play([steady(250), steady(250)])
     slow = play([steady(250), steady(250), steady(4, period_ns=2500 * MS)])
     ages = [now - pair.captured_ns for now, pair in slow if pair.captured_ns > START + 100 * MS and not pair.fresh[2]]
@@ -191,7 +191,7 @@ def test_a_camera_of_a_frame_in_seconds_does_not_delay_the_others() -> None:
     assert sum(pair.fresh[2] for _, pair in slow) <= 4 * 3
 
 
-def test_skew_is_told() -> None:
+def test_the_skew_of_each_camera_is_reported() -> None:
     pairs = play([steady(100), steady(100, phase_ms=13), steady(30)])
     for _, pair in pairs[20:-20]:
         assert pair.instant_ns + (pair.skew_ns[0] or 0) == pair.pictures[0][1]  # type: ignore[index]
@@ -200,12 +200,12 @@ def test_skew_is_told() -> None:
     assert (last.pictures[2], last.skew_ns[2]) == (None, None)
 
 
-def test_a_camera_that_is_late_for_good_is_not_called_fresh_nor_waited_for() -> None:
+def test_a_permanently_late_camera_is_neither_fresh_nor_waited_for() -> None:
     pairs = play([steady(200), steady(200, delay=lambda _: 405), steady(200)])
     later = [(now, pair) for now, pair in pairs if pair.captured_ns > START + 1500 * MS][:-10]
     assert not any(pair.fresh[1] for _, pair in later)
     assert all(pair.skew_ns[1] is not None and pair.skew_ns[1] <= -360 * MS for _, pair in later)
-    assert max(now - pair.captured_ns for now, pair in later) <= (5 + 4) * MS, "others do not wait in vain"
+    assert max(now - pair.captured_ns for now, pair in later) <= (5 + 4) * MS, "the others do not wait for it"
 
 
 def test_a_late_camera_is_in_step_where_the_wait_is_long_enough() -> None:
@@ -215,7 +215,7 @@ def test_a_late_camera_is_in_step_where_the_wait_is_long_enough() -> None:
     assert all(all(pair.fresh) and set(pair.skew_ns) == {0} for pair in later)
 
 
-def test_damage_is_handed_on() -> None:
+def test_the_mark_of_damage_is_passed_on() -> None:
     synchronizer: FrameSynchronizer[int] = FrameSynchronizer(
         2, tolerance_ns=PERIOD, max_wait_ns=120 * MS, gone_after_ns=2000 * MS
     )

@@ -1,4 +1,4 @@
-"""``framebus-stitcher check``: still pictures in, the placement and what is shown out."""
+"""``framebus-stitcher check``: from still pictures to the placement and the parts that are shown."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.services.stitcher.scene import YAWS_DEG, paint_world, photograph, rig
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Files of five cameras."""
+    """Return picture files of five cameras."""
     folder = tmp_path_factory.mktemp("pictures")
     world = paint_world()
     paths = [folder / f"{camera.name}.png" for camera in rig().cameras]
@@ -35,7 +35,7 @@ def check_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str,
     return document
 
 
-def test_it_tells_where_each_camera_looks_and_what_is_shown(
+def test_the_check_prints_where_each_camera_looks_and_what_is_shown(
     pictures: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = check_json(capsys, *reversed(pictures))
@@ -52,7 +52,7 @@ def test_it_tells_where_each_camera_looks_and_what_is_shown(
     assert {tuple(pair["cameras"]) for pair in found["pairs"]} >= {(f"cam{i}", f"cam{i + 1}") for i in range(4)}
 
 
-def test_it_says_the_same_in_words_and_draws_it(
+def test_the_check_prints_text_and_draws_a_picture(
     pictures: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     drawn = tmp_path / "seams.png"
@@ -66,7 +66,9 @@ def test_it_says_the_same_in_words_and_draws_it(
     assert image.std() > 10
 
 
-def test_a_narrow_panorama_says_who_is_outside(pictures: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_narrow_panorama_names_the_cameras_outside_it(
+    pictures: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     found = check_json(capsys, *pictures, "--size", "512x512")
     assert found["shown_deg"] < found["all_deg"] / 2
     assert found["outside"]
@@ -74,7 +76,7 @@ def test_a_narrow_panorama_says_who_is_outside(pictures: list[str], capsys: pyte
     assert "would show all" in found["shown"]
 
 
-def test_what_cannot_be_placed_is_refused_with_a_sentence(
+def test_cameras_that_cannot_be_placed_are_rejected_in_one_sentence(
     pictures: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     blank = tmp_path / "blank.png"
@@ -111,7 +113,7 @@ def test_a_camera_that_does_not_fit_is_named(
         (["{cam0}", "--hfov-deg", "200"], "--hfov-deg must lie between 1 and 170"),
     ],
 )
-def test_faults_are_one_sentence(
+def test_a_fault_is_reported_in_one_sentence(
     arguments: list[str],
     sentence: str,
     pictures: list[str],

@@ -20,7 +20,7 @@ POINTS, SECONDS = 200, 15.0
 
 
 def record(delay_s: float, fps: float, *, every_s: float | None = None, noise: float = 2.0, seed: int = 0) -> Record:
-    """What a camera sees of a dozen passers-by, some of them brighter than the ground, or of one each ``every_s``."""
+    """Return what a camera sees of a dozen passers-by, some brighter than the ground, or of one each ``every_s``."""
     random, tremble = np.random.default_rng(7), np.random.default_rng(seed)
     times_s = np.arange(0, SECONDS, 1 / fps) + tremble.uniform(0, 1 / fps)
     levels = np.full((len(times_s), POINTS), 110.0)
@@ -45,7 +45,7 @@ def test_the_lag_is_found_at_any_rate(delay_s: float, fps: float) -> None:
     assert 0.5 < lag.likeness <= 1
 
 
-def test_no_lag_is_told_where_nothing_tells_it() -> None:
+def test_without_evidence_no_lag_is_reported() -> None:
     moving, still = record(0, 25.0), Record(record(0, 25.0).times_s, np.full((375, POINTS), 90.0))
     assert lag_between(moving, still) is None
     assert lag_between(still, still) is None
@@ -53,11 +53,11 @@ def test_no_lag_is_told_where_nothing_tells_it() -> None:
     assert lag_between(moving, elsewhere) is None
     short = Record(moving.times_s[:90], moving.levels[:90])
     assert lag_between(moving, short) is None
-    # What passes once a second fits at each second.
+    # With one passer-by a second, every lag of whole seconds fits.
     assert lag_between(record(0, 25.0, every_s=1.0), record(0.3, 25.0, every_s=1.0, seed=1)) is None
 
 
-def test_delays_are_told_of_the_largest_group_against_its_earliest() -> None:
+def test_delays_are_reported_for_the_largest_group_relative_to_its_earliest() -> None:
     lags = {
         ("cam0", "cam1"): Lag(0.2, 0.9),
         ("cam1", "cam2"): Lag(-0.3, 0.9),
@@ -70,7 +70,7 @@ def test_delays_are_told_of_the_largest_group_against_its_earliest() -> None:
 
 
 def passers(camera: CameraPose, fps: float) -> list[Image]:
-    """Pictures of twenty discs that cross the world in twelve seconds, each at another height and speed."""
+    """Return pictures of twenty discs that cross the world in twelve seconds, at different heights and speeds."""
     random = np.random.default_rng(3)
     starts, speeds = random.uniform(-0.6, 0.6, 20), random.choice([-1, 1], 20) * random.uniform(0.08, 0.3, 20)
     heights = random.uniform(-0.2, 0.2, 20)
@@ -105,7 +105,7 @@ def test_the_delays_of_cameras_are_measured(tmp_path: Path, capsys: pytest.Captu
         cameras.append({"name": "new", "url": "http://127.0.0.1:9/"})
         config.write_text(yaml.safe_dump({"stitcher": {"cameras": cameras, "calibration": {"file": str(file)}}}))
         command = ["delays", "--config", str(config), "--seconds", "8"]
-        assert SERVICE.main([*command, "--json"]) == 1, "one is not placed"
+        assert SERVICE.main([*command, "--json"]) == 1, "one camera is not placed"
         found = json.loads(capsys.readouterr().out)
         assert SERVICE.main([*command, "--calibration", str(tmp_path / "none.json")]) == 1
         assert "there is no calibration" in capsys.readouterr().err
@@ -120,7 +120,9 @@ def test_the_delays_of_cameras_are_measured(tmp_path: Path, capsys: pytest.Captu
     ("arguments", "told"),
     [(["--seconds", "2"], "--seconds must be more than 4"), ([], "it is not known where the cameras look")],
 )
-def test_bad_arguments_are_a_sentence(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_arguments_are_reported_in_one_sentence(
+    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     try:
         status = SERVICE.main(["delays", *arguments])
     except SystemExit as end:

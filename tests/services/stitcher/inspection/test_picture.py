@@ -41,21 +41,21 @@ def decode(png: bytes) -> Image:
 
 
 def frame(picture: Image) -> tuple[int, int, int, int]:
-    """The white frame about what is shown: left, top, right, bottom."""
+    """Return the white frame around what is shown: left, top, right, bottom."""
     white = (picture == 255).all(axis=2)
     columns = np.flatnonzero(white.sum(axis=0) > 0.7 * white.sum(axis=0).max())
     rows = np.flatnonzero(white.sum(axis=1) > 0.9 * white.sum(axis=1).max())
     return int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])
 
 
-def test_it_shows_the_panorama_in_its_frame_and_dims_the_rest(world: Image, pictures: dict[str, Image]) -> None:
+def test_the_picture_shows_the_panorama_in_a_frame_and_dims_the_rest(world: Image, pictures: dict[str, Image]) -> None:
     picture = decode(draw(RIG, PANORAMA, pictures))
     left, top, right, bottom = frame(picture)
     assert right - left > 0.8 * WIDTH_PX
     inner = picture[top:bottom, left:right]
     truth = true_panorama(world, 1632, 228, PANORAMA.yaw_min_rad, PANORAMA.scale_px, PANORAMA.v_min)
     scaled = cv2.resize(truth, (inner.shape[1], inner.shape[0]), interpolation=cv2.INTER_AREA)
-    # The median, because names and seams are drawn over it.
+    # Use the median, because names and seams are drawn over the picture.
     assert np.median(np.abs(inner.astype(int) - scaled)) < 6
     narrow = decode(draw(RIG, plan(RIG, 816, 228), pictures))
     left, top, right, bottom = frame(narrow)
@@ -63,21 +63,21 @@ def test_it_shows_the_panorama_in_its_frame_and_dims_the_rest(world: Image, pict
     assert narrow[top:bottom, left - 80 : left - 10].mean() < 0.6 * narrow[top:bottom, left + 10 : right - 10].mean()
 
 
-def test_neighbours_that_do_not_fit_are_seen_twice(world: Image, pictures: dict[str, Image]) -> None:
+def test_objects_of_neighbours_that_do_not_fit_appear_twice(world: Image, pictures: dict[str, Image]) -> None:
     turned = pictures | {"cam2": photograph(world, pose("cam2", rotation(2.0)))}
     fits, torn = (decode(draw(RIG, PANORAMA, shown)) for shown in (pictures, turned))
     left, top, right, bottom = frame(fits)
     scale = (right - left) / 1632
     sharpness = []
     for picture in (fits, torn):
-        # About the seam of cam1 and cam2, where both are shown.
+        # Around the seam of cam1 and cam2, where both are shown.
         x = left + round(PANORAMA.edges_px[2] * scale)
         both = cv2.cvtColor(picture[top + 4 : bottom - 4, x + 3 : x + 30], cv2.COLOR_BGR2GRAY)
         sharpness.append(float(np.abs(cv2.Laplacian(both, cv2.CV_32F)).mean()))
     assert sharpness[1] < 0.8 * sharpness[0]
 
 
-def test_cameras_without_a_place_are_beside_it_with_the_reason(pictures: dict[str, Image]) -> None:
+def test_cameras_without_a_place_are_listed_with_the_reason(pictures: dict[str, Image]) -> None:
     red = np.full((360, 640, 3), (0, 0, 200), np.uint8)
     placed = decode(draw(RIG, PANORAMA, pictures))
     with_two = Calibration(RIG.cameras, ("cam5", "cam6"), {"cam5": "it matches none of the others " * 9})
@@ -90,12 +90,12 @@ def test_cameras_without_a_place_are_beside_it_with_the_reason(pictures: dict[st
 
 
 def colours(picture: Image) -> set[int]:
-    """Those that it has many pixels of."""
+    """Return the colours of which the picture has many pixels."""
     found, counts = np.unique(picture.reshape(-1, 3).astype(int) @ [65536, 256, 1], return_counts=True)
     return set(found[counts > 40].tolist())
 
 
-def test_residuals_are_judged_by_colour() -> None:
+def test_residuals_are_shown_by_colour() -> None:
     bare = colours(decode(draw(RIG, PANORAMA, {})))
     seen = {}
     for rms_px in (0.4, 2.0, 7.0):
@@ -127,7 +127,7 @@ def test_names_that_the_font_lacks_and_other_sizes_are_drawn(pictures: dict[str,
 
 
 class TestOutline:
-    def test_it_is_the_edge_of_the_picture(self) -> None:
+    def test_the_outline_is_the_edge_of_the_picture(self) -> None:
         for camera in RIG.cameras:
             yaw, pitch = GEOMETRY.angles(outline(camera, PANORAMA)).T
             rays = np.stack([np.sin(yaw), -np.tan(pitch), np.cos(yaw)], axis=-1)
@@ -141,12 +141,12 @@ class TestOutline:
         assert np.abs(np.diff(points, axis=0)).max() < 200
         assert np.ptp(points[:, 0]) < 1.1 * math.radians(50) * PANORAMA.scale_px
 
-    def test_a_camera_that_looks_up_is_cut_off(self) -> None:
+    def test_the_outline_of_a_camera_that_looks_up_is_cut_off(self) -> None:
         points = outline(pose("up", rotation(0.0, 60.0)), PANORAMA)
         assert np.isfinite(points).all()
         assert np.abs(points[:, 1]).max() < 4 * PANORAMA.scale_px
 
-    def test_neighbours_meet_where_both_see(self) -> None:
+    def test_the_outlines_of_neighbours_meet_in_their_overlap(self) -> None:
         turn_px = 2 * math.pi * PANORAMA.scale_px
         outlines = [outline(camera, PANORAMA) for camera in RIG.cameras]
         for index in range(4):
@@ -158,7 +158,7 @@ class TestOutline:
         x, _, _ = between(left, right, turn_px)
         assert x == pytest.approx(816 + math.pi * PANORAMA.scale_px, abs=2)
 
-    def test_the_status_holds_it_in_few_bytes(self) -> None:
+    def test_the_outlines_take_few_bytes_of_the_status(self) -> None:
         found = describe(RIG, PANORAMA)
         assert len(json.dumps(found)) < 3000
         assert found["matches_px"] == []

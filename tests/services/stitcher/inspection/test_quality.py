@@ -1,4 +1,4 @@
-"""Whether cameras still fit, measured against a scene whose truth is known."""
+"""Whether cameras still fit their calibration, measured on a scene whose truth is known."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_cameras_that_stand_still_fit(lumas: dict[str, Image]) -> None:
     assert warning(watch, lumas) == ""
 
 
-def test_exposure_and_noise_do_not_count(lumas: dict[str, Image]) -> None:
+def test_exposure_and_noise_are_not_drift(lumas: dict[str, Image]) -> None:
     random = np.random.default_rng(3)
     gains = dict(zip(lumas, (1.0, 0.8, 1.2, 0.9, 1.15), strict=True))
     noisy = {
@@ -109,7 +109,7 @@ def test_roll_is_drift_and_not_parallax(world: Image, lumas: dict[str, Image]) -
     assert quality.parallax_px < 0.3
 
 
-def test_nothing_to_hold_on_to_is_no_number(lumas: dict[str, Image]) -> None:
+def test_without_texture_there_is_no_measurement(lumas: dict[str, Image]) -> None:
     random = np.random.default_rng(3)
     slope = np.tile(np.linspace(40, 200, 640), (360, 1))
     for surface in (np.full((360, 640), 120.0), slope):
@@ -125,7 +125,7 @@ def test_a_camera_without_a_picture_leaves_the_others_measured(lumas: dict[str, 
 
 
 def with_object(world: Image, cameras: tuple[CameraPose, CameraPose], yaw_rad: float, apart_rad: float) -> list[Image]:
-    """What two cameras see of a thing that covers a third of their overlap, and is elsewhere for the second."""
+    """Return two views of an object that covers a third of the overlap, at different places in the two cameras."""
     thing = cv2.GaussianBlur(np.random.default_rng(8).integers(0, 256, (200, 80, 3)).astype(np.uint8), (0, 0), 1.5)
     pictures = []
     for index, camera in enumerate(cameras):
@@ -137,7 +137,7 @@ def with_object(world: Image, cameras: tuple[CameraPose, CameraPose], yaw_rad: f
     return pictures
 
 
-def test_what_moves_does_not_count_and_what_is_near_does(world: Image, lumas: dict[str, Image]) -> None:
+def test_moving_objects_do_not_count_and_near_ones_do(world: Image, lumas: dict[str, Image]) -> None:
     cameras = RIG.cameras[1], RIG.cameras[2]
     apart_rad, place_rad = 0.015, math.radians(-18) - 0.06
     apart_px = apart_rad * PANORAMA.scale_px
@@ -155,7 +155,7 @@ def test_what_moves_does_not_count_and_what_is_near_does(world: Image, lumas: di
         if step:
             assert 0.3 * apart_px < quality.parallax_px < apart_px
         else:
-            assert quality.parallax_px < 0.3, "at first it may be moving"
+            assert quality.parallax_px < 0.3, "it may be a moving object at first"
     assert moving.describe()["warning"] == ""
     assert str(standing.describe()["warning"]).startswith("cam1 and cam2 are ")
 
@@ -176,7 +176,7 @@ def test_a_warning_needs_two_measurements_and_ends_with_the_reason(world: Image,
     assert warning(watch, lumas, 1) == ""
 
 
-def test_the_camera_at_the_end_is_told_from_its_neighbour(world: Image, lumas: dict[str, Image]) -> None:
+def test_drift_of_the_last_camera_is_distinguished_from_its_neighbours(world: Image, lumas: dict[str, Image]) -> None:
     turned = lumas | {"cam0": look(world, pose("cam0", rotation(-73.0)))}
     assert warning(monitor(), turned) == "cam0 and cam1 no longer fit by 8.4 px: cam0 was moved? calibrate again"
 
@@ -191,7 +191,7 @@ def test_of_two_cameras_either_may_have_moved(world: Image, lumas: dict[str, Ima
 def test_a_camera_that_looks_elsewhere_is_named_once_it_did_fit(world: Image, lumas: dict[str, Image]) -> None:
     elsewhere = lumas | {"cam4": look(world, pose("cam4", rotation(0.0)))}
     watch = monitor()
-    assert warning(watch, elsewhere) == "", "that may have been so when it was calibrated"
+    assert warning(watch, elsewhere) == "", "it may have been so at the calibration"
     assert of(watch.measure(elsewhere), "cam3", "cam4") == PairQuality(("cam3", "cam4"), "nothing in common")
     watch = monitor()
     watch.measure(lumas)
@@ -216,7 +216,7 @@ def test_the_last_camera_of_a_circle_is_the_first_ones_neighbour() -> None:
 
 
 class TestThread:
-    def test_it_measures_what_it_asked_for_and_lets_go(self, lumas: dict[str, Image]) -> None:
+    def test_the_measurement_uses_the_requested_pictures_and_releases_them(self, lumas: dict[str, Image]) -> None:
         thread = QualityThread(LIMIT_PX, interval_s=3600)
         try:
             assert thread.describe() == {"limit_px": LIMIT_PX, "pairs": [], "warning": "", "age_s": None}
@@ -230,12 +230,12 @@ class TestThread:
             assert [pair["cameras"] for pair in found] == [list(pair) for pair in PAIRS]
             assert all(pair["state"] == "measured" and 0 < pair["residual_px"] < 0.1 for pair in found)
             assert thread.describe()["age_s"] >= 0
-            wait_until(lambda: gc.collect() is not None and held() is None, "the pictures are let go of")
+            wait_until(lambda: gc.collect() is not None and held() is None, "the pictures are released")
             assert not thread.wants_pictures, "an hour has not passed"
         finally:
             thread.close()
 
-    def test_it_is_nice_and_alone_so(self) -> None:
+    def test_only_the_measuring_thread_is_nice(self) -> None:
         before = os.getpriority(os.PRIO_PROCESS, 0)
         thread = QualityThread(LIMIT_PX, interval_s=60)
         try:
@@ -247,7 +247,9 @@ class TestThread:
         finally:
             thread.close()
 
-    def test_a_new_calibration_is_measured_anew_and_a_fault_is_no_end(self, lumas: dict[str, Image]) -> None:
+    def test_a_new_calibration_is_measured_again_and_an_error_does_not_end_the_thread(
+        self, lumas: dict[str, Image]
+    ) -> None:
         thread = QualityThread(LIMIT_PX, interval_s=0)
         try:
             thread.offer(RIG, PANORAMA, {"cam0": np.zeros((0, 0), np.uint8), "cam1": lumas["cam1"]})

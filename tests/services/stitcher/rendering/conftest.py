@@ -1,4 +1,4 @@
-"""The renderers, which the same tests are for."""
+"""The renderers, for which the same tests run."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from tests.support import lacks
 
 
 def needs_compiled() -> None:
-    """Skip the test where the compiled renderer was not built."""
+    """Skip the test if the compiled renderer was not built."""
     if importlib.util.find_spec("services.stitcher.rendering._warp_c") is None:
         lacks("the compiled renderer was not built: install a C compiler and Python's headers, then 'make clean test'")
 
 
 @pytest.fixture(params=["opencv", "compiled"])
 def renderer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stitchers render with one renderer after the other."""
+    """Run the test once with each renderer."""
     if request.param == "compiled":
         needs_compiled()
     monkeypatch.setattr(stitch, "choose", lambda _: Choice(request.param))

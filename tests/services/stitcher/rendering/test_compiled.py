@@ -1,4 +1,4 @@
-"""The compiled renderer: the same bytes with AVX2 and without, nothing read beside the planes, and what is refused."""
+"""The compiled renderer: equal bytes with AVX2 and without, no access outside the planes, and rejected arguments."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FAR = 2**31 - 1
 
 
 def arguments(seed: int, **changes: Any) -> dict[str, Any]:
-    """Some arguments of ``warp()``; pictures of all kinds, and places inside, outside and far away."""
+    """Return arguments of ``warp()``: pictures of all kinds, and places inside, outside and far away."""
     random = np.random.default_rng(seed)
     down, across = (int(step) for step in random.integers(1, 3, 2))
     height, width = (int(size) for size in random.integers(2, 90, 2))
@@ -99,12 +99,12 @@ def test_avx2_makes_the_same_bytes(seed: int) -> None:
         ({"black": 256}, ValueError, "black"),
     ],
 )
-def test_what_does_not_fit_is_refused(changes: dict[str, Any], error: type[Exception], told: str) -> None:
+def test_arguments_that_do_not_fit_are_rejected(changes: dict[str, Any], error: type[Exception], told: str) -> None:
     with pytest.raises(error, match=told):
         warp(**arguments(1, **changes))
 
 
-def test_opencv_is_taken_where_it_is_wanted_or_nothing_else_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_opencv_is_used_if_it_is_configured_or_the_only_renderer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose("opencv") == choice.Choice("opencv")
     monkeypatch.setitem(sys.modules, "services.stitcher.rendering.compiled", None)
     chosen = choose("auto")
@@ -114,7 +114,7 @@ def test_opencv_is_taken_where_it_is_wanted_or_nothing_else_is_there(monkeypatch
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-def test_sanitizers_find_no_fault(tmp_path: Path) -> None:
+def test_the_address_sanitizer_finds_no_fault(tmp_path: Path) -> None:
     compiler = shlex.split(sysconfig.get_config_var("CC"))
     try:
         asked = [*compiler, "-print-file-name=libasan.so"]
@@ -136,9 +136,9 @@ def test_sanitizers_find_no_fault(tmp_path: Path) -> None:
     environment = os.environ | {
         "PYTHONPATH": str(tmp_path),
         "LD_PRELOAD": runtime,
-        # CPython and numpy leave to the kernel what lives as long as the process.
+        # CPython and numpy do not free memory that lives as long as the process.
         "ASAN_OPTIONS": "detect_leaks=0",
-        # Python's own arenas would hide an access beside an object.
+        # Python's own arenas would hide an access outside an object.
         "PYTHONMALLOC": "malloc",
     }
     done = subprocess.run(

@@ -25,7 +25,7 @@ def stripes() -> Image:
 
 
 def chart(pixel_format: str, matrix: int = BT601, color_range: int = LIMITED) -> av.VideoFrame:
-    """The stripes as a perfect encoder would have them."""
+    """Return the stripes as a perfect encoder would give them."""
     red, blue = SHARES[matrix]
     bits = 10 if "10le" in pixel_format else 8
     is_full = color_range == FULL or "yuvj" in pixel_format or pixel_format == "gray"
@@ -55,7 +55,7 @@ def chart(pixel_format: str, matrix: int = BT601, color_range: int = LIMITED) ->
 
 
 def convert(picture: Planes, gains: npt.NDArray[np.float64] = ONES) -> Image:
-    """The picture as it is."""
+    """Return the converted picture."""
     height, width = picture.y.shape
     x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
     out = np.zeros((height, width, 3), np.uint8)
@@ -101,7 +101,7 @@ def test_a_grey_format_gives_grey(color_range: int) -> None:
 
 
 @pytest.mark.parametrize("pixel_format", ["rgb24", "gbrp", "yuv410p", "nv16"])
-def test_rare_formats_come_by_way_of_ffmpeg(pixel_format: str) -> None:
+def test_rare_formats_are_converted_by_ffmpeg(pixel_format: str) -> None:
     made = av.VideoFrame.from_ndarray(stripes(), format="bgr24").reformat(format=pixel_format)
     np.testing.assert_allclose(middles(convert(Converter().planes(made, WIDTH, HEIGHT))), BGR.astype(int), atol=6)
 
@@ -114,14 +114,14 @@ def test_gains_multiply_the_colours(matrix: int, color_range: int, gains: tuple[
     np.testing.assert_allclose(middles(out), (BGR * np.array(gains)).clip(0, 255), atol=2.5)
 
 
-def test_what_most_cameras_send_needs_no_pass_of_its_own() -> None:
+def test_the_usual_format_needs_no_extra_pass() -> None:
     assert conversion(BT601, False, ONES) is PLAIN
     assert conversion(BT601, True, ONES).whole is None, "full range is two factors"
     assert conversion(BT601, False, np.full(3, 1.2)).whole is None, "and so is a gain of all colours"
 
 
 def in_floating_point(picture: Planes, matrix: int, is_full_range: bool) -> npt.NDArray[np.float64]:
-    """What the planes show, with colours interpolated for each pixel."""
+    """Return the picture of the planes, with colours interpolated for each pixel."""
     red, blue = SHARES[matrix]
     luma_scale, chroma_scale, black = (1, 1, 0) if is_full_range else (255 / 219, 255 / 224, 16)
     y = (picture.y.astype(np.float64) - black) * luma_scale
@@ -140,7 +140,7 @@ def in_floating_point(picture: Planes, matrix: int, is_full_range: bool) -> npt.
 @pytest.mark.parametrize("gain", [1.0, 0.9])
 @pytest.mark.parametrize(("matrix", "color_range"), [(BT601, LIMITED), (BT601, FULL), (BT709, LIMITED), (BT709, FULL)])
 def test_a_picture_is_converted_nearly_as_in_floating_point(matrix: int, color_range: int, gain: float) -> None:
-    """Although two by two pixels share a sample of colour, and all is rounded to 8 bits twice."""
+    """This holds although two by two pixels share a sample of colour, and values are rounded to 8 bits twice."""
     random = np.random.default_rng(3)
     colours = cv2.resize(random.integers(70, 186, (6, 10, 3), np.uint8), (640, 368), interpolation=cv2.INTER_CUBIC)
     detail = cv2.GaussianBlur(random.standard_normal((368, 640)).astype(np.float32), (0, 0), 1) * 60
@@ -164,7 +164,7 @@ def test_another_size_is_scaled(pixel_format: str) -> None:
     assert converter.planes(chart(pixel_format), WIDTH, HEIGHT).y.shape == (HEIGHT, WIDTH)
 
 
-def test_an_odd_size_has_its_last_colours() -> None:
+def test_the_last_column_and_row_of_an_odd_size_have_their_colours() -> None:
     frame = av.VideoFrame.from_ndarray(stripes(), format="bgr24")
     converted = Converter().planes(frame, 65, 47)
     assert (converted.y.shape, converted.u.shape) == ((47, 65), (24, 33))
@@ -178,9 +178,7 @@ def address(plane: Image) -> int:
     ("pixel_format", "matrix", "color_range"),
     [("yuv420p", BT601, LIMITED), ("yuv420p", BT709, FULL), ("yuvj420p", BT601, FULL), ("yuv422p", BT709, LIMITED)],
 )
-def test_planes_are_where_the_decoder_left_them_and_outlive_the_frame(
-    pixel_format: str, matrix: int, color_range: int
-) -> None:
+def test_planes_are_not_copied_and_outlive_the_frame(pixel_format: str, matrix: int, color_range: int) -> None:
     plain = chart(pixel_format, matrix, color_range)
     converted = Converter().planes(plain, WIDTH, HEIGHT)
     views = (converted.y, converted.u, converted.v)

@@ -1,4 +1,4 @@
-"""Gains and vignetting, found from the overlaps, and seams that do not show."""
+"""Gains and vignetting are found from the overlaps, so that seams are invisible."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LEVEL = rig()
 
 @functools.cache
 def views(when: str, is_crooked: bool) -> list[Image]:
-    """What cameras without errors see: by day without whites that a gain would clip, at night a mean of 26."""
+    """Return what cameras without errors see: by day without whites that a gain would clip, at night a mean of 26."""
     world = np.asarray(paint_world() * 0.75 + 5, np.uint8)
     if when == "night":
         world = np.asarray(cv2.GaussianBlur(world, (0, 0), 1) * 0.18 + 10, np.uint8)
@@ -44,7 +44,7 @@ def views(when: str, is_crooked: bool) -> list[Image]:
 def shoot(
     gains: Array, vignetting: float = 0.0, when: str = "day", is_crooked: bool = False, noise: float = 1.0
 ) -> list[Planes]:
-    """What cameras of these gains, of shape ``(cameras, 3)``, send."""
+    """Return what cameras with these gains, of shape ``(cameras, 3)``, send."""
     random = np.random.default_rng(0)
     pictures = []
     for camera, view, gain in zip(LEVEL.cameras, views(when, is_crooked), gains, strict=True):
@@ -93,7 +93,7 @@ def test_no_seam_shows(when: str, is_crooked: bool, vignetting: float, tints: Ar
     pictures = shoot(gains, vignetting, when, is_crooked)
     stitcher = Stitcher(CROOKED if is_crooked else LEVEL, WIDTH, HEIGHT)
     ideal = render(stitcher, shoot(np.ones((5, 3)), 0.0, when, is_crooked))
-    assert worst_step(stitcher, render(stitcher, pictures), ideal) > 8, "it would show"
+    assert worst_step(stitcher, render(stitcher, pictures), ideal) > 8, "without gains the seam is visible"
     stitcher.adapt(list(pictures), 0.0)
     assert worst_step(stitcher, render(stitcher, pictures), ideal) < 1.5
     found = stitcher.exposure.gains * gains
@@ -101,7 +101,7 @@ def test_no_seam_shows(when: str, is_crooked: bool, vignetting: float, tints: Ar
     np.testing.assert_allclose(np.log(stitcher.exposure.gains).mean(axis=0), 0, atol=1e-6, err_msg="the mean is kept")
 
 
-def test_colours_are_left_as_they_come_where_that_is_wanted() -> None:
+def test_with_exposure_off_colours_are_unchanged() -> None:
     pictures = shoot(GAINS[:, None] * TINTS, 0.3)
     stitcher = Stitcher(LEVEL, WIDTH, HEIGHT, evens_exposure=False)
     before = render(stitcher, pictures)
@@ -110,7 +110,7 @@ def test_colours_are_left_as_they_come_where_that_is_wanted() -> None:
     assert (stitcher.exposure.gains == 1).all()
 
 
-def test_vignetting_is_found_where_it_shows() -> None:
+def test_vignetting_is_found_if_it_is_visible() -> None:
     exposure = ExposureMeter(CROOKED).measure(shoot(np.ones((5, 3)), 0.3, is_crooked=True))
     assert exposure is not None
     for radius in (0.4, 0.6):
@@ -122,13 +122,13 @@ def test_vignetting_is_found_where_it_shows() -> None:
 
 
 def behind_a_lorry(picture: Planes) -> Planes:
-    """It hides half of what this camera sees to the right, and its neighbour does not see it yet."""
+    """Add a lorry that hides half of what this camera sees to the right, and that its neighbour does not see yet."""
     luma = picture.y.copy()
     luma[150:330, 430:] = 40
     return Planes(luma, picture.u, picture.v)
 
 
-def test_what_moves_in_an_overlap_is_no_gain() -> None:
+def test_an_object_that_moves_in_an_overlap_does_not_change_the_gains() -> None:
     gains = GAINS[:, None] * np.ones(3)
     pictures = shoot(gains)
     pictures[1] = behind_a_lorry(pictures[1])
@@ -137,7 +137,7 @@ def test_what_moves_in_an_overlap_is_no_gain() -> None:
     np.testing.assert_allclose(found.gains * gains / (found.gains * gains).mean(axis=0), 1, atol=0.03)
 
 
-def test_the_first_measurement_counts_at_once_and_a_lorry_not_at_all() -> None:
+def test_the_first_measurement_is_applied_at_once_and_a_lorry_is_ignored() -> None:
     pictures = shoot(GAINS[:, None] * np.ones(3))
     hidden = list(pictures)
     for camera in range(5):
@@ -166,7 +166,7 @@ def test_a_camera_that_changes_is_followed_slowly() -> None:
     assert before[2, 1] / before[1, 1] == pytest.approx(1 / 1.25, rel=0.02)
 
 
-def test_a_camera_that_comes_later_counts_at_once() -> None:
+def test_the_gain_of_a_camera_that_appears_later_is_applied_at_once() -> None:
     pictures = shoot(GAINS[:, None] * np.ones(3))
     control = ExposureControl(LEVEL, period_s=2.0)
     control.update([*pictures[:4], None], 0.0)
@@ -177,11 +177,11 @@ def test_a_camera_that_comes_later_counts_at_once() -> None:
     assert control.update([*pictures[:4], None], 4.0) is before, "kept while it is gone"
 
 
-def test_cameras_that_are_gone_or_dark_say_nothing() -> None:
+def test_missing_or_dark_cameras_do_not_change_the_gains() -> None:
     pictures: list[Planes | None] = list(shoot(GAINS[:, None] * np.ones(3)))
     meter = ExposureMeter(LEVEL)
     assert meter.measure([None] * 5) is None
-    assert meter.measure([pictures[0], None, pictures[2], None, pictures[4]]) is None, "no two are neighbours"
+    assert meter.measure([pictures[0], None, pictures[2], None, pictures[4]]) is None, "no two of them are neighbours"
     black = planes(np.zeros((360, 640, 3), np.uint8))
     assert meter.measure([black] * 5) is None
     white = planes(np.full((360, 640, 3), 255, np.uint8))

@@ -1,4 +1,4 @@
-"""The stitched panorama against the one that the simulated scene truly is."""
+"""The stitched panorama, compared with the truth of the simulated scene."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def stitch(stitcher: Stitcher, frames: dict[str, VideoFrame]) -> Image:
 
 
 def truth_of(stitcher: Stitcher, index: int) -> Image:
-    """The scene as a perfect stitcher would show it there."""
+    """Return the part of the scene as a perfect stitcher would show it."""
     shown = stitcher.panorama
     return ground_truth(
         FULL,
@@ -99,7 +99,7 @@ def align(truth: Image, panorama: Image) -> Image:
     return np.asarray(moved, np.uint8)
 
 
-def test_every_camera_is_placed_where_it_is(calibration: Calibration) -> None:
+def test_every_camera_is_placed_at_its_true_angles(calibration: Calibration) -> None:
     assert [camera.name for camera in calibration.cameras] == ["cam0", "cam1", "cam2", "cam3", "cam4"]
     assert calibration.unplaced == ()
     yaws_deg = np.degrees([camera.yaw_rad for camera in calibration.cameras])
@@ -153,7 +153,7 @@ def test_with_true_poses_only_the_codec_and_the_interpolation_are_left(
 def test_the_compiled_renderer_is_nearly_as_good_as_floating_point(
     frames: dict[int, dict[str, VideoFrame]], true_calibration: Calibration
 ) -> None:
-    """From the same planes, with the colours interpolated for each pixel."""
+    """The reference uses the same planes, and interpolates the colours for each pixel."""
     needs_compiled()
     stitcher = Stitcher(true_calibration, WIDTH, HEIGHT, renderer="compiled")
     truth, edges_px = truth_of(stitcher, 0), stitcher.panorama.edges_px

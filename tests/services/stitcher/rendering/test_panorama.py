@@ -1,4 +1,4 @@
-"""The view and the seams, for rigs of all kinds. Whatever is shown must be seen by the camera that shows it."""
+"""The view and the seams of all kinds of rigs. Every shown pixel must be seen by the camera that shows it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def camera(
 
 
 def rig(*changes: Mapping[str, Any], count: int = 5, step_deg: float = STEP_DEG) -> Calibration:
-    """Level cameras from left to right; the first ones are changed as told."""
+    """Return level cameras from left to right, with changes to the first ones."""
     settings: list[dict[str, Any]] = [{"yaw": (index - (count - 1) / 2) * step_deg} for index in range(count)]
     for index, change in enumerate(changes):
         settings[index].update(change)
@@ -84,7 +84,7 @@ def test_each_pixel_of_a_crop_is_seen_by_its_camera(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RIGS)
-def test_a_fit_shows_all_that_is_seen(name: str) -> None:
+def test_a_fit_shows_everything_that_a_camera_sees(name: str) -> None:
     calibration = RIGS[name]
     panorama = plan(calibration, WIDTH, HEIGHT, "fit")
     coverage = panorama.coverage
@@ -98,13 +98,13 @@ def test_a_fit_shows_all_that_is_seen(name: str) -> None:
     assert panorama.v_min + HEIGHT / panorama.scale_px >= sight.high.max() - 1e-9
 
 
-def test_a_rig_of_lenses_shows_nearly_all() -> None:
+def test_a_rig_with_lens_distortion_shows_nearly_everything() -> None:
     for name in ("level", "k1 -0.05", "k1 -0.2", "one on its side", "wide pixels"):
         coverage = plan(RIGS[name], WIDTH, HEIGHT).coverage
         assert coverage.shown_deg > 0.97 * coverage.all_deg, name
 
 
-def test_neighbours_that_are_alike_share_what_both_see() -> None:
+def test_equal_neighbours_share_their_overlap_evenly() -> None:
     panorama = plan(rig(), WIDTH, HEIGHT)
     seams_deg = [math.degrees(panorama.yaw_min_rad + edge / panorama.scale_px) for edge in panorama.edges_px[1:-1]]
     np.testing.assert_allclose(seams_deg, (np.arange(4) - 1.5) * STEP_DEG, atol=0.3)
@@ -126,7 +126,7 @@ def test_a_circle_is_shown_whole(first_deg: float, view: View, height_px: int) -
         assert degrees == pytest.approx(45, abs=1)
 
 
-def test_what_a_crop_leaves_out_is_told() -> None:
+def test_the_parts_that_a_crop_leaves_out_are_reported() -> None:
     calibration = rig(*({"yaw": -180 + 45 * index} for index in range(8)), count=8)
     coverage = plan(calibration, 8192, 1024).coverage
     assert coverage.shown_deg == pytest.approx(274, abs=2)
@@ -163,7 +163,7 @@ def test_a_camera_of_which_a_sliver_is_shown_is_outside() -> None:
 
 
 def test_a_camera_behind_others_is_named() -> None:
-    """It sees a part of what the others do, and less of each column."""
+    """It sees a part of what the others see, and less of each column."""
     calibration = Calibration((*rig().cameras, camera("zoom", 20.0, hfov=12.0)))
     for view in ("crop", "fit"):
         assert plan(calibration, WIDTH, HEIGHT, view).coverage.outside == ("zoom",)
@@ -179,6 +179,6 @@ def test_a_gap_is_a_fault_of_a_crop_and_a_bar_of_a_fit() -> None:
     assert panorama.coverage.all_deg == pytest.approx(60 + 60 + 42, abs=1)
 
 
-def test_cameras_that_look_to_the_ground_are_no_panorama() -> None:
+def test_cameras_that_look_to_the_ground_make_no_panorama() -> None:
     with pytest.raises(CalibrationError, match="no camera looks less than 76 degrees"):
         plan(rig(*[{"pitch": 89, "hfov": 10.0}] * 2, count=2), WIDTH, HEIGHT)

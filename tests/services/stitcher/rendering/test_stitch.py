@@ -70,7 +70,7 @@ def test_the_panorama_is_the_world(world: Image, pictures: list[Planes], feather
     assert (out.max(axis=2) > 0).all(), "no region is black"
 
 
-def test_the_crop_uses_what_the_cameras_see() -> None:
+def test_the_crop_uses_nearly_everything_that_the_cameras_see() -> None:
     panorama = plan(rig(), WIDTH, HEIGHT)
     shown_deg = np.degrees(WIDTH / panorama.scale_px)
     assert 0.95 * (144 + 50) < shown_deg <= 144 + 50
@@ -87,13 +87,13 @@ def test_every_pixel_of_a_crooked_rig_is_seen_by_its_camera() -> None:
         assert is_inside(camera, *source_maps(panorama, camera, panorama.edges_px[i], panorama.edges_px[i + 1]))
 
 
-def test_cameras_that_do_not_touch_are_a_fault_with_their_names() -> None:
+def test_cameras_without_an_overlap_are_named_in_the_error() -> None:
     with pytest.raises(CalibrationError, match="cam0 and cam1 do not touch"):
         Stitcher(rig((-60, 0, 36)), WIDTH, HEIGHT)
 
 
 @pytest.mark.usefixtures("renderer")
-def test_it_renders_into_the_slot_and_marks_gone_cameras_in_reused_slots(pictures: list[Planes]) -> None:
+def test_the_stitcher_renders_into_the_slot_and_marks_missing_cameras_in_reused_slots(pictures: list[Planes]) -> None:
     stitcher = Stitcher(rig(), WIDTH, HEIGHT)
     whole = render(rig(), list(pictures))
     without: list[Planes | None] = [*pictures[:2], None, *pictures[3:]]
@@ -119,13 +119,15 @@ def test_it_renders_into_the_slot_and_marks_gone_cameras_in_reused_slots(picture
 
 
 @pytest.mark.usefixtures("renderer")
-def test_all_cameras_gone_is_all_hatch() -> None:
+def test_if_all_cameras_are_gone_the_panorama_is_hatched() -> None:
     out = render(rig(), [None] * 5)
     assert out.min() == mark.GREY
     assert out.max() == mark.TEXT
 
 
-def test_an_out_that_opencv_would_replace_is_refused(pictures: list[Planes], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_output_that_opencv_would_replace_is_rejected(
+    pictures: list[Planes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     stitcher = Stitcher(rig(), WIDTH, HEIGHT, renderer="opencv")
     genuine = cv2.cvtColorTwoPlane
 
@@ -137,7 +139,7 @@ def test_an_out_that_opencv_would_replace_is_refused(pictures: list[Planes], mon
         stitcher.render(list(pictures), np.zeros((HEIGHT, WIDTH, 3), np.uint8))
 
 
-def test_wrong_shapes_are_refused(pictures: list[Planes]) -> None:
+def test_wrong_shapes_are_rejected(pictures: list[Planes]) -> None:
     stitcher = Stitcher(rig(), WIDTH, HEIGHT)
     out = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     with pytest.raises(ValueError, match="panorama needs uint8"):
@@ -149,7 +151,7 @@ def test_wrong_shapes_are_refused(pictures: list[Planes]) -> None:
 
 
 @pytest.mark.usefixtures("renderer")
-def test_a_fit_is_the_world_with_black_bars(world: Image, pictures: list[Planes]) -> None:
+def test_a_fit_shows_the_world_with_black_bars(world: Image, pictures: list[Planes]) -> None:
     stitcher = Stitcher(rig(), WIDTH, 400, view="fit", parts=3)
     panorama = stitcher.panorama
     out = np.full((400, WIDTH, 3), 77, np.uint8)
@@ -164,7 +166,7 @@ def test_a_fit_is_the_world_with_black_bars(world: Image, pictures: list[Planes]
     assert within.mean() > 0.6
     assert psnr_db(out[within], truth[within]) > 32
     assert around.mean() < 0.95
-    assert not out[~around].any(), "bars are black, whatever the slot held"
+    assert not out[~around].any(), "bars are black, whatever the slot contained before"
     whole = out.copy()
     stitcher.render([None, *pictures[1:]], out)
     part = panorama.owners.index(0)
@@ -177,8 +179,8 @@ def test_a_fit_is_the_world_with_black_bars(world: Image, pictures: list[Planes]
 
 
 @pytest.mark.usefixtures("renderer")
-def test_a_circle_is_the_world_across_its_cut(world: Image) -> None:
-    """The world is painted once around, so each camera sees a part of it, and those at the cut see its two ends."""
+def test_a_circle_shows_the_world_across_its_cut(world: Image) -> None:
+    """The world fills the circle: each camera sees a part of it, and those at the cut see both ends."""
     cameras = tuple(pose(f"cam{i}", rotation(-180 + 45 * i), 640, 360, 60.0) for i in range(8))
     stitcher = Stitcher(Calibration(cameras), 3200, 280)
     panorama = stitcher.panorama
@@ -216,7 +218,9 @@ def test_a_circle_is_the_world_across_its_cut(world: Image) -> None:
         ({"width_px": 320, "center_x_px": 159.5, "focal_px": 343.1, "pixel_aspect": 2.0}, (4, -3, 90, 0, 180)),
     ],
 )
-def test_lenses_and_pixels_are_taken_out(world: Image, changes: dict[str, float], rolls_deg: tuple[float, ...]) -> None:
+def test_lens_distortion_and_pixel_aspect_are_corrected(
+    world: Image, changes: dict[str, float], rolls_deg: tuple[float, ...]
+) -> None:
     cameras = tuple(
         pose(f"cam{i}", rotation(yaw, 2 * (-1) ** i, roll)).model_copy(update=changes)
         for i, (yaw, roll) in enumerate(zip((-66, -33, 0, 33, 66), rolls_deg, strict=True))
