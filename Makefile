@@ -63,8 +63,8 @@ check: lint ## lint, types, import rules and the fast tests, in about a minute
 
 # The tests of the pipeline expect pictures in time, so no other test runs at the same time.
 test: lint ## the same with the slow tests, in several minutes
-	$(PYTEST_ON_TWO) -m "not long" --ignore tests/e2e
-	$(PYTEST) -m "not long" tests/e2e
+	$(PYTEST_ON_TWO) -m "not long" --durations 15 --ignore tests/e2e
+	$(PYTEST) -m "not long" --durations 15 tests/e2e
 
 # Installs the wheel into environments of each supported Python version, with dependencies from the registry.
 # The tests that only compute share the two cores; the others run alone.

@@ -150,7 +150,7 @@ class Project:
                 return
 
     def measure(self, service: str, lasts_s: float) -> Report:
-        """Watch one of its containers, of an image with layers of its own, while the others continue."""
+        """Watch one of its containers, made from an image with layers of its own, while the others continue."""
         work = f"{sys.executable} -m bench.image_usage.view {self.url} {lasts_s:g}"
         image = _image(IMAGES.get(service, service))
         _tell(f"copying {image}")
