@@ -66,7 +66,7 @@ class FrameFormat:
     def _check_subsampled(self) -> None:
         if self.height % 2 or self.width % 2 or self.dtype != "uint8" or self.channels not in (3, None) or self.planar:
             raise InvalidArgument(
-                f"{self.pixel_format} is uint8 in 4:2:0, of an even height and width: give these alone, not "
+                f"{self.pixel_format} requires uint8, 3 channels or None, not planar, even height and width, not "
                 f"{self.height} x {self.width} x {self.channels} {self.dtype}{' planar' if self.planar else ''}"
             )
         # With three channels, the format equals the one that is read back from a slot's header.

@@ -56,11 +56,11 @@ class PreparedFormat:
             pixels = np.asarray(array)
         except (TypeError, ValueError, RuntimeError) as error:
             raise FormatMismatch(
-                f"{wanted} is wanted, and {type(array).__name__} cannot be converted to one: {error}"
+                f"{wanted} is required, and {type(array).__name__} cannot be converted to one: {error}"
             ) from None
         if pixels.shape != self.shape or pixels.dtype != self.dtype:
             raise FormatMismatch(
-                f"{wanted} is wanted, not {pixels.shape} and {pixels.dtype}: convert it, or open the publisher with "
+                f"{wanted} is required, not {pixels.shape} and {pixels.dtype}: convert it, or open the publisher with "
                 "FrameFormat.of(array)"
             )
         return pixels

@@ -62,10 +62,9 @@ class Subscriber(lifecycle.Endpoint):
 
         * ``zmq`` waits on a socket. It is the only way with a descriptor for poll(2) and asyncio.
         * ``futex`` waits in the kernel on a word of the ring, and wakes up sooner.
-        * ``predict`` predicts the arrival of the next frame, and spins from shortly before. It is faster again. CPU
-        * cost
-          grows with jitter: a few hundred microseconds a frame at a steady rate, up to a quarter of a core. If the
-          arrival is unpredictable, it waits like ``futex``.
+        * ``predict`` predicts the arrival of the next frame, and spins from shortly before it. It is faster again.
+          CPU cost grows with jitter: a few hundred microseconds per frame at a steady rate, up to a quarter of a
+          core. If the arrival is unpredictable, it waits like ``futex``.
         * ``busy`` always spins, which takes a whole core.
 
         Args:

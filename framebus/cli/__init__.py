@@ -142,12 +142,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("name", metavar="NAME", help="name of the stream")
 
     command = add("top", show.run_top, parents=[json], help="live table of streams and subscribers")
-    command.add_argument("--interval", type=_seconds, default=1.0, metavar="S", help="seconds between two looks")
+    command.add_argument("--interval", type=_seconds, default=1.0, metavar="S", help="seconds between two measurements")
     command.add_argument("--once", action="store_true", help="print one table and end")
 
     command = add("snapshot", snapshot.run_snapshot, help="write the newest frame to a picture file")
     command.add_argument("name", metavar="NAME", help="name of the stream")
-    command.add_argument("file", type=Path, metavar="FILE", help="its ending tells the format: .png, .jpg")
+    command.add_argument("file", type=Path, metavar="FILE", help="its suffix selects the format: .png, .jpg")
     command.add_argument("--timeout", type=_seconds, default=5.0, metavar="S", help="seconds to wait for a frame")
 
     command = add("size", upkeep.run_size, parents=[json], help="the shm_size that a ring needs")
@@ -159,9 +159,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--slots", type=int, default=8, metavar="N", help="slots of the ring, 3 to 255 (default: 8)")
     command.add_argument("--max-loans", type=int, default=1, metavar="N", help="loans at a time (default: 1)")
 
-    add("doctor", upkeep.run_doctor, parents=[json], help="what is wrong in /dev/shm, and what to do")
+    add("doctor", upkeep.run_doctor, parents=[json], help="report problems in /dev/shm, and what to do")
 
-    command = add("gc", upkeep.run_gc, parents=[json], help="remove what no live process holds")
+    command = add("gc", upkeep.run_gc, parents=[json], help="remove files that no live process holds")
     command.add_argument("--stream", metavar="NAME", help="of this stream only")
     command.add_argument("--dry-run", action="store_true", help="only say what would be removed")
     return parser

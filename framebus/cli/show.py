@@ -159,7 +159,7 @@ def _divide(found: Iterable[StreamInfo | UnreadableStream]) -> tuple[list[Stream
 
 
 def _rates(before: _Sample, after: _Sample) -> list[dict[str, Any]]:
-    """Frames a second and lag of every stream and subscriber between two looks."""
+    """Frames a second and lag of every stream and subscriber between two measurements."""
     elapsed_s = after.taken_s - before.taken_s
     rows = []
     for name, stream in after.streams.items():

@@ -40,7 +40,7 @@ def run_snapshot(options: argparse.Namespace) -> int:
         except cv2.error as error:
             reason = f"{error.err or error}".strip().splitlines()[0]
             raise FramebusError(
-                f"{options.file}: not written as a picture: {reason}. The file's ending tells the format: .png, .jpg"
+                f"{options.file}: not written as a picture: {reason}. The file's suffix selects the format: .png, .jpg"
             ) from None
         finally:
             # The view holds the lease, and the file may take long to write.

@@ -382,7 +382,7 @@ static PyObject *writer_watch(Writer *self, ARGUMENTS)
     if (sort_arguments(&parameters, arguments, count, keywords, &arrays) < 0)
         return NULL;
     if (!PyList_Check(arrays)) {
-        PyErr_SetString(PyExc_TypeError, "a list of arrays is wanted");
+        PyErr_SetString(PyExc_TypeError, "a list of arrays is required");
         return NULL;
     }
     set_reference(&self->arrays, Py_NewRef(arrays));
@@ -425,7 +425,7 @@ static int copy_message(PyObject *message, Message *copy)
 {
     char *content;
     if (message == NULL || !PyTuple_Check(message) || PyTuple_Size(message) != MESSAGE_ITEMS) {
-        PyErr_SetString(PyExc_TypeError, "a message is wanted");
+        PyErr_SetString(PyExc_TypeError, "a message is required");
         return -1;
     }
     if (PyBytes_AsStringAndSize(PyTuple_GetItem(message, CONTENT_ITEM), &content, &copy->length) < 0)

@@ -97,7 +97,7 @@ class Writer:
             TypeError: ``arrays`` is not a list.
         """
         if not isinstance(arrays, list):
-            raise TypeError("a list of arrays is wanted")
+            raise TypeError("a list of arrays is required")
         self._open.arrays = arrays
 
     def claim(self, description: bytes) -> Claim | None:

@@ -57,7 +57,7 @@ def check_message(message: object) -> Message:
         ValueError: It is longer than ``MAX_MESSAGE_BYTES``, or an offset is outside it.
     """
     if not isinstance(message, tuple) or len(message) != len(Message._fields) or not isinstance(message[0], bytes):
-        raise TypeError("a message is wanted")
+        raise TypeError("a message is required")
     checked = Message._make(message)
     sequence_at, slot_at, captured_at, published_at = map(operator.index, checked[1:])
     ends = (sequence_at + 8, slot_at + 1, captured_at + 8, published_at + 8)

@@ -198,8 +198,9 @@ def attach(name: str, *, writable: bool = False, min_bytes: int = 1, owner: int 
                 found = map_status.st_uid
                 raise PermissionDenied(
                     errno.EACCES,
-                    f"{SHM_DIRECTORY / name} belongs to {describe_user(found)}, and frames of {describe_user(owner)} "
-                    f"alone are wanted: stop the publisher of user {found}, or name that user if you trust it",
+                    f"{SHM_DIRECTORY / name} belongs to {describe_user(found)}, and only frames of "
+                    f"{describe_user(owner)} are accepted: stop the publisher of user {found}, or name that user if "
+                    "you trust it",
                 )
             if status.st_size < min_bytes:
                 raise LayoutMismatch(f"{SHM_DIRECTORY / name} has {status.st_size} bytes: it is not a ring")

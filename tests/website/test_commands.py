@@ -55,7 +55,7 @@ def test_each_argument_and_option_says_what_it_is_for(page: str) -> None:
         if not action.help
     ]
     assert silent == []
-    assert "`--interval S`\n: seconds between two looks; default `1`" in page
+    assert "`--interval S`\n: seconds between two measurements; default `1`" in page
 
 
 def test_a_command_without_a_parser_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:

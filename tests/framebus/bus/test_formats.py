@@ -219,7 +219,7 @@ class TestPublish:
     )  # fmt: skip
     def test_another_shape_or_type_is_refused_and_nothing_is_published(self, stream: str, array: Any) -> None:
         with Publisher(stream, FrameFormat(4, 6)) as publisher:
-            with pytest.raises(FormatMismatch, match=r"\(4, 6, 3\) and type uint8 is wanted"):
+            with pytest.raises(FormatMismatch, match=r"\(4, 6, 3\) and type uint8 is required"):
                 publisher.publish(array)
             assert publisher.statistics.published == 0
             publisher.loan().abandon()

@@ -64,8 +64,8 @@ def test_a_ring_of_another_user_is_refused_and_both_are_named(stream: str, peopl
     with pytest.raises(PermissionDenied) as caught:
         people(SUBSCRIBER, take, stream, PUBLISHER).result()
     assert str(caught.value) == (
-        f"/dev/shm/framebus.{stream}.ring belongs to user {FALSE} (unknown), and frames of user {PUBLISHER} (unknown) "
-        f"alone are wanted: stop the publisher of user {FALSE}, or name that user if you trust it"
+        f"/dev/shm/framebus.{stream}.ring belongs to user {FALSE} (unknown), and only frames of user {PUBLISHER} "
+        f"(unknown) are accepted: stop the publisher of user {FALSE}, or name that user if you trust it"
     )
     stop.set()
     publisher.result()

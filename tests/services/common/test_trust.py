@@ -54,7 +54,7 @@ def test_frames_of_another_user_are_rejected(stream: str, tmp_path: Path, servic
         wait_until(lambda: reasons(log, event), f"the {service} refuses the ring")
     (reason,) = reasons(log, event)
     assert f"/dev/shm/framebus.{stream}.ring belongs to user {os.geteuid()} " in reason
-    assert f"frames of user {SOMEBODY_ELSE} (unknown) alone are wanted" in reason
+    assert f"only frames of user {SOMEBODY_ELSE} (unknown) are accepted" in reason
     assert reasons(log, "attached") == []
 
 
