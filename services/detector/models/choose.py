@@ -93,9 +93,10 @@ def usable(xyxy: Floats, scores: Floats, height_px: int, width_px: int) -> Flags
     """
     sides = np.array([width_px, height_px, width_px, height_px], np.float32)
     with np.errstate(invalid="ignore", over="ignore"):
-        in_range = ((xyxy > -FARTHEST * sides) & (xyxy < (1 + FARTHEST) * sides)).all(axis=1)
-        clipped = np.clip(xyxy, 0, sides)
+        # A comparison with NaN is false, and infinity is out of range.
+        in_range = (xyxy > -FARTHEST * sides) & (xyxy < (1 + FARTHEST) * sides)
         # A box that lies beyond the tile has no area within it.
-        has_area = (clipped[:, 2:] > clipped[:, :2]).all(axis=1)
-        good: Flags = np.isfinite(xyxy).all(axis=1) & in_range & has_area & (scores <= 1 + SLACK)
+        clipped = np.minimum(np.maximum(xyxy, 0), sides)
+        has_area = clipped[:, 2:] > clipped[:, :2]
+        good: Flags = in_range.all(axis=1) & has_area.all(axis=1) & (scores <= 1 + SLACK)
     return good
