@@ -116,17 +116,17 @@ def merge(
     # Step 1 of the module's description.
     per_tile = [_suppress(boxes, rules) for boxes in found]
     check()
-    together = concatenate(_in_frame(tile, boxes) for tile, boxes in zip(tiles, per_tile, strict=True))
+    together = concatenate(per_tile)
+    if not len(together):
+        return Merged(together, np.zeros((0, 4), np.bool_))
+    # All boxes at once, because each step of NumPy costs as much for one tile as for all.
     tile_of = np.repeat(np.arange(len(tiles)), [len(boxes) for boxes in per_tile])
-    cut = np.concatenate(
-        [np.zeros((0, 4), np.bool_), *(_cut_edges(tile, boxes) for tile, boxes in zip(tiles, per_tile, strict=True))]
-    )
+    cut = _cut_edges(together.xyxy, tiles, tile_of)
+    frames = np.array([tile.xyxy for tile in tiles], np.float32)[tile_of]
+    together = Boxes(together.xyxy + np.tile(frames[:, :2], 2), together.scores, together.labels)
     if len(together) > MAX_BOXES:
         best = np.argsort(-together.scores, kind="stable")[:MAX_BOXES]
-        together, tile_of, cut = together.take(best), tile_of[best], cut[best]
-    if not len(together):
-        return Merged(together, cut)
-    frames = np.array([tile.xyxy for tile in tiles], np.float32)[tile_of]
+        together, tile_of, frames, cut = together.take(best), tile_of[best], frames[best], cut[best]
     clusters = _link(_Found(together, tile_of, frames, cut), rules, check)  # step 2
     check()
     merged = _combine(together, cut, clusters)  # step 3
@@ -137,19 +137,14 @@ def merge(
     return Merged(merged.boxes.take(kept), merged.open_edges[kept])
 
 
-def _in_frame(tile: Tile, boxes: Boxes) -> Boxes:
-    offset = np.array([tile.x_px, tile.y_px, tile.x_px, tile.y_px], np.float32)
-    return Boxes(boxes.xyxy + offset, boxes.scores, boxes.labels)
-
-
-def _cut_edges(tile: Tile, boxes: Boxes) -> Flags:
-    """Return which of left, top, right and bottom of each box, in pixels of the tile, is at an inner edge."""
-    margin_x, margin_y = EDGE_FRACTION * tile.width_px, EDGE_FRACTION * tile.height_px
-    left, top, right, bottom = boxes.xyxy.T
-    at_edge = np.stack(
-        [left < margin_x, top < margin_y, right > tile.width_px - margin_x, bottom > tile.height_px - margin_y], axis=1
-    )
-    cut: Flags = at_edge & np.array(tile.inner_edges)
+def _cut_edges(xyxy: Floats, tiles: Sequence[Tile], tile_of: Integers) -> Flags:
+    """Return which of left, top, right and bottom of each box, in pixels of its tile, is at an inner edge."""
+    margins = [(EDGE_FRACTION * tile.width_px, EDGE_FRACTION * tile.height_px) for tile in tiles]
+    farthest = [(tile.width_px - x, tile.height_px - y) for tile, (x, y) in zip(tiles, margins, strict=True)]
+    at_start = xyxy[:, :2] < np.array(margins, np.float32)[tile_of]
+    at_end = xyxy[:, 2:] > np.array(farthest, np.float32)[tile_of]
+    inner = np.array([tile.inner_edges for tile in tiles])[tile_of]
+    cut: Flags = np.concatenate([at_start, at_end], axis=1) & inner
     return cut
 
 
@@ -161,8 +156,9 @@ def _suppress(boxes: Boxes, rules: Rules) -> Boxes:
 
 def _suppressed(boxes: Boxes, rules: Rules) -> Integers:
     """Return the indices of the boxes that remain after non-maximum suppression in each group of labels."""
-    if not len(boxes):
-        return np.zeros(0, np.intp)
+    if len(boxes) < 2:
+        # As NMSBoxesBatched() does. Most tiles show an object or none, and need not pay for its conversions.
+        return np.flatnonzero(boxes.scores > 0)
     rectangles = np.concatenate([boxes.xyxy[:, :2], boxes.xyxy[:, 2:] - boxes.xyxy[:, :2]], axis=1)
     kept = cv2.dnn.NMSBoxesBatched(
         rectangles.tolist(), boxes.scores.tolist(), rules.groups[boxes.labels].tolist(), 0.0, rules.iou_threshold
@@ -239,35 +235,37 @@ def _likeness_in_common(xyxy: Floats, frames: Floats, cut: Flags, first: Integer
 
 def _combine(boxes: Boxes, cut: Flags, clusters: Sequence[_Cluster]) -> Merged:
     alone = np.array([cluster.members[0] for cluster in clusters if cluster.alone], np.intp)
-    several = [_one_box(boxes, cut, np.array(cluster.members)) for cluster in clusters if not cluster.alone]
-    return Merged(
-        concatenate([boxes.take(alone), *(box for box, _ in several)]),
-        np.concatenate([cut[alone], *(open_edges for _, open_edges in several)]),
-    )
+    several = [cluster.members for cluster in clusters if not cluster.alone]
+    # Plain numbers, because a cluster has two or three boxes, for which NumPy costs several times as much.
+    scores, weights = boxes.scores.tolist(), (boxes.scores * areas(boxes.xyxy)).tolist()
+    labels, whole = boxes.labels.tolist(), np.asarray(~cut.any(axis=1)).tolist()
+    xyxy, open_edges = np.zeros((len(several), 4), np.float32), np.zeros((len(several), 4), np.bool_)
+    best_labels, best_scores = [], []
+    for row, unsorted in enumerate(several):
+        members = sorted(unsorted, key=lambda member: -scores[member])
+        best_whole = next((member for member in members if whole[member]), None)
+        if best_whole is None:
+            xyxy[row], open_edges[row] = _around_pieces(boxes.xyxy[members], cut[members])
+        else:
+            xyxy[row] = boxes.xyxy[best_whole]
+        label = _label([(labels[member], weights[member]) for member in members])
+        best_labels.append(label)
+        best_scores.append(next(scores[member] for member in members if labels[member] == label))
+    joined = Boxes(xyxy, np.array(best_scores, np.float32), np.array(best_labels, np.intp))
+    return Merged(concatenate([boxes.take(alone), joined]), np.concatenate([cut[alone], open_edges]))
 
 
-def _one_box(boxes: Boxes, cut: Flags, members: Integers) -> tuple[Boxes, Flags]:
-    """Return the box of a cluster, and its open edges."""
-    members = members[np.argsort(-boxes.scores[members], kind="stable")]
-    open_edges = cut[members]
-    whole = np.flatnonzero(~open_edges.any(axis=1))
-    parts = boxes.xyxy[members]
-    if whole.size:  # members are sorted by score, so this is the best whole box
-        xyxy, rim = parts[whole[0]], np.zeros(4, np.bool_)
-    else:
-        xyxy = np.concatenate([parts[:, :2].min(axis=0), parts[:, 2:].max(axis=0)])
-        # An edge stays open if the piece that reaches farthest is cut there.
-        rim = (open_edges & (np.abs(parts - xyxy) < 1)).any(axis=0)
-    label = _label(boxes, members)
-    score = boxes.scores[members[boxes.labels[members] == label]].max()
-    return Boxes(xyxy[None], np.array([score], np.float32), np.array([label], np.intp)), rim[None]
+def _around_pieces(pieces: Floats, open_edges: Flags) -> tuple[Floats, Flags]:
+    """Return the box around the pieces of an object, and its open edges."""
+    xyxy: Floats = np.concatenate([pieces[:, :2].min(axis=0), pieces[:, 2:].max(axis=0)])
+    # An edge stays open if the piece that reaches farthest is cut there.
+    return xyxy, (open_edges & (np.abs(pieces - xyxy) < 1)).any(axis=0)
 
 
-def _label(boxes: Boxes, members: Integers) -> int:
-    """Return the label with the largest score times area; in a tie, that of the box with the highest score."""
-    weights = boxes.scores[members] * areas(boxes.xyxy[members])
+def _label(weighted: Sequence[tuple[int, float]]) -> int:
+    """Return the label with the largest sum of weights; in a tie, the first."""
     totals: dict[int, float] = {}
-    for label, weight in zip(boxes.labels[members].tolist(), weights.tolist(), strict=True):
+    for label, weight in weighted:
         totals[label] = totals.get(label, 0.0) + weight
     return max(totals, key=totals.__getitem__)
 

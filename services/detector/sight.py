@@ -91,7 +91,7 @@ def look_at(pixels: Pixels, xyxy: Floats) -> Sight | None:
     step = max(1, round(math.sqrt(width * height / SAMPLES)))
     x, y = round((left + right - width) / 2), round(top + INNER_TOP * (bottom - top))
     patch = _samples(pixels, (x, y), (int(width / step), int(height / step)), step)
-    if patch is None or min(patch.shape) < LEAST_SIDE or patch.std() < LEAST_CONTRAST:
+    if patch is None or min(patch.shape) < LEAST_SIDE or cv2.meanStdDev(patch)[1][0, 0] < LEAST_CONTRAST:
         return None
     return Sight(patch, step, (x - left, y - top))
 

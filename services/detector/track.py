@@ -1,15 +1,15 @@
-"""One tracked object: where it is expected to be, and which label it has."""
+"""Tracked objects: where they are expected to be, and which label each has."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from services.detector.boxes import Flags, Floats, Integers
-from services.detector.sight import Sight, look_at
-from services.detector.tiles import Pixels
+from services.detector.sight import Sight
 
 SMOOTHING_S = 0.4
 """Time constant of the velocity's smoothing: the model's boxes jitter even around an object that stands still."""
@@ -48,16 +48,8 @@ class Track:
         """The label with the largest accumulated score."""
         return max(self.votes, key=self.votes.__getitem__)
 
-    def expected(self, now_ns: int) -> Floats:
-        """Return its box at an instant, if it continues its movement."""
-        shift = self.velocity * np.float32((now_ns - self.at_ns) * 1e-9)
-        moved: Floats = self.xyxy + np.concatenate([shift, shift])
-        return moved
-
-    def see(self, xyxy: Floats, open_edges: Flags, score: float, label: int, now_ns: int) -> None:
-        """Record a sighting by the model."""
-        # An edge cut by a tile, in the previous or this sighting, carries no information about the movement.
-        self._move(xyxy, ~open_edges & ~self.open_edges, now_ns)
+    def see(self, open_edges: Flags, score: float, label: int, now_ns: int) -> None:
+        """Record a sighting by the model, to which :func:`move` has moved it."""
         self.seen += 1
         self.score = score
         self.open_edges = open_edges & self.open_edges
@@ -74,15 +66,6 @@ class Track:
         # A slow object is still near its expected position after a longer time: it has moved by a part of its width
         # only.
         return elapsed_s <= PLACED_S or moved_px <= STILL * float(self.xyxy[2] - self.xyxy[0])
-
-    def follow(self, pixels: Pixels, now_ns: int) -> None:
-        """Search for it around its expected position."""
-        if self.sight is None:
-            return
-        found = self.sight.find(pixels, self.expected(now_ns), (now_ns - self.at_ns) * 1e-9)
-        if found is not None:
-            self._move(found, np.ones(4, np.bool_), now_ns)
-            self.sight = look_at(pixels, found)
 
     def to_state(self) -> dict[str, Any]:
         """Return its state as plain values."""
@@ -122,14 +105,41 @@ class Track:
             seen=int(state["seen"]),
         )
 
-    def _move(self, xyxy: Floats, measured: Flags, now_ns: int) -> None:
-        elapsed_s = (now_ns - self.at_ns) * 1e-9
-        if elapsed_s > 0:
-            # Rows are the top left and the bottom right corner. The shift of an axis is the mean over its measured
-            # edges; an axis without one keeps its velocity.
-            sides = measured.reshape(2, 2)
-            error = np.where(sides, (xyxy - self.expected(now_ns)).reshape(2, 2), 0).sum(axis=0)
-            error /= np.maximum(sides.sum(axis=0), 1)
-            weight = 1 - np.exp(-elapsed_s / SMOOTHING_S)
-            self.velocity = (self.velocity + weight * error / elapsed_s).astype(np.float32)
-        self.xyxy, self.at_ns = xyxy, now_ns
+
+def expected_boxes(tracks: Sequence[Track], now_ns: int) -> Floats:
+    """Return the boxes of tracks at an instant, ``(n, 4)``, if they continue their movement."""
+    if not tracks:
+        return np.zeros((0, 4), np.float32)
+    elapsed_s = np.array([(now_ns - track.at_ns) * 1e-9 for track in tracks], np.float32)
+    shift = np.concatenate([track.velocity for track in tracks]).reshape(-1, 2) * elapsed_s[:, None]
+    moved: Floats = np.concatenate([track.xyxy for track in tracks]).reshape(-1, 4) + np.tile(shift, 2)
+    return moved
+
+
+def move(tracks: Sequence[Track], xyxy: Floats, measured: Flags, now_ns: int) -> None:
+    """Move tracks to where they are now, and update their velocities.
+
+    All tracks together, because each step of NumPy costs as much for one track as for all.
+
+    Args:
+        tracks: The tracks, each once.
+        xyxy: Box of each: ``(n, 4)``.
+        measured: Which edges of each box are the object's own: ``(n, 4)``.
+        now_ns: The instant.
+    """
+    if not tracks:
+        return
+    elapsed_s = np.array([(now_ns - track.at_ns) * 1e-9 for track in tracks])[:, None]
+    # Of each box, rows are the top left and the bottom right corner. The shift of an axis is the mean over its measured
+    # edges; an axis without one keeps its velocity.
+    sides = measured.reshape(-1, 2, 2)
+    error = np.where(sides, (xyxy - expected_boxes(tracks, now_ns)).reshape(-1, 2, 2), 0).sum(axis=1)
+    error /= np.maximum(sides.sum(axis=1), 1)
+    # A track that is already there, or a clock that runs back, tells nothing about the velocity.
+    forward = elapsed_s > 0
+    weight = 1 - np.exp(-elapsed_s / SMOOTHING_S, where=forward, out=np.ones_like(elapsed_s))
+    before = np.concatenate([track.velocity for track in tracks]).reshape(-1, 2)
+    after = (before + weight * error / np.where(forward, elapsed_s, 1)).astype(np.float32)
+    velocity = np.where(forward, after, before)
+    for index, track in enumerate(tracks):
+        track.velocity, track.xyxy, track.at_ns = velocity[index], xyxy[index], now_ns

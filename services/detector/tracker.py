@@ -31,7 +31,7 @@ from services.detector.boxes import (
 from services.detector.merge import Merged
 from services.detector.sight import look_at
 from services.detector.tiles import Pixels
-from services.detector.track import Track
+from services.detector.track import Track, expected_boxes, move
 
 PIECE_INSIDE = 0.6
 """Least share of a piece inside the box of the object that it belongs to."""
@@ -84,11 +84,16 @@ class Tracker:
         xyxy = boxes.xyxy.copy()
         labels = boxes.labels.copy()
         before = list(self._tracks)
-        for index, track, completed in self._pairs(found, captured_ns):
-            track.see(
-                completed, found.open_edges[index], float(boxes.scores[index]), int(boxes.labels[index]), captured_ns
-            )
-            numbers[index], xyxy[index], labels[index] = track.number, completed, track.label
+        indices, matched, completed = self._pairs(found, captured_ns)
+        if matched:
+            open_edges = found.open_edges[indices]
+            # An edge cut by a tile, in the previous or this sighting, carries no information about the movement.
+            measured = ~open_edges & ~np.stack([track.open_edges for track in matched])
+            move(matched, completed, measured, captured_ns)
+            xyxy[indices] = completed
+            for index, track in zip(indices, matched, strict=True):
+                track.see(found.open_edges[index], float(boxes.scores[index]), int(boxes.labels[index]), captured_ns)
+                numbers[index], labels[index] = track.number, track.label
         # After the matching, a further piece of a matched object must not begin a track of its own.
         told = self._without_further_pieces(found, xyxy, numbers)
         for index in told:
@@ -99,14 +104,14 @@ class Tracker:
         numbers = [numbers[index] for index in told]
         if not known:
             return Known(together, numbers, [0] * len(numbers))
-        expected = Boxes(
-            np.stack([track.expected(captured_ns) for track in known]),
+        moved_on = Boxes(
+            expected_boxes(known, captured_ns),
             np.array([track.score for track in known], np.float32),
             np.array([track.label for track in known], np.intp),
         )
         return _sorted(
             together,
-            expected,
+            moved_on,
             numbers + [track.number for track in known],
             [0] * len(numbers) + [captured_ns - track.seen_ns for track in known],
         )
@@ -115,23 +120,31 @@ class Tracker:
         """Move the tracked objects to where they appear in a frame, before the model runs on a part of it."""
         self._forget(captured_ns)
         # Follow the most certain objects only, to bound the time of a crowded frame.
-        for track in sorted(self._tracks, key=lambda track: -track.score)[:FOLLOWED]:
-            track.follow(pixels, captured_ns)
+        tracks = sorted(self._tracks, key=lambda track: -track.score)[:FOLLOWED]
+        found: list[Track] = []
+        places: list[Floats] = []
+        for track, place in zip(tracks, expected_boxes(tracks, captured_ns), strict=True):
+            if track.sight is None:
+                continue
+            now_at = track.sight.find(pixels, place, (captured_ns - track.at_ns) * 1e-9)
+            if now_at is not None:
+                found.append(track)
+                places.append(now_at)
+        if found:
+            move(found, np.stack(places), np.ones((len(found), 4), np.bool_), captured_ns)
 
     def remember(self, pixels: Pixels, captured_ns: int) -> None:
-        """Save the appearance of the objects found in a frame. Call it after the update."""
+        """Save the appearance of the objects found or followed in a frame. Call it after the update."""
         for track in self._tracks:
-            if track.seen_ns == captured_ns:
+            # An object that was followed may be found too, so its appearance is taken once, here.
+            if track.at_ns == captured_ns:
                 track.sight = look_at(pixels, track.xyxy)
 
     def expected(self, captured_ns: int) -> tuple[Floats, Flags]:
         """Return the expected boxes of all tracked objects, ``(n, 4)``, and which of their edges are unknown."""
         if not self._tracks:
             return no_boxes().xyxy, np.zeros((0, 4), np.bool_)
-        return (
-            np.stack([track.expected(captured_ns) for track in self._tracks]),
-            np.stack([track.open_edges for track in self._tracks]),
-        )
+        return expected_boxes(self._tracks, captured_ns), np.stack([track.open_edges for track in self._tracks])
 
     def to_state(self) -> dict[str, Any]:
         """Return the state from which a successor resumes the same numbers, as plain values."""
@@ -198,40 +211,38 @@ class Tracker:
         if looked is None:
             shares = np.ones(len(unseen))
         else:
-            expected = np.stack([track.expected(captured_ns) for track in unseen])
+            places = expected_boxes(unseen, captured_ns)
             # Tiles overlap, so use the largest share inside a single tile.
-            common = intersections(expected, looked).max(axis=1, initial=0)
-            shares = common / np.maximum(areas(expected), np.float32(1e-6))
+            common = intersections(places, looked).max(axis=1, initial=0)
+            shares = common / np.maximum(areas(places), np.float32(1e-6))
         for track, share in zip(unseen, shares, strict=True):
             track.missing = track.missing or bool(share >= LOOKED_SHARE)
         return [track for track in unseen if not track.missing and track.is_placed(captured_ns)]
 
-    def _pairs(self, found: Merged, captured_ns: int) -> list[tuple[int, Track, Floats]]:
+    def _pairs(self, found: Merged, captured_ns: int) -> tuple[list[int], list[Track], Floats]:
         """Match boxes and objects, the nearest first. Return index, track and completed box of each match."""
         boxes = found.boxes
         if not self._tracks or not len(boxes):
-            return []
-        expected, open_edges = self.expected(captured_ns)
+            return [], [], no_boxes().xyxy
+        places, open_edges = self.expected(captured_ns)
         # Compare each box and object as if neither were cut: an open edge of one takes the other's position.
-        completed = _complete(boxes.xyxy[:, None], found.open_edges[:, None], expected[None])
-        awaited = _complete(expected[None], open_edges[None], boxes.xyxy[:, None])
+        completed = _complete(boxes.xyxy[:, None], found.open_edges[:, None], places[None])
+        awaited = _complete(places[None], open_edges[None], boxes.xyxy[:, None])
         nearness = distance_of_pairs(completed, awaited)
         groups = np.array([track.group for track in self._tracks])
         # Rivals may match, because the model confuses their labels; all others never do.
-        nearness[self.groups[boxes.labels][:, None] != groups[None, :]] = -np.inf
-        pairs: list[tuple[int, Track, Floats]] = []
-        taken_boxes: set[int] = set()
-        taken_tracks: set[int] = set()
+        near = (nearness >= self.threshold) & (self.groups[boxes.labels][:, None] == groups[None, :])
+        indices, rows = np.nonzero(near)
         # Match greedily, the nearest pair first.
-        for flat in np.argsort(-nearness, axis=None, kind="stable"):
-            index, row = divmod(int(flat), len(self._tracks))
-            if nearness[index, row] < self.threshold:
-                break  # all further pairs are less alike
-            if index not in taken_boxes and row not in taken_tracks:
-                taken_boxes.add(index)
-                taken_tracks.add(row)
-                pairs.append((index, self._tracks[row], completed[index, row]))
-        return pairs
+        order = np.argsort(-nearness[indices, rows], kind="stable")
+        taken: dict[int, int] = {}
+        taken_rows: set[int] = set()
+        for index, row in zip(indices[order].tolist(), rows[order].tolist(), strict=True):
+            if index not in taken and row not in taken_rows:
+                taken[index] = row
+                taken_rows.add(row)
+        matched = list(taken.values())
+        return list(taken), [self._tracks[row] for row in matched], completed[list(taken), matched]
 
 
 def _complete(xyxy: Floats, open_edges: Flags, others: Floats) -> Floats:

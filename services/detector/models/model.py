@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import structlog
 
-from services.detector.boxes import Boxes
+from services.detector.boxes import Boxes, no_boxes
 from services.detector.config import DetectorSection
 from services.detector.models.bundle import DEFAULT_BUNDLE, Manifest, read_bundle
 from services.detector.models.choose import Candidates, Chooser, usable
@@ -140,6 +140,8 @@ class Model:
 
     def _boxes(self, candidates: Candidates, placement: Placement, tile: Pixels) -> Boxes:
         """Drop invalid boxes, and clip the others to the tile."""
+        if not len(candidates.scores):
+            return no_boxes()
         height_px, width_px = tile.shape[:2]
         with np.errstate(invalid="ignore", over="ignore"):
             xyxy = placement.in_tile(candidates.xyxy)
@@ -152,7 +154,7 @@ class Model:
             # In any order: the suppression of duplicates sorts by score.
             best = np.argpartition(-scores, MOST_BOXES)[:MOST_BOXES]
             xyxy, scores, labels = xyxy[best], scores[best], labels[best]
-        xyxy = np.clip(xyxy, 0, np.array([width_px, height_px, width_px, height_px], np.float32))
+        xyxy = np.minimum(np.maximum(xyxy, 0), np.array([width_px, height_px, width_px, height_px], np.float32))
         return Boxes(xyxy.astype(np.float32, copy=False), np.minimum(scores, np.float32(1)), labels)
 
     def _reject(self, xyxy: Array, scores: Array) -> None:

@@ -112,6 +112,23 @@ def test_the_most_certain_box_comes_first() -> None:
     assert merge(tiles, found, 0.5, 0.6).scores.tolist() == pytest.approx([0.9, 0.7, 0.5])
 
 
+def test_a_box_without_a_score_is_dropped_in_company_and_alone() -> None:
+    nothing, person = (100, 100, 150, 250, 0.0, 0), (300, 100, 350, 250, 0.7, 0)
+    tiles = plan_tiles(600, 1000, 600, 200)
+    assert len(merge(tiles, [boxes(nothing), no_boxes()], 0.5, 0.6)) == 0
+    assert merge(tiles, [boxes(nothing, person), no_boxes()], 0.5, 0.6).scores.tolist() == pytest.approx([0.7])
+
+
+def test_the_label_with_most_area_and_score_wins_with_its_own_score() -> None:
+    tiles = [tile for tile in plan_tiles(400, 900, 400, 275) if tile.x_px <= 480 and tile.x_px + tile.width_px >= 500]
+    rows = [(440, 100, 480, 200, 0.9, 2), (439, 100, 480, 202, 0.6, 4), (440, 99, 481, 200, 0.7, 4)]
+    found = [seen(*pair) for pair in zip(tiles, rows, strict=True)]
+    merged = merge(tiles, found, 0.5, 0.6, [("car", "bus", "truck")])
+    assert merged.labels.tolist() == [4]
+    assert merged.scores.tolist() == pytest.approx([0.7])
+    assert merged.xyxy.tolist() == [[440, 100, 480, 200]], "the box is that of the best"
+
+
 def test_without_detections_there_are_no_boxes() -> None:
     tiles = plan_tiles(600, 1000, 600, 200)
     assert len(merge(tiles, [no_boxes(), no_boxes()], 0.5, 0.6)) == 0

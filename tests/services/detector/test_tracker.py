@@ -11,6 +11,7 @@ import pytest
 from services.detector.boxes import Boxes
 from services.detector.merge import Merged
 from services.detector.tiles import Pixels
+from services.detector.track import Track, move
 from services.detector.tracker import Known
 from services.detector.tracker import Tracker as Following
 
@@ -174,9 +175,68 @@ def test_a_person_that_is_not_looked_at_is_followed_in_the_pixels(speed_px: int)
         now_ns, left = step * SECOND // 5, 800 + step * speed_px
         tracker.follow(scene(left), now_ns)
         known = tracker.update(merged(people()), now_ns, LEFT)
+        tracker.remember(scene(left), now_ns)
         assert known.tracks == [1]
         assert known.boxes.xyxy[0] == pytest.approx([left, 100, left + 60, 250], abs=3)
         assert known.ages_ns == [now_ns], "the sighting of the model counts"
+
+
+def tracks_at(instants: Sequence[int]) -> list[Track]:
+    random = np.random.default_rng(7)
+    return [
+        Track(
+            number=number,
+            group=0,
+            xyxy=random.uniform(0, 900, 4).astype(np.float32),
+            velocity=random.uniform(-90, 90, 2).astype(np.float32),
+            seen_ns=at_ns,
+            score=0.5,
+            votes={0: 0.5},
+            open_edges=np.zeros(4, np.bool_),
+            at_ns=at_ns,
+        )
+        for number, at_ns in enumerate(instants)
+    ]
+
+
+def test_tracks_that_move_together_move_as_each_alone() -> None:
+    """One of them is already there, and the clock of one runs back: they keep their velocity."""
+    instants = [0, SECOND // 5, SECOND, 2 * SECOND]
+    together, alone, before = tracks_at(instants), tracks_at(instants), tracks_at(instants)
+    random = np.random.default_rng(8)
+    xyxy = random.uniform(0, 900, (4, 4)).astype(np.float32)
+    measured = np.array([[True] * 4, [False, True, True, False], [True] * 4, [True] * 4])
+    move(together, xyxy, measured, SECOND)
+    for index, one in enumerate(alone):
+        move([one], xyxy[index : index + 1], measured[index : index + 1], SECOND)
+        assert one.to_state() == together[index].to_state()
+        assert one.at_ns == SECOND
+        assert one.xyxy.tolist() == xyxy[index].tolist()
+    changed = [(one.velocity != old.velocity).any() for one, old in zip(together, before, strict=True)]
+    assert changed == [True, True, False, False]
+    # Left and bottom of the second are hidden, so its right edge tells its movement in x, and its top edge that in y.
+    second = before[1]
+    error = (xyxy[1] - (second.xyxy + np.tile(second.velocity * np.float32(0.8), 2)))[[2, 1]]
+    wanted = second.velocity + (1 - np.exp(-0.8 / 0.4)) * error / 0.8
+    np.testing.assert_allclose(together[1].velocity, wanted, rtol=1e-5)
+
+
+def test_the_appearance_is_that_of_the_last_frame() -> None:
+    """One whose coat changes by and by is followed, though the first and the last coat have little in common."""
+    random = np.random.default_rng(5)
+    coats = random.integers(0, 256, (2, 13, 6, 3)).repeat(12, 1).repeat(10, 2)[:, :150]
+    ground = random.integers(90, 110, (300, 1600, 3)).astype(np.uint8)
+    tracker = following()
+    tracker.update(merged(people(800)), 0)
+    for step in range(11):
+        now_ns, left = step * SECOND // 5, 800 + step * 8
+        drawn = ground.copy()
+        drawn[100:250, left : left + 60] = coats[0] + (coats[1] - coats[0]) * (step / 10)
+        tracker.follow(drawn, now_ns)
+        if step:
+            known = tracker.update(merged(people()), now_ns, LEFT)
+            assert boxes_of(known)[0] == pytest.approx([left, 100, left + 60, 250], abs=3)
+        tracker.remember(drawn, now_ns)
 
 
 def test_a_person_that_is_no_longer_seen_is_not_reported() -> None:
@@ -186,6 +246,7 @@ def test_a_person_that_is_no_longer_seen_is_not_reported() -> None:
     for step in range(1, 4):
         tracker.follow(scene(800 + step * 20), step * SECOND // 5)
         tracker.update(merged(people()), step * SECOND // 5, LEFT)
+        tracker.remember(scene(800 + step * 20), step * SECOND // 5)
     for step in range(4, 7):
         tracker.follow(scene(0, dark=True), step * SECOND // 5)
         known = tracker.update(merged(people()), step * SECOND // 5, LEFT)

@@ -56,6 +56,37 @@ def test_each_class_has_its_own_threshold() -> None:
     assert chosen.rows.tolist() == [1]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("with_factor", [False, True])
+@pytest.mark.parametrize("thresholds", [(0.4, 0.4, 0.4), (0.9, 0.3, 0.6), (0.0, 0.5, 1.0)])
+def test_each_row_is_chosen_by_its_best_class(
+    dtype: str, with_factor: bool, thresholds: tuple[float, float, float]
+) -> None:
+    random = np.random.default_rng(1)
+    scores = random.choice([0, 0.3, 0.4, 0.5, 0.6, 0.9, 1, np.nan, -np.inf, np.inf], (500, 6)).astype(dtype)
+    factor = random.choice([0, 0.5, 0.8, 1, 2, np.nan], 500).astype(dtype) if with_factor else None
+    rows, best, labels = [], [], []
+    for row, values in enumerate(scores[:, [4, 0, 2]].astype(np.float32)):
+        label = int(values.argmax())
+        with np.errstate(invalid="ignore"):
+            score = values[label] * (np.float32(1) if factor is None else np.float32(factor[row]))
+        if not score < np.float32(thresholds[label]):
+            rows.append(row)
+            best.append(score)
+            labels.append(label)
+    assert 0 < len(rows) < len(scores)
+    chosen = Chooser((4, 0, 2), thresholds).dense(scores, factor)
+    assert chosen.rows.tolist() == rows
+    assert chosen.labels.tolist() == labels
+    assert chosen.scores.dtype == np.float32
+    np.testing.assert_array_equal(chosen.scores, best)
+
+
+def test_no_row_is_chosen_if_all_are_below() -> None:
+    chosen = Chooser((1,), (0.5,)).dense(np.zeros((7, 3), np.float32))
+    assert (len(chosen.rows), len(chosen.scores), len(chosen.labels)) == (0, 0, 0)
+
+
 def test_boxes_of_unwanted_or_unknown_classes_are_dropped() -> None:
     scores = np.array([0.9, 0.9, 0.9, 0.9, 0.9, 0.1, np.nan], np.float32)
     classes = np.array([0, 1, 2, 77, -1, 0, 0])
