@@ -62,6 +62,13 @@ def open_session(path: Path, file: OnnxFile, providers: tuple[str, ...], cpuinfo
         # This makes ONNX Runtime shift int8 weights to uint8, whose kernels sum in 32 bits: slower, but exact.
         options.add_session_config_entry("session.x64quantprecision", "1")
         log.info("int8 made exact", reason="this processor has no VNNI: 8-bit weights could saturate")
+    elif file.runtime_format and not has_exact_int8(cpuinfo):
+        # ONNX Runtime changes weights only while it optimises a graph, which has been done for such a file.
+        log.warning(
+            "int8 not made exact",
+            reason="this processor has no VNNI: if the file has 8-bit weights, they could saturate, unless it was made "
+            "with session.x64quantprecision=1",
+        )
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=list(dict.fromkeys([*usable, CPU])))
     except Exception as error:  # noqa: BLE001  onnxruntime's own errors share no base but Exception
