@@ -117,7 +117,7 @@ async def _replay(configuration: RelayConfiguration, channel: AbstractChannel, l
     if queue not in {names.group(one) for one in configuration.relay.groups}:
         raise ServiceError(f"{id_of(letter)} was in the queue {queue!r}, which is of none of relay.groups")
     # A replayed frame begins anew, without the counts and reasons of its earlier deliveries.
-    ours = ("x-death", "x-first-death", "x-last-death", "x-delivery-count", REASON, WORKER, GROUP)
+    ours = ("x-death", "x-first-death", "x-last-death", "x-delivery-count", "x-acquired-count", REASON, WORKER, GROUP)
     headers = {name: value for name, value in letter.headers.items() if not name.startswith(ours)}
     sent = aio_pika.Message(
         letter.body,
