@@ -160,7 +160,8 @@ def _described(letter: Letter) -> dict[str, Any]:
         "reason": reason_of(letter),
         "detector": letter.headers.get(WORKER),
         "group": letter.headers.get(GROUP) or str(death_of(letter).get("queue", "")).rpartition(".")[2],
-        "deliveries": deliveries(letter) + 1,
+        # RabbitMQ 4 omits the number of deliveries if it moved the letter itself, after the last of several.
+        "deliveries": deliveries(letter) + 1 if deliveries(letter) or REASON in letter.headers else None,
         "traceparent": letter.headers.get("traceparent"),
     }
     try:
@@ -177,6 +178,7 @@ def _print_list(letters: list[Letter], *, as_json: bool) -> None:
         return
     for letter in letters:
         told = _described(letter)
-        print(f"{told['id']}  {told['reason']}  (detector {told['detector'] or '?'}, delivered {told['deliveries']})")
+        times = told["deliveries"] or "?"
+        print(f"{told['id']}  {told['reason']}  (detector {told['detector'] or '?'}, delivered {times})")
     if not letters:
         print("there are no dead letters")
