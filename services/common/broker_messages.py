@@ -1,23 +1,37 @@
-"""Messages of the broker: made with the trace of their frame, and published without loss.
+"""Channels, queues and messages of the broker. Messages have the trace of their frame, and are published without loss.
 
-Source: RabbitMQ's guides "Quorum Queues" and "Consumer Acknowledgements and Publisher Confirms".
+Source: RabbitMQ's guides "Quorum Queues", "Consumer Acknowledgements and Publisher Confirms" and "Consumer Cancel
+Notifications".
 """
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Mapping
 from typing import Any, Final
 
 import aio_pika
-from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange, AbstractIncomingMessage
-from aio_pika.exceptions import DeliveryError
+import structlog
+from aio_pika.abc import (
+    AbstractChannel,
+    AbstractConnection,
+    AbstractExchange,
+    AbstractIncomingMessage,
+    AbstractQueue,
+)
+from aio_pika.exceptions import ChannelPreconditionFailed, DeliveryError
 from pamqp.commands import Basic
 
 from services.common.reference import trace_id
 
 CONFIRM_TIMEOUT_S: Final = 15.0
 """Longest wait for a confirmation. An expiry counts as a lost connection."""
+NO_DELIVERY_LIMIT: Final = 1_000_000
+"""Delivery limit of a quorum queue whose messages must never be dropped. Without one, RabbitMQ 4 drops a message after
+20 deliveries. The number -1 removes the limit there, but RabbitMQ 3.10 would drop a message after the first one."""
+
+log = structlog.get_logger()
 
 
 class BrokerRefused(Exception):
@@ -70,11 +84,51 @@ async def publish(exchange: AbstractExchange, sent: Any, routing_key: str = "", 
 
 
 async def open_channel(connection: AbstractConnection, *, prefetch: int = 0) -> AbstractChannel:
-    """Open a channel with publisher confirms, limited to ``prefetch`` unacknowledged deliveries if that is not 0."""
+    """Open a channel with publisher confirms, limited to ``prefetch`` unacknowledged deliveries if that is not 0.
+
+    If the broker cancels a consumer of the channel, the connection is closed.
+    """
     channel = await connection.channel(publisher_confirms=True)
     if prefetch:
         await channel.set_qos(prefetch_count=prefetch)
+    loop, closing = asyncio.get_running_loop(), set[asyncio.Task[None]]()
+
+    def cancelled(_frame: object) -> None:
+        # The broker cancels a consumer if its queue is deleted, and from RabbitMQ 4.3 on also if a message was not
+        # acknowledged for half an hour. A consumer that does not know it would wait for deliveries forever. In a task,
+        # because the channel that calls this must not wait for its own end.
+        log.warning("the broker has cancelled a consumer: its queue was deleted, or a message took too long")
+        closing.add(loop.create_task(connection.close()))
+
+    (await channel.get_underlay_channel()).on_consumer_cancel_callbacks.add(cancelled)
     return channel
+
+
+async def declare_unlimited(
+    connection: AbstractConnection, channel: AbstractChannel, name: str, arguments: Mapping[str, Any]
+) -> AbstractQueue:
+    """Declare a durable quorum queue that keeps its messages however often they are delivered.
+
+    Args:
+        connection: The connection of the channel.
+        channel: Declares the queue.
+        name: Name of the queue.
+        arguments: Further arguments.
+
+    Raises:
+        ChannelPreconditionFailed: The queue exists with other arguments.
+    """
+    wanted = {"x-queue-type": "quorum", **arguments}
+    limited = {**wanted, "x-delivery-limit": NO_DELIVERY_LIMIT}
+    # Earlier versions declared the queue without the limit, which cannot be changed. Accept such a queue. In a channel
+    # of its own, because the broker closes the channel of a failed declaration.
+    trial = await open_channel(connection)
+    try:
+        await trial.declare_queue(name, durable=True, arguments=limited)
+    except ChannelPreconditionFailed:
+        return await channel.declare_queue(name, durable=True, arguments=wanted)
+    await trial.close()
+    return await channel.declare_queue(name, durable=True, arguments=limited)
 
 
 def deliveries_before(delivered: AbstractIncomingMessage) -> int:

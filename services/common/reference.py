@@ -6,10 +6,12 @@ reference is a JSON object. All input from a broker is untrusted.
 
 from __future__ import annotations
 
+import calendar
 import hashlib
 import json
 import math
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Self
@@ -34,6 +36,10 @@ _NUMBERS: Final = ("size_bytes", "epoch", "sequence", "captured_ns", "captured_w
 _BIGGEST: Final = (1 << 64) - 1
 """Largest number. JSON has no limit, but the ring's numbers have 64 bits."""
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._+-]+")
+SLICE_S: Final = 60
+"""Length of a slice: the addresses of frames that were captured in the same minute share a prefix."""
+_SLICE: Final = re.compile(r"\d{8}T\d{4}Z")
+_SLICE_FORMAT: Final = "%Y%m%dT%H%MZ"
 
 
 class BadReference(ValueError):
@@ -45,7 +51,7 @@ class Address:
     """Fields that all references share."""
 
     address: str
-    """Key within the configured storage, such as ``frames/panorama/7/42-0f3a.jpeg``; never a URL."""
+    """Key within the configured storage, such as ``frames/panorama/20261129T2051Z-7/42-0f3a.jpeg``; never a URL."""
     size_bytes: int
     sha256: str
     """SHA-256 of the object's bytes, in hexadecimal digits."""
@@ -169,18 +175,43 @@ class ResultReference(Address):
         return cls(**_common(content, RESULTS), **texts, frame_address=frame_address)
 
 
-def frame_address(stream: str, epoch: int, sequence: int, encoding: str, sha256: str) -> str:
+def frame_address(stream: str, epoch: int, sequence: int, captured_wall_ns: int, *, encoding: str, sha256: str) -> str:
     """Return a frame's address. It includes a digest of the content, so that no object is ever overwritten."""
-    return f"{FRAMES}/{stream}/{epoch}/{sequence}-{sha256[:16]}.{encoding}"
+    return f"{FRAMES}/{stream}/{_slice(captured_wall_ns)}-{epoch}/{sequence}-{sha256[:16]}.{encoding}"
 
 
-def result_prefix(stream: str, epoch: int, sequence: int, model: str) -> str:
+def result_prefix(stream: str, epoch: int, sequence: int, captured_wall_ns: int, model: str) -> str:
     """Return the prefix of the addresses of a frame's results by a model."""
     part = _UNSAFE.sub("_", model)
     if not _PART.fullmatch(part):  # too long, or with a dot first
         # A model may be named by its file, whose name may hold bytes that are not UTF-8, as surrogates.
         part = f"model-{hashlib.sha256(model.encode(errors='surrogatepass')).hexdigest()[:16]}"
-    return f"{RESULTS}/{stream}/{epoch}/{sequence}/{part}/"
+    return f"{RESULTS}/{stream}/{_slice(captured_wall_ns)}-{epoch}/{sequence}/{part}/"
+
+
+def slice_start_s(part: str) -> float | None:
+    """Return the first instant of a slice, in seconds since 1970.
+
+    Args:
+        part: The third part of an address: a slice and an epoch.
+
+    Returns:
+        None if the part is not the name of a slice. Addresses had only the epoch there before they had slices.
+    """
+    name = part.partition("-")[0]
+    if not _SLICE.fullmatch(name):
+        return None
+    try:
+        return float(calendar.timegm(time.strptime(name, _SLICE_FORMAT)))
+    except ValueError:  # such as a month 13
+        return None
+
+
+def _slice(captured_wall_ns: int) -> str:
+    """Return the name of the slice of a frame: the minute of its capture, in UTC."""
+    # A date, and not a number, so that the name cannot be an epoch, and operators can read it. The time of the capture,
+    # and not that of the write, so that each worker computes the same prefix for a frame.
+    return time.strftime(_SLICE_FORMAT, time.gmtime(captured_wall_ns // 10**9))
 
 
 def trace_id(key: str) -> str:

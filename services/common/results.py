@@ -11,7 +11,7 @@ from typing import Final
 import structlog
 from aio_pika.abc import AbstractConnection, AbstractIncomingMessage, AbstractQueue
 
-from services.common.broker_messages import open_channel
+from services.common.broker_messages import declare_unlimited, open_channel
 from services.common.broker_names import Names
 from services.common.detections import MAX_MESSAGE_BYTES, Detections, MalformedDetections, unpack
 from services.common.reference import BadReference, ResultReference
@@ -67,7 +67,8 @@ class ResultReader:
                 exclusive=True, arguments={"x-max-length": TRANSIENT_LENGTH, "x-overflow": "drop-head"}
             )
         else:
-            queue = await channel.declare_queue(self._queue_name, durable=True, arguments={"x-queue-type": "quorum"})
+            # Each end of a reader returns what it has not delivered, which counts as a delivery.
+            queue = await declare_unlimited(connection, channel, self._queue_name, {})
         await queue.bind(exchange)
         arrived: asyncio.Queue[tuple[AbstractIncomingMessage, asyncio.Task[Detections | None]]] = asyncio.Queue()
 

@@ -28,6 +28,7 @@ from services.common.remote_config import StorageSection
 from services.common.service import UnusableSetting
 
 if TYPE_CHECKING:
+    from obstore import ObjectMeta
     from obstore.store import ClientConfig
 
 CONNECT_TIMEOUT_S: Final = 3
@@ -203,10 +204,28 @@ class Storage:
             except StopAsyncIteration:
                 return
             for found in batch:
-                yield Listed(found["path"], found["size"], found["last_modified"].timestamp())
+                yield _listed(found)
+
+    async def folders(self, prefix: str) -> tuple[Sequence[str], Sequence[Listed]]:
+        """Return the next parts of the addresses that begin with a prefix, without the objects below them.
+
+        Args:
+            prefix: It must end with ``/``.
+
+        Returns:
+            The prefixes that are longer by one part, each with ``/`` at its end, and the objects that have no further
+            part.
+
+        Raises:
+            StorageUnavailable: They could not be listed.
+        """
+        found = await self._try(
+            obstore.list_with_delimiter_async(self._store, prefix=prefix), f"{prefix} is not listed"
+        )
+        return [f"{folder}/" for folder in found["common_prefixes"]], [_listed(one) for one in found["objects"]]
 
     async def remove_staged(self, prefix: str, older_than_s: float) -> int:
-        """Remove the temporary files of writers that died while they wrote an object to a folder.
+        """Remove what writers left in a folder that died while they wrote an object: temporary files, empty folders.
 
         Args:
             prefix: Prefix of the addresses to search.
@@ -217,7 +236,7 @@ class Storage:
         """
         if self._folder is None:
             return 0
-        return await asyncio.to_thread(_remove_staged, self._folder / prefix, time.time() - older_than_s)
+        return await asyncio.to_thread(_remove_staged, self._folder, self._folder / prefix, time.time() - older_than_s)
 
     async def _try(self, request: Any, what: str) -> Any:
         try:
@@ -236,6 +255,10 @@ class Storage:
                 raise StorageUnavailable(f"{what}: {self.url} refuses it: {reason}") from None
             # A server that answers with an error may fail at this address only, as another_address() explains.
             raise StorageUnavailable(f"{what}: {reason}", answered="status code: 5" in reason) from None
+
+
+def _listed(found: ObjectMeta) -> Listed:
+    return Listed(found["path"], found["size"], found["last_modified"].timestamp())
 
 
 def another_address(address: str, refusals: int) -> str:
@@ -289,9 +312,10 @@ def _remove_empty_folders(root: Path, path: Path) -> None:
             return
 
 
-def _remove_staged(folder: Path, before_s: float) -> int:
+def _remove_staged(root: Path, folder: Path, before_s: float) -> int:
     removed = 0
-    for place, _folders, names in os.walk(folder):
+    # From the innermost folders outwards, so that a folder is empty when its turn comes.
+    for place, _folders, names in os.walk(folder, topdown=False):
         for name in filter(_STAGED.search, names):
             path = Path(place, name)
             try:
@@ -300,4 +324,5 @@ def _remove_staged(folder: Path, before_s: float) -> int:
                     removed += 1
             except FileNotFoundError:
                 continue  # its writer has renamed it, or another sweep has removed it
+        _remove_empty_folders(root, Path(place, "any"))
     return removed

@@ -97,7 +97,7 @@ class FrameProcessor:
         check_deadline(reference)
         body = pack(detections)
         sha256 = hashlib.sha256(body).hexdigest()
-        prefix = result_prefix(reference.stream, reference.epoch, reference.sequence, self._model)
+        prefix = self._prefix(reference)
         # The digest in the address ensures that no object is ever replaced by a different one.
         address = f"{prefix}{sha256[:16]}"
         refusals = 0
@@ -118,7 +118,7 @@ class FrameProcessor:
 
     async def _found_before(self, reference: FrameReference) -> ResultReference | None:
         """Return the result that another worker stored before it died without publishing it, or None."""
-        prefix = result_prefix(reference.stream, reference.epoch, reference.sequence, self._model)
+        prefix = self._prefix(reference)
 
         async def find(_reference: FrameReference) -> tuple[str, memoryview] | None:
             async for found in self._storage.list(prefix):
@@ -139,6 +139,12 @@ class FrameProcessor:
         address, body = found
         return self._result_reference(
             reference, check_address(address, RESULTS), len(body), hashlib.sha256(body).hexdigest()
+        )
+
+    def _prefix(self, reference: FrameReference) -> str:
+        """Return the prefix of the addresses of a frame's results."""
+        return result_prefix(
+            reference.stream, reference.epoch, reference.sequence, reference.captured_wall_ns, self._model
         )
 
     def _result_reference(

@@ -117,7 +117,7 @@ async def _replay(configuration: RelayConfiguration, channel: AbstractChannel, l
     if queue not in {names.group(one) for one in configuration.relay.groups}:
         raise ServiceError(f"{id_of(letter)} was in the queue {queue!r}, which is of none of relay.groups")
     # A replayed frame begins anew, without the counts and reasons of its earlier deliveries.
-    ours = ("x-death", "x-first-death", "x-last-death", "x-delivery-count", REASON, WORKER, GROUP)
+    ours = ("x-death", "x-first-death", "x-last-death", "x-delivery-count", "x-acquired-count", REASON, WORKER, GROUP)
     headers = {name: value for name, value in letter.headers.items() if not name.startswith(ours)}
     sent = aio_pika.Message(
         letter.body,
@@ -160,7 +160,8 @@ def _described(letter: Letter) -> dict[str, Any]:
         "reason": reason_of(letter),
         "detector": letter.headers.get(WORKER),
         "group": letter.headers.get(GROUP) or str(death_of(letter).get("queue", "")).rpartition(".")[2],
-        "deliveries": deliveries(letter) + 1,
+        # RabbitMQ 4 omits the number of deliveries if it moved the letter itself, after the last of several.
+        "deliveries": deliveries(letter) + 1 if deliveries(letter) or REASON in letter.headers else None,
         "traceparent": letter.headers.get("traceparent"),
     }
     try:
@@ -177,6 +178,7 @@ def _print_list(letters: list[Letter], *, as_json: bool) -> None:
         return
     for letter in letters:
         told = _described(letter)
-        print(f"{told['id']}  {told['reason']}  (detector {told['detector'] or '?'}, delivered {told['deliveries']})")
+        times = told["deliveries"] or "?"
+        print(f"{told['id']}  {told['reason']}  (detector {told['detector'] or '?'}, delivered {times})")
     if not letters:
         print("there are no dead letters")

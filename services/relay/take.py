@@ -176,7 +176,14 @@ class Taker:
         sha256 = hashlib.sha256(data).hexdigest()
         live = section.policy == "live"
         return FrameReference(
-            address=frame_address(self._stream, frame.epoch, frame.sequence, section.encoding, sha256),
+            address=frame_address(
+                self._stream,
+                frame.epoch,
+                frame.sequence,
+                frame.captured_wall_ns,
+                encoding=section.encoding,
+                sha256=sha256,
+            ),
             size_bytes=len(data),
             sha256=sha256,
             stream=self._stream,

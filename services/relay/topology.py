@@ -11,7 +11,7 @@ from typing import Any, Final
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange, AbstractQueue
 from aio_pika.exceptions import ChannelNotFoundEntity
 
-from services.common.broker_messages import open_channel
+from services.common.broker_messages import declare_unlimited, open_channel
 from services.common.broker_names import Names
 from services.relay.config import RelaySection
 
@@ -43,16 +43,14 @@ async def declare(
         await channel.declare_exchange(name, "fanout", durable=True)
         for name in (names.frames, names.results, names.dropped, names.dead)
     ]
-    settled = await channel.declare_queue(
-        names.settled,
-        durable=True,
-        arguments={"x-queue-type": "quorum", "x-max-length": SETTLED_LENGTH, "x-overflow": "drop-head"},
+    settled = await declare_unlimited(
+        connection, channel, names.settled, {"x-max-length": SETTLED_LENGTH, "x-overflow": "drop-head"}
     )
     for exchange in (results, dropped, dead):
         await settled.bind(exchange)
     # Do not use a quorum queue: reading the letters requeues them, which counts as a delivery there, and RabbitMQ 4
-    # drops a message after 20 deliveries.
-    letters = await channel.declare_queue(names.dead, durable=True)
+    # drops a message after 20 deliveries. Name the type, because the default of a virtual host may be another one.
+    letters = await channel.declare_queue(names.dead, durable=True, arguments={"x-queue-type": "classic"})
     await letters.bind(dead)
     for group in section.groups:
         queue = await channel.declare_queue(names.group(group), durable=True, arguments=queue_arguments(names, section))

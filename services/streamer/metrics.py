@@ -168,6 +168,46 @@ class StitchingCollector(Collector):
         yield from (up, cause, skew, placed, *fits.values(), *coverage.values())
 
 
+class WorkerCollector(Collector):
+    """Converts what the streamer's status says of the detectors of a queue to metrics.
+
+    A detector that the streamer has forgotten has no metrics, so that their number is bounded.
+    """
+
+    def __init__(self, statuses: Mapping[str, Mapping[str, Any]]) -> None:
+        # The streamer's own document: those of other services are untrusted.
+        results = _mapping(_mapping(statuses.get("streamer", {}).get("details")).get("results"))
+        self._workers: list[Mapping[str, Any]] = results.get("workers", [])
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics of every detector."""
+        labels = ["group", "worker"]
+        up = GaugeMetricFamily("framebus_worker_up", "1 if results of the detector arrive, 0 if not", labels=labels)
+        results = CounterMetricFamily(
+            "framebus_worker_results", "Results of the detector that have arrived", labels=labels
+        )
+        rate = GaugeMetricFamily("framebus_worker_fps", "Results per second, over the last seconds", labels=labels)
+        age = GaugeMetricFamily(
+            "framebus_worker_age_seconds", "Seconds since the detector's last result arrived", labels=labels
+        )
+        latency = SummaryMetricFamily(
+            "framebus_worker_latency_seconds",
+            "Seconds from a frame's capture to the arrival of its result, over the last seconds",
+            labels=labels,
+        )
+        for worker in self._workers:
+            place = [worker["group"], worker["worker"]]
+            up.add_metric(place, float(not worker["silent"]))
+            results.add_metric(place, worker["frames"])
+            rate.add_metric(place, worker["fps"])
+            age.add_metric(place, worker["age_s"])
+            for quantile, key in QUANTILES.items():
+                seconds = math.nan if worker[key] is None else worker[key] / 1e3
+                where = dict(zip(labels, place, strict=True)) | {"quantile": quantile}
+                latency.add_sample(latency.name, where, seconds)
+        yield from (up, results, rate, age, latency)
+
+
 class ConnectionCollector(Collector):
     """Converts the counts of the web server's connections to metrics."""
 
@@ -210,6 +250,7 @@ def render(
     registry.register(StatusCollector(statuses))
     registry.register(StitchingCollector(statuses))
     registry.register(StreamCollector(streams))
+    registry.register(WorkerCollector(statuses))
     if connections is not None:
         registry.register(ConnectionCollector(connections))
     ProcessCollector(registry=registry)

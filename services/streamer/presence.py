@@ -26,10 +26,10 @@ MAX_SERVICES = 64
 
 @dataclass(frozen=True, slots=True)
 class Absent:
-    """A service or camera that is silent or unhealthy."""
+    """A service, camera or worker that is silent or unhealthy."""
 
     kind: str
-    """``service`` or ``camera``."""
+    """``service``, ``camera``, or ``worker`` for a detector of a queue."""
     name: str
     silent_s: float
     """Seconds since its last sign of life; 0 for a service that answers but is unhealthy."""
@@ -50,14 +50,20 @@ class Presence:
         stream: Name of the stream.
         silent_after_s: Seconds without a sign of life after which a service or camera is absent.
         own: Name and document of the calling service, which is always current and never absent.
+        others: Returns what is absent of the parts that have no status in /dev/shm.
     """
 
     def __init__(
-        self, stream: str, silent_after_s: float, own: tuple[str, Callable[[], dict[str, Any]]] | None = None
+        self,
+        stream: str,
+        silent_after_s: float,
+        own: tuple[str, Callable[[], dict[str, Any]]] | None = None,
+        others: Callable[[], list[Absent]] = list,
     ) -> None:
         self._stream = stream
         self._silent_after_s = silent_after_s
         self._own = own
+        self._others = others
         self._seen: dict[str, _Seen] = {}
         self._asked_s = -ASK_EVERY_S
         self._asking = asyncio.Lock()
@@ -103,9 +109,9 @@ class Presence:
         }
 
     def absent(self) -> list[Absent]:
-        """Return the services and cameras that are silent or unhealthy, those silent for longest first."""
+        """Return the services, cameras and workers that are silent or unhealthy, those silent for longest first."""
         now_s = time.monotonic()
-        found: list[Absent] = []
+        found = self._others()
         for name, seen in self._seen.items():
             silent_s = now_s - seen.answered_s
             if silent_s > self._silent_after_s:

@@ -30,6 +30,7 @@ from services.common.storage import Storage
 from services.streamer.config import StreamerConfiguration
 from services.streamer.order import DetectionOrder, Place
 from services.streamer.thread import StreamerThread
+from services.streamer.workers import Workers
 
 AGAIN_S: Final = 5.0
 """Pause after a fault that no library retries by itself."""
@@ -63,6 +64,8 @@ class ResultThread(StreamerThread):
     ) -> None:
         super().__init__("results", stop)
         self.received = Stage()
+        self.workers = Workers()
+        """The detectors that produced the results."""
         self.late = 0
         """Results of an older frame than a previous one."""
         self.repeated = 0
@@ -100,6 +103,7 @@ class ResultThread(StreamerThread):
             "foreign": self.foreign,
             "rejected": 0 if reader is None else reader.rejected,
             "missing": 0 if reader is None else reader.missing,
+            "workers": self.workers.summaries(),
         }
 
     def _run(self) -> None:
@@ -133,13 +137,16 @@ class ResultThread(StreamerThread):
         if not _GROUP.fullmatch(reference.group) or not _is_of_this_boot(reference, detections):
             self.foreign += 1
             return
+        latency_s = (time.monotonic_ns() - detections.captured_ns) / 1e9
+        # Before the order: a result that arrives too late to be shown is work of its detector, too.
+        self.workers.record(reference.group, reference.instance, reference.model, latency_s)
         # Each detector of the group has its own tracker epoch, which is meaningless if no object has a track.
         tracker = detections.tracker if any(found.track_id for found in detections.objects) else 0
         # By the group's name, the results of several detectors are one detector's, in the order of their frames.
         told = replace(detections, instance=reference.group, tracker=tracker)
         place = self._order.place(told)
         if place is Place.NEWEST:
-            self.received.record((time.monotonic_ns() - told.captured_ns) / 1e9, self._skipped)
+            self.received.record(latency_s, self._skipped)
             self._skipped = 0
             self._deliver(told)
             return

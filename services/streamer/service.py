@@ -25,7 +25,7 @@ from services.streamer.limits import limits_of
 from services.streamer.messages import Echo, state_message
 from services.streamer.order import DetectionOrder
 from services.streamer.pagefiles import PageFiles
-from services.streamer.presence import Presence
+from services.streamer.presence import Absent, Presence
 from services.streamer.thread import StreamerThread
 from services.streamer.web import Site
 
@@ -106,7 +106,9 @@ class _Streamer:
         self._ending = threading.Event()
         self._loop = asyncio.get_running_loop()
         self._hub = Hub(section.max_clients, self._judge, section.boxes_max_age_s)
-        self.presence = Presence(stream, section.silent_after_s, own=("streamer", self.status))
+        self.presence = Presence(
+            stream, section.silent_after_s, own=("streamer", self.status), others=self._absent_workers
+        )
         self._frames = FrameThread(
             stream,
             section.jpeg_quality,
@@ -150,6 +152,9 @@ class _Streamer:
             "result": self._results,
         }
         return {name: thread for name, thread in threads.items() if thread is not None}
+
+    def _absent_workers(self) -> list[Absent]:
+        return [] if self._results is None else self._results.workers.absent()
 
     def _notices(self) -> list[str]:
         return [*self.presence.notices(), *([] if self._results is None else self._results.notices())]

@@ -2,6 +2,8 @@
 
 // Age of a detector's newest frame from which the page says that it is behind.
 const BEHIND_MS = 1500;
+// What precedes the name of an absent part, by its kind.
+const PREFIXES = { camera: "camera ", worker: "detector " };
 
 // Formats seconds for reading at a glance, rounded up.
 export function seconds(ms) {
@@ -53,7 +55,7 @@ export function missing(server, clock) {
   const services = new Set();
   const phrases = server.absent.map(({ kind, name, silent_s: silent, reason }) => {
     services.add(name);
-    const what = kind === "camera" ? `camera ${name}` : name;
+    const what = `${PREFIXES[kind] ?? ""}${name}`;
     if (silent === 0) {
       return `${what}: ${reason}`;
     }

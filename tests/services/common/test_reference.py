@@ -26,6 +26,7 @@ from services.common.reference import (
     frame_address,
     pixels_bytes,
     result_prefix,
+    slice_start_s,
     trace_id,
 )
 
@@ -105,7 +106,7 @@ def test_every_frame_that_can_be_written_can_be_read(
 ) -> None:  # fmt: skip
     reference = dataclasses.replace(
         FRAME,
-        address=frame_address("roof", epoch, sequence, encoding, FRAME.sha256),
+        address=frame_address("roof", epoch, sequence, 10**18, encoding=encoding, sha256=FRAME.sha256),
         epoch=epoch,
         sequence=sequence,
         captured_ns=captured_ns,
@@ -295,7 +296,7 @@ def test_an_accepted_address_stays_below_its_folder(text: str) -> None:
 
 @pytest.mark.parametrize("encoding", FORMATS)
 def test_the_relays_own_addresses_are_accepted(encoding: str) -> None:
-    address = frame_address("s" * 48, BIGGEST, BIGGEST, encoding, "f" * 64)
+    address = frame_address("s" * 48, BIGGEST, BIGGEST, BIGGEST, encoding=encoding, sha256="f" * 64)
     assert check_address(address, FRAMES) == address
 
 
@@ -306,14 +307,29 @@ def test_the_relays_own_addresses_are_accepted(encoding: str) -> None:
 @example("")
 @example("YOLOX nano / 2 + Geländer")
 def test_any_model_name_gives_a_valid_address(model: str) -> None:
-    prefix = result_prefix("roof", 7, 42, model)
-    assert prefix.startswith("results/roof/7/42/")
+    prefix = result_prefix("roof", 7, 42, 10**18, model)
+    assert prefix.startswith("results/roof/20010909T0146Z-7/42/")
     assert prefix.count("/") == 5
     assert check_address(f"{prefix}0f3a", RESULTS)
 
 
+@given(st.integers(0, BIGGEST), st.integers(0, BIGGEST))
+def test_an_address_names_the_minute_of_the_capture(captured_wall_ns: int, epoch: int) -> None:
+    part = result_prefix("roof", epoch, 42, captured_wall_ns, "m").split("/")[2]
+    assert part == frame_address("roof", epoch, 42, captured_wall_ns, encoding="png", sha256="0" * 64).split("/")[2]
+    start_s = slice_start_s(part)
+    assert start_s is not None
+    assert 0 <= captured_wall_ns // 10**9 - start_s < 60
+    assert slice_start_s(str(epoch)) is None
+
+
+@pytest.mark.parametrize("part", ["", "7", "20261129T2051Z7", "20261329T2051Z-7", "20261129T2551Z-7", "x-7"])
+def test_a_part_that_names_no_minute_is_told_apart(part: str) -> None:
+    assert slice_start_s(part) is None
+
+
 def test_an_address_depends_on_the_content() -> None:
-    one, other = (frame_address("roof", 7, 42, "png", digit * 64) for digit in "01")
+    one, other = (frame_address("roof", 7, 42, 10**18, encoding="png", sha256=digit * 64) for digit in "01")
     assert one != other
 
 

@@ -27,7 +27,7 @@ def reference(
     data = encode(place, "png")
     sha256 = hashlib.sha256(data).hexdigest()
     told = FrameReference(
-        address=frame_address(stream, 7, 42, "png", sha256),
+        address=frame_address(stream, 7, 42, 0, encoding="png", sha256=sha256),
         size_bytes=len(data),
         sha256=sha256,
         stream=stream,

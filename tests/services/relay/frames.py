@@ -14,15 +14,16 @@ DATA = b"pixels"
 def frame(sequence: int, epoch: int = 7, data: bytes = DATA, **changed: Any) -> FrameReference:
     """A frame of the stream."""
     sha256 = hashlib.sha256(data).hexdigest()
+    captured_wall_ns = changed.get("captured_wall_ns", min(sequence * 10**9, (1 << 64) - 1))
     fields: dict[str, Any] = {
-        "address": frame_address(STREAM, epoch, sequence, "raw", sha256),
+        "address": frame_address(STREAM, epoch, sequence, captured_wall_ns, encoding="raw", sha256=sha256),
         "size_bytes": len(data),
         "sha256": sha256,
         "stream": STREAM,
         "epoch": epoch,
         "sequence": sequence,
         "captured_ns": sequence,
-        "captured_wall_ns": sequence * 10**9,
+        "captured_wall_ns": captured_wall_ns,
         "format": "raw",
         "shape": (len(data),),
         "dtype": "|u1",

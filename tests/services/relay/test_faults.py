@@ -53,15 +53,16 @@ def frame_in(objects: Path, stream: str, sequence: int = 1, **changed: Any) -> F
     """Put a frame into the storage's folder; return its reference, with changes."""
     data = bytes(encode(pixels_of(), "png"))
     sha256 = hashlib.sha256(data).hexdigest()
+    captured_wall_ns = time.time_ns()
     reference = FrameReference(
-        address=frame_address(stream, 7, sequence, "png", sha256),
+        address=frame_address(stream, 7, sequence, captured_wall_ns, encoding="png", sha256=sha256),
         size_bytes=len(data),
         sha256=sha256,
         stream=stream,
         epoch=7,
         sequence=sequence,
         captured_ns=time.monotonic_ns(),
-        captured_wall_ns=time.time_ns(),
+        captured_wall_ns=captured_wall_ns,
         format="png",
         shape=pixels_of().shape,
         dtype="|u1",

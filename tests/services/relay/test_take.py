@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -89,7 +90,7 @@ def test_a_frame_is_accepted_with_all_fields_of_its_header(
         (entry,) = spool.ledger.pending(0, -1)
         reference = entry.reference
         assert (reference.stream, reference.sequence, reference.format) == (stream, 1, encoding)
-        assert reference.address.startswith(f"frames/{stream}/{reference.epoch}/1-")
+        assert re.fullmatch(rf"frames/{stream}/\d{{8}}T\d{{4}}Z-{reference.epoch}/1-.*", reference.address)
         assert (reference.deadline_wall_ns is not None) == (policy == "live")
         pixels = decode(spool.read(entry), reference)
     assert pixels.shape == (48, 64, 3)

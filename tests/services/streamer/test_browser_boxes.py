@@ -263,6 +263,27 @@ def test_on_a_slow_connection_a_detector_is_not_called_silent(
     assert modules.evaluate(MISSING, server) == phrases
 
 
+def test_each_kind_of_an_absent_part_is_named(modules: Page) -> None:
+    parts = (
+        ("worker", "people/one", 12.5, "silent"),
+        ("camera", "cam3", 0, "not placed"),
+        ("service", "relay", 3, "silent"),
+    )
+    server = {
+        "state": "live",
+        "sent_ms": 16_000,
+        "captured_ms": 15_900,
+        "silent_after_ms": 2000,
+        "absent": [dict(zip(("kind", "name", "silent_s", "reason"), part, strict=True)) for part in parts],
+        "detectors": [],
+    }
+    assert modules.evaluate(MISSING, server) == [
+        "detector people/one silent for 12 s",
+        "camera cam3: not placed",
+        "relay silent for 3 s",
+    ]
+
+
 @pytest.mark.long
 def test_on_a_slow_connection_a_box_stays_on_its_object(stream: str, page: Page, tmp_path: Path) -> None:
     step_px = 40.0

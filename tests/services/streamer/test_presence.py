@@ -28,6 +28,12 @@ def run(scenario: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(limited())
 
 
+def test_what_others_report_as_absent_is_sorted_in(stream: str) -> None:
+    others = [Absent("worker", "people/one", 12.0, "silent"), Absent("worker", "people/two", 40.0, "silent")]
+    presence = Presence(stream, SILENT_AFTER_S, others=lambda: list(others))
+    assert presence.absent() == others[::-1]
+
+
 async def until(presence: Presence, wanted: Callable[[list[Absent]], bool]) -> list[Absent]:
     while True:
         await presence.refresh()

@@ -85,6 +85,23 @@ def test_the_results_of_a_group_are_shown_as_of_one_detector_in_order_and_once(t
     assert (summary["frames"], summary["skipped"]) == (4, 2)
 
 
+def test_each_detector_of_a_group_is_counted_by_its_own_name(tmp_path: Path) -> None:
+    shown = Shown(tmp_path)
+    start_ns = time.monotonic_ns() - SECOND_NS
+    for offset_ns, instance in ((0, "one"), (20, "two"), (10, "one"), (20, "one")):
+        shown.take(start_ns + offset_ns, instance=instance)
+    shown.take(start_ns, group="<b>")
+    shown.take(start_ns + 3600 * SECOND_NS, age_s=0.5)
+    workers = shown.thread.details()["workers"]
+    # Those that came too late to be shown count: they are work of the detector.
+    assert [(one["group"], one["worker"], one["frames"]) for one in workers] == [
+        ("people", "one", 3),
+        ("people", "two", 1),
+    ]
+    assert workers[0]["model"] == "m"
+    assert workers[0]["latency_p50_ms"] >= 1000
+
+
 def test_trackers_of_a_group_are_separated_only_if_there_are_tracks(tmp_path: Path) -> None:
     shown = Shown(tmp_path)
     start_ns = time.monotonic_ns() - SECOND_NS
