@@ -40,7 +40,8 @@ def shared_part(ours: Engine, path: str, first: Sequence[str], second: Sequence[
         NotHere: The caches cannot be dropped, or a container failed.
     """
     drop_caches()
-    before = float(ours.run(*first, "python3", "-c", PROGRAM, path, "read"))
-    after = float(ours.run(*second, "python3", "-c", PROGRAM, path))
+    # As root, because mincore(2) calls all pages resident for a process that neither owns the file nor may write to it.
+    before = float(ours.run("--user", "root", *first, "python3", "-c", PROGRAM, path, "read"))
+    after = float(ours.run("--user", "root", *second, "python3", "-c", PROGRAM, path))
     # Subtract what was in memory already before the first container read the file.
     return max(0.0, after - before)
