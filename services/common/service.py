@@ -138,7 +138,9 @@ class Service(Generic[C]):
         except ConfigurationError as error:
             sys.stderr.write(f"{error}\n")
             return EXIT_USAGE
-        if options.check:  # before the logs are set up: the answer is plain text
+        if options.check:
+            # The answer is plain text for the operator, whatever the configuration says of the log.
+            set_up_logs(self.name, configuration.log.model_copy(update={"format": "text", "level": "warning"}))
             return self._check(configuration)
         short = self.for_people and (sys.stderr.isatty() or configuration.log.format == "text")
         set_up_logs(self.name, configuration.log.model_copy(update={"format": "text"} if short else {}))
