@@ -147,7 +147,7 @@ def test_a_ring_of_another_user_is_refused_in_the_place_of_the_first_too(
     false = people(FALSE, publish, stream, 9, stop_false)
     values = careful.result()
     assert values[:-1] == [7]
-    assert f"belongs to user {FALSE} (unknown), and frames of user {PUBLISHER}" in str(values[-1])
+    assert f"belongs to user {FALSE} (unknown), and only frames of user {PUBLISHER}" in str(values[-1])
     assert trusting.result() == [7, 9]
     stop_false.set()
     false.result()

@@ -18,7 +18,7 @@ def at(offset_ns: int, instance: str = "one") -> Detections:
 
 def test_only_frames_newer_than_all_before_are_accepted() -> None:
     order = DetectionOrder()
-    offsets = (0, 0, 20, 10, 20, 30, 10**12, 40)
+    offsets = (0, 0, 20, 10, 20, 30, 10**18, 40)
     assert [order.place(at(offset)) for offset in offsets] == [
         Place.NEWEST,
         Place.REPEATED,
