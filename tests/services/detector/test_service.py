@@ -118,6 +118,20 @@ def knows_every_tile(detections: Detections) -> bool:
     return bool(detections.tiles) and all(tile.age_ms is not None for tile in detections.tiles)
 
 
+def settled() -> Callable[[Detections], bool]:
+    """Return a condition: every tile has been processed, and the tracks have been the same for a second."""
+    tracks: set[int] = set()
+    since_ns = 0
+
+    def is_settled(detections: Detections) -> bool:
+        nonlocal tracks, since_ns
+        if (now := {one.track_id for one in detections.objects}) != tracks or not knows_every_tile(detections):
+            tracks, since_ns = now, detections.detected_ns
+        return detections.detected_ns - since_ns > 10**9
+
+    return is_settled
+
+
 def ready(stream: str, process: subprocess.Popen[str], instance: str = "detector") -> None:
     path = companion_path(stream, f"detections.{instance}.sock")
     wait_until(lambda: path.exists() or process.poll() is not None, "the detector serves")
@@ -282,13 +296,13 @@ def test_objects_keep_their_numbers_when_the_detector_restarts(
 ) -> None:
     with Camera(stream, place):
         first = start(track_memory_s=60)
-        before = heard(listener, first, knows_every_tile)
+        # A killed detector may have saved a track that it had not published yet.
+        before = heard(listener, first, settled())
         first.send_signal(end)
         first.wait()
         second = start(track_memory_s=60)
-        after = heard(
-            listener, second, lambda found: found.detected_ns > before.detected_ns and knows_every_tile(found)
-        )
+        is_settled = settled()
+        after = heard(listener, second, lambda found: found.detected_ns > before.detected_ns and is_settled(found))
         stop(second)
         remove_leftovers(stream)  # the record of the killed detector as a subscriber
     assert after.tracker == before.tracker
