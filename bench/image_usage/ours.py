@@ -56,6 +56,11 @@ class Stack:
     further: tuple[str, ...] = ()
     """Services whose runs here are further observations of images that another stack measures."""
 
+    @property
+    def file_arguments(self) -> list[str]:
+        """Arguments of ``docker compose`` that name the files."""
+        return [argument for file in self.files for argument in ("-f", str(ROOT / file))]
+
 
 STACKS: Final = (
     Stack("relay", ("compose.yaml", "compose.relay.yaml"), ("relay",), further=("detector", "streamer", ALL)),
@@ -80,7 +85,7 @@ class Project:
 
     def __init__(self, stack: Stack, secret: Path) -> None:
         self._secret = secret
-        self._files = [argument for file in stack.files for argument in ("-f", file)]
+        self._files = stack.file_arguments
         self._name = f"image-usage-{secrets.token_hex(4)}"
         port = _free_port()
         self.url = f"http://127.0.0.1:{port}"
@@ -169,9 +174,10 @@ class Project:
 def _build() -> None:
     """Build the images of all stacks."""
     for stack in STACKS:
-        files = [argument for file in stack.files for argument in ("-f", str(ROOT / file))]
         _tell(f"building the images of {stack.name}")
-        docker("compose", "--project-directory", str(ROOT), *files, "build", "--quiet", timeout_s=BUILD_S)
+        docker(
+            "compose", "--project-directory", str(ROOT), *stack.file_arguments, "build", "--quiet", timeout_s=BUILD_S
+        )
 
 
 @contextmanager
