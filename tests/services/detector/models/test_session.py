@@ -78,16 +78,22 @@ def test_exact_int8_gives_the_same_boxes(
         np.testing.assert_allclose(plain, exact, atol=1e-5)
 
 
-def test_a_file_in_the_runtimes_own_format_is_mapped(
-    tmp_path: Path, place: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
-) -> None:
-    path = tmp_path / "nanodet.ort"
+def save_in_own_format(folder: Path) -> Path:
+    """Convert the network to a file of ONNX Runtime's own format, which gives equal boxes on each processor."""
+    path = folder / "nanodet.ort"
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.optimized_model_filepath = str(path)
     options.add_session_config_entry("session.save_model_format", "ORT")
-    options.add_session_config_entry("session.x64quantprecision", "1")  # equal boxes on each processor
+    options.add_session_config_entry("session.x64quantprecision", "1")
     onnxruntime.InferenceSession(str(NETWORK), options, providers=["CPUExecutionProvider"])
+    return path
+
+
+def test_a_file_in_the_runtimes_own_format_is_mapped(
+    tmp_path: Path, place: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+) -> None:
+    path = save_in_own_format(tmp_path)
     model = load_model(DetectorSection(model=path, score_threshold=0.4))
     assert str(path) in Path("/proc/self/maps").read_text()
     (found,), (wanted,) = model.detect([place[:, :688]]), load_model(DetectorSection()).detect([place[:, :688]])
@@ -98,12 +104,7 @@ def test_a_file_in_the_runtimes_own_format_is_mapped(
 @pytest.mark.parametrize(("flags", "events"), [("avx2", ["int8 not made exact"]), ("avx2 avx_vnni", [])])
 def test_a_file_in_the_runtimes_own_format_is_not_made_exact(tmp_path: Path, flags: str, events: list[str]) -> None:
     (tmp_path / "cpuinfo").write_text(FLAGS.format(flags))
-    path = tmp_path / "nanodet.ort"
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.optimized_model_filepath = str(path)
-    options.add_session_config_entry("session.save_model_format", "ORT")
-    onnxruntime.InferenceSession(str(NETWORK), options, providers=["CPUExecutionProvider"])
+    path = save_in_own_format(tmp_path)
     with structlog.testing.capture_logs() as logs:
         open_session(path, inspect_file(path), (), tmp_path / "cpuinfo")
     assert [entry["event"] for entry in logs] == events
