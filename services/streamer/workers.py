@@ -12,6 +12,7 @@ import threading
 import time
 from typing import Any, Final
 
+from services.common.config import STREAM_NAME
 from services.common.status import Stage
 from services.streamer.presence import Absent
 
@@ -24,7 +25,7 @@ SILENT_S: Final = 10.0
 SILENT_INTERVALS: Final = 10
 """Silence after which a detector is absent, in usual intervals between its results."""
 _SMOOTHING: Final = 0.1
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,47}")
+_NAME: Final = re.compile(STREAM_NAME)
 
 
 class _Worker:
