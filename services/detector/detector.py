@@ -273,8 +273,7 @@ class Detector:
                     "tiles not looked at in time",
                     longest_age_s=round(self.longest_age_s, 2),
                     revisit_s=self._section.revisit_s,
-                    reason="the processor is too busy, or frames come too rarely: take larger or fewer tiles, a "
-                    "lighter model, or a longer revisit_s",
+                    reason="too little CPU or too few frames: take larger tiles, a lighter model or a longer revisit_s",
                 )
             self._late_at_s = now_s
         elif self._late_at_s is not None and now_s - self._late_at_s > IN_TIME_S:

@@ -54,8 +54,9 @@ def page(demo: Demo) -> Iterator[Page]:
 def test_the_url_is_printed_and_a_status_line_follows(demo: Demo) -> None:
     assert f"{LIVE}{demo.url}" in demo.output()
     wait_for(lambda: "stitcher publish" in demo.output().partition(LIVE)[2], "a summary", demo, 30)
-    lines = demo.output().splitlines()
-    assert max(map(len, lines)) < 160, lines
+    # A service's warning, such as that of a detector on a slow machine, is a sentence and may be longer.
+    summaries = [line for line in demo.output().splitlines() if "stitcher publish" in line]
+    assert max(map(len, summaries)) < 160, summaries
     assert "waiting for the cameras" not in demo.output()
 
 
