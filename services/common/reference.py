@@ -13,7 +13,7 @@ import math
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Final, Self
 
 import numpy as np
@@ -233,7 +233,10 @@ def check_address(address: object, kind: str) -> str:
 
 
 def _to_json(reference: FrameReference | ResultReference, kind: str) -> bytes:
-    return json.dumps({"version": VERSION, "kind": kind} | asdict(reference), separators=(",", ":")).encode()
+    content = {"version": VERSION, "kind": kind}
+    # Not asdict(), which copies the geometry's nested values one by one.
+    content |= {field.name: getattr(reference, field.name) for field in fields(reference)}
+    return json.dumps(content, separators=(",", ":")).encode()
 
 
 def _parse(body: bytes, kind: str) -> dict[str, Any]:

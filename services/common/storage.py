@@ -6,10 +6,9 @@ The client is obstore; docs/decisions/0005-the-relay-on-rabbitmq-and-obstore.md 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
-import os
 import re
-import stat
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from obstore.exceptions import BaseError, GenericError, NotFoundError, Permissio
 from obstore.store import LocalStore, S3Store
 
 from services.common.credentials import MissingPassword
+from services.common.object_folder import ObjectFolder
 from services.common.reference import Address
 from services.common.remote_config import StorageSection
 from services.common.service import UnusableSetting
@@ -34,9 +34,8 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_S: Final = 3
 REFUSALS: Final = 3
 """Error responses of the server after which another address is tried."""
-_STAGED: Final = re.compile(r"#\d+$")
-"""Suffix of the temporary files to which obstore writes objects in a folder before it renames them."""
 _LISTED_AT_ONCE: Final = 500
+_DELETED_AT_ONCE: Final = 32
 _XML: Final = re.compile(r"<\?xml.*?<Code>(\w+)</Code>.*", re.DOTALL)
 """The XML body of an S3 server's error, and the error code in it."""
 _REFUSED: Final = (UnauthenticatedError, PermissionDeniedError, PermissionError)
@@ -74,7 +73,7 @@ class Listed:
 
 
 class Storage:
-    """The configured storage. All methods run in an event loop and are safe to cancel.
+    """The configured storage. All methods but :meth:`write` run in an event loop and are safe to cancel.
 
     Raises:
         UnusableSetting: The section names no storage, or one that is unusable.
@@ -85,7 +84,7 @@ class Storage:
             raise UnusableSetting("no storage is named: set storage.url to file:///FOLDER or s3://BUCKET")
         self.url = section.url
         self._timeout_s = section.timeout_s
-        self._folder: Path | None = None
+        self._folder: ObjectFolder | None = None
         try:
             self._store: LocalStore | S3Store = self._open(section)
         except MissingPassword as error:
@@ -96,9 +95,9 @@ class Storage:
     def _open(self, section: StorageSection) -> LocalStore | S3Store:
         parts = urlsplit(self.url)
         if parts.scheme == "file":
-            self._folder = Path(unquote(parts.path))
-            store = LocalStore(prefix=self._folder, mkdir=True)
-            _share_with_group(self._folder)
+            self._folder = ObjectFolder(Path(unquote(parts.path)))
+            store = LocalStore(prefix=self._folder.root, mkdir=True)
+            self._folder.share_with_group()
             return store
         client: ClientConfig = {
             "timeout": timedelta(seconds=section.timeout_s),
@@ -128,7 +127,7 @@ class Storage:
 
         Args:
             address: Key of the object.
-            data: Its bytes, which must not change until this returns.
+            data: Its bytes, which must not change until this returns, or for longer if it is cancelled.
             durable: Whether an object in a folder must survive a power failure. An S3 server ensures it in any case.
 
         Raises:
@@ -136,12 +135,43 @@ class Storage:
         """
         what = f"{address} is not written"
         try:
-            # One request, so that readers see the whole object or none.
-            await self._try(obstore.put_async(self._store, address, data, use_multipart=False), what)
             if durable and self._folder is not None:
-                await self._try(asyncio.to_thread(_sync, self._folder / address), what)
+                # Not by obstore: it would write in one thread, and the flush would require another one.
+                await self._try(asyncio.to_thread(self._folder.write, address, data, durable=True), what)
+            else:
+                # One request, so that readers see the whole object or none.
+                await self._try(obstore.put_async(self._store, address, data, use_multipart=False), what)
         except ObjectMissing:  # a concurrent delete removed the empty folder
             raise StorageUnavailable(f"{what}: its folder is gone") from None
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether the storage is a folder, so that :meth:`write` is possible."""
+        return self._folder is not None
+
+    def write(self, address: str, data: bytes | memoryview, *, durable: bool = False) -> None:
+        """Write an object to a folder as :meth:`put` does, but in the calling thread, which waits for the disk.
+
+        Raises:
+            StorageUnavailable: The object could not be written.
+        """
+        assert self._folder is not None
+        try:
+            self._folder.write(address, data, durable=durable)
+        except OSError as error:
+            raise StorageUnavailable(f"{address} is not written: {_reason(error)}") from None
+
+    async def has(self, address: str, size_bytes: int) -> bool:
+        """Return whether an object of this size exists.
+
+        Raises:
+            StorageUnavailable: The storage failed.
+        """
+        try:
+            found = await self._try(obstore.head_async(self._store, address), f"{address} is not looked up")
+        except ObjectMissing:
+            return False
+        return bool(found["size"] == size_bytes)
 
     async def get(self, address: str, *, max_bytes: int) -> memoryview:
         """Read an object.
@@ -180,15 +210,22 @@ class Storage:
         """Remove objects. Missing objects are ignored.
 
         Raises:
-            StorageUnavailable: An object could not be removed.
+            StorageUnavailable: An object could not be removed. Others may have been.
         """
-        for address in addresses:
-            try:
-                await self._try(obstore.delete_async(self._store, address), f"{address} is not removed")
-            except ObjectMissing:
-                continue
-            if self._folder is not None:
-                await asyncio.to_thread(_remove_empty_folders, self._folder, self._folder / address)
+        if self._folder is not None:
+            # All in one call: for each object, obstore's hand-over to a thread costs several times the removal.
+            await self._try(asyncio.to_thread(self._folder.remove, addresses), "objects are not removed")
+            return
+        # One request for each object, because not every S3 server knows the request that removes several.
+        for first in range(0, len(addresses), _DELETED_AT_ONCE):
+            removals = map(self._delete, addresses[first : first + _DELETED_AT_ONCE])
+            for failure in await asyncio.gather(*removals, return_exceptions=True):
+                if failure is not None:
+                    raise failure
+
+    async def _delete(self, address: str) -> None:
+        with contextlib.suppress(ObjectMissing):
+            await self._try(obstore.delete_async(self._store, address), f"{address} is not removed")
 
     async def list(self, prefix: str) -> AsyncIterator[Listed]:
         """Yield every object whose address begins with a prefix. The prefix must end with ``/``.
@@ -236,7 +273,7 @@ class Storage:
         """
         if self._folder is None:
             return 0
-        return await asyncio.to_thread(_remove_staged, self._folder, self._folder / prefix, time.time() - older_than_s)
+        return await asyncio.to_thread(self._folder.remove_staged, prefix, time.time() - older_than_s)
 
     async def _try(self, request: Any, what: str) -> Any:
         try:
@@ -273,56 +310,3 @@ def _reason(error: Exception) -> str:
     """Return the message of an obstore error, without the debug output that follows it."""
     text = _XML.sub(r"\1", str(error).partition("\n\nDebug source")[0])
     return " ".join(text.split())[:300] if isinstance(error, (GenericError, BaseError)) or text else repr(error)
-
-
-def _share_with_group(folder: Path) -> None:
-    """If the folder has the setgid bit, allow its group to write everything that this process creates from now on.
-
-    Services of several users remove each other's objects, which requires write access to folders that others created.
-    obstore creates folders and files with the process's umask, so change the umask. The setgid bit marks a folder as
-    shared by its group; for other folders, the umask stays as it is.
-    """
-    if folder.stat().st_mode & stat.S_ISGID:
-        umask = os.umask(0o077)
-        os.umask(umask & ~stat.S_IRWXG)
-
-
-def _sync(path: Path) -> None:
-    """Flush an object and its directory entry to the disk."""
-    # The file's data and the folder's entry are separate: without the second, the object may be gone after a power cut.
-    for place, flags in ((path, os.O_RDONLY), (path.parent, os.O_RDONLY | os.O_DIRECTORY)):
-        try:
-            descriptor = os.open(place, flags)
-        except FileNotFoundError:
-            return  # a consumer has already removed it
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _remove_empty_folders(root: Path, path: Path) -> None:
-    """Remove the empty folders above a deleted object, but keep those of its kind and stream."""
-    for folder in path.parents:
-        if len(folder.relative_to(root).parts) <= 2:
-            return
-        try:
-            folder.rmdir()
-        except OSError:  # not empty, or already gone
-            return
-
-
-def _remove_staged(root: Path, folder: Path, before_s: float) -> int:
-    removed = 0
-    # From the innermost folders outwards, so that a folder is empty when its turn comes.
-    for place, _folders, names in os.walk(folder, topdown=False):
-        for name in filter(_STAGED.search, names):
-            path = Path(place, name)
-            try:
-                if path.stat().st_mtime < before_s:
-                    path.unlink()
-                    removed += 1
-            except FileNotFoundError:
-                continue  # its writer has renamed it, or another sweep has removed it
-        _remove_empty_folders(root, Path(place, "any"))
-    return removed

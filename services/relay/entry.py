@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 
 from services.common.service import Service
@@ -13,6 +14,9 @@ def run(configuration: RelayConfiguration, stop: threading.Event) -> None:
     # Imported lazily, so that the configuration can be checked without the clients of broker and storage.
     from services.relay.service import main  # noqa: PLC0415
 
+    # Exempt the objects that the imports have created from garbage collection: they stay until the end, and each full
+    # collection would visit all of them.
+    gc.freeze()
     main(configuration, stop)
 
 

@@ -7,7 +7,7 @@ killed relay neither forgets a frame nor counts one twice. Without a path, the l
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +18,8 @@ from services.relay.ledger_file import open_file, transaction
 
 KEPT_RANGES: Final = 10_000
 """Number of ranges of missed frames that are kept individually; all are counted."""
+_REMEMBERED: Final = 64
+"""Number of unpublished frames whose entries are in memory too."""
 _SQLITE_MAX: Final = (1 << 63) - 1
 """Largest integer of SQLite."""
 LAST, SPOOLED = "last sequence", "spooled bytes"
@@ -32,6 +34,8 @@ class Entry:
 
     id: int
     reference: FrameReference
+    body: bytes
+    """The reference as a message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +63,13 @@ class Ledger:
     """
 
     def __init__(self, path: Path | None, groups: Sequence[str]) -> None:
+        self.on_disk = path is not None
+        """Whether changes wait for the disk, so that an event loop must make them in a thread."""
         self._groups = tuple(groups)
         self._lock = threading.Lock()
         self._new_epoch: str | None = None
+        self._entries: dict[int, Entry] = {}
+        """Some unpublished frames, so that :meth:`pending` need not parse them again."""
         self._database, self._epochs, self._counts = open_file(path)
 
     def close(self) -> None:
@@ -77,7 +85,15 @@ class Ledger:
 
     def accept(self, reference: FrameReference) -> None:
         """Accept a new frame, whose data is in the spool. Frames between it and the last one are counted as missed."""
-        with self._lock, self._transaction() as counts:
+        body = reference.to_json()
+        with self._lock:
+            number = self._accept(reference, body)
+            # After the commit, because a full disk undoes the transaction.
+            if len(self._entries) < _REMEMBERED:
+                self._entries[number] = Entry(number, reference, body)
+
+    def _accept(self, reference: FrameReference, body: bytes) -> int:
+        with self._transaction() as counts:
             self._advance(counts, reference.epoch, reference.sequence)
             added = self._database.execute(
                 "INSERT INTO frames (stream, epoch, sequence, reference, address, size_bytes, captured_wall_ns) "
@@ -86,17 +102,18 @@ class Ledger:
                     reference.stream,
                     str(reference.epoch),
                     reference.sequence,
-                    reference.to_json(),
+                    body,
                     reference.address,
                     reference.size_bytes,
                     reference.captured_wall_ns,
                 ),
             )
-            self._database.executemany(
-                "INSERT INTO waiting VALUES (?, ?)", [(added.lastrowid, group) for group in self._groups]
-            )
+            number = added.lastrowid
+            assert number is not None
+            self._database.executemany("INSERT INTO waiting VALUES (?, ?)", [(number, group) for group in self._groups])
             _count(counts, ACCEPTED)
             _count(counts, SPOOLED, reference.size_bytes)
+        return number
 
     def miss(self, epoch: int, sequence: int, reason: str) -> None:
         """Count a new frame that is not accepted as missed, and the frames between it and the last one."""
@@ -110,26 +127,38 @@ class Ledger:
             rows = self._database.execute(
                 "SELECT id, reference FROM frames WHERE published = 0 AND id > ? ORDER BY id LIMIT ?", (after, limit)
             ).fetchall()
-        return [Entry(number, FrameReference.from_json(reference)) for number, reference in rows]
+            return [
+                self._entries.get(number) or Entry(number, FrameReference.from_json(body), body)
+                for number, body in rows
+            ]
+
+    def unpublished_addresses(self) -> set[str]:
+        """Return the addresses of all unpublished frames. Their objects need not exist yet."""
+        with self._lock:
+            return {address for (address,) in self._database.execute("SELECT address FROM frames WHERE published = 0")}
 
     def move(self, entry: Entry, address: str) -> Entry:
         """Change the address of an unpublished frame. Return its new entry."""
         reference = replace(entry.reference, address=address)
+        moved = Entry(entry.id, reference, reference.to_json())
         with self._lock:
             self._database.execute(
-                "UPDATE frames SET address = ?, reference = ? WHERE id = ?", (address, reference.to_json(), entry.id)
+                "UPDATE frames SET address = ?, reference = ? WHERE id = ?", (address, moved.body, entry.id)
             )
-        return Entry(entry.id, reference)
+            self._entries.pop(entry.id, None)
+        return moved
 
-    def published(self, entry: Entry) -> None:
-        """Mark a frame as published: the broker confirmed its reference, and its data may leave the spool."""
+    def published(self, entries: Iterable[Entry]) -> None:
+        """Mark frames as published: the broker confirmed their references, and their data may leave the spool."""
         with self._lock, self._transaction() as counts:
-            changed = self._database.execute(
-                "UPDATE frames SET published = 1 WHERE id = ? AND published = 0", (entry.id,)
-            )
-            if changed.rowcount:  # otherwise a detector has already settled the frame
-                _count(counts, PUBLISHED)
-                counts[SPOOLED] -= entry.reference.size_bytes
+            for entry in entries:
+                changed = self._database.execute(
+                    "UPDATE frames SET published = 1 WHERE id = ? AND published = 0", (entry.id,)
+                )
+                self._entries.pop(entry.id, None)
+                if changed.rowcount:  # otherwise a detector has already settled the frame
+                    _count(counts, PUBLISHED)
+                    counts[SPOOLED] -= entry.reference.size_bytes
 
     def drop(self, entry: Entry, reason: str) -> None:
         """Drop an unpublished frame."""
@@ -180,10 +209,10 @@ class Ledger:
         with self._lock:
             return self._is_dead(address)
 
-    def removed(self, address: str) -> None:
-        """Forget the object of a dead letter, after it was removed."""
+    def removed(self, addresses: Iterable[str]) -> None:
+        """Forget those of removed objects that belonged to dead letters."""
         with self._lock:
-            self._database.execute("DELETE FROM dead WHERE address = ?", (address,))
+            self._database.executemany("DELETE FROM dead WHERE address = ?", [(address,) for address in addresses])
 
     def expire(self, before_wall_ns: int) -> int:
         """Drop the published frames that were captured before an instant. Return their number."""
@@ -251,6 +280,7 @@ class Ledger:
         return self._database.execute("SELECT 1 FROM dead WHERE address = ?", (address,)).fetchone() is not None
 
     def _forget(self, number: int) -> None:
+        self._entries.pop(number, None)
         self._database.execute("DELETE FROM waiting WHERE id = ?", (number,))
         self._database.execute("DELETE FROM frames WHERE id = ?", (number,))
 
@@ -267,10 +297,11 @@ class Ledger:
         self._new_epoch = None
         with transaction(self._database):
             yield counts
-            self._database.executemany(
-                "INSERT OR REPLACE INTO counts VALUES (?, ?)",
-                [item for item in counts.items() if before.get(item[0]) != item[1]],
-            )
+            if self.on_disk:
+                self._database.executemany(
+                    "INSERT OR REPLACE INTO counts VALUES (?, ?)",
+                    [item for item in counts.items() if before.get(item[0]) != item[1]],
+                )
         self._counts = counts
         if self._new_epoch is not None:
             self._epochs.add(self._new_epoch)

@@ -19,15 +19,13 @@ from services.common.status import StatusServer, status_document
 from services.common.storage import Storage
 from services.relay.config import RelayConfiguration, RelaySection
 from services.relay.ledger import Ledger
-from services.relay.settle import Settler
+from services.relay.settle import AT_ONCE, Settler
 from services.relay.spool import Spool
 from services.relay.sweep import Sweeper
 from services.relay.take import Taker
 from services.relay.topology import declare
 from services.relay.upload import Uploader
 
-SETTLED_PREFETCH: Final = 64
-"""Largest number of outcomes that the broker delivers before an acknowledgement: twice those settled together."""
 MISSED_TOLD: Final = 100
 """Number of ranges of missed frames in the status."""
 MEMORY_BYTES: Final = 1 << 30
@@ -93,6 +91,7 @@ class _Relay:
             self._configuration,
             self._spool,
             put=self._uploader.put_now,
+            put_encoded=self._uploader.put_encoded,
             accepted=self._uploader.accepted,
             stop=ending,
         )
@@ -119,7 +118,7 @@ class _Relay:
 
     async def _work(self, connection: AbstractConnection) -> None:
         """Publish and settle, on separate channels, so that a full queue does not delay results."""
-        channel = await open_channel(connection, prefetch=SETTLED_PREFETCH)
+        channel = await open_channel(connection, prefetch=AT_ONCE)
         _, settled = await declare(connection, channel, self._names, self._section)
         publishing = await open_channel(connection)
         frames = await publishing.get_exchange(self._names.frames, ensure=False)  # declare() has just declared it

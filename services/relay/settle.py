@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Final
 
 import structlog
@@ -18,8 +19,10 @@ from services.relay.ledger import ANALYSED, DEAD, Fate, Ledger
 
 RETRY_S: Final = (0.2, 5.0)
 """Shortest and longest wait before a retry."""
-AT_ONCE: Final = 32
-"""Largest number of messages that are settled together."""
+GATHER_S: Final = 0.1
+"""Time for which messages are gathered before they are settled together."""
+AT_ONCE: Final = 256
+"""Largest number of messages that are settled together, and that the broker delivers before an acknowledgement."""
 
 log = structlog.get_logger()
 
@@ -40,20 +43,35 @@ class Settler:
         arrived: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
         await queue.consume(arrived.put)
         while True:
-            # Settle all pending messages in one transaction, because each transaction is a write to the disk.
             messages = [await arrived.get()]
+            # Settle several messages together, because each transaction, removal and acknowledgement takes CPU time,
+            # and each transaction is a write to the disk.
+            await asyncio.sleep(GATHER_S)
             while not arrived.empty() and len(messages) < AT_ONCE:
                 messages.append(arrived.get_nowait())
-            fates = [fate for fate in map(self._fate_of, messages) if fate is not None]
+            await self.settle(messages)
+
+    async def settle(self, messages: Sequence[AbstractIncomingMessage]) -> None:
+        """Record the outcomes in messages, remove the objects, then acknowledge.
+
+        Args:
+            messages: All unacknowledged deliveries of their channel up to the last of these, in the order of delivery.
+        """
+        fates = [fate for fate in map(self._fate_of, messages) if fate is not None]
+        if self._ledger.on_disk:
             removable = await asyncio.to_thread(self._ledger.settle, fates)
-            await asyncio.gather(
-                *(self._remove(fate.address) for fate, unused in zip(fates, removable, strict=True) if unused)
-            )
-            for fate in fates:
-                self.stage.record(time.time() - fate.reference.captured_wall_ns * 1e-9)
-            # Acknowledge last: after a death the outcomes are delivered again, and the ledger ignores those it has.
-            for delivered in messages:
-                await delivered.ack()
+        else:
+            removable = self._ledger.settle(fates)
+        # Name each object once, because several groups may settle a frame in one batch.
+        await self._remove(
+            list(dict.fromkeys(fate.address for fate, unused in zip(fates, removable, strict=True) if unused))
+        )
+        for fate in fates:
+            self.stage.record(time.time() - fate.reference.captured_wall_ns * 1e-9)
+        # Acknowledge last: after a death or a lost connection, the outcomes are delivered again. The ledger ignores
+        # those it has, and the storage ignores objects that are removed. One acknowledgement includes all earlier
+        # deliveries, each of which was settled in this batch or in an earlier one.
+        await messages[-1].ack(multiple=True)
 
     def _fate_of(self, delivered: AbstractIncomingMessage) -> Fate | None:
         try:
@@ -92,21 +110,21 @@ class Settler:
             return group, DEAD
         return group, f"dropped: {_DROPS.get(str(death.get('reason')), 'by the broker')}"
 
-    async def _remove(self, address: str) -> None:
-        """Remove an object, retrying until it succeeds. Meanwhile, further messages wait in the broker."""
+    async def _remove(self, addresses: Sequence[str]) -> None:
+        """Remove objects, retrying until it succeeds. Meanwhile, further messages wait in the broker."""
         wait_s = RETRY_S[0]
         said = False
-        while True:
+        while addresses:
             try:
-                await self._storage.delete([address])
+                await self._storage.delete(addresses)
             except StorageUnavailable as error:
                 if not said:
                     said = True
-                    log.warning("object not removed", reason=str(error))
+                    log.warning("objects not removed", reason=str(error))
                 await asyncio.sleep(wait_s)
                 wait_s = min(2 * wait_s, RETRY_S[1])
             else:
-                self._ledger.removed(address)
+                self._ledger.removed(addresses)
                 return
 
 

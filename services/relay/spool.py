@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -31,8 +32,9 @@ class Lost(Exception):
 class Spool:
     """Accepted frames and their outcomes. Thread-safe, except that a single thread accepts frames.
 
-    A frame is accepted once its data and its row in the ledger are on the disk, both of which :meth:`accept` ensures
-    before it returns. Without a folder, both are in memory and are lost with the process.
+    A frame is accepted once its data and its row in the ledger are on a disk, both of which :meth:`accept` ensures
+    before it returns. The data is in the spool's folder, or already in the storage. Without a folder, data and ledger
+    are in memory and are lost with the process.
 
     Args:
         folder: The spool's folder, which is created if it is missing.
@@ -44,6 +46,8 @@ class Spool:
     """
 
     def __init__(self, folder: Path | None, max_bytes: int, groups: Sequence[str]) -> None:
+        self.write_s = 0.0
+        """Time that the newest write to the folder took."""
         self._max_bytes = max_bytes
         self._memory: dict[tuple[int, int], bytes | memoryview] = {}
         self._frames: Path | None = None
@@ -58,8 +62,20 @@ class Spool:
         if self._frames is not None:
             self._remove_leftovers(self._frames)
 
-    def accept(self, reference: FrameReference, data: bytes | memoryview) -> None:
+    def __len__(self) -> int:
+        """Return the number of unpublished frames of a spool in memory."""
+        return len(self._memory)
+
+    def accept(
+        self, reference: FrameReference, data: bytes | memoryview, put: Callable[[], bool] = lambda: False
+    ) -> None:
         """Store a frame's data, and accept it.
+
+        Args:
+            reference: The frame's.
+            data: Its data.
+            put: Called if the spool has room. Returns True if it has written the data to the storage, durably if the
+                spool has a folder. The spool then does not keep the data.
 
         Raises:
             SpoolFull: The spool has no room for it.
@@ -67,19 +83,22 @@ class Spool:
         if self.ledger.spooled_bytes + len(data) > self._max_bytes:
             raise SpoolFull("spool full")
         if self._frames is None:
-            self._memory[reference.epoch, reference.sequence] = data
+            self._memory[reference.epoch, reference.sequence] = b"" if put() else data
             self.ledger.accept(reference)
             return
         path = self._path(self._frames, reference)
         # The data first: a row of the ledger promises that the data is there. A kill in between leaves a file without
-        # a row, which the next start removes.
-        try:
-            _write(path, data)
-        except OSError as error:
-            path.unlink(missing_ok=True)
-            if error.errno in NO_PLACE:
-                raise SpoolFull("disk full") from None
-            raise ServiceError(f"relay.spool: {path} cannot be written: {error.strerror}") from None
+        # a row, which the next start removes, or an object in the storage, which the sweep removes.
+        if not put():
+            begun_s = time.monotonic()
+            try:
+                _write(path, data)
+                self.write_s = time.monotonic() - begun_s
+            except OSError as error:
+                path.unlink(missing_ok=True)
+                if error.errno in NO_PLACE:
+                    raise SpoolFull("disk full") from None
+                raise ServiceError(f"relay.spool: {path} cannot be written: {error.strerror}") from None
         try:
             self.ledger.accept(reference)
         except LedgerFull:
@@ -103,11 +122,12 @@ class Spool:
         except OSError as error:
             raise Lost(f"relay.spool: {path} cannot be read: {error.strerror}") from None
 
-    def published(self, entry: Entry) -> None:
-        """Release the data of a frame: it is in the storage, and the broker has the reference."""
+    def published(self, entries: Sequence[Entry]) -> None:
+        """Release the data of frames that are in the storage, and whose references the broker has."""
         # The ledger first: a kill in between leaves a file that the next start removes, and not a row without data.
-        self.ledger.published(entry)
-        self._remove(entry)
+        self.ledger.published(entries)
+        for entry in entries:
+            self._remove(entry)
 
     def drop(self, entry: Entry, reason: str) -> None:
         """Drop an unpublished frame."""

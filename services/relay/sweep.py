@@ -34,6 +34,7 @@ class Sweeper:
         self._stream = stream
         self._section = section
         self._due_s: dict[str, float] = {}  # by the prefix of a slice that was searched: when its next object expires
+        self._unpublished: set[str] = set()
 
     async def run(self) -> None:
         """Sweep periodically, until cancelled."""
@@ -54,6 +55,8 @@ class Sweeper:
             StorageUnavailable: The storage failed. Objects removed until then are counted.
         """
         section, now_s = self._section, time.time()
+        # Searched once for each sweep: the object of a frame that is accepted from now on has not expired.
+        self._unpublished = await asyncio.to_thread(self._ledger.unpublished_addresses)
         removed = await self._sweep(FRAMES, section.expire_frames_s, now_s)
         removed += await self._sweep(RESULTS, section.expire_results_s, now_s)
         # Their objects are removed, so drop the frames that still wait for a detector.
@@ -105,11 +108,14 @@ class Sweeper:
         """Remove an object if it has expired. Return None if it was removed, else when it expires."""
         if (expires_s := found.modified_s + expire_s) > now_s:
             return expires_s
+        # An accepted frame that waits for the broker may be nowhere else.
+        if found.address in self._unpublished:
+            return now_s
         # The frame of a dead letter is kept for longer, to reproduce the failure.
         if kind == FRAMES and self._ledger.is_dead(found.address):
             if (expires_s := found.modified_s + self._section.expire_dead_letters_s) > now_s:
                 return expires_s
-            self._ledger.removed(found.address)
+            self._ledger.removed([found.address])
         await self._storage.delete([found.address])
         self.removed += 1
         return None

@@ -31,6 +31,8 @@ HISTORY: Final = 255
 """Take frames that are still in the ring first, so that a restarted relay misses fewer."""
 HOLD_S: Final = 0.1
 """Longest time for which the relay holds a slot."""
+PUT_S: Final = 0.5
+"""Longest time for which a write to the storage may delay the next frame."""
 
 log = structlog.get_logger()
 
@@ -42,6 +44,7 @@ class Taker:
         configuration: The relay's configuration.
         spool: Accepts the frames.
         put: Writes an object directly from a slot's memory, within a time-out. Returns whether it succeeded.
+        put_encoded: Writes an encoded frame, within a time-out. Returns whether it did; it may decline to try.
         accepted: Called after each accepted frame.
         stop: Ends the loop.
     """
@@ -52,6 +55,7 @@ class Taker:
         spool: Spool,
         *,
         put: Callable[[str, memoryview, float], bool],
+        put_encoded: Callable[[str, memoryview, float], bool] = lambda _address, _data, _timeout_s: False,
         accepted: Callable[[], None],
         stop: threading.Event,
     ) -> None:
@@ -63,6 +67,7 @@ class Taker:
         self._section = configuration.relay
         self._spool = spool
         self._put = put
+        self._put_encoded = put_encoded
         self._accepted = accepted
         self._stop = stop
         self._encoded_s = 0.0
@@ -101,8 +106,8 @@ class Taker:
                 self._miss(frame, "thinned")
                 return
             check_encodable(frame.shape, frame.dtype, frame.pixel_format, self._section.encoding)
-            reference, data = self._encode(frame, leased_s)
-            self._spool.accept(reference, data)
+            reference, data, put = self._encode(frame, leased_s)
+            self._spool.accept(reference, data, put)
         except CannotEncode as error:
             self._refuse(str(error))
             self._miss(frame, "not encodable")
@@ -115,6 +120,16 @@ class Taker:
             self._accepted()
         finally:
             frame.release()  # without effect if the slot has been released above
+
+    def _write(self, address: str, data: memoryview) -> bool:
+        """Write an encoded frame to the storage. Return whether it was written in time."""
+        begun_s = time.monotonic()
+        if self._put_encoded(address, data, PUT_S):
+            return True
+        if time.monotonic() - begun_s >= PUT_S:
+            # The write may still read the old buffer, because raw data is a view of it.
+            self._buffer = np.empty(0, np.uint8)
+        return False
 
     def _miss(self, frame: Frame, reason: str) -> None:
         try:
@@ -135,8 +150,12 @@ class Taker:
         self._due_ns = min(max(self._due_ns + period_ns, captured_ns - period_ns), captured_ns + period_ns)
         return True
 
-    def _encode(self, frame: Frame, leased_s: float) -> tuple[FrameReference, bytes | memoryview]:
-        """Encode the frame, and release its slot within :data:`HOLD_S`."""
+    def _encode(self, frame: Frame, leased_s: float) -> tuple[FrameReference, memoryview, Callable[[], bool]]:
+        """Encode the frame, and release its slot within :data:`HOLD_S`.
+
+        Returns:
+            The frame's reference, its data, and a function that writes the data to the storage, or returns False.
+        """
         section = self._section
         panorama = _geometry(frame)
         if section.encoding == "raw" and section.policy == "live":
@@ -144,9 +163,10 @@ class Taker:
             # Hash and write from the slot's memory; the write has what is left of HOLD_S.
             reference = self._reference(frame, panorama, data)
             put = self._put(reference.address, data, HOLD_S - (time.monotonic() - leased_s))
-            kept = b"" if put else data.tobytes()  # too slow: copy, release the slot, and let the uploader write it
+            # If the write was too slow: copy, release the slot, and let the uploader write it.
+            kept = memoryview(b"" if put else data.tobytes())
             self._release(frame, leased_s)
-            return reference, kept
+            return reference, kept, lambda: put
         # Copy first: a write to the disk, or a slow encoding, would hold the slot for too long.
         copied = section.encoding == "raw" or self._encoded_s > HOLD_S / 2
         pixels = self._copy(frame.pixels) if copied else frame.pixels
@@ -159,7 +179,8 @@ class Taker:
         del pixels  # a view of the slot keeps its lease
         if not copied:
             self._release(frame, leased_s)
-        return self._reference(frame, panorama, data), data
+        reference = self._reference(frame, panorama, data)
+        return reference, data, lambda: self._write(reference.address, data)
 
     def _copy(self, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
         if (self._buffer.shape, self._buffer.dtype) != (pixels.shape, pixels.dtype):

@@ -134,6 +134,16 @@ def test_a_deleted_object_is_gone_and_may_be_deleted_again(storage: Storage) -> 
     run(work())
 
 
+def test_has_compares_the_size_of_an_object(storage: Storage) -> None:
+    async def work() -> None:
+        await storage.put(FRAME, b"x")
+        assert await storage.has(FRAME, 1)
+        assert not await storage.has(FRAME, 2)
+        assert not await storage.has(f"{FRAME}.3", 1)
+
+    run(work())
+
+
 def test_a_missing_object_has_an_error_of_its_own(storage: Storage) -> None:
     assert "no such object" in refusal(ObjectMissing, storage.get(FRAME, max_bytes=9))
     assert FRAME in refusal(ObjectMissing, storage.fetch(address_of(b"x")))

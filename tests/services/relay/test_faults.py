@@ -255,7 +255,11 @@ def test_a_broker_that_starts_late_and_is_killed_loses_no_frame(stream: str, tmp
                 wait_until(lambda: status()["details"]["spooled"] == 5, "the spool takes what cannot leave")
                 broker.start()
                 wait_until(lambda: len(results) == 10, "all results", detail=status)
-            wait_until(lambda: status()["details"]["unsettled"] == 0, "all is settled", detail=status)
+            wait_until(
+                lambda: not status()["details"]["spooled"] and not status()["details"]["unsettled"],
+                "all is settled",
+                detail=status,
+            )
             counts = status()["details"]["counts"]
     assert counts["accepted"] == counts["analysed"] == 10
 

@@ -40,7 +40,7 @@ def published(ledger: Ledger, sequence: int, epoch: int = 7) -> Entry:
     reference = frame(sequence, epoch)
     ledger.accept(reference)
     entry = next(entry for entry in ledger.pending(0, -1) if entry.reference == reference)
-    ledger.published(entry)
+    ledger.published([entry])
     return entry
 
 
@@ -54,7 +54,7 @@ def test_accepted_frames_wait_in_order() -> None:
         assert ledger.pending(second.id, -1) == [third]
         assert ledger.spooled_bytes == 3 * len(DATA)
         assert ledger.waiting() == (3, 0, frame(1).captured_wall_ns)
-        ledger.published(first)
+        ledger.published([first])
         assert ledger.pending(0, -1) == [second, third]
         assert ledger.waiting() == (2, 1, frame(1).captured_wall_ns)
         assert ledger.counts() == {"accepted": 3, "published": 1}
@@ -143,7 +143,7 @@ def test_a_copy_of_the_files_at_any_point_can_be_continued(tmp_path: Path) -> No
         steps: list[Callable[[], object]] = [
             lambda: ledger.accept(frame(1)),
             lambda: ledger.miss(7, 2, "thinned"),
-            lambda: ledger.published(ledger.pending(0, 1)[0]),
+            lambda: ledger.published(ledger.pending(0, 1)),
             lambda: ledger.settle([Fate(result(frame(1)), "detector", ANALYSED)]),
             lambda: ledger.accept(frame(5)),
             lambda: ledger.drop(ledger.pending(0, 1)[0], "too old"),
@@ -209,7 +209,7 @@ def test_the_object_of_a_dead_letter_is_kept_until_it_is_removed(dead_first: boo
         assert ledger.is_dead(frame(1).address)
         assert not ledger.is_dead(frame(2).address)
         # A replayed letter gives a result at last: the frame is not known any more.
-        ledger.removed(frame(1).address)
+        ledger.removed([frame(1).address])
         assert not ledger.is_dead(frame(1).address)
         assert ledger.counts()["dead letters"] == 1
 
@@ -226,7 +226,7 @@ def test_a_result_before_the_brokers_confirmation_counts_once() -> None:
         ledger.accept(frame(1))
         (entry,) = ledger.pending(0, -1)
         assert ledger.settle([Fate(result(frame(1)), "detector", ANALYSED)]) == [True]
-        ledger.published(entry)
+        ledger.published([entry])
         ledger.drop(entry, "too old")
         assert ledger.counts() == {"accepted": 1, "published": 1, "analysed": 1}
         assert ledger.spooled_bytes == 0
@@ -345,7 +345,7 @@ class LedgerMachine(RuleBasedStateMachine):
             return
         entry = data.draw(st.sampled_from(self.known))
         if act == "publish":
-            self.ledger.published(entry)
+            self.ledger.published([entry])
         elif act == "drop":
             self.ledger.drop(entry, "too old")
         else:

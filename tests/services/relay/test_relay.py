@@ -36,7 +36,11 @@ def test_each_frame_gives_one_result(rabbitmq: RabbitMq, stream: str, tmp_path: 
     ):
         publish_frames(publisher, 40, 0.02)
         wait_until(lambda: len(results) == 40, "40 results", detail=status)
-        wait_until(lambda: status()["details"]["unsettled"] == 0, "all are settled", detail=status)
+        wait_until(
+            lambda: not status()["details"]["spooled"] and not status()["details"]["unsettled"],
+            "all are settled",
+            detail=status,
+        )
         wait_until(lambda: not objects_in(objects, "frames"), "the objects are removed")
         told = status()["details"]
     assert sorted(reference.sequence for reference, _ in results) == list(range(1, 41))

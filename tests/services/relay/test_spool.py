@@ -41,7 +41,7 @@ def test_a_frame_is_kept_until_it_is_published_or_dropped(folder: Path | None) -
             spool.accept(frame(sequence, data=b"pixels %d" % sequence), b"pixels %d" % sequence)
         first, second = spool.ledger.pending(0, -1)
         assert bytes(spool.read(first)) == b"pixels 1"
-        spool.published(first)
+        spool.published([first])
         assert bytes(spool.read(second)) == b"pixels 2"
         spool.drop(second, "too old")
         for entry in (first, second):
@@ -60,7 +60,7 @@ def test_a_full_spool_accepts_no_frame_until_there_is_room(folder: Path | None) 
         with pytest.raises(SpoolFull, match="spool full"):
             spool.accept(frame(3, data=data), data)
         spool.accept(frame(4, data=bytes(50)), bytes(50))
-        spool.published(spool.ledger.pending(0, 1)[0])
+        spool.published(spool.ledger.pending(0, 1))
         spool.accept(frame(5, data=data), data)
         assert spool.ledger.counts()["accepted"] == 4
         if folder is not None:
@@ -86,7 +86,7 @@ def test_files_of_a_killed_relay_are_removed(tmp_path: Path) -> None:
     with opened(tmp_path) as spool:
         for sequence in (1, 2):
             spool.accept(frame(sequence), b"pixels")
-        spool.ledger.published(spool.ledger.pending(0, 1)[0])  # killed before its file was removed
+        spool.ledger.published(spool.ledger.pending(0, 1))  # killed before its file was removed
         (tmp_path / "frames" / "7-3").write_bytes(b"pix")  # killed in the middle of it
     with opened(tmp_path) as spool:
         assert files(tmp_path) == ["7-2"]
@@ -145,7 +145,7 @@ def test_a_full_disk_refuses_frames_and_keeps_those_that_it_has(tmp_path: Path) 
         assert len(files(disk / "spool")) == accepted
         for entry in spool.ledger.pending(0, -1):
             assert spool.read(entry) == data
-        spool.published(spool.ledger.pending(0, 1)[0])
+        spool.published(spool.ledger.pending(0, 1))
         spool.accept(frame(accepted + 1, data=data), data)
         assert spool.ledger.counts()["accepted"] == accepted + 1
 

@@ -70,7 +70,7 @@ def test_only_expired_objects_are_removed(tmp_path: Path, ledger: Ledger) -> Non
 def test_the_frames_of_dead_letters_stay_longer(tmp_path: Path, ledger: Ledger) -> None:
     for sequence, age_s in ((1, 150), (2, 15_000)):
         ledger.accept(frame(sequence))
-        ledger.published(ledger.pending(0, 1)[0])
+        ledger.published(ledger.pending(0, 1))
         ledger.settle([Fate(frame(sequence), "detector", DEAD)])
         put(tmp_path, frame(sequence).address, age_s)
     assert sweep(tmp_path, ledger) == (1, 1)
@@ -79,11 +79,25 @@ def test_the_frames_of_dead_letters_stay_longer(tmp_path: Path, ledger: Ledger) 
     assert not ledger.is_dead(frame(2).address)
 
 
+def test_the_object_of_a_frame_that_waits_for_the_broker_stays(tmp_path: Path, ledger: Ledger) -> None:
+    frames = [frame(sequence, captured_wall_ns=time.time_ns() - 150 * 10**9) for sequence in (1, 2)]
+    for one in frames:
+        ledger.accept(one)
+        put(tmp_path, one.address, 150)
+    ledger.published(ledger.pending(0, 1))
+    assert sweep(tmp_path, ledger) == (1, 1)
+    assert left(tmp_path) == {frames[1].address}
+    assert [entry.reference.sequence for entry in ledger.pending(0, -1)] == [2]
+    ledger.published(ledger.pending(0, 1))
+    assert sweep(tmp_path, ledger) == (1, 1)
+    assert ledger.counts()["dropped: expired in the storage"] == 2
+
+
 def test_frames_that_no_detector_took_are_given_up_with_their_objects(tmp_path: Path, ledger: Ledger) -> None:
     now_ns = time.time_ns()
     for sequence, age_s in ((1, 150), (2, 50)):
         ledger.accept(frame(sequence, captured_wall_ns=now_ns - age_s * 10**9))
-        ledger.published(ledger.pending(0, 1)[0])
+        ledger.published(ledger.pending(0, 1))
         put(tmp_path, frame(sequence).address, age_s)
     sweep(tmp_path, ledger)
     assert left(tmp_path) == {frame(2).address}
@@ -202,7 +216,7 @@ def test_a_dead_letters_frame_does_not_delay_a_later_frame_of_its_minute(
 
     async def work() -> None:
         ledger.accept(frame(1))
-        ledger.published(ledger.pending(0, 1)[0])
+        ledger.published(ledger.pending(0, 1))
         ledger.settle([Fate(frame(1), "detector", DEAD)])
         await storage.put(frame(1).address, b"x")
         sweeper = Sweeper(ledger, storage, STREAM, SECTION)
