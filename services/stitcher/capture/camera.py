@@ -19,14 +19,13 @@ from services.stitcher.capture.cause import Cause, Unreadable, backoff_s, cause_
 from services.stitcher.capture.clock import CaptureClock, Source
 from services.stitcher.capture.connection import (
     Connector,
-    has_start_codes,
     held_packets,
     is_file,
     packets_of,
     sender_ns,
 )
 from services.stitcher.capture.damage import DamageFilter, Verdict
-from services.stitcher.capture.h264 import FrameNumbers
+from services.stitcher.capture.loss import LossDetector
 from services.stitcher.capture.sender import SenderClocks
 from services.stitcher.capture.synchronizer import Timed
 from services.stitcher.config import CameraSection, Damaged, ReconnectSection
@@ -210,24 +209,26 @@ class CameraReader:
         # The wait for a key frame begins with the connection.
         self._newest_frame_ns = time.monotonic_ns()
         self._waiting_since_ns = self._newest_frame_ns
-        numbers = FrameNumbers() if has_start_codes(container, stream) and not paced else None
+        losses = LossDetector(container, stream, self.transport)
         connected = False
-        for packet, arrival_ns in packets_of(container, stream, self._connector):
+        for packet, arrival_ns in packets_of(container, stream, self._connector, losses.reading):
             if self._stop.is_set():
                 return
             self._observe(packet, arrival_ns)
-            if numbers is not None and numbers.misses(bytes(packet)) and connected:
+            # A file loses nothing, but may have been cut.
+            if losses.misses(packet) and connected and not paced:
                 self._damage.lose(arrival_ns)
             for frame in self._decode(packet, arrival_ns, connected=connected):
                 self._newest_frame_ns = arrival_ns
                 verdict = self._damage.judge(
-                    corrupt=frame.is_corrupt or packet.is_corrupt, key_frame=frame.key_frame, now_ns=arrival_ns
+                    corrupt=losses.is_incomplete(frame), key_frame=frame.key_frame, now_ns=arrival_ns
                 )
                 if verdict is Verdict.HELD:
                     continue
                 # A camera whose pictures are all held back shows nothing, so it does not count as connected.
                 if not connected:
                     connected = True
+                    losses.connected()
                     self._connected(frame, stream)
                 self._take(frame, arrival_ns, self._file_period_ns(stream) if paced else 0, verdict)
 

@@ -6,7 +6,8 @@ import errno
 import struct
 import time
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeAlias, cast
 
 import av
@@ -163,16 +164,29 @@ class Connector:
 
 
 def packets_of(
-    container: InputContainer, stream: VideoStream, connector: Connector
+    container: InputContainer,
+    stream: VideoStream,
+    connector: Connector,
+    reading: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Iterator[tuple[Packet[VideoStream], int]]:
     """Yield the packets of a video stream, each with its arrival time, CLOCK_MONOTONIC in ns.
 
     The read time-out follows the camera's own packet rate.
+
+    Args:
+        container: The open camera.
+        stream: Its video.
+        connector: That which opened it.
+        reading: Returns a context in which to read one packet.
     """
     arrivals_ns: deque[int] = deque(maxlen=8)
     pause_ns = 0.0
     running = cast("VideoPackets", container.demux(stream))
-    while (packet := next(running, None)) is not None:
+    while True:
+        with reading():
+            packet = next(running, None)
+        if packet is None:
+            return
         arrival_ns = time.monotonic_ns()  # before the yield, in which the caller decodes
         yield packet, arrival_ns
         if arrivals_ns:
@@ -191,11 +205,6 @@ def held_packets(container: InputContainer, stream: VideoStream) -> int:
         return 0
     # In MPEG-TS, a packet ends where the next one begins, and its frame ends when the parser sees the next frame.
     return {"mpegts": 2, "rtsp": 1, "sdp": 1, "rtp": 1, "h264": 1, "hevc": 1}.get(container.format.name, 0)
-
-
-def has_start_codes(container: InputContainer, stream: VideoStream) -> bool:
-    """Return whether the packets are H.264 with start codes (Annex B), not with lengths as in MP4."""
-    return stream.codec_context.name == "h264" and container.format.name in ("rtsp", "sdp", "rtp", "mpegts", "h264")
 
 
 def sender_ns(packet: Packet[VideoStream]) -> int | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 import time
 from collections.abc import Sequence
@@ -36,6 +35,7 @@ from services.stitcher.capture.connection import (
     packets_of,
     sender_ns,
 )
+from services.stitcher.capture.loss import MISSED
 from services.stitcher.capture.probe_report import NOT_TOLD, Report, advise, show
 from services.stitcher.capture.sender import SenderClocks
 from services.stitcher.config import CameraSection, StitcherSection
@@ -43,7 +43,6 @@ from services.stitcher.config import CameraSection, StitcherSection
 NS = 1_000_000_000
 MATRICES = {1: "BT.709", 4: "FCC", 5: "BT.601", 6: "BT.601", 7: "SMPTE 240M", 9: "BT.2020", 10: "BT.2020"}
 RANGES = {1: "limited", 2: "full"}
-_MISSED = re.compile(r"missed (-?\d+) packets")
 
 
 def probe(section: CameraSection, seconds: float) -> Report:
@@ -62,7 +61,7 @@ def probe(section: CameraSection, seconds: float) -> Report:
             _check(section)
             with connector.open() as container:
                 _Watch(report, section, container, connector).run(started_s, seconds, defaults.key_frame_wait_s)
-        report.lost_packets = sum(abs(int(found[1])) for _, _, text in said if (found := _MISSED.search(text)))
+        report.lost_packets = sum(abs(int(found[1])) for _, _, text in said if (found := MISSED.search(text)))
     except Exception as error:  # noqa: BLE001  FFmpeg's errors have many bases
         cause, report.error = cause_of(error, section.url)
         report.cause = cause.value

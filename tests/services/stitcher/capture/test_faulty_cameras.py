@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 import pytest
-from av.video.frame import VideoFrame
 
 from framebus import Subscriber
-from services.common.status import Stage
 from services.stitcher.calibration.poses import save
-from services.stitcher.capture.camera import CameraReader
 from services.stitcher.capture.cause import Cause
 from services.stitcher.capture.clock import UNPROVEN_LAG_NS
 from services.stitcher.capture.sender import SenderClocks
-from services.stitcher.capture.synchronizer import Timed
-from services.stitcher.config import CameraSection, ReconnectSection
+from tests.services.stitcher.capture.reading import reading
 from tests.services.stitcher.faulty import FaultyCamera, Units, deny, encode_units, rtsp_cameras, serve
 from tests.services.stitcher.process import StitcherProcess
 from tests.services.stitcher.scene import rig
@@ -40,52 +35,6 @@ def h264(tmp_path_factory: pytest.TempPathFactory) -> Units:
 @pytest.fixture(scope="module")
 def mjpeg(tmp_path_factory: pytest.TempPathFactory) -> Units:
     return encode_units(tmp_path_factory.mktemp("mjpeg") / "clip.mkv", "mjpeg")
-
-
-class Read:
-    """A camera that is read, and its frames and states."""
-
-    def __init__(
-        self, url: str, senders: SenderClocks | None = None, *, key_frame_wait_s: float = 30.0, **settings: Any
-    ) -> None:
-        self.frames: list[Timed[VideoFrame]] = []
-        self.states: list[str] = []
-        section = CameraSection.model_validate({"name": Path(url).stem, "url": url, **settings})
-        self.reader = CameraReader(
-            section,
-            self._take,
-            Stage(),
-            open_timeout_s=10.0,
-            read_timeout_s=5.0,
-            reconnect=ReconnectSection(first_s=0.05, max_s=0.2),
-            key_frame_wait_s=key_frame_wait_s,
-            senders=senders,
-        )
-
-    def _take(self, frame: Timed[VideoFrame]) -> None:
-        self.frames.append(frame)
-
-    def wait(self, condition: str, holds: Any) -> None:
-        def look() -> bool:
-            if not self.states or self.states[-1] != self.reader.state:
-                self.states.append(self.reader.state)
-            return bool(holds(self))
-
-        wait_until(look, condition, detail=lambda: (self.states, len(self.frames)))
-
-    def wait_for_frames(self, count: int) -> None:
-        self.wait(f"{count} frames", lambda read: len(read.frames) >= count)
-
-
-@contextmanager
-def reading(url: str, senders: SenderClocks | None = None, **settings: Any) -> Iterator[Read]:
-    read = Read(url, senders, **settings)
-    read.reader.start()
-    try:
-        yield read
-    finally:
-        read.reader.request_stop()
-        assert read.reader.join(PATIENCE_S)
 
 
 def test_mjpeg_over_http_is_placed_by_arrival_if_ffmpegs_rate_is_wrong(mjpeg: Units) -> None:
