@@ -1,4 +1,4 @@
-"""One pipeline in containers, for all tests of this folder."""
+"""A pipeline in containers, for the tests of one module: two pipelines at a time are too much for two cores."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from tests.e2e.engine import Project, need_engine
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def pipeline() -> Iterator[Project]:
     """Run the services of ``compose.yaml`` from built images."""
     need_engine()
