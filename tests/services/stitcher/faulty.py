@@ -178,7 +178,7 @@ def serve(camera: FaultyCamera) -> Iterator[str]:
             with suppress(OSError, av.error.FFmpegError):  # the client is gone
                 camera.send(self.request)
 
-    with _listening(Handler) as port:
+    with listening(Handler) as port:
         yield f"http://127.0.0.1:{port}/cam"
 
 
@@ -214,7 +214,7 @@ def deny() -> Iterator[tuple[str, Denying]]:
                 lines.append(line.decode())
             return lines
 
-    with _listening(Handler) as port:
+    with listening(Handler) as port:
         yield f"127.0.0.1:{port}", seen
 
 
@@ -238,7 +238,9 @@ def rtsp_cameras(clip: Path, *, prefix: Sequence[str] = (), **wanted: Any) -> It
 
 
 @contextmanager
-def _listening(handler: type[socketserver.BaseRequestHandler]) -> Iterator[int]:
+def listening(handler: type[socketserver.BaseRequestHandler]) -> Iterator[int]:
+    """Serve during the block; yield the port."""
+
     class Server(socketserver.ThreadingTCPServer):
         allow_reuse_address = True
         daemon_threads = True

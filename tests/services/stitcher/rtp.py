@@ -14,7 +14,7 @@ import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 
-from tests.services.stitcher.faulty import Units
+from tests.services.stitcher.faulty import Units, listening
 
 MOST_BYTES = 1000
 """Largest payload of a packet."""
@@ -82,18 +82,8 @@ def serve_rtp(units: Units, *, lost: Collection[tuple[int, int]] = (), fps: floa
             headers = dict(line.lower().split(": ", 1) for line in lines[1:])
             return lines[0].split()[0], headers
 
-    class Server(socketserver.ThreadingTCPServer):
-        daemon_threads = True
-        block_on_close = False
-
-    with Server(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield f"rtsp://127.0.0.1:{server.server_address[1]}/cam"
-        finally:
-            server.shutdown()
-            thread.join()
+    with listening(Handler) as port:
+        yield f"rtsp://127.0.0.1:{port}/cam"
 
 
 def _description(codec: str) -> bytes:
