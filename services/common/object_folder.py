@@ -137,7 +137,8 @@ class ObjectFolder:
             # It was removed, and perhaps folders above it too. Their names are flushed with the next durable object.
             self._lasting.difference_update(self._below_root(folder))
             self._created += 1
-        with contextlib.suppress(FileNotFoundError):  # one above it was removed meanwhile: the next attempt repeats it
+        # A reader may have removed it, or one above it, in the middle of this call: the next attempt repeats it.
+        with contextlib.suppress(FileNotFoundError, FileExistsError):
             folder.mkdir(parents=True, exist_ok=True)
 
     def _flush_names(self, folder: Path) -> None:
