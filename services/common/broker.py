@@ -25,7 +25,7 @@ from aio_pika.exceptions import (
     ChannelPreconditionFailed,
     ProbableAuthenticationError,
 )
-from aiormq.exceptions import ChannelLockedResource
+from aiormq.exceptions import ChannelInvalidStateError, ChannelLockedResource
 
 from services.common.credentials import MissingPassword
 from services.common.masking import mask_url
@@ -39,7 +39,14 @@ HEARTBEAT_S: Final = 20
 RETRY_S: Final = (0.2, 5.0)
 """Shortest and longest wait before a retry to connect."""
 STOP_SLICE_S: Final = 0.1
-BROKER_ERRORS: Final = (AMQPError, ConnectionError, OSError, TimeoutError, asyncio.InvalidStateError)
+BROKER_ERRORS: Final = (
+    AMQPError,
+    ConnectionError,
+    OSError,
+    TimeoutError,
+    asyncio.InvalidStateError,
+    ChannelInvalidStateError,
+)
 """Exceptions of aio-pika for a connection that is lost or refused, or a channel that is closed."""
 _CUT: Final = re.compile(r"connection reset|unexpectedly closed")
 
@@ -195,7 +202,13 @@ async def _work_until_lost(
     try:
         await asyncio.wait([working, *waiting], return_when=asyncio.FIRST_COMPLETED)
         if working.done():
-            working.result()
+            try:
+                working.result()
+            except RuntimeError as error:
+                # aio-pika has no exception of its own for some uses of a connection that was lost in the meantime.
+                if connection.is_closed and type(error) is RuntimeError:
+                    raise ConnectionError(str(error)) from error
+                raise
         elif lost.is_set():
             raise ConnectionError(why(cause[0]) if cause and cause[0] else "the connection was lost")
     finally:

@@ -7,14 +7,14 @@ import logging
 import shutil
 import subprocess
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import aio_pika
 import pytest
-from aio_pika.abc import AbstractConnection
+from aio_pika.abc import AbstractConnection, AbstractIncomingMessage
 from aio_pika.exceptions import AMQPError, AuthenticationError, ChannelNotFoundEntity, ChannelPreconditionFailed
 from aiormq.exceptions import ChannelLockedResource
 
@@ -306,6 +306,42 @@ def server(tmp_path_factory: pytest.TempPathFactory, tls: Path) -> Iterator[Rabb
     """Run a broker that also accepts TLS with certificates of clients."""
     with running(tmp_path_factory.mktemp("rabbitmq"), tls) as started:
         yield started
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("use", ["acknowledge", "reject", "publish", "declare", "consume", "open a channel"])
+def test_the_use_of_a_connection_that_was_lost_leads_to_another_one(server: RabbitMq, use: str) -> None:
+    stop = threading.Event()
+    connections: list[AbstractConnection] = []
+
+    async def take(_message: AbstractIncomingMessage) -> None:
+        raise AssertionError
+
+    async def work(connection: AbstractConnection) -> None:
+        connections.append(connection)
+        if len(connections) == 2:
+            stop.set()
+            await asyncio.Event().wait()
+        channel = await connection.channel()
+        queue = await channel.declare_queue(exclusive=True)
+        sent = aio_pika.Message(b"x")
+        await channel.default_exchange.publish(sent, queue.name)
+        delivered = await queue.get()
+        uses: dict[str, Callable[[], Awaitable[Any]]] = {
+            "acknowledge": delivered.ack,
+            "reject": delivered.reject,
+            "publish": lambda: channel.default_exchange.publish(sent, queue.name),
+            "declare": channel.declare_queue,
+            "consume": lambda: queue.consume(take),
+            "open a channel": connection.channel,
+        }
+        connection.close_callbacks.clear()  # so that the use comes first
+        await connection.close()
+        await uses[use]()
+
+    asyncio.run(keep_connected(BrokerSection(url=server.url), work, stop))
+    assert len(connections) == 2
 
 
 @pytest.mark.slow
