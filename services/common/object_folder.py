@@ -74,7 +74,7 @@ class ObjectFolder:
                 raise
             else:
                 if durable:
-                    self._flush_names(path.parent)
+                    self._make_lasting(path.parent)
                 return
         raise OSError(errno.EEXIST, "files of other writers are in the way", str(path))
 
@@ -141,16 +141,16 @@ class ObjectFolder:
         with contextlib.suppress(FileNotFoundError, FileExistsError):
             folder.mkdir(parents=True, exist_ok=True)
 
-    def _flush_names(self, folder: Path) -> None:
+    def _make_lasting(self, folder: Path) -> None:
         """Flush the names in a folder, and its own name unless this was done since it was created.
 
         Another thread may have created the folder without having flushed its name yet.
         """
         created = self._created
-        _flush(folder)
         new = list(itertools.takewhile(lambda above: above not in self._lasting, self._below_root(folder)))
-        for one in new:
-            _flush(one.parent)
+        for one in (folder, *(below.parent for below in new)):
+            with contextlib.suppress(FileNotFoundError):  # a reader has removed the object, and the empty folder
+                flush_names(one)
         with self._lock:
             if self._created == created:
                 if len(self._lasting) > _LASTING_FOLDERS:  # each minute has a folder of its own
@@ -170,12 +170,13 @@ class ObjectFolder:
                 return
 
 
-def _flush(folder: Path) -> None:
-    """Flush the names in a folder to the disk."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except FileNotFoundError:
-        return  # a reader has removed the object, and with it the empty folder
+def flush_names(folder: Path) -> None:
+    """Flush the names in a folder to the disk.
+
+    Raises:
+        OSError: It could not be flushed, or does not exist.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
     finally:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+from services.common.object_folder import flush_names
 from services.common.reference import FrameReference
 from services.common.service import ServiceError
 from services.relay.ledger import Entry, Ledger
@@ -163,8 +164,4 @@ def _write(path: Path, data: bytes | memoryview) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    flush_names(path.parent)
