@@ -209,14 +209,13 @@ class CameraReader:
         # The wait for a key frame begins with the connection.
         self._newest_frame_ns = time.monotonic_ns()
         self._waiting_since_ns = self._newest_frame_ns
-        losses = LossDetector(container, stream, self.transport)
+        losses = LossDetector(container, stream, self.transport, is_file=paced)
         connected = False
         for packet, arrival_ns in packets_of(container, stream, self._connector, losses.reading):
             if self._stop.is_set():
                 return
             self._observe(packet, arrival_ns)
-            # A file loses nothing, but may have been cut.
-            if losses.misses(packet) and connected and not paced:
+            if losses.misses(packet) and connected:
                 self._damage.lose(arrival_ns)
             for frame in self._decode(packet, arrival_ns, connected=connected):
                 self._newest_frame_ns = arrival_ns

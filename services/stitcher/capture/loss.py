@@ -38,18 +38,19 @@ class LossDetector:
         container: The open camera.
         stream: Its video.
         transport: ``udp`` if packets may be lost.
+        is_file: Whether it is a file, which loses nothing, but may have been cut.
     """
 
-    def __init__(self, container: InputContainer, stream: VideoStream, transport: str) -> None:
+    def __init__(self, container: InputContainer, stream: VideoStream, transport: str, *, is_file: bool) -> None:
         codec = stream.codec_context.name
         self._stream = stream
         self._numbers: FrameNumbers | None = None
-        if codec == "h264" and container.format.name in _WITH_START_CODES:
+        if codec == "h264" and container.format.name in _WITH_START_CODES and not is_file:
             self._numbers = FrameNumbers()
             self._numbers.misses(bytes(stream.codec_context.extradata or b""))  # some cameras send these only before
         self._captures = codec == "hevc" and transport == "udp"
         if self._captures:
-            _log_warnings()
+            log_warnings()
         self._missed = self._is_incomplete = False
         self._incomplete: deque[int] = deque(maxlen=_REMEMBERED)
 
@@ -87,7 +88,7 @@ class LossDetector:
         return frame.is_corrupt or (self._is_incomplete if frame.pts is None else frame.pts in self._incomplete)
 
 
-def _log_warnings() -> None:
+def log_warnings() -> None:
     """Make FFmpeg log warnings, which PyAV discards by default. Without a capture, they are still discarded."""
     logging.getLogger("libav").setLevel(logging.CRITICAL + 1)
     av.logging.set_skip_repeated(False)  # the messages of several cameras are equal

@@ -35,7 +35,7 @@ from services.stitcher.capture.connection import (
     packets_of,
     sender_ns,
 )
-from services.stitcher.capture.loss import MISSED
+from services.stitcher.capture.loss import MISSED, log_warnings
 from services.stitcher.capture.probe_report import NOT_TOLD, Report, advise, show
 from services.stitcher.capture.sender import SenderClocks
 from services.stitcher.config import CameraSection, StitcherSection
@@ -193,7 +193,7 @@ def main(arguments: Sequence[str]) -> int:
             sys.stderr.write(f"framebus-stitcher probe: {mask_url(url)}: {mask_text(fault)}\n")
             return EXIT_USAGE
     level = av.logging.get_level()
-    av.logging.set_level(av.logging.WARNING)  # FFmpeg reports lost RTP packets as warnings only
+    log_warnings()
     try:
         with ThreadPoolExecutor(len(sections)) as pool:
             reports = list(pool.map(lambda section: probe(section, options.seconds), sections))
