@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from tests.e2e.engine import SERVICES, Project, docker, need_engine
-from tests.e2e.walk import Shell, copy_checkout, stand_in, with_two_cameras
+from tests.e2e.walk import Shell, commands, copy_checkout, stand_in, with_two_cameras
 from tests.support import ROOT, free_ports, wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.docker, pytest.mark.long, pytest.mark.timeout(600)]
@@ -171,8 +171,8 @@ def test_no_alert_fires_while_all_is_well(shell: Shell) -> None:
 
 
 def test_dashboard_and_alerts_also_have_data_of_a_queue(shell: Shell) -> None:
+    shell.run(commands("scale-out.md", "Start")[0])  # the broker's password
     shell.run(
-        "mkdir -p secrets && install -m 640 -g 2000 /dev/null secrets/broker && openssl rand -hex 24 >secrets/broker\n"
         "export COMPOSE_FILE=$COMPOSE_FILE:compose.relay.yaml FRAMEBUS_RELAY__TARGET_FPS=1\n"
         "docker compose up --build --detach --wait"
     )
