@@ -15,6 +15,8 @@ from tests.support import ROOT
 MAKEFILE = (ROOT / "Makefile").read_text()
 TARGETS = set(re.findall(r"^([a-z][a-z-]*):", MAKEFILE, re.MULTILINE))
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
+MOST_LINES = 300
+"""Longest module of the library. A longer one has a second subject, which wants a module of its own."""
 FORMS = sorted(path for path in (ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml") if path.name != "config.yml")
 
 
@@ -35,6 +37,12 @@ def test_the_changelog_keeps_its_form() -> None:
         order = ["Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"]
         assert set(groups) <= set(order)
         assert len(set(groups)) == len(groups), "a group is there twice"
+
+
+def test_the_modules_of_the_library_stay_small() -> None:
+    lines = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in ROOT.glob("framebus/**/*.py")}
+    assert "framebus/bus/subscriber.py" in lines
+    assert {path: count for path, count in lines.items() if count > MOST_LINES} == {}
 
 
 def test_checks_before_a_commit_are_those_of_lint() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncIterator, Iterator
 from threading import get_ident
@@ -14,6 +13,7 @@ from framebus.bus import lifecycle
 from framebus.bus.attachment import TICK_S, Attachment
 from framebus.bus.frames import Frame
 from framebus.bus.options import Mode, SubscriberOptions, Wake
+from framebus.bus.readiness import Readiness
 from framebus.bus.statistics import SubscriberStatistics
 from framebus.errors import AlreadyInUse, ReceiveTimeout, StreamNotFound
 from framebus.ring.admission import new_record
@@ -103,22 +103,18 @@ class Subscriber(lifecycle.Endpoint):
         """Name of this subscriber in ``framebus top``."""
         one_of(mode, "mode", get_args(Mode))
         one_of(wake, "wake", get_args(Wake))
-        attach_timeout_s = seconds(attach_timeout_s, "attach_timeout_s")
-        max_leases = whole_number(max_leases, "max_leases", 1, MAX_SLOTS)
-        history = whole_number(history, "history", 0, MAX_SLOTS)
         if publisher_uid is not None:
             publisher_uid = whole_number(publisher_uid, "publisher_uid", 0, MAX_UID)
-        gone_after_s = seconds(gone_after_s, "gone_after_s")
         # Set on the instance, because looking up a class attribute would be slower, at every frame.
         self._forked = self._receiving = False
         self._thread = None
         self._attachment = Attachment(
             stream,
-            new_record(name, mode, wake, max_leases),
-            history=history,
+            new_record(name, mode, wake, whole_number(max_leases, "max_leases", 1, MAX_SLOTS)),
+            history=whole_number(history, "history", 0, MAX_SLOTS),
             publisher_uid=publisher_uid,
-            attach_timeout_s=attach_timeout_s,
-            gone_after_s=gone_after_s,
+            attach_timeout_s=seconds(attach_timeout_s, "attach_timeout_s"),
+            gone_after_s=seconds(gone_after_s, "gone_after_s"),
         )
         self._closed = False
         lifecycle.register(self)
@@ -209,32 +205,20 @@ class Subscriber(lifecycle.Endpoint):
         Raises:
             InvalidArgument: The subscriber was not opened with ``wake="zmq"``, which an event loop requires.
         """
-        loop = asyncio.get_running_loop()
         deadline_s = None if timeout_s is None else time.monotonic() + (seconds(timeout_s, "timeout_s") or 0.0)
-        ready = asyncio.Event()
         self._check_use()
         self._receiving = True
-        descriptor = -1
         try:
             self._check_open()
-            descriptor = self.fileno()  # stays open until close(), so the reader is removed below with the same number
-            # The event loop watches the descriptor only during this call, so that cancelling leaves nothing behind.
-            loop.add_reader(descriptor, ready.set)
             attachment = self._attachment
-            attachment.check_leases()
-            while (lease := attachment.find()) is None:
-                slice_s = self._slice(deadline_s)
-                # A notification that came after the search is still in the socket, so the loop sets the event again.
-                ready.clear()
-                with contextlib.suppress(TimeoutError):  # wake up at the end of the slice, to check the publisher
-                    async with asyncio.timeout(slice_s):
-                        await ready.wait()
-                self._check_open()
-            return attachment.deliver(lease)
+            with Readiness(self.fileno()) as readiness:
+                attachment.check_leases()
+                while (lease := attachment.find()) is None:
+                    await readiness.wait(self._slice(deadline_s))
+                    self._check_open()
+                return attachment.deliver(lease)
         finally:
             lease = None  # the traceback of a TimeoutError may keep this variable alive, and with it the slot
-            if descriptor >= 0:
-                loop.remove_reader(descriptor)
             self._receiving = False
             if self._closed:
                 self._leave()
