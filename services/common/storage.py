@@ -21,6 +21,7 @@ import obstore
 from obstore.exceptions import BaseError, GenericError, NotFoundError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import LocalStore, S3Store
 
+from services.common.client_threads import end_when_idle
 from services.common.credentials import MissingPassword
 from services.common.object_folder import ObjectFolder
 from services.common.reference import Address
@@ -85,6 +86,7 @@ class Storage:
         self.url = section.url
         self._timeout_s = section.timeout_s
         self._folder: ObjectFolder | None = None
+        end_when_idle()
         try:
             self._store: LocalStore | S3Store = self._open(section)
         except MissingPassword as error:
