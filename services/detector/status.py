@@ -59,9 +59,7 @@ class DetectorStatus:
             worker: Worker on a queue.
         """
         detector = self._detector
-        # Copy the deques first: the detection thread may append to them while this thread iterates.
-        tile_ms = sorted(detector.tile_ms.copy())
-        looked = self._looked.copy()
+        looked = self._looked.copy()  # the detection thread may append to the deque while this thread iterates
         document = status_document(
             self._section.status_name,
             {"detect": self.stage} if worker is None else {"detect": self.stage, **worker.stages},
@@ -71,7 +69,7 @@ class DetectorStatus:
             details={
                 **describe(self._model),
                 "rejected_boxes": self._model.rejected_boxes,
-                "tile_ms": round(tile_ms[len(tile_ms) // 2], 2) if tile_ms else None,
+                "tile_ms": _median_ms(detector.tile_ms),
                 "tiles": len(detector.tiles),
                 "tiles_a_frame": round(sum(looked) / len(looked), 2) if looked else None,
                 "longest_tile_age_s": round(detector.longest_age_s, 3),
@@ -95,14 +93,19 @@ class DetectorStatus:
             return {"classifier": None, "classifier_fault": second}
         if stage is None or second is None:
             return {}
-        crop_ms = sorted(stage.crop_ms.copy())
         return {
             "classifier": f"{second.name} {second.version}".strip(),
             "classifier_fault": stage.fault,
             "crops": stage.crops,
-            "crop_ms": round(crop_ms[len(crop_ms) // 2], 2) if crop_ms else None,
+            "crop_ms": _median_ms(stage.crop_ms),
             "rejected_crops": second.rejected_crops,
         }
+
+
+def _median_ms(times_ms: deque[float]) -> float | None:
+    """Return the median, or ``None`` of no times. The detection thread may append to them meanwhile."""
+    ordered = sorted(times_ms.copy())
+    return round(ordered[len(ordered) // 2], 2) if ordered else None
 
 
 def describe(model: Model) -> dict[str, Any]:
