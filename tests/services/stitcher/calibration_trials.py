@@ -227,9 +227,8 @@ def _special(wanted: bool) -> bool:
 
 
 def _table(pool: concurrent.futures.Executor, who: Sequence[str], runs: int) -> bool:
-    cases = [
-        (overlap, k1, run, one) for overlap, k1, one in itertools.product(OVERLAPS, K1S, who) for run in range(runs)
-    ]
+    # Run by run, because all cells of a run are in the same world.
+    cases = [(overlap, k1, run, one) for run, overlap, k1, one in itertools.product(range(runs), OVERLAPS, K1S, who)]
     outcomes: dict[tuple[float, float, str], list[Outcome]] = {}
     for (overlap, k1, run, one), outcome in pool.map(_try_five, cases):
         outcomes.setdefault((overlap, k1, one), []).append(outcome)
