@@ -20,6 +20,7 @@ from services.stitcher.calibration.poses import Calibration, load, save
 from services.stitcher.entry import SERVICE
 from services.stitcher.rendering.choice import choose
 from tests.services.simulator.clips import SMALL, rtsp_server
+from tests.services.stitcher.faulty import FaultyCamera, Units, encode_units, serve
 from tests.services.stitcher.process import (
     HEIGHT,
     NAMES,
@@ -161,14 +162,18 @@ def test_without_a_calibration_a_missing_camera_is_left_out_and_added_later(stre
             assert stitcher.status()["details"]["calibration"]["unplaced"] == []
 
 
-def test_cameras_that_show_nothing_give_an_error_with_a_remedy(stream: str, tmp_path: Path) -> None:
-    port = free_ports(5)
-    # The cameras at both ends of the rig do not overlap.
-    urls = [http_urls(port)[i] for i in (0, 2)]
-    process = StitcherProcess(
-        stream, tmp_path, [*urls, *["/nonexistent"] * 3], calibration={"wait_s": 0.2, "retry_s": 0.2}
-    )
-    with http_cameras(port, (0, 2)), process as stitcher:
+def test_cameras_that_do_not_overlap_give_an_error_with_a_remedy(stream: str, tmp_path: Path) -> None:
+    def still(seed: int) -> Units:
+        blocks = np.random.default_rng(seed).integers(40, 200, (12, 20)).astype(np.uint8)
+        view = blocks.repeat(16, 0).repeat(16, 1)
+        return encode_units(tmp_path / f"{seed}.ts", picture=lambda _: view)
+
+    settings = {"wait_s": 0.2, "retry_s": 0.2}
+    with (
+        serve(FaultyCamera(still(0))) as first,
+        serve(FaultyCamera(still(1))) as second,
+        StitcherProcess(stream, tmp_path, [first, second, *["/nonexistent"] * 3], calibration=settings) as stitcher,
+    ):
         stitcher.wait_for_event("calibration failed", lambda _: True)
         reason = stitcher.events("calibration failed")[0]["reason"]
         assert "cam0, cam1" in reason
