@@ -16,7 +16,7 @@ import pytest
 
 from services.common.config import LogSection, StreamSection
 from services.common.service import ServiceError
-from services.simulator.config import SimulatorConfiguration, SimulatorSection
+from services.simulator.config import YAWS_DEG, SimulatorConfiguration, SimulatorSection
 from services.simulator.render import clips_folder
 from services.simulator.serve import Loop
 from services.simulator.service import Cameras, main
@@ -36,6 +36,12 @@ def cameras() -> Iterator[Cameras]:
     with Cameras(section, rendered(), LogSection(format="text")) as served:
         yield served
         served.check()
+
+
+@pytest.fixture
+def two_cameras(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are two cameras, because each one is a process that takes its time to start."""
+    monkeypatch.setattr("services.simulator.config.YAWS_DEG", YAWS_DEG[:2])
 
 
 def connect(url: str) -> av.container.InputContainer:
@@ -103,14 +109,15 @@ def test_a_client_that_disconnects_makes_room_for_the_next(cameras: Cameras) -> 
     cameras.check()
 
 
+@pytest.mark.usefixtures("two_cameras")
 def test_a_camera_that_dies_is_noticed_and_no_process_is_left_behind() -> None:
     section = SMALL.model_copy(update={"first_port": free_ports(5)})
     with Cameras(section, rendered(), LogSection()) as served:
         processes = list(served._processes)
-        connect(served.urls[2]).close()
-        served._processes[3].kill()
-        served._processes[3].wait()
-        with pytest.raises(ServiceError, match=f"serves port {section.first_port + 3} ended"):
+        connect(served.urls[0]).close()
+        served._processes[1].kill()
+        served._processes[1].wait()
+        with pytest.raises(ServiceError, match=f"serves port {section.first_port + 1} ended"):
             served.check()
     assert all(process.returncode is not None for process in processes)
 
@@ -124,6 +131,7 @@ def test_a_port_in_use_is_named_before_anything_starts(stream: str, monkeypatch:
         main(configuration, threading.Event())
 
 
+@pytest.mark.usefixtures("two_cameras")
 def test_a_port_that_is_taken_later_is_also_named() -> None:
     section = SMALL.model_copy(update={"first_port": free_ports(5)})
     taken = socket.create_server(("127.0.0.1", section.first_port))
