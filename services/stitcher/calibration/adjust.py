@@ -21,6 +21,8 @@ FAR_PX = 200.0
 """Error assigned to a point that the other camera cannot see."""
 MAX_K1, MAX_K2 = 0.7, 0.7
 ITERATIONS = 40
+MOST_MULTIPLICATIONS = 200_000
+"""Of a product of matrices that OpenBLAS computes in the calling thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +167,8 @@ def _normal(rig: Rig, points: Points, scale_px: float, prior: Prior, layout: _La
     weight = points.weight / (1 + (residual**2).sum(axis=1) / scale_px**2)
     rows = linear.jacobian(layout)
     weighted = (rows * weight[:, None, None]).reshape(-1, layout.width)
-    flat = rows.reshape(-1, layout.width)
-    hessian, gradient = flat.T @ weighted, weighted.T @ residual.reshape(-1)
+    hessian = _product(rows.reshape(-1, layout.width), weighted)
+    gradient = (weighted * residual.reshape(-1, 1)).sum(axis=0)
 
     def add(column: int, value: float, deviation: float) -> None:
         hessian[column, column] += deviation**-2
@@ -190,6 +192,19 @@ def _normal(rig: Rig, points: Points, scale_px: float, prior: Prior, layout: _La
     hessian[:3, :], hessian[:, :3] = 0, 0
     hessian[range(3), range(3)] = 1e12
     return hessian, gradient
+
+
+def _product(a: Matrix, b: Matrix) -> Matrix:
+    """Return ``a.T @ b``, the sum of products of a few rows each.
+
+    OpenBLAS shares a large product among threads that wait busily for each other. If the other cores have work to do,
+    as they have while cameras are decoded, this takes more CPU time than the rest of the calibration.
+    """
+    width = a.shape[1]
+    step = max(1, MOST_MULTIPLICATIONS // width**2)
+    whole = len(a) // step * step
+    blocks = [side[:whole].reshape(-1, step, width) for side in (a, b)]
+    return np.asarray((blocks[0].transpose(0, 2, 1) @ blocks[1]).sum(axis=0) + a[whole:].T @ b[whole:])
 
 
 def _move(rig: Rig, step: Matrix, layout: _Layout) -> Rig:

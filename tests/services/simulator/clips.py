@@ -31,7 +31,6 @@ def _cache_dir() -> Path:
 
 
 SMALL = SimulatorSection(width_px=640, height_px=360, duration_s=2, cache_dir=_cache_dir())
-FULL = SimulatorSection(duration_s=2, cache_dir=SMALL.cache_dir)
 
 
 @functools.cache

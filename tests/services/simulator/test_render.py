@@ -30,15 +30,23 @@ def seen(camera: Camera, stage: Scene, canvas: np.ndarray) -> np.ndarray:
 TINY = SimulatorSection(width_px=320, height_px=180, duration_s=1, walkers=3)
 
 
+@pytest.fixture
+def painted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scene of TINY is painted for the first test that renders it. Painting takes longer than rendering it."""
+    monkeypatch.setattr("services.simulator.render.Scene", lambda _: scene(TINY))
+
+
 def test_clips_look_like_the_scene(tmp_path: Path) -> None:
-    stage = Scene(SimulatorSection())
-    with closing(Clip(tmp_path / "cam3.ts", stage.cameras[3], stage, SimulatorSection().quality)) as clip:
+    section = SimulatorSection(walkers=3)
+    stage = Scene(section)
+    camera = stage.cameras[3]
+    with closing(Clip(tmp_path / "cam3.ts", camera, stage, section.quality)) as clip:
         canvas = stage.still.copy()
         raw = []
-        for index in range(5):
+        for index in range(2):  # a key frame, and one that depends on it
             drawn = stage.compose(index, canvas)
             clip.write(canvas, drawn)
-            raw.append(seen(stage.cameras[3], stage, canvas))
+            raw.append(seen(camera, stage, canvas))
             stage.erase(drawn, canvas)
     with av.open(str(tmp_path / "cam3.ts")) as container:
         pictures = [frame.to_ndarray(format="bgr24") for frame in container.decode(video=0)]
@@ -110,6 +118,7 @@ def test_every_setting_that_changes_the_clips_is_in_the_key(tmp_path: Path) -> N
         assert clips_folder(SMALL) != clips_folder(SMALL.model_copy(update=change))
 
 
+@pytest.mark.usefixtures("painted_once")
 def test_a_failed_render_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     section = TINY.model_copy(update={"cache_dir": tmp_path})
     write = Clip.write
@@ -127,6 +136,7 @@ def test_a_failed_render_leaves_no_file(tmp_path: Path, monkeypatch: pytest.Monk
     assert (render(section) / "truth.json").is_file()
 
 
+@pytest.mark.usefixtures("painted_once")
 def test_a_stopped_render_leaves_no_file(tmp_path: Path) -> None:
     section = TINY.model_copy(update={"cache_dir": tmp_path})
     stop = threading.Event()
@@ -164,6 +174,7 @@ def test_files_of_a_killed_render_are_not_taken_for_complete(tmp_path: Path) -> 
     assert [path for path in tmp_path.iterdir() if path.is_dir()] == [folder]
 
 
+@pytest.mark.usefixtures("painted_once")
 def test_two_renderers_at_the_same_time_render_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     section = TINY.model_copy(update={"cache_dir": tmp_path})
     opened = []

@@ -1,6 +1,7 @@
 import socket
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -50,10 +51,13 @@ def test_timestamps_grow_over_the_end_of_the_loop(base: str) -> None:
 
 
 def test_every_camera_is_served(base: str) -> None:
-    for number in range(5):
+    def size(number: int) -> tuple[int, int]:
         with av.open(f"{base}/cam{number}", options=OPTIONS, timeout=30) as container:
             frame = next(container.decode(video=0))
-            assert (frame.width, frame.height) == (SMALL.width_px, SMALL.height_px)
+            return frame.width, frame.height
+
+    with ThreadPoolExecutor(5) as pool:  # at once, because FFmpeg looks at each stream for a while
+        assert list(pool.map(size, range(5))) == [(SMALL.width_px, SMALL.height_px)] * 5
 
 
 def test_a_port_in_use_is_reported_in_one_sentence(gstreamer: None) -> None:

@@ -4,12 +4,10 @@ import cv2
 import numpy as np
 import pytest
 
-from services.simulator.config import SimulatorSection
 from services.simulator.scene import LEAST_VISIBLE, Drawn, Scene, ground_truth, scene
+from tests.services.simulator.clips import SMALL
 
 pytestmark = pytest.mark.slow
-
-SMALL = SimulatorSection(width_px=640, height_px=360, duration_s=2)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from itertools import pairwise
@@ -13,12 +14,12 @@ import av
 import numpy as np
 import pytest
 
-from services.common.config import LogSection
+from services.common.config import LogSection, StreamSection
 from services.common.service import ServiceError
-from services.simulator.config import SimulatorSection
+from services.simulator.config import YAWS_DEG, SimulatorConfiguration, SimulatorSection
 from services.simulator.render import clips_folder
 from services.simulator.serve import Loop
-from services.simulator.service import Cameras, check_ports
+from services.simulator.service import Cameras, main
 from tests.services.simulator.clips import SMALL, rendered
 from tests.support import complaints, free_ports
 
@@ -28,12 +29,19 @@ ROOT = Path(__file__).parents[3]
 TICKS_PER_FRAME = 3600
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cameras() -> Iterator[Cameras]:
+    """Return the running cameras, which each test must leave free for the next client."""
     section = SMALL.model_copy(update={"first_port": free_ports(5)})
     with Cameras(section, rendered(), LogSection(format="text")) as served:
         yield served
         served.check()
+
+
+@pytest.fixture
+def two_cameras(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are two cameras, because each one is a process that takes its time to start."""
+    monkeypatch.setattr("services.simulator.config.YAWS_DEG", YAWS_DEG[:2])
 
 
 def connect(url: str) -> av.container.InputContainer:
@@ -101,30 +109,29 @@ def test_a_client_that_disconnects_makes_room_for_the_next(cameras: Cameras) -> 
     cameras.check()
 
 
-def test_no_process_is_left_behind() -> None:
+@pytest.mark.usefixtures("two_cameras")
+def test_a_camera_that_dies_is_noticed_and_no_process_is_left_behind() -> None:
     section = SMALL.model_copy(update={"first_port": free_ports(5)})
     with Cameras(section, rendered(), LogSection()) as served:
         processes = list(served._processes)
-        connect(served.urls[2]).close()
+        connect(served.urls[0]).close()
+        served._processes[1].kill()
+        served._processes[1].wait()
+        with pytest.raises(ServiceError, match=f"serves port {section.first_port + 1} ended"):
+            served.check()
     assert all(process.returncode is not None for process in processes)
 
 
-def test_a_camera_that_dies_is_noticed() -> None:
+def test_a_port_in_use_is_named_before_anything_starts(stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.simulator.service.rendered", None)
     section = SMALL.model_copy(update={"first_port": free_ports(5)})
-    with Cameras(section, rendered(), LogSection()) as served:
-        served._processes[3].kill()
-        served._processes[3].wait()
-        with pytest.raises(ServiceError, match=f"serves port {section.first_port + 3} ended"):
-            served.check()
-
-
-def test_a_port_in_use_is_named_before_anything_starts() -> None:
-    section = SMALL.model_copy(update={"first_port": free_ports(5)})
+    configuration = SimulatorConfiguration(stream=StreamSection(name=stream), simulator=section)
     named = pytest.raises(ServiceError, match=f"Port {section.first_port + 2} of 127.0.0.1 cannot be served")
     with socket.create_server(("127.0.0.1", section.first_port + 2)), named:
-        check_ports(section)
+        main(configuration, threading.Event())
 
 
+@pytest.mark.usefixtures("two_cameras")
 def test_a_port_that_is_taken_later_is_also_named() -> None:
     section = SMALL.model_copy(update={"first_port": free_ports(5)})
     taken = socket.create_server(("127.0.0.1", section.first_port))
@@ -162,15 +169,6 @@ def test_the_service_serves_and_stops_on_sigterm(tmp_path: Path) -> None:
     assert service.returncode == 0
     assert complaints(log) == []
     assert "stopped" in log.splitlines()[-1]
-
-
-def test_the_service_says_in_one_sentence_that_a_port_is_in_use(tmp_path: Path) -> None:
-    section = SMALL.model_copy(update={"first_port": free_ports(5)})
-    with socket.create_server(("127.0.0.1", section.first_port)), start(tmp_path, section) as service:
-        _, log = service.communicate(timeout=60)
-    assert service.returncode == 1
-    assert f"Port {section.first_port} of 127.0.0.1 cannot be served" in log
-    assert complaints(log) == []
 
 
 def test_the_latest_key_frame_is_found_in_every_turn() -> None:

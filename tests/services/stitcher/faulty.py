@@ -165,8 +165,8 @@ class _Sink(io.RawIOBase):
 
 
 @contextmanager
-def serve(camera: FaultyCamera) -> Iterator[str]:
-    """Serve the camera during the block; yield its URL."""
+def serve(camera: FaultyCamera, port: int = 0) -> Iterator[str]:
+    """Serve the camera during the block, by default on a free port; yield its URL."""
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:
@@ -178,8 +178,8 @@ def serve(camera: FaultyCamera) -> Iterator[str]:
             with suppress(OSError, av.error.FFmpegError):  # the client is gone
                 camera.send(self.request)
 
-    with listening(Handler) as port:
-        yield f"http://127.0.0.1:{port}/cam"
+    with listening(Handler, port) as taken:
+        yield f"http://127.0.0.1:{taken}/cam"
 
 
 class Denying:
@@ -238,15 +238,15 @@ def rtsp_cameras(clip: Path, *, prefix: Sequence[str] = (), **wanted: Any) -> It
 
 
 @contextmanager
-def listening(handler: type[socketserver.BaseRequestHandler]) -> Iterator[int]:
-    """Serve during the block; yield the port."""
+def listening(handler: type[socketserver.BaseRequestHandler], port: int = 0) -> Iterator[int]:
+    """Serve during the block, by default on a free port; yield the port."""
 
     class Server(socketserver.ThreadingTCPServer):
         allow_reuse_address = True
         daemon_threads = True
         block_on_close = False
 
-    with Server(("127.0.0.1", 0), handler) as server:
+    with Server(("127.0.0.1", port), handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:

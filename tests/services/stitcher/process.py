@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from framebus import Frame, Subscriber, companion_path
 from services.common.status import read_status
 from services.simulator.config import SimulatorSection
 from services.simulator.render import render
-from services.stitcher.calibration.poses import Calibration
+from services.simulator.serve import Loop
+from services.stitcher.calibration.poses import Calibration, CameraPose
 from services.stitcher.rendering.mark import GREY
 from services.stitcher.rendering.panorama import plan
-from tests.services.simulator.clips import SMALL
+from tests.services.simulator.clips import SMALL, rendered
+from tests.services.stitcher.faulty import FaultyCamera, Units, serve
 from tests.support import ROOT, wait_until
 
 WIDTH, HEIGHT = 1632, 228
@@ -36,7 +39,7 @@ class StitcherProcess:
         self._stream = stream
         self.log = folder / "log"
         config = folder / "framebus.yaml"
-        cameras = [{"name": name, "url": url} for name, url in zip(NAMES, urls, strict=True)]
+        cameras = [{"name": name, "url": url} for name, url in zip(NAMES[: len(urls)], urls, strict=True)]
         stitcher = {
             "cameras": cameras,
             "width_px": WIDTH,
@@ -101,15 +104,20 @@ class StitcherProcess:
 
 
 def is_marked(frame: Frame, calibration: Calibration, name: str) -> bool:
-    edges = plan(calibration, WIDTH, HEIGHT).edges_px
+    edges = _edges_px(calibration.cameras)
     index = [camera.name for camera in calibration.cameras].index(name)
     region = frame.pixels[:, edges[index] + 10 : edges[index + 1] - 10]
     return bool((region[..., 0] == region[..., 2]).all() and region.min() >= GREY)
 
 
+@functools.cache
+def _edges_px(cameras: tuple[CameraPose, ...]) -> tuple[int, ...]:
+    return plan(Calibration(cameras), WIDTH, HEIGHT).edges_px
+
+
 @contextmanager
 def http_camera(number: int, port: int, section: SimulatorSection = SMALL) -> Iterator[subprocess.Popen[bytes]]:
-    """One of the simulator's cameras, as a process."""
+    """One of the simulator's cameras, as a process, which dies at the end of the block."""
     clip = render(section) / f"cam{number}.ts"
     command = [sys.executable, "-m", "services.simulator.serve", str(clip), "--host", "127.0.0.1"]
     with subprocess.Popen([*command, "--port", str(port), "--t0", "0"], cwd=ROOT, stderr=subprocess.DEVNULL) as server:
@@ -121,10 +129,18 @@ def http_camera(number: int, port: int, section: SimulatorSection = SMALL) -> It
 
 @contextmanager
 def http_cameras(first_port: int, numbers: Sequence[int] = range(5)) -> Iterator[None]:
-    if not numbers:
-        yield
-        return
-    with http_camera(numbers[0], first_port + numbers[0]), http_cameras(first_port, numbers[1:]):
+    """Some of the simulator's cameras, for the whole of a test.
+
+    Threads of this process serve them, because a process for each would take longer to start than most tests take. They
+    show what the processes of ``http_camera`` show at the same time.
+    """
+    with ExitStack() as stack:
+        for number in numbers:
+            clip = rendered() / f"cam{number}.ts"
+            loop = Loop.read(clip)
+            is_key = tuple(index in loop.key_frames for index in range(len(loop.packets)))
+            camera = FaultyCamera(Units("h264", loop.packets, is_key, clip), epoch_s=0.0)
+            stack.enter_context(serve(camera, first_port + number))
         yield
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,21 +25,24 @@ YAWS_DEG = (-72.0, -36.0, 0.0, 36.0, 72.0)
 HFOV_DEG = 50.0
 
 
+@functools.cache
 def paint_world(seed: int = 5) -> Image:
-    """The world as a cylindrical picture, BGR; every region has features of its own."""
+    """The world as a cylindrical picture, BGR, read-only; every region has features of its own."""
     random = np.random.default_rng(seed)
     height, width = round(2 * V_LIMIT * SCALE_PX), round(2 * YAW_LIMIT_RAD * SCALE_PX)
-    world = np.full((height, width, 3), 120, np.float32)
+    shades = np.full((height, width, 3), 120, np.float32)
     for cell, strength in ((5, 8), (24, 22), (90, 30)):
         noise = random.standard_normal((height // cell + 2, width // cell + 2, 3)).astype(np.float32)
-        world += strength * cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
-    picture = np.clip(world, 20, 235).astype(np.uint8)
+        shades += strength * cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
+    picture = np.clip(shades, 20, 235).astype(np.uint8)
     for _ in range(900):
         x, y, size = (int(random.integers(0, limit)) for limit in (width, height, 16))
         colour = [int(value) for value in random.integers(20, 235, 3)]
         corners = np.array([x, y]) + random.integers(-6 - size, 7 + size, (int(random.integers(3, 6)), 2))
         cv2.fillPoly(picture, [corners.astype(np.int32)], colour, cv2.LINE_AA)
-    return cv2.GaussianBlur(picture, (0, 0), 0.8).astype(np.uint8)
+    world = cv2.GaussianBlur(picture, (0, 0), 0.8).astype(np.uint8)
+    world.setflags(write=False)
+    return world
 
 
 def rotation(yaw_deg: float, pitch_deg: float = 0.0, roll_deg: float = 0.0) -> Matrix:

@@ -35,18 +35,27 @@ def check(found: Calibration, names: list[str]) -> None:
         assert camera.confidence > 1
 
 
-@pytest.mark.parametrize("hfov_deg", [None, 1.1 * HFOV_DEG])
-def test_cameras_in_any_order_are_placed_from_left_to_right(pictures: dict[str, Image], hfov_deg: float | None) -> None:
-    shuffled = {name: pictures[name] for name in ("cam3", "cam0", "cam4", "cam2", "cam1")}
-    found = calibrate(shuffled, priors={name: CameraPrior(hfov_deg=hfov_deg) for name in shuffled})
+@pytest.fixture(scope="module")
+def found(pictures: dict[str, Image]) -> Calibration:
+    """The calibration of five cameras, whose order reveals nothing."""
+    return calibrate({name: pictures[name] for name in ("cam3", "cam0", "cam4", "cam2", "cam1")})
+
+
+def test_cameras_in_any_order_are_placed_from_left_to_right(found: Calibration) -> None:
     check(found, ["cam0", "cam1", "cam2", "cam3", "cam4"])
     assert found.unplaced == ()
 
 
-def test_some_of_the_matched_points_are_kept(pictures: dict[str, Image]) -> None:
-    found = calibrate(pictures)
+def test_an_approximate_field_of_view_is_a_hint(pictures: dict[str, Image]) -> None:
+    shuffled = {name: pictures[name] for name in ("cam3", "cam1", "cam2")}
+    found = calibrate(shuffled, priors={name: CameraPrior(hfov_deg=1.1 * HFOV_DEG) for name in shuffled})
+    check(found, ["cam1", "cam2", "cam3"])
+    assert found.unplaced == ()
+
+
+def test_some_of_the_matched_points_are_kept(found: Calibration) -> None:
     poses = {camera.name: camera for camera in found.cameras}
-    assert [pair.cameras for pair in found.pairs] == [(f"cam{i}", f"cam{i + 1}") for i in range(4)]
+    assert sorted(sorted(pair.cameras) for pair in found.pairs) == [[f"cam{i}", f"cam{i + 1}"] for i in range(4)]
     for pair in found.pairs:
         points = np.reshape(pair.points_px, (-1, 2, 2))
         assert 5 < len(points) <= 24
@@ -64,8 +73,9 @@ def test_a_tilted_rig_gets_a_level_horizon(world: Image) -> None:
 
 
 def test_a_camera_that_does_not_match_is_named_and_left_out(pictures: dict[str, Image]) -> None:
-    found = calibrate({**pictures, "cam0": np.full_like(pictures["cam0"], 90)})
-    check(found, ["cam1", "cam2", "cam3", "cam4"])
+    names = ["cam1", "cam2", "cam3"]
+    found = calibrate({"cam0": np.full_like(pictures["cam0"], 90), **{name: pictures[name] for name in names}})
+    check(found, names)
     assert found.unplaced == ("cam0",)
 
 

@@ -1,4 +1,8 @@
-"""The calibration of real kinds of cameras: lenses, resolutions, light, and rigs that must be rejected."""
+"""The calibration of real kinds of cameras: lenses, resolutions, light, and rigs that must be rejected.
+
+Three cameras have all that a row has, an end and a camera between two others; five take three times as long. The long
+tests have rigs of up to eight.
+"""
 
 from __future__ import annotations
 
@@ -45,15 +49,15 @@ def check(found: Calibration, rig: Rig, missing: Sequence[str] = ()) -> None:
 
 
 @pytest.mark.parametrize(
-    ("overlap", "k1"),
-    [(0.14, -0.3), *(pytest.param(*case, marks=pytest.mark.long) for case in ((0.28, -0.2), (0.2, -0.05)))],
+    ("count", "overlap", "k1"),
+    [(3, 0.14, -0.3), *(pytest.param(5, *case, marks=pytest.mark.long) for case in ((0.28, -0.2), (0.2, -0.05)))],
 )
-def test_lens_distortion_is_solved_for(overlap: float, k1: float) -> None:
-    rig = row(street(), 5, overlap=overlap, k1=k1, tilt_deg=3, gains=GAINS, size=SIZE, noise=1.5, vignetting=0.2)
+def test_lens_distortion_is_solved_for(count: int, overlap: float, k1: float) -> None:
+    rig = row(street(), count, overlap=overlap, k1=k1, tilt_deg=3, gains=GAINS, size=SIZE, noise=1.5, vignetting=0.2)
     found = calibrate(rig.take())
     check(found, rig)
     assert found.cameras[0].k1 == pytest.approx(k1, abs=0.01)
-    assert [pose.name for pose in found.cameras] == ["cam0", "cam1", "cam2", "cam3", "cam4"]
+    assert [pose.name for pose in found.cameras] == [f"cam{i}" for i in range(count)]
 
 
 def test_k2_is_solved_for_if_it_is_visible() -> None:
@@ -77,7 +81,7 @@ def test_a_wide_lens_between_narrow_ones_is_placed() -> None:
 
 @pytest.mark.parametrize("roll_deg", [90, pytest.param(180, marks=pytest.mark.long)])
 def test_a_turned_camera_keeps_the_horizon(roll_deg: float) -> None:
-    rig = with_shot(row(shapes(), 5, size=SIZE), "cam2", pose=camera("cam2", 0, 0, roll_deg, size=SIZE))
+    rig = with_shot(row(shapes(), 3, size=SIZE), "cam1", pose=camera("cam1", 0, 0, roll_deg, size=SIZE))
     found = calibrate(rig.take())
     check(found, rig)
     for pose in found.cameras:
@@ -102,17 +106,17 @@ def test_cameras_without_square_pixels_are_placed() -> None:
 
 
 def test_cameras_are_placed_at_night() -> None:
-    rig = row(street(), 5, night=True, noise=2.0, size=SIZE)
+    rig = row(street(), 3, night=True, noise=2.0, size=SIZE)
     check(calibrate(rig.take()), rig)
 
 
 def test_a_clock_and_a_name_in_each_picture_do_not_disturb() -> None:
-    rig = row(street(), 5, overlap=0.14, overlay=True, size=SIZE)
+    rig = row(street(), 3, overlap=0.14, overlay=True, size=SIZE)
     check(calibrate(rig.take()), rig)
 
 
 def test_black_foggy_and_foreign_cameras_are_named() -> None:
-    rig = row(street(), 5, size=SIZE)
+    rig = row(street(), 3, size=SIZE)
     for other, words in ((worlds.plain(4), "next to nothing"), (worlds.street(9, SCALE_PX), "no other camera's")):
         broken = Rig(rig.world, rig.shots, {"cam0": other})
         found = calibrate(broken.take())

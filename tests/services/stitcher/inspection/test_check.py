@@ -56,10 +56,10 @@ def test_the_check_prints_text_and_draws_a_picture(
     pictures: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     drawn = tmp_path / "seams.png"
-    assert check(*pictures, "--picture", str(drawn), "--view", "fit", "--size", "1600x400") == 0
+    assert check(*pictures[:3], "--picture", str(drawn), "--view", "fit", "--size", "1600x400") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:6]] == [f"cam{i}" for i in range(5)]
-    assert "cam0 and cam1" in lines[6]
+    assert [line.split()[0] for line in lines[1:4]] == [f"cam{i}" for i in range(3)]
+    assert "cam0 and cam1" in lines[4]
     assert "degrees" in lines[-1]
     image = cv2.imdecode(np.frombuffer(drawn.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
     assert image is not None
@@ -69,7 +69,7 @@ def test_the_check_prints_text_and_draws_a_picture(
 def test_a_narrow_panorama_names_the_cameras_outside_it(
     pictures: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = check_json(capsys, *pictures, "--size", "512x512")
+    found = check_json(capsys, *pictures[:3], "--size", "512x512")
     assert found["shown_deg"] < found["all_deg"] / 2
     assert found["outside"]
     assert all(name in found["shown"] for name in found["outside"])
@@ -95,9 +95,9 @@ def test_a_camera_that_does_not_fit_is_named(
 ) -> None:
     stray = tmp_path / "stray.png"
     cv2.imwrite(str(stray), photograph(paint_world(77), rig().cameras[2]))
-    found = check_json(capsys, *pictures, str(stray))
+    found = check_json(capsys, *pictures[:3], str(stray))
     assert {camera["name"]: camera["placed"] for camera in found["cameras"]} == {
-        **{f"cam{i}": True for i in range(5)},
+        **{f"cam{i}": True for i in range(3)},
         "stray": False,
     }
     assert found["cameras"][-1]["reason"]

@@ -40,6 +40,12 @@ def decode(png: bytes) -> Image:
     return np.asarray(picture, np.uint8)
 
 
+@pytest.fixture(scope="module")
+def drawn(pictures: dict[str, Image]) -> Image:
+    """The rig as a picture."""
+    return decode(draw(RIG, PANORAMA, pictures))
+
+
 def frame(picture: Image) -> tuple[int, int, int, int]:
     """Return the white frame around what is shown: left, top, right, bottom."""
     white = (picture == 255).all(axis=2)
@@ -48,11 +54,12 @@ def frame(picture: Image) -> tuple[int, int, int, int]:
     return int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])
 
 
-def test_the_picture_shows_the_panorama_in_a_frame_and_dims_the_rest(world: Image, pictures: dict[str, Image]) -> None:
-    picture = decode(draw(RIG, PANORAMA, pictures))
-    left, top, right, bottom = frame(picture)
+def test_the_picture_shows_the_panorama_in_a_frame_and_dims_the_rest(
+    world: Image, pictures: dict[str, Image], drawn: Image
+) -> None:
+    left, top, right, bottom = frame(drawn)
     assert right - left > 0.8 * WIDTH_PX
-    inner = picture[top:bottom, left:right]
+    inner = drawn[top:bottom, left:right]
     truth = true_panorama(world, 1632, 228, PANORAMA.yaw_min_rad, PANORAMA.scale_px, PANORAMA.v_min)
     scaled = cv2.resize(truth, (inner.shape[1], inner.shape[0]), interpolation=cv2.INTER_AREA)
     # Use the median, because names and seams are drawn over the picture.
@@ -63,13 +70,14 @@ def test_the_picture_shows_the_panorama_in_a_frame_and_dims_the_rest(world: Imag
     assert narrow[top:bottom, left - 80 : left - 10].mean() < 0.6 * narrow[top:bottom, left + 10 : right - 10].mean()
 
 
-def test_objects_of_neighbours_that_do_not_fit_appear_twice(world: Image, pictures: dict[str, Image]) -> None:
-    turned = pictures | {"cam2": photograph(world, pose("cam2", rotation(2.0)))}
-    fits, torn = (decode(draw(RIG, PANORAMA, shown)) for shown in (pictures, turned))
-    left, top, right, bottom = frame(fits)
+def test_objects_of_neighbours_that_do_not_fit_appear_twice(
+    world: Image, pictures: dict[str, Image], drawn: Image
+) -> None:
+    torn = decode(draw(RIG, PANORAMA, pictures | {"cam2": photograph(world, pose("cam2", rotation(2.0)))}))
+    left, top, right, bottom = frame(drawn)
     scale = (right - left) / 1632
     sharpness = []
-    for picture in (fits, torn):
+    for picture in (drawn, torn):
         # Around the seam of cam1 and cam2, where both are shown.
         x = left + round(PANORAMA.edges_px[2] * scale)
         both = cv2.cvtColor(picture[top + 4 : bottom - 4, x + 3 : x + 30], cv2.COLOR_BGR2GRAY)
@@ -77,12 +85,11 @@ def test_objects_of_neighbours_that_do_not_fit_appear_twice(world: Image, pictur
     assert sharpness[1] < 0.8 * sharpness[0]
 
 
-def test_cameras_without_a_place_are_listed_with_the_reason(pictures: dict[str, Image]) -> None:
+def test_cameras_without_a_place_are_listed_with_the_reason(pictures: dict[str, Image], drawn: Image) -> None:
     red = np.full((360, 640, 3), (0, 0, 200), np.uint8)
-    placed = decode(draw(RIG, PANORAMA, pictures))
     with_two = Calibration(RIG.cameras, ("cam5", "cam6"), {"cam5": "it matches none of the others " * 9})
     picture = decode(draw(with_two, PANORAMA, pictures | {"cam5": red}))
-    added = picture[len(placed) :]
+    added = picture[len(drawn) :]
     assert len(added) > 300
     assert (added[:170, 30:330] == (0, 0, 200)).all()
     assert (added[:170, 360:] > 200).any(axis=2).sum() > 500, "the reason"

@@ -42,8 +42,8 @@ def look(world: Image, camera: CameraPose) -> Image:
     return np.asarray(cv2.cvtColor(photograph(world, camera), cv2.COLOR_BGR2GRAY), np.uint8)
 
 
-def monitor(calibration: Calibration = RIG) -> QualityMonitor:
-    return QualityMonitor(calibration, plan(calibration, 1632, 228), LIMIT_PX)
+def monitor() -> QualityMonitor:
+    return QualityMonitor(RIG, PANORAMA, LIMIT_PX)
 
 
 def of(measured: tuple[PairQuality, ...], left: str, right: str) -> PairQuality:

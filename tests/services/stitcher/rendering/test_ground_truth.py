@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import av
@@ -11,47 +12,54 @@ import pytest
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace
 
-from services.simulator.config import HFOV_DEG, YAWS_DEG
-from services.simulator.render import render
-from services.simulator.scene import ground_truth
+from services.simulator.clip import Clip
+from services.simulator.config import HFOV_DEG, YAWS_DEG, SimulatorSection
+from services.simulator.scene import ground_truth, scene
 from services.stitcher.calibration.calibrate import calibrate
 from services.stitcher.calibration.poses import Calibration
 from services.stitcher.rendering import colour
 from services.stitcher.rendering.convert import Converter, Image
-from services.stitcher.rendering.panorama import source_maps
+from services.stitcher.rendering.panorama import Panorama, plan, source_maps
 from services.stitcher.rendering.stitch import Stitcher
-from tests.services.simulator.clips import FULL
 from tests.services.stitcher.rendering.conftest import needs_compiled
 from tests.services.stitcher.scene import pose, psnr_db, rotation
 
 pytestmark = pytest.mark.slow
 
+SECTION = SimulatorSection(duration_s=2)
 WIDTH, HEIGHT = 4896, 688
-FRAMES = (0, 30)
+KEY, LATER = 25, 30
+"""Frames of the scene: the cameras are placed by the first, a key frame, and the other one is stitched."""
 LEAST_PSNR_DB = 33.0
 EDGE_PX = 16
 
 
 @pytest.fixture(scope="module")
-def frames() -> dict[int, dict[str, VideoFrame]]:
-    """By frame and camera."""
-    folder = render(FULL)
-    decoded: dict[int, dict[str, VideoFrame]] = {index: {} for index in FRAMES}
-    for camera in FULL.cameras:
-        for index, frame in decode(folder / f"{camera.name}.ts").items():
-            decoded[index][camera.name] = frame
-    return decoded
+def frames(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, VideoFrame]]:
+    """By frame and camera; only what these tests show is rendered."""
+    stage, folder = scene(SECTION), tmp_path_factory.mktemp("clips")
+    with ExitStack() as stack:
+        clips = {
+            camera.name: stack.enter_context(closing(Clip(folder / camera.name, camera, stage, SECTION.quality)))
+            for camera in stage.cameras
+        }
+        for index in range(KEY, LATER + 1):
+            canvas = stage.still.copy()
+            drawn = stage.compose(index, canvas)
+            for clip in clips.values():
+                clip.write(canvas, drawn)
+    decoded = {name: decode(folder / name) for name in clips}
+    return {index: {name: decoded[name][index] for name in clips} for index in (KEY, LATER)}
 
 
 @pytest.fixture(scope="module")
 def calibration(frames: dict[int, dict[str, VideoFrame]]) -> Calibration:
-    first = frames[FRAMES[0]]
-    return calibrate({name: to_bgr(first[name]) for name in ("cam2", "cam4", "cam0", "cam3", "cam1")})
+    return calibrate({name: to_bgr(frames[KEY][name]) for name in ("cam2", "cam4", "cam0", "cam3", "cam1")})
 
 
 def decode(path: Path) -> dict[int, VideoFrame]:
     with av.open(str(path)) as container:
-        return {i: frame for i, frame in enumerate(container.decode(video=0)) if i in FRAMES}
+        return dict(enumerate(container.decode(video=0), KEY))
 
 
 def to_bgr(frame: VideoFrame) -> Image:
@@ -65,12 +73,11 @@ def stitch(stitcher: Stitcher, frames: dict[str, VideoFrame]) -> Image:
     return out
 
 
-def truth_of(stitcher: Stitcher, index: int) -> Image:
+def truth_of(shown: Panorama) -> Image:
     """Return the part of the scene as a perfect stitcher would show it."""
-    shown = stitcher.panorama
     return ground_truth(
-        FULL,
-        index,
+        SECTION,
+        LATER,
         WIDTH,
         HEIGHT,
         shown.yaw_min_rad,
@@ -104,19 +111,16 @@ def test_every_camera_is_placed_at_its_true_angles(calibration: Calibration) -> 
     assert calibration.unplaced == ()
     yaws_deg = np.degrees([camera.yaw_rad for camera in calibration.cameras])
     np.testing.assert_allclose(yaws_deg, YAWS_DEG, atol=0.5)
-    focal_px = FULL.cameras[0].focal_px
+    focal_px = SECTION.cameras[0].focal_px
     assert HFOV_DEG == 50.0
     for camera in calibration.cameras:
         assert camera.focal_px == pytest.approx(focal_px, rel=0.01)
 
 
-@pytest.mark.parametrize("index", FRAMES)
-def test_the_panorama_is_the_scene(
-    index: int, frames: dict[int, dict[str, VideoFrame]], calibration: Calibration
-) -> None:
+def test_the_panorama_is_the_scene(frames: dict[int, dict[str, VideoFrame]], calibration: Calibration) -> None:
     stitcher = Stitcher(calibration, WIDTH, HEIGHT)
-    out = stitch(stitcher, frames[index])
-    aligned = align(truth_of(stitcher, index), out)
+    out = stitch(stitcher, frames[LATER])
+    aligned = align(truth_of(stitcher.panorama), out)
     inner = np.s_[EDGE_PX:-EDGE_PX, EDGE_PX:-EDGE_PX]
     assert psnr_db(out[inner], aligned[inner]) >= LEAST_PSNR_DB
     for left in range(0, WIDTH, 306):
@@ -133,34 +137,50 @@ def true_calibration() -> Calibration:
     )
 
 
-@pytest.mark.usefixtures("renderer")
-@pytest.mark.parametrize("index", FRAMES)
-def test_with_true_poses_only_the_codec_and_the_interpolation_are_left(
-    index: int, frames: dict[int, dict[str, VideoFrame]], true_calibration: Calibration
-) -> None:
-    stitcher = Stitcher(true_calibration, WIDTH, HEIGHT)
-    out, truth = stitch(stitcher, frames[index]), truth_of(stitcher, index)
-    assert psnr_db(luma(out), luma(truth)) >= 40
-    edges_px = stitcher.panorama.edges_px
-    in_floating_point = np.zeros((HEIGHT, WIDTH, 3), np.float32)
+@pytest.fixture(scope="module")
+def true_panorama(true_calibration: Calibration) -> Panorama:
+    return plan(true_calibration, WIDTH, HEIGHT)
+
+
+@pytest.fixture(scope="module")
+def truth(true_panorama: Panorama) -> Image:
+    return truth_of(true_panorama)
+
+
+@pytest.fixture(scope="module")
+def in_floating_point(
+    frames: dict[int, dict[str, VideoFrame]], true_calibration: Calibration, true_panorama: Panorama
+) -> Image:
+    """The panorama as remapped BGR pictures give it, without a fixed-point step."""
+    edges_px = true_panorama.edges_px
+    out = np.zeros((HEIGHT, WIDTH, 3), np.float32)
     for camera, start, end in zip(true_calibration.cameras, edges_px, edges_px[1:], strict=False):
-        maps = source_maps(stitcher.panorama, camera, start, end)
-        picture = to_bgr(frames[index][camera.name]).astype(np.float32)
-        in_floating_point[:, start:end] = cv2.remap(picture, *maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    assert psnr_db(out, truth) > psnr_db(np.rint(in_floating_point).astype(np.uint8), truth) - 0.5
+        maps = source_maps(true_panorama, camera, start, end)
+        picture = to_bgr(frames[LATER][camera.name]).astype(np.float32)
+        out[:, start:end] = cv2.remap(picture, *maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return np.rint(out).astype(np.uint8)
+
+
+@pytest.mark.usefixtures("renderer")
+def test_with_true_poses_only_the_codec_and_the_interpolation_are_left(
+    frames: dict[int, dict[str, VideoFrame]], true_calibration: Calibration, truth: Image, in_floating_point: Image
+) -> None:
+    out = stitch(Stitcher(true_calibration, WIDTH, HEIGHT), frames[LATER])
+    assert psnr_db(luma(out), luma(truth)) >= 40
+    assert psnr_db(out, truth) > psnr_db(in_floating_point, truth) - 0.5
 
 
 def test_the_compiled_renderer_is_nearly_as_good_as_floating_point(
-    frames: dict[int, dict[str, VideoFrame]], true_calibration: Calibration
+    frames: dict[int, dict[str, VideoFrame]], true_calibration: Calibration, truth: Image
 ) -> None:
     """The reference uses the same planes, and interpolates the colours for each pixel."""
     needs_compiled()
     stitcher = Stitcher(true_calibration, WIDTH, HEIGHT, renderer="compiled")
-    truth, edges_px = truth_of(stitcher, 0), stitcher.panorama.edges_px
+    edges_px = stitcher.panorama.edges_px
     ideal = np.zeros((HEIGHT, WIDTH, 3))
     for camera, start, end in zip(true_calibration.cameras, edges_px, edges_px[1:], strict=False):
         x, y = source_maps(stitcher.panorama, camera, start, end)
-        picture = Converter().planes(frames[0][camera.name], camera.width_px, camera.height_px)
+        picture = Converter().planes(frames[LATER][camera.name], camera.width_px, camera.height_px)
         half_x, half_y = (x / 2).astype(np.float32), (y / 2 - 0.25).astype(np.float32)
         planes = [
             cv2.remap(plane.astype(np.float32), at_x, at_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
@@ -168,8 +188,8 @@ def test_the_compiled_renderer_is_nearly_as_good_as_floating_point(
         ]
         whole = np.stack([*planes, np.ones_like(planes[0])], axis=-1)
         ideal[:, start:end] = whole @ colour.to_bgr(picture.matrix, picture.is_full_range).T
-    in_floating_point = np.rint(ideal.clip(0, 255)).astype(np.uint8)
-    assert psnr_db(stitch(stitcher, frames[0]), truth) > psnr_db(in_floating_point, truth) - 0.5
+    rounded = np.rint(ideal.clip(0, 255)).astype(np.uint8)
+    assert psnr_db(stitch(stitcher, frames[LATER]), truth) > psnr_db(rounded, truth) - 0.5
 
 
 @pytest.mark.parametrize(
@@ -194,10 +214,10 @@ def test_the_panorama_is_the_same_from_every_format(
     color_range: ColorRange | None,
 ) -> None:
     stitcher = Stitcher(true_calibration, WIDTH, HEIGHT)
-    plain = stitch(stitcher, frames[0])
+    plain = stitch(stitcher, frames[LATER])
     others = {
         name: frame.reformat(format=pixel_format, dst_colorspace=matrix, dst_color_range=color_range)
-        for name, frame in frames[0].items()
+        for name, frame in frames[LATER].items()
     }
     for other in others.values():
         if matrix is not None and color_range is not None:
@@ -207,8 +227,8 @@ def test_the_panorama_is_the_same_from_every_format(
 
 def test_grey_pictures_give_the_luma(frames: dict[int, dict[str, VideoFrame]], true_calibration: Calibration) -> None:
     stitcher = Stitcher(true_calibration, WIDTH, HEIGHT)
-    out = stitch(stitcher, {name: frame.reformat(format="gray") for name, frame in frames[0].items()})
-    assert psnr_db(luma(out), luma(stitch(stitcher, frames[0]))) > 38
+    out = stitch(stitcher, {name: frame.reformat(format="gray") for name, frame in frames[LATER].items()})
+    assert psnr_db(luma(out), luma(stitch(stitcher, frames[LATER]))) > 38
     assert np.ptp(out.astype(int), axis=2).max() <= 1, "no colour"
 
 
@@ -216,9 +236,9 @@ def test_warping_planes_gives_what_warping_bgr_gives(
     frames: dict[int, dict[str, VideoFrame]], calibration: Calibration
 ) -> None:
     stitcher = Stitcher(calibration, WIDTH, HEIGHT, feather_px=0)
-    out = stitch(stitcher, frames[0])
+    out = stitch(stitcher, frames[LATER])
     edges_px = stitcher.panorama.edges_px
     for camera, start, end in zip(calibration.cameras, edges_px, edges_px[1:], strict=False):
         maps = source_maps(stitcher.panorama, camera, start, end)
-        warped = cv2.remap(to_bgr(frames[0][camera.name]), *maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        warped = cv2.remap(to_bgr(frames[LATER][camera.name]), *maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         assert psnr_db(out[:, start:end], np.asarray(warped, np.uint8)) > 38
