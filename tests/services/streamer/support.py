@@ -51,7 +51,7 @@ class StreamerProcess:
 
     # Any: else a caller's **settings could not be of other types.
     def __init__(self, stream: str, log: Path, *, sections: Any = None, **settings: object) -> None:
-        self.log = log
+        self.stream, self.log = stream, log
         overrides = {
             f"FRAMEBUS_{section.upper()}__{name.upper()}": str(value)
             for section, values in {**(sections or {}), "streamer": settings}.items()
