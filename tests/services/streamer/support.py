@@ -99,6 +99,7 @@ class RunningPublisher:
     """Publishes numbered frames from a thread until its ``with`` block ends; ``noisy`` ones make large files."""
 
     def __init__(self, stream: str, frame_format: FrameFormat, fps: float, *, noisy: bool = False) -> None:
+        self.frame_format = frame_format
         self.newest = 0, 0, 0
         """Epoch, sequence and time of capture of the newest frame; of one and the same."""
         half = (frame_format.height // 2, *frame_format.shape[1:])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from playwright.sync_api import Browser, Page, expect
 from framebus import FrameFormat, Publisher
 from services.common.status import StatusServer
 from tests.relay import Relay
-from tests.services.streamer.browser import HEIGHT, READ_NUMBER, WIDTH, axe_findings
+from tests.services.streamer.browser import HEIGHT, READ_NUMBER, WIDTH, Served, axe_findings
 from tests.services.streamer.support import RunningPublisher, StreamerProcess, publish
 from tests.support import needs_browser, wait_until
 
@@ -31,13 +30,6 @@ AGES = """async ([openedAt, messages]) => {
         return clock.since(captured);
     });
 }"""
-
-
-@pytest.fixture(scope="module")
-def clock_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Return the URL of the page's modules."""
-    with StreamerProcess("no-clock", tmp_path_factory.mktemp("clock") / "log") as streamer:
-        yield streamer.url
 
 
 def port_of(streamer: StreamerProcess) -> int:
@@ -60,7 +52,7 @@ def test_a_picture_that_stays_on_the_page_is_shown_as_old(stream: str, page: Pag
         expect(notice).to_be_hidden()
         assert axe_findings(page) == []
         expect(state).to_have_attribute("data-state", "stale")
-        expect(notice).to_have_text(f"no picture for 5 s: stream {stream} has no new frame")
+        expect(notice).to_have_text(re.compile(rf"^no picture for [3-9] s: stream {stream} has no new frame$"))
         expect(page.locator("#stage")).to_have_class(re.compile("stale"))
         assert page.evaluate(READ_NUMBER) == 1
         assert axe_findings(page) == []
@@ -131,7 +123,7 @@ def test_a_picture_of_another_size_does_not_move_the_view(stream: str, page: Pag
         assert all(abs(before[side] - after[side]) < 1 for side in ("x", "y", "width", "height"))
 
 
-def test_a_service_that_falls_silent_is_named(stream: str, page: Page, tmp_path: Path) -> None:
+def test_a_service_that_falls_silent_is_named(served: Served, page: Page) -> None:
     def stitcher() -> dict[str, object]:
         return {
             "healthy": True,
@@ -139,13 +131,12 @@ def test_a_service_that_falls_silent_is_named(stream: str, page: Page, tmp_path:
             "details": {"cameras": {"cam0": {"state": "connected"}, "cam1": {"state": "lost: no data in time"}}},
         }
 
-    with RunningPublisher(stream, SMALL, 10), StreamerProcess(stream, tmp_path / "log") as streamer:
-        page.goto(streamer.url)
-        expect(page.locator("#missing")).to_be_hidden()
-        with StatusServer(stream, "stitcher", stitcher):
-            expect(page.locator("#missing")).to_have_text("camera cam1 silent for 9 s (lost: no data in time)")
-        expect(page.locator("#missing")).to_have_text(re.compile(r"^stitcher silent for \d s$"))
-        expect(page.locator("#state")).to_have_text("live")
+    page.goto(served.url)
+    expect(page.locator("#missing")).to_be_hidden()
+    with StatusServer(served.stream, "stitcher", stitcher):
+        expect(page.locator("#missing")).to_have_text("camera cam1 silent for 9 s (lost: no data in time)")
+    expect(page.locator("#missing")).to_have_text(re.compile(r"^stitcher silent for \d s$"))
+    expect(page.locator("#state")).to_have_text("live")
 
 
 @pytest.mark.parametrize(
@@ -183,10 +174,10 @@ def test_a_service_that_falls_silent_is_named(stream: str, page: Page, tmp_path:
 )
 @pytest.mark.long
 def test_the_clock_never_makes_a_picture_younger(
-    clock_url: str, browser: Browser, messages: list[object], ages_ms: list[float | None]
+    served: Served, browser: Browser, messages: list[object], ages_ms: list[float | None]
 ) -> None:
     page = browser.new_page()
-    page.goto(f"{clock_url}healthz")
-    found = page.evaluate(AGES.replace("./page", f"{clock_url}page"), [0, messages])
+    page.goto(f"{served.url}healthz")
+    found = page.evaluate(AGES.replace("./page", f"{served.url}page"), [0, messages])
     page.close()
     assert found == ages_ms
