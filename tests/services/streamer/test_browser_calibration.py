@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
@@ -14,7 +14,7 @@ from services.common.status import StatusServer
 from tests.services.streamer import stitcher
 from tests.services.streamer.browser import axe_findings
 from tests.services.streamer.support import RunningPublisher, StreamerProcess
-from tests.support import needs_browser
+from tests.support import needs_browser, wait_until
 
 NONE = "\u2013"
 
@@ -22,11 +22,17 @@ pytestmark = [pytest.mark.slow, needs_browser]
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def documents() -> list[dict[str, Any]]:
+    """Return the stitcher's status documents, of which the last one is served."""
+    return [stitcher.document()]
+
+
+@pytest.fixture(scope="module")
+def url(documents: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     stream = f"calibration-{os.getpid()}"
     with (
-        RunningPublisher(stream, FrameFormat(stitcher.HEIGHT, stitcher.WIDTH), 5),
-        StatusServer(stream, "stitcher", stitcher.document),
+        RunningPublisher(stream, FrameFormat(64, 512), 5),
+        StatusServer(stream, "stitcher", lambda: documents[-1]),
         StreamerProcess(stream, tmp_path_factory.mktemp("calibration") / "log") as streamer,
     ):
         yield streamer.url
@@ -79,12 +85,17 @@ def test_axe_finds_nothing_and_nothing_is_cut_off(url: str, browser: Browser, wi
     page.close()
 
 
-def test_the_fields_that_an_earlier_stitcher_reports_are_shown(stream: str, page: Page, tmp_path: Path) -> None:
-    with (
-        StatusServer(stream, "stitcher", stitcher.of_an_earlier_version),
-        StreamerProcess(stream, tmp_path / "log") as streamer,
-    ):
-        page.goto(f"{streamer.url}calibration")
+def test_the_fields_that_an_earlier_stitcher_reports_are_shown(
+    url: str, documents: list[dict[str, Any]], page: Page
+) -> None:
+    def cameras() -> int:
+        services = page.request.get(f"{url}api/status").json()["services"]
+        return len(services["stitcher"]["details"]["cameras"])
+
+    documents.append(stitcher.of_an_earlier_version())
+    try:
+        wait_until(lambda: cameras() == 2, "the streamer has the other document", interval_s=0.05)
+        page.goto(f"{url}calibration")
         expect(page.locator("#cameras tr").nth(0)).to_have_text(
             f"cam0connectedplaced{2 * NONE}1.50°{2 * NONE}800.0 px{2 * NONE}"
         )
@@ -92,3 +103,5 @@ def test_the_fields_that_an_earlier_stitcher_reports_are_shown(stream: str, page
         expect(page.locator("#cameras tr").nth(1)).to_contain_text("not placed")
         expect(page.locator("#figure")).to_be_hidden()
         expect(page.locator("#warning")).to_be_empty()
+    finally:
+        documents.pop()
