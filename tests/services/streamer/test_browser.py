@@ -11,7 +11,17 @@ from playwright.sync_api import Browser, Page, WebSocketRoute, expect
 
 from framebus import Publisher
 from services.common.detections import Detection
-from tests.services.streamer.browser import HALF, PATIENCE_MS, READ_NUMBER, Detecting, Served, figure, marked
+from services.common.status import StatusServer
+from tests.services.streamer.browser import (
+    HALF,
+    PATIENCE_MS,
+    READ_NUMBER,
+    Detecting,
+    Served,
+    axe_findings,
+    figure,
+    marked,
+)
 from tests.services.streamer.support import RunningPublisher, StreamerProcess, publish
 from tests.support import needs_browser, wait_until
 
@@ -98,24 +108,55 @@ def test_the_view_zooms_by_wheel_keys_and_drag(served: Served, page: Page) -> No
         assert picture.bounding_box() == fitted
 
 
-def test_the_page_waits_for_the_stream_and_for_the_streamer(stream: str, page: Page, tmp_path: Path) -> None:
-    with StreamerProcess(stream, tmp_path / "log") as streamer:
+def test_the_page_shows_the_age_of_its_picture_and_waits_for_what_is_missing(
+    stream: str, page: Page, tmp_path: Path
+) -> None:
+    state, notice = page.locator("#state"), page.locator("#notice")
+    with StreamerProcess(stream, tmp_path / "log", delayed_after_s=1, stale_after_s=3) as streamer:
         page.goto(streamer.url)
-        expect(page.locator("#notice")).to_have_text(f"waiting for the stream: stream {stream} has not started")
+        expect(notice).to_have_text(f"waiting for the stream: stream {stream} has not started")
         with Publisher(stream, HALF, slots=8) as publisher:
-            page.wait_for_timeout(300)
+            expect(notice).to_contain_text("has no frame yet")
             publish(publisher)
-            wait_until(lambda: page.evaluate(READ_NUMBER) == 1, "the frame")
-        expect(page.locator("#notice")).to_have_text(f"waiting for the stream: stream {stream} has ended")
+            expect(state).to_have_text("live")
+            expect(notice).to_be_hidden()
+            expect(page.locator("#time")).to_have_text(re.compile(r"^\d\d:\d\d:\d\d$"))
+            expect(state).to_have_text(re.compile(r"^delayed [12]\.\d s$"))
+            expect(notice).to_be_hidden()
+            assert axe_findings(page) == []
+            expect(state).to_have_attribute("data-state", "stale")
+            expect(notice).to_have_text(re.compile(rf"^no picture for \d+ s: stream {stream} has no new frame$"))
+            expect(page.locator("#stage")).to_have_class(re.compile("stale"))
+            assert page.evaluate(READ_NUMBER) == 1
+            assert axe_findings(page) == []
+            publish(publisher)
+            expect(state).to_have_text("live")
+            expect(notice).to_be_hidden()
+            assert page.evaluate(READ_NUMBER) == 2
+        expect(notice).to_have_text(f"waiting for the stream: stream {stream} has ended")
         port = streamer.url.rstrip("/").rpartition(":")[2]
-    expect(page.locator("#notice")).to_have_text("connection lost, trying again")
-    expect(page.locator("#state")).to_have_attribute("data-state", "lost")
-    with (
-        StreamerProcess(stream, tmp_path / "again", port=port),
-        RunningPublisher(stream, HALF, 10),
-    ):
-        expect(page.locator("#state")).to_have_text("live")
-        wait_until(lambda: page.evaluate(READ_NUMBER) > 1, "frames")
+    expect(notice).to_have_text("connection lost, trying again")
+    expect(state).to_have_attribute("data-state", "lost")
+    with StreamerProcess(stream, tmp_path / "again", port=port), RunningPublisher(stream, HALF, 10):
+        expect(state).to_have_text("live")
+        wait_until(lambda: page.evaluate(READ_NUMBER) > 2, "frames")
+
+
+def test_a_service_that_falls_silent_is_named(served: Served, page: Page) -> None:
+    def stitcher() -> dict[str, object]:
+        return {
+            "healthy": True,
+            "stages": {"cam0": {"age_s": 0.1}, "cam1": {"age_s": 9.0}},
+            "details": {"cameras": {"cam0": {"state": "connected"}, "cam1": {"state": "lost: no data in time"}}},
+        }
+
+    page.goto(served.url)
+    with StatusServer(served.stream, "stitcher", stitcher):
+        expect(page.locator("#missing")).to_contain_text("camera cam1 silent for 9 s (lost: no data in time)")
+        expect(page.locator("#missing")).not_to_contain_text("stitcher")
+    expect(page.locator("#missing")).to_contain_text(re.compile(r"stitcher silent for \d s"))
+    expect(page.locator("#missing")).not_to_contain_text("cam1")
+    expect(page.locator("#state")).to_have_text("live")
 
 
 def test_a_hidden_page_is_sent_nothing_until_it_is_seen(served: Served, page: Page) -> None:
