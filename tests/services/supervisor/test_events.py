@@ -56,7 +56,7 @@ def test_too_many_events_are_counted_and_the_writer_never_waits(monkeypatch: pyt
 
     def write() -> None:
         with os.fdopen(writing, "wb") as pipe:
-            for number in range(5_000):  # more than a pipe holds
+            for number in range(5_000):
                 pipe.write(b'{"event": "%d"}\n' % number)
             pipe.write(b'{"event": "failed", "reason": "why"}\n')
 
