@@ -468,48 +468,11 @@ def test_frames_that_cannot_be_shown_are_reported_and_skipped(streamer: Streamer
     assert fetch(streamer.url, "healthz")[0] == 200
 
 
-def test_a_killed_publisher_that_returns_is_shown_again(
-    impatient: StreamerProcess, start_program: Callable[..., Program]
-) -> None:
-    url, stream = impatient.url, impatient.stream
-
-    def start() -> Program:
-        program = start_program("publish", stream, str(HEIGHT), str(WIDTH), "8")
-        assert program.read() == "open"
-        return program
-
-    wait_until(lambda: fetch(url, "healthz")[0] == 503, "no picture of an earlier test is served")
-    first = start()
-    wait_until(lambda: is_subscribed(stream), "the streamer attaches")
-    first.send("publish 3")
-    first.read()
-    wait_until(lambda: fetch(url, "healthz")[0] == 200, "live")
-
-    async def scenario() -> None:
-        async with connect(url) as client:
-            head, _ = await client.next_frame()
-            await client.acknowledge(head["sequence"])
-            first.process.kill()
-            first.process.wait()
-            await client.text(lambda message: message["type"] == "state" and not message["live"])
-            second = start()
-            second.send("publish 1")
-            sequence = int(second.read())
-            later, _ = await client.next_frame()
-            assert later["sequence"] == sequence
-            assert later["epoch"] != head["epoch"]
-            assert later["skipped"] == 0
-            await client.text(lambda message: message["type"] == "state" and message["live"])
-            assert second.end() == 0
-
-    run(scenario)
-
-
 @pytest.mark.parametrize("anew", [pytest.param(False, marks=pytest.mark.long), True], ids=["goes_on", "attaches_anew"])
-def test_a_frame_that_is_sent_again_keeps_its_age(
+def test_a_killed_publisher_that_returns_is_shown_again(
     impatient: StreamerProcess, start_program: Callable[..., Program], anew: bool
 ) -> None:
-    """A publisher is killed, and the one that adopts its ring has no frame yet."""
+    """The publisher that adopts the ring has no frame at first, and the last frame of the killed one keeps its age."""
     url, stream = impatient.url, impatient.stream
     wait_until(lambda: fetch(url, "healthz")[0] == 503, "no picture of an earlier test is served")
     first = start_program("publish", stream, str(HEIGHT), str(WIDTH), "8")
@@ -519,22 +482,39 @@ def test_a_frame_that_is_sent_again_keeps_its_age(
     first.read()
     wait_until(lambda: fetch(url, "healthz")[0] == 200, "live")
     attached = len(impatient.events("attached"))
-    first.process.kill()
-    first.process.wait()
-    wait_until(lambda: fetch(url, "healthz")[0] == 503, "stale")
-    if anew:
+
+    def release() -> None:
         wait_until(lambda: b"has ended" in fetch(url, "healthz")[1], "the streamer releases the ring")
-    with Publisher(stream, FORMAT, slots=8) as second:
-        if anew:
-            wait_until(lambda: len(impatient.events("attached")) > attached, "the streamer attaches to the second")
-        states = set()
-        for _ in range(20):
-            states.add(json.loads(fetch(url, "healthz")[1])["state"])
-            time.sleep(0.05)
-        assert states <= {"stale", "absent"}
-        assert fetch(url, "snapshot.jpg")[0] == 503
-        publish(second)
-        wait_until(lambda: fetch(url, "healthz")[0] == 200, "live again")
+
+    def attach() -> None:
+        wait_until(lambda: len(impatient.events("attached")) > attached, "the streamer attaches to the second")
+
+    async def scenario() -> None:
+        async with connect(url) as client:
+            head, _ = await client.next_frame()
+            await client.acknowledge(head["sequence"])
+            first.process.kill()
+            first.process.wait()
+            await client.text(lambda message: message["type"] == "state" and not message["live"])
+            if anew:
+                await asyncio.to_thread(release)
+            with Publisher(stream, FORMAT, slots=8) as second:
+                if anew:
+                    await asyncio.to_thread(attach)
+                states = set()
+                for _ in range(20):
+                    states.add(json.loads((await get(url, "healthz"))[1])["state"])
+                    await asyncio.sleep(0.05)
+                assert states <= {"stale", "absent"}
+                assert (await get(url, "snapshot.jpg"))[0] == 503
+                sequence = publish(second)
+                later, _ = await client.next_frame()
+                assert later["sequence"] == sequence
+                assert later["epoch"] != head["epoch"]
+                assert later["skipped"] == 0
+                await client.text(lambda message: message["type"] == "state" and message["live"])
+
+    run(scenario)
 
 
 def test_a_capture_time_in_the_future_does_not_stay_live(impatient: StreamerProcess, newcomer: Publisher) -> None:
