@@ -405,7 +405,7 @@ def test_an_mjpeg_client_that_does_not_read_gets_the_newest_later(stream: str, t
             services = json.loads(fetch(streamer.url, "api/status")[1])["services"]
             return int(services["streamer"]["stages"][stage]["frames"])
 
-        wait_until(lambda: frames("encode") > frames("send") + 20, "pictures that were not sent")
+        wait_until(lambda: frames("encode") > frames("send") + 20, "pictures that were not sent", interval_s=0.05)
         newest = publisher.sequence
         received = b""
         while True:
