@@ -73,7 +73,7 @@ def test_the_calibration_has_a_page_of_its_own(url: str, page: Page) -> None:
     page.wait_for_function(loaded)
     # axe finds nothing, and nothing is cut off.
     for width, scheme in ((1280, "dark"), (390, "light")):
-        page.emulate_media(color_scheme=scheme)
+        page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
         page.set_viewport_size({"width": width, "height": 800})
         assert axe_findings(page) == []
         assert page.evaluate("document.documentElement.scrollWidth") == width
