@@ -6,15 +6,18 @@ import importlib.resources
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from playwright.sync_api import Page
 
+from framebus import FrameFormat
 from services.common.detections import Detection, DetectionPublisher, Detections
 from tests.services.streamer.support import BITS, RunningPublisher
 
 PATIENCE_MS = 20_000
 HEIGHT, WIDTH = 688, 4896
+HALF = FrameFormat(HEIGHT // 2, WIDTH // 2)
+"""Frames for the tests that need no large ones: each costs the publisher, the streamer and the browser less."""
 AXE = importlib.resources.files("axe_playwright_python").joinpath("axe.min.js")
 RUN_AXE = """() => axe.run().then(({ violations }) => violations.map(
     ({ id, nodes }) => `${id}: ${nodes.map((node) => node.target.join(" ")).join(", ")}`))"""
@@ -56,6 +59,14 @@ MARKED = """([x, y, width, height]) => {
 }"""
 
 
+class Served(NamedTuple):
+    """A streamer with pictures."""
+
+    url: str
+    stream: str
+    publisher: RunningPublisher
+
+
 class Detecting:
     """Sends the boxes of the newest frame repeatedly, until its ``with`` block ends.
 
@@ -82,6 +93,7 @@ class Detecting:
 
     def _run(self) -> None:
         detector = DetectionPublisher(self._stream, self._instance)
+        frame_format = self._publisher.frame_format
         while not self._stop.wait(0.1):
             epoch, sequence, captured_ns = self._publisher.newest
             detector.publish(
@@ -92,8 +104,8 @@ class Detecting:
                     sequence,
                     captured_ns,
                     time.monotonic_ns(),
-                    HEIGHT,
-                    WIDTH,
+                    frame_format.height,
+                    frame_format.width,
                     (self._find(sequence),) if self._find else self._objects,
                 )
             )
@@ -119,4 +131,5 @@ def figure(page: Page, name: str) -> float:
 
 
 def marked(page: Page, x: float, y: float) -> Any:
-    return page.evaluate(MARKED, [x, y, WIDTH, HEIGHT])
+    """Return whether the line of a box is near this point of a frame of half the size."""
+    return page.evaluate(MARKED, [x, y, HALF.width, HALF.height])

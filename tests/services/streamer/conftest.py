@@ -1,14 +1,16 @@
-"""The browser of the streamer's tests."""
+"""The browser of the streamer's tests, and what it opens."""
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from tests.services.streamer.browser import PATIENCE_MS
-from tests.support import CHROMIUM, CHROMIUM_ARGUMENTS
+from tests.services.streamer.browser import HALF, PATIENCE_MS, Served
+from tests.services.streamer.support import RunningPublisher, StreamerProcess
+from tests.support import CHROMIUM, CHROMIUM_ARGUMENTS, files_of
 
 
 @pytest.fixture(scope="module")
@@ -18,6 +20,18 @@ def browser() -> Iterator[Browser]:
         launched = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGUMENTS)
         yield launched
         launched.close()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Run a streamer with pictures, for the tests of a module that leave it running."""
+    stream = f"test-{secrets.token_hex(6)}"
+    with (
+        RunningPublisher(stream, HALF, 10) as publisher,
+        StreamerProcess(stream, tmp_path_factory.mktemp("served") / "log", silent_after_s=1) as streamer,
+    ):
+        yield Served(streamer.url, stream, publisher)
+    assert files_of(stream) == []
 
 
 @pytest.fixture

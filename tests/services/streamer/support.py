@@ -51,7 +51,7 @@ class StreamerProcess:
 
     # Any: else a caller's **settings could not be of other types.
     def __init__(self, stream: str, log: Path, *, sections: Any = None, **settings: object) -> None:
-        self.log = log
+        self.stream, self.log = stream, log
         overrides = {
             f"FRAMEBUS_{section.upper()}__{name.upper()}": str(value)
             for section, values in {**(sections or {}), "streamer": settings}.items()
@@ -99,6 +99,7 @@ class RunningPublisher:
     """Publishes numbered frames from a thread until its ``with`` block ends; ``noisy`` ones make large files."""
 
     def __init__(self, stream: str, frame_format: FrameFormat, fps: float, *, noisy: bool = False) -> None:
+        self.frame_format = frame_format
         self.newest = 0, 0, 0
         """Epoch, sequence and time of capture of the newest frame; of one and the same."""
         half = (frame_format.height // 2, *frame_format.shape[1:])

@@ -13,7 +13,15 @@ from playwright.sync_api import Browser, Page, expect
 from framebus import FrameFormat
 from services.common.detections import Detection
 from tests.relay import Relay
-from tests.services.streamer.browser import HEIGHT, READ_NUMBER_AND_LEFT, WIDTH, Detecting, axe_findings, marked
+from tests.services.streamer.browser import (
+    HEIGHT,
+    READ_NUMBER_AND_LEFT,
+    WIDTH,
+    Detecting,
+    Served,
+    axe_findings,
+    marked,
+)
 from tests.services.streamer.support import RunningPublisher, StreamerProcess
 from tests.support import needs_browser, wait_until
 
@@ -62,13 +70,12 @@ MISSING = """async (server) => {
 
 
 @pytest.fixture(scope="module")
-def modules(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+def modules(browser: Browser, served: Served) -> Iterator[Page]:
     """Return a page of which the tests use only the modules."""
-    with StreamerProcess("none", tmp_path_factory.mktemp("modules") / "log") as streamer:
-        page = browser.new_page()
-        page.goto(streamer.url)
-        yield page
-        page.close()
+    page = browser.new_page()
+    page.goto(f"{served.url}healthz")  # a document that loads nothing by itself
+    yield page
+    page.close()
 
 
 def walker(x: float, track: int = 7, label: str = "person") -> dict[str, Any]:
@@ -209,30 +216,27 @@ def test_boxes_are_drawn_with_the_picture_and_only_if_they_changed(modules: Page
     assert modules.evaluate(DRAWN, [shown[:3], 8]) == [1, 0, 1]
 
 
-def test_two_detectors_are_shown_and_named_when_they_fall_silent(stream: str, page: Page, tmp_path: Path) -> None:
-    car = Detection("car", 0.91, 1000.0, 400.0, 600.0, 200.0, 1)
-    bus = Detection("bus", 0.55, 3000.0, 300.0, 300.0, 300.0, 1)
-    with (
-        RunningPublisher(stream, FrameFormat(HEIGHT, WIDTH), 10) as publisher,
-        StreamerProcess(stream, tmp_path / "log") as streamer,
-    ):
-        page.goto(streamer.url)
-        with Detecting(stream, publisher, car, instance="one"):
-            with Detecting(stream, publisher, bus, instance="two"):
-                expect(page.locator("#found")).to_have_text("1 bus1 car")
-                expect(page.locator("#objects")).to_have_text("2")
-                wait_until(lambda: marked(page, 1000, 500) and marked(page, 3000, 450), "both boxes")
-                # A kind is hidden and shown again by its button.
-                page.get_by_role("button", name="1 bus").click()
-                wait_until(lambda: not marked(page, 3000, 450), "the bus is hidden")
-                assert marked(page, 1000, 500)
-                page.get_by_role("button", name="1 bus").click()
-                wait_until(lambda: marked(page, 3000, 450), "the bus is shown")
-            expect(page.locator("#missing")).to_contain_text("detector two silent for")
-            assert axe_findings(page) == []
-            expect(page.locator("#found")).to_have_text("1 car")
-            expect(page.locator("#objects")).to_have_text("1")
-            assert marked(page, 1000, 500)
+def test_two_detectors_are_shown_and_named_when_they_fall_silent(served: Served, page: Page) -> None:
+    stream, publisher = served.stream, served.publisher
+    car = Detection("car", 0.91, 500.0, 200.0, 300.0, 100.0, 1)
+    bus = Detection("bus", 0.55, 1500.0, 150.0, 150.0, 150.0, 1)
+    page.goto(served.url)
+    with Detecting(stream, publisher, car, instance="one"):
+        with Detecting(stream, publisher, bus, instance="two"):
+            expect(page.locator("#found")).to_have_text("1 bus1 car")
+            expect(page.locator("#objects")).to_have_text("2")
+            wait_until(lambda: marked(page, 500, 250) and marked(page, 1500, 225), "both boxes")
+            # A kind is hidden and shown again by its button.
+            page.get_by_role("button", name="1 bus").click()
+            wait_until(lambda: not marked(page, 1500, 225), "the bus is hidden")
+            assert marked(page, 500, 250)
+            page.get_by_role("button", name="1 bus").click()
+            wait_until(lambda: marked(page, 1500, 225), "the bus is shown")
+        expect(page.locator("#missing")).to_contain_text("detector two silent for")
+        assert axe_findings(page) == []
+        expect(page.locator("#found")).to_have_text("1 car")
+        expect(page.locator("#objects")).to_have_text("1")
+        assert marked(page, 500, 250)
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,17 @@
-"""What the page shows of the age of its picture, and of what is missing."""
+"""The age of the page's picture on a slow connection, and the clock by which it is computed."""
 
 from __future__ import annotations
 
-import re
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from framebus import FrameFormat, Publisher
-from services.common.status import StatusServer
+from framebus import FrameFormat
 from tests.relay import Relay
-from tests.services.streamer.browser import HEIGHT, READ_NUMBER, WIDTH, axe_findings
-from tests.services.streamer.support import RunningPublisher, StreamerProcess, publish
+from tests.services.streamer.browser import HEIGHT, READ_NUMBER, WIDTH, Served
+from tests.services.streamer.support import RunningPublisher, StreamerProcess
 from tests.support import needs_browser, wait_until
 
 pytestmark = [pytest.mark.slow, needs_browser]
@@ -33,41 +30,8 @@ AGES = """async ([openedAt, messages]) => {
 }"""
 
 
-@pytest.fixture(scope="module")
-def clock_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Return the URL of the page's modules."""
-    with StreamerProcess("no-clock", tmp_path_factory.mktemp("clock") / "log") as streamer:
-        yield streamer.url
-
-
 def port_of(streamer: StreamerProcess) -> int:
     return int(streamer.url.rstrip("/").rpartition(":")[2])
-
-
-def test_a_picture_that_stays_on_the_page_is_shown_as_old(stream: str, page: Page, tmp_path: Path) -> None:
-    with (
-        Publisher(stream, SMALL, slots=8) as publisher,
-        StreamerProcess(stream, tmp_path / "log", delayed_after_s=1, stale_after_s=3) as streamer,
-    ):
-        page.goto(streamer.url)
-        expect(page.locator("#notice")).to_contain_text("has no frame yet")
-        publish(publisher)
-        state, notice = page.locator("#state"), page.locator("#notice")
-        expect(state).to_have_text("live")
-        expect(notice).to_be_hidden()
-        expect(page.locator("#time")).to_have_text(re.compile(r"^\d\d:\d\d:\d\d$"))
-        expect(state).to_have_text(re.compile(r"^delayed [12]\.\d s$"))
-        expect(notice).to_be_hidden()
-        assert axe_findings(page) == []
-        expect(state).to_have_attribute("data-state", "stale")
-        expect(notice).to_have_text(f"no picture for 5 s: stream {stream} has no new frame")
-        expect(page.locator("#stage")).to_have_class(re.compile("stale"))
-        assert page.evaluate(READ_NUMBER) == 1
-        assert axe_findings(page) == []
-        publish(publisher)
-        expect(state).to_have_text("live")
-        expect(notice).to_be_hidden()
-        assert page.evaluate(READ_NUMBER) == 2
 
 
 @pytest.mark.long
@@ -131,23 +95,6 @@ def test_a_picture_of_another_size_does_not_move_the_view(stream: str, page: Pag
         assert all(abs(before[side] - after[side]) < 1 for side in ("x", "y", "width", "height"))
 
 
-def test_a_service_that_falls_silent_is_named(stream: str, page: Page, tmp_path: Path) -> None:
-    def stitcher() -> dict[str, object]:
-        return {
-            "healthy": True,
-            "stages": {"cam0": {"age_s": 0.1}, "cam1": {"age_s": 9.0}},
-            "details": {"cameras": {"cam0": {"state": "connected"}, "cam1": {"state": "lost: no data in time"}}},
-        }
-
-    with RunningPublisher(stream, SMALL, 10), StreamerProcess(stream, tmp_path / "log") as streamer:
-        page.goto(streamer.url)
-        expect(page.locator("#missing")).to_be_hidden()
-        with StatusServer(stream, "stitcher", stitcher):
-            expect(page.locator("#missing")).to_have_text("camera cam1 silent for 9 s (lost: no data in time)")
-        expect(page.locator("#missing")).to_have_text(re.compile(r"^stitcher silent for \d s$"))
-        expect(page.locator("#state")).to_have_text("live")
-
-
 @pytest.mark.parametrize(
     ("messages", "ages_ms"),
     [
@@ -183,10 +130,10 @@ def test_a_service_that_falls_silent_is_named(stream: str, page: Page, tmp_path:
 )
 @pytest.mark.long
 def test_the_clock_never_makes_a_picture_younger(
-    clock_url: str, browser: Browser, messages: list[object], ages_ms: list[float | None]
+    served: Served, browser: Browser, messages: list[object], ages_ms: list[float | None]
 ) -> None:
     page = browser.new_page()
-    page.goto(f"{clock_url}healthz")
-    found = page.evaluate(AGES.replace("./page", f"{clock_url}page"), [0, messages])
+    page.goto(f"{served.url}healthz")
+    found = page.evaluate(AGES.replace("./page", f"{served.url}page"), [0, messages])
     page.close()
     assert found == ages_ms

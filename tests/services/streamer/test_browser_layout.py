@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from framebus import FrameFormat
 from services.common.detections import Detection
-from tests.services.streamer.browser import HEIGHT, WIDTH, Detecting, axe_findings
-from tests.services.streamer.support import RunningPublisher, StreamerProcess
+from tests.services.streamer.browser import HALF, Detecting, Served, axe_findings
 from tests.support import needs_browser, wait_until
 
 pytestmark = [pytest.mark.slow, needs_browser]
@@ -20,23 +17,12 @@ pytestmark = [pytest.mark.slow, needs_browser]
 SIZES = [(1600, 900), (1280, 720), (390, 844), (360, 640)]
 
 
-class Served:
-    """A streamer with pictures and boxes."""
-
-    def __init__(self, url: str, stream: str, publisher: RunningPublisher) -> None:
-        self.url, self.stream, self.publisher = url, stream, publisher
-
-
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    stream = f"layout-{os.getpid()}"
-    objects = [Detection("person", 0.8, 300.0 * i, 300.0, 80.0, 160.0, i + 1) for i in range(12)]
-    with (
-        RunningPublisher(stream, FrameFormat(HEIGHT, WIDTH), 10) as publisher,
-        StreamerProcess(stream, tmp_path_factory.mktemp("layout") / "log") as streamer,
-        Detecting(stream, publisher, *objects, Detection("car", 0.9, 4000.0, 300.0, 300.0, 150.0, 99)),
-    ):
-        yield Served(streamer.url, stream, publisher)
+def url(served: Served) -> Iterator[str]:
+    """Return the URL of a page with boxes of two kinds."""
+    people = [Detection("person", 0.8, 150.0 * i, 150.0, 40.0, 80.0, i + 1) for i in range(12)]
+    with Detecting(served.stream, served.publisher, *people, Detection("car", 0.9, 2000.0, 150.0, 150.0, 75.0, 99)):
+        yield served.url
 
 
 def open_at(browser: Browser, url: str, width: int, height: int, scheme: str = "dark") -> Page:
@@ -51,9 +37,9 @@ def open_at(browser: Browser, url: str, width: int, height: int, scheme: str = "
     ("width", "height"), [*SIZES[1:3], *(pytest.param(*size, marks=pytest.mark.long) for size in (SIZES[0], SIZES[3]))]
 )
 def test_axe_finds_nothing_and_nothing_overflows(
-    served: Served, browser: Browser, width: int, height: int, scheme: str
+    url: str, browser: Browser, width: int, height: int, scheme: str
 ) -> None:
-    page = open_at(browser, served.url, width, height, scheme)
+    page = open_at(browser, url, width, height, scheme)
     expect(page.locator("#found button")).to_have_count(2)
     assert axe_findings(page) == []
     scrolls = "[document.documentElement.scrollWidth, document.documentElement.scrollHeight]"
@@ -66,9 +52,9 @@ def test_axe_finds_nothing_and_nothing_overflows(
     [(390, 844), *(pytest.param(*size, marks=pytest.mark.long) for size in ((360, 640), (700, 1000)))],
 )
 def test_a_tall_window_shows_the_full_height_and_a_strip_of_the_whole(
-    served: Served, browser: Browser, width: int, height: int
+    url: str, browser: Browser, width: int, height: int
 ) -> None:
-    page = open_at(browser, served.url, width, height)
+    page = open_at(browser, url, width, height)
     stage, picture, overview = (page.locator(f"#{name}") for name in ("stage", "picture", "overview"))
 
     def fills() -> bool:
@@ -80,7 +66,7 @@ def test_a_tall_window_shows_the_full_height_and_a_strip_of_the_whole(
     wait_until(fills, "the picture is as high as the stage")
     strip = overview.bounding_box()
     assert strip is not None
-    assert strip["width"] / strip["height"] == pytest.approx(WIDTH / HEIGHT, rel=0.05)
+    assert strip["width"] / strip["height"] == pytest.approx(HALF.width / HALF.height, rel=0.05)
 
     def goes_to_the_left_end_and_follows_a_drag() -> bool:
         """Return whether it did, on a stage of unchanged size: a line that appears above it scales the picture."""
@@ -116,8 +102,8 @@ def test_a_tall_window_shows_the_full_height_and_a_strip_of_the_whole(
 
 
 @pytest.mark.long
-def test_full_screen_hides_the_bars_until_the_pointer_moves(served: Served, browser: Browser) -> None:
-    page = open_at(browser, served.url, 1280, 720)
+def test_full_screen_hides_the_bars_until_the_pointer_moves(url: str, browser: Browser) -> None:
+    page = open_at(browser, url, 1280, 720)
     page.get_by_role("button", name="Full screen").click()
     wait_until(lambda: page.evaluate("document.fullscreenElement !== null"), "full screen")
     expect(page.locator("header")).to_be_hidden()
@@ -128,8 +114,8 @@ def test_full_screen_hides_the_bars_until_the_pointer_moves(served: Served, brow
     page.close()
 
 
-def test_the_snapshot_is_the_picture(served: Served, browser: Browser, tmp_path: Path) -> None:
-    page = open_at(browser, served.url, 1280, 720)
+def test_the_snapshot_is_the_picture(url: str, browser: Browser, tmp_path: Path) -> None:
+    page = open_at(browser, url, 1280, 720)
     with page.expect_download() as download:
         page.get_by_role("link", name="Snapshot").click()
     saved = tmp_path / "snapshot.jpg"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
 import subprocess
 import urllib.error
 import urllib.request
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,9 +16,19 @@ import pytest
 from framebus import FrameFormat
 from services.common.status import StatusServer
 from tests.services.streamer.support import HEIGHT, WIDTH, RunningPublisher, StreamerProcess
-from tests.support import PATIENCE_S, lacks, wait_until
+from tests.support import PATIENCE_S, files_of, lacks, wait_until
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def streamer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StreamerProcess]:
+    """Run a streamer whose publishers come and go."""
+    name = f"test-{secrets.token_hex(6)}"
+    log = tmp_path_factory.mktemp("streamer") / "log"
+    with StreamerProcess(name, log, stale_after_s=1, silent_after_s=0.5) as process:
+        yield process
+    assert files_of(name) == []
 
 
 def get(streamer: StreamerProcess, path: str) -> tuple[int, str]:
@@ -36,38 +47,34 @@ def readiness(streamer: StreamerProcess) -> tuple[int, dict[str, Any]]:
     return status, document
 
 
-def test_readiness_and_metrics_show_which_service_has_gone(stream: str, tmp_path: Path) -> None:
+def test_readiness_and_metrics_show_which_service_has_gone(streamer: StreamerProcess) -> None:
     working = {"service": "detector", "healthy": True, "reason": "", "stages": {"detect": {"fps": 5.0, "frames": 7}}}
-    with StreamerProcess(stream, tmp_path / "log", stale_after_s=1, silent_after_s=0.5) as streamer:
-        assert readiness(streamer)[1]["state"] == "absent"
-        with RunningPublisher(stream, FrameFormat(HEIGHT, WIDTH), 25):
-            with StatusServer(stream, "detector", lambda: working):
-                wait_until(lambda: readiness(streamer)[0] == 200, "it is ready", interval_s=0.05)
-                wait_until(lambda: 'up{service="detector"} 1.0' in get(streamer, "metrics")[1], "the detector is up")
-                assert readiness(streamer)[1]["absent"] == []
-            wait_until(lambda: readiness(streamer)[1]["absent"], "the detector is absent", interval_s=0.05)
-            status, document = readiness(streamer)
-            (absent,) = document["absent"]
-            assert (status, absent["kind"], absent["name"], absent["reason"]) == (200, "service", "detector", "silent")
-        wait_until(lambda: readiness(streamer)[0] == 503, "the picture is stale", interval_s=0.05)
-        lines = get(streamer, "metrics")[1].splitlines()
-        for line in (
-            'framebus_service_up{service="detector"} 0.0',
-            'framebus_service_healthy{service="detector"} 0.0',
-            'framebus_stage_fps{service="detector",stage="detect"} 0.0',
-            'framebus_stage_frames_total{service="detector",stage="detect"} 7.0',
-            f'framebus_stream_live{{stream="{stream}"}} 0.0',
-        ):
-            assert line in lines
+    assert readiness(streamer)[0] == 503
+    with RunningPublisher(streamer.stream, FrameFormat(HEIGHT, WIDTH), 25):
+        with StatusServer(streamer.stream, "detector", lambda: working):
+            wait_until(lambda: readiness(streamer)[0] == 200, "it is ready", interval_s=0.05)
+            wait_until(lambda: 'up{service="detector"} 1.0' in get(streamer, "metrics")[1], "the detector is up")
+            assert readiness(streamer)[1]["absent"] == []
+        wait_until(lambda: readiness(streamer)[1]["absent"], "the detector is absent", interval_s=0.05)
+        status, document = readiness(streamer)
+        (absent,) = document["absent"]
+        assert (status, absent["kind"], absent["name"], absent["reason"]) == (200, "service", "detector", "silent")
+    wait_until(lambda: readiness(streamer)[0] == 503, "the picture is stale", interval_s=0.05)
+    lines = get(streamer, "metrics")[1].splitlines()
+    for line in (
+        'framebus_service_up{service="detector"} 0.0',
+        'framebus_service_healthy{service="detector"} 0.0',
+        'framebus_stage_fps{service="detector",stage="detect"} 0.0',
+        'framebus_stage_frames_total{service="detector",stage="detect"} 7.0',
+        f'framebus_stream_live{{stream="{streamer.stream}"}} 0.0',
+    ):
+        assert line in lines
 
 
-def test_promtool_accepts_the_streamers_metrics(stream: str, tmp_path: Path) -> None:
+def test_promtool_accepts_the_streamers_metrics(streamer: StreamerProcess) -> None:
     if shutil.which("promtool") is None:
         lacks("no promtool here: run 'make system-packages'")
-    with (
-        RunningPublisher(stream, FrameFormat(HEIGHT, WIDTH), 25),
-        StreamerProcess(stream, tmp_path / "log") as streamer,
-    ):
+    with RunningPublisher(streamer.stream, FrameFormat(HEIGHT, WIDTH), 25):
         wait_until(lambda: readiness(streamer)[0] == 200, "it is ready", interval_s=0.05)
         wait_until(lambda: 'stage="receive"' in get(streamer, "metrics")[1], "its own status")
         text = get(streamer, "metrics")[1]

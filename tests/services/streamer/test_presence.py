@@ -7,17 +7,24 @@ import math
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import pytest
 
 from framebus import companion_path
 from services.common.status import Stage, StatusServer, status_document
+from services.streamer import presence as presence_module
 from services.streamer.presence import Absent, Presence
 from tests.services.streamer import stitcher
 from tests.support import PATIENCE_S
 
 SILENT_AFTER_S = 0.5
+
+
+@pytest.fixture(autouse=True)
+def _polled_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presence_module, "ASK_EVERY_S", 0.02)
 
 
 def run(scenario: Callable[[], Awaitable[None]]) -> None:
@@ -177,16 +184,22 @@ def test_cameras_without_a_place_and_cameras_that_moved_are_reported(stream: str
     run(scenario)
 
 
-@pytest.mark.parametrize(
-    "document", [{}, {"details": 3, "stages": []}, {"details": {"cameras": [1]}, "stages": {"x": 1}}]
-)
-def test_an_invalid_document_is_ignored(stream: str, document: dict[str, Any]) -> None:
+def test_invalid_documents_are_ignored(stream: str) -> None:
+    documents: dict[str, dict[str, Any]] = {
+        "empty": {},
+        "numbers": {"details": 3, "stages": []},
+        "parts": {"details": {"cameras": [1]}, "stages": {"x": 1}},
+    }
+
     async def scenario() -> None:
         presence = Presence(stream, SILENT_AFTER_S)
-        with StatusServer(stream, "odd", lambda: document):
+        with ExitStack() as stack:
+            for name, document in documents.items():
+                stack.enter_context(StatusServer(stream, name, partial(dict, document)))
             await presence.refresh()
-            assert presence.absent() == [Absent("service", "odd", 0.0, "not healthy")]
-        await until(presence, lambda absent: absent[0].reason == "silent")
-        assert (await presence.statuses())["odd"]["healthy"] is False
+            assert presence.absent() == [Absent("service", name, 0.0, "not healthy") for name in documents]
+        await until(presence, lambda absent: {one.reason for one in absent} == {"silent"})
+        statuses = await presence.statuses()
+        assert [statuses[name]["healthy"] for name in documents] == [False] * len(documents)
 
     run(scenario)

@@ -117,6 +117,7 @@ def healthy(stream: str) -> dict[str, Any]:
     return told if told.get("healthy") else {}
 
 
+@pytest.mark.long
 def test_the_page_gets_boxes_of_this_host_and_of_a_group_of_others(
     rabbitmq: RabbitMq, stream: str, tmp_path: Path
 ) -> None:
@@ -194,6 +195,7 @@ def test_results_arrive_when_the_broker_starts_and_again_after_it_was_killed(str
                         rabbitmq.start()
 
 
+@pytest.mark.long
 def test_an_unreachable_storage_is_reported_and_the_pictures_continue(
     rabbitmq: RabbitMq, stream: str, tmp_path: Path
 ) -> None:

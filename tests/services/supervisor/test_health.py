@@ -17,6 +17,7 @@ from framebus import companion_path
 from services.common.service import Service
 from services.common.status import StatusServer, read_status
 from services.supervisor import health
+from services.supervisor import process as process_module
 from services.supervisor.config import SupervisorConfiguration, SupervisorSection
 from services.supervisor.events import Events
 from services.supervisor.health import Judge, Pulse
@@ -40,6 +41,7 @@ with StatusServer(stream, "sample", collect):
 @pytest.fixture(autouse=True)
 def _asked_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(health, "ASK_EVERY_S", 0.05)
+    monkeypatch.setattr(process_module, "FIRST_PAUSE_S", 0.1)
 
 
 @pytest.fixture
@@ -97,14 +99,14 @@ def test_a_service_that_stops_answering_is_killed_and_restarted(judge: Judge, ev
     until(judge, lambda: judge.process.state == RUNNING, "another answers")
     assert judge.process.pid not in (0, first)
     assert [event.text for event in events.take()] == [
-        "streamer did not answer for 1 s and was killed; starting it again in 0.5 s"
+        "streamer did not answer for 1 s and was killed; starting it again in 0.1 s"
     ]
 
 
 def test_a_service_that_has_never_answered_is_not_killed(judge: Judge, events: Events) -> None:
     os.kill(judge.process.pid, signal.SIGSTOP)
     first = judge.process.pid
-    asked_until_s = time.monotonic() + 3 * judge._hung_after_s
+    asked_until_s = time.monotonic() + 1.5 * judge._hung_after_s
     while time.monotonic() < asked_until_s:
         step(judge)
         time.sleep(0.05)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from services.supervisor.install import Installation
+from services.supervisor.install import Installation, install
 from tests.support import ROOT
 
 
@@ -42,32 +42,36 @@ def test_packages_are_counted_as_pip_prints_them(tmp_path: Path) -> None:
     assert "2 of 3 packages" in shown.get()
 
 
-def run(*arguments: str) -> tuple[int, str, str]:
+@pytest.fixture
+def _plain_pip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set what a user may have set, and no warning as an error, which pip is not made for."""
+    monkeypatch.setenv("PIP_QUIET", "1")
+    monkeypatch.delenv("PYTHONWARNINGS")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_plain_pip")
+def test_without_a_terminal_each_part_is_a_line() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "services.supervisor.install", "a thing", *arguments],
+        [sys.executable, "-m", "services.supervisor.install", "a thing", "--no-index", "--dry-run", "rich"],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "", "PIP_QUIET": "1"},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
-    return done.returncode, done.stdout, done.stderr
-
-
-@pytest.mark.slow
-def test_without_a_terminal_each_part_is_a_line() -> None:
-    status, said, errors = run("--no-index", "--dry-run", "rich")
-    assert (status, errors) == (0, "")
-    first, last = said.splitlines()
+    assert (done.returncode, done.stderr) == (0, "")
+    first, last = done.stdout.splitlines()
     assert first == "installing a thing"
     assert last.startswith("installed a thing in ")
 
 
 @pytest.mark.slow
-def test_the_output_of_a_failed_pip_is_shown() -> None:
-    status, said, errors = run("--no-index", "--dry-run", "no-such-package-of-ours")
-    assert status == 1
+@pytest.mark.usefixtures("_plain_pip")
+def test_the_output_of_a_failed_pip_is_shown(capfd: pytest.CaptureFixture[str]) -> None:
+    assert install("a thing", ["--no-index", "--dry-run", "no-such-package-of-ours"]) == 1
+    said, errors = capfd.readouterr()
     assert said == "installing a thing\n"
     assert "No matching distribution found for no-such-package-of-ours" in errors
     assert errors.endswith("pip ended with status 1\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import sys
@@ -18,7 +19,9 @@ from tests.support import IN_CI, complaints, files_of
 
 if importlib.util.find_spec("pyte") is None and not IN_CI:
     pytest.skip("pyte is not installed: run 'make check' or pip install -e '.[dev]'", allow_module_level=True)
-from services.supervisor.view import picture
+from services.supervisor.events import parse
+from services.supervisor.terminal import can_draw
+from services.supervisor.view import LineView, picture
 from tests.services.supervisor.terminal import Terminal
 
 pytestmark = pytest.mark.slow
@@ -167,6 +170,7 @@ def test_a_terminal_without_unicode_or_colour_gets_neither(start: Start, stream:
     ended(terminal, stream)
 
 
+@pytest.mark.long
 def test_a_terminal_that_cannot_draw_gets_short_lines(start: Start, stream: str, kiln: Path) -> None:
     terminal = start(TERM="dumb", FRAMEBUS_SUPERVISOR__STATUS_INTERVAL_S="0.5")
     terminal.wait_for(lambda text: "heating the kiln: 120 bricks" in text, "the step")
@@ -179,6 +183,36 @@ def test_a_terminal_that_cannot_draw_gets_short_lines(start: Start, stream: str,
     assert "\x1b" not in terminal.text()
     assert terminal.screen.wrapped == []
     assert terminal.text().splitlines()[-1].endswith(" s")
+
+
+def test_lines_are_cut_to_the_width_of_a_terminal_that_cannot_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    master, slave = os.openpty()
+    monkeypatch.setenv("TERM", "xterm")
+    assert can_draw(slave)
+    monkeypatch.setenv("TERM", "dumb")
+    assert not can_draw(slave)
+    step = Step("kiln", "heating the kiln", 30, 120, "bricks")
+    board = Board("http://a", "live", 1.0, (step,), (Row("kiln publish", "25.0 fps", "38 ms", mood="good"),))
+    with os.fdopen(slave, "w") as shown:
+        monkeypatch.setattr(sys, "stdout", shown)
+        monkeypatch.setattr(sys, "stderr", shown)
+        view = LineView(raw=False, status_interval_s=0)
+        view.show(board)
+        view.show(board)
+        view.say(
+            parse("kiln", json.dumps({"event": "hot", "reason": "why " * 30, "timestamp": "2026-03-04T12:00:00Z"}))
+        )
+        view.say(parse("kiln", "a raw line " * 30))
+        text = ""
+        while text.count("\n") < 5:
+            text += os.read(master, 65536).decode()
+    os.close(master)
+    lines = [line.partition(" ")[2] for line in text.splitlines()]
+    assert lines[:3] == ["heating the kiln: 120 bricks", *2 * ["kiln publish 25.0 fps 38 ms"]]
+    assert lines[3].startswith("kiln: hot: why why")
+    assert lines[4].startswith("raw line a raw line")
+    assert [len(line) for line in text.splitlines()[3:]] == [79, 79]
+    assert "\x1b" not in text
 
 
 @pytest.mark.long
