@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from services.relay import topology
+from services.relay import take, topology
 from tests.rabbitmq import RabbitMq
 
 
@@ -22,3 +22,9 @@ def no_wait_for_new_queues(request: pytest.FixtureRequest, monkeypatch: pytest.M
     """Skip the wait that protects new queues from a kill of the broker within a second: no such kill happens here."""
     if "rabbitmq" in request.fixturenames:
         monkeypatch.setattr(topology, "NEW_QUEUE_S", 0.0)
+
+
+@pytest.fixture(autouse=True)
+def stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the thread that takes frames notice a stop at once: each test stops a relay."""
+    monkeypatch.setattr(take, "SLICE_S", 0.02)
