@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from services.common import broker
 from services.relay import take, topology
 from tests.rabbitmq import RabbitMq
 
@@ -26,5 +27,6 @@ def no_wait_for_new_queues(request: pytest.FixtureRequest, monkeypatch: pytest.M
 
 @pytest.fixture(autouse=True)
 def stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the thread that takes frames notice a stop at once: each test stops a relay."""
+    """Let the parts that poll for a stop notice it at once: each test stops a relay, and most stop a detector."""
     monkeypatch.setattr(take, "SLICE_S", 0.02)
+    monkeypatch.setattr(broker, "STOP_SLICE_S", 0.02)
