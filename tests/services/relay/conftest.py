@@ -1,21 +1,11 @@
-"""Fixtures of the relay's tests: one RabbitMQ server for all of them."""
+"""Fixtures of the relay's tests: waits that they do not need are shorter."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import pytest
 
 from services.common import broker
 from services.relay import take, topology
-from tests.rabbitmq import RabbitMq
-
-
-@pytest.fixture(scope="session")
-def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMq]:
-    """A server."""
-    with RabbitMq(tmp_path_factory.mktemp("rabbitmq")) as server:
-        yield server
 
 
 @pytest.fixture(autouse=True)
