@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
-import subprocess
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,6 @@ from services.common.broker import BROKER_ERRORS, connect, keep_connected, why
 from services.common.remote_config import BrokerSection
 from services.common.service import UnusableSetting
 from tests.rabbitmq import RabbitMq
-from tests.support import lacks
 
 SECRET = "s3cr-t"
 
@@ -256,62 +253,10 @@ def test_the_client_library_does_not_log() -> None:
 # With a broker
 
 
-def openssl(*arguments: str, folder: Path) -> None:
-    if shutil.which("openssl") is None:
-        lacks("no openssl here: run 'make system-packages'")
-    subprocess.run(["openssl", *arguments], check=True, capture_output=True, cwd=folder)
-
-
-def make_authority(folder: Path, name: str) -> None:
-    """Make an authority's certificate and key."""
-    openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
-            "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.pem", folder=folder)  # fmt: skip
-
-
-def make_certificate(folder: Path, name: str, authority: str) -> None:
-    """Make a certificate for the loopback, and its key."""
-    (folder / "names").write_text("subjectAltName = DNS:localhost,IP:127.0.0.1\n")
-    openssl("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", f"/CN={name}",
-            "-keyout", f"{name}.key", "-out", f"{name}.csr", folder=folder)  # fmt: skip
-    openssl("x509", "-req", "-in", f"{name}.csr", "-CA", f"{authority}.pem", "-CAkey", f"{authority}.key",
-            "-CAcreateserial", "-days", "2", "-extfile", "names", "-out", f"{name}.pem", folder=folder)  # fmt: skip
-    (folder / f"{name}.key").chmod(0o644)
-
-
-@pytest.fixture(scope="module")
-def tls(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make certificates of a server and a client from one authority, and a certificate from another authority."""
-    folder = tmp_path_factory.mktemp("tls")
-    for authority in ("ours", "others"):
-        make_authority(folder, authority)
-    make_certificate(folder, "server", "ours")
-    make_certificate(folder, "client", "ours")
-    make_certificate(folder, "stranger", "others")
-    return folder
-
-
-@contextmanager
-def running(folder: Path, tls: Path) -> Iterator[RabbitMq]:
-    settings = (
-        f"listeners.ssl.1 = 127.0.0.1:{{tls_port}}\nssl_options.cacertfile = {tls}/ours.pem\n"
-        f"ssl_options.certfile = {tls}/server.pem\nssl_options.keyfile = {tls}/server.key\n"
-        "ssl_options.verify = verify_peer\nssl_options.fail_if_no_peer_cert = true\n"
-    )
-    with RabbitMq(folder, settings=settings) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, tls: Path) -> Iterator[RabbitMq]:
-    """Run a broker that also accepts TLS with certificates of clients."""
-    with running(tmp_path_factory.mktemp("rabbitmq"), tls) as started:
-        yield started
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("use", ["acknowledge", "reject", "publish", "declare", "consume", "open a channel"])
-def test_the_use_of_a_connection_that_was_lost_leads_to_another_one(server: RabbitMq, use: str) -> None:
+def test_the_use_of_a_connection_that_was_lost_leads_to_another_one(rabbitmq: RabbitMq, use: str) -> None:
     stop = threading.Event()
     connections: list[AbstractConnection] = []
 
@@ -340,29 +285,31 @@ def test_the_use_of_a_connection_that_was_lost_leads_to_another_one(server: Rabb
         await connection.close()
         await uses[use]()
 
-    asyncio.run(keep_connected(BrokerSection(url=server.url), work, stop))
+    asyncio.run(keep_connected(BrokerSection(url=rabbitmq.url), work, stop))
     assert len(connections) == 2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("section", [{"username": "guest"}, {"username": "unknown"}, {}])
 def test_a_wrong_password_is_reported(
-    server: RabbitMq, monkeypatch: pytest.MonkeyPatch, section: dict[str, Any]
+    rabbitmq: RabbitMq, monkeypatch: pytest.MonkeyPatch, section: dict[str, Any]
 ) -> None:
     monkeypatch.setenv("WRONG", SECRET)
-    told = refusal(BrokerSection(url=server.url, password_env="WRONG", **section))
+    told = refusal(BrokerSection(url=rabbitmq.url, password_env="WRONG", **section))
     assert "it refuses the log-in: see broker.username and broker.password_file" in told
 
 
 @pytest.mark.slow
-def test_a_missing_virtual_host_is_reported(server: RabbitMq) -> None:
-    told = refusal(BrokerSection(url=f"{server.url}/no%2Fsuch"))
+def test_a_missing_virtual_host_is_reported(rabbitmq: RabbitMq) -> None:
+    told = refusal(BrokerSection(url=f"{rabbitmq.url}/no%2Fsuch"))
     assert told == "it refuses the virtual host no/such: create it, and give the user permission to use it"
 
 
-def over_tls(server: RabbitMq, tls: Path, ca: str | None, client: str | None, host: str = "127.0.0.1") -> BrokerSection:
+def over_tls(
+    rabbitmq: RabbitMq, tls: Path, ca: str | None, client: str | None, host: str = "127.0.0.1"
+) -> BrokerSection:
     return BrokerSection(
-        url=f"amqps://{host}:{server.tls_port}",
+        url=f"amqps://{host}:{rabbitmq.tls_port}",
         ca_file=None if ca is None else tls / f"{ca}.pem",
         certificate_file=None if client is None else tls / f"{client}.pem",
         key_file=None if client is None else tls / f"{client}.key",
@@ -371,9 +318,9 @@ def over_tls(server: RabbitMq, tls: Path, ca: str | None, client: str | None, ho
 
 @pytest.mark.slow
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_client_and_server_authenticate_with_certificates(server: RabbitMq, tls: Path, host: str) -> None:
+def test_client_and_server_authenticate_with_certificates(rabbitmq: RabbitMq, tls: Path, host: str) -> None:
     async def work() -> bool:
-        async with await connect(over_tls(server, tls, "ours", "client", host)) as connection:
+        async with await connect(over_tls(rabbitmq, tls, "ours", "client", host)) as connection:
             channel = await connection.channel()
             queue = await channel.declare_queue(exclusive=True)
             await channel.default_exchange.publish(aio_pika.Message(b"x"), queue.name)
@@ -384,21 +331,23 @@ def test_client_and_server_authenticate_with_certificates(server: RabbitMq, tls:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ca", ["others", None])
-def test_a_server_certificate_of_an_unknown_authority_is_rejected(server: RabbitMq, tls: Path, ca: str | None) -> None:
-    told = refusal(over_tls(server, tls, ca, "client"))
+def test_a_server_certificate_of_an_unknown_authority_is_rejected(
+    rabbitmq: RabbitMq, tls: Path, ca: str | None
+) -> None:
+    told = refusal(over_tls(rabbitmq, tls, ca, "client"))
     assert "TLS fails, see broker.ca_file" in told
     assert "certificate verify failed" in told
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("client", [None, "stranger"])
-def test_a_rejected_client_certificate_is_reported(server: RabbitMq, tls: Path, client: str | None) -> None:
-    told = refusal(over_tls(server, tls, "ours", client))
+def test_a_rejected_client_certificate_is_reported(rabbitmq: RabbitMq, tls: Path, client: str | None) -> None:
+    told = refusal(over_tls(rabbitmq, tls, "ours", client))
     assert "TLS" in told
     assert "broker.certificate_file" in told
 
 
 @pytest.mark.slow
-def test_tls_to_a_port_without_tls_is_reported(server: RabbitMq, tls: Path) -> None:
-    plain = BrokerSection(url=f"amqps://127.0.0.1:{server.port}", ca_file=tls / "ours.pem")
+def test_tls_to_a_port_without_tls_is_reported(rabbitmq: RabbitMq, tls: Path) -> None:
+    plain = BrokerSection(url=f"amqps://127.0.0.1:{rabbitmq.port}", ca_file=tls / "ours.pem")
     assert "TLS" in refusal(plain)

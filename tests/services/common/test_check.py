@@ -3,44 +3,43 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
-import subprocess
-import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from services.common.service import find_service
 from services.common.status import StatusServer
 from services.detector.models.bundle import DEFAULT_BUNDLE
-from tests.support import ROOT, free_ports
+from tests.support import free_ports
 
 pytestmark = pytest.mark.slow
 
 
-def check(service: str, **sections: Mapping[str, Any]) -> tuple[int, list[str]]:
-    """Return the exit status and the lines of ``--check``. Each section of the configuration is a keyword."""
-    environment = {name: text for name, text in os.environ.items() if not name.startswith("FRAMEBUS_")}
-    for section, values in sections.items():
-        for key, value in values.items():
-            text = value if isinstance(value, str) else json.dumps(value)
-            environment[f"FRAMEBUS_{section.upper()}__{key.upper()}"] = text
-    done = subprocess.run(
-        [sys.executable, "-m", "services", service, "--check"],
-        cwd=ROOT,
-        env={**environment, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert done.stdout == ""
-    return done.returncode, done.stderr.splitlines()
+Check = Callable[..., tuple[int, list[str]]]
 
 
-def test_a_model_that_cannot_be_used_is_a_fault(tmp_path: Path) -> None:
+@pytest.fixture
+def check(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Check:
+    """Returns the exit status and the lines of ``--check``. Each section of the configuration is a keyword."""
+
+    def run(service: str, **sections: Mapping[str, Any]) -> tuple[int, list[str]]:
+        with monkeypatch.context() as patched:
+            for section, values in sections.items():
+                for key, value in values.items():
+                    text = value if isinstance(value, str) else json.dumps(value)
+                    patched.setenv(f"FRAMEBUS_{section.upper()}__{key.upper()}", text)
+            status = find_service(service).main(["--check"])
+        output, errors = capsys.readouterr()
+        assert output == ""
+        return status, errors.splitlines()
+
+    return run
+
+
+def test_a_model_that_cannot_be_used_is_a_fault(check: Check, tmp_path: Path) -> None:
     broken = tmp_path / "broken.onnx"
     broken.write_bytes((DEFAULT_BUNDLE / "nanodet_g_480_int8.onnx").read_bytes()[:1000])
     for model, told in ((tmp_path / "nowhere.onnx", "cannot be read: No such file"), (broken, "is not a usable ONNX")):
@@ -50,7 +49,7 @@ def test_a_model_that_cannot_be_used_is_a_fault(tmp_path: Path) -> None:
     assert check("detector") == (0, [])
 
 
-def test_a_calibration_and_a_camera_that_cannot_be_read_are_faults(tmp_path: Path) -> None:
+def test_a_calibration_and_a_camera_that_cannot_be_read_are_faults(check: Check, tmp_path: Path) -> None:
     calibration, video = tmp_path / "calibration.json", tmp_path / "cam1.mp4"
     calibration.write_text('{"cameras": 5}')
     video.write_bytes(b"this is no video" * 100)
@@ -73,7 +72,7 @@ def test_a_calibration_and_a_camera_that_cannot_be_read_are_faults(tmp_path: Pat
     assert check("stitcher", stitcher={"calibration": {"file": str(tmp_path / "calibration2.json")}}) == (0, [])
 
 
-def test_an_unavailable_address_is_a_fault_unless_the_streamer_runs(stream: str) -> None:
+def test_an_unavailable_address_is_a_fault_unless_the_streamer_runs(check: Check, stream: str) -> None:
     status, (line,) = check("streamer", streamer={"host": "192.0.2.1"})
     assert (status, line) == (2, "streamer: cannot listen on 192.0.2.1 port 8080: Cannot assign requested address")
     port = free_ports(1)
@@ -87,7 +86,9 @@ def test_an_unavailable_address_is_a_fault_unless_the_streamer_runs(stream: str)
             assert check("streamer", **sections) == (0, [])
 
 
-def test_unavailable_ports_and_an_unusable_cache_are_faults_of_the_simulator(stream: str, tmp_path: Path) -> None:
+def test_unavailable_ports_and_an_unusable_cache_are_faults_of_the_simulator(
+    check: Check, stream: str, tmp_path: Path
+) -> None:
     port = free_ports(5)
     (tmp_path / "file").write_text("")
     simulator = {"first_port": port, "cache_dir": str(tmp_path / "file")}
@@ -103,7 +104,7 @@ def test_unavailable_ports_and_an_unusable_cache_are_faults_of_the_simulator(str
     assert not (tmp_path / "new").exists()
 
 
-def test_the_supervisor_names_the_faults_of_all_its_services(stream: str, tmp_path: Path) -> None:
+def test_the_supervisor_names_the_faults_of_all_its_services(check: Check, stream: str, tmp_path: Path) -> None:
     status, lines = check(
         "supervisor",
         stream={"name": stream},

@@ -13,9 +13,13 @@ from typing import Any
 import psutil
 import pytest
 
+from services.__main__ import main
 from services.common.config import ConfigurationError, declared_services
-from services.common.service import find_service
+from services.common.service import EXIT_USAGE, Service, find_service
 from services.common.status import StatusServer, read_statuses
+from services.detector.entry import SERVICE as DETECTOR
+from services.streamer.entry import SERVICE as STREAMER
+from services.supervisor.entry import SERVICE as SUPERVISOR
 from services.supervisor.process import environment_for
 from tests.services.site import BAKER, Site
 from tests.support import ROOT
@@ -40,10 +44,38 @@ def bakery(site: Site) -> Site:
     return site
 
 
+@pytest.fixture
+def site_here(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    """Put the same folder on the path of this process."""
+    monkeypatch.syspath_prepend(site.folder)
+    declared_services.cache_clear()
+    yield site
+    declared_services.cache_clear()
+    sys.modules.pop("baker", None)
+
+
+Faults = Callable[..., list[str]]
+
+
+@pytest.fixture
+def faults(capsys: pytest.CaptureFixture[str]) -> Faults:
+    """Returns the errors that ``python -m services`` prints for an unusable configuration; it runs in this process."""
+
+    def run(*arguments: str) -> list[str]:
+        assert main(arguments) == EXIT_USAGE
+        output, errors = capsys.readouterr()
+        assert output == ""
+        return errors.splitlines()
+
+    return run
+
+
 CHECK = ("-m", "services.supervisor", "--check")
 WHAT_IT_IMPORTS = """
 import sys
 {program}
+print(*sorted({{"aiohttp", "av", "cv2", "onnxruntime"}} & sys.modules.keys()))
+import services.detector.service, services.streamer.service
 print(*sorted({{"aiohttp", "av", "cv2", "onnxruntime"}} & sys.modules.keys()))
 """
 
@@ -54,12 +86,8 @@ def test_reading_the_configuration_imports_nothing_that_works_on_frames(site: Si
         f"find_service({service!r}).{step.format(config=str(ROOT / 'config/framebus.yaml'))}" for service in SERVICES
     )
     done = site.run("-c", WHAT_IT_IMPORTS.format(program=program))
-    assert (done.returncode, done.stderr, done.stdout) == (0, "", "\n")
-
-
-def test_running_a_service_does_import_it(site: Site) -> None:
-    done = site.run("-c", WHAT_IT_IMPORTS.format(program="import services.detector.service, services.streamer.service"))
-    assert done.stdout == "aiohttp cv2 onnxruntime\n"
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "\naiohttp cv2 onnxruntime\n", "running a service does import it"
 
 
 def test_the_services_of_this_distribution_are_declared() -> None:
@@ -84,15 +112,17 @@ def test_a_foreign_services_section_is_accepted_and_checked(bakery: Site, tmp_pa
     assert [fault.partition(": ")[0] for fault in faults] == [f"{config}:3", f"{config}:4"]
 
 
-def test_the_environment_overrides_a_foreign_services_section(bakery: Site) -> None:
-    (fault,) = bakery.faults(*CHECK, FRAMEBUS_BAKER__LOAVES="many")
+@pytest.mark.usefixtures("bakery", "site_here")
+def test_the_environment_overrides_a_foreign_services_section(faults: Faults, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FRAMEBUS_BAKER__LOAVES", "many")
+    (fault,) = faults("supervisor", "--check")
     assert fault.startswith("FRAMEBUS_BAKER__LOAVES: baker.loaves: Input should be a valid integer")
 
 
-def test_the_section_of_a_service_that_is_not_installed_is_a_fault(site: Site, tmp_path: Path) -> None:
+def test_the_section_of_a_service_that_is_not_installed_is_a_fault(faults: Faults, tmp_path: Path) -> None:
     config = tmp_path / "framebus.yaml"
     config.write_text("baker: {loaves: 5}\nsupervisor:\n  services: [streamer, baker, supervisor]\n")
-    unknown, *listed = site.faults(*CHECK, "--config", str(config))
+    unknown, *listed = faults("supervisor", "--check", "--config", str(config))
     assert unknown == f"{config}:1: no such section; there are stream, log, broker, storage, {', '.join(SERVICES)}"
     reason = "Value error, no such service is installed; there are detector, relay, simulator, stitcher, streamer"
     assert listed == [f"{config}:3: supervisor.services.{place}: {reason}" for place in (1, 2)]
@@ -131,32 +161,7 @@ def starts(log: Path) -> list[str]:
     return [json.loads(line)["service"] for line in log.read_text().splitlines() if '"started"' in line]
 
 
-def test_the_supervisor_starts_restarts_and_stops_a_foreign_service(bakery: Site, stream: str, tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    settings = {
-        "FRAMEBUS_SUPERVISOR__SERVICES": "[baker]",
-        "FRAMEBUS_BAKER__LOAVES": "7",
-        "FRAMEBUS_STITCHER__THREADS": "1",
-    }
-    with supervised(bakery, stream, log, **settings) as supervisor:
-        wait_until(lambda: status_of(stream) is not None, "it serves its status", log)
-        status = status_of(stream)
-        assert status is not None
-        assert (status["service"], status["healthy"], status["details"]) == ("baker", True, {"loaves": 7})
-        (first,) = supervisor.children()
-        assert first.environ()["FRAMEBUS_BAKER__LOAVES"] == "7"
-        assert "FRAMEBUS_STITCHER__THREADS" not in first.environ(), "the settings of other services are hidden"
-        first.kill()
-        wait_until(lambda: status_of(stream) is None, "it is gone", log)
-        wait_until(lambda: status_of(stream) is not None, "it serves its status again", log)
-        (second,) = supervisor.children()
-        assert second.pid != first.pid
-    assert status_of(stream) is None
-    assert "baker ended by signal SIGKILL; starting it again in 0.5 s" in log.read_text()
-    assert starts(log) == ["supervisor", "baker", "baker"]
-
-
-def test_the_supervisor_waits_for_the_status_of_an_awaited_service(site: Site, stream: str, tmp_path: Path) -> None:
+def test_the_supervisor_awaits_restarts_and_stops_foreign_services(site: Site, stream: str, tmp_path: Path) -> None:
     hot, log = tmp_path / "hot", tmp_path / "log"
     wait = f"    while not stop.wait(0.02) and not pathlib.Path({str(hot)!r}).exists(): pass\n"
     oven = "import pathlib\n" + BAKER.replace("baker", "oven").replace(", run)", ", run, awaited=True)")
@@ -165,14 +170,34 @@ def test_the_supervisor_waits_for_the_status_of_an_awaited_service(site: Site, s
     settings = {
         "FRAMEBUS_SUPERVISOR__SERVICES": "[oven, baker]",
         "FRAMEBUS_SUPERVISOR__STATUS_INTERVAL_S": "0.2",
+        "FRAMEBUS_BAKER__LOAVES": "7",
+        "FRAMEBUS_STITCHER__THREADS": "1",
     }
-    with supervised(site, stream, log, **settings):
+
+    def baker() -> psutil.Process:
+        (process,) = (child for child in supervisor.children() if "baker" in child.cmdline())
+        return process
+
+    with supervised(site, stream, log, **settings) as supervisor:
         wait_until(lambda: starts(log) == ["supervisor", "oven"], "the first has started", log)
         lines = len(log.read_text().splitlines())
         wait_until(lambda: len(log.read_text().splitlines()) > lines + 3, "the supervisor has looked again", log)
         assert starts(log) == ["supervisor", "oven"]
         hot.touch()
-        wait_until(lambda: status_of(stream) is not None, "the second has started", log)
+        wait_until(lambda: status_of(stream) is not None, "the second serves its status", log)
+        status = status_of(stream)
+        assert status is not None
+        assert (status["service"], status["healthy"], status["details"]) == ("baker", True, {"loaves": 7})
+        first = baker()
+        assert first.environ()["FRAMEBUS_BAKER__LOAVES"] == "7"
+        assert "FRAMEBUS_STITCHER__THREADS" not in first.environ(), "the settings of other services are hidden"
+        first.kill()
+        wait_until(lambda: status_of(stream) is None, "it is gone", log)
+        wait_until(lambda: status_of(stream) is not None, "it serves its status again", log)
+        assert baker().pid != first.pid
+    assert status_of(stream) is None
+    assert "baker ended by signal SIGKILL; starting it again in 0.5 s" in log.read_text()
+    assert starts(log) == ["supervisor", "oven", "baker", "baker"]
 
 
 def test_a_service_is_asked_for_its_status_by_the_name_that_it_serves(stream: str) -> None:
@@ -185,15 +210,13 @@ def test_a_service_is_asked_for_its_status_by_the_name_that_it_serves(stream: st
         assert detector.status(detector.load(None, night | {"FRAMEBUS_DETECTOR__INSTANCE": "detector"})) is None
 
 
-def test_the_settings_of_a_foreign_service_are_hidden_from_the_others(bakery: Site) -> None:
-    program = (
-        "import os; from services.supervisor.process import environment_for\n"
-        "print(*sorted(name for name in environment_for('streamer', os.environ) if name.startswith('FRAMEBUS_')))"
-    )
+def test_the_settings_of_a_foreign_service_are_hidden_from_the_others(site_here: Site) -> None:
     settings = {f"FRAMEBUS_{name}__X": "1" for name in ("BAKER", "STITCHER", "STREAMER", "LOG", "MILLER")}
-    done = bakery.run("-c", program, **settings)
-    assert done.stdout.split() == ["FRAMEBUS_LOG__X", "FRAMEBUS_MILLER__X", "FRAMEBUS_STREAMER__X"], done.stderr
     assert "FRAMEBUS_BAKER__X" in environment_for("streamer", settings), "the section is unknown without it"
+    site_here.install("bakery", "baker = baker:SERVICE", baker=BAKER)
+    declared_services.cache_clear()
+    hidden = {"FRAMEBUS_BAKER__X", "FRAMEBUS_STITCHER__X"}
+    assert environment_for("streamer", settings).keys() == settings.keys() - hidden
 
 
 ABSENT = "AttributeError: module 'baker' has no attribute 'SERVICE'"
@@ -212,16 +235,6 @@ BROKEN = {
 }
 
 
-@pytest.fixture
-def site_here(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    """Put the same folder on the path of this process."""
-    monkeypatch.syspath_prepend(site.folder)
-    declared_services.cache_clear()
-    yield site
-    declared_services.cache_clear()
-    sys.modules.pop("baker", None)
-
-
 @pytest.mark.parametrize(("module", "reason"), BROKEN.values(), ids=BROKEN.keys())
 def test_a_broken_distribution_is_reported_in_one_sentence(site_here: Site, module: str, reason: str) -> None:
     site_here.install("bakery", "baker = baker:SERVICE", baker=module)
@@ -235,19 +248,22 @@ def test_a_broken_distribution_is_reported_in_one_sentence(site_here: Site, modu
     assert find_service("streamer").load(None, {}).streamer.port == 8080, "services that do not need it still work"
 
 
-@pytest.mark.parametrize("arguments", [CHECK, ("-m", "services", "baker")])
-def test_a_broken_distribution_shows_no_traceback(site: Site, arguments: tuple[str, ...]) -> None:
-    site.install("bakery", "baker = baker:SERVICE", baker="")
-    assert site.faults(*arguments) == [f"the service 'baker' of bakery 1.0 (baker:SERVICE) cannot be loaded: {ABSENT}"]
+@pytest.mark.parametrize("arguments", [("supervisor", "--check"), ("baker",)])
+def test_a_broken_distribution_shows_no_traceback(site_here: Site, faults: Faults, arguments: tuple[str, ...]) -> None:
+    site_here.install("bakery", "baker = baker:SERVICE", baker="")
+    assert faults(*arguments) == [f"the service 'baker' of bakery 1.0 (baker:SERVICE) cannot be loaded: {ABSENT}"]
 
 
-def test_a_service_name_that_is_taken_is_reported_in_one_sentence(site: Site) -> None:
-    site.install("bakery", "detector = baker:SERVICE", baker=BAKER)
-    for service in ("detector", "streamer", "supervisor"):
-        (sentence,) = site.faults("-m", f"services.{service}", "--check")
-        first = "the service 'detector' of bakery 1.0 (baker:SERVICE)"
-        assert sentence.startswith("the service 'detector' of framebus-services ")
-        assert sentence.endswith(f" (services.detector.entry:SERVICE) has the name of {first}: uninstall one of them")
+@pytest.mark.parametrize("service", [DETECTOR, STREAMER, SUPERVISOR], ids=lambda service: service.name)
+def test_a_service_name_that_is_taken_is_reported_in_one_sentence(
+    site_here: Site, capsys: pytest.CaptureFixture[str], service: Service[Any]
+) -> None:
+    site_here.install("bakery", "detector = baker:SERVICE", baker=BAKER)
+    assert service.main(["--check"]) == EXIT_USAGE
+    (sentence,) = capsys.readouterr().err.splitlines()
+    first = "the service 'detector' of bakery 1.0 (baker:SERVICE)"
+    assert sentence.startswith("the service 'detector' of framebus-services ")
+    assert sentence.endswith(f" (services.detector.entry:SERVICE) has the name of {first}: uninstall one of them")
 
 
 @pytest.mark.parametrize("name", ["stream", "log", "source", "Baker", "a-b", "a__b", "9"])
@@ -277,5 +293,5 @@ def test_without_any_service_the_sentence_names_the_distribution(monkeypatch: py
         (("cook",), f"no service 'cook' is installed; there are {', '.join(SERVICES)}"),
     ],
 )
-def test_a_missing_service_is_reported(site: Site, arguments: tuple[str, ...], message: str) -> None:
-    assert site.faults("-m", "services", *arguments) == [message]
+def test_a_missing_service_is_reported(faults: Faults, arguments: tuple[str, ...], message: str) -> None:
+    assert faults(*arguments) == [message]

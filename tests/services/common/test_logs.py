@@ -3,42 +3,50 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
+import structlog
 
-from tests.support import ROOT
-
-pytestmark = pytest.mark.slow
-
-PROGRAM = """
-import logging, sys, warnings
 from services.common.config import LogSection
 from services.common.logs import set_up_logs
-import structlog
-set_up_logs("sample", LogSection(level=sys.argv[1], format=sys.argv[2]))
-log = structlog.get_logger()
-{body}
+from tests.support import ROOT
+
+LEVELS = ("debug", "info", "warning", "error")
+PROGRAM = """
+import logging, warnings
+from services.common.config import LogSection
+from services.common.logs import set_up_logs
+set_up_logs("sample", LogSection())
+logging.getLogger('aiohttp').info('hidden')
+logging.getLogger('aiohttp').warning('100 %% of %s', 'it')
+warnings.simplefilter('default')
+warnings.warn('old')
 """
+Lines = Callable[..., list[str]]
+log = structlog.get_logger()
 
 
-def lines_of(body: str, level: str = "info", log_format: str = "json") -> list[str]:
-    """Return the lines that a program with this body logs."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM.format(body=body), level, log_format],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=ROOT,
-        timeout=20,
-    )
-    assert done.stdout == ""
-    return done.stderr.splitlines()
+@pytest.fixture
+def lines_of(capsys: pytest.CaptureFixture[str]) -> Lines:
+    """Returns the lines that a function logs."""
+
+    def run(body: Callable[[], object], **section: str) -> list[str]:
+        set_up_logs("sample", LogSection.model_validate(section))
+        body()
+        output, errors = capsys.readouterr()
+        assert output == ""
+        return errors.splitlines()
+
+    return run
 
 
-def test_an_event_is_one_json_object() -> None:
-    (line,) = lines_of("log.info('frame refused', reason='a\\nb', size=[1, 2])")
+def test_an_event_is_one_json_object(lines_of: Lines) -> None:
+    (line,) = lines_of(lambda: log.info("frame refused", reason="a\nb", size=[1, 2]))
     event = json.loads(line)
     assert event.pop("timestamp").endswith("Z")
     assert event == {
@@ -50,55 +58,59 @@ def test_an_event_is_one_json_object() -> None:
     }
 
 
-@pytest.mark.parametrize("level", ["debug", "info", "warning", "error"])
-def test_the_level_hides_what_is_less_severe(level: str) -> None:
-    levels = ["debug", "info", "warning", "error"]
-    body = "\n".join(f"log.{name}('{name}')" for name in levels)
-    assert [json.loads(line)["event"] for line in lines_of(body, level)] == levels[levels.index(level) :]
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_level_hides_what_is_less_severe(lines_of: Lines, level: str) -> None:
+    def body() -> None:
+        for name in LEVELS:
+            getattr(log, name)(name)
+
+    assert tuple(json.loads(line)["event"] for line in lines_of(body, level=level)) == LEVELS[LEVELS.index(level) :]
 
 
-def test_the_text_format_is_readable() -> None:
-    (line,) = lines_of("log.warning('late', frames=3)", log_format="text")
+def test_the_text_format_is_readable(lines_of: Lines) -> None:
+    (line,) = lines_of(lambda: log.warning("late", frames=3), format="text")
     assert "late" in line
     assert "frames=3" in line
     assert "\x1b" not in line
 
 
+@pytest.mark.slow
 def test_records_of_libraries_have_the_same_format() -> None:
-    body = """
-logging.getLogger('aiohttp').info('hidden')
-logging.getLogger('aiohttp').warning('100 %% of %s', 'it')
-warnings.simplefilter('default')
-warnings.warn('old')
-"""
-    first, second = map(json.loads, lines_of(body))
+    """In a process, because pytest captures warnings by itself."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, cwd=ROOT, timeout=20
+    )
+    assert done.stdout == ""
+    first, second = map(json.loads, done.stderr.splitlines())
     assert (first["event"], first["logger"], first["level"]) == ("100 % of it", "aiohttp", "warning")
     assert (second["logger"], second["service"]) == ("py.warnings", "sample")
 
 
-def test_an_exception_is_one_line() -> None:
-    body = """
-try:
-    1 / 0
-except ZeroDivisionError:
-    log.exception('bad frame')
-    logging.getLogger('asyncio').exception('bad task')
-"""
-    for line in lines_of(body):
+def test_an_exception_is_one_line(lines_of: Lines) -> None:
+    def body() -> None:
+        try:
+            _ = 1 / 0
+        except ZeroDivisionError:
+            log.exception("bad frame")
+            logging.getLogger("asyncio").exception("bad task")
+
+    lines = lines_of(body)
+    assert len(lines) == 2
+    for line in lines:
         assert "ZeroDivisionError" in json.loads(line)["exception"]
 
 
-def test_no_logger_writes_a_password() -> None:
-    body = """
-url = 'rtsp://user:hunter2@host/x?hunter2'
-log.warning(f'lost {url}', url=url, urls=[url, {'of': url}], **{url: 1})
-logging.getLogger('av').warning('cannot open %s', url)
-try:
-    raise OSError(111, 'refused', url)
-except OSError:
-    log.exception('failed')
-"""
-    for log_format in ("json", "text"):
-        text = "\n".join(lines_of(body, log_format=log_format))
-        assert "rtsp://***@host/x?***" in text
-        assert "hunter2" not in text
+@pytest.mark.parametrize("log_format", ["json", "text"])
+def test_no_logger_writes_a_password(lines_of: Lines, log_format: str) -> None:
+    def body() -> None:
+        url: Any = "rtsp://user:hunter2@host/x?hunter2"
+        log.warning(f"lost {url}", url=url, urls=[url, {"of": url}], **{url: 1})
+        logging.getLogger("av").warning("cannot open %s", url)
+        try:
+            raise OSError(111, "refused", url)  # noqa: TRY301  so that it has a traceback
+        except OSError:
+            log.exception("failed")
+
+    text = "\n".join(lines_of(body, format=log_format))
+    assert "rtsp://***@host/x?***" in text
+    assert "hunter2" not in text

@@ -291,7 +291,7 @@ def most_memory_kb() -> int:
 
 @pytest.mark.slow
 def test_a_put_does_not_copy(tmp_path: Path) -> None:
-    size = 128 << 20
+    size = 32 << 20
     code = f"""
 import numpy as np, os, pathlib
 from tests.services.common.test_storage import FRAME, in_folder, most_memory_kb, run

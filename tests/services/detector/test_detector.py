@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from functools import cache
 
 import msgpack
 import numpy as np
@@ -21,6 +22,12 @@ WIDTH, HEIGHT = 4896, 688
 FRAME_NS = 200_000_000
 TILE_S = 0.02
 """All ten tiles of all five frames a second take a whole core."""
+
+
+@cache
+def coat(number: int) -> Pixels:
+    """What the object of this number looks like, (480, 960), of one channel."""
+    return np.random.default_rng(number).integers(100, 256, (40, 80), np.uint8).repeat(12, 0).repeat(12, 1)
 
 
 class World:
@@ -45,10 +52,9 @@ class World:
     def pixels(self, at_s: float) -> Pixels:
         drawn = self._still.copy()
         for number, (left, upper, right, lower) in enumerate(self.boxes(at_s).astype(int)):
-            coat = np.random.default_rng(number).integers(100, 256, (40, 80), np.uint8).repeat(12, 0).repeat(12, 1)
             first, last = max(0, left), min(WIDTH, right)
             if first < last:
-                drawn[upper:lower, first:last, 1] = coat[: lower - upper, first - left : last - left]
+                drawn[upper:lower, first:last, 1] = coat(number)[: lower - upper, first - left : last - left]
         return drawn
 
 

@@ -37,7 +37,7 @@ def road() -> npt.NDArray[np.uint8]:
 def test_a_van_and_a_person_are_one_box_each(road: npt.NDArray[np.uint8]) -> None:
     section = DetectorSection(labels=LABELS, cpu_share=None, target_fps=None)
     detector = Detector(section, load_model(section), threading.Event())
-    for offset in range(0, 456, 38):
+    for offset in range(0, 456, 76):
         seen = detector.detect(np.ascontiguousarray(np.roll(road, offset, axis=1)), offset * 10**9, epoch=offset)
         boxes = seen.known.boxes
         labels = sorted(LABELS[label] in VEHICLES for label in boxes.labels)

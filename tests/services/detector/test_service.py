@@ -1,4 +1,8 @@
-"""The service in a process of its own: it turns real frames into detections, and ends cleanly in every state."""
+"""The service turns real frames into detections, and ends cleanly in every state.
+
+It runs in a thread of the test, because a process takes seconds to start, except where the test is about its process:
+its signals, nice value, death and output.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +15,24 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
+from structlog.testing import capture_logs
+from structlog.typing import EventDict
 
 from framebus import FrameFormat, NoFreeSlot, Publisher, Subscriber, companion_path, companion_paths, remove_leftovers
 from services.common.detections import Detections, DetectionSubscriber
+from services.common.service import EXIT_USAGE, ServiceError, UnusableSetting
 from services.common.status import read_status
+from services.detector import service
+from services.detector.config import DetectorConfiguration
+from services.detector.entry import SERVICE
 from tests.services.detector.models.graphs import colours
 from tests.services.detector.models.test_classifier import bundle
 from tests.support import PATIENCE_S, ROOT, complaints, wait_until
@@ -61,36 +73,110 @@ class Camera:
         self._thread.join()
 
 
-@pytest.fixture
-def start(stream: str, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    started = []
+def settings_of(stream: str, **values: object) -> dict[str, str]:
+    """Return the environment variables of a detector that processes as many frames as it can."""
+    settings = {"instance": "detector", "max_rate_fps": "null", "stale_after_s": 60} | values
+    return {
+        "FRAMEBUS_STREAM__NAME": stream,
+        **{f"FRAMEBUS_DETECTOR__{key.upper()}": str(value) for key, value in settings.items()},
+    }
 
-    def launch(**values: object) -> subprocess.Popen[str]:
-        settings = {"instance": "detector", "max_rate_fps": "null", "stale_after_s": 60} | values
-        environment = {
-            **os.environ,
-            "FRAMEBUS_STREAM__NAME": stream,
-            **{f"FRAMEBUS_DETECTOR__{key.upper()}": str(value) for key, value in settings.items()},
-        }
-        process = subprocess.Popen(
-            [sys.executable, "-m", "services.detector"], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+
+def configured(stream: str, **values: object) -> DetectorConfiguration:
+    return SERVICE.load(None, settings_of(stream, **values))
+
+
+class Detector(Protocol):
+    """A detector that runs."""
+
+    def check(self) -> None:
+        """Raise an error if it has ended."""
+
+
+class InProcess:
+    """A detector in a process."""
+
+    def __init__(self, stream: str, **values: object) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "services.detector"],
+            cwd=ROOT,
+            env={**os.environ, **settings_of(stream, **values)},
+            stderr=subprocess.PIPE,
+            text=True,
         )
-        started.append(process)
-        return process
+
+    def check(self) -> None:
+        assert self.process.poll() is None, self.process.communicate()[1]
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        _, log = self.process.communicate(timeout=STOP_S)
+        assert self.process.returncode == 0, log
+        assert complaints(log) == []
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+
+
+class InThread:
+    """A detector in a thread."""
+
+    def __init__(self, stream: str, **values: object) -> None:
+        self._stop = threading.Event()
+        self._pool = ThreadPoolExecutor(1)
+        self._running = self._pool.submit(service.main, configured(stream, **values), self._stop)
+
+    def check(self) -> None:
+        assert not self._running.done(), self._running.exception()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._pool.shutdown()
+        self._running.result()
+
+
+@pytest.fixture
+def start_process(stream: str) -> Iterator[Callable[..., InProcess]]:
+    """Starts the service in a process; what still runs at the end of the test is killed."""
+    started: list[InProcess] = []
+
+    def launch(**values: object) -> InProcess:
+        started.append(InProcess(stream, **values))
+        return started[-1]
 
     yield launch
-    for process in started:
-        process.kill()
-        process.communicate()
+    for detector in started:
+        detector.kill()
 
 
-def stop(process: subprocess.Popen[str]) -> str:
-    """Stop the service and return its log."""
-    process.send_signal(signal.SIGTERM)
-    _, log = process.communicate(timeout=STOP_S)
-    assert process.returncode == 0, log
-    assert complaints(log) == []
-    return log
+@pytest.fixture
+def start(stream: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., InThread]]:
+    """Starts the service in a thread; what still runs at the end of the test is stopped."""
+    monkeypatch.setattr(service, "SLICE_S", 0.02)  # so that a stop takes no quarter of a second
+    started: list[InThread] = []
+
+    def launch(**values: object) -> InThread:
+        started.append(InThread(stream, **values))
+        return started[-1]
+
+    yield launch
+    for detector in started:
+        detector.stop()
+
+
+@pytest.fixture
+def log() -> Iterator[list[EventDict]]:
+    """What the detectors in threads log."""
+    with capture_logs() as events:
+        yield events
+
+
+def told(log: list[EventDict], event: str) -> list[EventDict]:
+    """Return the events of this name."""
+    return [one for one in log if one["event"] == event]
 
 
 @pytest.fixture
@@ -100,12 +186,10 @@ def listener(stream: str) -> Iterator[DetectionSubscriber]:
     subscriber.close()
 
 
-def heard(
-    listener: DetectionSubscriber, process: subprocess.Popen[str], wanted: Callable[[Detections], bool] = bool
-) -> Detections:
+def heard(listener: DetectionSubscriber, detector: Detector, wanted: Callable[[Detections], bool] = bool) -> Detections:
     deadline_s = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline_s:
-        assert process.poll() is None, process.communicate()[1]
+        detector.check()
         listener.look_for_detectors()
         for detections in listener.receive(0.1):
             if wanted(detections):
@@ -132,10 +216,14 @@ def settled() -> Callable[[Detections], bool]:
     return is_settled
 
 
-def ready(stream: str, process: subprocess.Popen[str], instance: str = "detector") -> None:
+def ready(stream: str, detector: Detector, instance: str = "detector") -> None:
     path = companion_path(stream, f"detections.{instance}.sock")
-    wait_until(lambda: path.exists() or process.poll() is not None, "the detector serves")
-    assert process.poll() is None, process.communicate()[1]
+
+    def serves() -> bool:
+        detector.check()
+        return path.exists()
+
+    wait_until(serves, "the detector serves")
 
 
 def own_files(stream: str) -> list[str]:
@@ -147,23 +235,26 @@ def own_files(stream: str) -> list[str]:
     ]
 
 
-Start = Callable[..., subprocess.Popen[str]]
+Start = Callable[..., InThread]
+StartProcess = Callable[..., InProcess]
 
 
 def test_people_are_reported_with_the_frame_and_the_names_of_the_stream(
-    stream: str, start: Start, listener: DetectionSubscriber, place: npt.NDArray[np.uint8]
+    stream: str, start_process: StartProcess, listener: DetectionSubscriber, place: npt.NDArray[np.uint8]
 ) -> None:
     with Camera(stream, place) as camera:
-        process = start()
-        first = heard(listener, process, knows_every_tile)
-        second = heard(listener, process)
+        detector = start_process(nice=7)
+        first = heard(listener, detector, knows_every_tile)
+        second = heard(listener, detector)
         with (
             Subscriber(stream, name="test", attach_timeout_s=PATIENCE_S) as subscriber,
             subscriber.receive(PATIENCE_S) as frame,
         ):
             epoch = frame.epoch
         document = read_status(companion_path(stream, "status.detector.sock"), PATIENCE_S)
-        stop(process)
+        threads = [int(path.name) for path in Path(f"/proc/{detector.process.pid}/task").iterdir()]
+        nice = [os.getpriority(os.PRIO_PROCESS, thread) - os.getpriority(os.PRIO_PROCESS, 0) for thread in threads]
+        detector.stop()
     for found in (first, second):
         assert (found.stream, found.instance, found.epoch) == (stream, "detector", epoch)
         assert found.captured_ns == camera.captured_ns[found.sequence]
@@ -184,130 +275,123 @@ def test_people_are_reported_with_the_frame_and_the_names_of_the_stream(
     assert document["details"]["tiles"] == 2
     assert document["details"]["objects"] >= 5
     assert document["details"]["tile_ms"] > 0
+    assert 7 in nice, "the detection thread"
+    assert 0 in nice, "the thread that answers with the status"
     assert own_files(stream) == []
 
 
 def test_the_detector_waits_for_the_stream_and_can_be_stopped_while_it_waits(stream: str, start: Start) -> None:
-    process = start()
-    ready(stream, process)
+    detector = start()
+    ready(stream, detector)
     assert not read_status(companion_path(stream, "status.detector.sock"), PATIENCE_S)["healthy"]
-    stop(process)
+    detector.stop()
     assert companion_paths(stream, "*") == []
 
 
 def test_a_publisher_that_starts_later_is_found(
     stream: str, start: Start, listener: DetectionSubscriber, place: npt.NDArray[np.uint8]
 ) -> None:
-    process = start()
-    ready(stream, process)
+    detector = start()
+    ready(stream, detector)
     with Camera(stream, place):
-        heard(listener, process)
-        stop(process)
+        heard(listener, detector)
+        detector.stop()
 
 
 def test_a_publisher_that_restarts_is_followed(
     stream: str, start: Start, listener: DetectionSubscriber, place: npt.NDArray[np.uint8]
 ) -> None:
-    process = start()
+    detector = start()
     with Camera(stream, place):
-        first = heard(listener, process)
+        first = heard(listener, detector)
     with Camera(stream, place[:600, :900]):
-        second = heard(listener, process, lambda found: found.epoch != first.epoch)
+        second = heard(listener, detector, lambda found: found.epoch != first.epoch)
         assert (second.frame_height_px, second.frame_width_px) == (600, 900)
         assert len(second.objects) > 0
-        stop(process)
+        detector.stop()
 
 
 def test_a_publisher_that_returns_late_is_followed(
-    stream: str, start: Start, listener: DetectionSubscriber, place: npt.NDArray[np.uint8]
+    stream: str,
+    start: Start,
+    listener: DetectionSubscriber,
+    place: npt.NDArray[np.uint8],
+    log: list[EventDict],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It returns later than the detector waits on the old ring, which the detector must have released by then."""
-    process = start()
+    monkeypatch.setattr(service, "GONE_AFTER_S", 0.2)
+    detector = start()
     with Camera(stream, place):
-        first = heard(listener, process)
+        first = heard(listener, detector)
     wait_until(lambda: not any(".sub." in name for name in own_files(stream)), "the detector has left the ring")
     with Camera(stream, place):
-        heard(listener, process, lambda found: found.epoch != first.epoch)
-        log = stop(process)
-    assert log.count("attached") == 2
+        heard(listener, detector, lambda found: found.epoch != first.epoch)
+        detector.stop()
+    assert len(told(log, "attached")) == 2
 
 
 def test_the_detector_can_be_stopped_while_the_publisher_is_gone(
     stream: str, start: Start, listener: DetectionSubscriber, place: npt.NDArray[np.uint8]
 ) -> None:
-    process = start()
+    detector = start()
     with Camera(stream, place):
-        heard(listener, process)
+        heard(listener, detector)
     time.sleep(0.3)
-    stop(process)
+    detector.stop()
     assert own_files(stream) == []
 
 
 def test_frames_that_are_not_colour_pictures_are_rejected(
-    stream: str, start: Start, listener: DetectionSubscriber, place: npt.NDArray[np.uint8]
+    stream: str, start: Start, listener: DetectionSubscriber, place: npt.NDArray[np.uint8], log: list[EventDict]
 ) -> None:
-    process = start(instance="night")
-    ready(stream, process, "night")
+    detector = start(instance="night")
+    ready(stream, detector, "night")
     status = companion_path(stream, "status.detector-night.sock")
     with Camera(stream, place[:, :, :1]):
         wait_until(lambda: read_status(status, PATIENCE_S)["details"]["refused"] > 2, "frames are refused")
     with Camera(stream, place):
-        assert heard(listener, process).instance == "night"
-        log = stop(process)
-    assert log.count("frame refused") == 1
+        assert heard(listener, detector).instance == "night"
+        detector.stop()
+    assert len(told(log, "frame refused")) == 1
 
 
-def test_the_detector_is_nice_and_keeps_to_its_rate(
+def test_the_detector_keeps_to_its_rate(
     stream: str, start: Start, listener: DetectionSubscriber, place: npt.NDArray[np.uint8]
 ) -> None:
-    process = start(nice=7, max_rate_fps=2, track_memory_s=0)
+    detector = start(max_rate_fps=2, track_memory_s=0)
     with Camera(stream, place):
-        found = [heard(listener, process) for _ in range(3)]
-        threads = [int(path.name) for path in Path(f"/proc/{process.pid}/task").iterdir()]
-        nice = [os.getpriority(os.PRIO_PROCESS, thread) - os.getpriority(os.PRIO_PROCESS, 0) for thread in threads]
-        assert 7 in nice
-        assert 0 in nice
-        stop(process)
+        found = [heard(listener, detector) for _ in range(3)]
+        detector.stop()
     assert {one.track_id for frame in found for one in frame.objects} == {0}
     # Frames come about ten times as fast as that.
     assert found[-1].sequence - found[0].sequence > 4
 
 
-def test_a_killed_detector_can_be_replaced(
-    stream: str, start: Start, listener: DetectionSubscriber, place: npt.NDArray[np.uint8]
+def test_objects_keep_their_numbers_when_the_detector_is_killed_or_restarts(
+    stream: str, start_process: StartProcess, listener: DetectionSubscriber, place: npt.NDArray[np.uint8]
 ) -> None:
-    """Its files in /dev/shm do not hinder the next detector, and listeners receive the next detector's messages."""
-    with Camera(stream, place):
-        killed = start()
-        heard(listener, killed)
-        killed.kill()
-        killed.wait()
-        last_ns = time.monotonic_ns()
-        process = start()
-        heard(listener, process, lambda found: found.detected_ns > last_ns)
-        assert read_status(companion_path(stream, "status.detector.sock"), PATIENCE_S)["healthy"]
-        stop(process)
-        remove_leftovers(stream)  # the record of the killed detector as a subscriber
+    """A killed detector's files in /dev/shm do not hinder the next one, and listeners receive its messages."""
 
-
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
-def test_objects_keep_their_numbers_when_the_detector_restarts(
-    stream: str, start: Start, listener: DetectionSubscriber, place: npt.NDArray[np.uint8], end: signal.Signals
-) -> None:
-    with Camera(stream, place):
-        first = start(track_memory_s=60)
+    def settled_after(begin_ns: int, detector: InProcess) -> Detections:
         # A killed detector may have saved a track that it had not published yet.
-        before = heard(listener, first, settled())
-        first.send_signal(end)
-        first.wait()
-        second = start(track_memory_s=60)
         is_settled = settled()
-        after = heard(listener, second, lambda found: found.detected_ns > before.detected_ns and is_settled(found))
-        stop(second)
+        return heard(listener, detector, lambda found: found.detected_ns > begin_ns and is_settled(found))
+
+    with Camera(stream, place):
+        detector = start_process(track_memory_s=60)
+        before = settled_after(0, detector)
+        for end in (InProcess.kill, InProcess.stop):
+            end(detector)
+            ended_ns = time.monotonic_ns()
+            detector = start_process(track_memory_s=60)
+            after = settled_after(ended_ns, detector)
+            assert after.tracker == before.tracker
+            assert len(before.objects) >= 5
+            assert {one.track_id for one in after.objects} == {one.track_id for one in before.objects}
+            assert read_status(companion_path(stream, "status.detector.sock"), PATIENCE_S)["healthy"]
+        detector.stop()
         remove_leftovers(stream)  # the record of the killed detector as a subscriber
-    assert after.tracker == before.tracker
-    assert len(before.objects) >= 5
-    assert {one.track_id for one in after.objects} == {one.track_id for one in before.objects}
 
 
 def test_two_instances_can_serve_one_stream_but_an_instance_runs_only_once(
@@ -316,146 +400,149 @@ def test_two_instances_can_serve_one_stream_but_an_instance_runs_only_once(
     day, night = start(instance="day"), start(instance="night")
     ready(stream, day, "day")
     ready(stream, night, "night")
-    again = start(instance="day")
-    _, log = again.communicate(timeout=PATIENCE_S)
-    assert again.returncode == 1
-    assert "this service runs already" in log
-    assert complaints(log) == []
+    with pytest.raises(ServiceError, match="this service runs already"):
+        service.main(configured(stream, instance="day"), threading.Event())
     with Camera(stream, place):
         heard(listener, day, lambda found: found.instance == "day")
         heard(listener, night, lambda found: found.instance == "night")
-        stop(day)
-        stop(night)
-
-
-@pytest.mark.parametrize(("model", "told"), [("nowhere.onnx", "cannot be read"), ("README", "not a usable ONNX file")])
-def test_an_unusable_model_is_reported_in_one_sentence(tmp_path: Path, start: Start, model: str, told: str) -> None:
-    (tmp_path / "README").write_text("no model")
-    process = start(model=tmp_path / model)
-    _, log = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 2
-    assert told in log
-    assert complaints(log) == []
-
-
-def test_a_classifier_adds_a_class_to_each_person(
-    stream: str, tmp_path: Path, start: Start, listener: DetectionSubscriber, place: npt.NDArray[np.uint8]
-) -> None:
-    path = bundle(tmp_path / "b", colours(tmp_path / "c.onnx"), applies_to=["person"], score_threshold=0.1)
-    with Camera(stream, place):
-        process = start(classifier=path)
-        found = heard(
-            listener,
-            process,
-            lambda found: len(found.objects) > 4 and all(one.sub_class for one in found.objects[:5]),
-        )
-        details = read_status(companion_path(stream, "status.detector.sock"), PATIENCE_S)["details"]
-        log = stop(process)
-    assert {one.sub_class for one in found.objects[:5]} <= {"red", "green", "blue"}
-    assert all(0.1 <= (one.sub_score or 0) <= 1 for one in found.objects[:5])
-    assert (details["classifier"], details["classifier_fault"], details["rejected_crops"]) == ("colours 1.5", None, 0)
-    assert details["crops"] >= 5
-    assert "classifier loaded" in log
+        day.stop()
+        night.stop()
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
-    [
-        ({"files": {"c.onnx": "0" * 64}}, "is not the file that bundle.yaml describes"),
-        ({"applies_to": ["helmet"]}, "applies to helmet, which the detector's model does not know"),
-        ({"classes": ["red"]}, "has 3 classes, but 1 names are given"),
-        (None, "cannot be read"),
-    ],
+    ("model", "reason"), [("nowhere.onnx", "cannot be read"), ("README", "not a usable ONNX file")]
 )
-def test_without_a_usable_classifier_detection_continues(  # the fixtures, and two parameters
+def test_an_unusable_model_is_reported(stream: str, tmp_path: Path, model: str, reason: str) -> None:
+    (tmp_path / "README").write_text("no model")
+    with pytest.raises(UnusableSetting, match=reason):
+        service.main(configured(stream, model=tmp_path / model), threading.Event())
+
+
+def test_a_classifier_adds_a_class_to_each_person(
     stream: str,
     tmp_path: Path,
     start: Start,
     listener: DetectionSubscriber,
     place: npt.NDArray[np.uint8],
+    log: list[EventDict],
+) -> None:
+    path = bundle(tmp_path / "b", colours(tmp_path / "c.onnx"), applies_to=["person"], score_threshold=0.1)
+    with Camera(stream, place):
+        detector = start(classifier=path)
+        found = heard(
+            listener,
+            detector,
+            lambda found: len(found.objects) > 4 and all(one.sub_class for one in found.objects[:5]),
+        )
+        details = read_status(companion_path(stream, "status.detector.sock"), PATIENCE_S)["details"]
+        detector.stop()
+    assert {one.sub_class for one in found.objects[:5]} <= {"red", "green", "blue"}
+    assert all(0.1 <= (one.sub_score or 0) <= 1 for one in found.objects[:5])
+    assert (details["classifier"], details["classifier_fault"], details["rejected_crops"]) == ("colours 1.5", None, 0)
+    assert details["crops"] >= 5
+    assert len(told(log, "classifier loaded")) == 1
+
+
+UNUSABLE: dict[str, dict[str, object] | None] = {
+    "is not the file that bundle.yaml describes": {"files": {"c.onnx": "0" * 64}},
+    "applies to helmet, which the detector's model does not know": {"applies_to": ["helmet"]},
+    "has 3 classes, but 1 names are given": {"classes": ["red"]},
+    "cannot be read": None,
+}
+
+
+@pytest.mark.parametrize(("reason", "values"), UNUSABLE.items(), ids=UNUSABLE)
+def test_an_unusable_classifier_is_a_fault(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    reason: str,
     values: dict[str, object] | None,
-    told: str,
 ) -> None:
     path = tmp_path / "nowhere"
     if values is not None:
         path = bundle(tmp_path / "b", colours(tmp_path / "c.onnx"), **values)
-    with Camera(stream, place):
-        process = start(classifier=path)
-        found = heard(listener, process, lambda found: len(found.objects) > 4)
-        details = read_status(companion_path(stream, "status.detector.sock"), PATIENCE_S)["details"]
-        log = stop(process)
-    assert {one.sub_class for one in found.objects} == {None}
-    assert told in details["classifier_fault"]
-    assert details["classifier"] is None
-    assert log.count(told) == 1
-    checked = subprocess.run(
-        [sys.executable, "-m", "services.detector", "--check"], check=False, cwd=ROOT, capture_output=True, text=True,
-        env=os.environ | {"FRAMEBUS_DETECTOR__CLASSIFIER": str(path)}, timeout=PATIENCE_S,
-    )  # fmt: skip
-    assert checked.returncode == 2
-    assert told in checked.stdout + checked.stderr
+    monkeypatch.setenv("FRAMEBUS_DETECTOR__CLASSIFIER", str(path))
+    assert SERVICE.main(["--check"]) == EXIT_USAGE
+    assert reason in capsys.readouterr().err
 
 
-def run_on(recording: Path, stream: str, **values: str) -> subprocess.CompletedProcess[str]:
-    environment = {
-        **os.environ,
-        "FRAMEBUS_STREAM__NAME": stream,
-        "FRAMEBUS_DETECTOR__SOURCE": recording.as_uri(),
-        **values,
-    }
-    arguments = [sys.executable, "-m", "services.detector"]
-    return subprocess.run(
-        arguments, check=False, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE_S
-    )
-
-
-def test_every_tile_of_every_frame_of_a_recording_is_looked_at(
-    stream: str, tmp_path: Path, place: npt.NDArray[np.uint8]
+def test_without_a_usable_classifier_detection_continues(
+    stream: str,
+    tmp_path: Path,
+    start: Start,
+    listener: DetectionSubscriber,
+    place: npt.NDArray[np.uint8],
+    log: list[EventDict],
 ) -> None:
-    for number in range(5):
+    with Camera(stream, place):
+        detector = start(classifier=tmp_path / "nowhere")
+        found = heard(listener, detector, lambda found: len(found.objects) > 4)
+        details = read_status(companion_path(stream, "status.detector.sock"), PATIENCE_S)["details"]
+        detector.stop()
+    assert {one.sub_class for one in found.objects} == {None}
+    assert "cannot be read" in details["classifier_fault"]
+    assert details["classifier"] is None
+    assert ["cannot be read" in one.get("reason", "") for one in log].count(True) == 1
+
+
+def run_on(recording: Path, stream: str, **values: object) -> None:
+    """Process a recording; its detections are printed."""
+    service.main(configured(stream, source=recording.as_uri(), **values), threading.Event())
+
+
+Captured = pytest.CaptureFixture[str]
+
+
+def printed(capsys: Captured) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.mark.usefixtures("log")
+def test_every_tile_of_every_frame_of_a_recording_is_looked_at(
+    stream: str, tmp_path: Path, place: npt.NDArray[np.uint8], capsys: Captured
+) -> None:
+    for number in range(3):
         cv2.imwrite(str(tmp_path / f"{number}.png"), place)
     (tmp_path / "frames.jsonl").write_text(
-        "".join(f'{{"sequence": {number * 3}, "epoch": 4, "captured_ns": {number * 10**8}}}\n' for number in range(5))
+        "".join(f'{{"sequence": {number * 3}, "epoch": 4, "captured_ns": {number * 10**8}}}\n' for number in range(3))
     )
-    ended = run_on(tmp_path, stream, FRAMEBUS_DETECTOR__INSTANCE="night")
-    assert (ended.returncode, complaints(ended.stderr)) == (0, [])
-    told = [json.loads(line) for line in ended.stdout.splitlines()]
-    assert [(one["sequence"], one["epoch"], one["captured_ns"]) for one in told] == [
-        (number * 3, 4, number * 10**8) for number in range(5)
+    run_on(tmp_path, stream, instance="night")
+    seen = printed(capsys)
+    assert [(one["sequence"], one["epoch"], one["captured_ns"]) for one in seen] == [
+        (number * 3, 4, number * 10**8) for number in range(3)
     ]
-    assert {(one["version"], one["stream"], one["instance"]) for one in told} == {(2, stream, "night")}
-    assert {tile["age_ms"] for one in told for tile in one["tiles"]} == {0.0}
-    people = [sum(found["class"] == "person" for found in one["objects"]) for one in told]
+    assert {(one["version"], one["stream"], one["instance"]) for one in seen} == {(2, stream, "night")}
+    assert {tile["age_ms"] for one in seen for tile in one["tiles"]} == {0.0}
+    people = [sum(found["class"] == "person" for found in one["objects"]) for one in seen]
     assert min(people) >= 5
-    assert len({tuple(sorted(found["track"] for found in one["objects"])) for one in told}) == 1
+    assert len({tuple(sorted(found["track"] for found in one["objects"])) for one in seen}) == 1
     assert own_files(stream) == []
 
 
+@pytest.mark.usefixtures("log")
 def test_each_person_of_a_recording_is_classified_in_each_frame(
-    stream: str, tmp_path: Path, place: npt.NDArray[np.uint8]
+    stream: str, tmp_path: Path, place: npt.NDArray[np.uint8], capsys: Captured
 ) -> None:
     recording = tmp_path / "recording"
     recording.mkdir()
     for number in range(2):
         cv2.imwrite(str(recording / f"{number}.png"), place)
     path = bundle(tmp_path / "b", colours(tmp_path / "c.onnx"), applies_to=["person"], score_threshold=0.1)
-    ended = run_on(recording, stream, FRAMEBUS_DETECTOR__CLASSIFIER=str(path))
-    assert (ended.returncode, complaints(ended.stderr)) == (0, [])
-    people = [one for line in ended.stdout.splitlines() for one in json.loads(line)["objects"]
-              if one["class"] == "person"]  # fmt: skip
+    run_on(recording, stream, classifier=path)
+    people = [one for frame in printed(capsys) for one in frame["objects"] if one["class"] == "person"]
     assert len(people) >= 10
     assert {one["sub_class"] for one in people} <= {"red", "green", "blue"}
 
 
-def test_an_unreadable_recording_is_reported_in_one_sentence(stream: str, tmp_path: Path) -> None:
-    ended = run_on(tmp_path / "nowhere", stream, FRAMEBUS_LOG__FORMAT="text")
-    assert (ended.returncode, ended.stdout) == (2, "")
-    assert ended.stderr.splitlines()[-1].endswith("does not exist: name a folder with pictures, or a video")
+@pytest.mark.usefixtures("log")
+def test_an_unreadable_recording_is_reported(stream: str, tmp_path: Path, capsys: Captured) -> None:
+    with pytest.raises(UnusableSetting, match=r"does not exist: name a folder with pictures, or a video$"):
+        run_on(tmp_path / "nowhere", stream)
     (tmp_path / "1.png").write_bytes(b"no picture")
-    ended = run_on(tmp_path, stream, FRAMEBUS_LOG__FORMAT="text")
-    assert (ended.returncode, ended.stdout) == (1, "")
-    assert "1.png is not a picture that can be read" in ended.stderr.splitlines()[-1]
-    assert "Traceback" not in ended.stderr
+    with pytest.raises(ServiceError, match=r"1\.png is not a picture that can be read"):
+        run_on(tmp_path, stream)
+    assert printed(capsys) == []
     assert own_files(stream) == []
 
 

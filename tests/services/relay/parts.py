@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -172,7 +173,9 @@ def reading_results(
 
 def objects_in(folder: Path, kind: str) -> list[str]:
     """Return the addresses of the objects in a storage's folder."""
-    return sorted(str(path.relative_to(folder)) for path in (folder / kind).rglob("*") if path.is_file())
+    # An S3 server may remove an empty folder while it is searched. os.walk() passes over it, Path.rglob() raises.
+    files = (Path(parent, name) for parent, _, names in os.walk(folder / kind) for name in names)
+    return sorted(str(path.relative_to(folder)) for path in files)
 
 
 def pixels_of(value: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:

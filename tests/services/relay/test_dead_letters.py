@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ import aio_pika
 import numpy as np
 import pytest
 import yaml
+from structlog.testing import capture_logs
 
 from framebus import FrameFormat, Publisher
 from services.common.broker import connect
@@ -25,6 +23,7 @@ from services.common.detections import Detections
 from services.common.recording import RecordedFrame
 from services.common.reference import FrameReference
 from services.relay.config import RelayConfiguration
+from services.relay.entry import SERVICE
 from tests.rabbitmq import RabbitMq
 from tests.services.detector.pictures import campus_path
 from tests.services.relay.parts import (
@@ -36,7 +35,7 @@ from tests.services.relay.parts import (
     running_detector,
     running_relay,
 )
-from tests.support import ROOT, free_ports, wait_until
+from tests.support import free_ports, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -46,25 +45,20 @@ FAULT = "the lens cap is on"
 class Relay:
     """``framebus-relay`` with a configuration in a file."""
 
-    def __init__(self, configured: RelayConfiguration, folder: Path) -> None:
+    def __init__(self, configured: RelayConfiguration, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.configured = configured
+        self._capsys = capsys
         self.config = folder / "framebus.yaml"
         sections = configured.model_dump(mode="json", include={"stream", "broker", "storage", "relay"})
         self.config.write_text(yaml.safe_dump(sections))
 
     def dead_letters(self, *arguments: str) -> tuple[int, str, str]:
         """Return the exit status, output and errors of ``dead-letters``."""
-        done = subprocess.run(
-            [sys.executable, "-m", "services.relay", "dead-letters", "--config", str(self.config), *arguments],
-            cwd=ROOT,
-            env={name: text for name, text in os.environ.items() if not name.startswith("FRAMEBUS_")}
-            | {"PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            timeout=100,
-            check=False,
-        )
-        return done.returncode, done.stdout, done.stderr
+        self._capsys.readouterr()
+        with capture_logs():  # a relay that runs in a thread logs at the same time
+            status = SERVICE.main(["dead-letters", "--config", str(self.config), *arguments])
+        output, complaints = self._capsys.readouterr()
+        return status, output, complaints
 
     def listed(self) -> list[dict[str, Any]]:
         """Return the listed dead letters."""
@@ -95,19 +89,27 @@ def work_policy(rabbitmq: RabbitMq, stream: str, folder: Path, **relay: Any) -> 
     )
 
 
-@contextmanager
-def letters(rabbitmq: RabbitMq, stream: str, folder: Path, count: int = 1) -> Iterator[Relay]:
-    """Run a relay, and make a given number of dead letters by a detector that fails."""
-    relay = Relay(work_policy(rabbitmq, stream, folder), folder)
-    with open_publisher(stream) as publisher, running_relay(relay.configured) as status:
-        with running_detector(relay.configured, instance="broken", look=failing) as worker:
-            publish_frames(publisher, count, 0.05)
-            wait_until(lambda: worker.dead == count, "the letters are dead", detail=status)
-        yield relay
+Letters = Callable[..., AbstractContextManager[Relay]]
 
 
-def test_dead_letters_are_listed_and_shown(rabbitmq: RabbitMq, stream: str, tmp_path: Path) -> None:
-    with letters(rabbitmq, stream, tmp_path, 2) as relay:
+@pytest.fixture
+def letters(rabbitmq: RabbitMq, stream: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Letters:
+    """Runs a relay, and makes a given number of dead letters by a detector that fails."""
+
+    @contextmanager
+    def run(count: int = 1) -> Iterator[Relay]:
+        relay = Relay(work_policy(rabbitmq, stream, tmp_path), tmp_path, capsys)
+        with open_publisher(stream) as publisher, running_relay(relay.configured) as status:
+            with running_detector(relay.configured, instance="broken", look=failing) as worker:
+                publish_frames(publisher, count, 0.05)
+                wait_until(lambda: worker.dead == count, "the letters are dead", detail=status)
+            yield relay
+
+    return run
+
+
+def test_dead_letters_are_listed_and_shown(letters: Letters) -> None:
+    with letters(2) as relay:
         told = relay.listed()
         assert {one["reference"]["sequence"] for one in told} == {1, 2}
         status, output, complaints = relay.dead_letters("list")
@@ -122,10 +124,8 @@ def test_dead_letters_are_listed_and_shown(rabbitmq: RabbitMq, stream: str, tmp_
         assert shown["traceparent"].split("-")[1] == shown["trace_id"]
 
 
-def test_a_replayed_letter_gives_a_result_once_the_cause_is_fixed(
-    rabbitmq: RabbitMq, stream: str, tmp_path: Path
-) -> None:
-    with letters(rabbitmq, stream, tmp_path, 2) as relay:
+def test_a_replayed_letter_gives_a_result_once_the_cause_is_fixed(letters: Letters) -> None:
+    with letters(2) as relay:
         first, second = (one["id"] for one in relay.listed())
         with reading_results(relay.configured) as results, running_detector(relay.configured):
             assert relay.dead_letters("replay", second) == (0, "1 replayed\n", "")
@@ -137,8 +137,8 @@ def test_a_replayed_letter_gives_a_result_once_the_cause_is_fixed(
         assert relay.dead_letters("list") == (0, "there are no dead letters\n", "")
 
 
-def test_dropping_a_letter_deletes_its_object(rabbitmq: RabbitMq, stream: str, tmp_path: Path) -> None:
-    with letters(rabbitmq, stream, tmp_path, 2) as relay:
+def test_dropping_a_letter_deletes_its_object(letters: Letters, tmp_path: Path) -> None:
+    with letters(2) as relay:
         objects = tmp_path / "objects"
         first, second = relay.listed()
         assert relay.dead_letters("drop", first["id"]) == (0, "1 dropped\n", "")
@@ -147,9 +147,9 @@ def test_dropping_a_letter_deletes_its_object(rabbitmq: RabbitMq, stream: str, t
 
 
 def test_a_message_that_is_not_a_reference_becomes_a_dead_letter(
-    rabbitmq: RabbitMq, stream: str, tmp_path: Path
+    rabbitmq: RabbitMq, stream: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    relay = Relay(work_policy(rabbitmq, stream, tmp_path), tmp_path)
+    relay = Relay(work_policy(rabbitmq, stream, tmp_path), tmp_path, capsys)
     with open_publisher(stream), running_relay(relay.configured):
         wait_until(lambda: not relay.dead_letters("list")[0], "the relay has declared the queue")
         relay.send(b"hello")
@@ -167,8 +167,10 @@ def test_a_message_that_is_not_a_reference_becomes_a_dead_letter(
         assert relay.listed() == []
 
 
-def test_the_detector_can_run_on_the_frame_of_a_letter(rabbitmq: RabbitMq, stream: str, tmp_path: Path) -> None:
-    relay = Relay(work_policy(rabbitmq, stream, tmp_path, encoding="png"), tmp_path)
+def test_the_detector_can_run_on_the_frame_of_a_letter(
+    rabbitmq: RabbitMq, stream: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    relay = Relay(work_policy(rabbitmq, stream, tmp_path, encoding="png"), tmp_path, capsys)
     place = campus_path()
     with Publisher(stream, FrameFormat(*place.shape[:2]), slots=4) as publisher, running_relay(relay.configured):
         with running_detector(relay.configured, look=failing) as worker:
@@ -202,14 +204,16 @@ def assert_one_sentence(done: tuple[int, str, str], told: str) -> None:
     assert complaints.count("\n") == 1
 
 
-def test_a_missing_letter_is_reported_in_one_sentence(rabbitmq: RabbitMq, stream: str, tmp_path: Path) -> None:
-    with letters(rabbitmq, stream, tmp_path) as relay:
+def test_a_missing_letter_is_reported_in_one_sentence(letters: Letters) -> None:
+    with letters() as relay:
         for command in ("show", "run", "replay", "drop"):
             assert_one_sentence(relay.dead_letters(command, "none/1/2"), "there is no dead letter none/1/2: ")
         assert len(relay.listed()) == 1
 
 
-def test_an_unreachable_broker_is_reported_in_one_sentence(stream: str, tmp_path: Path) -> None:
-    relay = Relay(configuration(stream, f"amqp://127.0.0.1:{free_ports(1)}", tmp_path / "objects"), tmp_path)
+def test_an_unreachable_broker_is_reported_in_one_sentence(
+    stream: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    relay = Relay(configuration(stream, f"amqp://127.0.0.1:{free_ports(1)}", tmp_path / "objects"), tmp_path, capsys)
     for arguments in (("list",), ("show", "any"), ("replay", "--all")):
         assert_one_sentence(relay.dead_letters(*arguments), "the broker: ")

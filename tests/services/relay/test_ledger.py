@@ -285,7 +285,7 @@ while True:
     print(sequence, flush=True)
 """
     told = 0
-    for lines in (1, 40, 200):
+    for lines in (1, 100):
         with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT) as child:
             assert child.stdout is not None
             assert child.stdout.readline() == "ready\n"

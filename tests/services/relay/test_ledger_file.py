@@ -11,18 +11,8 @@ import pytest
 from services.common.service import ServiceError
 from services.relay.ledger import Ledger
 from services.relay.ledger_file import VERSION
-from tests.services.relay.frames import frame
 
 ONE = ("detector",)
-
-
-def test_a_second_relay_on_one_ledger_is_refused(tmp_path: Path) -> None:
-    with closing(Ledger(tmp_path / "ledger", ONE)) as ledger:
-        ledger.accept(frame(1))
-        with pytest.raises(ServiceError, match="another relay uses it: give each a folder of its own") as caught:
-            Ledger(tmp_path / "ledger", ONE)
-        assert "\n" not in str(caught.value)
-        ledger.accept(frame(2))
 
 
 @pytest.mark.parametrize("content", [b"not a database" * 1000, b"SQLite format 3\0" + b"\xff" * 8000])

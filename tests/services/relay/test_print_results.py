@@ -8,18 +8,36 @@ import secrets
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from structlog.testing import capture_logs
 
 from services.relay.config import RelayConfiguration
+from services.relay.entry import SERVICE
 from tests.rabbitmq import RabbitMq
 from tests.services.relay.parts import configuration, open_publisher, publish_frames, running_detector, running_relay
 from tests.support import PATIENCE_S, ROOT, wait_until
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def on_sigterm() -> Iterator[None]:
+    """Restore what this process does on SIGTERM, which the command changes."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def configuration_file(configured: RelayConfiguration, folder: Path) -> Path:
+    config = folder / "framebus.yaml"
+    sections = configured.model_dump(mode="json", include={"stream", "broker", "storage", "relay"})
+    config.write_text(yaml.safe_dump(sections))
+    return config
 
 
 class Results:
@@ -28,9 +46,7 @@ class Results:
     def __init__(self, configured: RelayConfiguration, folder: Path, *arguments: str) -> None:
         folder = folder / secrets.token_hex(4)
         folder.mkdir()
-        config = folder / "framebus.yaml"
-        sections = configured.model_dump(mode="json", include={"stream", "broker", "storage", "relay"})
-        config.write_text(yaml.safe_dump(sections))
+        config = configuration_file(configured, folder)
         self._output, self._complaints = folder / "output", folder / "complaints"
         with self._output.open("wb") as output, self._complaints.open("wb") as complaints:
             self.process = subprocess.Popen(
@@ -67,16 +83,29 @@ def work_policy(rabbitmq: RabbitMq, stream: str, folder: Path) -> RelayConfigura
     return configuration(stream, rabbitmq.url, folder / "objects", policy="work", spool=folder / "spool")
 
 
-def test_a_queue_keeps_results_while_no_reader_runs(rabbitmq: RabbitMq, stream: str, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("on_sigterm")
+def test_a_queue_keeps_results_while_no_reader_runs(
+    rabbitmq: RabbitMq, stream: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     configured = work_policy(rabbitmq, stream, tmp_path)
-    queued = ("--queue", "archive", "--count")
+    config = configuration_file(configured, tmp_path)
+
+    def read(count: int) -> list[int]:
+        """Return the sequences of results that the command prints, called in this process."""
+        capsys.readouterr()
+        with capture_logs():  # the relay and the detector log at the same time
+            assert SERVICE.main(
+                ["results", "--config", str(config), "--queue", "archive", "--count", str(count)]
+            ) == 0  # fmt: skip
+        return sorted(json.loads(line)["sequence"] for line in capsys.readouterr().out.splitlines())
+
     with open_publisher(stream) as publisher, running_relay(configured) as status, running_detector(configured):
 
         def analysed(count: int) -> bool:
             return bool(status()["details"]["counts"].get("analysed") == count)
 
         # The first reader declares the queue. If it starts after the first frames, it does not get them.
-        with Results(configured, tmp_path, *queued, "1") as first:
+        with Results(configured, tmp_path, "--queue", "archive", "--count", "1") as first:
             published = 0
             while first.process.poll() is None:
                 published = publish_frames(publisher, 1, 0.2)
@@ -85,34 +114,26 @@ def test_a_queue_keeps_results_while_no_reader_runs(rabbitmq: RabbitMq, stream: 
         last = publish_frames(publisher, 5, 0.05)
         wait_until(lambda: analysed(last), "those too", detail=status)
         oldest = first.sequences[0] + 1
-        with Results(configured, tmp_path, *queued, "2") as second:
-            assert second.process.wait(PATIENCE_S) == 0, second.complaints
-            assert second.sequences == [oldest, oldest + 1]
-        with Results(configured, tmp_path, *queued, str(last - oldest - 1)) as rest:
-            assert rest.process.wait(PATIENCE_S) == 0, rest.complaints
-            assert rest.sequences == list(range(oldest + 2, last + 1))
+        assert read(2) == [oldest, oldest + 1]
+        assert read(last - oldest - 1) == list(range(oldest + 2, last + 1))
         # No result is left: the next one is of a new frame.
-        with Results(configured, tmp_path, *queued, "1") as third:
-            newest = publish_frames(publisher, 1)
-            assert third.process.wait(PATIENCE_S) == 0, third.complaints
-            assert third.sequences == [newest]
+        newest = publish_frames(publisher, 1)
+        assert read(1) == [newest]
 
 
-@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_command_silently(
-    rabbitmq: RabbitMq, stream: str, tmp_path: Path, ending: signal.Signals
-) -> None:
+def test_a_signal_ends_the_command_silently(rabbitmq: RabbitMq, stream: str, tmp_path: Path) -> None:
     configured = work_policy(rabbitmq, stream, tmp_path)
     with (
         open_publisher(stream) as publisher,
         running_relay(configured),
         running_detector(configured),
-        Results(configured, tmp_path) as results,
+        Results(configured, tmp_path) as interrupted,
+        Results(configured, tmp_path) as terminated,
     ):
-        while not results.printed:
+        while not interrupted.printed or not terminated.printed:
             publish_frames(publisher, 1, 0.2)
-        results.process.send_signal(ending)
-        status = results.process.wait(PATIENCE_S)
-        assert status == (130 if ending is signal.SIGINT else 0), results.complaints
-        assert "Traceback" not in results.complaints
-        assert len(results.sequences) == len(set(results.sequences))
+        for results, ending, status in ((interrupted, signal.SIGINT, 130), (terminated, signal.SIGTERM, 0)):
+            results.process.send_signal(ending)
+            assert results.process.wait(PATIENCE_S) == status, results.complaints
+            assert "Traceback" not in results.complaints
+            assert len(results.sequences) == len(set(results.sequences))

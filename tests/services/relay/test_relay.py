@@ -34,8 +34,8 @@ def test_each_frame_gives_one_result(rabbitmq: RabbitMq, stream: str, tmp_path: 
         running_detector(configured, instance="one"),
         running_detector(configured, instance="two"),
     ):
-        publish_frames(publisher, 40, 0.02)
-        wait_until(lambda: len(results) == 40, "40 results", detail=status)
+        publish_frames(publisher, 20, 0.02)
+        wait_until(lambda: len(results) == 20, "20 results", detail=status)
         wait_until(
             lambda: not status()["details"]["spooled"] and not status()["details"]["unsettled"],
             "all are settled",
@@ -43,7 +43,7 @@ def test_each_frame_gives_one_result(rabbitmq: RabbitMq, stream: str, tmp_path: 
         )
         wait_until(lambda: not objects_in(objects, "frames"), "the objects are removed")
         told = status()["details"]
-    assert sorted(reference.sequence for reference, _ in results) == list(range(1, 41))
-    assert {detections.objects[0].x_px for _, detections in results} == set(map(float, range(1, 41)))
-    assert told["counts"] == {"accepted": 40, "published": 40, "analysed": 40}
-    assert len(objects_in(objects, "results")) == 40
+    assert sorted(reference.sequence for reference, _ in results) == list(range(1, 21))
+    assert {detections.objects[0].x_px for _, detections in results} == set(map(float, range(1, 21)))
+    assert told["counts"] == {"accepted": 20, "published": 20, "analysed": 20}
+    assert len(objects_in(objects, "results")) == 20

@@ -111,9 +111,11 @@ def test_a_folder_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
 def test_a_second_relay_on_one_spool_is_refused_and_the_first_continues(tmp_path: Path) -> None:
     with opened(tmp_path) as spool:
         spool.accept(frame(1), b"pixels")
-        with pytest.raises(ServiceError, match="another relay uses it"):
+        with pytest.raises(ServiceError, match="another relay uses it: give each a folder of its own") as caught:
             Spool(tmp_path, MANY_BYTES, ("detector",))
-        assert spool.read(spool.ledger.pending(0, -1)[0]) == b"pixels"
+        assert "\n" not in str(caught.value)
+        spool.accept(frame(2), b"pixels")
+        assert [spool.read(entry) for entry in spool.ledger.pending(0, -1)] == [b"pixels", b"pixels"]
 
 
 def test_a_folder_that_is_removed_meanwhile_is_reported(tmp_path: Path) -> None:

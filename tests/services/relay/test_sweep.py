@@ -17,7 +17,7 @@ from services.common.storage import Listed, Storage
 from services.relay.config import RelaySection
 from services.relay.ledger import DEAD, Fate, Ledger
 from services.relay.sweep import Sweeper
-from tests.s3 import SECRET_KEY, S3Server
+from tests.s3 import BUCKET, SECRET_KEY, S3Server
 from tests.services.relay.frames import STREAM, frame
 
 SECTION = RelaySection(expire_frames_s=100, expire_results_s=1000, expire_dead_letters_s=10_000, sweep_s=60)
@@ -126,9 +126,10 @@ class Clock:
 
 
 class Counted(Storage):
-    """A storage that counts the objects that it lists."""
+    """A storage that counts the objects that it lists. They are the files in its folder."""
 
     listed = 0
+    folder: Path
 
     async def list(self, prefix: str) -> AsyncIterator[Listed]:
         async for found in super().list(prefix):
@@ -136,30 +137,38 @@ class Counted(Storage):
             yield found
 
 
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A server."""
+    with S3Server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
 @pytest.fixture(params=["folder", pytest.param("bucket", marks=pytest.mark.slow)])
-def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Counted]:
-    """A folder, and then a bucket of a real server."""
+def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Counted:
+    """A folder, and then a part of a bucket of a real server."""
     if request.param == "folder":
-        yield Counted(StorageSection(url=f"file://{tmp_path}/objects"))
-        return
+        opened = Counted(StorageSection(url=f"file://{tmp_path}/objects"))
+        opened.folder = tmp_path / "objects"
+        return opened
     monkeypatch.setenv("S3_SECRET", SECRET_KEY)
-    with S3Server(tmp_path) as server:
-        yield Counted(StorageSection.model_validate(server.section))
+    server: S3Server = request.getfixturevalue("s3")
+    opened = Counted(StorageSection.model_validate(server.section | {"url": f"s3://{BUCKET}/{tmp_path.name}"}))
+    opened.folder = server.folder / "data" / BUCKET / tmp_path.name
+    return opened
 
 
 async def addresses(storage: Storage) -> set[str]:
     return {found.address for kind in ("frames", "results") async for found in storage.list(f"{kind}/{STREAM}/")}
 
 
-def test_a_sweep_costs_what_expires_and_not_what_is_kept(storage: Counted, ledger: Ledger, tmp_path: Path) -> None:
-    # Both keep objects as files, whose times are those of the objects.
-    folder = tmp_path / ("objects" if storage.url.startswith("file:") else "data/frames/site")
+def test_a_sweep_costs_what_expires_and_not_what_is_kept(storage: Counted, ledger: Ledger) -> None:
     now_ns, minutes, count = time.time_ns(), 40, 5
 
     def put_results(minute: int, age_s: float, name: str) -> None:
         prefix = result_prefix(STREAM, 7, 42, now_ns - 60 * 10**9 * minute, "m")
         for number in range(count):
-            put(folder, f"{prefix}{name}{number}", age_s)
+            put(storage.folder, f"{prefix}{name}{number}", age_s)  # a file's time is that of the object
 
     async def sweeps(sweeper: Sweeper) -> tuple[int, int]:
         """The numbers of removed and of listed objects."""
