@@ -1,4 +1,4 @@
-"""Read a picture's size from its header, before memory is allocated for its pixels.
+"""Read a picture's size from its header, before memory is allocated for its pixels or its chunks.
 
 Source: RFC 2083 (PNG), sections 3 and 4.1; ITU-T T.81 (JPEG), annex B.
 """
@@ -8,6 +8,9 @@ from __future__ import annotations
 from typing import Final
 
 _PNG_START: Final = b"\x89PNG\r\n\x1a\n\x00\x00\x00\x0dIHDR"
+_PNG_SIGNATURE_BYTES: Final = 8
+_CHUNK_BYTES: Final = 12
+"""Length, type and checksum of a chunk, beside its data."""
 _JPEG_START: Final = b"\xff\xd8"
 _FRAME_HEADERS: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 """Second bytes of the markers SOF0 to SOF15. DHT, JPG and DAC lie in the same range and are excluded."""
@@ -18,17 +21,32 @@ _ENDS: Final = frozenset((0xD9, 0xDA))
 
 
 def picture_size(data: memoryview, encoding: str) -> tuple[int, int] | None:
-    """Return height and width in pixels of a ``png`` or ``jpeg``, or None if the data has no such header."""
+    """Return height and width in pixels of a ``png`` or ``jpeg``.
+
+    Returns:
+        None if the data has no such header, or if a PNG's chunks do not fill it up to the last one, IEND.
+    """
     return _png_size(data) if encoding == "png" else _jpeg_size(data)
 
 
 def _png_size(data: memoryview) -> tuple[int, int] | None:
     start = len(_PNG_START)
-    if bytes(data[:start]) != _PNG_START or len(data) < start + 8:
+    if bytes(data[:start]) != _PNG_START or not _has_whole_chunks(data):
         return None
     # IHDR is the first chunk, and begins with the width and the height.
     width_px, height_px = (int.from_bytes(data[at : at + 4], "big") for at in (start, start + 4))
     return height_px, width_px
+
+
+def _has_whole_chunks(data: memoryview) -> bool:
+    """Return whether no chunk of a PNG is cut off. For one that claims gigabytes, OpenCV would take seconds."""
+    at = _PNG_SIGNATURE_BYTES
+    while at + _CHUNK_BYTES <= len(data):
+        kind = bytes(data[at + 4 : at + 8])
+        at += _CHUNK_BYTES + int.from_bytes(data[at : at + 4], "big")
+        if kind == b"IEND":
+            return at <= len(data)
+    return False
 
 
 def _jpeg_size(data: memoryview) -> tuple[int, int] | None:

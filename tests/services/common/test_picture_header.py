@@ -37,6 +37,20 @@ def test_segments_before_the_frame_header_of_a_jpeg_are_skipped() -> None:
     assert picture_size(memoryview(data[:2] + comment + b"\xff\xff\xff" + data[3:]), "jpeg") == (3, 700)
 
 
+@pytest.mark.parametrize("chunk", [b"IHDR", b"IDAT", b"IEND"])
+@pytest.mark.parametrize("length", [0x7FFF_FFFF, 0x0100_0000, 100_000])
+def test_a_png_whose_chunk_claims_more_than_there_is_has_no_size(chunk: bytes, length: int) -> None:
+    data = bytearray(written(".png"))
+    at = data.index(chunk) - 4
+    data[at : at + 4] = length.to_bytes(4, "big")
+    assert picture_size(memoryview(data), "png") is None
+
+
+@pytest.mark.parametrize("left_out", [1, 12, 13, 40])
+def test_a_png_that_is_cut_off_has_no_size(left_out: int) -> None:
+    assert picture_size(memoryview(written(".png")[:-left_out]), "png") is None
+
+
 @pytest.mark.parametrize("suffix", [".webp", ".bmp", ".tiff"])
 def test_unknown_pictures_have_no_size(suffix: str) -> None:
     data = memoryview(written(suffix))

@@ -29,13 +29,6 @@ pytestmark = pytest.mark.slow
 NOTICE = "results of detectors on other hosts do not arrive"
 
 
-@pytest.fixture(scope="module")
-def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMq]:
-    """A server."""
-    with RabbitMq(tmp_path_factory.mktemp("rabbitmq")) as server:
-        yield server
-
-
 def sections(configured: RelayConfiguration) -> dict[str, dict[str, object]]:
     """Return the sections of the relay's configuration that the streamer needs."""
     return {"broker": {"url": configured.broker.url}, "storage": {"url": configured.storage.url}}
@@ -117,7 +110,6 @@ def healthy(stream: str) -> dict[str, Any]:
     return told if told.get("healthy") else {}
 
 
-@pytest.mark.long
 def test_the_page_gets_boxes_of_this_host_and_of_a_group_of_others(
     rabbitmq: RabbitMq, stream: str, tmp_path: Path
 ) -> None:
@@ -195,7 +187,6 @@ def test_results_arrive_when_the_broker_starts_and_again_after_it_was_killed(str
                         rabbitmq.start()
 
 
-@pytest.mark.long
 def test_an_unreachable_storage_is_reported_and_the_pictures_continue(
     rabbitmq: RabbitMq, stream: str, tmp_path: Path
 ) -> None:
