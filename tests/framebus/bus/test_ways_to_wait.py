@@ -24,7 +24,7 @@ from tests.support import PATIENCE_S, Program, publish, wait_until
 
 SMALL = FrameFormat(4, 6)
 FOR_EVER_S = 1000.0
-WAIT_S = 0.4
+WAIT_S = 0.15
 ASLEEP_AFTER_S = 0.02
 """Enough to look and to go to sleep; on a machine where it is not, the test finds less."""
 WAKES = pytest.mark.parametrize("wake", ["zmq", "futex", "predict", "busy"])
@@ -179,7 +179,7 @@ def test_what_a_dead_publisher_did_not_tell_the_next_one_tells(
 
 @pytest.mark.parametrize("mode", ["newest", "every"])
 def test_a_steady_pace_is_followed_and_its_end_is_slept_through(stream: str, mode: Mode) -> None:
-    period_s, count = 0.01, 40
+    period_s, count = 0.01, 25
     with (
         Publisher(stream, SMALL, slots=count + 4) as publisher,
         Subscriber(stream, wake="predict", mode=mode) as subscriber,
