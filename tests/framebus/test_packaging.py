@@ -78,7 +78,9 @@ def is_made_by_setuptools(file: str) -> bool:
 
 def build(tree: Path, output: Path, *options: str, **environment: str) -> None:
     """Run ``python -m build`` with the installed setuptools, so that it needs no registry."""
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(output), *options, str(tree)]
+    # The check of dependencies starts setuptools once more for each file that is built.
+    how = ["--no-isolation", "--skip-dependency-check"]
+    command = [sys.executable, "-m", "build", *how, "--outdir", str(output), *options, str(tree)]
     done = subprocess.run(
         command,
         env=quiet_environment(**environment),
