@@ -224,6 +224,7 @@ def test_the_sdist_has_what_a_checkout_has_and_no_leftovers(dist: Path) -> None:
     assert {"framebus/ring/_ring_c.c", "framebus/py.typed", "tests/framebus/test_packaging.py"} <= files
 
 
+@pytest.mark.long
 def test_the_tests_run_in_the_unpacked_sdist(unpacked: Path, wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:  # instead of compiling it again
         archive.extract("framebus/ring/_ring_c.abi3.so", unpacked)
