@@ -19,7 +19,7 @@ LONG = pytest.mark.long
 
 
 @pytest.mark.parametrize(
-    "configuration", ["deaths", "two", pytest.param("four", marks=LONG), pytest.param("loans", marks=LONG)]
+    "configuration", ["deaths", *(pytest.param(one, marks=LONG) for one in ("two", "four", "loans"))]
 )
 def test_the_protocol_keeps_every_property(configuration: str) -> None:
     outcome = search(CONFIGURATIONS[configuration])
