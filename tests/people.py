@@ -30,6 +30,7 @@ class Person:
         self.pid = os.fork()
         if self.pid == 0:
             os.close(reader)
+            gc.freeze()  # a collection of the parent's objects would copy the memory of all of them
             try:
                 os.setgroups([])
                 os.setgid(group)

@@ -140,7 +140,7 @@ def passages(path: Path) -> tuple[Passage, ...]:
     """Comments and docstrings of a source file, or the prose of a document, without code and quoted words."""
     text = path.read_text(encoding="utf-8")
     if path.suffix in PYTHON:
-        found = [*_comments(text), *_docstrings(ast.parse(text))]
+        found = [*_comments(text), *_strings(path)[0]]
     elif path.suffix in C:
         found = list(_c_comments(text))
     else:
@@ -154,15 +154,26 @@ def messages(path: Path) -> tuple[Passage, ...]:
     """String literals of several words in a Python file that are not docstrings."""
     if path.suffix not in PYTHON:
         return ()
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    documented = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-    found = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documented:
-            words = node.value.split()
-            if len(words) >= MIN_MESSAGE_WORDS:
-                found.append(Passage(path, node.lineno, " ".join(words)))
-    return tuple(found)
+    found = ((line, content.split()) for line, content in _strings(path)[1])
+    return tuple(Passage(path, line, " ".join(words)) for line, words in found if len(words) >= MIN_MESSAGE_WORDS)
+
+
+@functools.cache
+def _strings(path: Path) -> tuple[list[tuple[int, str]], list[tuple[int, str]]]:
+    """Return the docstrings of modules, classes, functions and attributes, and the other string literals, with lines.
+
+    A docstring is a string that is a statement.
+    """
+    docstrings, others = list[tuple[int, str]](), list[tuple[int, str]]()
+    documented = set[int]()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):  # a statement comes before its parts
+        if isinstance(node, ast.Expr):
+            documented.add(id(node.value))
+            if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+                docstrings.append((node.lineno, node.value.value))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documented:
+            others.append((node.lineno, node.value))
+    return docstrings, others
 
 
 def names(path: Path) -> set[str]:
@@ -216,13 +227,6 @@ def _comments(text: str) -> Iterator[tuple[int, str]]:
         last = line
     if parts:
         yield begun, "\n".join(parts)
-
-
-def _docstrings(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Docstrings of modules, classes, functions and attributes: the strings that are statements."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-            yield node.lineno, node.value.value
 
 
 def _c_comments(text: str) -> Iterator[tuple[int, str]]:

@@ -7,7 +7,7 @@ finite, although frames, deaths and adoptions are unbounded, so an exhaustive se
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from typing import Final, NamedTuple
 
 NONE: Final = -1
@@ -130,6 +130,8 @@ class State(NamedTuple):
     """Publishers that died. They are counted only if the search limits them."""
 
 
+# Steps that commute lead to the same state in several orders, close to each other: half of the calls are repeated.
+@lru_cache(1 << 14)
 def canonical(state: State) -> State:
     """Return the state that represents all states which differ only in the names of files, slots and frames."""
     return _forget_frames(_sort_slots(_forget_sizes(_forget_garbage(_drop_files(state)))))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import plan, report
+from bench import plan, plots, report
 from bench.peers import all_peers
 from tests.bench import made_up
 
@@ -17,7 +17,9 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("report") / "tables"
-    report.write(made_up.whole_run(), path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "draw", lambda results, folder: [])  # takes most of the time; test_publish.py draws
+        report.write(made_up.whole_run(), path)
     return path
 
 

@@ -1,4 +1,4 @@
-"""The examples, by the commands of their README files."""
+"""The examples, by the commands of their README files. test_packaging.py runs them with the wheel, the chain too."""
 
 from __future__ import annotations
 
@@ -23,9 +23,7 @@ def test_a_subscriber_prints_the_publishers_frames_until_it_is_gone(desk: Desk) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "run", [runs.subscriber_first, runs.event_loops, runs.chain], ids=["subscriber first", "event loops", "chain"]
-)
+@pytest.mark.parametrize("run", [runs.subscriber_first, runs.event_loops], ids=["subscriber first", "event loops"])
 def test_an_example_that_needs_only_framebus_works(run: Run, desk: Desk) -> None:
     run(desk)
 

@@ -1,19 +1,9 @@
-"""The tutorial, step by step: its programs, its commands, and their output."""
+"""What the tutorial names; test_packaging.py works through all its steps with the wheel."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import pytest
-
 from tests.examples import tutorial
-from tests.examples.terminals import NewDesk
 from tests.support import ROOT
-
-
-@pytest.mark.slow
-def test_every_step_of_the_tutorial_works(new_desk: NewDesk, tmp_path: Path) -> None:
-    tutorial.run(new_desk(folder=tmp_path))
 
 
 def test_the_tutorials_last_command_is_a_target_of_the_makefile() -> None:

@@ -7,6 +7,7 @@ import inspect
 import subprocess
 import sys
 import textwrap
+from functools import cache
 
 import pytest
 
@@ -27,6 +28,7 @@ from tests.support import lacks
 WIDTHS = (40, 200)
 
 
+@cache  # several faults are of the same source
 def formatted(source: str, width: int) -> str:
     """The source in Python in lines of another length."""
     command = [sys.executable, "-m", "ruff", "format", "--isolated", "--line-length", str(width), "-"]

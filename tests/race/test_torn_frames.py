@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 @pytest.mark.usefixtures("compiled_steps")
 def test_no_frame_is_torn(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
     monkeypatch.setenv(BACKEND, backend)
-    report = report_of("tests.race.torn", "--minutes", "0.05")
+    report = report_of("tests.race.torn", "--minutes", "0.03")
     assert report["publisher"]["published"] > 100
     assert report["publisher"]["lives"] > 1
     assert all(subscriber["received"] > 10 for subscriber in report["subscribers"])

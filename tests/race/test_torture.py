@@ -27,7 +27,7 @@ SYMPTOMS = {
 @pytest.mark.usefixtures("compiled_steps")
 def test_nothing_breaks(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
     monkeypatch.setenv(BACKEND, backend)
-    report = report_of("tests.race.torture", "--minutes", "0.22")
+    report = report_of("tests.race.torture", "--minutes", "0.1")
     counted = report["counted"]
     assert all(counted[what] for what in ("receive", "Closed", "close_others", "fork", "interrupted", "collect"))
 

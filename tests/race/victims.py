@@ -47,6 +47,7 @@ def fork(function: Callable[..., Any], *arguments: Any) -> int:
     pid = os.fork()
     if pid:
         return pid
+    gc.freeze()  # a collection of the parent's objects would copy the memory of all of them
     sys.unraisablehook = sys.__unraisablehook__  # pytest's would keep for its parent what this process is to say
     try:
         function(*arguments)

@@ -15,7 +15,12 @@ SLOW = {"admission: a seat for each slot but one", "tick: does not check the pat
 """Found by ``make verify``, which also searches the configurations ``lost`` and ``files``, and the harmless mutants."""
 
 
-@pytest.mark.parametrize("configuration", ["deaths", "two", pytest.param("four", marks=pytest.mark.long), "loans"])
+LONG = pytest.mark.long
+
+
+@pytest.mark.parametrize(
+    "configuration", ["deaths", *(pytest.param(one, marks=LONG) for one in ("two", "four", "loans"))]
+)
 def test_the_protocol_keeps_every_property(configuration: str) -> None:
     outcome = search(CONFIGURATIONS[configuration])
     assert (outcome.broken, outcome.trace) == (None, ())

@@ -52,7 +52,7 @@ anything: st.SearchStrategy[Any] = st.recursive(
     ),
     max_leaves=6,
 )
-examples = settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+examples = settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 State = tuple[frozenset[tuple[str, str]], list[str]]

@@ -340,7 +340,7 @@ def receive(subscriber, ready):
             ready.set()
     except Closed:
         seen.add("Closed")
-end, wakes = time.monotonic() + 0.8, ["zmq", "futex", "predict", "busy"]
+end, wakes = time.monotonic() + 0.4, ["zmq", "futex", "predict", "busy"]
 while time.monotonic() < end:
     subscriber, ready = Subscriber({stream!r}, wake=random.choice(wakes)), threading.Event()
     receiver = threading.Thread(target=receive, args=(subscriber, ready))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import threading
 import time
 import weakref
@@ -103,8 +104,17 @@ def test_a_thread_that_ends_takes_its_subscriber_along(stream: str, wake: Wake) 
         assert records(stream) == []
 
 
+@pytest.fixture
+def quick_switches() -> Iterator[None]:
+    """Let threads that wait for the interpreter's lock wait for 0.1 ms, and not for 5, which adds up to seconds."""
+    before_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)
+    yield
+    sys.setswitchinterval(before_s)
+
+
 @WAKES
-@pytest.mark.usefixtures("each_steps")
+@pytest.mark.usefixtures("each_steps", "quick_switches")
 def test_another_thread_collects_while_one_receives(stream: str, wake: Wake) -> None:
     def collect() -> None:
         while not ended.is_set():

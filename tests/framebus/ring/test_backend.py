@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 
@@ -14,9 +13,29 @@ from tests.support import ROOT
 
 pytestmark = pytest.mark.slow
 
-LOOK = "import framebus; print(framebus.backend)"
-OPEN = "import framebus\ntry: framebus.{}\nexcept framebus.UnsupportedEnvironment as error: print(error)"
+OPEN = """
+import framebus
+for attempt in (
+    lambda: framebus.Publisher("no-backend", framebus.FrameFormat(2, 2)),
+    lambda: framebus.Subscriber("no-backend", attach_timeout_s=0),
+):
+    try:
+        attempt()
+    except framebus.UnsupportedEnvironment as error:
+        print(error)
+"""
 HIDE = "import sys; sys.modules['framebus.ring._ring_c'] = None\n"
+ASK = """
+import contextlib, io, json, re
+import framebus
+from framebus.cli import main
+with contextlib.redirect_stdout(io.StringIO()) as said:
+    main(["doctor", "--json"])
+findings = [one for one in json.loads(said.getvalue()) if re.match("backend: |FRAMEBUS_BACKEND", one["what"])]
+(found,) = findings  # the only thing that the doctor says of the backend
+"""
+LOOK = f"{ASK}print(json.dumps([framebus.backend, found['level'], found['what'], found['remedy']]))"
+DOCTOR = f"{ASK}print(json.dumps([found['level'], found['what'], found['remedy']]))"
 
 
 def run(backend: str, code: str) -> str:
@@ -27,53 +46,42 @@ def run(backend: str, code: str) -> str:
 
 
 @pytest.mark.usefixtures("compiled_steps")
-@pytest.mark.parametrize(("asked", "used"), [("", "c"), ("auto", "c"), ("c", "c"), ("python", "python")])
-def test_the_environment_selects_the_backend(asked: str, used: str) -> None:
-    assert run(asked, LOOK) == used
-
-
-def test_without_the_compiled_steps_python_takes_their_place() -> None:
-    assert run("auto", HIDE + LOOK) == "python"
-
-
 @pytest.mark.parametrize(
-    "call", ["Publisher('no-backend', framebus.FrameFormat(2, 2))", "Subscriber('no-backend', attach_timeout_s=0)"]
+    ("asked", "used", "told"),
+    [
+        ("", "c", ["ok", "backend: c", ""]),
+        ("auto", "c", ["ok", "backend: c", ""]),
+        ("c", "c", ["ok", "backend: c", ""]),
+        ("python", "python", ["note", "backend: python, because FRAMEBUS_BACKEND=python asks for it", ""]),
+    ],
 )
-def test_an_unavailable_backend_is_reported_when_a_stream_is_opened(call: str) -> None:
-    told = run("c", HIDE + OPEN.format(call))
-    assert told.startswith("FRAMEBUS_BACKEND=c asks for the compiled part of framebus, which was not built")
-    assert run("rust", OPEN.format(call)) == "FRAMEBUS_BACKEND is one of auto, c, python, not 'rust'"
+def test_the_environment_selects_the_backend_and_the_doctor_names_it(asked: str, used: str, told: list[str]) -> None:
+    assert json.loads(run(asked, LOOK)) == [used, *told]
 
 
-DOCTOR = "from framebus.cli import main; main(['doctor', '--json'])"
-
-
-def told_by_doctor(backend: str, before: str = "") -> tuple[str, str, str]:
-    """Level, sight and remedy of the only thing that the doctor says of the backend."""
-    findings = json.loads(run(backend, before + DOCTOR))
-    (found,) = (finding for finding in findings if re.match("backend: |FRAMEBUS_BACKEND", finding["what"]))
-    return found["level"], found["what"], found["remedy"]
-
-
-@pytest.mark.usefixtures("compiled_steps")
-def test_the_doctor_names_the_backend() -> None:
-    assert told_by_doctor("auto") == ("ok", "backend: c", "")
-    asked = "backend: python, because FRAMEBUS_BACKEND=python asks for it"
-    assert told_by_doctor("python") == ("note", asked, "")
-
-
-def test_the_doctor_says_how_to_get_the_compiled_backend() -> None:
-    level, what, remedy = told_by_doctor("auto", HIDE)
-    assert level == "warning"
+def test_without_the_compiled_steps_python_takes_their_place_and_the_doctor_says_how_to_get_them() -> None:
+    used, level, what, remedy = json.loads(run("auto", HIDE + LOOK))
+    assert (used, level) == ("python", "warning")
     assert what.startswith("backend: python, because the compiled part of framebus was not built (")
     assert remedy == "install a C compiler, Python's headers and framebus again"
 
 
-def test_the_doctor_reports_an_unavailable_backend_as_a_problem() -> None:
-    level, what, remedy = told_by_doctor("c", HIDE)
+NOT_BUILT = "FRAMEBUS_BACKEND=c asks for the compiled part of framebus, which was not built"
+UNKNOWN = "FRAMEBUS_BACKEND is one of auto, c, python, not 'rust'"
+
+
+def test_a_backend_that_was_not_built_is_reported_when_a_stream_is_opened_and_by_the_doctor() -> None:
+    *told, found = run("c", HIDE + OPEN + DOCTOR).splitlines()
+    level, what, remedy = json.loads(found)
+    assert len(told) == 2
+    assert all(one.startswith(NOT_BUILT) for one in told)
     assert (level, remedy) == (
         "problem", "install a C compiler, Python's headers and framebus again, or unset the variable",
     )  # fmt: skip
-    assert what.startswith("FRAMEBUS_BACKEND=c asks for the compiled part of framebus, which was not built (")
-    told = "FRAMEBUS_BACKEND is one of auto, c, python, not 'rust'"
-    assert told_by_doctor("rust") == ("problem", told, "unset FRAMEBUS_BACKEND")
+    assert what.startswith(f"{NOT_BUILT} (")
+
+
+def test_an_unknown_backend_is_reported_when_a_stream_is_opened_and_by_the_doctor() -> None:
+    *told, found = run("rust", OPEN + DOCTOR).splitlines()
+    assert told == [UNKNOWN] * 2
+    assert json.loads(found) == ["problem", UNKNOWN, "unset FRAMEBUS_BACKEND"]
