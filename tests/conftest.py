@@ -19,6 +19,8 @@ from tests.support import ASKED, BACKENDS, IN_CI, PROGRAMS, SHM, Program, files_
 # Warnings are errors in every process that a test starts. A warning that cannot be caught, such as that of an unclosed
 # file, is printed to the standard error, where the helpers look for it.
 os.environ["PYTHONWARNINGS"] = "error"
+# With this, each process that a test starts would compile all modules again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # The tests must not fail because the machine does other work at the same time.
 hypothesis.settings.register_profile("framebus", deadline=None)
