@@ -10,9 +10,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 .PHONY: help install demo check test test-long coverage lint ruff mypy imports spelling c page workflows docs docs-external bench bench-full bench-compare bench-publish bench-stitch bench-detect bench-relay bench-storage image-usage first-sight calibration-trials soak kubernetes verify system-packages clean
 .DEFAULT_GOAL := help
 
-# The tests of a module run on one core, because they share fixtures; modules with slow tests come first.
 PYTEST := $(BIN)/python -m pytest
-PYTEST_ON_TWO := $(PYTEST) --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# The tests of a module run in one process, because they share fixtures; modules with slow tests come first.
+BY_MODULE := --dist loadfile --no-loadscope-reorder
 
 help:
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -59,11 +59,12 @@ demo: install ## the whole pipeline on five simulated cameras, and the URL of it
 	  exec $(BIN)/framebus-supervisor --config config/framebus.yaml
 
 check: lint ## lint, types, import rules and the fast tests, in about a minute
-	$(PYTEST_ON_TWO) --hypothesis-profile quick -m "not slow and not long and not docker"
+	$(PYTEST) --numprocesses 2 $(BY_MODULE) --hypothesis-profile quick -m "not slow and not long and not docker"
 
-# The tests of the pipeline expect pictures in time, so no other test runs at the same time.
+# Three processes for two cores, because the slow tests wait for a third of their time. The tests of the pipeline expect
+# pictures in time, so no other test runs at the same time.
 test: lint ## the same with the slow tests, in several minutes
-	$(PYTEST_ON_TWO) -m "not long" --durations 15 --ignore tests/e2e
+	$(PYTEST) --numprocesses 3 $(BY_MODULE) -m "not long" --durations 15 --ignore tests/e2e
 	$(PYTEST) -m "not long" --durations 15 tests/e2e
 
 # Installs the wheel into environments of each supported Python version, with dependencies from the registry.
@@ -78,7 +79,7 @@ test-long: coverage $(VENV)/installed-bench $(VENV)/installed-docs ## the tests 
 coverage: $(VENV)/installed-dev ## branches of the library that its own tests reach, with FRAMEBUS_BACKEND=python
 	rm -rf .cache/coverage
 	install -d -m 1777 .cache/coverage
-	FRAMEBUS_BACKEND=python $(BIN)/coverage run -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder \
+	FRAMEBUS_BACKEND=python $(BIN)/coverage run -m pytest --numprocesses 2 $(BY_MODULE) \
 	  -m "not long" tests/framebus --ignore tests/framebus/test_packaging.py
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report

@@ -34,7 +34,7 @@ SEAM_PX, FOCAL = 1.0, 0.005
 SURE_SEAM_PX = 3.0
 WORLDS: tuple[Callable[[int], World], ...] = (worlds.street, worlds.shapes, worlds.painted)
 
-world = functools.lru_cache(maxsize=6)(lambda paint, seed: paint(seed))
+world = functools.lru_cache(maxsize=16)(lambda paint, seed: paint(seed))
 """Painting a world takes longer than calibrating in it."""
 
 
