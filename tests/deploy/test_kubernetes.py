@@ -33,6 +33,8 @@ from framebus import __version__
 from framebus.cli import main as framebus_main
 from tests.support import ROOT, lacks
 
+pytestmark = pytest.mark.slow
+
 NEWEST = kubernetes_validate.latest_version()
 NAMES = ("cameras", "cluster", "simulator")
 MIB = 1 << 20

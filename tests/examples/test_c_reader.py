@@ -23,6 +23,8 @@ from tests.examples.runs import page
 from tests.examples.terminals import Desk, Terminal, blocks, has_compiler, terminal_commands
 from tests.support import ROOT, lacks, wait_until
 
+pytestmark = pytest.mark.slow
+
 FOLDER: Final = ROOT / "examples/c-reader"
 FORMAT: Final = FrameFormat(64, 64)
 SLOTS: Final = 4

@@ -11,6 +11,8 @@ from services.stitcher.calibration.calibrate import Image, calibrate
 from services.stitcher.calibration.poses import Calibration, CalibrationError, CameraPrior, PairResidual, load, save
 from tests.services.stitcher.scene import HFOV_DEG, YAWS_DEG, paint_world, photograph, pose, rig, rotation
 
+pytestmark = pytest.mark.slow
+
 FOCAL_PX = rig().cameras[0].focal_px
 
 

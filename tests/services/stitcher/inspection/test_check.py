@@ -13,6 +13,8 @@ import pytest
 from services.stitcher.entry import SERVICE
 from tests.services.stitcher.scene import YAWS_DEG, paint_world, photograph, rig
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[str]:

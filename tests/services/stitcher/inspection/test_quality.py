@@ -21,6 +21,8 @@ from services.stitcher.rendering.panorama import plan
 from tests.services.stitcher.scene import SCALE_PX, V_LIMIT, YAW_LIMIT_RAD, paint_world, photograph, pose, rig, rotation
 from tests.support import wait_until
 
+pytestmark = pytest.mark.slow
+
 RIG = rig()
 PANORAMA = plan(RIG, 1632, 228)
 LIMIT_PX = 3.0

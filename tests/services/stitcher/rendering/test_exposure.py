@@ -16,6 +16,8 @@ from services.stitcher.rendering.exposure import RATE_PER_S, ExposureControl, Ex
 from services.stitcher.rendering.stitch import Stitcher
 from tests.services.stitcher.scene import paint_world, photograph, planes, pose, rig, rotation
 
+pytestmark = pytest.mark.slow
+
 Array = npt.NDArray[np.float64]
 
 WIDTH, HEIGHT = 1632, 228

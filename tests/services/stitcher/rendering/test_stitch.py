@@ -26,6 +26,8 @@ from tests.services.stitcher.scene import (
     true_panorama,
 )
 
+pytestmark = pytest.mark.slow
+
 WIDTH, HEIGHT = 1632, 228
 
 
