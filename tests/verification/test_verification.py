@@ -15,12 +15,10 @@ SLOW = {"admission: a seat for each slot but one", "tick: does not check the pat
 """Found by ``make verify``, which also searches the configurations ``lost`` and ``files``, and the harmless mutants."""
 
 
-LONG = pytest.mark.long
+LONGER = [pytest.param(name, marks=pytest.mark.long) for name in ("two", "four", "loans")]
 
 
-@pytest.mark.parametrize(
-    "configuration", ["deaths", *(pytest.param(one, marks=LONG) for one in ("two", "four", "loans"))]
-)
+@pytest.mark.parametrize("configuration", ["deaths", *LONGER])
 def test_the_protocol_keeps_every_property(configuration: str) -> None:
     outcome = search(CONFIGURATIONS[configuration])
     assert (outcome.broken, outcome.trace) == (None, ())
