@@ -58,11 +58,11 @@ demo: install ## the whole pipeline on five simulated cameras, and the URL of it
 	@export FRAMEBUS_STREAMER__PORT=$(PORT) FRAMEBUS_LOG__LEVEL=warning FRAMEBUS_LOG__FORMAT=text; \
 	  exec $(BIN)/framebus-supervisor --config config/framebus.yaml
 
+# Three processes for two cores, because tests wait for a third of their time.
 check: lint ## lint, types, import rules and the fast tests, in about a minute
-	$(PYTEST) --numprocesses 2 $(BY_MODULE) --hypothesis-profile quick -m "not slow and not long and not docker"
+	$(PYTEST) --numprocesses 3 $(BY_MODULE) --hypothesis-profile quick -m "not slow and not long and not docker"
 
-# Three processes for two cores, because the slow tests wait for a third of their time. The tests of the pipeline expect
-# pictures in time, so no other test runs at the same time.
+# The tests of the pipeline expect pictures in time, so no other test runs at the same time.
 test: lint ## the same with the slow tests, in several minutes
 	$(PYTEST) --numprocesses 3 $(BY_MODULE) -m "not long" --durations 15 --ignore tests/e2e
 	$(PYTEST) -m "not long" --durations 15 tests/e2e
