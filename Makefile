@@ -11,8 +11,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 .DEFAULT_GOAL := help
 
 PYTEST := $(BIN)/python -m pytest
-# The tests of a module run in one process, because they share fixtures; modules with slow tests come first.
-BY_MODULE := --dist loadfile --no-loadscope-reorder
+# The tests of a module run in one process, because they share fixtures; modules with slow tests come first. There are
+# three processes for two cores, because tests wait for a third of their time.
+PYTEST_BY_MODULE := pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 help:
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -58,13 +59,12 @@ demo: install ## the whole pipeline on five simulated cameras, and the URL of it
 	@export FRAMEBUS_STREAMER__PORT=$(PORT) FRAMEBUS_LOG__LEVEL=warning FRAMEBUS_LOG__FORMAT=text; \
 	  exec $(BIN)/framebus-supervisor --config config/framebus.yaml
 
-# Three processes for two cores, because tests wait for a third of their time.
 check: lint ## lint, types, import rules and the fast tests, in about a minute
-	$(PYTEST) --numprocesses 3 $(BY_MODULE) --hypothesis-profile quick -m "not slow and not long and not docker"
+	$(BIN)/python -m $(PYTEST_BY_MODULE) --hypothesis-profile quick -m "not slow and not long and not docker"
 
 # The tests of the pipeline expect pictures in time, so no other test runs at the same time.
 test: lint ## the same with the slow tests, in several minutes
-	$(PYTEST) --numprocesses 3 $(BY_MODULE) -m "not long" --durations 15 --ignore tests/e2e
+	$(BIN)/python -m $(PYTEST_BY_MODULE) -m "not long" --durations 15 --ignore tests/e2e
 	$(PYTEST) -m "not long" --durations 15 tests/e2e
 
 # Installs the wheel into environments of each supported Python version, with dependencies from the registry.
@@ -79,7 +79,7 @@ test-long: coverage $(VENV)/installed-bench $(VENV)/installed-docs ## the tests 
 coverage: $(VENV)/installed-dev ## branches of the library that its own tests reach, with FRAMEBUS_BACKEND=python
 	rm -rf .cache/coverage
 	install -d -m 1777 .cache/coverage
-	FRAMEBUS_BACKEND=python $(BIN)/coverage run -m pytest --numprocesses 2 $(BY_MODULE) \
+	FRAMEBUS_BACKEND=python $(BIN)/coverage run -m $(PYTEST_BY_MODULE) \
 	  -m "not long" tests/framebus --ignore tests/framebus/test_packaging.py
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
