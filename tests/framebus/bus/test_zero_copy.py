@@ -53,7 +53,7 @@ def ring_mapping(stream: str) -> tuple[int, int]:
     return int(begin, 16), int(end, 16)
 
 
-@pytest.mark.parametrize("wake", ["zmq", "futex"])
+@pytest.mark.parametrize("wake", ["zmq", "futex", "predict", "busy"])
 def test_two_processes_share_the_pixels_and_allocate_none(stream: str, wake: str) -> None:
     count = 50
     with Publisher(stream, PANORAMA, slots=4) as publisher:

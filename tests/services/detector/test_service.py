@@ -16,8 +16,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import cv2
 import numpy as np
@@ -138,33 +139,33 @@ class InThread:
         self._running.result()
 
 
-@pytest.fixture
-def start_process(stream: str) -> Iterator[Callable[..., InProcess]]:
-    """Starts the service in a process; what still runs at the end of the test is killed."""
-    started: list[InProcess] = []
+Kind = TypeVar("Kind", InProcess, InThread)
 
-    def launch(**values: object) -> InProcess:
-        started.append(InProcess(stream, **values))
+
+def starts(kind: Callable[..., Kind], end: Callable[[Kind], None]) -> Iterator[Callable[..., Kind]]:
+    """Yield a function that starts a detector of this kind, and end all that it has started."""
+    started: list[Kind] = []
+
+    def launch(**values: object) -> Kind:
+        started.append(kind(**values))
         return started[-1]
 
     yield launch
     for detector in started:
-        detector.kill()
+        end(detector)
+
+
+@pytest.fixture
+def start_process(stream: str) -> Iterator[Callable[..., InProcess]]:
+    """Starts the service in a process; what still runs at the end of the test is killed."""
+    yield from starts(partial(InProcess, stream), InProcess.kill)
 
 
 @pytest.fixture
 def start(stream: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., InThread]]:
     """Starts the service in a thread; what still runs at the end of the test is stopped."""
     monkeypatch.setattr(service, "SLICE_S", 0.02)  # so that a stop takes no quarter of a second
-    started: list[InThread] = []
-
-    def launch(**values: object) -> InThread:
-        started.append(InThread(stream, **values))
-        return started[-1]
-
-    yield launch
-    for detector in started:
-        detector.stop()
+    yield from starts(partial(InThread, stream), InThread.stop)
 
 
 @pytest.fixture
