@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import secrets
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,9 +11,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from framebus import companion_paths
 from framebus.ring import _ring_py, backend
-from tests.support import ASKED, BACKENDS, IN_CI, PROGRAMS, SHM, Program, files_of, lacks
+from tests.support import ASKED, BACKENDS, IN_CI, PROGRAMS, Program, lacks, own_stream
 
 # Warnings are errors in every process that a test starts. A warning that cannot be caught, such as that of an unclosed
 # file, is printed to the standard error, where the helpers look for it.
@@ -62,14 +60,8 @@ def pytest_collection_finish() -> None:
 @pytest.fixture
 def stream() -> Iterator[str]:
     """Yield a stream name that no other test has; the test must leave no file of this stream."""
-    name = f"test-{secrets.token_hex(6)}"
-    yield name
-    for state in companion_paths(name, "state.*"):
-        state.unlink()  # kept on purpose, for a service's successor
-    left = files_of(name)
-    for file in left:
-        (SHM / file).unlink()
-    assert left == []
+    with own_stream() as name:
+        yield name
 
 
 @pytest.fixture

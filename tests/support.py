@@ -6,12 +6,14 @@ import json
 import os
 import random
 import re
+import secrets
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from mmap import PAGESIZE
 from pathlib import Path
 from resource import RUSAGE_THREAD, getrusage
@@ -21,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from framebus import Publisher
+from framebus import Publisher, companion_paths
 from framebus.ring.backend import BACKEND
 
 ROOT = Path(__file__).parent.parent
@@ -126,6 +128,19 @@ def faults_of_reading(content: npt.NDArray[np.uint8]) -> int:
 def files_of(stream: str) -> list[str]:
     """Return the names of the stream's files in /dev/shm."""
     return sorted(path.name for path in SHM.glob(f"framebus.{stream}.*"))
+
+
+@contextmanager
+def own_stream() -> Iterator[str]:
+    """Yield a stream name that no other test has; no file of this stream may be left."""
+    name = f"test-{secrets.token_hex(6)}"
+    yield name
+    for state in companion_paths(name, "state.*"):
+        state.unlink()  # kept on purpose, for a service's successor
+    left = files_of(name)
+    for file in left:
+        (SHM / file).unlink()
+    assert left == []
 
 
 def publish(publisher: Publisher, value: int = 1) -> int:

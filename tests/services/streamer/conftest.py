@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator
 
 import pytest
@@ -10,7 +9,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.services.streamer.browser import HALF, PATIENCE_MS, Served
 from tests.services.streamer.support import RunningPublisher, StreamerProcess
-from tests.support import CHROMIUM, CHROMIUM_ARGUMENTS, files_of
+from tests.support import CHROMIUM, CHROMIUM_ARGUMENTS, own_stream
 
 
 @pytest.fixture(scope="module")
@@ -25,13 +24,12 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """Run a streamer with pictures, for the tests of a module that leave it running."""
-    stream = f"test-{secrets.token_hex(6)}"
     with (
+        own_stream() as stream,
         RunningPublisher(stream, HALF, 10) as publisher,
         StreamerProcess(stream, tmp_path_factory.mktemp("served") / "log", silent_after_s=1) as streamer,
     ):
         yield Served(streamer.url, stream, publisher)
-    assert files_of(stream) == []
 
 
 @pytest.fixture

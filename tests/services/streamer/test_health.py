@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 import shutil
 import subprocess
 import urllib.error
@@ -16,7 +15,7 @@ import pytest
 from framebus import FrameFormat
 from services.common.status import StatusServer
 from tests.services.streamer.support import HEIGHT, WIDTH, RunningPublisher, StreamerProcess
-from tests.support import PATIENCE_S, files_of, lacks, wait_until
+from tests.support import PATIENCE_S, lacks, own_stream, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -24,11 +23,9 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def streamer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StreamerProcess]:
     """Run a streamer whose publishers come and go."""
-    name = f"test-{secrets.token_hex(6)}"
     log = tmp_path_factory.mktemp("streamer") / "log"
-    with StreamerProcess(name, log, stale_after_s=1, silent_after_s=0.5) as process:
+    with own_stream() as stream, StreamerProcess(stream, log, stale_after_s=1, silent_after_s=0.5) as process:
         yield process
-    assert files_of(name) == []
 
 
 def get(streamer: StreamerProcess, path: str) -> tuple[int, str]:

@@ -8,7 +8,6 @@ import json
 import os
 import re
 import resource
-import secrets
 import socket
 import time
 import urllib.request
@@ -23,7 +22,7 @@ from framebus import FrameFormat, Publisher
 from services.common.detections import Detection, DetectionPublisher, Detections
 from services.common.health import fault_of_service
 from tests.services.streamer.support import HEIGHT, WIDTH, RunningPublisher, StreamerProcess, publish
-from tests.support import PATIENCE_S, complaints, files_of, wait_until
+from tests.support import PATIENCE_S, complaints, own_stream, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -41,29 +40,30 @@ WEBSOCKET = (
 @pytest.fixture(scope="module")
 def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StreamerProcess]:
     """Run a streamer with short deadlines and pictures that fill buffers; no test may leave a connection open."""
-    name = f"test-{secrets.token_hex(6)}"
     deadlines = {"head_timeout_s": 0.6, "idle_timeout_s": 0.8, "write_timeout_s": 1}
     with (
+        own_stream() as name,
         RunningPublisher(name, NOISY, 20, noisy=True),
         StreamerProcess(name, tmp_path_factory.mktemp("impatient") / "log", max_clients=4, **deadlines) as process,
     ):
         wait_until(lambda: process.events("attached"), "the streamer attaches")
         yield process
-    assert files_of(name) == []
 
 
 @pytest.fixture(scope="module")
 def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StreamerProcess]:
     """Run a streamer that was started with few descriptors, and whose publisher publishes only one frame."""
-    name = f"test-{secrets.token_hex(6)}"
     log = tmp_path_factory.mktemp("limited") / "log"
-    with Publisher(name, FrameFormat(HEIGHT, WIDTH), slots=8) as publisher, contextlib.ExitStack() as stack:
+    with (
+        own_stream() as name,
+        Publisher(name, FrameFormat(HEIGHT, WIDTH), slots=8) as publisher,
+        contextlib.ExitStack() as stack,
+    ):
         with soft_limit(100):
             process = stack.enter_context(StreamerProcess(name, log, max_connections=200, stale_after_s=3600))
         wait_until(lambda: process.events("attached"), "the streamer attaches")
         publish(publisher)
         yield process
-    assert files_of(name) == []
 
 
 class Clients(contextlib.ExitStack):

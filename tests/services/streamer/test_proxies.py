@@ -35,10 +35,10 @@ from tests.support import (
     CHROMIUM_ARGUMENTS,
     PATIENCE_S,
     ROOT,
-    files_of,
     free_ports,
     lacks,
     needs_browser,
+    own_stream,
     wait_until,
 )
 
@@ -59,14 +59,13 @@ SHOWS_A_PICTURE = """() => {
 
 @pytest.fixture(scope="module")
 def streamer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StreamerProcess]:
-    name = f"test-{secrets.token_hex(6)}"
     with (
+        own_stream() as name,
         RunningPublisher(name, FrameFormat(HEIGHT, WIDTH), 25),
         StreamerProcess(name, tmp_path_factory.mktemp("streamer") / "log") as process,
     ):
         wait_until(lambda: process.events("attached"), "the streamer attaches")
         yield process
-    assert files_of(name) == []
 
 
 @pytest.fixture(scope="module")

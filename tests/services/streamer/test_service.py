@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import re
-import secrets
 import signal
 import socket
 import threading
@@ -35,7 +34,7 @@ from tests.services.streamer.support import (
     publish,
     read_number,
 )
-from tests.support import PATIENCE_S, Program, complaints, files_of, wait_until
+from tests.support import PATIENCE_S, Program, complaints, own_stream, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -48,11 +47,10 @@ PLACES = 6
 @pytest.fixture(scope="module")
 def streamer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StreamerProcess]:
     """Run a streamer that the tests share. It tolerates a publisher that publishes nothing for a while."""
-    name = f"test-{secrets.token_hex(6)}"
     log = tmp_path_factory.mktemp("streamer") / "log"
-    with StreamerProcess(name, log, stale_after_s=60, silent_after_s=0.5, max_clients=PLACES) as process:
+    settings = {"stale_after_s": 60, "silent_after_s": 0.5, "max_clients": PLACES}
+    with own_stream() as stream, StreamerProcess(stream, log, **settings) as process:
         yield process
-    assert files_of(name) == []
 
 
 @pytest.fixture(scope="module")
@@ -66,11 +64,9 @@ def publisher(streamer: StreamerProcess) -> Iterator[Publisher]:
 @pytest.fixture(scope="module")
 def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StreamerProcess]:
     """Run a streamer for which pictures are soon stale, and whose publishers come and go."""
-    name = f"test-{secrets.token_hex(6)}"
     log = tmp_path_factory.mktemp("impatient") / "log"
-    with StreamerProcess(name, log, delayed_after_s=0.2, stale_after_s=0.6) as process:
+    with own_stream() as stream, StreamerProcess(stream, log, delayed_after_s=0.2, stale_after_s=0.6) as process:
         yield process
-    assert files_of(name) == []
 
 
 @pytest.fixture
