@@ -88,8 +88,16 @@ class _Supervisor:
         Raises:
             ServiceError: A required service failed permanently.
         """
-        if self._page is not None:
-            self._page.start()
+        if self._page is None:
+            self._watch(stop)
+            return
+        self._page.start()
+        try:
+            self._watch(stop)
+        finally:
+            self._page.close()
+
+    def _watch(self, stop: threading.Event) -> None:
         while not stop.wait(TICK_S):
             if self._waiting and self._may_go_on():
                 judge = self._waiting.pop(0)

@@ -180,3 +180,4 @@ def test_a_service_that_stays_dead_ends_the_others(stream: str, monkeypatch: pyt
     with pytest.raises(ServiceError, match="streamer ended with status 1, 1 times"):
         supervise(configuration, threading.Event())
     assert psutil.Process().children() == before
+    wait_until(lambda: not [t for t in threading.enumerate() if t.name.startswith("ask-")], "no thread asks any more")
