@@ -13,14 +13,12 @@ from services.stitcher.calibration.prepare import View
 from services.stitcher.calibration.rays import Points, points_of
 from services.stitcher.calibration.search import Lens, Matches, Pair, count_agreeing
 from services.stitcher.calibration.solve import Solution, apart
-from services.stitcher.calibration.tracks import overlap_directions
+from services.stitcher.calibration.tracks import STRAY_PX, overlap_directions
 
 Matrix = npt.NDArray[np.float64]
 
 GOOD_PX = 1.6
 """A tracked point that is further than this from its position by the calibration, in working pixels, disagrees."""
-STRAY_PX = 3.0
-"""A tracked point that is further than this from it is a stray: something moved, or is near."""
 LEAST_GOOD = 14
 LEAST_SHARE = 0.6
 """Least share of an overlap's corners that must be found where the calibration predicts them."""
@@ -35,6 +33,8 @@ CONTRADICTED_OVERLAP = 0.03
 overlap of at least this share of a picture."""
 MOST_MISFIT = 0.08
 """Share of the tracked points that may be more than :data:`GOOD_PX` away."""
+MOST_TORN = 4
+"""Points that may lie in textured parts of the overlap that look different in both pictures."""
 MOST_GONE, MOST_GONE_SHARE = 9, 0.025
 """Points that may lie in parts of the overlap of which nothing is found in the other picture: a number, and a share."""
 STRICT = 0.3
@@ -119,10 +119,13 @@ def judge(
                 f"{len(tracks.moved_px) - count} of {len(tracks.moved_px)} points of their overlap are more than"
                 f" {GOOD_PX:.1f} px apart: the lens is not as modelled, or the cameras do not stand at one point"
             )
-        elif tracks.gone > strict * unlike * max(MOST_GONE, MOST_GONE_SHARE * tracks.corners):
+        elif tracks.gone > strict * unlike * max(MOST_GONE, MOST_GONE_SHARE * tracks.corners) or (
+            tracks.torn > strict * unlike**2 * MOST_TORN
+        ):
             fault = (
-                f"{tracks.gone} of {tracks.corners} points lie in parts of their overlap that look different in both,"
-                " as with near things if the cameras do not stand at one point, or with things that moved"
+                f"{max(tracks.gone, tracks.torn)} of {tracks.corners} points lie in parts of their overlap that look"
+                " different in both, as with near things if the cameras do not stand at one point, or with things that"
+                " moved, unless a mask hides them"
             )
         elif tracks.rival > MOST_RIVAL:
             fault = f"their overlap is repetitive: a displaced picture fits {tracks.rival:.0%} as well"

@@ -44,6 +44,15 @@ ELSEWHERE_PX = 112
 ELSEWHERE_LIKENESS = 0.8
 PATCH = 9
 """Half the side of the patch that is searched for, in a picture of half the size."""
+STRAY_PX = 3.0
+"""A tracked point that is further than this from its position by the calibration is a stray: something moved, or is
+near."""
+NEIGHBOURS = 5
+"""Corners around one whose tracks are compared with it."""
+COARSE = 4
+"""Pixels of the frame, along each side, whose mean is a pixel of the coarse picture, in which noise is faint."""
+TEXTURE = 15.0
+"""Least deviation around a corner in the coarse pictures; where it is less, the corner may be noise."""
 RIVAL_PIXELS = 60_000
 """Size to which pictures are scaled down to search for alternative displacements."""
 RIVAL_AREA = 0.4
@@ -71,6 +80,8 @@ class Tracks:
     """Of the overlap's parts that have corners, the share in which some were tracked."""
     gone: int
     """Corners in parts of the overlap, a hundredth of it each, in which none could be tracked."""
+    torn: int
+    """Corners of textured parts that are not where the calibration predicts them, like nearly all around them."""
     elsewhere: int
     """Corners that could not be tracked but were found, unambiguously, further away."""
     rival: float
@@ -112,7 +123,7 @@ def follow(rig: Rig, views: list[View], i: int, j: int, levels: int, *, with_riv
     # A corner's surroundings must lie in both pictures too, so keep clear of the edges and of masked areas.
     both = cv2.erode(np.minimum(drawn[0][1], drawn[1][1]), np.ones((15, 15), np.uint8))
     area = int(np.count_nonzero(both))
-    nothing = Tracks(np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0), 0, max(share, share_j), 0.0, 0, 0, 0.0)
+    nothing = Tracks(np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0), 0, max(share, share_j), 0.0, 0, 0, 0, 0.0)
     if area < 400:
         return nothing
     spacing = max(5.0, math.sqrt(area / CORNERS) * 0.8)
@@ -132,15 +143,16 @@ def follow(rig: Rig, views: list[View], i: int, j: int, levels: int, *, with_riv
     gone = int(fine_in[(fine_followed_in == 0) & (fine_in >= 3)].sum())
     p, q = rig.project(i, frame.directions(here[good])), rig.project(j, frame.directions(target[good]))
     fine = np.isfinite(p).all(axis=1) & np.isfinite(q).all(axis=1)
-    moved = np.linalg.norm(target - here, axis=1)[good] / frame.scale * float(rig.camera_focal[[i, j]].min())
+    shift = np.linalg.norm(target - here, axis=1) / frame.scale * float(rig.camera_focal[[i, j]].min())
     return Tracks(
         p[fine],
         q[fine],
-        moved[fine],
+        shift[good][fine],
         len(here),
         max(share, share_j),
         float((followed_in > 0).sum() / (corners_in > 0).sum()),
         gone,
+        _count_torn(drawn, here, good & (shift < STRAY_PX)) if with_rival else 0,
         _count_elsewhere(drawn, here[~good]) if with_rival else 0,
         _rival(drawn) if with_rival else 0.0,
     )
@@ -196,6 +208,24 @@ def _by_cell(points: Matrix, corners: Matrix, area: int, count: int) -> Matrix:
     shape = np.floor(corners.max(axis=0) / side).astype(int) + 1
     cells = np.floor(points / side).astype(int)
     return np.bincount(cells[:, 1] * shape[0] + cells[:, 0], minlength=int(shape.prod())).astype(np.float64)
+
+
+def _count_torn(drawn: list[tuple[Image, Image]], corners: Matrix, is_in_place: npt.NDArray[np.bool_]) -> int:
+    """Count the corners where both pictures show something, but not the same: single ones can fail by chance."""
+    is_textured = np.ones(len(corners), bool)
+    for picture, _ in drawn:
+        size = (max(picture.shape[1] // COARSE, 1), max(picture.shape[0] // COARSE, 1))
+        coarse = cv2.resize(picture, size, interpolation=cv2.INTER_AREA).astype(np.float32)
+        mean = cv2.blur(coarse, (5, 5))
+        deviation = np.sqrt(np.maximum(cv2.blur(coarse * coarse, (5, 5)) - mean * mean, 0))
+        x, y = np.minimum(corners // COARSE, np.array(size) - 1).astype(int).T
+        is_textured &= deviation[y, x] > TEXTURE
+    corners, is_lost = corners[is_textured], ~is_in_place[is_textured]
+    if len(corners) <= NEIGHBOURS:
+        return 0
+    squared = ((corners[:, None] - corners) ** 2).sum(axis=2)
+    nearest = np.argpartition(squared, NEIGHBOURS, axis=1)[:, : NEIGHBOURS + 1]  # with the corner itself
+    return int((is_lost & (is_lost[nearest].sum(axis=1) >= NEIGHBOURS)).sum())
 
 
 def _count_elsewhere(drawn: list[tuple[Image, Image]], corners: Matrix) -> int:

@@ -25,7 +25,7 @@ import numpy as np
 from services.stitcher.calibration.calibrate import calibrate
 from services.stitcher.calibration.poses import Calibration, CalibrationError, CameraPrior
 from tests.services.stitcher import peers, worlds
-from tests.services.stitcher.rigs import Error, Rig, Shot, World, camera, compare, row, with_shot
+from tests.services.stitcher.rigs import Error, Rig, Shot, World, camera, compare, drawn_seam_px, row, with_shot
 
 GAINS = (1.0, 0.8, 1.2, 0.9, 1.15)
 OVERLAPS = (0.40, 0.28, 0.20, 0.14)
@@ -47,6 +47,8 @@ class Outcome:
     error: Error | None
     cpu_s: float
     reason: str = ""
+    drawn_px: float = 0.0
+    """The worst seam where a panorama changes cameras, if a seam in an overlap is too bad."""
 
     @property
     def is_right(self) -> bool:
@@ -67,7 +69,9 @@ def attempt(
         return Outcome(0, len(rig.shots), None, time.process_time() - started, str(error))
     cpu_s = time.process_time() - started
     reasons = "; ".join(f"{name}: {reason}" for name, reason in found.reasons.items())
-    return Outcome(len(found.cameras), len(rig.shots), compare(found, rig), cpu_s, reasons)
+    error = compare(found, rig)
+    drawn_px = drawn_seam_px(found, rig) if error.seam_px > SEAM_PX else 0.0
+    return Outcome(len(found.cameras), len(rig.shots), error, cpu_s, reasons, drawn_px)
 
 
 def five(overlap: float, k1: float, run: int, size: tuple[int, int] = (1920, 1080)) -> Rig:
@@ -195,22 +199,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _random_rigs(pool: concurrent.futures.Executor, seeds: range) -> int:
-    placed = refused = partly = wrong = 0
+    placed = refused = partly = wrong = drawn = 0
     for seed, outcome in pool.map(_try_random, seeds):
         seam_px = outcome.error.seam_px if outcome.error else 0.0
         refused += outcome.placed == 0
         placed += outcome.placed == outcome.of
         partly += 0 < outcome.placed < outcome.of
-        if seam_px > SURE_SEAM_PX:
-            wrong += 1
+        wrong += seam_px > SURE_SEAM_PX
+        drawn += outcome.drawn_px > SURE_SEAM_PX
         if seam_px > SEAM_PX:
-            print(f"rig {seed}: {outcome.placed} of {outcome.of} placed, seam {seam_px:.1f} px", flush=True)
+            print(
+                f"rig {seed}: {outcome.placed} of {outcome.of} placed, seam {seam_px:.1f} px,"
+                f" {outcome.drawn_px:.1f} px where the panorama changes cameras",
+                flush=True,
+            )
         if (seed - seeds.start + 1) % 50 == 0:
             print(f"after {seed - seeds.start + 1} random rigs: {placed} placed, {wrong} wrong", flush=True)
     if seeds:
         print(
             f"{len(seeds)} random rigs: {placed} placed, {partly} in part, {refused} refused;"
-            f" {wrong} called sure with a seam above {SURE_SEAM_PX:.0f} px",
+            f" {wrong} called sure with a seam above {SURE_SEAM_PX:.0f} px, {drawn} where the panorama changes cameras",
             flush=True,
         )
     return wrong

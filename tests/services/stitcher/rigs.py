@@ -16,10 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from services.stitcher.calibration.poses import Calibration, CameraPose, max_radius
+from services.stitcher.rendering.panorama import inside, plan, source_maps
 from tests.services.stitcher.scene import rotation
 
 Image = npt.NDArray[np.uint8]
 Matrix = npt.NDArray[np.float64]
+
+PANORAMA_PX = (4896, 1104)
 
 
 @dataclass(frozen=True)
@@ -228,26 +231,47 @@ def compare(found: Calibration, rig: Rig, grid: int = 40) -> Error:
     """Compare a calibration with the truth of the rig."""
     placed = {pose.name: pose for pose in found.cameras}
     shots = {shot.pose.name: shot for shot in rig.shots}
-    scale_px = float(np.median([shot.pose.focal_px for shot in rig.shots]))
     pairs: dict[tuple[str, str], float] = {}
     for a, b in itertools.permutations(placed, 2):
-        here, there = _same_things(rig, shots[a], shots[b], grid)
-        if not len(here):
-            continue
-        seen_a, seen_b = placed[a].directions(here), placed[b].directions(there)
-        distance = np.linalg.norm(seen_a - seen_b, axis=-1) * scale_px
-        key = (min(a, b), max(a, b))
-        pairs[key] = max(pairs.get(key, 0.0), float(np.nan_to_num(distance, nan=9999.0).max()))
+        width, height = placed[a].width_px, placed[a].height_px
+        pixels = np.stack(np.meshgrid(np.linspace(0, width - 1, grid), np.linspace(0, height - 1, grid)), axis=-1)
+        distances = _distances(rig, (placed[a], shots[a]), (placed[b], shots[b]), pixels.reshape(-1, 2))
+        if len(distances):
+            key = (min(a, b), max(a, b))
+            pairs[key] = max(pairs.get(key, 0.0), float(distances.max()))
     truth = rig.truth
     focal = max(abs(pose.focal_px / truth[name].focal_px - 1) for name, pose in placed.items())
     return Error(max(pairs.values(), default=0.0), focal, pairs)
 
 
-def _same_things(rig: Rig, a: Shot, b: Shot, grid: int) -> tuple[Matrix, Matrix]:
-    """Return pixels of two pictures that show the same point."""
-    width, height = a.pose.width_px, a.pose.height_px
-    here = np.stack(np.meshgrid(np.linspace(0, width - 1, grid), np.linspace(0, height - 1, grid)), axis=-1)
-    here = here.reshape(-1, 2)
+def drawn_seam_px(found: Calibration, rig: Rig) -> float:
+    """Return the worst distance as in :class:`Error`, but only where a panorama of everything changes cameras."""
+    panorama = plan(found, *PANORAMA_PX, "fit")
+    shots = {shot.pose.name: shot for shot in rig.shots}
+    worst = 0.0
+    for edge, owners in zip(panorama.edges_px[1:], itertools.pairwise(panorama.owners), strict=False):
+        if None in owners:
+            continue
+        both = [found.cameras[owner] for owner in owners if owner is not None]
+        maps = [source_maps(panorama, one, edge - 1, edge + 1) for one in both]
+        seen = inside(both[0], *maps[0]) & inside(both[1], *maps[1])
+        for here, there in ((0, 1), (1, 0)):
+            pixels = np.stack([axis[seen] for axis in maps[here]], axis=-1).astype(np.float64)
+            a, b = both[here], both[there]
+            worst = max(worst, *_distances(rig, (a, shots[a.name]), (b, shots[b.name]), pixels).tolist(), 0.0)
+    return worst
+
+
+def _distances(rig: Rig, a: tuple[CameraPose, Shot], b: tuple[CameraPose, Shot], pixels: Matrix) -> Matrix:
+    """Return how far apart two placed cameras show what the first one shows at these pixels and the other sees too."""
+    here, there = _same_things(rig, a[1], b[1], pixels)
+    scale_px = float(np.median([shot.pose.focal_px for shot in rig.shots]))
+    apart = np.linalg.norm(a[0].directions(here) - b[0].directions(there), axis=-1) * scale_px
+    return np.asarray(np.nan_to_num(apart, nan=9999.0))
+
+
+def _same_things(rig: Rig, a: Shot, b: Shot, here: Matrix) -> tuple[Matrix, Matrix]:
+    """Return those of the first picture's pixels whose point the other one shows too, and its pixels there."""
     if rig.shown.get(a.pose.name, rig.world) is not rig.shown.get(b.pose.name, rig.world):
         return here[:0], here[:0]
     rays = a.pose.directions(here)

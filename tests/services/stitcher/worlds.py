@@ -139,6 +139,26 @@ def plain(level: int = 120) -> World:
     return World(np.full((64, 400, 3), level, np.uint8))
 
 
+def with_thing(
+    world: World, other: World, yaw_deg: float, low_px: int, size_px: tuple[int, int], distance_m: float
+) -> World:
+    """Return the world with one object in front of it, which shows a part of another world.
+
+    Args:
+        world: The far world.
+        other: What the object shows.
+        yaw_deg: Direction of the object.
+        low_px: Its place below the horizon, in pixels of the world's picture.
+        size_px: Its width and height.
+        distance_m: Its distance.
+    """
+    height, width = world.picture.shape[:2]
+    x, y = round((math.radians(yaw_deg) + math.pi) * world.scale_px), height // 2 + low_px
+    mask = np.zeros((height, width), np.uint8)
+    mask[y - size_px[1] // 2 : y + size_px[1] // 2, x - size_px[0] // 2 : x + size_px[0] // 2] = 255
+    return World(world.picture, other.picture[:height, :width], mask, distance_m)
+
+
 def before(world: World, seed: int, distance_m: float, share: float = 0.3) -> World:
     """Return the world with objects in front of it."""
     random = np.random.default_rng(seed)

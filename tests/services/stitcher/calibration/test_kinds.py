@@ -7,6 +7,7 @@ tests have rigs of up to eight.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 
 import cv2
@@ -130,6 +131,23 @@ def test_repetitive_or_separate_views_are_rejected() -> None:
         with pytest.raises(CalibrationError, match=r"cam.*overlap.*calibration\.file") as caught:
             calibrate(rig.take())
         assert "->" not in str(caught.value), "no text of OpenCV's"
+
+
+@pytest.mark.parametrize(("size_px", "low_px"), [((40, 40), -90), ((30, 60), 60), ((40, 40), 60)])
+def test_a_near_thing_in_a_small_part_of_an_overlap_is_refused_unless_masked(
+    size_px: tuple[int, int], low_px: int
+) -> None:
+    world = worlds.with_thing(street(), worlds.shapes(3, SCALE_PX), 0.0, low_px, size_px, distance_m=8.0)
+    rig = row(world, 2, overlap=0.28, spacing_m=0.3, size=SIZE, noise=1.5)
+    with pytest.raises(CalibrationError, match="overlap"):
+        calibrate(rig.take())
+    thing = replace(world, picture=np.zeros_like(world.picture), near=np.full_like(world.picture, 255))
+    masks = {
+        name: CameraPrior(mask=255 - cv2.dilate(seen[..., 0], np.ones((9, 9), np.uint8)))
+        for name, seen in row(thing, 2, overlap=0.28, spacing_m=0.3, size=SIZE).take().items()
+    }
+    found = calibrate(rig.take(), priors=masks)
+    check(found, Rig(street(), rig.shots))
 
 
 def test_a_wrong_configured_field_of_view_is_reported() -> None:
