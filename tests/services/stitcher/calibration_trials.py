@@ -69,9 +69,9 @@ def attempt(
         return Outcome(0, len(rig.shots), None, time.process_time() - started, str(error))
     cpu_s = time.process_time() - started
     reasons = "; ".join(f"{name}: {reason}" for name, reason in found.reasons.items())
-    error = compare(found, rig)
-    drawn_px = drawn_seam_px(found, rig) if error.seam_px > SEAM_PX else 0.0
-    return Outcome(len(found.cameras), len(rig.shots), error, cpu_s, reasons, drawn_px)
+    off = compare(found, rig)
+    drawn_px = drawn_seam_px(found, rig) if off.seam_px > SEAM_PX else 0.0
+    return Outcome(len(found.cameras), len(rig.shots), off, cpu_s, reasons, drawn_px)
 
 
 def five(overlap: float, k1: float, run: int, size: tuple[int, int] = (1920, 1080)) -> Rig:

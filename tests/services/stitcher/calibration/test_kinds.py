@@ -143,7 +143,7 @@ def test_a_near_thing_in_a_small_part_of_an_overlap_is_refused_unless_masked(
         calibrate(rig.take())
     thing = replace(world, picture=np.zeros_like(world.picture), near=np.full_like(world.picture, 255))
     masks = {
-        name: CameraPrior(mask=255 - cv2.dilate(seen[..., 0], np.ones((9, 9), np.uint8)))
+        name: CameraPrior(mask=np.asarray(255 - cv2.dilate(seen[..., 0], np.ones((9, 9), np.uint8)), np.uint8))
         for name, seen in row(thing, 2, overlap=0.28, spacing_m=0.3, size=SIZE).take().items()
     }
     found = calibrate(rig.take(), priors=masks)
