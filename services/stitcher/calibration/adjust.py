@@ -50,7 +50,7 @@ class Prior:
 
 
 @dataclass(frozen=True, slots=True)
-class _Layout:
+class Layout:
     """Layout of the Jacobian's columns: rotations by camera, lenses by kind, and centres by camera."""
 
     cameras: int
@@ -59,18 +59,22 @@ class _Layout:
 
     @property
     def lens(self) -> list[str]:
+        """The lens's parameters, in the order of each kind's columns."""
         return [name for name in ("focal", "k1", "k2") if getattr(self.free, name)]
 
     @property
     def lens_start(self) -> int:
+        """Column of the first kind's first parameter."""
         return 3 * self.cameras
 
     @property
     def center_start(self) -> int:
+        """Column of the first camera's centre."""
         return self.lens_start + len(self.lens) * self.kinds
 
     @property
     def width(self) -> int:
+        """Number of columns."""
         return self.center_start + (2 * self.cameras if self.free.centers else 0)
 
 
@@ -109,7 +113,7 @@ def adjust(
         iterations: Maximum number of steps.
     """
     prior = prior or no_prior(rig)
-    layout = _Layout(len(rig.rotations), len(rig.focal), free)
+    layout = Layout(len(rig.rotations), len(rig.focal), free)
     damping, cost = 1e-3, _cost(rig, points, scale_px, prior, free)
     for _ in range(iterations):
         hessian, gradient = _normal(rig, points, scale_px, prior, layout)
@@ -134,14 +138,14 @@ def adjust(
     return rig
 
 
-def covariance(rig: Rig, points: Points, free: Free, scale_px: float, prior: Prior) -> tuple[Matrix, _Layout]:
+def covariance(rig: Rig, points: Points, free: Free, scale_px: float, prior: Prior) -> tuple[Matrix, Layout]:
     """Return the parameters' covariance, for points with a deviation of 1 px, and the layout of its columns."""
-    layout = _Layout(len(rig.rotations), len(rig.focal), free)
+    layout = Layout(len(rig.rotations), len(rig.focal), free)
     hessian, _ = _normal(rig, points, scale_px, prior, layout)
     return np.asarray(np.linalg.inv(hessian + 1e-12 * np.eye(len(hessian))), np.float64), layout
 
 
-def jacobian(rig: Rig, points: Points, layout: _Layout) -> Matrix:
+def jacobian(rig: Rig, points: Points, layout: Layout) -> Matrix:
     """Return the residuals' derivatives, shape ``(n, 2, columns)``; 0 if the other camera cannot see the point."""
     return _Linear(rig, points).jacobian(layout)
 
@@ -160,7 +164,7 @@ def _cost(rig: Rig, points: Points, scale_px: float, prior: Prior, free: Free) -
     return cost
 
 
-def _normal(rig: Rig, points: Points, scale_px: float, prior: Prior, layout: _Layout) -> tuple[Matrix, Matrix]:
+def _normal(rig: Rig, points: Points, scale_px: float, prior: Prior, layout: Layout) -> tuple[Matrix, Matrix]:
     linear = _Linear(rig, points)
     residual = np.nan_to_num(linear.residual)
     # The derivative of Cauchy's loss, as a weight of the squares. The factor 2 of all terms is left out: it cancels.
@@ -207,7 +211,7 @@ def _product(a: Matrix, b: Matrix) -> Matrix:
     return np.asarray((blocks[0].transpose(0, 2, 1) @ blocks[1]).sum(axis=0) + a[whole:].T @ b[whole:])
 
 
-def _move(rig: Rig, step: Matrix, layout: _Layout) -> Rig:
+def _move(rig: Rig, step: Matrix, layout: Layout) -> Rig:
     turns = step[: 3 * layout.cameras].reshape(-1, 3)
     # Rotate about the camera's own axes (R exp(t)), as the Jacobian assumes. The projection removes rounding errors,
     # which would accumulate over the steps.
@@ -259,7 +263,7 @@ class _Linear:
         self.bent = bent
         self.residual = bent * self.focal_j[:, None] + rig.centers[points.j] - points.q
 
-    def jacobian(self, layout: _Layout) -> Matrix:
+    def jacobian(self, layout: Layout) -> Matrix:
         """Return the derivatives by all columns of the layout."""
         count = len(self.points)
         rows = np.zeros((count, 2, layout.width))

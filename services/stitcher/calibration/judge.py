@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from services.stitcher.calibration.adjust import Free, covariance, distances, jacobian
+from services.stitcher.calibration.adjust import Free, Layout, Prior, covariance, distances, jacobian
 from services.stitcher.calibration.prepare import View
-from services.stitcher.calibration.rays import Points, points_of
+from services.stitcher.calibration.rays import Points, Rig, points_of
 from services.stitcher.calibration.search import Lens, Matches, Pair, count_agreeing
-from services.stitcher.calibration.solve import Solution, apart
+from services.stitcher.calibration.solve import FOCAL_PRIOR, Solution, apart
 from services.stitcher.calibration.tracks import STRAY_PX, overlap_directions
 
 Matrix = npt.NDArray[np.float64]
@@ -88,7 +88,7 @@ def judge(
         min_confidence: Least confidence of a link.
         marked: Number of points marked by the operator, by pair.
     """
-    opens = _open_px(solution, views)
+    opens, open_focal = _open_px(solution, views), _open_focal(solution)
     # If the lenses are implausible, be strict about what remains unexplained: near things, seen from different places,
     # can be explained by wrong lenses in most of an overlap.
     strict = STRICT if solution.is_odd else 1.0
@@ -136,6 +136,8 @@ def judge(
             )
         elif open_px > MOST_OPEN_PX:
             fault = f"what they show determines their seam only to {open_px:.1f} px"
+        elif (focal_share := open_focal[solution.rig.kinds[list(pair)]].max()) >= FOCAL_PRIOR:
+            fault = f"what they show determines a focal length only to {focal_share:.0%}"
         if fault and marked.get(pair, 0) >= 3:
             fault = ""  # trust the operator: two points determine the rotation, and the third confirms it
         is_contradiction = bool(
@@ -186,15 +188,9 @@ def _open_px(solution: Solution, views: list[View]) -> dict[Pair, float]:
         k2_deviation=0.1 if rough else 0.02,
         center_deviation_px=0.005 * max(view.size[0] for view in views),
     )
-    points = solution.points[np.arange(len(solution.points)) % max(len(solution.points) // 1500, 1) == 0]
-    if len(points) < 12:
+    if len(solution.points) < 12:
         return {}
-    each = distances(rig, points)
-    free = Free(k2=True, centers=True)
-    spread = max(1.48 * float(np.median(each)), 0.15)
-    matrix, layout = covariance(rig, points, free, 3 * spread, prior)
-    # Neighbouring points share their errors, so they count for less than their number.
-    matrix = matrix * (2 * spread) ** 2
+    matrix, layout = _covariance(solution, rig, Free(k2=True, centers=True), prior)
     opens = {}
     for pair in solution.tracks:
         i, j = pair
@@ -211,6 +207,27 @@ def _open_px(solution: Solution, views: list[View]) -> dict[Pair, float]:
         variances = np.einsum("na,ab,nb->n", rows, matrix, rows)
         opens[pair] = 2 * float(np.sqrt(max(variances.max(initial=0.0), 0.0)))
     return opens
+
+
+def _open_focal(solution: Solution) -> Matrix:
+    """Return the deviation of each kind's focal length, as a share.
+
+    With a configured field of view it is below :data:`FOCAL_PRIOR`.
+    """
+    if not len(solution.points):
+        return np.full(len(solution.rig.focal), np.inf)
+    matrix, layout = _covariance(solution, solution.rig, solution.free, solution.prior)
+    column = layout.lens_start + layout.lens.index("focal") + len(layout.lens) * np.arange(layout.kinds)
+    return np.asarray(np.sqrt(np.maximum(np.diag(matrix)[column], 0.0)))
+
+
+def _covariance(solution: Solution, rig: Rig, free: Free, prior: Prior) -> tuple[Matrix, Layout]:
+    """Return the covariance of the rig's parameters, for the errors that its points have."""
+    points = solution.points[np.arange(len(solution.points)) % max(len(solution.points) // 1500, 1) == 0]
+    spread = max(1.48 * float(np.median(distances(rig, points))), 0.15)
+    matrix, layout = covariance(rig, points, free, 3 * spread, prior)
+    # Neighbouring points share their errors, so they count for less than their number.
+    return matrix * (2 * spread) ** 2, layout
 
 
 def _finite(points: Points) -> Points:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from services.stitcher.calibration.adjust import Free, _Layout, _move, adjust, distances, jacobian, residuals
+from services.stitcher.calibration.adjust import Free, Layout, _move, adjust, distances, jacobian, residuals
 from services.stitcher.calibration.rays import Points, Rig, join, points_of, rotation_of
 from services.stitcher.calibration.search import Lens, Matches, count_agreeing, find_lenses
 
@@ -41,7 +41,7 @@ def shaken(rig: Rig) -> Rig:
 
 def test_the_jacobian_is_that_of_finite_differences() -> None:
     rig, points = make(k2=0.02)
-    layout = _Layout(5, 1, Free(k2=True, centers=True))
+    layout = Layout(5, 1, Free(k2=True, centers=True))
     exact = jacobian(rig, points, layout)
     for column in range(layout.width):
         step = np.zeros(layout.width)

@@ -6,6 +6,7 @@ tests have rigs of up to eight.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -148,6 +149,21 @@ def test_a_near_thing_in_a_small_part_of_an_overlap_is_refused_unless_masked(
     }
     found = calibrate(rig.take(), priors=masks)
     check(found, Rig(street(), rig.shots))
+
+
+@pytest.mark.long
+def test_a_focal_length_that_the_pictures_leave_open_is_asked_for() -> None:
+    # Two cameras with different lenses share a corner only.
+    rig = random_rig(198)
+    with pytest.raises(CalibrationError, match=r"a focal length only to \d+%.*hfov_deg"):
+        calibrate(rig.take(198))
+    known = {
+        name: CameraPrior(hfov_deg=math.degrees(2 * math.atan(pose.width_px / 2 / pose.focal_px)))
+        for name, pose in rig.truth.items()
+    }
+    found = calibrate(rig.take(198), priors=known)
+    assert len(found.cameras) == 2
+    assert compare(found, rig).focal < 0.05
 
 
 def test_a_wrong_configured_field_of_view_is_reported() -> None:
