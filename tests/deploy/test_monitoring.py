@@ -14,6 +14,8 @@ import yaml
 
 from tests.support import ROOT, lacks
 
+pytestmark = pytest.mark.slow
+
 MONITORING = ROOT / "config/monitoring"
 CASES = ROOT / "tests/deploy/alerts.test.yaml"
 DASHBOARD = json.loads((MONITORING / "grafana/dashboards/framebus.json").read_text())

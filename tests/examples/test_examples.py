@@ -18,6 +18,7 @@ Run = Callable[[Desk], None]
 FOLDERS = sorted(path.name for path in EXAMPLES.iterdir() if path.is_dir() and not path.name.startswith("__"))
 
 
+@pytest.mark.slow
 def test_a_subscriber_prints_the_publishers_frames_until_it_is_gone(desk: Desk) -> None:
     runs.publisher_and_subscriber(desk)
 

@@ -15,6 +15,8 @@ from tests.examples.pieces import PAGE, PIECES, PROGRAMS, WITH_TORCH, Piece, che
 from tests.examples.terminals import Desk, terminal_commands
 from tests.support import ROOT, lacks
 
+pytestmark = pytest.mark.slow
+
 NEEDED: Final = {
     "OpenCV": "cv2",
     "PyAV": "av",

@@ -16,6 +16,8 @@ from services.streamer.config import StreamerConfiguration
 from tests.support import ROOT
 from website import configuration
 
+pytestmark = pytest.mark.slow
+
 
 def keys_of(model: type[BaseModel], path: str) -> Iterator[str]:
     """Yield the paths of a model's fields, and of the models below them."""

@@ -15,6 +15,8 @@ from wheel.wheelfile import WheelFile  # type: ignore[import-untyped]
 from deploy.images.lean import make_lean
 from tests.support import lacks
 
+pytestmark = pytest.mark.slow
+
 PADDING = b"# padding\n" * 40_000
 KEPT = {
     "demo/__init__.py": b"import demo.module\n",

@@ -72,6 +72,7 @@ def test_framebus_itself_is_not_a_third_party(environment: Path) -> None:
     assert "framebus" not in notice(environment).replace("framebus itself", "")
 
 
+@pytest.mark.slow
 def test_every_package_of_this_environment_is_described() -> None:
     said = notice(Path(sys.prefix))
     for name in ("numpy", "opencv-python-headless", "av", "pyzmq"):

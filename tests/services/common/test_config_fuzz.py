@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -19,6 +20,8 @@ from services.simulator.config import SimulatorConfiguration
 from services.stitcher.config import StitcherConfiguration
 from services.streamer.config import StreamerConfiguration
 from services.supervisor.entry import SERVICE as SUPERVISOR
+
+pytestmark = pytest.mark.slow
 
 SECTIONS = section_names()
 WHOLE = SUPERVISOR.whole_configuration()

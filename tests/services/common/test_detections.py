@@ -35,6 +35,8 @@ from services.common.detections import (
 )
 from tests.support import PATIENCE_S, ROOT, wait_until
 
+pytestmark = pytest.mark.slow
+
 numbers = st.integers(0, 2**64 - 1)
 sides = st.integers(0, 2**20)
 # Eighths are exact, so that a corner and a size give the other corner and the size again.

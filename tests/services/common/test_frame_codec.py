@@ -212,6 +212,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
 }
 
 
+@pytest.mark.slow
 def test_small_objects_that_claim_to_be_huge_take_no_memory(tmp_path: Path) -> None:
     for encoding, bomb in BOMBS.items():
         (tmp_path / encoding).write_bytes(bomb())

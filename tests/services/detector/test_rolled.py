@@ -14,6 +14,8 @@ from services.detector.detector import Detector
 from services.detector.models.model import load_model
 from tests.services.detector.pictures import film_frame
 
+pytestmark = pytest.mark.slow
+
 ENLARGED = 4.5
 """The van is then wider than the tiles' overlap."""
 VEHICLES = ("car", "truck", "bus")

@@ -170,6 +170,7 @@ def test_check_names_what_is_missing(tmp_path: Path) -> None:
         check(configured(tmp_path / "file"))
 
 
+@pytest.mark.slow
 def test_a_streamer_without_a_broker_imports_no_broker_client() -> None:
     program = (
         "import sys, services.streamer.service, services.streamer.check; "

@@ -17,6 +17,8 @@ from services.stitcher.rendering.convert import Image
 from services.stitcher.rendering.panorama import plan
 from tests.services.stitcher.scene import paint_world, photograph, pose, rig, rotation, true_panorama
 
+pytestmark = pytest.mark.slow
+
 RIG = rig()
 PANORAMA = plan(RIG, 1632, 228)
 GEOMETRY = PanoramaGeometry(PANORAMA.scale_px, PANORAMA.yaw_min_rad, PANORAMA.v_min, 1632, 228)

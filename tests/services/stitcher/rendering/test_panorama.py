@@ -15,6 +15,8 @@ from services.stitcher.rendering.panorama import Panorama, View, inside, is_insi
 from services.stitcher.rendering.view import look
 from tests.services.stitcher.scene import pose, rotation
 
+pytestmark = pytest.mark.slow
+
 WIDTH, HEIGHT = 2448, 344
 HFOV_DEG = 60.0
 STEP_DEG = 41.75
