@@ -70,7 +70,7 @@ test: lint ## the same with the slow tests, in several minutes
 # Installs the wheel into environments of each supported Python version, with dependencies from the registry.
 # The tests that only compute share the two cores; the others run alone.
 COMPUTING := tests/verification tests/framebus tests/website tests/race/test_sanitized.py \
-  $(addprefix tests/services/,detector stitcher/calibration stitcher/inspection stitcher/rendering)
+  $(addprefix tests/services/,detector stitcher/calibration stitcher/rendering)
 test-long: coverage $(VENV)/installed-bench $(VENV)/installed-docs ## the tests that take minutes: containers, faults put back, coverage
 	$(PYTEST) --numprocesses 2 --dist worksteal -m long $(COMPUTING)
 	$(PYTEST) -m long --durations 25 $(addprefix --ignore ,$(COMPUTING))
