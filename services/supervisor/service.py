@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
@@ -88,31 +89,28 @@ class _Supervisor:
         Raises:
             ServiceError: A required service failed permanently.
         """
-        if self._page is None:
-            self._watch(stop)
-            return
-        self._page.start()
-        try:
-            self._watch(stop)
-        finally:
-            self._page.close()
+        with contextlib.ExitStack() as at_end:
+            if self._page is not None:
+                self._page.start()
+                at_end.callback(self._page.close)
+            while not stop.wait(TICK_S):
+                self._tick()
 
-    def _watch(self, stop: threading.Event) -> None:
-        while not stop.wait(TICK_S):
-            if self._waiting and self._may_go_on():
-                judge = self._waiting.pop(0)
-                self._started.append(judge)
-                judge.process.start()
-                judge.start()
-            for judge in self._started:
-                if (reason := judge.process.supervise()) is not None:
-                    raise ServiceError(reason)
-                judge.judge()
-            page = self._look_at_page()
-            for event in self._events.take():
-                self._view.say(event)
-            running_s = time.monotonic() - self._started_s
-            self._view.show(make_board(self._url, page, running_s, self._judges))
+    def _tick(self) -> None:
+        if self._waiting and self._may_go_on():
+            judge = self._waiting.pop(0)
+            self._started.append(judge)
+            judge.process.start()
+            judge.start()
+        for judge in self._started:
+            if (reason := judge.process.supervise()) is not None:
+                raise ServiceError(reason)
+            judge.judge()
+        page = self._look_at_page()
+        for event in self._events.take():
+            self._view.say(event)
+        running_s = time.monotonic() - self._started_s
+        self._view.show(make_board(self._url, page, running_s, self._judges))
 
     def _may_go_on(self) -> bool:
         """Return whether the next service may start. One that reads cameras must wait until they have been rendered."""
