@@ -118,13 +118,18 @@ def _stretch(luma: Floats) -> Image:
 
 
 def _even(luma: Floats) -> Image:
-    window = (NORM_WINDOW_PX, NORM_WINDOW_PX)
-    soft = cv2.GaussianBlur(luma, (0, 0), 0.8)
-    mean = cv2.blur(soft, window)
-    variance = cv2.blur(soft * soft, window) - mean * mean
+    soft = np.asarray(cv2.GaussianBlur(luma, (0, 0), 0.8), np.float32)
+    mean, deviation = local_statistics(soft, NORM_WINDOW_PX)
     # The constant prevents amplifying the noise of even areas; it is small against any texture, even at night.
-    deviation = np.sqrt(np.maximum(variance, 0)) + 2.0
-    return np.asarray(np.clip(128 + NORM_DEVIATION * (soft - mean) / deviation, 0, 255), np.uint8)
+    return np.asarray(np.clip(128 + NORM_DEVIATION * (soft - mean) / (deviation + 2.0), 0, 255), np.uint8)
+
+
+def local_statistics(picture: Floats, window_px: int) -> tuple[Floats, Floats]:
+    """Return the mean and the deviation of the square window around each pixel, float32 of the picture's shape."""
+    window = (window_px, window_px)
+    mean = cv2.blur(picture, window)
+    variance = cv2.blur(picture * picture, window) - mean * mean
+    return np.asarray(mean, np.float32), np.asarray(np.sqrt(np.maximum(variance, 0)), np.float32)
 
 
 def _find_overlays(lumas: Mapping[str, Floats]) -> dict[str, npt.NDArray[np.bool_]]:

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from services.stitcher.calibration.prepare import View
+from services.stitcher.calibration.prepare import View, local_statistics
 from services.stitcher.calibration.rays import Rig
 
 Image = npt.NDArray[np.uint8]
@@ -109,7 +109,7 @@ def follow(rig: Rig, views: list[View], i: int, j: int, levels: int, *, with_riv
         i: One camera.
         j: The other.
         levels: Number of pyramid levels; each doubles the distance over which a corner can be tracked.
-        with_rival: Search for alternative displacements that fit as well.
+        with_rival: Find ``torn``, ``elsewhere`` and ``rival`` too, which only the verdict needs; they are 0 otherwise.
 
     Returns:
         ``None`` if the two do not overlap.
@@ -216,8 +216,7 @@ def _count_torn(drawn: list[tuple[Image, Image]], corners: Matrix, is_in_place: 
     for picture, _ in drawn:
         size = (max(picture.shape[1] // COARSE, 1), max(picture.shape[0] // COARSE, 1))
         coarse = cv2.resize(picture, size, interpolation=cv2.INTER_AREA).astype(np.float32)
-        mean = cv2.blur(coarse, (5, 5))
-        deviation = np.sqrt(np.maximum(cv2.blur(coarse * coarse, (5, 5)) - mean * mean, 0))
+        _, deviation = local_statistics(coarse, 5)
         x, y = np.minimum(corners // COARSE, np.array(size) - 1).astype(int).T
         is_textured &= deviation[y, x] > TEXTURE
     corners, is_lost = corners[is_textured], ~is_in_place[is_textured]
