@@ -28,8 +28,6 @@ NEEDED: Final = {
     "trio": "trio",
 }
 """What the pieces of a heading import beside framebus."""
-SLOW_HEADINGS: Final = ("PyAV", "torch", "DataLoader", "onnxruntime", "multiprocessing")
-"""Whose pieces load big libraries, or start several processes."""
 
 
 def need(heading: str) -> None:
@@ -66,15 +64,7 @@ def test_the_page_has_a_piece_for_every_heading_and_says_what_most_print() -> No
     assert all(name.lower() == anchor for name, anchor in listed)
 
 
-@pytest.mark.parametrize(
-    "piece",
-    [
-        pytest.param(
-            one, id=f"{one.heading}-{one.number}", marks=[pytest.mark.slow] if one.heading in SLOW_HEADINGS else []
-        )
-        for one in PROGRAMS
-    ],
-)
+@pytest.mark.parametrize("piece", [pytest.param(one, id=f"{one.heading}-{one.number}") for one in PROGRAMS])
 def test_a_piece_prints_what_the_page_says(piece: Piece, camera: Desk, tmp_path: Path) -> None:
     need(piece.heading)
     check_piece(piece, camera, tmp_path)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import cv2
 import numpy as np
@@ -139,13 +139,14 @@ def test_a_near_thing_in_a_small_part_of_an_overlap_is_refused_unless_masked(
     size_px: tuple[int, int], low_px: int
 ) -> None:
     world = worlds.with_thing(street(), worlds.shapes(3, SCALE_PX), 0.0, low_px, size_px, distance_m=8.0)
-    rig = row(world, 2, overlap=0.28, spacing_m=0.3, size=SIZE, noise=1.5)
+    rig_before = partial(row, count=2, overlap=0.28, spacing_m=0.3, size=SIZE)
+    rig = rig_before(world, noise=1.5)
     with pytest.raises(CalibrationError, match="overlap"):
         calibrate(rig.take())
     thing = replace(world, picture=np.zeros_like(world.picture), near=np.full_like(world.picture, 255))
     masks = {
         name: CameraPrior(mask=np.asarray(255 - cv2.dilate(seen[..., 0], np.ones((9, 9), np.uint8)), np.uint8))
-        for name, seen in row(thing, 2, overlap=0.28, spacing_m=0.3, size=SIZE).take().items()
+        for name, seen in rig_before(thing).take().items()
     }
     found = calibrate(rig.take(), priors=masks)
     check(found, Rig(street(), rig.shots))
