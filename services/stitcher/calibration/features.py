@@ -44,17 +44,18 @@ def find_features(view: View) -> Features:
     size = (round(width * shrink), round(height * shrink))
     small = cv2.resize(view.grey, size, interpolation=cv2.INTER_AREA) if shrink < 1 else view.grey
     mask = cv2.resize(view.mask, size, interpolation=cv2.INTER_NEAREST) if shrink < 1 else view.mask
-    # Find more than are kept, so that each cell has some to choose from.
+    # Find more than are kept, so that each cell has some to choose from, but describe only what is kept.
     finder = cv2.SIFT.create(nfeatures=4 * FEATURES, contrastThreshold=0.02)
-    keypoints, raw = finder.detectAndCompute(small, mask)
-    if raw is None or not len(keypoints):
+    found = finder.detect(small, mask)
+    if not found:
         return Features(np.zeros((0, 2)), np.zeros((0, 128), np.float32))
-    places = np.array([keypoint.pt for keypoint in keypoints], np.float64)
-    order = _spread(places, np.array([keypoint.response for keypoint in keypoints]), size)[:FEATURES]
+    places = np.array([keypoint.pt for keypoint in found], np.float64)
+    order = _spread(places, np.array([keypoint.response for keypoint in found]), size)[:FEATURES]
+    keypoints, raw = finder.compute(small, [found[number] for number in order])
     scale = np.array([width / size[0], height / size[1]])
     # Positions count from the middle of the first pixel, whereas a change of scale keeps its edge in place.
-    points = (places[order] + 0.5) * scale - 0.5 - view.half
-    descriptors = np.asarray(raw, np.float32)[order]
+    points = (np.array([keypoint.pt for keypoint in keypoints]) + 0.5) * scale - 0.5 - view.half
+    descriptors = np.asarray(raw, np.float32)
     # RootSIFT (R. Arandjelovic and A. Zisserman, CVPR 2012): the scalar product is then the Hellinger kernel of the
     # histograms, in which the largest bins do not dominate.
     descriptors = np.sqrt(descriptors / np.maximum(descriptors.sum(axis=1, keepdims=True), 1e-9))

@@ -151,8 +151,8 @@ def undistort(plane: Matrix, k1: float, k2: float) -> Matrix:
         # At the limit the slope is 0, so bound it, and keep the radius where the function increases.
         slope = np.maximum(1 + squared * (3 * k1 + 5 * k2 * squared), 1e-3)
         step = (radius * (1 + squared * (k1 + k2 * squared)) - bent) / slope
-        radius = np.minimum(np.maximum(radius - step, 0.0), limit)
-        if not (np.abs(step) > 1e-13).any():
+        last, radius = radius, np.minimum(np.maximum(radius - step, 0.0), limit)
+        if not (np.abs(radius - last) > 1e-8).any():  # each step squares the error: the last one left about 1e-16
             break
     squared = radius**2
     # A position beyond the image of the largest radius has no solution: the iteration ends at the limit.

@@ -7,6 +7,7 @@ distortion, different resolutions and rolled cameras without special cases.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from services.stitcher.calibration.rays import lens_rays, nearest_rotation
+from services.stitcher.calibration.rays import cross, lens_rays, nearest_rotation
 
 Matrix = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
@@ -87,11 +88,12 @@ def count_agreeing(matches: Matches, lens_i: Lens, lens_j: Lens, widths: tuple[f
     if not len(a):
         return 0.0, np.eye(3)
     turns = _frames(rays_j[a], rays_j[b]) @ _frames(rays_i[a], rays_i[b]).transpose(0, 2, 1)
-    # float32 halves the bytes and is far finer than the tolerance. A missing ray gets the squared distance 9, which is
-    # more than two unit vectors can have.
-    moved = (turns.astype(np.float32) @ np.nan_to_num(rays_i.T).astype(np.float32)).transpose(0, 2, 1)
-    squared = np.nan_to_num(((moved - rays_j.astype(np.float32)) ** 2).sum(axis=2), nan=9.0)
-    scores = np.maximum(1 - squared / np.float32(angle**2), 0).sum(axis=1)
+    # The scalar product of a ray and a rotated one is that of the rotation and the outer product of the two, so one
+    # matrix product compares all matches by all rotations.
+    outer = (rays_j[:, :, None] * rays_i[:, None, :]).reshape(count, 9)
+    squared = 2 - 2 * (turns.reshape(-1, 9) @ outer.T)
+    squared[:, np.isnan(outer).any(axis=1)] = 9.0  # more than two unit vectors can have
+    scores = np.maximum(1 - squared / angle**2, 0).sum(axis=1)
     best = int(scores.argmax())
     is_near = squared[best] < (angle / 2) ** 2
     if is_near.sum() < 2:
@@ -100,6 +102,7 @@ def count_agreeing(matches: Matches, lens_i: Lens, lens_j: Lens, widths: tuple[f
     return float(scores[best]), nearest_rotation(rays_j[is_near].T @ rays_i[is_near])
 
 
+@functools.lru_cache(maxsize=MATCHES + 1)
 def _sample_pairs(count: int) -> tuple[Indices, Indices]:
     """Choose pairs of matches to derive rotations from. They are the same for each lens, to make lenses comparable."""
     if count * (count - 1) // 2 <= SAMPLES:
@@ -114,10 +117,10 @@ def _sample_pairs(count: int) -> tuple[Indices, Indices]:
 
 def _frames(a: Matrix, b: Matrix) -> Matrix:
     """Return right-handed axes for pairs of rays: along their middle, across, and along their difference."""
-    middle, across = a + b, np.cross(a, b)
+    middle, across = a + b, cross(a, b)
     middle /= np.linalg.norm(middle, axis=1, keepdims=True)
     across /= np.linalg.norm(across, axis=1, keepdims=True) + 1e-15
-    return np.stack([middle, across, np.cross(middle, across)], axis=2)
+    return np.stack([middle, across, cross(middle, across)], axis=2)
 
 
 def find_lenses(
