@@ -216,6 +216,7 @@ def readme_programs() -> tuple[str, str]:
     return publisher, subscriber
 
 
+@pytest.mark.long
 def test_the_sdist_has_what_a_checkout_has_and_no_leftovers(dist: Path) -> None:
     (sdist,) = dist.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
@@ -242,6 +243,7 @@ def test_the_wheel_is_for_the_stable_abi(wheel: Path) -> None:
     assert "framebus/ring/_ring_c.abi3.so" in names_in(wheel)
 
 
+@pytest.mark.long
 def test_a_wheel_without_the_module_is_tagged_as_pure_python(pure_wheel: Path) -> None:
     assert pure_wheel.name == f"framebus-{framebus.__version__}-py3-none-any.whl"
     assert tags_in(pure_wheel) == ["py3-none-any"]
@@ -261,6 +263,7 @@ def test_the_library_has_no_extra_for_what_it_does_not_hold(wheel: Path) -> None
     assert metadata_of(wheel).get_all("Provides-Extra") == ["snapshot", "bench", "docs", "tidy", "dev"]
 
 
+@pytest.mark.long
 def test_the_wheel_of_the_services_has_them_with_their_data(services_wheel: Path) -> None:
     platform = sysconfig.get_platform().replace("-", "_")
     assert services_wheel.name == f"framebus_services-{framebus.__version__}-cp311-abi3-{platform}.whl"
@@ -282,6 +285,7 @@ def test_the_wheel_of_the_services_has_them_with_their_data(services_wheel: Path
     assert not any(name.endswith((".onnx", ".ort")) for name in names)  # models are data of a deployment
 
 
+@pytest.mark.long
 def test_without_a_compiler_the_services_are_pure_python(pure_services_wheel: Path) -> None:
     assert pure_services_wheel.name == f"framebus_services-{framebus.__version__}-py3-none-any.whl"
     assert tags_in(pure_services_wheel) == ["py3-none-any"]

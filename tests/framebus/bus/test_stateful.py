@@ -503,7 +503,7 @@ class BusAtLength(Bus):
 
 
 TestBus = pytest.mark.slow(Bus.TestCase)
-TestBus.settings = settings(max_examples=25, stateful_step_count=40, deadline=None, derandomize=True, database=None)
+TestBus.settings = settings(max_examples=12, stateful_step_count=40, deadline=None, derandomize=True, database=None)
 TestBusAtLength = pytest.mark.timeout(600)(pytest.mark.long(BusAtLength.TestCase))
 TestBusAtLength.settings = settings(
     max_examples=150, stateful_step_count=50, deadline=None, derandomize=True, database=None

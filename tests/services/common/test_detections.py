@@ -365,6 +365,7 @@ def test_a_new_streamer_receives_an_old_detector(stream: str, left_over: bool) -
         new_path.unlink(missing_ok=True)
 
 
+@pytest.mark.long
 def test_a_slow_listener_misses_no_message_that_must_not_be_lost(stream: str) -> None:
     """The messages are larger than the buffers of the sockets, which hold about a hundred of them."""
     count = 200

@@ -161,6 +161,7 @@ def starts(log: Path) -> list[str]:
     return [json.loads(line)["service"] for line in log.read_text().splitlines() if '"started"' in line]
 
 
+@pytest.mark.long
 def test_the_supervisor_awaits_restarts_and_stops_foreign_services(site: Site, stream: str, tmp_path: Path) -> None:
     hot, log = tmp_path / "hot", tmp_path / "log"
     wait = f"    while not stop.wait(0.02) and not pathlib.Path({str(hot)!r}).exists(): pass\n"

@@ -369,6 +369,7 @@ def test_the_detector_keeps_to_its_rate(
     assert found[-1].sequence - found[0].sequence > 4
 
 
+@pytest.mark.long
 def test_objects_keep_their_numbers_when_the_detector_is_killed_or_restarts(
     stream: str, start_process: StartProcess, listener: DetectionSubscriber, place: npt.NDArray[np.uint8]
 ) -> None:

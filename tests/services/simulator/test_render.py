@@ -118,6 +118,7 @@ def test_every_setting_that_changes_the_clips_is_in_the_key(tmp_path: Path) -> N
         assert clips_folder(SMALL) != clips_folder(SMALL.model_copy(update=change))
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("painted_once")
 def test_a_failed_render_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     section = TINY.model_copy(update={"cache_dir": tmp_path})

@@ -21,6 +21,7 @@ def composed(index: int) -> tuple[np.ndarray, list[Drawn]]:
     return canvas, scene(SMALL).compose(index, canvas)
 
 
+@pytest.mark.long
 def test_the_truth_covers_exactly_the_moving_parts(stage: Scene) -> None:
     canvas, drawn = composed(11)
     changed = cv2.absdiff(canvas, stage.still).max(axis=2) > 40

@@ -87,6 +87,7 @@ def test_timestamps_grow_over_the_end_of_the_loop(cameras: Cameras) -> None:
     assert len(keys) == 1, "key frames every 25 frames, over the loop's end too"
 
 
+@pytest.mark.long
 def test_the_same_time_shows_the_same_picture_to_every_client(cameras: Cameras) -> None:
     first, again = pictures(cameras.urls[1], 30), pictures(cameras.urls[1], 30)
     shared = first.keys() & again.keys()
@@ -95,6 +96,7 @@ def test_the_same_time_shows_the_same_picture_to_every_client(cameras: Cameras) 
         np.testing.assert_array_equal(first[place], again[place])
 
 
+@pytest.mark.long
 def test_a_timestamp_names_the_same_frame_for_all_cameras(cameras: Cameras) -> None:
     for number, url in enumerate(cameras.urls):
         with av.open(str(rendered() / f"cam{number}.ts")) as container:

@@ -84,6 +84,7 @@ def test_cameras_become_one_stream_and_a_saved_calibration(stream: str, tmp_path
     assert [event["source"] for event in stitcher.events("calibrated")] == ["pictures"], stitcher.log.read_text()
 
 
+@pytest.mark.long
 def test_a_camera_that_was_turned_is_named(stream: str, tmp_path: Path) -> None:
     port, file = free_ports(5), tmp_path / "calibration.json"
     # As if the third camera had stood 0.6 degrees further to the right when it was calibrated.
@@ -113,6 +114,7 @@ def test_a_camera_that_was_turned_is_named(stream: str, tmp_path: Path) -> None:
     assert stitcher.events("cameras do not fit")
 
 
+@pytest.mark.long
 def test_a_camera_that_dies_is_marked_and_returns(stream: str, tmp_path: Path) -> None:
     port, file = free_ports(5), tmp_path / "calibration.json"
     calibration = rig(width_px=SMALL.width_px, height_px=SMALL.height_px)
@@ -162,6 +164,7 @@ def test_without_a_calibration_a_missing_camera_is_left_out_and_added_later(stre
             assert stitcher.status()["details"]["calibration"]["unplaced"] == []
 
 
+@pytest.mark.long
 def test_cameras_that_do_not_overlap_give_an_error_with_a_remedy(stream: str, tmp_path: Path) -> None:
     def still(seed: int) -> Units:
         blocks = np.random.default_rng(seed).integers(40, 200, (12, 20)).astype(np.uint8)

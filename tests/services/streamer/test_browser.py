@@ -108,6 +108,7 @@ def test_the_view_zooms_by_wheel_keys_and_drag(served: Served, page: Page) -> No
         assert picture.bounding_box() == fitted
 
 
+@pytest.mark.long
 def test_the_page_shows_the_age_of_its_picture_and_waits_for_what_is_missing(
     stream: str, page: Page, tmp_path: Path
 ) -> None:
@@ -159,6 +160,7 @@ def test_a_service_that_falls_silent_is_named(served: Served, page: Page) -> Non
     expect(page.locator("#state")).to_have_text("live")
 
 
+@pytest.mark.long
 def test_a_hidden_page_is_sent_nothing_until_it_is_seen(served: Served, page: Page) -> None:
     """A page that does not draw acknowledges nothing. Here its callbacks are held back, as those of a hidden tab."""
     page.add_init_script(
@@ -199,6 +201,7 @@ def test_without_javascript_the_pictures_come_as_mjpeg(served: Served, browser: 
         context.close()
 
 
+@pytest.mark.long
 def test_the_page_reloads_itself_if_the_server_has_other_files(served: Served, page: Page) -> None:
     versions = ["one", "two", "two"]  # of the first connection, after it was lost, and of the page loaded anew
 

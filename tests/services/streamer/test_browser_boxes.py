@@ -216,6 +216,7 @@ def test_boxes_are_drawn_with_the_picture_and_only_if_they_changed(modules: Page
     assert modules.evaluate(DRAWN, [shown[:3], 8]) == [1, 0, 1]
 
 
+@pytest.mark.long
 def test_two_detectors_are_shown_and_named_when_they_fall_silent(served: Served, page: Page) -> None:
     stream, publisher = served.stream, served.publisher
     car = Detection("car", 0.91, 500.0, 200.0, 300.0, 100.0, 1)

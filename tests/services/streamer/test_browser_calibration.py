@@ -47,6 +47,7 @@ def test_the_page_names_causes_places_and_drift(url: str, page: Page) -> None:
     )
 
 
+@pytest.mark.long
 def test_the_calibration_has_a_page_of_its_own(url: str, page: Page) -> None:
     page.goto(url)
     page.locator("#calibration").click()

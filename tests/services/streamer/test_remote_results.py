@@ -24,7 +24,7 @@ from tests.services.relay.parts import configuration, open_publisher, planted, r
 from tests.services.streamer.support import StreamerProcess
 from tests.support import PATIENCE_S, free_ports, wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 NOTICE = "results of detectors on other hosts do not arrive"
 
@@ -157,7 +157,6 @@ def test_the_page_gets_boxes_of_this_host_and_of_a_group_of_others(
     }
 
 
-@pytest.mark.long
 def test_results_arrive_when_the_broker_starts_and_again_after_it_was_killed(stream: str, tmp_path: Path) -> None:
     with RabbitMq(tmp_path / "rabbitmq") as rabbitmq:
         rabbitmq.kill()

@@ -12,6 +12,7 @@ from tests.services.stitcher.scene import paint_world, photograph, rig
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.long
 def test_the_result_comes_from_another_process() -> None:
     world = paint_world()
     pictures = {camera.name: photograph(world, camera) for camera in rig((-18, 18)).cameras}

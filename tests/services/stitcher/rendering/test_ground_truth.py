@@ -106,6 +106,7 @@ def align(truth: Image, panorama: Image) -> Image:
     return np.asarray(moved, np.uint8)
 
 
+@pytest.mark.long
 def test_every_camera_is_placed_at_its_true_angles(calibration: Calibration) -> None:
     assert [camera.name for camera in calibration.cameras] == ["cam0", "cam1", "cam2", "cam3", "cam4"]
     assert calibration.unplaced == ()
