@@ -125,7 +125,7 @@ def test_a_second_demo_says_that_one_runs_and_does_not_affect_it(demo: Demo) -> 
     assert demo.status()["services"]["stitcher"]["healthy"]
 
 
-@pytest.mark.parametrize("service", ["detector", "stitcher"])
+@pytest.mark.parametrize("service", ["detector", pytest.param("stitcher", marks=pytest.mark.long)])
 def test_a_killed_service_comes_back(demo: Demo, service: str) -> None:
     others = {name: demo.service_pid(name) for name in {"simulator", "stitcher", "detector", "streamer"} - {service}}
     victim = demo.service(service)
@@ -157,6 +157,7 @@ def test_ctrl_c_leaves_no_process_and_no_file(demo: Demo) -> None:
     assert "all is ended after" in end[0]
 
 
+@pytest.mark.long
 def test_a_service_that_stays_dead_ends_the_demo(stream: str, tmp_path: Path) -> None:
     demo = Demo(stream, tmp_path / "log", FRAMEBUS_SUPERVISOR__RESTARTS="1", FRAMEBUS_STREAMER__HOST="192.0.2.1")
     try:

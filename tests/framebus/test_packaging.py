@@ -292,6 +292,7 @@ def test_without_a_compiler_the_services_are_pure_python(pure_services_wheel: Pa
     assert not [name for name in names_in(pure_services_wheel) if name.endswith(".so")]
 
 
+@pytest.mark.long
 def test_each_service_has_an_entry_point_a_command_and_an_extra(services_wheel: Path) -> None:
     parser = configparser.ConfigParser()
     parser.read_string(metadata_file(services_wheel, "entry_points.txt").decode())

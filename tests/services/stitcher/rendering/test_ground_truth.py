@@ -24,7 +24,7 @@ from services.stitcher.rendering.stitch import Stitcher
 from tests.services.stitcher.rendering.conftest import needs_compiled
 from tests.services.stitcher.scene import pose, psnr_db, rotation
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 SECTION = SimulatorSection(duration_s=2)
 WIDTH, HEIGHT = 4896, 688
@@ -106,7 +106,6 @@ def align(truth: Image, panorama: Image) -> Image:
     return np.asarray(moved, np.uint8)
 
 
-@pytest.mark.long
 def test_every_camera_is_placed_at_its_true_angles(calibration: Calibration) -> None:
     assert [camera.name for camera in calibration.cameras] == ["cam0", "cam1", "cam2", "cam3", "cam4"]
     assert calibration.unplaced == ()
@@ -206,7 +205,6 @@ def test_the_compiled_renderer_is_nearly_as_good_as_floating_point(
         ("bgr24", None, None),
     ],
 )
-@pytest.mark.long
 def test_the_panorama_is_the_same_from_every_format(
     frames: dict[int, dict[str, VideoFrame]],
     true_calibration: Calibration,
