@@ -138,7 +138,7 @@ def _find_overlays(lumas: Mapping[str, Floats]) -> dict[str, npt.NDArray[np.bool
     Two cameras with different directions have nothing else in common. Large areas that are equal in two pictures are
     not text, so they are not masked.
     """
-    small = {name: cv2.resize(luma, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA) for name, luma in lumas.items()}
+    small = {name: _halve(luma) for name, luma in lumas.items()}
     gradients = {
         name: np.stack([cv2.Sobel(luma, cv2.CV_32F, 1, 0, scale=0.25), cv2.Sobel(luma, cv2.CV_32F, 0, 1, scale=0.25)])
         for name, luma in small.items()
@@ -165,3 +165,9 @@ def _find_overlays(lumas: Mapping[str, Floats]) -> dict[str, npt.NDArray[np.bool
         found[a] |= hidden
         found[b] |= hidden
     return found
+
+
+def _halve(luma: Floats) -> Floats:
+    # A camera may send a picture of a single row.
+    size = (max(luma.shape[1] // 2, 1), max(luma.shape[0] // 2, 1))
+    return np.asarray(cv2.resize(luma, size, interpolation=cv2.INTER_AREA), np.float32)

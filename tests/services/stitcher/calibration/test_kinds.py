@@ -126,6 +126,15 @@ def test_black_foggy_and_foreign_cameras_are_named() -> None:
         assert words in found.reasons["cam0"]
 
 
+def test_pictures_too_small_to_match_disturb_no_other_camera() -> None:
+    rig = row(street(), 2, size=SIZE)
+    shapes = {"point": (1, 1), "row": (1, 960), "column": (540, 1), "strip": (2, 9000), "stamp": (16, 16)}
+    tiny = {name: np.resize(np.arange(256, dtype=np.uint8), (*shape, 3)) for name, shape in shapes.items()}
+    found = calibrate({**rig.take(), **tiny})
+    check(found, rig, list(tiny))
+    assert all(found.reasons[name].startswith("its picture shows next to nothing") for name in tiny)
+
+
 def test_repetitive_or_separate_views_are_rejected() -> None:
     near = worlds.before(street(), 3, 5.0, 0.4)
     for rig in (row(worlds.facade(1, SCALE_PX), 3, size=SIZE), row(near, 3, spacing_m=0.5, size=SIZE)):
