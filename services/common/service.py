@@ -182,6 +182,9 @@ class Service(Generic[C]):
         """Run one of :attr:`commands`, print its error if it raises one, and return the exit status."""
         try:
             return self.commands[name](arguments)
+        except ConfigurationError as error:
+            sys.stderr.write(f"{error}\n")  # as without a command: one line for each fault
+            return EXIT_USAGE
         except (ServiceError, FramebusError) as error:
             fault, status = str(error), EXIT_USAGE if isinstance(error, UnusableSetting) else 1
         except ImportError as error:

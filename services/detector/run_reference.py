@@ -14,12 +14,12 @@ import traceback
 from pathlib import Path
 from typing import Final
 
-from services.common.config import ConfigurationError, LogSection, load
+from services.common.config import LogSection, load
 from services.common.detections import to_map
 from services.common.frame_codec import CannotDecode, decode
 from services.common.logs import set_up_logs
 from services.common.reference import MAX_REFERENCE_BYTES, BadReference, FrameReference
-from services.common.service import EXIT_USAGE, ServiceError
+from services.common.service import ServiceError
 from services.common.storage import Storage, StorageError
 from services.detector.config import QUEUE, DetectorConfiguration
 from services.detector.frame_processor import frame_of
@@ -39,11 +39,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--config", type=Path, help="the YAML file of all services; without it, the defaults apply")
     options = parser.parse_args(arguments)
     set_up_logs("detector", LogSection(level="warning"))  # to standard error, separate from the output
-    try:
-        configuration = load(DetectorConfiguration, options.config)
-    except ConfigurationError as error:
-        sys.stderr.write(f"{error}\n")
-        return EXIT_USAGE
+    configuration = load(DetectorConfiguration, options.config)
     try:
         reference = _read(options.reference, configuration.stream.name)
         data = asyncio.run(Storage(configuration.storage).fetch(reference))

@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import json
 import os
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,7 +21,7 @@ from services.common.broker_names import GROUP, REASON, WORKER, Names
 from services.common.config import ConfigurationError, load
 from services.common.dead_letter import death_of, deliveries, id_of, reason_of
 from services.common.reference import BadReference, FrameReference, trace_id
-from services.common.service import EXIT_USAGE, ServiceError, find_service
+from services.common.service import ServiceError, find_service
 from services.common.storage import Storage, StorageError
 from services.relay.config import RelayConfiguration
 
@@ -54,11 +53,7 @@ def main(arguments: list[str]) -> int:
         which.add_argument("id", metavar="ID", nargs="?", help="as list prints it")
         which.add_argument("--all", action="store_true", help="each of them")
     options = parser.parse_args(arguments)
-    try:
-        configuration = load(RelayConfiguration, options.config)
-    except ConfigurationError as error:
-        sys.stderr.write(f"{error}\n")
-        return EXIT_USAGE
+    configuration = load(RelayConfiguration, options.config)
     try:
         return asyncio.run(_run(configuration, options))
     except BROKER_ERRORS as error:

@@ -7,18 +7,16 @@ import asyncio
 import json
 import os
 import signal
-import sys
 import threading
 from pathlib import Path
 
 from services.common.broker import keep_connected
 from services.common.broker_names import Names
-from services.common.config import ConfigurationError, LogSection, load
+from services.common.config import LogSection, load
 from services.common.detections import Detections, to_map
 from services.common.logs import set_up_logs
 from services.common.reference import ResultReference
 from services.common.results import ResultReader
-from services.common.service import EXIT_USAGE
 from services.common.storage import Storage
 from services.relay.config import RelayConfiguration
 
@@ -35,11 +33,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--count", type=int, help="end after this many results")
     options = parser.parse_args(arguments)
-    try:
-        configuration = load(RelayConfiguration, options.config)
-    except ConfigurationError as error:
-        sys.stderr.write(f"{error}\n")
-        return EXIT_USAGE
+    configuration = load(RelayConfiguration, options.config)
     set_up_logs("relay", LogSection(level="warning"))  # to standard error, separate from the output
     stop = threading.Event()
     # In another thread: the main thread, which runs the handler, may hold the event's lock.

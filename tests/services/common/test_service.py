@@ -18,8 +18,11 @@ from typing import Any
 import pytest
 
 from framebus import StreamNotFound
-from services.common.config import CommonConfiguration
+from services.common.config import CommonConfiguration, ConfigurationError
 from services.common.service import Service, ServiceError, UnusableSetting
+from services.detector import entry as detector
+from services.relay import entry as relay
+from services.stitcher import entry as stitcher
 from tests.support import ROOT, complaints
 
 pytestmark = pytest.mark.slow
@@ -190,6 +193,8 @@ def look(arguments: list[str]) -> int:
     """Look at cameras."""
     if arguments == ["fail"]:
         raise ServiceError("nothing at rtsp://user:hunter2@host/x")
+    if arguments == ["misconfigured"]:
+        raise ConfigurationError("f.yaml:1: no such key\nf.yaml:2: no number")
     if arguments == ["lack"]:
         raise ModuleNotFoundError("No module named 'eyes'")
     print(arguments)
@@ -203,6 +208,7 @@ SAMPLE = Service("sample", CommonConfiguration, idle, commands={"look": look})
     ("arguments", "status", "output", "errors"),
     [
         (["look", "a", "--b"], 7, "['a', '--b']\n", ""),
+        (["look", "misconfigured"], 2, "", "f.yaml:1: no such key\nf.yaml:2: no number\n"),
         (["look", "fail"], 1, "", "framebus-sample look: nothing at rtsp://***@host/x\n"),
         (
             ["look", "lack"],
@@ -218,6 +224,33 @@ def test_a_command_runs_instead_of_the_service(
 ) -> None:
     assert SAMPLE.main(arguments) == status
     assert capsys.readouterr() == (output, errors)
+
+
+@pytest.mark.parametrize(
+    ("service", "command"),
+    [
+        (stitcher.SERVICE, ["check", "picture.png"]),
+        (stitcher.SERVICE, ["delays"]),
+        (detector.SERVICE, ["check", "model.onnx"]),
+        (detector.SERVICE, ["run", "reference.json"]),
+        (relay.SERVICE, ["results"]),
+        (relay.SERVICE, ["dead-letters", "list"]),
+    ],
+    ids=lambda given: given.name if isinstance(given, Service) else given[0],
+)
+@pytest.mark.parametrize("content", [None, "stream: {slots: many}\nnonsense: 1\n", "a: [", "\xff"])
+def test_a_command_names_the_faults_of_its_configuration(
+    tmp_path: Path, capsys: Captured, service: Service[Any], command: list[str], content: str | None
+) -> None:
+    file = tmp_path / "framebus.yaml"
+    if content is not None:
+        file.write_bytes(content.encode("latin-1"))
+    # Before the subcommand, if there is one: argparse gives it the rest.
+    assert service.main([command[0], "--config", str(file), *command[1:]]) == 2
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert errors.splitlines()
+    assert all(line.startswith(f"{file}:") for line in errors.splitlines())
 
 
 def test_help_names_the_commands(capsys: Captured) -> None:
