@@ -27,6 +27,8 @@ def read_picture(path: Path, what: str, remedy: str, *, flags: int = cv2.IMREAD_
         content = path.read_bytes()
     except OSError as error:
         raise ServiceError(f"{what} cannot be read: {error.strerror}") from None
+    # OpenCV prints warnings about a damaged file to standard error; the message below replaces them.
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     picture = cv2.imdecode(np.frombuffer(content, np.uint8), flags) if content else None
     if picture is None:
         raise ServiceError(f"{what} is not a picture that can be read: {remedy}")
