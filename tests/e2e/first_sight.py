@@ -11,21 +11,23 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import psutil
-from playwright.sync_api import Page, Route
+from playwright.sync_api import Page, Route, sync_playwright
 
 from framebus import remove_leftovers
 from tests.e2e.demo import LIVE, Demo
-from tests.e2e.page import open_page, wait_until_live
+from tests.e2e.page import wait_until_live
 from tests.e2e.truth import Truth, box_of, overlap
-from tests.support import wait_until
+from tests.support import CHROMIUM, CHROMIUM_ARGUMENTS, wait_until
 
 RIGHT_IOU: Final = 0.5
 """A box is right in its own frame from here on."""
@@ -34,12 +36,11 @@ KEPT_IOU: Final = 0.4
 FOREIGN_CORES: Final = 0.1
 """Other programs disturb a second in which they take more."""
 SETTLE_S: Final = 15
-# Runs in the page: records the messages, and each picture with the boxes over it. Listening to the WebSocket from
-# outside would also transfer every picture to this process.
+# Runs in the page: records the messages, and each picture with the boxes over it.
 NOTED: Final = {
-    "motion.add(message)": "((window.told ??= []).push(message), motion.add(message))",
+    "motion.add(message)": "((window.told ??= []).push({ at_ms: Date.now(), message }), motion.add(message))",
     "    overview.redraw(false);": """    const { objects } = marked;
-    (window.painted ??= []).push({ captured: head.captured_ms, objects });
+    (window.painted ??= []).push({ at_ms: Date.now(), captured: head.captured_ms, objects });
     overview.redraw(false);""",
 }
 
@@ -95,8 +96,45 @@ class Boxes:
                 self.kept += overlap(people[person], box_of(found)) >= KEPT_IOU
 
 
-def note_boxes(page: Page) -> None:
-    """Load the page again, so that it records its messages and what it paints."""
+@contextmanager
+def chromium() -> Iterator[str]:
+    """Start a browser of its own; yield the address of its DevTools protocol."""
+    with tempfile.TemporaryDirectory() as profile:
+        arguments = [
+            "--headless=new",
+            f"--user-data-dir={profile}",
+            "--remote-debugging-port=0",
+            "--window-size=1280,588",
+        ]
+        browser = subprocess.Popen(
+            [CHROMIUM, *arguments, *CHROMIUM_ARGUMENTS, "about:blank"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            port = Path(profile, "DevToolsActivePort")
+            wait_until(lambda: port.exists() and port.read_text().count("\n"), "the browser has started", timeout_s=60)
+            yield f"http://127.0.0.1:{port.read_text().splitlines()[0]}"
+        finally:
+            browser.terminate()
+            browser.wait()
+
+
+@contextmanager
+def attached(endpoint: str) -> Iterator[Page]:
+    """Attach to the browser's page.
+
+    While Playwright is attached, the browser sends it each message of a WebSocket, and so each picture, which takes a
+    seventh of a core.
+    """
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.connect_over_cdp(endpoint)
+        yield browser.contexts[0].pages[0]
+        browser.close()  # only detaches
+
+
+def open_noting(page: Page, url: str) -> None:
+    """Open the demo's page so that it records its messages and what it paints."""
 
     def serve(route: Route) -> None:
         answer = route.fetch()
@@ -107,8 +145,10 @@ def note_boxes(page: Page) -> None:
         route.fulfill(response=answer, body=script)
 
     page.route("**/page/main.js*", serve)
-    page.reload()
+    page.goto(url)
     wait_until_live(page)
+    page.wait_for_timeout(SETTLE_S * 1e3)
+    page.evaluate("() => { window.painted = []; window.told = []; }")
 
 
 def busy_s(processes: Sequence[psutil.Process]) -> tuple[float, float]:
@@ -123,29 +163,46 @@ def busy_s(processes: Sequence[psutil.Process]) -> tuple[float, float]:
     return sum(times) - times.idle - times.iowait, own
 
 
-def watch(demo: Demo, page: Page, duration_s: float) -> tuple[Seconds, Boxes, list[float]]:
-    """Watch the page for a time."""
-    note_boxes(page)
-    truth, seconds, boxes = Truth(demo.stream), Seconds(), Boxes()
+@dataclass(slots=True)
+class Load:
+    """A second of the machine."""
+
+    from_ms: float
+    """Since 1970, as the page counts."""
+    to_ms: float
+    foreign_cores: float
+
+
+def watch(demo: Demo, duration_s: float) -> tuple[list[Load], list[float]]:
+    """Watch the machine for a time; return its load and the ages of detections, in ms."""
+    load: list[Load] = []
     ages_ms: list[float] = []
-    page.wait_for_timeout(SETTLE_S * 1e3)
-    page.evaluate("() => { window.painted = []; window.told = []; }")
     end_s = time.monotonic() + duration_s
     while time.monotonic() < end_s:
         processes = [*demo.processes(), psutil.Process(), *psutil.Process().children(recursive=True)]
-        begun_s, before = time.monotonic(), busy_s(processes)
-        page.wait_for_timeout(1000)
-        told, painted = page.evaluate("[window.told.splice(0), window.painted.splice(0)]")
-        elapsed_s, after = time.monotonic() - begun_s, busy_s(processes)
-        seconds.shown.append(len({one["captured"] for one in painted}) / elapsed_s)
+        begun_s, before = time.time(), busy_s(processes)
+        time.sleep(1)
+        ended_s, after = time.time(), busy_s(processes)
         everything, own = (now - then for now, then in zip(after, before, strict=True))
-        seconds.foreign.append(max(0.0, everything - own) / elapsed_s)
-        for message in told:
-            boxes.tell(message, truth)
-        for one in painted:
-            boxes.paint(one, truth)
+        load.append(Load(begun_s * 1e3, ended_s * 1e3, max(0.0, everything - own) / (ended_s - begun_s)))
         ages_ms.append(demo.status()["services"]["streamer"]["stages"]["detections"]["latency_p50_ms"] or float("nan"))
-    return seconds, boxes, ages_ms
+    return load, ages_ms
+
+
+def count(noted: dict[str, list[dict[str, Any]]], load: Sequence[Load], truth: Truth) -> tuple[Seconds, Boxes]:
+    """Count what the page has recorded."""
+    seconds, boxes = Seconds(), Boxes()
+    for second in load:
+        shown = {one["captured"] for one in noted["painted"] if second.from_ms <= one["at_ms"] < second.to_ms}
+        seconds.shown.append(len(shown) / (second.to_ms - second.from_ms) * 1e3)
+        seconds.foreign.append(second.foreign_cores)
+    # A track is on the person of its newest message, so count in the order of the page.
+    events: list[tuple[float, Callable[[dict[str, Any], Truth], None], dict[str, Any]]]
+    events = [(one["at_ms"], boxes.tell, one["message"]) for one in noted["told"]]
+    events += [(one["at_ms"], boxes.paint, one) for one in noted["painted"]]
+    for _, add, one in sorted(events, key=lambda event: event[0]):
+        add(one, truth)
+    return seconds, boxes
 
 
 def main() -> None:
@@ -160,8 +217,13 @@ def main() -> None:
         demo = Demo(stream, Path(folder) / "log")
         try:
             wait_until(lambda: LIVE in demo.output(), "the panorama is live", timeout_s=300, detail=demo.output)
-            with open_page(demo.url) as page:
-                seconds, boxes, ages_ms = watch(demo, page, options.minutes * 60)
+            with chromium() as endpoint:
+                with attached(endpoint) as page:
+                    open_noting(page, demo.url)
+                load, ages_ms = watch(demo, options.minutes * 60)
+                with attached(endpoint) as page:
+                    noted = page.evaluate("({ told: window.told, painted: window.painted })")
+            seconds, boxes = count(noted, load, Truth(demo.stream))
         finally:
             demo.kill()
             remove_leftovers(stream)
