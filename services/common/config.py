@@ -21,6 +21,7 @@ from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_core import ErrorDetails
 
 from services.common.masking import mask_text
 
@@ -161,7 +162,7 @@ def load(configuration_type: type[C], path: Path | None, environment: Mapping[st
         for fault in error.errors(include_url=False):
             keys = tuple(fault["loc"])
             name = mask_text(".".join(map(str, keys)))  # a key may be a URL that is in the wrong place
-            faults.append(f"{_place(keys, path, lines, overridden)}: {name}: {fault['msg']}")
+            faults.append(f"{_place(keys, path, lines, overridden)}: {name}: {message_of(fault)}")
         raise ConfigurationError("\n".join(map(in_one_line, faults))) from None
     if faults:
         raise ConfigurationError("\n".join(map(in_one_line, faults)))
@@ -262,6 +263,11 @@ def _read_value(text: str) -> Any:
         return yaml.safe_load(text)
     except _UNREADABLE:
         return text  # the validation reports it, with the variable's name
+
+
+def message_of(fault: ErrorDetails) -> str:
+    """Return the message of a fault that pydantic has found, without the prefix that it adds to those of validators."""
+    return fault["msg"].removeprefix("Value error, ")
 
 
 def _place(keys: Place, path: Path | None, lines: dict[Place, int], overridden: dict[Place, str]) -> str:

@@ -33,6 +33,8 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--count", type=int, help="end after this many results")
     options = parser.parse_args(arguments)
+    if options.count is not None and options.count < 1:
+        parser.error("--count must be at least 1")
     configuration = load(RelayConfiguration, options.config)
     set_up_logs("relay", LogSection(level="warning"))  # to standard error, separate from the output
     stop = threading.Event()

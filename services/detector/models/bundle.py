@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 import services
+from services.common.config import message_of
 from services.detector.models.errors import ModelError
 
 MANIFEST = "bundle.yaml"
@@ -138,7 +139,7 @@ def read_bundle(directory: Path, dimension: Dimension | None) -> Manifest:
         manifest = Manifest.model_validate(content)
     except ValidationError as error:
         faults = "; ".join(
-            f"{'.'.join(map(str, fault['loc'])) or 'it'}: {fault['msg'].removeprefix('Value error, ')}"
+            f"{'.'.join(map(str, fault['loc'])) or 'it'}: {message_of(fault)}"
             for fault in error.errors(include_url=False)
         )
         raise ModelError(f"the bundle {directory} cannot be used: {MANIFEST}: {_flat(faults)}") from None

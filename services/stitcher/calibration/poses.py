@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from services.common.config import message_of
+
 Image = npt.NDArray[np.uint8]
 Matrix = npt.NDArray[np.float64]
 Row = tuple[float, float, float]
@@ -286,7 +288,7 @@ def load(path: Path, names: Sequence[str]) -> Calibration:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"])) or "the file"
-        raise CalibrationError(f"{path} is not a saved calibration: {place}: {first['msg']}; delete it") from None
+        raise CalibrationError(f"{path} is not a saved calibration: {place}: {message_of(first)}; delete it") from None
     except FileNotFoundError:
         raise  # expected at the first start, so the caller has to distinguish it
     except OSError as error:

@@ -22,6 +22,7 @@ from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
 from pydantic import ValidationError
 
+from services.common.config import message_of
 from services.common.masking import mask_text, mask_url
 from services.common.service import EXIT_USAGE
 from services.stitcher.capture.cause import Cause, Unreadable, cause_of
@@ -189,7 +190,7 @@ def main(arguments: Sequence[str]) -> int:
         try:
             sections.append(_section(f"cam{index}", url, options))
         except ValidationError as error:
-            fault = error.errors(include_url=False, include_input=False)[0]["msg"].removeprefix("Value error, ")
+            fault = message_of(error.errors(include_url=False, include_input=False)[0])
             sys.stderr.write(f"framebus-stitcher probe: {mask_url(url)}: {mask_text(fault)}\n")
             return EXIT_USAGE
     level = av.logging.get_level()

@@ -124,7 +124,7 @@ def test_the_section_of_a_service_that_is_not_installed_is_a_fault(faults: Fault
     config.write_text("baker: {loaves: 5}\nsupervisor:\n  services: [streamer, baker, supervisor]\n")
     unknown, *listed = faults("supervisor", "--check", "--config", str(config))
     assert unknown == f"{config}:1: no such section; there are stream, log, broker, storage, {', '.join(SERVICES)}"
-    reason = "Value error, no such service is installed; there are detector, relay, simulator, stitcher, streamer"
+    reason = "no such service is installed; there are detector, relay, simulator, stitcher, streamer"
     assert listed == [f"{config}:3: supervisor.services.{place}: {reason}" for place in (1, 2)]
 
 

@@ -137,3 +137,11 @@ def test_a_signal_ends_the_command_silently(rabbitmq: RabbitMq, stream: str, tmp
             assert results.process.wait(PATIENCE_S) == status, results.complaints
             assert "Traceback" not in results.complaints
             assert len(results.sequences) == len(set(results.sequences))
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "some"])
+def test_a_count_must_be_positive(capsys: pytest.CaptureFixture[str], count: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        SERVICE.main(["results", f"--count={count}"])
+    assert ended.value.code == 2
+    assert "--count" in capsys.readouterr().err.splitlines()[-1]
