@@ -159,8 +159,12 @@ def load(configuration_type: type[C], path: Path | None, environment: Mapping[st
     try:
         configuration = configuration_type.model_validate({**wanted, "source": path})
     except ValidationError as error:
-        for fault in error.errors(include_url=False):
-            keys = tuple(fault["loc"])
+        found = error.errors(include_url=False)
+        places = [tuple(fault["loc"]) for fault in found]
+        for fault, keys in zip(found, places, strict=True):
+            # Pydantic counts only valid items, so each invalid one could also make a list too short.
+            if fault["type"] == "too_short" and any(keys == place[: len(keys)] != place for place in places):
+                continue
             name = mask_text(".".join(map(str, keys)))  # a key may be a URL that is in the wrong place
             faults.append(f"{_place(keys, path, lines, overridden)}: {name}: {message_of(fault)}")
         raise ConfigurationError("\n".join(map(in_one_line, faults))) from None

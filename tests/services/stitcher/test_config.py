@@ -54,6 +54,14 @@ def test_faults_are_named(tmp_path: Path, text: str, expected: str) -> None:
     assert "framebus.yaml:1: stitcher" in message
 
 
+@pytest.mark.parametrize(
+    "cameras", ["[{name: a, url: ''}, {name: b, url: 'http://h/'}]", "[{name: a, url: 'rtsp://u:p#@h/'}, {url: 1}]"]
+)
+def test_an_invalid_camera_is_not_reported_as_missing_too(tmp_path: Path, cameras: str) -> None:
+    message = faults(tmp_path, f"stitcher: {{cameras: {cameras}}}")
+    assert all(".cameras." in line for line in message.splitlines()), message
+
+
 def camera(**settings: Any) -> CameraSection:
     return CameraSection.model_validate({"name": "a", "url": "rtsp://host/x", **settings})
 
