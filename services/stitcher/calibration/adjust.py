@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from services.stitcher.calibration.poses import max_radius, undistort
-from services.stitcher.calibration.rays import Points, Rig, cross, nearest_rotation, rotation_of
+from services.stitcher.calibration.rays import Points, Rig, nearest_rotation, rotation_of
 
 Matrix = npt.NDArray[np.float64]
 
@@ -275,7 +275,7 @@ class _Linear:
         # For R exp(t), the derivative is the cross product of the axis with the ray: in camera i before the rotation to
         # camera j, in camera j after it. Below, cameras of one kind share the columns of their lens. Add to a column in
         # separate statements, because one assignment with a repeated index would keep only the last value.
-        turned = -cross(along_v @ self.turn, self.ray[:, None]), cross(along_v, self.v[:, None])
+        turned = -np.cross(along_v @ self.turn, self.ray[:, None]), np.cross(along_v, self.v[:, None])
         for cameras, by_axis in zip((self.points.i, self.points.j), turned, strict=True):
             rows[each[:, None], :, 3 * cameras[:, None] + np.arange(3)] = by_axis.swapaxes(1, 2)
         # Camera i's distortion is removed from the point, so the inverse of its derivative applies. The small constant
