@@ -168,6 +168,7 @@ class _Task:
                 # Two exact points determine a rotation. A match counts for at most 1, so 1.5 requires two that agree.
                 links |= find_links({pair: marks}, self._lenses, widths, least=1.5)
         banned: set[int] = set()
+        has_parallax = False
         # Each round that does not return removes a link or a camera.
         for _ in range(MAX_ROUNDS):
             usable = {pair: link for pair, link in links.items() if not set(pair) & banned}
@@ -178,7 +179,15 @@ class _Task:
             inside = {(i, j): (group.index(i), group.index(j)) for i, j in self._pairs if {i, j} <= set(group)}
             marked = {inside[pair]: len(marks) for pair, marks in self._marked.items() if pair in inside}
             matches = {places: self._pairs[pair] for pair, places in inside.items()}
-            verdicts = judge(solution, [views[camera] for camera in group], matches, self._min_confidence, marked)
+            verdicts = judge(
+                solution,
+                [views[camera] for camera in group],
+                matches,
+                self._min_confidence,
+                marked,
+                has_parallax=has_parallax,
+            )
+            has_parallax |= any(verdict.has_parallax for verdict in verdicts.values())
             bad = self._bad_links(solution, verdicts, usable)
             if bad:
                 for pair in bad:

@@ -70,6 +70,8 @@ class Verdict:
     """Whether the two should show the same scene but do not."""
     fault: str
     """Why the pair does not link its cameras."""
+    has_parallax: bool
+    """Whether the fault may be that the cameras do not stand at one point."""
 
 
 def judge(
@@ -78,6 +80,8 @@ def judge(
     matches: Mapping[Pair, Matches],
     min_confidence: float,
     marked: Mapping[Pair, int],
+    *,
+    has_parallax: bool = False,
 ) -> dict[Pair, Verdict]:
     """Judge each pair of the rig that should overlap.
 
@@ -87,6 +91,7 @@ def judge(
         matches: Feature matches, by pair.
         min_confidence: Least confidence of a link.
         marked: Number of points marked by the operator, by pair.
+        has_parallax: Whether an earlier verdict on the same pictures found parallax.
     """
     opens, open_focal = _open_px(solution, views), _open_focal(solution)
     # If the lenses are implausible, be strict about what remains unexplained: near things, seen from different places,
@@ -104,17 +109,25 @@ def judge(
         confidence = count / (8 + 0.3 * tracks.corners)
         rms = float(np.sqrt(np.mean(tracks.moved_px[good] ** 2))) if count else 0.0
         open_px = opens.get(pair, np.inf)
-        fault = ""
+        fault, is_parallax = "", False
         if count < LEAST_GOOD:
             fault = f"only {count} points of their overlap agree"
         elif share < LEAST_SHARE or tracks.cells < LEAST_CELLS or confidence < min_confidence:
             fault = f"only {count} of {tracks.corners} points of their overlap agree"
+        elif has_parallax and (solution.is_odd or solution.has_own_lenses):
+            # In one overlap alone, wrong lenses can explain the same parallax completely.
+            fault = (
+                "their overlap fits only if each camera has another lens, and other overlaps look as if the cameras do"
+                " not stand at one point; if the lenses do differ, give each camera its hfov_deg"
+            )
         elif strays > strict * max(4, MOST_STRAY * len(tracks.moved_px)):
+            is_parallax = True
             fault = (
                 f"{strays} of {len(tracks.moved_px)} points of their overlap are more than {STRAY_PX:.0f} px apart,"
                 " as with cameras that do not stand at one point, or with things that move"
             )
         elif count < (1 - MOST_MISFIT) * len(tracks.moved_px):
+            is_parallax = True
             fault = (
                 f"{len(tracks.moved_px) - count} of {len(tracks.moved_px)} points of their overlap are more than"
                 f" {GOOD_PX:.1f} px apart: the lens is not as modelled, or the cameras do not stand at one point"
@@ -122,6 +135,7 @@ def judge(
         elif tracks.gone > strict * unlike * max(MOST_GONE, MOST_GONE_SHARE * tracks.corners) or (
             tracks.torn > strict * unlike**2 * MOST_TORN
         ):
+            is_parallax = True
             fault = (
                 f"{max(tracks.gone, tracks.torn)} of {tracks.corners} points lie in parts of their overlap that look"
                 " different in both, as with near things if the cameras do not stand at one point, or with things that"
@@ -147,7 +161,17 @@ def judge(
             and marked.get(pair, 0) < 3
         )
         verdicts[pair] = Verdict(
-            count, tracks.corners, strays, tracks.overlap, rms, open_px, confidence, not fault, is_contradiction, fault
+            good=count,
+            corners=tracks.corners,
+            strays=strays,
+            overlap=tracks.overlap,
+            rms_px=rms,
+            open_px=open_px,
+            confidence=confidence,
+            is_link=not fault,
+            is_contradiction=is_contradiction,
+            fault=fault,
+            has_parallax=is_parallax,
         )
     return verdicts
 

@@ -49,6 +49,8 @@ class Solution:
     """Working pixels per pixel of a picture 1920 wide."""
     is_odd: bool
     """Whether the solved lenses are implausible: see :data:`ODD_FOCAL`."""
+    has_own_lenses: bool
+    """Whether each camera has a lens of its own, although some cameras seem to be of one kind."""
 
     def follows(self, i: int, j: int, matches: Matches) -> bool:
         """Return whether the rig agrees with enough of the matches of two of its cameras."""
@@ -219,6 +221,7 @@ class Solver:
             prior,
             unit,
             self._is_odd(group, rig),
+            len(rig.focal) > len({self._kinds[camera] for camera in group}),
         )
 
     def _is_odd(self, group: Sequence[int], rig: Rig) -> bool:

@@ -23,6 +23,8 @@ Image = npt.NDArray[np.uint8]
 Matrix = npt.NDArray[np.float64]
 
 PANORAMA_PX = (4896, 1104)
+CORNERS = 0.01
+"""Share of a picture that a right lens may leave without directions."""
 
 
 @dataclass(frozen=True)
@@ -267,7 +269,9 @@ def _distances(rig: Rig, a: tuple[CameraPose, Shot], b: tuple[CameraPose, Shot],
     here, there = _same_things(rig, a[1], b[1], pixels)
     scale_px = float(np.median([shot.pose.focal_px for shot in rig.shots]))
     apart = np.linalg.norm(a[0].directions(here) - b[0].directions(there), axis=-1) * scale_px
-    return np.asarray(np.nan_to_num(apart, nan=9999.0))
+    # A strong distortion leaves the outermost corners without a direction, so no panorama shows them.
+    shown = np.isfinite(apart)
+    return np.asarray(apart[shown] if (~shown).sum() <= CORNERS * len(apart) else np.nan_to_num(apart, nan=9999.0))
 
 
 def _same_things(rig: Rig, a: Shot, b: Shot, here: Matrix) -> tuple[Matrix, Matrix]:

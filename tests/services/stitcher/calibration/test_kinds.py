@@ -37,6 +37,13 @@ def shapes() -> World:
     return worlds.shapes(1, SCALE_PX)
 
 
+def known_lenses(rig: Rig) -> dict[str, CameraPrior]:
+    return {
+        name: CameraPrior(hfov_deg=math.degrees(2 * math.atan(pose.width_px / 2 / pose.focal_px)))
+        for name, pose in rig.truth.items()
+    }
+
+
 def check(found: Calibration, rig: Rig, missing: Sequence[str] = ()) -> None:
     assert sorted(found.unplaced) == sorted(missing), found.reasons
     assert sorted(found.reasons) == sorted(missing)
@@ -169,11 +176,7 @@ def test_a_focal_length_that_the_pictures_leave_open_is_asked_for() -> None:
     rig = random_rig(198)
     with pytest.raises(CalibrationError, match=r"a focal length only to \d+%.*hfov_deg"):
         calibrate(rig.take(198))
-    known = {
-        name: CameraPrior(hfov_deg=math.degrees(2 * math.atan(pose.width_px / 2 / pose.focal_px)))
-        for name, pose in rig.truth.items()
-    }
-    found = calibrate(rig.take(198), priors=known)
+    found = calibrate(rig.take(198), priors=known_lenses(rig))
     assert len(found.cameras) == 2
     assert compare(found, rig).focal < 0.05
 
@@ -236,3 +239,20 @@ def test_a_random_rig_is_calibrated_correctly_or_rejected(seed: int) -> None:
     outcome = attempt(random_rig(seed), seed)
     assert outcome.error is None or outcome.error.seam_px <= SURE_SEAM_PX
     assert outcome.placed == outcome.of or outcome.reason
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", [385, 461, 505])
+def test_lenses_that_differ_beside_parallax_are_asked_for(seed: int) -> None:
+    # Wrong lenses explain the parallax of the last overlap to half a pixel.
+    rig = random_rig(seed)
+    with pytest.raises(CalibrationError, match=r"not stand at one point.*give each camera its hfov_deg"):
+        calibrate(rig.take(seed))
+
+
+@pytest.mark.long
+def test_lenses_that_do_differ_are_accepted_if_they_are_known() -> None:
+    rig = random_rig(97)
+    with pytest.raises(CalibrationError, match="give each camera its hfov_deg"):
+        calibrate(rig.take(97))
+    check(calibrate(rig.take(97), priors=known_lenses(rig)), rig)
