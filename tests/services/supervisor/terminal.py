@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import psutil
 import pyte
 
 from tests.support import ROOT, wait_until
@@ -110,8 +111,12 @@ class Terminal:
         return list(termios.tcgetattr(self._slave))
 
     def close(self) -> None:
-        """End the program, if need be, and the terminal."""
+        """End the program and its descendants, if need be, and the terminal."""
         if self.process.poll() is None:
+            # The end of the terminal does not end them if the tests run under nohup(1).
+            for process in psutil.Process(self.process.pid).children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
             self.process.kill()
             self.process.wait()
         for descriptor in (self._master, self._slave):
