@@ -84,7 +84,7 @@ class Seen:
     ages_ns: list[int | None]
     """Age of each tile: the time from the model's last run on it to the frame; ``None`` if it never ran."""
     looked: int
-    """Number of tiles that were processed in this frame."""
+    """Number of tiles that were processed for this result."""
     said: list[tuple[str, float] | None]
     """Class and probability of each object by the second stage."""
 
@@ -108,6 +108,8 @@ class Detector:
         """Frames in which a tile was older than ``revisit_s``."""
         self.longest_age_s = 0.0
         """Age of the oldest tile after the newest frame."""
+        self.looked = 0
+        """Number of tiles that were processed in the newest frame."""
         self._section = section
         self._stop = stop
         self._clocks = clocks or Clocks()
@@ -124,6 +126,7 @@ class Detector:
             )
         self._late_at_s: float | None = None
         self._frame: tuple[int, int, int] | None = None
+        self._followed_ns: int | None = None
         self._predecessor: Mapping[str, Any] | None = None
         self._rules = Rules(section.iou_threshold, section.inside_threshold, group_labels(model.labels, section.rivals))
         self._budget = Budget(
@@ -148,7 +151,8 @@ class Detector:
         begun_s = self._clocks.cpu_s()
         self._activity.update(pixels)
         # Follow before the tiles are chosen, because tracked objects count as activity where they are now.
-        self.tracker.follow(pixels, captured_ns)
+        if captured_ns != self._followed_ns:
+            self.tracker.follow(pixels, captured_ns)
         chosen = self._schedule.choose(captured_ns, self._clocks.wall_s(), self._interest(captured_ns))
         found = self._look(pixels, chosen, captured_ns)
         merged = merge([self.tiles[index] for index in chosen], found, self._rules, self._check)
@@ -164,7 +168,34 @@ class Detector:
         said = self._refine(pixels, known, captured_ns)
         # Charge everything since the start of the frame, so that the second stage and the tracking are paid too.
         self._schedule.spend(self._clocks.cpu_s() - begun_s)
-        return Seen(known, self.tiles, self._schedule.ages_ns(), len(chosen), said)
+        self.looked = len(chosen)
+        return Seen(known, self.tiles, self._schedule.ages_ns(captured_ns), self.looked, said)
+
+    def follow(self, pixels: Pixels, captured_ns: int, epoch: int) -> Seen | None:
+        """Return where the objects of the last processed frame are in a newer one.
+
+        The model takes much longer than the search for the appearance of the objects that it found.
+
+        Args:
+            pixels: As for :meth:`detect`.
+            captured_ns: When it was captured.
+            epoch: Epoch of its publisher.
+
+        Returns:
+            The objects; ``None`` if they cannot be in this frame, because its size or its epoch is another.
+        """
+        height_px, width_px = pixels.shape[:2]
+        if (height_px, width_px, epoch) != self._frame:
+            return None
+        begun_s = self._clocks.cpu_s()
+        self.tracker.follow(pixels, captured_ns)
+        self._followed_ns = captured_ns
+        known = _in_frame(self.tracker.known(captured_ns), width_px, height_px)
+        said: list[tuple[str, float] | None] = [None] * len(known.boxes)
+        if self.second_stage is not None:
+            said = self.second_stage.recall(known)
+        self._schedule.spend(self._clocks.cpu_s() - begun_s)
+        return Seen(known, self.tiles, self._schedule.ages_ns(captured_ns), self.looked, said)
 
     def forget(self) -> None:
         """Discard the state of all previous frames."""
@@ -188,6 +219,7 @@ class Detector:
         if self._frame is not None:
             self.forget()
         self._frame = (height_px, width_px, epoch)
+        self._followed_ns = None
         self._resume()
         tile_px, overlap_px = tile_size(self._section.tile_px, self._section.overlap_px, self.model.input_px)
         self.tiles = plan_tiles(height_px, width_px, tile_px, overlap_px)

@@ -109,9 +109,9 @@ class Schedule:
         """Whether the debt exceeds the budget of a second, which means that the promise alone exceeds the share."""
         return self._budget.cpu_share is not None and self._bucket_s < -self._budget.cpu_share * BUCKET_S
 
-    def ages_ns(self) -> list[int | None]:
-        """Return the age of each tile at the newest frame; ``None`` if it was never processed."""
-        return [None if seen_ns is None else self._newest_ns - seen_ns for seen_ns in self._seen_ns]
+    def ages_ns(self, captured_ns: int) -> list[int | None]:
+        """Return the age of each tile at a frame; ``None`` if it was never processed."""
+        return [None if seen_ns is None else max(0, captured_ns - seen_ns) for seen_ns in self._seen_ns]
 
     @property
     def longest_age_s(self) -> float:

@@ -152,13 +152,19 @@ class SecondStage:
         # The tiles' promise comes first: in debt, the second stage pauses, and objects keep their last class.
         if self.fault is None and not (in_debt and not self._every):
             self._look(pixels, known, self._choose(known, applies, captured_ns), captured_ns)
-        said: list[tuple[str, float] | None] = [None] * len(known.boxes)
-        for index in applies:
-            said[index] = self._say(self._opinions[known.tracks[index]])
+        said = self.recall(known)
         self._opinions = {
             track: one for track, one in self._opinions.items() if 0 <= captured_ns - one.known_ns <= KEPT_NS
         }
         return said
+
+    def recall(self, known: Known) -> list[tuple[str, float] | None]:
+        """Return what :meth:`refine` would, without classifying anything."""
+        applies = self._applies[known.boxes.labels].tolist()
+        opinions = [
+            self._opinions.get(track) if fits else None for track, fits in zip(known.tracks, applies, strict=True)
+        ]
+        return [None if opinion is None else self._say(opinion) for opinion in opinions]
 
     def _choose(self, known: Known, applies: list[int], captured_ns: int) -> list[int]:
         """Return the objects to classify, the most urgent first."""

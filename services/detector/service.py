@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import os
 import threading
 import time
@@ -24,7 +23,8 @@ from services.common.reference import BadReference
 from services.common.service import ServiceError
 from services.common.status import StatusServer
 from services.detector.config import DetectorConfiguration, DetectorSection
-from services.detector.detector import Detector, Stopped
+from services.detector.detector import Detector, Seen, Stopped
+from services.detector.interval import FrameInterval
 from services.detector.loading import load_second_stage, open_source, open_storage
 from services.detector.memory import Memory
 from services.detector.message import geometry_of, objects_of, tile_ages
@@ -128,6 +128,15 @@ class DetectorService:
         self._publisher: DetectionPublisher | None = None
         self._worker: Worker | None = None
         self._model_name = f"{model.name} {model.version}".strip()
+        self._moves = section.track_memory_s > 0 and not section.is_without_budget
+        """Whether results are moved to the frame with which they are published."""
+        self._unsaid: Detections | None = None
+        """The newest result, until it is published."""
+        self._interval = FrameInterval()
+        self._skipped = 0
+        """Frames that were skipped since the last publication."""
+        self._due_s = 0.0
+        """When the model may run again, by time.monotonic()."""
 
     def run(self) -> None:
         """Process the frames of a recording or a ring until it ends, or until told to stop."""
@@ -173,12 +182,14 @@ class DetectorService:
             raise BadReference(
                 f"{SEEN}, and this one is {frame.pixels.dtype} {frame.pixel_format} {frame.pixels.shape}"
             )
+        self._status.record(detections, 0, is_live=False)
         return detections
 
     def _read(self, recording: Recording, publisher: DetectionPublisher) -> None:
         """Process each frame of a recording. Also print its detections, as one line of JSON per frame."""
         for frame in recording.frames():
             if (detections := self._detect(frame)) is not None:
+                self._status.record(detections, 0, is_live=False)
                 publisher.publish(detections)
                 try:
                     print(json.dumps(to_map(detections)), flush=True)
@@ -205,6 +216,9 @@ class DetectorService:
             for event in events:
                 if isinstance(event, Frame):
                     self._take(event, publisher)
+                else:
+                    self._say(publisher)
+        self._say(publisher)
 
     def _subscribe(self) -> Subscriber:
         return Subscriber(
@@ -218,40 +232,64 @@ class DetectorService:
         )
 
     def _take(self, frame: Frame, publisher: DetectionPublisher) -> None:
-        """Detect, publish, and wait until the next frame is due."""
-        started_s = time.monotonic()
-        # Release the slot before the messages are sent, so that the publisher can reuse it.
+        """Publish where the known objects are in a frame, run the model on it, and wait until the next one is due.
+
+        While the model runs, newer frames arrive. Its result is published with the next one, to which it is moved.
+        """
+        self._interval.observe(frame)
+        self._skipped += frame.skipped
+        # Release the slot before the wait, so that the publisher can reuse it.
         with frame:
-            detections = self._detect(frame)
-        if detections is not None:
-            if self.section.track_memory_s:
-                # Save before publishing, to prevent a successor from reusing a published track number.
-                self._memory.save(self._detector.to_state())
-            publisher.publish(detections)
-        if self.section.target_fps:
-            self._stop.wait(max(0.0, started_s + 1 / self.section.target_fps - time.monotonic()))
+            is_told = self._unsaid is not None
+            if is_told:
+                self._unsaid = self._moved(frame) or self._unsaid
+                self._say(publisher)
+            # If there is time until the model may run again, let it see a newer frame than this one.
+            if not is_told or time.monotonic() >= self._due_s:
+                self._due_s = time.monotonic() + (1 / self.section.target_fps if self.section.target_fps else 0.0)
+                self._unsaid = self._detect(frame)
+                if self._moves and (is_told or self._interval.has_passed_since(frame)):
+                    return
+        self._say(publisher)
+        self._stop.wait(max(0.0, self._due_s - time.monotonic()))
+
+    def _say(self, publisher: DetectionPublisher) -> None:
+        """Publish the result that waits for it, if there is one."""
+        detections, self._unsaid = self._unsaid, None
+        if detections is None:
+            return
+        self._status.record(detections, self._skipped)
+        self._skipped = 0
+        if self.section.track_memory_s:
+            # Save before publishing, to prevent a successor from reusing a published track number.
+            self._memory.save(self._detector.to_state())
+        publisher.publish(detections)
+
+    def _moved(self, frame: Frame) -> Detections | None:
+        """Return the result that waits for its publication, moved to a newer frame, if that is possible."""
+        if not _is_readable(frame):
+            return None
+        seen = self._detector.follow(frame.pixels, frame.captured_ns, frame.epoch)
+        return None if seen is None else self._detections(frame, seen)
 
     def _detect(self, frame: Frame | RecordedFrame) -> Detections | None:
-        pixels = frame.pixels
-        if pixels.dtype != "uint8" or pixels.shape[2:] != (3,) or frame.pixel_format != PIXEL_FORMAT:
+        if not _is_readable(frame):
+            pixels = frame.pixels
             self._refuse(shape=pixels.shape, dtype=str(pixels.dtype), pixel_format=frame.pixel_format)
             return None
-        seen = self._detector.detect(pixels, frame.captured_ns, frame.epoch)
-        detected_ns = time.monotonic_ns()
-        # A recording was captured by another clock, or long ago, so its latency is meaningless.
-        latency_s = (detected_ns - frame.captured_ns) * 1e-9 if isinstance(frame, Frame) else math.nan
-        self._status.record(seen, latency_s, frame.skipped)
-        model = self._model
+        return self._detections(frame, self._detector.detect(frame.pixels, frame.captured_ns, frame.epoch))
+
+    def _detections(self, frame: Frame | RecordedFrame, seen: Seen) -> Detections:
         return Detections(
             stream=self._stream,
             instance=self.section.instance,
             epoch=frame.epoch,
             sequence=frame.sequence,
             captured_ns=frame.captured_ns,
-            detected_ns=detected_ns,
-            frame_height_px=pixels.shape[0],
-            frame_width_px=pixels.shape[1],
-            objects=objects_of(seen, model.labels, geometry_of(frame), tracked=self.section.track_memory_s > 0),
+            detected_ns=time.monotonic_ns(),
+            frame_height_px=frame.pixels.shape[0],
+            frame_width_px=frame.pixels.shape[1],
+            objects=objects_of(seen, self._model.labels, geometry_of(frame), tracked=self.section.track_memory_s > 0),
             model=self._model_name,
             tracker=self._detector.tracker.epoch,
             tiles=tile_ages(seen),
@@ -267,3 +305,8 @@ class DetectorService:
     def status(self) -> Mapping[str, Any]:
         """Return the status document. Called by the status server's thread."""
         return self._status.document(self._publisher, self._worker)
+
+
+def _is_readable(frame: Frame | RecordedFrame) -> bool:
+    pixels = frame.pixels
+    return pixels.dtype == "uint8" and pixels.shape[2:] == (3,) and frame.pixel_format == PIXEL_FORMAT

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from services.common.detections import DetectionPublisher
+from services.common.detections import DetectionPublisher, Detections
 from services.common.status import Stage, status_document
 from services.detector.config import DetectorSection
-from services.detector.detector import Detector, Seen
+from services.detector.detector import Detector
 from services.detector.models.classifier import Classifier
 from services.detector.models.model import Model
 
@@ -39,17 +40,18 @@ class DetectorStatus:
         self._objects = 0
         self._looked: deque[int] = deque(maxlen=100)  # tiles that the model ran on, in each of the latest frames
 
-    def record(self, seen: Seen, latency_s: float, skipped: int) -> None:
-        """Count a frame.
+    def record(self, detections: Detections, skipped: int, *, is_live: bool = True) -> None:
+        """Count a result.
 
         Args:
-            seen: Its result.
-            latency_s: Seconds since its capture; NaN if not known.
+            detections: The result.
             skipped: Frames that were skipped since the previous one.
+            is_live: Whether the frame was captured by this host's clock, so that its latency is known.
         """
-        self.stage.record(latency_s, skipped)
-        self._objects = len(seen.known.boxes)
-        self._looked.append(seen.looked)
+        latency_s = (detections.detected_ns - detections.captured_ns) * 1e-9
+        self.stage.record(latency_s if is_live else math.nan, skipped)
+        self._objects = len(detections.objects)
+        self._looked.append(self._detector.looked)
 
     def document(self, publisher: DetectionPublisher | None, worker: Worker | None) -> dict[str, Any]:
         """Return the status document.

@@ -69,6 +69,7 @@ class Tracker:
     """Namespace of the track numbers."""
     _tracks: list[Track] = field(default_factory=list)
     _last_number: int = 0
+    _updated_ns: int | None = None
 
     def update(self, found: Merged, captured_ns: int, looked: Floats | None = None) -> Known:
         """Assign each object of a frame its number, from 1.
@@ -100,21 +101,24 @@ class Tracker:
             numbers[index] = numbers[index] or self._begin(found, index, captured_ns)
         unseen = [track for track in before if track.seen_ns != captured_ns]
         known = self._unlooked(unseen, captured_ns, looked)
+        self._updated_ns = captured_ns
         together = Boxes(xyxy, boxes.scores, labels).take(np.array(told, np.intp))
         numbers = [numbers[index] for index in told]
         if not known:
             return Known(together, numbers, [0] * len(numbers))
-        moved_on = Boxes(
-            expected_boxes(known, captured_ns),
-            np.array([track.score for track in known], np.float32),
-            np.array([track.label for track in known], np.intp),
-        )
-        return _sorted(
-            together,
-            moved_on,
-            numbers + [track.number for track in known],
-            [0] * len(numbers) + [captured_ns - track.seen_ns for track in known],
-        )
+        moved_on = _expected(known, captured_ns)
+        return _sorted(together, moved_on.boxes, numbers + moved_on.tracks, [0] * len(numbers) + moved_on.ages_ns)
+
+    def known(self, captured_ns: int) -> Known:
+        """Return the objects known to be in a frame to which :meth:`follow` has moved them."""
+        tracks = [
+            track
+            for track in self._tracks
+            # Those found in the last update are told at least once, even if their appearance was lost at once.
+            if not track.missing and (track.is_placed(captured_ns) or track.seen_ns == self._updated_ns)
+        ]
+        known = _expected(tracks, captured_ns)
+        return _sorted(known.boxes, no_boxes(), known.tracks, known.ages_ns)
 
     def follow(self, pixels: Pixels, captured_ns: int) -> None:
         """Move the tracked objects to where they appear in a frame, before the model runs on a part of it."""
@@ -252,6 +256,16 @@ def _complete(xyxy: Floats, open_edges: Flags, others: Floats) -> Floats:
     )
     completed: Floats = np.where(open_edges, outer, xyxy).astype(np.float32)
     return completed
+
+
+def _expected(tracks: list[Track], captured_ns: int) -> Known:
+    """Return where tracked objects are expected."""
+    boxes = Boxes(
+        expected_boxes(tracks, captured_ns),
+        np.array([track.score for track in tracks], np.float32),
+        np.array([track.label for track in tracks], np.intp),
+    )
+    return Known(boxes, [track.number for track in tracks], [captured_ns - track.seen_ns for track in tracks])
 
 
 def _sorted(first: Boxes, second: Boxes, tracks: list[int], ages_ns: list[int]) -> Known:

@@ -7,8 +7,10 @@
 
 // Messages of each detector that are kept, because a slow line delivers pictures later than detections.
 const KEPT = 12;
-// Weight of the newest movement in an object's speed.
-const SMOOTHING = 0.5;
+// Least time over which an object's speed is measured: people turn round, so an older movement misleads.
+const MEASURED_MS = 200;
+// Share of its size by which the boxes of an object differ although it does not move.
+const JITTER = 0.05;
 // Longest time for which an object is moved at its speed.
 const FURTHEST_MS = 1000;
 // A detector that was silent for this long may have restarted, so that its numbers mean other objects.
@@ -43,12 +45,11 @@ export class Motion {
         return;
       }
     }
-    const before = seen.at(-1);
     const entry = { epoch, tracker, captured, fullWidth, objects: [], tracks: new Map() };
     for (const object of objects) {
       const followed = { ...object, instance, vx: 0, vy: 0 };
       if (object.track) {
-        follow(followed, before, captured);
+        follow(followed, seen, captured);
         entry.tracks.set(object.track, followed);
       }
       entry.objects.push(followed);
@@ -89,20 +90,24 @@ export class Motion {
   }
 }
 
-// Set a tracked object's smoothed speed, in pixels per millisecond, from the previous message.
-function follow(object, before, captured) {
-  const earlier = before?.tracks.get(object.track);
-  if (earlier === undefined) {
+// Set a tracked object's speed, in pixels per millisecond, from the detector's earlier messages.
+function follow(object, seen, captured) {
+  const known = seen.filter(({ tracks }) => tracks.has(object.track));
+  const before = known.findLast((entry) => captured - entry.captured >= MEASURED_MS) ?? known[0];
+  if (before === undefined) {
     return;
   }
+  const earlier = before.tracks.get(object.track);
   const elapsed = captured - before.captured;
   if (!isBelievable(earlier, object, elapsed)) {
     return;
   }
-  const moved = (corner, size) => (object[corner] + object[size] / 2 - earlier[corner] - earlier[size] / 2) / elapsed;
-  const mix = (old, now) => (old === 0 ? now : old + SMOOTHING * (now - old));
-  object.vx = mix(earlier.vx, moved("x", "width"));
-  object.vy = mix(earlier.vy, moved("y", "height"));
+  const speed = (corner, size) => {
+    const moved = object[corner] + object[size] / 2 - earlier[corner] - earlier[size] / 2;
+    return (Math.sign(moved) * Math.max(0, Math.abs(moved) - JITTER * object[size])) / elapsed;
+  };
+  object.vx = speed("x", "width");
+  object.vy = speed("y", "height");
 }
 
 function isBelievable(a, b, elapsed) {

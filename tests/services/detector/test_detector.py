@@ -126,6 +126,51 @@ def test_at_a_tenth_of_the_cpu_every_person_is_known_in_every_frame() -> None:
     assert trial.detector.late == 0
 
 
+@pytest.mark.parametrize("cpu_share", [None, 0.1])
+def test_in_a_newer_frame_the_known_objects_are_where_they_appear(cpu_share: float | None) -> None:
+    walkers = World(*((300.0 + 420 * place, 250.0, 60.0, 160.0, 120.0, 0) for place in range(10)))
+    trial = Trial(walkers, cpu_share=cpu_share)
+    for index in range(20):
+        seen = trial.frame(index)
+        # As while the model runs: two frames pass, and the speeds are not known at first.
+        for later_ns in (80_000_000, 160_000_000):
+            captured_ns = index * FRAME_NS + 1 + later_ns
+            moved = trial.detector.follow(walkers.pixels(captured_ns / 1e9), captured_ns, epoch=0)
+            assert moved is not None
+            assert sorted(moved.known.tracks) == sorted(seen.known.tracks)
+            truth = walkers.boxes(captured_ns / 1e9)
+            off = np.abs(moved.known.boxes.xyxy[:, None] - truth[None]).max(axis=2).min(axis=1)
+            assert off.max(initial=0) < 8, index
+            ages_ns = dict(zip(seen.known.tracks, seen.known.ages_ns, strict=True))
+            assert all(
+                age_ns == ages_ns[track] + later_ns
+                for track, age_ns in zip(moved.known.tracks, moved.known.ages_ns, strict=True)
+            )
+            assert moved.ages_ns == [None if age_ns is None else age_ns + later_ns for age_ns in seen.ages_ns]
+            assert moved.looked == seen.looked
+    assert len(seen.known.boxes) == 10
+
+
+def test_what_the_model_has_just_found_is_known_even_if_it_cannot_be_followed() -> None:
+    trial = Trial(PEOPLE, cpu_share=None)
+    seen = trial.frame(0)
+    dark = np.zeros_like(PEOPLE.pixels(0.0))
+    for captured_ns in (FRAME_NS, 10 * FRAME_NS):
+        moved = trial.detector.follow(dark, captured_ns, epoch=0)
+        assert moved is not None
+        assert moved.known.tracks == seen.known.tracks
+
+
+def test_objects_do_not_move_to_a_frame_of_another_size_or_epoch() -> None:
+    trial = Trial(PEOPLE, cpu_share=None)
+    pixels = PEOPLE.pixels(0.1)
+    assert trial.detector.follow(pixels, 1, epoch=0) is None, "no frame was processed yet"
+    trial.frame(0)
+    assert trial.detector.follow(pixels, FRAME_NS, epoch=0) is not None
+    assert trial.detector.follow(pixels, FRAME_NS, epoch=1) is None
+    assert trial.detector.follow(pixels[:, :-2], FRAME_NS, epoch=0) is None
+
+
 def test_a_van_across_the_edges_of_tiles_remains_one_object() -> None:
     """It is larger than the tiles' overlap, and its tiles are seldom all processed in one frame."""
     world = World((500.0, 100.0, 900.0, 400.0, 40.0, 2), (3900.0, 300.0, 500.0, 250.0, -60.0, 1))

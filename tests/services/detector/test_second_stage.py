@@ -85,6 +85,16 @@ def test_objects_of_the_configured_labels_get_a_class_if_it_is_certain() -> None
     assert scene.frame([]) == []
 
 
+def test_recalled_objects_keep_their_class_without_a_run() -> None:
+    scene = Scene(Brightness(), cpu_share=None)
+    scene.frame([0, 255, 128])
+    boxes = Boxes(np.zeros((4, 4), np.float32), np.full(4, 0.9, np.float32), np.array([0, 0, 1, 0], np.intp))
+    # The third has become another label, and the fourth is new.
+    said = scene.stage.recall(Known(boxes, [2, 1, 1, 9], [0] * 4))
+    assert [None if one is None else one[0] for one in said] == ["bright", "dark", None, None]
+    assert len(scene.network.calls) == 1
+
+
 def test_the_number_of_crops_in_a_frame_is_limited_and_each_object_has_its_turn() -> None:
     scene = Scene(Brightness(crop_s=0.0001))
     people = [0, 255] * 5

@@ -44,9 +44,11 @@ STOP_S = 10.0
 
 
 class Camera:
-    """Publishes one picture repeatedly, and remembers the capture times that it gave."""
+    """Publishes one picture repeatedly, every ``period_s``, and remembers the capture times that it gave."""
 
-    def __init__(self, stream: str, picture: npt.NDArray[np.uint8]) -> None:
+    def __init__(self, stream: str, picture: npt.NDArray[np.uint8], *, period_s: float = 0.05, frames: int = 0) -> None:
+        """Publish ``frames`` pictures; 0 for no limit. The stream remains open afterwards."""
+        self._period_s, self._frames = period_s, frames
         self.captured_ns: dict[int, int] = {}
         self._stream = stream
         self._picture = picture
@@ -56,7 +58,9 @@ class Camera:
     def _publish(self) -> None:
         height, width, channels = self._picture.shape
         with Publisher(self._stream, FrameFormat(height=height, width=width, channels=channels), slots=6) as publisher:
-            while not self._stop.wait(0.05):
+            while not self._stop.wait(self._period_s):
+                if self._frames and len(self.captured_ns) == self._frames:
+                    continue
                 with contextlib.suppress(NoFreeSlot):
                     captured_ns = time.monotonic_ns() - 1_000_000
                     with publisher.loan() as loan:
@@ -279,6 +283,56 @@ def test_people_are_reported_with_the_frame_and_the_names_of_the_stream(
     assert 7 in nice, "the detection thread"
     assert 0 in nice, "the thread that answers with the status"
     assert own_files(stream) == []
+
+
+def test_a_result_is_published_with_a_newer_frame_than_the_model_saw(
+    stream: str, start: Start, listener: DetectionSubscriber, place: npt.NDArray[np.uint8]
+) -> None:
+    detector = start(cpu_share="null", max_rate_fps=1000)
+    # The model takes longer than the time between two of these frames.
+    with Camera(stream, place, period_s=0.01) as camera:
+        heard(listener, detector, knows_every_tile)
+        found = [heard(listener, detector) for _ in range(5)]
+        detector.stop()
+    sequences = [one.sequence for one in found]
+    assert sequences == sorted(set(sequences))
+    for one in found:
+        assert one.captured_ns == camera.captured_ns[one.sequence]
+        assert all(tile.age_ms is not None and tile.age_ms >= 10 for tile in one.tiles)
+        assert all(thing.age_ms >= 10 for thing in one.objects)
+        assert len(one.objects) >= 5
+
+
+@pytest.mark.parametrize("values", [{}, {"mode": "every"}])
+def test_without_a_budget_a_result_is_published_with_its_own_frame(
+    stream: str, start: Start, listener: DetectionSubscriber, place: npt.NDArray[np.uint8], values: dict[str, object]
+) -> None:
+    detector = start(cpu_share="null", **values)
+    with Camera(stream, place, period_s=0.01):
+        found = [heard(listener, detector) for _ in range(3)]
+        detector.stop()
+    assert {one.age_ms for frame in found for one in frame.objects} == {0}
+
+
+def test_the_results_of_the_last_frames_are_published(
+    stream: str, start: Start, listener: DetectionSubscriber, place: npt.NDArray[np.uint8]
+) -> None:
+    detector = start(cpu_share="null", max_rate_fps=1000)
+    # Two frames show the rate, so that a third one seems to be due while the model runs.
+    with Camera(stream, place, period_s=0.01, frames=3):
+        assert heard(listener, detector, lambda one: one.sequence == 3).objects
+        detector.stop()
+
+
+def test_a_result_does_not_wait_for_a_frame_of_a_slow_stream(
+    stream: str, start: Start, listener: DetectionSubscriber, place: npt.NDArray[np.uint8]
+) -> None:
+    detector = start(cpu_share="null", max_rate_fps=1000)
+    with Camera(stream, place, period_s=1.0):
+        found = [heard(listener, detector) for _ in range(3)]
+        detector.stop()
+    assert all(one.detected_ns - one.captured_ns < 10**9 for one in found)
+    assert {thing.age_ms for one in found for thing in one.objects} == {0}
 
 
 def test_the_detector_waits_for_the_stream_and_can_be_stopped_while_it_waits(stream: str, start: Start) -> None:

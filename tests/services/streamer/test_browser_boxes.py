@@ -114,7 +114,29 @@ WALK = [message(1000 + 200 * step, walker(100 + 20 * step)) for step in range(5)
     ],
 )
 def test_a_box_is_where_its_object_is_in_the_picture(modules: Page, captured_ms: float, x: float) -> None:
-    assert places(modules, WALK, captured_ms) == pytest.approx([x], abs=1)
+    # A twentieth of its width is not counted as movement.
+    assert places(modules, WALK, captured_ms) == pytest.approx([x], abs=2)
+
+
+def test_boxes_that_tremble_do_not_move(modules: Page) -> None:
+    trembling = [message(1000 + 40 * step, walker(300 + step % 2)) for step in range(12)]
+    assert places(modules, trembling, 2000) == [301]
+
+
+def test_a_speed_is_measured_over_a_fifth_of_a_second(modules: Page) -> None:
+    # Boxes that tremble by 2 pixels would seem to move by 50 pixels a second from one message to the next.
+    walk = [message(1000 + 40 * step, walker(100 + 4 * step + 2 * (step % 2))) for step in range(11)]
+    assert places(modules, walk, 1700) == pytest.approx([170], abs=5)
+
+
+def test_an_object_that_turns_round_is_soon_expected_on_its_new_way(modules: Page) -> None:
+    turned = [message(2000 + 200 * step, walker(160 - 20 * step)) for step in range(2)]
+    assert places(modules, [*WALK, *turned], 2500) == pytest.approx([110], abs=2)
+
+
+def test_an_object_that_one_message_lacks_keeps_its_speed(modules: Page) -> None:
+    walk = [*WALK[:3], message(1600), WALK[4]]
+    assert places(modules, walk, 2100) == pytest.approx([210], abs=3)
 
 
 def test_an_untracked_object_stays_where_it_was_seen(modules: Page) -> None:
