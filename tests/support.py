@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -21,6 +22,7 @@ from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 import pytest
 
 from framebus import Publisher, companion_paths
@@ -66,6 +68,24 @@ CHROMIUM_ARGUMENTS = (
 needs_browser = pytest.mark.skipif(
     not CHROMIUM.exists() and not IN_CI, reason="no Chromium here: run 'make system-packages'"
 )
+
+
+def family(pid: int) -> list[psutil.Process]:
+    """Return a process and all its descendants."""
+    parent = psutil.Process(pid)
+    return [parent, *parent.children(recursive=True)]
+
+
+def kill_family(process: subprocess.Popen[Any]) -> None:
+    """Kill a process and all its descendants, if it still runs, and wait for their end."""
+    if process.poll() is not None:
+        return
+    members = family(process.pid)
+    for member in members:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    process.wait()
+    psutil.wait_procs(members, timeout=10)  # afterwards, their files in /dev/shm can be removed
 
 
 def wait_until(

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from tests.support import ROOT, free_ports
+from tests.support import ROOT, family, free_ports, kill_family
 
 LIVE = "the panorama is live at "
 CAMERAS = 5
@@ -56,8 +56,7 @@ class Demo:
 
     def processes(self) -> list[psutil.Process]:
         """The demo's process and all its descendants."""
-        parent = psutil.Process(self.process.pid)
-        return [parent, *parent.children(recursive=True)]
+        return family(self.process.pid)
 
     def service(self, name: str) -> psutil.Process | None:
         """Return the process of one service, if it runs."""
@@ -85,10 +84,4 @@ class Demo:
 
     def kill(self) -> None:
         """Kill the demo, after a test that failed."""
-        if self.process.poll() is None:
-            processes = self.processes()
-            for process in processes:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
-            self.process.wait()
-            psutil.wait_procs(processes, timeout=10)  # afterwards, their files in /dev/shm can be removed
+        kill_family(self.process)

@@ -27,7 +27,7 @@ import yaml
 from services.common.config import ConfigurationError
 from services.common.status import read_statuses
 from services.supervisor.entry import SERVICE
-from tests.support import ROOT, free_ports, wait_until
+from tests.support import ROOT, family, free_ports, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -73,11 +73,6 @@ def get(url: str) -> str:
             return error.read().decode()
     except OSError:
         return ""
-
-
-def family(pid: int) -> list[psutil.Process]:
-    parent = psutil.Process(pid)
-    return [parent, *parent.children(recursive=True)]
 
 
 def environment_of(process: psutil.Process) -> str:

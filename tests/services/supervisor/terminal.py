@@ -13,10 +13,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import psutil
 import pyte
 
-from tests.support import ROOT, wait_until
+from tests.support import ROOT, kill_family, wait_until
 
 
 class WatchedScreen(pyte.HistoryScreen):  # pyte has no types
@@ -112,13 +111,8 @@ class Terminal:
 
     def close(self) -> None:
         """End the program and its descendants, if need be, and the terminal."""
-        if self.process.poll() is None:
-            # The end of the terminal does not end them if the tests run under nohup(1).
-            for process in psutil.Process(self.process.pid).children(recursive=True):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
-            self.process.kill()
-            self.process.wait()
+        # The end of the terminal does not end them if the tests run under nohup(1).
+        kill_family(self.process)
         for descriptor in (self._master, self._slave):
             with contextlib.suppress(OSError):
                 os.close(descriptor)
