@@ -27,7 +27,7 @@ from framebus import remove_leftovers
 from tests.e2e.demo import LIVE, Demo
 from tests.e2e.page import wait_until_live
 from tests.e2e.truth import Truth, box_of, overlap
-from tests.support import CHROMIUM, CHROMIUM_ARGUMENTS, wait_until
+from tests.support import CHROMIUM, CHROMIUM_ARGUMENTS, family, wait_until
 
 RIGHT_IOU: Final = 0.5
 """A box is right in its own frame from here on."""
@@ -46,19 +46,27 @@ NOTED: Final = {
 
 
 @dataclass(slots=True)
-class Seconds:
-    """Panoramas shown in each second, and the cores that other programs used in it."""
+class Load:
+    """A second of the machine."""
 
-    shown: list[float] = field(default_factory=list)
-    foreign: list[float] = field(default_factory=list)
+    from_ms: float
+    """Since 1970, as the page counts."""
+    to_ms: float
+    foreign_cores: float
+    """Cores that other programs used in it."""
 
-    def told(self, *, quiet: bool) -> str:
-        """Return median and tenth percentile of the seconds with or without foreign load."""
-        chosen = [n for n, cores in zip(self.shown, self.foreign, strict=True) if (cores <= FOREIGN_CORES) == quiet]
-        if not chosen:
-            return "none"
-        low = sorted(chosen)[len(chosen) // 10]
-        return f"{len(chosen)} s, median {statistics.median(chosen):.1f}, a tenth of them at most {low:.1f}"
+    @property
+    def is_quiet(self) -> bool:
+        """Whether no other program disturbed it."""
+        return self.foreign_cores <= FOREIGN_CORES
+
+
+def told(rates: Sequence[float]) -> str:
+    """Return median and tenth percentile of the panoramas shown in each second."""
+    if not rates:
+        return "none"
+    low = sorted(rates)[len(rates) // 10]
+    return f"{len(rates)} s, median {statistics.median(rates):.1f}, a tenth of them at most {low:.1f}"
 
 
 @dataclass(slots=True)
@@ -163,23 +171,13 @@ def busy_s(processes: Sequence[psutil.Process]) -> tuple[float, float]:
     return sum(times) - times.idle - times.iowait, own
 
 
-@dataclass(slots=True)
-class Load:
-    """A second of the machine."""
-
-    from_ms: float
-    """Since 1970, as the page counts."""
-    to_ms: float
-    foreign_cores: float
-
-
 def watch(demo: Demo, duration_s: float) -> tuple[list[Load], list[float]]:
     """Watch the machine for a time; return its load and the ages of detections, in ms."""
     load: list[Load] = []
     ages_ms: list[float] = []
     end_s = time.monotonic() + duration_s
     while time.monotonic() < end_s:
-        processes = [*demo.processes(), psutil.Process(), *psutil.Process().children(recursive=True)]
+        processes = family(os.getpid())  # the demo's and the browser's too
         begun_s, before = time.time(), busy_s(processes)
         time.sleep(1)
         ended_s, after = time.time(), busy_s(processes)
@@ -189,20 +187,22 @@ def watch(demo: Demo, duration_s: float) -> tuple[list[Load], list[float]]:
     return load, ages_ms
 
 
-def count(noted: dict[str, list[dict[str, Any]]], load: Sequence[Load], truth: Truth) -> tuple[Seconds, Boxes]:
-    """Count what the page has recorded."""
-    seconds, boxes = Seconds(), Boxes()
-    for second in load:
-        shown = {one["captured"] for one in noted["painted"] if second.from_ms <= one["at_ms"] < second.to_ms}
-        seconds.shown.append(len(shown) / (second.to_ms - second.from_ms) * 1e3)
-        seconds.foreign.append(second.foreign_cores)
+def rate(second: Load, painted: Sequence[dict[str, Any]]) -> float:
+    """Return the panoramas that the page showed in a second."""
+    shown = {one["captured"] for one in painted if second.from_ms <= one["at_ms"] < second.to_ms}
+    return len(shown) / (second.to_ms - second.from_ms) * 1e3
+
+
+def count(noted: dict[str, list[dict[str, Any]]], truth: Truth) -> Boxes:
+    """Count the boxes that the page has recorded."""
+    boxes = Boxes()
     # A track is on the person of its newest message, so count in the order of the page.
     events: list[tuple[float, Callable[[dict[str, Any], Truth], None], dict[str, Any]]]
     events = [(one["at_ms"], boxes.tell, one["message"]) for one in noted["told"]]
     events += [(one["at_ms"], boxes.paint, one) for one in noted["painted"]]
     for _, add, one in sorted(events, key=lambda event: event[0]):
         add(one, truth)
-    return seconds, boxes
+    return boxes
 
 
 def main() -> None:
@@ -223,12 +223,15 @@ def main() -> None:
                 load, ages_ms = watch(demo, options.minutes * 60)
                 with attached(endpoint) as page:
                     noted = page.evaluate("({ told: window.told, painted: window.painted })")
-            seconds, boxes = count(noted, load, Truth(demo.stream))
+            boxes = count(noted, Truth(demo.stream))
         finally:
             demo.kill()
             remove_leftovers(stream)
-    print(f"panoramas a second at the page, undisturbed: {seconds.told(quiet=True)}")
-    print(f"the same while other programs took {FOREIGN_CORES:g} of a core or more: {seconds.told(quiet=False)}")
+    quiet, disturbed = (
+        [rate(second, noted["painted"]) for second in load if second.is_quiet is wanted] for wanted in (True, False)
+    )
+    print(f"panoramas a second at the page, undisturbed: {told(quiet)}")
+    print(f"the same while other programs took {FOREIGN_CORES:g} of a core or more: {told(disturbed)}")
     print(f"age of detections at the streamer, median of the medians: {statistics.median(ages_ms):.0f} ms")
     print(
         f"boxes on people: {boxes.told} told, {boxes.right / max(1, boxes.told):.0%} right in their own frame (IoU 0.5)"
