@@ -109,13 +109,13 @@ WALK = [message(1000 + 200 * step, walker(100 + 20 * step)) for step in range(5)
         (1300, 130),  # between two that were looked at
         (1790, 179),
         (1800, 180),
-        (2100, 210),  # the detector is behind the picture
-        (800, 80),  # the picture is behind the detector
+        (2100, 208.5),  # the detector is behind the picture
+        (800, 81),  # the picture is behind the detector
     ],
 )
 def test_a_box_is_where_its_object_is_in_the_picture(modules: Page, captured_ms: float, x: float) -> None:
-    # A twentieth of its width is not counted as movement.
-    assert places(modules, WALK, captured_ms) == pytest.approx([x], abs=2)
+    # Of each 20 pixels, a twentieth of its width is not counted as movement.
+    assert places(modules, WALK, captured_ms) == pytest.approx([x], abs=0.1)
 
 
 def test_boxes_that_tremble_do_not_move(modules: Page) -> None:
