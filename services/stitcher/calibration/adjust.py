@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from services.stitcher.calibration.poses import max_radius, undistort
-from services.stitcher.calibration.rays import Points, Rig, nearest_rotation, rotation_of
+from services.stitcher.calibration.rays import Points, Rig, cross, nearest_rotation, rotation_of
 
 Matrix = npt.NDArray[np.float64]
 
@@ -90,7 +90,7 @@ def residuals(rig: Rig, points: Points) -> Matrix:
 
 def distances(rig: Rig, points: Points) -> Matrix:
     """Return the errors' lengths; :data:`FAR_PX` if the other camera cannot see the point."""
-    return np.asarray(np.nan_to_num(np.linalg.norm(residuals(rig, points), axis=1), nan=FAR_PX))
+    return _Linear(rig, points).distances()
 
 
 def adjust(
@@ -114,34 +114,35 @@ def adjust(
     """
     prior = prior or no_prior(rig)
     layout = Layout(len(rig.rotations), len(rig.focal), free)
-    damping, cost = 1e-3, _cost(rig, points, scale_px, prior, free)
+    linear = _Linear(rig, points)
+    damping, cost = 1e-3, _cost(linear, scale_px, prior, free)
     for _ in range(iterations):
-        hessian, gradient = _normal(rig, points, scale_px, prior, layout)
+        hessian, gradient = _normal(linear, scale_px, prior, layout)
         is_better = False
         while damping < 1e8:
             # Marquardt: damp by the diagonal, because the columns have different units (rad, logarithm, px).
             # The constant keeps the system solvable if a parameter has no influence on any point.
             damped = hessian + damping * np.diag(np.diag(hessian) + 1e-9)
             step = np.asarray(np.linalg.solve(damped, -gradient), np.float64)
-            moved = _move(rig, step, layout)
-            new = _cost(moved, points, scale_px, prior, free)
+            moved = _Linear(_move(linear.rig, step, layout), points)
+            new = _cost(moved, scale_px, prior, free)
             if new < cost:
                 is_better = True
                 break
             damping *= 6
         if not is_better:
             break
-        gain, rig, cost = cost - new, moved, new
+        gain, linear, cost = cost - new, moved, new
         damping = max(damping / 6, 1e-9)
         if gain < 1e-7 * max(cost, 1e-6):
             break
-    return rig
+    return linear.rig
 
 
 def covariance(rig: Rig, points: Points, free: Free, scale_px: float, prior: Prior) -> tuple[Matrix, Layout]:
     """Return the parameters' covariance, for points with a deviation of 1 px, and the layout of its columns."""
     layout = Layout(len(rig.rotations), len(rig.focal), free)
-    hessian, _ = _normal(rig, points, scale_px, prior, layout)
+    hessian, _ = _normal(_Linear(rig, points), scale_px, prior, layout)
     return np.asarray(np.linalg.inv(hessian + 1e-12 * np.eye(len(hessian))), np.float64), layout
 
 
@@ -150,10 +151,11 @@ def jacobian(rig: Rig, points: Points, layout: Layout) -> Matrix:
     return _Linear(rig, points).jacobian(layout)
 
 
-def _cost(rig: Rig, points: Points, scale_px: float, prior: Prior, free: Free) -> float:
+def _cost(linear: _Linear, scale_px: float, prior: Prior, free: Free) -> float:
     # Cauchy's loss grows with the logarithm, so that a false match cannot outweigh many true ones.
-    squared = (distances(rig, points) / scale_px) ** 2
-    cost = float((points.weight * scale_px**2 * np.log1p(squared)).sum())
+    rig = linear.rig
+    squared = (linear.distances() / scale_px) ** 2
+    cost = float((linear.points.weight * scale_px**2 * np.log1p(squared)).sum())
     known = prior.log_focal_deviation > 0
     # Without a prior, divide by infinity: the term is then 0.
     off = (np.log(rig.focal) - prior.log_focal) / np.where(known, prior.log_focal_deviation, np.inf)
@@ -164,11 +166,11 @@ def _cost(rig: Rig, points: Points, scale_px: float, prior: Prior, free: Free) -
     return cost
 
 
-def _normal(rig: Rig, points: Points, scale_px: float, prior: Prior, layout: Layout) -> tuple[Matrix, Matrix]:
-    linear = _Linear(rig, points)
+def _normal(linear: _Linear, scale_px: float, prior: Prior, layout: Layout) -> tuple[Matrix, Matrix]:
+    rig = linear.rig
     residual = np.nan_to_num(linear.residual)
     # The derivative of Cauchy's loss, as a weight of the squares. The factor 2 of all terms is left out: it cancels.
-    weight = points.weight / (1 + (residual**2).sum(axis=1) / scale_px**2)
+    weight = linear.points.weight / (1 + (residual**2).sum(axis=1) / scale_px**2)
     rows = linear.jacobian(layout)
     weighted = (rows * weight[:, None, None]).reshape(-1, layout.width)
     hessian = _product(rows.reshape(-1, layout.width), weighted)
@@ -236,7 +238,7 @@ class _Linear:
     """
 
     def __init__(self, rig: Rig, points: Points) -> None:
-        self.points = points
+        self.rig, self.points = rig, points
         self.kind_i, self.kind_j = rig.kinds[points.i], rig.kinds[points.j]
         self.focal_i, self.focal_j = rig.focal[self.kind_i], rig.focal[self.kind_j]
         self.k_i = np.stack([rig.k1[self.kind_i], rig.k2[self.kind_i]], axis=1)
@@ -263,6 +265,10 @@ class _Linear:
         self.bent = bent
         self.residual = bent * self.focal_j[:, None] + rig.centers[points.j] - points.q
 
+    def distances(self) -> Matrix:
+        """Return the residuals' lengths; :data:`FAR_PX` if the other camera cannot see the point."""
+        return np.asarray(np.nan_to_num(np.linalg.norm(self.residual, axis=1), nan=FAR_PX))
+
     def jacobian(self, layout: Layout) -> Matrix:
         """Return the derivatives by all columns of the layout."""
         count = len(self.points)
@@ -275,7 +281,7 @@ class _Linear:
         # For R exp(t), the derivative is the cross product of the axis with the ray: in camera i before the rotation to
         # camera j, in camera j after it. Below, cameras of one kind share the columns of their lens. Add to a column in
         # separate statements, because one assignment with a repeated index would keep only the last value.
-        turned = -np.cross(along_v @ self.turn, self.ray[:, None]), np.cross(along_v, self.v[:, None])
+        turned = -cross(along_v @ self.turn, self.ray[:, None]), cross(along_v, self.v[:, None])
         for cameras, by_axis in zip((self.points.i, self.points.j), turned, strict=True):
             rows[each[:, None], :, 3 * cameras[:, None] + np.arange(3)] = by_axis.swapaxes(1, 2)
         # Camera i's distortion is removed from the point, so the inverse of its derivative applies. The small constant

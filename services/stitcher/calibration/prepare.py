@@ -140,20 +140,19 @@ def _find_overlays(lumas: Mapping[str, Floats]) -> dict[str, npt.NDArray[np.bool
     """
     small = {name: _halve(luma) for name, luma in lumas.items()}
     gradients = {
-        name: np.stack([cv2.Sobel(luma, cv2.CV_32F, 1, 0, scale=0.25), cv2.Sobel(luma, cv2.CV_32F, 0, 1, scale=0.25)])
-        for name, luma in small.items()
+        name: [cv2.Sobel(luma, cv2.CV_32F, x, 1 - x, scale=0.25) for x in (1, 0)] for name, luma in small.items()
     }
-    strengths = {name: np.abs(gradient).max(axis=0) for name, gradient in gradients.items()}
+    strengths = {name: cv2.max(*(np.abs(side) for side in sides)) for name, sides in gradients.items()}
+    is_strong = {name: strength > OVERLAY_EDGE for name, strength in strengths.items()}
     found = {name: np.zeros(luma.shape, bool) for name, luma in lumas.items()}
     for a, b in itertools.combinations(lumas, 2):
         if lumas[a].shape != lumas[b].shape:
             continue
-        is_edge = (strengths[a] > OVERLAY_EDGE) & (strengths[b] > OVERLAY_EDGE)
-        is_same = is_edge & (np.abs(gradients[a] - gradients[b]).max(axis=0) < 0.3 * strengths[a])
+        differ = cv2.max(*(cv2.absdiff(*sides) for sides in zip(gradients[a], gradients[b], strict=True)))
+        is_same = is_strong[a] & is_strong[b] & (differ < 0.3 * strengths[a])
         if not is_same.any():
             continue
-        is_strong = (strengths[a] > OVERLAY_EDGE) | (strengths[b] > OVERLAY_EDGE)
-        edges, same = (cv2.blur(one.astype(np.float32), (9, 9)) for one in (is_strong, is_same))
+        edges, same = (cv2.blur(one.astype(np.float32), (9, 9)) for one in (is_strong[a] | is_strong[b], is_same))
         painted = ((same > 0.6 * edges) & (same > 0.08)).astype(np.uint8)
         if not 0 < painted.mean() < 0.2:
             continue  # nothing, or two pictures of the same thing

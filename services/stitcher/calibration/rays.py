@@ -108,6 +108,11 @@ def lens_rays(points: Matrix, focal: float, k1: float, k2: float) -> Matrix:
     return np.asarray(rays / np.linalg.norm(rays, axis=-1, keepdims=True))
 
 
+def cross(a: Matrix, b: Matrix) -> Matrix:
+    """Return the cross products of vectors in the last axis: ``np.cross`` takes twice as long for some hundred."""
+    return a[..., [1, 2, 0]] * b[..., [2, 0, 1]] - a[..., [2, 0, 1]] * b[..., [1, 2, 0]]
+
+
 def rotation_of(vector: Matrix) -> Matrix:
     """Return the matrix of the rotation about a vector by its length (Rodrigues)."""
     angle = float(np.linalg.norm(vector))

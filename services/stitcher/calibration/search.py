@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from services.stitcher.calibration.rays import lens_rays, nearest_rotation
+from services.stitcher.calibration.rays import cross, lens_rays, nearest_rotation
 
 Matrix = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
@@ -117,10 +117,10 @@ def _sample_pairs(count: int) -> tuple[Indices, Indices]:
 
 def _frames(a: Matrix, b: Matrix) -> Matrix:
     """Return right-handed axes for pairs of rays: along their middle, across, and along their difference."""
-    middle, across = a + b, np.cross(a, b)
+    middle, across = a + b, cross(a, b)
     middle /= np.linalg.norm(middle, axis=1, keepdims=True)
     across /= np.linalg.norm(across, axis=1, keepdims=True) + 1e-15
-    return np.stack([middle, across, np.cross(middle, across)], axis=2)
+    return np.stack([middle, across, cross(middle, across)], axis=2)
 
 
 def find_lenses(
