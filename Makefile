@@ -68,12 +68,11 @@ test: lint ## the same with the slow tests, in several minutes
 	$(PYTEST) -m "not long" --durations 15 tests/e2e
 
 # Installs the wheel into environments of each supported Python version, with dependencies from the registry.
-# The tests that only compute share the two cores; the others run alone.
-COMPUTING := tests/verification tests/framebus tests/website tests/race/test_sanitized.py \
-  $(addprefix tests/services/,detector stitcher/calibration stitcher/rendering)
+# A whole pipeline needs both cores, so these tests run alone. The others wait for a part of their time, or use one core.
+ALONE := $(addprefix tests/,bench deploy e2e examples)
 test-long: coverage $(VENV)/installed-bench $(VENV)/installed-docs ## the tests that take minutes: containers, faults put back, coverage
-	$(PYTEST) --numprocesses 2 --dist worksteal -m long $(COMPUTING)
-	$(PYTEST) -m long --durations 25 $(addprefix --ignore ,$(COMPUTING))
+	$(PYTEST) --numprocesses 3 --dist worksteal -m long --durations 25 $(addprefix --ignore ,$(ALONE))
+	$(PYTEST) -m long --durations 25 $(ALONE)
 
 # The tests of the package run the library from another place. Processes of other users also write measurements.
 coverage: $(VENV)/installed-dev ## branches of the library that its own tests reach, with FRAMEBUS_BACKEND=python
@@ -204,7 +203,7 @@ system-packages: ## the programs that tests and benchmarks run; on Debian, as ro
 	DEBIAN_FRONTEND=noninteractive apt-get install --quiet=2 --no-install-recommends \
 	  gcc libc6-dev python3-dev chromium python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good \
 	  gstreamer1.0-plugins-bad python3-gst-1.0 gir1.2-gst-plugins-base-1.0 redis-server rabbitmq-server \
-	  nginx-light caddy prometheus openssl iproute2 iptables
+	  nginx-light caddy prometheus openssl iproute2 iptables xfsprogs btrfs-progs
 
 clean: ## remove everything that was installed, built or cached
 	rm -rf $(VENV) .cache build dist *.egg-info services/build services/dist services/*.egg-info framebus/ring/*.so \

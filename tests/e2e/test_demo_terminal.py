@@ -22,7 +22,7 @@ from tests.services.supervisor.terminal import Terminal
 pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.timeout(300)]
 
 EVENT = re.compile(r"^\d\d:\d\d:\d\d \S")
-SEEN_S = 15.0
+SEEN_S = 8.0
 """How long the table is watched."""
 
 

@@ -29,7 +29,7 @@ from tests.support import CHROMIUM, CHROMIUM_ARGUMENTS, ROOT, free_ports, needs_
 
 pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.timeout(900), needs_browser]
 
-FAULTS = 30
+FAULTS = 20
 SEED = 20
 SLACK_S = 0.5
 """The label is made anew a few times a second, and the pixels count hundredths."""

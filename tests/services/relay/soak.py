@@ -201,7 +201,9 @@ def run(
             for log in sorted(folder.rglob("*.log")):
                 (Path(tempfile.gettempdir()) / f"{stream}-{log.parent.name}-{log.name}").write_bytes(log.read_bytes())
         _judge(report, details, results)
-        report.left_over = [str(path) for path in (folder / "s3/data/frames/site/frames").rglob("*") if path.is_file()]
+        # A server that is killed while it writes leaves a file that is no object yet.
+        files = (path for path in (folder / "s3/data/frames/site/frames").rglob("*") if path.is_file())
+        report.left_over = [str(path) for path in files if not path.name.startswith(".tmp.")]
         report.seconds = time.monotonic() - begun_s
     report.left_over += files_of(stream)
     for log in Path(tempfile.gettempdir()).glob(f"{stream}-*.log"):
