@@ -69,7 +69,7 @@ test: lint ## the same with the slow tests, in several minutes
 
 # Installs the wheel into environments of each supported Python version, with dependencies from the registry.
 # A whole pipeline needs both cores, so these tests run alone. The others wait for a part of their time, or use one core.
-ALONE := $(addprefix tests/,bench deploy e2e examples)
+ALONE := $(addprefix tests/,bench deploy e2e examples services/relay/test_soak.py)
 test-long: coverage $(VENV)/installed-bench $(VENV)/installed-docs ## the tests that take minutes: containers, faults put back, coverage
 	$(PYTEST) --numprocesses 3 --dist worksteal -m long --durations 25 $(addprefix --ignore ,$(ALONE))
 	$(PYTEST) -m long --durations 25 $(ALONE)
