@@ -1,7 +1,7 @@
 """Finds people in SAHI's slices, with the detector's model: run by the Python of an environment that has SAHI.
 
-``PYTHONPATH=CHECKOUT PYTHON -m bench.sahi_worker PICTURE.npy … TILE_PX OVERLAP_PX`` prints a line of JSON for each
-picture: the people's boxes, and the seconds of CPU and of the clock. The first picture is processed once before.
+``PYTHONPATH=CHECKOUT PYTHON -m bench.sahi_worker TILE_PX OVERLAP_PX`` reads the path of a ``.npy`` picture from each
+line of its input, and prints a line of JSON for it: the people's boxes, and the seconds of CPU and of the clock.
 """
 
 from __future__ import annotations
@@ -69,19 +69,19 @@ class Ours(DetectionModel):  # type: ignore[misc]  # the package has no types he
 
 def main() -> None:
     """Process each picture, and print its boxes and times."""
-    *paths, tile_px, overlap_px = sys.argv[1:]
+    tile_px, overlap_px = (int(argument) for argument in sys.argv[1:])
     cv2.setNumThreads(1)
     own = load_model(DetectorSection())
     # The lowest threshold, because the model applies those of its classes itself.
     model = Ours(model=own, confidence_threshold=min(own.thresholds))
-    ratio = int(overlap_px) / int(tile_px)
+    ratio = overlap_px / tile_px
 
     def look(pixels: np.ndarray[Any, Any]) -> Any:
         return get_sliced_prediction(
             pixels,
             model,
-            slice_height=int(tile_px),
-            slice_width=int(tile_px),
+            slice_height=tile_px,
+            slice_width=tile_px,
             overlap_height_ratio=ratio,
             overlap_width_ratio=ratio,
             # The detector does not run on the whole frame either.
@@ -89,10 +89,8 @@ def main() -> None:
             verbose=0,
         )
 
-    # Once without measuring, to warm the caches.
-    look(np.load(paths[0]))
-    for path in paths:
-        pixels = np.load(path)
+    for line in sys.stdin:
+        pixels = np.load(line.rstrip("\n"))
         begun = time.process_time(), time.perf_counter()
         found = look(pixels).object_prediction_list
         taken = [now - before for now, before in zip((time.process_time(), time.perf_counter()), begun, strict=True)]
