@@ -257,6 +257,8 @@ def drawn_seam_px(found: Calibration, rig: Rig) -> float:
         both = [found.cameras[owner] for owner in owners if owner is not None]
         maps = [source_maps(panorama, one, edge - 1, edge + 1) for one in both]
         seen = inside(both[0], *maps[0]) & inside(both[1], *maps[1])
+        if not seen.any():
+            continue  # the two only touch there
         for here, there in ((0, 1), (1, 0)):
             pixels = np.stack([axis[seen] for axis in maps[here]], axis=-1).astype(np.float64)
             a, b = both[here], both[there]
