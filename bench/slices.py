@@ -18,7 +18,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -68,7 +68,8 @@ class SahiWorker:
         """Return what is found in a picture, a ``.npy`` file."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        print(path, file=self._process.stdin, flush=True)
+        with suppress(BrokenPipeError):  # it has ended: its output ends too
+            print(path, file=self._process.stdin, flush=True)
         # SAHI and its libraries may print other lines.
         for line in self._process.stdout:
             if line.startswith("{"):
@@ -137,6 +138,8 @@ def main() -> None:
     parser.add_argument("--sahi", metavar="PYTHON", help="the Python of an environment that has SAHI")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"turns with each picture; default {ROUNDS}")
     options = parser.parse_args()
+    if options.rounds < 1:  # the caches are warmed before the first
+        parser.error("at least 1 round is needed")
     cv2.setNumThreads(1)
     set_up_logs("bench", LogSection(level="error"))
     model, views = load_model(DetectorSection()), panoramas()
