@@ -13,8 +13,10 @@ import functools
 import itertools
 import multiprocessing
 import os
+import resource
+import subprocess
 import sys
-import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -62,12 +64,12 @@ def attempt(
 ) -> Outcome:
     """Calibrate one rig and compare the result with the truth."""
     pictures = rig.take(seed)
-    started = time.process_time()
+    started_s = _cpu_s()
     try:
         found = place(pictures, priors=priors) if priors else place(pictures)
     except CalibrationError as error:
-        return Outcome(0, len(rig.shots), None, time.process_time() - started, str(error))
-    cpu_s = time.process_time() - started
+        return Outcome(0, len(rig.shots), None, _cpu_s() - started_s, str(error))
+    cpu_s = _cpu_s() - started_s
     reasons = "; ".join(f"{name}: {reason}" for name, reason in found.reasons.items())
     off = compare(found, rig)
     drawn_px = drawn_seam_px(found, rig) if off.seam_px > SEAM_PX else 0.0
@@ -172,9 +174,7 @@ def _try_random(seed: int) -> tuple[int, Outcome]:
 def _try_five(case: tuple[float, float, int, str]) -> tuple[tuple[float, float, int, str], Outcome]:
     cv2.setNumThreads(1)
     overlap, k1, run, who = case
-    return case, attempt(
-        five(overlap, k1, run), run, calibrate if who == "framebus" else functools.partial(peers.PLACE[who])
-    )
+    return case, attempt(five(overlap, k1, run), run, calibrate if who == "framebus" else peers.PLACE[who])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -188,14 +188,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--stitching", type=Path, help="Python of an environment with stitching-headless")
     options = parser.parse_args(arguments)
     if options.stitching:
+        if subprocess.run([options.stitching, "-c", "import stitching"], check=False).returncode:
+            parser.error(f"{options.stitching} has no stitching-headless: install it there, with OpenCV < 5")
         os.environ[peers.STITCHING_PYTHON] = str(options.stitching)
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(options.jobs, mp_context=context) as pool:
         wrong = _random_rigs(pool, range(options.first, options.first + options.random))
         is_right = _special(options.runs > 0)
-        who = ["framebus", *(["cv2.Stitcher"] if options.peers else []), *(["stitching"] if options.stitching else [])]
+        who = ["framebus", *(name for name in peers.PLACE if _is_wanted(name, options))]
         is_right &= _table(pool, who, options.runs)
     return 0 if is_right and not wrong else 1
+
+
+def _is_wanted(peer: str, options: argparse.Namespace) -> bool:
+    return bool(options.stitching if peer.startswith("stitching") else options.peers)
+
+
+def _cpu_s() -> float:
+    """Return the CPU time of this process and of the peers' processes, their start included."""
+    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
 def _random_rigs(pool: concurrent.futures.Executor, seeds: range) -> int:
@@ -251,6 +262,9 @@ def _table(pool: concurrent.futures.Executor, who: Sequence[str], runs: int) -> 
     for overlap, k1 in itertools.product(OVERLAPS, K1S):
         cells = "".join(f"{_cell(outcomes[overlap, k1, one]):>34}" for one in who)
         print(f"{overlap:8.0%}{k1:7.2f}  {cells}")
+    for one in who[1:]:
+        reasons = Counter(outcome.reason for key, several in outcomes.items() if key[2] == one for outcome in several)
+        print(f"{one} places none: {', '.join(f'{n} x {why}' for why, n in reasons.most_common() if why) or 'never'}")
     ours = [outcome for (_, _, one), several in outcomes.items() if one == "framebus" for outcome in several]
     return all(outcome.is_right for outcome in ours)
 
