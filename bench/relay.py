@@ -1,9 +1,9 @@
 """Measures what the relay costs, and how far it is from its floor: ``python -m bench.relay [--quick]``.
 
 The relay is measured by frame size, encoding, policy and number of planted detectors, which answer at once. In turns
-with it run the floor, which encodes, stores and publishes in one loop, and, for frames that are not encoded, RabbitMQ
-and a Redis stream with the frames in their messages, and the ring alone. The storage is a folder. Results are saved in
-.bench/relay/.
+with it run the floor, a loop that takes the same frames from a ring and encodes, stores and publishes them, and, for
+frames that are not encoded, RabbitMQ and a Redis stream with the frames in their messages, and the ring alone. The
+storage is a folder. Results are saved in .bench/relay/.
 
 The throughput of the relay is measured with as many frames on their way as it writes at a time; with detectors, it is
 that of their results. A latency is that of single frames: from the capture until a consumer has the reference, and
@@ -39,7 +39,7 @@ from bench.peers import Config, Peer, Pixels, all_peers
 from bench.peers.places import temporary_folder
 from bench.peers.rabbitmq_server import PEERS as RABBITMQ
 from bench.relay_parts import ROOT, Child, bare, configured, detect, relay_configuration
-from bench.relay_turns import POLICIES, SIZES_PX, Form, relays
+from bench.relay_turns import POLICIES, SIZES_PX, Form, candidates
 from bench.results import machine
 from bench.worker import Round
 from services.common.broker import connect
@@ -73,7 +73,6 @@ async def measure(form: Form, console: Console) -> list[dict[str, Any]]:
             height, width = SIZES_PX[size]
             # The same picture in each size, so that only the size differs.
             pixels = np.ascontiguousarray(cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
-            np.save(folder / "pixels.npy", pixels)
             for encoding in form.encodings:
                 console.print(f"{size}, {encoding}")
                 cells += await _scenario(form, size, pixels, encoding, (broker, folder), children)
@@ -99,23 +98,20 @@ async def _scenario(  # noqa: PLR0917
         for number in (None, *form.detectors)
     }
     connection = await connect(relay_configuration(configured("bench", broker, folder, "live", encoding)).broker)
-    async with connection, relays(broker, folder, pixels, encoding, connection) as candidates:
+    async with connection, candidates(broker, folder, pixels, encoding, connection, loop_child.pid) as found:
         for number in range(form.rounds):
             # Reverse the order in every other round, so that no candidate always follows the same other one.
             for (policy, count), cell in sorted(cells.items(), key=str, reverse=bool(number % 2)):
-                candidate = candidates[policy]
-                if count is None:
-                    command = (candidate.document, str(folder / "pixels.npy"), form.frames[size])
-                    cell["rounds"].append(await asyncio.to_thread(loop_child.ask, command))
-                    continue
-                for child in detectors[:count]:
+                candidate = found[cell["name"], policy]
+                workers = [loop_child] if count is None else detectors[:count]
+                for child in workers:
                     await asyncio.to_thread(child.ask, candidate.document)
-                cell["rounds"].append(await candidate.turn(form, form.frames[size], count))
-                for child in detectors[:count]:
-                    await asyncio.to_thread(child.ask, None)
+                round_ = await candidate.turn(form, form.frames[size], count or 0)
+                answers = [await asyncio.to_thread(child.ask, None) for child in workers]
+                cell["rounds"].append(round_ if count is not None else {**round_, "stages_ms": answers[0]})
         for (policy, count), cell in cells.items():
             if count is not None:
-                cell["counts"] = candidates[policy].counts()
+                cell["counts"] = found["relay", policy].counts()
     return list(cells.values())
 
 

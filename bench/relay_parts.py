@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import json
 import os
-import secrets
 import sys
 import threading
 import time
@@ -22,6 +21,7 @@ import numpy as np
 import psutil
 
 from bench.peers.places import server, wait_until
+from framebus import Frame, ReceiveTimeout, Subscriber
 from services.common.broker import connect
 from services.common.broker_messages import message, open_channel, publish
 from services.common.broker_names import FRAME, Names
@@ -30,6 +30,7 @@ from services.common.detections import Detection, Detections
 from services.common.frame_codec import encode
 from services.common.logs import set_up_logs
 from services.common.recording import RecordedFrame
+from services.common.reference import FrameReference, frame_address
 from services.common.status import read_statuses
 from services.common.storage import Storage
 from services.detector.config import DetectorConfiguration
@@ -41,6 +42,8 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 MODEL: Final = "planted 1"
 ANSWER_TIMEOUT_S: Final = 120.0
 START_TIMEOUT_S: Final = 60.0
+SLICE_S: Final = 0.1
+"""Longest wait of the bare loop for a frame."""
 
 
 def cpu_s(pid: int) -> float:
@@ -96,6 +99,8 @@ class Child:
         self._process = context.Process(target=target, args=(theirs, *arguments), daemon=True)
         self._process.start()
         theirs.close()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
 
     def ask(self, command: Any) -> Any:
         """Send a command, and wait for its answer.
@@ -185,73 +190,81 @@ def _planted(frame: RecordedFrame, stream: str, instance: str) -> Detections:
 
 
 def bare(connection: Connection[Any, Any]) -> None:
-    """Run the bare loop. A command is a configuration, the file of a frame's pixels, and a number of frames."""
+    """Run the bare loop. A command is the configuration of a stream, or None to leave it and answer with the stages."""
+    set_up_logs("bench", LogSection(level="error"))
     while True:
         try:
-            document, path, frames = connection.recv()
+            document = connection.recv()
         except EOFError:
             return
         try:
-            answer: Any = asyncio.run(_bare(relay_configuration(document), np.load(path), frames))
+            answer: Any = asyncio.run(_bare(relay_configuration(document), connection))
         except Exception as error:  # noqa: BLE001  the parent raises it
             answer = f"the bare loop: {type(error).__name__}: {error}"
         connection.send(answer)
 
 
-async def _bare(
-    configuration: RelayConfiguration, pixels: np.ndarray[Any, np.dtype[np.uint8]], frames: int
-) -> dict[str, Any]:
-    section, storage = configuration.relay, Storage(configuration.storage)
-    durable = section.policy == "work"
-    names = Names(f"{configuration.stream.name}-{secrets.token_hex(3)}")
-    stages_s: dict[str, float] = dict.fromkeys(("encode", "put", "publish", "sha256"), 0.0)
-    latencies_ms: list[float] = []
-    addresses: list[str] = []
+async def _bare(configuration: RelayConfiguration, parent: Connection[Any, Any]) -> dict[str, Any]:
+    """Receive, encode, store and publish frames until the parent sends something."""
+    section, storage, names = configuration.relay, Storage(configuration.storage), Names(configuration.stream.name)
+    stages_ms: dict[str, list[float]] = {"encode": [], "put": [], "publish": [], "sha256": []}
     connection = await connect(configuration.broker)
     async with connection:
         channel = await open_channel(connection)
-        exchange = await channel.declare_exchange(names.frames, "fanout", auto_delete=True)
-        await channel.declare_exchange(names.dropped, "fanout", auto_delete=True)
+        exchange = await channel.declare_exchange(names.frames, "fanout", durable=True)
         queue = await channel.declare_queue(
             names.group("detector"), durable=True, arguments=queue_arguments(names, section)
         )
-        watched = await channel.declare_queue(exclusive=True, arguments={"x-max-length": 8})
         await queue.bind(exchange)
-        await watched.bind(exchange)
         await asyncio.sleep(0.5)
-        cpu_begun_s = begun_s = 0.0
-        for number in range(-2, frames):
-            if number == 0:  # the first two frames are not measured
-                cpu_begun_s, begun_s = time.process_time(), time.perf_counter()
-                stages_s = dict.fromkeys(stages_s, 0.0)
-                latencies_ms.clear()
-            at_s = [time.perf_counter()]
-            # Change a pixel, so that no two frames are equal.
-            pixels[0, 0, 0] = number % 256
-            data = encode(pixels, section.encoding, section.jpeg_quality)
-            at_s.append(time.perf_counter())
-            addresses.append(f"frames/{names.stream}/1/{number + 3}")
-            await storage.put(addresses[-1], data, durable=durable)
-            at_s.append(time.perf_counter())
-            # A body as long as a frame's reference.
-            await publish(exchange, message(addresses[-1].encode().ljust(500), FRAME, addresses[-1]), mandatory=True)
-            at_s.append(time.perf_counter())
-            for stage, before_s, after_s in zip(stages_s, at_s, at_s[1:], strict=False):
-                stages_s[stage] += after_s - before_s
-            latencies_ms.append((at_s[-1] - at_s[0]) * 1e3)
-        seconds, taken_s = time.perf_counter() - begun_s, time.process_time() - cpu_begun_s
-        begun_s = time.perf_counter()
+        with Subscriber(names.stream, mode="every", attach_timeout_s=START_TIMEOUT_S) as subscriber:
+            parent.send(True)
+            while True:
+                try:
+                    frame = subscriber.receive(timeout_s=SLICE_S)
+                except ReceiveTimeout:
+                    if parent.poll():
+                        break
+                    await asyncio.sleep(0)  # for the connection's heartbeats
+                    continue
+                with frame:
+                    at_s = [time.perf_counter()]
+                    data = encode(frame.pixels, section.encoding, section.jpeg_quality)
+                    at_s.append(time.perf_counter())
+                    reference = _reference(frame, names.stream, section.encoding, len(data))
+                    await storage.put(reference.address, data, durable=section.policy == "work")
+                    at_s.append(time.perf_counter())
+                    await publish(exchange, message(reference.to_json(), FRAME, reference.key), mandatory=True)
+                    at_s.append(time.perf_counter())
+                    for stage, before_s, after_s in zip(stages_ms, at_s, at_s[1:], strict=False):
+                        stages_ms[stage].append((after_s - before_s) * 1e3)
+        parent.recv()
         # The relay computes this sum too. It is measured apart from the loop, because the loop works without it.
-        for _ in range(frames):
-            hashlib.sha256(data).hexdigest()
-        stages_s["sha256"] = time.perf_counter() - begun_s
+        content = bytes(reference.size_bytes)
+        for _ in stages_ms["encode"]:
+            begun_s = time.perf_counter()
+            hashlib.sha256(content).hexdigest()
+            stages_ms["sha256"].append((time.perf_counter() - begun_s) * 1e3)
         await queue.delete(if_unused=False, if_empty=False)
-    await storage.delete(addresses)
-    return {
-        "sent": frames,
-        "fps": frames / seconds,
-        "cpu_ms": taken_s / frames * 1e3,
-        "reference_ms": float(np.median(latencies_ms)),
-        "object_bytes": len(data),
-        "stages_ms": {stage: spent_s / frames * 1e3 for stage, spent_s in stages_s.items()},
-    }
+    return {stage: float(np.median(times_ms)) for stage, times_ms in stages_ms.items()}
+
+
+def _reference(frame: Frame, stream: str, encoding: str, size_bytes: int) -> FrameReference:
+    """Return the reference of a frame, without its SHA-256."""
+    sha256 = "0" * 64
+    return FrameReference(
+        address=frame_address(
+            stream, frame.epoch, frame.sequence, frame.captured_wall_ns, encoding=encoding, sha256=sha256
+        ),
+        size_bytes=size_bytes,
+        sha256=sha256,
+        stream=stream,
+        epoch=frame.epoch,
+        sequence=frame.sequence,
+        captured_ns=frame.captured_ns,
+        captured_wall_ns=frame.captured_wall_ns,
+        format=encoding,
+        shape=frame.shape,
+        dtype=frame.dtype.str,
+        pixel_format=frame.pixel_format,
+    )

@@ -1,8 +1,9 @@
-"""The candidates of the relay's benchmark: running relays, each with a ring and a consumer of its references."""
+"""The candidates of the relay's benchmark, relays and the bare loop, each with a ring and a consumer of references."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import secrets
 import statistics
 import time
@@ -83,26 +84,38 @@ class Arrivals:
 
 
 class Candidate:
-    """A running relay, with its own ring and a consumer of its references."""
+    """A process that publishes the frames of a ring of its own, and a consumer of its references.
 
-    def __init__(self, document: dict[str, Any], pid: int, publisher: Publisher, pixels: Pixels) -> None:
+    Args:
+        document: Its configuration.
+        pid: Its PID.
+        publisher: Publishes the frames.
+        pixels: Content of the frames.
+        is_relay: Whether it is a relay. The bare loop's references have no SHA-256, and it has no results.
+    """
+
+    def __init__(
+        self, document: dict[str, Any], pid: int, publisher: Publisher, pixels: Pixels, *, is_relay: bool
+    ) -> None:
         self.document = document
         self.arrivals = Arrivals()
-        self._pid, self._publisher, self._pixels = pid, publisher, pixels
+        self._pid, self._publisher, self._pixels, self._is_relay = pid, publisher, pixels, is_relay
         self._channel: AbstractChannel | None = None
         self._storage = Storage(relay_configuration(document).storage)
         self._names = Names(document["stream"]["name"])
 
-    async def open(self, connection: AbstractConnection) -> asyncio.Task[None]:
+    async def open(self, connection: AbstractConnection) -> asyncio.Task[None] | None:
         """Consume references and results; return the task that reads results."""
         self._channel = await open_channel(connection)
         queue = await self._channel.declare_queue(exclusive=True)
-        await queue.bind(self._names.frames)
+        await queue.bind(await self._channel.declare_exchange(self._names.frames, "fanout", durable=True))
 
         async def take(delivered: AbstractIncomingMessage) -> None:
             self.arrivals.refer(delivered)
 
         await queue.consume(take, no_ack=True)
+        if not self._is_relay:
+            return None
         reader = ResultReader(self._names.stream, self._storage, self.arrivals.result)
         return asyncio.create_task(reader.read(connection))
 
@@ -149,10 +162,13 @@ class Candidate:
         }
         if detectors:
             return {**round_, "result_ms": _median_ms(arrivals.result_ns, captured_ns)}
-        return {**round_, **await self._verify(sent)}
+        if self._is_relay:
+            round_ |= await self._verify(sent)
+        await self._remove(sent)
+        return round_
 
     async def _verify(self, sent: Sequence[int]) -> dict[str, int]:
-        """Fetch and verify the objects that no detector has consumed; then remove them and their references."""
+        """Fetch and verify the objects that no detector has consumed."""
         counts = {"verified": 0, "damaged": 0, "removed": 0}
         for sequence in sent:
             reference = self.arrivals.references[sequence]
@@ -163,12 +179,15 @@ class Candidate:
                 counts["removed"] += 1
             except ObjectDamaged:
                 counts["damaged"] += 1
+        return counts
+
+    async def _remove(self, sent: Sequence[int]) -> None:
+        """Remove the objects and references that no detector has consumed."""
         assert self._channel is not None
         queue = await self._channel.get_queue(self._names.group("detector"))
         # Without a detector, references would stay in the queue and count in the next round.
         await queue.purge()
         await self._storage.delete([self.arrivals.references[sequence].address for sequence in sent])
-        return counts
 
     def counts(self) -> dict[str, int]:
         """Return the relay's counters."""
@@ -181,22 +200,26 @@ def _median_ms(at_ns: Mapping[int, int], captured_ns: Mapping[int, int]) -> floa
 
 
 @asynccontextmanager
-async def relays(
-    broker: str, folder: Path, pixels: Pixels, encoding: str, connection: AbstractConnection
-) -> AsyncIterator[dict[str, Candidate]]:
-    """Run a relay for each policy."""
+async def candidates(  # noqa: PLR0917
+    broker: str, folder: Path, pixels: Pixels, encoding: str, connection: AbstractConnection, bare_pid: int
+) -> AsyncIterator[dict[tuple[str, str], Candidate]]:
+    """Run a relay for each policy. Yields the relays, and the bare loop that runs already, by name and policy."""
+    found: dict[tuple[str, str], Candidate] = {}
+    height, width = pixels.shape[:2]
     async with AsyncExitStack() as stack:
-        candidates = {}
-        for policy in POLICIES:
+        for name, policy in itertools.product(("bare", "relay"), POLICIES):
             stream = f"bench-{secrets.token_hex(4)}"
-            height, width = pixels.shape[:2]
             publisher = stack.enter_context(Publisher(stream, FrameFormat(height, width), slots=SLOTS))
             document = configured(stream, broker, folder, policy, encoding)
-            pid = await asyncio.to_thread(stack.enter_context, running_relay(document, folder))
-            candidates[policy] = Candidate(document, pid, publisher, pixels)
-            reading = await candidates[policy].open(connection)
-            stack.push_async_callback(_cancel, reading)
-        yield candidates
+            is_relay = name == "relay"
+            pid = bare_pid
+            if is_relay:
+                pid = await asyncio.to_thread(stack.enter_context, running_relay(document, folder))
+            candidate = Candidate(document, pid, publisher, pixels, is_relay=is_relay)
+            if (reading := await candidate.open(connection)) is not None:
+                stack.push_async_callback(_cancel, reading)
+            found[name, policy] = candidate
+        yield found
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

@@ -60,11 +60,14 @@ def test_every_frame_arrives_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
         (round_,) = one["rounds"]
         assert round_["fps"] > 0
         assert round_["cpu_ms"] > 0
-        if one["name"] != "relay":
+        if one["name"] not in {"bare", "relay"}:
             assert round_["sent"] == FRAMES
             continue
         assert round_["sent"] == round_["references"] == sent
         assert round_["reference_ms"] > 0
+        if one["name"] == "bare":
+            assert all(stage_ms > 0 for stage_ms in round_["stages_ms"].values())
+            continue
         if one["detectors"]:
             assert round_["results"] == sent
             assert round_["result_ms"] > round_["reference_ms"]
