@@ -18,6 +18,7 @@ import contextlib
 import itertools
 import json
 import logging
+import random
 import secrets
 import statistics
 import sys
@@ -40,7 +41,7 @@ from bench.peers.places import temporary_folder
 from bench.peers.rabbitmq_server import PEERS as RABBITMQ
 from bench.relay_parts import ROOT, Child, bare, configured, detect, relay_configuration
 from bench.relay_turns import POLICIES, SIZES_PX, Form, candidates
-from bench.results import machine
+from bench.results import Ratio, machine
 from bench.worker import Round
 from services.common.broker import connect
 from services.common.config import LogSection
@@ -50,7 +51,13 @@ from services.simulator.scene import scene
 
 FOLDER: Final = ROOT / ".bench" / "relay"
 QUICK: Final = Form(
-    sizes=("1 MB",), encodings=("jpeg", "raw"), detectors=(0, 1), rounds=2, frames={"1 MB": 10}, paced=3
+    sizes=("1 MB",),
+    encodings=("jpeg", "raw"),
+    detectors=(0, 1),
+    rounds=6,
+    detector_rounds=2,
+    frames={"1 MB": 10},
+    paced=3,
 )
 
 
@@ -100,8 +107,10 @@ async def _scenario(  # noqa: PLR0917
     connection = await connect(relay_configuration(configured("bench", broker, folder, "live", encoding)).broker)
     async with connection, candidates(broker, folder, pixels, encoding, connection, loop_child.pid) as found:
         for number in range(form.rounds):
-            # Reverse the order in every other round, so that no candidate always follows the same other one.
-            for (policy, count), cell in sorted(cells.items(), key=str, reverse=bool(number % 2)):
+            # In another order each time, so that no candidate always follows the same other one.
+            for (policy, count), cell in random.sample(list(cells.items()), len(cells)):
+                if count and number >= form.detector_rounds:
+                    continue
                 candidate = found[cell["name"], policy]
                 workers = [loop_child] if count is None else detectors[:count]
                 for child in workers:
@@ -170,15 +179,18 @@ def median(cell: Mapping[str, Any], figure: str) -> float:
     return statistics.median(values) if values else float("nan")
 
 
-def overhead(cell: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], figure: str) -> float:
-    """Return by which share a relay's figure exceeds that of the bare loop; NaN for other cells."""
+def overhead(cell: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], figure: str) -> Ratio | None:
+    """Return how many times a relay's figure is that of the bare loop, over their common rounds; None for others."""
     same = ("size", "encoding", "policy")
     floors = [one for one in cells if one["name"] == "bare" and all(one[key] == cell[key] for key in same)]
     if cell["name"] != "relay" or not floors:
-        return float("nan")
-    here, floor = median(cell, figure), median(floors[0], figure)
+        return None
+    here, floor = zip(
+        *((ours[figure], bare[figure]) for ours, bare in zip(cell["rounds"], floors[0]["rounds"], strict=False)),
+        strict=True,
+    )
     # A higher rate is better, and a lower one of all other figures.
-    return floor / here - 1 if figure == "fps" else here / floor - 1
+    return Ratio.of(floor, here) if figure == "fps" else Ratio.of(here, floor)
 
 
 HEAD: Final = ("size", "encoding", "what", "detectors", "fps", "CPU-ms", "ref. ms", "result ms", "+CPU", "+time")
@@ -196,9 +208,9 @@ def rows(cells: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
             _number(median(cell, "cpu_ms"), ".2f"),
             _number(median(cell, "reference_ms"), ".1f"),
             _number(median(cell, "result_ms"), ".1f"),
-            _number(overhead(cell, cells, "cpu_ms"), "+.0%"),
+            _added(overhead(cell, cells, "cpu_ms")),
             # With detectors, the time includes theirs.
-            _number(overhead(cell, cells, "fps") if cell["detectors"] == 0 else float("nan"), "+.0%"),
+            _added(overhead(cell, cells, "fps") if cell["detectors"] == 0 else None),
         )
         for cell in cells
     ]
@@ -206,6 +218,14 @@ def rows(cells: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
 
 def _number(value: float, form: str) -> str:
     return "" if np.isnan(value) else format(value, form)
+
+
+def _added(ratio: Ratio | None) -> str:
+    """Return what a ratio adds, in percent, with the 95 % interval if it has one."""
+    if ratio is None:
+        return ""
+    mean, low, high = (round(100 * (one - 1)) if np.isfinite(one) else None for one in ratio)
+    return f"{mean:+d}%" if low is None else f"{mean:+d}% ({low:+d} to {high:+d})"
 
 
 def main() -> None:

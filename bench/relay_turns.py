@@ -16,6 +16,7 @@ from typing import Any, Final
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
 
 from bench.peers import Pixels
+from bench.peers.places import wait_until
 from bench.relay_parts import configured, cpu_s, relay_configuration, running_relay
 from framebus import FrameFormat, Publisher
 from services.common.broker_messages import open_channel
@@ -40,7 +41,10 @@ class Form:
     sizes: Sequence[str] = tuple(SIZES_PX)
     encodings: Sequence[str] = ("jpeg", "lz4", "zstd", "raw")
     detectors: Sequence[int] = (0, 1, 2)
-    rounds: int = 3
+    rounds: int = 12
+    """Rounds of the bare loop, of the relay without detectors, and of the other transports."""
+    detector_rounds: int = 3
+    """Those of them in which the relay has detectors too."""
     frames: Mapping[str, int] = field(default_factory=lambda: {"10 MB": 10, "1 MB": 30, "0.1 MB": 50})
     paced: int = 6
     """Frames of a round that are sent one at a time."""
@@ -190,9 +194,19 @@ class Candidate:
         await self._storage.delete([self.arrivals.references[sequence].address for sequence in sent])
 
     def counts(self) -> dict[str, int]:
-        """Return the relay's counters."""
-        counts: dict[str, int] = read_statuses(self._names.stream)["relay"]["details"]["counts"]
-        return counts
+        """Return the relay's counters, once it has recorded all frames that it has published.
+
+        Raises:
+            TimeoutError: It has not published all that it has accepted.
+        """
+
+        def read() -> dict[str, int]:
+            counts: dict[str, int] = read_statuses(self._names.stream)["relay"]["details"]["counts"]
+            return counts
+
+        # It records them together, some time after their confirmation.
+        wait_until(lambda: read()["accepted"] == read()["published"], "the relay's ledger")
+        return read()
 
 
 def _median_ms(at_ns: Mapping[int, int], captured_ns: Mapping[int, int]) -> float:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import statistics
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -35,6 +36,23 @@ class Figure(NamedTuple):
         """Return the figure of one value for each round; ``None`` if there are no values."""
         values = list(rounds)
         return cls(statistics.median(values), min(values), max(values)) if values else None
+
+
+class Ratio(NamedTuple):
+    """The geometric mean of ratios, and its 95 % interval, which is NaN for a single ratio."""
+
+    mean: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, ours: Sequence[float], theirs: Sequence[float]) -> Ratio:
+        """Return the ratio of two ways' figures, of which those of a round have the same index."""
+        logarithms = np.log(np.array(ours) / np.array(theirs))
+        middle, spread = float(logarithms.mean()), float("nan")
+        if len(logarithms) > 1:
+            spread = 1.96 * float(logarithms.std(ddof=1)) / math.sqrt(len(logarithms))
+        return cls(*(float(np.exp(one)) for one in (middle, middle - spread, middle + spread)))
 
 
 def machine() -> dict[str, Any]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import random
 import statistics
@@ -27,6 +26,7 @@ import cv2
 import numpy as np
 
 from bench.detect import MATCH, OVERLAP_PX, ROOT, TILE_PX, find, panoramas
+from bench.results import Ratio
 from services.common.config import LogSection
 from services.common.logs import set_up_logs
 from services.detector.boxes import Floats, intersection_over_union
@@ -108,9 +108,7 @@ def in_turns(ways: Mapping[str, Callable[[int], Look]], pictures: int, rounds: i
 
 def compared(ours: Sequence[float], theirs: Sequence[float]) -> str:
     """Return the geometric mean of the ratios of times, with its 95 % interval."""
-    logarithms = np.log(np.array(ours) / np.array(theirs))
-    middle, spread = float(logarithms.mean()), 1.96 * float(logarithms.std(ddof=1)) / math.sqrt(len(logarithms))
-    return "{:.3f} ({:.3f} to {:.3f})".format(*np.exp([middle, middle - spread, middle + spread]))
+    return "{:.3f} ({:.3f} to {:.3f})".format(*Ratio.of(ours, theirs))
 
 
 def row(looks: Sequence[Look], truth: Sequence[Floats]) -> str:
