@@ -1,9 +1,9 @@
 """Measures what the relay costs, and how far it is from its floor: ``python -m bench.relay [--quick]``.
 
 The relay is measured by frame size, encoding, policy and number of planted detectors, which answer at once. In turns
-with it run the floor, a loop that takes the same frames from a ring and encodes, stores and publishes them, and, for
-frames that are not encoded, RabbitMQ and a Redis stream with the frames in their messages, and the ring alone. The
-storage is a folder. Results are saved in .bench/relay/.
+with it run the floor, a loop that takes the same frames from a ring, encodes and stores them and publishes the same
+references, and, for frames that are not encoded, RabbitMQ and a Redis stream with the frames in their messages, and the
+ring alone. The storage is a folder. Results are saved in .bench/relay/.
 
 The throughput of the relay is measured with as many frames on their way as it writes at a time; with detectors, it is
 that of their results. A latency is that of single frames: from the capture until a consumer has the reference, and

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import json
 import os
 import sys
@@ -207,7 +208,7 @@ def bare(connection: Connection[Any, Any]) -> None:
 async def _bare(configuration: RelayConfiguration, parent: Connection[Any, Any]) -> dict[str, Any]:
     """Receive, encode, store and publish frames until the parent sends something."""
     section, storage, names = configuration.relay, Storage(configuration.storage), Names(configuration.stream.name)
-    stages_ms: dict[str, list[float]] = {"encode": [], "put": [], "publish": [], "sha256": []}
+    stages_ms: dict[str, list[float]] = {"encode": [], "sha256": [], "put": [], "publish": []}
     connection = await connect(configuration.broker)
     async with connection:
         channel = await open_channel(connection)
@@ -231,32 +232,27 @@ async def _bare(configuration: RelayConfiguration, parent: Connection[Any, Any])
                     at_s = [time.perf_counter()]
                     data = encode(frame.pixels, section.encoding, section.jpeg_quality)
                     at_s.append(time.perf_counter())
-                    reference = _reference(frame, names.stream, section.encoding, len(data))
+                    reference = _reference(frame, names.stream, section.encoding, data)
+                    at_s.append(time.perf_counter())
                     await storage.put(reference.address, data, durable=section.policy == "work")
                     at_s.append(time.perf_counter())
                     await publish(exchange, message(reference.to_json(), FRAME, reference.key), mandatory=True)
                     at_s.append(time.perf_counter())
-                    for stage, before_s, after_s in zip(stages_ms, at_s, at_s[1:], strict=False):
-                        stages_ms[stage].append((after_s - before_s) * 1e3)
+                    for times_ms, (begun_s, ended_s) in zip(stages_ms.values(), itertools.pairwise(at_s), strict=True):
+                        times_ms.append((ended_s - begun_s) * 1e3)
         parent.recv()
-        # The relay computes this sum too. It is measured apart from the loop, because the loop works without it.
-        content = bytes(reference.size_bytes)
-        for _ in stages_ms["encode"]:
-            begun_s = time.perf_counter()
-            hashlib.sha256(content).hexdigest()
-            stages_ms["sha256"].append((time.perf_counter() - begun_s) * 1e3)
         await queue.delete(if_unused=False, if_empty=False)
     return {stage: float(np.median(times_ms)) for stage, times_ms in stages_ms.items()}
 
 
-def _reference(frame: Frame, stream: str, encoding: str, size_bytes: int) -> FrameReference:
-    """Return the reference of a frame, without its SHA-256."""
-    sha256 = "0" * 64
+def _reference(frame: Frame, stream: str, encoding: str, data: memoryview) -> FrameReference:
+    """Return the reference of a frame."""
+    sha256 = hashlib.sha256(data).hexdigest()
     return FrameReference(
         address=frame_address(
             stream, frame.epoch, frame.sequence, frame.captured_wall_ns, encoding=encoding, sha256=sha256
         ),
-        size_bytes=size_bytes,
+        size_bytes=len(data),
         sha256=sha256,
         stream=stream,
         epoch=frame.epoch,

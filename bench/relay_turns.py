@@ -41,7 +41,7 @@ class Form:
     sizes: Sequence[str] = tuple(SIZES_PX)
     encodings: Sequence[str] = ("jpeg", "lz4", "zstd", "raw")
     detectors: Sequence[int] = (0, 1, 2)
-    rounds: int = 12
+    rounds: int = 8
     """Rounds of the bare loop, of the relay without detectors, and of the other transports."""
     detector_rounds: int = 3
     """Those of them in which the relay has detectors too."""
@@ -95,7 +95,7 @@ class Candidate:
         pid: Its PID.
         publisher: Publishes the frames.
         pixels: Content of the frames.
-        is_relay: Whether it is a relay. The bare loop's references have no SHA-256, and it has no results.
+        is_relay: Whether it is a relay; the bare loop has no results.
     """
 
     def __init__(
@@ -166,13 +166,10 @@ class Candidate:
         }
         if detectors:
             return {**round_, "result_ms": _median_ms(arrivals.result_ns, captured_ns)}
-        if self._is_relay:
-            round_ |= await self._verify(sent)
-        await self._remove(sent)
-        return round_
+        return {**round_, **await self._verify(sent)}
 
     async def _verify(self, sent: Sequence[int]) -> dict[str, int]:
-        """Fetch and verify the objects that no detector has consumed."""
+        """Fetch and verify the objects that no detector has consumed; then remove them and their references."""
         counts = {"verified": 0, "damaged": 0, "removed": 0}
         for sequence in sent:
             reference = self.arrivals.references[sequence]
@@ -183,15 +180,12 @@ class Candidate:
                 counts["removed"] += 1
             except ObjectDamaged:
                 counts["damaged"] += 1
-        return counts
-
-    async def _remove(self, sent: Sequence[int]) -> None:
-        """Remove the objects and references that no detector has consumed."""
         assert self._channel is not None
         queue = await self._channel.get_queue(self._names.group("detector"))
         # Without a detector, references would stay in the queue and count in the next round.
         await queue.purge()
         await self._storage.delete([self.arrivals.references[sequence].address for sequence in sent])
+        return counts
 
     def counts(self) -> dict[str, int]:
         """Return the relay's counters, once it has recorded all frames that it has published.

@@ -86,11 +86,14 @@ class Uploader:
     def put_now(self, address: str, data: memoryview, timeout_s: float) -> bool:
         """Write an object from the caller's memory. Call it from another thread than the loop's.
 
-        The memory may still be in use for a moment after this returns, and its slot stays leased until then.
+        The memory may still be in use after a time-out, and its slot stays leased until then. That is a moment with an
+        S3 server, and at most one slot with a folder.
 
         Returns:
             Whether the object was written in time.
         """
+        if self._storage.is_folder:
+            return self.put_encoded(address, data, timeout_s)
         request = asyncio.run_coroutine_threadsafe(self._storage.put(address, data), self._loop)
         try:
             request.result(max(0.0, timeout_s))

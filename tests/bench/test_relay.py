@@ -74,6 +74,7 @@ def test_every_frame_arrives_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
         assert round_["reference_ms"] > 0
         if one["name"] == "bare":
             assert all(stage_ms > 0 for stage_ms in round_["stages_ms"].values())
+            assert round_["verified"] == sent
             continue
         if one["detectors"]:
             assert round_["results"] == sent

@@ -160,18 +160,25 @@ def test_a_restarted_relay_takes_the_frames_left_in_the_ring_and_none_twice(stre
 
 
 class HangingStorage:
-    """A storage whose put never ends."""
+    """A storage whose writes never end."""
 
-    def __init__(self) -> None:
-        self.puts = 0
+    def __init__(self, *, is_folder: bool) -> None:
+        self.is_folder = is_folder
+        self.writes = 0
+        self.goes_on = threading.Event()
 
     async def put(self, _address: str, _data: object, **_options: object) -> None:
-        self.puts += 1
+        self.writes += 1
         await asyncio.Event().wait()
 
+    def write(self, _address: str, _data: object, **_options: object) -> None:
+        self.writes += 1
+        self.goes_on.wait(60)
 
-def test_a_storage_that_hangs_holds_no_slot(stream: str) -> None:
-    storage = HangingStorage()
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_a_storage_that_hangs_holds_at_most_one_slot(stream: str, is_folder: bool) -> None:
+    storage = HangingStorage(is_folder=is_folder)
     section = RelayConfiguration.model_validate({"relay": {"encoding": "raw"}}).relay
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
@@ -185,16 +192,18 @@ def test_a_storage_that_hangs_holds_no_slot(stream: str) -> None:
         uploader = asyncio.run_coroutine_threadsafe(make(), loop).result(10)
         with open_publisher(stream, slots=4) as publisher:
             with taking(stream, put=uploader.put_now, encoding="raw") as (taker, taken):
-                for number in range(1, 7):  # more than the ring has slots
+                for number in range(1, 9):  # more than the ring has slots
                     publish(publisher, number)
                     wait_for(taken, number)
-                assert taken.ledger.counts() == {"accepted": 6}
+                assert taken.ledger.counts() == {"accepted": 8}
                 pixels = [bytes(taken.read(entry))[0] for entry in taken.ledger.pending(0, -1)]
-            assert publisher.statistics.sequence == 6
-        assert pixels == [1, 2, 3, 4, 5, 6]
-        assert storage.puts == 6
+            assert publisher.statistics.sequence == 8
+        assert pixels == [1, 2, 3, 4, 5, 6, 7, 8]
+        # A write to a folder cannot be cancelled, so no second one begins.
+        assert storage.writes == (1 if is_folder else 8)
         assert taker.longest_hold_s < 1
     finally:
+        storage.goes_on.set()
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.run_until_complete(loop.shutdown_asyncgens())
