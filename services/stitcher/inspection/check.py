@@ -27,6 +27,8 @@ from services.stitcher.rendering.panorama import plan
 def main(arguments: list[str]) -> int:
     """Place still pictures, named after their cameras, and report what their panorama shows."""
     options = _parse(arguments)
+    if options.picture is not None and options.picture.suffix.lower() not in {"", ".png"}:
+        raise ServiceError(f"--picture writes PNG: name the file {options.picture.with_suffix('.png')}")
     section = load(StitcherConfiguration, options.config).stitcher
     pictures = _read(options.pictures)
     priors = _priors(section, pictures, options.hfov_deg)

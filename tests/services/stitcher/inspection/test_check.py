@@ -112,6 +112,7 @@ def test_a_camera_that_does_not_fit_is_named(
         (["text.png"], "text.png is not a picture that can be read"),
         (["empty.jpg"], "empty.jpg is not a picture that can be read"),
         (["{cam0}", "{cam0}"], "two pictures are named cam0"),
+        (["{cam0}", "--picture", "x.jpg"], "--picture writes PNG: name the file x.png"),
         (["{cam0}", "--hfov-deg", "200"], "--hfov-deg must lie between 1 and 170"),
     ],
 )
