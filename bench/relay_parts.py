@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import itertools
 import json
 import os
@@ -22,7 +21,7 @@ import numpy as np
 import psutil
 
 from bench.peers.places import server, wait_until
-from framebus import Frame, ReceiveTimeout, Subscriber
+from framebus import ReceiveTimeout, Subscriber
 from services.common.broker import connect
 from services.common.broker_messages import message, open_channel, publish
 from services.common.broker_names import FRAME, Names
@@ -31,12 +30,12 @@ from services.common.detections import Detection, Detections
 from services.common.frame_codec import encode
 from services.common.logs import set_up_logs
 from services.common.recording import RecordedFrame
-from services.common.reference import FrameReference, frame_address
 from services.common.status import read_statuses
 from services.common.storage import Storage
 from services.detector.config import DetectorConfiguration
 from services.detector.worker import Worker
 from services.relay.config import RelayConfiguration
+from services.relay.take import refer
 from services.relay.topology import queue_arguments
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -232,7 +231,7 @@ async def _bare(configuration: RelayConfiguration, parent: Connection[Any, Any])
                     at_s = [time.perf_counter()]
                     data = encode(frame.pixels, section.encoding, section.jpeg_quality)
                     at_s.append(time.perf_counter())
-                    reference = _reference(frame, names.stream, section.encoding, data)
+                    reference = refer(frame, names.stream, section, data)
                     at_s.append(time.perf_counter())
                     await storage.put(reference.address, data, durable=section.policy == "work")
                     at_s.append(time.perf_counter())
@@ -243,24 +242,3 @@ async def _bare(configuration: RelayConfiguration, parent: Connection[Any, Any])
         parent.recv()
         await queue.delete(if_unused=False, if_empty=False)
     return {stage: float(np.median(times_ms)) for stage, times_ms in stages_ms.items()}
-
-
-def _reference(frame: Frame, stream: str, encoding: str, data: memoryview) -> FrameReference:
-    """Return the reference of a frame."""
-    sha256 = hashlib.sha256(data).hexdigest()
-    return FrameReference(
-        address=frame_address(
-            stream, frame.epoch, frame.sequence, frame.captured_wall_ns, encoding=encoding, sha256=sha256
-        ),
-        size_bytes=len(data),
-        sha256=sha256,
-        stream=stream,
-        epoch=frame.epoch,
-        sequence=frame.sequence,
-        captured_ns=frame.captured_ns,
-        captured_wall_ns=frame.captured_wall_ns,
-        format=encoding,
-        shape=frame.shape,
-        dtype=frame.dtype.str,
-        pixel_format=frame.pixel_format,
-    )

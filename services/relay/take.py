@@ -19,7 +19,7 @@ from services.common.follow import follow
 from services.common.frame_codec import CannotEncode, check_encodable, encode
 from services.common.reference import FrameReference, frame_address
 from services.common.status import Stage
-from services.relay.config import RelayConfiguration
+from services.relay.config import RelayConfiguration, RelaySection
 from services.relay.ledger_file import LedgerFull
 from services.relay.spool import Spool, SpoolFull
 
@@ -161,7 +161,7 @@ class Taker:
         if section.encoding == "raw" and section.policy == "live":
             data = encode(frame.pixels, "raw")
             # Hash and write from the slot's memory; the write has what is left of HOLD_S.
-            reference = self._reference(frame, panorama, data)
+            reference = refer(frame, self._stream, section, data, panorama)
             put = self._put(reference.address, data, HOLD_S - (time.monotonic() - leased_s))
             # If the write was too slow: copy, release the slot, and let the uploader write it.
             kept = memoryview(b"" if put else data.tobytes())
@@ -179,7 +179,7 @@ class Taker:
         del pixels  # a view of the slot keeps its lease
         if not copied:
             self._release(frame, leased_s)
-        reference = self._reference(frame, panorama, data)
+        reference = refer(frame, self._stream, section, data, panorama)
         return reference, data, lambda: self._write(reference.address, data)
 
     def _copy(self, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -192,40 +192,38 @@ class Taker:
         frame.release()
         self.longest_hold_s = max(self.longest_hold_s, time.monotonic() - leased_s)
 
-    def _reference(self, frame: Frame, panorama: dict[str, Any] | None, data: memoryview) -> FrameReference:
-        section = self._section
-        sha256 = hashlib.sha256(data).hexdigest()
-        live = section.policy == "live"
-        return FrameReference(
-            address=frame_address(
-                self._stream,
-                frame.epoch,
-                frame.sequence,
-                frame.captured_wall_ns,
-                encoding=section.encoding,
-                sha256=sha256,
-            ),
-            size_bytes=len(data),
-            sha256=sha256,
-            stream=self._stream,
-            epoch=frame.epoch,
-            sequence=frame.sequence,
-            captured_ns=frame.captured_ns,
-            captured_wall_ns=frame.captured_wall_ns,
-            format=section.encoding,
-            shape=frame.shape,
-            dtype=frame.dtype.str,
-            pixel_format=frame.pixel_format,
-            geometry=panorama,
-            deadline_wall_ns=frame.captured_wall_ns + round(section.max_age_s * 1e9) if live else None,
-            attempts=section.attempts,
-        )
-
     def _refuse(self, reason: str) -> None:
         """Log once for each reason why frames are not taken."""
         if reason != self._refused:
             self._refused = reason
             log.warning("frame not taken", reason=reason)
+
+
+def refer(
+    frame: Frame, stream: str, section: RelaySection, data: memoryview, panorama: dict[str, Any] | None = None
+) -> FrameReference:
+    """Return the reference of a frame of a stream, whose encoded data will be at its address."""
+    sha256 = hashlib.sha256(data).hexdigest()
+    live = section.policy == "live"
+    return FrameReference(
+        address=frame_address(
+            stream, frame.epoch, frame.sequence, frame.captured_wall_ns, encoding=section.encoding, sha256=sha256
+        ),
+        size_bytes=len(data),
+        sha256=sha256,
+        stream=stream,
+        epoch=frame.epoch,
+        sequence=frame.sequence,
+        captured_ns=frame.captured_ns,
+        captured_wall_ns=frame.captured_wall_ns,
+        format=section.encoding,
+        shape=frame.shape,
+        dtype=frame.dtype.str,
+        pixel_format=frame.pixel_format,
+        geometry=panorama,
+        deadline_wall_ns=frame.captured_wall_ns + round(section.max_age_s * 1e9) if live else None,
+        attempts=section.attempts,
+    )
 
 
 def _geometry(frame: Frame) -> dict[str, Any] | None:
