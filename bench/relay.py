@@ -185,12 +185,10 @@ def overhead(cell: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], figure
     floors = [one for one in cells if one["name"] == "bare" and all(one[key] == cell[key] for key in same)]
     if cell["name"] != "relay" or not floors:
         return None
-    here, floor = zip(
-        *((ours[figure], bare[figure]) for ours, bare in zip(cell["rounds"], floors[0]["rounds"], strict=False)),
-        strict=True,
-    )
+    pairs = list(zip(cell["rounds"], floors[0]["rounds"], strict=False))
+    ours, bare_loops = [one[figure] for one, _ in pairs], [one[figure] for _, one in pairs]
     # A higher rate is better, and a lower one of all other figures.
-    return Ratio.of(floor, here) if figure == "fps" else Ratio.of(here, floor)
+    return Ratio.of(bare_loops, ours) if figure == "fps" else Ratio.of(ours, bare_loops)
 
 
 HEAD: Final = ("size", "encoding", "what", "detectors", "fps", "CPU-ms", "ref. ms", "result ms", "+CPU", "+time")
@@ -224,8 +222,8 @@ def _added(ratio: Ratio | None) -> str:
     """Return what a ratio adds, in percent, with the 95 % interval if it has one."""
     if ratio is None:
         return ""
-    mean, low, high = (round(100 * (one - 1)) if np.isfinite(one) else None for one in ratio)
-    return f"{mean:+d}%" if low is None else f"{mean:+d}% ({low:+d} to {high:+d})"
+    mean, low, high = ((one - 1) * 100 for one in ratio)
+    return f"{mean:+z.0f}%" if np.isnan(low) else f"{mean:+z.0f}% ({low:+z.0f} to {high:+z.0f})"
 
 
 def main() -> None:
